@@ -7,14 +7,16 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from poolctl.config import Document, escaped, read_text
+from poolctl.config.files.read_file import EnvFileError, read_env_file
 from poolctl.config.values.problems import Problem
+from poolctl.units import parse_duration
 
-from ._command_lines import apply_command_words, apply_shell_command
-from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, bind_address, signal_name
+from ._command_lines import apply_command_words
+from ._foreign_pool import HOST, PORT, ForeignPool, ForeignServer, Keys, Unreadable, bind_address, signal_name
 from ._settings import Meaningless, Settings, text_of
 
 _CONDITIONS = {
@@ -31,66 +33,192 @@ MEANINGLESS: Meaningless = {
     "init": "the keeper reaps the processes that a program leaves behind",
     "tty": "the output of a server goes to its log",
 }
-DEFAULTS = {"deploy.mode": "replicated"}  # values that change nothing
+DEFAULTS = {
+    "deploy.mode": "replicated",
+    "privileged": False,
+    "read_only": False,
+}  # values that change nothing
+ADVICE = {
+    "container_name": "a server is called by the name of its service",
+    "volumes": "its files have to be where the program looks for them",
+    "working_dir": "a directory of the container; cwd is the working directory",
+}
+# Keys with texts, whose references to variables stay references.
+_TEXTS = ("command", "entrypoint", "environment", "env_file", "labels", "build", "test")
+# Ports of the services to which an address without one leads.
+_PORTS = {
+    "http": "80", "https": "443", "redis": "6379", "amqp": "5672", "postgres": "5432", "postgresql": "5432",
+    "mysql": "3306", "mongodb": "27017", "nats": "4222",
+}  # fmt: skip
 # Variables of a Dockerfile that concern the container itself.
 OF_CONTAINERS = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DEBIAN_FRONTEND", "VIRTUAL_ENV", "HOME")
-_variable = re.compile(r"\$(?:\$\{?|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
+_reference = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(:?[-?+])?)")
+# Options of curl and wget for more than a GET, and output that is examined.
+_more_than_get = re.compile(
+    r"\s(?:-[A-Za-z]*[HXudT]|--(?:header|request|user|data|post-data|method)\b)|[^|]\|[^|]|\$"
+)
 _url = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::(\d+))?(/[^\s'\"|]*)?")
+
+
+class _Variables:
+    """The variables that compose replaces in its file: of the environment, else of `.env` beside it.
+
+    `missing` collects the names of those that have no value.
+    """
+
+    def __init__(self, directory: str) -> None:
+        path = os.path.join(directory, ".env")
+        self.of_file: dict[str, str] = {}
+        self.missing: list[str] = []
+        if os.path.isfile(path):
+            try:
+                self.of_file, _ = read_env_file(path, os.environ, for_another_user=False)
+            except EnvFileError as problem:
+                raise Unreadable(str(problem), "correct or remove it") from None
+
+    def __repr__(self) -> str:
+        return f"<_Variables with {len(self.of_file)} of .env>"
+
+    def resolved(self, text: str) -> str:
+        """The text with the values of its references."""
+        return self._replaced(text, self._value, "$")
+
+    def resolved_tree(self, value: Any) -> Any:
+        """The value of a key, of any shape, with the values of its references, except in `_TEXTS`."""
+        if isinstance(value, dict):
+            return {key: each if key in _TEXTS else self.resolved_tree(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self.resolved_tree(each) for each in value]
+        return self.resolved(value) if isinstance(value, str) else value
+
+    def converted(self, text: str) -> str:
+        """The text for pool.toml: its references have as default the value of `.env`, or the empty one of compose."""
+        return self._replaced(text, self._as_reference, "")
+
+    def _replaced(self, text: str, value: Callable[[str, str, str], str], dollar: str) -> str:
+        found, at = "", 0
+        while match := _reference.search(text, at):
+            found += text[at : match.start()]
+            at = match.end()
+            if match[1]:
+                found += dollar or ("$$" if text.startswith("{", at) else "$")
+                continue
+            word = ""
+            if match[3]:
+                end = _closing_brace(text, at)
+                word, at = text[at:end], end + 1
+            found += value(match[2] or match[3], match[4] or "", word)
+        return found + text[at:]
+
+    def _value(self, name: str, sign: str, word: str) -> str:
+        given = os.environ.get(name, self.of_file.get(name))
+        is_set = bool(given) if ":" in sign else given is not None
+        if "+" in sign:
+            return self.resolved(word) if is_set else ""
+        if not is_set and "-" in sign:
+            return self.resolved(word)
+        if given is None:
+            self.missing.append(name)
+        return given or ""
+
+    def _as_reference(self, name: str, sign: str, word: str) -> str:
+        value = self._value(name, sign, word)
+        default = self.of_file.get(name) or (self.resolved(word) if "-" in sign else "")
+        if "+" in sign or value.isdigit() or re.search("[{}]", default):
+            return str(escaped(value))  # a port is compared with others
+        if "?" in sign and not default:
+            self.missing = [each for each in self.missing if each != name]
+            return f"${{{name}}}"
+        return f"${{{name}:-{default}}}"
+
+
+def _closing_brace(text: str, at: int) -> int:
+    """The index of the brace that closes a reference, whose default may have references of its own."""
+    depth = 1
+    for index in range(at, len(text)):
+        depth += {"{": text[index - 1] == "$", "}": -1}.get(text[index], 0)
+        if not depth:
+            return index
+    return len(text)
+
+
+class _Published(NamedTuple):
+    """An entry of `ports` as it was written, and its pairs of a published port and one of the container.
+
+    There are none if the entry cannot be an address here, for the reason `why`.
+    """
+
+    text: str
+    host: str
+    pairs: list[tuple[str, str]]
+    why: str = ""
 
 
 class _Reader:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.pool = ForeignPool()
-        self.published: dict[str, dict[str, str]] = {}  # by service and inner port
+        self.variables = _Variables(document.base_dir)
+        self.ports: dict[str, dict[str, str]] = {}  # here, by service and port of the container
+        self.hosts: dict[str, str] = {}  # the service of each host name
 
     def line(self, *path: str | int) -> int:
         return self.document.place(path).line
 
     def read(self) -> ForeignPool:
         """The pool with a server for each service; a service without a command is marked as left out."""
+        self.pool.env_file = ".env"
         file = Settings(self.pool, self.document.data, self.line)
         tables = file.table("services")
         services = {}
         for name in tables:
             server = self.pool.add(name, self.line("services", name))
-            values = tables.take(name, dict) or {}
-            line = functools.partial(self.line, "services", name)
-            services[server.name] = Settings(server, values, line)
+            values = self.variables.resolved_tree(tables.take(name, dict) or {})
+            services[server.name] = Settings(server, values, functools.partial(self.line, "services", name))
+            self._name_hosts(server, name, values)
             self._apply_service(server, services[server.name])
         for server in self.pool.servers:
             self._apply_dependencies(server, services[server.name])
-            services[server.name].remark_unread(MEANINGLESS, defaults=DEFAULTS)
-            self._replace_service_hosts(server)
+            services[server.name].remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
+            self._replace_hosts(server)
         file.remark_unread(MEANINGLESS)
         return self.pool
 
+    def _name_hosts(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
+        """Note the names by which other services reach this one."""
+        networks = service.get("networks")
+        tables = networks.values() if isinstance(networks, dict) else ()
+        aliases = [each.get("aliases") for each in tables if isinstance(each, dict)]
+        names = [name, service.get("container_name"), service.get("hostname")]
+        names += [alias for each in aliases if isinstance(each, list) for alias in each]
+        self.hosts |= {str(each): server.name for each in names if each}
+
     def _apply_service(self, server: ForeignServer, service: Settings) -> None:
-        inner = self._apply_command_returning_port(server, service)
+        self._apply_command(server, service)
         service.carry(server, _KEYS)
-        self._environment(server, service.take("environment", dict, list))
         if files := service.take("env_file", str, list, dict):
             self._env_files(server, files)
-        if (restart := service.take("restart")) is not None:
-            policy, _, limit = ("no" if restart is False else str(restart)).partition(":")
-            server.set("restart", {"policy": _RESTART.get(policy, "on-failure")})
-            if limit.isdigit():
-                server.set("restart.limit", int(limit))
+        self._restart(server, service)
         self._apply_deploy(server, service)
         self._labels(server, service.take("labels", dict, list))
         if service.take("stdin_open") and "command" in server.keys:
             server.set("stdin", "open")
         if profiles := service.take("profiles", list):
-            server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in profiles])
-            server.set("on_demand", True)
+            names = [str(each) for each in profiles]
+            server.set("tags", [re.sub(r"[\s,]+", "-", each) for each in names])
+            if not {*names, "*"} & {*self.variables.resolved("${COMPOSE_PROFILES:-}").split(",")}:
+                server.set("on_demand", True)
         networks = service.table("networks")
         for name in networks:
             networks.table(name)
-        self._ports(server, service.take("ports", list), inner)
+        inner = self._ports(server, service.take("ports", list))
         self._health(server, service.table("healthcheck"), inner)
+        for name in dict.fromkeys(self.variables.missing):
+            server.remark(f"{name} is set neither here nor in .env: it is empty", server.line)
+        self.variables.missing.clear()
 
-    def _apply_command_returning_port(self, server: ForeignServer, service: Settings) -> str:
-        """Set the server's app or command; returns the port that it has within the container, "" if unknown."""
+    def _apply_command(self, server: ForeignServer, service: Settings) -> None:
+        """Set the server's app or command, and its environment, in which the command may find its port."""
         entrypoint, command = service.take("entrypoint", str, list), service.take("command", str, list)
         build = service.table("build")
         context = (
@@ -99,27 +227,36 @@ class _Reader:
         dockerfile = build.take("dockerfile", str) or "Dockerfile"
         target = build.take("target", str) or ""
         image = service.take("image", str)
+        environment = service.take("environment", dict, list)
         server.at = service.line("command" if command else "entrypoint")
-        words = [*_words(entrypoint), *_words(command)]
+        words = [*self._words(server, entrypoint), *self._words(server, command)]
         if context and not entrypoint:
-            words = self._image_words_applying_env(server, os.path.join(context, dockerfile), target, words)
+            path = os.path.join(self.variables.resolved(context), self.variables.resolved(dockerfile))
+            words = self._image_words_applying_env(server, path, self.variables.resolved(target), words)
+        if environment is not None:
+            server.at = service.line("environment")
+            self._environment(server, environment, is_given="env_file" in service)
+        if context and "://" not in context:
+            server.set("cwd", self.variables.converted(context))
+        server.at = service.line("command" if command else "entrypoint")
         if not words or words[0].startswith("-"):
             of_image = f"the command of the image {image}" if image else "one"
             what = "the CMD of its Dockerfile" if context else of_image
             server.set("command", ["…"])
             server.leave_out(f"no command: write {what}, if that program is on this machine")
-            return ""
-        if words[:2] == ["sh", "-c"] and len(words) == 3:
-            apply_shell_command(server, words[2].replace("$${", "${"))
-        else:
-            apply_command_words(server, words)
+            return
+        apply_command_words(server, words)
         if image and not context:
             server.remark(f"image: {image}: its programs have to be on this machine", service.line("image"))
-        if context and "://" not in context:
-            for key in ("cwd", "app_dir") if "app" in server.keys else ("cwd",):
-                server.keys.setdefault(key, _converted_variables(context))
-        bind = str(server.keys.get("bind", ""))
-        return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
+
+    def _words(self, server: ForeignServer, value: Any) -> list[str]:
+        if isinstance(value, str):
+            try:
+                value = shlex.split(value)
+            except ValueError as problem:
+                server.leave_out(f"the shell cannot read its command ({problem})")
+                value = ["sh", "-c", value]
+        return [self.variables.converted(text_of(each)) for each in value or []]
 
     def _image_words_applying_env(
         self, server: ForeignServer, dockerfile: str, target: str, command: list[str]
@@ -132,29 +269,40 @@ class _Reader:
                 server.add_env(variable, text)
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
-    def _ports(self, server: ForeignServer, ports: Any, inner: str) -> None:
-        """Set `bind` to the published address of the container port `inner`.
+    def _ports(self, server: ForeignServer, ports: Any) -> str:
+        """Set `bind` to the published address of the port of its command, and return that port, "" if unknown.
 
-        If that is not published, use the first port that `_with_port` accepts. Other published ports become remarks.
+        If that is not published, use the first port that `_replace_container_port` accepts. Others become remarks.
         """
-        found = [
-            each for each in map(_parse_published_port, ports if isinstance(ports, list) else []) if each
-        ]
-        chosen = next((each for each in found if each[2] == inner), None)
-        if chosen is not None:
-            server.set("bind", bind_address(*chosen[:2]))
-        elif "bind" not in server.keys and not server.unusable:
-            chosen = next((each for each in found if _replace_container_port(server, *each)), None)
+        bind = str(server.keys.get("bind", ""))
+        inner = bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
+        found = [_published(each) for each in ports or ()]
+        chosen = None
+        for each in found:
+            here = next((port for port, target in each.pairs if inner and target == inner), "")
+            if chosen is None and here:
+                chosen = each
+                server.set("bind", bind_address(each.host, here))
+        for each in found if not (bind or server.unusable) else ():
+            if chosen is None and len(each.pairs) == 1:
+                published, target = each.pairs[0]
+                if _replace_container_port(server, each.host, published, target):
+                    chosen, inner = each, target
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
         for each in found:
             if each != chosen:
-                server.remark(f"ports: {each[1]}:{each[2]}: {why}")
-        if not found and "bind" in server.keys and inner:
+                server.remark(f"ports: {each.text}: {each.why or why}")
+        if chosen is None and inner:
             server.set("bind", f"127.0.0.1:{inner}")  # it was reachable only from other containers
-        self.published[server.name] = {target: published for _, published, target in found}
+        self.ports[server.name] = {}
+        if server.unusable:  # it may run on in its container
+            self.ports[server.name] = {target: port for each in found for port, target in each.pairs}
+        elif inner:
+            self.ports[server.name][inner] = server.keys["bind"].rpartition(":")[2]
+        return inner
 
     def _labels(self, server: ForeignServer, value: Any) -> None:
-        labels = {name: _converted_variables(text or "") for name, text in _pairs(value)}
+        labels = {name: self.variables.converted(text or "") for name, text in _pairs(value)}
         for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
             if name.startswith("traefik."):
                 server.remark(f"{name}={labels[name]}: [gateway] and [[route]] do this here")
@@ -162,26 +310,60 @@ class _Reader:
         if labels:
             server.set("labels", labels)
 
-    def _environment(self, server: ForeignServer, value: Any) -> None:
+    def _environment(self, server: ForeignServer, value: Any, *, is_given: bool) -> None:
+        """Set the variables. `is_given` is whether an env_file is, so that the server does not get those of `.env`."""
         env = {}
         for name, text in _pairs(value):
             if text is None or text in (f"${name}", f"${{{name}}}"):
-                continue  # it is in the environment of the pool, or in .env
-            env[name] = _converted_variables(text)
+                if not is_given or name not in self.variables.of_file:
+                    continue  # it is in the environment of the pool, or in .env
+                text = f"${{{name}}}"
+            env[name] = self.variables.converted(text)
         if env:
             server.set("env", {**server.keys.get("env", {}), **env})
 
-    def _replace_service_hosts(self, server: ForeignServer) -> None:
-        """In the server's variables, replace hosts named after services by 127.0.0.1 and the published port."""
-        for name, text in server.keys.get("env", {}).items():
-            for other, ports in self.published.items():
-                host = re.escape(other)
-                found = re.fullmatch(rf"(|.*(?://|@)){host}(?::(\d+))?((?:[/?].*)?)", str(text), re.DOTALL)
-                if found and (found[1] or not found[3]):
-                    port = f":{ports.get(found[2], found[2])}" if found[2] else ""
-                    server.keys["env"][name] = f"{found[1]}127.0.0.1{port}{found[3]}"
-                    line = server.lines.get("env", server.line)
-                    server.remark(f"{name}: the service {other} is 127.0.0.1{port} here", line)
+    def _replace_hosts(self, server: ForeignServer) -> None:
+        """Replace the names of services in the server's variables, command and probes by 127.0.0.1 and their ports."""
+        env = server.keys.get("env", {})
+        line = server.lines.get("env", server.line)
+        for name, text in env.items():
+            is_host = re.search("HOST|SERVER|ADDR|UR[IL]|ENDPOINT|BROKER|NODE|DSN", name.upper()) is not None
+            env[name] = self._with_hosts(server, text, name, line, is_host=is_host)
+        for key, words in _word_lists(server):
+            line = server.lines.get(key, server.line)
+            for index, word in enumerate(words):
+                is_host = word in self.hosts and words[index - 1] in ("-h", "--host", "--hostname")
+                if index:
+                    words[index] = self._with_hosts(server, word, key, line, is_host=is_host)
+
+    def _with_hosts(self, server: ForeignServer, text: str, what: str, line: int, *, is_host: bool) -> str:
+        """The text with hosts replaced; a remark says where. `is_host` is whether the text as a whole is a host."""
+
+        def replaced(match: re.Match[str]) -> str:
+            before, host, colon, after = match.groups("")
+            if len(colon) == 3 and colon != ":80" and not before.endswith(("//", "@")):
+                return match[0]  # an image, such as redis:16
+            ports = self.ports.get(self.hosts[host], {})
+            url, separator, user = text[: match.end(1)].rpartition("://")
+            scheme = re.split(r"[^\w+]", url)[-1].partition("+")[0] if separator and "/" not in user else ""
+            port = colon[1:] or _PORTS.get(scheme, "")
+            here = ports.get(port, port if colon else "")
+            name = self.hosts[host]
+            if not (colon or is_host or before.endswith(("//", "@"))):
+                if match[0] == text or re.search(r"(?:-h|--host)[ =]$", text[: match.end(1)]):
+                    server.remark(f"{what}: if {host} is the service, write 127.0.0.1", line)
+                return match[0]
+            server.remark(f"{what}: the service {name} is 127.0.0.1{f':{here}' if here else ''} here", line)
+            if not (port or here):
+                for inner, other in ports.items():
+                    if inner != other:
+                        server.remark(f"{what}: the port {inner} of the service {name} is {other} here", line)
+            return f"{before}127.0.0.1{f':{here}' if here else ''}{after}"
+
+        names = "|".join(re.escape(each) for each in sorted(self.hosts, key=len, reverse=True))
+        return re.sub(
+            rf"(^|//|@|[\s,;='\"(\[])({names})(:\d{{2,5}})?(?=$|[/?\s,;'\")\]&|])()", replaced, text
+        )
 
     def _env_files(self, server: ForeignServer, value: Any) -> None:
         entries = value if isinstance(value, list) else [value]
@@ -192,26 +374,36 @@ class _Reader:
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
-                path = _converted_variables(path)
+                path = self.variables.converted(path)
                 is_raw = isinstance(each, dict) and each.get("format") == "raw"
                 files.append({"path": path, "expand": False} if is_raw else path)
         server.set("env_file", files)
 
+    def _restart(self, server: ForeignServer, service: Settings) -> None:
+        server.at = service.line("restart")
+        restart = service.take("restart")
+        policy, _, limit = ("no" if restart in (None, False) else str(restart)).partition(":")
+        server.set("restart", {"policy": _RESTART.get(policy, "no")})
+        if policy not in _RESTART:
+            service.remark("restart", "no equivalent")
+        if limit.isdigit():
+            server.set("restart.limit", int(limit))
+        of_deploy = service.table("deploy").table("restart_policy")
+        if restart is None and [*of_deploy]:
+            server.set("restart.policy", "always")
+            of_deploy.carry(server, _RESTART_POLICY)
+
     def _apply_deploy(self, server: ForeignServer, service: Settings) -> None:
         deploy = service.table("deploy")
-        for replicas in (service.take("scale", int), deploy.take("replicas", int)):
-            if replicas == 0:
-                server.set("disabled", True)
-            elif replicas is not None:
-                server.set("workers", replicas)
+        service.carry(server, {"scale": ("workers", int)})
+        deploy.carry(server, {"replicas": ("workers", int)})
+        if server.keys.get("workers") == 0:
+            del server.keys["workers"]
+            server.set("disabled", True)
         deploy.table("resources").table("limits").carry(server, {"memory": ("limits.memory", _size)})
 
     def _health(self, server: ForeignServer, check: Settings, inner: str) -> None:
         disabled, test = check.take("disable"), check.take("test", str, list)
-        times = {
-            key: text_of(value) for key in ("interval", "timeout") if (value := check.take(key)) is not None
-        }
-        retries = check.take("retries", int)
         if disabled or test in (None, "NONE", ["NONE"]):
             return
         words = test if isinstance(test, list) else ["CMD-SHELL", str(test)]
@@ -219,18 +411,20 @@ class _Reader:
         url = _url.search(line)
         probe: dict[str, Any]
         asks = re.match(r"(\S*/)?(curl|wget)\s|.*\burlopen\(", line, re.DOTALL)
-        if url and asks and "bind" in server.keys and url[1] in (None, inner):
+        plain = not _more_than_get.search(line.replace("||", "")) or not re.match(r"\S*(curl|wget)", line)
+        if url and asks and plain and "bind" in server.keys and url[1] in (None, inner):
             probe = {"http": url[2] or "/"}
         else:
-            probe = {
-                "exec": ["sh", "-c", _converted_variables(line)]
-                if shell
-                else [_converted_variables(str(each)) for each in words[1:]]
-            }
-        probe |= times
-        if retries is not None:
-            probe["fall_count_ko"] = retries
+            texts = ["sh", "-c", line] if shell else [text_of(each) for each in words[1:]]
+            probe = {"exec": [_with_port(server, self.variables.converted(each), inner) for each in texts]}
         server.set("health", {"readiness": probe})
+        check.carry(server, _PROBE)
+        readiness = server.keys["health"]["readiness"]
+        period = _seconds(server.keys.pop("start_timeout", ""))
+        interval = _seconds(readiness.get("interval", "")) or DEFAULT_INTERVAL
+        limit = period + interval * readiness.get("fall_count_ko", DEFAULT_RETRIES)
+        if limit > START_TIMEOUT:  # until then, the container is not called unhealthy
+            server.set("start_timeout", f"{limit:g}s")
 
     def _apply_dependencies(self, server: ForeignServer, service: Settings) -> None:
         names = [str(name) for name in service.take("depends_on", list) or []]
@@ -249,26 +443,43 @@ class _Reader:
             server.set("depends_on", found)
 
 
+START_TIMEOUT = 30  # of poolctl, in seconds
+DEFAULT_INTERVAL, DEFAULT_RETRIES = 30, 3  # of a health check
 _KEYS: Keys = {
     "stop_grace_period": ("stop_timeout", str),
     "stop_signal": ("stop_signal", signal_name),
-    "user": ("user", lambda value: _converted_variables(value) if re.match("[A-Za-z_]", value) else ""),
+    "user": ("user", lambda value: escaped(value) if re.match("[A-Za-z_]", value) else ""),
     "mem_limit": ("limits.memory", lambda value: _size(value)),
+}
+_RESTART_POLICY: Keys = {
+    "condition": (
+        "restart.policy",
+        lambda value: {"none": "no", "any": "always", "on-failure": value}.get(value),
+    ),
+    "max_attempts": ("restart.limit", int),
+    "delay": ("restart.backoff.initial", lambda value: _duration(value)),
+    "window": ("restart.window", lambda value: _duration(value)),
+}
+_PROBE: Keys = {
+    "interval": ("health.readiness.interval", lambda value: _duration(value)),
+    "timeout": ("health.readiness.timeout", lambda value: _duration(value)),
+    "retries": ("health.readiness.fall_count_ko", int),
+    "start_period": ("start_timeout", lambda value: _duration(value)),
 }
 
 
 def pool_of_compose(document: Document) -> ForeignPool:
-    """The pool of a compose file; reads the Dockerfiles of services without an entrypoint."""
+    """The pool of a compose file; reads the Dockerfiles of services without an entrypoint. Raises Unreadable."""
     return _Reader(document).read()
 
 
-def _words(value: Any) -> list[str]:
-    if isinstance(value, str):
-        try:
-            value = shlex.split(value)
-        except ValueError:
-            return ["sh", "-c", _converted_variables(value)]
-    return [_converted_variables(str(each)) for each in value or []]
+def _word_lists(server: ForeignServer) -> Iterable[tuple[str, list[str]]]:
+    """The command and the program of the probe, with their keys."""
+    if "command" in server.keys:
+        yield "command", server.keys["command"]
+    words = server.keys.get("health", {}).get("readiness", {}).get("exec")
+    if words:
+        yield "health", words
 
 
 def _replace_container_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
@@ -284,6 +495,8 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
     variables = [name for name, value in env.items() if name.endswith("PORT") and value == target]
     if len(with_port) == 1:
         words[with_port[0]] = whole.sub(PORT, words[with_port[0]])
+        # Otherwise it would listen on all addresses, though it was published on one.
+        words = [word.replace("0.0.0.0", HOST) for word in words]
     elif len(variables) == 1:
         env[variables[0]] = PORT
     else:
@@ -291,6 +504,13 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
     server.set("command", words)
     server.set("bind", bind_address(host, published))
     return True
+
+
+def _with_port(server: ForeignServer, text: str, inner: str) -> str:
+    """The text with the server's port in place of its port in the container."""
+    if not inner or "bind" not in server.keys:
+        return text
+    return re.sub(rf"(?<![\w.-]){inner}(?![\w.])", PORT, text)
 
 
 def _pairs(value: dict[Any, Any] | list[Any] | None) -> Iterator[tuple[str, str | None]]:
@@ -303,37 +523,47 @@ def _pairs(value: dict[Any, Any] | list[Any] | None) -> Iterator[tuple[str, str 
             yield name, text if equals else None
 
 
-def _converted_variables(text: str) -> str:
-    """The text with compose's references to variables in poolctl's notation; an unset one is empty, as in compose."""
-
-    def replaced(match: re.Match[str]) -> str:
-        if match[0].startswith("$$"):
-            return "$" if match[0] == "$$" else "$${"
-        name = match[1] or match[2]
-        sign, word = match[3] or "", match[4] or ""
-        if "?" in sign:
-            return f"${{{name}}}"
-        return f"${{{name}:-{'' if '+' in sign else word}}}"
-
-    return _variable.sub(replaced, text)
-
-
-def _parse_published_port(entry: Any) -> tuple[str, str, str] | None:
-    """Host, published and inner port of an entry of `ports`; None for UDP and ranges."""
+def _published(entry: Any) -> _Published:
     if isinstance(entry, dict):
-        host, published, target = entry.get("host_ip", ""), entry.get("published"), entry.get("target")
-        protocol = entry.get("protocol", "tcp")
+        host, target = text_of(entry.get("host_ip") or ""), text_of(entry.get("target"))
+        published, protocol = text_of(entry.get("published") or target), entry.get("protocol", "tcp")
+        text = f"{published}:{target}" + (f"/{protocol}" if protocol != "tcp" else "")
     else:
-        # ${PORT:-8000} holds colons.
-        text = re.sub(r"\$\{\w+(?::?-(\d*))?\}", r"\1", str(entry))
-        parts = text.partition("/")[0].rsplit(":", 2)
-        protocol = text.partition("/")[2] or "tcp"
+        text = str(entry)
+        address, _, protocol = text.partition("/")
+        parts = address.rsplit(":", 2)
         target = parts[-1]
-        published = parts[-2] if len(parts) > 1 else target
+        published = (parts[-2] if len(parts) > 1 else "") or target
         host = parts[0] if len(parts) > 2 else ""
-    if protocol != "tcp" or not str(published).isdigit() or not str(target).isdigit():
-        return None
-    return str(host), str(published), str(target)
+        text = text if protocol or "-" in text else f"{published}:{target}"
+    if protocol not in ("", "tcp"):
+        return _Published(text, host, [], f"a server has no port of {protocol.upper()}")
+    here, there = _port_range(published), _port_range(target)
+    if not here or not there or (len(here) != len(there) and len(there) > 1):
+        return _Published(text, host, [], "not understood as ports")
+    return _Published(text, host, list(zip(here, there, strict=False)))
+
+
+def _port_range(text: str) -> list[str]:
+    """The ports of `80` and `80-82`; [] for another text."""
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    if not found:
+        return []
+    first, last = int(found[1]), int(found[2] or found[1])
+    return [str(port) for port in range(first, last + 1)]
+
+
+def _duration(text: str) -> str:
+    """The duration if it is one, else ""; one wrong value is to cost its key, not all of the probe."""
+    return text if _seconds(text) else ""
+
+
+def _seconds(text: str) -> float:
+    """The seconds of a duration such as `1m30s`; 0 for another text."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return 0.0
 
 
 def _size(value: Any) -> str:

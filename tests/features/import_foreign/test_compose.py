@@ -75,6 +75,7 @@ def test_compose(imported: Import, tmp_path: Path) -> None:
         "health": {"readiness": {"http": "/health", "interval": "10s", "fall_count_ko": 5}},
         "workers": 2,
         "limits": {"memory": "512MiB"},
+        "start_timeout": "50s",
         "depends_on": [{"name": "migrate", "condition": "completed"}],
     }
     assert servers["front"] == {
@@ -83,13 +84,19 @@ def test_compose(imported: Import, tmp_path: Path) -> None:
         "cwd": "front",
         "env": {"NODE_ENV": "production", "API": "http://127.0.0.1:8080/v1", "PORT": "{port}"},
         "stop_timeout": "1m30s",
+        "restart": "no",
         "depends_on": [{"name": "api", "condition": "started"}],
     }
-    assert servers["migrate"] == {"command": ["python", "migrate.py"], "cwd": "./api", "job": True}
+    assert servers["migrate"] == {
+        "command": ["python", "migrate.py"],
+        "cwd": "./api",
+        "restart": "no",
+        "job": True,
+    }
     for remark in (
         "docker-compose.yml:10: ports: 9000:9000: a server has one address",
         "docker-compose.yml:12: depends_on db: it is not among the servers",
-        "docker-compose.yml:22: volumes: data:/data: no equivalent",
+        "docker-compose.yml:22: volumes: data:/data: its files have to be where the program looks for them",
         'name = "db"',
     ):
         assert remark in said.remarks, remark
@@ -104,8 +111,14 @@ def test_compose(imported: Import, tmp_path: Path) -> None:
         ('["10.0.0.1:8080:80"]', "serve --port 80", "10.0.0.1:8080", []),
         ('["80"]', "serve --port 80", ":80", []),
         ('[{published: 8080, target: 80, host_ip: 10.0.0.1}]', "serve --port 80", "10.0.0.1:8080", []),
-        ('["8080:80/udp"]', "serve --port 80", None, []),
-        ('["8000-8010:80"]', "serve --port 80", None, []),
+        ('["8080:80/udp"]', "serve --port 80", None, ["ports: 8080:80/udp: a server has no port of UDP"]),
+        ('[{target: 80, published: 8080, protocol: udp}]', "serve --port 80", None,
+         ["ports: 8080:80/udp: a server has no port of UDP"]),
+        ('["8000-8010:80"]', "serve --port 80", ":8000", []),
+        ('["8000-8002:80-82"]', "serve --port 81", None,
+         ["ports: 8000-8002:80-82: give it a bind once it takes {port}"]),
+        ('["8000-8002:80-82"]', "flask run --port 81", ":8001", []),
+        ('["a:b"]', "serve --port 80", None, ["ports: a:b: not understood as ports"]),
         ('["8080:80"]', "serve --port 8800", None, ["ports: 8080:80: give it a bind once it takes {port}"]),
         ('["8080:80"]', "serve 80 80", None, ["ports: 8080:80: give it a bind once it takes {port}"]),
         ('["8080:80", "9090:90"]', "serve --port 80", ":8080", ["ports: 9090:90: a server has one address"]),
@@ -151,8 +164,10 @@ def test_size_of_memory_is_a_limit(imported: Import, value: str, size: str) -> N
 def test_replicas_are_workers(imported: Import, deploy: str, keys: dict[str, object]) -> None:
     text = f"services: {{a: {{command: serve, deploy: {{{deploy}}}}}, b: {{command: other}}}}\n"
     said = imported(text, "compose.yml")
-    assert said.servers["a"] == {"command": ["serve"], **keys}
-    assert said.remarks == []
+    assert said.servers["a"] == {"command": ["serve"], "restart": "no", **keys}
+    assert said.remarks == (
+        [] if "global" not in deploy else ["compose.yml:1: deploy.mode: global: no equivalent"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,9 @@ def test_restart_has_its_counterpart(imported: Import, restart: str, found: obje
     ("written", "text"),
     [
         ("$A", "${A:-}"), ("${A}", "${A:-}"), ("${A:-b}", "${A:-b}"), ("${A-b}", "${A:-b}"), ("${A:?b}", "${A}"),
-        ("${A:+b}", "${A:-}"), ("$$A", "$A"), ("$${A}", "$${A}"),
+        ("${A:+b}", ""),
+        ("${A-${B:-c}}", "${A:-c}"), ("${A:-{}}", "{}"), ("$${A", "$${A"), ("${A:-80}", "80"),
+        ("$$A", "$A"), ("$${A}", "$${A}"),
     ],
 )  # fmt: skip
 def test_reference_to_a_variable_is_in_poolctls_notation(imported: Import, written: str, text: str) -> None:
@@ -186,7 +203,7 @@ def test_reference_to_a_variable_is_in_poolctls_notation(imported: Import, writt
         ("[CMD, curl, 'http://localhost']", {"http": "/"}),
         ("curl http://localhost:80 || exit 1", {"http": "/"}),
         ("curl http://localhost:81/up", {"exec": ["sh", "-c", "curl http://localhost:81/up"]}),
-        ("[CMD, check, 'http://localhost:80/up']", {"exec": ["check", "http://localhost:80/up"]}),
+        ("[CMD, check, 'http://localhost:80/up']", {"exec": ["check", "http://localhost:{port}/up"]}),
         ("[CMD-SHELL, 'check it']", {"exec": ["sh", "-c", "check it"]}),
         ("[NONE]", None), ("NONE", None),
     ],
@@ -252,7 +269,8 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
         ("command: serve, user: 1000", {"command": ["serve"]}, ["user: 1000: no equivalent"]),
         ("command: serve, labels: {traefik.enable: true, com.docker.a: 1, team: $TEAM, note: }",
          {"command": ["serve"], "labels": {"team": "${TEAM:-}", "note": ""}},
-         ["traefik.enable=true: [gateway] and [[route]] do this here"]),
+         ["TEAM is set neither here nor in .env: it is empty",
+          "traefik.enable=true: [gateway] and [[route]] do this here"]),
         ("command: serve, labels: [a=1, traefik.b=2, c], tty: true",
          {"command": ["serve"], "labels": {"a": "1", "c": ""}},
          ["traefik.b=2: [gateway] and [[route]] do this here"]),
@@ -272,10 +290,11 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
          {"command": ["serve"], "env_file": ["a.env", "b.env"]}, ["env_file: c.env: the file does not exist here"]),
         ("command: serve, env_file: {path: there.env, required: false}",
          {"command": ["serve"], "env_file": ["there.env"]}, []),
-        ("command: serve, env_file: $DIR/a.env", {"command": ["serve"], "env_file": ["${DIR:-}/a.env"]}, []),
+        ("command: serve, env_file: $DIR/a.env", {"command": ["serve"], "env_file": ["${DIR:-}/a.env"]},
+         ["DIR is set neither here nor in .env: it is empty"]),
         ("command: serve, deploy: {replicas: two, placement: {a: b}, resources: {limits: {cpus: '0.5', pids: 5}}}",
          {"command": ["serve"]},
-         ["deploy.placement: a: b: no equivalent", "deploy.replicas: two: a value of another type than expected",
+         ["deploy.placement: a: b: no equivalent", "deploy.replicas: two: no equivalent",
           "deploy.resources.limits.cpus: 0.5: no equivalent",
           "deploy.resources.limits.pids: 5: no equivalent"]),
         ("command: serve, deploy: {resources: {limits: {memory: lots}}}", {"command": ["serve"]},
@@ -299,7 +318,7 @@ def test_service_is_a_server_with_remarks(
     (tmp_path / "app" / "Dockerfile").write_text(dockerfile)
     (tmp_path / "there.env").touch()
     said = imported(f"services: {{a: {{{service}}}}}\n", "compose.yml")
-    assert said.servers == {"a": keys}
+    assert said.servers == {"a": {"restart": "no", **keys}}
     assert said.remarks == [f"compose.yml:1: {each}" for each in remarks]
 
 
@@ -335,6 +354,7 @@ services:
   web:
     command: serve
     environment:
+      HOST: db
       A: db
       B: db:5432
       C: db:5433/x
@@ -353,9 +373,10 @@ services:
         "compose.yml",
     )
     assert said.servers["web"]["env"] == {
-        "A": "127.0.0.1",
+        "HOST": "127.0.0.1",
+        "A": "db",
         "B": "127.0.0.1:15432",
-        "C": "db:5433/x",
+        "C": "127.0.0.1:5433/x",
         "D": "postgres://u:p@127.0.0.1:15432/x?y",
         "E": "redis://127.0.0.1:6379",
         "F": "mydb:5432",
@@ -368,11 +389,14 @@ services:
     }
     assert said.remarks == [
         "compose.yml:3: ports: 6379:6379: give it a bind once it takes {port}",
-        "compose.yml:6: A: the service db is 127.0.0.1 here",
+        "compose.yml:6: A: if db is the service, write 127.0.0.1",
         "compose.yml:6: B: the service db is 127.0.0.1:15432 here",
+        "compose.yml:6: C: the service db is 127.0.0.1:5433 here",
         "compose.yml:6: D: the service db is 127.0.0.1:15432 here",
         "compose.yml:6: E: the service cache is 127.0.0.1:6379 here",
         "compose.yml:6: H: the service db is 127.0.0.1 here",
+        "compose.yml:6: HOST: the port 5432 of the service db is 15432 here",
+        "compose.yml:6: HOST: the service db is 127.0.0.1 here",
         "compose.yml:6: N: the service db is 127.0.0.1:99 here",
     ]
 
@@ -391,7 +415,7 @@ services:
          {"bind": "127.0.0.1:83", "command": ["serve", "1.80", "80.1", ":{port}"]}, []),
         ("command: serve 80, ports: ['[::1]:84:80']", {"bind": "[::1]:84", "command": ["serve", "{port}"]}, []),
         ("command: serve 80, ports: [{target: 80, published: 85, protocol: udp}, {target: 80, published: 86}]",
-         {"bind": ":86", "command": ["serve", "{port}"]}, []),
+         {"bind": ":86", "command": ["serve", "{port}"]}, ["ports: 85:80/udp: a server has no port of UDP"]),
     ],
 )  # fmt: skip
 def test_one_word_or_variable_with_the_inner_port_is_replaced(
@@ -399,7 +423,7 @@ def test_one_word_or_variable_with_the_inner_port_is_replaced(
 ) -> None:
     command = "" if "command" in service else "command: serve, "
     said = imported(f"services: {{a: {{{command}{service}}}}}\n", "compose.yml")
-    assert said.servers["a"] == keys
+    assert said.servers["a"] == {"restart": "no", **keys}
     assert said.remarks == [f"compose.yml:1: {each}" for each in remarks]
 
 
@@ -475,7 +499,172 @@ services:
     )
     places = [" ".join(each.split()[:2]) for each in said.remarks]
     assert places == [
-        "compose.yml:3: image:", "compose.yml:4: health", "compose.yml:5: --reload:", "compose.yml:8: --reload:",
+        "compose.yml:3: image:", "compose.yml:4: healthcheck.interval:", "compose.yml:5: --reload:",
+        "compose.yml:8: --reload:",
         "compose.yml:9: stop_timeout", "compose.yml:12: --reload:", "compose.yml:13: ports:",
         "compose.yml:14: depends_on",
     ]  # fmt: skip
+
+
+def test_variables_are_those_of_the_environment_or_of_the_env_file_beside(
+    imported: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEB_PORT", "8090")
+    (tmp_path / ".env").write_text(
+        "WEB_PORT=8080\nIP=127.0.0.1\nPASSWORD='a}b'\nSECRET=s\nEVERY=5s\nPOLICY=always\n"
+    )
+    said = imported(
+        """\
+services:
+  a:
+    command: flask run --port ${INNER:-80}
+    ports: ["${IP:-0.0.0.0}:${WEB_PORT}:${INNER:-80}"]
+    environment: {A: "$PASSWORD", B: "${SECRET}", SECRET: "${SECRET}", C: "${UNSET:-x}", D: "${UNSET?needed}"}
+    restart: $POLICY
+    stop_grace_period: ${GRACE:-${EVERY}}
+    deploy: {replicas: "${N:-1}", resources: {limits: {memory: "${MEMORY:-1g}"}}}
+    healthcheck: {test: [CMD, "true"], interval: $EVERY, timeout: "$EVERY", retries: "${R:-2}"}
+""",
+        "compose.yml",
+    )
+    assert said.servers["a"] == {
+        "bind": "127.0.0.1:8090",
+        "command": ["flask", "run", "--port", "{port}", "--host", "{host}"],
+        "env": {"A": "a}b", "B": "${SECRET:-s}", "C": "${UNSET:-x}", "D": "${UNSET}"},
+        "restart": "always",
+        "stop_timeout": "5s",
+        "limits": {"memory": "1GiB"},
+        "health": {"readiness": {"exec": ["true"], "interval": "5s", "timeout": "5s", "fall_count_ko": 2}},
+    }
+    assert said.remarks == []
+    assert "not set here: UNSET" in said.err
+
+
+def test_variable_of_the_env_file_beside_reaches_a_service_with_files_of_its_own(
+    imported: Import, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("TOKEN=t\n")
+    (tmp_path / "a.env").touch()
+    text = "services: {a: {command: serve, env_file: a.env, environment: [TOKEN, OTHER]}}\n"
+    assert imported(text, "compose.yml").servers["a"]["env"] == {"TOKEN": "${TOKEN:-t}"}
+
+
+def test_variable_without_a_value_is_a_remark(imported: Import) -> None:
+    said = imported("services: {a: {command: serve, environment: {A: $NOWHERE}}}\n", "compose.yml")
+    assert said.servers["a"]["env"] == {"A": "${NOWHERE:-}"}
+    assert said.remarks == ["compose.yml:1: NOWHERE is set neither here nor in .env: it is empty"]
+
+
+def test_env_file_that_cannot_be_read_is_an_error(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A='open\n")
+    said = imported("services: {a: {command: serve}}\n", "compose.yml", valid=False)
+    assert (said.code, "the quote of A is not closed" in said.err) == (5, True)
+
+
+def test_name_of_a_service_becomes_the_address_at_which_it_listens(imported: Import) -> None:
+    said = imported(
+        """\
+services:
+  queue: {command: redis-server, ports: ["6380:6379"], container_name: my-redis, hostname: q}
+  api:
+    command: flask run -p 5000
+    networks: {inner: {aliases: [www]}}
+  worker:
+    command: worker --broker redis://queue:6379/0 -h queue --log queue redis:16
+    environment:
+      NODES: queue:6379,q:6379
+      ALIAS: redis://my-redis/0
+      API: http://www:5000/v1
+      API_URL: http://api
+      POSTGRES_USER: queue
+    healthcheck: {test: "nc -z queue 6379 && redis-cli -h queue ping || curl api:5000"}
+""",
+        "compose.yml",
+    )
+    worker = said.servers["worker"]
+    assert said.servers["queue"]["bind"] == ":6380"
+    assert worker["command"] == [
+        "worker", "--broker", "redis://127.0.0.1:6380/0", "-h", "127.0.0.1", "--log", "queue", "redis:16",
+    ]  # fmt: skip
+    assert worker["env"] == {
+        "NODES": "127.0.0.1:6380,127.0.0.1:6380",
+        "ALIAS": "redis://127.0.0.1:6380/0",
+        "API": "http://127.0.0.1:5000/v1",
+        "API_URL": "http://127.0.0.1",
+        "POSTGRES_USER": "queue",
+    }
+    probe = "nc -z queue 6379 && redis-cli -h queue ping || curl 127.0.0.1:5000"
+    assert worker["health"]["readiness"]["exec"] == ["sh", "-c", probe]
+    for remark in (
+        "compose.yml:2: container_name: my-redis: a server is called by the name of its service",
+        "compose.yml:7: command: the service queue is 127.0.0.1:6380 here",
+        "compose.yml:7: command: the port 6379 of the service queue is 6380 here",
+        "compose.yml:7: command: if queue is the service, write 127.0.0.1",
+        "compose.yml:8: POSTGRES_USER: if queue is the service, write 127.0.0.1",
+        "compose.yml:14: health: if queue is the service, write 127.0.0.1",
+    ):
+        assert remark in said.remarks, (remark, said.remarks)
+
+
+@pytest.mark.parametrize(
+    ("service", "restart"),
+    [
+        ("restart: unless-stopped", "always"),
+        ("restart: sometimes", "no"),
+        ("deploy: {restart_policy: {condition: on-failure, delay: 5s, max_attempts: 3, window: 2m}}",
+         {"policy": "on-failure", "limit": 3, "backoff": {"initial": "5s"}, "window": "2m"}),
+        ("deploy: {restart_policy: {condition: any}}", "always"),
+        ("deploy: {restart_policy: {condition: none}}", "no"),
+        ("restart: on-failure, deploy: {restart_policy: {condition: any}}", "on-failure"),
+    ],
+)  # fmt: skip
+def test_policy_of_a_restart(imported: Import, service: str, restart: object) -> None:
+    said = imported(f"services: {{a: {{command: serve, {service}}}}}\n", "compose.yml")
+    assert said.servers["a"]["restart"] == restart
+
+
+@pytest.mark.parametrize(("profiles", "keys"), [("b", {"on_demand": True}), ("a,x", {}), ("*", {})])
+def test_profile_that_is_enabled_starts_with_the_pool(
+    imported: Import, monkeypatch: pytest.MonkeyPatch, profiles: str, keys: dict[str, object]
+) -> None:
+    monkeypatch.setenv("COMPOSE_PROFILES", profiles)
+    said = imported("services: {a: {command: serve, profiles: [a]}}\n", "compose.yml")
+    assert said.servers["a"] == {"command": ["serve"], "restart": "no", "tags": ["a"], **keys}
+
+
+@pytest.mark.parametrize(
+    ("check", "keys"),
+    [
+        ("test: [CMD, curl, -H, 'Host: b', 'http://localhost:80/up']",
+         {"exec": ["curl", "-H", "Host: b", "http://localhost:{port}/up"]}),
+        ("test: curl -s http://localhost:80/up | grep ok",
+         {"exec": ["sh", "-c", "curl -s http://localhost:{port}/up | grep ok"]}),
+        ("test: 'curl -fs http://localhost:80/up || exit 1'", {"http": "/up"}),
+        ("test: [CMD, nc, -z, localhost, '80']", {"exec": ["nc", "-z", "localhost", "{port}"]}),
+    ],
+)  # fmt: skip
+def test_check_that_is_more_than_a_request_is_run_with_the_port_of_the_server(
+    imported: Import, check: str, keys: dict[str, object]
+) -> None:
+    text = (
+        f"services: {{a: {{command: uvicorn a:b --port 80, ports: ['8080:80'], healthcheck: {{{check}}}}}}}\n"
+    )
+    said = imported(text, "compose.yml")
+    assert said.servers["a"]["health"] == {"readiness": keys}
+    assert said.servers["a"]["start_timeout"] == "90s"
+
+
+def test_time_of_a_check_to_begin_is_the_limit_of_a_start(imported: Import) -> None:
+    check = "{test: [CMD, 'true'], interval: 10s, retries: 3, start_period: 2m}"
+    said = imported(f"services: {{a: {{command: serve, healthcheck: {check}}}}}\n", "compose.yml")
+    assert said.servers["a"]["start_timeout"] == "150s"
+    assert said.remarks == []
+
+
+def test_program_that_was_published_on_one_address_listens_on_it_alone(imported: Import) -> None:
+    text = "services: {a: {command: serve --host 0.0.0.0 --port 80, ports: ['127.0.0.1:8080:80']}}\n"
+    table = imported(text, "compose.yml").servers["a"]
+    assert (table["bind"], table["command"][1:]) == (
+        "127.0.0.1:8080",
+        ["--host", "{host}", "--port", "{port}"],
+    )
