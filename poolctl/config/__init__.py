@@ -40,9 +40,10 @@ _MODULES = {
     "edit": "Draft FileChanged server_table",
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks changed_files marks_of",
-    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
-    "Stamp candidate_files default_env_file default_file directory_of find_config foreign_format missing_file "
-    "platform_of read_env_files read_regular_truncated read_text stamp_of variables_named_by_env_keys",
+    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT NOT_IMPORTED PROCFILE PYPROJECT "
+    "SUPERVISORD UNIT Stamp candidate_files default_env_file default_file directory_of find_config foreign_file_hint "
+    "foreign_format missing_file platform_of read_env_files read_regular_truncated read_text stamp_of "
+    "variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",

@@ -181,7 +181,7 @@ class Assembly:
             findings += self._merge_servers(document, data, ())
         elif isinstance(data, dict) and (foreign := read_file.foreign_format(document.path, data)):
             message = f"this is {foreign}, not a pool's file"
-            findings.append(Finding((), message, read_file.import_command_hint(document.path)))
+            findings.append(Finding((), message, read_file.foreign_file_hint(document.path, foreign)))
         elif isinstance(data, dict):
             for key, value in data.items():
                 findings += self._merge_table(document, key, value)

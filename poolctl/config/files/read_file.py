@@ -196,7 +196,7 @@ def kind_of(path: str) -> str:
     kind = SUFFIXES.get(_suffix(path))
     if kind is None:
         if foreign := foreign_format(path):
-            raise _problem(path, f"this is {foreign}, not a pool's file", import_command_hint(path))
+            raise _problem(path, f"this is {foreign}, not a pool's file", foreign_file_hint(path, foreign))
         raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
     return kind
 
@@ -461,30 +461,62 @@ UNIT = "a systemd unit"
 COMPOSE = "a file of docker compose"
 ECOSYSTEM = "an ecosystem file of pm2"
 JAVASCRIPT = "JavaScript"
+CIRCUS = "a file of circus"
+UWSGI = "a file of uWSGI"
+PROCESS_COMPOSE = "a file of process-compose"
+NOT_IMPORTED = (CIRCUS, UWSGI, PROCESS_COMPOSE)
 _NAMES = {
     PROCFILE: r"procfile(\..*)?|.*\.procfile",
-    SUPERVISORD: r".*\.(conf|ini)",
     UNIT: r".*\.service",
     JAVASCRIPT: r".*\.(js|cjs|mjs|ts)",
+}
+# By a section of a .conf or .ini file.
+_SECTIONS = {
+    CIRCUS: re.compile(r"(?m)^\[(circus\]|watcher:)"),
+    UWSGI: re.compile(r"(?m)^\[uwsgi\]"),
+    SUPERVISORD: re.compile(
+        r"(?m)^\[(program:|group:|eventlistener:|fcgi-program:|rpcinterface:"
+        r"|(supervisord|supervisorctl|unix_http_server|inet_http_server|include)\])"
+    ),
 }
 
 
 def foreign_format(path: str, data: Tree = None) -> str:
-    """The format of another tool's file, recognized by its content `data`, or without it by its name; "" if unknown."""
+    """The format of another tool's file, recognized by its content `data`, or without it by its name; "" if unknown.
+
+    Many tools have files that end in .conf or .ini: of these the sections are read.
+    """
     if isinstance(data, dict):
         if "server" in data or "pool" in data or _suffix(path) == ".toml":  # no other tool's file is TOML
             return ""
         if isinstance(data.get("services"), dict):
             return COMPOSE
+        if isinstance(data.get("processes"), dict):
+            return PROCESS_COMPOSE
         return ECOSYSTEM if isinstance(data.get("apps"), list) else ""
+    if _suffix(path) in (".conf", ".ini"):
+        with contextlib.suppress(ServerError):
+            text = read_text(path)
+            return next((each for each, section in _SECTIONS.items() if section.search(text)), "")
     name = os.path.basename(path).lower()
     return next((each for each, pattern in _NAMES.items() if re.fullmatch(pattern, name)), "")
 
 
-def import_command_hint(path: str) -> str:
-    """A hint that names the command to convert the file."""
+def foreign_file_hint(path: str, foreign: str) -> str:
+    """A hint that names the command to convert another tool's file."""
     import shlex
 
     from poolctl.config.values.problems import path_from_working_directory
 
-    return f"`poolctl import {shlex.quote(path_from_working_directory(path))} -o pool.toml` makes one of it"
+    if foreign in NOT_IMPORTED:
+        return "write a [[server]] for each of its programs"
+    if foreign != JAVASCRIPT:
+        return (
+            f"`poolctl import {shlex.quote(path_from_working_directory(path))} -o pool.toml` makes one of it"
+        )
+    module, option = f"./{os.path.basename(path)}", "-p"
+    script = f'JSON.stringify(require("{module}"), null, 2)'
+    if path.endswith(".mjs"):
+        script, option = f'import("{module}").then(it => console.log(JSON.stringify(it.default)))', "-e"
+    as_json = f"node {option} {shlex.quote(script)} > ecosystem.json"
+    return f"print it as JSON, `{as_json}`; `poolctl import ecosystem.json -o pool.toml` makes one of that"

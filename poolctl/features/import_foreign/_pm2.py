@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from poolctl.config import Document, escaped
@@ -13,34 +15,46 @@ from ._command_lines import apply_command_words
 from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
 from ._settings import Meaningless, Settings, text_of
 
-_INTERPRETERS = {  # pm2's interpreter.json
+_INTERPRETERS = {  # lib/API/interpreter.json
     ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash", ".php": "php",
     ".pl": "perl", ".coffee": "coffee", ".ls": "lsc", ".ts": "bun", ".tsx": "bun",
 }  # fmt: skip
 MEANINGLESS: Meaningless = {
-    "merge_logs": "a server has one log, of all its processes",
-    "combine_logs": "a server has one log, of all its processes",
+    **dict.fromkeys(("merge_logs", "combine_logs"), "a server has one log, of all its processes"),
+    **dict.fromkeys(
+        ("pmx", "automation", "io", "trace", "disable_trace", "deep_monitoring"), "of pm2's monitoring"
+    ),
+    **dict.fromkeys(("v8", "event_loop_inspector"), "of pm2's monitoring"),
     "vizion": "it reads the version of the source for pm2's own pages",
-    "pmx": "of pm2's own monitoring",
-    "automation": "of pm2's own monitoring",
+    "windowsHide": "of Windows",
+    "force": "of the command pm2 start",
 }
 DEFAULTS = {  # values that change nothing
-    "watch": False, "exec_mode": "fork", "autostart": True, "wait_ready": False, "source_map_support": False,
-    "time": False, "disable_logs": False, "force": False, "ignore_watch": [], "cron_restart": 0, "restart_delay": 0,
+    "watch": False, "wait_ready": False, "source_map_support": False, "disable_source_map_support": True,
+    "time": False, "disable_logs": False, "shutdown_with_message": False, "append_env_to_name": False,
+    "filter_env": False, "cron_restart": 0, "restart_delay": 0, "exp_backoff_restart_delay": 0,
 }  # fmt: skip
-_LOGS = ("out_file", "output", "out", "log_file", "log")
-_NO_LOG = ("/dev/null", "NULL")
+_OUTPUTS, _ERRORS = (
+    ("out_file", "out", "output", "out_log", "log_file", "log"),
+    ("error_file", "error", "err"),
+)
 ADVICE = {
     "wait_ready": "notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send",
     "watch": "poolctl run --watch",
     "ignore_watch": "watch = { exclude } of poolctl run --watch",
     "instance_var": "POOLCTL_INDEX has the number of the process",
+    "increment_var": "POOLCTL_INDEX has the number of the process",
     "listen_timeout": "start_timeout limits how long a start takes",
-    "time": "poolctl logs shows when a line was written",
-    "log_date_format": "poolctl logs shows when a line was written",
+    **dict.fromkeys(("time", "log_date_format"), "poolctl logs shows when a line was written"),
     "source_map_support": "node --enable-source-maps does this",
-    **dict.fromkeys((*_LOGS, "error_file", "err_file"), "a server has one log, of both streams"),
+    **dict.fromkeys(("pid_file", "pid"), "poolctl list -o name,pids shows the pids"),
+    **dict.fromkeys((*_OUTPUTS, *_ERRORS, "err_file", "err_log"), "a server has one log, of both streams"),
 }
+_OPTIONS = ("node_args", "interpreter_args", "interpreterArgs")
+_NO_LOG = ("/dev/null", "NULL")
+# The defaults; the whole tree of processes gets the signal (treekill).
+_STOP = {"stop_signal": "SIGINT", "stop_timeout": "1600ms", "stop_group": "together"}
+_BACKOFF = {"max": "15s", "factor": 1.5}  # of exp_backoff_restart_delay
 
 
 def pool_of_pm2(document: Document) -> ForeignPool:
@@ -63,57 +77,66 @@ def pool_of_pm2(document: Document) -> ForeignPool:
 def _apply_app(server: ForeignServer, app: Settings, directory: str) -> None:
     app.take("name")
     _apply_script(server, app, directory)
+    if "command" in server.keys:
+        for key, default in _STOP.items():
+            server.set(key, default)
     app.carry(server, _KEYS)
-    for key in _LOGS:
+    if app.take("treekill", bool) is False:
+        server.set_stop_group("leader")
+    cwd = str(server.keys.get("cwd", ""))
+    for key in _OUTPUTS:
         if "log" not in server.keys:
-            app.carry(server, {key: ("log.path", lambda path: "" if path in _NO_LOG else escaped(path))})
-    if (treekill := app.take("treekill", bool)) is not None:
-        server.set_stop_group("together" if treekill else "leader")
+            app.carry(server, {key: ("log.path", functools.partial(_log_path, cwd))})
     if app.take("autostart", bool) is False:
         server.set("on_demand", True)
     _apply_restart_policy(server, app)
-    if user := user_and_group(text_of(app.take("uid") or ""), text_of(app.take("gid") or "")):
-        server.set("user", user)
+    user, group = text_of(_first(app, ("uid", "user"))), text_of(_first(app, ("gid",)))
+    if user or group:
+        server.set("user", user_and_group(user or "root", group))
     for key in app:
         if re.fullmatch("env_(?!file$).+", key):
             app.remark(key, "a second file with these, given by another -c, wins over this one")
-    advice = {**ADVICE, "cron_restart": f"`poolctl restart {server.name}` in a crontab"}
-    app.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=advice)
+    cron = f"`poolctl restart {server.name}` in a crontab"
+    app.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice={**ADVICE, "cron_restart": cron, "cron": cron})
+
+
+def _first(app: Settings, names: Iterable[str], *types: type) -> Any:
+    """The value of the first of the names that the app has; "" if it has none."""
+    return next((value for name in names if (value := app.take(name, *types)) is not None), "")
 
 
 def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
     """Set the app or command; `directory` is that of the file."""
-    interpreter = app.take("interpreter", str) or app.take("exec_interpreter", str)
-    options = app.take("interpreter_args", str, list) or app.take("node_args", str, list)
-    arguments = app.take("args", str, list)
     if cwd := app.take("cwd", str):
         server.set("cwd", escaped(cwd))
     env = {str(name): text_of(text) for name, text in (app.take("env", dict) or {}).items()}
-    port = env.pop("PORT", "")
+    port = env.pop("PORT", "") or text_of(_first(app, ("port",)))
     if env:
         server.set("env", {name: escaped(text) for name, text in env.items()})
-    script = app.take("script", str) or ""
+    script = _first(app, ("script", "exec"), str)
     if not script.strip():
         server.leave_out("it has no script")
         return
     words = _as_words(script)
-    if interpreter is None:
+    arguments = _as_words(app.take("args", str, list))
+    interpreter = _first(app, ("interpreter", "exec_interpreter"), str)
+    if not interpreter:
         file = os.path.join(directory, cwd or "", words[0])
         interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1]) or _interpreter_of_file(file, words[0])
         if interpreter == "bun":
-            server.remark(f"script: {script}: run by bun, as in pm2 6; ts-node and tsx are others")
+            app.remark("script", "run by bun, as in pm2 6; ts-node and tsx are others")
     if interpreter != "none":
+        options = _first(app, _OPTIONS, str, list)
         words = [interpreter, *_as_words(options), *words]
-    elif options:
-        server.remark(f"interpreter_args: {' '.join(_as_words(options))}: {script} has no interpreter")
-    apply_command_words(server, [escaped(word) for word in [*words, *_as_words(arguments)]])
+    server.at = app.line("script" if "script" in app else "exec")
+    apply_command_words(server, [escaped(word) for word in [*words, *arguments]])
     if port.isdigit() and "bind" not in server.keys:
         # The program reads PORT and binds the port itself.
         server.add_env("PORT", PORT)
         server.set("bind", f":{port}")
     elif port:
         server.add_env("PORT", port)
-    _instances(server, app)
+    _set_processes(server, app, is_node=os.path.basename(interpreter).startswith("node"))
 
 
 def _interpreter_of_file(file: str, script: str) -> str:
@@ -125,27 +148,42 @@ def _interpreter_of_file(file: str, script: str) -> str:
         return "node" if "/" in script and not os.path.isabs(script) else "none"
 
 
-def _instances(server: ForeignServer, app: Settings) -> None:
-    app.take("exec_mode")
-    instances = app.take("instances")
-    count = "1" if instances is None else text_of(instances)
-    number = int(count) if count.isdigit() else 0
-    if "bind" in server.keys and "app" not in server.keys:
-        if number != 1:
-            server.remark(f"instances: {count}: workers, once the program takes the socket ({{fd}})")
-    elif number:
-        server.set("workers", number)
+def _set_processes(server: ForeignServer, app: Settings, *, is_node: bool) -> None:
+    """Set `workers`. The processes of a cluster share a port, which those of a command cannot: it has one process."""
+    mode = (
+        app.take("exec_mode", str) or ("cluster" if is_node and "instances" in app else "fork")
+    ).removesuffix("_mode")
+    given = app.take("instances")
+    server.at = app.line("instances")
+    count = "1" if given is None else text_of(given)
+    processors = os.cpu_count() or 1
+    if count in ("max", "0"):
+        number = processors
+    elif re.fullmatch(r"-?\d+", count):
+        number = int(count) if int(count) > 0 else max(processors + int(count), 1)
     else:
-        server.set("workers", os.cpu_count() or 1)
-        server.remark(f"instances: {count}: as many as this machine has processors")
+        app.remark("instances", "not a number of processes")
+        return
+    if number > 1 and "app" not in server.keys and (mode == "cluster" or "bind" in server.keys):
+        server.remark(
+            f"instances: {count}: one process, as several cannot share its port; workers if it has none"
+        )
+        return
+    server.set("workers", number)
+    if count != str(number):
+        server.remark(f"instances: {count}: by the number of processors of this machine")
 
 
 def _apply_restart_policy(server: ForeignServer, app: Settings) -> None:
     server.at = app.line("name")
     server.set("restart.policy", "no" if app.take("autorestart", bool) is False else "always")
-    app.carry(
-        server, {"max_restarts": ("restart.limit", int), "restart_delay": ("restart.backoff.initial", _pause)}
-    )
+    app.carry(server, {"max_restarts": ("restart.limit", int)})
+    for key in ("restart.backoff.initial", "restart.backoff.max"):
+        app.carry(server, {"restart_delay": (key, _pause)})
+    if "backoff" not in server.keys["restart"]:
+        app.carry(server, {"exp_backoff_restart_delay": ("restart.backoff.initial", _pause)})
+        if backoff := server.keys["restart"].get("backoff"):
+            server.set("restart.backoff", {**backoff, **_BACKOFF})
 
 
 def _as_words(value: Any) -> list[str]:
@@ -161,8 +199,12 @@ def _milliseconds(text: str) -> str:
     return f"{text}ms" if text.isdigit() else in_seconds(text)
 
 
+def _log_path(cwd: str, text: str) -> str:
+    return "" if text in _NO_LOG else os.path.join(cwd, str(escaped(text)))
+
+
 def _pause(text: str) -> str:
-    return "" if text == "0" else _milliseconds(text)
+    return _milliseconds(text) if re.fullmatch(r"[1-9][0-9]*(ms|s|m|h)?", text) else ""
 
 
 def _memory(text: str) -> str | int:

@@ -12,31 +12,50 @@ from typing import NamedTuple
 from poolctl.config import escaped
 
 from ._command_lines import apply_quoted_command
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, signal_name
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, Remarked, Unreadable, in_seconds, signal_name
+from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless
 
 PROGRAM = "program:"
+GROUP = "group:"
 DEFAULT_PRIORITY = 999
-# Sections about supervisord itself.
-OWN_SECTIONS = (
-    "supervisord",
-    "supervisorctl",
-    "unix_http_server",
-    "inet_http_server",
-    "rpcinterface:supervisor",
-)
-# Keys that need no remark: they are read together with others, or poolctl always behaves that way (the rest of a
-# process group is killed, a log has both streams).
-IMPLIED = (
-    "stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs", "numprocs_start", "priority",
-    "stdout_capture_maxbytes", "stderr_capture_maxbytes",
-)  # fmt: skip
+MEANINGLESS_SECTIONS: Meaningless = {
+    "unix_http_server": "of supervisorctl: poolctl has a socket of its own",
+    "supervisorctl": "of supervisorctl: poolctl has a socket of its own",
+    "rpcinterface:*": "of supervisorctl: poolctl has a socket of its own",
+}
+_OF_ITS_PROCESS = "of the process supervisord"
+MEANINGLESS_IN_SUPERVISORD: Meaningless = {
+    "nodaemon": "poolctl start and poolctl run are two commands",
+    "childlogdir": "poolctl keeps the logs of its servers in one directory, too",
+    **dict.fromkeys(("logfile", "logfile_maxbytes", "logfile_backups", "loglevel"), _OF_ITS_PROCESS),
+    **dict.fromkeys(("pidfile", "identifier", "silent", "nocleanup"), _OF_ITS_PROCESS),
+}
+MEANINGLESS: Meaningless = {
+    "process_name": "poolctl numbers the processes of a server",
+    "numprocs_start": "poolctl numbers the processes of a server",
+    "redirect_stderr": "a server has one log, of both streams",
+    "killasgroup": "what is left of a process group after stop_timeout is killed",
+    "stderr_logfile_*": "of stderr_logfile",
+}
 DEFAULTS = {  # values that change nothing
     "stdout_events_enabled": "false", "stderr_events_enabled": "false", "stdout_syslog": "false",
-    "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "stdout_logfile": "AUTO",
-    "stderr_logfile": "AUTO", "stdout_logfile_maxbytes": "", "stdout_logfile_backups": "",
+    "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "startsecs": "1", "stopasgroup": "false",
+    "autostart": "true", "stdout_capture_maxbytes": "0", "stderr_capture_maxbytes": "0",
+    "priority": str(DEFAULT_PRIORITY), "minfds": "1024", "minprocs": "200", "strip_ansi": "false",
 }  # fmt: skip
-TO_TERMINAL = ("/dev/stdout", "/dev/fd/1", "/dev/stderr", "/dev/fd/2", "NONE")
-_RESTART = {"true": "always", "1": "always", "yes": "always", "on": "always", "unexpected": "on-failure"}
+ADVICE = {
+    "priority": "servers start at once; depends_on lets one wait for another",
+    "minfds": "limits = { open_files } of a server",
+}
+INHERITED = ("directory", "user", "umask", "environment")
+_LOG_SIZE = {"max_size": "50MiB", "keep": 10}  # the defaults
+_NEVER_ROTATED = "1TiB"
+_TO_TERMINAL = ("/dev/stdout", "/dev/fd/1", "/dev/stderr", "/dev/fd/2")
+_DEFAULT_LOGS = ("", "AUTO", "NONE", *_TO_TERMINAL)  # poolctl run and poolctl logs show them
+_RESTART = {
+    **dict.fromkeys(("true", "1", "yes", "on"), "always"), "unexpected": "on-failure",
+    **dict.fromkeys(("false", "0", "no", "off"), "no"),
+}  # fmt: skip
 _TRUE = ("true", "1", "yes", "on")
 _section = re.compile(r"\[([^\]]+)\]")
 _expression = re.compile(r"%\((ENV_)?([^)]+)\)[0-9]*[a-z]|%%")
@@ -51,41 +70,68 @@ class ValueWithLine(NamedTuple):
 
 
 Section = dict[str, ValueWithLine]
+NOT_SET = ValueWithLine("", 0)
 
 
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
     """Return the pool of a supervisord.conf in `directory`. Remarks name the included files. Raises Unreadable."""
     pool = ForeignPool()
     sections = list(_sections(text))
-    included = [values for name, _, values in sections if name == "include"]
-    for file in (
-        file for values in included if (files := values.get("files")) for file in files.text.split()
-    ):
-        pattern = os.path.join(directory, file.replace("%(here)s", directory))
-        line = included[0]["files"].line
-        for path in sorted(glob.glob(pattern)):
-            pool.remark(f"{path} is included: its programs need an import of their own", line)
-    of_all = next((values for name, _, values in sections if name == "supervisord"), Section())
-    inherited: Section = {key: of_all[key] for key in ("environment", "directory", "umask") if key in of_all}
-    priorities: dict[str, int] = {}
+    included = [
+        (file, line)
+        for name, _, values in sections
+        if name == "include"
+        for file, line in _included(values, directory)
+    ]
+    if not any(name.startswith(PROGRAM) for name, _, _ in sections):
+        files = ", ".join(file for file, _ in included)
+        hint = (
+            f"import each of the files that it includes: {files}" if files else "is this a supervisord.conf?"
+        )
+        raise Unreadable("there is no [program:NAME] in it", hint, 1)
+    for file, line in included:
+        pool.remark(f"{file} is included: its programs need an import of their own", line)
+    inherited = Section()
+    for name, _, values in sections:
+        if name == "supervisord":
+            inherited = {key: values[key] for key in INHERITED if key in values}
+            others = {key: value for key, value in values.items() if key not in inherited}
+            _settings(pool, others).remark_unread(
+                MEANINGLESS_IN_SUPERVISORD, defaults=DEFAULTS, advice=ADVICE
+            )
+    # supervisord starts them in this order.
+    programs = [each for each in sections if each[0].startswith(PROGRAM)]
+    for name, line, values in sorted(programs, key=lambda each: _priority(each[2])):
+        _add_program(pool, name.removeprefix(PROGRAM).strip(), line, values, inherited, directory)
     for name, line, values in sections:
-        if name.startswith(PROGRAM):
-            program = name.removeprefix(PROGRAM).strip()
-            priority = values.get("priority", ValueWithLine(str(DEFAULT_PRIORITY), 0)).text
-            for server in _add_program_servers(pool, program, line, values, inherited, directory):
-                priorities[server.name] = (
-                    int(priority) if re.fullmatch(r"-?\d+", priority) else DEFAULT_PRIORITY
-                )
+        if name.startswith(GROUP):
+            _tag(pool, name.removeprefix(GROUP).strip(), values)
         elif name.startswith(("eventlistener:", "fcgi-program:")):
-            pool.remark(f"[{name}]: no equivalent", line)
-        elif name.startswith("group:"):
-            _tag(pool, name.removeprefix("group:").strip(), values)
-        elif name not in (*OWN_SECTIONS, "include"):
+            pool.remark(f"[{name}]: {NO_EQUIVALENT}", line)
+        elif name == "inet_http_server":
+            pool.remark(f"[{name}]: [dashboard] has an address for browsers", line)
+        elif name == "include":
+            others = {key: value for key, value in values.items() if key != "files"}
+            _settings(pool, others).remark_unread({})
+        elif not (
+            name == "supervisord" or name.startswith(PROGRAM) or is_meaningless(name, MEANINGLESS_SECTIONS)
+        ):
             pool.remark(f"[{name}]: not a section of supervisord", line)
-    if not pool.servers:
-        raise Unreadable("there is no [program:NAME] in it", "is this a supervisord.conf?", 1)
-    _add_dependencies(pool, priorities)
     return pool
+
+
+def _settings(about: Remarked, values: Section) -> Settings:
+    table = {key: value.text for key, value in values.items()}
+    return Settings(about, table, lambda key: values[key].line, sign="=")
+
+
+def _included(values: Section, directory: str) -> Iterator[tuple[str, int]]:
+    """The files of an [include], in the order of supervisord; a pattern without files stands for itself."""
+    text, line = values.get("files", NOT_SET)
+    for pattern in text.split():
+        whole = os.path.join(directory, pattern.replace("%(here)s", directory))
+        for file in sorted(glob.glob(whole)) or [pattern]:
+            yield file, line
 
 
 def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
@@ -113,15 +159,18 @@ def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
         yield name, start, values
 
 
-def _add_program_servers(
+def _add_program(
     pool: ForeignPool, program: str, line: int, values: Section, inherited: Section, directory: str
-) -> Iterator[ForeignServer]:
-    """Add and yield the program's server, or one server per process if the command contains the process number."""
-    count = values.get("numprocs", ValueWithLine("1", line)).text
+) -> None:
+    """Add the program's server, or a server for each process if one of its settings has the process's number."""
+    values = {**inherited, **values}
+    if "environment" in inherited and values["environment"] != inherited["environment"]:
+        own = values["environment"]
+        values["environment"] = ValueWithLine(f"{inherited['environment'].text},{own.text}", own.line)
+    count, first = values.get("numprocs", NOT_SET).text, values.get("numprocs_start", NOT_SET).text
     number = int(count) if count.isdigit() else 1
-    command = values.get("command", ValueWithLine("", line)).text
-    first = values.get("numprocs_start", ValueWithLine("0", line)).text
-    separate = number > 1 and "%(process_num)" in command
+    numbered = any("%(process_num)" in value.text for key, value in values.items() if key != "process_name")
+    separate = number > 1 and numbered
     for index in range(number if separate else 1):
         process = index + (int(first) if first.isdigit() else 0)
         known: dict[str, object] = {
@@ -133,85 +182,26 @@ def _add_program_servers(
             server.set("workers", number)
         if separate:
             server.set("tags", [program])
-        _apply_settings(server, values, inherited, known)
-        yield server
+        settings = _settings(server, _expanded_values(server, values, known))
+        if count.isdigit():
+            settings.take("numprocs")
+        _apply_settings(server, settings)
 
 
-def _apply_settings(
-    server: ForeignServer, values: Section, inherited: Section, known: Mapping[str, object]
-) -> None:
-    """Set the server's keys, first from the settings `inherited` from [supervisord], then from the program's own.
+def _priority(values: Section) -> int:
+    text = values.get("priority", NOT_SET).text
+    return int(text) if re.fullmatch(r"-?\d+", text) else DEFAULT_PRIORITY
 
-    `known` are the values of expressions such as `%(here)s`.
-    """
-    if "command" not in values:
-        server.leave_out("it has no command")
-        return
-    for key, (raw, line) in (*inherited.items(), *values.items()):
-        server.at = line
+
+def _expanded_values(server: ForeignServer, values: Section, known: Mapping[str, object]) -> Section:
+    """The values with `%(here)s` and similar expressions replaced; a remark names each that is not understood."""
+    found = Section()
+    for key, (raw, line) in values.items():
         try:
-            text = _expanded(raw, known)
+            found[key] = ValueWithLine(_expanded(raw, known), line)
         except (KeyError, ValueError, TypeError):
-            server.remark(f"{key}={raw}: an expression that is not understood")
-            continue
-        if key == "command":
-            apply_quoted_command(server, text)
-        elif key == "environment":
-            for name, value in _pair.findall(text):
-                server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")
-        else:
-            _apply_key(server, key, text)
-    if values.get("stopasgroup", ValueWithLine("", 0)).text.lower() in _TRUE:
-        server.at = values["stopasgroup"].line
-        server.set_stop_group("together")
-    size = values.get("stdout_logfile_maxbytes")
-    log = server.keys.get("log", {})
-    if "path" in log:
-        if size:
-            log["max_size"] = re.sub(r"(?i)([KMG])B$", r"\1iB", size.text)
-        if backups := values.get("stdout_logfile_backups"):
-            log["keep"] = int(backups.text) if backups.text.isdigit() else 10
-        if log.get("max_size") == "0":
-            del log["max_size"]  # never rotated there
-
-
-_KEYS: Keys = {
-    "directory": ("cwd", str),
-    "user": ("user", str),
-    "umask": ("umask", str),
-    "stopwaitsecs": ("stop_timeout", in_seconds),
-}
-
-
-def _apply_key(server: ForeignServer, key: str, text: str) -> None:
-    if key in _KEYS:
-        name, convert = _KEYS[key]
-        server.set(name, convert(text))
-    elif key == "autostart":
-        if text.lower() not in _TRUE:
-            server.set("on_demand", True)
-    elif key == "autorestart":
-        server.set("restart.policy", _RESTART.get(text.lower(), "no"))
-    elif key == "startretries":
-        if text.isdigit():
-            server.set("restart.limit", int(text))
-            server.keys["restart"].setdefault("policy", "on-failure")
-    elif key == "stopsignal":
-        if signal_name(text) != "SIGTERM":
-            server.set("stop_signal", signal_name(text))
-    elif key == "stdout_logfile" and text not in (*TO_TERMINAL, "AUTO", "syslog"):
-        server.set("log.path", text)
-    elif key in ("stderr_logfile", "stdout_logfile") and text in TO_TERMINAL:
-        pass  # `poolctl run` and `poolctl logs` show it
-    elif key == "startsecs":
-        if text.isdigit() and text not in ("0", "1"):
-            server.set("ready_after", f"{text}s")
-    elif key.startswith(("stdout_logfile_", "stderr_logfile_")):
-        pass  # read with the log
-    elif key == "stderr_logfile" and text not in ("AUTO", "syslog"):
-        server.remark(f"stderr_logfile={text}: a server has one log, of both streams")
-    elif key not in IMPLIED and text != DEFAULTS.get(key):
-        server.remark(f"{key}={text}: no equivalent")
+            server.remark(f"{key}={raw}: an expression that is not understood", line)
+    return found
 
 
 def _expanded(raw: str, known: Mapping[str, object]) -> str:
@@ -227,22 +217,79 @@ def _expanded(raw: str, known: Mapping[str, object]) -> str:
     return _expression.sub(replaced, str(escaped(raw)))
 
 
+def _apply_settings(server: ForeignServer, settings: Settings) -> None:
+    settings.carry(server, _KEYS)
+    _environment(server, settings.take("environment") or "")
+    if command := settings.take("command"):
+        apply_quoted_command(server, command)
+    else:
+        server.leave_out("it has no command")
+    _restart(server, settings)
+    if (settings.take("autostart") or "true").lower() not in _TRUE:
+        server.set("on_demand", True)
+    if (settings.take("stopasgroup") or "false").lower() in _TRUE:
+        server.set_stop_group("together")
+    _log(server, settings)
+    settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
+
+
+def _environment(server: ForeignServer, text: str) -> None:
+    for name, value in _pair.findall(text):
+        server.set("env", {**server.keys.get("env", {}), name: value.strip().strip("\"'")})
+    if rest := _pair.sub("", text).strip(" ,\n"):
+        server.remark(f"environment: {rest}: not NAME=VALUE")
+
+
+def _restart(server: ForeignServer, settings: Settings) -> None:
+    settings.carry(server, {"autorestart": ("restart.policy", lambda text: _RESTART.get(text.lower()))})
+    settings.carry(server, {"startretries": ("restart.limit", int), "startsecs": ("ready_after", _seconds)})
+    if "bind" in server.keys or "restart" in server.keys:
+        server.set("restart", {"policy": "on-failure", **server.keys.get("restart", {})})
+    if server.keys.get("restart", {}).get("policy") == "no" and server.keys.get("ready_after") == "0s":
+        del server.keys["ready_after"]
+        server.set("job", True)  # it is expected to end at once
+
+
+def _log(server: ForeignServer, settings: Settings) -> None:
+    path = settings.take("stdout_logfile") or ""
+    if path == "syslog":
+        settings.remark("stdout_logfile", NO_EQUIVALENT)
+    elif path not in _DEFAULT_LOGS:
+        server.set("log", {"path": path, **_LOG_SIZE})
+    if path not in _TO_TERMINAL:
+        settings.carry(server, _SIZES)
+    else:
+        for key in _SIZES:
+            settings.take(key)  # a stream is not rotated
+    if (settings.take("stderr_logfile") or path) not in (path, *_DEFAULT_LOGS):
+        settings.remark("stderr_logfile", "a server has one log, of both streams")
+
+
 def _tag(pool: ForeignPool, group: str, values: Section) -> None:
-    members = [name.strip() for name in values.get("programs", ValueWithLine("", 0)).text.split(",")]
+    settings = _settings(pool, values)
+    members = [name.strip() for name in (settings.take("programs") or "").split(",")]
     for server in pool.servers:
         if server.name in members or set(server.keys.get("tags", ())) & set(members):
             server.set("tags", [*server.keys.get("tags", ()), re.sub(r"[\s,]+", "-", group)])
+    settings.remark_unread({}, defaults=DEFAULTS, advice=ADVICE)
 
 
-def _add_dependencies(pool: ForeignPool, priorities: Mapping[str, int]) -> None:
-    """Let servers wait for the servers of the next lower priority, which supervisord starts first.
+def _seconds(text: str) -> str | None:
+    return f"{text}s" if text.isdigit() and text != "1" else None
 
-    Servers that start on demand are left out: they would start with those that wait for them.
-    """
-    started = [server for server in pool.servers if "on_demand" not in server.keys]
-    levels = sorted({priorities[server.name] for server in started})
-    for server in started:
-        level = levels.index(priorities[server.name])
-        before = [each.name for each in started if level and priorities[each.name] == levels[level - 1]]
-        if before:
-            server.set("depends_on", [{"name": name, "condition": "started"} for name in before])
+
+def _size(text: str) -> str:
+    return _NEVER_ROTATED if text == "0" else re.sub(r"(?i)([KMG])B$", r"\1iB", text)
+
+
+_KEYS: Keys = {
+    "directory": ("cwd", str),
+    "user": ("user", str),
+    "umask": ("umask", lambda text: text.zfill(3)),
+    "stopwaitsecs": ("stop_timeout", in_seconds),
+    "stopsignal": ("stop_signal", signal_name),
+}
+_SIZES: Keys = {
+    "stdout_logfile_maxbytes": ("log.max_size", _size),
+    "stdout_logfile_backups": ("log.keep", int),
+}

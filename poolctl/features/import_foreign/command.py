@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import Command, CommandRequest, Option, flag
@@ -34,6 +35,7 @@ COMMAND = Command(
     notes=("Settings without an equivalent become comments that name the file's line.",),
 )
 DEFAULT_TARGET = "pool.toml"
+_ANY_MODE = 0o666  # less the umask
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -61,7 +63,8 @@ def perform(request: CommandRequest) -> Outcome:
         raise Failure(failed) from None
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
     name = os.path.basename(source) if source else shlex.join(words)
-    return _write_or_print(pool_text(pool, name, base_dir, target), into)
+    mode = os.stat(source).st_mode if source else _ANY_MODE
+    return _write_or_print(pool_text(pool, name, base_dir, target), into, mode & _ANY_MODE)
 
 
 def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None:
@@ -88,19 +91,21 @@ def _pool_of_file(path: str) -> ForeignPool:
     path = os.path.abspath(path)
     found = config.foreign_format(path)
     if found == config.JAVASCRIPT:
-        raise Unreadable(
-            "this is JavaScript, which poolctl does not run", _javascript_to_json_hint(os.path.basename(path))
-        )
+        hint = config.foreign_file_hint(path, found)
+        raise Unreadable("this is JavaScript, which poolctl does not run", hint)
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
         document = config.Document(path)
         found = config.foreign_format(path, document.data if isinstance(document.data, dict) else {})
+        _check_imported(path, found)
         if found not in (config.COMPOSE, config.ECOSYSTEM):
             message = "it has neither services (docker compose) nor apps (pm2)"
             raise Unreadable(message, "poolctl import --help names the files")
         return pool_of_compose(document) if found == config.COMPOSE else pool_of_pm2(document)
     text = config.read_text(path)
     if not found:
-        raise Unreadable("not a file of another tool by its name", "poolctl import --help names the files")
+        message = "neither its name nor its sections are those of another tool's file"
+        raise Unreadable(message, "poolctl import --help names the files")
+    _check_imported(path, found)
     if found == config.UNIT:
         return pool_of_unit(text, path)
     if found == config.PROCFILE:
@@ -108,19 +113,22 @@ def _pool_of_file(path: str) -> ForeignPool:
     return pool_of_supervisord(text, os.path.dirname(path))
 
 
-def _javascript_to_json_hint(name: str) -> str:
-    """Return a hint with the shell command that converts a JavaScript file to JSON by Node.js."""
-    if name.endswith(".mjs"):
-        script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'
-        return f"node -e {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
-    script = f'JSON.stringify(require("./{name}"), null, 2)'
-    return f"node -p {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
+def _check_imported(path: str, found: str) -> None:
+    from poolctl import config
+
+    from ._foreign_pool import Unreadable
+
+    if found in config.NOT_IMPORTED:
+        raise Unreadable(
+            f"this is {found}, which import does not read", config.foreign_file_hint(path, found)
+        )
 
 
-def _write_or_print(found: RenderedPoolFile, into: str | None) -> Outcome:
+def _write_or_print(found: RenderedPoolFile, into: str | None, mode: int) -> Outcome:
     """Write the new pool.toml to the file `into`; if `into` is None, return an outcome that prints it.
 
-    Raises Failure if the new pool.toml would have no servers.
+    The file gets no permission that is not in `mode`, the mode of the source, which may contain secrets. Raises Failure
+    if the new pool.toml would have no servers.
     """
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
@@ -132,7 +140,10 @@ def _write_or_print(found: RenderedPoolFile, into: str | None) -> Outcome:
         return Outcome(text=found.text, warnings=warnings)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(into)), exist_ok=True)
-        with open(into, "w", encoding="utf-8") as file:
+        with open(into, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            had = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if had & ~mode:
+                os.fchmod(file.fileno(), had & mode)
             file.write(found.text)
     except OSError as error:
         raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None

@@ -42,6 +42,25 @@ def test_file_is_written_once(poolctl: Callable[..., Said], tmp_path: Path) -> N
     assert 'name = "v"' in (tmp_path / "pool.toml").read_text()
 
 
+@pytest.mark.parametrize(("before", "source", "after"), [
+    (None, 0o600, 0o600), (None, 0o640, 0o640), (None, 0o755, 0o644), (0o644, 0o600, 0o600), (0o600, 0o644, 0o600),
+])  # fmt: skip
+def test_file_is_not_more_readable_than_its_source(
+    poolctl: Callable[..., Said], tmp_path: Path, before: int | None, source: int, after: int
+) -> None:
+    (tmp_path / "Procfile").write_text("w: sleep 60\n")
+    (tmp_path / "Procfile").chmod(source)
+    if before is not None:
+        (tmp_path / "pool.toml").touch(before)
+        (tmp_path / "pool.toml").chmod(before)
+    umask = os.umask(0o022)
+    try:
+        assert poolctl("import", "Procfile", "-o", "pool.toml", "--force")[0] == 0
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "pool.toml").stat().st_mode & 0o777 == after
+
+
 def test_paths_of_a_file_elsewhere_begin_there(poolctl: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / ".env").write_text("LEVEL=info\n")
@@ -75,10 +94,14 @@ def test_what_is_missing_on_this_machine_is_a_warning(poolctl: Callable[..., Sai
         (["gone.service"], 5, "gone.service: there is no such file"),
         (["ecosystem.config.js"], 5, "node -p 'JSON.stringify(require(\"./ecosystem.config.js\"), null, 2)'"),
         (["ecosystem.config.mjs"], 5, "node -e 'import("),
-        (["pool.toml"], 5, "not a file of another tool by its name"),
+        (["pool.toml"], 5, "neither its name nor its sections are those of another tool's file"),
         (["empty.yml"], 5, "it has neither services (docker compose) nor apps (pm2)"),
         (["broken.json"], 5, "broken.json:1:2: "),
-        (["empty.conf"], 5, "there is no [program:NAME] in it"),
+        (["empty.conf"], 5, "neither its name nor its sections are those of another tool's file"),
+        (["include.conf"], 5, "there is no [program:NAME] in it"),
+        (["uwsgi.ini"], 5, "this is a file of uWSGI, which import does not read"),
+        (["circus.ini"], 5, "this is a file of circus, which import does not read"),
+        (["process-compose.yaml"], 5, "this is a file of process-compose, which import does not read"),
         (["broken.conf"], 5, "broken.conf:2: 'x' is not KEY=VALUE"),
         (["empty.service"], 5, "there is no ExecStart in it"),
         (["images.yml"], 1, "no server could be taken over"),
@@ -89,7 +112,9 @@ def test_what_cannot_be_imported_is_explained(
 ) -> None:
     for name, text in {
         "Procfile": "w: sleep 1\n", "ecosystem.config.js": "", "pool.toml": "", "empty.yml": "a: 1\n",
-        "broken.json": "{", "empty.conf": "", "broken.conf": "[program:a]\nx\n", "empty.service": "[Service]\n",
+        "broken.json": "{", "empty.conf": "", "include.conf": "[include]\n", "uwsgi.ini": "[uwsgi]\nmodule = a\n",
+        "circus.ini": "[watcher:web]\ncmd = a\n", "process-compose.yaml": "processes: {a: {command: b}}\n",
+        "broken.conf": "[program:a]\nx\n", "empty.service": "[Service]\n",
         "images.yml": "services: {db: {image: postgres}}\n",
     }.items():  # fmt: skip
         (tmp_path / name).write_text(text)
@@ -118,4 +143,5 @@ def test_file_of_another_tool_as_configuration_points_to_import(
     code, out, err = poolctl("-c", name, command)
     assert code == 5
     assert f"this is {what}, not a pool's file" in out + err
-    assert f"`poolctl import {name} -o pool.toml`" in (out + err).replace(f"{tmp_path}{os.sep}", "")
+    imported = "ecosystem.json" if what == "JavaScript" else name
+    assert f"`poolctl import {imported} -o pool.toml`" in (out + err).replace(f"{tmp_path}{os.sep}", "")

@@ -50,7 +50,7 @@ command=mail
 def test_supervisord(imported: Import) -> None:
     said = imported(SUPERVISORD, "supervisord.conf")
     servers = said.servers
-    assert list(servers) == ["web", "queue", "tornado-0", "tornado-1"]
+    assert list(servers) == ["queue", "web", "tornado-0", "tornado-1"], "by priority"
     web = servers["web"]
     assert web | {"restart": 0, "stop_signal": 0} == {
         "bind": "127.0.0.1:8001",
@@ -84,7 +84,7 @@ def test_signal_and_umask_of_a_program(imported: Import) -> None:
     assert (found["stop_signal"], found["umask"]) == ("SIGINT", "0077")
 
 
-@pytest.mark.parametrize(("seconds", "ready_after"), [("0", None), ("1", None), ("10", "10s")])
+@pytest.mark.parametrize(("seconds", "ready_after"), [("0", "0s"), ("1", None), ("10", "10s")])
 def test_time_that_a_program_has_to_run_is_taken_over(
     imported: Import, seconds: str, ready_after: str | None
 ) -> None:
@@ -145,6 +145,7 @@ color=blue
         for name in ("extra/a.conf", "extra/b.conf", "more.conf")
     ]
     others = [
+        "s.conf:9: none/*.conf is included: its programs need an import of their own",
         "s.conf:10: [fcgi-program:php]: no equivalent",
         "s.conf:21: [sandbox]: not a section of supervisord",
     ]
@@ -180,31 +181,44 @@ numprocs_start=first
         "same": {"command": ["same"], "workers": 2},
         "odd": {"command": ["odd", "0"]},
     }
-    assert said.remarks == []
+    assert said.remarks == ["s.conf:13: numprocs=two: no equivalent"]
 
 
 @pytest.mark.parametrize(
     ("lines", "keys", "remarks"),
     [
-        (["autostart=TRUE", "autorestart=false", "stopsignal=term"], {"restart": "no"}, []),
+        (["autostart=TRUE", "autorestart=false", "stopsignal=term"],
+         {"restart": "no", "stop_signal": "SIGTERM"}, []),
+        (["autorestart=maybe"], {}, ["3: autorestart=maybe: no equivalent"]),
+        (["autorestart=false", "startsecs=0"], {"restart": "no", "job": True}, []),
+        (["autorestart=false", "startsecs=5"], {"restart": "no", "ready_after": "5s"}, []),
+        (["umask=22", "priority=999"], {"umask": "022"}, []),
+        (["priority=5"], {}, ["3: priority=5: servers start at once; depends_on lets one wait for another"]),
+        (["environment=A=1,B"], {"env": {"A": "1"}}, ["3: environment: B: not NAME=VALUE"]),
+        (["stdout_logfile=/x", "stderr_logfile=/x", "stderr_logfile_maxbytes=1MB"],
+         {"log": {"path": "/x", "max_size": "50MiB", "keep": 10}}, []),
+        (["stdout_logfile=/x", "stderr_logfile=/y"], {"log": {"path": "/x", "max_size": "50MiB", "keep": 10}},
+         ["4: stderr_logfile=/y: a server has one log, of both streams"]),
+        (["stdout_logfile_maxbytes=1MB"], {"log": {"max_size": "1MiB"}}, []),
         (["autorestart=on", "startretries=4"], {"restart": {"policy": "always", "limit": 4}}, []),
         (["startretries=4", "autorestart=on"], {"restart": {"policy": "always", "limit": 4}}, []),
         (["startretries=4"], {"restart": {"policy": "on-failure", "limit": 4}}, []),
-        (["startretries=many"], {}, []),
+        (["startretries=many"], {}, ["3: startretries=many: no equivalent"]),
         (["stdout_logfile=AUTO", "stdout_events_enabled=false", "exitcodes=0"], {}, []),
         (["stopasgroup=true", "killasgroup=true"], {"stop_group": "together"}, []),
         (["stopasgroup=false", "killasgroup=true"], {}, []),
         (["stdout_logfile=/dev/fd/1", "stderr_logfile=/dev/fd/2", "stdout_logfile_maxbytes=5MB"], {}, []),
         (["exitcodes=0,2"], {}, ["3: exitcodes=0,2: no equivalent"]),
         (["stdout_syslog=true"], {}, ["3: stdout_syslog=true: no equivalent"]),
-        (["stderr_logfile=syslog"], {}, ["3: stderr_logfile=syslog: no equivalent"]),
+        (["stderr_logfile=syslog"], {}, ["3: stderr_logfile=syslog: a server has one log, of both streams"]),
         (["nodaemon=1"], {}, ["3: nodaemon=1: no equivalent"]),
         (["stderr_logfile=/e"], {}, ["3: stderr_logfile=/e: a server has one log, of both streams"]),
         (["directory=%(nothing)s", "umask=022"], {"umask": "022"},
          ["3: directory=%(nothing)s: an expression that is not understood"]),
         (["stdout_logfile=/x", "stdout_logfile_maxbytes=0", "stdout_logfile_backups=many"],
-         {"log": {"path": "/x", "keep": 10}}, []),
-        (["stdout_logfile=/x", "stdout_logfile_maxbytes=10"], {"log": {"path": "/x", "max_size": "10"}}, []),
+         {"log": {"path": "/x", "max_size": "1TiB", "keep": 10}}, ["5: stdout_logfile_backups=many: no equivalent"]),
+        (["stdout_logfile=/x", "stdout_logfile_maxbytes=10"],
+         {"log": {"path": "/x", "max_size": "10", "keep": 10}}, []),
     ],
 )  # fmt: skip
 def test_setting_of_a_program_is_a_key_or_a_remark(
@@ -228,6 +242,7 @@ def test_program_without_a_readable_command_is_left_out(imported: Import) -> Non
         "s.conf:3: left out: it has no command",
         "[[server]]",
         'name = "f"',
+        'cwd = "/srv"',
         "s.conf:5: left out: its command cannot be read (No closing quotation)",
         "[[server]]",
         'name = "g"',
@@ -235,7 +250,7 @@ def test_program_without_a_readable_command_is_left_out(imported: Import) -> Non
     ]
 
 
-def test_server_waits_for_the_servers_of_the_next_lower_priority(imported: Import) -> None:
+def test_priority_orders_the_servers_and_is_no_condition(imported: Import) -> None:
     text = """\
 [program:c]
 command=c
@@ -243,40 +258,80 @@ priority=30
 [program:a]
 command=a
 priority=-1
-[program:b]
-command=b
-priority=20
-[program:d]
-command=d
-priority=30
 [program:n]
 command=n %(process_num)d
 numprocs=2
 [program:e]
 command=e
 priority=high
-[program:f]
-command=f
-priority=1000
 [program:g]
 command=g
 priority=25
 autostart=false
 [group:x y,z]
 programs=a, n ,c
+priority=3
 """
-    found = imported(text, "s.conf").servers
-    waits = {name: [each["name"] for each in keys.get("depends_on", [])] for name, keys in found.items()}
-    last = ["n-0", "n-1", "e"]
-    assert waits == {
-        "c": ["b"], "a": [], "b": ["a"], "d": ["b"], "n-0": ["c", "d"], "n-1": ["c", "d"], "e": ["c", "d"], "f": last,
-        "g": [],
-    }  # fmt: skip
-    assert {each["condition"] for keys in found.values() for each in keys.get("depends_on", [])} == {
-        "started"
-    }
-    tags = {name: keys["tags"] for name, keys in found.items() if "tags" in keys}
+    said = imported(text, "s.conf")
+    assert list(said.servers) == ["a", "g", "c", "n-0", "n-1", "e"]
+    assert not any("depends_on" in server for server in said.servers.values())
+    tags = {name: keys["tags"] for name, keys in said.servers.items() if "tags" in keys}
     assert tags == {"c": ["x-y-z"], "a": ["x-y-z"], "n-0": ["n", "x-y-z"], "n-1": ["n", "x-y-z"]}
+    assert [each for each in said.remarks if "priority=3:" in each], "that of the group"
+
+
+@pytest.mark.parametrize("key", ["environment=N=%(process_num)d", "directory=/srv/%(process_num)02d"])
+def test_program_is_several_servers_if_a_setting_has_the_number_of_the_process(
+    imported: Import, key: str
+) -> None:
+    text = f"[program:a]\ncommand=a\nnumprocs=2\nprocess_name=a_%(process_num)02d\n{key}\n"
+    found = imported(text, "s.conf").servers
+    assert list(found) == ["a-0", "a-1"]
+    assert found["a-0"] != found["a-1"]
+
+
+def test_settings_of_supervisord_itself_apply_to_its_programs_or_are_remarks(imported: Import) -> None:
+    text = """\
+[supervisord]
+user=nobody
+environment=A=1
+nodaemon=true
+minfds=65536
+logfile=/l
+[inet_http_server]
+port=9001
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=x
+[include]
+files=
+other=x
+[program:a]
+command=a
+[program:b]
+command=uvicorn b:app
+user=root
+environment=B=2
+"""
+    said = imported(text, "s.conf")
+    assert said.servers["a"] == {"command": ["a"], "user": "nobody", "env": {"A": "1"}}
+    of_b = {"app": "b:app", "bind": "127.0.0.1:8000", "restart": "on-failure"}
+    assert said.servers["b"] == {**of_b, "user": "root", "env": {"A": "1", "B": "2"}}
+    assert said.remarks == [
+        "s.conf:5: minfds=65536: limits = { open_files } of a server",
+        "s.conf:7: [inet_http_server]: [dashboard] has an address for browsers",
+        "s.conf:13: other=x: no equivalent",
+    ]
+
+
+def test_file_without_a_program_names_those_that_it_includes(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "a.conf").touch()
+    said = imported("[supervisord]\n[include]\nfiles=conf.d/*.conf x/*\n", "s.conf", valid=False)
+    hint = f"import each of the files that it includes: {tmp_path}/conf.d/a.conf, x/*"
+    assert (said.code, said.err) == (
+        5,
+        f"error: s.conf:1: there is no [program:NAME] in it\n  hint: {hint}\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from poolctl.config.files.read_file import (
     directory_of,
     files_of,
     find_config,
+    foreign_file_hint,
     foreign_format,
     has_poolctl_section,
-    import_command_hint,
     kind_of,
     lasting_stamp_of,
     missing_file,
@@ -525,8 +525,6 @@ def test_platform_of_the_last_file_wins(tmp_path: Path) -> None:
         ("Procfile", None, "a Procfile"),
         ("Procfile.dev", None, "a Procfile"),
         ("app.procfile", None, "a Procfile"),
-        ("/etc/supervisord.conf", None, "a file of supervisord"),
-        ("a.ini", None, "a file of supervisord"),
         ("web.service", None, "a systemd unit"),
         ("ecosystem.config.js", None, "JavaScript"),
         ("x.ts", None, "JavaScript"),
@@ -536,6 +534,7 @@ def test_platform_of_the_last_file_wins(tmp_path: Path) -> None:
         ("x.yaml", {"services": []}, ""),
         ("x.toml", {"services": {"web": {}}}, ""),
         ("x.json", {"apps": {}}, ""),
+        ("process-compose.yaml", {"processes": {"web": {}}}, "a file of process-compose"),
         ("x.yaml", {"services": {}, "server": []}, ""),
         ("x.yaml", {"services": {}, "pool": {}}, ""),
     ],
@@ -544,12 +543,34 @@ def test_file_of_another_tool_is_recognised(name: str, data: Any, known: str) ->
     assert foreign_format(name, data) == known
 
 
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("[program:a]\ncommand=a\n", "a file of supervisord"),
+        ("; a comment\n[supervisord]\n[include]\n", "a file of supervisord"),
+        ("[circus]\n", "a file of circus"),
+        ("[watcher:web]\ncmd = a\n", "a file of circus"),
+        ("[uwsgi]\nmodule = a\n", "a file of uWSGI"),
+        ("server { listen 80; }\n", ""),
+        ("", ""),
+    ],
+)
+def test_file_of_another_tool_is_recognised_by_its_sections(tmp_path: Path, text: str, known: str) -> None:
+    for name in ("a.ini", "a.CONF"):
+        (tmp_path / name).write_text(text)
+        assert foreign_format(str(tmp_path / name)) == known
+    assert foreign_format(str(tmp_path / "gone.conf")) == ""
+
+
 def test_file_of_another_tool_is_no_configuration_and_its_import_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "my Procfile.dev")
-    assert import_command_hint(path) == "`poolctl import 'my Procfile.dev' -o pool.toml` makes one of it"
+    hint = "`poolctl import 'my Procfile.dev' -o pool.toml` makes one of it"
+    assert foreign_file_hint(path, "a Procfile") == hint
+    assert foreign_file_hint(path, "a file of uWSGI") == "write a [[server]] for each of its programs"
+    assert "node -p" in foreign_file_hint("a.js", "JavaScript")
     with pytest.raises(Problem, match="this is a Procfile, not a pool's file") as caught:
         kind_of("Procfile")
     assert "poolctl import Procfile" in caught.value.hint
