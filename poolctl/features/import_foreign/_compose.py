@@ -33,14 +33,14 @@ MEANINGLESS: Meaningless = {
     "init": "the keeper reaps the processes that a program leaves behind",
     "tty": "the output of a server goes to its log",
 }
-DEFAULTS = {
-    "deploy.mode": "replicated",
-    "privileged": False,
-    "read_only": False,
-}  # values that change nothing
+DEFAULTS = {  # values that change nothing
+    "deploy.mode": "replicated", "deploy.resources.limits.cpus": "0", "deploy.resources.limits.memory": "0",
+    "privileged": False, "read_only": False,
+}  # fmt: skip
 ADVICE = {
     "container_name": "a server is called by the name of its service",
     "volumes": "its files have to be where the program looks for them",
+    "hostname": "other services reach it at 127.0.0.1",
     "working_dir": "a directory of the container; cwd is the working directory",
 }
 # Keys with texts, whose references to variables stay references.
@@ -57,7 +57,8 @@ _reference = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(:?[-?+])?)")
 _more_than_get = re.compile(
     r"\s(?:-[A-Za-z]*[HXudT]|--(?:header|request|user|data|post-data|method)\b)|[^|]\|[^|]|\$"
 )
-_url = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::(\d+))?(/[^\s'\"|]*)?")
+_LOOPBACK = r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])"
+_url = re.compile(rf"(?:https?://{_LOOPBACK}(?::(\d+))?|(?<=\s){_LOOPBACK}:(\d+))(/[^\s'\"|]*)?")
 
 
 class _Variables:
@@ -232,7 +233,9 @@ class _Reader:
         words = [*self._words(server, entrypoint), *self._words(server, command)]
         if context and not entrypoint:
             path = os.path.join(self.variables.resolved(context), self.variables.resolved(dockerfile))
-            words = self._image_words_applying_env(server, path, self.variables.resolved(target), words)
+            words = self._image_words_applying_env(
+                server, path, self.variables.resolved(target), words, is_checked="healthcheck" in service
+            )
         if environment is not None:
             server.at = service.line("environment")
             self._environment(server, environment, is_given="env_file" in service)
@@ -259,14 +262,21 @@ class _Reader:
         return [self.variables.converted(text_of(each)) for each in value or []]
 
     def _image_words_applying_env(
-        self, server: ForeignServer, dockerfile: str, target: str, command: list[str]
+        self, server: ForeignServer, dockerfile: str, target: str, command: list[str], *, is_checked: bool
     ) -> list[str]:
-        """The Dockerfile's ENTRYPOINT, and `command` or else its CMD; adds the variables of its ENV to the server."""
+        """The Dockerfile's ENTRYPOINT, and `command` or else its CMD; its ENV and STOPSIGNAL are set in the server.
+
+        `is_checked` is whether the service has a health check of its own.
+        """
         path = os.path.join(self.document.base_dir, dockerfile)
-        entrypoint, own, env = read_dockerfile(path, target)
+        entrypoint, own, env, others = read_dockerfile(path, target)
         for variable, text in env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
                 server.add_env(variable, text)
+        if signal := others.get("STOPSIGNAL"):
+            server.set("stop_signal", signal_name(signal))
+        if not is_checked and (check := others.get("HEALTHCHECK")):
+            server.remark(f"HEALTHCHECK {check} of its Dockerfile: write it as health")
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
     def _ports(self, server: ForeignServer, ports: Any) -> str:
@@ -288,6 +298,17 @@ class _Reader:
                 published, target = each.pairs[0]
                 if _replace_container_port(server, each.host, published, target):
                     chosen, inner = each, target
+        if chosen is None and not (bind or server.unusable):
+            # The program listens on the same port here.
+            chosen = next(
+                (each for each in found if len(each.pairs) == 1 and len({*each.pairs[0]}) == 1), None
+            )
+            if chosen is not None:
+                inner = chosen.pairs[0][0]
+                server.set("bind", bind_address(chosen.host, inner))
+                server.set("socket", "program")
+        if chosen is not None and chosen.host not in ("", "0.0.0.0") and _may_listen_elsewhere(server):
+            server.remark(f"ports: {chosen.host}:{chosen.text}: see that it listens on that address alone")
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
         for each in found:
             if each != chosen:
@@ -333,11 +354,27 @@ class _Reader:
             line = server.lines.get(key, server.line)
             for index, word in enumerate(words):
                 is_host = word in self.hosts and words[index - 1] in ("-h", "--host", "--hostname")
+                of_option = words[index - 1].startswith("-") and "=" not in words[index - 1]
                 if index:
-                    words[index] = self._with_hosts(server, word, key, line, is_host=is_host)
+                    words[index] = self._with_hosts(
+                        server, word, key, line, is_host=is_host, of_option=of_option
+                    )
 
-    def _with_hosts(self, server: ForeignServer, text: str, what: str, line: int, *, is_host: bool) -> str:
-        """The text with hosts replaced; a remark says where. `is_host` is whether the text as a whole is a host."""
+    def _with_hosts(
+        self,
+        server: ForeignServer,
+        text: str,
+        what: str,
+        line: int,
+        *,
+        is_host: bool,
+        of_option: bool = True,
+    ) -> str:
+        """The text with hosts replaced; a remark says where.
+
+        `is_host` is whether a name alone is a host. If it may be one, as the value `of_option` or of a variable, a
+        remark says so.
+        """
 
         def replaced(match: re.Match[str]) -> str:
             before, host, colon, after = match.groups("")
@@ -349,8 +386,8 @@ class _Reader:
             port = colon[1:] or _PORTS.get(scheme, "")
             here = ports.get(port, port if colon else "")
             name = self.hosts[host]
-            if not (colon or is_host or before.endswith(("//", "@"))):
-                if match[0] == text or re.search(r"(?:-h|--host)[ =]$", text[: match.end(1)]):
+            if not (colon or is_host or before.endswith(("//", "@", "/"))):
+                if (match[0] == text and of_option) or re.search(r"\s--?\w+[ =]$", text[: match.end(1)]):
                     server.remark(f"{what}: if {host} is the service, write 127.0.0.1", line)
                 return match[0]
             server.remark(f"{what}: the service {name} is 127.0.0.1{f':{here}' if here else ''} here", line)
@@ -361,9 +398,8 @@ class _Reader:
             return f"{before}127.0.0.1{f':{here}' if here else ''}{after}"
 
         names = "|".join(re.escape(each) for each in sorted(self.hosts, key=len, reverse=True))
-        return re.sub(
-            rf"(^|//|@|[\s,;='\"(\[])({names})(:\d{{2,5}})?(?=$|[/?\s,;'\")\]&|])()", replaced, text
-        )
+        before, after = r"^|//|@|/dev/tcp/|(?<=\w):-|[\s,;='\"(\[]", r"$|[/?\s,;'\")\]}&|]"
+        return re.sub(rf"({before})({names})(:\d{{2,5}})?(?={after})()", replaced, text)
 
     def _env_files(self, server: ForeignServer, value: Any) -> None:
         entries = value if isinstance(value, list) else [value]
@@ -407,15 +443,16 @@ class _Reader:
         if disabled or test in (None, "NONE", ["NONE"]):
             return
         words = test if isinstance(test, list) else ["CMD-SHELL", str(test)]
-        line, shell = " ".join(map(str, words[1:])), words[0] == "CMD-SHELL"
+        shell = words[0] == "CMD-SHELL"
+        line = self.variables.resolved(" ".join(map(text_of, words[1:])))
         url = _url.search(line)
         probe: dict[str, Any]
         asks = re.match(r"(\S*/)?(curl|wget)\s|.*\burlopen\(", line, re.DOTALL)
         plain = not _more_than_get.search(line.replace("||", "")) or not re.match(r"\S*(curl|wget)", line)
-        if url and asks and plain and "bind" in server.keys and url[1] in (None, inner):
-            probe = {"http": url[2] or "/"}
+        if url and asks and plain and "bind" in server.keys and (url[1] or url[2]) in (None, inner):
+            probe = {"http": url[3] or "/"}
         else:
-            texts = ["sh", "-c", line] if shell else [text_of(each) for each in words[1:]]
+            texts = ["sh", "-c", *map(text_of, words[1:])] if shell else [text_of(each) for each in words[1:]]
             probe = {"exec": [_with_port(server, self.variables.converted(each), inner) for each in texts]}
         server.set("health", {"readiness": probe})
         check.carry(server, _PROBE)
@@ -437,6 +474,8 @@ class _Reader:
                 for other in self.pool.servers:
                     if other.name == name:
                         other.set("job", True)
+                        if other.keys.pop("socket", ""):
+                            del other.keys["bind"]
             found.append({"name": name, "condition": condition})
         if found:
             server.at = service.line("depends_on")
@@ -495,15 +534,23 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
     variables = [name for name, value in env.items() if name.endswith("PORT") and value == target]
     if len(with_port) == 1:
         words[with_port[0]] = whole.sub(PORT, words[with_port[0]])
-        # Otherwise it would listen on all addresses, though it was published on one.
-        words = [word.replace("0.0.0.0", HOST) for word in words]
     elif len(variables) == 1:
         env[variables[0]] = PORT
     else:
         return False
-    server.set("command", words)
+    # Otherwise it would listen on all addresses, though it was published on one.
+    server.set("command", [word.replace("0.0.0.0", HOST) for word in words])
+    for name, value in env.items():
+        if re.fullmatch(r"0\.0\.0\.0|\$\{\w+:-0\.0\.0\.0\}", value):
+            env[name] = HOST
     server.set("bind", bind_address(host, published))
     return True
+
+
+def _may_listen_elsewhere(server: ForeignServer) -> bool:
+    """Whether the command opens its socket itself, and is not told the host."""
+    texts = " ".join([*server.keys.get("command", ()), *server.keys.get("env", {}).values()])
+    return ("socket" in server.keys or PORT in texts) and HOST not in texts
 
 
 def _with_port(server: ForeignServer, text: str, inner: str) -> str:
@@ -572,26 +619,29 @@ def _size(value: Any) -> str:
     if not found:
         return str(value)
     unit = found[2].upper().strip("B")
+    if not float(found[1]):
+        return ""  # no limit
     return f"{found[1]}{unit}iB" if unit else f"{found[1]}B"
 
 
-_instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV)\s+(.*)", re.DOTALL)
+_instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV|STOPSIGNAL|HEALTHCHECK)\s+(.*)", re.DOTALL)
 _from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")
 
 
 class ImageStart(NamedTuple):
-    """ENTRYPOINT, CMD and ENV of a Dockerfile's stage."""
+    """ENTRYPOINT, CMD and ENV of a Dockerfile's stage, and others of its instructions as they were written."""
 
     entrypoint: list[str]
     command: list[str]
     env: dict[str, str]
+    others: dict[str, str]
 
 
-NO_START = ImageStart([], [], {})
+NO_START = ImageStart([], [], {}, {})
 
 
 def read_dockerfile(path: str, target: str = "") -> ImageStart:
-    """Return ENTRYPOINT, CMD and ENV of stage `target`, else of the last stage; NO_START if the file is unreadable."""
+    """Return what stage `target` starts, else the last stage; NO_START if the file is unreadable."""
     try:
         text = read_text(path)
     except Problem:
@@ -614,8 +664,10 @@ def read_dockerfile(path: str, target: str = "") -> ImageStart:
             stage = stage._replace(command=_instruction_words(rest))
         elif kind == "ENTRYPOINT":
             stage = stage._replace(entrypoint=_instruction_words(rest), command=[])
-        else:
+        elif kind == "ENV":
             stage = stage._replace(env={**stage.env, **_image_variables(rest)})
+        else:
+            stage = stage._replace(others={**stage.others, kind: rest})
         stages[name] = stage
     return stage
 

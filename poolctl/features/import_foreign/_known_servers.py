@@ -98,6 +98,7 @@ _KNOWN: dict[tuple[str, str], KnownServer] = {
     ("php", "-S"): KnownServer(address="-S"),
     ("artisan", "serve"): KnownServer("--host", "--port", default="127.0.0.1:8000", port_variable="SERVER_PORT"),
     ("redis-server", "-"): KnownServer("--bind", "--port", default="127.0.0.1:6379"),
+    ("valkey-server", "-"): KnownServer("--bind", "--port", default="127.0.0.1:6379"),
 }  # fmt: skip
 _interpreter = re.compile(r"python[0-9.]*|pypy[0-9.]*|node|ruby|php|bun|deno")
 _ENDS_FLAGS = ("-c", "-e", "-S")  # of interpreters: no file follows

@@ -150,5 +150,7 @@ def text_of(value: Any) -> str:
 def shown(value: Any) -> str:
     """The value of a setting for a remark."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {shown(each)}" for key, each in value.items())
+        return ", ".join(
+            f"{key}: {shown(each)}" if each not in _EMPTY else str(key) for key, each in value.items()
+        )
     return ", ".join(map(shown, value)) if isinstance(value, (list, tuple)) else text_of(value)

@@ -108,9 +108,12 @@ def test_compose(imported: Import, tmp_path: Path) -> None:
     [
         ('["8080:80"]', "serve --port 80", "127.0.0.1:8080", []),
         ('["8080:80"]', "serve 127.0.0.1:80", ":8080", []),
-        ('["10.0.0.1:8080:80"]', "serve --port 80", "10.0.0.1:8080", []),
+        ('["10.0.0.1:8080:80"]', "serve --host 0.0.0.0 --port 80", "10.0.0.1:8080", []),
+        ('["10.0.0.1:8080:80"]', "serve --port 80", "10.0.0.1:8080",
+         ["ports: 10.0.0.1:8080:80: see that it listens on that address alone"]),
         ('["80"]', "serve --port 80", ":80", []),
-        ('[{published: 8080, target: 80, host_ip: 10.0.0.1}]', "serve --port 80", "10.0.0.1:8080", []),
+        ('[{published: 8080, target: 80, host_ip: 10.0.0.1}]', "serve --port 80", "10.0.0.1:8080",
+         ["ports: 10.0.0.1:8080:80: see that it listens on that address alone"]),
         ('["8080:80/udp"]', "serve --port 80", None, ["ports: 8080:80/udp: a server has no port of UDP"]),
         ('[{target: 80, published: 8080, protocol: udp}]', "serve --port 80", None,
          ["ports: 8080:80/udp: a server has no port of UDP"]),
@@ -157,6 +160,7 @@ def test_size_of_memory_is_a_limit(imported: Import, value: str, size: str) -> N
     [
         ("replicas: 3", {"workers": 3}),
         ("replicas: 1", {}),
+        ("resources: {limits: {cpus: '0', memory: '0'}}", {}),
         ("replicas: 0", {"disabled": True}),
         ("mode: replicated", {}),
     ],
@@ -237,6 +241,13 @@ def test_image_says_how_it_is_started(
     (tmp_path / "Dockerfile").write_text("\n".join(["FROM python", *lines]) + "\n")
     table = imported("services: {a: {build: .}}\n", "compose.yml").servers["a"]
     assert (table["command"], table.get("env", {})) == (command, env)
+
+
+def test_image_says_how_it_is_stopped_and_checked(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM x\nSTOPSIGNAL SIGQUIT\nHEALTHCHECK CMD check\nCMD serve\n")
+    said = imported("services: {a: {build: .}, b: {build: ., stop_signal: SIGINT}}\n", "compose.yml")
+    assert [said.servers[name]["stop_signal"] for name in "ab"] == ["SIGQUIT", "SIGINT"]
+    assert "compose.yml:1: HEALTHCHECK CMD check of its Dockerfile: write it as health" in said.remarks
 
 
 def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: Path) -> None:
@@ -388,7 +399,6 @@ services:
         "N": "http://127.0.0.1:99",
     }
     assert said.remarks == [
-        "compose.yml:3: ports: 6379:6379: give it a bind once it takes {port}",
         "compose.yml:6: A: if db is the service, write 127.0.0.1",
         "compose.yml:6: B: the service db is 127.0.0.1:15432 here",
         "compose.yml:6: C: the service db is 127.0.0.1:5433 here",
@@ -412,8 +422,10 @@ services:
          ["ports: 81:80: give it a bind once it takes {port}"]),
         ("command: [80, -p, 80], ports: ['82:80']", {"bind": ":82", "command": ["80", "-p", "{port}"]}, []),
         ("command: serve 1.80 80.1 :80, ports: ['127.0.0.1:83:80']",
-         {"bind": "127.0.0.1:83", "command": ["serve", "1.80", "80.1", ":{port}"]}, []),
-        ("command: serve 80, ports: ['[::1]:84:80']", {"bind": "[::1]:84", "command": ["serve", "{port}"]}, []),
+         {"bind": "127.0.0.1:83", "command": ["serve", "1.80", "80.1", ":{port}"]},
+         ["ports: 127.0.0.1:83:80: see that it listens on that address alone"]),
+        ("command: serve 80, ports: ['[::1]:84:80']", {"bind": "[::1]:84", "command": ["serve", "{port}"]},
+         ["ports: [::1]:84:80: see that it listens on that address alone"]),
         ("command: serve 80, ports: [{target: 80, published: 85, protocol: udp}, {target: 80, published: 86}]",
          {"bind": ":86", "command": ["serve", "{port}"]}, ["ports: 85:80/udp: a server has no port of UDP"]),
     ],
@@ -659,6 +671,61 @@ def test_time_of_a_check_to_begin_is_the_limit_of_a_start(imported: Import) -> N
     said = imported(f"services: {{a: {{command: serve, healthcheck: {check}}}}}\n", "compose.yml")
     assert said.servers["a"]["start_timeout"] == "150s"
     assert said.remarks == []
+
+
+@pytest.mark.parametrize(
+    ("service", "keys", "remarks"),
+    [
+        ("ports: ['8000:8000']", {"bind": ":8000", "socket": "program"}, []),
+        ("ports: ['5678:90', '8000:8000']", {"bind": ":8000", "socket": "program"},
+         ["ports: 5678:90: a server has one address"]),
+        ("ports: ['127.0.0.1:8000:8000']", {"bind": "127.0.0.1:8000", "socket": "program"},
+         ["ports: 127.0.0.1:8000:8000: see that it listens on that address alone"]),
+        ("ports: ['81:8000']", {}, ["ports: 81:8000: give it a bind once it takes {port}"]),
+        ("ports: ['127.0.0.1:8000:8000'], environment: {PORT: 8000, HOST: 0.0.0.0}",
+         {"bind": "127.0.0.1:8000", "env": {"PORT": "{port}", "HOST": "{host}"}}, []),
+        ("ports: ['127.0.0.1:80:8000'], environment: {PORT: 8000}",
+         {"bind": "127.0.0.1:80", "env": {"PORT": "{port}"}},
+         ["ports: 127.0.0.1:80:8000: see that it listens on that address alone"]),
+    ],
+)  # fmt: skip
+def test_program_that_does_not_name_its_port_listens_where_it_was_published(
+    imported: Import, service: str, keys: dict[str, object], remarks: list[str]
+) -> None:
+    said = imported(f"services: {{a: {{command: python3 app.py, {service}}}}}\n", "compose.yml")
+    assert said.servers["a"] == {"command": ["python3", "app.py"], "restart": "no", **keys}
+    assert said.remarks == [f"compose.yml:1: {each}" for each in remarks]
+
+
+def test_job_has_no_address(imported: Import) -> None:
+    said = imported(
+        """\
+services:
+  init: {command: init, ports: ["80:80"]}
+  a: {command: serve, depends_on: {init: {condition: service_completed_successfully}}}
+""",
+        "compose.yml",
+    )
+    assert said.servers["init"] == {"command": ["init"], "restart": "no", "job": True}
+
+
+def test_name_of_a_service_that_is_the_value_of_a_variable_is_replaced(
+    imported: Import, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("DB=db\nDB_URL=postgres://u@db/x\n")
+    said = imported(
+        """\
+services:
+  db: {image: postgres, ports: ["5433:5432"]}
+  a: {command: "bash -c 'until echo > /dev/tcp/db/5432; do :; done'", environment: {DB_HOST: $DB, URL: $DB_URL}}
+""",
+        "compose.yml",
+    )
+    assert said.servers["a"]["env"] == {
+        "DB_HOST": "${DB:-127.0.0.1}",
+        "URL": "${DB_URL:-postgres://u@127.0.0.1:5433/x}",
+    }
+    assert "/dev/tcp/127.0.0.1/5432" in said.servers["a"]["command"][2]
 
 
 def test_program_that_was_published_on_one_address_listens_on_it_alone(imported: Import) -> None:
