@@ -357,9 +357,11 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
     if interface == "asgi2":
         raise _NotParsed("--interface asgi2")
     _set_app(server, given.take("app") or "", "")
-    host, own_port = given.take("--host") or "127.0.0.1", given.take("--port") or DEFAULT_PORT
-    socket = given.take("--uds")
-    server.set("bind", f"unix:{socket}" if socket else bind_address(host, own_port.replace(PORT, port)))
+    if socket := given.take("--uds"):  # wins over host and port
+        server.set("bind", f"unix:{socket}")
+    else:
+        host, own_port = given.take("--host") or "127.0.0.1", given.take("--port") or DEFAULT_PORT
+        server.set("bind", bind_address(host, own_port.replace(PORT, port)))
     given.carry(server, _OF_UVICORN)
     if file := given.take("--env-file"):
         # Variables that are set already win over it, as do those of later files here.
@@ -465,6 +467,7 @@ def _unsupported_option_text(option: str, value: str) -> str:
         "--daemon": "poolctl start runs it in the background",
         "--pid": "poolctl list -o name,pids shows the pids",
         "--config": "its settings were not read",
+        "--error-logfile": "the log of a server has it too",
         "--ssl-keyfile-password": 'tls.password_env = "VARIABLE" names where the password is',
     }
     return f"{option}{value}: {fixes.get(option, 'no equivalent')}"

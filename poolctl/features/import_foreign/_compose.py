@@ -27,6 +27,7 @@ MEANINGLESS: Meaningless = {
     "x-*": "an extension, which compose ignores as well",
     "*.x-*": "an extension, which compose ignores as well",
     "version": "compose ignores it",
+    "image": "the name of the image that is built; a remark names one that is not",
     "name": "of the project: poolctl names a pool after its directory",
     "networks": "servers share the network of this machine",
     "expose": "of networks between containers: here servers reach each other at 127.0.0.1",

@@ -28,6 +28,7 @@ MEANINGLESS: Meaningless = {
     "vizion": "it reads the version of the source for pm2's own pages",
     "windowsHide": "of Windows",
     "force": "of the command pm2 start",
+    "exec_mode": "of several processes",
 }
 DEFAULTS = {  # values that change nothing
     "watch": False, "wait_ready": False, "source_map_support": False, "disable_source_map_support": True,
@@ -200,7 +201,7 @@ def _milliseconds(text: str) -> str:
 
 
 def _log_path(cwd: str, text: str) -> str:
-    return "" if text in _NO_LOG else os.path.join(cwd, str(escaped(text)))
+    return "" if text in _NO_LOG else text if text.startswith("~") else os.path.join(cwd, str(escaped(text)))
 
 
 def _pause(text: str) -> str:

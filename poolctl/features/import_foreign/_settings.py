@@ -79,6 +79,10 @@ class Settings:
         self._about.at = self._line(key)
         return value
 
+    def peek(self, key: str) -> Any:
+        """The value of `key`, which is not taken by that; None if it is missing."""
+        return self._values.get(key)
+
     def table(self, key: str) -> Settings:
         """The settings in the table `key`, to be taken one by one; none if there is no such table."""
         if key not in self._tables:

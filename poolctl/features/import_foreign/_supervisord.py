@@ -12,7 +12,7 @@ from typing import NamedTuple
 from poolctl.config import escaped
 
 from ._command_lines import apply_quoted_command
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, Remarked, Unreadable, in_seconds, signal_name
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, Remarked, Unreadable, signal_name
 from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless
 
 PROGRAM = "program:"
@@ -39,8 +39,8 @@ MEANINGLESS: Meaningless = {
 }
 DEFAULTS = {  # values that change nothing
     "stdout_events_enabled": "false", "stderr_events_enabled": "false", "stdout_syslog": "false",
-    "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "startsecs": "1", "stopasgroup": "false",
-    "autostart": "true", "stdout_capture_maxbytes": "0", "stderr_capture_maxbytes": "0",
+    "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "startsecs": "1", "startretries": "3",
+    "stdout_capture_maxbytes": "0", "stderr_capture_maxbytes": "0",
     "priority": str(DEFAULT_PRIORITY), "minfds": "1024", "minprocs": "200", "strip_ansi": "false",
 }  # fmt: skip
 ADVICE = {
@@ -56,8 +56,13 @@ _RESTART = {
     **dict.fromkeys(("true", "1", "yes", "on"), "always"), "unexpected": "on-failure",
     **dict.fromkeys(("false", "0", "no", "off"), "no"),
 }  # fmt: skip
-_TRUE = ("true", "1", "yes", "on")
+_BOOLEAN = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False),
+}  # fmt: skip
 _section = re.compile(r"\[([^\]]+)\]")
+_reference = re.compile(r"\$\{\w+\}")
+# What says that a program runs on, such as `nginx -g "daemon off;"` and `php-fpm -F`.
+_foreground = re.compile(r"daemon off|no-?daemon|(?i:foreground)|\s-F(\s|$)")
 _expression = re.compile(r"%\((ENV_)?([^)]+)\)[0-9]*[a-z]|%%")
 _pair = re.compile(r"""\s*([^=,\s]+)\s*=\s*("[^"]*"|'[^']*'|[^,]*)(?:,|$)""")
 
@@ -106,7 +111,11 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
     for name, line, values in sections:
         if name.startswith(GROUP):
             _tag(pool, name.removeprefix(GROUP).strip(), values)
-        elif name.startswith(("eventlistener:", "fcgi-program:")):
+        elif name.startswith("eventlistener:"):
+            pool.remark(
+                f"[{name}]: [[notify]] runs a command for events, mandatory ends the pool with a server", line
+            )
+        elif name.startswith("fcgi-program:"):
             pool.remark(f"[{name}]: {NO_EQUIVALENT}", line)
         elif name == "inet_http_server":
             pool.remark(f"[{name}]: [dashboard] has an address for browsers", line)
@@ -178,13 +187,11 @@ def _add_program(
             "group_name": program, "host_node_name": socket.gethostname(),
         }  # fmt: skip
         server = pool.add(f"{program}-{process}" if separate else program, line)
-        if number > 1 and not separate:
-            server.set("workers", number)
+        settings = _settings(server, _expanded_values(server, values, known))
         if separate:
             server.set("tags", [program])
-        settings = _settings(server, _expanded_values(server, values, known))
-        if count.isdigit():
             settings.take("numprocs")
+        settings.carry(server, {} if separate else {"numprocs": ("workers", _number)})
         _apply_settings(server, settings)
 
 
@@ -225,9 +232,9 @@ def _apply_settings(server: ForeignServer, settings: Settings) -> None:
     else:
         server.leave_out("it has no command")
     _restart(server, settings)
-    if (settings.take("autostart") or "true").lower() not in _TRUE:
+    if _boolean(settings, "autostart") is False:
         server.set("on_demand", True)
-    if (settings.take("stopasgroup") or "false").lower() in _TRUE:
+    if _boolean(settings, "stopasgroup"):
         server.set_stop_group("together")
     _log(server, settings)
     settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
@@ -242,12 +249,22 @@ def _environment(server: ForeignServer, text: str) -> None:
 
 def _restart(server: ForeignServer, settings: Settings) -> None:
     settings.carry(server, {"autorestart": ("restart.policy", lambda text: _RESTART.get(text.lower()))})
-    settings.carry(server, {"startretries": ("restart.limit", int), "startsecs": ("ready_after", _seconds)})
+    settings.carry(
+        server, {"startretries": ("restart.limit", _retries), "startsecs": ("ready_after", _start_seconds)}
+    )
     if "bind" in server.keys or "restart" in server.keys:
         server.set("restart", {"policy": "on-failure", **server.keys.get("restart", {})})
-    if server.keys.get("restart", {}).get("policy") == "no" and server.keys.get("ready_after") == "0s":
+    ends = not _foreground.search(settings.peek("command") or "")
+    if (
+        ends
+        and server.keys.get("restart", {}).get("policy") == "no"
+        and server.keys.get("ready_after") == "0s"
+    ):
         del server.keys["ready_after"]
-        server.set("job", True)  # it is expected to end at once
+        server.set("job", True)
+        server.remark(
+            'startsecs=0: a job, as it may end at once; for a program that runs on, ready_after = "0s"'
+        )
 
 
 def _log(server: ForeignServer, settings: Settings) -> None:
@@ -261,7 +278,8 @@ def _log(server: ForeignServer, settings: Settings) -> None:
     else:
         for key in _SIZES:
             settings.take(key)  # a stream is not rotated
-    if (settings.take("stderr_logfile") or path) not in (path, *_DEFAULT_LOGS):
+    errors = settings.take("stderr_logfile") or ""
+    if errors == "syslog" or errors not in (path, *_DEFAULT_LOGS):
         settings.remark("stderr_logfile", "a server has one log, of both streams")
 
 
@@ -274,8 +292,30 @@ def _tag(pool: ForeignPool, group: str, values: Section) -> None:
     settings.remark_unread({}, defaults=DEFAULTS, advice=ADVICE)
 
 
+def _boolean(settings: Settings, key: str) -> bool | None:
+    """Take a setting that is true or false; None if it is missing or has another value, such as a reference."""
+    value = _BOOLEAN.get(str(settings.peek(key)).lower())
+    if value is not None:
+        settings.take(key)
+    return value
+
+
+def _number(text: str) -> int | str:
+    """The number; a reference to a variable stays one. Raises ValueError."""
+    return text if _reference.fullmatch(text) else int(text)
+
+
 def _seconds(text: str) -> str | None:
-    return f"{text}s" if text.isdigit() and text != "1" else None
+    return f"{text}s" if text.isdigit() or _reference.fullmatch(text) else None
+
+
+def _retries(text: str) -> int | str | None:
+    # Of a server that was ready before, a limit would count all exits, startretries counts failed starts.
+    return None if text == "3" else _number(text)
+
+
+def _start_seconds(text: str) -> str | None:
+    return None if text == "1" else _seconds(text)
 
 
 def _size(text: str) -> str:
@@ -286,10 +326,10 @@ _KEYS: Keys = {
     "directory": ("cwd", str),
     "user": ("user", str),
     "umask": ("umask", lambda text: text.zfill(3)),
-    "stopwaitsecs": ("stop_timeout", in_seconds),
+    "stopwaitsecs": ("stop_timeout", lambda text: _seconds(text) or text),
     "stopsignal": ("stop_signal", signal_name),
 }
 _SIZES: Keys = {
     "stdout_logfile_maxbytes": ("log.max_size", _size),
-    "stdout_logfile_backups": ("log.keep", int),
+    "stdout_logfile_backups": ("log.keep", _number),
 }

@@ -46,6 +46,7 @@ _WIDER_RESTART = {
     "on-success": "always", "on-abnormal": "on-failure", "on-abort": "on-failure", "on-watchdog": "on-failure",
 }  # fmt: skip
 _STOP_TIMEOUT = "90s"  # DefaultTimeoutStopSec
+_START_TIMEOUT = "90s"  # DefaultTimeoutStartSec, until READY=1
 _START_LIMIT = {"limit": 5, "window": "10s"}  # DefaultStartLimitBurst, DefaultStartLimitIntervalSec
 _NO_LIMIT = "24h"  # stands for infinity
 _INSTANCE = "${INSTANCE}"  # of a template
@@ -288,6 +289,7 @@ class _UnitReader:
         elif value in ("notify", "notify-reload"):
             if "command" in server.keys:
                 server.set("notify", True)
+                server.set("start_timeout", _START_TIMEOUT)
         elif value == "forking":
             server.remark("Type=forking: have the program stay in the foreground")
         elif value not in ("", "simple", "exec", "idle"):
@@ -319,8 +321,13 @@ class _UnitReader:
             self.service.settings.remark("Restart", why)
         for key in ("restart.backoff.initial", "restart.backoff.max"):
             self.service.settings.carry(server, {"RestartSec": (key, _duration)})
-        for section in (self.service, self.unit):
-            section.settings.carry(server, _START_LIMITS)
+        sections = (self.service.settings, self.unit.settings)
+        is_off = "0" in (each.peek(name) for each in sections for name in _START_LIMIT_INTERVALS)
+        for section in sections:
+            if is_off:
+                section.remark("StartLimitBurst", "an interval of 0 switches it off")
+            else:
+                section.carry(server, _START_LIMITS)
         restart = server.keys["restart"]
         if restart.keys() & _START_LIMIT.keys():
             server.set("restart", {**_START_LIMIT, **restart})
@@ -474,10 +481,10 @@ _KEYS: Keys = {
     "UMask": ("umask", str),
     "LimitNOFILE": ("limits.open_files", _number),
 }
+_START_LIMIT_INTERVALS = ("StartLimitIntervalSec", "StartLimitInterval")
 _START_LIMITS: Keys = {
     "StartLimitBurst": ("restart.limit", _number),
-    "StartLimitIntervalSec": ("restart.window", _window),
-    "StartLimitInterval": ("restart.window", _window),
+    **dict.fromkeys(_START_LIMIT_INTERVALS, ("restart.window", _window)),
 }
 _OF_ONE_VALUE = (
     *(*_KEYS, *_START_LIMITS, "MemoryMax", "MemoryLimit", "MemoryHigh", "RestartSec"),

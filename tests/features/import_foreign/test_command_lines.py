@@ -261,7 +261,7 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
           "--reload: poolctl run --watch reloads the code"]),
         ("gunicorn a:b -b [::1] --error-logfile x -k asgi --asgi-loop auto --asgi-lifespan off -R", "a",
          {"bind": "[::1]:8000", "app": "a:b"},
-         ["--asgi-lifespan off: no equivalent", "--error-logfile x: no equivalent"]),
+         ["--asgi-lifespan off: no equivalent", "--error-logfile x: the log of a server has it too"]),
         ("gunicorn -k asgi a() -e A=1 -e B=2=3 -g x", "gunicorn",
          {"bind": "127.0.0.1:8000", "app": "a:application", "factory": True, "env": {"A": "1", "B": "2=3"}}, []),
         ("gunicorn a:b --pythonpath x,y -k asgi --max-requests 5 --worker-connections 6 --umask 022", "a",

@@ -69,7 +69,8 @@ def test_supervisord(imported: Import) -> None:
     assert (queue["workers"], queue["on_demand"], queue["restart"]) == (3, True, "on-failure")
     assert servers["tornado-1"]["command"] == ["python", "app.py", "--port=8001"]
     assert "supervisord.conf:17: stdout_events_enabled=true: no equivalent" in said.remarks
-    assert "supervisord.conf:34: [eventlistener:mail]: no equivalent" in said.remarks
+    listener = "[[notify]] runs a command for events, mandatory ends the pool with a server"
+    assert f"supervisord.conf:34: [eventlistener:mail]: {listener}" in said.remarks
 
 
 def test_signal_and_umask_of_a_program(imported: Import) -> None:
@@ -184,13 +185,23 @@ numprocs_start=first
     assert said.remarks == ["s.conf:13: numprocs=two: no equivalent"]
 
 
+A_JOB = 'startsecs=0: a job, as it may end at once; for a program that runs on, ready_after = "0s"'
+
+
 @pytest.mark.parametrize(
     ("lines", "keys", "remarks"),
     [
         (["autostart=TRUE", "autorestart=false", "stopsignal=term"],
          {"restart": "no", "stop_signal": "SIGTERM"}, []),
         (["autorestart=maybe"], {}, ["3: autorestart=maybe: no equivalent"]),
-        (["autorestart=false", "startsecs=0"], {"restart": "no", "job": True}, []),
+        (["autorestart=false", "startsecs=0"], {"restart": "no", "job": True}, [f"4: {A_JOB}"]),
+        (["autorestart=false", "startsecs=0", "command=a -F"],
+         {"restart": "no", "ready_after": "0s", "command": ["a", "-F"]}, []),
+        (["numprocs=%(ENV_N)s", "stopwaitsecs=%(ENV_T)s", "startretries=%(ENV_N)s"],
+         {"workers": "${N}", "stop_timeout": "${T}s", "restart": {"policy": "on-failure", "limit": "${N}"}}, []),
+        (["autostart=%(ENV_A)s", "stopasgroup=%(ENV_A)s"], {},
+         ["3: autostart=${A}: no equivalent", "4: stopasgroup=${A}: no equivalent"]),
+        (["startretries=3", "autostart=yes", "stopasgroup=FALSE"], {}, []),
         (["autorestart=false", "startsecs=5"], {"restart": "no", "ready_after": "5s"}, []),
         (["umask=22", "priority=999"], {"umask": "022"}, []),
         (["priority=5"], {}, ["3: priority=5: servers start at once; depends_on lets one wait for another"]),
