@@ -525,7 +525,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
         entries += 1
         apply_shell_command(server, command, port)
         words = server.keys.get("command", [])
-        if name == WEB and "bind" not in server.keys and words:
+        if name == WEB and not ("bind" in server.keys or server.opens_own_socket) and words:
             # The program reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
             server.set("bind", f"127.0.0.1:{port}")

@@ -58,6 +58,7 @@ class ForeignServer(Remarked):
         self.line = line
         self.keys: dict[str, Tree] = {}
         self.lines: dict[str, int] = {}  # by key
+        self.opens_own_socket = False  # a Unix socket, which `bind` cannot be
         self.unusable = ""  # the reason for writing it only as a comment
 
     def __repr__(self) -> str:

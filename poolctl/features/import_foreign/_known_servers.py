@@ -149,12 +149,8 @@ def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> N
     address = _Address(known, line.words, first, server.keys.get("env", {}))
     if program_of(line.words).name == "uwsgi" and "--die-on-term" not in line.words:
         server.set("stop_signal", "SIGINT")  # it reloads at SIGTERM
-    if address.unknown:
-        server.remark(f'{address.unknown}: write where it listens as bind, with socket = "program"')
-    elif address.path and (line.launchers or known.path or not known.fd):
-        server.remark(
-            f"{address.path}: the program opens this socket itself; write bind once it takes one ({{fd}})"
-        )
+    if address.unknown or (address.path and (line.launchers or known.path or not known.fd)):
+        _remark_own_address(server, address)
     elif address.path:
         server.set("bind", f"unix:{address.path}")
         server.set("command", [*address.words_without(), *known.fd])
@@ -167,6 +163,17 @@ def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> N
             server.set("expose", "https://" + bind_address("localhost", address.port.replace(PORT, port)))
     for other in address.others:
         server.remark(f"{other}: a server has one address")
+
+
+def _remark_own_address(server: ForeignServer, address: _Address) -> None:
+    """Add a remark about an address that the program opens itself, and that `bind` cannot be."""
+    if address.path:
+        server.opens_own_socket = True
+        server.remark(
+            f"{address.path}: the program opens this socket itself; write bind once it takes one ({{fd}})"
+        )
+    else:
+        server.remark(f'{address.unknown}: write where it listens as bind, with socket = "program"')
 
 
 def apply_known_server_of_script(server: ForeignServer, script: str, port: str) -> None:
@@ -182,7 +189,9 @@ def apply_known_server_of_script(server: ForeignServer, script: str, port: str) 
         if (found := _known(line.words)) is None:
             continue
         address = _Address(found[0], line.words, found[1], server.keys.get("env", {}))
-        if not (address.unknown or address.path):
+        if address.unknown or address.path:
+            _remark_own_address(server, address)
+        else:
             whole = re.compile(rf"(?<![\w.]){re.escape(address.port)}(?![\w.])")
             server.set("bind", bind_address(address.host, address.port.replace(PORT, port)))
             if address.port != PORT and len(whole.findall(script)) == 1:

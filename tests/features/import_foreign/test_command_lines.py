@@ -170,6 +170,13 @@ def test_web_process_that_reads_port_is_given_it(imported: Import) -> None:
     }
 
 
+def test_web_process_with_a_socket_of_its_own_is_given_no_port(imported: Import) -> None:
+    said = imported("web: gunicorn -w $N -b unix:/run/a.sock a:b\n", "Procfile")
+    assert said.servers["web"] == {"command": ["sh", "-c", "gunicorn -w $N -b unix:/run/a.sock a:b"]}
+    own = "the program opens this socket itself; write bind once it takes one ({fd})"
+    assert said.remarks == [f"Procfile:1: /run/a.sock: {own}"]
+
+
 def test_variables_of_a_line_are_left_to_its_shell(imported: Import) -> None:
     servers = imported("w: echo ${HOME} '$X' && sleep 1\n", "Procfile").servers
     assert servers["w"]["command"] == ["sh", "-c", "echo $${HOME} '$X' && sleep 1"]
