@@ -23,6 +23,7 @@ from ._foreign_pool import (
     Unreadable,
     bind_address,
     in_seconds,
+    number,
     user_and_group,
 )
 from ._known_servers import apply_known_server, apply_known_server_of_script, program_of
@@ -204,7 +205,7 @@ def _recovery(timeout: str) -> dict[str, Any]:
 
 
 _OF_BOTH: Keys = {
-    "--workers": ("workers", int),
+    "--workers": ("workers", number),
     "--root-path": ("http.root_path", str),
     "--forwarded-allow-ips": ("http.trusted_proxies", _proxies),
     "--log-level": ("http.log_level", str.lower),
@@ -224,11 +225,11 @@ _OF_UVICORN: Keys = {
     "--http": ("http.implementation", str),
     "--http2": ("http.http2", bool),
     "--ws": ("http.websocket", str),
-    "--limit-concurrency": ("http.max_concurrency", int),
-    "--limit-max-requests": ("http.max_requests", int),
+    "--limit-concurrency": ("http.max_concurrency", number),
+    "--limit-max-requests": ("http.max_requests", number),
     "--timeout-keep-alive": ("http.keep_alive", in_seconds),
     "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
-    "--h11-max-incomplete-event-size": ("http.max_head_size", int),
+    "--h11-max-incomplete-event-size": ("http.max_head_size", number),
     "--factory": ("factory", bool),
     "--access-log": ("http.access_log", lambda value: value == "true"),
 }
@@ -238,8 +239,8 @@ _OF_GUNICORN: Keys = {
     **{f"--{option}": key for option, key in _OF_TLS.items()},
     "--chdir": ("cwd", str),
     "--keep-alive": ("http.keep_alive", in_seconds),
-    "--max-requests": ("http.max_requests", int),
-    "--worker-connections": ("http.max_connections", int),
+    "--max-requests": ("http.max_requests", number),
+    "--worker-connections": ("http.max_connections", number),
     "--graceful-timeout": ("stop_timeout", _stop_timeout),
     "--umask": ("umask", str),
 }
@@ -358,7 +359,7 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
         raise _NotParsed("--interface asgi2")
     _set_app(server, given.take("app") or "", "")
     if socket := given.take("--uds"):  # wins over host and port
-        server.set("bind", f"unix:{socket}")
+        server.set("bind", f"unix:{_resolved(server, socket)}")
     else:
         host, own_port = given.take("--host") or "127.0.0.1", given.take("--port") or DEFAULT_PORT
         server.set("bind", bind_address(host, own_port.replace(PORT, port)))
@@ -386,7 +387,9 @@ def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: 
     )
     binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.take("--bind") or []]
     # Without --bind, gunicorn listens on $PORT if it is set.
-    server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
+    address = _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}"
+    path = address.removeprefix("unix:")
+    server.set("bind", address if path == address else f"unix:{_resolved(server, path)}")
     for other in binds[1:]:
         server.remark(f"--bind {other}: a server has one address")
     umask = given.take("--umask") or ""

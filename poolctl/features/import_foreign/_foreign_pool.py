@@ -17,6 +17,7 @@ from poolctl.errors import ServerError
 Keys = Mapping[str, tuple[str, Callable[[str], Any]]]
 # Placeholders for what the pool knows of an address. In braces a word is the other tool's own.
 PORT, HOST, FD = "\ue000port\ue001", "\ue000host\ue001", "\ue000fd\ue001"
+REFERENCE = re.compile(r"\$\{[^}]*\}")
 _invalid_characters = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -111,6 +112,11 @@ def in_seconds(text: str | float) -> str:
     return f"{text}s" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(text)) else str(text)
 
 
+def number(text: str) -> int | str:
+    """The number; a reference to a variable stays one. Raises ValueError."""
+    return text if REFERENCE.fullmatch(text) else int(text)
+
+
 def user_and_group(user: str, group: str) -> str:
     """The value of the key `user`: `name[:group]`, or "" without a user."""
     return f"{user}:{group}" if user and group else user
@@ -142,7 +148,7 @@ _word_of_command = re.compile(_WORD % "port|host|bind|name|fd")
 _word_of_probe = re.compile(_WORD % "port|host|bind|name")
 _word_of_env = re.compile(_WORD % "port|host|bind")
 _no_word = re.compile(r"(?!)")
-_place = re.compile(r"server\[(\d+)\](?:\.(\w+))?")
+_place = re.compile(r"server\[(\d+)\](?:\.([\w.]+))?")
 
 
 @dataclass
@@ -232,19 +238,36 @@ def _doubled(match: re.Match[str]) -> str:
 def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
     """Remove each key that has a problem, and add a remark with its value and the problem.
 
-    If the key is essential, such as `command`, the whole server is left out instead.
+    Of a table, such as `http`, only the key with the problem is removed. If the key is essential, such as `command`,
+    the whole server is left out instead.
     """
+    removed: set[tuple[str, str]] = set()
     for problem in problems:
         place = _place.match(getattr(problem, "key", ""))
         if place is None:
             continue
-        server, key = servers[int(place[1])], place[2] or ""
-        key = "workers" if key == "scale" else key
-        if key in ESSENTIAL or key not in server.keys:
+        server, path = servers[int(place[1])], (place[2] or "").split(".")
+        key = "workers" if path[0] == "scale" else path[0]
+        if key in ESSENTIAL or not (key in server.keys or (server.name, key) in removed):
             server.leave_out(f"{problem.message}; {problem.hint}" if problem.hint else problem.message)
-        else:
-            value = value_text(server.keys.pop(key))
-            server.remark(f"{key} = {value}: {problem.message}", server.lines.get(key, server.line))
+        elif key in server.keys:
+            removed.add((server.name, key))
+            name, value = _pop(server.keys, [key, *path[1:]])
+            server.remark(
+                f"{name} = {value_text(value)}: {problem.message}", server.lines.get(key, server.line)
+            )
+
+
+def _pop(table: dict[str, Tree], path: Sequence[str]) -> tuple[str, Tree]:
+    """Remove the value at the path, or at as much of it as there is; a table that is empty then is removed, too."""
+    first, *rest = path
+    inner = table[first]
+    if not (rest and isinstance(inner, dict) and rest[0] in inner):
+        return first, table.pop(first)
+    name, value = _pop(inner, rest)
+    if not inner:
+        del table[first]
+    return f"{first}.{name}", value
 
 
 def _drop_missing_dependencies(pool: ForeignPool) -> None:

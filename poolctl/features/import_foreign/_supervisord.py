@@ -12,7 +12,16 @@ from typing import NamedTuple
 from poolctl.config import escaped
 
 from ._command_lines import apply_quoted_command
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, Remarked, Unreadable, signal_name
+from ._foreign_pool import (
+    REFERENCE,
+    ForeignPool,
+    ForeignServer,
+    Keys,
+    Remarked,
+    Unreadable,
+    number,
+    signal_name,
+)
 from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless
 
 PROGRAM = "program:"
@@ -60,7 +69,6 @@ _BOOLEAN = {
     **dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False),
 }  # fmt: skip
 _section = re.compile(r"\[([^\]]+)\]")
-_reference = re.compile(r"\$\{\w+\}")
 # What says that a program runs on, such as `nginx -g "daemon off;"` and `php-fpm -F`.
 _foreground = re.compile(r"daemon off|no-?daemon|(?i:foreground)|\s-F(\s|$)")
 _expression = re.compile(r"%\((ENV_)?([^)]+)\)[0-9]*[a-z]|%%")
@@ -177,13 +185,13 @@ def _add_program(
         own = values["environment"]
         values["environment"] = ValueWithLine(f"{inherited['environment'].text},{own.text}", own.line)
     count, first = values.get("numprocs", NOT_SET).text, values.get("numprocs_start", NOT_SET).text
-    number = int(count) if count.isdigit() else 1
+    processes = int(count) if count.isdigit() else 1
     numbered = any("%(process_num)" in value.text for key, value in values.items() if key != "process_name")
-    separate = number > 1 and numbered
-    for index in range(number if separate else 1):
+    separate = processes > 1 and numbered
+    for index in range(processes if separate else 1):
         process = index + (int(first) if first.isdigit() else 0)
         known: dict[str, object] = {
-            "here": directory, "program_name": program, "process_num": process, "numprocs": number,
+            "here": directory, "program_name": program, "process_num": process, "numprocs": processes,
             "group_name": program, "host_node_name": socket.gethostname(),
         }  # fmt: skip
         server = pool.add(f"{program}-{process}" if separate else program, line)
@@ -191,7 +199,8 @@ def _add_program(
         if separate:
             server.set("tags", [program])
             settings.take("numprocs")
-        settings.carry(server, {} if separate else {"numprocs": ("workers", _number)})
+        else:
+            settings.carry(server, {"numprocs": ("workers", number)})
         _apply_settings(server, settings)
 
 
@@ -300,18 +309,13 @@ def _boolean(settings: Settings, key: str) -> bool | None:
     return value
 
 
-def _number(text: str) -> int | str:
-    """The number; a reference to a variable stays one. Raises ValueError."""
-    return text if _reference.fullmatch(text) else int(text)
-
-
 def _seconds(text: str) -> str | None:
-    return f"{text}s" if text.isdigit() or _reference.fullmatch(text) else None
+    return f"{text}s" if text.isdigit() or REFERENCE.fullmatch(text) else None
 
 
 def _retries(text: str) -> int | str | None:
     # Of a server that was ready before, a limit would count all exits, startretries counts failed starts.
-    return None if text == "3" else _number(text)
+    return None if text == "3" else number(text)
 
 
 def _start_seconds(text: str) -> str | None:
@@ -331,5 +335,5 @@ _KEYS: Keys = {
 }
 _SIZES: Keys = {
     "stdout_logfile_maxbytes": ("log.max_size", _size),
-    "stdout_logfile_backups": ("log.keep", _number),
+    "stdout_logfile_backups": ("log.keep", number),
 }

@@ -129,7 +129,7 @@ def test_password_of_a_key_is_not_written(imported: Import) -> None:
 def test_value_that_poolctl_refuses_is_a_remark(imported: Import) -> None:
     said = imported("uvicorn main:app --loop quick")
     assert "http" not in said.servers["main"]
-    assert any(remark.startswith('http = { loop = "quick" }: ') for remark in said.remarks)
+    assert any(remark.startswith('http.loop = "quick": ') for remark in said.remarks)
 
 
 def test_remark_is_counted_once(imported: Import, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,6 +388,8 @@ def test_file_without_a_process_is_no_procfile(imported: Import) -> None:
         ("uvicorn a:b --app-dir /src --ssl-certfile c --ssl-keyfile ${K}",
          {"app_dir": "/src", "tls": {"cert": "srv/c", "key": "${K}"}}),
         ("gunicorn -k asgi --chdir x a:b", {"cwd": "srv/x", "app_dir": "srv/x"}),
+        ("uvicorn a:b --uds a.sock", {"app_dir": "srv", "bind": "unix:srv/a.sock"}),
+        ("gunicorn -b unix:a.sock a:b", {"command": ["gunicorn", "a:b"], "bind": "unix:srv/a.sock"}),
         ("gunicorn -k asgi --chdir /x --pythonpath y a:b", {"cwd": "/x", "app_dir": "/x/y"}),
     ],
 )  # fmt: skip
@@ -395,6 +397,6 @@ def test_app_and_files_of_a_line_are_found_in_its_working_directory(line: str, k
     server = ForeignServer("web", 1)
     server.set("cwd", "srv")
     apply_command_words(server, line.split())
-    assert {key: value for key, value in server.keys.items() if key not in ("bind", "app")} == {
-        "cwd": "srv", **keys,
-    }  # fmt: skip
+    assert server.keys == {"app": "a:b", "bind": "127.0.0.1:8000", "cwd": "srv", **keys} or (
+        "command" in keys and server.keys == {"cwd": "srv", **keys}
+    )

@@ -309,7 +309,7 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
           "deploy.resources.limits.cpus: 0.5: no equivalent",
           "deploy.resources.limits.pids: 5: no equivalent"]),
         ("command: serve, deploy: {resources: {limits: {memory: lots}}}", {"command": ["serve"]},
-         [f"limits = {{ memory = \"lots\" }}: 'lots' is not a size; {A_SIZE}"]),
+         [f"limits.memory = \"lots\": 'lots' is not a size; {A_SIZE}"]),
         ("build: 'https://example.org/a.git', command: serve", {"command": ["serve"]}, []),
         ("build: {context: app, dockerfile: Other}, entrypoint: [run], command: [it]",
          {"command": ["run", "it"], "cwd": "app"}, []),

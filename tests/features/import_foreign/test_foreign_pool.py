@@ -147,6 +147,18 @@ def test_key_that_is_not_valid_becomes_a_remark_at_its_line(tmp_path: Path) -> N
     assert "workers" not in found.text, "one is usual"
 
 
+def test_problem_of_a_key_in_a_table_leaves_the_other_keys(tmp_path: Path) -> None:
+    pool = ForeignPool()
+    backoff = {"initial": "soon", "max": "late", "factor": 2}
+    server = a_server(pool, restart={"policy": "always", "backoff": backoff}, limits={"memory": "much"})
+    found = written(pool, tmp_path)
+    assert (found.servers, found.left_out) == (1, [])
+    assert server.keys["restart"] == {"policy": "always", "backoff": {"factor": 2}}
+    assert "limits" not in server.keys
+    assert "# a.conf:3: restart.backoff.initial = \"soon\": 'soon' is not a duration" in found.text
+    assert "# a.conf:3: limits.memory = \"much\": 'much' is not a size" in found.text
+
+
 def test_server_without_a_valid_command_is_left_out(tmp_path: Path) -> None:
     pool = ForeignPool()
     a_server(pool, bind="127.0.0.1:99999")

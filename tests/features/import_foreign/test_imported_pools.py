@@ -91,6 +91,20 @@ def test_supervisord_conf_is_started(shop: RealPool) -> None:
         command=sleep 600
         numprocs=2
         priority=10
+
+        [program:migrate]
+        command=touch migrated
+        directory=%(here)s
+        autorestart=false
+        startsecs=0
+        priority=1
+
+        [program:shard]
+        command=sh -c "touch shard.$SHARD; exec sleep 600"
+        directory=%(here)s
+        numprocs=2
+        process_name=shard_%(process_num)02d
+        environment=SHARD="%(process_num)d"
         """,
     )
     assert served(shop, "supervisord.conf", "-o", "pool.toml") == {
@@ -98,6 +112,7 @@ def test_supervisord_conf_is_started(shop: RealPool) -> None:
         "hello": f"hello from {first}",
     }
     assert len(shop.items()["queue"]["pids"]) == 2
+    assert {path.name for path in shop.directory.iterdir()} >= {"migrated", "shard.0", "shard.1"}
 
 
 def test_compose_file_is_started(shop: RealPool) -> None:
@@ -136,6 +151,11 @@ def test_unit_and_command_line_are_started(shop: RealPool) -> None:
     )
     assert served(shop, "legacy.service", "-o", "pool.toml") == {"legacy": "wsgi"}
     shop.ok("stop")
+    unit = f"[Service]\nWorkingDirectory={shop.directory}\nExecStart=uvicorn hello:app --port {port}\n"
+    shop.write("units/hello.service", unit)
+    found = served(shop, "units/hello.service", "-o", "pool.toml", "--force")
+    assert found == {"hello": f"hello from {port}"}
+    shop.ok("stop")
     line = ["gunicorn", "-w", "2", "-b", f"127.0.0.1:{port}", "legacy:application"]
     assert served(shop, "-o", "pool.toml", "--force", "--", *line) == {"legacy": "wsgi"}
     shop.ok("stop")
@@ -152,7 +172,7 @@ def test_ecosystem_of_pm2_is_started(shop: RealPool) -> None:
     )
     pool.write(
         "ecosystem.json",
-        f'{{"apps": [{{"name": "node", "script": "server.js", "env": {{"PORT": {port}}}}}]}}',
+        f'{{"apps": [{{"name": "node", "script": "server.js", "instances": 2, "env": {{"PORT": {port}}}}}]}}',
     )
     pool.ok("import", "ecosystem.json", "-o", "pool.toml")
     pool.ok("start")
