@@ -170,6 +170,8 @@ class _Reader:
     def read(self) -> ForeignPool:
         """The pool with a server for each service; a service without a command is marked as left out."""
         self.pool.env_file = ".env"
+        if self.variables.of_file:
+            self.pool.files.append(os.path.join(self.document.base_dir, ".env"))
         file = Settings(self.pool, self.document.data, self.line)
         tables = file.table("services")
         services = {}
@@ -271,6 +273,8 @@ class _Reader:
         """
         path = os.path.join(self.document.base_dir, dockerfile)
         entrypoint, own, env, others = read_dockerfile(path, target)
+        if env:
+            self.pool.files.append(path)
         for variable, text in env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
                 server.add_env(variable, text)

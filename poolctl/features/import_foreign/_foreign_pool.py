@@ -95,6 +95,7 @@ class ForeignPool(Remarked):
         super().__init__()
         self.servers: list[ForeignServer] = []
         self.env_file = ""  # the other tool reads it automatically
+        self.files: list[str] = []  # other files whose values are in it
 
     def add(self, name: str, line: int) -> ForeignServer:
         """Add and return a server; a number is appended to a name that is taken."""

@@ -202,9 +202,11 @@ class _UnitReader:
                     self._dependency(setting)
             section.settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
         server.at = starts[0].line
-        activating = f"{self.specifiers['N']}.socket"
-        if activating not in self.sockets and os.path.exists(os.path.join(self.directory, activating)):
-            self._socket(activating, activating)
+        socket_unit, timer = (f"{self.specifiers['N']}.{kind}" for kind in ("socket", "timer"))
+        if socket_unit not in self.sockets and os.path.exists(os.path.join(self.directory, socket_unit)):
+            self._socket(socket_unit, socket_unit)
+        if os.path.exists(os.path.join(self.directory, timer)):
+            server.remark(f"{timer}: write its OnCalendar as every, of a job")
 
     def _expanded(self, setting: Setting, text: str) -> str:
         """The text escaped for pool.toml, with its specifiers replaced; a remark names those that are not known."""

@@ -63,8 +63,10 @@ def perform(request: CommandRequest) -> Outcome:
         raise Failure(failed) from None
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
     name = os.path.basename(source) if source else shlex.join(words)
-    mode = os.stat(source).st_mode if source else _ANY_MODE
-    return _write_or_print(pool_text(pool, name, base_dir, target), into, mode & _ANY_MODE)
+    mode = _ANY_MODE
+    for file in (source, *pool.files) if source else ():
+        mode &= os.stat(file).st_mode
+    return _write_or_print(pool_text(pool, name, base_dir, target), into, mode)
 
 
 def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None:
@@ -127,8 +129,8 @@ def _check_imported(path: str, found: str) -> None:
 def _write_or_print(found: RenderedPoolFile, into: str | None, mode: int) -> Outcome:
     """Write the new pool.toml to the file `into`; if `into` is None, return an outcome that prints it.
 
-    The file gets no permission that is not in `mode`, the mode of the source, which may contain secrets. Raises Failure
-    if the new pool.toml would have no servers.
+    The file gets no permission that is not in `mode`, that of its sources, which may contain secrets. Raises Failure if
+    the new pool.toml would have no servers.
     """
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))

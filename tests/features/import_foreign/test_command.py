@@ -61,6 +61,17 @@ def test_file_is_not_more_readable_than_its_source(
     assert (tmp_path / "pool.toml").stat().st_mode & 0o777 == after
 
 
+def test_file_is_not_more_readable_than_the_variables_that_are_in_it(
+    poolctl: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("SECRET=made-up\n")
+    (tmp_path / ".env").chmod(0o600)
+    (tmp_path / "compose.yml").write_text("services: {a: {command: 'sleep 60', environment: {A: $SECRET}}}\n")
+    assert poolctl("import", "compose.yml", "-o", "pool.toml")[0] == 0
+    assert "made-up" in (tmp_path / "pool.toml").read_text()
+    assert (tmp_path / "pool.toml").stat().st_mode & 0o777 == 0o600
+
+
 def test_paths_of_a_file_elsewhere_begin_there(poolctl: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / ".env").write_text("LEVEL=info\n")

@@ -367,6 +367,12 @@ def test_socket_that_activates_a_unit_is_the_one_of_its_name(imported: Import, t
     assert "a.service:3: Sockets=b.socket: a server has one address" in imported(unit, "a.service").remarks
 
 
+def test_timer_of_a_unit_is_named(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "a.timer").write_text("[Timer]\nOnCalendar=daily\n")
+    said = imported("[Service]\nType=oneshot\nExecStart=/bin/a\n", "a.service")
+    assert said.remarks == ["a.service:3: a.timer: write its OnCalendar as every, of a job"]
+
+
 def test_files_that_change_a_unit_are_named(imported: Import, tmp_path: Path) -> None:
     (tmp_path / "a.service.d").mkdir()
     (file := tmp_path / "a.service.d" / "override.conf").touch()
