@@ -436,12 +436,16 @@ class _Reader:
 
     def _apply_deploy(self, server: ForeignServer, service: Settings) -> None:
         deploy = service.table("deploy")
-        service.carry(server, {"scale": ("workers", int)})
         deploy.carry(server, {"replicas": ("workers", int)})
+        deploy.table("resources").table("limits").carry(server, {"memory": ("limits.memory", _size)})
+        # Compose refuses a file in which these have other values.
+        if "workers" not in server.keys:
+            service.carry(server, {"scale": ("workers", int)})
+        if "limits" not in server.keys:
+            service.carry(server, {"mem_limit": ("limits.memory", _size)})
         if server.keys.get("workers") == 0:
             del server.keys["workers"]
             server.set("disabled", True)
-        deploy.table("resources").table("limits").carry(server, {"memory": ("limits.memory", _size)})
 
     def _health(self, server: ForeignServer, check: Settings, inner: str) -> None:
         disabled, test = check.take("disable"), check.take("test", str, list)
@@ -493,7 +497,6 @@ _KEYS: Keys = {
     "stop_grace_period": ("stop_timeout", str),
     "stop_signal": ("stop_signal", signal_name),
     "user": ("user", lambda value: escaped(value) if re.match("[A-Za-z_]", value) else ""),
-    "mem_limit": ("limits.memory", lambda value: _size(value)),
 }
 _RESTART_POLICY: Keys = {
     "condition": (

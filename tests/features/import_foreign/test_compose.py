@@ -735,3 +735,15 @@ def test_program_that_was_published_on_one_address_listens_on_it_alone(imported:
         "127.0.0.1:8080",
         ["--host", "{host}", "--port", "{port}"],
     )
+
+
+def test_second_key_for_one_setting_is_a_remark(imported: Import) -> None:
+    deploy = "{replicas: 2, resources: {limits: {memory: 1G}}}"
+    said = imported(
+        f"services: {{a: {{command: serve, scale: 3, mem_limit: 2g, deploy: {deploy}}}}}\n", "compose.yml"
+    )
+    assert (said.servers["a"]["workers"], said.servers["a"]["limits"]) == (2, {"memory": "1GiB"})
+    assert said.remarks == [
+        "compose.yml:1: mem_limit: 2g: no equivalent",
+        "compose.yml:1: scale: 3: no equivalent",
+    ]

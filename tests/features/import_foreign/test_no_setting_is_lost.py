@@ -90,8 +90,8 @@ COMPOSE: Values = {
     "services.a.environment": ({"A": 1}, ["A=1"], {"A": "$B"}, 5), "services.a.env_file": ("e", ["e"]),
     "services.a.ports": (["8080:80"], ["9000-9001:9000-9001"], ["53:53/udp"], [{"target": 80, "published": 81}], 80),
     "services.a.restart": ("always", "on-failure:3", "${POLICY:-always}", "sometimes"),
-    "services.a.depends_on": (["b"], {"b": {"condition": "service_healthy"}}, ["none"], 5),
-    "services.a.depends_on_.b.restart": (True,), "services.a.healthcheck.test": (["CMD", "true"], "curl localhost"),
+    "services.a.depends_on": (["b"], {"b": {"condition": "service_healthy"}}, {"b": {"restart": True}}, ["none"], 5),
+    "services.a.healthcheck.test": (["CMD", "true"], "curl localhost"),
     "services.a.healthcheck.start_period": ("60s",), "services.a.deploy.replicas": (2, 0, "two"),
     "services.a.deploy.mode": ("global",), "services.a.deploy.resources.limits.memory": ("1G", "much"),
     "services.a.deploy.resources.limits.cpus": ("0.5",), "services.a.deploy.resources.reservations.memory": ("1G",),
@@ -163,7 +163,7 @@ def read_pm2(file: File, directory: Path) -> ForeignPool:
 def read_compose(file: File, directory: Path) -> ForeignPool:
     data: dict[str, Any] = {"services": {"a": {"command": "serve 80"}, "b": {"command": "other"}}}
     for path, value in file.items():
-        *tables, last = path.replace("depends_on_", "depends_on").split(".")
+        *tables, last = path.split(".")
         table = data
         for name in tables:
             inner = table.get(name)
