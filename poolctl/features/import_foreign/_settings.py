@@ -98,7 +98,8 @@ class Settings:
         A setting whose value cannot be converted (to "" or None, or with a ValueError) is not taken.
         """
         for name, (key, convert) in keys.items():
-            converted = _converted(convert, self._values[name]) if name in self._values else None
+            value = self.peek(name)
+            converted = None if value in _EMPTY else _converted(convert, value)
             if converted not in ("", None):
                 self.take(name)
                 server.set(key, converted)

@@ -51,8 +51,9 @@ def test_setting_of_another_type_is_not_taken() -> None:
 
 def test_settings_are_converted_one_by_one_unless_their_value_is_not_understood() -> None:
     server = ForeignServer("web", 1)
-    table = settings(server, a="5", b="many", e=True)
-    table.carry(server, {"a": ("limits.a", int), "b": ("b", int), "c": ("c", int), "e": ("e", str)})
+    table = settings(server, a="5", b="many", d=None, e=True)
+    keys = {"a": ("limits.a", int), "b": ("b", int), "c": ("c", int), "d": ("d", str), "e": ("e", str)}
+    table.carry(server, keys)
     assert (server.keys, server.lines) == ({"limits": {"a": 5}, "e": "true"}, {"limits": 1, "e": 5})
     table.remark("a", "a reason")
     table.remark_unread({})
