@@ -202,7 +202,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
             for each in pool.servers
             if each.unusable
         ],
-        remarks=len(pool.remarks) + sum(len(each.remarks) for each in pool.servers),
+        remarks=len(pool.remarks) + sum(len(set(each.remarks)) for each in pool.servers),
         unset=unset,
         missing=[] if unset else [str(problem) for problem in config.check_external()],
     )

@@ -13,18 +13,18 @@ from poolctl.config import Document, escaped
 
 from ._command_lines import apply_command_words
 from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
-from ._settings import Meaningless, Settings, text_of
+from ._settings import OF_ANOTHER_TYPE, Meaningless, Settings, shown, text_of
 
 _INTERPRETERS = {  # lib/API/interpreter.json
     ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash", ".php": "php",
     ".pl": "perl", ".coffee": "coffee", ".ls": "lsc", ".ts": "bun", ".tsx": "bun",
 }  # fmt: skip
+_OF_MONITORING = (
+    "pmx", "automation", "io", "trace", "disable_trace", "deep_monitoring", "v8", "event_loop_inspector",
+)  # fmt: skip
 MEANINGLESS: Meaningless = {
     **dict.fromkeys(("merge_logs", "combine_logs"), "a server has one log, of all its processes"),
-    **dict.fromkeys(
-        ("pmx", "automation", "io", "trace", "disable_trace", "deep_monitoring"), "of pm2's monitoring"
-    ),
-    **dict.fromkeys(("v8", "event_loop_inspector"), "of pm2's monitoring"),
+    **dict.fromkeys(_OF_MONITORING, "of pm2's monitoring"),
     "vizion": "it reads the version of the source for pm2's own pages",
     "windowsHide": "of Windows",
     "force": "of the command pm2 start",
@@ -35,10 +35,8 @@ DEFAULTS = {  # values that change nothing
     "time": False, "disable_logs": False, "shutdown_with_message": False, "append_env_to_name": False,
     "filter_env": False, "cron_restart": 0, "restart_delay": 0, "exp_backoff_restart_delay": 0,
 }  # fmt: skip
-_OUTPUTS, _ERRORS = (
-    ("out_file", "out", "output", "out_log", "log_file", "log"),
-    ("error_file", "error", "err"),
-)
+_OUTPUTS = ("out_file", "out", "output", "out_log", "log_file", "log")
+_ERRORS = ("error_file", "error", "err", "err_file", "err_log")
 ADVICE = {
     "wait_ready": "notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send",
     "watch": "poolctl run --watch",
@@ -49,7 +47,7 @@ ADVICE = {
     **dict.fromkeys(("time", "log_date_format"), "poolctl logs shows when a line was written"),
     "source_map_support": "node --enable-source-maps does this",
     **dict.fromkeys(("pid_file", "pid"), "poolctl list -o name,pids shows the pids"),
-    **dict.fromkeys((*_OUTPUTS, *_ERRORS, "err_file", "err_log"), "a server has one log, of both streams"),
+    **dict.fromkeys((*_OUTPUTS, *_ERRORS), "a server has one log, of both streams"),
 }
 _OPTIONS = ("node_args", "interpreter_args", "interpreterArgs")
 _NO_LOG = ("/dev/null", "NULL")
@@ -63,12 +61,15 @@ def pool_of_pm2(document: Document) -> ForeignPool:
     pool = ForeignPool()
     file = Settings(pool, document.data, lambda *path: document.place(path).line)
     for index, values in enumerate(file.take("apps", list)):
+        path = ("apps", index)
         if isinstance(values, dict):
-            path = ("apps", index)
-            stem = os.path.splitext(os.path.basename(str(values.get("script", ""))))[0]
+            script = str(values.get("script") or values.get("exec") or "")
+            stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(values.get("name") or stem), document.place(path).line)
             app = Settings(server, values, lambda *inner, path=path: document.place((*path, *inner)).line)
             _apply_app(server, app, document.base_dir)
+        else:
+            pool.remark(f"apps: {shown(values)}: {OF_ANOTHER_TYPE}", document.place(path).line)
     file.remark_unread({})
     if not pool.servers:
         raise Unreadable("there is no app in it", "is this an ecosystem file of pm2?", 1)

@@ -56,15 +56,8 @@ _STOP_GROUPS = {"control-group": "together", "process": "leader", "mixed": "afte
 _HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
 _DEPENDENCIES = ("After", "Requires", "Wants", "BindsTo", "PartOf", "Sockets")
 _TO_JOURNAL = (
-    "",
-    "inherit",
-    "journal",
-    "journal+console",
-    "syslog",
-    "syslog+console",
-    "kmsg",
-    "kmsg+console",
-)
+    "", "inherit", "journal", "journal+console", "syslog", "syslog+console", "kmsg", "kmsg+console",
+)  # fmt: skip
 _output_file = re.compile("(?:append|file|truncate):(.+)")
 _PREFIXES = "-@:+!|"  # prefixes of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
@@ -246,8 +239,11 @@ class _UnitReader:
                 server.remark(f"Environment={setting.value}: it cannot be read ({problem})")
                 continue
             for assignment in words:
-                variable, _, text = assignment.partition("=")
-                server.set("env", {**server.keys.get("env", {}), variable: text})
+                variable, sign, text = assignment.partition("=")
+                if sign:
+                    server.set("env", {**server.keys.get("env", {}), variable: text})
+                else:
+                    server.remark(f"Environment={setting.value}: {variable} is not NAME=VALUE")
         files = []
         for setting in self.service.each("EnvironmentFile"):
             path = self._expanded(setting, setting.value.removeprefix("-"))

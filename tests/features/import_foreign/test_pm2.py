@@ -139,6 +139,7 @@ def test_app_without_a_script_is_left_out_and_its_neighbours_are_not(imported: I
         },
     }  # fmt: skip
     assert said.remarks == [
+        "ecosystem.json:1: apps: 5: a value of another type than expected",
         "ecosystem.json:1: deploy: a: 1: no equivalent",
         "ecosystem.json:1: left out: it has no script",
         "[[server]]",

@@ -256,6 +256,7 @@ Also=b.service
         (["MemoryHigh=1G", "MemoryMax=2G"], {"limits": {"memory": "2GiB"}}, ["3: MemoryHigh=1G: no equivalent"]),
         (["SystemCallFilter=@system-service", "SystemCallFilter=~@privileged"], {},
          ["4: SystemCallFilter=@system-service, ~@privileged: no equivalent"]),
+        (["Environment=A B=1"], {"env": {"B": "1"}}, ["3: Environment=A B=1: A is not NAME=VALUE"]),
         (["Environment=A=%H-%m"], {"env": {"A": f"{socket.gethostname()}-%m"}},
          ["3: Environment=A=%H-%m: %m: no equivalent"]),
         (["StandardOutput=append:/var/log/%p.log", "StandardError=append:/var/log/a.log"],
