@@ -6,6 +6,7 @@ A Procfile (foreman, honcho, overmind, Heroku) has one command line per entry: `
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import re
@@ -163,20 +164,21 @@ def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> Non
     apply_command_words(server, [escaped(word) for word in words], port)
 
 
-def _parse_options(
-    server: ForeignServer,
-    arguments: list[str],
-    values: Iterable[str],
-    *,
-    repeated: Iterable[str] = (),
-    flags: Iterable[str] = (),
-    switches: Iterable[str] = (),
-) -> Settings:
+def _parse_options(server: ForeignServer, parser: argparse.ArgumentParser, arguments: list[str]) -> Settings:
     """The options by their long names, unknown ones included; `app` is the first positional argument.
 
-    Options in `values` and `repeated` take a value; those in `repeated` form a list. `switches` also exist as `--no-…`.
     Raises argparse.ArgumentError.
     """
+    found, unknown = parser.parse_known_args(arguments)
+    given = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
+    given |= {key: value for key, value in vars(found).items() if value is not None}
+    return Settings(server, given, lambda *_: server.at, sign=" ")
+
+
+def _parser(
+    values: Iterable[str], *, flags: Iterable[str], repeated: Iterable[str] = (), switches: Iterable[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser of options: `values` and `repeated` take a value, `repeated` form a list, `switches` have a `--no-…`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     actions: list[tuple[Any, Iterable[str]]] = [
         ("store", values), ("append", repeated), ("store_true", flags), (argparse.BooleanOptionalAction, switches),
@@ -185,10 +187,7 @@ def _parse_options(
         for names in map(str.split, options):
             parser.add_argument(*names, dest=names[-1], action=action, default=None)
     parser.add_argument("app", nargs="?")
-    found, unknown = parser.parse_known_args(arguments)
-    given = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
-    given |= {key: value for key, value in vars(found).items() if value is not None}
-    return Settings(server, given, lambda *_: server.at, sign=" ")
+    return parser
 
 
 def _proxies(value: str) -> list[str]:
@@ -251,80 +250,35 @@ _OF_ASGI_WORKERS: Keys = {
 }
 # Options that take a value, switches with --no-…, and flags. An unknown option's value would be taken for the app.
 _UVICORN_OPTIONS = (
-    *(
-        "--host",
-        "--port",
-        "--uds",
-        "--fd",
-        "--reload-dir",
-        "--reload-include",
-        "--reload-exclude",
-        "--reload-delay",
-    ),
-    *(
-        "--ws-max-size",
-        "--ws-max-queue",
-        "--ws-ping-interval",
-        "--ws-ping-timeout",
-        "--ws-per-message-deflate",
-    ),
-    *(
-        "--env-file",
-        "--lifespan",
-        "--interface",
-        "--log-config",
-        "--backlog",
-        "--limit-max-requests-jitter",
-        "--header",
-    ),
-    *("--timeout-worker-healthcheck", "--ssl-keyfile-password", "--ssl-version"),
-)
+    "--host", "--port", "--uds", "--fd", "--reload-dir", "--reload-include", "--reload-exclude", "--reload-delay",
+    "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout", "--ws-per-message-deflate",
+    "--env-file", "--lifespan", "--interface", "--log-config", "--backlog", "--limit-max-requests-jitter",
+    "--header", "--timeout-worker-healthcheck", "--ssl-keyfile-password", "--ssl-version",
+)  # fmt: skip
 _UVICORN_SWITCHES = ("--access-log", "--use-colors", "--proxy-headers", "--server-header", "--date-header")
 _UVICORN_FLAGS = ("--reload", "--http2", "--reset-contextvars", "--version", "--factory")
 _GUNICORN_OPTIONS = (
-    *("-c --config", "--backlog", "-k --worker-class", "--threads", "--max-requests-jitter", "-t --timeout"),
-    *("--limit-request-line", "--limit-request-fields", "--limit-request-field_size", "--reload-engine"),
-    *("-p --pid", "--worker-tmp-dir", "-u --user", "-g --group", "--access-logfile", "--access-logformat"),
-    *("--log-file --error-logfile", "--logger-class", "--log-config", "--log-config-json", "--log-syslog-to"),
-    *("--log-syslog-prefix", "--log-syslog-facility", "--statsd-host", "--dogstatsd-tags", "--statsd-prefix"),
-    *(
-        "-n --name",
-        "--pythonpath",
-        "--paster --paste",
-        "--proxy-allow-from",
-        "--protocol",
-        "--uwsgi-allow-from",
-    ),
-    *("--ssl-version", "--http-protocols", "--http2-cleartext", "--http2-max-concurrent-streams"),
-    *(
-        "--http2-initial-window-size",
-        "--http2-max-frame-size",
-        "--http2-max-header-list-size",
-        "--forwarder-headers",
-    ),
-    *("--header-map", "--asgi-loop", "--asgi-lifespan", "--asgi-disconnect-grace-period", "--http-parser"),
-    *("--websocket-max-message-size", "--dirty-workers", "--dirty-timeout", "--dirty-threads"),
-    *("--dirty-graceful-timeout", "--control-socket", "--control-socket-mode"),
-)
+    "-c --config", "--backlog", "-k --worker-class", "--threads", "--max-requests-jitter", "-t --timeout",
+    "--limit-request-line", "--limit-request-fields", "--limit-request-field_size", "--reload-engine", "-p --pid",
+    "--worker-tmp-dir", "-u --user", "-g --group", "--access-logfile", "--access-logformat",
+    "--log-file --error-logfile", "--logger-class", "--log-config", "--log-config-json", "--log-syslog-to",
+    "--log-syslog-prefix", "--log-syslog-facility", "--statsd-host", "--dogstatsd-tags", "--statsd-prefix",
+    "-n --name", "--pythonpath", "--paster --paste", "--proxy-allow-from", "--protocol", "--uwsgi-allow-from",
+    "--ssl-version", "--http-protocols", "--http2-cleartext", "--http2-max-concurrent-streams",
+    "--http2-initial-window-size", "--http2-max-frame-size", "--http2-max-header-list-size", "--forwarder-headers",
+    "--header-map", "--asgi-loop", "--asgi-lifespan", "--asgi-disconnect-grace-period", "--http-parser",
+    "--websocket-max-message-size", "--dirty-workers", "--dirty-timeout", "--dirty-threads",
+    "--dirty-graceful-timeout", "--control-socket", "--control-socket-mode",
+)  # fmt: skip
 _GUNICORN_LISTS = ("-b --bind", "-e --env", "--reload-extra-file", "--paste-global", "--dirty-app")
 _GUNICORN_FLAGS = (
-    *("--reload", "--spew", "--check-config", "--print-config", "--preload", "--no-sendfile", "--reuse-port"),
-    *(
-        "-D --daemon",
-        "--initgroups",
-        "--disable-redirect-access-to-syslog",
-        "--capture-output",
-        "--log-syslog",
-    ),
-    *("-R --enable-stdio-inheritance", "--enable-backlog-metric", "--suppress-ragged-eofs"),
-    *("--do-handshake-on-connect", "--permit-obsolete-folding", "--strip-header-spaces"),
-    *(
-        "--permit-unconventional-http-method",
-        "--permit-unconventional-http-version",
-        "--casefold-http-method",
-    ),
+    "--reload", "--spew", "--check-config", "--print-config", "--preload", "--no-sendfile", "--reuse-port",
+    "-D --daemon", "--initgroups", "--disable-redirect-access-to-syslog", "--capture-output", "--log-syslog",
+    "-R --enable-stdio-inheritance", "--enable-backlog-metric", "--suppress-ragged-eofs",
+    "--do-handshake-on-connect", "--permit-obsolete-folding", "--strip-header-spaces",
+    "--permit-unconventional-http-method", "--permit-unconventional-http-version", "--casefold-http-method",
     "--no-control-socket",
-)
+)  # fmt: skip
 _DEFAULTS = {  # values that change nothing
     "--error-logfile": "-", "--asgi-loop": "auto", "--lifespan": "auto", "--asgi-lifespan": "auto",
     "--date-header": True, "--server-header": True, "--forwarder-headers": "SCRIPT_NAME,PATH_INFO",
@@ -346,14 +300,20 @@ _SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
+@functools.cache
+def _uvicorn_parser() -> argparse.ArgumentParser:
+    values = {*_OF_UVICORN, *_UVICORN_OPTIONS} - {*_UVICORN_SWITCHES, *_UVICORN_FLAGS}
+    return _parser(values, flags=_UVICORN_FLAGS, switches=_UVICORN_SWITCHES)
+
+
+@functools.cache
+def _gunicorn_parser() -> argparse.ArgumentParser:
+    values = (f"{_SHORT.get(each, '')} {each}" for each in _OF_GUNICORN)
+    return _parser([*values, *_GUNICORN_OPTIONS], flags=_GUNICORN_FLAGS, repeated=_GUNICORN_LISTS)
+
+
 def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given = _parse_options(
-        server,
-        arguments,
-        {*_OF_UVICORN, *_UVICORN_OPTIONS} - {*_UVICORN_SWITCHES, *_UVICORN_FLAGS},
-        flags=_UVICORN_FLAGS,
-        switches=_UVICORN_SWITCHES,
-    )
+    given = _parse_options(server, _uvicorn_parser(), arguments)
     interface = given.take("--interface") or "auto"
     if interface == "asgi2":
         raise _NotParsed("--interface asgi2")
@@ -378,13 +338,7 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
 
 
 def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given = _parse_options(
-        server,
-        arguments,
-        [*(f"{_SHORT.get(each, '')} {each}" for each in _OF_GUNICORN), *_GUNICORN_OPTIONS],
-        repeated=_GUNICORN_LISTS,
-        flags=_GUNICORN_FLAGS,
-    )
+    given = _parse_options(server, _gunicorn_parser(), arguments)
     binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.take("--bind") or []]
     # Without --bind, gunicorn listens on $PORT if it is set.
     address = _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}"
