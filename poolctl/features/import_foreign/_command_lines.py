@@ -73,6 +73,10 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
         line.python = _resolved(server, line.python)
     if line.directory:
         server.set("cwd", _resolved(server, line.directory))
+    if line.python:
+        is_absolute = os.path.isabs(line.python)
+        bin_parent = line.python if is_absolute else os.path.relpath(line.python, server.keys.get("cwd", "."))
+        server.keys.setdefault("env", {})["PATH"] = f"{bin_parent}/bin:${{PATH}}"
     if _apply_as_app(server, line, port) or not line.words:
         return
     if os.path.basename(line.words[0]) in SHELLS and len(line.words) > 2:

@@ -47,7 +47,7 @@ _KNOWN: dict[tuple[str, str], KnownServer] = {
     ("uvicorn", ""): KnownServer("--host", "--port", path="--uds", tls="--ssl-certfile", fd=("--fd", FD),
                                  default="127.0.0.1:8000", host_variable="UVICORN_HOST", port_variable="UVICORN_PORT"),
     ("gunicorn", ""): KnownServer(address="-b --bind", tls="--certfile", config="-c --config",
-                                  default="127.0.0.1:8000"),
+                                  default="127.0.0.1:8000", port_variable="PORT"),
     ("hypercorn", ""): KnownServer(address="-b --bind", tls="--certfile", fd=("--bind", f"fd://{FD}"),
                                    config="-c --config", default="127.0.0.1:8000"),
     ("daphne", ""): KnownServer("-b --bind", "-p --port", path="-u --unix-socket", fd=("--fd", FD),
@@ -146,9 +146,9 @@ def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> N
     if (found := _known(line.words)) is None:
         return
     known, first = found
-    address = _Address(known, line.words, first, server.keys.get("env", {}))
+    address = _Address(known, line.words, first, _environment(server, port))
     if program_of(line.words).name == "uwsgi" and "--die-on-term" not in line.words:
-        server.set("stop_signal", "SIGINT")  # it reloads at SIGTERM
+        server.keys.setdefault("stop_signal", "SIGINT")  # it reloads at SIGTERM
     if address.unknown or (address.path and (line.launchers or known.path or not known.fd)):
         _remark_own_address(server, address)
     elif address.path:
@@ -188,7 +188,7 @@ def apply_known_server_of_script(server: ForeignServer, script: str, port: str) 
             continue
         if (found := _known(line.words)) is None:
             continue
-        address = _Address(found[0], line.words, found[1], server.keys.get("env", {}))
+        address = _Address(found[0], line.words, found[1], _environment(server, port))
         if address.unknown or address.path:
             _remark_own_address(server, address)
         else:
@@ -199,6 +199,11 @@ def apply_known_server_of_script(server: ForeignServer, script: str, port: str) 
             elif address.port != PORT:
                 server.set("socket", "program")
         return
+
+
+def _environment(server: ForeignServer, port: str) -> dict[str, str]:
+    env = server.keys.get("env", {})
+    return {"PORT": port, **env} if port else env
 
 
 def _known(words: Sequence[str]) -> tuple[KnownServer, int] | None:
@@ -238,6 +243,8 @@ class _Address:
         default = _host_and_port.fullmatch(known.default)
         self.host = env.get(known.host_variable) or (default["host"] if default else "")
         self.port = env.get(known.port_variable) or (default["port"] if default else "")
+        if self.port and known.port_variable in env and not known.port:
+            self.host = ""  # gunicorn listens everywhere then
         self._read_address(first)
         for index, value, before in _values(words, first, known.path):
             self.path = value

@@ -78,14 +78,15 @@ _reference = re.compile(r"(?<!\$)\$\{[^{}]*\}")  # of poolctl, not of the shell,
 _step = re.compile(r"""((?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^'"\\;&|\n])+)|(&&|\|\||[;&|\n])""", re.DOTALL)
 _port = re.compile(r"\$PORT\b|\$\$\{PORT(?::?-([0-9]+))?\}")
 _activate = re.compile(r"(.+)/bin/activate")
-_taken_into_shell = re.compile(r"-(?=[a-z]*c)[ceuxo]+")
+_script_option = re.compile(r"-(?=[a-z]*c)[ceuxo]+")
 
 
 @dataclass
 class CommandLine:
     """A command line without what stands before the program.
 
-    `launchers` stay before the program; `python_launcher` is one of them that only chooses the environment of Python.
+    `launchers` stay before the program; `python_launcher` is one of them that only chooses the environment of Python,
+    and `python` is an environment that was activated. The program runs in `directory`, if one was entered.
     """
 
     words: list[str]
@@ -146,7 +147,8 @@ def _take_known_launcher(line: CommandLine, name: str) -> bool:
         return False
     launcher, at = _LAUNCHERS[key], len(key)
     first_option = at
-    while at < len(words) and words[at].startswith("-") and words[at] not in ("--", "-m"):
+    ends = ("--", "-m") if key == ("uv", "run") else ("--",)
+    while at < len(words) and words[at].startswith("-") and words[at] not in ends:
         at += 2 if words[at] in launcher.values.split() else 1
     options = words[first_option:at]
     if launcher.words and "--" in words[at:]:
@@ -161,7 +163,7 @@ def _take_known_launcher(line: CommandLine, name: str) -> bool:
         return False
     if key in _OF_PYTHON and all(each in _INSTALLER_FLAGS for each in options):
         line.python_launcher = " ".join(key)
-    if words[at] == "-m":  # `uv run -m uvicorn`
+    if words[at] == "-m" and key == ("uv", "run"):
         words = [*words[:at], "python", *words[at:]]
     line.launchers += words[:at]
     line.words = words[at:]
@@ -171,10 +173,9 @@ def _take_known_launcher(line: CommandLine, name: str) -> bool:
 def _script(words: Sequence[str]) -> str | None:
     """The line of `sh -c LINE`, None for other arguments, or a shell that reads the user's profile first."""
     options = words[1:-1]
-    if not options or not _taken_into_shell.fullmatch(options[-1]):
-        # `-o pipefail -c`
+    if not options or not _script_option.fullmatch(options[-1]):
         return None
-    others = [each for each in options[:-1] if each != "pipefail"]
+    others = [each for each in options[:-1] if each != "pipefail"]  # `-o pipefail -c`
     return words[-1] if all(re.fullmatch("-[eux]*o?", each) for each in others) else None
 
 
@@ -191,13 +192,6 @@ def _take_shell(line: CommandLine, script: str) -> bool:
     line.words = shlex.split(last[0])
     line.env |= found.env
     line.python = os.path.join(line.directory, found.python) if found.python else line.python
-    if found.python:
-        directory = (
-            found.python
-            if os.path.isabs(found.python)
-            else os.path.relpath(found.python, found.directory or ".")
-        )
-        line.env["PATH"] = f"{directory}/bin:${{PATH}}"
     line.directory = os.path.join(line.directory, found.directory)
     return bool(line.words)
 

@@ -186,3 +186,29 @@ def test_words_of_the_program_in_braces_are_passed_on(of_line: Any) -> None:
 def test_variable_with_the_port_is_its_address(imported: Import) -> None:
     text = '{"apps": [{"script": "flask", "args": "run", "interpreter": "none", "env": {"FLASK_RUN_PORT": "80"}}]}'
     assert imported(text, "ecosystem.json").servers["flask"]["bind"] == "127.0.0.1:80"
+
+
+def test_stop_signal_of_the_source_wins(imported: Import) -> None:
+    said = imported("[program:a]\ncommand=uwsgi --http :80\nstopsignal=QUIT\n", "supervisord.conf")
+    assert said.servers["a"]["stop_signal"] == "SIGQUIT"
+
+
+def test_environment_that_a_script_activates_is_found_from_the_working_directory(imported: Import) -> None:
+    line = "/bin/bash -c 'source venv/bin/activate && exec gunicorn a:app --bind :$PORT'"
+    text = f"[Service]\nWorkingDirectory=/srv\nEnvironment=PORT=80\nExecStart={line}\n"
+    table = imported(text, "w.service").servers["w"]
+    assert (table["bind"], table["command"]) == (":80", ["gunicorn", "a:app"])
+    assert table["env"] == {"PORT": "80", "PATH": "/srv/venv/bin:${PATH}"}
+
+
+@pytest.mark.parametrize(
+    ("line", "bind"),
+    [
+        ("./migrate && gunicorn a:app", ":5000"), ("uv run gunicorn a:app", ":5000"), ("npx next start", ":5000"),
+        ("./build && npx next start", ":5000"), ("fastapi run", ":8000"), ("PORT=80 npx next start", ":80"),
+    ],
+)  # fmt: skip
+def test_program_that_reads_port_listens_on_the_one_of_the_procfile(
+    imported: Import, line: str, bind: str
+) -> None:
+    assert imported(f"w: {line}\n", "Procfile").servers["w"]["bind"] == bind
