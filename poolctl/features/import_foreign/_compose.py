@@ -68,8 +68,7 @@ class _Variables:
     `missing` collects the names of those that have no value.
     """
 
-    def __init__(self, directory: str) -> None:
-        path = os.path.join(directory, ".env")
+    def __init__(self, path: str) -> None:
         self.of_file: dict[str, str] = {}
         self.missing: list[str] = []
         if os.path.isfile(path):
@@ -145,14 +144,14 @@ def _closing_brace(text: str, at: int) -> int:
 
 
 class _Published(NamedTuple):
-    """An entry of `ports` as it was written, and its pairs of a published port and one of the container.
+    """An entry of `ports` as it was written, and the ports `here` by those of the container.
 
     There are none if the entry cannot be an address here, for the reason `why`.
     """
 
     text: str
     host: str
-    pairs: list[tuple[str, str]]
+    here: dict[str, str]
     why: str = ""
 
 
@@ -160,7 +159,8 @@ class _Reader:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.pool = ForeignPool()
-        self.variables = _Variables(document.base_dir)
+        self.env_file = os.path.join(document.base_dir, ".env")
+        self.variables = _Variables(self.env_file)
         self.ports: dict[str, dict[str, str]] = {}  # here, by service and port of the container
         self.hosts: dict[str, str] = {}  # the service of each host name
 
@@ -171,7 +171,7 @@ class _Reader:
         """The pool with a server for each service; a service without a command is marked as left out."""
         self.pool.env_file = ".env"
         if self.variables.of_file:
-            self.pool.files.append(os.path.join(self.document.base_dir, ".env"))
+            self.pool.files.append(self.env_file)
         file = Settings(self.pool, self.document.data, self.line)
         tables = file.table("services")
         services = {}
@@ -287,44 +287,32 @@ class _Reader:
     def _ports(self, server: ForeignServer, ports: Any) -> str:
         """Set `bind` to the published address of the port of its command, and return that port, "" if unknown.
 
-        If that is not published, use the first port that `_replace_container_port` accepts. Others become remarks.
+        If the command names none, see `_bind_to_published`. Other published ports become remarks.
         """
         bind = str(server.keys.get("bind", ""))
         inner = bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
         found = [_published(each) for each in ports or ()]
-        chosen = None
-        for each in found:
-            here = next((port for port, target in each.pairs if inner and target == inner), "")
-            if chosen is None and here:
-                chosen = each
-                server.set("bind", bind_address(each.host, here))
-        for each in found if not (bind or server.unusable) else ():
-            if chosen is None and len(each.pairs) == 1:
-                published, target = each.pairs[0]
-                if _replace_container_port(server, each.host, published, target):
-                    chosen, inner = each, target
-        if chosen is None and not (bind or server.unusable):
-            # The program listens on the same port here.
-            chosen = next(
-                (each for each in found if len(each.pairs) == 1 and len({*each.pairs[0]}) == 1), None
-            )
-            if chosen is not None:
-                inner = chosen.pairs[0][0]
-                server.set("bind", bind_address(chosen.host, inner))
-                server.set("socket", "program")
+        if inner:
+            chosen = next((each for each in found if inner in each.here), None)
+            host, port = (chosen.host, chosen.here[inner]) if chosen else ("127.0.0.1", inner)
+            server.set(
+                "bind", bind_address(host, port)
+            )  # unpublished, it was reachable from other containers alone
+        elif bind or server.unusable:
+            chosen = None
+        else:
+            chosen = _bind_to_published(server, [each for each in found if len(each.here) == 1])
+            inner = next(iter(chosen.here)) if chosen else ""
         if chosen is not None and chosen.host not in ("", "0.0.0.0") and _may_listen_elsewhere(server):
             server.remark(f"ports: {chosen.host}:{chosen.text}: see that it listens on that address alone")
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
         for each in found:
             if each != chosen:
                 server.remark(f"ports: {each.text}: {each.why or why}")
-        if chosen is None and inner:
-            server.set("bind", f"127.0.0.1:{inner}")  # it was reachable only from other containers
-        self.ports[server.name] = {}
         if server.unusable:  # it may run on in its container
-            self.ports[server.name] = {target: port for each in found for port, target in each.pairs}
-        elif inner:
-            self.ports[server.name][inner] = server.keys["bind"].rpartition(":")[2]
+            self.ports[server.name] = {inner: port for each in found for inner, port in each.here.items()}
+        else:
+            self.ports[server.name] = {inner: server.keys["bind"].rpartition(":")[2]} if inner else {}
         return inner
 
     def _labels(self, server: ForeignServer, value: Any) -> None:
@@ -382,7 +370,7 @@ class _Reader:
         """
 
         def replaced(match: re.Match[str]) -> str:
-            before, host, colon, after = match.groups("")
+            before, host, colon = match.groups("")
             if len(colon) == 3 and colon != ":80" and not before.endswith(("//", "@")):
                 return match[0]  # an image, such as redis:16
             ports = self.ports.get(self.hosts[host], {})
@@ -400,11 +388,11 @@ class _Reader:
                 for inner, other in ports.items():
                     if inner != other:
                         server.remark(f"{what}: the port {inner} of the service {name} is {other} here", line)
-            return f"{before}127.0.0.1{f':{here}' if here else ''}{after}"
+            return f"{before}127.0.0.1{f':{here}' if here else ''}"
 
         names = "|".join(re.escape(each) for each in sorted(self.hosts, key=len, reverse=True))
         before, after = r"^|//|@|/dev/tcp/|(?<=\w):-|[\s,;='\"(\[]", r"$|[/?\s,;'\")\]}&|]"
-        return re.sub(rf"({before})({names})(:\d{{2,5}})?(?={after})()", replaced, text)
+        return re.sub(rf"({before})({names})(:\d{{2,5}})?(?={after})", replaced, text)
 
     def _env_files(self, server: ForeignServer, value: Any) -> None:
         entries = value if isinstance(value, list) else [value]
@@ -529,6 +517,24 @@ def _word_lists(server: ForeignServer) -> Iterable[tuple[str, list[str]]]:
         yield "health", words
 
 
+def _bind_to_published(server: ForeignServer, ports: Iterable[_Published]) -> _Published | None:
+    """Set `bind` to the first of the ports that the server can be told, or at which it listens anyway.
+
+    Returns None if there is none.
+    """
+    for each in ports:
+        ((inner, published),) = each.here.items()
+        if _replace_container_port(server, each.host, published, inner):
+            return each
+    for each in ports:
+        ((inner, published),) = each.here.items()
+        if inner == published:
+            server.set("bind", bind_address(each.host, inner))
+            server.set("socket", "program")
+            return each
+    return None
+
+
 def _replace_container_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
     """Set `bind` to the published host and port, and replace the container's port `target` by {port} in the server.
 
@@ -592,11 +598,11 @@ def _published(entry: Any) -> _Published:
         host = parts[0] if len(parts) > 2 else ""
         text = text if protocol or "-" in text else f"{published}:{target}"
     if protocol not in ("", "tcp"):
-        return _Published(text, host, [], f"a server has no port of {protocol.upper()}")
+        return _Published(text, host, {}, f"a server has no port of {protocol.upper()}")
     here, there = _port_range(published), _port_range(target)
     if not here or not there or (len(here) != len(there) and len(there) > 1):
-        return _Published(text, host, [], "not understood as ports")
-    return _Published(text, host, list(zip(here, there, strict=False)))
+        return _Published(text, host, {}, "not understood as ports")
+    return _Published(text, host, dict(zip(there, here, strict=False)))
 
 
 def _port_range(text: str) -> list[str]:
