@@ -36,6 +36,12 @@ def _seconds_by_process(pids: Iterable[int]) -> dict[int, float]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """The child processes of all threads of a process."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in found for child in each.read_text().split()]
+
+
 def idle_percent(pids: Iterable[int], seconds: float) -> float:
     """The share of one core that the processes use together while idle, except processes that exit."""
     before, started = _seconds_by_process(pids), time.monotonic()

@@ -18,7 +18,11 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Row:
-    """One figure: all samples, the samples it is compared with, and its target."""
+    """One figure: all samples, the samples it is compared with, and its target.
+
+    `paired`: each sample was measured right beside the one that it is compared with, so that both were equally slowed
+    down by other processes.
+    """
 
     what: str
     unit: str
@@ -28,6 +32,7 @@ class Row:
     most: float | None = None
     most_ratio: float | None = None
     note: str = ""
+    paired: bool = False
 
     @property
     def median(self) -> float:
@@ -35,9 +40,12 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The ratio of the medians; None without samples to compare with."""
+        """The ratio of the medians, or the median ratio of the pairs; None without samples to compare with."""
         if not self.against_samples or not statistics.median(self.against_samples):
             return None
+        if self.paired:
+            pairs = zip(self.samples, self.against_samples, strict=True)
+            return statistics.median(one / other for one, other in pairs)
         return self.median / statistics.median(self.against_samples)
 
     @property

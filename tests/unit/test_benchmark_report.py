@@ -15,6 +15,12 @@ def test_figure_is_its_median_next_to_the_one_it_is_compared_with() -> None:
     assert row.as_json() | {"min": 1.0, "max": 3.0, "reached": True} == row.as_json()
 
 
+def test_ratio_of_pairs_is_the_median_of_their_ratios() -> None:
+    # The machine became slower from one pair to the next, for both sides alike.
+    row = Row("request", "µs", [9.0, 20.0, 40.0], "stock", [10.0, 25.0, 20.0], most_ratio=0.95, paired=True)
+    assert (row.ratio, row.reached) == (0.9, True)
+
+
 def test_a_missed_target_is_said() -> None:
     rows = [
         Row("stop", "s", [0.5], most=0.4),
