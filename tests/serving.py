@@ -237,6 +237,7 @@ class Wire(asyncio.Transport):
         self._loop = loop
         self.protocol: Any = None
         self.written = b""
+        self.writes: list[bytes] = []  # each with more than nothing
         self.buffered = 0
         self.looked_at: list[float] = []  # when it was asked how much is in its buffer
         self.closed = self.aborted = self.at_eof = False
@@ -245,6 +246,8 @@ class Wire(asyncio.Transport):
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         self.written += data
+        if data:
+            self.writes.append(data)
 
     def can_write_eof(self) -> bool:
         return True

@@ -1,19 +1,19 @@
 """State shared by the connections of one worker, without uvicorn's periodic timer.
 
 uvicorn wakes every worker ten times a second to refresh its date header and to check counters, which costs 6 % of a
-core for 100 idle workers. Here each value is computed when it is needed.
+core for 100 idle workers. Here the date is renewed by the first request of a second, and a limit is checked by the
+response that reaches it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import sys
 from collections.abc import Callable, Hashable
 from email.utils import formatdate
-from time import monotonic, time
+from time import monotonic, monotonic_ns, time
 from typing import Any
 
 from ...keeper.connection_handover import Routed, send_connection, unread_bytes
@@ -29,10 +29,11 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 _COARSE = 20  # the timer fires at most this often within the time limit of a head
 _GRACE_SECONDS = 1.0
+_SECOND_NS = 1_000_000_000
 
 
 class Tasks(set[asyncio.Task[None]]):
-    """The requests in progress of a worker; notifies its PoolServerState before each new request and after the last."""
+    """The requests in progress of a worker; notifies its PoolServerState after the last."""
 
     __slots__ = ("_state",)
 
@@ -40,12 +41,8 @@ class Tasks(set[asyncio.Task[None]]):
         super().__init__()
         self._state = state
 
-    def add(self, task: asyncio.Task[None]) -> None:
-        self._state.report_activity()
-        super().add(task)
-
     def discard(self, task: object) -> None:
-        super().discard(task)
+        set.discard(self, task)
         if not self:
             self._state.report_activity()
             self._state.changed.set()
@@ -66,10 +63,10 @@ class TrackedConnections(set[Any]):
 
     def add(self, connection: Hashable) -> None:
         state = self._state
-        if state.open_connections + 1 >= state.most_connections:
+        if len(self) + len(state.expected) + 1 >= state.most_connections:
             state.on_full()
         state.report_activity()
-        super().add(connection)
+        set.add(self, connection)
         tally = state.tally
         if tally is not None and self.http:
             if isinstance(connection, self.http):
@@ -84,7 +81,7 @@ class TrackedConnections(set[Any]):
     def discard(self, connection: Hashable) -> None:
         if connection not in self:
             return
-        super().discard(connection)
+        set.discard(self, connection)
         state = self._state
         tally = state.tally
         if tally is not None and self.http:
@@ -171,7 +168,7 @@ class HeadTimeouts:
         self.seconds = seconds
         self.most_bytes = most_bytes
         self.due: dict[Any, float] = {}  # by connection: when its head must be complete
-        self._uncounted: set[Any] = set()
+        self._extended: set[float] = set()  # the times in `due` that are already later than the limit
         self._timer: asyncio.TimerHandle | None = None
         self._fires = 0.0
 
@@ -185,8 +182,6 @@ class HeadTimeouts:
     def cancel(self, connection: Any) -> None:
         """Cancel the time limit that `start` has set for the connection's request head."""
         self.due.pop(connection, None)
-        if self._uncounted:
-            self._uncounted.discard(connection)
 
     def _set_timer(self, seconds: float) -> None:
         if self._timer is not None:
@@ -206,12 +201,13 @@ class HeadTimeouts:
             elif not connection.idle:
                 # A pipelined request: its time begins when the response before it is complete.
                 self.due[connection] = now + self.seconds
-            elif connection not in self._uncounted and unread_bytes(connection.transport):
+            elif due not in self._extended and unread_bytes(connection.transport):
                 # The event loop was slow, not the client.
-                self._uncounted.add(connection)
-                self.due[connection] = now + _GRACE_SECONDS
+                self.due[connection] = extended = now + _GRACE_SECONDS
+                self._extended.add(extended)
             else:
                 connection.on_head_timeout()
+        self._extended.intersection_update(self.due.values())
         if self.due:
             self._set_timer(max(min(self.due.values()) - now, self.seconds / _COARSE))
 
@@ -221,22 +217,21 @@ class PoolServerState(ServerState):
 
     `changed` is set when the last connection, the last task or a TLS handshake has ended. `on_activity` is called when
     a connection or a request begins, and when the last request has ended; `on_limit` when the number of responses
-    reaches `max_requests`, plus up to a tenth of it at random: workers of one server that get the same number of
-    requests are not replaced at the same time.
+    reaches `max_requests`.
     """
 
     def __init__(self, max_requests: int | None = None) -> None:
-        self._max_requests = max_requests and max_requests + random.randrange(max_requests // 10 + 1)
+        self.max_requests = max_requests
         self.changed = asyncio.Event()
-        self._headers: list[Header] = []
-        self._static: list[Header] = []
-        self._second = 0  # the time for which the headers have the date
+        self.fixed_headers: list[Header] = []  # the headers of every response, besides the date
         self.date_header = True
+        self.date_ends_ns = 0  # the monotonic time at which the date in `default_headers` is no longer right
         self.tally: memoryview | None = None  # the page of counts
         self.counts: RequestCounts | None = None  # counts requests on `tally`
         self.failed: FailedRequestLog | None = None  # logs requests that failed
         self.http2: Any = None  # the class of HTTP/2 connections, if they are served
         self.head_timeouts = HeadTimeouts()
+        self.held_heads: list[Any] = []  # the connections that hold back the head of a response, or did so
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # each response is now the last of its connection
         self.moves_to: socket.socket | None = None  # the socket through which connections are handed over
@@ -249,18 +244,6 @@ class PoolServerState(ServerState):
         self.on_full: Callable[[], None] = lambda: None  # called when the maximum of connections is reached
         self.connections: TrackedConnections = TrackedConnections(self)
         self.tasks: Tasks = Tasks(self)
-
-    @property
-    def total_requests(self) -> int:
-        """The number of responses so far. uvicorn uses this name, and increments the number."""
-        return self._requests
-
-    @total_requests.setter
-    def total_requests(self, count: int) -> None:
-        self._requests = count
-        # Once: a supervisor that is held up takes the reports of many for the flood of a hostile application.
-        if count == self._max_requests:
-            self.on_limit()
 
     @property
     def open_websockets(self) -> int:
@@ -304,17 +287,23 @@ class PoolServerState(ServerState):
         if self.on_activity is not None:
             self.on_activity()
 
-    @property
-    def default_headers(self) -> list[Header]:
-        """The headers of every response; the date is computed at most once a second (RFC 9110 §6.6.1)."""
-        second = int(time())
-        if second != self._second:
-            self._second = second
-            date = [(b"date", formatdate(second, usegmt=True).encode())] if self.date_header else []
-            self._headers = date + self._static
-        return self._headers
+    def now_ns_with_date(self) -> int:
+        """The monotonic time; renews the date in `default_headers` if its second is over."""
+        now_ns = monotonic_ns()
+        if now_ns >= self.date_ends_ns:
+            self.renew_default_headers()
+        return now_ns
 
-    @default_headers.setter
-    def default_headers(self, headers: list[Header]) -> None:
-        self._static = headers
-        self._second = 0
+    def renew_default_headers(self) -> None:
+        """Renew the headers of every response, which have the date (RFC 9110 §6.6.1)."""
+        now = time()
+        self.date_ends_ns = monotonic_ns() + int((1 - now % 1) * _SECOND_NS)
+        date = [(b"date", formatdate(int(now), usegmt=True).encode())] if self.date_header else []
+        self.default_headers = date + self.fixed_headers
+
+    def send_held_heads(self) -> None:
+        """Send the heads of the responses whose bodies have not begun."""
+        connections, self.held_heads = self.held_heads, []
+        for connection in connections:
+            if connection.held:
+                connection.send_head()

@@ -12,6 +12,11 @@ idle connection is closed only after a quiet period with nothing in its receive 
 The head of a request is limited in time and size. The time runs from the accept, including a TLS handshake, to the end
 of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies.
 For a head that arrives in one piece, the check costs one comparison.
+
+uvicorn writes the head of a response and its body one after the other. A connection takes the place of the transport in
+uvicorn's object for a request, and holds the head back to send it together with the beginning of the body, which saves
+a system call or the gathering of two buffers. ASGI allows that; at the end of the event loop's iteration the head is
+sent in any case.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ import asyncio
 import re
 import socket
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable
-from functools import partial
 from time import monotonic, monotonic_ns
 from typing import Any
 
@@ -30,10 +35,10 @@ import uvicorn
 
 from poolctl.keeper.connection_handover import Routed, unread_bytes
 
-from ..tally import MALFORMED, STARTED, STATUS
+from ..tally import BOUNDS_NS, BUCKETS, LATENCY_NS, MALFORMED, STARTED, STATUS
 from .connection_state import Drainable, Header, PoolServerState, send_away
-from .request_records import RequestCounts, send_counted
-from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, ZttpProtocol
+from .request_records import LEAST_FAILURE, RequestCounts
+from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State, ZttpProtocol
 
 QUIET_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.003
@@ -42,6 +47,9 @@ CLOSE = (b"connection", b"close")
 # A read of at most this size cannot exceed the limit, because `http.max_head_size` is never smaller.
 SMALL_BYTES = 4096
 _READ_ON_SECONDS, _READ_ON_BYTES = 2.0, 1024 * 1024
+_JOINED_BYTES = 16 * 1024  # a larger part of a body is not copied to join it with the head
+# Where the status is in the head of a response.
+_STATUS_AT, _STATUS_END, _ZERO = len(b"HTTP/1.1 "), len(b"HTTP/1.1 200"), ord("0")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _END_BYTES = 4
 _REFUSALS = {
@@ -75,22 +83,26 @@ class Http1Connection(Drainable, Http1Protocol):
 
     # CPython's objects of a class share the names of up to thirty attributes, and uvicorn's already have twenty-eight.
     # With more, each object takes 1.3 KB more, and each access is slower.
-    __slots__ = ("begun_ns", "counts", "head")
+    __slots__ = ("answered", "begun_ns", "counts", "head", "held")
 
     server_state: PoolServerState
     can_move = True  # whether it may be handed over to another worker after its first request
     lingering = False
+    pipeline: Any = ()  # with httptools, further requests wait in it
     _overdue = False
     _pause_seconds = 0.0
     _trying: asyncio.TimerHandle | None = None
 
-    def __init__(self, config: uvicorn.Config, *arguments: Any, **named: Any) -> None:
-        super().__init__(config, *arguments, **named)
+    def __init__(
+        self, config: uvicorn.Config, server_state: PoolServerState, app_state: State, _loop: Any = None
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
         if not config.access_log:
             self.access_log = False
         self.head: PartialHead | None = FIRST
-        self.counts: RequestCounts | None = self.server_state.counts
-        self.begun_ns = 0  # when the oldest request in progress began; 0 if requests are not counted
+        # The head of the response that is held back; b"" after it was sent; None before the head of the next one.
+        self.held: bytes | None = None
+        self.counts: RequestCounts | None = server_state.counts
 
     @property
     def idle(self) -> bool:
@@ -144,8 +156,8 @@ class Http1Connection(Drainable, Http1Protocol):
             return
         cycle.disconnected = True
         cycle.message_event.set()
-        self.transport.write(self.last_chunk())
-        self.transport.close()
+        self.write(self.last_chunk())
+        self.close()
 
     def last_chunk(self) -> bytes:
         """The bytes that end the current response if it is chunked; b"" otherwise."""
@@ -213,31 +225,77 @@ class Http1Connection(Drainable, Http1Protocol):
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
-    def on_request_start(self, before: Any) -> None:
-        """Count a new request. `before` is uvicorn's object for the previous request."""
-        counts, state = self.counts, self.server_state
+    def on_request_start(self, before: Any, now_ns: int) -> None:
+        """Count a new request, which has arrived at `now_ns`. `before` is uvicorn's object for the previous request."""
+        cycle, state = self.cycle, self.server_state
+        cycle.transport = self
+        if before is None or before.response_complete:
+            self.answered: Any = cycle  # the oldest request in progress
+            self.begun_ns = now_ns
+        if self.counts is not None:
+            self.counts.tally[STARTED] += 1
+        if state.on_activity is not None:
+            state.on_activity()
         if state.balancer is not None:
             state.balancer.schedule_check()
-        if counts is not None:
-            counts.tally[STARTED] += 1
-            if before is None or before.response_complete:
-                self.begun_ns = monotonic_ns()
-        if counts is not None or state.failed is not None:
-            self.cycle.send = partial(send_counted, self, self.cycle)
         if state.draining:
             self._mark_last_response()
 
-    def begun_at_ns(self, cycle: Any) -> int:
-        """The monotonic time, in nanoseconds, at which the request began; 0 if it was not timed."""
-        return self.begun_ns
+    # What uvicorn's object for a request calls instead of the methods of a transport.
+
+    def write(self, data: bytes) -> None:
+        """Send the next part of a response. A head waits for the part that follows."""
+        if self.held:
+            head, self.held = self.held, b""
+            if len(data) <= _JOINED_BYTES:
+                data = head + data
+            else:
+                self.transport.write(head)
+        elif self.held is None and self.answered.response_started:  # not `100 Continue`
+            self.held = data
+            state = self.server_state
+            if not state.held_heads:
+                self.loop.call_soon(state.send_held_heads)
+            state.held_heads.append(self)
+            if self.counts is not None:
+                self.counts.tally[STATUS + data[_STATUS_AT] - _ZERO] += 1
+            if state.failed is not None and (status := int(data[_STATUS_AT:_STATUS_END])) >= LEAST_FAILURE:
+                state.failed.log(self.answered.scope, status, (monotonic_ns() - self.begun_ns) / 1e9)
+            return
+        self.transport.write(data)
+
+    def send_head(self) -> None:
+        """Send the head of the response if it is held back."""
+        head, self.held = self.held, b""
+        if head and not self.transport.is_closing():
+            self.transport.write(head)
+
+    def close(self) -> None:
+        """Close the connection when everything is sent."""
+        self.send_head()
+        self.transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or about to be."""
+        return bool(self.transport.is_closing())
 
     def on_response_complete(self) -> None:
+        if self.held:
+            self.send_head()
+        self.held = None
+        if self.pipeline:
+            self.answered = self.pipeline[-1][0]
+        now_ns = monotonic_ns()
         if self.counts is not None:
-            now_ns = monotonic_ns()
-            self.counts.count_response(now_ns - self.begun_ns)
-            self.begun_ns = now_ns  # the time at which a pipelined request begins
+            tally, latency_ns = self.counts.tally, now_ns - self.begun_ns
+            tally[LATENCY_NS] += latency_ns
+            tally[BUCKETS + bisect_left(BOUNDS_NS, latency_ns)] += 1
+        self.begun_ns = now_ns  # the time at which a pipelined request begins
         super().on_response_complete()
         state = self.server_state
+        # Once: a supervisor that is held up takes the reports of many for the flood of a hostile application.
+        if state.total_requests == state.max_requests:
+            state.on_limit()
         # The client was not told that the response is the last, and may send another request.
         if state.draining and self.idle and not self.transport.is_closing():
             self.close_when_quiet(QUIET_SECONDS)
@@ -265,8 +323,11 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.head is not None:
             self.cancel_head_timeout()
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and self.counts is not None:
-            self.counts.count_unanswered(self, cycle)
+        if cycle is not None:
+            if not cycle.response_complete and self.counts is not None:
+                self.counts.count_unanswered(self, cycle)
+            # They would refer to each other until the next garbage collection.
+            cycle.transport = self.answered.transport = self.transport
         self.cancel_close_when_quiet()
         super().connection_lost(exc)
 
@@ -274,6 +335,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.counts is not None:
             self.counts.tally[MALFORMED] += 1
             self.counts.tally[STATUS + 4] += 1
+        self.server_state.renew_default_headers()
         super().send_400_response(msg)
 
     def _mark_last_response(self) -> None:
@@ -393,6 +455,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def refuse(self, status: int) -> None:
         """Answer a request with this error status; close the connection when the client has had time to read it."""
         transport, (headers, body) = self.transport, self.refusal(status)
+        self.server_state.renew_default_headers()
         lines = [b"HTTP/1.1 %d %b" % (status, _REFUSALS[status])]
         length = (b"content-length", b"%d" % len(body))
         more = (*_NOT_MALFORMED.get(status, ()), *headers)
@@ -458,10 +521,10 @@ class H11Connection(Http1Connection, H11Protocol):
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
-        before = self.cycle
+        before, now_ns = self.cycle, self.server_state.now_ns_with_date()
         super().handle_events()
         if self.cycle is not before:
-            self.on_request_start(before)
+            self.on_request_start(before, now_ns)
         if self.server_state.moves_to is not None:
             self._move_or_retry()
 
@@ -500,12 +563,12 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
         return self.cycle is None or not self.cycle.more_body
 
     def on_headers_complete(self) -> None:
-        before = self.cycle
+        before, now_ns = self.cycle, self.server_state.now_ns_with_date()
         HttpToolsProtocol.on_headers_complete(self)
         if self.cycle is not before:  # otherwise an upgrade, for which uvicorn still needs the list
             # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
             self.headers = []
-            self.on_request_start(before)
+            self.on_request_start(before, now_ns)
 
     def on_message_complete(self) -> None:
         HttpToolsProtocol.on_message_complete(self)
@@ -541,10 +604,10 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
                 self.flow.pause_reading()
 
     def handle_events(self, event: Any) -> None:
-        before = self.cycle
+        before, now_ns = self.cycle, self.server_state.now_ns_with_date()
         super().handle_events(event)
         if self.cycle is not before:
-            self.on_request_start(before)
+            self.on_request_start(before, now_ns)
 
     def handle_remote_protocol_error(self) -> None:
         # zttp has its own limits: 16 KiB and a hundred headers.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable
 from functools import partial
 from time import monotonic_ns
 from typing import Any
@@ -20,11 +21,11 @@ from typing import Any
 import uvicorn
 
 from ...keeper.connection_handover import unread_bytes
-from ..tally import STARTED
+from ..tally import STARTED, STATUS
 from .connection_state import Drainable, PoolServerState, send_away
 from .http1_connection import FIRST, QUIET_SECONDS, PartialHead, wants_events
-from .request_records import RequestCounts, send_counted
-from .uvicorn_parts import State, ZttpH2Protocol
+from .request_records import LEAST_FAILURE, RequestCounts
+from .uvicorn_parts import Message, State, ZttpH2Protocol
 from .worker_routes import ConnectionRoutingState, add_route_to_scopes
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -209,29 +210,44 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         if self._final is not None and event.stream_id > self._final:
             self.conn.stream(event.stream_id).reset(_REFUSED_STREAM)
             return
+        state = self.server_state
+        now_ns = state.now_ns_with_date()
         super().handle_request(event)
+        state.report_activity()
         cycle: Any = self.cycles[event.stream_id]
         if event.end_stream:
             # uvicorn 0.54 waits for an event that zttp 0.0.35 does not send for a request without a body.
             cycle.more_body = False
             cycle.message_event.set()
-        if self.counts is not None or self.server_state.failed is not None:
-            cycle.send = partial(send_counted, self, cycle)
+        if self.counts is not None or state.failed is not None:
+            cycle.send = partial(self._send_counted, cycle)
         self._newest = max(self._newest, event.stream_id)
         self._cancel_head_timeout()
+        self._begun_ns[event.stream_id] = now_ns
         if self.counts is not None:
-            self._begun_ns[event.stream_id] = monotonic_ns()
             self.counts.tally[STARTED] += 1
 
-    def begun_at_ns(self, cycle: Any) -> int:
-        """The monotonic time, in nanoseconds, at which the request began; 0 if it was not timed."""
-        return self._begun_ns.get(cycle.stream.stream_id, 0)
+    def _send_counted(self, cycle: Any, message: Message) -> Awaitable[None]:
+        """Pass a message to uvicorn's `send`. When the response begins, count its status, and log it if it failed."""
+        if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
+            del cycle.send  # break the reference cycle between the object and this method
+            status, failed = message["status"], self.server_state.failed
+            if 100 <= status < 600:  # uvicorn raises an error for any other status
+                if self.counts is not None:
+                    self.counts.tally[STATUS + status // 100] += 1
+                if failed is not None and status >= LEAST_FAILURE:
+                    begun_ns = self._begun_ns[cycle.stream.stream_id]
+                    failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9)
+        return type(cycle).send(cycle, message)  # type: ignore[no-any-return]
 
     def on_response_complete(self, stream_id: int) -> None:
-        begun_ns = self._begun_ns.pop(stream_id, 0)
-        if begun_ns and self.counts is not None:
+        begun_ns = self._begun_ns.pop(stream_id)
+        if self.counts is not None:
             self.counts.count_response(monotonic_ns() - begun_ns)
         super().on_response_complete(stream_id)
+        state = self.server_state
+        if state.total_requests == state.max_requests:
+            state.on_limit()
         self._close_if_quiet()
 
     def data_received(self, data: bytes) -> None:

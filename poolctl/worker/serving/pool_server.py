@@ -147,6 +147,8 @@ class PoolServer(uvicorn.Server):
         woken: bool = False,
         failed: str | None = None,
     ) -> None:
+        # Workers of one server that get the same number of requests are not replaced at the same time.
+        config.limit_max_requests_jitter = (config.limit_max_requests or 0) // 10
         super().__init__(config)
         self.resting = resting
         self._out = False
@@ -185,10 +187,23 @@ class PoolServer(uvicorn.Server):
         self._start_balancer()
         await self.acceptor.begin(listeners, self.lifespan.state, accepting=not self.resting)
         on_ready()
+        ticking = None
+        if not issubclass(self.config.http_protocol_class, Http1Connection):
+            ticking = asyncio.create_task(self._run_uvicorns_timer())
         try:
             await self._leaving.wait()
         finally:
+            if ticking is not None:
+                ticking.cancel()
             await self.shutdown()
+
+    async def _run_uvicorns_timer(self) -> None:
+        """Renew the date of responses ten times a second, and drain after `limit_max_requests`, as uvicorn does.
+
+        For a protocol class that poolctl does not know.
+        """
+        await self.main_loop()
+        self.drain()
 
     def stop(self, *, migrate: bool = False) -> None:
         """Let `run` stop accepting, finish current requests, close idle connections, and return. May be repeated.
@@ -308,7 +323,7 @@ class PoolServer(uvicorn.Server):
             self._install_poolctl_protocol_classes()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
-            self.server_state.default_headers = config.encoded_headers
+            self.server_state.fixed_headers = config.encoded_headers
             self.server_state.date_header = config.date_header
             self.server_state.on_limit = self._limit_reached
             await self.startup(sockets=[])
@@ -328,7 +343,9 @@ class PoolServer(uvicorn.Server):
             show_proxied_routes_to_app(config, self._routes)
 
     def _limit_reached(self) -> None:
-        logger.info("Maximum request limit of %d exceeded. Terminating process.", self.limit_max_requests)
+        logger.info(
+            "Maximum request limit of %d exceeded. Terminating process.", self.config.limit_max_requests
+        )
         self.drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -455,6 +472,7 @@ class ProbeConnections:
         self._app_state = app_state
         self._address = _address(listeners)
         self.server_state = PoolServerState()
+        self.server_state.fixed_headers = config.encoded_headers
         self.server_state.head_timeouts = HeadTimeouts(_PROBE_KEPT_SECONDS)
         self._accepted = ConnectionsAwaitingProtocol(self.server_state)
 
@@ -466,7 +484,6 @@ class ProbeConnections:
         if question.get("kind") == "echo":
             self._accepted.attach(EchoProtocol, sock)
             return
-        self.server_state.default_headers = self._config.encoded_headers
         if self._config.ssl is None or question.get("plain"):
             self._accepted.attach(self._make_protocol, sock)
         else:

@@ -9,9 +9,8 @@ import os
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Awaitable
 from http import HTTPStatus
-from time import gmtime, monotonic, monotonic_ns, perf_counter, strftime, time
+from time import gmtime, monotonic, perf_counter, strftime, time
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -66,21 +65,6 @@ class RequestCounts:
         """Count a failed request of the route `alias`, unless `tally` is full and has no slot for its errors."""
         if (slot := tally.error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
-
-
-def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[None]:
-    """Pass a message to uvicorn's `send`; when the response begins, count its status, and log it if it is a failure."""
-    if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
-        del cycle.send  # break the reference cycle between the object and this function
-        status = message["status"]
-        if 100 <= status < 600:  # uvicorn raises an error for any other status
-            if connection.counts is not None:
-                connection.counts.tally[tally.STATUS + status // 100] += 1
-            failed = connection.server_state.failed
-            if status >= LEAST_FAILURE and failed is not None:
-                begun_ns = connection.begun_at_ns(cycle)
-                failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
-    return type(cycle).send(cycle, message)  # type: ignore[no-any-return]
 
 
 class AccessLogMiddleware:
@@ -168,27 +152,25 @@ class LoggedRequest:
 
 
 class RequestLogLine(NamedTuple):
-    """A log line about a request that took `seconds` (None: not measured). `name` is the request's ID ("": none)."""
+    """A log line about a request that took `seconds`. `name` is the request's ID ("": none)."""
 
     scope: Scope
     status: int
-    seconds: float | None
+    seconds: float
     name: str
 
     def __str__(self) -> str:
-        """The line in uvicorn's format, followed by the request's duration and ID if known."""
+        """The line in uvicorn's format, followed by the request's duration, and its ID if known."""
         try:
             phrase = f" {HTTPStatus(self.status).phrase}"
         except ValueError:
             phrase = ""
         client = uvicorn_parts.get_client_addr(self.scope) or "-"  # type: ignore[arg-type]
         request = f'"{self._method_and_target()} HTTP/{self.scope["http_version"]}"'
-        duration = "" if self.seconds is None else f" {1000 * self.seconds:.1f}ms"
-        return f"{client} - {request} {int(self.status)}{phrase}{duration} {self.name}".rstrip()
+        return f"{client} - {request} {int(self.status)}{phrase} {1000 * self.seconds:.1f}ms {self.name}".rstrip()
 
     def members(self) -> dict[str, object]:
         """Return the log line as JSON fields, such as `method` and `status`. A field without a value is left out."""
-        seconds = self.seconds
         found = {
             "message": f"{self._method_and_target()} {int(self.status)}",
             "request_id": self.name or None,
@@ -197,7 +179,7 @@ class RequestLogLine(NamedTuple):
             "target": uvicorn_parts.get_path_with_query_string(self.scope),  # type: ignore[arg-type]
             "http_version": self.scope["http_version"],
             "status": int(self.status),
-            "duration_seconds": None if seconds is None else round(seconds, 6),
+            "duration_seconds": round(self.seconds, 6),
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -217,7 +199,7 @@ class FailedRequestLog:
         self._second = 0
         self._lines = 0
 
-    def log(self, scope: Scope, status: int, seconds: float | None = None) -> None:
+    def log(self, scope: Scope, status: int, seconds: float) -> None:
         """Log a request that is answered with this status, `seconds` after it arrived."""
         now = int(monotonic())
         if now != self._second:

@@ -148,7 +148,7 @@ _CYCLE = (
 HTTP1 = RequiredProtocolMembers(
     (*_METHODS, "send_400_response"),
     (*_ATTRIBUTES, "cycle", "scope"),
-    (*_CYCLE, "on_response", "keep_alive", "default_headers"),
+    (*_CYCLE, "on_response", "keep_alive", "default_headers", "transport"),
 )
 # Additional parts by parser.
 HTTPTOOLS = RequiredProtocolMembers(

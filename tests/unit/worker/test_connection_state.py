@@ -23,42 +23,24 @@ def loop() -> Iterator[VirtualLoop]:
     loop.close()
 
 
-def test_date_changes_once_a_second(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_state, "time", lambda: 1_700_000_000.125 + loop.time())
+def test_date_is_valid_to_the_end_of_its_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_state, "time", lambda: 1_700_000_000.125)
+    monkeypatch.setattr(connection_state, "monotonic_ns", lambda: 3_000_000_000)
     server_state = PoolServerState()
-    server_state.default_headers = [(b"server", b"pool")]
-    seen = []
-
-    async def ask() -> None:
-        for pause in (0, 0.75, 0.25):
-            await asyncio.sleep(pause)
-            seen.append(server_state.default_headers)
-
-    loop.run_until_complete(ask())
-    assert seen[0] is seen[1]
-    dates = [parsedate_to_datetime(headers[0][1].decode()).timestamp() for headers in seen]
-    assert dates == [1_700_000_000, 1_700_000_000, 1_700_000_001]
-    assert [headers[1] for headers in seen] == [(b"server", b"pool")] * 3
+    server_state.fixed_headers = [(b"server", b"pool")]
+    server_state.renew_default_headers()
+    date, fixed = server_state.default_headers
+    assert parsedate_to_datetime(date[1].decode()).timestamp() == 1_700_000_000
+    assert fixed == (b"server", b"pool")
+    assert server_state.date_ends_ns == 3_875_000_000
 
 
-def test_date_can_be_left_out(loop: VirtualLoop) -> None:
+def test_date_can_be_left_out() -> None:
     server_state = PoolServerState()
     server_state.date_header = False
-    server_state.default_headers = [(b"server", b"pool")]
-
-    async def headers() -> list[tuple[bytes, bytes]]:
-        return server_state.default_headers
-
-    assert loop.run_until_complete(headers()) == [(b"server", b"pool")]
-
-
-def test_reached_limit_is_reported_once() -> None:
-    server_state = PoolServerState(3)
-    reported: list[int] = []
-    server_state.on_limit = lambda: reported.append(server_state.total_requests)
-    for _ in range(7):
-        server_state.total_requests += 1
-    assert reported == [3]
+    server_state.fixed_headers = [(b"server", b"pool")]
+    server_state.renew_default_headers()
+    assert server_state.default_headers == [(b"server", b"pool")]
 
 
 def test_state_is_notified_when_the_last_connection_or_task_ends() -> None:
@@ -160,7 +142,7 @@ def test_each_end_is_reported_to_what_waits_for_room() -> None:
     assert ends == [1]
 
 
-def test_connections_and_watched_requests_are_activity() -> None:
+def test_new_connection_and_end_of_the_last_request_are_activity() -> None:
     server_state = PoolServerState()
     seen: list[str] = []
     server_state.on_activity = lambda: seen.append("active")
@@ -170,11 +152,10 @@ def test_connections_and_watched_requests_are_activity() -> None:
     assert len(seen) == 1
     server_state.tasks.add("first")  # type: ignore[arg-type]
     server_state.tasks.add("second")  # type: ignore[arg-type]
-    assert len(seen) == 3
     server_state.tasks.discard("first")  # type: ignore[arg-type]
-    assert len(seen) == 3
+    assert len(seen) == 1
     server_state.tasks.discard("second")  # type: ignore[arg-type]
-    assert len(seen) == 4
+    assert len(seen) == 2
 
 
 def test_handshake_passes_its_time_limit_on_once() -> None:

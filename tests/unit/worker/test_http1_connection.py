@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import re
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +22,12 @@ from websockets.asyncio.client import connect
 
 from poolctl.keeper import connection_handover
 from poolctl.worker import tally
-from poolctl.worker.serving import http1_connection
+from poolctl.worker.serving import connection_state, http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.http1_connection import TransferableWebSocketRequest, wants_events
 from poolctl.worker.serving.pool_server import connection_class
-from poolctl.worker.serving.request_records import RequestCounts
+from poolctl.worker.serving.request_records import FailedRequestLog, RequestCounts
 from tests.asgi_apps import answer, hello, lifespan
 from tests.certificates import certificate
 from tests.serving import (
@@ -827,13 +830,17 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 class Kept:
     """A connection on a loop whose time passes at once."""
 
-    def __init__(self, sock: socket.socket, *until: float | None, http: Any = "httptools") -> None:
+    def __init__(
+        self, sock: socket.socket, *until: float | None, http: Any = "httptools", stock: bool = False
+    ) -> None:
         self.loop = VirtualLoop()
         self.wire = Wire(sock, self.loop)
         self.state = PoolServerState()
+        self.state.date_header = False
         config = uvicorn.Config(hello, http=http, timeout_keep_alive=75, log_config=None)
         config.load()
-        config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
+        if not stock:
+            config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
         self.loop.run_until_complete(self._connect(config, *until))
 
     async def _connect(self, config: uvicorn.Config, *until: float | None) -> None:
@@ -1080,8 +1087,7 @@ def test_upgrade_whose_connection_closes_or_finds_no_room_does_not_move(kept: Ke
 
 
 def test_late_connection_without_data_is_closed_and_one_with_half_a_head_gets_408(kept: Kept) -> None:
-    kept.state.date_header = False
-    kept.state.default_headers = [(b"server", b"uvicorn")]
+    kept.state.fixed_headers = [(b"server", b"uvicorn")]
     page = blank_page()
     kept.protocol.counts = RequestCounts(page)
     kept.ask(REQUEST[:10])
@@ -1291,3 +1297,182 @@ def test_connection_of_another_process_closes_with_the_time_that_its_client_has_
     kept.loop.pass_time(0.01)
     assert kept.wire.closed
     kept.close()
+
+
+# A client gets the same bytes at the same time as from uvicorn, whose heads and bodies are sent separately.
+
+LONG = b"x" * 100_000
+PARSERS = ["h11", "httptools", *(each.http for each in ZTTP)]
+
+
+def request(start: bytes = b"GET /", *headers: bytes) -> bytes:
+    return b"\r\n".join((start + b" HTTP/1.1", b"host: a", *headers, b"", b""))
+
+
+def responding(*messages: Any, status: int = 200, headers: Any = (), result: Any = None) -> Any:
+    """An application that sends a head, and then bodies; a number is a pause, an exception is raised."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+        for message in messages:
+            if isinstance(message, Exception):
+                raise message
+            if isinstance(message, int):
+                await asyncio.sleep(message)
+            else:
+                body, more = message
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        return result
+
+    return app
+
+
+def sized(body: Any) -> Any:
+    return responding((body, False), headers=[(b"content-length", b"%d" % len(body))])
+
+
+async def reading_first(scope: Any, receive: Any, send: Any) -> None:
+    await answer(send, (await whole_body(receive)).decode())
+
+
+async def failing(scope: Any, receive: Any, send: Any) -> None:
+    raise RuntimeError("on purpose")
+
+
+async def silent(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+async def leaving_out_the_head(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+EXPECTING = request(b"POST /", b"expect: 100-continue", b"content-length: 2")
+RESPONSES: dict[str, tuple[Any, tuple[bytes, ...]]] = {
+    "with a known length": (sized(b"hello"), (request(),)),
+    "without a body": (sized(b""), (request(),)),
+    "in a chunk": (responding((b"hello", False)), (request(),)),
+    "in chunks": (responding((b"one", True), (b"", True), (b"two", True), (b"", False)), (request(),)),
+    "to HEAD": (sized(b"hello"), (request(b"HEAD /"), request())),
+    "to HEAD in parts": (responding((b"one", True), 1, (b"two", False)), (request(b"HEAD /"), request())),
+    "204": (responding((b"", False), status=204), (request(), request())),
+    "304": (responding((b"", False), status=304), (request(), request())),
+    "to HTTP/1.0": (sized(b"hello"), (b"GET / HTTP/1.0\r\n\r\n",)),
+    "to a last request": (sized(b"hello"), (request(b"GET /", b"connection: close"),)),
+    "that is the last": (
+        responding((b"", False), headers=[(b"connection", b"close"), (b"content-length", b"0")]),
+        (request(), request()),
+    ),
+    "after 100-continue": (reading_first, (EXPECTING, b"ok", request())),
+    "after 100-continue and another response": (reading_first, (request() + EXPECTING, b"ok", request())),
+    "instead of 100-continue": (sized(b"no"), (EXPECTING, b"ok", request())),
+    "of a failing application": (failing, (request(), request())),
+    "of an application that fails after the head": (
+        responding(RuntimeError("on purpose"), headers=[(b"content-length", b"5")]),
+        (request(), request()),
+    ),
+    "of an application that fails within the body": (
+        responding((b"one", True), 1, RuntimeError("on purpose")),
+        (request(), request()),
+    ),
+    "that never begins": (silent, (request(), request())),
+    "that begins with its body": (leaving_out_the_head, (request(), request())),
+    "that never ends": (responding(), (request(), request())),
+    "with a result": (responding((b"", False), result="unexpected"), (request(), request())),
+    "with an invalid field": (responding((b"", False), headers=[(b"a", b"b\nc")]), (request(), request())),
+    "with an unknown status": (responding((b"", False), status=777), (request(), request())),
+    "that is too long": (responding((b"ok", False), headers=[(b"content-length", b"1")]), (request(),)),
+    "that is too short": (responding((b"ok", False), headers=[(b"content-length", b"3")]), (request(),)),
+    "whose head comes first": (responding(1, (b"one", True), 1, (b"two", False)), (request(), request())),
+    "to requests at once": (sized(b"hello"), (request() * 3 + request(b"HEAD /") + request(), request())),
+    "to slow requests at once": (responding(1, (b"one", False)), (request() * 3,)),
+    "before an invalid request": (sized(b"hello"), (request(), b"\0\r\n\r\n")),
+    "during an invalid request": (responding(1, (b"one", False)), (request(), b"\0\r\n\r\n")),
+    "that is long": (sized(LONG), (request(), request())),
+    "that is a bytearray": (sized(bytearray(b"hello")), (request(),)),
+}
+
+
+def exchange(kept: Kept, app: Any, sent: tuple[bytes, ...]) -> list[tuple[bytes, bool]]:
+    """All that was written, and whether the connection is closed, after each step."""
+    kept.protocol.app = app
+    seen = []
+    for data in sent:
+        if not kept.wire.closed:
+            kept.ask(data)
+        seen.append((kept.wire.written, kept.wire.closed))
+    for _ in range(8):
+        kept.loop.pass_time(0.5)
+        seen.append((kept.wire.written, kept.wire.closed))
+    return seen
+
+
+@pytest.mark.parametrize("http", PARSERS)
+@pytest.mark.parametrize("name", RESPONSES)
+def test_client_gets_the_same_response_at_the_same_time_as_from_uvicorn(
+    sockets: tuple[socket.socket, socket.socket], name: str, http: str
+) -> None:
+    app, sent = RESPONSES[name]
+    stock, kept, page = Kept(sockets[0], http=http, stock=True), Kept(sockets[1], http=http), blank_page()
+    kept.protocol.counts = RequestCounts(page)
+    kept.state.failed = FailedRequestLog("text")
+    expected = exchange(stock, app, sent)
+    assert exchange(kept, app, sent) == expected
+    statuses = [int(status) // 100 for status in re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written)]
+    counted = page[tally.STATUS : tally.STATUS + 6].tolist()
+    assert counted == [0, 0, *(statuses.count(each) for each in range(2, 6))]
+    for each in (stock, kept):
+        each.close()
+
+
+@pytest.mark.parametrize("http", PARSERS)
+def test_head_is_sent_together_with_a_short_body_and_a_long_one_is_not_copied(
+    sockets: tuple[socket.socket, socket.socket], http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    for app, writes in ((sized(b"hello"), 1), (responding((b"hello", False)), 2), (sized(LONG), 2)):
+        kept.protocol.app = app
+        kept.ask()
+        assert len(kept.wire.writes) <= writes
+        kept.wire.writes.clear()
+    kept.close()
+
+
+@pytest.mark.parametrize("http", PARSERS)
+def test_connection_that_has_closed_is_not_left_to_the_garbage_collector(
+    sockets: tuple[socket.socket, socket.socket], http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    kept.ask()
+    connection = weakref.ref(kept.protocol)
+    gc.collect()
+    gc.disable()
+    try:
+        kept.protocol.connection_lost(None)
+        kept.loop.pass_time()
+        kept.protocol = kept.wire.protocol = None
+        assert connection() is None
+    finally:
+        gc.enable()
+    kept.loop.close()
+
+
+@pytest.mark.parametrize("each_parser", [PLAIN, FAST, *ZTTP], ids="-".join)
+def test_date_of_a_response_is_never_older_than_its_request(
+    each_parser: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with served(each_parser) as (server, _, port, _running):
+            client = await Client.connect(port)
+            for second in (1_700_000_000, 1_700_000_001, 1_700_000_000):
+                monkeypatch.setattr(connection_state, "time", lambda second=second: second + 0.5)
+                server.server_state.date_ends_ns = 0  # the second has passed
+                _, headers, _ = await client.get()
+                assert parsedate_to_datetime(headers["date"]).timestamp() == second
+            monkeypatch.setattr(connection_state, "time", lambda: 1_700_000_002.5)
+            client.writer.write(b"\0\r\n\r\n")
+            status, headers, _ = await client.answer()
+            if each_parser.http == "httptools":  # otherwise uvicorn sends none
+                assert parsedate_to_datetime(headers["date"]).timestamp() == 1_700_000_002
+            assert status == 400
+
+    each_parser.run(scenario())

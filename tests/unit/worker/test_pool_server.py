@@ -286,6 +286,17 @@ def test_max_requests_lets_a_worker_drain(engine: Engine) -> None:
     engine.run(scenario())
 
 
+def test_workers_reach_their_maximum_of_requests_at_different_times() -> None:
+    limits = {
+        PoolServer(
+            uvicorn.Config(App(), limit_max_requests=1000), drain_seconds=1, stop_seconds=1
+        ).limit_max_requests
+        for _ in range(50)
+    }
+    assert len(limits) > 1
+    assert all(limit is not None and 1000 <= limit <= 1100 for limit in limits)
+
+
 def test_date_header_is_the_current_time(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (_, _app, port, _running):

@@ -425,6 +425,23 @@ def test_failed_requests_have_a_line_and_others_have_none(
         assert float(matched[1]) <= most_ms
 
 
+def test_failed_requests_that_were_sent_at_once_have_a_line_each(
+    any_engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, failing, **quiet(), failed="text") as (_, _app, port, _run):
+            client = await Client.connect(port)
+            for path in ("/501", "/200", "/502"):
+                client.writer.write(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+            assert [(await client.answer())[0] for _ in range(3)] == [501, 200, 502]
+            client.close()
+
+    any_engine.run(scenario())
+    first, second = capfd.readouterr().out.splitlines()
+    assert "GET /501 HTTP/1.1" in first
+    assert "GET /502 HTTP/1.1" in second
+
+
 def test_without_a_form_no_request_has_a_line(any_engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         async with served(any_engine, failing, **quiet()) as (_, _app, port, _run):
@@ -438,14 +455,14 @@ def test_without_a_form_no_request_has_a_line(any_engine: Engine, capfd: pytest.
 
 def test_line_is_an_object_where_the_log_is_of_objects(capfd: pytest.CaptureFixture[str]) -> None:
     FailedRequestLog("json").log(SCOPE, 502, 0.0125)
-    FailedRequestLog("json").log({**SCOPE, "headers": []}, 502)
+    FailedRequestLog("json").log({**SCOPE, "headers": []}, 502, 0.5)
     full, short = map(json.loads, capfd.readouterr().out.splitlines())
     assert full.pop("time").endswith("Z")
     assert full == {
         "level": "ERROR", "message": "GET /a?b=1 502", "request_id": "one", "client": "1.2.3.4:5", "method": "GET",
         "target": "/a?b=1", "http_version": "1.1", "status": 502, "duration_seconds": 0.0125,
     }  # fmt: skip
-    assert full.keys() - short.keys() == {"request_id", "duration_seconds"}
+    assert full.keys() - short.keys() == {"request_id"}
 
 
 def test_lines_of_one_second_are_bounded_and_the_others_counted(
@@ -455,10 +472,10 @@ def test_lines_of_one_second_are_bounded_and_the_others_counted(
     monkeypatch.setattr(request_records, "monotonic", lambda: now)
     failed = FailedRequestLog("text")
     for _ in range(120):
-        failed.log(SCOPE, 503)
+        failed.log(SCOPE, 503, 0.25)
     assert len(capfd.readouterr().out.splitlines()) == 50
     now = 11.0
-    failed.log(SCOPE, 503)
+    failed.log(SCOPE, 503, 0.25)
     first, second = capfd.readouterr().out.splitlines()
     assert first == "ERROR:    70 more requests failed within a second"
-    assert second == 'ERROR:    1.2.3.4:5 - "GET /a?b=1 HTTP/1.1" 503 Service Unavailable one'
+    assert second == 'ERROR:    1.2.3.4:5 - "GET /a?b=1 HTTP/1.1" 503 Service Unavailable 250.0ms one'

@@ -10,8 +10,10 @@ import logging
 import os
 import socket
 import ssl
+import time
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.uvicorn_parts import Receive, RequiredProtocolMembers, Scope, Send, ssl_context
 from tests.asgi_apps import saying
 from tests.certificates import certificate
-from tests.serving import ENGINES, FAST, App, Client, Engine, Pair, blank_page, served, turns, until
+from tests.serving import ENGINES, FAST, PLAIN, App, Client, Engine, Pair, blank_page, served, turns, until
 
 CONNECTIONS = ("http1_connection", "http2_connection")
 PACKAGE = Path(poolctl.__file__).parent
@@ -44,11 +46,12 @@ HTTP = {
 # A configuration, once it is loaded.
 CONFIG = (
     "access_log", "app", "backlog", "date_header", "encoded_headers", "get_loop_factory",
-    "h11_max_incomplete_event_size", "http", "http_protocol_class", "lifespan_class", "load", "loaded", "loaded_app",
-    "ssl", "ws", "ws_protocol_class",
+    "h11_max_incomplete_event_size", "http", "http_protocol_class", "lifespan_class", "limit_max_requests",
+    "limit_max_requests_jitter", "load", "loaded", "loaded_app", "ssl", "ws", "ws_protocol_class",
 )  # fmt: skip
 SERVER = (
-    "config", "limit_max_requests", "run", "server_state", "should_exit", "shutdown", "started", "startup",
+    "config", "limit_max_requests", "main_loop", "run", "server_state", "should_exit", "shutdown", "started",
+    "startup",
 )  # fmt: skip
 # Attributes that the server sets at its start.
 STARTED_SERVER = ("lifespan", "servers")
@@ -414,6 +417,25 @@ def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsy
 
     Engine(loop, "h11").run(scenario())
     assert "Unheard is not known to this version of poolctl" in capsys.readouterr().err
+
+
+class Counted(H11Protocol):
+    """A class that poolctl does not know, with the date and the number of responses as all of uvicorn's have them."""
+
+
+def test_unknown_protocol_class_has_the_current_date_and_is_replaced_after_its_requests() -> None:
+    async def scenario() -> None:
+        config = {"http": Counted, "limit_max_requests": 3}
+        async with served(PLAIN, config=config) as (server, _, port, running):
+            await until(lambda: server.server_state.default_headers)
+            client = await Client.connect(port)
+            for _ in range(3):
+                _, headers, _ = await client.get()
+                assert abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time()) < 5
+            assert await client.at_end()
+            await asyncio.wait_for(running, 10)
+
+    PLAIN.run(scenario())
 
 
 @pytest.mark.parametrize("there", [True, False])

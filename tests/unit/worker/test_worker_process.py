@@ -43,7 +43,7 @@ from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.http_get import get
 from tests.processes import is_alive
-from tests.serving import ENGINES, Client, Engine, Served, blank_page, served, turns, until
+from tests.serving import ENGINES, FAST, PLAIN, ZTTP, Client, Engine, Served, blank_page, served, turns, until
 
 SECONDS = 0.15
 
@@ -260,6 +260,22 @@ def test_connection_or_request_ends_idleness(engine: Engine) -> None:
             assert told.news == [True, False] * 2 + [True]
 
     engine.run(scenario())
+
+
+@pytest.mark.parametrize("each_parser", [PLAIN, FAST, *ZTTP], ids="-".join)
+def test_request_on_an_open_connection_ends_idleness_when_it_begins(each_parser: Engine) -> None:
+    async def scenario() -> None:
+        async with watched(each_parser) as (serving, told):
+            client = await Client.connect(serving.port)
+            await client.get()
+            while await told.next() is not True:
+                continue
+            await client.send("/slow")
+            assert await told.next() is False
+            serving.app.release.set()
+            await client.answer()
+
+    each_parser.run(scenario())
 
 
 def test_requests_put_it_off(engine: Engine) -> None:
