@@ -49,7 +49,7 @@ class Tasks(set[asyncio.Task[None]]):
 
 
 class TrackedConnections(set[Any]):
-    """The connections of a worker; notifies its PoolServerState before each new connection and after each end.
+    """The connections of a worker; notifies its PoolServerState after each new connection and after each end.
 
     Also counts the connections on the worker's tally page. `http` holds the classes of HTTP connections; a connection
     of any other class counts as a WebSocket.
@@ -62,11 +62,12 @@ class TrackedConnections(set[Any]):
         self.on_leave: Callable[[], None] | None = None  # called after each connection's end
 
     def add(self, connection: Hashable) -> None:
-        state = self._state
-        if len(self) + len(state.expected) + 1 >= state.most_connections:
-            state.on_full()
-        state.report_activity()
         set.add(self, connection)
+        state, count = self._state, len(self)
+        if count + len(state.expected) >= state.most_connections:
+            state.on_full()
+        if state.on_activity is not None:
+            state.on_activity()
         tally = state.tally
         if tally is not None and self.http:
             if isinstance(connection, self.http):
@@ -74,7 +75,7 @@ class TrackedConnections(set[Any]):
             else:
                 tally[WEBSOCKETS] += 1
                 tally[OPEN_WEBSOCKETS] += 1
-            tally[OPEN_CONNECTIONS] = len(self)
+            tally[OPEN_CONNECTIONS] = count
         if state.balancer is not None:
             state.balancer.publish()
 
@@ -286,13 +287,6 @@ class PoolServerState(ServerState):
         """Call `on_activity`, because a connection or request begins, or the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()
-
-    def now_ns_with_date(self) -> int:
-        """The monotonic time; renews the date in `default_headers` if its second is over."""
-        now_ns = monotonic_ns()
-        if now_ns >= self.date_ends_ns:
-            self.renew_default_headers()
-        return now_ns
 
     def renew_default_headers(self) -> None:
         """Renew the headers of every response, which have the date (RFC 9110 §6.6.1)."""

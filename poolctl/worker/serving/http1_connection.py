@@ -37,7 +37,7 @@ from poolctl.keeper.connection_handover import Routed, unread_bytes
 
 from ..tally import BOUNDS_NS, BUCKETS, LATENCY_NS, MALFORMED, STARTED, STATUS
 from .connection_state import Drainable, Header, PoolServerState, send_away
-from .request_records import LEAST_FAILURE, RequestCounts
+from .request_records import FAILURES, RequestCounts
 from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State, ZttpProtocol
 
 QUIET_SECONDS = 2.0
@@ -215,6 +215,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def handle_websocket_upgrade(self, *event: Any) -> None:
         """Upgrade to a WebSocket here, or hand the connection over if this worker has too many WebSockets."""
         if not self._hand_over_upgrade_if_too_many(event):
+            self.server_state.renew_default_headers()
             super().handle_websocket_upgrade(*event)
 
     def _hand_over_upgrade_if_too_many(self, event: tuple[Any, ...]) -> bool:
@@ -225,10 +226,13 @@ class Http1Connection(Drainable, Http1Protocol):
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
-    def on_request_start(self, before: Any, now_ns: int) -> None:
-        """Count a new request, which has arrived at `now_ns`. `before` is uvicorn's object for the previous request."""
-        cycle, state = self.cycle, self.server_state
+    def on_request_start(self, before: Any) -> None:
+        """Count a new request. `before` is uvicorn's object for the previous request."""
+        cycle, state, now_ns = self.cycle, self.server_state, monotonic_ns()
         cycle.transport = self
+        if now_ns >= state.date_ends_ns:
+            state.renew_default_headers()
+            cycle.default_headers = state.default_headers
         if before is None or before.response_complete:
             self.answered: Any = cycle  # the oldest request in progress
             self.begun_ns = now_ns
@@ -257,10 +261,12 @@ class Http1Connection(Drainable, Http1Protocol):
             if not state.held_heads:
                 self.loop.call_soon(state.send_held_heads)
             state.held_heads.append(self)
+            hundreds = data[_STATUS_AT] - _ZERO
             if self.counts is not None:
-                self.counts.tally[STATUS + data[_STATUS_AT] - _ZERO] += 1
-            if state.failed is not None and (status := int(data[_STATUS_AT:_STATUS_END])) >= LEAST_FAILURE:
-                state.failed.log(self.answered.scope, status, (monotonic_ns() - self.begun_ns) / 1e9)
+                self.counts.tally[STATUS + hundreds] += 1
+            if hundreds >= FAILURES and state.failed is not None:
+                status, seconds = int(data[_STATUS_AT:_STATUS_END]), (monotonic_ns() - self.begun_ns) / 1e9
+                state.failed.log(self.answered.scope, status, seconds)
             return
         self.transport.write(data)
 
@@ -328,7 +334,8 @@ class Http1Connection(Drainable, Http1Protocol):
                 self.counts.count_unanswered(self, cycle)
             # They would refer to each other until the next garbage collection.
             cycle.transport = self.answered.transport = self.transport
-        self.cancel_close_when_quiet()
+        if exc is not None:  # otherwise uvicorn does it
+            self.cancel_close_when_quiet()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -351,26 +358,19 @@ class Http1Connection(Drainable, Http1Protocol):
             cycle.default_headers = [*cycle.default_headers, CLOSE]
 
     def data_received(self, data: bytes) -> None:
-        before = self.cycle
-        if self.head is None and len(data) <= SMALL_BYTES:
-            super().data_received(data)
-            cycle = self.cycle
-            # The usual case first: a whole request in one piece, after others.
-            if cycle is not None and not cycle.response_complete and "method" in self.scope:
-                return
-            if cycle is before or "method" not in self.scope:  # otherwise the response is already complete
-                self.track_partial_head(data, 1)  # an unknown number: data may begin with a body
+        before, head = self.cycle, self.head
+        if len(data) <= SMALL_BYTES and (head is None or head is FIRST):
+            size = 1 if head is None else len(data)  # an unknown number: data may begin with a body
+        elif not (size := self._measure_or_refuse(data)):
             return
-        size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measure_or_refuse(data)
-        if size:
-            super().data_received(data)
-            cycle = self.cycle
-            if "method" not in (self.scope or ()) or (
-                cycle is before and (cycle is None or cycle.response_complete)
-            ):
-                self.track_partial_head(data, size)
-            elif self.head is not None:
-                self.cancel_head_timeout()
+        super().data_received(data)
+        cycle = self.cycle
+        if "method" not in (self.scope or ()) or (
+            cycle is before and (cycle is None or cycle.response_complete)
+        ):
+            self.track_partial_head(data, size)
+        elif head is not None:
+            self.cancel_head_timeout()
 
     def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
         if until is not None and not between_requests:
@@ -521,10 +521,10 @@ class H11Connection(Http1Connection, H11Protocol):
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
-        before, now_ns = self.cycle, self.server_state.now_ns_with_date()
+        before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self.on_request_start(before, now_ns)
+            self.on_request_start(before)
         if self.server_state.moves_to is not None:
             self._move_or_retry()
 
@@ -563,12 +563,12 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
         return self.cycle is None or not self.cycle.more_body
 
     def on_headers_complete(self) -> None:
-        before, now_ns = self.cycle, self.server_state.now_ns_with_date()
+        before = self.cycle
         HttpToolsProtocol.on_headers_complete(self)
         if self.cycle is not before:  # otherwise an upgrade, for which uvicorn still needs the list
             # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
             self.headers = []
-            self.on_request_start(before, now_ns)
+            self.on_request_start(before)
 
     def on_message_complete(self) -> None:
         HttpToolsProtocol.on_message_complete(self)
@@ -604,10 +604,10 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
                 self.flow.pause_reading()
 
     def handle_events(self, event: Any) -> None:
-        before, now_ns = self.cycle, self.server_state.now_ns_with_date()
+        before = self.cycle
         super().handle_events(event)
         if self.cycle is not before:
-            self.on_request_start(before, now_ns)
+            self.on_request_start(before)
 
     def handle_remote_protocol_error(self) -> None:
         # zttp has its own limits: 16 KiB and a hundred headers.

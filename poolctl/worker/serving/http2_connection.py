@@ -24,7 +24,7 @@ from ...keeper.connection_handover import unread_bytes
 from ..tally import STARTED, STATUS
 from .connection_state import Drainable, PoolServerState, send_away
 from .http1_connection import FIRST, QUIET_SECONDS, PartialHead, wants_events
-from .request_records import LEAST_FAILURE, RequestCounts
+from .request_records import FAILURES, RequestCounts
 from .uvicorn_parts import Message, State, ZttpH2Protocol
 from .worker_routes import ConnectionRoutingState, add_route_to_scopes
 
@@ -210,11 +210,13 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         if self._final is not None and event.stream_id > self._final:
             self.conn.stream(event.stream_id).reset(_REFUSED_STREAM)
             return
-        state = self.server_state
-        now_ns = state.now_ns_with_date()
         super().handle_request(event)
+        state, now_ns = self.server_state, monotonic_ns()
         state.report_activity()
         cycle: Any = self.cycles[event.stream_id]
+        if now_ns >= state.date_ends_ns:
+            state.renew_default_headers()
+            cycle.default_headers = state.default_headers
         if event.end_stream:
             # uvicorn 0.54 waits for an event that zttp 0.0.35 does not send for a request without a body.
             cycle.more_body = False
@@ -235,7 +237,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             if 100 <= status < 600:  # uvicorn raises an error for any other status
                 if self.counts is not None:
                     self.counts.tally[STATUS + status // 100] += 1
-                if failed is not None and status >= LEAST_FAILURE:
+                if failed is not None and status // 100 >= FAILURES:
                     begun_ns = self._begun_ns[cycle.stream.stream_id]
                     failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9)
         return type(cycle).send(cycle, message)  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ _NAME = b"x-request-id"
 _GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SECRET_BYTES = 16
 _CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
-LEAST_FAILURE = HTTPStatus.INTERNAL_SERVER_ERROR.value
+FAILURES = HTTPStatus.INTERNAL_SERVER_ERROR // 100  # the first digit of the statuses that are failures
 # Maximum log lines per second, because an overloaded server may refuse thousands of requests.
 _MOST_LINES = 50
 

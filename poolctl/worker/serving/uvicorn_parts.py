@@ -140,15 +140,15 @@ _ATTRIBUTES = (
     "access_log", "server", "client", "scheme",
 )  # fmt: skip
 _CYCLE = (
-    "scope", "disconnected", "message_event", "more_body", "response_started", "response_complete", "send",
-    "send_500_response",
+    "scope", "default_headers", "disconnected", "message_event", "more_body", "response_started", "response_complete",
+    "send", "send_500_response",
 )  # fmt: skip
 
 # The parts of every class for HTTP/1.1.
 HTTP1 = RequiredProtocolMembers(
     (*_METHODS, "send_400_response"),
     (*_ATTRIBUTES, "cycle", "scope"),
-    (*_CYCLE, "on_response", "keep_alive", "default_headers", "transport"),
+    (*_CYCLE, "on_response", "keep_alive", "transport"),
 )
 # Additional parts by parser.
 HTTPTOOLS = RequiredProtocolMembers(
