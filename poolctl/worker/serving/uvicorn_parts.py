@@ -119,16 +119,21 @@ class RequiredProtocolMembers(NamedTuple):
     cycle: tuple[str, ...] = ()
 
     def missing(self, protocol: type) -> set[str]:
-        """Return the names in `methods` and `attributes` that the class `protocol` lacks; empty if it has all of them.
+        """Return the names that the class `protocol`, or the class of its requests, lacks; empty if both have all.
 
         An attribute may be in the class, or be set by the `__init__` of the class or of a base class.
         """
-        found: set[str] = set(dir(protocol))
-        methods = {*self.methods} - found
-        for each in protocol.__mro__:
-            code = getattr(vars(each).get("__init__"), "__code__", None)
-            found.update(getattr(code, "co_names", ()))
-        return methods | {*self.attributes} - found
+        cycle = getattr(sys.modules[protocol.__module__], "RequestResponseCycle", object)
+        missing = {*self.methods}.difference(dir(protocol))
+        return missing | {*self.attributes} - _members(protocol) | {*self.cycle} - _members(cycle)
+
+
+def _members(kind: type) -> set[str]:
+    found = set(dir(kind))
+    for each in kind.__mro__:
+        code = getattr(vars(each).get("__init__"), "__code__", None)
+        found.update(getattr(code, "co_names", ()))
+    return found
 
 
 _METHODS = (
