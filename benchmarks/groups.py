@@ -23,6 +23,7 @@ GROUPS = {
     "probing": "what it costs the supervisor to probe a thousand times a second",
     "usage": "what it costs the supervisor to know what a thousand workers use",
     "counting": "what it costs a request to be counted",
+    "memory": "the memory of a worker beside a fork of stock uvicorn",
     "serving": "what a request costs a worker beside stock uvicorn",
     "evenness": "long-lived connections on four workers: how many the busiest and the emptiest worker have",
     "crash": "processes that are killed, and an upgrade: how long until the next one serves, and what is lost",
