@@ -60,6 +60,25 @@ def is_asgi3(app: Any) -> bool:
     return accepts(app, 3) and not accepts(app, 1)
 
 
+def is_plain_asgi3(app: Any) -> bool:
+    """Whether `app` is a coroutine function of exactly three arguments, or an instance whose `__call__` is one.
+
+    Most applications are. Each worker asks, and a signature takes a tenth of a megabyte from what workers share.
+    """
+    if not callable(app):
+        return False
+    call: Any = app if inspect.isfunction(app) else type(app).__call__
+    code = getattr(call, "__code__", None)
+    if (
+        code is None
+        or not code.co_flags & inspect.CO_COROUTINE
+        or code.co_kwonlyargcount
+        or call.__defaults__
+    ):
+        return False
+    return bool(code.co_argcount == (3 if call is app else 4))
+
+
 def accepts(app: Any, count: int) -> bool:
     """Whether `app` can be called with `count` positional arguments; True if its parameters are unknown."""
     # A decorated function may take other arguments than the function in it.

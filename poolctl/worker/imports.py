@@ -24,7 +24,15 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..app_interface import accepts, is_asgi3, is_coroutine_function, is_factory, is_wsgi, mismatch
+from ..app_interface import (
+    accepts,
+    is_asgi3,
+    is_coroutine_function,
+    is_factory,
+    is_plain_asgi3,
+    is_wsgi,
+    mismatch,
+)
 from ..json_form import from_json
 from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
@@ -199,6 +207,8 @@ def load_app(spec: Spec) -> Any:
         path = f"{spec['app']}()" if spec["factory"] else spec["app"]
         app = spec["app"] if callable(spec["app"]) else _import_attribute(spec["app"])
         app = _call(app, spec["app"]) if spec["factory"] else app
+    if spec["interface"] != "wsgi" and is_plain_asgi3(app):
+        return app
     if is_factory(app):
         # uvicorn calls it, too, but takes the application that it returns for one of ASGI.
         app = _call(app, path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.app_interface import accepts, is_asgi3, is_factory, is_wsgi, mismatch
+from poolctl.app_interface import accepts, is_asgi3, is_factory, is_plain_asgi3, is_wsgi, mismatch
 
 
 def wsgi(environ: Any, start_response: Any) -> Any: ...
@@ -160,3 +160,12 @@ def test_three_arguments_are_those_of_asgi_3() -> None:
     assert [_name(each) for each in three] == [
         "asgi", "asgi3", "Starlette", "partial", "configured", "partial", "wsgi",
     ]  # fmt: skip
+
+
+def test_plain_application_of_asgi_3_is_seen_without_its_signature() -> None:
+    plain = [each for each in (*WSGI, *OTHERS, *NEITHER, *FACTORIES) if is_plain_asgi3(each)]
+    assert [_name(each) for each in plain] == ["asgi", "Starlette"]
+    for app in plain:
+        assert is_asgi3(app)
+        assert not is_factory(app)
+        assert mismatch(app, "auto") == mismatch(app, "asgi") == ""
