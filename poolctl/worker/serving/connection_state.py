@@ -62,10 +62,10 @@ class TrackedConnections(set[Any]):
         self.on_leave: Callable[[], None] | None = None  # called after each connection's end
 
     def add(self, connection: Hashable) -> None:
+        state = self._state
+        if len(self) + len(state.expected) + 1 >= state.most_connections:
+            state.on_full()  # before it is one of those that may have to make room
         set.add(self, connection)
-        state, count = self._state, len(self)
-        if count + len(state.expected) >= state.most_connections:
-            state.on_full()
         if state.on_activity is not None:
             state.on_activity()
         tally = state.tally
@@ -75,7 +75,7 @@ class TrackedConnections(set[Any]):
             else:
                 tally[WEBSOCKETS] += 1
                 tally[OPEN_WEBSOCKETS] += 1
-            tally[OPEN_CONNECTIONS] = count
+            tally[OPEN_CONNECTIONS] = len(self)
         if state.balancer is not None:
             state.balancer.publish()
 

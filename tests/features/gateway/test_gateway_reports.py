@@ -246,7 +246,13 @@ def test_facts_about_a_server_are_its_state_and_where_it_can_be_reached(
 ) -> None:
     monkeypatch.setattr(gateway_reports, "asleep_until", lambda entry: 7.0)
     whole = ServerFacts(
-        name="web", bind="10.0.0.1:80", state="running", ready=True, health="warn", asleep_until=7.0
+        name="web",
+        bind="10.0.0.1:80",
+        state="running",
+        ready=True,
+        health="warn",
+        asleep_until=7.0,
+        is_app=True,
     )
     assert facts() == whole
     assert facts(endpoints=()) == replace(whole, bind="127.0.0.1:9000")

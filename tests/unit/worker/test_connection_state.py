@@ -122,10 +122,10 @@ def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place()
     server_state.record_handshake_start("b", 1.0)
     assert (seen, server_state.room(), server_state.open_connections) == ([], 1, 2)
     server_state.connections.add("c")
-    assert (seen, server_state.room()) == ([2], 0)
+    assert (seen, server_state.room()) == ([1], 0)
     server_state.connections.discard("c")
     server_state.record_handshake_start("d", 1.0)
-    assert seen == [2, 1]
+    assert seen == [1, 1]
 
 
 def test_each_end_is_reported_to_what_waits_for_room() -> None:
