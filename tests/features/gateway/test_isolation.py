@@ -28,7 +28,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"evil"})
     thief = Thief()
-    thief.transport = receive.__self__.transport
+    thief.transport = receive.__self__.transport.transport
     thief.transport.set_protocol(thief)
 """
 GOOD = """

@@ -89,7 +89,7 @@ def test_process_has_the_same_defaults_as_the_table() -> None:
             {"name": "web"},
             {
                 "bind": "", "tls": False, "state": "stopped", "ready": False, "health": "unknown", "weight": 1,
-                "canary": "", "canary_bind": "", "canary_share": 0.0, "context_key": "",
+                "canary": "", "canary_bind": "", "canary_share": 0.0, "context_key": "", "is_app": False,
             },
         ),
         (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import socket
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
@@ -206,9 +205,14 @@ def _read_certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certifi
 
 
 def _without_keys(pem: bytes) -> bytes:
-    return re.sub(
-        rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----\n?", b"", pem, flags=re.DOTALL
-    )
+    kept, is_key = [], False
+    for line in pem.splitlines(keepends=True):
+        is_key = is_key or (line.startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in line)
+        if not is_key:
+            kept.append(line)
+        if line.startswith(b"-----END "):
+            is_key = False
+    return b"".join(kept)
 
 
 def _decrypted(path: str, key: bytes, password: str) -> bytes:
