@@ -97,10 +97,10 @@ test-rest: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "not (heavy or ($(RUN_ALREADY)))" $(ARGS)
 
-# One test at a time: each loads the machine by itself, and has deadlines.
+# One test at a time: each loads the machine by itself, and has deadlines, the longest of them half an hour.
 heavy: dev
 	@bash .ci/flood-programs || echo "slowhttptest or h2load is missing, and cannot be installed: floods by them are skipped"
-	@status=0; $(BIN)/python -m pytest -m heavy $(ARGS) || status=1; \
+	@status=0; $(BIN)/python -m pytest -o faulthandler_timeout=2000 -m heavy $(ARGS) || status=1; \
 	$(MAKE) --no-print-directory properties ARGS= || status=1; exit $$status
 
 properties: export POOLCTL_EXAMPLES := all
