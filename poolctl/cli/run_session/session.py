@@ -257,7 +257,7 @@ class RunSession:
     # The end.
 
     async def _stop_and_report(self, code: int) -> int:
-        """Stop everything, and print what has failed; returns the exit code, given the one before the stop."""
+        """Stop everything and print what failed. Returns the exit code, which a failure to stop may replace."""
         try:
             await self._stop(code)
             os.close(self._keeper.lifeline)

@@ -15,7 +15,7 @@ from ._syntax import quoted
 _MAX_SIZE_BYTES, _KEEP = 10 * 1024 * 1024, 5
 # What HAProxy may write before it drops lines, for which it does not wait.
 _PIPE_BYTES = 1024 * 1024
-# A pipe takes so much at once or nothing (PIPE_BUF, pipe(7)): no line of this log becomes longer.
+# Writes of up to this size to a pipe are atomic (PIPE_BUF, pipe(7)); no line of this log is longer.
 _LONGEST_LINE_BYTES = 4096
 _LONGEST_TARGET_BYTES, _LONGEST_METHOD_BYTES, _MESSAGE_BYTES = 900, 32, 100
 

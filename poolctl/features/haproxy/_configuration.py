@@ -187,7 +187,7 @@ def _route_backend(
         *_reuse(route, applications),
     ]
     if route.buffer_requests:
-        # The time for the request's head would otherwise be the time for what is buffered of its body, too.
+        # Without this, the time-out of the request's head would apply to the buffered part of its body, too.
         lines += [
             "    option http-buffer-request",
             f"    timeout http-request {duration(route.timeouts.idle)}",

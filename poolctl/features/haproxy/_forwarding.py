@@ -98,8 +98,8 @@ def _extended_hops() -> Iterator[str]:
 def _forwarded(trusted: Sequence[str]) -> Iterator[str]:
     """Rules for the field Forwarded.
 
-    That of a trusted proxy is extended by its address. If it has sent none, none is added: applications that prefer
-    this field would take what is known about the proxy for what is known about the client.
+    A trusted proxy's field is extended by the proxy's address. If it sent none, none is added: applications that
+    prefer this field would take the proxy for the client.
     """
     yield "    http-request set-var(txn.node) src"
     yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""

@@ -67,7 +67,7 @@ class _RateLimit(NamedTuple):
         yield f"    http-request set-var({now}) date(0,us),mul({units.numerator}),div({units.denominator})"
         yield f"    http-request set-var({due}) {self.key},table_gpt0({self.table})"
         yield f"    http-request set-var({ahead}) var({due}),sub({now}),and({_TIME})"
-        # What is further ahead than the burst is a time of the past.
+        # Times wrap around: a difference larger than the burst is a negative one, of a time that has passed.
         most = int(self.burst * self.interval)
         past = f"{{ var({due}) -m int lt {_HAS_TIME} }} or {{ var({ahead}) -m int gt {most} }}"
         yield f"    http-request set-var({ahead}) int(0) if {past}"

@@ -90,7 +90,7 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
 
 
 def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:
-    """Apply a command line of uvicorn or gunicorn; False for another one, or one that needs its launchers."""
+    """Apply a command line of uvicorn or gunicorn; False if it is another program's, or must keep its launchers."""
     program = program_of(line.words)
     reader = {"uvicorn": _apply_uvicorn_options, "gunicorn": _apply_gunicorn_options}.get(program.name)
     if reader is None or (line.launchers and not line.python_launcher):
@@ -329,7 +329,7 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
         server.set("bind", bind_address(host, own_port.replace(PORT, port)))
     given.carry(server, _OF_UVICORN)
     if file := given.take("--env-file"):
-        # Variables that are set already win over it, as do those of later files here.
+        # The environment takes precedence over this file, and so do the files after it in `env_file`.
         server.set("env_file", [_resolved(server, file), *server.keys.get("env_file", [])])
     trusts_proxies = given.take("--proxy-headers")
     if trusts_proxies and "--forwarded-allow-ips" not in given:
