@@ -87,8 +87,15 @@ class OutputPipes(HelperOwner):
         await self._helper.adopt()
         self._helper.reconcile()
 
+    def begin(self, process: HelperProcess) -> None:
+        # Before it is up: if keeper and supervisor die now, workers that run a command are found only by the logger.
+        self._send_pipes(process)
+
     def use(self, process: HelperProcess, *, is_new: bool) -> None:
-        # Also to a running logger: the keeper has started it without.
+        # Also to an adopted logger: the keeper starts the first one without them.
+        self._send_pipes(process)
+
+    def _send_pipes(self, process: HelperProcess) -> None:
         process.link.send({"t": "underway"}, self._spool)
         for pipe in self._pipes.values():
             process.link.send(pipe.message, [pipe.read])

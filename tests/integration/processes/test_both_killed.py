@@ -216,6 +216,22 @@ def test_without_its_logger_too_it_serves_and_is_heard_again(pool: RealPool, unt
     until(lambda: "/heard" in pool.ok("logs", "web").stdout)
 
 
+def test_a_logger_that_is_just_starting_has_the_programs_of_the_pool(pool: RealPool, until: Any) -> None:
+    pool.write("pool.toml", '[[server]]\nname = "program"\ncommand = ["sleep", "600"]\n')
+    pool.ok("start")
+    before = [pid for pid, line in pool.processes().items() if line == "sleep 600"]
+    os.kill(helper(pool, "logs"), signal.SIGKILL)
+    (successor,) = until(
+        lambda: [pid for pid, line in pool.processes().items() if " logs" in line and is_alive(pid)]
+    )
+    os.kill(successor, signal.SIGSTOP)
+    kill_both(pool, until)
+    os.kill(successor, signal.SIGCONT)
+    until(lambda: [*pool.runtime.glob("*/l.*")])
+    pool.ok("start")
+    assert [pid for pid, line in pool.processes().items() if line == "sleep 600"] == before
+
+
 def test_programs_are_taken_over_where_the_system_allows_it(
     pool: RealPool, until: Any, free_port: Any
 ) -> None:
