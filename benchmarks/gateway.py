@@ -2,8 +2,7 @@
 
 Every measured process runs on one processor and the clients on the others, so rates are per core. Processor times
 come from the kernel (/proc): on a busy machine rates favour processes that lead sessions, as workers do
-(autogroups, sched(7)). Polling programs send identical requests, whose route the gateway has cached; browsers vary
-them.
+(autogroups, sched(7)). Polling programs send identical requests; browsers vary them.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ _BROWSER_FIELDS = (
     b"priority: u=0, i\r\n"
 )
 _numbers = itertools.count()
-PASS, PROXY, DIRECT = "pass", "proxy", "direct"
-_NEW_CONNECTION, _NEW_BROWSER = "new connection", "new connection of a browser"
+POOLCTL, DIRECT = "poolctl", "direct"
 
 APP = (
     """
@@ -95,6 +93,10 @@ class Way(Side):
     def connect(self) -> socket.socket:
         sock = super().connect()
         return sock if self._tls is None else self._tls.wrap_socket(sock, server_hostname="localhost")
+
+    def spent_ns(self) -> int:
+        """The processor time of the worker and the process in front of it so far."""
+        return self.processor_ns() + (self.before.processor_ns() if self.before else 0)
 
     def request(self, method: bytes = b"GET", path: bytes = b"/", fields: bytes = b"") -> bytes:
         host = self.name.encode()
@@ -175,9 +177,9 @@ def _websocket(way: Way) -> int:
 
 MODES: dict[str, Callable[[Way], int]] = {
     "keep-alive": _keep_alive,
-    _NEW_CONNECTION: _new_connection,
+    "new connection": _new_connection,
     "keep-alive of a browser": _browser_keep_alive,
-    _NEW_BROWSER: _browser_new_connection,
+    "new connection of a browser": _browser_new_connection,
     "request of 1 MB": _large_request,
     "response of 1 MB": _large_response,
     "response of 1 MB in chunks": _chunked_response,
@@ -190,22 +192,23 @@ TLS_MODES: dict[str, Callable[[Way], int]] = {
 
 
 class Turn(NamedTuple):
+    """The rate of requests, and the processor time of one: of the worker and the process in front of it."""
+
     rate: float
-    worker_microseconds: float
-    before_microseconds: float
+    microseconds: float
 
 
 def run(options: Namespace) -> Iterator[Row]:
     rounds = 2 if options.quick else ROUNDS
     with ExitStack() as stack:
-        stack.enter_context(all_descriptors())
+        stack.enter_context(_all_descriptors())
         plain, tls = _ways(stack)
         idle = 200 if options.quick else IDLE_CONNECTIONS
         yield from _memory(plain, idle)
         yield from _latency(plain, rounds)
         for modes, ways in (MODES, plain), (TLS_MODES, tls):
             for mode, ask in modes.items():
-                yield from _rows_with_string_at(mode, in_short_turns(ways, ask, rounds))
+                yield from _rows_of(mode, _in_short_turns(ways, ask, rounds))
 
 
 def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
@@ -221,17 +224,15 @@ def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
     path.write_text(
         f'[gateway]\nbind = [{{ bind = "127.0.0.1:{plain_port}" }},'
         f' {{ bind = "127.0.0.1:{tls_port}", tls = {{ cert = "{pem}", key = "{key}" }} }}]\n'
-        f'[[route]]\nhost = "{PROXY}"\nalias = "{PROXY}"\nto = "s0"\nmode = "proxy"\n'
         '[[route]]\nto = "s0"\n' + path.read_text()
     )
     project.run("start")
     (item,) = json.loads(project.run("list", "-o", "json"))["items"]
     (worker,) = item["pids"]
-    gateway = project.gateway()
+    gateway = project.process("gateway")
     context = ssl.create_default_context(cafile=str(pem))
-    plain = [Way(DIRECT, project.ports[0], worker, None)]
-    plain += [Way(name, plain_port, worker, gateway) for name in (PASS, PROXY)]
-    tls = [Way(PROXY, tls_port, worker, gateway, context)]
+    plain = [Way(DIRECT, project.ports[0], worker, None), Way(POOLCTL, plain_port, worker, gateway)]
+    tls = [Way(POOLCTL, tls_port, worker, gateway, context)]
     for name in filter(proxies.is_installed, ("nginx", "HAProxy")):
         first, second = next(ports), next(ports)
         pid = stack.enter_context(
@@ -263,7 +264,7 @@ def on_one_processor(pids: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def all_descriptors() -> Iterator[None]:
+def _all_descriptors() -> Iterator[None]:
     """Raise the limit of descriptors for this process and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -274,9 +275,10 @@ def all_descriptors() -> Iterator[None]:
 
 
 def _memory(ways: list[Way], most: int) -> Iterator[Row]:
-    count = min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS)
+    # HAProxy keeps a descriptor free for the server of each connection.
+    count = min(most, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS) // 2)
     for way in ways:
-        if way.before is None or way.name == PASS:
+        if way.before is None:
             continue
         empty = processes.pss_bytes(way.before.pid) / 1e6
         socks = []
@@ -311,20 +313,17 @@ def _latency(ways: list[Way], rounds: int) -> Iterator[Row]:
                 yield Row(f"added latency {what}, {name}", "µs", added, "the worker alone", direct)
 
 
-def in_short_turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> dict[str, list[Turn]]:
+def _in_short_turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> dict[str, list[Turn]]:
     found: dict[str, list[Turn]] = {way.name: [] for way in ways}
     for way in ways:
         ask(way)  # the first requests are slower
     for way in _in_turns(ways, rounds):
-        worker = way.processor_ns()
-        before = way.before.processor_ns() if way.before else 0
+        spent = way.spent_ns()
         asked, started = 0, time.perf_counter()
         while time.perf_counter() < started + ROUND_SECONDS:
             asked += ask(way)
         seconds = time.perf_counter() - started
-        spent = (way.before.processor_ns() if way.before else 0) - before
-        worker = way.processor_ns() - worker
-        found[way.name].append(Turn(asked / seconds, worker / 1000 / asked, spent / 1000 / asked))
+        found[way.name].append(Turn(asked / seconds, (way.spent_ns() - spent) / 1000 / asked))
     for way in ways:
         way.close()
     return found
@@ -337,7 +336,7 @@ def _in_turns(ways: list[Way], rounds: int) -> Iterator[Way]:
         yield from ways[first:] + ways[:first]
 
 
-def _rows_with_string_at(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
+def _rows_of(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
     for name, turns in found.items():
         against = DIRECT if DIRECT in found else "nginx"
         others = [] if name == against else found.get(against, [])
@@ -347,16 +346,8 @@ def _rows_with_string_at(mode: str, found: dict[str, list[Turn]]) -> Iterator[Ro
         )  # fmt: skip
     for name, turns in found.items():
         others = [] if name == "nginx" else found.get("nginx", [])
-        # The gateway does no work for a connection that it has passed.
-        if name != DIRECT and (name != PASS or mode in (_NEW_CONNECTION, _NEW_BROWSER)):
+        if name != DIRECT:
             yield Row(
-                f"processor time of the gateway, {mode}, {name}", "µs",
-                [turn.before_microseconds for turn in turns],
-                "nginx" if others else "", [turn.before_microseconds for turn in others],
+                f"processor time, worker included, {mode}, {name}", "µs", [turn.microseconds for turn in turns],
+                "nginx" if others else "", [turn.microseconds for turn in others],
             )  # fmt: skip
-    if DIRECT in found:
-        yield Row(
-            f"processor time of the worker, {mode}, {PASS}", "µs",
-            [turn.worker_microseconds for turn in found[PASS]],
-            DIRECT, [turn.worker_microseconds for turn in found[DIRECT]],
-        )  # fmt: skip

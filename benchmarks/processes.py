@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-GONE_SECONDS = 10.0
-
 
 def pss_bytes(pid: int) -> int:
     """The memory of a process, with shared pages divided among their users (PSS)."""

@@ -101,10 +101,11 @@ class Project:
         """The arguments of all processes of this pool, by pid."""
         return processes.marked_with(str(self.directory))
 
-    def gateway(self) -> int:
-        """The pid of the process that serves the gateway's clients, if it is the pool's own engine."""
-        pid: int = json.loads(self.run("status", "-o", "json"))["gateway"]["pid"]
-        return pid
+    def process(self, name: str) -> int:
+        """The pid of one of the pool's own processes, such as `gateway` or `forwarder`."""
+        listed = json.loads(self.run("status", "-o", "json"))["summary"]["processes"]
+        pids: dict[str, int] = {each["name"]: each["pid"] for each in listed}
+        return pids[name]
 
     def roles(self) -> dict[str, list[int]]:
         """The pids of the pool's processes: keeper, supervisor, zygote, logger, worker."""

@@ -14,6 +14,7 @@ from pathlib import Path
 _START_SECONDS = 10.0
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 _PACKAGES = {"nginx": "nginx", "HAProxy": "haproxy"}
+_NGINX_STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 _NGINX = """
 {modules}daemon off;
@@ -93,6 +94,16 @@ def is_installed(name: str) -> bool:
     return False
 
 
+def forwards_streams(name: str) -> bool:
+    """Whether the peer is installed, and can forward streams; if not, print how to install what is missing."""
+    if not is_installed(name):
+        return False
+    if name != "nginx" or _NGINX_STREAM_MODULE.exists():
+        return True
+    print("  nginx forwards no streams and is left out: apt-get install libnginx-mod-stream", file=sys.stderr)
+    return False
+
+
 @contextmanager
 def http_peer(
     name: str, directory: Path, *, plain: int, tls: int, backend: int, certificate: Path
@@ -126,8 +137,7 @@ def stream_peer(name: str, directory: Path, *, plain: int, backend: int) -> Iter
 
 
 def _nginx(directory: Path, body: str) -> str:
-    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-    modules = f"load_module {module};\n" if body.startswith("stream") and module.exists() else ""
+    modules = f"load_module {_NGINX_STREAM_MODULE};\n" if body.startswith("stream") else ""
     # As root it would run its processes as a user without access to the directory.
     user = "" if os.geteuid() else "user root;\n"
     return _NGINX.format(modules=modules, directory=directory, user=user, body=body)

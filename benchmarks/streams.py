@@ -1,4 +1,4 @@
-"""Compares the gateway's streams with HAProxy (connections) and nginx (datagrams) in front of an echo process."""
+"""Compares the gateway's streams with a plain HAProxy (connections) and nginx (datagrams) before an echo process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from . import answers, proxies
-from .gateway import DIRECT, on_one_processor
+from .gateway import DIRECT, POOLCTL, on_one_processor
 from .project import Project
 from .report import Row
 from .serving import Side
@@ -21,7 +21,6 @@ ROUNDS = 7
 ROUND_SECONDS = 0.2
 _CONNECTIONS = 8
 _DATAGRAM = b"x" * 100
-_POOLCTL = "poolctl"
 _TIMEOUT_SECONDS = 10.0
 _START_SECONDS = 10.0
 
@@ -120,14 +119,13 @@ def run(options: Namespace) -> Iterator[Row]:
             + path.read_text()
         )
         project.run("start")
-        gateway = project.gateway()
         measured = []
-        for kind, modes, port, peer, peer_port in (
-            (socket.SOCK_STREAM, _TCP_MODES, tcp, "HAProxy", tcp_peer),
-            (socket.SOCK_DGRAM, _UDP_MODES, udp, "nginx", udp_peer),
+        for kind, modes, process, port, peer, peer_port in (
+            (socket.SOCK_STREAM, _TCP_MODES, "gateway", tcp, "HAProxy", tcp_peer),
+            (socket.SOCK_DGRAM, _UDP_MODES, "forwarder", udp, "nginx", udp_peer),
         ):
-            ways = [Way(DIRECT, backend, echo, kind), Way(_POOLCTL, port, gateway, kind)]
-            if proxies.is_installed(peer):
+            ways = [Way(DIRECT, backend, echo, kind), Way(POOLCTL, port, project.process(process), kind)]
+            if proxies.forwards_streams(peer):
                 pid = stack.enter_context(
                     proxies.stream_peer(peer, project.directory, plain=peer_port, backend=backend)
                 )
@@ -156,11 +154,9 @@ def _measured(mode: str, ways: list[Way], ask: Callable[[Way], int], rounds: int
     direct = [rate for rate, _ in found.pop(DIRECT)]
     for name, turns in found.items():
         yield Row(f"{mode}, {name}", "1/s", [rate for rate, _ in turns], DIRECT, direct)
-    peer = next((name for name in found if name != _POOLCTL), "")
+    peer = next((name for name in found if name != POOLCTL), "")
     spent_by = {name: [taken for _, taken in turns] for name, turns in found.items()}
-    yield Row(
-        f"processor time of the gateway, {mode}", "µs", spent_by[_POOLCTL], peer, spent_by.get(peer, [])
-    )
+    yield Row(f"processor time of the gateway, {mode}", "µs", spent_by[POOLCTL], peer, spent_by.get(peer, []))
 
 
 def _wait_for(way: Way, ask: Callable[[Way], int]) -> None:

@@ -14,16 +14,15 @@ from typing import Any
 
 # A feature may import earlier features.
 FEATURES = (
-    "import_foreign",
     "pytest_plugin",
     "gateway",
+    "import_foreign",
     "notify",
     "proxmox",
     "registration",
     "operator",
     "scaling",
     "rollout",
-    "haproxy",
     "dashboard",
     "doctor",
     "top",
@@ -92,10 +91,6 @@ class Feature:
     process: DetachedProcessSpec | None = None  # started by this part
     changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
     web: str = ""  # the class of what is served at the address of its table: see web.site.Site
-    # The class of its part of the gateway's process: see features.gateway.process.edge.EdgePart.
-    gateway: str = ""
-    # Engines of the gateway, by name: see features.gateway.engines.Engine.
-    engines: Mapping[str, str] = field(default_factory=dict)
     # The systems that `export` writes files for: functions that make cli.commands.export.Files from its request.
     exports: Mapping[str, str] = field(default_factory=dict)
     # The platforms that run a pool instead of a supervisor: classes that implement control.client.Platform, created

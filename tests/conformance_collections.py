@@ -1,12 +1,12 @@
 """Requests of public collections: two are tables in `tests/collections/`, three are fetched in a pinned version.
 
-| collection | licence | version | its verdict on a request | |
-|---|---|---|---|---|
-| nodejs/llhttp, fixtures | MIT | 9.3.0 | accepted or an error | table |
-| nodejs/http-parser, test program | MIT | 2.9.4 | accepted or an error | table |
-| aws/http-desync-guardian | Apache-2.0 | 7dd6f37 (2020-12-31) | compliant, acceptable, ambiguous or severe | fetched |
-| MDA2AV/Http11Probe | MIT | 95bc6a9 (2026-02-17) | the status of the response | fetched |
-| narfindustries/http-garden | GPL-3.0 | ffb9164 (2025-12-09) | none | fetched |
+| collection | licence | version | |
+|---|---|---|---|
+| nodejs/llhttp, fixtures | MIT | 9.3.0 | table |
+| nodejs/http-parser, test program | MIT | 2.9.4 | table |
+| aws/http-desync-guardian | Apache-2.0 | 7dd6f37 (2020-12-31) | fetched |
+| MDA2AV/Http11Probe | MIT | 95bc6a9 (2026-02-17) | fetched |
+| narfindustries/http-garden | GPL-3.0 | ffb9164 (2025-12-09) | fetched |
 
 `make conformance` fetches those that are not there yet, by git from github.com, into the directory that
 POOLCTL_CONFORMANCE names, one folder each, and runs the tests marked `conformance` with them. What cannot be reached is
@@ -32,30 +32,16 @@ import yaml
 FETCH_SECONDS = 120.0
 TABLES = Path(__file__).parent / "collections"
 
-# Verdicts of the collections that are stricter than RFC 9110 and 9112, or about a server.
-LENIENT = {
-    r"[Uu]nderscore|Transfer-Encoding with multiple (hyphens|delimiters)": "ordinary names to all parsers",
-    r"HOST-EMPTY": "valid: RFC 9112 §3.2",
-    r"explicit `close`|No restart when keep-alive is off": "only the first request is read",
-    r"CHUNK|[Cc]hunk|extension": "the proxy writes the framing itself, without extensions",
-}
-
 
 class Unreachable(Exception):
     """A collection cannot be fetched from here."""
 
 
 class CollectedCase(NamedTuple):
-    """`hostile`: by its collection's verdict such a request must be refused, or its connection closed."""
+    """The bytes of a request, or of several."""
 
     name: str
     data: bytes
-    hostile: bool
-
-    @property
-    def lenient(self) -> bool:
-        """Whether its first request is served despite the verdict: see LENIENT."""
-        return any(re.search(pattern, self.name) for pattern in LENIENT)
 
 
 class TabledCollections(NamedTuple):
@@ -66,7 +52,7 @@ class TabledCollections(NamedTuple):
     def cases(self) -> list[CollectedCase]:
         """Their cases; requests stand there as Latin-1."""
         return [
-            CollectedCase(f"{name}: {row['name']}", row["data"].encode("latin-1"), row["hostile"])
+            CollectedCase(f"{name}: {row['name']}", row["data"].encode("latin-1"))
             for name in self.names
             for row in json.loads((TABLES / f"{name}.json").read_text())
         ]
@@ -145,16 +131,15 @@ def from_git(collection: Collection, place: Path) -> None:
 
 
 def http_desync_guardian(directory: Path) -> Iterator[CollectedCase]:
-    """Heads with a verdict each: those that are ambiguous, or worse, are hostile."""
+    """Its heads."""
     for file in sorted((directory / "tests").glob("*.yaml")):
         for each in yaml.safe_load(file.read_text()) or ():
             fields = [f"{header['name']}: {header['value']}" for header in each["headers"] or ()]
             if not any(field.lower().startswith("host:") for field in fields):
                 fields.insert(0, "Host: a")
             lines = [f"{each['method']} {each['uri']} {each['version']}", *fields, "", ""]
-            hostile = each["expected"]["tier"] in ("Ambiguous", "Severe")
             yield CollectedCase(
-                f"{file.stem}: {each['name']}", "\r\n".join(lines).encode("latin-1", "replace"), hostile
+                f"{file.stem}: {each['name']}", "\r\n".join(lines).encode("latin-1", "replace")
             )
 
 
@@ -165,7 +150,7 @@ _SHARP_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "0": "\0", '"': '"', "\\": "\
 
 
 def http11probe(directory: Path) -> Iterator[CollectedCase]:
-    """Its requests of one piece: those that only 400 answers are hostile."""
+    """Its requests of one piece."""
     for file in sorted((directory / "src/Http11Probe/TestCases/Suites").glob("*.cs")):
         for name, body in _test_case.findall(file.read_text()):
             call = re.search(
@@ -179,16 +164,15 @@ def http11probe(directory: Path) -> Iterator[CollectedCase]:
             text = _sharp_escape.sub(
                 lambda found: _SHARP_ESCAPES.get(found[1]) or chr(int(found[1][1:], 16)), text
             )
-            hostile = "ExpectedStatus = StatusCodeRange.Exact(400)" in body
-            yield CollectedCase(name, text.encode("latin-1", "replace"), hostile)
+            yield CollectedCase(name, text.encode("latin-1", "replace"))
 
 
 def http_garden(directory: Path) -> Iterator[CollectedCase]:
-    """The requests by which it finds quirks of servers; they have no verdict."""
+    """The requests by which it finds quirks of servers."""
     for file in [directory / "tools" / "probe_quirks.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and b" HTTP/" in node.value:
-                yield CollectedCase(f"{file.stem}:{node.lineno}", node.value, hostile=False)
+                yield CollectedCase(f"{file.stem}:{node.lineno}", node.value)
 
 
 GITHUB = "https://github.com/"

@@ -7,10 +7,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import pytest
-
 import poolctl
-from poolctl.installation import GATEWAY_LIBRARIES
+from tests.programs import program
 
 OLD_UVICORN = "0.34.0"
 
@@ -28,9 +26,8 @@ def with_old_uvicorn(directory: Path) -> Path:
 
 
 def need_gateway() -> None:
-    """Skip the test where the gateway's libraries are not installed."""
-    for library in GATEWAY_LIBRARIES:
-        pytest.importorskip(library, reason=f"{library} is not installed")
+    """Skip the test where HAProxy is not installed."""
+    program("haproxy")
 
 
 def without(directory: Path, *libraries: str) -> str:

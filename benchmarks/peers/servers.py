@@ -108,14 +108,9 @@ class Poolctl(WebServer):
         return True
 
 
-class PassingGateway(Poolctl):
-    name = "poolctl, gateway, passed"
+class PoolctlGateway(Poolctl):
+    name = "poolctl, gateway"
     tables = '[gateway]\nbind = "127.0.0.1:{port}"\n[[route]]\nto = "web"\n'
-
-
-class ProxyingGateway(Poolctl):
-    name = "poolctl, gateway, proxied"
-    tables = '[gateway]\nbind = "127.0.0.1:{port}"\n[[route]]\nto = "web"\nmode = "proxy"\n'
 
 
 class Proxy(Uvicorn):
@@ -159,7 +154,7 @@ class HAProxy(Proxy):
 
 
 SERVERS: tuple[type[WebServer], ...] = (
-    *(Uvicorn, Gunicorn, Granian, Poolctl, PassingGateway, ProxyingGateway, Nginx, HAProxy),
+    *(Uvicorn, Gunicorn, Granian, Poolctl, PoolctlGateway, Nginx, HAProxy),
 )
 
 

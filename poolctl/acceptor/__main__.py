@@ -75,15 +75,8 @@ def forward_connections_to_supervisor(
 
 
 def _send_connection(link: SupervisorLink, message: wire.Message, found: socket.socket) -> None:
-    part: wire.Message = {}
-    fds = [found.fileno()]
-    if isinstance(found, connection_handover.Connection):
-        part, fds = found.to_message()
-    try:
-        link.send({"t": "conn", "n": message["n"], "key": message["key"], **part}, fds)
-    finally:
-        for fd in fds[1:]:
-            os.close(fd)
+    part = found.to_message() if isinstance(found, connection_handover.Connection) else {}
+    link.send({"t": "conn", "n": message["n"], "key": message["key"], **part}, [found.fileno()])
 
 
 def _accept_nowait(listener: socket.socket) -> socket.socket:

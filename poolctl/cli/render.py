@@ -31,7 +31,7 @@ WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
 # Columns omitted on a narrow terminal, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset((
-    "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied",
+    "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests",
     "refused", "errors", "p50", "p99",
 ))  # fmt: skip
 HEADINGS = {"first_pid": "pids"}  # only the first pid is shown, next to the number of workers

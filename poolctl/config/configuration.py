@@ -16,7 +16,7 @@ from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
 from poolctl.config.values.normalise import misspelt_placeholders, probe_and_hook_commands
-from poolctl.config.values.plain import OPEN_FILES_OF_POOL
+from poolctl.config.values.plain import LOCAL, OPEN_FILES_OF_POOL, PLATFORM_VARIABLE
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
 from poolctl.errors import ServerError
@@ -133,7 +133,8 @@ class Configuration(Sequence[ServerConfig]):
         """Check the files, certificates and interpreters that servers and tables refer to; returns problems. Blocks.
 
         With `import_apps`, each app is imported as a test. With `names`, only servers with these names are checked for
-        problems. Warnings about all servers are stored; `warnings` returns them.
+        problems, and what the pool as a whole needs to start is not. Warnings about all servers are stored; `warnings`
+        returns them.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -153,12 +154,20 @@ class Configuration(Sequence[ServerConfig]):
         self.wsgi_middleware = {server.name: middleware for server, middleware in checks.wsgi}
         self._external_warnings += self.located((None, finding) for finding in warnings)
         found = _distinct(self.located(checks.problems))
-        return [*found, *self.located((None, finding) for finding in of_tables)]
+        found += self.located((None, finding) for finding in of_tables)
+        return [*found, *(self.startup_problems() if names is None else ())]
 
     def startup_problems(self) -> list[ServerError]:
-        """Problems that prevent the pool from starting, such as a program for the gateway that is not installed."""
-        found = [each.startup_problems(self.tables) for each in rules_of(self.tables.by_name())]
-        return [*self.located((None, finding) for each in found for finding in each)]
+        """Problems that prevent the pool from starting here, such as a missing program. Blocks on the disk.
+
+        There are none on a cluster, where nothing of the pool but its servers runs.
+        """
+        if (os.environ.get(PLATFORM_VARIABLE) or self.settings.platform) != LOCAL:
+            return []
+        found = [
+            each.startup_problems(self._servers, self.tables) for each in rules_of(self.tables.by_name())
+        ]
+        return [*self.located(finding for each in found for finding in each)]
 
     def env_file_problems(self) -> list[ServerError]:
         """The problems of the env files of servers that are not disabled. Blocks on the disk."""
@@ -230,7 +239,8 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             yield Finding(("depends_on", index), message, "enable it, or take it out")
     if server.binds_itself and server.socket != "program" and not server.job:
         hint = (
-            'let it take the socket ({fd}, LISTEN_FDS) if it can, or write socket = "program" to accept that'
+            'write socket = "proxied", or let it take the socket ({fd}, LISTEN_FDS) if it can, '
+            'or write socket = "program" to accept that'
         )
         yield Finding(("command",), BINDS_ITSELF, hint)
     env = server.env if server.command else {}

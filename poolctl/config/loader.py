@@ -281,7 +281,8 @@ class _ConfigurationBuilder:
         excluded = self._report_conflicting_servers()
         if any(OPENING in document.text for document in self.assembly.documents):
             self._check_address_references()
-        tables = self._tables() if self.assembly.tables else None
+        are_needed = self.assembly.tables or any(each and each.is_proxied for each in self.servers)
+        tables = self._tables() if are_needed else None
         if tables is not None:
             self._check_tables(tables)
         config = Configuration(
@@ -312,7 +313,8 @@ class _ConfigurationBuilder:
 
     def _tables(self) -> Tables:
         findings: list[Finding] = []
-        tables = build_tables(self.assembly.tables, findings)
+        servers = [each for each in self.servers if each is not None]
+        tables = build_tables(self.assembly.tables, findings, servers)
         for path, other, finding in table_conflicts(tables, self.addresses):
             server = next((entry for entry in self.assembly.entries if entry.name == other), None)
             where = f", {self.origins.place(server, ('bind',))}" if server else ""

@@ -17,7 +17,6 @@ from poolctl import __version__, exit_codes
 from poolctl.control import pool_paths
 from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
-from poolctl.http.messages import BadMessage, ResponseReader, request_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer")
 
 OK = 200
-_FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
 FORBIDDEN = 403
+_BEGINNING = b"HTTP/1."
 # A connection to a dead supervisor waits in the backlog: after this time without data it has to answer a ping.
 SILENCE_SECONDS = 10.0
 # The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
@@ -478,8 +477,8 @@ def stop_and_start(files: Sequence[str]) -> str:
 def _request(verb: str, body: Mapping[str, object]) -> bytes:
     payload = json.dumps(body).encode()
     # HTTP/1.0, so that the lines arrive unchunked.
-    fields = [*_FIELDS, ("Content-Length", str(len(payload)))]
-    return request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload
+    fields = f"Host: poolctl\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
+    return f"POST /v1/{verb} HTTP/1.0\r\n{fields}\r\n".encode() + payload
 
 
 def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
@@ -571,22 +570,33 @@ class AnswerReader:
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
-        self._response = ResponseReader()
+        self._status = 0  # until the head has arrived
         self._rest = b""
 
     def feed(self, chunk: bytes) -> list[Table]:
         """Return the messages that end in `chunk`. Raises ControlError for a refusal and for an invalid answer."""
+        self._rest += chunk
         try:
-            self._response.feed(chunk)
-            *lines, self._rest = (self._rest + self._response.take_body()).split(b"\n")
+            if not self._status and not self._read_head():
+                return []
+            *lines, self._rest = self._rest.split(b"\n")
             messages: list[Table] = [json.loads(line) for line in lines if line]
-        except (BadMessage, ValueError):
+        except ValueError:
             raise incompatible_answer_error() from None
         if not all(isinstance(message, dict) for message in messages):
             raise incompatible_answer_error()
-        if messages and self._response.status != OK:
-            raise refusal_error(self._response.status, self._verb, messages[0])
+        if messages and self._status != OK:
+            raise refusal_error(self._status, self._verb, messages[0])
         return messages
+
+    def _read_head(self) -> bool:
+        """Return whether the head has arrived. Raises ValueError for anything else."""
+        if not _BEGINNING.startswith(self._rest[: len(_BEGINNING)]):
+            raise ValueError("not HTTP")
+        head, end, body = self._rest.partition(b"\r\n\r\n")
+        if end:
+            self._status, self._rest = int(head[9:12]), body
+        return bool(end)
 
 
 def read_messages(verb: str, chunks: Iterator[bytes]) -> Iterator[Table]:

@@ -15,7 +15,7 @@ from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.exit_codes import FAILED
 from poolctl.http.http_server import HttpServer, ReceivedRequest, Responder, ServerLimits
-from poolctl.http.messages import BadMessage, RequestHead
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.platform import peer_credentials
 
@@ -108,7 +108,7 @@ class ControlServer:
 
     def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and JSON body of the response to an invalid request."""
-        plain = error.status in (403, 404, 413)
+        plain = error.status in (403, 404, 411, 413)
         status, message = (error.status, str(error)) if plain else (400, f"not a request: {error}")
         return status, "application/json", json.dumps({"error": message}).encode() + b"\n"
 
@@ -117,7 +117,7 @@ class ControlServer:
         try:
             pid, uid, _ = peer_credentials(received.sock)
             request = Request(
-                _verb(received.head),
+                _verb(received),
                 _document(received.body),
                 pid,
                 uid,
@@ -151,9 +151,9 @@ class ControlServer:
             return Result(errors=(error,), exit_code=FAILED)
 
 
-def _verb(head: RequestHead) -> str:
-    path = head.path.decode()
-    if not path.startswith("/v1/") or head.method not in (b"GET", b"POST"):
+def _verb(received: ReceivedRequest) -> str:
+    path = received.path
+    if not path.startswith("/v1/") or received.method not in ("GET", "POST"):
         raise BadMessage(f"there is no {path}; try GET /v1/list", 404)
     verb = path.removeprefix("/v1/")
     return "list" if verb == "servers" else verb

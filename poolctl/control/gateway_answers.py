@@ -93,21 +93,15 @@ def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[
 class GatewayStats:
     """The figures of the gateway; None means unknown.
 
-    Passed requests are those on client connections that the gateway has handed to a worker, which answers them
-    directly. Connections of a stream count as proxied requests. Refused requests include those without a route.
-    Latencies are of proxied requests; rates are over the last seconds. `replaced_processes` of HAProxy have been
-    replaced, and still serve connections that they have.
+    Connections of a stream count as requests. Refused requests are those without a route. Rates are over the last
+    seconds.
     """
 
     requests_total: int
-    passed_total: int
-    proxied_total: int
     refused_total: int
     errors_total: int
     requests_per_second: float | None
     errors_per_second: float | None
-    latency_p50_seconds: float | None
-    latency_p99_seconds: float | None
     connections: int | None
     memory_bytes: int | None
     cpu_percent: float | None

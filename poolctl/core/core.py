@@ -339,15 +339,6 @@ class Core:
             worker.expired = True
             self.touch(entry)
 
-    def replace_workers_of_generation(self, entry: Entry, generation: int) -> None:
-        """Replace the workers of this generation, for example because they hold connections that must end.
-
-        Counts neither as failure nor as restart. Has no effect if the generation has been replaced already.
-        """
-        if entry.wanted and entry.desired.generation == generation:
-            entry.begin_generation()
-            self.touch(entry)
-
     def replace_worker(self, entry: Entry, worker_id: str) -> None:
         """Replace this worker alone, for example at the end of its lifetime; it serves until its replacement is ready.
 

@@ -10,12 +10,12 @@ In an application behind the gateway, in any handler or middleware that has the 
 - The context of a request: `with_route`, `try_get_route`, `upstream_name`, `upstream_scheme`, `upstream_host`,
   `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A route with `context_headers` sends the
   context in headers, too: a backend outside the pool reads them with `context_of_headers(scope["headers"])`.
-- Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
+- Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`.
 - All routes, in attributes `http`, `stream` and `excluded`: `registry_of(request.scope)` has the gateway's current
   routes, `Registry` the routes that a process adds itself, and `poolctl.connect("shop").registry()` the routes of a
   running pool.
 - Route matching: `try_get_table(request.scope)` is the `RouteTable` that the gateway currently uses, with
-  `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` creates a table, `normal_host` and
+  `find(host, path, method)`, `get("users")` and iteration. `write_table` creates a table, `normal_host` and
   `normal_path` normalize what it compares, and `explain` tells why a route is chosen.
 - Health of routes: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
 
@@ -46,7 +46,7 @@ from ..routing.context import (
 from ..routing.match import ConsideredRoute, explain, normal_host
 from ..routing.normal_path import normal_path
 from ..routing.registry import Registry, RoutePool, TableRegistry
-from ..routing.route import ExcludedRoute, Header, Route, StreamRoute, Target, passable
+from ..routing.route import ExcludedRoute, Header, Route, StreamRoute, Target
 from ..routing.route_health import (
     STATUSES,
     RouteHealth,
@@ -56,7 +56,7 @@ from ..routing.route_health import (
     route_health,
     server_health,
 )
-from ..routing.route_table import Match, RouteTable, TableError, write_table
+from ..routing.route_table import RouteTable, TableError, write_table
 
 __all__ = [
     "EXTENSION",
@@ -65,7 +65,6 @@ __all__ = [
     "ConsideredRoute",
     "ExcludedRoute",
     "Header",
-    "Match",
     "Registry",
     "Route",
     "RouteContext",
@@ -85,7 +84,6 @@ __all__ = [
     "health_info_without_detail",
     "normal_host",
     "normal_path",
-    "passable",
     "registry_of",
     "route_health",
     "server_health",

@@ -1,5 +1,5 @@
-"""HTTP/1.1 for all of poolctl: strict parsers of requests and responses, an asyncio client and a small server.
+"""HTTP/1.1 for all of poolctl: a strict reader of responses, an asyncio client, and a small server that uses h11.
 
-The parsers (`messages`) do no I/O, so that blocking and asyncio code can share them. Standard library only; asyncio is
-imported by `http_client` and `http_server` alone.
+The reader (`messages`) does no I/O and needs the standard library only; asyncio is imported by `http_client` and
+`http_server` alone, and h11 by `http_server`.
 """

@@ -56,7 +56,7 @@ async def exchange(
     body: bytes = b"",
     *,
     tls: ssl.SSLContext | None = None,
-    version: str = "1.1",
+    server_name: str | None = None,
     proxy: ForwardProxy | None = None,
 ) -> AsyncIterator[StreamedResponse]:
     """Send one request to `where`, a Unix socket's path or a host and a port, and yield the response.
@@ -64,12 +64,12 @@ async def exchange(
     With both `proxy` and `tls`, the request goes through a tunnel of the proxy. With `proxy` alone, the proxy itself
     gets the request, and `target` must be a URL.
 
-    With `tls` the certificate must be valid for the host, unless the context says otherwise. Redirects are not
-    followed, failures are not retried, and there is no time limit except the caller's `asyncio.timeout`. Raises
-    OSError, BadMessage for a response that is not HTTP, NoResponse, and ValueError for a request that cannot be
-    written.
+    With `tls` the certificate must be valid for `server_name`, or the host, unless the context says otherwise.
+    Redirects are not followed, failures are not retried, and there is no time limit except the caller's
+    `asyncio.timeout`. Raises OSError, BadMessage for a response that is not HTTP, NoResponse, and ValueError for a
+    request that cannot be written.
     """
-    head = request_head(method, target, fields, version=version)
+    head = request_head(method, target, fields)
     if isinstance(where, str):
         stream, writer = await asyncio.open_unix_connection(where, limit=_READ_BYTES)
     elif proxy is not None and tls is not None:
@@ -77,7 +77,9 @@ async def exchange(
     elif proxy is not None:
         stream, writer = await asyncio.open_connection(proxy.host, proxy.port, limit=_READ_BYTES)
     else:
-        stream, writer = await asyncio.open_connection(*where, limit=_READ_BYTES, ssl=tls)
+        stream, writer = await asyncio.open_connection(
+            *where, limit=_READ_BYTES, ssl=tls, server_hostname=server_name
+        )
     try:
         writer.write(head + body)
         with contextlib.suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""A small asyncio server that reads whole requests, and writes responses whole or piece by piece.
+"""A small asyncio server that reads whole requests, and writes responses whole or piece by piece. h11 frames them.
 
 It serves commands, and the health of `poolctl serve`. No client can block it: time and bytes of a request are limited,
 and a refused connection is closed in a way that lets the client read the reason.
@@ -10,24 +10,26 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol
 
-from .messages import (
-    CONTINUE,
-    LAST_CHUNK,
-    MAX_HEAD_BYTES,
-    BadMessage,
-    RequestHead,
-    RequestReader,
-    chunk,
-    response_head,
-)
+import h11
+
+from .messages import MAX_HEAD_BYTES, MOST_FIELDS, BadMessage
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024
+_END_OF_HEAD = b"\r\n\r\n"
+# What h11 accepts, but servers read differently (RFC 9112 §2.2, §3.2, §5.2, §6.3): a control character, a line that
+# ends without CRLF, a folded field, a list of lengths, a fragment. A CR may be the last byte received so far.
+_ambiguous = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)|\n[\t ]|\n(?i:content-length):[^\r]*,|\A[^\r]*#"
+).search
+_is_host = re.compile(rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*").fullmatch  # RFC 9110 §7.2, RFC 3986 §3.2.2
 _ACCEPT_AGAIN_SECONDS = 0.1
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1024 * 1024
 
@@ -40,9 +42,10 @@ class ClientGone(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """A complete request, and the socket it was received on."""
+    """A complete request, and the socket it was received on. `path` is the target without its query."""
 
-    head: RequestHead
+    method: str
+    path: str
     body: bytes
     sock: socket.socket
 
@@ -64,66 +67,61 @@ class Responder:
 
     def __init__(
         self,
-        head: RequestHead | None,
+        connection: h11.Connection,
         writer: asyncio.StreamWriter,
         limits: ServerLimits,
         *,
         keep_alive: bool,
+        bodiless: bool = False,
     ) -> None:
-        self._bodiless = head is not None and head.method == b"HEAD"
-        self._chunked = head is not None and head.http_1_1
+        self._connection = connection
         self._writer = writer
         self._limits = limits
-        self.keep_alive = keep_alive
+        self._keep_alive = keep_alive
+        self._bodiless = bodiless
 
     def begin(self, status: int, fields: Fields) -> None:
         """Send the head of a response of unknown length."""
-        framing = ("transfer-encoding", "chunked") if self._chunked else ("connection", "close")
-        self._write_head(status, [*fields, framing])
+        closing = [] if self._keep_alive else [("Connection", "close")]
+        reason = HTTPStatus(status).phrase.encode()
+        self._send(h11.Response(status_code=status, headers=[*fields, *closing], reason=reason))
 
     def write(self, data: bytes) -> None:
         """Send a piece of the response without waiting. Raises ClientGone above `unread_bytes` of unsent data."""
         if self._writer.transport.get_write_buffer_size() > self._limits.unread_bytes:
             raise ClientGone("the client does not read")
-        if not self._bodiless:
-            self._writer.write(chunk(data) if self._chunked else data)
+        if data and not self._bodiless:
+            self._send(h11.Data(data=data))
 
     def send_with_descriptor(self, sock: socket.socket, fd: int, data: bytes) -> None:
         """Send a piece of the response with a file descriptor (SCM_RIGHTS). Raises ClientGone if it would block."""
-        data = chunk(data) if self._chunked else data
+        framed = self._connection.send(h11.Data(data=data)) or b""
         if self._writer.transport.get_write_buffer_size():
             raise ClientGone("the client does not read")
         try:
-            sent = socket.send_fds(sock, [data], [fd], socket.MSG_DONTWAIT)
+            sent = socket.send_fds(sock, [framed], [fd], socket.MSG_DONTWAIT)
         except OSError as error:
             raise ClientGone(f"the client does not read: {error}") from None
-        if sent < len(data):
+        if sent < len(framed):
             raise ClientGone("the client does not read")
 
     async def finish(self) -> None:
         """End the response, and wait until it is sent. Raises ClientGone when the client takes too long."""
-        if self._chunked and not self._bodiless:
-            self._writer.write(LAST_CHUNK)
-        await self._drain()
-
-    async def send(self, status: int, fields: Fields, body: bytes) -> None:
-        """Send a complete response, and wait until it is sent. Raises ClientGone when the client takes too long."""
-        self._write_head(status, [*fields, ("content-length", str(len(body)))])
-        if not self._bodiless:
-            self._writer.write(body)
-        await self._drain()
-
-    def _write_head(self, status: int, fields: list[tuple[str, str]]) -> None:
-        if not self.keep_alive and ("connection", "close") not in fields:
-            fields.append(("connection", "close"))
-        self._writer.write(response_head(status, fields))
-
-    async def _drain(self) -> None:
+        self._send(h11.EndOfMessage())
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 await self._writer.drain()
         except TimeoutError:
             raise ClientGone("the client does not read") from None
+
+    async def send(self, status: int, fields: Fields, body: bytes) -> None:
+        """Send a complete response, and wait until it is sent. Raises ClientGone when the client takes too long."""
+        self.begin(status, [*fields, ("content-length", str(len(body)))])
+        self.write(body)
+        await self.finish()
+
+    def _send(self, event: h11.Event) -> None:
+        self._writer.write(self._connection.send(event) or b"")
 
 
 class HttpHandler(Protocol):
@@ -248,29 +246,37 @@ class HttpServer:
     async def _converse(
         self, sock: socket.socket, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        limits, seconds, rest = self._limits, self._limits.request_seconds, b""
+        limits, seconds, received = self._limits, self._limits.request_seconds, b""
+        persistent = limits.keep_alive_seconds > 0 and not self._watch
         while True:
-            message = RequestReader(max_head_bytes=limits.head_bytes, max_body_bytes=limits.body_bytes)
+            connection = h11.Connection(h11.SERVER)
+            deadline = asyncio.get_running_loop().time() + seconds
             try:
                 self._handler.check_client(sock)
-                async with asyncio.timeout(seconds):
-                    head = await _receive_whole_request(message, rest, stream, writer)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        received = received or await stream.read(_READ_BYTES)
+                if not received:
+                    return
+                async with asyncio.timeout_at(deadline):
+                    head = await _receive_head(connection, limits, received, stream)
+                    body = await _receive_body(connection, stream, writer)
             except TimeoutError:
-                if message.started:
-                    await self._refuse(BadMessage("the request did not arrive in time", 408), stream, writer)
+                await self._refuse(BadMessage("the request did not arrive in time", 408), stream, writer)
                 return
             except BadMessage as error:
                 await self._refuse(error, stream, writer)
                 return
-            if head is None:
+            response = Responder(
+                connection, writer, limits, keep_alive=persistent, bodiless=head.method == b"HEAD"
+            )
+            path = head.target.partition(b"?")[0].decode()
+            await self._answer_or_cancel(
+                ReceivedRequest(head.method.decode(), path, body, sock), response, stream
+            )
+            if connection.our_state is h11.MUST_CLOSE:
                 return
-            persistent = limits.keep_alive_seconds > 0 and not self._watch
-            keep_alive = head.keep_alive and head.http_1_1 and persistent
-            response = Responder(head, writer, limits, keep_alive=keep_alive)
-            await self._answer_or_cancel(ReceivedRequest(head, message.body, sock), response, stream)
-            if not response.keep_alive:
-                return
-            seconds, rest = limits.keep_alive_seconds, message.rest
+            seconds, received = limits.keep_alive_seconds, connection.trailing_data[0]
 
     async def _answer_or_cancel(
         self, request: ReceivedRequest, response: Responder, stream: asyncio.StreamReader
@@ -298,7 +304,7 @@ class HttpServer:
         Return when the client has disconnected, at the latest after one second or a maximum number of bytes.
         """
         status, kind, body = self._handler.error_response(error)
-        response = Responder(None, writer, self._limits, keep_alive=False)
+        response = Responder(h11.Connection(h11.SERVER), writer, self._limits, keep_alive=False)
         await response.send(status, [("content-type", kind)], body)
         writer.write_eof()
         with contextlib.suppress(TimeoutError):
@@ -306,25 +312,75 @@ class HttpServer:
                 await _await_disconnect(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
 
 
-async def _receive_whole_request(
-    message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> RequestHead | None:
-    """Read the next request completely into `message`, and return its head. `rest` are bytes already received.
+async def _receive_head(
+    connection: h11.Connection, limits: ServerLimits, received: bytes, stream: asyncio.StreamReader
+) -> h11.Request:
+    """Read the head of a request that begins with the bytes `received`; `connection` gets all bytes. Raises BadMessage.
 
-    Returns None if the client closes the connection before a request begins. Raises BadMessage, also for an
-    incomplete request.
+    A body in chunks is refused (RFC 9112 §6.3): no client needs one here.
     """
-    continued = False
-    while not (rest and message.feed(rest)):
-        if message.head is not None and not continued and message.head.expects_continue:
-            continued = True
-            writer.write(CONTINUE)
-        rest = await stream.read(_READ_BYTES)
-        if not rest:
-            if not message.started:
-                return None
+    checked = 0
+    while (end := received.find(_END_OF_HEAD, max(0, checked - 3))) < 0:
+        _check_characters(received, checked)
+        if len(received) > limits.head_bytes:
+            raise BadMessage("the head is too large", 431)
+        checked = len(received)
+        more = await stream.read(_READ_BYTES)
+        if not more:
             raise BadMessage("the request is incomplete")
-    return message.head
+        received += more
+    head = received[: end + len(_END_OF_HEAD)]
+    if len(head) > limits.head_bytes:
+        raise BadMessage("the head is too large", 431)
+    _check_characters(head)
+    connection.receive_data(received)
+    request = _next_event(connection)
+    assert isinstance(request, h11.Request)
+    names = [name for name, _ in request.headers]
+    hosts = [value for name, value in request.headers if name == b"host"]
+    if len(names) > MOST_FIELDS:
+        raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise BadMessage("the version is not HTTP/1.1", 505)
+    # h11 leaves out a repeated Content-Length.
+    if len(names) != head.count(b"\n") - 2 or len(hosts) > 1:
+        raise BadMessage("more than one host or content-length")
+    if not all(map(_is_host, hosts)):
+        raise BadMessage("host is not a host name")
+    if b"transfer-encoding" in names:
+        raise BadMessage("a body without a content-length", 411)
+    length = next((int(value) for name, value in request.headers if name == b"content-length"), 0)
+    if length > limits.body_bytes:
+        raise BadMessage("the body is too large", 413)
+    return request
+
+
+def _check_characters(received: bytes, checked: int = 0) -> None:
+    if _ambiguous(received, max(0, checked - 1)):
+        raise BadMessage("a control character, or a line that does not end with CRLF")
+
+
+async def _receive_body(
+    connection: h11.Connection, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bytes:
+    body = bytearray()
+    while not isinstance(event := _next_event(connection), h11.EndOfMessage):
+        if isinstance(event, h11.Data):
+            body += event.data
+            continue
+        if connection.they_are_waiting_for_100_continue:
+            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            writer.write(connection.send(go_on) or b"")
+        connection.receive_data(await stream.read(_READ_BYTES))
+    return bytes(body)
+
+
+def _next_event(connection: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    """What has been received next. Raises BadMessage, also for the end of the connection."""
+    try:
+        return connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise BadMessage(str(error), error.error_status_hint) from None
 
 
 async def _await_disconnect(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:

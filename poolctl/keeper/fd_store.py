@@ -26,12 +26,12 @@ CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
 # The pool's own addresses by table, and the link to the process that serves them.
 WEB_LISTENER, WEB_LINK = "web listener ", "web link"
-# The gateway: links to its process and its zygote, its adoption pair, the states of backend hosts, registered
-# services, and its listeners by key.
-GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
-GATEWAY_ZYGOTE = "gateway zygote"
+# The gateway: its process, the states of backend hosts, registered services, and its listeners by key.
+GATEWAY_LINK, GATEWAY_HOSTS = "gateway link", "gateway hosts"
 REGISTRATIONS = "registrations"
 GATEWAY_LISTENER = "gateway listener "
+# The link to the forwarder, and the listeners at which connections wait for a target, by the target's key.
+FORWARDER_LINK, GATEWAY_WAITING = "forwarder link", "gateway waiting "
 
 # Listed in the plan like an entry, but not stored: the supervisor is the keeper's client.
 SUPERVISOR = "supervisor"

@@ -14,13 +14,12 @@ from ..platform import boot_identity, replace_file
 from . import wire
 
 # The name of a socket's file is the kind of process, a dot, and a random part.
-WORKER, LOGGER, GATEWAY = "w", "l", "g"
+WORKER, LOGGER, GATEWAY, FORWARDER = "w", "l", "g", "f"
 _LISTENS = b"00010000"  # __SO_ACCEPTCON
 _SOCKET_TABLE = "/proc/net/unix"
 
 DESIRED = "wanted.json"
 REGISTRATIONS = "registrations.json"
-KEPT_CONNECTIONS = "gateway-kept.json"  # the gateway connections that workers may have kept
 CONTEXT_SECRET = "gateway-secret"  # the gateway authenticates to workers by a value derived from this secret
 _CONTROL = "control.sock"
 _LOCK = "lock"
@@ -37,7 +36,7 @@ def remove_stale_sockets(directory: str) -> None:
 
     Sockets that are open but not listening are kept: a worker may still be importing its application.
     """
-    files = _socket_files(directory, WORKER, LOGGER, GATEWAY)
+    files = _socket_files(directory, WORKER, LOGGER, GATEWAY, FORWARDER)
     states = _unix_socket_flags() if files else {}
     for path in files:
         if states is not None and os.fsencode(path) not in states:
@@ -93,7 +92,7 @@ def read_left_state(directory: str, name: str = DESIRED) -> wire.Message:
 
 def remove_left_states(directory: str) -> None:
     """Remove the desired state and the other states that a killed pool leaves behind."""
-    for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
+    for name in (DESIRED, REGISTRATIONS, CONTEXT_SECRET):
         unlink_quietly(os.path.join(directory, name))
 
 

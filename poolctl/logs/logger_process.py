@@ -5,9 +5,9 @@ Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object w
 - `underway`, with two files in memory: output that is not stored yet is kept there, so that the logger's successor
   neither loses nor repeats a line (see OutputSpool). Sent before any other order, and again by a new supervisor.
 - `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` identify the server's
-  process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in seconds;
-  0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise the new
-  stream replaces the old one.
+  process; `path` is the file. Optional: `format` ("text", "json" or "raw": as written), `max_size` in bytes, `keep`,
+  `max_age` in seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid
+  change; otherwise the new stream replaces the old one.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
 - `performed`: answer, with the same `id`, once the current content of all pipes has been stored.
 - `end`: store the pipes' content, then exit.
@@ -280,6 +280,8 @@ class OutputStream:
         return sum(len(line) + 1 for line in lines[:-1].split(b"\n")[-missing:])
 
     def _format_lines(self, lines: bytes, when: str) -> bytes:
+        if self._format == "raw":
+            return lines
         return (
             as_json(lines, when, self._name, self.pid)
             if self._format == "json"

@@ -1,4 +1,4 @@
-"""Selects the route of each HTTP request: route definitions, the table of routes, and the lookup.
+"""Routes: their definitions, which of them takes a request, and the table of routes that workers read.
 
-Gateway and workers use the same table and lookup, so that they always agree. Standard library only.
+Standard library only.
 """

@@ -10,7 +10,6 @@ backend can trust them if it is reachable only through the gateway.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from hmac import compare_digest
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -24,12 +23,12 @@ EXTENSION = "poolctl.route"
 # Every header of a request that begins with this is the gateway's own.
 HEADER_PREFIX = "x-poolctl-"
 
-# Names a request's route to the workers of a server, and to no other backend: a key that only they and the gateway
-# know, and the route's alias.
-CONTEXT_FIELD = "x-poolctl-context"
+# The gateway sends backends their name in one of these headers; in the second if the route has `context_headers`. The
+# name that the workers of a server get is a `context_value`.
+CONTEXT_FIELD, UPSTREAM_FIELD = "x-poolctl-context", "x-poolctl-upstream"
 
 _ROUTE, _HOST, _PATH = "x-poolctl-route", "x-poolctl-route-host", "x-poolctl-route-path"
-_PROVIDER, _NAME, _URL = "x-poolctl-route-provider", "x-poolctl-upstream", "x-poolctl-upstream-url"
+_PROVIDER, _NAME, _URL = "x-poolctl-route-provider", UPSTREAM_FIELD, "x-poolctl-upstream-url"
 _SAFE = (
     " !\"#$&'()*+,/:;<=>?@[]^`{|}"  # and letters, digits, "_.-~": all of visible ASCII but the percent sign
 )
@@ -144,16 +143,25 @@ def context_headers(context: RouteContext) -> list[tuple[str, str]]:
     return [(name, quote(value, safe=_SAFE)) for name, value in fields.items() if value]
 
 
-@lru_cache(maxsize=1024)
-def context_line(alias: str, key: str) -> bytes:
-    """The header line that tells a server's workers the alias of the request's route; `key` is a shared secret."""
-    return f"{CONTEXT_FIELD}: {key} {quote(alias, safe=_SAFE)}\r\n".encode()
+def route_headers(route: Route) -> list[tuple[str, str]]:
+    """The headers that tell a backend the request's route, without the backend's own name and URL."""
+    return context_headers(RouteContext(route))
+
+
+def context_value(name: str, key: str, alias: str) -> str:
+    """The name of a server that shows its workers that the gateway has sent a request, and by which route.
+
+    `key` is a secret that only the gateway and the server's workers know. HAProxy accepts the result as a name.
+    """
+    return f"{name}:{key}:{alias.encode().hex()}"
 
 
 def authenticated_alias(value: bytes, key: str) -> str | None:
-    """The alias in the value of a CONTEXT_FIELD header; None if the value does not begin with the secret `key`."""
-    given, _, alias = value.partition(b" ")
-    return unquote(alias.decode("latin-1")) if key and compare_digest(given, key.encode()) else None
+    """The route's alias in a header's value; None if the value is no `context_value` with the secret `key`."""
+    named, _, alias = value.rpartition(b":")
+    if not key or not compare_digest(named.rpartition(b":")[2], key.encode()):
+        return None
+    return bytes.fromhex(alias.decode()).decode()
 
 
 def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext | None:

@@ -39,11 +39,6 @@ class HostPattern(NamedTuple):
         return self.tier == DEFAULT or wildcard_covers_host(self.text, host)
 
     @property
-    def key(self) -> str:
-        """The pattern as a single string: one character for `tier`, then `text`."""
-        return "=^.*-"[self.tier] + self.text
-
-    @property
     def weight(self) -> int:
         """The number of literal characters: of the patterns with the same `tier`, one with more is tried first."""
         return len(self.text) - self.text.count("*")
@@ -71,6 +66,12 @@ def host_pattern(host: str) -> HostPattern:
         domain = text.removeprefix("*.")
         return HostPattern(WILDCARD, text) if "*" in domain else HostPattern(DOMAIN, domain)
     return HostPattern(EXACT if "." in text or text.startswith("[") else LABEL, text)
+
+
+def sent_host(host: str, host_header: str) -> str:
+    """The Host that backends of a route with these keys get; "" if it depends on the client."""
+    pattern = host_pattern(host)
+    return host_header or (pattern.text if pattern.tier == EXACT else "")
 
 
 def wildcard_covers_host(pattern: str, host: str) -> bool:

@@ -2,9 +2,7 @@
 
 If gateway and backend interpret a path differently, a client can evade rules about paths. So the gateway compares paths
 in normal form: escaped unreserved characters are decoded, the escapes that remain are in upper case, dot segments are
-removed (RFC 3986 §6.2.2). A request that is proxied is forwarded with its path in normal form. If instead the client's
-socket is passed to a worker, the worker sees the path as it was sent. So a socket is passed only if the path differs
-from the normal form in nothing but the spelling of escapes. Paths without a safe interpretation are refused.
+removed (RFC 3986 §6.2.2). Backends get the path in this form. Paths without a safe interpretation are refused.
 
 Backends confuse paths that RFC 3986 distinguishes ("read both ways": the gateway considers both interpretations):
 
@@ -26,7 +24,6 @@ decode twice ("%252F") are not considered.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 # Nearly all paths, unless there is an empty segment or a dot at the beginning of one: read alike by all servers.
 _PLAIN = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,=:@/]*+")
@@ -48,26 +45,15 @@ _NORMAL_ESCAPES = {
 }
 
 
-class NormalizedPath(NamedTuple):
-    """A path in normal form.
-
-    `as_sent` is true if every server interprets the path, as it was sent, in the same way. Such a path may have escapes
-    that all servers decode (RFC 3986 §6.2.2.2), but no dot segments, because some servers do not remove them.
-    """
-
-    normal: str
-    as_sent: bool = True
-
-
-def normalize_path(path: str) -> NormalizedPath | None:
+def normal_path(path: str) -> str | None:
     """Return the path of a request, without its query, in normal form; None if it must be refused (400).
 
-    An empty path is "/".
+    The path is already in normal form if the result equals the argument. An empty path is "/".
     """
     if _PLAIN.fullmatch(path) and "//" not in path and "/." not in path:
-        return NormalizedPath(path)
+        return path
     if not path:
-        return NormalizedPath("/")
+        return "/"
     if not _ALLOWED.fullmatch(path):
         return None
     if "%" in path:
@@ -76,16 +62,7 @@ def normalize_path(path: str) -> NormalizedPath | None:
     normal = _without_dot_segments(path)
     if sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
         return None
-    return NormalizedPath(normal, normal == path)
-
-
-def normal_path(path: str) -> str | None:
-    """Return the path of a request, without its query, in normal form; None if it must be refused (400).
-
-    The path is already in normal form if the result equals the argument. An empty path is "/".
-    """
-    found = normalize_path(path)
-    return found.normal if found is not None else None
+    return normal
 
 
 def readings(path: str) -> list[str]:

@@ -188,7 +188,7 @@ class HTTPTableRoutes(RouteTableView[Route]):
 class TableRegistry(_ReadOnlyRegistry):
     """The routes of the current route table, read-only; a newer table is used as soon as it exists.
 
-    `table` returns the current table, or None. A lookup takes the same time for any number of routes.
+    `table` returns the current table, or None.
     """
 
     http: HTTPTableRoutes

@@ -6,32 +6,18 @@ from dataclasses import dataclass
 
 from ..json_form import Table, to_json
 
-PASS, PROXY, AUTO = "pass", "proxy", "auto"
 # Where a route comes from.
 FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inventory"
 IP_HASH = "ip-hash"
 STICKY = "sticky"  # by a cookie, which a stream does not have
 POLICIES = ("round-robin", "weighted", "least-connections", IP_HASH, "random-two", "first", STICKY)
-# The keys of a route in a file that need the proxy, and the reason in words.
-NEEDS_PROXY = {
-    "methods": "it has conditions",
-    "headers": "it has conditions",
-    "redirect": "it redirects",
-    "strip_path": "it changes requests",
-    "host_header": "it changes requests",
-    "add_headers": "it changes requests",
-    "set_headers": "it changes requests",
-    "remove_headers": "it changes requests",
-    "response_headers": "it changes responses",
-    "sticky": "it has a sticky cookie",
-    "retries": "it has retries",
-    "limit": "it has a limit",
-    "backend_limit": "it has a limit",
-    "context_headers": "it sends its context as headers",
-    "buffer_requests": "it buffers requests",
-    "max_body_size": "it limits the size of bodies",
-    "waiting_page": "it has a waiting page",
-}
+# The keys of a route in a file for which requests have to be read: connections of TLS that are copied to a server, by
+# the name in their handshake, do not show theirs.
+NEEDS_REQUESTS = (
+    "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
+    "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
+    "buffer_requests", "waiting_page", "probe_responses",
+)  # fmt: skip
 # The attributes of a Route for keys that have a different name there.
 _ATTRIBUTES = {
     "sticky": ("sticky_cookie",),
@@ -46,11 +32,17 @@ class Target:
 
     A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; for a stream's target, HOST:PORT. A target with twice
     the weight gets twice as many connections, or requests.
+
+    The certificate of an https URL is verified for the name `sni`, or the URL's host, by the CA certificates in the
+    file `ca`, or the system's; not at all without `verify`.
     """
 
     server: str = ""
     url: str = ""
     weight: int = 1
+    ca: str = ""
+    sni: str = ""
+    verify: bool = True
 
     @property
     def key(self) -> str:
@@ -70,7 +62,7 @@ class Header:
 class Timeouts:
     """Time limits in seconds, 0 for none: to connect, until the response's head, between bytes of a body, in total.
 
-    `keep_alive` is how long an idle connection to a backend is kept, unless the backend is an application of the pool.
+    `keep_alive` is how long an idle connection to a program or a URL is kept open; with 0 it is closed at once.
     """
 
     connect: float = 5.0
@@ -117,7 +109,7 @@ class BreakerRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redirect:
-    """Where clients are redirected: to the same URL with "https", or to the given URL.
+    """Where clients are redirected: to the same URL with "https", to the given URL, or to a path of the same host.
 
     A URL without a path gets the path and query of the request.
     """
@@ -146,9 +138,7 @@ class Route:
     methods: tuple[str, ...] = ()
     headers: tuple[Header, ...] = ()
     policy: str = "round-robin"
-    mode: str = AUTO
     provider: str = FILE
-    # Most of these need the proxy: see NEEDS_PROXY.
     strip_path: bool = False  # the prefix is removed from the path for the backend
     host_header: str = ""  # sent to the backend instead of the client's Host
     add_headers: tuple[Header, ...] = ()  # after fields of the same names from the client
@@ -164,19 +154,13 @@ class Route:
     client_limit: TrafficLimits | None = None  # for each client; its requests do not wait
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
-    buffer_requests: bool = False  # the backend is connected when the whole request has arrived
+    buffer_requests: bool = False  # the body is read before the backend gets the request
     redirect: Redirect | None = None  # instead of targets
-    # Settings for passed and proxied requests.
     allow: tuple[str, ...] = ()  # networks of clients; empty for all
     timeouts: Timeouts = Timeouts()
     breaker: BreakerRule = BreakerRule()
     waiting_page: bool = False
     probe_responses: tuple[str, ...] = ()
-    registers: bool = False  # services that register become its backends
-    # Why its connections stay with the gateway where servers run as several users (see `separation`): without TLS,
-    # and within it.
-    other_user: str = ""
-    other_user_tls: str = ""
 
     def to_json(self) -> Table:
         """The route as a JSON-compatible dict, for an application that imports another version of poolctl."""
@@ -188,9 +172,10 @@ class Route:
         return self.redirect is not None and self.redirect.to == HTTPS
 
     @property
-    def changes_headers(self) -> bool:
-        """Whether the backend receives headers that differ from the client's."""
-        return bool(self.add_headers or self.set_headers or self.remove_headers)
+    def takes_whole_hosts(self) -> bool:
+        """Whether the route can be found by the host alone, and changes nothing: its requests need not be read."""
+        attributes = (name for key in NEEDS_REQUESTS for name in _ATTRIBUTES.get(key, (key,)))
+        return self.path == "/" and not any(getattr(self, name) for name in attributes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,34 +211,6 @@ class ExcludedRoute:
     def to_json(self) -> Table:
         """The route as a JSON-compatible dict, for an application that imports another version of poolctl."""
         return to_json(self)
-
-
-def passable(route: Route, *, tls: bool = False) -> bool:
-    """Whether connections of the route can be passed to a worker: its targets are servers and no setting needs a proxy.
-
-    With `tls` the gateway cannot see requests before it passes the connection, so the route must cover the whole host.
-    """
-    return not proxy_reason(route, tls=tls)
-
-
-def proxy_reason(route: Route, *, tls: bool = False) -> str:
-    """Why the route's connections are not passed to a worker, in words; "" if they are."""
-    other_user = route.other_user_tls if tls else route.other_user
-    reasons = (
-        (route.mode == PROXY, 'its mode is "proxy"'),
-        (route.redirect, NEEDS_PROXY["redirect"]),
-        (not route.to, "it has no target"),
-        (not all(target.server for target in route.to), "it leads to a URL"),
-        *(
-            (getattr(route, attribute), why)
-            for key, why in NEEDS_PROXY.items()
-            for attribute in _ATTRIBUTES.get(key, (key,))
-        ),
-        (tls and route.path != "/", "its path is not seen within TLS"),
-        (tls and route.probe_responses, "its probes are not seen within TLS"),
-        (other_user, other_user),
-    )
-    return next((why for applies, why in reasons if applies), "")
 
 
 AnyRoute = Route | StreamRoute | ExcludedRoute

@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
+from .route import ExcludedRoute, Route, StreamRoute
 
-# How connections get to the backend: handed over, copied by the gateway as HTTP or as a stream, or not at all.
-PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
+# What the gateway forwards, or that it does not.
+HTTP, STREAM, EXCLUDED = "http", "stream", "excluded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +31,10 @@ class TargetMachineReport:
 class RouteReport:
     """One route, as reported.
 
-    `to` has server names, URLs or a redirect. `way` is how connections reach the backend: pass, proxy, stream or
-    excluded. `why` is the reason if `way` is proxy or excluded. `host` of a stream is the address where the gateway
-    listens. `state` is one of route_health.STATUSES. `passed`, `proxied` and `refused` count what happened to the
-    `requests`; `waiting` is the number of queued requests. Counts and latencies combine gateway and workers; a latency
-    is None before the first request. `machines` is None if there is no inventory of Proxmox machines.
+    `to` has server names, URLs or a redirect. `way` is http, stream or excluded. `why` is the reason if it is
+    excluded. `host` of a stream is the address where the gateway listens. `state` is one of route_health.STATUSES.
+    `waiting` is the number of queued requests. Latencies are those of the route's servers. `machines` is None if there
+    is no inventory of Proxmox machines.
     """
 
     alias: str
@@ -43,14 +42,11 @@ class RouteReport:
     path: str = ""
     to: tuple[str, ...] = ()
     policy: str = ""
-    mode: str = ""
-    way: str = PROXY
+    way: str = HTTP
     why: str = ""
     provider: str = ""
     state: str = "unknown"
     requests: int = 0
-    passed: int = 0
-    proxied: int = 0
     refused: int = 0
     waiting: int = 0
     errors: int = 0
@@ -80,11 +76,8 @@ def stream_key(alias: str) -> str:
     return f"stream {alias}"
 
 
-def static_route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
-    """A report from the route alone: its state is unknown, and its figures are 0.
-
-    `tls`: the route's servers speak TLS, so the gateway selects the route by the connection's host name (SNI).
-    """
+def static_route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteReport:
+    """A report from the route alone: its state is unknown, and its figures are 0."""
     if isinstance(route, ExcludedRoute):
         return RouteReport(
             alias=route.alias, host=route.host, way=EXCLUDED, why=route.reason, provider=route.provider
@@ -94,10 +87,7 @@ def static_route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool
     )
     if isinstance(route, StreamRoute):
         return replace(report, host=route.bind, way=STREAM)
-    why = proxy_reason(route, tls=tls)
-    return replace(
-        report, host=route.host, path=route.path, mode=route.mode, way=PROXY if why else PASS, why=why
-    )
+    return replace(report, host=route.host, path=route.path)
 
 
 class RequestedBackendState(StrEnum):

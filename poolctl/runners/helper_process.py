@@ -1,8 +1,9 @@
 """Keeps the pool's helpers running: the logger, and the processes `accept`, `config` and `web`.
 
-A helper is a child of the keeper, and its descriptor 3 is the link to the supervisor. The keeper also holds this link:
-the helper outlives its supervisor, and the next supervisor adopts it. It says `up` when it is ready, answers `ping`,
-and exits when it is ordered to `end` or when keeper and supervisor are both gone.
+A helper is a child of the keeper, outlives its supervisor, and is adopted by the next one. Most are programs of our own
+(HelperProcess): descriptor 3 is the link to the supervisor, which the keeper also holds. They say `up` when they are
+ready, answer `ping`, and exit when they are ordered to `end` or when keeper and supervisor are both gone. A foreign
+program is another HelperChild.
 
 An owner decides with which settings its helper should run (see HelperOwner); a Helper makes that true, by starting,
 adopting, replacing or ending a process. The pool does not depend on helpers: their problems are logged, and raised only
@@ -18,7 +19,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 from poolctl import __version__
@@ -27,6 +28,7 @@ from poolctl.json_form import Table
 from poolctl.keeper import wire
 
 from .process_link import (
+    PING,
     HasDescriptor,
     Link,
     LinkHandler,
@@ -42,7 +44,6 @@ from .process_link import (
 from .runner_protocol import Exit
 
 _STATUS_SECONDS = 5.0
-_CALM_SECONDS = 60.0
 _SECOND_PAUSE_SECONDS = 0.2
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -52,8 +53,8 @@ logger = logging.getLogger("poolctl.supervisor")
 class HelperKind:
     """A kind of helper. `name` is one word, used in `status -v` and metrics; `label` names it in messages.
 
-    `argv` is its command, and `entry` the name of its link in the keeper's store. It prints to the file `output` in the
-    pool's directory.
+    `argv` is its command, and `entry` its name in the keeper's store. It prints to the file `output` in the pool's
+    directory.
 
     A kind with `on_demand` is started by the first request to it, and again by the first one after its exit; it ends
     when it has had no request for `idle_seconds`, if set. Any other kind is started at once, and restarted after its
@@ -74,16 +75,17 @@ class HelperKind:
     end_seconds: float = 10.0
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 30.0
+    calm_seconds: float = 60.0  # after a longer life the pauses begin again with the first
 
 
-class HelperProcess(LinkHandler):
-    """A process of a helper, controlled over `link`. `known` is its identity, `mark` its version and settings.
+class HelperChild:
+    """A process of a helper. `known` is its identity, `mark` its version and settings.
 
-    `up` is set when the process is ready, or has exited; `exited` is done when it has exited. Messages that are not
-    about the process itself are passed to `receive`, with their descriptors. A process that hangs is killed.
+    `up` is set when the process is ready, or has exited; `exited` is done when it has exited. A process that hangs is
+    killed: see `watch`.
     """
 
-    def __init__(self, kind: HelperKind, sock: socket.socket, known: Table, mark: str) -> None:
+    def __init__(self, kind: HelperKind, known: Table, mark: str) -> None:
         loop = asyncio.get_running_loop()
         self.kind = kind
         self.known = known
@@ -92,11 +94,104 @@ class HelperProcess(LinkHandler):
         self.exited: asyncio.Future[None] = loop.create_future()
         self.began = loop.time()
         self.output_start = 0  # its output begins at this position of the file, or later
-        self.receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_fds(fds)
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._watchdog: ProcessWatchdog | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self.known["pid"])
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has exited, or nothing can be sent to it."""
+        return self.exited.done()
+
+    def ping(self) -> None:
+        """Ask the process for a sign that it does not hang, which is passed to `answered`."""
+        raise NotImplementedError
+
+    def save_to_keeper(self, keeper: Link) -> None:
+        """Put the process into the keeper's store, where the next supervisor finds it."""
+        raise NotImplementedError
+
+    def receive_with(self, receive: Callable[[wire.Message, list[int]], None]) -> None:
+        """Pass messages that are not about the process itself to `receive`, with their descriptors."""
+
+    def end(self) -> None:
+        """Have the process exit, without waiting. It is killed later if it hangs: it would hold its listeners forever.
+
+        What it still sends is received.
+        """
+        self.stop_watching()
+        asyncio.get_running_loop().call_later(self.kind.end_seconds, self.kill_and_close)
+
+    def close(self) -> None:
+        """Have the process exit like `end`, and receive nothing more."""
+        self.end()
+
+    def kill_and_close(self) -> None:
+        """Kill the process if it still runs, and receive nothing more."""
+        kill(self.known)
+
+    async def wait_until_ready(self, directory: str) -> None:
+        """Wait until the process is up. If it exits or takes too long, end it, and raise LinkLost or TimeoutError."""
+        try:
+            async with asyncio.timeout(self.kind.ready_seconds):
+                await self.up.wait()
+            if self.is_gone:
+                output = os.path.join(directory, self.kind.output)
+                raise LinkLost(f"its process ended at its start; see {output}")
+        except BaseException:
+            self.close()
+            raise
+
+    async def wait_briefly_for_exit(self) -> Exit | None:
+        """Wait up to five seconds until the keeper reports how the process has exited; None if it does not."""
+        await asyncio.wait({self._exit}, timeout=_STATUS_SECONDS)
+        return self._exit.result() if self._exit.done() else None
+
+    def record_exit(self, exit_: Exit) -> None:
+        """Record how the process has exited."""
+        if not self._exit.done():
+            self._exit.set_result(exit_)
+
+    async def finish(self) -> None:
+        """Have the process exit; returns when it has, or was killed."""
+        self.end()
+        await asyncio.wait({self.exited}, timeout=self.kind.end_seconds)
+
+    def watch(self) -> None:
+        """Ping the process from now on, and kill it if it hangs."""
+        self._watchdog = ProcessWatchdog(self.ping, self.known, f"{self.kind.label}'s process")
+
+    def answered(self) -> None:
+        """Record that the process does not hang."""
+        if self._watchdog is not None:
+            self._watchdog.received()
+
+    def stop_watching(self) -> None:
+        """Stop pinging the process; it is no longer killed if it hangs."""
+        if self._watchdog is not None:
+            self._watchdog.stop_watching()
+            self._watchdog = None
+
+    def mark_exited(self) -> None:
+        """Record that the process has exited."""
+        self.stop_watching()
+        self.up.set()
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+
+class HelperProcess(HelperChild, LinkHandler):
+    """A process of a helper, controlled over `link`."""
+
+    def __init__(self, kind: HelperKind, sock: socket.socket, known: Table, mark: str) -> None:
+        super().__init__(kind, known, mark)
+        self._receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_fds(fds)
         self.link = Link(sock, self)
-        self._watchdog = ProcessWatchdog(self.link, known, f"{kind.label}'s process")
+        self.watch()
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Self:
@@ -104,7 +199,7 @@ class HelperProcess(LinkHandler):
         ours, theirs = wire.pair()
         try:
             output = os.path.join(directory, kind.output)
-            output_start = _size_of(output)
+            output_start = size_of(output)
             unset = () if kind.knows_secrets else None
             pid = await spawn(keeper, kind.argv, output, theirs, unset)
         except BaseException:
@@ -125,26 +220,18 @@ class HelperProcess(LinkHandler):
         return cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return int(self.known["pid"])
+    def is_gone(self) -> bool:
+        return self.link.sock.fileno() < 0
+
+    def ping(self) -> None:
+        self.link.send(PING)
 
     def save_to_keeper(self, keeper: Link) -> None:
-        """Put the link into the keeper's store, where the next supervisor finds it."""
         meta = {**self.known, "mark": self.mark}
         keeper.send({"op": "put", "name": self.kind.entry, "meta": meta}, [self.link.sock])
 
-    async def wait_until_ready(self, directory: str) -> None:
-        """Wait until the process is up. If it exits or takes too long, end it, and raise LinkLost or TimeoutError."""
-        try:
-            async with asyncio.timeout(self.kind.ready_seconds):
-                await self.up.wait()
-            if self.link.sock.fileno() < 0:
-                output = os.path.join(directory, self.kind.output)
-                raise LinkLost(f"its process ended at its start; see {output}")
-        except BaseException:
-            self.close()
-            raise
+    def receive_with(self, receive: Callable[[wire.Message, list[int]], None]) -> None:
+        self._receive = receive
 
     async def ask(
         self,
@@ -167,74 +254,54 @@ class HelperProcess(LinkHandler):
         """Wait until the process has carried out every order sent so far. Raises LinkLost."""
         await self.link.call({"t": "performed"})
 
-    async def wait_briefly_for_exit(self) -> Exit | None:
-        """Wait up to five seconds until the keeper reports how the process has exited; None if it does not."""
-        await asyncio.wait({self._exit}, timeout=_STATUS_SECONDS)
-        return self._exit.result() if self._exit.done() else None
-
-    def record_exit(self, exit_: Exit) -> None:
-        """Record how the process has exited."""
-        if not self._exit.done():
-            self._exit.set_result(exit_)
-
     def end(self) -> None:
-        """Have the process exit, without waiting. It is killed later if it hangs: it would hold its listeners forever.
-
-        What it still sends is received.
-        """
-        self.stop_watching()
+        super().end()
         self.link.send({"t": "end"})
-        asyncio.get_running_loop().call_later(self.kind.end_seconds, self._kill_and_close)
 
     def close(self) -> None:
-        """Have the process exit like `end`, and close the link now."""
-        self.end()
+        super().close()
         self.link.close()
 
-    async def finish(self) -> None:
-        """Have the process exit; returns when it has, or was killed."""
-        self.end()
-        await asyncio.wait({self.exited}, timeout=self.kind.end_seconds)
-
-    def stop_watching(self) -> None:
-        """Stop pinging the process; it is no longer killed if it hangs."""
-        if self._watchdog is not None:
-            self._watchdog.stop_watching()
-            self._watchdog = None
-
-    def _kill_and_close(self) -> None:
-        kill(self.known)
+    def kill_and_close(self) -> None:
+        super().kill_and_close()
         self.link.close()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        if self._watchdog is not None:
-            self._watchdog.received()
+        self.answered()
         if message.get("t") == "up":
             self.up.set()
         elif message.get("t") != "pong":
-            self.receive(message, fds)
+            self._receive(message, fds)
 
     def on_link_lost(self) -> None:
         loop = asyncio.get_running_loop()
         # Deferred, because the first message that is sent may already find the link lost.
-        loop.call_soon(self._mark_exited)
+        loop.call_soon(self.mark_exited)
         # A process that has closed its link without exiting must not stay.
         loop.call_later(self.kind.end_seconds, kill, self.known)
 
-    def _mark_exited(self) -> None:
-        self.stop_watching()
-        self.up.set()
-        if not self.exited.done():
-            self.exited.set_result(None)
+
+Child = TypeVar("Child", bound=HelperChild)
+Linked = TypeVar("Linked", bound=HelperProcess)
+Started = TypeVar("Started", bound=HelperChild, covariant=True)
 
 
-def _size_of(path: str) -> int:
+class ProcessSource(Protocol[Started]):
+    """Starts the processes of a kind, and finds the one that the previous supervisor has left: see HelperProcess."""
+
+    async def spawn(self, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Started: ...
+
+    async def adopt(self, keeper: Link, kind: HelperKind) -> Started | None: ...
+
+
+def size_of(path: str) -> int:
+    """The size of a file in bytes; 0 if there is none."""
     with contextlib.suppress(OSError):
         return os.stat(path).st_size
     return 0
 
 
-class HelperOwner:
+class HelperOwner(Generic[Child]):
     """Decides how a helper should run, and handles its messages. Each method has a default."""
 
     async def settings(self) -> str | None:
@@ -244,24 +311,28 @@ class HelperOwner:
         """
         return ""
 
-    def begin(self, process: HelperProcess) -> None:
+    def begin(self, process: Child) -> None:
         """Send a new process the orders that it needs to become ready."""
 
-    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+    def use(self, process: Child, *, is_new: bool) -> None:
         """Send orders to a new process that is up, or to an adopted one. The next supervisor will find it."""
+
+    async def retire(self, process: Child) -> None:
+        """Have a process exit, because another one has replaced it."""
+        process.end()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """Handle a message of the process, and own its descriptors."""
         close_fds(fds)
 
-    def on_lost(self, process: HelperProcess) -> None:
+    def on_lost(self, process: Child) -> None:
         """Handle the exit of the process in use, which was not ordered."""
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         """Record an event of the helper, such as "dashboard failed"."""
 
 
-class Helper:
+class Helper(Generic[Child]):
     """Keeps a helper running as its owner's settings say. `process` is the process in use, None while there is none.
 
     `problem` is why there is none, or ""; `restarts` counts the exits that were not ordered. Begins with `reconcile`,
@@ -273,22 +344,22 @@ class Helper:
         keeper: Link,
         directory: str,
         kind: HelperKind,
-        owner: HelperOwner,
-        process_type: type[HelperProcess] = HelperProcess,
+        owner: HelperOwner[Child],
+        source: ProcessSource[Child],
     ) -> None:
         self.kind = kind
-        self.process: HelperProcess | None = None
+        self.process: Child | None = None
         self.problem = ""
         self.restarts = 0
         self._keeper = keeper
         self._directory = directory
         self._owner = owner
-        self._process_type = process_type
+        self._source = source
         # The process that was started or adopted last, also if it has ended by itself.
-        self.latest: HelperProcess | None = None
+        self.latest: Child | None = None
         # By pid, while a process is being spawned, or may have been started with the pool and exited since.
         self._early_exits: dict[int, Exit] | None = {}
-        self._processes: WeakSet[HelperProcess] = WeakSet()  # also those that have just ended
+        self._processes: WeakSet[Child] = WeakSet()  # also those that have just ended
         self._adopted = self._over = False
         self._is_wanted = True
         self._again = False
@@ -297,7 +368,7 @@ class Helper:
         self._idle: asyncio.TimerHandle | None = None
         self._pause_seconds = kind.first_pause_seconds
         self._requests = 0
-        self._failure: Exception | None = None  # the cause of `problem`
+        self.failure: Exception | None = None  # the cause of `problem`
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()
 
@@ -327,10 +398,10 @@ class Helper:
     def start(self) -> None:
         """Begin to start a process that is started on demand, unless it runs or is being started."""
         if self.process is None and (self._work is None or self._work.done()):
-            self.problem, self._failure = "", None
+            self.problem, self.failure = "", None
             self._attempt_soon()
 
-    async def wait_until_up(self) -> HelperProcess:
+    async def wait_until_up(self) -> Child:
         """The process, once it is up; it is started if that is done on demand.
 
         Raises LinkLost if it cannot run; its cause is then the exception that has prevented it.
@@ -343,10 +414,12 @@ class Helper:
                 break  # it was up, and has ended since
             await self._changed.wait()
         if self.process is None:
-            raise LinkLost(self.problem or "its process has ended") from self._failure
+            raise LinkLost(self.problem or "its process has ended") from self.failure
         return self.process
 
-    async def ask(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> Reply:
+    async def ask(
+        self: Helper[Linked], message: wire.Message, fds: Sequence[int | HasDescriptor] = ()
+    ) -> Reply:
         """Send the process a request once it is up, and return the answer with its descriptors.
 
         Raises LinkLost if it cannot run, or exits before it has answered; Refused if it reports an error.
@@ -357,10 +430,7 @@ class Helper:
 
     def end_process(self) -> None:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
-        self._cancel_idle_end()
-        if self.process is not None:
-            process, self.process, self.latest = self.process, None, None
-            self._keeper.send({"op": "drop", "name": self.kind.entry})
+        if (process := self._take_process()) is not None:
             process.end()
 
     def kill_process(self) -> None:
@@ -375,11 +445,20 @@ class Helper:
             self._retry.cancel()
         if self._work is not None:
             self._work.cancel()
-        process = self.process
-        self.end_process()
-        if process is not None:
-            process.link.close()
+        if (process := self._take_process()) is not None:
+            process.close()
         self._notify_changed()
+
+    def note_settings(self, settings: str) -> None:
+        """Record that the owner has changed the process in use: it runs with these settings now."""
+        if self.process is not None and self.process.mark != (mark := mark_of(settings)):
+            self.process.mark = mark
+            self.process.save_to_keeper(self._keeper)
+
+    async def wait_until_settled(self) -> None:
+        """Wait until the process runs as the owner's settings say now, or cannot; see `problem`."""
+        while self._work is not None and not self._work.done():
+            await asyncio.wait({self._work})
 
     async def aclose(self) -> None:
         """Close the helper; returns once its owner is no longer asked for settings."""
@@ -394,6 +473,13 @@ class Helper:
         for process in self._processes:
             if process.pid == pid:
                 process.record_exit(exit_)
+
+    def _take_process(self) -> Child | None:
+        self._cancel_idle_end()
+        if (process := self.process) is not None:
+            self.process = self.latest = None
+            self._keeper.send({"op": "drop", "name": self.kind.entry})
+        return process
 
     # Attempts: one at a time, and another one if something has changed meanwhile.
 
@@ -436,16 +522,17 @@ class Helper:
                 self._keeper.send({"op": "drop", "name": self.kind.entry})
                 await before.finish()
             process = await self._start(mark)
-            if self.process is not None:
-                self.process.end()
+            replaced = self.process
             self._manage(process, is_new=True)
-        self.problem, self._failure = "", None
+            if replaced is not None:
+                await self._owner.retire(replaced)
+        self.problem, self.failure = "", None
 
     async def _adopt_once(self) -> None:
         if self._adopted:
             return
         self._adopted = True
-        process = await self._process_type.adopt(self._keeper, self.kind)
+        process = await self._source.adopt(self._keeper, self.kind)
         if process is not None:
             self._register(process)
             self._manage(process, is_new=False)
@@ -453,13 +540,13 @@ class Helper:
 
     async def _mark(self) -> str | None:
         settings = await self._owner.settings()
-        return None if settings is None else f"{__version__} {settings}".rstrip()
+        return None if settings is None else mark_of(settings)
 
-    async def _start(self, mark: str) -> HelperProcess:
+    async def _start(self, mark: str) -> Child:
         """Start a process; returns it when it is up, and in the keeper's store. Raises LinkLost or TimeoutError."""
         self._early_exits = {}
         try:
-            process = await self._process_type.spawn(self._keeper, self._directory, self.kind, mark)
+            process = await self._source.spawn(self._keeper, self._directory, self.kind, mark)
             self._register(process)
         finally:
             self._early_exits = None
@@ -469,19 +556,19 @@ class Helper:
         process.save_to_keeper(self._keeper)
         return process
 
-    def _register(self, process: HelperProcess) -> None:
-        process.receive = self._owner.received
+    def _register(self, process: Child) -> None:
+        process.receive_with(self._owner.received)
         self._processes.add(process)
         if self._early_exits is not None and (early := self._early_exits.get(process.pid)) is not None:
             process.record_exit(early)
 
-    def _manage(self, process: HelperProcess, *, is_new: bool) -> None:
+    def _manage(self, process: Child, *, is_new: bool) -> None:
         self.process = self.latest = process
         process.exited.add_done_callback(lambda _: self._on_exited(process))
         self._owner.use(process, is_new=is_new)
         self._schedule_idle_end()
 
-    def _on_exited(self, process: HelperProcess) -> None:
+    def _on_exited(self, process: Child) -> None:
         if self.process is not process:
             return
         self.process = None
@@ -491,7 +578,7 @@ class Helper:
         message = f"{self.kind.label}'s process has ended"
         if not self.kind.on_demand:
             message += "; another one is started"
-            if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
+            if asyncio.get_running_loop().time() - process.began > self.kind.calm_seconds:
                 self._pause_seconds = self.kind.first_pause_seconds
         logger.error(message)
         self._owner.on_event(f"{self.kind.name} ended", message, severity="warning", pid=process.pid)
@@ -501,7 +588,7 @@ class Helper:
         self._notify_changed()
 
     def _fail(self, problem: str, error: Exception) -> None:
-        self._failure = error
+        self.failure = error
         if problem != self.problem:
             self.problem = problem
             logger.error("%s: %s", self.kind.label, problem)
@@ -549,15 +636,20 @@ class Helper:
             self._idle = None
 
 
+def mark_of(settings: str) -> str:
+    """The mark of a process of this version with these settings."""
+    return f"{__version__} {settings}".rstrip()
+
+
 class Helpers:
     """The helpers of one pool: makes them, lists them, and passes them the exits that the keeper reports."""
 
     def __init__(self, keeper: Link, directory: str) -> None:
         self.directory = directory
         self._keeper = keeper
-        self._helpers: list[Helper] = []
+        self._helpers: list[Helper[Any]] = []
 
-    def __iter__(self) -> Iterator[Helper]:
+    def __iter__(self) -> Iterator[Helper[Any]]:
         return iter(self._helpers)
 
     @property
@@ -565,11 +657,9 @@ class Helpers:
         """The pids of the helpers that run, by their names."""
         return {helper.kind.name: helper.pid for helper in self._helpers if helper.pid}
 
-    def add(
-        self, kind: HelperKind, owner: HelperOwner, process_type: type[HelperProcess] = HelperProcess
-    ) -> Helper:
+    def add(self, kind: HelperKind, owner: HelperOwner[Child], source: ProcessSource[Child]) -> Helper[Child]:
         """Make a helper of this kind."""
-        helper = Helper(self._keeper, self.directory, kind, owner, process_type)
+        helper = Helper(self._keeper, self.directory, kind, owner, source)
         self._helpers.append(helper)
         return helper
 

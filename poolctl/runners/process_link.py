@@ -1,8 +1,7 @@
-"""Links from the supervisor to the pool's other processes: keeper, zygotes, logger, workers, gateway.
+"""Links from the supervisor to the pool's other processes: keeper, zygotes, workers, logger and other helpers.
 
 A link carries messages and file descriptors. Each descriptor has one owner, which closes it. Messages from processes
-that run application code are limited in size, rate and values. The logger and processes such as the gateway are pinged,
-and killed if they hang.
+that run application code are limited in size, rate and values. Helpers are pinged, and killed if they hang.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from poolctl.clock import HungProcessDetector, RateLimit
@@ -516,9 +515,9 @@ def identity(pid: int) -> wire.Message:
 
 
 class ProcessWatchdog:
-    """Pings a process over `link` until `close`, and kills it if it hangs. Used on the running loop.
+    """Calls `ping` until `stop_watching`, and kills the process if it hangs. Used on the running loop.
 
-    Any message passed to `received` counts as an answer. A process that is waiting for events is not pinged. `name` is
+    Each call of `received` counts as an answer. A process that is waiting for events is not pinged. `name` is
     for the log; `watchdog` sets the interval of the pings and the time limit for an answer.
 
     `known` is the process's pid and start time (see `identity`).
@@ -526,22 +525,22 @@ class ProcessWatchdog:
 
     def __init__(
         self,
-        link: Link,
+        ping: Callable[[], object],
         known: wire.Message,
         name: str,
         watchdog: HungProcessDetector | None = None,
     ) -> None:
-        self._link = link
+        self._ping = ping
         self._known = known
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._watchdog = watchdog or HungProcessDetector(self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
-        link.send(PING)
+        ping()
         self._set_timer()
 
     def received(self) -> None:
-        """Record that the process has sent a message, and so does not hang."""
+        """Record a sign that the process does not hang."""
         self._watchdog.received(self._loop.time())
         if self._timer is not None:
             self._timer.cancel()
@@ -553,7 +552,7 @@ class ProcessWatchdog:
         return self._watchdog.waited_seconds
 
     def stop_watching(self) -> None:
-        """Stop watching: send no more pings, and never kill the process. Does not close `link`."""
+        """Stop watching: ping no more, and never kill the process."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -574,7 +573,7 @@ class ProcessWatchdog:
                 # A process that waits for events does not hang, and need not be woken by a ping.
                 self._watchdog.received(now)
             else:
-                self._link.send(PING)
+                self._ping()
         self._set_timer()
 
 

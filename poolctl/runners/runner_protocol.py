@@ -31,7 +31,10 @@ app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", de
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One created worker: its server, generation and index, and where it runs."""
+    """One created worker: its server, generation and index, and where it runs.
+
+    `address` is that of a process of a proxied server, where no other process listens.
+    """
 
     id: str
     server: str
@@ -40,6 +43,7 @@ class Placement:
     where: str
     pid: int | None = None
     certificate_ends: float | None = None  # when its certificate ends, in seconds since the epoch
+    address: str = ""
 
     def __repr__(self) -> str:
         return f"<Placement {self.id} in {self.where}>"

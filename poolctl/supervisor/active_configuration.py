@@ -124,7 +124,7 @@ async def _wait_unless_stalled(
         await asyncio.wait({answering})
 
 
-class ConfigurationReader(HelperOwner):
+class ConfigurationReader(HelperOwner[HelperProcess]):
     """Has configuration files read by a helper process. Must be used on the running event loop.
 
     Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
@@ -135,7 +135,7 @@ class ConfigurationReader(HelperOwner):
     def __init__(
         self, helpers: Helpers, kind: HelperKind = CONFIG_READER, *, stalled_seconds: float = _STALLED_SECONDS
     ) -> None:
-        self._helper = helpers.add(kind, self)
+        self._helper = helpers.add(kind, self, HelperProcess)
         self._log = os.path.join(helpers.directory, kind.output)
         self._stalled_seconds = stalled_seconds
         self._turn = asyncio.Lock()

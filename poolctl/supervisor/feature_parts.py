@@ -231,9 +231,9 @@ class FeatureParts:
 def modules() -> list[str]:
     """The names of the modules that implement features in the supervisor or the gateway, imported or not."""
     return [
-        f"{feature.package}.{part.partition(':')[0]}"
+        f"{feature.package}.{feature.supervisor.partition(':')[0]}"
         for feature in features()
-        for part in filter(None, (feature.supervisor, *feature.engines.values()))
+        if feature.supervisor
     ]
 
 

@@ -29,8 +29,6 @@ from poolctl.worker.tally import Counts
 from .takeover.state_store import StateStore
 from .verbs.verb import Call, complaint_of, items, selected
 
-# Maximum number of routes remembered for one server; the oldest are forgotten.
-_MOST_ROUTES = 1000
 KEPT = 60
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
@@ -53,7 +51,6 @@ class Totals:
         self._tallies = tallies
         self._store = store
         self._counts: dict[str, Counts] = {}
-        self._passed: dict[str, dict[int, int]] = {}  # requests by route (see tally.by_route_mark)
         self._wakes: dict[str, int] = {}
         self._added: set[str] = set()
         self._availability: dict[str, Availability] = {}
@@ -67,7 +64,6 @@ class Totals:
             name: [tally.bounded(each) for each in (counts + [0] * tally.COUNTED)[: tally.COUNTED]]
             for name, counts in kept.get("counts", {}).items()
         }
-        self._passed = {name: dict(counts) for name, counts in kept.get("passed", {}).items()}
         self._wakes = kept.get("wakes", {})
         self._availability = {
             name: from_json(Availability, each) for name, each in kept.get("availability", {}).items()
@@ -77,13 +73,6 @@ class Totals:
     def counts_of_ended_workers(self, entry: Entry) -> Counts:
         """The total counts of the server's exited workers."""
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
-
-    def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """Return, by route, the numbers of requests that the gateway passed to exited workers, and of their errors.
-
-        A route has two keys: `tally.route_mark` for its requests, and `tally.error_mark` for its errors.
-        """
-        return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
         """The number of times that a request has woken the sleeping server."""
@@ -109,12 +98,11 @@ class Totals:
         if not self._changed:
             return
         self._changed = False
-        for known in (self._counts, self._passed, self._wakes, self._availability):
+        for known in (self._counts, self._wakes, self._availability):
             for name in known.keys() - self._core.entries.keys():
                 del known[name]
         totals = {
             "counts": self._counts,
-            "passed": {name: [*routes.items()] for name, routes in self._passed.items()},
             "wakes": self._wakes,
             "availability": {name: to_json(each) for name, each in self._availability.items()},
             # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
@@ -137,11 +125,6 @@ class Totals:
         self._added.add(worker)
         self._changed = True
         tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
-        for mark, count in tally.by_route_mark(counts).items():
-            routes = self._passed.setdefault(server, {})
-            routes[mark] = tally.bounded(routes.get(mark, 0) + count)
-            if len(routes) > _MOST_ROUTES:
-                del routes[next(iter(routes))]
 
 
 class ServerHistory:

@@ -565,8 +565,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         """Have the keeper execute another version of itself, which starts its own supervisor; then end this process."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
-        # The zygote would fork gateways of this build.
-        self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
         for name, (meta, _) in [*self._keeper.entries.items()]:
             if isinstance(meta, dict) and "mark" in meta:
                 # Without its mark the successor replaces the process, even if its build has the same version.

@@ -133,7 +133,7 @@ class WebProcess(HelperProcess):
         super().on_link_lost()
 
 
-class WebServer(HelperOwner):
+class WebServer(HelperOwner[WebProcess]):
     """Keeps the process running while there is an address to serve, and sends it orders and listeners."""
 
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
@@ -153,7 +153,7 @@ class WebServer(HelperOwner):
     def process(self) -> WebProcess | None:
         """The process in use; None while there is only one of another version, which is about to be replaced."""
         process = self._helper.process
-        return process if isinstance(process, WebProcess) and process.mark == __version__ else None
+        return process if process is not None and process.mark == __version__ else None
 
     def serve(
         self, table: str, owner: AddressOwner, settings: SiteSettings, listeners: list[socket.socket]
@@ -213,13 +213,11 @@ class WebServer(HelperOwner):
     async def settings(self) -> str | None:
         return "" if self._orders else None
 
-    def begin(self, process: HelperProcess) -> None:
-        assert isinstance(process, WebProcess)
+    def begin(self, process: WebProcess) -> None:
         process.link.send({"t": "begin", "directory": self._directory})
         self._send_orders(process)
 
-    def use(self, process: HelperProcess, *, is_new: bool) -> None:
-        assert isinstance(process, WebProcess)
+    def use(self, process: WebProcess, *, is_new: bool) -> None:
         if not is_new:
             process.sent |= dict.fromkeys(self._closed, 0)
         if process is self.process:
@@ -237,8 +235,7 @@ class WebServer(HelperOwner):
             order.attempted.set()
             order.owner.on_attempted(order, changed=message["changed"] is True)
 
-    def on_lost(self, process: HelperProcess) -> None:
-        assert isinstance(process, WebProcess)
+    def on_lost(self, process: WebProcess) -> None:
         for order in self._orders.values():
             order.attempted.clear()
             order.owner.on_unserved(process.silent_seconds)

@@ -28,7 +28,6 @@ import os
 import signal
 import sys
 import threading
-from binascii import crc32
 from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
@@ -63,18 +62,10 @@ BEAT_ANSWERED_NS = 50  # when the supervisor asked for the heartbeat answered la
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # processor time used by its process up to the answer
 
-# From here on each pair of slots has a mark and a count. The route mark of an alias counts the route's requests that
-# were passed to the worker; its error mark counts the errors among these. A pair is allocated for its first count. The
-# last pair is shared by routes that found no free pair.
-ROUTES = 64
-
 SIZE_BYTES = mmap.PAGESIZE
 STACKS_AT, STACK_BYTES = SIZE_BYTES, 256 * 1024
 _FILE_BYTES = STACKS_AT + STACK_BYTES
 _PROMISED = (1).to_bytes(8, sys.byteorder)
-_LAST_PAIR = SIZE_BYTES // 8 - 2
-_OTHER_ROUTES = 1
-_FIRST_MARK, _FIRST_OF_ERRORS, _MARKS_END = 1 << 32, 1 << 33, 1 << 34
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
@@ -168,64 +159,12 @@ def add(counts: Counts, more: Counts) -> None:
         counts[slot] = bounded(counts[slot] + more[slot])
 
 
-def route_mark(alias: str) -> int:
-    """Return the number that identifies the request count of the route `alias` on a worker's shared page of counts."""
-    return _FIRST_MARK | crc32(alias.encode())
-
-
-def error_mark(alias: str) -> int:
-    """Return the number that identifies the error count of the route `alias` on a worker's shared page of counts."""
-    # Versions of poolctl that do not count errors ignore marks of this size.
-    return _FIRST_OF_ERRORS | crc32(alias.encode())
-
-
-def claim_route_slot(page: memoryview, alias: str) -> int:
-    """Return the slot of the tally page that counts the requests of the route `alias`; a new slot for a new route.
-
-    If the page is full, new routes share its last slot.
-    """
-    if slot := _find_or_claim_slot(page, route_mark(alias)):
-        return slot
-    page[_LAST_PAIR] = _OTHER_ROUTES
-    return _LAST_PAIR + 1
-
-
-def error_slot(page: memoryview, alias: str) -> int | None:
-    """Return the slot of the tally page that counts the errors of the route `alias`; None if the page is full."""
-    return _find_or_claim_slot(page, error_mark(alias))
-
-
-def _find_or_claim_slot(page: memoryview, mark: int) -> int | None:
-    pairs = (_LAST_PAIR - ROUTES) // 2
-    for step in range(pairs):
-        slot = ROUTES + 2 * ((mark + step) % pairs)
-        if page[slot] in (0, mark):
-            page[slot] = mark
-            return slot + 1
-    return None
-
-
-def is_of_requests(mark: int) -> bool:
-    """Return True if the key `mark` of `by_route_mark` stands for requests, False if it stands for errors."""
-    return mark < _FIRST_OF_ERRORS
-
-
-def by_route_mark(counts: Counts) -> dict[int, int]:
-    """Return each route's count of requests by its `route_mark`, and each route's count of errors by `error_mark`."""
-    pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
-    # Each of them also counts among all requests and WebSockets, whose numbers have been checked.
-    most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
-    return {mark: min(count, most) for mark, count in pairs if 0 < mark < _MARKS_END}
-
-
 def final_counts(counts: Counts) -> Counts:
     """The final counts of a worker that has exited: no open connections; requests in progress count as DISCONNECTED."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
     for slot in _NOW:
         left[slot] = 0
-    if any(counts[ROUTES:]):
-        left += [*([0] * (ROUTES - COUNTED)), *counts[ROUTES:]]
     return left
 
 

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, process_time_ns
 from typing import NoReturn
 
@@ -31,8 +31,8 @@ from .process_setup import BEAT, FIRST_LISTENER_FD, Spec, spec_digest
 from .serving.accepting import AdoptionPair
 from .serving.connection_state import PoolServerState
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
+from .serving.route_context import RouteContexts
 from .serving.uvicorn_parts import ABOVE_INFO, Tls, apply_and_drop_level, configure, ssl_context
-from .serving.worker_routes import GatewayRoutes
 from .tally import BEAT_ANSWERED_NS, BEAT_ASKED_NS, BEAT_CPU_NS, BEAT_LAG_NS, STACK_DUMP, map_page
 
 # The encoded events and log lines that every worker sends.
@@ -57,7 +57,7 @@ class WorkerProcess:
         ends = [socket.socket(fileno=self.tls_fds.stop + place) for place in range(2 * spec["adoption"])]
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
-        self.routes = GatewayRoutes(spec["server"], self.listeners, secure=spec["tls"] is not None)
+        self.routes = RouteContexts(spec["server"], self.listeners, secure=spec["tls"] is not None)
         self.control = ControlSocket(process_setup.CONTROL_FD, self, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
@@ -128,7 +128,6 @@ class WorkerProcess:
         self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = lambda: self.control.send_or_drop({"event": "left"})
         self._inform(_STARTED)
-        self._report_route_generation()
         self.control.send_or_drop(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
@@ -145,7 +144,6 @@ class WorkerProcess:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
-            "follows_routes": self.routes.table is not None and self.server.prevents_misrouted_requests,
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
@@ -165,14 +163,13 @@ class WorkerProcess:
             case "tls":
                 self._renew_certificate_and_report(message.get("tls") or self.spec["tls"], fds)
             case "routes":
-                self._use_routes(fds, bool(message.get("keeps", True)), str(message.get("key", "")))
+                self._use_routes(fds, str(message.get("key", "")), message.get("trusted") or ())
             case "peers" if len(fds) == 1:
                 # Not a duplicate: closing any descriptor of a file releases the locks of this process on it (fcntl(2)).
                 self.server.balance_by_counts_page(fds.pop())
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
-                self._report_route_generation()
                 self.control.send_or_drop(self._state())
                 if self.expired:
                     self.control.send_or_drop({"event": "expired"})
@@ -193,25 +190,12 @@ class WorkerProcess:
         self.server.config.ssl = context
         self.control.send_or_drop({"event": "tls", "error": None})
 
-    def _use_routes(self, fds: list[int], keeps_connections: bool, context_key: str) -> None:
-        """Use the gateway's route table in `fds` from now on, or log why it is unusable; report the table in use.
-
-        If `keeps_connections` is false, the worker returns each connection to the gateway before the connection's next
-        request. `context_key` authenticates the routes that the gateway names in requests.
-        """
+    def _use_routes(self, fds: list[int], key: str, trusted: Iterable[str]) -> None:
+        """Show applications the gateway's routes in `fds` from now on, or log why they are unusable."""
         try:
-            self.routes.replace_route_table(fds, keeps=keeps_connections, context_key=context_key)
+            self.routes.replace_routes(fds, key, trusted)
         except (OSError, ValueError) as error:
             self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
-        if self.server.started:
-            self._report_route_generation()
-            if not keeps_connections:
-                self.server.return_connections_to_gateway()
-
-    def _report_route_generation(self) -> None:
-        table = self.routes.table
-        if table is not None and self.server.prevents_misrouted_requests:
-            self.control.send_or_drop({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
         """Report when the worker has been idle for `seconds`, and when it is active again; None: stop reporting."""
@@ -260,7 +244,6 @@ class WorkerProcess:
         # The child must keep neither the port bound nor connections open that are closed here.
         STACK_DUMP.disable_and_close()
         self.control.close_in_child()
-        self.routes.close_gateway_socket()
         sockets = [*self.listeners, *(self.adoption or ())]
         for fd in (self.tally_fd, *(each.detach() for each in sockets)):
             with contextlib.suppress(OSError):

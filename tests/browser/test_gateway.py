@@ -73,7 +73,7 @@ def test_browser_speaks_tls_opens_a_websocket_and_receives_events(
         tab = context.new_page()
         tab.goto(f"https://127.0.0.1:{port}/?to=web")
         assert tab.locator("body").inner_text() == "to=web"
-        assert tab.evaluate(PROTOCOLS) == ["from=api", 100_000, ["http/1.1"]]
+        assert tab.evaluate(PROTOCOLS) == ["from=api", 100_000, ["h2"]]
         assert tab.evaluate(SAID) == "hello"
         assert tab.evaluate(EVENTS) == ["tick"] * 3
     finally:

@@ -3,12 +3,9 @@
 Two servers behind one gateway, clients of every kind all the time, and a sequence of events: restarts, reloads of
 routes and certificates, upgrades to another version, killed and stopped processes. Invariants:
 
-- No request on a passed or a new connection ever fails, except on a connection that a killed gateway has accepted,
-  or got back, and not yet passed on.
-- A proxied request fails only if the gateway that copies it is killed: at most one per connection.
-- Only a change of the gateway's process closes a kept connection, not even the restart of its server; passed
-  connections survive that change as well.
-- A WebSocket is always closed with 1012; the gateway's death closes it only if it was proxied.
+- No request ever fails, except one on a connection that a killed HAProxy had: at most one per connection.
+- Only a change of HAProxy's process closes a kept connection, not even the restart of its server.
+- A WebSocket is closed by its server with 1012, or with a killed HAProxy.
 """
 
 from __future__ import annotations
@@ -68,20 +65,25 @@ alias = "ws"
 path = "/ws"
 to = "one"
 [[route]]
-alias = "proxied"
-path = "/proxied"
+alias = "sse"
+path = "/events"
+to = "one"
+[[route]]
+alias = "both"
+path = "/both"
 to = ["one", "two"]
-mode = "proxy"
+[[stream]]
+bind = "127.0.0.1:{tcp}"
+to = "one"
 """
 
 
 class Client(NamedTuple):
-    """A kind of clients: the options of their load, and whether a restart of a server may close their connections."""
+    """A kind of clients: the options of their load, and the name of the port that they ask."""
 
     mode: str
     connections: int
-    proxied: bool = False
-    tls: bool = False
+    port: str = "plain"
     paths: tuple[str, ...] = ()
     pause: float = 0.0
 
@@ -93,12 +95,17 @@ class Client(NamedTuple):
 CLIENTS = {
     "kept": Client("keep_alive", 4, paths=("/one",)),
     "kept over two routes": Client("keep_alive", 4, paths=("/one", "/two")),
+    "kept with pauses": Client("keep_alive", 4, paths=("/both",), pause=0.05),
     "new": Client("new_connection", 4, paths=("/one", "/two")),
     "WebSockets": Client("websocket", 4),
-    "proxied": Client("keep_alive", 2, proxied=True, paths=("/proxied",)),
-    "proxied bodies": Client("bodies", 2, proxied=True, paths=("/proxied",), pause=0.01),
-    "TLS": Client("keep_alive", 2, proxied=True, tls=True, paths=("/one", "/two")),
-    "WebSockets in TLS": Client("websocket", 2, proxied=True, tls=True),
+    "event streams": Client("sse", 2, paths=("/one",)),
+    "bodies": Client("bodies", 2, paths=("/both",), pause=0.01),
+    "chunked": Client("chunked", 2, paths=("/both",), pause=0.01),
+    "TLS": Client("keep_alive", 2, "tls", paths=("/one", "/two")),
+    "new TLS": Client("new_connection", 2, "tls", paths=("/both",)),
+    "HTTP/2": Client("http2", 2, "tls", paths=("/both",), pause=0.01),
+    "WebSockets in TLS": Client("websocket", 2, "tls"),
+    "TCP streams": Client("keep_alive", 2, "tcp", pause=0.01),
 }
 
 
@@ -127,8 +134,9 @@ class GatewayChaos:
         self.directory.mkdir()
         self.runtime.mkdir(mode=0o700)
         self.pool = RealPool(self.directory, self.runtime)
+        self.pool.warm = False  # each version executes its own commands
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
-        self.ports = {"plain": claim_port(), "tls": claim_port()}
+        self.ports = {name: claim_port() for name in ("plain", "tls", "tcp")}
         self.chance = random.Random(seed)
         self.say = say
         self.versions = 0
@@ -139,7 +147,7 @@ class GatewayChaos:
         self.outcomes: dict[str, Outcome] = {}
         self.loads = {
             name: Load(
-                [self.ports["tls" if each.tls else "plain"]], each.mode, connections=each.connections, tls=each.tls,
+                [self.ports[each.port]], each.mode, connections=each.connections, tls=each.port == "tls",
                 paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=262_144,
                 pause=each.pause, patience=60.0,
             )
@@ -164,11 +172,11 @@ class GatewayChaos:
         self._command("reload")
 
     def upgrade(self) -> None:
-        """Upgrade to another version, whose gateway replaces this one."""
+        """Upgrade to another version, whose HAProxy replaces this one."""
         before = self._gateway()
         self._install_and_list_changed_files()
         self._command("upgrade")
-        wait_until(lambda: self._gateways() not in ([], [before]), timeout_seconds=SETTLED_SECONDS)
+        wait_until(lambda: self._gateway() not in (None, before), timeout_seconds=SETTLED_SECONDS)
 
     def death_of_the_supervisor(self) -> None:
         os.kill(self.pool.info()["supervisor_pid"], signal.SIGKILL)
@@ -179,16 +187,26 @@ class GatewayChaos:
     def death_of_the_gateway(self) -> None:
         os.kill(self._gateway(), signal.SIGKILL)
 
-    def death_of_the_gateways_zygote(self) -> None:
-        os.kill(self._zygote(), signal.SIGKILL)
+    def death_of_the_forwarder(self) -> None:
+        os.kill(self._forwarder(), signal.SIGKILL)
 
-    def death_of_the_gateway_and_its_zygote(self) -> None:
-        for pid in (self._zygote(), self._gateway()):
+    def death_of_the_gateway_and_the_forwarder(self) -> None:
+        for pid in (self._forwarder(), self._gateway()):
             os.kill(pid, signal.SIGKILL)
 
-    def death_of_the_gateway_while_its_zygote_is_stopped(self) -> None:
-        os.kill(self._zygote(), signal.SIGSTOP)
-        os.kill(self._gateway(), signal.SIGKILL)
+    def death_of_the_gateway_and_the_supervisor(self) -> None:
+        for pid in (self.pool.info()["supervisor_pid"], self._gateway()):
+            os.kill(pid, signal.SIGKILL)
+
+    def death_of_the_gateway_and_the_keeper(self) -> None:
+        for pid in (self.pool.info()["keeper_pid"], self._gateway()):
+            os.kill(pid, signal.SIGKILL)
+
+    def death_of_keeper_and_supervisor(self) -> None:
+        info = self.pool.info()
+        for name in ("keeper_pid", "supervisor_pid"):
+            os.kill(info[name], signal.SIGKILL)
+        self._command("start")
 
     def stopped_supervisor_without_a_keeper(self) -> None:
         """The kernel continues the process."""
@@ -256,8 +274,8 @@ class GatewayChaos:
             outcome.lost += Counter({f"{kind} failed": failed, f"{kind} closed": closed})
             excused = 0
             if name in KILL_GATEWAY:
-                excused = client.connections if client.proxied else 1
-            leaves = client.proxied and name in CHANGE_GATEWAY
+                excused = client.connections
+            leaves = name in CHANGE_GATEWAY
             if failed > excused or (closed and client.keeps and not leaves):
                 wrong.append(f"{kind}: {failed} failed, {closed} closed, {excused} excused: {now}")
         if wrong:
@@ -282,7 +300,7 @@ class GatewayChaos:
 
     def _is_whole(self) -> bool:
         done = self.pool.run("list", "-o", "json")
-        if done.code or len(self._gateways()) != 1:
+        if done.code or done.json["gateway"]["state"] != "running":
             return False
         info = self.pool.info()
         return all(item["ready"] for item in done.json["items"]) and all(
@@ -302,19 +320,19 @@ class GatewayChaos:
         init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
         self.pool.env["PYTHONPATH"] = str(place)
 
-    def _gateways(self) -> list[int]:
-        return [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-gateway"]
-
-    def _zygote(self) -> int:
-        """The process that forks gateways, once it is idle."""
+    def _forwarder(self) -> int:
         found: list[int] = wait_until(
-            lambda: [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-gwfork"],
+            lambda: [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-forward"],
             timeout_seconds=SETTLED_SECONDS,
         )
         return found[0]
 
     def _gateway(self) -> int:
-        (pid,) = self._gateways()
+        """The HAProxy that accepts; others may still have streams."""
+        pid: int = wait_until(
+            lambda: self.pool.run("list", "-o", "json").json["gateway"]["pid"],
+            timeout_seconds=SETTLED_SECONDS,
+        )
         return pid
 
     @staticmethod
@@ -346,16 +364,17 @@ def _answers(report: Report) -> int:
     return report.complete + report.messages
 
 
-# Proxied requests may fail, and their connections end.
+# Requests may fail, and connections end.
 KILL_GATEWAY = (
-    "death_of_the_gateway", "stopped_gateway", "death_of_the_gateway_and_its_zygote",
-    "death_of_the_gateway_while_its_zygote_is_stopped",
+    "death_of_the_gateway", "stopped_gateway", "death_of_the_gateway_and_the_forwarder",
+    "death_of_the_gateway_and_the_supervisor", "death_of_the_gateway_and_the_keeper",
 )  # fmt: skip
-CHANGE_GATEWAY = (*KILL_GATEWAY, "upgrade")
+# Kept connections end after a response.
+CHANGE_GATEWAY = (*KILL_GATEWAY, "upgrade", "reload_of_routes", "death_of_keeper_and_supervisor")
 EVENTS = (
-    "restart_of_a_server", "restart_of_all", "reload_of_routes", "reload_of_certificates", "upgrade",
-    "death_of_the_supervisor", "death_of_the_keeper", "pause_of_the_supervisor", "pause_of_the_gateway",
-    "death_of_the_gateways_zygote", "stopped_supervisor_without_a_keeper", *KILL_GATEWAY,
+    "restart_of_a_server", "restart_of_all", "reload_of_certificates", "death_of_the_supervisor",
+    "death_of_the_keeper", "pause_of_the_supervisor", "pause_of_the_gateway", "death_of_the_forwarder",
+    "stopped_supervisor_without_a_keeper", *CHANGE_GATEWAY,
 )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def test_every_package_that_is_run_as_a_process_is_in_the_table_with_its_owner()
 # How a module takes part in a protocol: it receives packets, or follows the messages of a link.
 _RECEIVES = re.compile(
     r"wire\.receive\(|rendezvous\.(?:accept|connect|receive)|SupervisorLink\.inherited"
-    r"|^class .*\b(?:LinkHandler|HelperOwner|HelperProcess|SupervisedProcess|SupervisedGateway)\b",
+    r"|^class .*\b(?:LinkHandler|HelperOwner|HelperChild|HelperProcess|SupervisedProcess)\b",
     re.MULTILINE,
 )
 

@@ -64,6 +64,7 @@ def test_each_file_runs_with_the_program_that_it_names(real_pool: RealPool) -> N
     assert (queue["bind"], queue["ready"], len(queue["pids"])) == ("process:queue", True, 2)
     found = {name: get(item["bind"]).text for name, item in items.items()}
     assert found.pop("users").startswith("hello from")
+    assert found.pop("api").startswith("hello from")
     assert found.pop("behind-nginx").startswith("hello from")
     assert found == {"legacy": "legacy", "files": "files"}
 

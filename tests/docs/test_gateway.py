@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.routing.route import NEEDS_PROXY, POLICIES
+from poolctl.routing.route import POLICIES
+from tests.certificates import certificate
 from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
@@ -13,6 +14,7 @@ EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_examples_are_valid_together(real_pool: RealPool) -> None:
+    certificate(real_pool.directory, "internal-ca")
     real_pool.write("pool.toml", "\n".join(EXAMPLES))
     assert real_pool.ok("validate").stdout == "2 servers, ok (applications not imported: --import)\n"
 
@@ -20,11 +22,6 @@ def test_examples_are_valid_together(real_pool: RealPool) -> None:
 def test_every_policy_is_named() -> None:
     (sentence,) = re.findall(r"`policy` is (.*?)\.", TEXT, re.DOTALL)
     assert set(re.findall(r"`(\S+)`", sentence)) == set(POLICIES), "docs/gateway.md"
-
-
-def test_every_key_that_needs_the_proxy_is_named() -> None:
-    (sentence,) = re.findall(r"Routes with (`.*?) are\sproxied\.", TEXT, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", sentence)) == NEEDS_PROXY.keys(), "docs/gateway.md"
 
 
 def test_every_command_in_it_is_one(real_pool: RealPool) -> None:

@@ -19,7 +19,6 @@ GATEWAY = """
 bind = "127.0.0.1:{port}"
 [[route]]
 to = "users"
-mode = "proxy"
 [[stream]]
 bind = "127.0.0.1:{stream}"
 to = "users"

@@ -50,13 +50,9 @@ APP_POOL = """
 [gateway]
 bind = ["127.0.0.1:{plain}", {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "edge.pem", key = "edge.key" }} }}]
 [[route]]
-alias = "passed"
+alias = "plain"
 to = "web"
-[[route]]
-alias = "proxied"
-to = "web"
-path = "/proxied"
-mode = "proxy"
+path = "/plain"
 [[route]]
 alias = "limited"
 to = "web"
@@ -83,10 +79,10 @@ name = "web"
 bind = "127.0.0.1:{web}"
 app = "shop:app"
 """
-WAYS = ("passed", "proxied", "limited", "sticky", "retried", "changed")
+WAYS = ("plain", "limited", "sticky", "retried", "changed")
 
 
-def test_application_finds_the_route_of_passed_and_proxied_requests(real_pool: RealPool) -> None:
+def test_application_finds_the_route_of_requests_of_every_kind_of_route(real_pool: RealPool) -> None:
     (code,) = [each for each in blocks() if "try_get_route" in each]
     ports = {name: claim_port() for name in ("plain", "tls", "web")}
     real_pool.write("shop.py", code)

@@ -19,7 +19,13 @@ from poolctl.config.rules.json_schema import json_schema
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(ROOT.glob("docs/site/*.toml"))
 # Variables by which processes of one pool tell each other something, or benchmarks measure.
-INTERNAL = {"POOLCTL_ACCESS_LOG", "POOLCTL_NO_ACCESS_LOG", "POOLCTL_TRIED", "POOLCTL_UNCOUNTED"}
+INTERNAL = {
+    "POOLCTL_ACCESS_LOG",
+    "POOLCTL_LISTENERS",
+    "POOLCTL_NO_ACCESS_LOG",
+    "POOLCTL_TRIED",
+    "POOLCTL_UNCOUNTED",
+}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -290,5 +290,5 @@ def test_one_address_for_several_servers(real_pool: RealPool) -> None:
     assert example.ask(8040, "/api/hello")["route"] == "api"
     assert "for 127.0.0.1" in example.ask(8043, "/reports/monthly", ca="certificate/cert.pem")
     assert example.refusal(8040, "/reports") == 404
-    ways = {each["alias"]: each["way"] for each in real_pool.ok("routes", "-o", "json").json["items"]}
-    assert ways == {"web": "pass", "api": "pass", "chat": "pass", "reports": "proxy"}
+    states = {each["alias"]: each["state"] for each in real_pool.ok("routes", "-o", "json").json["items"]}
+    assert states == {"web": "healthy", "api": "healthy", "chat": "napping", "reports": "healthy"}

@@ -17,7 +17,7 @@ DATA = b"GET / HTTP/1.1\r\n\r\n"
 
 
 def read(directory: Path) -> Iterator[CollectedCase]:
-    yield CollectedCase("one", (directory / "case").read_bytes(), hostile=True)
+    yield CollectedCase("one", (directory / "case").read_bytes())
 
 
 def git(place: Path, *words: str) -> str:
@@ -44,7 +44,7 @@ def test_collection_is_fetched_from_its_repository_once(
 ) -> None:
     monkeypatch.setenv("POOLCTL_CONFORMANCE", str(tmp_path / "kept"))
     for each in (repository, repository._replace(source="file:///nowhere")):
-        assert each.cases() == [CollectedCase("some: one", DATA, hostile=True)]
+        assert each.cases() == [CollectedCase("some: one", DATA)]
 
 
 def test_files_of_another_version_are_refused_and_not_kept(tmp_path: Path, repository: Collection) -> None:

@@ -27,13 +27,10 @@ ASSEMBLED: dict[str, str | bytes] = {
     "poolctl.cli.reload_on_change._expression": r"/srv/[^/]*/a[^/](?:/.*)?",
     "poolctl.config.files.parsers._repeated_table_error": r"(?m)^[ \t]*\[\[[ \t]*server[ \t]*\]\]",
     "poolctl.config.files.read_file.foreign_format": r"docker-compose.*\.ya?ml",
-    "poolctl.features.gateway.process.proxy.request_head._header_lines_pattern": rb"\r\n(?i:x[-_]a|x[-_]b):[^\r\n]*+",
     "poolctl.features.import_foreign._compose._replace_container_port": r"(?<![\w.])80(?![\w.])|(?<=:)80(?![\w.])",
     "poolctl.features.import_foreign._compose._with_hosts": r"(^|//|@|[\s,;='(\[])(db)(:\d{2,5})?(?=$|[/?\s,;])",
     "poolctl.features.import_foreign._compose._with_port": r"(?<![\w.-])80(?![\w.])",
     "poolctl.features.import_foreign._known_servers.apply_known_server_of_script": r"(?<![\w.])80(?![\w.])",
-    "poolctl.http.messages._values_of": rb"\r\n(?i:x-name):[\t ]*+([^\r\n]*+)",
-    "poolctl.http.messages.cookie": rb"(?:^|[;,])[\t ]*+name=([^;,]*+)",
     "poolctl.selection.selector._places_of": fnmatch.translate("web-*-[0-9]*.*"),
 }
 # Expressions that are slower: each with the reason why this harms nobody.

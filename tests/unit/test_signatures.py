@@ -21,7 +21,7 @@ from poolctl.json_form import field_names
     [
         (ServerConfig, {"name"}, {"bind", "app", "command", "scale", "health"}),
         (TLSConfig, {"cert"}, {"key", "client_auth"}),
-        (Route, {"alias"}, {"host", "path", "to", "mode"}),
+        (Route, {"alias"}, {"host", "path", "to", "policy"}),
     ],
 )  # fmt: skip
 def test_fields_are_in_the_signature(kind: type, required: set[str], some: set[str]) -> None:

@@ -251,10 +251,15 @@ def _is_in_archive(path: str) -> bool:
 
 
 def _check_user(user: str) -> Found:
-    path, name = ("user",), user.partition(":")[0]
+    return check_user(("user",), user)
+
+
+def check_user(path: KeyPath, user: str) -> Found:
+    """Problems and warnings of the user, or user and group, that a program should run as."""
     missing = _missing_accounts(path, user)
     if missing or os.geteuid() in (0, interpreter.ids_of(user)[0]):
         return missing, []
+    name = user.partition(":")[0]
     return [], [Finding(path, f"only root can run it as {name!r}", "start the pool as root", user)]
 
 

@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from poolctl.config.values.plain import LOCAL
+from poolctl.config.values.plain import LOCAL, PLATFORM_VARIABLE
 from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 FILE_NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")
 PYPROJECT = "pyproject.toml"
 PYPROJECT_LIMIT_BYTES = 4 * 1024 * 1024
-PLATFORM_VARIABLE = "POOLCTL_PLATFORM"
 SECTION = ("tool", "poolctl")  # of a pyproject.toml
 
 _SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]"

@@ -234,6 +234,9 @@ class BoundAddress(NamedTuple):
 class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
+    # The tables, as in a file, that a pool with proxied servers has at least.
+    tables_of_proxied: ClassVar[Mapping[str, Tree]] = {}
+
     def build_interdependent_tables(
         self, raw: Mapping[str, Tree], findings: list[Finding]
     ) -> dict[str, Tree]:
@@ -253,8 +256,8 @@ class TableRules:
         """Problems that do not prevent a start. `complete` is false if invalid servers are missing from `servers`."""
         return ()
 
-    def startup_problems(self, tables: Tables) -> Iterable[Finding]:
-        """Problems that prevent a pool with these tables from starting. Blocks on the disk."""
+    def startup_problems(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[Located]:
+        """Problems that prevent a pool of these servers and tables from starting here. Blocks on the disk."""
         return ()
 
     def check(
@@ -290,6 +293,14 @@ def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[Table
             yield rules
 
 
+def all_rules() -> Iterator[TableRules]:
+    """The rules of all features."""
+    for feature in features():
+        if feature.rules:
+            rules: TableRules = feature.load(feature.rules)()
+            yield rules
+
+
 def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...] | None:
     """The routes of these servers and tables in order of precedence; None for a pool without a gateway."""
     found = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
@@ -297,8 +308,18 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
     return tuple(route for each in routes for route in each) if routes else None
 
 
-def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
-    """The valid tables of the merged files. Problems of invalid tables are added to the findings."""
+def build_tables(
+    raw: Mapping[str, Tree], findings: list[Finding], servers: Iterable[ServerKeys] = ()
+) -> Tables:
+    """The valid tables of the merged files. Problems of invalid tables are added to the findings.
+
+    `servers` may need tables of features without which they cannot be reached: these get their defaults.
+    """
+    if any(each.is_proxied for each in servers):
+        raw = {
+            **{name: value for rules in all_rules() for name, value in rules.tables_of_proxied.items()},
+            **raw,
+        }
     values: dict[str, Tree] = {}
     for rules in rules_of(raw):
         values |= rules.build_interdependent_tables(raw, findings)

@@ -47,7 +47,8 @@ REQUIRED = object()
 class Key(NamedTuple):
     """A key of a table: its default, and its description in the JSON Schema.
 
-    A hidden key cannot be given in files. A derived key, if left out, is computed from other keys.
+    A hidden key is neither shown nor suggested: it is set by the program, or is a key of earlier versions. A derived
+    key, if left out, is computed from other keys.
     """
 
     default: Tree
@@ -68,6 +69,11 @@ def required(*, description: str, derived: bool = False) -> Tree:
 
 def hidden(default: Tree = REQUIRED) -> Tree:
     """Declare a key of a table. The key cannot be set in files."""
+    return Key(default, hidden=True)
+
+
+def former(default: Tree) -> Tree:
+    """Declare a key of earlier versions, which files may still have; its type says what they may give it."""
     return Key(default, hidden=True)
 
 
@@ -375,6 +381,7 @@ def model_of(kind: type[Section]) -> type[BaseModel]:
 @cache
 def _declared_model(kind: type[Section]) -> type[BaseModel]:
     from pydantic import ConfigDict, Field, create_model
+    from pydantic.json_schema import SkipJsonSchema
 
     from poolctl.config.values import value_types
 
@@ -386,7 +393,10 @@ def _declared_model(kind: type[Section]) -> type[BaseModel]:
     for name, key in kind.keys_of.items():
         default = ... if key.default is REQUIRED else key.default
         described: Tree = Field(default, description=key.description or None)
-        keys[name] = annotations[name], described
+        kind_of_key = annotations[name]
+        if key.hidden:
+            kind_of_key = SkipJsonSchema[kind_of_key]  # type: ignore[misc, valid-type]
+        keys[name] = kind_of_key, described
     rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     with _lock, warnings.catch_warnings():
         # The warning is about a method `register` of pydantic's metaclass, which no table uses.

@@ -29,7 +29,7 @@ from poolctl.config.model.section import (
     validated,
     with_feature_keys,
 )
-from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed_url
+from poolctl.config.values.plain import EMPTY, INTERNAL, PROXIED, binds_itself, exposed_url
 from poolctl.config.values.problems import Finding, Tree, reset_suggestions
 from poolctl.config.values.secrets import masked_arguments
 
@@ -71,10 +71,14 @@ class ServerKeys(Section):
     command: Argument | None = field(
         None, "A program to run instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."
     )
-    socket: Literal["pool", "program"] = field(
+    socket: Literal["pool", "program", "proxied"] = field(
         "pool",
         "Who opens the listening socket of a command: the pool, or a program that is given its address "
-        "and opens it itself.",
+        "and opens it itself. proxied: each process opens a port of its own ({port}, PORT), and HAProxy forwards "
+        "connections to those that are ready.",
+    )
+    forward: Literal["http", "tcp"] = field(
+        "http", "What HAProxy forwards to a proxied command: requests of HTTP, or connections."
     )
     socket_mode: FileMode = field(
         "0666",
@@ -246,6 +250,15 @@ class ServerKeys(Section):
         return binds_itself(self.command, self.env, self.socket)
 
     @property
+    def is_proxied(self) -> bool:
+        """Whether each process of the command listens at a port of its own, to which HAProxy forwards."""
+        return self.socket == PROXIED
+
+    def at_private_address(self, address: Address) -> Self:
+        """A copy of a proxied server for one of its processes, which opens this address itself."""
+        return self.at(address).with_values(socket="program")
+
+    @property
     def env_file_paths(self) -> tuple[str, ...]:
         """The paths of its env files."""
         return tuple(each if isinstance(each, str) else each.path for each in self.env_file)
@@ -260,7 +273,7 @@ class ServerKeys(Section):
     @property
     def takes_pool_socket(self) -> bool:
         """Whether the server's command accepts connections from the pool's listener, which all its workers share."""
-        return bool(self.command) and self.listens and not self.binds_itself
+        return bool(self.command) and self.listens and not (self.binds_itself or self.is_proxied)
 
     @property
     def may_overlap(self) -> bool:
@@ -269,7 +282,7 @@ class ServerKeys(Section):
         A program that binds its address itself may not overlap, because both workers need the same address. A program
         without a port and with one worker may overlap only if it notifies when it is ready: it may be a scheduler.
         """
-        if self.command and not self.takes_pool_socket:
+        if self.command and not (self.takes_pool_socket or self.is_proxied):
             return self.overlap and not self.listens and (self.workers > 1 or self.notify)
         return self.overlap
 
@@ -307,6 +320,8 @@ class ServerKeys(Section):
             del found["bind"], found["expose"]
         if not self.command:
             del found["stop_group"], found["stdin"]
+        if not self.is_proxied:
+            del found["forward"]
         if self.address.kind != "unix":
             del found["socket_mode"]
         if not self.is_ready_by_running:

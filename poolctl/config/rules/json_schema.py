@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
@@ -10,7 +10,7 @@ from pydantic_core import core_schema, to_jsonable_python
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
 from poolctl.config.model.section import EnvFile, Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.values.plain import INTERNAL, MOST_WORKERS
+from poolctl.config.values.plain import MOST_WORKERS
 from poolctl.config.values.problems import Tree
 from poolctl.feature import features
 from poolctl.units import format_duration, format_size
@@ -48,7 +48,7 @@ SHORT_FORMS: Schema = {
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
     definitions: dict[str, Schema] = {}
-    server = _section_schema(ServerKeys, definitions, INTERNAL)
+    server = _section_schema(ServerKeys, definitions)
     definitions["EnvFile"] = _section_schema(EnvFile, definitions)
     _add_short_forms(server["properties"])
     definitions["Server"] = {**server, "title": "Server", "required": ["name"]}
@@ -73,8 +73,7 @@ def json_schema() -> Schema:
     for key, model in (
         MODELS | {name: each.load(part) for each in features() for name, part in each.tables.items()}
     ).items():
-        hidden = model.keys_of.keys() - model.keys_allowed_in_files()
-        table = definitions[model.__name__] = _section_schema(model, definitions, hidden)
+        table = definitions[model.__name__] = _section_schema(model, definitions)
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if model.listed:
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
@@ -91,13 +90,10 @@ def json_schema() -> Schema:
     }
 
 
-def _section_schema(
-    model: type[Section], definitions: dict[str, Schema], hidden: Collection[str] = ()
-) -> Schema:
+def _section_schema(model: type[Section], definitions: dict[str, Schema]) -> Schema:
     schema = model_of(model).model_json_schema(schema_generator=_Generator)
     inner: dict[str, Schema] = schema.pop("$defs", {})
     inner.pop("Address", None)
-    schema["properties"] = {name: key for name, key in schema["properties"].items() if name not in hidden}
     for table in (schema, *inner.values()):
         for name, key in table.get("properties", {}).items():
             key.setdefault("title", name.replace("_", " ").capitalize())

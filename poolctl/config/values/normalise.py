@@ -18,6 +18,7 @@ from poolctl.config.values.plain import (
     LONGEST_SOCKET_PATH_BYTES,
     MOST_WORKERS,
     PLACEHOLDERS,
+    PROXIED,
     STANDARD_STREAMS,
     Interpolated,
     binds_itself,
@@ -393,7 +394,9 @@ def _wrong_authority(expose: str) -> tuple[str, str] | None:
 
 PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
-TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
+TAKE_THE_SOCKET = (
+    'let the program take the socket ({fd}, or LISTEN_FDS), write socket = "proxied", or write workers = 1'
+)
 
 # Keys of a server for the file of a Unix socket.
 SOCKET_FILE_KEYS = frozenset({"socket_mode", "socket_owner"})
@@ -436,7 +439,7 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
     needs = [mark for mark in PLACEHOLDERS if mark in marks]
     needs += ["{fd}"] * any(placeholders(word, ["{fd}"]) for word in words)
     needs += [key for key in ("expose", "tls") if table.get(key)]
-    needs += ["socket"] * (table.get("socket") == "program")
+    needs += ["socket"] * (table.get("socket") in ("program", PROXIED))
     if _part(table.get("scale"), "idle"):
         needs.append("scale.idle")
     probes = [(kind, _part(table.get("health"), kind)) for kind in PROBES]
@@ -481,6 +484,7 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             ("notify", True, "true"),
             ("job", True, "true"),
             ("socket", "program", '"program"'),
+            ("socket", PROXIED, '"proxied"'),
             ("stdin", "open", '"open"'),
         ):
             if table.get(key) == value:
@@ -489,6 +493,9 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             if table.get(key) is not None:
                 fix = "take it out: the worker of an app ends in order by itself"
                 yield Finding((key,), f"{key} is for a command", fix)
+    if "forward" in table and table.get("socket") != PROXIED:
+        message = "forward is for a command whose connections HAProxy forwards"
+        yield Finding(("forward",), message, 'add socket = "proxied", or take it out')
     if "ready_after" in table:
         listens = address is not None and address.listens
         if obstacle := ready_after_obstacle(table, listens=listens):
@@ -574,6 +581,8 @@ def _command_rules(table: dict[str, Tree], address: Address | None) -> Iterator[
     itself = binds_itself(command, table.get("env"), table.get("socket"))
     if many and job:
         yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
+    if table.get("socket") == PROXIED and job:
+        yield Finding(("socket",), "a job has no address to be forwarded", "take it out")
     if least == 0:
         named = job or (address is not None and not address.listens)
         yield from _sleep_rules(scale, job=job, has_no_address=named, binds_itself=itself)

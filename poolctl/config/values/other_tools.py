@@ -143,6 +143,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "[[route]] tables": "routes route server location rules",
         'trusted_proxies = ["10.0.0.0/8"]': "setrealipfrom forwardedallowips",
         'bind = [{ bind = ":80", accept_proxy_protocol = true }], and trusted_proxies': "proxyprotocol acceptproxy",
+        "threads = N": "nbthread workerprocesses",
         'keep_alive = "75s"': "keepalivetimeout",
         'head_timeout = "10s"': "clientheadertimeout readheadertimeout",
         'max_head_size = "64KiB"': "largeclientheaderbuffers clientheaderbuffersize",
@@ -160,9 +161,12 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'remove_headers = ["NAME"]': "removeheader deleteheader deleteheaders delheader",
         'response_headers = { NAME = "value" }': "addheader responseheader customresponseheaders proxyhideheader hsts"
         " stsseconds cors",
-        'redirect = "https", or "https://HOST"': "return redirects redirectscheme httpsredirect sslredirect forcessl",
+        'redirect = "https", "https://HOST" or "/PATH"': "return redirects redirectscheme httpsredirect sslredirect"
+        " forcessl",
         'allow = ["10.0.0.0/8"]': "ipallowlist ipwhitelist allowlist whitelist sourcerange deny remoteip",
         'max_body_size = "1MiB"': "clientmaxbodysize",
+        "buffer_requests = true": "proxyrequestbuffering requestbuffering",
+        'sticky = "COOKIE"': "cookie stickysession sessionaffinity",
         'alias = "NAME"': "name id",
         'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",
         'to = [{ to = "SERVER", weight = 2 }]': "weight weights",

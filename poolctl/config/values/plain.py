@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
 LOCAL = "local"  # the platform of a pool that a supervisor on this machine runs
+PLATFORM_VARIABLE = "POOLCTL_PLATFORM"  # names a platform that takes precedence over that of the files
 # Values that a server carries, and files cannot give.
 INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 PORTS = {"http": 80, "https": 443}
@@ -112,12 +113,16 @@ class FrozenDict(dict[str, str]):
 EMPTY = FrozenDict()
 
 
-def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
-    """Whether the program opens its listening socket itself, and gets the address in its command or environment.
+# The value of `socket` with which each process opens a port of its own, to which HAProxy forwards the server's.
+PROXIED = "proxied"
 
-    False if `command` is not a list of words.
+
+def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
+    """Whether the program opens its server's address itself, and gets it in its command or environment.
+
+    False if `command` is not a list of words, and for a program whose port is not the server's (`proxied`).
     """
-    if not isinstance(command, (list, tuple)):
+    if not isinstance(command, (list, tuple)) or socket == PROXIED:
         return False
     return socket == "program" or any(map(placeholders, (*command, *values_in(env))))
 

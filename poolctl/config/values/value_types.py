@@ -94,19 +94,20 @@ def _request_log(value: Tree) -> Tree:
     return "errors"
 
 
-def checked_networks(value: Tree) -> Tree:
-    """The value, if it is a list of addresses, networks and "*". Raises BadValue."""
+def checked_networks(value: Tree, words: tuple[str, ...] = ("*",)) -> Tree:
+    """The list as a tuple. Raises BadValue for an element that is neither a network nor one of the words."""
     if not isinstance(value, (list, tuple)):
         return value
     from ipaddress import ip_network
 
     for proxy in value:
-        if isinstance(proxy, str) and proxy != "*":
+        if isinstance(proxy, str) and proxy not in words:
             try:
                 ip_network(proxy, strict=False)
             except ValueError:
                 message = f"{proxy[:60]!r} is neither an IP address nor a network"
-                raise BadValue(message, 'addresses, networks such as "10.0.0.0/8", or "*"') from None
+                allowed = " or ".join(f'"{word}"' for word in words)
+                raise BadValue(message, f'addresses, networks such as "10.0.0.0/8", or {allowed}') from None
     return tuple(value)
 
 
@@ -404,8 +405,8 @@ SHORT_FORMS = {
     "restart": '"no", "on-failure", "always", or a table',
     "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
     "health": 'a path such as "/ready", or a table',
-    "redirect": '"https", a URL, a path, or a table such as { to = "https://example.com", status = 301 }',
-    "sticky": 'the name of a cookie, or a table such as { cookie = "backend", secure = true }',
+    "redirect": '"https", a URL, or a table such as { to = "https://example.com", status = 301 }',
+    "sticky": 'the name of a cookie, such as "backend", or a table such as { secure = true }',
     "timeouts": 'a table such as { connect = "5s", idle = "60s" }',
     "limit": "a table such as { concurrency = 100 }",
     "backend_limit": "a table such as { concurrency = 100 }",

@@ -82,6 +82,14 @@ def unsafe_root_interpreters(context: CheckContext) -> Iterator[CheckResult]:
             yield warning("interpreters", f"{each.name}: {each.message}", each.hint)
 
 
+def gateway_program(context: CheckContext) -> Iterator[CheckResult]:
+    """What is unsafe or imprecise about the program that serves the gateway."""
+    for each in context.config.warnings if context.config is not None else ():
+        key = getattr(each, "key", "")
+        if key.startswith("gateway.") and not _CERTIFICATE.search(key):
+            yield warning("gateway", each.message, each.hint)
+
+
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the supervisor and its keeper answer, and which of the pool's own endpoints are not served."""
     about = context.about
@@ -238,6 +246,6 @@ def _query_packages(python: str, user: str | None) -> Table | str:
 
 
 CHECKS = (
-    configuration, certificates, unsafe_root_interpreters, supervisor, servers, left_processes,
+    configuration, certificates, unsafe_root_interpreters, gateway_program, supervisor, servers, left_processes,
     supervisor_version_match, packages,
 )  # fmt: skip

@@ -18,7 +18,8 @@ FEATURE = Feature(
             module="starter",
         )
     },
+    exports={"haproxy": "export:files"},
     process=DetachedProcessSpec(
-        label="the gateway", entry="gateway link", socket="g", end="supervision.gateway_adoption:end_all"
+        label="the gateway", entry="gateway link", socket="g", end="supervision.gateway:end_orphans"
     ),
 )

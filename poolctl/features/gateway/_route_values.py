@@ -103,9 +103,7 @@ def canonical_redirect_target(text: str) -> str:
     """The target of a redirect in its canonical form: "https", or an absolute URL or a path as given."""
     if text.lower() == "https":
         return "https"
-    if text.startswith("/") and not text.startswith("//"):
-        if not re.fullmatch(r"[!-~]+", text):
-            raise BadValue(f"{shown(text)} has characters that no URL has", REDIRECT_ALLOWED)
+    if re.fullmatch(r"/(?![/\\])[!-~]*", text):  # browsers take // and /\ for the beginning of a host
         return text
     scheme, separator, rest = text.partition("://")
     host = re.split(r"[/?#]", rest)[0]
@@ -146,3 +144,45 @@ def name_of_target(target: str) -> str:
     if target.startswith(UNIX):
         return target.rpartition("/")[2]
     return target.removeprefix(TAG)
+
+
+def accepted_engine(text: str) -> str:
+    """ "" for the value of `engine` that has no effect. Raises BadValue for others."""
+    if text == "haproxy":
+        return ""
+    message = f"{shown(text)} is no engine"
+    if text == "poolctl":
+        message = "poolctl has no engine of its own any more: HAProxy serves every gateway"
+    raise BadValue(message, '"haproxy"', 'take engine out, or write engine = "haproxy"')
+
+
+def accepted_mode(text: str) -> str:
+    """ "" for the values of `mode` that have no effect. Raises BadValue for others."""
+    if text in ("auto", "proxy"):
+        return ""
+    message = f"{shown(text)} is no mode"
+    if text == "pass":
+        message = "connections are not passed to workers any more: HAProxy forwards every request"
+    raise BadValue(message, '"auto" or "proxy"', 'take mode out, or write mode = "proxy"')
+
+
+def no_queue_of_route(number: int) -> int:
+    """The value 0. Raises BadValue for others."""
+    if number:
+        message = "HAProxy has queues for backends, not for routes"
+        raise BadValue(message, "0", "write it in backend_limit, beside concurrency")
+    return number
+
+
+def no_rate_of_backend(rate: float) -> float:
+    """The value 0. Raises BadValue for others."""
+    if rate:
+        raise BadValue("HAProxy does not limit the rate of requests to one backend", "0", "write it in limit")
+    return rate
+
+
+def no_total(seconds: float) -> float:
+    """The value 0. Raises BadValue for others."""
+    if seconds:
+        raise BadValue("HAProxy has no limit for a whole connection", "0", "take it out")
+    return seconds

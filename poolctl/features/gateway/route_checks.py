@@ -1,32 +1,32 @@
-"""Checks routes, and the gateway's engine and certificates."""
+"""Checks routes, the gateway's program and its certificates."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from poolctl.address import Address, parse
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
-from poolctl.config.checks.external_checks import check_socket_owner
+from poolctl.config.checks.external_checks import check_socket_owner, check_user
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
 from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.conflicts import os_users_by_server
 from poolctl.config.values.normalise import account_findings, no_socket_file
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
-from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
-from poolctl.routing.separation import NO_ROUTE, with_separation_reasons
+from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route
+from poolctl.units import format_duration
 
 from ._route_values import TAG, UNIX
-from .engines import OWN_ENGINE, engine_names, engine_problem, find_external_engine
+from .program import INSTALL, WHEEL, program_of_wheel, program_path, program_problem
 from .routes import (
     PREFIX,
     ServerIndex,
     WrittenRoute,
-    build_route,
     is_outside,
     kind_without_address,
     probed_targets,
@@ -35,15 +35,16 @@ from .routes import (
 )
 from .table import (
     DEFAULT_BIND,
+    BackendLimit,
     ClientLimit,
     GatewayConfig,
     GatewayListener,
     RouteConfig,
     RouteLimit,
     RouteTarget,
+    RouteTimeouts,
     StreamConfig,
     StreamTarget,
-    WholeRouteLimit,
 )
 
 MOST_COMPARED = 200
@@ -55,6 +56,8 @@ OWN_HEADERS = frozenset(
     }
 )  # fmt: skip
 SHOWN_NAMES = 3
+# How often HAProxy's counters are read, which decide about breakers.
+_COUNTED_SECONDS = 1.0
 
 
 def route_problems(
@@ -70,20 +73,20 @@ def route_problems(
     known = ServerIndex(servers)
     written = written_routes(known, tables)
     yield from ((each.server, finding) for each in written for finding in each.problems)
-    if not gateway.bind and (written or not (tables.all(StreamConfig) or "stream" in unfinished.tables)):
+    has_streams = tables.all(StreamConfig) or "stream" in unfinished.tables
+    if not gateway.bind and (
+        written or not (has_streams or any(each.is_proxied for each in known.by_name.values()))
+    ):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
-    if gateway.engine == OWN_ENGINE:
-        yield from ((None, finding) for finding in _problems_of_own_engine(gateway))
-    elif engine := find_external_engine(gateway.engine):
-        yield from engine.problems(servers, tables)
+    yield from ((None, finding) for finding in account_findings(("gateway", "user"), gateway.user))
     for problems in (_proxy_protocol_problems, _socket_file_problems):
         yield from ((None, finding) for finding in problems(gateway, tables.all(StreamConfig)))
     probed = probed_targets(tables)
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes:
         found = [*_target_problems(route, known, gateway, unfinished), *_udp_unix_socket_problems(route)]
-        for finding in (*found, *_probe_problems(route, probed)):
+        for finding in (*found, *_verification_problems(route), *_probe_problems(route, probed)):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
     yield from _duplicate_alias_problems(
         ((each, each.config if each.server is None else None) for each in written), known
@@ -96,16 +99,16 @@ def route_problems(
     yield from _unreachable_route_problems(
         [each for each in served if not _all_servers_disabled(each[1], known)]
     )
+    paths = [config.path for _, config in served]
     for each, config in served:
-        of_proxy = (
+        for finding in (
             *_limit_problems(config),
             *_header_change_problems(config),
-            *_redirect_problems(config),
-            *_sticky_problems(config),
-        )
-        for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
+            *_redirect_problems(config, paths),
+            *_cookie_problems(config),
+            *_copied_tls_problems(config, known, gateway),
+        ):
             yield locate_finding(each, finding)
-    yield from _pass_mode_user_problems(served, known)
 
 
 def locate_finding(written: WrittenRoute, finding: Finding) -> Located:
@@ -159,7 +162,7 @@ def _listeners(
 
 
 def _socket_file_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
-    """Report keys for the file of a Unix socket that are wrong, or that stand at another address."""
+    """Report keys for the file of a Unix socket that are wrong, or are set for another kind of address."""
     for place, each in _listeners(gateway, streams):
         address = parse(each.bind)
         for key in ("mode", "owner"):
@@ -175,16 +178,16 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
             continue
         path: KeyPath = (*place, "accept_proxy_protocol")
         if each.bind.lower().startswith(UNIX):
-            message = "clients of a Unix socket have no address, so that none is one of trusted_proxies"
-            yield Finding(path, message, "take it out, or bind a port")
+            message = "the PROXY protocol is not accepted on a Unix socket"
+            fix = (
+                'take it out, and let the proxy send X-Forwarded-For: trusted_proxies = ["unix"] in [gateway]'
+            )
+            yield Finding(path, message, fix)
         elif not gateway.trusted_proxies:
             message = "no proxy is trusted, so that no connection may begin with the PROXY protocol"
             yield Finding(path, message, 'add trusted_proxies = ["10.0.0.0/8"] to [gateway]')
         if isinstance(each, StreamConfig) and each.protocol == "udp":
             yield Finding(path, "the PROXY protocol is for TCP", "take it out")
-        if isinstance(each, GatewayListener) and each.tls is True:
-            message = "connections that a proxy forwards are not passed, and the address has no certificate"
-            yield Finding(path, message, "give it one: tls = { cert = …, key = … }")
 
 
 def _udp_unix_socket_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
@@ -196,6 +199,35 @@ def _udp_unix_socket_problems(route: RouteConfig | StreamConfig) -> Iterator[Fin
             if text.lower().startswith(UNIX):
                 message = "UDP has ports, and no Unix sockets"
                 yield Finding(path, message, 'write "HOST:PORT", or protocol = "tcp"', text)
+
+
+def _verification_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
+    """Report keys for certificates of targets that have none, or whose certificate is not verified."""
+    for index, target in enumerate(route.to if isinstance(route, RouteConfig) else ()):
+        for key, value in (("ca", target.ca), ("sni", target.sni), ("verify", not target.verify)):
+            path = ("to", index, key)
+            if value and not target.to.startswith("https://"):
+                yield Finding(
+                    path, f"{key} is for an https:// target", 'take it out, or write to = "https://HOST"'
+                )
+            elif key == "ca" and target.ca and not target.verify:
+                yield Finding(path, "ca has no effect with verify = false", "take one of them out")
+
+
+def _authority_problems(route: RouteConfig) -> Iterator[Finding]:
+    """Report files of CA certificates that cannot be used. Blocks."""
+    import ssl  # late: most files name none
+
+    for index, target in enumerate(route.to):
+        if target.ca:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(target.ca)
+            except OSError as error:
+                what = (
+                    "no certificates that can be used" if isinstance(error, ssl.SSLError) else error.strerror
+                )
+                message = f"{target.ca}: {what}"
+                yield Finding(("to", index, "ca"), message, "name a PEM file")
 
 
 def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
@@ -265,15 +297,21 @@ def _reaches(address: Address, bind: Address) -> bool:
 
 
 def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
-    for key in ("limit", "backend_limit"):
-        limit: RouteLimit = getattr(route, key)
-        if limit.queue and not (limit.concurrency or limit.requests_per_second):
-            message = "a queue without a limit is never used"
-            yield Finding((key, "queue"), message, "add concurrency or requests_per_second")
-    of_client = route.limit.per_client
-    if of_client.burst and not of_client.requests_per_second:
-        message = "a burst without a rate has no effect"
-        yield Finding(("limit", "per_client", "burst"), message, "add requests_per_second")
+    """Report limits that never apply."""
+    if route.backend_limit.queue and not route.backend_limit.concurrency:
+        message = "a queue without a limit is never used"
+        yield Finding(("backend_limit", "queue"), message, "add concurrency")
+    bursts: tuple[tuple[KeyPath, ClientLimit], ...] = (
+        (("limit",), route.limit),
+        (("limit", "per_client"), route.limit.per_client),
+    )
+    for path, limit in bursts:
+        if limit.burst and not limit.requests_per_second:
+            message = "a burst without a rate has no effect"
+            yield Finding((*path, "burst"), message, "add requests_per_second")
+    if route.breaker.rate and route.breaker.window < _COUNTED_SECONDS:
+        message = "failures are counted once a second"
+        yield Finding(("breaker", "window"), message, 'write window = "1s", or more')
 
 
 def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
@@ -294,18 +332,45 @@ def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
             yield Finding(path, message, "set it in the application", name)
 
 
-def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
+def _redirect_problems(route: RouteConfig, paths: Sequence[str]) -> Iterator[Finding]:
+    """Report keys without effect, and a redirect to itself; `paths` has the path of each route."""
     if route.redirect is not None:
+        to = re.split("[?#]", route.redirect.to)[0]
+        takes_all = to.startswith("/") and not route.methods and covers_path(route.path, to)
+        if takes_all and sum(covers_path(path, to) for path in paths) == 1:
+            message = f"the route redirects {shortened_printable(to)} to itself for ever"
+            fix = f'add a route with path = "{shortened_printable(to)}" for what is there'
+            yield Finding(("redirect",), message, fix, to)
         for key in ("to", "register", "waiting_page", "probe_responses"):
             if getattr(route, key):
                 message = f"a route that redirects asks no server, and {key} has no effect"
                 yield Finding((key,), message, "take one of them out, or make two routes of it")
 
 
-def _sticky_problems(route: RouteConfig) -> Iterator[Finding]:
-    if route.sticky and route.sticky.same_site == "none" and not route.sticky.secure:
-        message = "browsers drop a cookie with SameSite=None that is not secure"
+def _cookie_problems(route: RouteConfig) -> Iterator[Finding]:
+    if route.sticky is not None and route.sticky.same_site == "none" and not route.sticky.secure:
+        message = "browsers refuse a cookie with same_site = none that is not secure"
         yield Finding(("sticky", "same_site"), message, "add secure = true")
+
+
+def _copied_tls_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
+    """Report a route that no listener serves, because all listeners forward TLS to the servers."""
+    if not gateway.bind or any(each.tls is not True for each in gateway.bind):
+        return
+    servers = [each for each in known.servers_of(route) if not each.disabled and each.listens]
+    is_whole_host = bool(route.host) and route.path == "/"
+    by_name_alone = is_whole_host and not any(_is_used(getattr(route, key)) for key in NEEDS_REQUESTS)
+    if not (by_name_alone and route.policy != STICKY and servers and all(each.tls for each in servers)):
+        message = "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
+        yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
+
+
+def _is_used(value: object) -> bool:
+    if isinstance(value, RouteLimit) and _is_used(value.per_client):
+        return True
+    if isinstance(value, ClientLimit):
+        return bool(value.concurrency or value.requests_per_second)
+    return bool(value.concurrency if isinstance(value, BackendLimit) else value)
 
 
 def _duplicate_alias_problems(
@@ -436,99 +501,6 @@ def _overriding_route(
     return None
 
 
-def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
-    """Report what prevents `mode = "pass"`; in other modes, report if no listener can serve the route."""
-    if route.mode == "pass":
-        sticky = ("policy",) if route.policy == STICKY and not route.sticky else ()
-        for key in (*NEEDS_PROXY, *sticky):
-            if _needs_proxy(getattr(route, key)):
-                message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'
-                yield Finding((key,), message, f'take {key} out, or write mode = "auto"')
-        if route.register:
-            message = 'mode = "pass", and registered services are outside the pool'
-            yield Finding(("register",), message, 'take it out, or write mode = "auto"')
-        if gateway.header_for_host.lower() != "host":
-            message = f'mode = "pass", and [gateway] takes the host from the header {gateway.header_for_host}'
-            yield Finding(("mode",), message, 'write mode = "auto"')
-        for index, target in enumerate(route.to):
-            servers = known.servers_or_none_if_outside(target.to)
-            why = [f"{shortened_printable(target.to)} is outside the pool"] if servers is None else []
-            why += [
-                reason for server in servers or () if (reason := _not_passable_reason(server, route, gateway))
-            ]
-            if why:
-                message = f'mode = "pass", and {why[0]}'
-                yield Finding(
-                    ("to", index), message, 'name another target, or write mode = "auto"', target.to
-                )
-    elif gateway.bind and all(each.tls is True for each in gateway.bind):
-        servers = [each for each in known.servers_of(route) if not each.disabled and each.listens]
-        if not (_can_choose_by_sni(route) and len(servers) == 1 and servers[0].tls):
-            message = (
-                "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
-            )
-            yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
-
-
-def _pass_mode_user_problems(
-    served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex
-) -> Iterator[Located]:
-    """Report `mode = "pass"` on routes where a worker could later receive requests for a server of another user."""
-    if not any(config.mode == "pass" for _, config in served):
-        return
-    routes = []
-    for each, config in served:
-        to = known.resolve_targets_with_reasons(config.to)[0]
-        if to or config.register:
-            routes.append((each, config, build_route(each.alias, config, to, FILE)))
-    apart = with_separation_reasons(
-        [route for *_, route in routes], os_users_by_server(known.by_name.values())
-    )
-    for (each, config, _), route in zip(routes, apart, strict=True):
-        secure = all(server.tls for server in known.servers_of(config))
-        why = route.other_user_tls if secure else route.other_user
-        if config.mode == "pass" and why:
-            fix = 'write mode = "auto", or give the servers of all routes one user'
-            if why.endswith(NO_ROUTE):
-                fix += ", and add a route for all hosts"
-            yield locate_finding(each, Finding(("mode",), f'mode = "pass", and {why}', fix))
-
-
-def _needs_proxy(value: object) -> bool:
-    if isinstance(value, WholeRouteLimit) and _needs_proxy(value.per_client):
-        return True
-    if isinstance(value, ClientLimit):
-        return bool(value.concurrency or value.requests_per_second)
-    return bool(value)
-
-
-def _can_choose_by_sni(route: RouteConfig) -> bool:
-    """Whether the server name (SNI) in a ClientHello is enough to choose the route."""
-    return (
-        bool(route.host)
-        and (route.path, route.mode) == ("/", "auto")
-        and not route.probe_responses
-        and not any(_needs_proxy(getattr(route, key)) for key in NEEDS_PROXY)
-    )
-
-
-def _not_passable_reason(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
-    """Why the gateway can never pass a connection of the route to this server's workers; "" if it can."""
-    name = repr(shortened_printable(server.name))
-    if server.command:
-        return f"{name} runs a command, which cannot take over connections"
-    if gateway.bind and all(bool(each.tls) != bool(server.tls) for each in gateway.bind):
-        speaks, does = ("speaks TLS", "no") if server.tls else ("speaks no TLS", "every")
-        return f"{name} {speaks}, while {does} address of [gateway] does"
-    if gateway.bind and all(each.accept_proxy_protocol for each in gateway.bind):
-        return "every address of [gateway] accepts the PROXY protocol, whose clients a worker would not know"
-    if server.tls and route.path != "/":
-        return f"{name} speaks TLS, so that the path is not seen before"
-    if server.tls and route.probe_responses:
-        return f"{name} speaks TLS, so that probe_responses are not seen before"
-    return ""
-
-
 def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterator[Located]:
     """Warnings about routes that do not work as expected, or are not served at all.
 
@@ -543,46 +515,52 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
                 message = "the label has no effect: the pool has no gateway"
                 yield server, Finding(("labels", label), message, "add [gateway], or take the label out")
         return
-    plain = all(not each.tls for each in gateway.bind)
-    for each in written_routes(known, tables):
-        if each.config is None or each.reason:
+    yield from ((None, finding) for finding in _gateway_warnings(gateway))
+    written = written_routes(known, tables)
+    served = [(each, each.config) for each in written if each.config and not each.reason]
+    if gateway.threads > 1 and any(_is_used(config.limit) for _, config in served):
+        message = "with several threads the limits of requests are approximate"
+        yield None, Finding(("gateway", "threads"), message, "write threads = 1 for exact ones")
+    for each, config in served:
+        targets, reasons = known.resolve_targets_with_reasons(config.to)
+        if not complete and any(known.servers_or_none_if_outside(target.to) == [] for target in config.to):
             continue
-        targets, reasons = known.resolve_targets_with_reasons(each.config.to)
-        if not complete and any(
-            known.servers_or_none_if_outside(target.to) == [] for target in each.config.to
-        ):
-            continue
-        leads = targets or each.config.register or each.config.redirect
+        leads = targets or config.register or config.redirect
         if not leads and (each.server is None or not each.server.disabled):
             message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
             yield locate_finding(each, Finding(("to",), message, "enable a server, or name another target"))
-        for finding in _no_effect_warnings(each.config, known):
+        for finding in _no_effect_warnings(config, known, gateway):
             yield locate_finding(each, finding)
-        for finding in _approximate_limit_warnings(each.config, gateway.threads):
-            yield locate_finding(each, finding)
-        secure = [
-            server.name for server in known.servers_of(each.config) if server.tls and not server.disabled
-        ]
-        if secure and plain and each.key != ("expose",):
-            name = shortened_printable(secure[0])
-            message = f"{name} speaks TLS, and no address of [gateway] does: its requests are proxied"
-            hint = "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
-            yield locate_finding(each, Finding(("to",), message, hint))
 
 
-def _approximate_limit_warnings(route: RouteConfig, threads: int) -> Iterator[Finding]:
-    limits: dict[KeyPath, ClientLimit] = {
-        ("limit",): route.limit,
-        ("limit", "per_client"): route.limit.per_client,
-    }
-    for path, limit in limits.items():
-        if threads > 1 and limit.requests_per_second:
-            message = f"with threads = {threads} the limit is approximate: it may admit more"
-            yield Finding((*path, "requests_per_second"), message, "take threads out of [gateway]")
+def _gateway_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
+    for key in ("engine", "mode"):
+        if key in gateway.given:
+            yield Finding(("gateway", key), *_former_key(key))
+    yield from (each._replace(path=("gateway", *each.path)) for each in _joined_timeouts(gateway.timeouts))
 
 
-def _no_effect_warnings(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]:
+def _former_key(key: str) -> tuple[str, str]:
+    return f"{key} has no effect any more: HAProxy serves every gateway", "take it out"
+
+
+def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
+    """Report two limits of which the longer one applies: HAProxy has one for the time without data from a backend."""
+    head, idle = timeouts.head, timeouts.idle
+    if head != idle:
+        longer, shorter = ("head", "idle") if not head or (idle and head > idle) else ("idle", "head")
+        limit = getattr(timeouts, longer)
+        path = ("timeouts", longer if longer in timeouts.given else shorter)
+        message = f"HAProxy has one limit for head and idle, and {longer} is the longer one"
+        yield Finding(path, message, f'write {shorter} = "{format_duration(limit)}" as well')
+
+
+def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
     """Report keys that are allowed but do not have the expected effect."""
+    if "mode" in route.given:
+        yield Finding(("mode",), *_former_key("mode"))
+    if route.timeouts != gateway.timeouts:
+        yield from _joined_timeouts(route.timeouts)
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
         message = f"* in {shortened_printable(route.path)} stands for itself: the path is a prefix"
@@ -601,40 +579,33 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex) -> Iterator[Find
                 yield Finding((key,), message, "give a server scale = { min = 0, idle = … }, or take it out")
 
 
-def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
-    """Report the given keys of [gateway] that poolctl's own engine does not support."""
-    others = {name: engine for name in engine_names() if (engine := find_external_engine(name))}
-    labels = " or ".join(each.label for each in others.values()) or "another engine"
-    if gateway.program:
-        fixes = [*(f'add engine = "{name}"' for name in others), "take it out"]
-        message = f"program is the path of {labels}, which is not used"
-        yield Finding(("gateway", "program"), message, ", or ".join(fixes))
-    if gateway.http2:
-        fixes = [
-            *(f'{each.install} and add engine = "{name}"' for name, each in others.items()),
-            "take it out",
-        ]
-        message = f"only {labels} serves HTTP/2 to clients of the gateway"
-        yield Finding(("gateway", "http2"), message, ", or ".join(fixes))
-
-
-def check_engine_and_certificates(
+def check_program_and_certificates(
     servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
-    """Return errors and warnings about the gateway's engine and certificates, with full key paths. Blocks on files."""
-    problems = [*engine_startup_findings(tables)]
+    """Return errors and warnings about certificates and users, with full key paths; and warnings about HAProxy.
+
+    Blocks on files.
+    """
+    problems: list[Finding] = []
     warnings = [*_wheel_warnings(tables)]
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     gateway = tables.get(GatewayConfig)
+    if gateway and gateway.user and not any(account_findings(("user",), gateway.user)):
+        wrong, doubtful = _check_user(gateway.user)
+        problems += wrong
+        warnings += doubtful
     for index, listener in enumerate(gateway.bind if gateway else ()):
-        certificates = listener.tls if isinstance(listener.tls, tuple) else ()
-        for number, tls in enumerate(certificates):
+        for number, tls in enumerate(_certificates(listener)):
             wrong, doubtful = check_certificates(tls, env, now)
             place = ("gateway", "bind", index, "tls", number)
             problems += [each._replace(path=(*place, *each.path[1:])) for each in wrong]
             warnings += [each._replace(path=(*place, *each.path[1:])) for each in doubtful]
             if not wrong:
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
+    for route in tables.all(RouteConfig):
+        problems += [
+            each._replace(path=("route", route.index, *each.path)) for each in _authority_problems(route)
+        ]
     for of_table, each in _listeners(gateway, tables.all(StreamConfig)):
         path = (*of_table, "owner")
         if each.owner and not any(account_findings(path, each.owner)):
@@ -644,35 +615,82 @@ def check_engine_and_certificates(
     return problems, [*warnings, *_missing_certificate_warnings(tables, list(servers), names)]
 
 
-def engine_startup_findings(tables: Tables) -> Iterator[Finding]:
-    """Report the gateway's engine if it cannot run on this machine."""
+def _check_user(user: str) -> tuple[list[Finding], list[Finding]]:
+    path = ("gateway", "user")
+    problems, warnings = check_user(path, user)
+    if user.partition(":")[0] == "root" and os.geteuid() == 0:
+        message = "HAProxy, which every client reaches, runs with the rights of root"
+        warnings.append(Finding(path, message, "take it out, or name an ordinary user", user))
+    return problems, warnings
+
+
+def startup_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
+    """Report HAProxy if it cannot run on this machine, and limits that it does not have."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
-    engine = find_external_engine(gateway.engine)
-    if problem := engine_problem(gateway.engine, engine.program_path(gateway.program) if engine else ""):
-        path: KeyPath = ("gateway",)
-        if not gateway.given:
-            # A route or a stream alone turns the gateway on.
-            listed = [*(("route", each.index) for each in tables.all(RouteConfig))]
-            path = [*listed, *(("stream", each.index) for each in tables.all(StreamConfig)), path][0]
-        yield Finding(path, *problem)
+    servers = list(servers)
+    yield from _program_problems(servers, gateway, tables)
+    yield from ((None, finding) for finding in _password_problems(gateway))
+    message, fix = (
+        "HAProxy has no limit for a whole request",
+        "take it out: head and idle limit the time without data",
+    )
+    if gateway.timeouts.total:
+        yield None, Finding(("gateway", "timeouts", "total"), message, fix)
+    for written in written_routes(ServerIndex(servers), tables):
+        if written.config and written.config.timeouts.total not in (0.0, gateway.timeouts.total):
+            yield locate_finding(written, Finding(("timeouts", "total"), message, fix))
+
+
+def _password_problems(gateway: GatewayConfig) -> Iterator[Finding]:
+    for index, listener in enumerate(gateway.bind):
+        for number, tls in enumerate(_certificates(listener)):
+            if tls.password_env and shutil.which("openssl") is None:
+                path = ("gateway", "bind", index, "tls", number, "password_env")
+                message = "the program openssl, which decrypts the key for HAProxy, is not installed"
+                yield Finding(
+                    path, message, "apt install openssl, or store the key without a password, mode 0600"
+                )
+
+
+def _program_problems(
+    servers: Iterable[ServerKeys], gateway: GatewayConfig, tables: Tables
+) -> Iterator[Located]:
+    """Report a HAProxy that cannot run, at the first table that needs it: a route, a stream or a proxied server."""
+    if problem := program_problem(program_path(gateway.program)):
+        listed = [*(("route", each.index) for each in tables.all(RouteConfig))]
+        listed += [("stream", each.index) for each in tables.all(StreamConfig)]
+        proxied = next((each for each in servers if each.is_proxied), None)
+        # A [gateway] that is made for streams or proxied servers alone has only the key `bind`, which is empty.
+        is_written = gateway.given and (gateway.bind or gateway.given != {"bind"})
+        if gateway.program:
+            yield None, Finding(("gateway", "program"), *problem)
+        elif listed and not is_written:
+            yield None, Finding(listed[0], *problem)
+        elif proxied and not is_written:
+            yield proxied, Finding(("socket",), *problem)
+        else:
+            yield None, Finding(("gateway",), *problem)
 
 
 def _wheel_warnings(tables: Tables) -> Iterator[Finding]:
     """Report TLS that is terminated by a program from a wheel."""
     gateway = tables.get(GatewayConfig)
-    engine = None if gateway is None else find_external_engine(gateway.engine)
-    if gateway is None or engine is None or engine.program_path(gateway.program) != engine.program_of_wheel:
+    if gateway is None or program_path(gateway.program) != program_of_wheel():
         return
     for index, listener in enumerate(gateway.bind):
-        if listener.tls:
+        if _certificates(listener):
             message = (
-                f"TLS is terminated by {engine.label} of the wheel {engine.wheel[1]}, "
+                f"TLS is terminated by HAProxy of the wheel {WHEEL}, "
                 "with an OpenSSL that updates of the system do not reach"
             )
-            yield Finding(("gateway", "bind", index, "tls"), message, engine.install)
+            yield Finding(("gateway", "bind", index, "tls"), message, INSTALL)
             return
+
+
+def _certificates(listener: GatewayListener) -> tuple[TLSConfig, ...]:
+    return () if isinstance(listener.tls, bool) else listener.tls
 
 
 def _names_of(tls: TLSConfig) -> list[str]:
@@ -685,40 +703,32 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _missing_certificate_warnings(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Report hosts of routes for which a listener, or a server that terminates TLS itself, has no certificate.
+    """Report hosts of routes for which a listener has no certificate.
 
     These are only warnings, because another listener may serve the host. `names` maps each listener to the host names
     of its certificates.
     """
     gateway = tables.get(GatewayConfig)
-    if gateway is None or not any(each.tls for each in gateway.bind):
+    if gateway is None or not names:
         return
-    secure = {each.name: each.tls for each in servers if each.tls}
     places = {each.label: ("route", each.index, "host") for each in tables.all(RouteConfig)}
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
-    shared = Counter(each.host for each in routes)
-    missing: dict[tuple[str, str, tuple[str, ...]], list[Route]] = {}  # by owner, fix, and certified names
+    missing: dict[str, list[Route]] = {}  # by listener
     for route in routes:
         if host_pattern(route.host).tier not in (EXACT, DOMAIN):
             continue
-        shown = names
-        targets = {each.server for each in route.to}
-        if shared[route.host] == 1 and passable(route, tls=True) and targets <= secure.keys():
-            # The connection is passed as it is: clients get the server's own certificate.
-            own = {name: tls for name in targets if isinstance(tls := secure[name], TLSConfig)}
-            shown = {name: found for name, tls in own.items() if (found := _names_of(tls))}
-        fix = "add one to the list of its tls" if shown is names else "give it one for this host"
-        for owner, known in shown.items():
+        for owner, known in names.items():
             if not names_cover(known, route.host):
-                missing.setdefault((owner, fix, tuple(known)), []).append(route)
-    for (owner, fix, certified), without in missing.items():
+                missing.setdefault(owner, []).append(route)
+    for owner, without in missing.items():
+        certified = names[owner]
         first, hosts = without[0], list(dict.fromkeys(each.host for each in without))
         its_names = f"its names are {_listed(certified)}" if certified else "it names no host"
         others = len(hosts) - SHOWN_NAMES
         more = f" and {others} more host{'s' * (others > 1)}" if others > 0 else ""
         message = f"{owner} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
         path = places[first.alias] if first.provider == FILE else ("gateway", "bind")
-        yield Finding(path, message, fix, first.host)
+        yield Finding(path, message, "add one to the list of its tls", first.host)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from poolctl.address import parse
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Probe, validated
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.conflicts import os_users_by_server
 from poolctl.config.values.normalise import merged
-from poolctl.config.values.plain import Interpolated
+from poolctl.config.values.plain import FrozenDict, Interpolated
 from poolctl.config.values.problems import Finding, KeyPath, Tree
+from poolctl.routing.match import sent_host
 from poolctl.routing.route import (
     FILE,
     SERVER,
@@ -30,15 +30,14 @@ from poolctl.routing.route import (
     Timeouts,
     TrafficLimits,
 )
-from poolctl.routing.separation import with_separation_reasons
 
 from ._route_values import TAG
 from .table import (
+    BackendLimit,
     ClientLimit,
     GatewayConfig,
     RouteBreaker,
     RouteConfig,
-    RouteLimit,
     RouteSticky,
     RouteTarget,
     StreamBreaker,
@@ -47,7 +46,8 @@ from .table import (
 )
 
 PREFIX = "route."
-DEFAULT_COOKIE = "poolctl_backend"
+# How long a connection to a process of this machine may take.
+_CONNECT_SECONDS = 5.0
 # Labels that hold lists, their elements separated by commas.
 _LISTS = ("methods", "probe_responses", "remove_headers")
 _SCHEMES = ("http", "https", "ws", "wss")
@@ -86,7 +86,8 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
             made = _excluded(written, f"the alias {written.alias!r} is taken")
         aliases.add(written.alias)
         found.append(made)
-    aliases.clear()
+    found += (_port_of(each) for each in servers if each.is_proxied and not each.disabled)
+    aliases = {each.name for each in servers if each.is_proxied}
     for stream in tables.all(StreamConfig):
         to, reasons = known.resolve_targets_with_reasons(stream.to)
         if to and stream.label not in aliases:
@@ -95,32 +96,40 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
             reason = "; ".join(reasons) if not to else f"the alias {stream.label!r} is taken"
             found.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
         aliases.add(stream.label)
-    return with_pass_restrictions(found, servers)
-
-
-def with_pass_restrictions(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """Return copies of the routes in which `other_user` of each HTTP route is set (see routing.separation).
-
-    `other_user` is why the route's connections must not be passed to workers, or "".
-    """
-    apart = iter(
-        with_separation_reasons(
-            [each for each in routes if isinstance(each, Route)], os_users_by_server(servers)
-        )
-    )
-    return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
+    return tuple(found)
 
 
 def probed_targets(tables: Tables) -> dict[str, Probe]:
     """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
-    found: dict[str, Probe] = {}
+    return {target.to: probe for target, probe, _ in _probed(tables)}
+
+
+def probes_as_sent(tables: Tables) -> dict[str, tuple[Target, Probe]]:
+    """The same with the targets, and the Host that requests to them have (see `probe_with_host`)."""
+    return {
+        target.to: (target_of_url(target), probe_with_host(probe, host))
+        for target, probe, host in _probed(tables)
+    }
+
+
+def _probed(tables: Tables) -> Iterator[tuple[RouteTarget | StreamTarget, Probe, str]]:
+    """Yield the first target with each probed URL, with its probe and the Host of requests to it."""
+    found = set[str]()
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes if tables.get(GatewayConfig) is not None else ():
+        host = sent_host(route.host, route.host_header) if isinstance(route, RouteConfig) else ""
         for target in route.to:
             probe = target.health or route.health
-            if probe is not None and is_outside(target.to):
-                found.setdefault(target.to, probe)
-    return found
+            if probe is not None and is_outside(target.to) and target.to not in found:
+                found.add(target.to)
+                yield target, probe, host
+
+
+def probe_with_host(probe: Probe, host: str) -> Probe:
+    """The probe with this Host ("": none), unless its own headers have one: applications check it."""
+    if not host or any(name.lower() == "host" for name in probe.headers):
+        return probe
+    return probe.with_values(headers=FrozenDict({"Host": host, **probe.headers}))
 
 
 def is_outside(target: str) -> bool:
@@ -161,7 +170,7 @@ class ServerIndex:
         for each in wanted:
             servers = self.servers_or_none_if_outside(each.to)
             if servers is None:
-                found.setdefault(each.to, Target(url=each.to, weight=each.weight))
+                found.setdefault(each.to, target_of_url(each))
                 continue
             if not servers:
                 what = "tag" if each.to.startswith(TAG) else "server"
@@ -174,6 +183,14 @@ class ServerIndex:
                 else:
                     found.setdefault(server.name, Target(server=server.name, weight=each.weight))
         return tuple(found.values()), reasons
+
+
+def target_of_url(target: RouteTarget | StreamTarget) -> Target:
+    """A target outside the pool, as routes have it."""
+    found = Target(url=target.to, weight=target.weight)
+    if isinstance(target, StreamTarget):
+        return found
+    return replace(found, ca=target.ca or "", sni=target.sni or "", verify=target.verify)
 
 
 def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
@@ -287,9 +304,7 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
 
 def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """Create the route that `config` describes, with these resolved targets."""
-    sticky = config.sticky
-    if sticky is None and config.policy == STICKY:
-        sticky = RouteSticky(cookie=DEFAULT_COOKIE)
+    sticky = config.sticky or RouteSticky.with_defaults()
     times = config.timeouts
     return Route(
         alias=alias,
@@ -299,7 +314,6 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         methods=config.methods,
         headers=_headers(config.headers),
         policy=config.policy,
-        mode=config.mode,
         provider=provider,
         strip_path=config.strip_path,
         host_header=config.host_header,
@@ -307,12 +321,12 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         set_headers=_headers(config.set_headers),
         remove_headers=tuple(name.lower() for name in config.remove_headers),
         response_headers=_headers(config.response_headers),
-        sticky_cookie=sticky.cookie if sticky else "",
-        sticky_secure=sticky is not None and sticky.secure,
-        sticky_same_site=sticky.same_site.capitalize() if sticky else "Lax",
+        sticky_cookie=sticky.cookie if config.sticky or config.policy == STICKY else "",
+        sticky_secure=sticky.secure,
+        sticky_same_site=sticky.same_site.capitalize(),
         retries=config.retries,
         limit=_limit(config.limit),
-        backend_limit=_limit(config.backend_limit),
+        backend_limit=_backend_limit(config.backend_limit),
         client_limit=_limit(config.limit.per_client),
         redirect=Redirect(to=config.redirect.to, status=config.redirect.status) if config.redirect else None,
         allow=tuple(map(str, config.allow)),
@@ -329,7 +343,6 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         breaker=_breaker(config.breaker),
         waiting_page=config.waiting_page,
         probe_responses=config.probe_responses,
-        registers=config.register,
     )
 
 
@@ -344,7 +357,7 @@ def _stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
         accept_proxy=config.accept_proxy_protocol,
         idle_seconds=times.idle,
         max_connections=config.max_connections,
-        timeouts=Timeouts(connect=times.connect, head=0.0, idle=times.idle, total=times.total),
+        timeouts=Timeouts(connect=times.connect, head=0.0, idle=times.idle),
         breaker=_breaker(config.breaker),
     )
 
@@ -355,6 +368,21 @@ def _excluded(written: WrittenRoute, reason: str) -> ExcludedRoute:
     return ExcludedRoute(alias=written.alias, reason=reason, host=host, provider=provider)
 
 
+def _port_of(server: ServerKeys) -> StreamRoute:
+    """The stream that forwards the port of a proxied server to its processes, without time limits."""
+    times = Timeouts(connect=_CONNECT_SECONDS, head=0.0, idle=0.0, total=0.0)
+    return StreamRoute(
+        alias=server.name,
+        bind=server.address.key,
+        to=(Target(server=server.name),),
+        protocol=server.forward,
+        policy="least-connections",
+        provider=SERVER,
+        idle_seconds=0.0,
+        timeouts=times,
+    )
+
+
 def _headers(given: dict[str, str]) -> tuple[Header, ...]:
     return tuple(Header(name=name.lower(), value=value) for name, value in given.items())
 
@@ -362,12 +390,15 @@ def _headers(given: dict[str, str]) -> tuple[Header, ...]:
 def _limit(given: ClientLimit) -> TrafficLimits | None:
     if not (given.concurrency or given.requests_per_second):
         return None
-    limit = TrafficLimits(
+    return TrafficLimits(
         concurrency=given.concurrency, requests_per_second=given.requests_per_second, burst=given.burst
     )
-    if isinstance(given, RouteLimit):
-        limit = replace(limit, queue=given.queue, queue_seconds=given.queue_timeout)
-    return limit
+
+
+def _backend_limit(given: BackendLimit) -> TrafficLimits | None:
+    if not given.concurrency:
+        return None
+    return TrafficLimits(concurrency=given.concurrency, queue=given.queue, queue_seconds=given.queue_timeout)
 
 
 def _breaker(given: StreamBreaker) -> BreakerRule:

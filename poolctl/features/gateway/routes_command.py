@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -18,18 +17,16 @@ from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.json_form import field_names, to_json
 from poolctl.routing.match import explain, host_pattern, normal_host
 from poolctl.routing.normal_path import normal_path
-from poolctl.routing.route import ExcludedRoute, Route, proxy_reason
-from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport, destinations, static_route_report
-from poolctl.routing.route_table import Match, RouteTable, write_table
+from poolctl.routing.route import ExcludedRoute, Route
+from poolctl.routing.route_report import SERVING, RouteReport, destinations
 
 from .routes import routes_of
 from .table import GatewayConfig
 
-COLUMNS = ("alias", "host", "path", "to", "way", "state", "passed", "proxied", "errors", "p50", "p99")
+COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
 WIDE = (
-    *COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:8], "refused", "waiting", *COLUMNS[8:],
-    "why",
+    *COLUMNS[:5], "policy", "provider", "state", "requests", "refused", "waiting", "errors", "p50", "p99", "why",
 )  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_WARNED = 5
@@ -58,7 +55,7 @@ COMMAND = Command(
         "explain asks the supervisor for the table in force, or else reads the files.",
         "A header named by header_for_host of [gateway] replaces the URL's host, too.",
         "It exits with 4 if no route takes the URL.",
-        "WAITING (-o wide): requests in the queue of the route's limit now.",
+        "WAITING (-o wide): requests that wait now for a busy backend.",
     ),
 )  # fmt: skip
 
@@ -71,7 +68,6 @@ class ExplainedRoute:
     host: str
     path: str
     to: tuple[str, ...]
-    way: str
     matched: bool
     why: str
 
@@ -105,11 +101,6 @@ def perform(request: CommandRequest) -> Outcome:
         columns = (*WIDE[:4], "machines", *WIDE[4:])
     lines = [_line(each) for each in result.items]
     outcome = Outcome.of(result)
-    outcome.warnings += [
-        f"{each.alias} asks for pass, and is proxied: {each.why}"
-        for each in result.items
-        if each.mode == PASS and each.way == PROXY
-    ]
     outcome.warnings += _service_warnings(result)
     names = (each.alias for each in result.items)
     outcome = set_table_text(request, outcome, lines, columns, names, DISPENSABLE)
@@ -176,15 +167,14 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     if known.exit_code:
         return Outcome.of(known)
     asked.set_host_from_header(known.header_for_host)
-    match = _match(known, asked)
     steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
+    match = next((each.route for each in steps if each.matched), None)
     candidates = [
         ExplainedRoute(
             alias=each.route.alias,
             host=each.route.host,
             path=each.route.path,
             to=destinations(each.route),
-            way=static_route_report(each.route).way,
             matched=each.matched,
             why=each.why,
         )
@@ -196,7 +186,7 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
         exit_code=DONE if match else NOTHING_MATCHED,
         extra={
             "request": {"method": asked.method, "host": asked.host, "path": asked.normal},
-            "route": match.route.alias if match else None,
+            "route": match.alias if match else None,
             "generation": known.generation,
             "excluded": [
                 {"alias": each.alias, "host": each.host, "why": each.reason} for each in known.excluded
@@ -205,13 +195,13 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     )
     shown = [each for each in candidates if request.verbose or host_pattern(each.host).covers(asked.host)]
     others = known.total - len(shown)
-    outcome = set_table_text(request, outcome, shown, EXPLAINED, [match.route.alias] if match else [])
+    outcome = set_table_text(request, outcome, shown, EXPLAINED, [match.alias] if match else [])
     if request.output in ("", "table", "wide"):
         more = f"and {others} of other hosts\n" if others else ""
         more += "".join(
             f"excluded: {printable(each.alias)}: {printable(each.reason)}\n" for each in known.excluded
         )
-        outcome.text = f"{printable(_sentence(asked, match, known.header_for_host))}\n\n{outcome.text}{more}"
+        outcome.text = f"{printable(_sentence(asked, match))}\n\n{outcome.text}{more}"
     return outcome
 
 
@@ -245,39 +235,15 @@ def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> MatchingRout
     )
 
 
-def _match(known: MatchingRoutesResult, asked: ExplainedRequest) -> Match | None:
-    """Match the request against the known routes as the gateway does; None if no route matches."""
-    fd = write_table(known.routes, known.generation)
-    try:
-        table = RouteTable(fd)
-    finally:
-        os.close(fd)
-    match = table.find(asked.host, asked.normal or "", asked.method, asked.headers, secure=asked.tls)
-    table.close()
-    return match
-
-
-def _sentence(asked: ExplainedRequest, match: Match | None, header_for_host: str) -> str:
+def _sentence(asked: ExplainedRequest, match: Route | None) -> str:
     if match is None:
         return f"{asked} takes no route (404)"
-    if match.route.redirect is not None:
-        to, status = match.route.redirect.to, match.route.redirect.status
-        return f"{asked} takes the route {match.route.alias}, which redirects to {to} ({status})"
-    targets = ", ".join(target.key for target in match.route.to) or "nothing"
-    within = asked.tls and match.whole_host  # its connection is passed by its host alone
-    why = proxy_reason(match.route, tls=within)
-    if not why and asked.normal != asked.path:
-        why = f"the path is sent as {asked.normal}"
-    if not why and header_for_host.lower() != "host":
-        why = f"the host is taken from the header {header_for_host}"
-    if not why and not (match.passes or within):
-        why = "another route of this host and path has conditions"
-    if not why and asked.tls and not match.whole_host:
-        why = "the gateway terminates TLS, as the host has other routes"
-    way = f"proxied to {targets}: {why}" if why else f"its connection is passed to {targets}"
-    if not why and asked.tls:
-        way += " if the server has tls, otherwise proxied"
-    return f"{asked} takes the route {match.route.alias}, {way}"
+    if match.redirect is not None:
+        to, status = match.redirect.to, match.redirect.status
+        return f"{asked} takes the route {match.alias}, which redirects to {to} ({status})"
+    targets = ", ".join(target.key for target in match.to) or "nothing"
+    changed = f"; the path is sent as {asked.normal}" if asked.normal != asked.path else ""
+    return f"{asked} takes the route {match.alias}, which leads to {targets}{changed}"
 
 
 def _line(route: RouteReport) -> SimpleNamespace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from poolctl.address import parse
 from poolctl.config.model.pool_tables import BoundAddress, TableRules, Tables
@@ -12,10 +12,10 @@ from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, KeyPath, Tree
 
 from .route_checks import (
-    check_engine_and_certificates,
-    engine_startup_findings,
+    check_program_and_certificates,
     route_problems,
     route_warnings,
+    startup_problems,
 )
 from .routes import routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
@@ -61,6 +61,8 @@ def _validated(
 class GatewayRules(TableRules):
     """Builds [gateway], [[route]] and [[stream]], and checks them against the other tables and the servers."""
 
+    tables_of_proxied: ClassVar[Mapping[str, Tree]] = {"stream": []}
+
     def build_interdependent_tables(
         self, raw: Mapping[str, Tree], findings: list[Finding]
     ) -> dict[str, Tree]:
@@ -85,8 +87,8 @@ class GatewayRules(TableRules):
 
     problems = staticmethod(route_problems)
     warnings = staticmethod(route_warnings)
-    startup_problems = staticmethod(engine_startup_findings)
-    check = staticmethod(check_engine_and_certificates)
+    startup_problems = staticmethod(startup_problems)
+    check = staticmethod(check_program_and_certificates)
     routes = staticmethod(routes_of)
 
     def listed_bind_addresses(self, tables: Tables) -> Iterator[BoundAddress]:
@@ -98,7 +100,10 @@ class GatewayRules(TableRules):
             yield BoundAddress(place, name, parse(stream.bind), stream.protocol == "udp")
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
-        """Extend the JSON Schema: allow short forms, and require `to`, or else `register` and `alias`, in a route."""
+        """Extend the JSON Schema: allow short forms, and require a target in a route.
+
+        Instead of `to`, a route may have `redirect`, or `register` and `alias`.
+        """
         tls = definitions["GatewayListener"]["properties"]["tls"]
         kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
         tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]
@@ -108,5 +113,8 @@ class GatewayRules(TableRules):
             found.pop("type")
             found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": int(key == "to")}]
         definitions["GatewayConfig"]["properties"]["bind"]["default"] = DEFAULT_BIND
+        for key in ("redirect", "sticky", "health"):
+            definitions["RouteConfig"]["properties"][key]["anyOf"].append({"type": "string"})
+        definitions["RouteTarget"]["properties"]["health"]["anyOf"].append({"type": "string"})
         registrable = {"properties": {"register": {"const": True}}, "required": ["register", "alias"]}
-        definitions["RouteConfig"]["anyOf"] = [{"required": ["to"]}, registrable]
+        definitions["RouteConfig"]["anyOf"] = [{"required": ["to"]}, {"required": ["redirect"]}, registrable]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from poolctl.installation import GATEWAY_LIBRARIES, install_extra_command
+from .program import program_path, program_problem
 
 POOL = """\
 # A pool of HTTP servers behind one port. Every key: `poolctl schema`, checks: `poolctl validate`.
@@ -50,7 +48,6 @@ host = "api.localhost"           # or "*.example.com", or a first label: "api" i
 
 
 def warnings() -> list[str]:
-    """A warning if libraries that the gateway needs are not installed, otherwise an empty list."""
-    missing = [each for each in GATEWAY_LIBRARIES if find_spec(each) is None]
-    command = install_extra_command("gateway", missing)
-    return [f"the gateway needs {', '.join(missing)}: {command}"] if missing else []
+    """A warning if HAProxy is not installed, otherwise an empty list."""
+    problem = program_problem(program_path(None))
+    return [f"the gateway needs HAProxy: {'; '.join(problem)}"] if problem else []

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import AddressError, canonical
-from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, hidden, required
-from poolctl.config.values.normalise import NORMALISERS
+from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, former, hidden, required
+from poolctl.config.values.normalise import NORMALISERS, absolute
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree
 
@@ -45,11 +45,15 @@ if TYPE_CHECKING:
         TRUTH_OR_CERTIFICATES,
         AccessLog,
         CookieName,
-        Engine,
+        FormerEngine,
+        FormerMode,
         HeaderNames,
         Host,
         HostHeader,
         Methods,
+        NoQueueOfRoute,
+        NoRateOfBackend,
+        NoTotal,
         Number,
         Policy,
         Rate,
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
         StreamTargetText,
         TargetText,
         Threads,
+        TlsName,
         TrustedPeers,
         UrlPaths,
         Weight,
@@ -69,7 +74,7 @@ if TYPE_CHECKING:
 KINDS = "poolctl.features.gateway.value_types"
 INDEX = "index"
 DEFAULT_BIND = ":8080"
-MODES = Literal["auto", "pass", "proxy"]
+DEFAULT_COOKIE = "poolctl_backend"
 
 
 _MODE = "The mode of the file of a Unix socket, whatever the umask."
@@ -104,15 +109,30 @@ def _without_mode_of_port(
 
 
 class RouteTimeouts(Section):
-    """Timeouts of a proxied request."""
+    """Timeouts of a request."""
 
     connect: Positive = field(5.0, "Maximum time to connect to the backend.")
     head: Duration = field(60.0, "Maximum time until the head of the response has arrived; 0 is no limit.")
     idle: Duration = field(60.0, "Maximum time without data in a body or a WebSocket; 0 is no limit.")
-    total: Duration = field(0.0, "Maximum time for the whole request; 0 is no limit.")
-    keep_alive: Duration = field(
-        1.0, "How long HAProxy keeps an idle connection to a backend that is no `app`; 0 closes it at once."
+    total: Duration = field(
+        0.0, "Maximum time for the whole request, on a cluster: HAProxy has no such limit. 0 is no limit."
     )
+    keep_alive: Duration = field(
+        1.0,
+        "How long an idle connection to a program or a URL is kept open, less than they keep it; 0 closes it after"
+        " each response. Connections to the apps of the pool stay open.",
+    )
+
+
+class BackendLimit(Section):
+    """The limit of the requests in progress at a backend; further ones wait in the queue, or get 503."""
+
+    concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
+    queue: Number = field(0, "Maximum number of requests that wait.")
+    queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
+
+    requests_per_second: NoRateOfBackend = former(0.0)
+    burst: NoRateOfBackend = former(0)
 
 
 class ClientLimit(Section):
@@ -124,23 +144,22 @@ class ClientLimit(Section):
 
 
 class RouteLimit(ClientLimit):
-    """Limits of requests; requests above them wait in the queue, or get 503."""
+    """Limits for all requests of a route together, and `per_client` for the requests of each client.
 
-    queue: Number = field(0, "Maximum number of requests that wait.")
-    queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
-
-
-class WholeRouteLimit(RouteLimit):
-    """Limits for all requests of a route together, and `per_client` for the requests of each client."""
+    Requests above the limits of the route are refused with status 503.
+    """
 
     per_client: ClientLimit = field(ClientLimit.with_defaults(), "The limit of each client, by its address.")
+
+    queue: NoQueueOfRoute = former(0)
+    queue_timeout: Positive = former(5.0)
 
 
 class RouteRedirect(Section):
     """Redirects clients to a URL; a plain string sets only `to`."""
 
     to: RedirectText = required(
-        description='"https" for the same URL with https, a URL, or a path on the same host; a URL without a path '
+        description='"https" for the same URL with https, a URL, or a path of the same host; a URL without a path '
         "gets the path of the request."
     )
     status: Literal[301, 308] = field(
@@ -151,10 +170,10 @@ class RouteRedirect(Section):
 class RouteSticky(Section):
     """The cookie that keeps a client with its backend; a plain string sets only `cookie`."""
 
-    cookie: CookieName = required(description="The name of the cookie.")
-    secure: Truth = field(False, "The client sends the cookie with https only.")
+    cookie: CookieName = field(DEFAULT_COOKIE, "The name of the cookie.")
+    secure: Truth = field(False, "Browsers send the cookie only with TLS.")
     same_site: Literal["lax", "strict", "none"] = field(
-        "lax", "Whether requests from pages of other sites have the cookie; none needs secure."
+        "lax", "With which requests from other sites browsers send the cookie; none needs secure."
     )
 
 
@@ -206,21 +225,19 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
         (GatewayListener.unchecked({"bind": DEFAULT_BIND}),),
         "The address, or a list of addresses; { bind, tls } for HTTPS. [] where there are only streams.",
     )
-    engine: Engine = field(
-        "poolctl",
-        "The program that serves the clients: poolctl's own, or another one, which proxies all requests.",
-    )
     program: FilePath | None = field(
-        None, "The path of that other program. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin."
+        None,
+        "The path of HAProxy. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin, then in a wheel.",
     )
     threads: Threads = field(
-        1,
-        "Number of threads of that other program. With more than one, limits of requests a second are approximate.",
+        1, "Number of HAProxy's threads. With more than one, limits of requests are approximate."
     )
-    http2: Truth | None = field(
+    user: Text | None = field(
         None,
-        "Offer HTTP/2 to clients that use TLS. Left out: yes where the engine is not poolctl's own.",
+        'Of a pool of root: the user, or "user:group", that HAProxy runs as. Left out: haproxy, or nobody if there '
+        "is no such user.",
     )
+    http2: Truth = field(True, "Offer HTTP/2 to clients that use TLS.")
     header_for_host: HeaderName = field(
         "Host",
         "The header that names the host of a request. Requests without it, and all requests if it is left"
@@ -231,39 +248,40 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
     )
     trusted_proxies: TrustedPeers = field(
         (),
-        "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted. unix: those that "
-        "connect to Unix sockets; *: all.",
+        "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted; unix is for the "
+        "clients of a Unix socket.",
     )
     head_timeout: Positive = field(
         10.0, "Maximum time until the head of a request has arrived, with the TLS handshake."
     )
-    max_head_size: HeadSize = field(64 * 1024, "Maximum size of the head of a request; larger ones get 431.")
+    max_head_size: HeadSize = field(64 * 1024, "Maximum size of the head of a request; larger ones get 400.")
     max_connections: AtLeastOne | None = field(
         None,
-        "Maximum number of open connections. A further one replaces the connection that has been idle "
-        "longest; if every connection is in use, it waits in the backlog. Left out: what the limit of "
+        "Maximum number of open connections; further ones wait in the backlog. Left out: what the limit of "
         "descriptors allows.",
     )
     keep_alive: Duration = field(
         75.0, "How long an idle connection is kept open; 0 closes it after each response."
     )
     drain_timeout: Duration = field(
-        30.0, "Maximum time for proxied connections to end when the gateway is replaced."
+        30.0, "Maximum time for requests and connections to end when the pool stops."
     )
     access_log: AccessLog = field(
         False,
-        "Log a line for each proxied request to gateway-access.log in the state directory; json: an object.",
+        "Log a line for each request to gateway-access.log in the state directory; json: an object.",
     )
-    mode: MODES = field("auto", "The default mode of routes.")
     timeouts: RouteTimeouts = field(
         RouteTimeouts.with_defaults(), "The default timeouts of routes; a route replaces single keys."
     )
-    backend_limit: RouteLimit = field(
-        RouteLimit.with_defaults(), "The default limit of each backend; a route replaces single keys."
+    backend_limit: BackendLimit = field(
+        BackendLimit.with_defaults(), "The default limit of each backend; a route replaces single keys."
     )
     breaker: RouteBreaker = field(
         RouteBreaker.with_defaults(), "The default breaker of each backend; a route replaces single keys."
     )
+
+    engine: FormerEngine = former("")
+    mode: FormerMode = former("")
 
     @property
     def has_startup_warnings(self) -> bool:
@@ -277,7 +295,7 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
 
     def defaults_of_routes(self) -> dict[str, Tree]:
         """The keys given in [gateway] that routes inherit as defaults, as they would be written in a file."""
-        keys = ("mode", "timeouts", "backend_limit", "breaker")
+        keys = ("timeouts", "backend_limit", "breaker")
         return {key: value for key, value in self.as_given().items() if key in keys}
 
     def to_dict(self) -> dict[str, Tree]:
@@ -286,7 +304,7 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
 
 
 def _without_unset_limits(table: Table, found: dict[str, Tree]) -> dict[str, Tree]:
-    unset = [key for key, value in table if isinstance(value, RouteLimit) and not value.given]
+    unset = [key for key, value in table if isinstance(value, (BackendLimit, RouteLimit)) and not value.given]
     return {key: value for key, value in found.items() if key not in unset}
 
 
@@ -298,6 +316,13 @@ class RouteTarget(Section):
     health: Annotated[Probe | None, PATH_OF_PROBE] = field(
         None, "How a URL is probed. Left out: as the route says."
     )
+    ca: FilePath | None = field(
+        None, "The CA certificates that verify an https:// target, a PEM file. Left out: the system's."
+    )
+    sni: TlsName | None = field(
+        None, "The name that an https:// target is asked for, and has in its certificate. Left out: its host."
+    )
+    verify: Truth = field(True, "Verify the certificate of an https:// target.")
 
 
 class StreamTarget(Section):
@@ -335,13 +360,8 @@ class RouteConfig(_WithAbsoluteSocketPaths):
         False, "Services may register as backends while the pool runs; then `to` is optional."
     )
     policy: Policy = field("round-robin", "How one of several backends is chosen.")
-    mode: MODES = field(
-        "auto",
-        "pass hands the connection itself to a worker, proxy forwards requests and responses, auto passes"
-        " where it can.",
-    )
     sticky: Annotated[RouteSticky | None, STICKY_COOKIE] = field(
-        None, "The cookie that keeps a client with its backend: its name, or a table."
+        None, "The name of the cookie that keeps a client with its backend, or a table."
     )
     strip_path: Truth = field(False, "Remove the route's prefix from the path before the backend sees it.")
     host_header: HostHeader = field(
@@ -359,19 +379,19 @@ class RouteConfig(_WithAbsoluteSocketPaths):
         None, "Redirect clients to a URL instead of forwarding them."
     )
     allow: Proxies = field((), "Addresses or networks of clients that may use the route; others get 403.")
-    buffer_requests: Truth = field(
-        False,
-        "Receive a request, as much of it as fits into a buffer, before a backend is connected: slow clients then "
-        "hold up no synchronous server.",
-    )
     context_headers: Truth = field(False, "Send the route's context to the backend as headers.")
     retries: Retries = field(
         0, "Maximum number of times that a failed request is tried on another backend, if it may be repeated."
     )
     max_body_size: Size | None = field(None, "Maximum size of the body of a request. Left out: no limit.")
-    limit: WholeRouteLimit = field(WholeRouteLimit.with_defaults(), "Limits of the route as a whole.")
-    backend_limit: RouteLimit = field(RouteLimit.with_defaults(), "Limits of each of its backends.")
-    timeouts: RouteTimeouts = field(RouteTimeouts.with_defaults(), "Timeouts of proxied requests.")
+    buffer_requests: Truth = field(
+        False,
+        "Read a body, as far as it fits into a buffer, before the backend gets the request: for a server that "
+        "answers few requests at once, behind slow clients.",
+    )
+    limit: RouteLimit = field(RouteLimit.with_defaults(), "Limits of the route as a whole.")
+    backend_limit: BackendLimit = field(BackendLimit.with_defaults(), "The limit of each of its backends.")
+    timeouts: RouteTimeouts = field(RouteTimeouts.with_defaults(), "Timeouts of its requests.")
     breaker: RouteBreaker = field(
         RouteBreaker.with_defaults(), "When a failing backend gets no more requests."
     )
@@ -381,6 +401,7 @@ class RouteConfig(_WithAbsoluteSocketPaths):
     waiting_page: Truth = field(False, "Show a waiting page to browsers while the server wakes up.")
     probe_responses: UrlPaths = field((), "Paths that get 200 while the server sleeps, without waking it.")
 
+    mode: FormerMode = former("")
     index: int = hidden(0)  # its position among the tables of the files
 
     @property
@@ -407,7 +428,8 @@ class StreamTimeouts(Section):
 
     connect: Positive = field(5.0, "Maximum time to connect to the target.")
     idle: Duration = field(600.0, "Maximum time without traffic in either direction; 0 is no limit.")
-    total: Duration = field(0.0, "Maximum time for the whole connection; 0 is no limit.")
+
+    total: NoTotal = former(0.0)
 
 
 class StreamConfig(_WithAbsoluteSocketPaths):
@@ -457,7 +479,7 @@ class StreamConfig(_WithAbsoluteSocketPaths):
 def _with_absolute_addresses(table: Mapping[str, Tree], base_dir: str) -> dict[str, Tree]:
     """The table with relative paths of sockets and certificates resolved against `base_dir`."""
     return {
-        key: _absolute_addresses(key, value, base_dir) if key in ("bind", "to", "tls") else value
+        key: _absolute_addresses(key, value, base_dir) if key in ("bind", "to", "tls", "ca") else value
         for key, value in table.items()
     }
 
@@ -469,6 +491,8 @@ def _absolute_addresses(key: str, value: Tree, base_dir: str) -> Tree:
         return NORMALISERS["tls"](value, base_dir)
     if isinstance(value, dict):
         return _with_absolute_addresses(value, base_dir)
+    if key == "ca":
+        return absolute(value, base_dir)
     if isinstance(value, str) and value.lower().startswith(UNIX):
         try:
             return canonical(value, base_dir=base_dir)

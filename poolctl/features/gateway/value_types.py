@@ -10,14 +10,11 @@ from pydantic_core import CoreSchema, core_schema
 from poolctl.config.values import value_types
 from poolctl.config.values.plain import BadValue, number_if_interpolated, truth_if_interpolated
 from poolctl.config.values.problems import Tree, shown
-from poolctl.routing.decision import UNIX_PEERS
+from poolctl.routing.networks import EVERY, UNIX
 from poolctl.routing.route import POLICIES, STICKY
 
 from . import _route_values
-from .engines import engine_names
 
-_ENGINES = engine_names()
-Engine = Literal[_ENGINES]  # type: ignore[valid-type]
 Policy = Literal[POLICIES]  # type: ignore[valid-type]
 _STREAM_POLICIES = tuple(each for each in POLICIES if each != STICKY)
 StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
@@ -79,10 +76,7 @@ def _sticky(value: Tree) -> Tree:
 
 
 def _trusted_peers(value: Tree) -> Tree:
-    if isinstance(value, (list, tuple)):
-        value_types.checked_networks([each for each in value if each != UNIX_PEERS])
-        return tuple(value)
-    return value
+    return value_types.checked_networks(value, (EVERY, UNIX))
 
 
 _from_text = BeforeValidator(number_if_interpolated)
@@ -91,11 +85,12 @@ Host = Annotated[str, AfterValidator(_route_values.canonical_route_host)]
 RoutePath = Annotated[str, AfterValidator(_route_values.canonical_route_path)]
 TargetText = Annotated[str, AfterValidator(_route_values.canonical_target)]
 StreamTargetText = Annotated[str, AfterValidator(_route_values.canonical_stream_target)]
-CookieName = Annotated[str, StringConstraints(pattern=value_types.COOKIE_PATTERN)]
+CookieName = Annotated[str, StringConstraints(pattern=value_types.COOKIE_PATTERN, min_length=1)]
+TlsName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")]
 HostHeader = Annotated[str, StringConstraints(pattern=value_types.HOST_HEADER_PATTERN)]
 Weight = Annotated[int, Field(ge=1, le=1000), _from_text]
 Number = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
-Threads = Annotated[int, Field(ge=1, le=64), _from_text]
+Threads = Annotated[int, Field(ge=1, le=64), _from_text]  # as many as HAProxy 2.6 can have
 Retries = Annotated[int, Field(ge=0, le=10), _from_text]
 Rate = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False), _from_text]
 Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ...], Strict(False)]
@@ -106,4 +101,9 @@ RedirectText = Annotated[str, AfterValidator(_route_values.canonical_redirect_ta
 REDIRECT = BeforeValidator(_redirect)
 STICKY_COOKIE = BeforeValidator(_sticky)
 TrustedPeers = Annotated[tuple[value_types.Text, ...], BeforeValidator(_trusted_peers)]
+NoQueueOfRoute = Annotated[Number, AfterValidator(_route_values.no_queue_of_route)]
+NoRateOfBackend = Annotated[Rate, AfterValidator(_route_values.no_rate_of_backend)]
+NoTotal = Annotated[value_types.Duration, AfterValidator(_route_values.no_total)]
+FormerEngine = Annotated[str, AfterValidator(_route_values.accepted_engine)]
+FormerMode = Annotated[str, AfterValidator(_route_values.accepted_mode)]
 PATH_OF_PROBE = BeforeValidator(_expand_probe_shorthand)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from poolctl.config import Document, escaped
+from poolctl.features.gateway.program import program_path, program_problem
 
 from ._command_lines import apply_command_words
 from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
@@ -132,13 +133,15 @@ def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
         words = [interpreter, *_as_words(options), *words]
     server.at = app.line("script" if "script" in app else "exec")
     apply_command_words(server, [escaped(word) for word in [*words, *arguments]])
-    if port.isdigit() and "bind" not in server.keys:
+    reads_port = port.isdigit() and "bind" not in server.keys
+    if reads_port:
         # The program reads PORT and binds the port itself.
         server.add_env("PORT", PORT)
         server.set("bind", f":{port}")
     elif port:
         server.add_env("PORT", port)
-    _set_processes(server, app, is_node=os.path.basename(interpreter).startswith("node"))
+    is_node = os.path.basename(interpreter).startswith("node")
+    _set_processes(server, app, is_node=is_node, reads_port=reads_port)
 
 
 def _interpreter_of_file(file: str, script: str) -> str:
@@ -150,8 +153,12 @@ def _interpreter_of_file(file: str, script: str) -> str:
         return "node" if "/" in script and not os.path.isabs(script) else "none"
 
 
-def _set_processes(server: ForeignServer, app: Settings, *, is_node: bool) -> None:
-    """Set `workers`. The processes of a cluster share a port, which those of a command cannot: it has one process."""
+def _set_processes(server: ForeignServer, app: Settings, *, is_node: bool, reads_port: bool) -> None:
+    """Set `workers`. The processes of a cluster share a port.
+
+    Those of a command have ports of their own behind HAProxy. Without HAProxy, or if the program does not read PORT, it
+    has one process.
+    """
     mode = (
         app.take("exec_mode", str) or ("cluster" if is_node and "instances" in app else "fork")
     ).removesuffix("_mode")
@@ -166,7 +173,10 @@ def _set_processes(server: ForeignServer, app: Settings, *, is_node: bool) -> No
     else:
         app.remark("instances", "not a number of processes")
         return
-    if number > 1 and "app" not in server.keys and (mode == "cluster" or "bind" in server.keys):
+    shares_port = number > 1 and "app" not in server.keys and (mode == "cluster" or "bind" in server.keys)
+    if shares_port and reads_port and program_problem(program_path(None)) is None:
+        server.set("socket", "proxied")
+    elif shares_port:
         server.remark(
             f"instances: {count}: one process, as several cannot share its port; workers if it has none"
         )

@@ -28,7 +28,6 @@ HTTP_ROUTE_ONLY = frozenset((
 ))  # fmt: skip
 # Ignored with a warning: the route serves without it.
 ROUTE_IGNORED: Mapping[str, str] = {
-    "mode": "a cluster's gateway forwards every request",
     "retries": "the cluster's gateway retries as it is set up to",
     "buffer_requests": "the cluster's gateway buffers as it is set up to",
     "breaker": "the cluster sends requests to ready workers",
@@ -190,7 +189,8 @@ def _unsupported_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iter
     if re.search(r"[?#]", config.redirect.to):
         fix = "leave the query out"
         yield Finding(("redirect",), "an HTTPRoute redirects to a path alone", fix)
-    if not _host.fullmatch(urlsplit(config.redirect.to).hostname or ""):
+    url = urlsplit(config.redirect.to)
+    if url.scheme and not _host.fullmatch(url.hostname or ""):
         yield Finding(("redirect",), "an HTTPRoute redirects to host names alone", "write a host name")
 
 
@@ -296,7 +296,8 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
             redirect |= {"scheme": "https", "port": 443}
         else:
             url = urlsplit(config.redirect.to)
-            redirect |= {"scheme": url.scheme.lower(), "hostname": (url.hostname or "").lower()}
+            if url.hostname:
+                redirect |= {"scheme": url.scheme.lower(), "hostname": url.hostname.lower()}
             if url.port is not None:
                 redirect["port"] = url.port
             if url.path:

@@ -7,6 +7,5 @@ FEATURE = Feature(
     tables={"operator": "table:OperatorTable"},
     supervisor="pool_operator:PoolOperator",
     web="site:OperatorSite",
-    gateway="client:RequestReporter",
     verbs=("report_requests",),
 )

@@ -19,17 +19,12 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
-from poolctl.json_form import Table, from_json
+from poolctl.json_form import Table
 from poolctl.runners.listener_opener import in_daemon_thread
-
-if TYPE_CHECKING:
-    from poolctl.features.gateway.process.edge import GatewayState
-    from poolctl.routing.route import Route
 
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 
@@ -166,17 +161,9 @@ class OperatorClient:
                 self._set_due(service, min(self._due_time(service), latest))
                 self._reschedule_unless_sending(service)
 
-    def stop_sending(self) -> None:
-        """Begin no more reports: a new process sends them. Go on counting, and complete a report in progress."""
-        self._stopped = True
-        for service in self._services.values():
-            if isinstance(service.sending, asyncio.TimerHandle):
-                service.sending.cancel()
-                service.sending = None
-
     def close(self) -> None:
         """Stop sending and counting. Unsent counts stay in the client's directory, for the next process to send."""
-        self.stop_sending()
+        self._stopped = True
         for service in self._services.values():
             if service.sending is not None:
                 service.sending.cancel()
@@ -356,28 +343,6 @@ def _parsed_url(url: str) -> tuple[str | tuple[str, int], str, str]:
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError("the operator's url is neither http://HOST:PORT, https://HOST:PORT nor unix:/PATH")
     return (parts.hostname, parts.port or _PORTS[parts.scheme]), parts.netloc, parts.path
-
-
-class RequestReporter(OperatorClient):
-    """The OperatorClient of a gateway's process, which counts the requests of each route. Implements EdgePart."""
-
-    def __init__(self, edge: GatewayState, settings: Table) -> None:
-        def report(kind: str, message: str, severity: str) -> None:
-            edge.event(kind, message=message, severity=severity)
-
-        super().__init__(from_json(OperatorSettings, settings), edge.settings.directory, report=report)
-
-    def configure(self, settings: OperatorSettings | Table) -> None:
-        """Use these settings, which may be JSON, from the next request to the operator on."""
-        super().configure(from_json(OperatorSettings, settings) if isinstance(settings, dict) else settings)
-
-    def request_arrived(self, route: Route) -> None:
-        """Count a request of this route."""
-        self.count(route.alias)
-
-    def drain(self) -> None:
-        """Stop sending reports, because a new gateway process sends them from now on; counting continues."""
-        self.stop_sending()
 
 
 class UnsentCounts:

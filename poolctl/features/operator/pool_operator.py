@@ -5,6 +5,8 @@ It also has the gateway report its own requests to `url`.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from poolctl.address import parse
@@ -13,17 +15,53 @@ from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.errors import ServerError
 from poolctl.exit_codes import NOTHING_MATCHED
-from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
-from poolctl.json_form import Table, to_json
+from poolctl.features.gateway.haproxy.process import HaproxyProcess
+from poolctl.features.gateway.supervision.gateway import GatewayManager, GatewayPart
+from poolctl.json_form import Table
 from poolctl.monitor.metrics import Family, Row, families_of
+from poolctl.platform import process_start, read_json_object, replace_file
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb
 from poolctl.supervisor.web_addresses import SiteSettings, WebAddress, tls_settings
 
-from .client import OperatorSettings
+from .client import OperatorClient, OperatorSettings
 from .table import OperatorTable
 
-_PACKAGE = __package__ or ""
+_COUNTED_FILE = "operator-counted.json"
+
+
+class CountedRequests:
+    """How many requests of each HAProxy process are counted already, by route.
+
+    They are in a file in `directory`: a later supervisor continues with the same HAProxy, and counts none twice.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._path = os.path.join(directory, _COUNTED_FILE)
+        self._counted: dict[str, dict[str, int]] = read_json_object(self._path)  # by process
+
+    def add(
+        self, process: HaproxyProcess, requests: Mapping[str, int], client: OperatorClient | None
+    ) -> None:
+        """Let the client count the requests of the process that are not counted yet. Without a client, none is."""
+        name = "{pid} {start}".format(**process.known)
+        if name not in self._counted:
+            self._counted = {each: counted for each, counted in self._counted.items() if _is_alive(each)}
+        counted = self._counted.get(name, {})
+        if counted == requests:
+            return
+        self._counted[name] = dict(requests)
+        if client is not None:
+            for alias, count in requests.items():
+                if count > counted.get(alias, 0):
+                    client.count(alias, count - counted.get(alias, 0))
+            # After the client's own file: a supervisor that is killed in between counts twice rather than not at all.
+            replace_file(self._path, json.dumps(self._counted).encode())
+
+
+def _is_alive(process: str) -> bool:
+    pid, start = process.split()
+    return str(process_start(int(pid))) == start
 
 
 class PoolOperator(GatewayPart):
@@ -34,6 +72,9 @@ class PoolOperator(GatewayPart):
         self._table: OperatorTable | None = None
         self._address = WebAddress(site.web, "operator", self._site_settings)
         self._reports = ReportLimit()  # by service
+        self._gateway: GatewayManager | None = None
+        self._client: OperatorClient | None = None
+        self._counted = CountedRequests(site.environment.directory)
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -43,9 +84,12 @@ class PoolOperator(GatewayPart):
         """Serve the address that [operator] configures, and apply its settings."""
         self._table = tables.get(OperatorTable)
         self._address.serve_table(self._table)
+        self._configure_client()
 
     def connect(self, gateway: GatewayManager) -> None:
-        gateway.process_parts[_PACKAGE] = self._reporter_settings
+        self._gateway = gateway
+        gateway.figures.counted = self._count
+        self._configure_client()
 
     def _site_settings(self, table: OperatorTable) -> SiteSettings:
         return site_settings(table, self.site.environment.configuration.environment)
@@ -79,12 +123,28 @@ class PoolOperator(GatewayPart):
             namespace=namespace[:200],
         )
 
-    def _reporter_settings(self) -> Table | None:
-        if self._table is None:
-            return None
+    def _configure_client(self) -> None:
         configuration = self.site.environment.configuration
-        settings = settings_of(self._table, configuration.environment, configuration.name)
-        return None if settings is None else to_json(settings)
+        settings = None
+        if self._table is not None and self._gateway is not None:
+            settings = settings_of(self._table, configuration.environment, configuration.name)
+        if settings is None:
+            self._close_client()
+        elif self._client is not None:
+            self._client.configure(settings)
+        else:
+            self._client = OperatorClient(settings, self.site.environment.directory, report=self._report)
+
+    def _report(self, kind: str, message: str, severity: str) -> None:
+        self.site.events.record("pool", kind, message=message, severity=severity)
+
+    def _count(self, process: HaproxyProcess, requests: Mapping[str, int]) -> None:
+        self._counted.add(process, requests, self._client)
+
+    def _close_client(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     @property
     def problems(self) -> Iterable[str]:
@@ -94,11 +154,11 @@ class PoolOperator(GatewayPart):
         """Wait until the endpoint's address is open, or could not be opened; returns at once if none is configured."""
         await self._address.wait_for_opening_attempt()
 
-    def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        found = reports.get(_PACKAGE)
-        return families_of(_METRICS, [(found, {})]) if found is not None else ()
+    def gateway_metrics(self) -> Iterable[Family]:
+        return families_of(_METRICS, [(self._client.snapshot(), {})]) if self._client is not None else ()
 
     async def stop_serving(self) -> None:
+        self._close_client()
         await self._address.close()
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from poolctl.clock import Clock, ReportLimit
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.json_form import Table
-from poolctl.routing.decision import is_within
+from poolctl.routing.networks import is_within
 from poolctl.web.bearer_tokens import Peer, Refused, TokenCheck, token_digest
 from poolctl.web.site import EndpointSite, SiteLimits, SupervisorClient, path_of, response
 

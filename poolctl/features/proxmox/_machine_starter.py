@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from poolctl.features.gateway.process.settings import MachineState
+from poolctl.features.gateway.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import replace_file

@@ -12,7 +12,7 @@ from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Probe, Table, field, required, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Tree
-from poolctl.features.gateway.routes import build_route, with_pass_restrictions
+from poolctl.features.gateway.routes import build_route
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table as JsonTable
 from poolctl.logs.log_line import stamp
@@ -437,9 +437,8 @@ def with_registrations(
             reason = "there is no such route, and neither a host nor a path for one of its own"
             found.append(_excluded_route(name, reason))
             continue
-        # A mode of [gateway] other than auto is about the pool's own servers.
         place = {"alias": name, "host": placed.host or "", "path": placed.path or "/"}
-        config = validated(RouteConfig, merged(defaults, {**place, "register": True, "mode": "auto"}), [])
+        config = validated(RouteConfig, merged(defaults, {**place, "register": True}), [])
         assert config is not None
         if reason := places.problem(config.host, config.path):
             found.append(_excluded_route(name, reason, config.host))
@@ -447,7 +446,7 @@ def with_registrations(
         own = _with_backends(build_route(name, config, (), REGISTRATION), its)
         places.add(own)
         found.append(own)
-    return with_pass_restrictions(found, servers)
+    return tuple(found)
 
 
 def _with_backends(route: Route, registered: Iterable[Registered]) -> Route:

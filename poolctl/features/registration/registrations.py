@@ -29,7 +29,8 @@ from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
-from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
+from poolctl.features.gateway.routes import probe_with_host
+from poolctl.features.gateway.supervision.gateway import GatewayManager, GatewayPart
 from poolctl.features.gateway.supervision.outside_targets import UrlProbes, WithServices
 from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_change
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
@@ -37,10 +38,10 @@ from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.metrics import Family
 from poolctl.platform import replace_file
+from poolctl.routing.match import sent_host
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegisteredServiceReport
 from poolctl.runners.listener_opener import in_daemon_thread
-from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb
@@ -58,7 +59,6 @@ _OF_REQUESTS = ("timeout", "progress", "wait")
 _FILE = "stopped-registrations.json"
 # Interval at which heartbeats are saved; a successor gives each service time for another heartbeat.
 _SAVE_SECONDS = 1.0
-_PERFORMED_SECONDS = 5.0
 _RESOLVED_SECONDS = 5.0
 _AFTER_START_SECONDS = 1.0
 _AT_ONCE = 100
@@ -83,6 +83,7 @@ class TargetRegistration(GatewayPart):
         )
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
+        self._routes: dict[str, RouteConfig] = {}  # by alias
         self._probes = UrlProbes(self._record_probe)
         self._expiry: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
@@ -100,6 +101,10 @@ class TargetRegistration(GatewayPart):
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
         if self._table is None:
             self._clock.resume()
+        self._routes = {each.label: each for each in tables.all(RouteConfig)}
+        for service in self.services:
+            if service.state != SILENT:
+                self._watch(service)
         self._serve()
 
     def connect(self, gateway: GatewayManager) -> None:
@@ -122,7 +127,7 @@ class TargetRegistration(GatewayPart):
         if self._gateway is not None:
             await self._address.wait_for_opening_attempt()
 
-    def gateway_metrics(self, reports: Table) -> Iterable[Family]:
+    def gateway_metrics(self) -> Iterable[Family]:
         found = Family("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
         for state, count in self.services.counts_by_state().items():
             found.add(count, state=state)
@@ -247,7 +252,7 @@ class TargetRegistration(GatewayPart):
     def _record_save_and_watch(self, word: str, service: RegisteredService, call: Call) -> None:
         self._record("audit", word, service, by=call.by())
         self._save()
-        self._probes.watch(service, service.settings.probe)
+        self._watch(service)
 
     async def _recompute_routes_and_get_problem(self, gateway: GatewayManager, name: str) -> str:
         """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
@@ -261,12 +266,6 @@ class TargetRegistration(GatewayPart):
         """Wait until the gateway has the new routes; returns "", or a warning if the gateway takes too long."""
         self._events.flush()  # the event of the change is saved before the change is reported as done
         await gateway.routes.wait_until_current()
-        if (process := gateway.gateway) is not None:
-            # The process was sent the new table; other pending changes need not be awaited.
-            with contextlib.suppress(LinkLost, TimeoutError):
-                async with asyncio.timeout(_PERFORMED_SECONDS):
-                    await process.wait_until_performed()
-                return ""
         return await gateway.await_applied_or_warning(call.options.get("timeout"))
 
     def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationChangeResult:
@@ -274,6 +273,15 @@ class TargetRegistration(GatewayPart):
         return RegistrationChangeResult(items=reports, warnings=tuple(filter(None, warnings)))
 
     # Changes without a command.
+
+    def _watch(self, service: RegisteredService) -> None:
+        """Probe the service with the Host that requests of its route have."""
+        settings, route = service.settings, self._routes.get(service.settings.name)
+        host = (
+            sent_host(settings.host or "", "") if route is None else sent_host(route.host, route.host_header)
+        )
+        probe = settings.probe
+        self._probes.watch(service, None if probe is None else probe_with_host(probe, host))
 
     def _record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> None:
         before = service.state
@@ -362,7 +370,7 @@ class TargetRegistration(GatewayPart):
         for service in self.services:
             self._update_record(service)
             if service.state != SILENT:
-                self._probes.watch(service, service.settings.probe)
+                self._watch(service)
         self._schedule_next_expiry_check()
         if len(self.services):
             self._save()

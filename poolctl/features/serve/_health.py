@@ -62,15 +62,14 @@ class HealthEndpoint:
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Answer with the application's health."""
-        status, text = await self._answer(request.head.method, request.head.target)
+        status, text = await self._answer(request.method, request.path)
         allowed = [("allow", "GET, HEAD")] if status == 405 else []
         await response.send(status, [("content-type", "text/plain"), *allowed], f"{text}\n".encode())
 
-    async def _answer(self, method: bytes, target: bytes) -> tuple[int, str]:
-        path = target.partition(b"?")[0].decode("latin-1")
+    async def _answer(self, method: str, path: str) -> tuple[int, str]:
         if path not in (READY, ALIVE):
             return 404, f"there are {READY} and {ALIVE}"
-        if method not in (b"GET", b"HEAD"):
+        if method not in ("GET", "HEAD"):
             return 405, "only GET and HEAD are answered"
         problem = await (self._readiness_problem() if path == READY else self._liveness_problem())
         return (503, problem) if problem else (200, "ok")

@@ -205,7 +205,7 @@ ROUTE_ORDERS: Mapping[str, Order] = {
 
 
 class RouteBoard(Board[RouteRow]):
-    """The routes as rows; filters search alias, host, path, targets, way (such as pass or proxy) and state."""
+    """The routes as rows; filters search alias, host, path, targets, way (such as http or stream) and state."""
 
     orders = ROUTE_ORDERS
 

@@ -27,7 +27,7 @@ from poolctl.logs.line_filter import LineFilter, canonical_level, level_place, w
 from poolctl.logs.log_line import LogLine, local_clock_time, parse_record
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_health import ERROR, NAPPING, STARTING, UNHEALTHY
-from poolctl.routing.route_report import PASS, PROXY, STREAM
+from poolctl.routing.route_report import HTTP, STREAM
 
 from ._boards import Board, RouteBoard, RouteRow, ServerBoard
 
@@ -206,7 +206,7 @@ SERVER_COLUMNS = (
 )  # fmt: skip
 
 _ROUTE_STATES = {"healthy": "green", STARTING: "yellow", NAPPING: "cyan", UNHEALTHY: "red", ERROR: "bold red"}
-_WAYS = {PASS: "green", PROXY: "yellow", STREAM: "cyan"}
+_WAYS = {HTTP: "green", STREAM: "cyan"}
 
 
 def _alias(row: RouteRow, width: int) -> Styled:
@@ -221,8 +221,7 @@ ROUTE_COLUMNS = (
     Column("STATE", "", 9, 6, lambda row, _: (row.report.state, _ROUTE_STATES.get(row.report.state, FAINT))),
     Column("WAY", "", 8, 0, lambda row, _: (row.report.way, _WAYS.get(row.report.way, FAINT))),
     _figure("REQ/S", "requests", 6, 1, lambda row: row.requests_per_second, style="green"),
-    _figure("PASSED", "", 6, 2, lambda row: row.report.passed),
-    _figure("PROXIED", "", 7, 2, lambda row: row.report.proxied),
+    _figure("REQUESTS", "", 8, 2, lambda row: row.report.requests),
     _figure("WAITING", "waiting", 8, 4, lambda row: row.report.waiting, style="yellow"),
     _figure("ERR/S", "errors", 6, 4, lambda row: row.errors_per_second, style="bold red"),
     _figure("ERR", "errors", 5, 1, lambda row: row.report.errors, style="bold red"),
@@ -357,7 +356,7 @@ def _totals(rows: Sequence[MeasuredServer], width: int) -> Text:
 
 
 # Parts of the gateway's line omitted on a narrow screen, in this order.
-_DISPENSABLE = ("p50", "mem", "cpu", "conn")
+_DISPENSABLE = ("mem", "cpu", "conn")
 
 
 def _gateway(gateway: GatewayStatus, width: int) -> Text:
@@ -371,8 +370,6 @@ def _gateway(gateway: GatewayStatus, width: int) -> Text:
     figures = {
         "req/s": format_count(stats.requests_per_second),
         "err/s": format_count(stats.errors_per_second),
-        "p50": format_seconds(stats.latency_p50_seconds),
-        "p99": format_seconds(stats.latency_p99_seconds),
         "mem": format_size(stats.memory_bytes),
         "cpu": format_percent(stats.cpu_percent),
         "conn": format_count(stats.connections),

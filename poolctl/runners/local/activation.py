@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
-from poolctl.http.messages import response_head
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection, from_message
 from poolctl.platform import close_promptly
@@ -89,7 +88,7 @@ ACCEPT_HELPER = HelperKind(
 )
 
 
-class AcceptHelper(HelperOwner):
+class AcceptHelper(HelperOwner[HelperProcess]):
     """Accepts connections for all servers through one helper process.
 
     The process is started when it is first needed. It outlives its supervisor, and may send connections that an earlier
@@ -98,7 +97,7 @@ class AcceptHelper(HelperOwner):
     """
 
     def __init__(self, helpers: Helpers, returned: Callable[[str, Connection], None]) -> None:
-        self._helper = helpers.add(ACCEPT_HELPER, self)
+        self._helper = helpers.add(ACCEPT_HELPER, self, HelperProcess)
         self._on_returned = returned
         self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
         self._requests: dict[int, ConnectionFetch] = {}
@@ -184,7 +183,8 @@ class FirstBytesKind(StrEnum):
 
 def bad_request_response(*, late: bool) -> bytes:
     """The HTTP response to bytes that are not a request (400) or, when `late`, to an incomplete request (408)."""
-    return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
+    status = b"408 Request Timeout" if late else b"400 Bad Request"
+    return b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytesKind:
@@ -284,7 +284,7 @@ class SleepingListener:
 
     If `accepts` is set, connections are accepted while the server sleeps, and only a request wakes it. If not, each
     connection wakes the server, and a worker accepts it. `shared` is set if an application may hold the listeners too.
-    `left` is the socket with connections that exited workers and the gateway have passed to the server's workers, or
+    `left` is the socket with connections that exited workers have passed to the server's next workers, or
     None. If `refuses` is set, each connection is closed, and none wakes the server; it then owns its listeners. A
     connection that has received a response may stay idle for `quiet_seconds`. Any other connection must send
     its request's head within `head_seconds`. The worker that gets a connection keeps the connection's deadline.
@@ -331,7 +331,7 @@ class SleepingListener:
         held.begun = begun
         if begun:
             held.limit_time(self.head_seconds, between_requests=False)
-        elif held.sock.until is None:
+        elif held.sock.until is None and not held.sock.asked:
             held.limit_time(self.quiet_seconds, between_requests=True)
         held.set_timer(late)
 
@@ -367,8 +367,6 @@ class Activator:
         self._servers[server.key] = server
         # A program takes connections from the listener only.
         accepts = not server.command
-        if accepts and self._adoptions.is_used_by_gateway(server.key):
-            self._adoptions.open(server)
         left = self._adoptions.take_end(server.key) if accepts else None
         sleeping = SleepingListener(
             server.key,
@@ -427,20 +425,11 @@ class Activator:
         """Close the socket pair through which a sleeping server's workers got connections, once it is empty.
 
         Connections that are still in the pair are fetched from it first. Nothing is done if a worker among `workers` is
-        running, if the server is awake, or if a gateway may put connections into the pair.
+        running, or if the server is awake.
         """
         # Once the pair is empty no further connections come through it.
-        if not self._adoptions.is_used_by_gateway(key) and all(worker.exited.done() for worker in workers):
+        if all(worker.exited.done() for worker in workers):
             self._fetch_connections_left_in_pair(key)
-
-    def watch_pair_if_asleep(self, key: str) -> None:
-        """If the server sleeps, watch the socket pair through which a gateway passes connections to its workers."""
-        sleeping, left = self._sleeping.get(key), self._adoptions.take_end(key)
-        if sleeping is not None and sleeping.left is None and left is not None:
-            self._unwatch_listeners(sleeping)
-            sleeping.left = left
-            self._accept_helper.warm()
-            self._watch_listeners(sleeping)
 
     def close_waiting(self, key: str) -> None:
         """Close all connections that wait for a worker of the server."""
@@ -624,10 +613,7 @@ class Activator:
         if found.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
-            if self._adoptions.is_used_by_gateway(sleeping.key):
-                self.watch_pair_if_asleep(sleeping.key)
-            else:
-                self._adoptions.close_pair(sleeping.key)
+            self._adoptions.close_pair(sleeping.key)
         else:
             pause_seconds = _RETRY_SECONDS if found.junk or found.full else 0
             asyncio.get_running_loop().call_later(
@@ -746,16 +732,9 @@ class Activator:
         """Store the connection in the keeper. Returns the name of its entry, or "" if that failed."""
         name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:
-            part, fds = sock.to_message()
-        except OSError:
-            return ""  # out of descriptors: held, but it does not survive this process
-        try:
-            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **part}}, [sock, *fds[1:]])
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.to_message()}}, [sock])
         except OSError:
             return ""
-        finally:
-            for fd in fds[1:]:
-                os.close(fd)
         return name
 
 

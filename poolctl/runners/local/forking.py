@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
+from poolctl.address import Address
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, certificate_validity, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files, rendezvous, wire
@@ -264,17 +265,21 @@ class Forker:
         *,
         woken: bool = False,
         hook: str = "",
+        private: Address | None = None,
     ) -> LocalWorker:
         """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
-        `sockets` are the listeners that it inherits. `woken` is set for the first worker after the server slept.
+        `sockets` are the listeners that it inherits. A process of a proxied server opens the `private` address.
+        `woken` is set for the first worker after the server slept.
+
         To run a server's hook command, pass the hook's name as `hook`, and the result of hook_config() as `server`.
         Raises WorkerFailed, or ServerError if something that the configuration names does not exist.
         """
         await self.room.acquire()
         forked_from = self._zygote_identity(server)
         return await self._zygotes.with_retry(
-            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook)
+            forked_from,
+            lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook, private),
         )
 
     async def check_worker_prerequisites(self, server: ServerConfig) -> None:
@@ -335,11 +340,13 @@ class Forker:
         forked_from: InterpreterZygoteIdentity,
         woken: bool,
         hook: str,
+        private: Address | None,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
         given = self.certificates.read_certificate_with_expiry_fallback(server, generation)
+        own = server if private is None else server.at_private_address(private)
         spec = worker_spec.worker_spec(
-            server,
+            own,
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
             tls_files=len(given.contents),
@@ -356,7 +363,7 @@ class Forker:
             spec["orphanage"] = self._orphan_description(server, generation, index, output)
             group = None if server.command else handover_group(server)
             placement = Placement.of(server.name, generation, index)
-            worker = LocalWorker(self._children, self._events, placement, server, output, group)
+            worker = LocalWorker(self._children, self._events, placement, server, output, group, private)
             worker.hook = hook
             control, theirs = wire.pair()
             if_failed.enter_context(control)
@@ -380,6 +387,7 @@ class Forker:
                 where=f"pid {pid}",
                 pid=pid,
                 certificate_ends=given.ends,
+                address="" if private is None else private.key,
             )
             worker.answered.add_done_callback(
                 functools.partial(self.certificates.keep_if_ready, server, generation, given)

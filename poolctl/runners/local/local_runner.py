@@ -20,6 +20,7 @@ from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import is_stopped
 from poolctl.worker.tally import Counts
 
+from ..listener_opener import in_daemon_thread
 from ..process_link import Message
 from ..process_usage import ProcessUsages
 from ..runner_protocol import Exit, Placement, Runner, RunnerEventHandler, WorkerFailed
@@ -30,7 +31,8 @@ from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
 from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats
 from .output_pipes import OutputPipes, last_lines
-from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRouteTables
+from .private_ports import free_private_address
+from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRoutes
 from .takeover import (
     Adopter,
     AdoptionResult,
@@ -49,99 +51,32 @@ _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacemen
 
 
 class RoutePublisher:
-    """Sends the route table to workers of servers that have a route, and lets the gateway pass connections to them.
+    """Sends routes to the workers of servers that have one, and tells the gateway before such workers leave."""
 
-    A gateway tells it which servers have routes.
-    """
-
-    def __init__(
-        self,
-        adoptions: AdoptionPairs,
-        sockets: Sockets,
-        activator: Activator,
-        workers: RunnerWorkers,
-    ) -> None:
-        self._adoptions = adoptions
-        self._sockets = sockets
-        self._activator = activator
+    def __init__(self, workers: RunnerWorkers) -> None:
         self._workers = workers
-        self._routes: WorkerRouteTables | None = None
-        # The names of servers whose workers give connections back.
-        self._releasing: frozenset[str] = frozenset()
+        self._servers: frozenset[str] = frozenset()
+        self._routes: WorkerRoutes | None = None
+        self._gateway: Gateway | None = None
 
-    def publish(
-        self, servers: Collection[ServerConfig], routes: WorkerRouteTables | None, gateway: Gateway
-    ) -> None:
-        """Send the workers of these servers their route tables. `routes` is None if the gateway has ended.
+    def publish(self, servers: Collection[str], routes: WorkerRoutes, gateway: Gateway) -> None:
+        """Send the workers of these servers their routes, also workers that are started or adopted later.
 
-        Workers started or adopted later get their table too, and workers of servers that no longer have a route are
-        updated. The gateway is given a socket for each server, to pass connections to its workers (see
-        Gateway.use_passing_socket). A server whose listeners are not open yet gets its socket when they are opened.
         Does not block.
         """
-        # A program has no pair: its requests are proxied.
-        passed = [each for each in servers if not each.command]
-        before, names = self._adoptions.routed, {each.key: each.name for each in passed}
-        self._adoptions.set_routed_servers(names, gateway, None if routes is None else routes.give_back)
-        open_keys = self._sockets.keys()
-        for server in passed:
-            if server.key in open_keys:
-                self._adoptions.open(server)
-                self._activator.watch_pair_if_asleep(server.key)
-            self.update_gateway_passing_permission(server.key)
-        for key in before.keys() - names.keys():
-            self._activator.close_unused_socket_pair(key, self._workers.of(key))
-        self._routes = routes
+        self._servers, self._routes, self._gateway = frozenset(servers), routes, gateway
         for worker in self._workers.values():
             self.send_routes(worker)
 
-    def set_releasing_servers(self, servers: Collection[str]) -> None:
-        """Set the servers whose workers return each connection to the gateway before the connection's next request.
-
-        Workers of all other servers keep their connections. The gateway must not pass connections to the given servers.
-        Does not block; `list_unconfirmed_servers_after` waits for the workers.
-        """
-        before, self._releasing = self._releasing, frozenset(servers)
-        for worker in self._workers.values():
-            if worker.server.name in before ^ self._releasing:
-                self.send_routes(worker)
-
-    def return_queued_connections(self, servers: Collection[str]) -> None:
-        """Give the gateway back all connections that wait for a worker of the named servers. Does not block."""
-        for key, name in self._adoptions.routed.items():
-            if name in servers:
-                self._adoptions.return_to_gateway(key)
-
-    async def list_unconfirmed_servers_after(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers have confirmed their latest routes; returns the servers whose workers have not."""
-        waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
-        if waiting:
-            await asyncio.wait(waiting.values(), timeout=limit_seconds)
-        return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
-
-    def update_gateway_passing_permission(self, key: str) -> None:
-        """Decide again whether the gateway may pass connections to a server with a route.
-
-        Passing is allowed if all ready workers give back connections whose next request is for another server. A
-        worker that does not give such a connection back would answer the request itself. Nothing changes while no
-        worker is ready.
-        """
-        if key not in self._adoptions.routed:
-            return
-        ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
-        if any(not each.follows_routes for each in ready):
-            self._adoptions.forbid_gateway_passing(key)
-        elif ready or not self._adoptions.is_passing_forbidden(key):
-            self._adoptions.allow_gateway_passing(key)
-
     def send_routes(self, worker: LocalWorker) -> None:
-        """Give the worker the current route table, if its server has a route or the worker has a table to replace.
+        """Give the worker its routes, now or when it begins its work, if its server has any or had some before."""
+        if worker.routes is not None or worker.server.name in self._servers:
+            worker.assign_routes(RoutesMessage(self._routes, worker.server.name))
 
-        A worker that has not begun its work yet gets the table when it begins.
-        """
-        if worker.routes is not None or worker.server.key in self._adoptions.routed:
-            name = worker.server.name
-            worker.assign_routes(RoutesMessage(self._routes, name, keeps=name not in self._releasing))
+    async def announce_exit(self, worker: LocalWorker) -> None:
+        """Tell the gateway that the worker exits without replacement; return when it has confirmed."""
+        if self._gateway is not None and worker.routes is not None:
+            await self._gateway.announce_workers_exit(worker.server.name)
 
 
 class LocalRunner(Runner):
@@ -189,7 +124,7 @@ class LocalRunner(Runner):
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
-        self.routing = RoutePublisher(self.adoptions, self.sockets, self.activator, self._workers)
+        self.routing = RoutePublisher(self._workers)
 
     def _current_events(self) -> RunnerEventHandler:
         # `events` is set after the parts of this runner are made.
@@ -201,9 +136,8 @@ class LocalRunner(Runner):
         if server.address.kind == "fd":
             self.activator.disarm_and_hand_over(server.key)
         await self.sockets.open(server)
-        if server.scale.min or self.adoptions.is_used_by_gateway(server.key):
+        if server.scale.min:
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
-            # The gateway needs the pair of a server with a route from the beginning.
             self.adoptions.open(server)
         return tuple(self.sockets.endpoints(server.key))
 
@@ -222,6 +156,8 @@ class LocalRunner(Runner):
             self._workers[placement.id].watch_idleness(seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        if server.is_proxied:
+            return  # the gateway accepts its connections, and wakes it
         self.activator.arm(server, on_request)
         self.activator.close_unused_socket_pair(server.key, self._workers.of(server.key))
 
@@ -252,11 +188,15 @@ class LocalRunner(Runner):
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
         await self._wait_for_own_port(server)
+        private = None
+        if server.is_proxied:
+            taken = {worker.placement.address for worker in self._workers.values()}
+            private = await in_daemon_thread(lambda: free_private_address(taken))
         with self.children.recording_early_exits():
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
-            sockets = self.sockets.share_with_worker(server)
-            worker = await self.forker.fork(server, generation, index, sockets, woken=woken)
+            sockets = [] if server.is_proxied else self.sockets.share_with_worker(server)
+            worker = await self.forker.fork(server, generation, index, sockets, woken=woken, private=private)
             self._register(worker)
         self.routing.send_routes(worker)
         if server.command or worker.preloaded:
@@ -283,9 +223,8 @@ class LocalRunner(Runner):
         assert placement.pid is not None
         self._workers.add(worker)
         self._by_pid[placement.pid] = worker
-        worker.answered.add_done_callback(lambda _: self._save_state_and_update_passing(worker))
+        worker.answered.add_done_callback(lambda _: self._save_state(worker))
         worker.on_never_started = lambda: self._never_started(worker)
-        worker.on_follows_routes = lambda: self._save_state_and_update_passing(worker)
         worker.peers = lambda: self._workers.running_peers(worker)
         if (early := self.children.register_unless_exited(placement.pid)) is not None:
             self._handle_worker_exit(worker, early)
@@ -294,9 +233,8 @@ class LocalRunner(Runner):
         self._by_pid.pop(worker.placement.pid or 0, None)
         self._handle_worker_exit(worker, Exit(message="was never started"))
 
-    def _save_state_and_update_passing(self, worker: LocalWorker) -> None:
-        """Record the worker's state in the keeper's store, and decide again whether the gateway may use its server."""
-        self.routing.update_gateway_passing_permission(worker.server.key)
+    def _save_state(self, worker: LocalWorker) -> None:
+        """Record the worker's state in the keeper's store."""
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -326,8 +264,6 @@ class LocalRunner(Runner):
         }
         names = await take_over(self.keeper, adopters)
         found = adoption.found
-        if fd_store.GATEWAY_LINK in names:
-            self.adoptions.assume_gateway_passes_to_all()
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
             self.zygotes.start(InterpreterZygoteIdentity.from_key(key))
@@ -342,7 +278,7 @@ class LocalRunner(Runner):
         await self.activator.adopt_acceptor(by_key)
         await wait_briefly_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
-        ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
+        ours = {server.key for server in servers.values()} | {worker.config.key for worker in found}
         open_keys = self.sockets.keys()
         for key in open_keys - ours:
             await self.close(key)
@@ -410,8 +346,8 @@ class LocalRunner(Runner):
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
         if worker := self._workers.get(placement.id):
-            if not replaced:
-                await self.adoptions.notify_gateway_of_workers_exit(worker.server)
+            if not replaced or worker.config.is_proxied:
+                await self.routing.announce_exit(worker)
             await worker.stop_accepting(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -422,12 +358,12 @@ class LocalRunner(Runner):
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
-        if timeout_seconds and not replaced:
-            await self.adoptions.notify_gateway_of_workers_exit(worker.server)
+        if timeout_seconds and (not replaced or worker.config.is_proxied):
+            await self.routing.announce_exit(worker)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
-        return self.adoptions.handover_group(worker.server.key) if replaced else None
+        return self.adoptions.handover_group(worker.config.key) if replaced else None
 
     async def wait_for_exit(self, placement: Placement) -> Exit:
         """Wait for the worker's exit and, if it was never ready, for its output in the log file; returns the exit.
@@ -551,6 +487,5 @@ class LocalRunner(Runner):
                 placement.server, f"{placement.id}:{placement.pid}", worker.tally
             )
             worker.tally = None
-        self.activator.close_unused_socket_pair(worker.server.key, self._workers.of(worker.server.key))
-        self.routing.update_gateway_passing_permission(worker.server.key)
+        self.activator.close_unused_socket_pair(worker.config.key, self._workers.of(worker.config.key))
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

@@ -21,15 +21,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from poolctl import platform
+from poolctl.address import Address
 from poolctl.config import ServerConfig, masked_text
 from poolctl.daemon_threads import THREADS
+from poolctl.errors import ServerError
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.listeners.sock_diag import (
+    LISTEN,
     accepted_inodes,
     has_others_waiting,
     is_listed,
     peer_inode,
+    tcp_sockets,
     wait_until_accepted,
 )
 from poolctl.platform import peer_has_closed, process_cpu_ns, waits_for_events
@@ -51,7 +55,7 @@ from ..stack_report import (
     parse,
 )
 from ..worker_spec import memory_files, missing_module_hint, tls_settings
-from .server_sockets import WorkerRouteTables
+from .server_sockets import WorkerRoutes
 from .zygotes import Children, ProcessIdentity
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -253,22 +257,14 @@ class NotifySocket:
 
 
 class RoutesMessage:
-    """The message that gives a worker its route table. If `routes` is None, the worker serves all requests itself.
+    """The message that gives a worker its routes. If `routes` is None, its server has none."""
 
-    `server` is the name of the worker's server. If `keeps` is set, the worker returns a connection to the gateway only
-    when its next request is for another server. If not, the worker returns each connection before its next request.
-    """
-
-    def __init__(self, routes: WorkerRouteTables | None, server: str = "", *, keeps: bool = True) -> None:
-        self.generation = 0 if routes is None else routes.generation
-        self._message: Message = {"order": "routes", "generation": self.generation}
-        if not keeps:
-            self._message["keeps"] = False
+    def __init__(self, routes: WorkerRoutes | None, server: str = "") -> None:
+        self._message: Message = {"order": "routes"}
         self._fds: list[HasDescriptor] = []
-        if routes is not None:
-            if key := routes.context_keys.get(server):
-                self._message["key"] = key
-            self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
+        if routes is not None and server in routes.tables:
+            self._message |= {"key": routes.keys[server], "trusted": routes.trusted}
+            self._fds = [routes.tables[server]]
 
     def send_if_newest(self, control: Link) -> None:
         """Send the message to a worker, unless newer routes have replaced it and its descriptors are closed."""
@@ -294,6 +290,7 @@ class LocalWorker(LinkHandler):
 
     `output` is the key of its output pipe. `handover_group` identifies its socket pair for handing over connections, if
     any (see server_sockets.handover_group). A worker that runs a command has no control socket; it can only be stopped.
+    The process of a proxied server opens the address `private`; `server` has that address, and `config` the server's.
     """
 
     def __init__(
@@ -304,12 +301,14 @@ class LocalWorker(LinkHandler):
         server: ServerConfig,
         output: str,
         handover_group: str | None = None,
+        private: Address | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._children = children
         self._events = events
         self.placement = placement
-        self.server = server
+        self.config = server
+        self.server = server if private is None else server.at_private_address(private)
         self.output = output
         self.handover_group = handover_group
         self.control: Link | None = None
@@ -332,7 +331,6 @@ class LocalWorker(LinkHandler):
         self.start: int | None = None  # the start time of its process (see process_start)
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
-        self.on_follows_routes: Callable[[], None] = lambda: None
         self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
         self._expired = False  # it has served `max_requests` requests
         self._renewing = False  # it has not answered the order to renew its certificate
@@ -342,9 +340,7 @@ class LocalWorker(LinkHandler):
         self.resting = ""  # why it does not accept: "new" (not allowed to yet), or the order that forbids it
         self.idle = False  # without traffic for its server's scale.idle
         self.routes: RoutesMessage | None = None  # its routes, sent to it when it begins
-        self.follows_routes = False  # it gives back requests that its routes assign to other servers
         self._page: HasDescriptor | None = None  # see RunnerWorkers
-        self._confirmed: asyncio.Future[None] | None = None  # done when it has confirmed its new `routes`
         self.hook = ""  # the hook of its server that it runs; "" for a worker
         self.preloaded = False  # forked from a process that had already imported the application
         self._taken_over = False  # started by another supervisor
@@ -386,13 +382,6 @@ class LocalWorker(LinkHandler):
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
             self._events().idle_changed(self.placement, self.idle)
-        elif event == "routes":
-            sent = None if self.routes is None else self.routes.generation
-            if message.get("generation") == sent:
-                _settle(self._confirmed)
-            if self.routes is not None and not self.follows_routes:
-                self.follows_routes = True
-                self.on_follows_routes()
         elif event == "left":
             _settle(self.left)
         elif event == "imported":
@@ -435,7 +424,6 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             self.control.send({"order": "go"})
             if self.routes is not None:
-                # Read before it serves, because its first connection may belong to another server.
                 self.routes.send_if_newest(self.control)
             self._send_page()
         _settle(self.begun)
@@ -445,9 +433,6 @@ class LocalWorker(LinkHandler):
         self.routes = routes
         if self.begun.done() and self.control is not None:
             routes.send_if_newest(self.control)
-            _settle(self._confirmed)
-            if self.follows_routes and routes.generation:
-                self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
         """Send the worker its server's page of connection counts. If it has not begun yet, do this when it begins."""
@@ -459,11 +444,6 @@ class LocalWorker(LinkHandler):
     def _send_page(self) -> None:
         if self._page is not None and self.control is not None and self._page.fileno() >= 0:
             self.control.send({"order": "peers"}, [self._page])
-
-    @property
-    def unconfirmed(self) -> asyncio.Future[None] | None:
-        """A future for the worker's confirmation of the last routes sent; None if it is already confirmed."""
-        return None if self._confirmed is None or self._confirmed.done() else self._confirmed
 
     def request_beat(self, asked_ns: int) -> bool:
         """Request a heartbeat from the worker; False if it cannot be asked now."""
@@ -616,6 +596,19 @@ class LocalWorker(LinkHandler):
         # In a thread, because there may be many processes.
         return await asyncio.to_thread(lambda: _worker_has_socket(worker, peers, inodes(), strictly=strictly))
 
+    async def _wait_until_private_port_is_own(self) -> None:
+        """Wait until a process of this worker listens at its private port. Raises ServerError if another one does."""
+        port = self.server.address.port or 0
+
+        def inodes() -> set[int]:
+            until = time.monotonic() + _LISTING_SECONDS
+            return {each.inode for each in tcp_sockets(LISTEN, until, port=port)}
+
+        await wait_until_listening(self.server)
+        if await self._has_socket(inodes, strictly=True) is False:
+            message = f"another process listens at its private port {port}"
+            raise ServerError(message, hint=f"poolctl restart {self.config.name}")
+
     async def _wait_until_probe_accepted(self, listener: socket.socket) -> None:
         """Wait until this worker has accepted a connection that is made here."""
         while True:
@@ -712,7 +705,7 @@ class LocalWorker(LinkHandler):
             await self._ask_to_end()
 
     async def wait_until_ready(self, listeners: Sequence[socket.socket]) -> None:
-        """Wait until the worker is ready. Raises WorkerFailed if it exits before.
+        """Wait until the worker is ready. Raises WorkerFailed if it exits before, ServerError if it cannot become so.
 
         A job is ready when it has exited with 0. A program that does not report readiness is ready when it accepts a
         connection or, without a port, when it has run for a moment.
@@ -730,6 +723,8 @@ class LocalWorker(LinkHandler):
             if listeners:
                 shared = listeners[0]
                 signs = [self._wait_until_probe_accepted(shared), self._wait_until_client_accepted(shared)]
+            elif self.config.is_proxied:
+                signs = [self._wait_until_private_port_is_own()]
             else:
                 signs = [wait_until_listening(server)]
             looks = {asyncio.ensure_future(sign) for sign in signs}
@@ -754,7 +749,7 @@ class LocalWorker(LinkHandler):
     def to_adopted(self) -> AdoptedWorker:
         """This worker's placement, configuration and reported state, for the core to adopt."""
         return AdoptedWorker(
-            self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting, self._expired
+            self.placement, self.config, self.ready_at, self.leaving, self.idle, self.resting, self._expired
         )
 
     def meta(self) -> Message:
@@ -775,7 +770,6 @@ class LocalWorker(LinkHandler):
             "notify": self.notify.path if self.notify is not None else None,
             "place": self.place,
             "stop_signal": self.server.stop_signal_number,
-            "follows_routes": self.follows_routes,
             **({"keeps_group": True} if self.server.command else {}),
             **({"hook": self.hook} if self.hook else {}),
         }
@@ -798,7 +792,7 @@ class LocalWorker(LinkHandler):
         runs_to_its_end = self.server.job or self.hook
         if self._taken_over and exit_.ok and not (self.reported.done() or runs_to_its_end):
             exit_ = _UNSEEN
-        for each in (self.reported, self.begun, self.imported, self.left, self._confirmed):
+        for each in (self.reported, self.begun, self.imported, self.left):
             _settle(each)
         self.exited.set_result(exit_)
         if not exit_.group_left or self.server.stop_group == "leader":
@@ -815,7 +809,7 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             self.control.close()
         # Breaks a reference cycle, so that this object is freed without the garbage collector.
-        self.on_never_started = self.on_follows_routes = lambda: None
+        self.on_never_started = lambda: None
         self.peers = tuple
 
 
@@ -872,7 +866,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
 
     def add(self, worker: LocalWorker) -> None:
         """Add a worker. If its server is to have several workers, give all of them the page of connection counts."""
-        key, group = worker.server.key, worker.handover_group
+        key, group = worker.config.key, worker.handover_group
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
         if group is None:
@@ -893,7 +887,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         """Remove a worker that has exited. A second call has no effect."""
         if self.get(worker.placement.id) is worker:
             del self[worker.placement.id]
-        key = worker.server.key
+        key = worker.config.key
         of_server = self._by_key.get(key, {})
         of_server.pop(worker, None)
         if not of_server:
@@ -907,7 +901,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
 
     def running_peers(self, worker: LocalWorker) -> list[LocalWorker]:
         """The other workers of the worker's server that have not exited."""
-        return [each for each in self.of(worker.server.key) if each is not worker and not each.exited.done()]
+        return [each for each in self.of(worker.config.key) if each is not worker and not each.exited.done()]
 
 
 class Tallies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
+from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.logs.internal_log import InternalLogRotator
@@ -39,6 +41,8 @@ LOGGER = HelperKind(
 _APPEND_SECONDS = 1.0
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
+# What a program may write that drops lines rather than wait.
+_LOG_PIPE_BYTES = 1024 * 1024
 
 
 class _Pipe(NamedTuple):
@@ -49,7 +53,7 @@ class _Pipe(NamedTuple):
     finished: asyncio.Event
 
 
-class OutputPipes(HelperOwner):
+class OutputPipes(HelperOwner[HelperProcess]):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -67,7 +71,8 @@ class OutputPipes(HelperOwner):
     ) -> None:
         self._keeper = keeper
         directories = () if adoption_directory is None else (adoption_directory,)
-        self._helper = helpers.add(replace(LOGGER, argv=(*LOGGER.argv, *directories)), self)
+        kind = replace(LOGGER, argv=(*LOGGER.argv, *directories))
+        self._helper = helpers.add(kind, self, HelperProcess)
         self._log_rotation = InternalLogRotator(helpers.directory)
         self.logs_directory = logs_directory
         self._events = events
@@ -124,16 +129,35 @@ class OutputPipes(HelperOwner):
 
     def new_key(self, server: ServerConfig) -> str:
         """A new key for a pipe of the server; unique, because a worker and its replacement have a pipe each."""
-        return f"{server.name}.{os.getpid()}.{next(self._numbers)}"
+        return self._new_key(server.name)
+
+    def _new_key(self, name: str) -> str:
+        return f"{name}.{os.getpid()}.{next(self._numbers)}"
 
     def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
         key = self.new_key(server)
-        self._pipes[key] = _Pipe(Descriptor(read), self.registration_message(key, server), asyncio.Event())
+        return key, self._add_pipe(key, self.registration_message(key, server))
+
+    def create_log_pipe(self, name: str, path: str, form: str) -> tuple[str, int]:
+        """Create a pipe, like `create_pipe`, for lines that are no server's output; their file is `path`.
+
+        `form` is that of the file, in which lines get their time, or "raw".
+        """
+        key, log = self._new_key(name), Log.with_defaults()
+        limits = {"max_size": log.max_size, "keep": log.keep, "max_age": log.max_age}
+        message = {"t": "add", "id": key, "name": name, "pid": 0, "path": path, "format": form, **limits}
+        write = self._add_pipe(key, message)
+        with contextlib.suppress(PermissionError):  # a user with many pipes gets no larger ones
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _LOG_PIPE_BYTES)
         return key, write
+
+    def _add_pipe(self, key: str, message: wire.Message) -> int:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        self._pipes[key] = _Pipe(Descriptor(read), message, asyncio.Event())
+        return write
 
     def register_pipe(
         self,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poolctl.config import ServerConfig
@@ -27,42 +26,27 @@ from ..listener_opener import Opener
 from ..process_link import HasDescriptor, Link, LinkLost
 from ..socket_access import change_server_socket_access, server_socket_access
 
-# Time until a supervisor that took over a gateway publishes its first table; longer than a gateway may take
-# to release a pair.
-_PUBLISHED_SECONDS = 2.0
 _MOST_IN_A_PAIR = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerRouteTables:
-    """The route tables for workers, and the socket through which workers return connections to the gateway.
+class WorkerRoutes:
+    """What workers know of the gateway: their route table and the key that identifies its requests, both by server.
 
-    `tables` maps server names to in-memory files (see `route_table`); the entry "" is for servers that no longer have a
-    route. The publisher closes old files after publishing new ones. A worker sends a connection through `give_back` if
-    the connection's next request is for another server. A proxied request names its route, and a worker trusts the name
-    only if it is authenticated with a secret key: the key of the worker's server in `context_keys`.
+    `trusted` has the networks of the proxies in front of the gateway. The publisher closes the files of old tables
+    after it has published new ones.
     """
 
-    generation: int
     tables: Mapping[str, HasDescriptor]
-    give_back: socket.socket
-    context_keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str]
+    trusted: tuple[str, ...] = ()
 
 
 class Gateway(Protocol):
-    """The gateway as seen by the runner: it passes accepted connections to workers of servers that have a route."""
-
-    def use_passing_socket(self, server: str, give: socket.socket) -> None:
-        """Let the gateway send the server's connections to its workers through the socket `give`. Repeatable."""
-
-    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
-        """Have the gateway stop using the socket `give`; return when it has, or after a time limit."""
+    """The gateway as seen by a runner."""
 
     async def announce_workers_exit(self, server: str) -> None:
-        """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
-
-        Returns at once if other workers take over the waiting connections.
-        """
+        """Let the gateway send the server nothing more, whose workers will exit; return when it does, or too late."""
 
 
 class Sockets:
@@ -107,10 +91,11 @@ class Sockets:
     async def open(self, server: ServerConfig) -> None:
         """Open the server's listeners, unless they are open or the server has none. Raises ServerError.
 
-        For a command that binds a TCP address itself, only checks that the address is free.
+        For a command that binds a TCP address itself, only checks that the address is free. The gateway opens the
+        address of a proxied server.
         """
         key = server.key
-        if not server.listens or key in self._open:
+        if not server.listens or key in self._open or server.is_proxied:
             return
         try:
             if server.binds_itself:
@@ -180,85 +165,19 @@ class AdoptionPairs:
     """The adoption pairs: socket pairs through which the workers of a server are handed connections.
 
     A server has one pair, stored by its canonical address (`key`). Its draining workers put connections into the give
-    end, and so does a gateway if the server has a route; its other workers take them from the take end. The keeper
-    holds the pairs as well. A pair is closed only after the gateway has stopped using it.
+    end; its other workers take them from the take end. The keeper holds the pairs as well.
     """
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
-        # The names of the servers that have a route, by key.
-        self.routed: Mapping[str, str] = MappingProxyType({})
-        self._gateway: Gateway | None = None
-        self._give_back: socket.socket | None = None
-        self._published: asyncio.Event | None = None
-        self._withheld_keys: set[str] = set()  # keys of servers whose pairs the gateway does not get
-        self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def assume_gateway_passes_to_all(self) -> None:
-        """Assume that the gateway passes connections to the workers of every server, until `publish` is called."""
-        self._published = asyncio.Event()
-        asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
-
-    def set_routed_servers(
-        self, routed: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
-    ) -> None:
-        """Set the gateway, and the servers that have a route: `routed` maps their keys to their names.
-
-        `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
-        gateway; None after the gateway has ended. The gateway stops passing connections to workers of servers without a
-        route. For a server with a route, call `allow_gateway_passing` to let the gateway begin.
-        """
-        self.routed, self._gateway, self._give_back = routed, gateway, give_back
-        self._shown = {key: give for key, give in self._shown.items() if key in routed}
-        if self._published is not None:
-            self._published.set()
-            self._published = None
-
-    def is_used_by_gateway(self, key: str) -> bool:
-        """Return whether a gateway may pass connections to the server's workers through their socket pair."""
-        return key in self.routed or self._published is not None
-
-    def is_passing_forbidden(self, key: str) -> bool:
-        """Whether `forbid_gateway_passing` was called, so the gateway must proxy the server's connections."""
-        return key in self._withheld_keys
-
-    def allow_gateway_passing(self, key: str) -> None:
-        """Undo `forbid_gateway_passing`: let the gateway pass the server's connections if the server has a route."""
-        self._withheld_keys.discard(key)
-        if self._gateway is not None and key in self._pairs and key in self.routed:
-            self._shown[key] = self._pairs[key][1]
-            self._gateway.use_passing_socket(self.routed[key], self._shown[key])
-
-    def forbid_gateway_passing(self, key: str) -> None:
-        """Make the gateway proxy the server's requests instead of passing its connections to workers. Does not wait."""
-        self._withheld_keys.add(key)
-        give = self._shown.pop(key, None)
-        if give is not None and self._gateway is not None:
-            self._run_in_background(self._gateway.withdraw_passing_socket(self.routed[key], give))
-
-    async def notify_gateway_of_workers_exit(self, server: ServerConfig) -> None:
-        """Tell the gateway that workers of this server exit without replacement; return when it has confirmed.
-
-        A server that has lost its route may still get requests.
-        """
-        if self._published is not None:
-            await self._published.wait()
-        if self._gateway is not None:
-            await self._gateway.announce_workers_exit(self.routed.get(server.key, server.name))
-
-    def return_to_gateway(self, key: str) -> None:
-        """Give the gateway back the connections waiting in the server's adoption pair. No effect without a gateway."""
-        if self._give_back is not None and key in self._pairs:
-            _move_queued_connections(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
         """Create the server's socket pair, or replace it if its `handover_group` has changed. No pair for a command."""
         key = server.key
         if server.command or self.handover_group(key) == handover_group(server):
             return
-        before = self._pairs.pop(key, None)
+        before: tuple[Any, ...] | None = self._pairs.pop(key, None)
         give, take = wire.pair()
         # Set once, before another process has the socket: the setting is shared by all holders.
         give.setblocking(False)
@@ -267,35 +186,8 @@ class AdoptionPairs:
         meta = {"server": server.name, "protocol": handover_group(server)}
         entry = {"op": "put", "name": f"{fd_store.ADOPTION}{key}", "meta": meta}
         self._keeper.send(entry, [give, take])
-        if key not in self._withheld_keys:
-            self.allow_gateway_passing(key)
-        if before is not None:
-            self._run_in_background(self._withdraw_and_close_pair(key, *before[1:]))
-
-    async def _withdraw_and_close_pair(
-        self, key: str, give: socket.socket, take: socket.socket, *, close_queued: bool = False
-    ) -> None:
-        """Close both ends of a server's socket pair in this process, once the gateway has stopped using the pair.
-
-        If the server has a route, connections queued in the pair first return to the gateway. If `close_queued` is set,
-        all others are closed. If not, the workers that still hold the pair take the others.
-        """
-        with give, take:
-            if self._published is not None:
-                await self._published.wait()
-            if self._gateway is not None and key in self.routed:
-                if self._shown.get(key) is give:
-                    del self._shown[key]
-                await self._gateway.withdraw_passing_socket(self.routed[key], give)
-                if self._give_back is not None:
-                    _move_queued_connections(take, self._give_back)
-            if close_queued:
-                _move_queued_connections(take, None)
-
-    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for end in before[1:] if before is not None else ():
+            end.close()  # the workers that still hold the pair take the connections in it
 
     def get_or_open(self, server: ServerConfig) -> tuple[socket.socket, ...]:
         """Return the server's socket pair, created if missing, as (give end, take end); () if it runs a command."""
@@ -337,19 +229,17 @@ class AdoptionPairs:
     def close_queued(self, key: str) -> None:
         """Close every handed-over connection that no worker of the server has taken yet."""
         if key in self._pairs:
-            _move_queued_connections(self._pairs[key][2], None)
+            _close_queued_connections(self._pairs[key][2])
 
     async def close(self, key: str) -> None:
-        """Close the server's socket pair in this process and in the keeper, and every connection queued in the pair.
-
-        If the server has a route, the queued connections are first returned to the gateway.
-        """
+        """Close the server's socket pair in this process and in the keeper, and every connection queued in the pair."""
         if key not in self._pairs:
             return
-        await self._withdraw_and_close_pair(key, *self._pairs.pop(key)[1:], close_queued=True)
-        if key not in self._pairs:
-            with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
+        self.close_queued(key)
+        for end in self._pairs.pop(key)[1:]:
+            end.close()
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def close_pair(self, key: str) -> None:
         """Close the server's empty adoption pair, and drop the keeper's copy. `open` can create another pair."""
@@ -362,8 +252,7 @@ class AdoptionPairs:
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
 
-def _move_queued_connections(take: socket.socket, give: socket.socket | None) -> None:
-    """Move queued connections from `take` to `give`; close those without room, or all of them if `give` is None."""
+def _close_queued_connections(take: socket.socket) -> None:
     # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:
@@ -374,12 +263,5 @@ def _move_queued_connections(take: socket.socket, give: socket.socket | None) ->
             return
         if received is None:
             return
-        message, fds = received
-        try:
-            if give is not None and message.get("t") == "conn":
-                wire.send(give, message, fds)
-        except (OSError, wire.WireError):
-            pass
-        finally:
-            for fd in fds:
-                close_promptly(fd)
+        for fd in received[1]:
+            close_promptly(fd)

@@ -134,7 +134,12 @@ class WorkerAdoption:
         hook = str(meta.get("hook", ""))
         if hook:
             server = hook_config(server, hook)
-        if (key := str(meta.get("key", server.key))) != server.key:
+        private = None
+        key = str(meta.get("key", server.key))
+        if server.is_proxied:
+            with contextlib.suppress(AddressError):
+                private = parse(key)
+        elif key != server.key:
             # Its configuration was not saved. At least the address must be right, because it selects the shared pair.
             with contextlib.suppress(AddressError):
                 server = server.at(parse(key))
@@ -145,12 +150,13 @@ class WorkerAdoption:
         placement = Placement.of(
             server.name, int(meta["generation"]), int(meta["index"]), where=f"pid {pid}", pid=pid
         )
+        if private is not None:
+            placement = replace(placement, address=private.key)
         if hook:
             placement = replace(placement, id=name)
         output, protocol = str(meta["output"]), meta["protocol"]
-        worker = LocalWorker(self.children, self.events, placement, server, output, protocol)
+        worker = LocalWorker(self.children, self.events, placement, server, output, protocol, private)
         worker.start, worker.place, worker.hook = meta["start"], meta["place"], hook
-        worker.follows_routes = bool(meta["follows_routes"])
         sock = next((socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         # Set before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
@@ -333,7 +339,6 @@ def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
         "likeness": number_of(message, "likeness", 0, 1 << 32),
         "leaving": flag_of(message, "leaving"),
         "deaf": flag_of(message, "deaf"),
-        "follows_routes": message.get("follows_routes") is True,
         "ready_at": ready_at,
         "protocol": protocol,
     }
@@ -551,7 +556,7 @@ class _OrphanTriage:
     async def _register_in_keeper(
         self, name: str, orphan: LocalOrphan, fds: list[int], place: str | None = None
     ) -> None:
-        kept = ("server", "generation", "index", "ready_at", "output", "protocol", "follows_routes")
+        kept = ("server", "generation", "index", "ready_at", "output", "protocol")
         meta = {key: orphan.said.get(key) for key in kept}
         meta |= {"pid": orphan.pid, "start": orphan.start, "notify": None, "place": place}
         self.store_in_keeper_once(name, meta, fds)

@@ -27,16 +27,14 @@ from typing import Any, NamedTuple, Protocol
 import uvicorn
 
 from poolctl.keeper import connection_handover
-from poolctl.keeper.connection_handover import Connection, Routed
+from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly, peer_has_closed
 
 from .connection_balancer import ConnectionBalancer
 from .connection_state import Drainable, PoolServerState
 from .http2_connection import Http1Or2
-from .routed_connections import RoutedConnection, make_routed_connection
 from .uvicorn_parts import State
-from .worker_routes import GatewayRoutes
 
 # A full worker accepts again once a sixteenth of its connections has closed, or some time after the first has closed,
 # because opening and closing a listener costs as much as several requests.
@@ -265,7 +263,6 @@ class ConnectionAcceptor:
         *,
         adoption: AdoptionPair | None,
         most: int | None,
-        routes: GatewayRoutes | None = None,
         woken: bool = False,
     ) -> None:
         self.servers: Sequence[Listening] = ()
@@ -275,7 +272,6 @@ class ConnectionAcceptor:
         self._adoption = adoption
         self._most = most
         self._is_limited = most is not None
-        self._routes = routes or GatewayRoutes("")
         self.accepted = ConnectionsAwaitingProtocol(server_state)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
@@ -431,7 +427,7 @@ class ConnectionAcceptor:
         if balancer is not None and balancer.hand_over_if_too_many(sock):
             sock.close()
         else:
-            self._shake_hands(sock, due, None)
+            self._shake_hands(sock, due)
 
     def _start_taking_handovers(self) -> None:
         self._taking = True
@@ -492,42 +488,34 @@ class ConnectionAcceptor:
         if self._woken and peer_has_closed(taken):
             close_promptly(taken.detach())
             return
-        until, asked, routed = taken.until, taken.asked, taken.routed
         balancer = self._server_state.balancer
         if balancer is not None:
             balancer.note_taken()
         if self._config.ssl is None:
-            self.accepted.attach(functools.partial(self._make_adopted_protocol, until, asked, routed), taken)
+            made = functools.partial(self._make_adopted_protocol, taken.until, taken.asked, taken.received)
+            self.accepted.attach(made, taken)
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
             usual = monotonic() + self._server_state.head_timeouts.seconds
-            self._shake_hands(taken, usual if until is None or asked else min(until, usual), routed)
+            self._shake_hands(taken, usual if taken.until is None or taken.asked else min(taken.until, usual))
 
-    def _shake_hands(self, sock: socket.socket, due: float, routed: Routed | None) -> None:
+    def _shake_hands(self, sock: socket.socket, due: float) -> None:
         assert self._config.ssl is not None
-        self.accepted.shake_hands(self._protocol_for(routed), sock, self._config.ssl, due)
+        self.accepted.shake_hands(self._make_protocol(), sock, self._config.ssl, due)
 
     def _make_adopted_protocol(
-        self, until: float | None, between_requests: bool, routed: Routed | None
+        self, until: float | None, between_requests: bool, received: bytes
     ) -> asyncio.Protocol:
-        if routed is not None and not routed.route:
-            return ReplayProtocol(
-                self._make_adopted_protocol(None, False, None), routed.received, self._server_state
-            )
-        made = self._protocol_for(routed)
-        if until is not None or routed is None or not routed.decided:
-            if isinstance(made, Drainable):
-                made.limit_head_or_idle_time(until, between_requests=between_requests)
-        elif isinstance(made, RoutedConnection):
-            made.head = None  # the head has arrived, so no time limit applies
+        if received:
+            return ReplayProtocol(self._make_adopted_protocol(None, False, b""), received, self._server_state)
+        made = self._make_protocol()
+        if isinstance(made, Drainable):
+            made.limit_head_or_idle_time(until, between_requests=between_requests)
         return made  # type: ignore[no-any-return]
 
-    def _protocol_for(self, routed: Routed | None) -> Any:
-        arguments = self._config, self._server_state, self._app_state
-        if routed is None:
-            return protocol_factory(*arguments)()
-        return make_routed_connection(*arguments, self._routes, routed)
+    def _make_protocol(self) -> Any:
+        return protocol_factory(self._config, self._server_state, self._app_state)()
 
 
 class ReplayProtocol(asyncio.Protocol):

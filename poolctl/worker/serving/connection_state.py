@@ -16,7 +16,7 @@ from email.utils import formatdate
 from time import monotonic, monotonic_ns, time
 from typing import Any
 
-from ...keeper.connection_handover import Routed, send_connection, unread_bytes
+from ...keeper.connection_handover import send_connection, unread_bytes
 from ...keeper.wire import WireError
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .connection_balancer import ConnectionBalancer
@@ -123,9 +123,6 @@ class Drainable:
         """Move to another worker through the socket `end` if no request is in progress. Returns whether it moved."""
         return False
 
-    def give_back(self) -> None:
-        """Return the connection to the gateway before its next request, if it came from there."""
-
     def cancel_close_when_idle(self) -> None:
         """Undo a call of `close_when_idle`: keep the connection open, unless the client was told that it closes."""
 
@@ -135,14 +132,15 @@ class Drainable:
     def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
 
-        The limit ends at `until`, a monotonic time; None stands for the default limit. If `between_requests` is true,
-        the connection is between two requests, and closes at `until` unless a request begins before. If
-        `between_requests` is false, the head of the next request must be complete at `until`.
+        The limit ends at `until`, a monotonic time. If `between_requests` is true, the connection is between two
+        requests, and closes at `until` unless a request begins before; if `until` is None, it is a connection of the
+        gateway, which stays open. If `between_requests` is false, the head of the next request must be complete at
+        `until`; None stands for the default limit.
         """
 
 
 def send_away(
-    transport: Any, end: socket.socket, limits: dict[str, float | bool] | None, routed: Routed | None = None
+    transport: Any, end: socket.socket, limits: dict[str, float | bool] | None, received: bytes = b""
 ) -> bool:
     """Send a connection to another worker through the socket `end`, and drop it here, unnoticed by its client.
 
@@ -151,7 +149,7 @@ def send_away(
     transport.pause_reading()
     if not transport.get_write_buffer_size():
         with contextlib.suppress(OSError, WireError):
-            send_connection(end, transport.get_extra_info("socket").fileno(), limits, routed)
+            send_connection(end, transport.get_extra_info("socket").fileno(), limits, received)
             transport.abort()
             return True
     transport.resume_reading()

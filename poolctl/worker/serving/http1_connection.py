@@ -33,11 +33,12 @@ from typing import Any
 import h11
 import uvicorn
 
-from poolctl.keeper.connection_handover import Routed, unread_bytes
+from poolctl.keeper.connection_handover import unread_bytes
 
 from ..tally import BOUNDS_NS, BUCKETS, LATENCY_NS, MALFORMED, STARTED, STATUS
 from .connection_state import Drainable, Header, PoolServerState, send_away
 from .request_records import FAILURES, RequestCounts
+from .route_context import is_of_gateway
 from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State, ZttpProtocol
 
 QUIET_SECONDS = 2.0
@@ -55,11 +56,8 @@ _END_BYTES = 4
 _REFUSALS = {
     400: b"Bad Request",
     408: b"Request Timeout",
-    421: b"Misdirected Request",
     431: b"Request Header Fields Too Large",
-    503: b"Service Unavailable",
 }
-_NOT_MALFORMED = {421: (), 503: ((b"retry-after", b"1"),)}
 
 
 class PartialHead:
@@ -89,6 +87,7 @@ class Http1Connection(Drainable, Http1Protocol):
     can_move = True  # whether it may be handed over to another worker after its first request
     lingering = False
     pipeline: Any = ()  # with httptools, further requests wait in it
+    _from_gateway = False  # another worker has handed over a connection of the gateway
     _overdue = False
     _pause_seconds = 0.0
     _trying: asyncio.TimerHandle | None = None
@@ -110,14 +109,14 @@ class Http1Connection(Drainable, Http1Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     @property
+    def of_gateway(self) -> bool:
+        """Whether the gateway sends requests on this connection, which it closes itself when it needs it no longer."""
+        return self._from_gateway or (self.cycle is not None and is_of_gateway(self.cycle.scope))
+
+    @property
     def between_requests(self) -> bool:
         """Whether all received bytes belong to requests that have their complete response."""
         raise NotImplementedError
-
-    @property
-    def routed_state(self) -> Routed | None:
-        """The routing state to send if the connection moves to another worker; None if it is not from the gateway."""
-        return None
 
     @property
     def body_follows(self) -> bool:
@@ -206,8 +205,8 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def hand_over(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which no longer applies.
-        limits = {} if self.lingering else self.deadline_arguments()
-        if not self._can_move_now or not send_away(self.transport, end, limits, self.routed_state):
+        limits = {} if self.lingering and not self.of_gateway else self.deadline_arguments()
+        if not self._can_move_now or not send_away(self.transport, end, limits):
             return False
         self.connections.discard(self)  # no longer counted, even before the loop has noticed
         return True
@@ -220,7 +219,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def _hand_over_upgrade_if_too_many(self, event: tuple[Any, ...]) -> bool:
         state = self.server_state
-        if state.balancer is None or state.stays or self.scheme != "http" or self.routed_state is not None:
+        if state.balancer is None or state.stays or self.scheme != "http":
             return False
         return state.balancer.hand_over_websocket_if_too_many(TransferableWebSocketRequest(self, *event))
 
@@ -378,17 +377,22 @@ class Http1Connection(Drainable, Http1Protocol):
             timeouts.start(self, min(until, monotonic() + timeouts.seconds))
             return
         self.head = None
+        if until is None and between_requests:
+            self._from_gateway = True
+            return
         left = self.timeout_keep_alive
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def deadline_arguments(self) -> dict[str, float | bool]:
         """Return the deadline of the connection's next request as keyword arguments for `limit_head_or_idle_time`.
 
-        Returns {} if the connection has no deadline.
+        Returns {} if the usual deadline applies.
         """
         if self.head is not None:
             due = self.server_state.head_timeouts.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
+        if self.of_gateway:
+            return {"asked": True}
         if self.timeout_keep_alive_task is None:
             return {}
         closes_at = self.timeout_keep_alive_task.when()
@@ -458,14 +462,13 @@ class Http1Connection(Drainable, Http1Protocol):
         self.server_state.renew_default_headers()
         lines = [b"HTTP/1.1 %d %b" % (status, _REFUSALS[status])]
         length = (b"content-length", b"%d" % len(body))
-        more = (*_NOT_MALFORMED.get(status, ()), *headers)
-        for name, value in (*self.server_state.default_headers, *more, length, CLOSE_HEADER):
+        for name, value in (*self.server_state.default_headers, *headers, length, CLOSE_HEADER):
             lines.append(name + b": " + value)
         transport.write(b"\r\n".join([*lines, b"", body]))
         self.cancel_head_timeout()
         self.cancel_close_when_quiet()
         if self.counts is not None:
-            self.counts.tally[MALFORMED] += status not in _NOT_MALFORMED
+            self.counts.tally[MALFORMED] += 1
             self.counts.tally[STATUS + status // 100] += 1
         # If closed with unread data, the connection would be reset and the response lost.
         if transport.can_write_eof():
@@ -496,7 +499,10 @@ class Http1Connection(Drainable, Http1Protocol):
             return
         if self.transport.is_closing() or (self.head is not None and self.head.size):
             return
-        if unread_bytes(self.transport):
+        if self.of_gateway and not (self.lingering or self.server_state.draining):
+            # HAProxy cannot repeat a POST that it sends while the connection is closed (34 of 2,580 were lost).
+            self.cancel_close_when_quiet()
+        elif unread_bytes(self.transport):
             self.close_when_quiet(self.timeout_keep_alive)
         else:
             super().timeout_keep_alive_handler()
@@ -637,7 +643,7 @@ class TransferableWebSocketRequest:
         transport = connection.transport
         if not connection.idle or transport.is_closing():
             return False
-        if not send_away(transport, end, None, Routed("", received=self._head())):
+        if not send_away(transport, end, None, self._head()):
             return False
         connection.connections.discard(connection)
         return True

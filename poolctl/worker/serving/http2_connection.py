@@ -26,7 +26,6 @@ from .connection_state import Drainable, PoolServerState, send_away
 from .http1_connection import FIRST, QUIET_SECONDS, PartialHead, wants_events
 from .request_records import FAILURES, RequestCounts
 from .uvicorn_parts import Message, State, ZttpH2Protocol
-from .worker_routes import ConnectionRoutingState, add_route_to_scopes
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER_BYTES = 9  # RFC 9113 §4.1
@@ -38,9 +37,6 @@ _HIGHEST_STREAM = 2**31 - 1
 
 class Http1Or2(Drainable, asyncio.Protocol):
     """A connection whose protocol is not known yet. An HTTP/1.1 or HTTP/2 protocol object then takes its place."""
-
-    # The routing state, for a connection passed on by the gateway.
-    routing: ConnectionRoutingState | None = None
 
     def __init__(
         self,
@@ -74,9 +70,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
             if self.server_state.draining:
                 self.close_when_idle()
             elif self.server_state.balancer is not None:
-                self.server_state.balancer.balance_new_connection(
-                    self, unread=self._until is None and self.routing is None
-                )
+                self.server_state.balancer.balance_new_connection(self, unread=self._until is None)
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move the connection to another worker through the socket `end`, unless its first byte has arrived.
@@ -133,8 +127,6 @@ class Http1Or2(Drainable, asyncio.Protocol):
         if self._until is not None and isinstance(protocol, Drainable):
             until, asked = self._until
             protocol.limit_head_or_idle_time(until, between_requests=asked)
-        if self.routing is not None and isinstance(protocol, Drainable):
-            add_route_to_scopes(protocol, self.routing)
         self.transport.set_protocol(protocol)
         limited = due is not None and isinstance(protocol, Drainable)
         if limited:

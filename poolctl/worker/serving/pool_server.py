@@ -22,8 +22,8 @@ from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, HeadTimeouts,
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
 from .request_records import CUT, FailedRequestLog, RequestCounts, add_access_log, inner_app
+from .route_context import ANYWHERE, RouteContexts
 from .uvicorn_parts import Message, RequiredProtocolMembers, Settings, State, Tls, ZttpH2Protocol, ssl_context
-from .worker_routes import ANYWHERE, GatewayRoutes, show_proxied_routes_to_app
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -119,7 +119,7 @@ class PoolServer(uvicorn.Server):
     `adoption` is the socket pair through which the server's workers hand over connections; without it none are handed
     over. If `resting` is true, nothing is accepted before `set_accepting` is called. If `woken` is true, connections
     have waited for this worker to start, and a waiting connection is closed unserved if its client has disconnected.
-    `routes` is the worker's part of a gateway, for connections that the gateway passes on.
+    `routes` shows the application the routes of requests that a gateway forwards.
 
     `tally` is the page of memory on which requests are counted; None: they are not counted. `failed` is the form of log
     lines about failed requests (see FailedRequestLog); None: none are written.
@@ -143,7 +143,7 @@ class PoolServer(uvicorn.Server):
         head_bytes: int = HEAD_BYTES,
         max_connections: int | None = None,
         http2: bool = False,
-        routes: GatewayRoutes | None = None,
+        routes: RouteContexts | None = None,
         woken: bool = False,
         failed: str | None = None,
     ) -> None:
@@ -163,15 +163,13 @@ class PoolServer(uvicorn.Server):
         self.server_state: PoolServerState = PoolServerState(self.limit_max_requests)
         self.server_state.tally = tally
         self.server_state.counts = None if tally is None else RequestCounts(tally)
-        if routes is not None:
-            routes.counts = self.server_state.counts
         self.server_state.failed = None if failed is None else FailedRequestLog(failed)
         self.server_state.head_timeouts = HeadTimeouts(head_seconds, head_bytes)
         self._changed = self.server_state.changed
         # Separate from `changed`, which is set whenever the last request in progress ends.
         self._leaving = asyncio.Event()
         self.acceptor = ConnectionAcceptor(
-            config, self.server_state, adoption=adoption, most=max_connections, routes=routes, woken=woken
+            config, self.server_state, adoption=adoption, most=max_connections, woken=woken
         )
         self.lingers = self.migrates = False
         self.on_left: Callable[[], None] = lambda: None  # called when it has stopped accepting
@@ -235,21 +233,6 @@ class PoolServer(uvicorn.Server):
         kind: Any = self.config.http_protocol_class
         movable = not self._http2 and issubclass(kind, Http1Connection) and kind.can_move
         return movable and self._adoption is not None and self.config.ssl is None
-
-    @property
-    def prevents_misrouted_requests(self) -> bool:
-        """Whether each request on a connection from the gateway is certainly served by the server that it is meant for.
-
-        True with TLS, because all requests on a TLS connection are for one server. Without TLS, True if poolctl knows
-        uvicorn's protocol class, and so can check each request; otherwise False.
-        """
-        kind: Any = self.config.http_protocol_class
-        return self.config.ssl is not None or issubclass(kind, Http1Connection)
-
-    def return_connections_to_gateway(self) -> None:
-        """Return to the gateway the connections that it passed on, each before its next request."""
-        for connection in self._http_connections():
-            connection.give_back()
 
     def balance_by_counts_page(self, page: int) -> None:
         """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
@@ -340,7 +323,7 @@ class PoolServer(uvicorn.Server):
         state.http2 = http2_class() if self._http2 else None
         state.connections.http = (Drainable, kind, *([state.http2] if self._http2 else []))
         if self._routes is not None:
-            show_proxied_routes_to_app(config, self._routes)
+            self._routes.show_to_app(config)
 
     def _limit_reached(self) -> None:
         logger.info(

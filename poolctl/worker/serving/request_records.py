@@ -36,11 +36,10 @@ _MOST_LINES = 50
 class RequestCounts:
     """The counter of a worker's requests in `tally`, a shared memory page that the supervisor reads."""
 
-    __slots__ = ("_route_slots", "tally")
+    __slots__ = ("tally",)
 
     def __init__(self, tally: memoryview) -> None:
         self.tally = tally
-        self._route_slots: dict[str, int] = {}
 
     def count_response(self, latency_ns: int) -> None:
         """Count a complete response."""
@@ -53,18 +52,6 @@ class RequestCounts:
         awaited = getattr(newest.on_response, "__self__", None) is connection
         kind = tally.DISCONNECTED if awaited or newest.disconnected else tally.BROKEN
         self.tally[kind] += 1 + len(getattr(connection, "pipeline", ()))
-
-    def count_routed(self, alias: str) -> None:
-        """Count a request that came through a gateway on the route `alias`."""
-        slot = self._route_slots.get(alias)
-        if slot is None:
-            slot = self._route_slots[alias] = tally.claim_route_slot(self.tally, alias)
-        self.tally[slot] += 1
-
-    def count_error(self, alias: str) -> None:
-        """Count a failed request of the route `alias`, unless `tally` is full and has no slot for its errors."""
-        if (slot := tally.error_slot(self.tally, alias)) is not None:
-            self.tally[slot] += 1
 
 
 class AccessLogMiddleware:

@@ -28,6 +28,7 @@ from poolctl.features.doctor import _check_pool
 from poolctl.features.doctor._check import CheckContext, CheckResult
 from tests.certificates import certificate
 from tests.features.doctor.test_check_machine import examined, only
+from tests.needs import needs
 from tests.real_pool import RealPool
 from tests.stand_in import server
 
@@ -126,6 +127,22 @@ def test_certificates_of_tables_that_expire_soon_are_reported(tmp_path: Path) ->
     for table, (_, message) in zip(("[gateway]", "[operator]"), found, strict=True):
         assert message.startswith(f"{table}: ")
         assert "the certificate expires on" in message
+
+
+@needs("gateway")
+def test_warnings_about_the_program_of_the_gateway_are_reported(tmp_path: Path) -> None:
+    def found(gateway: str) -> list[tuple[str, str, str, str]]:
+        (tmp_path / "pool.toml").write_text(
+            f'[gateway]\n{gateway}[[route]]\nto = "http://127.0.0.1:9000"\nlimit.concurrency = 1\n'
+        )
+        context = CheckContext(None, {})
+        context.config = load(tmp_path / "pool.toml", {})
+        assert context.config.problems == []
+        return told(_check_pool.gateway_program(context))
+
+    said = "with several threads the limits of requests are approximate"
+    assert found("threads = 2\n") == [("warning", "gateway", said, "write threads = 1 for exact ones")]
+    assert found("") == []
 
 
 def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
@@ -254,6 +271,7 @@ def test_without_a_pool_only_the_machine_is_checked() -> None:
     for check in (
         _check_pool.certificates,
         _check_pool.unsafe_root_interpreters,
+        _check_pool.gateway_program,
         _check_pool.supervisor,
         _check_pool.servers,
     ):

@@ -38,7 +38,6 @@ path = "/one"
 to = "two"
 path = "/two"
 """
-PROXIED = ROUTES + 'mode = "proxy"\n'  # the route of "two"
 
 
 class GatewayPool:
@@ -55,20 +54,16 @@ class GatewayPool:
         self.pool.write("pool.toml", head + routes + SERVERS.format(**self.ports, extra=extra))
 
     def start(self, routes: str = ROUTES, gateway: str = "", extra: str = "") -> None:
-        """Start it; returns when the gateway accepts, and its routes pass where they can."""
+        """Start it; returns when the gateway accepts."""
         need_gateway()
         self.write(routes, gateway, extra)
         self.pool.ok("start")
         self.until(self.process)
 
     def process(self) -> int | None:
-        """The pid of the gateway's process; None unless there is exactly one."""
-        found = self.named("poolctl-gateway")
-        return found[0] if len(found) == 1 else None
-
-    def zygote(self) -> int | None:
-        """The pid of the process that gateways are forked from; None unless there is exactly one that waits."""
-        found = self.named("poolctl-gwfork")
+        """The pid of the HAProxy that serves; None unless there is exactly one."""
+        # A supervisor that starts also runs `haproxy -v`.
+        found = [pid for pid, command in self.pool.processes().items() if "haproxy -db " in command]
         return found[0] if len(found) == 1 else None
 
     def named(self, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Errors of passed routes: those of their own requests, though workers count all requests of a server together."""
+"""Errors of routes: those of their own requests, though workers count all requests of a server together."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ alias = "news"
 to = "one"
 path = "/news"
 """
-FIELDS = "alias,passed,errors"
+FIELDS = "alias,requests,errors"
 
 
-def test_passed_route_shows_errors_of_its_own_requests_only(gateway: GatewayPool) -> None:
+def test_route_shows_errors_of_its_own_requests_only(gateway: GatewayPool) -> None:
     gateway.pool.write("failing.py", APP)
     gateway.start(ROUTES)
     text = (gateway.pool.directory / "pool.toml").read_text()

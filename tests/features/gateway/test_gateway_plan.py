@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 import stat
-import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +15,9 @@ import pytest
 from poolctl import TLSConfig
 from poolctl.config import Tables
 from poolctl.errors import ServerError
-from poolctl.features.gateway.process.settings import TCP, UDP, GatewaySettings, ListenerSettings
-from poolctl.features.gateway.supervision.gateway_plan import (
+from poolctl.features.gateway.haproxy.setup import CertificateContents
+from poolctl.features.gateway.settings import TCP, UDP, GatewaySettings, ListenerSettings
+from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
     GatewayPlan,
@@ -29,9 +28,7 @@ from poolctl.features.gateway.table import GatewayConfig, GatewayListener, Strea
 from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
 from tests.certificates import certificate
-from tests.needs import needs
 from tests.ports import claim_port
-from tests.programs import program
 from tests.unit.core.ordered_core import run
 
 
@@ -116,7 +113,7 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
                 stream=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
             )
             streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
-            found = plan_of(tables, streams, "/run", "/state", {}, {})
+            found = plan_of(tables, streams, {})
             assert found is not None
             assert await listeners.open_missing(found.listeners, found.access) == []
             statuses = [os.stat(each) for each in (path, f"{path}2")]
@@ -134,12 +131,12 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
 def test_owner_that_does_not_exist_is_a_failure_of_the_gateway() -> None:
     tables = Tables(gateway=GatewayConfig(bind=({"bind": "unix:/run/g", "owner": "no-such-user"},)))
     with pytest.raises(ServerError, match="there is no user or group 'no-such-user'"):
-        plan_of(tables, (), "/run", "/state", {}, {})
+        plan_of(tables, (), {})
 
 
 def test_address_without_a_host_is_open_for_both_families() -> None:
     tables = Tables(gateway=GatewayConfig(bind=(":8080", "0.0.0.0:8081")))
-    found = plan_of(tables, (), "/run", "/state", {}, {})
+    found = plan_of(tables, (), {})
     assert found is not None
     assert {each.bind: each.dual for each in found.listeners.values()} == {
         "0.0.0.0:8080": True, "0.0.0.0:8081": False,
@@ -177,11 +174,15 @@ def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> No
 
 def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> None:
     old, new, other = http("127.0.0.1:1", tls=True), http("127.0.0.1:2", tls=True), http("127.0.0.1:3")
-    certificates = tuple(Certificate(key, (key,), {}, (), "") for key in (new.key, other.key))
+    certificates = tuple(
+        Certificate(key, CertificateContents((key,), {}, ()), TLSConfig(cert=key))
+        for key in (new.key, other.key)
+    )
     planned = plan(new, other, certificates=certificates)
     failed = planned.limited_to(by_key(old, other))
     assert set(failed.listeners) == {old.key, other.key}
     assert failed.certificates == (*certificates, certificates[0]._replace(bind=old.key))
+    assert failed.certificates_of(old.key) == [certificates[0].contents]
     assert set(planned.limited_to(by_key(old, new, other)).listeners) == {new.key, other.key}
 
 
@@ -197,23 +198,18 @@ def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
 
 def test_settings_are_those_of_the_table() -> None:
     table = GatewayConfig(
-        bind=(":8080",), header_for_host="X-Host", traffic_re_enable=11.0, trusted_proxies=("10.0.0.0/8",),
-        drain_timeout=12.0, head_timeout=13.0, keep_alive=14.0, max_head_size=20_000, max_connections=15,
-        http2=False, access_log=True, threads=3,
+        bind=(":8080",), header_for_host="X-Host", trusted_proxies=("10.0.0.0/8",), drain_timeout=12.0,
+        head_timeout=13.0, keep_alive=14.0, max_head_size=20_000, max_connections=15, program="/opt/haproxy",
+        user="root", threads=3, http2=False, access_log=True,
     )  # fmt: skip
-    assert settings_of(table, "/run", "/state") == GatewaySettings(
-        directory="/run", header_for_host="X-Host", traffic_re_enable_seconds=11.0, trusted_proxies=("10.0.0.0/8",),
-        drain_seconds=12.0, head_seconds=13.0, keep_alive_seconds=14.0, max_head_bytes=20_000, max_connections=15,
-        http2=False, access_log="/state/gateway-access.log", engine="poolctl", program="", threads=3,
+    user = "root" if os.geteuid() == 0 else ""
+    assert settings_of(table) == GatewaySettings(
+        header_for_host="X-Host", trusted_proxies=("10.0.0.0/8",), drain_seconds=12.0, head_seconds=13.0,
+        keep_alive_seconds=14.0, max_head_bytes=20_000, max_connections=15, program="/opt/haproxy", user=user,
+        threads=3, http2=False, access_log="text",
     )  # fmt: skip
-    found = settings_of(GatewayConfig(bind=(":8080",)), "/run", "/state")
-    assert (found.max_connections, found.http2, found.access_log) == (0, True, "")
-
-
-@needs("haproxy")
-def test_settings_name_another_engine_and_its_program() -> None:
-    found = settings_of(GatewayConfig(bind=(":8080",), engine="haproxy", program="/opt/haproxy"))
-    assert (found.engine, found.program) == ("haproxy", "/opt/haproxy")
+    assert settings_of(GatewayConfig(bind=(":8080",), access_log="json")).access_log == "json"
+    assert settings_of(GatewayConfig(bind=(":8080",))).access_log == ""
 
 
 def test_plan_has_a_listener_for_each_address_and_stream() -> None:
@@ -224,7 +220,7 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
     )
     db = StreamRoute(alias="db", bind="0.0.0.0:5432", to=(Target(url="10.0.0.5:5432"),), accept_proxy=True)
     dns = StreamRoute(alias="dns", bind="127.0.0.1:53", to=(Target(url="10.0.0.5:53"),), protocol="udp")
-    found = plan_of(tables, (db, dns), "/run", "/state", {}, {"cache": {"size": 1}})
+    found = plan_of(tables, (db, dns), {})
     assert found is not None
     listeners = (
         ListenerSettings(bind="127.0.0.1:8080", accept_proxy=True),
@@ -234,44 +230,8 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
     )
     assert found.listeners == by_key(*listeners)
     assert found.streams == {listeners[2].key: db, listeners[3].key: dns}
-    assert (found.certificates, found.certificate_names_by_listener) == ((), {})
-    assert found.settings.parts == {"cache": {"size": 1}}
-    assert plan_of(Tables(), (), "/run", "/state", {}, {}) is None
-
-
-@needs("haproxy")
-@pytest.mark.parametrize("in_one_file", [False, True])
-def test_key_with_a_password_is_decrypted_for_another_program(tmp_path: Path, in_one_file: bool) -> None:
-    cert, key = certificate(tmp_path)
-    locked = tmp_path / "locked.key"
-    command = [
-        program("openssl"),
-        "pkey",
-        "-in",
-        str(key),
-        "-aes256",
-        "-passout",
-        'pass:s e"c',
-        "-out",
-        str(locked),
-    ]
-    subprocess.run(command, check=True)
-    if in_one_file:
-        locked.write_bytes(cert.read_bytes() + locked.read_bytes())
-    tls = TLSConfig(cert=str(locked if in_one_file else cert), key=str(locked), password_env="SECRET")
-    listener = GatewayListener(bind="127.0.0.1:8443", tls=(tls,))
-    tables = Tables(gateway=GatewayConfig(bind=(listener,), engine="haproxy"))
-    plan = plan_of(tables, (), "/run", "/state", {"SECRET": 's e"c'}, {})
-    assert plan is not None
-    (found,) = plan.certificates
-    assert found.contents[0] == cert.read_bytes()
-    assert (found.settings["password"], b"ENCRYPTED" in b"".join(found.contents)) == ("", False)
-    bundle = tmp_path / "bundle.pem"
-    bundle.write_bytes(b"".join(found.contents))
-    ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(bundle)
-    with pytest.raises(ServerError, match=r"cannot decrypt the key .*locked\.key") as wrong:
-        plan_of(tables, (), "/run", "/state", {"SECRET": "wrong"}, {})
-    assert "password_env" in wrong.value.hint
+    assert found.certificates == ()
+    assert plan_of(Tables(), (), {}) is None
 
 
 def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
@@ -279,38 +239,30 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(second[0].read_bytes() + second[1].read_bytes())
     tls = (
-        TLSConfig(cert=str(first[0]), key=str(first[1]), password_env="SECRET"),
+        TLSConfig(cert=str(first[0]), key=str(first[1])),
         TLSConfig(cert=str(both), ca=str(first[0]), client_auth="required", min_version="1.3", ciphers="AES"),
     )
     tables = Tables(gateway=GatewayConfig(bind=(GatewayListener(bind="127.0.0.1:8443", tls=tls),)))
 
-    def made(**env: str) -> GatewayPlan:
-        found = plan_of(tables, (), "/run", "/state", env, {})
+    def made() -> GatewayPlan:
+        found = plan_of(tables, (), {})
         assert found is not None
         return found
 
-    found = made(SECRET="s")
-    key = "127.0.0.1:8443"
+    key, found = "127.0.0.1:8443", made()
     assert found.listeners[key].tls
     contents = first[0].read_bytes(), first[1].read_bytes(), both.read_bytes()
-    assert [each._replace(digest="") for each in found.certificates] == [
-        Certificate(
-            key, ("a.example", "127.0.0.1"),
-            {"password": "s", "client_auth": "none", "min_version": "1.2", "ciphers": None}, contents[:2], "",
+    assert found.certificates_of(key) == [
+        CertificateContents(
+            ("a.example", "127.0.0.1"),
+            {"client_auth": "none", "min_version": "1.2", "ciphers": None}, [*contents[:2]],
         ),
-        Certificate(
-            key, ("b.example", "127.0.0.1"),
-            {"password": "", "client_auth": "required", "min_version": "1.3", "ciphers": "AES"},
-            (contents[2], contents[2], contents[0]), "",
+        CertificateContents(
+            ("b.example", "127.0.0.1"),
+            {"client_auth": "required", "min_version": "1.3", "ciphers": "AES"},
+            [contents[2], contents[2], contents[0]],
         ),
     ]  # fmt: skip
-    assert found.certificate_names_by_listener == {
-        key: [("a.example", "127.0.0.1"), ("b.example", "127.0.0.1")]
-    }
-    digests = [each.digest for each in found.certificates]
-    assert [each.digest for each in made(SECRET="s").certificates] == digests
-    other = [each.digest for each in made().certificates]
-    assert (other[0] != digests[0], other[1]) == (True, digests[1]), "the password belongs to it"
     first[1].unlink()
     with pytest.raises(ServerError, match=f"cannot read {first[1]}: No such file or directory") as failed:
         made()
@@ -324,20 +276,17 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
         made = GatewayListeners(store)
         await made.adopt()
         assert made.settings == by_key(*listeners)
-        marks = {each.key: made.mark(each.key) for each in listeners}
-        assert len({*marks.values()}) == 5
-        assert all(len(each) == 1 for each in marks.values())
+        sockets = {each.key: made.of(each.key) for each in listeners}
+        assert all(len(each) == 1 for each in sockets.values())
         got = [*store.got]
         assert sorted(got) == sorted(store.kept)
         await made.adopt()
-        assert (store.got, {each.key: made.mark(each.key) for each in listeners}) == (got, marks)
-        assert made.mark("other") == ()
-        await made.close_others([listeners[0].key])
-        assert (made.settings, {*store.kept}) == (
-            by_key(listeners[0]),
-            {f"gateway listener {listeners[0].key}"},
-        )
-        assert (made.mark(listeners[0].key), made.of(listeners[1].key)) == (marks[listeners[0].key], [])
+        assert (store.got, {each.key: made.of(each.key) for each in listeners}) == (got, sockets)
+        assert made.of("other") == []
+        first = listeners[0]
+        await made.close_others([first.key])
+        assert (made.settings, {*store.kept}) == (by_key(first), {f"gateway listener {first.key}"})
+        assert (made.of(first.key), made.of(listeners[1].key)) == (sockets[first.key], [])
         await made.close_others(())
 
     run(scenario())
@@ -348,11 +297,11 @@ def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
         store: Any = Store()
         listeners, plain = GatewayListeners(store), http(f"127.0.0.1:{claim_port()}")
         assert await listeners.open_missing(by_key(plain)) == []
-        mark = listeners.mark(plain.key)
+        sockets = [*listeners.of(plain.key)]
         secure = replace(plain, tls=True)
         assert await listeners.open_missing(by_key(secure)) == []
         assert await listeners.open_missing(by_key(secure)) == []
-        assert (listeners.settings, listeners.mark(plain.key)) == (by_key(secure), mark)
+        assert (listeners.settings, listeners.of(plain.key)) == (by_key(secure), sockets)
         fds = [each.fileno() for each in listeners.of(plain.key)]
         name = f"gateway listener {plain.key}"
         assert store.sent == [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import Probe, Tables, load
-from poolctl.features.gateway.process.settings import ProbeState
+from poolctl.features.gateway.settings import ProbeState
 from poolctl.features.gateway.supervision.outside_targets import (
     ProbedTarget,
     TargetProbes,

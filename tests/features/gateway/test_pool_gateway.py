@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -20,24 +19,26 @@ from poolctl.control.answers import Result
 from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
-from poolctl.features.gateway.process.counts import TrafficCounts
-from poolctl.features.gateway.supervision.computed_routes import RouteSet
-from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics
+from poolctl.features.gateway.settings import ServerFacts
 from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, parse_host_change
+from poolctl.features.gateway.supervision.route_tables import RouteSet
+from poolctl.features.gateway.supervision.statistics import GatewayStatistics
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table, from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.process_link import identity
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
+from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.stand_in import item
 from tests.unit.core.ordered_core import run, web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk, part_site
+
+from .scripted_haproxy import FiguresStage
 
 LOOK = """
 import sys
@@ -51,7 +52,7 @@ assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 # Files of the package may be replaced from now on.
 assert routes <= set(sys.modules)
 there = set(sys.modules)
-from poolctl.features.gateway.supervision import computed_routes, gateway_adoption, gateway_metrics, gateway_process
+from poolctl.features.gateway.supervision import figures, gateway, metrics, route_tables
 late = set(sys.modules) - there
 assert not late, late
 """
@@ -100,66 +101,24 @@ ROUTES = RouteSet(
     excluded=(ExcludedRoute(alias="late", host="a.example", reason="the file does not permit it"),),
     servers=frozenset({"web"}),
 )
-HOSTS = [
-    {"host": "web", "routes": ["shop"], "connections": 1},
-    {"host": "http://10.0.0.7:80", "routes": ["out"], "connections": 2},
-]
-
-
-class Process:
-    """The gateway's process, which answers unless it is `hung`."""
-
-    def __init__(self) -> None:
-        self.known = identity(os.getpid())
-        self.hung = False
-        self.orders: list[Table] = []
-        self.answer: Table = {"hosts": ["web"]}
-        self.reopened = 0
-
-    def _answer(self) -> None:
-        if self.hung:
-            raise TimeoutError
-
-    async def fetch_report(self) -> Table:
-        self._answer()
-        return {
-            "counts": {"routes": {}, "refused": {"route": 3}}, "hosts": HOSTS, "healths": {},
-            "queues": {"shop": 2}, "streams": {"out": {"opened": 4}},
-        }  # fmt: skip
-
-    async def fetch_request_totals(self) -> Table:
-        self._answer()
-        return {
-            "slots": TrafficCounts().total(),
-            "refused": list(TrafficCounts().route_and_other_refusals),
-            "connections": 5,
-            "streamed": 0,
-            "stream_errors": 0,
-        }
-
-    async def change_host_states(self, order: Table) -> Table:
-        self._answer()
-        self.orders.append(order)
-        return self.answer
-
-    async def reopen_log(self) -> None:
-        self._answer()
-        self.reopened += 1
 
 
 class Manager(SimpleNamespace):
-    """The gateway's manager with a process that serves, and without everything else."""
+    """The gateway's manager with a HAProxy that serves, and without everything else."""
 
     def __init__(self) -> None:
+        self.stage = FiguresStage(*ROUTES.served)
+        self.stage.servers["web"] = ServerFacts(state="running", ready=True)
         routes = SimpleNamespace(
             routes=ROUTES, generation=7, services=None, table=None, wait_until_current=self._done,
             masked_table_descriptor=self._table, subscribed=self._followed,
         )  # fmt: skip
         super().__init__(
-            gateway=Process(), tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None, listeners=[],
-            restarts=0, problem="", instability="", failures=[], why_unavailable="port 80 is in use", calls=[],
-            reports=SimpleNamespace(count_worker_connections=lambda host: 9, held_connections=dict),
-            passes_to=lambda server: True, probes=SimpleNamespace(latency_seconds=lambda url: None), late="",
+            gateway=self.stage.haproxy, tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None,
+            processes=SimpleNamespace(replaced_pids=[]), listeners=[], restarts=0, problem="", instability="",
+            failures=[], why_unavailable="port 80 is in use", calls=[], late="", hosts=self.stage.hosts,
+            probes=SimpleNamespace(latency_seconds=lambda url: None), targets=self.stage.targets,
+            counts=self.stage.counts, figures=self.stage.figures, stage=self.stage,
         )  # fmt: skip
         self.table: socket.socket | None = None
         self.reported: list[Callable[[int], None]] = []
@@ -176,14 +135,8 @@ class Manager(SimpleNamespace):
         yield
         self.reported.remove(report)
 
-    async def wait_briefly_until_serving(self) -> Process | None:
-        return self.gateway
-
-    async def try_fetch_report(self) -> Table | None:
-        try:
-            return None if self.gateway is None else await self.gateway.fetch_report()
-        except TimeoutError:
-            return None
+    async def wait_briefly_until_serving(self) -> None:
+        self.calls.append("waited")
 
     async def wait_for_opening_attempt(self) -> None:
         self.calls.append("attempted")
@@ -199,35 +152,21 @@ class Manager(SimpleNamespace):
         self.calls.append("close")
 
 
-class Workers(SlowRunner):
-    """Workers, of which those of the servers in `late` have not confirmed the route table yet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.late: list[str] = []
-        self.routing = self
-
-    async def list_unconfirmed_servers_after(self, seconds: float) -> list[str]:
-        return self.late
-
-
 class Stage(Desk):
     """A pool of two servers with a gateway."""
 
     def __init__(self) -> None:
-        self.workers = Workers()
-        super().__init__(web(), web("other"), runner=self.workers)
-        totals: Any = SimpleNamespace(
-            counts_of_ended_workers=lambda entry: blank_page().tolist(),
-            counts_by_route_of_ended_workers=lambda entry: {},
-        )  # fmt: skip
-        environment = SimpleNamespace(keeper=None, directory="/")
+        runner: Any = SlowRunner()
+        runner.routing = SimpleNamespace(publish=lambda *routes: None)
+        super().__init__(web(), web("other"), runner=runner)
+        totals: Any = SimpleNamespace(counts_of_ended_workers=lambda entry: blank_page().tolist())
+        helpers: Any = SimpleNamespace(add=lambda *helper: SimpleNamespace(reconcile=lambda: None))
+        environment = SimpleNamespace(keeper=None, directory="/", state_directory="/", helpers=helpers)
         self.site = part_site(self.core, self.events, environment)._replace(totals=totals)
         self.part = PoolGateway(self.site)
         self.manager: Any = Manager()
-        self.process: Process = self.manager.gateway
+        self.figures: FiguresStage = self.manager.stage
         self.gateway = GatewayVerbs(self.site)
-        self.manager.routing = self.workers
         self.gateway.gateway = self.manager
         self.gateway.statistics = GatewayStatistics(self.manager, self.core, totals)
         self.part._verbs = self.gateway
@@ -256,22 +195,25 @@ def staged(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
 
 def test_routes_are_reported_with_their_figures_and_those_not_served() -> None:
     async def scene(stage: Stage) -> None:
+        shop, _, db = ROUTES.served
+        stage.figures.count(shop, stot=2, qcur=2)
+        stage.figures.count(db, stot=4)
+        stage.figures.count_unrouted(3)
         found = await stage.perform("routes")
         assert [(each.alias, each.way) for each in found.items] == [
-            ("shop", "pass"), ("out", "proxy"), ("out", "stream"), ("late", "excluded"),
+            ("shop", "http"), ("out", "http"), ("out", "stream"), ("late", "excluded"),
         ]  # fmt: skip
-        assert [each.requests for each in found.items] == [0, 0, 4, 0]
+        assert [each.requests for each in found.items] == [2, 0, 4, 0]
         assert found.items[0].waiting == 2
         assert found.items[0].machines is None
-        assert (found.generation, found.refused) == (7, {"route": 3})
+        assert (found.generation, found.refused) == (7, {"404": 3})
         assert stage.manager.calls[0] == "settled"
         stage.manager.machines = SimpleNamespace(machines=lambda route: (route.alias,))
         assert (await stage.perform("routes")).items[1].machines == ("out",)
-        stage.process.hung = True
+        stage.figures.is_running, stage.manager.gateway = False, None
         found = await stage.perform("routes")
-        assert ([each.requests for each in found.items], found.refused) == ([0, 0, 0, 0], None)
-        stage.manager.gateway = None
-        assert len((await stage.perform("routes")).items) == 4
+        assert {each.state for each in found.items} == {"error", "unknown"}
+        assert found.refused is None
 
     staged(scene)
 
@@ -327,11 +269,16 @@ def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines() -> 
     staged(scene)
 
 
-def test_hosts_are_those_of_the_process_with_the_connections_of_workers() -> None:
+def test_hosts_are_the_targets_of_routes_with_the_connections_of_workers() -> None:
     async def scene(stage: Stage) -> None:
+        await stage.ask("start")
+        page = blank_page()
+        page[tally.OPEN_CONNECTIONS] = 9
+        stage.runner.counts = lambda placement: page.tolist()
+        stage.figures.count(ROUTES.http[1], "http://10.0.0.7:80", scur=2)
         found = await stage.perform("hosts")
         assert [(each.host, each.connections, each.available) for each in found.items] == [
-            ("web", 9, True), ("http://10.0.0.7:80", 2, True),
+            ("web", 9, True), ("http://10.0.0.7:80", 2, True), ("10.0.0.7:5432", 0, True),
         ]  # fmt: skip
         services = [
             SimpleNamespace(url=url, alias="out", is_serving=serving, problem="silent",
@@ -341,22 +288,22 @@ def test_hosts_are_those_of_the_process_with_the_connections_of_workers() -> Non
         ]  # fmt: skip
         stage.manager.routes.services = services
         *before, added = (await stage.perform("hosts")).items
-        assert [each.host for each in before] == ["web", "http://10.0.0.7:80"]
-        assert before[1].available, "the process still uses it"
+        assert [each.host for each in before] == ["web", "http://10.0.0.7:80", "10.0.0.7:5432"]
+        assert before[1].available, "HAProxy still uses it"
         assert (added.host, added.routes, added.available) == ("http://10.0.0.8:80", ("out",), False)
         assert (added.health, added.why) == ("unhealthy", "silent")
 
     staged(scene)
 
 
-def test_unreachable_process_is_reported_with_the_reason() -> None:
+def test_gateway_that_does_not_answer_is_reported_with_the_reason() -> None:
     async def scene(stage: Stage) -> None:
-        stage.process.hung = True
+        stage.figures.haproxy.hung = True
         for verb, options in [("hosts", {}), ("host", {"op": "disable", "hosts": ["web"]})]:
             found = await stage.perform(verb, **options)
             assert found.exit_code == NOT_AS_DESIRED
             assert found.errors[0].message == "the gateway does not answer: port 80 is in use"
-        stage.manager.gateway = None
+        stage.figures.is_running = False
         assert (await stage.perform("host", op="disable", hosts=["web"])).exit_code == NOT_AS_DESIRED
         stage.manager.tables = Tables()
         assert (await stage.perform("hosts")).exit_code == DONE
@@ -367,15 +314,18 @@ def test_unreachable_process_is_reported_with_the_reason() -> None:
 def test_ordered_hosts_are_returned_and_unknown_ones_are_errors() -> None:
     async def scene(stage: Stage) -> None:
         found = await stage.perform("host", op="disable", hosts=["web"])
-        assert stage.process.orders == [{"op": "disable", "hosts": ["web"], "for": None}]
+        assert stage.figures.hosts.host_record("web").until == stage.figures.clock.time() + 30
         assert ([each.host for each in found.items], found.warnings, found.exit_code) == (["web"], (), DONE)
-        stage.workers.late = ["web", "other"]
+        assert (found.items[0].state, found.items[0].available) == ("disabled", False)
+        await stage.perform("host", op="drain", hosts=["web", "10.0.0.7:80"])
+        assert stage.figures.hosts.host_record("http://10.0.0.7:80").state == "draining"
+        stage.manager.late = "not everything is in force yet"
         found = await stage.perform("host", op="enable", hosts=["web"])
-        assert found.warnings == ("workers of web have not confirmed yet that they give connections back",)
-        stage.process.answer = {"problems": [{"message": "no host x", "hint": "hosts: web"}]}
-        found = await stage.perform("host", op="disable", hosts=["x"])
-        assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "no host x")
-        assert found.errors[0].hint == "hosts: web"
+        assert (found.items[0].state, found.warnings) == ("active", ("not everything is in force yet",))
+        found = await stage.perform("host", op="disable", hosts=["web", "x"])
+        assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "no backend is called 'x'")
+        assert found.errors[0].hint == "`poolctl backends` lists them"
+        assert stage.figures.hosts.host_record("web").state == "active", "none is changed then"
         stage.manager.tables = Tables()
         found = await stage.perform("host", op="disable", hosts=["web"])
         assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
@@ -399,12 +349,16 @@ def test_list_status_and_stats_of_the_whole_pool_have_the_gateway() -> None:
 
 def test_status_warns_of_routes_that_do_not_serve() -> None:
     async def scene(stage: Stage) -> None:
+        stage.figures.servers["web"] = ServerFacts(state="failed")
         (warning,) = (await stage.extended("status", result=Result(warnings=()))).warnings
-        assert re.fullmatch(r"the route shop is unhealthy.*, and \d more: poolctl health --routes", warning)
+        assert (
+            warning == "the route shop is error (the server is failed), and 2 more: poolctl health --routes"
+        )
         assert (await stage.extended("stats")).warnings == ()
         healths = await stage.part.route_healths()
         assert [*healths] == ["shop", "out", "out (stream)"]
         await stage.ask("start")
+        stage.figures.servers["web"] = ServerFacts(state="running", ready=True)
         stage.manager.routes.routes = ROUTES._replace(http=ROUTES.http[:1], streams=())
         assert (await stage.extended("status")).warnings == ()
 
@@ -417,19 +371,6 @@ def test_shown_servers_have_their_routes() -> None:
         found = await stage.extended("show", "web", "other", result=ShowResult(items=items))
         assert [[each.alias for each in item.routes] for item in found.items] == [["shop"], []]
         assert (await stage.extended("show")).items == ()
-
-    staged(scene)
-
-
-def test_access_log_is_reopened_even_if_the_file_has_no_gateway_any_longer() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.manager.tables = Tables()
-        assert (await stage.extended("reopen")).warnings == ()
-        assert stage.process.reopened == 1
-        stage.process.hung = True
-        assert "its access log may not be reopened yet" in (await stage.extended("reopen")).warnings[0]
-        stage.manager.gateway = None
-        assert (await stage.extended("reopen")).warnings == ()
 
     staged(scene)
 
@@ -495,15 +436,10 @@ def test_command_that_does_not_wait_gets_warnings_only() -> None:
     staged(scene)
 
 
-def test_late_process_or_workers_are_a_warning() -> None:
+def test_changes_that_are_not_in_force_in_time_are_a_warning() -> None:
     async def scene(stage: Stage) -> None:
         stage.manager.late = "not ready within 5 s"
         assert (await stage.concluded("reload")).warnings == ("not ready within 5 s",)
-        stage.manager.late = ""
-        for servers, named in [(["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d"], "a, b, c …")]:
-            stage.workers.late = servers
-            (warning,) = (await stage.concluded("reload")).warnings
-            assert warning == f"[gateway]: workers of {named} have not confirmed the new routes yet"
 
     staged(scene)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from poolctl.config import Tables, certificate_names
+from poolctl.config import certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.features.gateway.route_checks import engine_startup_findings, route_problems
+from poolctl.features.gateway import route_checks
+from poolctl.features.gateway.route_checks import route_problems
 from poolctl.features.gateway.routes import routes_of
-from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
-from poolctl.routing.route import ExcludedRoute, Route, passable
+from poolctl.routing.route import ExcludedRoute, Redirect, Route
 from tests.certificates import certificate
 from tests.config_files import load_text, told
 from tests.configuration import server
-from tests.needs import needs
 from tests.steps import steps_of
 
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
@@ -108,9 +108,8 @@ def route(**keys: object) -> str:
             'may begin with the PROXY protocol; add trusted_proxies = ["10.0.0.0/8"] to [gateway]',
         ),
         (
-            '[gateway]\ntrusted_proxies = ["::1"]\nbind = [":80", '
-            '{ bind = ":443", tls = true, accept_proxy_protocol = true }]\n' + route(),
-            "connections that a proxy forwards are not passed, and the address has no certificate; give it one: tls = ",
+            route() + '[gateway]\nbind = [{ bind = "unix:g", accept_proxy_protocol = true }]\n',
+            "the PROXY protocol is not accepted on a Unix socket; take it out, and let the proxy send X-Forwarded-For",
         ),
         (
             '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\naccept_proxy_protocol = true\n',
@@ -128,11 +127,16 @@ def route(**keys: object) -> str:
             '[[stream]]\nbind = "unix:s"\nto = "1.2.3.4:5"\nowner = "a b"\n',
             "stream[0].owner: 'a b' is not name[:group]; write",
         ),
+        (route(sticky={"same_site": "none"}), "sticky.same_site: browsers refuse a cookie with same_site = none that"),
+        (route(breaker={"window": "0.5s"}), "breaker.window: failures are counted once a second; write window"),
+        (route(limit={"queue": 5, "concurrency": 1}), "limit.queue: HAProxy has queues for backends, not for routes; "),
+        (route(backend_limit={"requests_per_second": 1}), "HAProxy does not limit the rate of requests to one backend"),
         (
-            route(mode="pass")
-            + '[gateway]\ntrusted_proxies = ["::1"]\nbind = [{ bind = ":80", accept_proxy_protocol = true }]\n',
-            'mode = "pass", and every address of [gateway] accepts the PROXY protocol',
+            '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\ntimeouts = { total = "1s" }\n',
+            "stream[0].timeouts.total: HAProxy has no limit for a whole connection; take it out",
         ),
+        (route(to=None, redirect="/login"), "redirect: the route redirects /login to itself for ever; add a route"),
+        (route(to=None, redirect="//evil"), 'allowed is "https", "https://HOST", "https://HOST/PATH" or "/PATH"'),
         (route(set_headers={"Host": "a"}), "the gateway itself sets the header Host; write host_header"),
         (route(set_headers={"content_length": "5"}), "the gateway itself sets the header content_length; take it out"),
         (route(remove_headers=["X-A", "Transfer-Encoding"]), "remove_headers[1]: the gateway itself sets the header"),
@@ -244,117 +248,42 @@ def test_labels_that_repeat_a_route_are_a_problem_of_the_server(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("keys", "key"),
+    ("text", "place", "change", "fix"),
     [
-        ({"methods": ["GET"]}, "methods"),
-        ({"headers": {"X-A": ""}}, "headers"),
-        ({"strip_path": True, "path": "/v1"}, "strip_path"),
-        ({"host_header": "a"}, "host_header"),
-        ({"add_headers": {"X-A": "1"}}, "add_headers"),
-        ({"set_headers": {"X-A": "1"}}, "set_headers"),
-        ({"remove_headers": ["X-A"]}, "remove_headers"),
-        ({"response_headers": {"X-A": "1"}}, "response_headers"),
-        ({"sticky": "c"}, "sticky"),
-        ({"retries": 1}, "retries"),
-        ({"limit": {"concurrency": 1}}, "limit"),
-        ({"limit": {"per_client": {"concurrency": 1}}}, "limit"),
-        ({"backend_limit": {"requests_per_second": 1}}, "backend_limit"),
-        ({"context_headers": True}, "context_headers"),
-        ({"max_body_size": 1}, "max_body_size"),
-        ({"waiting_page": True}, "waiting_page"),
-        ({"policy": "sticky"}, "policy"),
-    ],
-)
-def test_key_that_needs_the_proxy_forbids_mode_pass(
-    tmp_path: Path, keys: dict[str, object], key: str
-) -> None:
-    found = told(tmp_path, WEB + route(mode="pass", **keys))
-    assert (
-        f'route[0].{key}: mode = "pass" hands connections over as they are, and {key} needs the proxy'
-        in found
-    )
-    assert f'take {key} out, or write mode = "auto"' in found
-    assert "\n" not in found
-    config = load_text(tmp_path, WEB + route(mode="auto", **keys))
-    (found_route,) = routes_of(config, config.tables)
-    assert isinstance(found_route, Route)
-    assert not passable(found_route)
-
-
-BOTH = '[gateway]\nbind = [":1", { bind = ":2", tls = { cert = "c.pem" } }]\n'
-TLS_ONLY = '[gateway]\nbind = { bind = ":2", tls = { cert = "c.pem" } }\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (route(to="http://a", mode="pass"), "http://a:80 is outside the pool"),
-        (PROGRAM + route(to="files", mode="pass"), "'files' runs a command, which cannot take over connections"),
-        (SECURE + route(to="safe", mode="pass"), "'safe' speaks TLS, while no address of [gateway] does"),
-        (TLS_ONLY + route(mode="pass"), "'web' speaks no TLS, while every address of [gateway] does"),
-        (BOTH + SECURE + route(to="safe", path="/a", mode="pass"), "'safe' speaks TLS, so that the path is not seen"),
-        (
-            BOTH + SECURE + route(to="safe", mode="pass", probe_responses=["/up"]),
-            "'safe' speaks TLS, so that probe_responses are not seen",
-        ),
-        (BOTH + SECURE + route(to="safe", mode="pass"), ""),
-        (BOTH + route(mode="pass"), ""),
-        (PROGRAM + route(to="files"), ""),
+        ('[gateway]\nengine = "poolctl"\n', "gateway.engine", "poolctl has no engine of its own", 'engine = "haproxy"'),
+        ('[gateway]\nengine = "nginx"\n', "gateway.engine", "'nginx' is no engine", 'engine = "haproxy"'),
+        ('[gateway]\nmode = "pass"\n', "gateway.mode", "connections are not passed to workers", 'mode = "proxy"'),
+        (route(mode="pass"), "route[0].mode", "connections are not passed to workers any more", 'mode = "proxy"'),
     ],
 )  # fmt: skip
-def test_target_that_takes_no_connections_over_forbids_mode_pass(
-    tmp_path: Path, text: str, reason: str
+def test_value_that_is_gone_is_a_problem_whose_fix_works(
+    tmp_path: Path, text: str, place: str, change: str, fix: str
 ) -> None:
     found = told(tmp_path, WEB + text)
-    assert (f'mode = "pass", and {reason}' in found) == bool(reason)
-    assert bool(found) == bool(reason)
+    assert f"{place}: {change}" in found
+    assert found.endswith(f"or write {fix}")
+    key = fix.partition(" ")[0]
+    fixed = re.sub(f"^{key} = .*", fix, text, flags=re.MULTILINE)
+    (note,) = warned(tmp_path, WEB + fixed)
+    assert f"{place}: {key} has no effect any more: HAProxy serves every gateway; take it out" in note
+    assert warned(tmp_path, WEB + re.sub(f"^{key} = .*", "", text, flags=re.MULTILINE)) == []
 
 
-SERVICES = '[[route]]\nalias = "services"\nregister = true\npath = "/a"\n'
-GOOD = server("good", bind="127.0.0.1:9011", app="a:b", user="root")
-EVIL = server("evil", bind="127.0.0.1:9012", app="a:b", user="nobody")
+def test_mode_in_a_label_is_judged_like_that_of_a_route(tmp_path: Path) -> None:
+    def text(mode: str) -> str:
+        return "[gateway]\n" + server("a", bind=":2", app="a:b", labels={"route.mode": mode})
+
+    assert "server[0].labels.route.mode: connections are not passed" in told(tmp_path, text("pass"))
+    (note,) = warned(tmp_path, text("auto"))
+    assert "server[0].labels.route.mode: mode has no effect any more" in note
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (route(to="evil", mode="pass") + route(to="good", path="/a"), "for good (root)"),
-        (route(to="evil", mode="pass") + route(to="http://a", path="/a"), "for http://a:80"),
-        (
-            route(to="evil", mode="pass") + SERVICES,
-            "for services that",
-        ),
-        (route(to="evil", mode="pass", path="/e"), "for requests without a route"),
-        (route(to="evil", mode="pass"), ""),
-    ],
-)
-def test_later_requests_for_another_users_server_forbid_mode_pass(
-    tmp_path: Path, text: str, reason: str
-) -> None:
-    found = told(tmp_path, GOOD + EVIL + text)
-    why = f'route[0].mode: mode = "pass", and evil (nobody) would get later requests of its clients {reason}'
-    assert (why in found) == bool(found) == bool(reason)
-    fix = '; write mode = "auto", or give the servers of all routes one user'
-    assert (
-        found.endswith(fix + ", and add a route for all hosts" * reason.endswith("without a route"))
-        or not reason
-    )
-    assert "\n" not in found
-    one_user = GOOD.replace("root", "nobody") + EVIL
-    assert told(tmp_path, one_user + text) == ""
-
-
-def test_targets_of_two_users_forbid_mode_pass(tmp_path: Path) -> None:
-    found = told(tmp_path, GOOD + EVIL + route(to=["good", "evil"], mode="pass"))
-    assert (
-        'mode = "pass", and it leads to good (root) and evil (nobody), which run as different users' in found
-    )
-
-
-def test_mode_of_the_gateway_is_held_against_each_route(tmp_path: Path) -> None:
-    found = told(tmp_path, WEB + '[gateway]\nmode = "pass"\n' + route(retries=1))
-    assert "route[0].retries" in found
-    assert told(tmp_path, WEB + '[gateway]\nmode = "pass"\n' + route(retries=1, mode="proxy")) == ""
+def test_keys_that_are_gone_are_neither_shown_nor_suggested(tmp_path: Path) -> None:
+    config = load_text(tmp_path, WEB + '[gateway]\nengine = "haproxy"\nmode = "auto"\n' + route(mode="auto"))
+    shown = config.tables.to_dict()
+    assert not {"engine", "mode"} & {*shown["gateway"], *shown["route"][0]}
+    assert load_text(tmp_path, WEB + "[gateway]\n" + route()).tables == config.tables
+    assert "unknown key 'engin'; `poolctl schema`" in told(tmp_path, WEB + "[gateway]\nengin = 1\n")
 
 
 @pytest.mark.parametrize(
@@ -379,36 +308,6 @@ def test_gateway_without_a_certificate_serves_only_hosts_of_servers_with_tls(
     assert "no listener" not in told(tmp_path, with_plain + route(**keys))
 
 
-INSTALL = 'install HAProxy ("apt install haproxy")'
-ADD_ENGINE = 'add engine = "haproxy", or take it out'
-
-
-@needs("haproxy")
-@pytest.mark.parametrize(
-    ("key", "problem"),
-    [
-        (
-            'program = "/usr/sbin/haproxy"',
-            f"gateway.program: program is the path of HAProxy, which is not used; {ADD_ENGINE}",
-        ),
-        (
-            "http2 = true",
-            f"gateway.http2: only HAProxy serves HTTP/2 to clients of the gateway; {INSTALL} and {ADD_ENGINE}",
-        ),
-        ("http2 = false", ""),
-    ],
-)
-def test_key_of_another_engine_is_a_problem(tmp_path: Path, key: str, problem: str) -> None:
-    found = told(tmp_path, f"{WEB}[gateway]\n{key}\n{route()}")
-    assert found.partition(": ")[2] == problem
-    assert told(tmp_path, f'{WEB}[gateway]\nengine = "haproxy"\n{key}\n{route()}') == ""
-
-
-@pytest.mark.parametrize("key", ["concurrency", "requests_per_second"])
-def test_queue_needs_only_one_limit(tmp_path: Path, key: str) -> None:
-    assert told(tmp_path, WEB + route(limit={"queue": 5, key: 1}, backend_limit={"queue": 5, key: 1})) == ""
-
-
 def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
     text = server("a", bind=":2", app="a:b", labels={"route.host": "x.example"})
     text += server("b", bind=":3", app="a:b", labels={"route.host": "x.example"})
@@ -417,21 +316,101 @@ def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
     assert f"server[2].labels.route.host: {problem}" in found
 
 
-@needs("haproxy")
-def test_engine_that_is_missing_is_a_problem_of_the_table_that_turns_the_gateway_on() -> None:
-    def path(**tables: Any) -> list[tuple[str | int, ...]]:
-        return [each.path for each in engine_startup_findings(Tables(**tables))]
+def test_program_that_is_missing_is_a_problem_of_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route_checks, "program_path", lambda given: given or "/no/haproxy")
+    stream = '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\n'
+    proxied = server("p", bind=":3", command=["x", "{port}"], socket="proxied")
+    web = WEB.replace("a:b", "os:path")
+    for text, place in (
+        ('[gateway]\nprogram = "/no/other"\n' + stream, "gateway.program: /no/other is not installed"),
+        ("[gateway]\nthreads = 2\n" + stream, "gateway: /no/haproxy is not installed"),
+        (proxied + stream + route(), "route[0]: /no/haproxy is not installed"),
+        (proxied + stream, "stream[0]: /no/haproxy is not installed"),
+        (proxied, "server[1].socket: /no/haproxy is not installed"),
+    ):
+        config = load_text(tmp_path, web + text)
+        assert config.problems == []
+        (problem,) = map(str, config.startup_problems())
+        assert place in problem
+    assert load_text(tmp_path, web).startup_problems() == []
 
-    missing = GatewayConfig(engine="haproxy", program="/no/haproxy")
-    assert path() == path(gateway=GatewayConfig()) == []
-    assert path(gateway=missing) == [("gateway",)]
-    alone = GatewayConfig.unchecked({})
-    object.__setattr__(alone, "engine", "haproxy")
-    object.__setattr__(alone, "program", "/no/haproxy")
-    streams = (StreamConfig(bind=":1", to=("a:1",), index=3),)
-    routes = (RouteConfig(to=("web",), index=2),)
-    assert path(gateway=alone, route=routes, stream=streams) == [("route", 2)]
-    assert path(gateway=alone, stream=streams) == [("stream", 3)]
+
+def test_program_is_needed_where_the_gateway_runs_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_text(tmp_path, WEB + '[gateway]\nprogram = "/no/haproxy"\n')
+    (problem,) = map(str, config.check_external())
+    assert "gateway.program: /no/haproxy is not installed; apt install haproxy, or a wheel of it (" in problem
+    assert config.check_external(names=["web"]) == []  # a container that runs one server
+    monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
+    assert config.check_external() == []
+
+
+def test_limit_that_haproxy_lacks_is_a_problem_where_haproxy_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = {"total": "9s"}
+    labelled = server("b", bind=":2", app="os:path", labels={"route.host": "b", "route.timeouts.total": "8s"})
+    web = WEB.replace("a:b", "os:path")
+    text = web + '[gateway]\ntimeouts.total = "7s"\n' + route() + route(path="/a", alias="a", timeouts=total)
+    config = load_text(tmp_path, text + labelled)
+    assert config.problems == []
+    found = [str(each).partition("pool.toml:")[2].partition(" ")[2] for each in config.check_external()]
+    request = (
+        "HAProxy has no limit for a whole request; take it out: head and idle limit the time without data"
+    )
+    assert found == [
+        f"gateway.timeouts.total: {request}",
+        f"route[1].timeouts.total: {request}",
+        f"server[1].labels.route.timeouts.total: {request}",
+    ]
+    monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
+    assert config.check_external() == []
+
+
+def test_limits_that_haproxy_joins_are_a_warning(tmp_path: Path) -> None:
+    (warning,) = warned(tmp_path, WEB + route(timeouts={"head": "5m"}))
+    joined = "timeouts.head: HAProxy has one limit for head and idle, and head is the longer one"
+    assert f'route[0].{joined}; write idle = "5m" as well' in warning
+    assert warned(tmp_path, WEB + route(timeouts={"head": "5m", "idle": "5m"})) == []
+    (warning,) = warned(tmp_path, WEB + "[gateway]\ntimeouts.head = 0\n" + route())
+    assert f'gateway.{joined}; write idle = "0s" as well' in warning
+
+
+def test_several_threads_are_a_warning_where_requests_are_limited(tmp_path: Path) -> None:
+    text = WEB + "[gateway]\nthreads = 2\n"
+    (warning,) = warned(tmp_path, text + route(limit={"per_client": {"requests_per_second": 1}}))
+    assert "gateway.threads: with several threads the limits of requests are approximate" in warning
+    assert warned(tmp_path, text + route()) == []
+    assert "threads: 65 is not allowed here; allowed is at most 64" in told(tmp_path, text.replace("2", "65"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may choose the user")
+def test_user_of_the_gateway_exists_and_is_not_root(tmp_path: Path) -> None:
+    def outside(user: str) -> list[str]:
+        text = WEB.replace("a:b", "os:path") + f'[gateway]\nuser = "{user}"\n' + route()
+        config = load_text(tmp_path, text)
+        assert config.problems == []
+        return [
+            str(each).partition("gateway.user: ")[2] for each in (*config.check_external(), *config.warnings)
+        ]
+
+    assert outside("nobody") == []
+    assert outside("no-such-user") == ["there is no user 'no-such-user'; create it, or name another"]
+    (warning,) = outside("root")
+    assert warning.startswith("HAProxy, which every client reaches, runs with the rights of root")
+    assert "gateway.user: 'a b' is not name[:group]" in told(tmp_path, WEB + '[gateway]\nuser = "a b"\n')
+
+
+def test_redirect_to_a_path_that_another_route_serves_is_accepted(tmp_path: Path) -> None:
+    text = WEB + route(to=None, redirect="/app/?from=/") + route(path="/app")
+    config = load_text(tmp_path, text)
+    assert config.problems == []
+    (redirecting, _) = routes_of(config, config.tables)
+    assert isinstance(redirecting, Route)
+    assert redirecting.redirect == Redirect(to="/app/?from=/")
 
 
 def test_owner_of_a_socket_that_does_not_exist_is_a_problem_at_its_place(tmp_path: Path) -> None:
@@ -467,11 +446,8 @@ def test_certificate_that_expires_soon_is_a_warning_at_its_place(tmp_path: Path)
 
 
 def test_queue_without_a_limit_is_a_problem(tmp_path: Path) -> None:
-    found = told(tmp_path, WEB + route(limit={"queue": 5}))
-    assert (
-        "route[0].limit.queue: a queue without a limit is never used; add concurrency or requests_per"
-        in found
-    )
+    found = told(tmp_path, WEB + route(backend_limit={"queue": 5}))
+    assert "route[0].backend_limit.queue: a queue without a limit is never used; add concurrency" in found
 
 
 @pytest.mark.parametrize(
@@ -548,40 +524,11 @@ def test_key_that_does_not_do_what_it_seems_to_is_a_warning(
     assert warning in found
 
 
-def test_pass_is_a_problem_where_the_gateway_has_to_read_another_header(tmp_path: Path) -> None:
-    text = '[gateway]\nheader_for_host = "X-Host"\n' + WEB + route(mode="pass")
-    assert 'mode: mode = "pass", and [gateway] takes the host from the header X-Host' in told(tmp_path, text)
-
-
 @pytest.mark.parametrize("key", ["waiting_page", "probe_responses"])
 def test_key_for_sleeping_servers_without_one_is_a_warning(tmp_path: Path, key: str) -> None:
     value = True if key == "waiting_page" else ["/up"]
     (found,) = warned(tmp_path, WEB + route(to=["web", "http://a:80"], **{key: value}))
     assert f"route[0].{key}: {key} has no effect: no server of the route may sleep" in found
-
-
-def test_server_with_tls_behind_plain_addresses_is_a_warning(tmp_path: Path) -> None:
-    (warning,) = warned(tmp_path, SECURE + route(to="safe"))
-    assert (
-        "route[0].to: safe speaks TLS, and no address of [gateway] does: its requests are proxied; "
-        in warning
-    )
-    assert warning.endswith(
-        "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
-    )
-    assert warned(tmp_path, SECURE + BOTH + route(to="safe")) == []
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_rate_is_approximate_with_more_than_one_thread(tmp_path: Path, threads: int) -> None:
-    limit = "limit = { requests_per_second = 3, per_client = { requests_per_second = 1 } }"
-    text = f'[gateway]\nthreads = {threads}\n{WEB}[[route]]\nto = "web"\n{limit}\n'
-    found = [str(each) for each in load_text(tmp_path, text).warnings if "approximate" in str(each)]
-    places = ["route[0].limit.requests_per_second", "route[0].limit.per_client.requests_per_second"]
-    assert len(found) == (len(places) if threads == 2 else 0)
-    assert all(
-        place in line and "with threads = 2" in line for place, line in zip(places, found, strict=False)
-    )
 
 
 def test_label_of_a_route_without_a_gateway_is_a_warning(tmp_path: Path) -> None:
@@ -628,27 +575,6 @@ def test_many_hosts_without_a_certificate_are_one_warning(tmp_path: Path) -> Non
     assert (config.problems, config.check_external()) == ([], [])
     (warning,) = map(str, config.warnings)
     assert ":443 has no certificate for h0.example, h1.example, h2.example and 97 more hosts: its" in warning
-
-
-def test_host_that_is_passed_whole_has_its_server_s_certificate(tmp_path: Path) -> None:
-    certificate(tmp_path, "a.example")
-    own = server("safe", bind=":1", app="os:path", tls={"cert": "a.example.pem", "key": "a.example.key"})
-    text = (
-        '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n' + own
-    )
-    config = load_text(tmp_path, text + route(to="safe", host="a.example"))
-    assert (config.check_external(), config.warnings) == ([], [])
-    for keys, message in (
-        (
-            {"host": "b.example"},
-            "safe has no certificate for b.example: its names are a.example, 127.0.0.1; give it",
-        ),
-        ({"host": "b.example", "path": "/x"}, ":443 has no certificate for b.example"),
-    ):
-        config = load_text(tmp_path, text + route(to="safe", **keys))
-        assert config.check_external() == []
-        (warning,) = config.warnings
-        assert message in str(warning)
 
 
 def test_certificate_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Tables
-from poolctl.features.gateway.routes import probed_targets, routes_of
+from poolctl.features.gateway.routes import probed_targets, probes_as_sent, routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import (
     POLICIES,
@@ -23,7 +23,6 @@ from poolctl.routing.route import (
     Target,
     Timeouts,
     TrafficLimits,
-    proxy_reason,
 )
 from tests.config_files import load_text, told
 from tests.configuration import server
@@ -64,7 +63,6 @@ methods = ["GET"]
 headers = { X-Canary = "1" }
 to = ["web", { to = "https://Other.example", weight = 3 }, "unix:other.sock", "http://[::1]:90/"]
 policy = "least-connections"
-mode = "proxy"
 sticky = "backend"
 strip_path = true
 host_header = "internal"
@@ -76,9 +74,10 @@ allow = ["10.0.0.0/8", "::1"]
 context_headers = true
 retries = 2
 max_body_size = "1MiB"
-limit = { concurrency = 100, queue = 10, queue_timeout = "2s", per_client = { requests_per_second = 2, burst = 3 } }
-backend_limit = { requests_per_second = 5, burst = 3 }
-timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m" }
+buffer_requests = true
+limit = { concurrency = 100, requests_per_second = 5, burst = 3, per_client = { requests_per_second = 2, burst = 3 } }
+backend_limit = { concurrency = 7, queue = 10, queue_timeout = "2s" }
+timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m", keep_alive = "4s" }
 breaker.statuses = [500, 429]
 breaker.max_open = 0.3
 breaker.failures = 2
@@ -101,7 +100,11 @@ probe_responses = ["/health"]
         Target(url=f"unix:{tmp_path}/other.sock"),
         Target(url="http://[::1]:90"),
     )
-    assert (found.policy, found.mode, found.sticky_cookie) == ("least-connections", "proxy", "backend")
+    assert (found.policy, found.sticky_cookie, found.buffer_requests) == (
+        "least-connections",
+        "backend",
+        True,
+    )
     assert (found.strip_path, found.host_header, found.context_headers) == (True, "internal", True)
     assert found.add_headers == (Header(name="x-env", value="prod"),)
     assert found.allow == ("10.0.0.0/8", "::1")
@@ -109,11 +112,11 @@ probe_responses = ["/health"]
     assert found.remove_headers == ("x-gone",)
     assert found.response_headers == (Header(name="strict-transport-security", value="max-age=1"),)
     assert (found.retries, found.max_body_bytes) == (2, 2**20)
-    assert found.limit == TrafficLimits(concurrency=100, queue=10, queue_seconds=2.0)
+    assert found.limit == TrafficLimits(concurrency=100, requests_per_second=5.0, burst=3)
     assert found.client_limit == TrafficLimits(requests_per_second=2.0, burst=3)
-    assert found.backend_limit == TrafficLimits(requests_per_second=5.0, burst=3)
+    assert found.backend_limit == TrafficLimits(concurrency=7, queue=10, queue_seconds=2.0)
     times = found.timeouts
-    assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)
+    assert (times.connect, times.head, times.idle, times.total, times.keep_alive) == (1, 2, 3, 60, 4)
     rule = found.breaker
     assert (rule.statuses, rule.max_open) == ((429, 500), 0.3)
     assert rule.minimum_requests == 7
@@ -225,16 +228,16 @@ def test_route_without_an_enabled_server_is_excluded_with_the_reason(tmp_path: P
 
 def test_gateway_gives_its_routes_defaults_key_by_key(tmp_path: Path) -> None:
     text = (
-        '[gateway]\nmode = "proxy"\ntimeouts = { connect = "1s", head = "9s" }\nbreaker = { failures = 1 }\n'
+        '[gateway]\ntimeouts = { connect = "1s", head = "9s" }\nbreaker = { failures = 1 }\n'
         + server("web", bind=":9001", app="a:b", labels={"route.host": "a.example"})
-        + '[[route]]\nalias = "x"\nto = "web"\nmode = "pass"\ntimeouts = { head = "2s" }\n'
+        + '[[route]]\nalias = "x"\nto = "web"\ntimeouts = { head = "2s" }\n'
     )
     found = routes(tmp_path, text)
     one, other = found["x"], found["web"]
     assert isinstance(one, Route)
     assert isinstance(other, Route)
-    assert (one.mode, one.timeouts.connect, one.timeouts.head, one.breaker.failures) == ("pass", 1, 2, 1)
-    assert (other.mode, other.timeouts.connect, other.timeouts.head) == ("proxy", 1, 9)
+    assert (one.timeouts.connect, one.timeouts.head, one.breaker.failures) == (1, 2, 1)
+    assert (other.timeouts.connect, other.timeouts.head) == (1, 9)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,6 @@ def test_route_may_redirect_instead_of_having_a_target(
 ) -> None:
     found = route(tmp_path, f'[[route]]\nhost = "a.example"\nredirect = {written}\n')
     assert (found.alias, found.to, found.redirect) == ("redirect-a.example", (), redirect)
-    assert proxy_reason(found) == "it redirects"
 
 
 def test_program_without_a_port_has_no_route(tmp_path: Path) -> None:
@@ -287,6 +289,37 @@ health = { tcp = true }
         "http://a:1": "/a", "http://b:1": "/b", "http://c:1": "/other", "e:5432": None,
     }  # fmt: skip
     assert probed_targets(load_text(tmp_path, WEB).tables) == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "host"),
+    [
+        ('host_header = "shop.internal"\nhost = "shop.example.com"', "shop.internal"),
+        ('host = "Shop.Example.com"', "shop.example.com"),
+        ('host = "shop"', ""),
+        ('host = "*.example.com"', ""),
+        ("", ""),
+    ],
+)
+def test_probe_has_the_host_of_requests_where_clients_have_no_choice(
+    tmp_path: Path, keys: str, host: str
+) -> None:
+    text = f'[gateway]\nbind = ":8080"\n[[route]]\nto = "http://a:1"\nhealth = "/up"\n{keys}\n'
+    ((_, found),) = probes_as_sent(load_text(tmp_path, text).tables).values()
+    assert found.headers.get("Host", "") == host
+
+
+def test_probe_keeps_a_host_of_its_own(tmp_path: Path) -> None:
+    text = """
+[gateway]
+bind = ":8080"
+[[route]]
+to = "http://a:1"
+host = "shop.example.com"
+health = { http = "/up", headers = { host = "probe" } }
+"""
+    ((_, found),) = probes_as_sent(load_text(tmp_path, text).tables).values()
+    assert found.headers == {"host": "probe"}
 
 
 @pytest.mark.parametrize(
@@ -358,13 +391,13 @@ def test_stream_has_every_key() -> None:
     breaker = {"failures": 1, "rate": 0.2, "minimum_requests": 3, "window": 4.0, "open_for": 5.0, "probes": 6}
     stream = StreamConfig(
         bind=":53", to=("10.0.0.5:53",), protocol="udp", policy="first", accept_proxy_protocol=True,
-        max_connections=9, timeouts={"connect": 1.0, "idle": 2.0, "total": 3.0}, breaker=breaker,
+        max_connections=9, timeouts={"connect": 1.0, "idle": 2.0}, breaker=breaker,
     )  # fmt: skip
     assert routes_of([], Tables(gateway=GatewayConfig(), stream=(stream,))) == (
         StreamRoute(
             alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), protocol="udp", policy="first",
             accept_proxy=True, idle_seconds=2.0, max_connections=9,
-            timeouts=Timeouts(connect=1.0, head=0.0, idle=2.0, total=3.0),
+            timeouts=Timeouts(connect=1.0, head=0.0, idle=2.0),
             breaker=BreakerRule(
                 failures=1, rate=0.2, minimum_requests=3, window_seconds=4.0, open_seconds=5.0, probes=6
             ),

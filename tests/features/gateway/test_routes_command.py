@@ -13,8 +13,8 @@ from tests.unit.cli.conftest import Command, Supervised
 
 USERS: dict[str, Any] = {
     "alias": "users", "host": "users.example.com", "path": "/v1", "to": ["users", "spare"], "policy": "round-robin",
-    "mode": "auto", "way": "pass", "why": "", "provider": "server", "state": "healthy", "requests": 900,
-    "passed": 875, "proxied": 20, "refused": 5, "waiting": 4, "errors": 7,
+    "way": "http", "why": "", "provider": "server", "state": "healthy", "requests": 900, "refused": 5, "waiting": 4,
+    "errors": 7,
     "p50_seconds": 0.0042, "p99_seconds": 1.5,
 }  # fmt: skip
 OLD = {"alias": "old", "way": "excluded", "why": "the server is disabled", "provider": "file"}
@@ -62,14 +62,14 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
         assert poolctl("routes", "-o", "name").out == "users\nold\n"
         assert poolctl("routes", "-o", "alias,p99_seconds").out == "users\t1.5\nold\t\n"
     assert head.split() == [
-        "ALIAS", "HOST", "PATH", "TO", "WAY", "STATE", "PASSED", "PROXIED", "ERRORS", "P50", "P99",
+        "ALIAS", "HOST", "PATH", "TO", "WAY", "STATE", "REQUESTS", "ERRORS", "P50", "P99",
     ]  # fmt: skip
     assert users.split() == [
-        "users", "users.example.com", "/v1", "users,spare", "pass", "healthy", "875", "20", "7", "4.2ms", "1.5s",
+        "users", "users.example.com", "/v1", "users,spare", "http", "healthy", "900", "7", "4.2ms", "1.5s",
     ]  # fmt: skip
-    assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "0", "-", "-"]
+    assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "-", "-"]
     assert "round-robin" in wide
-    assert "  PROXIED  REFUSED  WAITING  ERRORS  " in wide
+    assert "  REQUESTS  REFUSED  WAITING  ERRORS  " in wide
     assert wide.endswith("\nRefused without a route: 3 with 404, 1 with tls\n")
     assert "the server is disabled" in wide
     assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}
@@ -83,23 +83,7 @@ def test_wide_table_has_the_machines_of_a_pool_with_an_inventory(
         head, users = poolctl("routes", "-o", "wide").out.splitlines()
         assert "MACHINES" not in poolctl("routes").out
     assert head.split()[3:6] == ["TO", "MACHINES", "WAY"]
-    assert "  users,spare  pve/101 users (running)  pass  " in users
-
-
-def test_route_that_asks_for_pass_and_is_proxied_is_a_warning(
-    poolctl: Command, supervised: Supervised
-) -> None:
-    asked = {
-        **USERS,
-        "mode": "pass",
-        "way": "proxy",
-        "why": "users speaks TLS, and no address of the gateway does",
-    }
-    with supervised(always(asked, USERS)):
-        said = poolctl("routes")
-    assert said.err == (
-        "warning: users asks for pass, and is proxied: users speaks TLS, and no address of the gateway does\n"
-    )
+    assert "  users,spare  pve/101 users (running)  http  " in users
 
 
 def test_registered_service_that_gets_no_requests_is_a_warning(
@@ -130,9 +114,7 @@ def test_warnings_name_up_to_five_registered_services(
 
 def test_without_routes_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always()):
-        assert (
-            poolctl("routes").out == "ALIAS  HOST  PATH  TO  WAY  STATE  PASSED  PROXIED  ERRORS  P50  P99\n"
-        )
+        assert poolctl("routes").out == "ALIAS  HOST  PATH  TO  WAY  STATE  REQUESTS  ERRORS  P50  P99\n"
         assert poolctl("routes", "-o", "name").out == ""
 
 
@@ -145,10 +127,7 @@ def test_explanation_names_the_route_and_why_each_other_candidate_is_not_taken(p
     said = poolctl("routes", "explain", "https://users.example.com:8443/v1/a?b#c")
     sentence, empty, head, beta, users, more = said.out.splitlines()
     assert said.code == 0
-    assert sentence == (
-        "GET users.example.com/v1/a takes the route users, proxied to users: "
-        "another route of this host and path has conditions"
-    )
+    assert sentence == "GET users.example.com/v1/a takes the route users, which leads to users"
     assert empty == ""
     assert head.split() == ["MATCH", "ALIAS", "HOST", "PATH", "TO", "WHY"]
     assert beta.endswith("the request has no header x-beta")
@@ -194,8 +173,8 @@ def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
     ]
     assert poolctl("routes", "explain", *words, "-o", "name").out == "beta\n"
     assert (
-        poolctl("routes", "explain", *words, "-o", "alias,matched,way").out.splitlines()[0]
-        == "beta\ttrue\tproxy"
+        poolctl("routes", "explain", *words, "-o", "alias,matched,to").out.splitlines()[0]
+        == "beta\ttrue\torders"
     )
 
 
@@ -207,9 +186,8 @@ def test_explanation_takes_the_host_from_the_header_that_the_gateway_does(
     )
     words = ["explain", "http://10.0.0.1/v1", "--header", "X-Host: users.example.com"]
     said = poolctl("routes", *words)
-    assert said.out.splitlines()[0] == (
-        "GET users.example.com/v1 takes the route users, proxied to users: the host is taken from the header X-Host"
-    )
+    sentence = "GET users.example.com/v1 takes the route users, which leads to users"
+    assert said.out.splitlines()[0] == sentence
     assert poolctl("routes", "explain", "http://10.0.0.1/v1").code == 4
     route = Route(alias="users", host="users.example.com", to=(Target(server="users"),)).to_json()
     with supervised(always(header_for_host="X-Host", routes=[route], total=1)) as requests:
@@ -222,20 +200,20 @@ def test_explanation_takes_the_host_from_the_header_that_the_gateway_does(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        (
-            "users.example.com",
-            "GET users.example.com/ takes the route users, its connection is passed to users",
-        ),
+        ("users.example.com", "GET users.example.com/ takes the route users, which leads to users\n"),
         (
             "https://users.example.com/",
-            "takes the route users, proxied to users: the gateway terminates TLS, as the host has other routes",
+            "GET users.example.com/ takes the route users, which leads to users\n",
         ),
-        ("users.example.com/a/../b", "takes the route users, proxied to users: the path is sent as /b"),
+        ("users.example.com/a/../b", "takes the route users, which leads to users; the path is sent as /b\n"),
         (
             "users.example.com/fetch/https://a.b/c",
             "GET users.example.com/fetch/https://a.b/c takes the route users",
         ),
-        ("users.example.com/é x", "GET users.example.com/%C3%A9%20x takes the route users, its connection"),
+        (
+            "users.example.com/é x",
+            "GET users.example.com/%C3%A9%20x takes the route users, which leads to users\n",
+        ),
     ],
 )
 def test_explanation_says_how_the_request_gets_there(poolctl: Command, url: str, sentence: str) -> None:
@@ -265,7 +243,7 @@ def test_explanation_asks_the_supervisor_for_the_table_in_force(
     with supervised(answer) as requests:
         said = poolctl("routes", "explain", "h.example.com/%7Eu", "--header", "X: 1")
     assert said.out.splitlines()[0] == (
-        "GET h.example.com/%7Eu takes the route live, proxied to users: it has conditions"
+        "GET h.example.com/%7Eu takes the route live, which leads to users; the path is sent as /~u"
     )
     assert said.out.splitlines()[-1] == "and 4999 of other hosts"
     (body,) = [body for verb, body in requests if verb == "routes"]
@@ -273,25 +251,12 @@ def test_explanation_asks_the_supervisor_for_the_table_in_force(
     assert asked == {"op": "explain", "host": "h.example.com", "path": "/~u"}
 
 
-@pytest.mark.parametrize(
-    ("route", "sentence"),
-    [
-        (
-            Route(alias="only", to=(Target(server="users"),)),
-            "its connection is passed to users if the server has tls, otherwise proxied",
-        ),
-        (
-            Route(alias="only", redirect=Redirect(to="https://new.test/", status=307)),
-            "which redirects to https://new.test/ (307)",
-        ),
-    ],
-)
-def test_explanation_says_what_becomes_of_a_request_over_tls(
-    poolctl: Command, supervised: Supervised, route: Route, sentence: str
-) -> None:
+def test_explanation_says_where_a_route_redirects(poolctl: Command, supervised: Supervised) -> None:
+    route = Route(alias="only", redirect=Redirect(to="https://new.test/", status=307))
     with supervised(always(total=1, routes=[route.to_json()])):
         said = poolctl("routes", "explain", "https://h.example.com/")
-    assert said.out.splitlines()[0] == f"GET h.example.com/ takes the route only, {sentence}"
+    sentence = "GET h.example.com/ takes the route only, which redirects to https://new.test/ (307)"
+    assert said.out.splitlines()[0] == sentence
 
 
 def test_explanation_that_the_supervisor_refuses_is_its_error(

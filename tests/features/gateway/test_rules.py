@@ -16,7 +16,6 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamCon
 from tests.config_files import load_text, told
 from tests.configuration import server
 from tests.features.gateway.test_table import WEB
-from tests.needs import needs
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
 
@@ -164,13 +163,11 @@ def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
     assert rules.check(servers, tables, {}, datetime.now(UTC)) == ([], [])
 
 
-@needs("haproxy")
-def test_engine_that_is_missing_is_unusable(tmp_path: Path) -> None:
+def test_pool_without_haproxy_does_not_start(tmp_path: Path) -> None:
     rules, servers = GatewayRules(), [*load_text(tmp_path, WEB)]
-    missing = Tables(gateway=GatewayConfig(engine="haproxy", program="/no/haproxy"))
-    (finding,) = rules.startup_problems(missing)
-    assert finding.message == "/no/haproxy is not installed"
-    assert rules.check(servers, missing, {}, datetime.now(UTC)) == ([finding], [])
+    missing = Tables(gateway=GatewayConfig(program="/no/haproxy"))
+    ((server, finding),) = rules.startup_problems(servers, missing)
+    assert (server, finding.message) == (None, "/no/haproxy is not installed")
 
 
 def test_schema_allows_the_short_forms() -> None:
@@ -191,7 +188,10 @@ def test_schema_allows_the_short_forms() -> None:
         assert several == {"type": "array", "items": {"anyOf": [text, single]}, "minItems": least}
         assert not {"type", "items"} & {*value}
     assert found["GatewayConfig"]["properties"]["bind"]["default"] == ":8080"
+    for table, key in (("RouteConfig", "redirect"), ("RouteConfig", "sticky"), ("RouteTarget", "health")):
+        assert {"type": "string"} in found[table]["properties"][key]["anyOf"]
     assert found["RouteConfig"]["anyOf"] == [
         {"required": ["to"]},
+        {"required": ["redirect"]},
         {"properties": {"register": {"const": True}}, "required": ["register", "alias"]},
     ]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from poolctl import __version__
-from poolctl.features.gateway.process.settings import (
+from poolctl.features.gateway.program import program_path, user_of_program
+from poolctl.features.gateway.settings import (
     UDP,
     Endpoint,
     GatewaySettings,
     ListenerSettings,
-    MachineState,
-    ProbeState,
-    ServerFacts,
 )
-from poolctl.features.gateway.supervision.gateway_plan import settings_of
+from poolctl.features.gateway.supervision.listeners import settings_of
 from poolctl.features.gateway.table import GatewayConfig
-from poolctl.json_form import Table, from_json, to_json
+from poolctl.json_form import from_json, to_json
 
 
 @pytest.mark.parametrize(
@@ -57,51 +52,28 @@ def test_server_is_reached_on_this_machine(bind: str, endpoint: Endpoint) -> Non
     assert Endpoint.of_server(bind, tls=True).tls
 
 
-def test_other_program_or_version_needs_another_process() -> None:
-    own = GatewaySettings(directory="/")
-    assert own.mark == __version__
-    assert GatewaySettings(directory="/x", head_seconds=1.0).mark == own.mark
-    assert (
-        GatewaySettings(directory="/", program="/usr/sbin/haproxy").mark == f"{__version__} /usr/sbin/haproxy"
-    )
-
-
 def test_listeners_of_two_protocols_have_different_keys() -> None:
     tcp, udp = ListenerSettings(bind="a:53", alias="dns"), ListenerSettings(bind="a:53", protocol=UDP)
     assert (tcp.key, udp.key) == ("a:53", "udp a:53")
     assert (tcp.role, udp.role) == (("http", "dns"), (UDP, ""))
 
 
-def test_process_has_the_same_defaults_as_the_table() -> None:
-    assert settings_of(GatewayConfig()) == GatewaySettings(directory="")
+def test_settings_have_the_same_defaults_as_the_table() -> None:
+    found = settings_of(GatewayConfig())
+    assert found == GatewaySettings(program=program_path(None), user=user_of_program(None))
 
 
-@pytest.mark.parametrize(
-    ("kind", "given", "others"),
-    [
-        (
-            ListenerSettings,
-            {"bind": "127.0.0.1:80"},
-            {"sockets": 1, "protocol": "http", "alias": "", "tls": False, "dual": False, "accept_proxy": False},
-        ),
-        (
-            ServerFacts,
-            {"name": "web"},
-            {
-                "bind": "", "tls": False, "state": "stopped", "ready": False, "health": "unknown", "weight": 1,
-                "canary": "", "canary_bind": "", "canary_share": 0.0, "context_key": "", "is_app": False,
-            },
-        ),
-        (
-            MachineState,
-            {"host": "http://10.0.0.7:80"},
-            {"state": "", "why": "", "retry_seconds": 0.0, "start_seconds": 60.0, "answers": 0},
-        ),
-        (ProbeState, {"host": "http://10.0.0.7:80"}, {"why": "", "answered": False}),
-    ],
-)  # fmt: skip
-def test_fact_that_is_not_reported_is_the_usual_one(kind: Any, given: Table, others: Table) -> None:
-    assert to_json(from_json(kind, given)) == {**given, **others}
+def test_listener_that_a_previous_version_stored_has_the_usual_values() -> None:
+    given = {"bind": "127.0.0.1:80"}
+    others = {
+        "sockets": 1,
+        "protocol": "http",
+        "alias": "",
+        "tls": False,
+        "dual": False,
+        "accept_proxy": False,
+    }
+    assert to_json(from_json(ListenerSettings, given)) == {**given, **others}
 
 
 def test_endpoint_of_a_server_that_does_not_listen_leads_nowhere() -> None:

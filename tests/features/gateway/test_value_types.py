@@ -87,6 +87,16 @@ def test_redirect_is_a_text_or_a_table(tmp_path: Path) -> None:
         assert of_file.redirect.to == "https"
 
 
+def test_peers_of_unix_sockets_are_trusted_by_a_word(tmp_path: Path) -> None:
+    trusted = '[gateway]\ntrusted_proxies = ["unix", "10.0.0.0/8"]\n'
+    gateway = load_text(tmp_path, WEB + trusted).tables.get(GatewayConfig)
+    assert gateway is not None
+    assert gateway.trusted_proxies == ("unix", "10.0.0.0/8")
+    allowed = 'allowed is addresses, networks such as "10.0.0.0/8", or "*" or "unix"'
+    assert allowed in told(tmp_path, WEB + trusted.replace("unix", "unixx"))
+    assert "'unix' is neither" in told(tmp_path, WEB + '[[route]]\nto = "web"\nallow = ["unix"]\n')
+
+
 @pytest.mark.parametrize(
     ("table", "least", "most"),
     [
@@ -109,8 +119,3 @@ def test_stream_has_every_policy_but_the_one_for_cookies(tmp_path: Path) -> None
     (stream,) = load_text(tmp_path, text.format(WEB, "round-robin")).tables.all(StreamConfig)
     assert stream.policy == "round-robin"
     assert "'sticky' is not allowed here" in told(tmp_path, text.format(WEB, "sticky"))
-
-
-def test_engine_is_one_that_poolctl_or_a_feature_has(tmp_path: Path) -> None:
-    assert "'nginx' is not allowed here" in told(tmp_path, WEB + '[gateway]\nengine = "nginx"\n')
-    assert "engine" not in told(tmp_path, WEB + '[gateway]\nengine = "poolctl"\n')

@@ -13,6 +13,7 @@ from .conftest import Import
 
 PROCESSORS = os.cpu_count() or 1
 ONE_PROCESS = "one process, as several cannot share its port; workers if it has none"
+PROXIED = {"socket": "proxied", "workers": os.cpu_count()} if os.cpu_count() != 1 else {}
 # pm2's defaults, where poolctl's are others.
 STOP = {"stop_signal": "SIGINT", "stop_timeout": "1600ms", "stop_group": "together"}
 
@@ -32,12 +33,12 @@ def test_ecosystem_of_pm2(imported: Import) -> None:
         "api": {
             "bind": ":3000", "command": ["node", "./server.js", "--verbose"], "cwd": "api",
             "env": {"LEVEL": "info", "PORT": "{port}"}, "limits": {"memory": "300MiB"}, **STOP,
-            "stop_timeout": "3000ms", "log": {"path": "api/logs/api.log"}, "restart": "always",
+            "stop_timeout": "3000ms", "log": {"path": "api/logs/api.log"}, "restart": "always", **PROXIED,
         },
         "queue": {"command": ["python3", "queue.py"], "workers": 2, "restart": "no", **STOP},
         "uvicorn": {"bind": "127.0.0.1:9000", "app": "main:app", "restart": "always"},
     }  # fmt: skip
-    assert (f"ecosystem.json:7: instances: max: {ONE_PROCESS}" in said.remarks) is (os.cpu_count() != 1)
+    assert "ecosystem.json:7: instances: max: by the number of processors of this machine" in said.remarks
     assert "ecosystem.json:20: watch: true: poolctl run --watch" in said.remarks
 
 
@@ -97,8 +98,10 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
          {"command": ["node", "a.sh", "x"], "workers": 2}, []),
         ({"instances": "some"}, {}, ["instances: some: not a number of processes"]),
         ({"instances": 1, "env": {"PORT": 80}}, {"bind": ":80", "env": {"PORT": "{port}"}}, []),
-        ({"instances": 2, "env": {"PORT": 80}}, {"bind": ":80", "env": {"PORT": "{port}"}},
-         [f"instances: 2: {ONE_PROCESS}"]),
+        ({"instances": 2, "env": {"PORT": 80}},
+         {"bind": ":80", "env": {"PORT": "{port}"}, "socket": "proxied", "workers": 2}, []),
+        ({"instances": 2, "exec_mode": "cluster", "args": "--port 80"},
+         {"command": ["bash", "a.sh", "x", "--port", "80"]}, [f"instances: 2: {ONE_PROCESS}"]),
         ({"wait_ready": True}, {},
          ["wait_ready: true: notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send"]),
         ({"cron_restart": "0 0 * * *"}, {}, ["cron_restart: 0 0 * * *: `poolctl restart a` in a crontab"]),

@@ -212,13 +212,12 @@ def test_without_a_gateway_routes_are_left_out_with_a_warning(export: Any) -> No
 def test_what_a_route_serves_without_is_a_warning_at_its_place(export: Any) -> None:
     _, warnings = export(
         route(to="web", retries=1, policy="random-two", timeouts={"idle": "3s", "total": "9s"}),
-        "[gateway]\nmode = 'proxy'\n",
+        "[gateway]\n",
     )
     for words in (
         "route[0].retries: the cluster's gateway retries",
         "route[0].policy: the cluster's gateway chooses",
         "route[0].timeouts: idle: the cluster's gateway has limits of its own",
-        "route[0].mode: a cluster's gateway forwards every request",
         "[gateway] is not exported: addresses, certificates",
     ):
         assert words in warnings

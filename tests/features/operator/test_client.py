@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +28,6 @@ from poolctl.features.operator.client import (
     REQUESTS_AT_ONCE,
     TIMEOUT_SECONDS,
     OperatorSettings,
-    RequestReporter,
     UnsentCounts,
 )
 from poolctl.json_form import to_json
@@ -276,7 +274,6 @@ def test_successor_spares_services_that_its_predecessor_has_just_reported(tmp_pa
                 before.client.count("users")
                 await before.delivered(1)
                 with Client(operator, str(tmp_path)) as after:
-                    before.client.stop_sending()
                     before.client.count("users", 2)
                     after.client.count("users", 4)
                     await move(20)
@@ -518,46 +515,6 @@ def test_count_of_a_time_in_another_file_is_not_reported_before_it(tmp_path: Pat
                 assert operator.received == []
                 await move(15)
                 await client.delivered(3)
-
-    run(test())
-
-
-def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) -> None:
-    events: list[tuple[str, str, str]] = []
-
-    def event(kind: str, *, message: str, severity: str) -> None:
-        events.append((kind, message, severity))
-
-    async def test() -> None:
-        async with Operator().serving() as operator:
-            edge: Any = SimpleNamespace(event=event, settings=SimpleNamespace(directory=str(tmp_path)))
-            route: Any = SimpleNamespace(alias="users")
-            reported = RequestReporter(edge, {"url": "operator:1"})
-            (name,) = os.listdir(tmp_path)
-            assert name.startswith(PREFIX)
-            reported.request_arrived(route)
-            async with asyncio.timeout(60):
-                while not events:
-                    await asyncio.sleep(0.001)
-            assert [(kind, severity) for kind, _, severity in events] == [(NOT_REACHED, "warning")]
-            assert "operator:1 was not informed of requests for users" in events[0][1]
-            assert reported.snapshot()["unsent"] == {"users": 1}
-            reported.configure({"url": operator.url, "namespace": "shop"})
-            await move(31)
-            await operator.until(lambda: len(operator.received) == 1)
-            assert operator.received == [{"count": 1, "svc": "users", "namespace": "shop"}]
-            async with asyncio.timeout(60):
-                while not reported.snapshot()["delivered"]:
-                    await asyncio.sleep(0.001)
-            reported.drain()
-            reported.request_arrived(route)
-            assert reported._services["users"].sending is None
-            await move(100)
-            assert (len(operator.received), reported.snapshot()["unsent"]) == (1, {"users": 1})
-            reported.close()
-            (left,) = UnsentCounts(str(tmp_path)).open_other_counts()
-            assert left.lock_if_ended()
-            left.close()
 
     run(test())
 

@@ -50,7 +50,7 @@ def test_request_for_a_sleeping_server_of_another_pool_wakes_it(
     try:
         gateway.write("pool.toml", CLIENT.format(port=port, socket=socket))
         gateway.ok("start")
-        assert get(port, "/").status == 502
+        assert get(port, "/").status == 503
         reported = until(lambda: [each for each in events(real_pool) if each["event"] == "requests reported"])
         assert [(each["server"], each["requests"], each["workers"]) for each in reported] == [("users", 1, 1)]
         until(lambda: "wake" in {each["kind"] for each in events(real_pool)})

@@ -18,14 +18,14 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.features.operator import FEATURE
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
-from poolctl.features.operator.pool_operator import PoolOperator
+from poolctl.features.operator.pool_operator import PoolOperator, settings_of
 from poolctl.features.operator.site import OperatorSite
 from poolctl.features.operator.table import OperatorTable
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import render
+from poolctl.platform import process_start
 from poolctl.supervisor import web_addresses
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS
@@ -34,6 +34,8 @@ from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
 from tests.unit.web.web_stage import Spawner, WebStage
+
+from .operator_stage import Operator
 
 DEADLINE = 30.0
 TOKEN = {"POOL_TOKEN": "s3cret"}
@@ -516,33 +518,65 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one(
     play(test)
 
 
-def test_gateway_gets_the_settings_of_the_operator_that_it_informs() -> None:
+def test_client_has_the_settings_of_the_operator_that_it_informs() -> None:
+    assert settings_of(OperatorTable(endpoint="/unused"), TOKEN, "shop") is None
+    table = OperatorTable(url="http://op:1", endpoint="/in", retry=7, token_env="POOL_TOKEN")
+    assert settings_of(table, TOKEN, "shop") == OperatorSettings(
+        url="http://op:1", endpoint="/in", retry_seconds=7.0, namespace="shop", token="s3cret"
+    )
+
+
+class Gateway:
+    """A gateway whose HAProxy has counted what the test says."""
+
+    def __init__(self) -> None:
+        self.figures = self
+        self.counted: Callable[..., None] = lambda process, requests: None
+
+    def count(self, start: int, **requests: int) -> None:
+        """Let a process of this machine that was started then have counted these requests of routes."""
+        self.counted(SimpleNamespace(known={"pid": os.getpid(), "start": start}), requests)
+
+
+async def informed(part: PoolOperator, requests: int) -> None:
+    """Return when the operator has confirmed this many requests, and all of them."""
+    lines = (f"requests_total {requests}", "unsent_requests 0", "failing_services 0")
+    async with asyncio.timeout(DEADLINE):
+        while not all(
+            f"poolctl_gateway_operator_{line}\n" in render(part.gateway_metrics()) for line in lines
+        ):
+            await asyncio.sleep(0.001)
+
+
+def test_each_request_that_haproxy_counts_is_reported_once() -> None:
     async def test(pool: Pool) -> None:
-        part = pool.part
-        gateway: Any = SimpleNamespace(process_parts={})
-        part.connect(gateway)
-        (settings,) = gateway.process_parts.values()
-        assert settings() is None
-        part.apply_tables(Tables(operator=OperatorTable(endpoint="/unused")))
-        assert settings() is None
-        part.apply_tables(
-            Tables(operator=OperatorTable(url="http://op:1", endpoint="/in", retry=7, token_env="POOL_TOKEN"))
-        )
-        whole = {"url": "http://op:1", "endpoint": "/in", "retry_seconds": 7.0, "token": "s3cret"}
-        assert settings() == {
-            **whole, "namespace": "shop", "ca": "", "cert": "", "key": "", "key_password": "",
-        }  # fmt: skip
-
-    play(test)
-
-
-def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
-    async def test(pool: Pool) -> None:
-        part = pool.part
-        report = {"delivered": 7, "unsent": {"users": 2, "mail": 1}, "failing": {"mail": "it answers 404"}}
-        text = render(part.gateway_metrics({FEATURE.package: report}))
-        for line in ("requests_total 7", "unsent_requests 3", "failing_services 1"):
-            assert f"poolctl_gateway_operator_{line}\n" in text
-        assert [*part.gateway_metrics({})] == []
+        start = process_start(os.getpid())
+        assert start is not None
+        async with Operator().serving() as operator:
+            table = OperatorTable(url=operator.url, retry=0.001)
+            gateway: Any = Gateway()
+            gateway_before: Any = Gateway()
+            pool.part.connect(gateway_before)
+            gateway_before.count(start, users=100)  # nobody is to be informed yet
+            pool.part.apply_tables(Tables(operator=table))
+            for requests in (102, 102, 105):
+                gateway_before.count(start, users=requests, mail=1)
+            await informed(pool.part, 6)
+            await pool.part.stop_serving()
+            # A successor continues with the same HAProxy, then with another one.
+            part = pool.another_part()
+            part.apply_tables(Tables(operator=table))
+            part.connect(gateway)
+            gateway.count(start, users=106, mail=1)
+            gateway.count(start + 1, users=2)
+            await informed(part, 3)
+            part.apply_tables(Tables())
+            gateway.count(start + 1, users=9)
+            part.apply_tables(Tables(operator=table))
+            gateway.count(start + 1, users=10)
+            await informed(part, 1)
+            assert operator.confirmed == {"users": 9, "mail": 1}
+            await part.stop_serving()
+            assert [*part.gateway_metrics()] == []
 
     play(test)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.features.gateway.process.settings import MachineState
+from poolctl.features.gateway.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox._api import Guest

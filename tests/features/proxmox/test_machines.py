@@ -144,6 +144,44 @@ to = "http://127.0.0.1:{machines.port}"
     assert not any(SECRET.encode() in each for each in (*written, events.encode()))
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_requests_wait_for_their_container_while_the_supervisor_is_replaced(
+    real_pool: RealPool, machines: Machines, until: Until, is_asked: bool
+) -> None:
+    cluster, port = machines.cluster, claim_port()
+    real_pool.write(
+        "pool.toml",
+        f"""
+[gateway]
+bind = "127.0.0.1:{port}"
+[proxmox]
+url = "https://localhost:{cluster.port}"
+verify = "{cluster.cert}"
+token_env = "PVE_TOKEN"
+refresh = "300ms"
+timeout = "30s"
+[[route]]
+alias = "web"
+to = "http://127.0.0.1:{machines.port}"
+""",
+    )
+    real_pool.ok("start", env={"PVE_TOKEN": TOKEN})
+    until(lambda: any(each["machines"] for each in real_pool.ok("routes", "-o", "json").json["items"]))
+    with ThreadPoolExecutor(3) as threads:
+        replies = []
+        if is_asked:
+            replies = [threads.submit(get, port, "/", timeout_seconds=60)]
+            until(cluster.starts)
+        before = real_pool.info()["supervisor_pid"]
+        os.kill(before, signal.SIGKILL)
+        # While the next supervisor does not know the container, too.
+        replies += [threads.submit(get, port, "/", timeout_seconds=60) for _ in range(2)]
+        until(lambda: real_pool.info()["supervisor_pid"] != before)
+        until(cluster.starts)
+        machines.start()
+        assert {reply.result(60).body for reply in replies} == {b"hello"}
+
+
 @pytest.mark.heavy
 def test_container_that_a_request_has_had_started_is_stopped_when_the_gateway_has_no_request_for_it(
     real_pool: RealPool, machines: Machines, until: Until

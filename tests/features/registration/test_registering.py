@@ -16,7 +16,7 @@ from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
 from tests.certificates import certificate
 from tests.features.gateway.conftest import GatewayPool
-from tests.features.gateway.test_gateway_manager import backend
+from tests.features.gateway.other_machine import backend
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.programs import program
@@ -47,6 +47,7 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
             return route["registrations"][0]
 
         assert gateway.get("/").status == 503
+        haproxy = gateway.process()
         (answer,) = curl(socket, "register", name="users", to=users, ttl="60s")["items"]
         assert (answer["state"], answer["ttl_seconds"]) == ("serving", 60.0)
         assert gateway.get("/").body == b"first"
@@ -63,11 +64,13 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
         assert 'poolctl_gateway_registrations{state="silent"} 1' in client.metrics()
         assert curl(socket, "register", name="users", to=users, ttl="10m")["exit_code"] == 0
         assert gateway.get("/").body == b"first"
+        assert gateway.process() == haproxy, "no other one is needed for that"
         # Another supervisor goes on with it.
         supervisor = pool.info()["supervisor_pid"]
         os.kill(supervisor, signal.SIGKILL)
         gateway.until(lambda: pool.info()["supervisor_pid"] != supervisor)
         assert gateway.get("/").body == b"first"
+        assert gateway.process() == haproxy
         assert 300 < registered()["left_seconds"] < 600
         # A route of its own, which must not be another one's place.
         url = f"http://127.0.0.1:{second}"

@@ -23,7 +23,7 @@ from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
 from poolctl.errors import ServerError
-from poolctl.features.gateway.supervision.computed_routes import RouteTableManager
+from poolctl.features.gateway.supervision.route_tables import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.features.registration import registrations
 from poolctl.features.registration import site as registration_site
@@ -39,19 +39,19 @@ from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import in_daemon_thread
-from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer
 from poolctl.web.site_server import SiteServer
-from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
 from tests.unit.web.greeter import Direct
 from tests.unit.web.web_stage import WebStage
+
+from .routed_stage import Backend, Stage, Wire, play
 
 ROUTES = (RouteConfig(alias="users", path="/users", register=True),)
 FAST = {
@@ -98,7 +98,7 @@ class BusyKeeper(Keeper):
 
 
 class Registry:
-    """A TargetRegistration whose routes are those of the stage's edge, with what a previous supervisor left."""
+    """A TargetRegistration whose routes are those of the stage, with what a previous supervisor left."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Registry:
         state_directory: str = "",
         clock: Clock | None = None,
     ) -> None:
-        self.edge = stage.edge
+        self.stage = stage
         self.keeper = keeper or Keeper()
         self.directory = directory or tempfile.mkdtemp()
         self.state_directory = state_directory or tempfile.mkdtemp()
@@ -116,9 +116,7 @@ class Registry:
         events = EventBus(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), route=ROUTES)
-        self.routes = RouteTableManager(
-            self._changed, lambda servers, *, adopted: asyncio.sleep(0), tempfile.mkdtemp()
-        )
+        self.routes = RouteTableManager(self._changed, tempfile.mkdtemp())
         self.tables = tables
         gateway: Any = self
         self.gateway: Any = None
@@ -141,8 +139,7 @@ class Registry:
 
     def _changed(self) -> None:
         assert self.routes.table is not None
-        self.edge.table = RouteTable(self.routes.table.fileno())
-        self.edge.backends.apply([*self.edge.table], {})
+        self.stage.table = RouteTable(self.routes.table.fileno())
 
     async def await_applied_or_warning(self, limit_seconds: float | None = None) -> str:
         await self.routes.wait_until_current()
@@ -177,10 +174,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def asked(stage: Stage, path: str = "/users") -> bytes:
     """The status line and the body of the answer to a request of its own."""
-    client = await stage.client()
-    await client.send(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path.encode())
-    head, body = await client.response()
-    return head.split()[1] + b" " + body if body == b"hello" else head.split()[1]
+    return await stage.ask(path)
 
 
 class Health:
@@ -190,10 +184,9 @@ class Health:
         self.status = b"200 OK"
 
     async def script(self, backend: Backend, wire: Wire) -> None:
-        while True:
-            head = await backend.request(wire)
-            status = self.status if b"GET /health " in head else b"200 OK"
-            await wire.send(b"HTTP/1.1 %s\r\nContent-Length: 5\r\n\r\nhello" % status)
+        head = await wire.head()
+        status = self.status if b"GET /health " in head else b"200 OK"
+        await wire.send(b"HTTP/1.1 %s\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello" % status)
 
 
 def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
@@ -241,7 +234,7 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         (saved,) = registry.keeper.services
         assert saved["state"] == "silent"
         assert registry.manager.reports("users")[0].state == "silent"
-        (family,) = registry.manager.gateway_metrics({})
+        (family,) = registry.manager.gateway_metrics()
         assert {labels["state"]: count for _, labels, count in family.samples if count} == {"silent": 1}
         assert registry.manager._expiry is not None
         clock.advance(FORGOTTEN_SECONDS + 1)
@@ -318,21 +311,11 @@ def test_heartbeat_is_saved_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
-        registry.late = "the gateway is late"
-        lost: list[Exception] = []
-
-        async def wait_until_performed() -> None:
-            if lost:
-                raise lost[0]
-
-        registry.gateway = SimpleNamespace(wait_until_performed=wait_until_performed)
         options = {"name": "users", "to": "http://10.0.0.7:9000"}
-        for error in (None, LinkLost("gone"), TimeoutError()):
-            lost[:] = [error] if error else []
+        for late in ("", "the gateway is late"):
+            registry.late = late
             for verb in ("register", "unregister"):
-                assert (await registry.ask(verb, **options)).get("warnings", []) == (
-                    ["the gateway is late"] if error else []
-                )
+                assert (await registry.ask(verb, **options)).get("warnings", []) == ([late] if late else [])
         await registry.close()
 
     play(work)
@@ -455,13 +438,41 @@ def test_failing_service_is_taken_out_and_comes_back() -> None:
     play(work)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "host"),
+    [
+        ("users", {}, b"users.internal"),
+        ("shop", {"host": "shop.example.com"}, b"shop.example.com"),
+    ],
+)
+def test_probe_has_the_host_that_requests_of_the_route_have(
+    name: str, keys: dict[str, str], host: bytes
+) -> None:
+    async def work(stage: Stage) -> None:
+        registry, heads = Registry(stage), list[bytes]()
+
+        async def script(backend: Backend, wire: Wire) -> None:
+            heads.append(await wire.head())
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        users = RouteConfig(alias="users", host_header="users.internal", register=True)
+        registry.manager.apply_tables(Tables(gateway=GatewayConfig(), route=(users,)))
+        backend = await stage.backend(script)
+        await registry.ask("register", name=name, to=backend.url, probe=FAST, **keys)
+        await until(lambda: bool(heads))
+        assert b"\r\nHost: %s\r\n" % host in heads[0]
+        await registry.close()
+
+    play(work)
+
+
 def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
         options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}
         await registry.ask("register", **options)
         generation, computed = registry.routes.generation, []
-        registry.routes.again = lambda: computed.append(1)  # type: ignore[method-assign]
+        registry.routes.schedule_recomputation = lambda: computed.append(1)  # type: ignore[method-assign]
         for _ in range(200):
             (item,) = (await registry.ask("register", **options))["items"]
         assert (registry.routes.generation, computed) == (generation, [])
@@ -482,9 +493,10 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert await registry.urls() == [url]
         successor = Registry(stage, registry.keeper, registry.directory)
         await successor.routes.wait_until_current()
-        match = stage.edge.table.find("any", "/users")
-        assert match is not None
-        assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
+        assert stage.table is not None
+        route = stage.table.find("any", "/users")
+        assert route is not None
+        assert [each.url for each in route.to] == ["http://10.0.0.7:9000"]
         (again,) = registry.keeper.services
         assert (again["settings"]["to"], again["state"]) == (url, "serving")
         for each in (killed, started, successor):

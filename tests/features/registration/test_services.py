@@ -318,10 +318,6 @@ def test_registration_has_the_forms_of_the_configuration() -> None:
             "'to' is missing; add to = …, or register = true for services that register themselves",
         ),
         (
-            '[[route]]\nalias = "users"\nregister = true\nmode = "pass"\n',
-            'route[0].register: mode = "pass", and registered services are outside the pool',
-        ),
-        (
             '[gateway]\n[[server]]\nname = "a"\nbind = ":9001"\napp = "a:b"\nlabels = { "route.register" = "true" }\n',
             "the route of a server leads to that server",
         ),
@@ -527,12 +523,12 @@ def test_routes_without_a_gateway_or_services_stay_as_they_are() -> None:
     assert with_registrations(routes, [WEB], Tables(gateway=GatewayConfig()), []) == routes
 
 
-def test_own_route_has_the_defaults_of_the_gateway_but_its_mode() -> None:
-    gateway = GatewayConfig(mode="pass", timeouts={"connect": 3.0})
+def test_own_route_has_the_defaults_of_the_gateway() -> None:
+    gateway = GatewayConfig(timeouts={"connect": 3.0})
     found = with_registrations((), [WEB], Tables(gateway=gateway), [service("own", path="/own", weight=4)])
     (own,) = found
     assert isinstance(own, Route)
-    assert (own.mode, own.timeouts.connect, own.registers) == ("auto", 3.0, True)
+    assert own.timeouts.connect == 3.0
     assert own.to == (Target(url="http://10.0.0.7:9000", weight=4),)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.supervision.gateway_reports import facts_of
+from poolctl.features.gateway.supervision.targets import facts_of
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Exit
@@ -181,13 +181,13 @@ def test_behind_a_gateway_the_share_is_exact_and_the_canary_has_its_own_address(
         assert (canary.config.key, canary.config.name) == (address, "web")
         assert desk.entry.observed.workers["web.1.0"].config.key == desk.entry.config.key
         facts = facts_of(desk.core, desk.entry)
-        assert (facts.canary, facts.canary_bind, facts.canary_share) == ("web (canary)", address, 0.01)
+        assert (facts.canary_bind, facts.canary_share) == (address, 0.01)
         await desk.ask("rollout", op="abort")
         await turns()
         assert not apart(desk)
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
         facts = facts_of(desk.core, desk.entry)
-        assert (facts.canary, facts.canary_bind, facts.canary_share) == ("", "", 0.0)
+        assert (facts.canary_bind, facts.canary_share) == ("", 0.0)
 
     run(work())
 

@@ -250,7 +250,7 @@ def test_routes_with_problems_come_first_and_a_filter_searches_their_targets() -
     ]
     board.receive(reports, 1.0)
     assert [row.name for row in board.shown] == ["bad", "odd", "new", "web"]
-    for text, found in (("http://new shop", ["new"]), ("/api proxy unhealthy", ["bad"])):
+    for text, found in (("http://new shop", ["new"]), ("/api http unhealthy", ["bad"])):
         board.set_filter(text)
         assert [row.name for row in board.shown] == found
 

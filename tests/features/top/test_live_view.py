@@ -301,7 +301,7 @@ def test_a_stopped_pool_is_reported(pool: RealPool) -> None:
 @pytest.mark.integration
 def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPool) -> None:
     gateway = {"state": "running", "pid": 7, "addresses": ["http://127.0.0.1:80"], "routes": 1}
-    route = {"alias": "shop", "path": "/shop", "to": ["web-001"], "way": "pass", "passed": 5, "requests": 5}
+    route = {"alias": "shop", "path": "/shop", "to": ["web-001"], "way": "http", "requests": 5}
 
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         if verb == "routes":
@@ -314,7 +314,7 @@ def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPoo
         view.until_shown("gateway")
         view.until_shown("web-001")
         view.terminal.press("\t")
-        view.until(lambda lines: any(line.split()[:3] == ["shop", "/shop", "pass"] for line in lines))
+        view.until(lambda lines: any(line.split()[:3] == ["shop", "/shop", "http"] for line in lines))
         view.terminal.press("N")
         view.until_shown("sorted by name")
         view.terminal.press("s")  # no action on a route

@@ -26,9 +26,12 @@ from tests.real_pool import RealPool, pool_in
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 PACKAGE = Path(poolctl.__file__).parent
-# Not started by a pool with the own engine of the gateway: the command, `serve`, and the other engine.
-_OTHERS = {"", "features.serve", "features.haproxy"}
+# Not started by a pool: the command and `serve`.
+_OTHERS = {"", "features.serve"}
 PARTS = {".".join(path.parent.relative_to(PACKAGE).parts) for path in PACKAGE.rglob("__main__.py")} - _OTHERS
+HAPROXY = "haproxy"
+# The limits of another user's process need a capability that root does not have everywhere (prlimit(2)).
+AS_ROOT = 'user = "root"' if os.geteuid() == 0 else ""
 
 CHATTY = """
 from hello import app as hello
@@ -56,6 +59,7 @@ class FullPool:
             f"""
             [gateway]
             bind = "127.0.0.1:{self.gateway}"
+            {AS_ROOT}
 
             [dashboard]
             bind = "127.0.0.1:{self.page}"
@@ -146,20 +150,15 @@ KINDS = [
     Kind("accept", "acceptor", lambda it: it.own("accept"), FullPool.wake),
     Kind("config", "config_reader", lambda it: it.own("config"), FullPool.reload),
     Kind("web", "web", lambda it: it.own("web"), lambda it: it.serve(it.page)),
-    Kind("gateway", "features.gateway.process", lambda it: it.own("gateway"), lambda it: it.serve(it.gateway)),
-    Kind(
-        "gateway zygote",
-        "features.gateway.process",
-        lambda it: [pid for pid in it.pids("features.gateway.process") if pid not in it.own("gateway")],
-        lambda it: it.serve(it.gateway),
-    ),
+    Kind("gateway", HAPROXY, lambda it: it.own("gateway"), lambda it: it.serve(it.gateway)),
+    Kind("forwarder", "features.gateway.forwarder", lambda it: it.own("forwarder"), lambda it: it.serve(it.gateway)),
     Kind("zygote", "worker", lambda it: it.pids("worker zygote"), FullPool.restart),
     Kind("worker", "worker", lambda it: it.workers, lambda it: it.serve(it.web)),
 ]  # fmt: skip
 
 
 def test_every_part_that_a_pool_runs_is_tried() -> None:
-    assert {kind.part for kind in KINDS} == PARTS
+    assert {kind.part for kind in KINDS} == PARTS | {HAPROXY}
 
 
 @pytest.fixture(scope="module")

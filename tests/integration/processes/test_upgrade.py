@@ -20,9 +20,7 @@ import pytest
 import poolctl
 from poolctl.control.client import Client
 from poolctl.control.protocol import PROTOCOL
-from poolctl.installation import GATEWAY_LIBRARIES
 from tests.deadline import wait_until
-from tests.environments import without
 from tests.load import Load
 from tests.ports import claim_port
 from tests.processes import is_alive
@@ -268,17 +266,6 @@ def test_configuration_that_the_new_version_does_not_understand_is_that_of_the_f
     done = by(newer, pool, "upgrade")
     assert done.code == 0, done
     assert (facts(pool), version(pool)) == (before, NEW)
-
-
-def test_upgrade_needs_no_library_of_a_gateway_for_a_pool_without_one(
-    pool: RealPool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    pool.python = without(tmp_path_factory.mktemp("plain") / "venv", *GATEWAY_LIBRARIES)
-    pool.write_hello("users")
-    pool.ok("start")
-    before = facts(pool)
-    pool.ok("upgrade", "--allow-same-version")
-    assert facts(pool) == before
 
 
 def test_another_build_of_the_same_version_is_an_upgrade_and_the_same_build_is_none(

@@ -92,8 +92,8 @@ FIELDS: dict[type[object], list[str]] = {
     OwnProcess: ["name", "pid", "memory_bytes"],
     PlannedChange: ["name", "bind", "change", "keys", "message"],
     RouteReport: [
-        "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
-        "passed", "proxied", "refused", "waiting", "errors",
+        "alias", "host", "path", "to", "policy", "way", "why", "provider", "state", "requests", "refused", "waiting",
+        "errors",
     ],
     HealthReportItem: ["name", "kind", "status"],
     RegisteredServiceReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
@@ -103,9 +103,8 @@ FIELDS: dict[type[object], list[str]] = {
     ],
     GatewayStatus: ["state", "problem", "pid", "addresses", "routes", "uptime_seconds", "restarts"],
     GatewayStats: [
-        "requests_total", "passed_total", "proxied_total", "refused_total", "errors_total", "requests_per_second",
-        "errors_per_second", "latency_p50_seconds", "latency_p99_seconds", "connections", "memory_bytes", "cpu_percent",
-        "replaced_processes",
+        "requests_total", "refused_total", "errors_total", "requests_per_second", "errors_per_second", "connections",
+        "memory_bytes", "cpu_percent", "replaced_processes",
     ],
     WorkerStacks: ["name", "worker", "pid", "source", "problem", "place", "threads", "tasks", "kernel"],
     ThreadStack: ["name", "main", "frames"],

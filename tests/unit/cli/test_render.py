@@ -345,9 +345,8 @@ STATUS = GatewayStatus(
     uptime_seconds=75.0, restarts=0,
 )  # fmt: skip
 STATS = GatewayStats(
-    requests_total=1200, passed_total=900, proxied_total=300, refused_total=0, errors_total=3, requests_per_second=4.25,
-    errors_per_second=0.0, latency_p50_seconds=0.001, latency_p99_seconds=0.02, connections=7, memory_bytes=20_000_000,
-    cpu_percent=1.5,
+    requests_total=1200, refused_total=0, errors_total=3, requests_per_second=4.25, errors_per_second=0.0,
+    connections=7, memory_bytes=20_000_000, cpu_percent=1.5,
 )  # fmt: skip
 WHOLE = "[gateway] running, http://127.0.0.1:8080, https://127.0.0.1:8443, 12 routes, pid 4711, up 1m15s"
 

@@ -213,7 +213,7 @@ def test_rules_that_are_not_overridden_find_nothing() -> None:
     assert (rules.build_interdependent_tables({}, []), rules.routes([], tables)) == ({}, None)
     assert (
         rules.warnings([], tables, complete=True),
-        rules.startup_problems(tables),
+        rules.startup_problems([], tables),
         rules.listed_bind_addresses(tables),
     ) == (
         (),

@@ -138,7 +138,7 @@ def test_both_versions_of_http_and_both_methods_are_answered(
         (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n{x}", 400),
         (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n[]", 400),
         (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n\xff\xfe", 400),
-        (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 200),
+        (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 411),
         (b"GET /v1/list HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", 400),
         (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n" + b"[" * 100_000, 400),
     ],

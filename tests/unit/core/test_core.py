@@ -941,26 +941,6 @@ def test_kill_ends_the_start_hook_that_runs() -> None:
         stage.loop.close()
 
 
-def test_workers_whose_lifetime_is_over_are_replaced_without_counting_a_restart() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        entry = pool.core.entries["web"]
-        pool.core.replace_workers_of_generation(entry, 7)
-        await turns()
-        assert set(pool.runner.running) == {"web.1.0"}
-        pool.core.replace_workers_of_generation(entry, 1)
-        await turns()
-        assert set(pool.runner.running) == {"web.2.0"}
-        assert entry.observed.restarts == 0
-        await pool.stop()
-        pool.core.replace_workers_of_generation(entry, 2)
-        await turns()
-        assert pool.states() == {"web": "stopped"}
-
-    run(scenario())
-
-
 @pytest.mark.parametrize(("order", "seconds"), [("drain_then_replace", "10"), ("kill", "0")])
 def test_one_worker_is_ended_and_then_replaced(order: str, seconds: str) -> None:
     async def scenario() -> None:
@@ -1775,7 +1755,7 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "stop": lambda core, entry: core.stop(entry),
     "abandon start": lambda core, entry: core.abandon_start(entry),
     "restart": lambda core, entry: core.restart(entry),
-    "renew": lambda core, entry: core.replace_workers_of_generation(entry, 1),
+    "renew": lambda core, entry: core.replace_worker(entry, "web.1.0"),
     "drain and replace": lambda core, entry: core.drain_then_replace(entry, worker_of(entry, "web.1.0")),
     "kill": lambda core, entry: core.kill(entry, worker_of(entry, "web.1.0")),
     "begin recovery": lambda core, entry: core.note_recovery_begun(entry, {}, {}, counts=False),

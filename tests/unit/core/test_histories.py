@@ -278,7 +278,7 @@ class Histories(RuleBasedStateMachine):
             case "relieved":
                 self.command(self.core.drain_then_replace, entry, worker)
             case "old":
-                self.command(self.core.replace_workers_of_generation, entry, worker.generation)
+                self.command(self.core.replace_worker, entry, worker.id)
             case "expired":
                 self.command(self.core.mark_expired, entry, worker.id)
 

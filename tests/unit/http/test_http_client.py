@@ -156,12 +156,12 @@ def test_unix_socket_and_an_old_version_are_spoken_to(tmp_path: Path) -> None:
         async with (
             asyncio.timeout(60),
             await asyncio.start_unix_server(handle, path),
-            exchange(path, "GET", "/", [], version="1.0") as response,
+            exchange(path, "GET", "/", []) as response,
         ):
             return response.status
 
     assert asyncio.run(scenario()) == 204
-    assert heads == [b"GET / HTTP/1.0\r\n\r\n"]
+    assert heads == [b"GET / HTTP/1.1\r\n\r\n"]
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"299 Odd"])

@@ -37,21 +37,21 @@ class Handler:
         self.pieces = 0
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
-        if request.head.path == b"/fail":
+        if request.path == "/fail":
             raise RuntimeError("not thought of")
-        if request.head.path == b"/wait":
+        if request.path == "/wait":
             try:
                 await asyncio.Event().wait()
             finally:
                 self.cancelled.set()
-        if request.head.path == b"/gate":
+        if request.path == "/gate":
             await self.gate.wait()
-        if request.head.path == b"/large":
+        if request.path == "/large":
             response.begin(200, [])
             response.write(bytes(2_000_000))
             await self.noting(response.finish())
             return
-        if request.head.path == b"/flood":
+        if request.path == "/flood":
             response.begin(200, [])
             try:
                 while True:
@@ -60,9 +60,9 @@ class Handler:
             except ClientGone as error:
                 self.failures.append(str(error))
                 raise
-        if request.head.path in (b"/descriptor", b"/late"):
+        if request.path in ("/descriptor", "/late"):
             response.begin(200, [])
-            if request.head.path == b"/late":
+            if request.path == "/late":
                 response.write(bytes(2_000_000))
             with open(os.devnull) as file:  # noqa: ASYNC230
                 try:
@@ -72,7 +72,7 @@ class Handler:
                     raise
             await response.finish()
             return
-        if request.head.path == b"/stream":
+        if request.path == "/stream":
             response.begin(200, [])
             for piece in (b"a", b"", b"bc"):
                 response.write(piece)
@@ -148,13 +148,13 @@ def test_answer_of_unknown_length_is_chunked_and_until_the_end_for_an_older_clie
     async def scenario() -> None:
         async with served(tmp_path / "s"):
             stream, writer = await ask(tmp_path / "s", b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
-            chunks = b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
+            chunks = b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
             assert (await stream.readuntil(b"<>")).startswith(
                 b"HTTP/1.1 200 OK\r\n" + chunks + b"HTTP/1.1 200"
             )
             writer.close()
             older = await everything(tmp_path / "s", b"GET /stream HTTP/1.0\r\n\r\n")
-            assert older.endswith(b"connection: close\r\n\r\nabc")
+            assert older.endswith(b"Connection: close\r\n\r\nabc")
 
     asyncio.run(scenario())
 
@@ -164,7 +164,7 @@ def test_head_is_answered_without_a_body(tmp_path: Path) -> None:
         async with served(tmp_path / "s"):
             head = b"HEAD /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             assert (await everything(tmp_path / "s", head)).endswith(
-                b"content-length: 2\r\nconnection: close\r\n\r\n"
+                b"content-length: 2\r\nConnection: close\r\n\r\n"
             )
             head = b"HEAD /stream HTTP/1.0\r\n\r\n"
             assert (await everything(tmp_path / "s", head)).endswith(b"\r\n\r\n")
@@ -197,7 +197,7 @@ def test_refusal_reaches_a_client_that_is_still_sending(
         async with served(tmp_path / "s"):
             head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
             found = await everything(tmp_path / "s", head + b"x" * 500_000)
-            assert found.startswith(b"HTTP/1.1 413 Content Too Large\r\n")
+            assert found.startswith(b"HTTP/1.1 413 ")
 
     asyncio.run(scenario())
 
@@ -284,7 +284,7 @@ def test_refusal_ends_the_connection_at_once_for_the_client(
             handler.refused = "not you"
             assert await everything(tmp_path / "s", b"") == (
                 b"HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n"
-                b"connection: close\r\n\r\nno\n"
+                b"Connection: close\r\n\r\nno\n"
             )
 
     asyncio.run(scenario())
@@ -312,7 +312,7 @@ def test_connection_serves_one_request_unless_it_is_kept_for_others(tmp_path: Pa
             stream, writer = await ask(
                 tmp_path / "s", GET + GET.replace(b"Host", b"Connection: close\r\nHost")
             )
-            once = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n<>"
+            once = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nConnection: close\r\n\r\n<>"
             kept = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n<>"
             assert await stream.read() == (kept + once if seconds else once)
             writer.close()
@@ -334,7 +334,7 @@ def test_server_that_watches_its_clients_serves_one_request_on_each_connection(t
         async with served(tmp_path / "s", PATIENT, watch=True):
             stream, writer = await ask(tmp_path / "s", GET)
             assert (
-                await stream.read() == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n<>"
+                await stream.read() == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nConnection: close\r\n\r\n<>"
             )
             writer.close()
 

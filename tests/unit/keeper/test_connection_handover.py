@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import resource
 import socket
@@ -47,7 +46,7 @@ def test_handed_over_connection_is_taken_with_its_unread_bytes(pair: Pair) -> No
     assert connection_handover.receive_connection(pair[1]) is None
 
 
-@pytest.mark.parametrize(("until", "asked"), [(None, False), (12.5, False), (12.5, True)])
+@pytest.mark.parametrize(("until", "asked"), [(None, False), (12.5, False), (12.5, True), (None, True)])
 def test_handed_over_connection_keeps_its_clients_remaining_time(
     pair: Pair, until: float | None, asked: bool
 ) -> None:
@@ -107,8 +106,7 @@ def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
 def test_connection_hands_itself_over_unless_the_pair_is_full(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     given = connection_handover.Connection(fileno=accepted.detach())
-    given.until = 12.5
-    given.routed = connection_handover.Routed("one", received=b"GET /")
+    given.until, given.received = 12.5, b"GET /"
     with client, given:
         sent = 0
         while given.hand_over(pair[0]):
@@ -118,7 +116,7 @@ def test_connection_hands_itself_over_unless_the_pair_is_full(pair: Pair) -> Non
             taken = connection_handover.receive_connection(pair[1])
             assert taken is not None
             with taken:
-                assert (taken.until, taken.asked, taken.routed) == (12.5, False, given.routed)
+                assert (taken.until, taken.asked, taken.received) == (12.5, False, b"GET /")
         client.send(b"hello")
         assert given.recv(5) == b"hello"
 
@@ -185,167 +183,53 @@ def _take_without_room_then_with_it(pair: Pair) -> None:
     taken.close()
 
 
-def routed_pair(pair: Pair, routed: connection_handover.Routed) -> connection_handover.Connection:
+@pytest.mark.parametrize("size", [0, 1, connection_handover.MOST_BYTES])
+def test_connection_arrives_with_the_bytes_that_were_read(pair: Pair, size: int) -> None:
+    read = os.urandom(size)
     client, accepted = socket.socketpair()
     with client, accepted:
-        connection_handover.send_connection(pair[0], accepted.fileno(), routed=routed)
-    taken = connection_handover.receive_connection(pair[1])
-    assert taken is not None
-    return taken
-
-
-SIZES = [
-    0,
-    1,
-    connection_handover.INLINE_BYTES,
-    connection_handover.INLINE_BYTES + 1,
-    connection_handover.MOST_BYTES,
-]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_connection_of_a_route_arrives_with_all_that_it_carries(pair: Pair, size: int) -> None:
-    routed = connection_handover.Routed("users", 7, 2, os.urandom(size), decided=size % 2 == 0)
-    with routed_pair(pair, routed) as taken:
-        assert taken.routed == routed
-        assert taken.routed[:4] == routed[:4]
-
-
-@pytest.mark.parametrize("size", SIZES[1:])
-def test_connection_without_a_route_arrives_with_the_request_that_was_read(pair: Pair, size: int) -> None:
-    read = connection_handover.Routed("", received=os.urandom(size))
-    with routed_pair(pair, read) as taken:
-        assert (taken.routed.route, taken.received) == ("", read.received)
-
-
-def test_message_that_came_before_is_read_the_same_for_another_connection(pair: Pair) -> None:
-    plain = connection_handover.Routed("users", 7)
-    limits = {"until": 12.5, "asked": True}
-    for routed, limited in ((plain, False), (plain, True), (plain._replace(generation=8), False)) * 2:
-        client, accepted = socket.socketpair()
-        with client, accepted:
-            connection_handover.send_connection(
-                pair[0], accepted.fileno(), limits if limited else None, routed
-            )
-            taken = connection_handover.receive_connection(pair[1])
-            assert taken is not None
-            with taken:
-                taken.sendall(b"here")
-                assert client.recv(10) == b"here"
-                assert (taken.routed, taken.limits()) == (routed, limits if limited else {})
-
-
-def test_descriptors_that_come_with_a_message_that_came_before_are_checked(pair: Pair) -> None:
-    routed = connection_handover.Routed("users", 7)
-    message = {"t": "conn", "route": "users", "generation": 7, "hops": 0}
-    routed_pair(pair, routed).close()
-    for odd in _odd_ones():
-        fd = odd if isinstance(odd, int) else odd.detach()
-        wire.send(pair[0], message, [fd])
-        os.close(fd)
-        with pytest.raises(wire.WireError):
-            connection_handover.receive_connection(pair[1])
-    for count in (0, 2, 3):
-        client, accepted = socket.socketpair()
-        with client:
-            with accepted:
-                wire.send(pair[0], message, [accepted.fileno()] * count)
-            with pytest.raises(wire.WireError):
-                connection_handover.receive_connection(pair[1])
-            assert client.recv(1) == b""
-
-
-def test_connection_without_a_route_carries_nothing(pair: Pair) -> None:
-    client, accepted = socket.socketpair()
-    with client, accepted:
-        wire.send(pair[0], {"t": "conn"}, [accepted.fileno()])
+        connection_handover.send_connection(pair[0], accepted.fileno(), received=read)
     taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     with taken:
-        assert (taken.routed, taken.received) == (None, b"")
+        assert (taken.received, taken.limits()) == (read, {})
 
 
 def test_more_bytes_than_can_be_handed_over_are_an_error(pair: Pair) -> None:
-    too_many = connection_handover.Routed("users", received=bytes(connection_handover.MOST_BYTES + 1))
+    too_many = bytes(connection_handover.MOST_BYTES + 1)
     with pytest.raises(wire.WireError):
-        connection_handover.send_connection(pair[0], pair[0].fileno(), routed=too_many)
+        connection_handover.send_connection(pair[0], pair[0].fileno(), received=too_many)
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"route": ""},
-        {"route": "", "received": ""},
-        {"route": 1},
-        {"route": "x" * (connection_handover.LONGEST_ALIAS + 1)},
-        {"route": "users", "generation": -1},
-        {"route": "users", "generation": 10**40},
-        {"route": "users", "generation": 1.5},
-        {"route": "users", "hops": connection_handover.MOST_HOPS + 1},
-        {"route": "users", "hops": True},
-        {"route": "users", "received": "no base64!"},
-        {"route": "users", "received": ["a"]},
-        {"route": "users", "decided": 0},
-    ],
-    ids=str,
-)
-def test_connection_with_an_invalid_part_is_closed(pair: Pair, part: wire.Message) -> None:
+@pytest.mark.parametrize("received", ["no base64!", ["a"], 7, "YQ==YQ=="], ids=str)
+def test_connection_with_invalid_bytes_is_closed(pair: Pair, received: object) -> None:
     client, accepted = socket.socketpair()
     with client:
         with accepted:
-            wire.send(pair[0], {"t": "conn", **part}, [accepted.fileno()])
+            wire.send(pair[0], {"t": "conn", "received": received}, [accepted.fileno()])
         with pytest.raises(wire.WireError):
             connection_handover.receive_connection(pair[1])
         assert client.recv(1) == b""
 
 
-def _odd_files() -> Iterator[int]:
-    yield os.open("/dev/null", os.O_RDONLY)
-    reading, writing = os.pipe()
-    os.close(writing)
-    yield reading
-    unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
-    os.write(unsealed, b"bytes")
-    yield unsealed
-    large = os.memfd_create("large", os.MFD_ALLOW_SEALING)
-    os.truncate(large, connection_handover.MOST_BYTES + 1)
-    fcntl.fcntl(large, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    yield large
+@pytest.mark.parametrize("count", [2, 3])
+def test_connection_with_further_descriptors_is_closed(pair: Pair, count: int) -> None:
+    client, accepted = socket.socketpair()
+    with client:
+        with accepted:
+            wire.send(pair[0], {"t": "conn"}, [accepted.fileno()] * count)
+        with pytest.raises(wire.WireError):
+            connection_handover.receive_connection(pair[1])
+        assert client.recv(1) == b""
 
 
-def test_received_bytes_are_read_from_a_sealed_file_only(pair: Pair) -> None:
-    for odd in _odd_files():
-        client, accepted = socket.socketpair()
-        with client:
-            with accepted:
-                wire.send(pair[0], {"t": "conn", "route": "users"}, [accepted.fileno(), odd])
-            os.close(odd)
-            with pytest.raises(wire.WireError):
-                connection_handover.receive_connection(pair[1])
-            assert client.recv(1) == b""
-
-
-def test_connection_with_further_descriptors_is_closed(pair: Pair) -> None:
-    for message, count in (({"t": "conn"}, 2), ({"t": "conn", "route": "users"}, 3)):
-        client, accepted = socket.socketpair()
-        with client:
-            with accepted:
-                wire.send(pair[0], message, [accepted.fileno()] * count)
-            with pytest.raises(wire.WireError):
-                connection_handover.receive_connection(pair[1])
-            assert client.recv(1) == b""
-
-
-def test_connection_is_restored_from_its_message_and_descriptors(pair: Pair) -> None:
+def test_connection_is_restored_from_its_message_and_descriptor(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, connection_handover.Connection(fileno=accepted.detach()) as kept:
         kept.until, kept.asked = 12.5, True
-        kept.routed = connection_handover.Routed("users", 7, received=b"GET / HTTP/1.1\r\n")
-        fields, (fd, *others) = kept.to_message()
-        assert (fd, others) == (kept.fileno(), [])
-        with connection_handover.from_message(fields, [os.dup(fd)]) as restored:
-            assert (restored.until, restored.asked, restored.routed) == (12.5, True, kept.routed)
-            assert restored.received == b"GET / HTTP/1.1\r\n"
+        kept.received = b"GET / HTTP/1.1\r\n"
+        with connection_handover.from_message(kept.to_message(), [os.dup(kept.fileno())]) as restored:
+            assert (restored.until, restored.asked, restored.received) == (12.5, True, kept.received)
             restored.sendall(b"over")
         assert client.recv(100) == b"over"
 

@@ -114,7 +114,6 @@ def test_each_name_has_a_state_of_its_own_and_all_are_removed_together(tmp_path:
     names = [
         pool_files.DESIRED,
         pool_files.REGISTRATIONS,
-        pool_files.KEPT_CONNECTIONS,
         pool_files.CONTEXT_SECRET,
     ]
     for name in names:

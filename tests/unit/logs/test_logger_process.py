@@ -130,6 +130,12 @@ def test_json_lines_name_the_server(session: Session) -> None:
     assert (found["name"], found["pid"], found["line"]) == ("web", 42, 'say "hi"')
 
 
+def test_raw_lines_are_stored_as_they_were_written(session: Session) -> None:
+    os.write(session.add("web.0", format="raw"), b'{"time": "now"}\nnext\n')
+    session.sync()
+    assert (session.directory / "web.log").read_text() == '{"time": "now"}\nnext\n'
+
+
 def test_the_end_of_a_pipe_is_reported_after_its_last_words_are_stored(session: Session) -> None:
     os.write(session.add("web.0"), b"no newline at the end")
     session.finish("web.0")

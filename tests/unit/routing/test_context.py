@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ import poolctl
 from poolctl.gateway import routes
 from poolctl.gateway.routes import Route, RouteTable, Target, try_get_route, with_route, write_table
 from poolctl.json_form import from_json
-from poolctl.routing.context import authenticated_alias, context_line
+from poolctl.routing.context import authenticated_alias, context_value
 
 USERS = Route(alias="users", to=(Target(server="users"), Target(server="spare")), host="users.example.com")
 UPSTREAM = {
@@ -200,8 +201,6 @@ def test_application_finds_the_table_in_force_in_the_scope() -> None:
     registry = routes.registry_of(scope)
     assert (registry.get("users"), registry.num_all, registry.generation) == (USERS, 1, 2)
     assert routes.registry_of({}).num_all == 0
-    for table in tables:
-        table.close()
 
 
 @pytest.mark.parametrize(
@@ -224,8 +223,10 @@ def test_only_target_of_a_route_is_its_backend_unless_another_is_named(
 
 
 def test_alias_for_workers_is_read_with_their_key_only() -> None:
-    name, _, value = context_line("üsers 100%", "key").partition(b": ")
-    assert (name, value[-2:]) == (b"x-poolctl-context", b"\r\n")
-    assert authenticated_alias(value[:-2], "key") == "üsers 100%"
-    assert authenticated_alias(value[:-2], "other") is None
-    assert authenticated_alias(b" users", "") is None
+    name = context_value("api:canary", "key", "üsers 100%")
+    assert re.fullmatch(r"[A-Za-z0-9_.:-]+", name), "HAProxy accepts it as the name of a server"
+    value = name.encode()
+    assert authenticated_alias(value, "key") == "üsers 100%"
+    assert authenticated_alias(value, "other") is None
+    assert authenticated_alias(context_value("api", "", "users").encode(), "") is None
+    assert authenticated_alias(b"api", "key") is None

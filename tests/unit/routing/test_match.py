@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from contextlib import closing
 from itertools import product
 from random import Random
 
@@ -13,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing import route_table
 from poolctl.routing.match import explain, wildcard_covers_host
 from poolctl.routing.normal_path import readings
-from poolctl.routing.route import HTTPS, Header, Redirect, Route, Target, passable
-from poolctl.routing.route_table import Match, RouteTable, write_table
+from poolctl.routing.route import HTTPS, Header, Redirect, Route, Target
+from poolctl.routing.route_table import RouteTable, write_table
 from tests.examples import examples
 
 # Few of each, so that several routes cover a request; half of the tables are about one host.
@@ -74,8 +72,6 @@ tables = (
     .flatmap(lambda patterns: st.lists(route_fields(patterns), min_size=2, max_size=10))
     .map(routes_of)
 )
-# A host with more paths is stored in another way.
-FEW_PATHS = st.sampled_from([0, route_table.FEW_PATHS])
 REQUESTS = list(product(HOSTS, PATHS, METHODS, HEADERS))
 requests = st.integers(0, 1000).map(lambda seed: Random(seed).sample(REQUESTS, 40))
 
@@ -132,74 +128,20 @@ def expected(
     return found[0] if all(each is found[0] for each in found) else None
 
 
-def opened(routes: list[Route], few_paths: int = route_table.FEW_PATHS) -> RouteTable:
-    before, route_table.FEW_PATHS = route_table.FEW_PATHS, few_paths
-    try:
-        fd = write_table(routes, 1)
-    finally:
-        route_table.FEW_PATHS = before
-    try:
-        return RouteTable(fd)
-    finally:
-        os.close(fd)
-
-
 @examples(150)
-@given(tables, requests, FEW_PATHS)
+@given(tables, requests)
 def test_table_and_explanation_take_the_route_of_the_naive_matcher(
-    routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]], few_paths: int
+    routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]]
 ) -> None:
-    with closing(opened(routes, few_paths)) as table:
-        for number, request in enumerate(asked):
-            match = table.find(*request)
-            wanted = expected(routes, *request)
-            assert (match and match.route) == wanted
-            if number % 8 == 0:
-                explained = [step.route for step in explain(routes, *request) if step.matched]
-                assert explained == ([wanted] if wanted else [])
-
-
-@examples(100)
-@given(tables, requests, FEW_PATHS)
-def test_what_a_match_is_certain_of_holds_for_every_request(
-    routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]], few_paths: int
-) -> None:
-    with closing(opened(routes, few_paths)) as table:
-        for host, path, method, headers in asked[:8]:
-            match = table.find(host, path, method, headers)
-            if match is not None:
-                check_certainty(routes, match, host, path)
-
-
-def check_certainty(routes: list[Route], match: Match, host: str, path: str) -> None:
-    def all_take(paths: list[str]) -> bool:
-        answers = (expected(routes, host, each, m, h) for each in paths for m in METHODS for h in HEADERS)
-        return all(answer == match.route for answer in answers)
-
-    if match.passes:
-        assert passable(match.route)
-        assert match.servers == {target.server for target in match.route.to}
-        assert all_take([path])
-    if match.whole_host:
-        assert all_take(PATHS)
-
-
-def test_small_and_large_hosts_answer_alike() -> None:
-    """A host with many paths is stored in another way."""
-    few = [Route(alias=f"few{n}", path=f"/{n}/x", to=(Target(server="s"),)) for n in range(5)]
-    many = [Route(alias=f"many{n}", path=f"/{n}/y", to=(Target(server="s"),)) for n in range(100)]
-    deep = Route(alias="deep", path="/7/y/z", to=(Target(server="s"),))
-    with closing(opened(few)) as small, closing(opened([*few, *many, deep])) as large:
-        for number in range(5):
-            before, after = small.find("h", f"/{number}/x/1"), large.find("h", f"/{number}/x/1")
-            assert before is not None
-            assert before == after
-            assert not before.whole_host
-        above, below, none = large.find("h", "/7/y"), large.find("h", "/7/y/z/1"), large.find("h", "/7")
-        assert above is not None
-        assert below is not None
-        assert (above.route.alias, below.route.alias) == ("many7", "deep")
-        assert none is None
+    fd = write_table(routes, 1)
+    table = RouteTable(fd)
+    os.close(fd)
+    for number, request in enumerate(asked):
+        wanted = expected(routes, *request)
+        assert table.find(*request) == wanted
+        if number % 8 == 0:
+            explained = [step.route for step in explain(routes, *request) if step.matched]
+            assert explained == ([wanted] if wanted else [])
 
 
 def test_explained_request_is_a_get_without_tls_unless_it_says_otherwise() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing.normal_path import MOST_AMBIGUOUS, normal_path, normalize_path, readings
+from poolctl.routing.normal_path import MOST_AMBIGUOUS, normal_path, readings
 from tests.steps import steps_of
 
 
@@ -146,13 +146,6 @@ def test_readings_are_those_of_every_combination_of_steps(path: str) -> None:
         assert reading in readings(normal or "")
 
 
-@given(paths)
-def test_path_that_is_read_as_it_was_sent_differs_in_its_escapes_only(path: str) -> None:
-    read = normalize_path(path)
-    if read is not None:
-        assert read.as_sent == (unquote(read.normal, "latin-1") == unquote(path, "latin-1"))
-
-
 @pytest.mark.parametrize("mark", [";", "//", "%2F", "%5c", "/;"])
 def test_path_with_too_many_places_that_are_read_in_two_ways_is_refused(mark: str) -> None:
     assert normal_path("/a" + f"b{mark}c" * MOST_AMBIGUOUS) is not None
@@ -163,6 +156,6 @@ def test_path_with_too_many_places_that_are_read_in_two_ways_is_refused(mark: st
 def test_steps_of_a_long_path_are_few(part: str) -> None:
     path = "/" + part * (60_000 // len(part))
     few = "/" + part * MOST_AMBIGUOUS + "a" * 60_000
-    assert steps_of(lambda: normalize_path(path)) < 40 + (25_000 if "%" in part else 0)
+    assert steps_of(lambda: normal_path(path)) < 40 + (25_000 if "%" in part else 0)
     for each in (normal_path(few), normal_path("/" + "a;" * MOST_AMBIGUOUS)):
         assert steps_of(lambda each=each: readings(each or "/")) < 60

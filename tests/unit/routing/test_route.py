@@ -1,17 +1,14 @@
-"""Routes as values, and why connections of a route are not handed to a worker: one reason after the other."""
+"""Routes as values."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import (
-    _ATTRIBUTES,
     HTTPS,
-    NEEDS_PROXY,
     POLICIES,
     ExcludedRoute,
     Header,
@@ -19,67 +16,10 @@ from poolctl.routing.route import (
     Route,
     StreamRoute,
     Target,
-    Timeouts,
     TrafficLimits,
-    passable,
-    proxy_reason,
 )
 
 WEB = (Target(server="web"),)
-
-
-@pytest.mark.parametrize(
-    ("keys", "reason"),
-    [
-        ({"to": WEB}, ""),
-        ({"to": ()}, "it has no target"),
-        ({"to": (), "mode": "proxy"}, 'its mode is "proxy"'),
-        ({"to": WEB, "mode": "pass"}, ""),
-        ({"to": (), "redirect": Redirect(to=HTTPS)}, "it redirects"),
-        ({"to": (*WEB, Target(url="http://10.0.0.7"))}, "it leads to a URL"),
-        ({"to": (Target(url="http://10.0.0.7"),), "retries": 1}, "it leads to a URL"),
-        ({"to": WEB, "methods": ("GET",)}, "it has conditions"),
-        ({"to": WEB, "headers": (Header(name="a"),)}, "it has conditions"),
-        ({"to": WEB, "strip_path": True}, "it changes requests"),
-        ({"to": WEB, "response_headers": (Header(name="a"),)}, "it changes responses"),
-        ({"to": WEB, "sticky_cookie": "c"}, "it has a sticky cookie"),
-        ({"to": WEB, "retries": 1}, "it has retries"),
-        ({"to": WEB, "limit": TrafficLimits()}, "it has a limit"),
-        ({"to": WEB, "client_limit": TrafficLimits()}, "it has a limit"),
-        ({"to": WEB, "backend_limit": TrafficLimits()}, "it has a limit"),
-        ({"to": WEB, "context_headers": True}, "it sends its context as headers"),
-        ({"to": WEB, "max_body_bytes": 1}, "it limits the size of bodies"),
-        ({"to": WEB, "waiting_page": True}, "it has a waiting page"),
-        ({"to": WEB, "allow": ("10.0.0.0/8",), "policy": "first", "timeouts": Timeouts(total=1)}, ""),
-    ],
-)
-def test_reason_is_the_same_with_and_without_tls(keys: dict[str, Any], reason: str) -> None:
-    route = Route(alias="a", **keys)
-    assert (proxy_reason(route), proxy_reason(route, tls=True)) == (reason, reason)
-    assert passable(route) is passable(route, tls=True) is (not reason)
-
-
-@pytest.mark.parametrize(
-    ("keys", "reasons"),
-    [
-        ({"path": "/a"}, ("", "its path is not seen within TLS")),
-        ({"probe_responses": ("/live",)}, ("", "its probes are not seen within TLS")),
-        ({"other_user": "users differ"}, ("users differ", "")),
-        ({"other_user_tls": "users differ"}, ("", "users differ")),
-        ({"other_user": "one", "other_user_tls": "another"}, ("one", "another")),
-    ],
-)
-def test_reason_may_apply_only_with_or_only_without_tls(
-    keys: dict[str, Any], reasons: tuple[str, str]
-) -> None:
-    route = Route(alias="a", to=WEB, **keys)
-    assert (proxy_reason(route), proxy_reason(route, tls=True)) == reasons
-    assert (passable(route), passable(route, tls=True)) == (not reasons[0], not reasons[1])
-
-
-def test_every_key_that_needs_the_proxy_is_an_attribute_of_a_route() -> None:
-    attributes = {attribute for key in NEEDS_PROXY for attribute in _ATTRIBUTES.get(key, (key,))}
-    assert attributes <= {each.name for each in fields(Route)}
 
 
 def test_target_has_the_servers_name_or_its_url_as_key() -> None:
@@ -93,20 +33,6 @@ def test_only_a_redirect_to_https_takes_only_requests_without_tls() -> None:
     assert Route(alias="a", redirect=Redirect(to=HTTPS)).redirects_to_https is True
 
 
-@pytest.mark.parametrize(
-    ("keys", "changes"),
-    [
-        ({}, False),
-        ({"response_headers": (Header(name="a"),), "host_header": "b"}, False),
-        ({"add_headers": (Header(name="a"),)}, True),
-        ({"set_headers": (Header(name="a"),)}, True),
-        ({"remove_headers": ("a",)}, True),
-    ],
-)
-def test_headers_that_are_added_set_or_removed_change_requests(keys: dict[str, Any], changes: bool) -> None:
-    assert Route(alias="a", **keys).changes_headers is changes
-
-
 def test_json_of_each_kind_of_route_has_its_values() -> None:
     assert Route(alias="a", to=WEB, host="h").to_json()["to"][0]["server"] == "web"
     assert StreamRoute(alias="a", bind="127.0.0.1:5432").to_json()["bind"] == "127.0.0.1:5432"
@@ -115,8 +41,8 @@ def test_json_of_each_kind_of_route_has_its_values() -> None:
 
 def test_defaults_are_the_documented_ones() -> None:
     route, stream = Route(alias="a"), StreamRoute(alias="a", bind="b")
-    assert (route.path, route.policy, route.mode, route.provider, route.retries) == (
-        "/", "round-robin", "auto", "file", 0,
+    assert (route.path, route.policy, route.provider, route.retries) == (
+        "/", "round-robin", "file", 0,
     )  # fmt: skip
     assert (route.timeouts.connect, route.timeouts.head, route.timeouts.idle, route.timeouts.total) == (
         5,
@@ -153,13 +79,11 @@ BREAKER = {
             {"alias": "a"},
             {
                 "to": [], "host": "", "path": "/", "methods": [], "headers": [], "policy": "round-robin",
-                "mode": "auto", "provider": "file", "strip_path": False, "host_header": "", "add_headers": [],
+                "provider": "file", "strip_path": False, "host_header": "", "add_headers": [],
                 "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "",
-                "sticky_secure": False, "sticky_same_site": "Lax", "retries": 0,
-                "context_headers": False, "max_body_bytes": 0, "buffer_requests": False, "allow": [],
-                "timeouts": TIMEOUTS, "breaker": BREAKER,
-                "waiting_page": False, "probe_responses": [], "registers": False, "other_user": "",
-                "other_user_tls": "",
+                "sticky_secure": False, "sticky_same_site": "Lax", "buffer_requests": False, "retries": 0,
+                "context_headers": False, "max_body_bytes": 0, "allow": [], "timeouts": TIMEOUTS, "breaker": BREAKER,
+                "waiting_page": False, "probe_responses": [],
             },
         ),
         (
@@ -172,7 +96,7 @@ BREAKER = {
         ),
         (TrafficLimits, {},
          {"concurrency": 0, "requests_per_second": 0.0, "burst": 0, "queue": 0, "queue_seconds": 5.0}),
-        (Target, {}, {"server": "", "url": "", "weight": 1}),
+        (Target, {}, {"server": "", "url": "", "weight": 1, "ca": "", "sni": "", "verify": True}),
         (Redirect, {"to": "https"}, {"status": 308}),
         (ExcludedRoute, {"alias": "a", "reason": "r"}, {"host": "", "provider": "file"}),
         (Header, {"name": "x"}, {"value": ""}),

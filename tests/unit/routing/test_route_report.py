@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.json_form import Table, from_json, to_json
-from poolctl.routing.route import ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
+from poolctl.routing.route import ExcludedRoute, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_report import (
     BackendReport,
     RegisteredServiceReport,
@@ -24,23 +24,11 @@ from poolctl.routing.route_report import (
 WEB = (Target(server="web"), Target(url="http://10.0.0.1:80"))
 
 
-def test_route_is_passed_unless_it_needs_the_proxy() -> None:
-    route = Route(
-        alias="a", host="a.test", path="/v1", to=(Target(server="web"),), policy="first", mode="auto"
-    )
+def test_route_is_reported_with_what_it_matches_and_where_it_leads() -> None:
+    route = Route(alias="a", host="a.test", path="/v1", to=WEB, policy="first")
     assert static_route_report(route) == RouteReport(
-        alias="a", host="a.test", path="/v1", to=("web",), policy="first", mode="auto", way="pass",
-        provider=route.provider,
-    )  # fmt: skip
-    proxied = static_route_report(Route(alias="a", to=WEB, add_headers=(Header(name="x", value="y"),)))
-    assert proxied.way == "proxy"
-    assert proxied.why
-
-
-def test_route_to_servers_with_tls_is_passed_by_its_host_alone() -> None:
-    by_path = Route(alias="a", path="/v1", to=(Target(server="web"),))
-    assert static_route_report(by_path).way == "pass"
-    assert static_route_report(by_path, tls=True).way == "proxy"
+        alias="a", host="a.test", path="/v1", to=("web", WEB[1].url), policy="first", provider=route.provider
+    )
 
 
 def test_stream_has_its_own_address_as_host() -> None:
@@ -108,8 +96,8 @@ def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> 
             RouteReport,
             {"alias": "a"},
             {
-                "host": "", "path": "", "to": [], "policy": "", "mode": "", "way": "proxy", "why": "", "provider": "",
-                "state": "unknown", "requests": 0, "passed": 0, "proxied": 0, "refused": 0, "waiting": 0, "errors": 0,
+                "host": "", "path": "", "to": [], "policy": "", "way": "http", "why": "", "provider": "",
+                "state": "unknown", "requests": 0, "refused": 0, "waiting": 0, "errors": 0,
             },
         ),
         (

@@ -125,7 +125,7 @@ class House:
         self.left.setblocking(False)
         self.given: list[socket.socket] = []
         self.limits: list[dict[str, Any]] = []
-        self.routed: list[connection_handover.Routed | None] = []
+        self.received: list[bytes] = []
         self.room = 1000
         self.woken = 0
         self.kept: list[str] = []
@@ -147,9 +147,6 @@ class House:
         else:
             self.kept.remove(message["name"])
 
-    def is_used_by_gateway(self, key: str) -> bool:
-        return False
-
     def open(self, server: ServerConfig) -> None:
         pass
 
@@ -166,7 +163,7 @@ class House:
             return False
         self.given.append(sock.dup())
         self.limits.append(sock.limits())
-        self.routed.append(sock.routed)
+        self.received.append(sock.received)
         return True
 
     def _wake(self) -> None:
@@ -189,21 +186,14 @@ class House:
             await loop.sock_sendall(sock, first_bytes)
         return sock
 
-    async def leave_behind(self) -> socket.socket:
+    async def leave_behind(self, received: bytes = b"", **limits: Any) -> socket.socket:
         """A connection that a worker has served, and that is in the pair now."""
         ours, theirs = socket.socketpair()
         self.clients.append(ours)
         ours.setblocking(False)
-        wire.send(self.worker_end, {"t": "conn"}, [theirs.fileno()])
-        theirs.close()
-        return ours
-
-    async def give_back(self, routed: connection_handover.Routed) -> None:
-        """A connection of which a part has been read is in the pair now."""
-        ours, theirs = socket.socketpair()
-        self.clients.append(ours)
         with theirs:
-            connection_handover.send_connection(self.worker_end, theirs.fileno(), routed=routed)
+            connection_handover.send_connection(self.worker_end, theirs.fileno(), limits, received)
+        return ours
 
     async def until(self, condition: Callable[[], Any]) -> None:
         while not condition():
@@ -573,15 +563,24 @@ def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(
     run(scenario)
 
 
-@pytest.mark.parametrize("size", [10, connection_handover.INLINE_BYTES + 1])
-def test_a_connection_whose_request_has_been_read_wakes_and_keeps_it(size: int) -> None:
-    routed = connection_handover.Routed("users", 3, 1, (REQUEST + bytes(size)))
-
+def test_a_connection_whose_request_has_been_read_wakes_and_keeps_it() -> None:
     async def scenario(house: House) -> None:
         house.arm()
-        await house.give_back(routed)
+        await house.leave_behind(REQUEST)
         await house.until(lambda: house.given)
-        assert (house.woken, house.routed) == (1, [routed])
+        assert (house.woken, house.received) == (1, [REQUEST])
+
+    run(scenario)
+
+
+def test_idle_connection_of_the_gateway_has_no_limit() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        client = await house.leave_behind(asked=True)
+        await house.until(lambda: house.kept)
+        await asyncio.get_running_loop().sock_sendall(client, REQUEST)
+        await house.until(lambda: house.given)
+        assert (house.woken, house.limits) == (1, [{"asked": True}])
 
     run(scenario)
 
@@ -1224,9 +1223,8 @@ def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_
         _, theirs = servers.connection()
         with theirs:
             theirs.until = time.monotonic() + 20
-            theirs.routed = connection_handover.Routed("a", received=REQUEST)
-            part, _ = theirs.to_message()
-            message = {"t": "conn", "n": 0, "key": servers.key, **part}
+            theirs.received = REQUEST
+            message = {"t": "conn", "n": 0, "key": servers.key, **theirs.to_message()}
             wire.send(servers.helper_end, message, [theirs.fileno()])
             await servers.until(lambda: servers.woken)
             pair = servers.pairs.take_end(servers.key)
@@ -1278,19 +1276,15 @@ def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_serv
     with_servers(tmp_path, scenario)
 
 
-def test_connection_with_a_long_request_is_kept_with_two_descriptors(tmp_path: Path) -> None:
+def test_held_connection_is_stored_with_what_was_read_of_it(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         _, theirs = servers.connection()
         with Connection(fileno=theirs.detach()) as sock:
-            sock.routed = connection_handover.Routed(
-                "a", received=bytes(connection_handover.INLINE_BYTES + 1)
-            )
+            sock.received = REQUEST
             name = servers.activator._try_store_in_keeper("key", sock)
             later = servers.activator._try_store_in_keeper("key", sock)
             assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
-            part, fds = sock.to_message()
-            assert servers.held[name] == ({"key": "key", **part}, 2)
-            os.close(fds[1])
+            assert servers.held[name] == ({"key": "key", **sock.to_message()}, 1)
         assert list(servers.held) == [name, later]
 
     with_servers(tmp_path, scenario)
@@ -1306,24 +1300,21 @@ class Exited:
 
 
 @pytest.mark.parametrize(
-    ("armed", "routed", "exited", "cleared"),
+    ("armed", "exited", "cleared"),
     [
-        (True, False, [True, True], True),
-        (True, False, [], True),
-        (True, False, [True, False], False),
-        (True, True, [True], False),
-        (False, False, [True], False),
+        (True, [True, True], True),
+        (True, [], True),
+        (True, [True, False], False),
+        (False, [True], False),
     ],
 )
 def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
-    tmp_path: Path, armed: bool, routed: bool, exited: list[bool], cleared: bool
+    tmp_path: Path, armed: bool, exited: list[bool], cleared: bool
 ) -> None:
     async def scenario(servers: Servers) -> None:
         await servers.adopt_helper()
         assert servers.helper_end is not None
         servers.pairs.open(servers.server)
-        if routed:
-            servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
         if armed:
             servers.activator.arm(servers.server, servers.wake)
         workers = cast(list[LocalWorker], [Exited(each) for each in exited])
@@ -1335,35 +1326,6 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
             wire.send(servers.helper_end, answer)
             await servers.until(lambda: servers.pairs.take_end(servers.key) is None)
             assert f"adoption:{servers.key}" not in servers.peer.kept.entries
-        servers.pairs.set_routed_servers({}, None, None)
-
-    with_servers(tmp_path, scenario)
-
-
-def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        await servers.adopt_helper()
-        servers.activator.watch_pair_if_asleep(servers.key)
-        servers.pairs.open(servers.server)
-        servers.activator.arm(servers.server, servers.wake)
-        assert servers.helper_end is not None
-        end = servers.helper_end
-
-        async def taking() -> dict[str, Any]:
-            (message,) = await servers.asked()
-            assert message["t"] == "take"
-            return message
-
-        servers.activator.close_unused_socket_pair(servers.key, ())
-        asked = await taking()
-        servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
-        wire.send(end, {"id": asked["id"], "empty": True, "junk": False, "full": False})
-        _, theirs = servers.connection()
-        with theirs:
-            assert servers.pairs.give(servers.key, theirs)
-        # The pair is watched: the helper is asked for what is in it.
-        await taking()
-        servers.pairs.set_routed_servers({}, None, None)
 
     with_servers(tmp_path, scenario)
 
@@ -1376,20 +1338,6 @@ def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Pa
         await servers.until(lambda: servers.woken)
         assert (servers.held, servers.pairs.take_end(servers.key)) == ({}, None)
         servers.sockets.listener.accept()[0].close()
-
-    with_servers(tmp_path, scenario)
-
-
-def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        await servers.adopt_helper()
-        servers.activator.arm(servers.server, servers.wake)
-        assert servers.pairs.take_end(servers.key) is None
-        servers.activator.disarm_and_hand_over(servers.key)
-        servers.pairs.set_routed_servers({servers.key: "web"}, None, None)
-        servers.activator.arm(servers.server, servers.wake)
-        assert servers.pairs.take_end(servers.key) is not None
-        servers.pairs.set_routed_servers({}, None, None)
 
     with_servers(tmp_path, scenario)
 

@@ -28,7 +28,7 @@ PAGE = HelperKind(
 ASKED = replace(PAGE, on_demand=True)
 
 
-class Owner(HelperOwner):
+class Owner(HelperOwner[HelperProcess]):
     """Wants what `wanted` says, and records what it is notified of. An exception in `wanted` is raised once."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Stage:
         self.owner = Owner()
         keeper: Any = self.keeper
         self.helpers = Helpers(keeper, "/run")
-        self.helper: Helper = self.helpers.add(kind, self.owner)
+        self.helper = self.helpers.add(kind, self.owner, HelperProcess)
 
     async def started(self) -> None:
         self.helper.reconcile()
@@ -460,7 +460,7 @@ def executed(directory: Path, text: str, work: Any, **keys: Any) -> None:
         link: Any = keeper
         helpers = Helpers(link, str(directory))
         keeper.report = helpers.handle_exit_report
-        helper = helpers.add(replace(ASKED, argv=program(text), **keys), HelperOwner())
+        helper = helpers.add(replace(ASKED, argv=program(text), **keys), HelperOwner(), HelperProcess)
         async with asyncio.timeout(60):
             await work(helper, keeper)
             await helper.aclose()
@@ -476,7 +476,7 @@ _ECHO = "while found := wire.receive(link, wait=True):\n    if 'id' in found[0]:
 
 
 def test_process_that_is_silent_for_too_long_during_a_request_is_killed(tmp_path: Path) -> None:
-    async def work(helper: Helper, keeper: ExecutingKeeper) -> None:
+    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
         await helper.ask({"t": "question"})
         process = helper.process
         assert process is not None
@@ -494,7 +494,7 @@ def test_process_that_is_silent_for_too_long_during_a_request_is_killed(tmp_path
 
 
 def test_exit_status_of_a_process_is_known_even_if_it_ends_at_once(tmp_path: Path) -> None:
-    async def work(helper: Helper, keeper: ExecutingKeeper) -> None:
+    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
         with pytest.raises(LinkLost):
             await helper.ask({"t": "question"})
         (pid,) = keeper.pids
@@ -505,7 +505,7 @@ def test_exit_status_of_a_process_is_known_even_if_it_ends_at_once(tmp_path: Pat
 
 
 def test_process_that_keeps_running_after_it_was_ordered_to_end_is_killed(tmp_path: Path) -> None:
-    async def work(helper: Helper, keeper: ExecutingKeeper) -> None:
+    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
         process = await helper.wait_until_up()
         helper.end_process()
         exit_ = await process.wait_briefly_for_exit()

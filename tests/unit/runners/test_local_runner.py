@@ -1,4 +1,4 @@
-"""Workers as processes: placed, serving, replaced and ended; those of routed servers follow the route table."""
+"""Workers as processes: placed, serving, replaced and ended; those of routed servers get the routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, ValuesView
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,15 +17,14 @@ import pytest
 
 from poolctl import ServerConfig, __version__
 from poolctl.errors import ServerError
-from poolctl.keeper import connection_handover, fd_store, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import local_runner, zygotes
-from poolctl.runners.local.activation import Activator
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers, Tally
-from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets, WorkerRouteTables
+from poolctl.runners.local.server_sockets import WorkerRoutes
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
@@ -45,84 +44,45 @@ def config(**keys: Any) -> ServerConfig:
 
 
 class Recorder:
-    """A gateway: the pairs that it has, and those that it has to let go of."""
+    """A gateway that notes the servers whose workers leave."""
 
     def __init__(self) -> None:
-        self.pairs: dict[str, socket.socket] = {}
         self.left: list[str] = []
-        self.asked = asyncio.Event()
-        self.let_go = asyncio.Event()
-
-    def use_passing_socket(self, server: str, give: socket.socket) -> None:
-        self.pairs[server] = give
 
     async def announce_workers_exit(self, server: str) -> None:
         self.left.append(server)
 
-    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
-        self.asked.set()
-        await self.let_go.wait()
-
-
-class CountedWorkers(RunnerWorkers):
-    """Counts the workers that are looked at."""
-
-    looked_at = 0
-
-    def of(self, key: str) -> Collection[LocalWorker]:
-        found = super().of(key)
-        self.looked_at += len(found)
-        return found
-
-    def values(self) -> ValuesView[str, LocalWorker]:  # type: ignore[override]
-        self.looked_at += len(self)
-        return super().values()
-
 
 class Stage:
-    """The pairs of a runner whose servers are all open, without listeners."""
+    """The workers of a runner, and the routes that are published to them."""
 
     def __init__(self) -> None:
-        self.peer = StoringPeer()
-        self.pairs = AdoptionPairs(self.peer.kept)
-        self.workers = CountedWorkers()
-        self.tidied: list[str] = []
-        activator = cast(Activator, self)
-        self.routed = RoutePublisher(self.pairs, cast(Sockets, self), activator, self.workers)
+        self.workers = RunnerWorkers()
+        self.routed = RoutePublisher(self.workers)
         self.gateway = Recorder()
-        self.give_back, self.taken_back = wire.pair()
         self.table = Descriptor(os.memfd_create("routes"))
-        self.given: list[socket.socket] = []
+        self.links: list[socket.socket] = []
 
-    def keys(self) -> set[str]:
-        return {config().key}
+    def publish(self, *servers: ServerConfig) -> None:
+        names = [each.name for each in servers]
+        routes = WorkerRoutes(
+            dict.fromkeys(names, self.table), dict.fromkeys(names, "secret"), ("10.0.0.0/8",)
+        )
+        self.routed.publish(names, routes, self.gateway)
 
-    def watch_pair_if_asleep(self, key: str) -> None:
-        pass
-
-    def close_unused_socket_pair(self, key: str, workers: object) -> None:
-        self.tidied.append(key)
-
-    def publish(self, *servers: ServerConfig, generation: int = 1) -> None:
-        routes = WorkerRouteTables(generation, {"": self.table}, self.give_back)
-        self.routed.publish(servers, routes, self.gateway)
-
-    def pass_one(self) -> socket.socket:
-        """Our end of a connection that the gateway puts into the pair."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            ours = socket.create_connection(listener.getsockname())
-            theirs, _ = listener.accept()
-        with theirs:
-            connection_handover.send_connection(self.gateway.pairs["web"], theirs.fileno())
-        ours.settimeout(60)
-        return ours
+    def add_worker(self) -> tuple[LocalWorker, socket.socket]:
+        """A worker that has not begun yet, and the other end of its control socket."""
+        made = worker()
+        ours, theirs = wire.pair()
+        made.control_by(ours)
+        self.workers.add(made)
+        self.links += [ours, theirs]
+        return made, theirs
 
     def close(self) -> None:
-        self.give_back.close()
-        self.taken_back.close()
         self.table.close()
-        self.peer.keeper.reaper.close()
-        self.peer.close()
+        for link in self.links:
+            link.close()
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -142,201 +102,65 @@ def orders(sock: socket.socket) -> list[tuple[wire.Message, int]]:
             wire.close_with_unread_descriptors(fd)
 
 
-def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later_one() -> None:
+ROUTES = {"order": "routes", "key": "secret", "trusted": ["10.0.0.0/8"]}
+
+
+def test_workers_of_routed_servers_get_their_routes_after_they_begin_and_each_later_time() -> None:
     async def work() -> None:
         stage = Stage()
-        made = worker()
-        ours, theirs = wire.pair()
-        made.control_by(ours)
-        stage.workers.add(made)
-        stage.publish(config(), generation=1)
+        made, theirs = stage.add_worker()
+        stage.publish(config())
         assert orders(theirs) == []
         made.order_to_begin()
-        routes = {"order": "routes", "generation": 1}
-        assert orders(theirs) == [({"order": "go"}, 0), (routes, 2)]
-        # One whose server has lost its route needs the table in which it no longer is.
-        stage.publish(generation=2)
-        assert orders(theirs) == [({**routes, "generation": 2}, 2)]
-        stage.routed.publish((), None, stage.gateway)
-        assert orders(theirs) == [({"order": "routes", "generation": 0}, 0)]
-        theirs.close()
-        assert made.control is not None
-        made.control.close()
-        stage.gateway.let_go.set()
-        await stage.pairs.close_all()
+        assert orders(theirs) == [({"order": "go"}, 0), (ROUTES, 1)]
+        stage.publish(config())
+        assert orders(theirs) == [(ROUTES, 1)]
+        # One whose server has lost its routes forgets them.
+        stage.publish()
+        assert orders(theirs) == [({"order": "routes"}, 0)]
         stage.close()
 
     run(work())
 
 
-def test_workers_of_a_server_whose_connections_are_released_are_to_keep_no_connection_and_later_ones_neither() -> (
-    None
-):
+def test_worker_that_begins_later_gets_the_routes_of_its_server() -> None:
     async def work() -> None:
         stage = Stage()
-        stage.gateway.let_go.set()
-        links = []
-
-        def begin(number: int) -> Any:
-            ours, theirs = wire.pair()
-            made = worker(index=number)
-            made.control_by(ours)
-            stage.workers.add(made)
-            stage.routed.send_routes(made)
-            made.order_to_begin()
-            links.extend([ours, theirs])
-            return theirs
-
-        stage.publish(config(), generation=1)
-        first = begin(0)
-        keeps = {"order": "routes", "generation": 1}
-        returns = {**keeps, "keeps": False}
-        assert orders(first)[1:] == [(keeps, 2)]
-        stage.routed.set_releasing_servers(["other"])
-        assert orders(first) == []
-        stage.routed.set_releasing_servers(["web", "other"])
-        assert orders(first) == [(returns, 2)]
-        assert orders(begin(1))[1:] == [(returns, 2)]
-        stage.publish(config(), generation=2)
-        assert orders(first) == [({**returns, "generation": 2}, 2)]
-        stage.routed.set_releasing_servers([])
-        assert orders(first) == [({**keeps, "generation": 2}, 2)]
-        for link in links:
-            link.close()
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
-
-
-def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_ended() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.gateway.let_go.set()
-        links = []
-        for number in range(3):
-            ours, theirs = wire.pair()
-            made = worker(index=number)
-            stage.workers.add(made)
-            made.control_by(ours)
-            made.order_to_begin()
-            links += [ours, theirs]
-        first, second, silent = stage.workers.values()
-        stage.publish(config(), generation=1)
-        assert await stage.routed.list_unconfirmed_servers_after(20) == [], (
-            "none of them has said that it follows tables"
-        )
-        for each in (first, second):
-            each.received({"event": "routes", "generation": 1})
-        stage.publish(config(), generation=2)
-        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_servers_after(20))
-        first.received({"event": "routes", "generation": 2})
-        second.received({"event": "routes", "generation": 1})
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        assert await stage.routed.list_unconfirmed_servers_after(0) == ["web"]
-        second.received({"event": "routes", "generation": 2})
-        assert await waiting == []
-        stage.publish(config(), generation=3)
-        waiting = asyncio.ensure_future(stage.routed.list_unconfirmed_servers_after(20))
-        await asyncio.sleep(0)
-        for each in (first, second, silent):
-            each.record_exit(Exit(status=0))
-        assert await waiting == []
-        for link in links:
-            link.close()
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
-
-
-def test_worker_of_a_server_without_a_route_gets_nothing() -> None:
-    async def work() -> None:
-        stage = Stage()
-        made = worker()
-        ours, theirs = wire.pair()
-        made.control_by(ours)
+        stage.publish(config())
+        made, theirs = stage.add_worker()
+        stage.routed.send_routes(made)
         made.order_to_begin()
-        stage.workers.add(made)
+        assert orders(theirs) == [({"order": "go"}, 0), (ROUTES, 1)]
+        stage.close()
+
+    run(work())
+
+
+def test_worker_of_a_server_without_a_route_gets_nothing_and_its_exit_is_not_announced() -> None:
+    async def work() -> None:
+        stage = Stage()
+        made, theirs = stage.add_worker()
+        made.order_to_begin()
         stage.publish()
         assert orders(theirs) == [({"order": "go"}, 0)]
-        theirs.close()
-        assert made.control is not None
-        made.control.close()
+        await stage.routed.announce_exit(made)
+        assert stage.gateway.left == []
         stage.close()
 
     run(work())
 
 
-def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_gateway_until_it_does() -> (
-    None
-):
+def test_gateway_hears_of_workers_that_leave_also_from_a_server_that_has_no_route_now() -> None:
     async def work() -> None:
         stage = Stage()
-        stage.gateway.let_go.set()
+        made, _ = stage.add_worker()
+        await stage.routed.announce_exit(made)
+        assert stage.gateway.left == []
         stage.publish(config())
-        made = worker()
-        ours, theirs = wire.pair()
-        made.control_by(ours)
-        stage.workers.add(made)
-        made.on_follows_routes = lambda: stage.routed.update_gateway_passing_permission(config().key)
-        made.order_to_begin()
-        stage.routed.send_routes(made)
-        stage.gateway.pairs.clear()
-        made.received({"event": "ready"})
-        stage.routed.update_gateway_passing_permission(config().key)
-        await stage.gateway.asked.wait()
-        stage.publish(config())
-        assert stage.gateway.pairs == {}
-        made.received({"event": "routes", "generation": 1})
-        assert list(stage.gateway.pairs) == ["web"]
-        theirs.close()
-        assert made.control is not None
-        made.control.close()
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
-
-
-def test_connections_in_the_pairs_of_named_servers_are_returned_to_the_gateway() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.gateway.let_go.set()
-        stage.publish(config())
-        waiting = stage.pass_one()
-        stage.routed.return_queued_connections(["other"])
-        assert orders(stage.taken_back) == []
-        stage.routed.return_queued_connections(["web", "other"])
-        assert [(message["t"], count) for message, count in orders(stage.taken_back)] == [("conn", 1)]
-        waiting.close()
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
-
-
-def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.gateway.let_go.set()
-        servers = [config(name=f"web{number}", bind=f"127.0.0.1:{8080 + number}") for number in range(100)]
-        for server in servers:
-            for index in range(2):
-                stage.workers.add(worker(name=server.name, bind=server.bind, index=index))
-        stage.publish(*servers)
-        stage.workers.looked_at = 0
-        for server in servers:
-            stage.routed.update_gateway_passing_permission(server.key)
-        assert stage.workers.looked_at == 200
-        gone = [*stage.workers.of(servers[0].key)]
-        for each in gone:
-            stage.workers.remove(each)
-            stage.workers.remove(each)
-        assert [*stage.workers.of(servers[0].key)] == []
-        assert len(stage.workers) == 198
-        await stage.pairs.close_all()
+        await stage.routed.announce_exit(made)
+        stage.publish()
+        await stage.routed.announce_exit(made)
+        assert stage.gateway.left == ["web", "web"]
         stage.close()
 
     run(work())
@@ -383,7 +207,6 @@ class Adopting:
         facts = {
             "server": server.name, "key": server.key, "generation": 3, "index": 1, "pid": 7, "start": None,
             "ready_at": 1.5, "output": "web.1", "protocol": "plain", "notify": None, "place": None,
-            "follows_routes": False,
         }  # fmt: skip
         return self.put(f"worker:{server.name}.3.1", facts)
 
@@ -437,7 +260,6 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         zygote = it.put(
             f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}
         )
-        gateway = it.put(fd_store.GATEWAY_LINK, None)
         web, gone = servers
         adopted = await it.runner.adopt_workers_and_end_others({"web": web})
         assert adopted == AdoptionResult([], {}, {web.key: (web.bind,)})
@@ -446,18 +268,13 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         assert await it.runner.logs("web", 5) == ["hello"]
         assert (pipe, 1) in orders(it.logger)
         assert it.runner.adoptions.handover_group(web.key) == "plain"
-        assert it.runner.adoptions.is_used_by_gateway("any"), (
-            "the gateway of the earlier supervisor may use each pair"
-        )
         assert [name for name in kept.entries if gone.key in name] == []
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((gone.address.host, gone.address.port))
         while (sent := orders(zygote)) == []:
             await asyncio.sleep(0)
         assert sent == [({"op": "ping"}, 0)]
-        it.runner.adoptions.set_routed_servers({}, None, None)
-        for each in (zygote, gateway):
-            each.close()
+        zygote.close()
         os.close(write)
 
     adopting(work, tmp_path)
@@ -516,14 +333,10 @@ def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good
         end = it.put_worker(config())
         it.runner.handle_exit_report({"pid": 7, "status": 0, "sequence": 1})
         (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
-        told: list[str] = []
-
-        async def announce_workers_exit(server: ServerConfig) -> None:
-            told.append(server.key)
-
-        it.runner.adoptions.notify_gateway_of_workers_exit = announce_workers_exit  # type: ignore[method-assign]
+        gateway = Recorder()
+        it.runner.routing.publish(["web"], WorkerRoutes({}, {}), gateway)
         await order(it.runner, found.placement)
-        assert told == [config().key] * is_announced
+        assert gateway.left == ["web"] * is_announced
         end.close()
 
     adopting(work, tmp_path)

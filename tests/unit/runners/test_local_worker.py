@@ -41,7 +41,7 @@ from poolctl.runners.local.local_worker import (
     WorkerHeartbeats,
     wait_until_listening,
 )
-from poolctl.runners.local.server_sockets import WorkerRouteTables
+from poolctl.runners.local.server_sockets import WorkerRoutes
 from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
@@ -384,15 +384,6 @@ def test_page_of_an_earlier_supervisor_is_judged_by_the_time_since_the_machine_s
     assert (believed.counts() or [])[tally.STARTED] == page[tally.STARTED]
     assert (refused.counts() or [])[tally.STARTED] == 0
     believed.close()
-
-
-def test_requests_of_routes_are_no_more_than_all_requests(pool: Pool) -> None:
-    pool.page[tally.claim_route_slot(pool.page, "users")] = 1 << 63
-    pool.page[tally.STARTED], pool.page[tally.WEBSOCKETS] = 3, 4
-    pool.page[tally.ROUTES + 50] = (1 << 64) - 1  # the mark of no route
-    pool.page[tally.ROUTES + 51] = 1
-    assert tally.by_route_mark(pool.counts()) == {tally.route_mark("users"): 7}
-    assert tally.by_route_mark(tally.final_counts(pool.counts())) == {tally.route_mark("users"): 7}
 
 
 def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:
@@ -1462,7 +1453,7 @@ def test_orders_to_a_program_have_no_effect() -> None:
         assert not found.request_beat(1)
         found.order_to_begin()
         found.assign_routes(RoutesMessage(None))
-        assert (found.begun.done(), found.unconfirmed) == (True, None)
+        assert found.begun.done()
 
     asyncio.run(scenario())
 
@@ -1701,44 +1692,19 @@ def test_worker_that_reads_no_orders_is_not_sent_more_connections() -> None:
     control(scenario)
 
 
-def test_routes_are_confirmed_by_a_worker_that_follows_them_and_by_its_exit() -> None:
+def test_routes_are_sent_once_the_worker_begins_and_only_while_they_are_the_newest() -> None:
     async def scenario(it: Controlled) -> None:
-        found, follows = it.worker, []
-        found.on_follows_routes = lambda: follows.append(found.follows_routes)
-        with (
-            contextlib.closing(Descriptor(os.memfd_create("routes"))) as table,
-            contextlib.closing(Descriptor(os.memfd_create("web's"))) as own,
-            socket.socket() as give_back,
-        ):
-            routes = WorkerRouteTables(3, {"": table, "web": own}, give_back, {"web": "secret"})
-            found.assign_routes(RoutesMessage(routes, "web", keeps=False))
+        found = it.worker
+        with contextlib.closing(Descriptor(os.memfd_create("web's"))) as own:
+            routes = WorkerRoutes({"web": own}, {"web": "secret"}, ("10.0.0.0/8",))
+            found.assign_routes(RoutesMessage(routes, "web"))
             assert it.orders() == []
             found.order_to_begin()
-            sent = {"order": "routes", "generation": 3}
-            assert it.orders() == [({"order": "go"}, 0), ({**sent, "keeps": False, "key": "secret"}, 2)]
-            assert found.unconfirmed is None
-            found.received({"event": "routes", "generation": 3})
-            found.received({"event": "routes", "generation": 3})
-            assert (found.follows_routes, follows) == (True, [True])
-            found.assign_routes(RoutesMessage(replace(routes, generation=4), "api"))
-            assert it.orders() == [({**sent, "generation": 4}, 2)]
-            first = found.unconfirmed
-            assert first is not None
-            found.received({"event": "routes", "generation": 3})
-            assert found.unconfirmed is first
-            found.received({"event": "routes", "generation": 4})
-            assert (first.done(), found.unconfirmed) == (True, None)
-            found.assign_routes(RoutesMessage(replace(routes, generation=5)))
-            second = found.unconfirmed
-            found.assign_routes(RoutesMessage(replace(routes, generation=6)))
-            third = found.unconfirmed
-            assert second is not None
-            assert third is not None
-            assert (second.done(), third.done()) == (True, False)
-            found.assign_routes(RoutesMessage(None))
-            assert (third.done(), found.unconfirmed) == (True, None)
-            it.orders()
-        found.assign_routes(RoutesMessage(routes))
+            sent = {"order": "routes", "key": "secret", "trusted": ["10.0.0.0/8"]}
+            assert it.orders() == [({"order": "go"}, 0), (sent, 1)]
+            found.assign_routes(RoutesMessage(routes, "api"))
+            assert it.orders() == [({"order": "routes"}, 0)]
+        found.assign_routes(RoutesMessage(routes, "web"))
         assert it.orders() == []
 
     control(scenario)
@@ -1788,7 +1754,6 @@ def test_facts_for_another_supervisor_are_complete() -> None:
             "notify": None,
             "place": "/run/w.1",
             "stop_signal": signal.SIGINT,
-            "follows_routes": False,
             "keeps_group": True,
         }
         assert found.meta() == expected

@@ -737,7 +737,9 @@ async def asked(
             watched.received()
 
     link = Link(ours, Answers())
-    watched = ProcessWatchdog(link, known, "it", HungProcessDetector(loop.time(), 0.02, silence_seconds))
+    watched = ProcessWatchdog(
+        lambda: link.send(PING), known, "it", HungProcessDetector(loop.time(), 0.02, silence_seconds)
+    )
     deadline = loop.time() + (30 if until_end_of or answers == most else 0.5)
     while loop.time() < deadline and count < most and not (until_end_of and until_end_of.poll() is not None):
         await asyncio.sleep(0.01)

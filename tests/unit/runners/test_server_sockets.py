@@ -1,4 +1,4 @@
-"""Listeners and adoption pairs are held here and by the keeper; a gateway releases a pair before it is closed."""
+"""Listeners and adoption pairs are held here and by the keeper."""
 
 from __future__ import annotations
 
@@ -20,131 +20,31 @@ from poolctl.keeper.connection_handover import Connection
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from tests.descriptors import no_descriptor_left
 from tests.ports import claim_port
-from tests.unit.runners.test_local_runner import Recorder, Stage, config, run
+from tests.unit.runners.test_local_runner import config, run
 from tests.unit.runners.test_process_link import StoringPeer
-from tests.virtual_loop import VirtualLoop
-
-
-def test_gateway_gets_the_pair_of_a_routed_server_and_of_no_other() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.pairs.open(config())
-        stage.publish()
-        assert stage.gateway.pairs == {}
-        stage.publish(config())
-        assert list(stage.gateway.pairs) == ["web"]
-        stage.publish()
-        assert stage.tidied == [config().key]
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
 
 
 def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() -> None:
     async def work() -> None:
-        stage = Stage()
-        assert stage.pairs.queued_connections(config().key) == 0
-        stage.publish(config())
-        for count in range(5):
-            assert stage.pairs.queued_connections(config().key) == count
-            stage.given.append(stage.pass_one())
-        take = stage.pairs.take_end(config().key)
-        assert take is not None
-        connection_handover.receive_connection(take).close()
-        assert stage.pairs.queued_connections(config().key) == 4
-        stage.publish()
-        await stage.pairs.close_all()
-        assert stage.pairs.queued_connections(config().key) == 0
-        for client in stage.given:
-            client.close()
-        stage.close()
-
-    run(work())
-
-
-def test_gateway_hears_of_workers_that_leave_also_from_a_server_that_has_no_route_now() -> None:
-    async def work() -> None:
-        stage = Stage()
-        await stage.pairs.notify_gateway_of_workers_exit(config())
-        stage.publish(config(name="routed"))
-        await stage.pairs.notify_gateway_of_workers_exit(config())
-        assert stage.gateway.left == ["routed"]
-        await stage.pairs.notify_gateway_of_workers_exit(config(name="other", bind="127.0.0.1:1"))
-        assert stage.gateway.left == ["routed", "other"]
-        stage.gateway.let_go.set()
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
-
-
-def test_pair_is_closed_after_the_gateway_has_let_go_and_what_waits_in_it_goes_back() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.publish(config())
-        with stage.pass_one() as client:
-            closing = asyncio.ensure_future(stage.pairs.close(config().key))
-            await stage.gateway.asked.wait()
-            give = stage.gateway.pairs["web"]
-            assert give.fileno() >= 0
-            stage.gateway.let_go.set()
-            await closing
-            assert give.fileno() < 0
-            with connection_handover.receive_connection(stage.taken_back) as taken:  # type: ignore[union-attr]
-                client.sendall(b"x")
-                assert taken.recv(1) == b"x"
-        stage.close()
-
-    run(work())
-
-
-def test_replaced_pair_is_announced_at_once_and_the_old_one_closed_once_the_gateway_has_let_go() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.publish(config())
-        old = stage.gateway.pairs["web"]
-        stage.pairs.open(config(user="daemon"))
-        await stage.gateway.asked.wait()
-        assert stage.gateway.pairs["web"] is not old
-        assert old.fileno() >= 0
-        stage.gateway.let_go.set()
-        while old.fileno() >= 0:
-            await asyncio.sleep(0)
-        await stage.pairs.close_all()
-        stage.close()
-
-    run(work())
-
-
-def test_after_a_takeover_a_pair_is_in_use_until_the_first_table_says_otherwise() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.pairs.assume_gateway_passes_to_all()
+        stage = Pairs()
+        key = config().key
+        assert stage.pairs.queued_connections(key) == 0
         stage.pairs.open(config())
-        assert stage.pairs.is_used_by_gateway(config().key)
-        closing = asyncio.ensure_future(stage.pairs.close(config().key))
-        await asyncio.sleep(0)
-        assert not closing.done()
-        stage.publish()
-        await closing
-        assert not stage.pairs.is_used_by_gateway(config().key)
-        stage.close()
+        clients = []
+        for count in range(5):
+            assert stage.pairs.queued_connections(key) == count
+            clients.append(give_one(stage.pairs, key))
+        take = stage.pairs.take_end(key)
+        assert take is not None
+        connection_handover.receive_connection(take).close()  # type: ignore[union-attr]
+        assert stage.pairs.queued_connections(key) == 4
+        await stage.pairs.close_all()
+        assert stage.pairs.queued_connections(key) == 0
+        for client in clients:
+            client.close()
+        await stage.close()
 
     run(work())
-
-
-class Gateway(Recorder):
-    """A gateway that releases each pair at once, and records them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.let_go.set()
-        self.withdrawn: list[tuple[str, socket.socket]] = []
-
-    async def withdraw_passing_socket(self, server: str, give: socket.socket) -> None:
-        await super().withdraw_passing_socket(server, give)
-        self.withdrawn.append((server, give))
 
 
 class Pairs:
@@ -153,11 +53,6 @@ class Pairs:
     def __init__(self) -> None:
         self.peer = StoringPeer()
         self.pairs = AdoptionPairs(self.peer.kept)
-        self.gateway = Gateway()
-        self.give_back, self.taken_back = wire.pair()
-
-    def route(self, *servers: ServerConfig) -> None:
-        self.pairs.set_routed_servers({each.key: each.name for each in servers}, self.gateway, self.give_back)
 
     def stored(self) -> dict[str, Any]:
         """What the keeper has been given, by name."""
@@ -165,8 +60,6 @@ class Pairs:
 
     async def close(self) -> None:
         await self.pairs.close_all()
-        self.give_back.close()
-        self.taken_back.close()
         self.peer.keeper.reaper.close()
         self.peer.close()
 
@@ -451,81 +344,6 @@ def test_emptied_pair_has_closed_its_connections_and_takes_others() -> None:
         run(work())
 
 
-def test_message_in_a_pair_that_is_no_connection_does_not_reach_the_gateway() -> None:
-    async def work() -> None:
-        stage = Pairs()
-        key = config().key
-        stage.pairs.return_to_gateway(key)
-        give, _ = stage.pairs.get_or_open(config())
-        stage.route(config())
-        give.send(b"no message at all")
-        with connection() as (odd, theirs):
-            wire.send(give, {"t": "odd"}, [theirs.fileno()])
-            theirs.close()
-            client = give_one(stage.pairs, key)
-            stage.pairs.return_to_gateway(key)
-            assert is_closed(odd)
-        stage.taken_back.setblocking(False)
-        taken = connection_handover.receive_connection(stage.taken_back)
-        with taken, client:  # type: ignore[union-attr]
-            client.sendall(b"x")
-            taken.setblocking(True)  # type: ignore[union-attr]
-            assert taken.recv(1) == b"x"  # type: ignore[union-attr]
-        with pytest.raises(BlockingIOError):
-            wire.receive(stage.taken_back)
-        await stage.close()
-
-    with no_descriptor_left():
-        run(work())
-
-
-def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_shown() -> None:
-    async def work() -> None:
-        stage = Pairs()
-        server, key = config(), config().key
-        stage.pairs.open(server)
-        stage.route(server)
-        stage.pairs.allow_gateway_passing(key)
-        give = stage.gateway.pairs.pop("web")
-        assert not stage.pairs.is_passing_forbidden(key)
-        stage.pairs.forbid_gateway_passing(key)
-        stage.pairs.forbid_gateway_passing(key)
-        assert stage.pairs.is_passing_forbidden(key)
-        while not stage.gateway.withdrawn:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert stage.gateway.withdrawn == [("web", give)]
-        stage.pairs.open(config(user="daemon"))
-        assert stage.gateway.pairs == {}, "a later pair is withheld too"
-        stage.pairs.allow_gateway_passing(key)
-        assert not stage.pairs.is_passing_forbidden(key)
-        assert stage.gateway.pairs == {"web": stage.pairs.get_or_open(config(user="daemon"))[0]}
-        await stage.close()
-
-    run(work())
-
-
-def test_pair_of_a_server_without_a_route_is_not_shown() -> None:
-    async def work() -> None:
-        stage = Pairs()
-        key = config().key
-        stage.pairs.open(config())
-        stage.pairs.allow_gateway_passing(key)
-        stage.route()
-        stage.pairs.allow_gateway_passing(key)
-        stage.route(config())
-        stage.pairs.allow_gateway_passing("127.0.0.1:1")
-        assert stage.gateway.pairs == {}
-        stage.pairs.allow_gateway_passing(key)
-        stage.route()  # the gateway has withdrawn it itself
-        stage.pairs.forbid_gateway_passing(key)
-        await stage.pairs.close(key)
-        assert stage.gateway.withdrawn == []
-        await stage.close()
-
-    run(work())
-
-
 def test_dropped_pair_is_closed_here_and_in_the_keeper_and_made_again_when_needed() -> None:
     async def work() -> None:
         stage = Pairs()
@@ -545,6 +363,24 @@ def test_dropped_pair_is_closed_here_and_in_the_keeper_and_made_again_when_neede
         run(work())
 
 
+def test_message_in_a_pair_that_is_no_connection_is_closed_with_the_pair() -> None:
+    async def work() -> None:
+        stage = Pairs()
+        give, _ = stage.pairs.get_or_open(config())
+        give.send(b"no message at all")
+        with connection() as (odd, theirs):
+            wire.send(give, {"t": "odd"}, [theirs.fileno()])
+            theirs.close()
+            client = give_one(stage.pairs, config().key)
+            stage.pairs.close_queued(config().key)
+            assert is_closed(odd)
+            assert is_closed(client)
+        await stage.close()
+
+    with no_descriptor_left():
+        run(work())
+
+
 def test_adopted_pair_is_the_servers() -> None:
     async def work() -> None:
         stage = Pairs()
@@ -558,19 +394,3 @@ def test_adopted_pair_is_the_servers() -> None:
 
     with no_descriptor_left():
         run(work())
-
-
-def test_gateway_of_an_earlier_supervisor_counts_as_gone_after_two_seconds_without_a_table() -> None:
-    async def work() -> None:
-        stage = Pairs()
-        loop = asyncio.get_running_loop()
-        stage.pairs.open(config())
-        stage.pairs.assume_gateway_passes_to_all()
-        await stage.pairs.notify_gateway_of_workers_exit(config())
-        assert loop.time() == 2.0
-        await stage.pairs.close(config().key)
-        assert loop.time() == 2.0
-        await stage.close()
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(work())

@@ -42,7 +42,7 @@ from tests.virtual_loop import VirtualLoop
 
 STATEMENT = {
     "event": "orphan", "pid": 7, "server": "web", "key": "tcp:web", "output": "web.1", "generation": 3, "index": 2,
-    "listeners": 1, "likeness": 99, "leaving": True, "deaf": True, "follows_routes": True, "ready_at": 1.5,
+    "listeners": 1, "likeness": 99, "leaving": True, "deaf": True, "ready_at": 1.5,
     "protocol": "tls 2",
 }  # fmt: skip
 CHECKED = {key: value for key, value in STATEMENT.items() if key not in ("event", "pid")}
@@ -156,8 +156,8 @@ def test_a_valid_statement_is_kept_as_it_is() -> None:
         "protocol": "plain",
     }  # fmt: skip
     assert takeover._checked_statement(least, 7) == {key: least[key] for key in CHECKED}
-    assert takeover._checked_statement({**STATEMENT, "ready_at": 0.0, "follows_routes": 1}, 7) == {
-        **CHECKED, "ready_at": 0.0, "follows_routes": False,
+    assert takeover._checked_statement({**STATEMENT, "ready_at": 0.0}, 7) == {
+        **CHECKED, "ready_at": 0.0,
     }  # fmt: skip
 
 
@@ -381,7 +381,7 @@ def test_worker_is_adopted_with_its_listener_pair_and_page(
     server = server_at(listener)
     pipes = OrphanedPipes({"web.1": ({"name": "web"}, -1)})
     intake, keeper = intake_of(server, pipes=pipes)
-    with worker_of(process, server, listener, follows_routes=True) as (orphan, theirs):
+    with worker_of(process, server, listener) as (orphan, theirs):
         orphan.pair, orphan.tally = (
             [os.dup(theirs.fileno()), os.dup(theirs.fileno())],
             [os.dup(theirs.fileno())],
@@ -393,7 +393,7 @@ def test_worker_is_adopted_with_its_listener_pair_and_page(
         }  # fmt: skip
         assert keeper.entries["worker:web.3.2"] == {
             "server": "web", "generation": 3, "index": 2, "ready_at": 1.5, "output": "web.1", "protocol": "plain",
-            "follows_routes": True, "pid": process.pid, "start": orphan.start, "notify": None, "place": None,
+            "pid": process.pid, "start": orphan.start, "notify": None, "place": None,
         }  # fmt: skip
         assert keeper.entries[f"adoption:{server.key}"] == {"server": "web", "protocol": "plain"}
         assert keeper.watched == [(process.pid, orphan.start)]

@@ -262,11 +262,10 @@ def test_part_that_does_nothing_serves_nothing() -> None:
     run(work())
 
 
-def test_modules_are_those_of_the_parts_and_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_those_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     declared = [
-        Feature(package="a", supervisor="part:Part", engines={"x": "engine:Engine", "y": "other"}),
+        Feature(package="a", supervisor="part:Part"),
         Feature(package="b"),
-        Feature(package="c", engines={"z": "engine:Z"}),
     ]
     monkeypatch.setattr(feature_parts, "features", lambda: declared)
-    assert modules() == ["a.part", "a.engine", "a.other", "c.engine"]
+    assert modules() == ["a.part"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -293,14 +292,11 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         store = Store()
         shop = Shop(web(), web("gone"), store=store)
         entry = shop.desk.core.entries["web"]
-        mark = tally.route_mark("users")
         counts = page(started=10, failed=2)
-        counts[tally.ROUTES], counts[tally.ROUTES + 1] = mark, 4
         for name in ("one", "one", "two"):
             shop.totals.add_up("web", name, counts)
         shop.totals.add_up("gone", "three", counts)
         assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
-        assert shop.totals.counts_by_route_of_ended_workers(entry) == {mark: 8}
         shop.runner.tallies.unsaved_workers = ["two"]
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
@@ -320,7 +316,6 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
         assert after.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
         assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
-        assert after.totals.counts_by_route_of_ended_workers(entry) == {mark: 8}
         after.totals.add_up("web", "two", counts)
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20, (
             "its counts are in what was saved"
@@ -379,33 +374,6 @@ def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one()
         assert after.totals.availability(after.desk.core.entries["web"]).rise == 1
         for each in (shop, after):
             each.link.end()
-
-    run(work())
-
-
-def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path) -> None:
-    kept: dict[str, bytes] = {}
-
-    class Kept(StateStore):
-        def store_for_successor(self, name: str, content: bytes) -> None:
-            kept[name] = content
-
-        async def read(self, name: str) -> bytes | None:
-            return kept.get(name)
-
-    async def work() -> None:
-        desk = Desk(web())
-        page = blank_page()
-        page[tally.claim_route_slot(page, "shop")] += 3
-        page[tally.STARTED] += 3
-        before = Totals(desk.core, desk.runner.tallies, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
-        for worker in ("web.1", "web.2"):
-            before.add_up("web", worker, tally.final_counts(page.tolist()))
-        before.save()
-        after = Totals(desk.core, desk.runner.tallies, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
-        await after.resume()
-        entry = desk.core.entries["web"]
-        assert after.counts_by_route_of_ended_workers(entry) == {tally.route_mark("shop"): 6}
 
     run(work())
 

@@ -36,7 +36,7 @@ from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
-from poolctl.runners.helper_process import Helper, HelperOwner, Helpers
+from poolctl.runners.helper_process import Helper, HelperOwner, HelperProcess, Helpers
 from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import KeeperLink
@@ -900,11 +900,11 @@ def test_exit_reported_before_the_helpers_are_made_is_known_while_the_files_are_
     link, theirs = wire.pair()
     meta = {"pid": pid, "start": None, "mark": __version__}
     whole.keeper.keeper.store.put(CONFIG_READER.entry, meta, [link.detach()])
-    made: list[Helper] = []
+    made: list[Helper[HelperProcess]] = []
     whole.runner.handle_exit_report = lambda report: None
 
     def make_reader(helpers: Helpers) -> Reader:
-        made.append(helpers.add(CONFIG_READER, HelperOwner()))
+        made.append(helpers.add(CONFIG_READER, HelperOwner(), HelperProcess))
         monkeypatch.setattr(whole.reader, "adopt", made[0].adopt)
         return whole.reader
 
@@ -1055,7 +1055,6 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     assert whole.late == [("health watched", 0.0), ("log closed", 0.02), ("exit 0", 0.02)]
     assert whole.parts == ["flush"]
     assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
-        {"op": "drop", "name": "gateway zygote"},
         {"op": "note", "name": "marked", "meta": {"mark": "", "pid": 3}},
         {
             "op": "renew", "argv": ["new", "keeper", str(whole.directory)],

@@ -17,7 +17,6 @@ import pytest
 import uvicorn
 
 from poolctl.keeper import connection_handover, wire
-from poolctl.keeper.connection_handover import Routed
 from poolctl.platform import peer_has_closed
 from poolctl.worker.serving import accepting, http1_connection
 from poolctl.worker.serving.accepting import (
@@ -30,7 +29,6 @@ from poolctl.worker.serving.accepting import (
 from poolctl.worker.serving.connection_balancer import ConnectionBalancer
 from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.pool_server import connection_class
-from poolctl.worker.serving.worker_routes import GatewayRoutes
 from tests.asgi_apps import hello
 from tests.certificates import certificate
 from tests.serving import (
@@ -469,9 +467,7 @@ def test_tls_connection_of_which_another_process_has_read_is_closed(pair: Pair, 
             await shared.begin([sock], {}, accepting=True)
             client, theirs = await accepted()
             with theirs:
-                connection_handover.send_connection(
-                    pair.give, theirs.fileno(), routed=Routed("one", received=b"x")
-                )
+                connection_handover.send_connection(pair.give, theirs.fileno(), received=b"x")
             assert await client.at_end()
             assert not state.expected
             await close_connections(shared, state)
@@ -479,21 +475,18 @@ def test_tls_connection_of_which_another_process_has_read_is_closed(pair: Pair, 
     PLAIN.run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("routed", "closed"),
-    [(None, True), (Routed("one", 5), False), (Routed("one", 5, decided=False), True)],
-)
-def test_silent_connection_is_closed_unless_the_gateway_has_seen_its_head(
-    pair: Pair, routed: Routed | None, closed: bool
+@pytest.mark.parametrize(("limits", "closed"), [({}, True), ({"asked": True}, False)])
+def test_silent_connection_is_closed_unless_it_is_one_of_the_gateway(
+    pair: Pair, limits: dict[str, Any], closed: bool
 ) -> None:
-    shared, state = acceptor(pair.worker(), routes=GatewayRoutes("one"))
+    shared, state = acceptor(pair.worker())
     loop = VirtualLoop()
 
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         with listener() as sock, ours, theirs:
             await shared.begin([sock], {}, accepting=True)
-            connection_handover.send_connection(pair.give, theirs.fileno(), routed=routed)
+            connection_handover.send_connection(pair.give, theirs.fileno(), limits)
             await asyncio.sleep(4.9)
             assert (len(state.connections), len(state.head_timeouts.due)) == (1, 0)
             await asyncio.sleep(0.2)
@@ -689,8 +682,8 @@ def test_request_that_another_worker_has_read_is_answered(any_engine: Engine, pa
         async with served(any_engine, adoption=pair.worker()):
             client, sock = await accepted()
             with sock:
-                routed = Routed("", received=b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-                connection_handover.send_connection(pair.give, sock.fileno(), routed=routed)
+                read = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+                connection_handover.send_connection(pair.give, sock.fileno(), received=read)
             assert (await client.answer())[0] == 200
             assert (await client.get())[0] == 200
 

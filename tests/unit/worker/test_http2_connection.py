@@ -8,20 +8,17 @@ import itertools
 import os
 import re
 import socket
-import ssl
 import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
 from poolctl.keeper import connection_handover
-from poolctl.keeper.connection_handover import Routed
-from poolctl.routing.context import try_get_route, upstream_name
+from poolctl.routing.context import CONTEXT_FIELD, context_value, try_get_route
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
 from poolctl.worker import tally
@@ -32,9 +29,8 @@ from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.http2_connection import PREFACE, Http2Connection
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import FailedRequestLog, RequestCounts
-from poolctl.worker.serving.worker_routes import ConnectionRoutingState, GatewayRoutes
+from poolctl.worker.serving.route_context import RouteContexts
 from tests.asgi_apps import answer, hello, lifespan
-from tests.certificates import certificate
 from tests.serving import (
     Client,
     Engine,
@@ -45,7 +41,6 @@ from tests.serving import (
     blank_page,
     leaving,
     served,
-    turns,
     until,
 )
 from tests.virtual_loop import VirtualLoop
@@ -83,8 +78,8 @@ class Http2:
     async def connect(cls, port: int) -> Http2:
         return cls(await Client.connect(port))
 
-    def ask(self, path: str = "/") -> int:
-        stream = self.conn.send_request(b"GET", path.encode(), b"2", [(b"host", b"test")])
+    def ask(self, path: str = "/", *headers: tuple[bytes, bytes]) -> int:
+        stream = self.conn.send_request(b"GET", path.encode(), b"2", [(b"host", b"test"), *headers])
         stream.end_message()
         self.send()
         return int(stream.stream_id)
@@ -301,55 +296,31 @@ def test_connection_that_another_process_accepted_is_served(
     engine.run(scenario())
 
 
-@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
-def test_application_sees_the_route_of_a_tls_connection_that_the_gateway_passed_on(
-    engine: Engine, pair: Pair, tmp_path: Path, protocol: str
-) -> None:
+def test_application_sees_the_route_that_the_gateway_names_and_never_the_header(engine: Engine) -> None:
     route = Route(alias="one", host="one.test", to=(Target(server="one"),))
     table = write_table([route], 5)
-    routes = GatewayRoutes("one")
-    routes.replace_route_table([table])
+    routes = RouteContexts("one")
+    routes.replace_routes([table], "secret")
     os.close(table)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(tmp_path))
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    name = CONTEXT_FIELD.encode()
 
     async def scenario() -> None:
-        options: Any = {"adoption": pair.worker(), "routes": routes, "http2": True, "secure": context}
-        async with served(engine, **options) as (_, app, _port, _running):
-            client = await _passed_tls(pair, Routed("one", 5), protocol)
-            if protocol == "h2":
-                other = Http2(client)
-                assert await other.answer(other.ask()) == (200, b"ok")
-                assert await other.answer(other.ask("/x")) == (200, b"ok")
-            else:
-                assert (await client.get("/", "X-Real-IP: 1.1.1.1", "X-Forwarded-For: 1.1.1.1"))[0] == 200
-            assert {each["http_version"] for each in app.scopes} == {"2" if protocol == "h2" else "1.1"}
-            for scope in app.scopes:
-                assert try_get_route(scope) == route
-                assert upstream_name(scope) == "one"
-                headers = dict(scope["headers"])
-                assert headers[b"x-forwarded-for"] == b"127.0.0.1"
-                assert headers[b"x-forwarded-proto"] == b"https"
-                assert b"x-real-ip" not in headers
-        routes.replace_route_table([])
+        async with served(engine, http2=True, routes=routes, config={"proxy_headers": False}) as it:
+            client = await Http2.connect(it.port)
+            for key in ("secret", "guessed"):
+                fields = [
+                    (name, context_value("one", key, "one").encode()),
+                    (b"x-forwarded-for", b"192.0.2.7"),
+                    (b"x-forwarded-proto", b"https"),
+                ]
+                assert await client.answer(client.ask("/", *fields)) == (200, b"ok")
+            believed, forged = it.app.scopes
+            assert (try_get_route(believed), try_get_route(forged)) == (route, None)
+            assert (believed["scheme"], believed["client"]) == ("https", ("192.0.2.7", 0))
+            assert (forged["scheme"], forged["client"][0]) == ("http", "127.0.0.1")
+            assert not [scope for scope in it.app.scopes if name in dict(scope["headers"])]
 
     engine.run(scenario())
-
-
-async def _passed_tls(pair: Pair, routed: Routed, protocol: str) -> Client:
-    """A client whose connection has been passed on before its handshake, in which it offers this protocol alone."""
-    client_side = ssl._create_unverified_context()
-    client_side.set_alpn_protocols([protocol])
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connecting = asyncio.ensure_future(
-            asyncio.open_connection(*listener.getsockname(), ssl=client_side, server_hostname="one.test")
-        )
-        await turns()
-        sock, _ = await asyncio.to_thread(listener.accept)
-    with sock:
-        connection_handover.send_connection(pair.give, sock.fileno(), routed=routed)
-    return Client(*await connecting)
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:1], PREFACE[:-1]])
@@ -523,7 +494,6 @@ def test_undecided_connection_is_closed_by_a_stop(undecided: Connected) -> None:
     [
         ({}, True),
         ({"_until": (None, False)}, False),
-        ({"routing": ConnectionRoutingState(GatewayRoutes("one"), Routed("one"))}, False),
     ],
 )
 def test_new_connection_moves_at_once_if_this_worker_has_too_many(

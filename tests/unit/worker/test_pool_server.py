@@ -29,8 +29,8 @@ from poolctl.worker.serving.pool_server import (
     http2_class,
     load_config,
 )
+from poolctl.worker.serving.route_context import RouteContexts
 from poolctl.worker.serving.uvicorn_parts import H11Protocol
-from poolctl.worker.serving.worker_routes import GatewayRoutes
 from poolctl.worker.worker_process import IdleTimer
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
@@ -414,7 +414,7 @@ def test_idle_worker_never_wakes_up() -> None:
 
 def test_server_with_routes_answers(engine: Engine) -> None:
     async def scenario() -> None:
-        async with served(engine, routes=GatewayRoutes("one")) as (_, _app, port, _running):
+        async with served(engine, routes=RouteContexts("one")) as (_, _app, port, _running):
             client = await Client.connect(port)
             assert (await client.get())[0] == 200
             client.close()

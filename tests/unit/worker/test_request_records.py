@@ -119,17 +119,6 @@ def test_requests_of_a_closed_connection_are_counted_with_those_sent_ahead(
     assert sum(page[each] for each in (tally.DISCONNECTED, tally.BROKEN)) == 3
 
 
-def test_requests_and_errors_of_a_route_are_counted(page: memoryview) -> None:
-    counts = RequestCounts(page)
-    for _ in range(2):
-        counts.count_routed("users")
-        counts.count_error("users")
-    counts.count_routed("orders")
-    assert page[tally.claim_route_slot(page, "users")] == 2
-    assert page[tally.error_slot(page, "users") or 0] == 2
-    assert page[tally.claim_route_slot(page, "orders")] == 1
-
-
 def test_access_log_leaves_the_lifespan_to_the_application() -> None:
     seen: list[Any] = []
 

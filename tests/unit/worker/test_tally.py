@@ -51,45 +51,6 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
     assert (total[tally.STARTED], tally.responses(total)) == (10, 6)
 
 
-def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None:
-    fd = tally.create_tally_page()
-    page = tally.map_page(fd)
-    for count, alias in enumerate(("users", "orders", "users"), 1):
-        page[tally.claim_route_slot(page, alias)] += count
-        page[tally.STARTED] += count
-    counts = tally.read_tally_page(fd) or []
-    os.close(fd)
-    expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
-    assert tally.by_route_mark(counts) == tally.by_route_mark(tally.final_counts(counts)) == expected
-    assert tally.by_route_mark(tally.final_counts(blank_page().tolist())) == {}
-
-
-def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
-    page = blank_page()
-    page[tally.claim_route_slot(page, "users")] += 3
-    page[tally.error_slot(page, "users") or 0] += 2
-    page[tally.STARTED] += 3
-    counts = page.tolist()
-    marks = tally.route_mark("users"), tally.error_mark("users")
-    assert tally.by_route_mark(counts) == dict(zip(marks, (3, 2), strict=True))
-    assert [tally.is_of_requests(mark) for mark in marks] == [True, False]
-    for number in range(tally.SIZE_BYTES // 8):
-        tally.claim_route_slot(page, str(number))
-    assert tally.error_slot(page, "orders") is None
-    assert tally.error_slot(page, "users") is not None
-
-
-def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
-    page = blank_page()
-    slots = [tally.claim_route_slot(page, str(number)) for number in range(tally.SIZE_BYTES // 8)]
-    assert max(slots) < tally.SIZE_BYTES // 8
-    assert slots[-1] == slots[-2] != slots[0]
-    assert [tally.claim_route_slot(page, str(number)) for number in range(3)] == slots[:3]
-    page[slots[-1]] += 7
-    page[tally.STARTED] += 7
-    assert 7 in tally.by_route_mark(page.tolist()).values()
-
-
 def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
     fd = tally.create_tally_page()
     try:
@@ -138,7 +99,7 @@ def test_every_number_has_its_slot_which_does_not_move_within_a_layout() -> None
     layout = {
         "STARTED": 1, "DISCONNECTED": 2, "BROKEN": 3, "MALFORMED": 4, "LATENCY_NS": 5, "CONNECTIONS": 6,
         "OPEN_CONNECTIONS": 7, "WEBSOCKETS": 8, "OPEN_WEBSOCKETS": 9, "STATUS": 10, "BUCKETS": 16, "COUNTED": 32,
-        "BEAT_ASKED_NS": 48, "BEAT_LAG_NS": 49, "BEAT_ANSWERED_NS": 50, "_STACKS": 51, "BEAT_CPU_NS": 52, "ROUTES": 64,
+        "BEAT_ASKED_NS": 48, "BEAT_LAG_NS": 49, "BEAT_ANSWERED_NS": 50, "_STACKS": 51, "BEAT_CPU_NS": 52,
     }  # fmt: skip
     assert {name: getattr(tally, name) for name in layout} == layout
     assert tally.LAYOUT.to_bytes(8, "big") == b"poolctl\x01"

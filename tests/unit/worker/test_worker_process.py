@@ -143,41 +143,6 @@ def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_cl
         asyncio.run(scenario())
 
 
-class Routed:
-    """The routes and the server of a worker, which record a new table, and whether connections were given back."""
-
-    table: Any = None
-    started = True
-
-    def __init__(self) -> None:
-        self.renewed: list[Any] = []
-
-    def replace_route_table(self, fds: list[int], *, keeps: bool, context_key: str) -> None:
-        self.renewed.append((keeps, context_key))
-
-    def return_connections_to_gateway(self) -> None:
-        self.renewed.append("given back")
-
-
-@pytest.mark.parametrize(
-    ("order", "done"),
-    [
-        ({}, [(True, "")]),
-        ({"keeps": True, "key": "secret"}, [(True, "secret")]),
-        ({"keeps": False, "key": "secret"}, [(False, "secret"), "given back"]),
-    ],
-)
-def test_connections_stay_with_a_worker_unless_it_must_not_keep_them(
-    order: wire.Message, done: list[Any]
-) -> None:
-    routed, worker = Routed(), object.__new__(WorkerProcess)
-    worker.routes = worker.server = cast(Any, routed)
-    worker.perform({"order": "routes", **order}, [])
-    routed.started = False
-    worker.perform({"order": "routes", **order}, [])
-    assert routed.renewed == [*done, done[0]]
-
-
 def test_end_of_the_control_socket_stops_the_worker_once() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
@@ -739,19 +704,19 @@ def test_certificate_is_renewed_unless_it_is_unusable(run_worker: RunWorker, tmp
 
 
 @pytest.mark.slow
-def test_route_table_is_confirmed_by_its_number_and_an_unusable_one_is_logged(run_worker: RunWorker) -> None:
+def test_worker_uses_the_routes_that_it_gets_and_logs_a_table_that_is_unusable(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
     table = write_table([Route(alias="a", path="/", to=(Target(server="web"),))], 5)
-    worker.order("routes", [table])
+    worker.order("routes", [table], key="secret", trusted=["10.0.0.0/8"])
     os.close(table)
-    assert worker.event() == {"event": "routes", "generation": 5}
-    worker.order("report")
-    assert [worker.event()["event"] for _ in range(2)] == ["routes", "ready"]
     with open(os.devnull) as file:
         worker.order("routes", [file.fileno()])
+    worker.order("routes")
+    worker.order("report")
+    assert worker.event()["event"] == "ready"
     worker.order("stop")
-    assert "ERROR:    the route table cannot be used: " in worker.text()
+    assert worker.text().count("ERROR:    the route table cannot be used: ") == 1
 
 
 @pytest.mark.slow
@@ -815,7 +780,7 @@ def test_orphan_shows_its_state_and_descriptors_and_is_adopted(run_worker: RunWo
         message, fds = statement(sock)
         assert (message["event"], message["pid"]) == ("orphan", worker.process.pid)
         assert (message["server"], message["listeners"], message["leaving"]) == ("web", 1, False)
-        assert (message["deaf"], message["tally"], message["follows_routes"]) == (False, True, False)
+        assert (message["deaf"], message["tally"]) == (False, True)
         assert 0 < message["ready_at"] <= time.monotonic()
         held = [worker.listener, *worker.pair, worker.page]
         assert all(os.path.sameopenfile(fd, each.fileno()) for fd, each in zip(fds, held, strict=True))

@@ -14,7 +14,7 @@ const state = (text, why = "", level = LEVELS[text] ?? "") => [el("span", { clas
 const cell = (content) => el("td", {}, ...[content].flat().filter((each) => each !== ""));
 
 function routeRow(route) {
-  const figures = [route.passed, route.proxied, route.waiting, route.errors].map(String);
+  const figures = [route.requests, route.refused, route.waiting, route.errors].map(String);
   const way = [route.way, route.why && el("div", { class: "hint" }, route.why)];
   return [route.alias, route.host, route.path, route.to.join(", "), way, state(route.state), ...figures, latency(route.p50_seconds), latency(route.p99_seconds)];
 }
@@ -35,7 +35,7 @@ function draw(kind, rows, more, word = kind) {
 function gatewayLine({ state, addresses, routes, stats }) {
   const words = [state, ...addresses, plural(routes, "route")];
   if (stats) {
-    words.push(`${rate(stats.requests_per_second)} requests/s`, `${rate(stats.errors_per_second)} errors/s`, `p99 ${latency(stats.latency_p99_seconds)}`);
+    words.push(`${rate(stats.requests_per_second)} requests/s`, `${rate(stats.errors_per_second)} errors/s`);
     words.push(plural(stats.connections, "connection"), bytes(stats.memory_bytes), `${rate(stats.cpu_percent)} % CPU`);
   }
   return words.join(" · ");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import ssl
 from collections import deque
@@ -17,7 +18,7 @@ from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.probes.prober import statuses
 from poolctl.probes.worker_probes import Hysteresis, call_at_rounded_time
-from poolctl.routing.route import AnyRoute, Route, StreamRoute
+from poolctl.routing.route import AnyRoute, Route, StreamRoute, Target
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import (
     FAILING,
@@ -29,8 +30,8 @@ from poolctl.routing.route_report import (
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from ..process.settings import Endpoint, MachineState, ProbeState
-from ..routes import probed_targets
+from ..routes import probes_as_sent
+from ..settings import Endpoint, MachineState, ProbeState
 
 # Maximum probes at once and per second. With many services, each is probed less often than configured.
 _AT_ONCE, _PER_SECOND = 32, 100
@@ -128,9 +129,10 @@ S = TypeVar("S", bound=ProbedService)
 class UrlProbeState(Generic[S]):
     """The repeated probe of one service."""
 
-    def __init__(self, service: S, probe: Probe) -> None:
+    def __init__(self, service: S, probe: Probe, target: Target) -> None:
         self.service = service
         self.probe = probe
+        self.target = target
         self.timer: asyncio.TimerHandle | None = None
         self.pause_seconds = _FIRST_PAUSE_SECONDS
 
@@ -149,14 +151,17 @@ class UrlProbes(Generic[S]):
         self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
         self._pause: asyncio.TimerHandle | None = None
 
-    def watch(self, service: S, probe: Probe | None) -> None:
-        """Probe the service repeatedly as `probe` says, beginning at once. If `probe` is None, stop probing it."""
+    def watch(self, service: S, probe: Probe | None, target: Target = Target()) -> None:  # noqa: B008  immutable
+        """Probe the service repeatedly as `probe` says, beginning at once. If `probe` is None, stop probing it.
+
+        `target` says how a certificate is verified.
+        """
         previous = self._watched.get(service)
         if previous is not None and previous.probe == probe:
             return
         self.forget(service)
         if probe is not None:
-            self._watched[service] = UrlProbeState(service, probe)
+            self._watched[service] = UrlProbeState(service, probe, target)
             self._enqueue_probe(self._watched[service])
 
     def forget(self, service: S) -> None:
@@ -201,7 +206,7 @@ class UrlProbes(Generic[S]):
         if self._watched.get(service) is not probe:
             return
         began = _now()
-        problem = await probe_url(service.url, probe.probe)
+        problem = await probe_url(service.url, probe.probe, probe.target)
         if self._watched.get(service) is not probe:
             return
         self._on_probed(service, problem, _now() - began)
@@ -221,13 +226,16 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def probe_url(url: str, probe: Probe) -> str:
-    """Send one probe to this URL; returns the problem, or "" for a success."""
+async def probe_url(url: str, probe: Probe, target: Target = Target()) -> str:  # noqa: B008  immutable
+    """Send one probe to this URL; returns the problem, or "" for a success.
+
+    `target` says how a certificate is verified.
+    """
     endpoint = Endpoint.of_url(url)
     where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)
     host = "localhost" if endpoint.kind == "unix" else url.partition("://")[2]
     fields = {"Host": host, "User-Agent": "poolctl", **probe.headers, "Connection": "close"}
-    target = quote(probe.http or "/", safe=_UNQUOTED)
+    path = quote(probe.http or "/", safe=_UNQUOTED)
     label = f"{probe.method} {probe.http}"
     try:
         if probe.tcp:
@@ -238,11 +246,10 @@ async def probe_url(url: str, probe: Probe) -> str:
                     _, writer = await asyncio.open_connection(*where)
                 writer.close()
             return ""
+        tls, name = _verification(endpoint, target)
         async with (
             asyncio.timeout(probe.timeout),
-            exchange(
-                where, probe.method, target, fields.items(), tls=_context() if endpoint.tls else None
-            ) as answer,
+            exchange(where, probe.method, path, fields.items(), tls=tls, server_name=name) as answer,
         ):
             return "" if answer.status in statuses(probe.status) else f"{label}: status {answer.status}"
     except TimeoutError:
@@ -250,20 +257,64 @@ async def probe_url(url: str, probe: Probe) -> str:
     except BadMessage as error:
         return f"{label}: the response is not valid HTTP: {error}"
     except (OSError, ValueError) as error:
-        return f"no connection: {getattr(error, 'strerror', None) or error}"
+        return f"no connection: {_reason(error)}"
+
+
+async def connection_problem(target: Target, timeout_seconds: float) -> str:
+    """Why no connection to this target's URL can be made, found by an attempt; "" if it can be made."""
+    endpoint = Endpoint.of_url(target.url)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            if endpoint.kind == "unix":
+                _, writer = await asyncio.open_unix_connection(endpoint.path)
+            else:
+                tls, name = _verification(endpoint, target)
+                _, writer = await asyncio.open_connection(
+                    endpoint.host, endpoint.port, ssl=tls, server_hostname=name
+                )
+            writer.close()
+    except TimeoutError:
+        return f"no answer within {format_duration(timeout_seconds)}"
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)  # asyncio has another text
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _verification(endpoint: Endpoint, target: Target) -> tuple[ssl.SSLContext | None, str | None]:
+    """The TLS context for a connection, and the name that is verified. Raises OSError."""
+    if not endpoint.tls:
+        return None, None
+    name = target.sni or endpoint.host
+    if target.verify and not target.ca:
+        return _context_of_system(), name
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if target.verify:
+        context.load_verify_locations(target.ca)
+    else:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context, name
 
 
 @cache
-def _context() -> ssl.SSLContext:
+def _context_of_system() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
 class ProbedTarget:
     """A target and its probe results. After enough failures, its `state` is FAILING and it gets no requests."""
 
-    def __init__(self, url: str, probe: Probe) -> None:
+    def __init__(self, url: str, probe: Probe, target: Target = Target()) -> None:  # noqa: B008  immutable
         self.url = url
         self.probe = probe
+        self.target = target
         self.hysteresis = Hysteresis(probe)
         self.state = STARTING
         self.why = ""
@@ -281,7 +332,7 @@ class ProbedTarget:
 
     @property
     def report(self) -> ProbeState:
-        """The state of the target for the gateway's process."""
+        """The state of the target for the gateway."""
         return ProbeState(
             host=self.url,
             why=self.why if self.state == FAILING else "",
@@ -299,15 +350,15 @@ class TargetProbes:
 
     def apply_tables(self, tables: Tables) -> None:
         """Probe the targets in these configuration tables. Keeps the results of targets whose probe has not changed."""
-        wanted = probed_targets(tables)
-        for url, target in [*self._targets.items()]:
-            if wanted.get(url) != target.probe:
-                self._probes.forget(target)
+        wanted = probes_as_sent(tables)
+        for url, probed in [*self._targets.items()]:
+            if wanted.get(url) != (probed.target, probed.probe):
+                self._probes.forget(probed)
                 del self._targets[url]
-        for url, probe in wanted.items():
+        for url, (target, probe) in wanted.items():
             if url not in self._targets:
-                self._targets[url] = ProbedTarget(url, probe)
-                self._probes.watch(self._targets[url], probe)
+                self._targets[url] = ProbedTarget(url, probe, target)
+                self._probes.watch(self._targets[url], probe, target)
         self._changed()
 
     @property

@@ -20,43 +20,40 @@ from poolctl.control.gateway_answers import (
 from poolctl.control.server_answers import ShowResult
 from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, PoolStartError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
-from poolctl.json_form import Table, from_json, to_json
-from poolctl.keeper import pool_files
+from poolctl.json_form import Table, to_json
 from poolctl.monitor.metrics import Family
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import BackendReport
 from poolctl.runners.listener_opener import in_daemon_thread
-from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.feature_parts import OPENING_VERBS, FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind
+from poolctl.worker import tally
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
-from .gateway_adoption import GatewaySearch
-from .gateway_manager import GatewayManager, GatewayPart
-from .gateway_metrics import gateway_metrics
-from .gateway_statistics import GatewayStatistics, RouteReporter
+from .gateway import GatewayManager, GatewayPart, hand_orphans_to_keeper
+from .hosts import UnknownHost, find_host
+from .metrics import gateway_metrics
+from .statistics import GatewayStatistics, RouteReporter
+from .targets import worker_counts
 
 # If the pool has more routes, only those that match the host are explained.
 _MOST_EXPLAINED = 1000
 # How many routes are examined before the event loop handles other events.
 _AT_ONCE = 100
-# How long to wait for confirmations; a worker that is busy with a request may take longer.
+# How long to wait until HAProxy has applied a command.
 _CONFIRMATION_SECONDS = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
-# These commands also start the gateway, unless servers are selected.
-_CONFIRMED_SECONDS = 2.0
-_SERVERS_NAMED = 3
 
 
 class GatewayVerbs:
-    """The control commands of the gateway, answered from its process's reports and the workers' counts."""
+    """The control commands of the gateway, answered from HAProxy's statistics and the workers' counts."""
 
     def __init__(self, site: PartContext) -> None:
         self.gateway = GatewayManager(
-            site.environment, site.core, site.runner.routing, site.events, site.store
+            site.environment, site.core, site.runner.routing, site.runner.output, site.events, site.store
         )
         self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
         self._core = site.core
@@ -69,8 +66,7 @@ class GatewayVerbs:
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
         routes = self.gateway.routes.routes
-        report = await self._report() or {}
-        figures = RouteReporter(self.gateway, self._core, self._totals, report)
+        figures = await self._figures()
         machines, reports = self.gateway.machines, []
         for number, each in enumerate(routes.served):
             report_of_route = figures.report_of(each)
@@ -80,7 +76,7 @@ class GatewayVerbs:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         reports += map(figures.report_of_excluded, routes.excluded)
-        refused = report.get("counts", {}).get("refused")
+        refused = {**self.gateway.counts.refused} if self.gateway.gateway is not None else None
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
     async def attach_or_follow_table(self, call: Call) -> RouteTableResult:
@@ -108,8 +104,7 @@ class GatewayVerbs:
     async def healths(self) -> dict[str, RouteHealth]:
         """The health of each served route, by alias; a stream with the alias of an HTTP route has " (stream)" added."""
         await self.gateway.routes.wait_until_current()
-        report = await self._report() or {}
-        figures = RouteReporter(self.gateway, self._core, self._totals, report)
+        figures = await self._figures()
         found: dict[str, RouteHealth] = {}
         for number, each in enumerate(self.gateway.routes.routes.served):
             name = each.alias if each.alias not in found else f"{each.alias} (stream)"
@@ -159,42 +154,29 @@ class GatewayVerbs:
             result, items=tuple(replace(each, routes=found.get(each.name, ())) for each in result.items)
         )
 
-    async def reopen_access_log(self, result: Result) -> Result:
-        """Reopen the gateway's access log; returns `result`, with a warning added if the process does not answer."""
-        if (process := self.gateway.gateway) is None:
-            return result
-        try:
-            await process.reopen_log()
-        except (LinkLost, TimeoutError):
-            late = "[gateway]: its process does not answer: its access log may not be reopened yet"
-            return replace(result, warnings=(*result.warnings, late))
-        return result
-
     async def hosts(self, call: Call) -> HostsResult:
         """Every host with its state."""
-        report = await self._report()
-        if report is None:
+        if not await self._read_figures():
             return self._unavailable()
-        rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
+        rows = {row.host: row for row in self.backends()}
         for service in self.gateway.routes.services or ():
             url, status = service.url, service.health.status
-            # The gateway keeps a removed backend until its last request has ended.
-            if not service.is_serving and not (url in rows and rows[url].routes):
-                row = rows.get(url) or BackendReport(host=url)
-                rows[url] = replace(
-                    row, routes=(service.alias,), available=False, health=status, why=service.problem
+            if not service.is_serving and url not in rows:
+                rows[url] = BackendReport(
+                    host=url, routes=(service.alias,), available=False, health=status, why=service.problem
                 )
         return HostsResult(items=tuple(rows.values()))
 
-    def _host_report(self, row: Table) -> BackendReport:
-        """The report of a backend; a server of the pool gets the number of its workers' open connections added."""
-        found = from_json(BackendReport, row)
-        known = found.host in self._core.entries
-        return (
-            replace(found, connections=self.gateway.reports.count_worker_connections(found.host))
-            if known
-            else found
-        )
+    def backends(self) -> list[BackendReport]:
+        """A report on each target of a route, from the figures that were read last."""
+        return [self._with_connections(row) for row in self.gateway.figures.backends()]
+
+    def _with_connections(self, row: BackendReport) -> BackendReport:
+        """The report; for a server of the pool with the number of its workers' open connections."""
+        if (entry := self._core.entries.get(row.host)) is None:
+            return row
+        opened = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
+        return replace(row, connections=opened)
 
     async def change_hosts(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
@@ -206,27 +188,35 @@ class GatewayVerbs:
             hint = "a [gateway] or a [[route]] in the file adds one"
             problem = failure(PoolParamError, "the pool has no gateway", hint)
             return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
-        process = await self.gateway.wait_briefly_until_serving()
-        if process is None:
-            return self._unavailable()
-        try:
-            answer = await process.change_host_states(order)
-        except (LinkLost, TimeoutError):
-            return self._unavailable()
-        if problems := answer.get("problems"):
-            errors = tuple(failure(PoolParamError, each["message"], each["hint"]) for each in problems)
-            return HostsResult(errors=errors, exit_code=NOTHING_MATCHED)
+        await self.gateway.routes.wait_until_current()
+        states, known, found, problems = self.gateway.hosts, self.gateway.targets.keys, [], []
+        for name in order["hosts"]:
+            try:
+                found.append(find_host(name, known))
+            except UnknownHost as unknown:
+                problems.append(failure(PoolParamError, unknown.message, unknown.hint))
+        if problems:
+            return HostsResult(errors=tuple(problems), exit_code=NOTHING_MATCHED)
+        for host in found:
+            if order["op"] == "disable":
+                states.disable(host, order["for"])
+            elif order["op"] == "drain":
+                states.drain(host)
+            else:
+                states.enable(host)
+        late = await self.gateway.await_applied_or_warning(_CONFIRMATION_SECONDS)
         result = await self.hosts(call)
-        result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
-        late = await self.gateway.routing.list_unconfirmed_servers_after(_CONFIRMATION_SECONDS)
-        if slow := [each for each in late if each in answer["hosts"]]:
-            warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
-            result = replace(result, warnings=(*result.warnings, warning))
-        return result
+        warnings = (*result.warnings, late) if late else result.warnings
+        items = tuple(each for each in result.items if each.host in found)
+        return replace(result, items=items, warnings=warnings)
 
-    async def _report(self) -> Table | None:
+    async def _read_figures(self) -> bool:
         await self.gateway.wait_briefly_until_serving()
-        return await self.gateway.try_fetch_report()
+        return await self.gateway.figures.read()
+
+    async def _figures(self) -> RouteReporter:
+        answered = await self._read_figures()
+        return RouteReporter(self.gateway, self._core, self._totals, answered=answered)
 
     def _unavailable(self) -> HostsResult:
         if self.gateway.tables.get(GatewayConfig) is None:
@@ -266,11 +256,7 @@ class PoolGateway(FeaturePart):
 
     async def hand_survivors_to_keeper(self) -> None:
         self._is_left = True
-        environment = self.site.environment
-        if pool_files.find_listeners(environment.directory, pool_files.GATEWAY):
-            search = GatewaySearch(environment.keeper, environment.directory)
-            if (found := await search.find_orphan_and_drain_others()) is not None:
-                await search.hand_over_to_keeper(found)
+        await hand_orphans_to_keeper(self.site.environment)
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
@@ -299,8 +285,6 @@ class PoolGateway(FeaturePart):
         verbs = self._verbs
         if verbs is None:
             return result
-        if verb == "reopen":
-            return await verbs.reopen_access_log(result)
         if verbs.gateway.tables.get(GatewayConfig) is None:
             return result
         if verb == "show":
@@ -341,9 +325,9 @@ class PoolGateway(FeaturePart):
     async def metrics(self) -> Iterable[Family]:
         if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return []
-        passed = await verbs.statistics.passed_requests_by_route_mark()
-        healths = await verbs.healths()
-        return await gateway_metrics(verbs.gateway, self.site.core, passed, healths, self._parts)
+        answered = await verbs.gateway.figures.read()
+        healths, hosts = await verbs.healths(), verbs.backends()
+        return [*gateway_metrics(verbs.gateway, hosts, healths, self._parts, answered=answered)]
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
         if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
@@ -360,11 +344,7 @@ class PoolGateway(FeaturePart):
         if not call.options.get("wait", True):
             await manager.wait_for_opening_attempt()
             return self._warned(verb, result)
-        late = (
-            await manager.await_applied_or_warning(call.options.get("timeout"))
-            or await self._unconfirmed_workers_warning()
-        )
-        if late:
+        if late := await manager.await_applied_or_warning(call.options.get("timeout")):
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
         if whole and verb == "start" and manager.tables.get(GatewayConfig) is not None:
@@ -379,12 +359,6 @@ class PoolGateway(FeaturePart):
             warnings=(*result.warnings, *self._problems_of_parts),
             exit_code=result.exit_code or FAILED,
         )
-
-    async def _unconfirmed_workers_warning(self) -> str:
-        """A warning about workers that have not yet confirmed the route table, or ""."""
-        servers = await self.site.runner.routing.list_unconfirmed_servers_after(_CONFIRMED_SECONDS)
-        listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
-        return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 
     def _warned(self, verb: str, result: Result) -> Result:
         more = self.problems if verb in OPENING_VERBS else ()

@@ -1,0 +1,166 @@
+"""`poolctl export haproxy`: files with which HAProxy serves the routes of a pool instead of its gateway."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+
+from poolctl.address import parse
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.commands.export import Files, refuse_systemd_options
+from poolctl.cli.offline import load
+from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.pool_ref import find_pool
+from poolctl.config import Configuration, Finding, TLSConfig, certificate_names, read_regular_truncated
+from poolctl.config.model.pool_tables import Located
+from poolctl.exit_codes import FAILED
+from poolctl.routing.route import Route, StreamRoute
+
+from .haproxy.configuration import ServerAddresses, configuration_of
+from .haproxy.listeners import HaproxyCertificate, HaproxyListener
+from .program import program_path
+from .route_checks import locate_finding
+from .routes import ServerIndex, routes_of, written_routes
+from .settings import Endpoint
+from .supervision.listeners import settings_of
+from .table import GatewayConfig, GatewayListener, StreamConfig
+
+_MADE_BY = "Made by `poolctl export haproxy`."
+_FILE_NAME = "haproxy.cfg"
+# Keys of routes that need a running supervisor.
+_OF_RUNNING_POOL = {
+    "waiting_page": "HAProxy alone does not know which servers sleep",
+    "probe_responses": "HAProxy alone does not know which servers sleep",
+    "register": "services register with the pool's own gateway",
+}
+
+
+def files(request: CommandRequest) -> Files:
+    """The files for the pool's routes, and a warning for each key that has no effect without poolctl's supervisor."""
+    refuse_systemd_options(request)
+    config = load(find_pool(request), allow_empty=True)
+    gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
+    if gateway is None:
+        raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
+    streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]
+    listeners, commands = [], []
+    directory = request.get("into") or ""
+    for number, each in enumerate(gateway.bind, 1):
+        listener, bundles = _listener_with_shell_commands(each, f"listener-{number}", directory)
+        listeners.append(listener)
+        commands += bundles
+    tables = {each.label: each for each in config.tables.all(StreamConfig)}
+    listeners += [
+        HaproxyListener(
+            (_haproxy_bind(tables[each.alias]),), alias=each.alias, accept_proxy=each.accept_proxy
+        )
+        for each in streams
+    ]
+    servers = {each.name: each for each in config if each.listens}
+    configuration = configuration_of(
+        settings_of(gateway),
+        listeners,
+        [replace(each, waiting_page=False, probe_responses=()) for each in routes if isinstance(each, Route)],
+        streams,
+        ServerAddresses(
+            {name: Endpoint.of_server(each.address.key, bool(each.tls)) for name, each in servers.items()}
+        ),
+    )
+    warnings = [str(each) for each in config.located(_not_exported(config))]
+    if commands and not directory:
+        warnings.append(f"the certificates need files beside {_FILE_NAME}: {'; '.join(commands)}")
+    used = {server.key for backend in configuration.backends for server in backend.servers}
+    warnings += [
+        f"{name} has no address that HAProxy can know: its port is chosen when it starts; give it a port"
+        for name, each in servers.items()
+        if name in used and (each.address.auto or each.address.kind == "fd")
+    ]
+    commands.append(
+        shlex.join([program_path(gateway.program), "-c", "-f", os.path.join(directory, _FILE_NAME)])
+    )
+    texts = {_FILE_NAME: configuration.text(), **configuration.files}
+    return Files(
+        texts={name: f"# {_MADE_BY}\n{text}" for name, text in texts.items()},
+        made_by=_MADE_BY,
+        next_commands=" && ".join(commands),
+        warnings=warnings,
+    )
+
+
+def _not_exported(config: Configuration) -> Iterator[Located]:
+    for written in written_routes(ServerIndex(config), config.tables):
+        for key, reason in _OF_RUNNING_POOL.items():
+            if written.config and getattr(written.config, key):
+                yield locate_finding(written, Finding((key,), reason))
+    for stream in config.tables.all(StreamConfig):
+        if stream.protocol == "udp":
+            path = ("stream", stream.index, "protocol")
+            yield None, Finding(path, "HAProxy forwards no datagrams: the stream is left out")
+
+
+def _failure(message: str) -> Failure:
+    return Failure(Outcome.failed(FAILED, message))
+
+
+def _listener_with_shell_commands(
+    listener: GatewayListener, name: str, directory: str
+) -> tuple[HaproxyListener, list[str]]:
+    """Return the listener in HAProxy's syntax, and the shell commands that create its files in `directory`."""
+    commands, certificates = [], []
+    tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
+    demands = any(each.client_auth != "none" for each in tables)
+    for number, tls in enumerate(tables, 1):
+        file = tls.cert
+        if tls.password_env or (tls.key is not None and tls.key != tls.cert):
+            file = f"{name}-{number}.pem"
+            commands.append(_bundle_command(tls, os.path.join(directory, file)))
+        certificates.append(
+            HaproxyCertificate(
+                file,
+                tls.ca or "",
+                tls.client_auth,
+                tls.min_version,
+                tls.ciphers or "",
+                _read_certificate_names(tls.cert) if demands else (),
+            )
+        )
+    made = HaproxyListener(
+        (_haproxy_bind(listener),),
+        crt_list=f"{name}.crt-list",
+        certificates=tuple(certificates),
+        accept_proxy=listener.accept_proxy_protocol,
+        passes_tls=listener.tls is True,
+    )
+    return made, commands
+
+
+def _bundle_command(tls: TLSConfig, path: str) -> str:
+    """The shell command that writes certificate and key, without a password, into one file that others cannot read."""
+    key = shlex.quote(tls.key or tls.cert)
+    of_key = f"openssl pkey -in {key} -passin env:{tls.password_env}" if tls.password_env else f"cat {key}"
+    of_certificate = f"sed '/PRIVATE KEY/,/PRIVATE KEY/d' {shlex.quote(tls.cert)}"
+    return f"(umask 077; {{ {of_certificate}; echo; {of_key}; }} > {shlex.quote(path)})"
+
+
+def _read_certificate_names(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(certificate_names(read_regular_truncated(path).decode("ascii", "replace")))
+    except OSError as error:
+        raise _failure(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
+
+
+def _haproxy_bind(table: GatewayListener | StreamConfig) -> str:
+    """The address in HAProxy's syntax, for a Unix socket with the mode and the owner of its file."""
+    address = parse(table.bind)
+    if address.kind == "unix":
+        user, _, group = (table.owner or "").partition(":")
+        words = (
+            f"unix@{address.path}",
+            f"mode {table.mode}",
+            user and f"user {user}",
+            group and f"group {group}",
+        )
+        return " ".join(filter(None, words))
+    return f"{'ipv6@' if address.is_ipv6 else ''}{address.host}:{address.port}"

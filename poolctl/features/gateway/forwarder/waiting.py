@@ -1,0 +1,167 @@
+"""Connections that wait until their target can be reached, and are then copied to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from poolctl.json_form import Table, from_json
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+_CONNECT_SECONDS = 5.0
+_BYTES = 64 * 1024
+_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_PEER = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitedTarget:
+    """A target whose clients wait until it can be reached, for at most `seconds`.
+
+    It is at `address`: HOST and PORT, or the PATH of a Unix socket. While it is `down`, no attempt is made, and the
+    address may be empty. With a `problem` it cannot start, and connections are closed at once. `answered` is the number
+    of the last wake after which the supervisor has checked its state: unless it is `coming` then, there is one attempt.
+    """
+
+    key: str
+    address: tuple[str, ...]
+    seconds: float
+    down: bool = False
+    coming: bool = True
+    answered: int = 0
+    problem: str = ""
+
+    async def connect(self) -> _Stream:
+        """Connect to the target. Raises OSError."""
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            if len(self.address) == 1:
+                return await asyncio.open_unix_connection(self.address[0])
+            host, port = self.address
+            return await asyncio.open_connection(host, int(port))
+
+
+class WaitingRoom:
+    """Accepts connections for one target from `listener`, which it owns, and copies each once the target is reached.
+
+    `wake` is called with the target's key and a number for each connection that begins to wait, and again when the
+    target is down and connections wait: it may have been stopped, or the supervisor replaced. Only processes of the
+    users `uids` may connect: the listener may have an address that every user of the machine can connect to.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        target: AwaitedTarget,
+        uids: frozenset[int],
+        wake: Callable[[str, int], None],
+    ) -> None:
+        self._listener = listener
+        self._uids = uids
+        self._wake = wake
+        self._wakes = target.answered
+        self._waiting = 0
+        self._target = target
+        self._changed = asyncio.Event()  # set and replaced at each change of the target
+        self._serving: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.ensure_future(self._accept())
+        self._accepting.add_done_callback(lambda _: listener.close())
+
+    def change(self, value: Table) -> None:
+        """Use this state of the target, an AwaitedTarget, from now on, also for waiting connections."""
+        before, self._target = self._target, from_json(AwaitedTarget, value)
+        if self._waiting and self._target.down and not before.down:
+            self._wake(self._target.key, self._wakes)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting connections, which other processes with this listener get.
+
+        Returns when the connections have ended, or were ended after `seconds`.
+        """
+        self._accepting.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=seconds)
+        for task in self._serving:
+            task.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(self._listener)
+            except OSError:  # no descriptor is free, or the client has disconnected
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+                continue
+            _, uid, _ = _PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            if uid not in self._uids:
+                client.close()
+                continue
+            task = asyncio.ensure_future(self._serve(client))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, client: socket.socket) -> None:
+        reached = None
+        self._waiting += 1
+        try:
+            reached = await self._reach(client)
+        finally:
+            self._waiting -= 1
+            if reached is None:
+                client.close()
+        if reached is not None:
+            await _copy_both_ways(await asyncio.open_unix_connection(sock=client), reached)
+
+    async def _reach(self, client: socket.socket) -> _Stream | None:
+        """A connection to the target; None if it cannot be reached in time, or the client has disconnected."""
+        self._wakes += 1
+        mine = self._wakes
+        self._wake(self._target.key, mine)
+        loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_SECONDS
+        until = loop.time() + self._target.seconds
+        while not (self._target.problem or _has_left(client) or loop.time() >= until):
+            target, changed = self._target, self._changed
+            if not target.down:
+                with contextlib.suppress(OSError):
+                    return await target.connect()
+                if not target.coming and target.answered >= mine:
+                    break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        return None
+
+
+def _has_left(client: socket.socket) -> bool:
+    """Whether the other end of the connection is closed. A client that closed only its side still waits."""
+    poll = select.poll()
+    poll.register(client.fileno(), 0)  # errors and hang-ups are always reported
+    return bool(poll.poll(0))
+
+
+async def _copy_both_ways(one: _Stream, other: _Stream) -> None:
+    """Copy until both ends have closed their sides, or a connection fails; then close both."""
+    try:
+        await asyncio.gather(_copy(one, other), _copy(other, one))
+    finally:
+        for _, writer in (one, other):
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def _copy(source: _Stream, to: _Stream) -> None:
+    try:
+        while data := await source[0].read(_BYTES):
+            to[1].write(data)
+            await to[1].drain()
+        to[1].write_eof()
+    except OSError:
+        for _, writer in (source, to):
+            writer.transport.abort()

@@ -1,0 +1,1 @@
+"""HAProxy: its configuration, its process, and its figures."""

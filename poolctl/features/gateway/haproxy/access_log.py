@@ -1,0 +1,81 @@
+"""The rules by which HAProxy writes the access log: a line for each request, written at once.
+
+The logger adds the time to a line of text, as to a server's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .syntax import quoted
+
+# Writes of up to this size to a pipe are atomic (PIPE_BUF, pipe(7)); no line of this log is longer.
+_LONGEST_LINE_BYTES = 4096
+_LONGEST_TARGET_BYTES, _LONGEST_METHOD_BYTES, _MESSAGE_BYTES = 900, 32, 100
+
+_TIME = "%[date,utime(%Y-%m-%dT%H:%M:%S)].%[date(0,us),mod(1000000),add(1000000),regsub(^1,)]Z"
+_METHOD = f"%[capture.req.method,bytes(0,{_LONGEST_METHOD_BYTES})]"
+_TARGET = f"var(txn.target),bytes(0,{_LONGEST_TARGET_BYTES})"
+_STATUS, _ID = "%[var(txn.status)]", "%[var(txn.id)]"
+_MEMBERS = {
+    "time": f'"{_TIME}"',
+    "level": '"INFO"',
+    "message": f'"{_METHOD} %[var(txn.target),bytes(0,{_MESSAGE_BYTES}),json(utf8s)] {_STATUS}"',
+    "request_id": f'"{_ID}"',
+    "client": '"%[var(txn.client)]"',
+    "method": f'"{_METHOD}"',
+    "target": f'"%[{_TARGET},json(utf8s)]"',
+    "http_version": '"%[var(txn.version)]"',
+    "status": _STATUS,
+    "duration_seconds": "%Ta%[str(e-3)]",
+}
+# A request that could not be parsed has only a client and a status.
+_UNREAD_MEMBERS = {
+    "time": _MEMBERS["time"],
+    "level": _MEMBERS["level"],
+    "message": '"no valid request %ST"',
+    "client": '"%ci"',
+    "status": "%ST",
+}
+# HAProxy reduces several blanks of a format to one.
+_LEVEL = 'INFO:%[str("     ")]'
+_TEXT = (
+    f'{_LEVEL}%[var(txn.client)] - "{_METHOD} %{{+E}}[{_TARGET}] HTTP/%[var(txn.version)]" '
+    f"{_STATUS} %Ta%[str(ms)] {_ID}"
+)
+_UNREAD_TEXT = f'{_LEVEL}%ci - "no valid request" %ST'
+# Request IDs of clients that are logged and forwarded.
+_PRINTABLE_ID = "^[A-Za-z0-9._~:/+=@-]{1,128}$"
+
+
+def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
+    """The frontend's lines that log each request to this target of HAProxy's directive `log`.
+
+    They come first, because the request is logged as the client has sent it.
+    """
+    # HAProxy's own messages, such as that it stops, are less severe than errors.
+    yield f"    log {target} len {_LONGEST_LINE_BYTES} format raw local0 err"
+    yield "    option log-separate-errors"
+    yield "    http-request set-log-level err"
+    whole, unread = (_object(_MEMBERS), _object(_UNREAD_MEMBERS)) if as_json else (_TEXT, _UNREAD_TEXT)
+    yield f"    log-format {quoted(whole)}"
+    yield f"    error-log-format {quoted(unread)}"
+    yield "    option dontlognull"
+    yield "    http-request set-var(txn.client) src"
+    yield "    http-request set-var(txn.target) pathq"
+    yield "    http-request set-var(txn.version) req.ver"
+    # 499, nginx's status for a client that has left: then there is no response, or HAProxy's own 400.
+    yield "    http-request set-var(txn.status) int(499)"
+    yield "    http-response set-var(txn.answered) bool(true)"
+    yield "    http-after-response set-var(txn.status) status"
+    left = "{ status 400 } { srv_id gt 0 } !{ var(txn.answered) -m bool }"
+    yield f"    http-after-response set-var(txn.status) int(499) if {left}"
+    given = "req.fhdr(x-request-id)"
+    is_one = "{ req.fhdr_cnt(x-request-id) eq 1 }"
+    yield f"    http-request set-var(txn.id) {given} if {is_one} {{ {given} -m reg {quoted(_PRINTABLE_ID)} }}"
+    yield "    http-request set-var(txn.id) uuid,regsub(-,,g) if !{ var(txn.id) -m found }"
+    yield f"    http-request set-header X-Request-ID '{_ID}'"
+
+
+def _object(members: dict[str, str]) -> str:
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"

@@ -1,0 +1,740 @@
+"""Builds HAProxy's configuration from the settings and routes of the gateway.
+
+Routes are considered in the order of `routing.match`; the first route that matches a request serves it. Needs HAProxy
+2.6.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from poolctl.routing import match
+from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value, route_headers
+from poolctl.routing.networks import EVERY
+from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts, TrafficLimits
+
+from ..settings import HTTP, Endpoint, GatewaySettings
+from .access_log import access_log_rules
+from .choice import choice_rules, map_files, reading_rules, use_backend_rules
+from .forwarding import forwarding_rules
+from .limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
+from .listeners import HaproxyListener, misdirected_request_rules, proxy_protocol_rules
+from .sleeping import PAGE, PAGE_FILE, SLEEPING, WAKING, answers_for_sleeping, sleeping_rules
+from .syntax import (
+    argument,
+    duration,
+    line_groups,
+    literal,
+    longest_duration,
+    network_groups,
+    quoted,
+    test_of,
+    unique_name,
+)
+
+# The address of a server whose address is not known: nothing listens there.
+NOWHERE = "ipv4@127.0.0.1:1"
+# A name that cannot be resolved must not keep the others from being served.
+_RESOLVED_AT_START = "init-addr last,libc,none"
+# HAProxy closes the connections of idle clients at random times within this period after SIGUSR1.
+CLOSE_SPREAD_SECONDS = 1.0
+# HAProxy's name of each policy. "sticky" without a cookie is round-robin; with one the cookie chooses.
+POLICIES = {
+    "round-robin": "roundrobin",
+    "weighted": "roundrobin",
+    "sticky": "roundrobin",
+    "least-connections": "leastconn",
+    "ip-hash": "source",
+    "random-two": "random(2)",
+    "first": "first",
+}
+# The table that counts failures by "BACKEND/SERVER": responses with these statuses, and with those of the route.
+FAILURES = "failures"
+_FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are cut off
+_ALWAYS_FAILURES = (502, 503, 504)
+CANARY = ":canary"  # ends the name of the server that is another server's canary
+# Options of a server that gets no more requests once it has refused a connection, until a probe finds that it accepts
+# again: the supervisor learns of it a little later.
+WATCHED = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d downinter 100ms"
+WAIT = ":wait"  # ends the name of the server at which connections wait for another server
+# Longer than any program needs for a response, so that only the program's own limits apply.
+_OWN_LIMITS = "24d"
+
+
+class HaproxyServer(NamedTuple):
+    """A server of a backend: `key` is the key of its target, `address` and `options` are in HAProxy's syntax."""
+
+    name: str
+    key: str
+    address: str
+    options: str
+    weight: int
+    cookie: str
+
+    def with_address(self, addresses: Mapping[str, str]) -> HaproxyServer:
+        """A copy with the address of its host name, if it has one that HAProxy would resolve when it starts."""
+        if not self.options.startswith(_RESOLVED_AT_START):
+            return self
+        name, _, port = self.address.rpartition(":")
+        endpoint = Endpoint("tcp", addresses[name], int(port)) if name in addresses else None
+        options = self.options.removeprefix(_RESOLVED_AT_START).lstrip()
+        return self._replace(address=_address_of(endpoint), options=options)
+
+    def line(self, *, disabled: bool) -> str:
+        """The line of the server in its backend."""
+        words = ["    server", self.name, self.address, self.arguments]
+        words += [f"cookie {self.cookie}"] if self.cookie else []
+        words += ["disabled"] if disabled else []
+        return " ".join(filter(None, words))
+
+    @property
+    def arguments(self) -> str:
+        """The options after the address in the `server` line."""
+        return " ".join(filter(None, (self.options, f"weight {self.weight}" if self.weight != 1 else "")))
+
+
+class HaproxyBackend(NamedTuple):
+    """The `backend` section of an HTTP route or a TCP stream; `lines` has the section without its `server` lines.
+
+    An HTTP route whose TLS is passed to its servers has a second section, with `passes_tls`.
+    """
+
+    name: str
+    alias: str
+    is_stream: bool
+    lines: tuple[str, ...]
+    servers: tuple[HaproxyServer, ...]
+    passes_tls: bool = False
+
+
+class HaproxyConfiguration(NamedTuple):
+    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and maps by file name.
+
+    `canary_shares` are the entries of the map CANARIES.
+    """
+
+    lines: tuple[str, ...]
+    backends: tuple[HaproxyBackend, ...]
+    files: Mapping[str, str]
+    canary_shares: Mapping[str, str] = MappingProxyType({})
+
+    def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
+        """The text of the main file.
+
+        The servers in `disabled`, pairs of backend name and server name, get no traffic.
+        """
+        resting = frozenset(disabled)
+        found = [*self.lines]
+        for backend in self.backends:
+            found += ["", *backend.lines]
+            found += [
+                server.line(disabled=(backend.name, server.name) in resting) for server in backend.servers
+            ]
+        return "\n".join([*found, ""])
+
+    def servers_by_line_number(self) -> Iterator[tuple[int, RefusableServer]]:
+        """Yield each server with the number of its line in `text`."""
+        number = len(self.lines)
+        for backend in self.backends:
+            number += 1 + len(backend.lines)
+            for server in backend.servers:
+                number += 1
+                yield number, (backend.name, server)
+
+    def with_addresses(self, addresses: Mapping[str, str]) -> HaproxyConfiguration:
+        """A copy in which servers have these addresses of their host names, or one at which nothing listens."""
+        backends = (
+            backend._replace(servers=tuple(each.with_address(addresses) for each in backend.servers))
+            for backend in self.backends
+        )
+        return self._replace(backends=tuple(backends))
+
+    def without(self, refused: Collection[RefusableServer]) -> HaproxyConfiguration:
+        """A copy without these servers."""
+        backends = (
+            backend._replace(
+                servers=tuple(each for each in backend.servers if (backend.name, each) not in refused)
+            )
+            for backend in self.backends
+        )
+        return self._replace(backends=tuple(backends))
+
+
+# A backend's name and one of its servers.
+RefusableServer = tuple[str, HaproxyServer]
+
+
+_HEAVIEST = 256
+CANARIES = "canaries.map"
+
+
+def sticky_value(key: str) -> str:
+    """The value of sticky cookies for the target with this key, which reveals nothing about the target."""
+    return blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+class Canary(NamedTuple):
+    """A server's canary: where it listens, and the share of the server's requests that it gets."""
+
+    endpoint: Endpoint
+    share: float
+
+
+class ServerAddresses(NamedTuple):
+    """Where the targets of routes are: `endpoints` and `canaries` of the pool's servers, by name.
+
+    `processes` are the addresses of the processes of each proxied server. `waiting` has, by target, the address (in
+    HAProxy's syntax) where connections wait for a target that may not run.
+    """
+
+    endpoints: Mapping[str, Endpoint | None]
+    canaries: Mapping[str, Canary] = {}
+    processes: Mapping[str, Sequence[str]] = {}
+    waiting: Mapping[str, str] = {}
+
+
+def _route_backend(
+    route: Route,
+    names: set[str],
+    addresses: ServerAddresses,
+    keys: Mapping[str, str],
+) -> HaproxyBackend:
+    name = unique_name(f"route:{route.alias}", names)
+    lines = [
+        f"backend {name}",
+        *_access_and_redirect_rules(route),
+    ]
+    if route.redirect is not None:
+        return HaproxyBackend(name, route.alias, False, (*lines, *_response_rules(route)), ())
+    lines += [
+        *sleeping_rules(route, name),
+        *body_rules(route.max_body_bytes),
+        *queue_rules(route.backend_limit, len(route.to)),
+        *limit_rules(route, name),
+        *_balance(route),
+        *_reuse(route, keys),
+    ]
+    if route.buffer_requests:
+        # Otherwise the timeout for the request's head would also apply to the buffered part of its body.
+        lines += [
+            "    option http-buffer-request",
+            f"    timeout http-request {duration(route.timeouts.idle)}",
+        ]
+    if route.sticky_cookie:
+        secure = " secure" if route.sticky_secure else ""
+        same_site = f"attr SameSite={route.sticky_same_site}"
+        cookie = quoted(route.sticky_cookie)
+        lines.append(f"    cookie {cookie} insert indirect nocache httponly{secure} {same_site}")
+    times = route.timeouts
+    lines += [
+        f"    timeout connect {duration(times.connect)}",
+        f"    timeout server {longest_duration((times.head, times.idle))}",
+        f"    timeout tunnel {duration(times.idle)}",
+    ]
+    lines += [
+        *_retries(route, addresses),
+        *_http_rewrite_rules(route),
+        *_response_rules(route),
+        *_context_rules(route, keys),
+        *_canary_rules(route, name, addresses.canaries, keys),
+        *_failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
+    ]
+    servers = _servers(route, addresses, route.backend_limit, keys)
+    return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
+
+
+def _passing_backend(route: Route, names: set[str], addresses: ServerAddresses) -> HaproxyBackend | None:
+    """The section that passes TLS to the route's servers; None if they have none, or a rule needs to see requests."""
+    found = [addresses.endpoints.get(target.server) for target in route.to]
+    if not (route.takes_whole_hosts and found and all(each is not None and each.tls for each in found)):
+        return None
+    name = unique_name(f"tls:{route.alias}", names)
+    lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
+    if route.allow and EVERY not in route.allow:
+        lines += [f"    acl client_is_allowed src {networks}" for networks in network_groups(route.allow)]
+        lines.append("    tcp-request content reject unless client_is_allowed")
+    lines += [
+        f"    timeout connect {duration(route.timeouts.connect)}",
+        f"    timeout server {duration(route.timeouts.idle)}",
+    ]
+    copied = StreamRoute(alias=route.alias, bind="", to=route.to)
+    plain = {key: each and each._replace(tls=False) for key, each in addresses.endpoints.items()}
+    servers = _servers(copied, ServerAddresses(plain, waiting=addresses.waiting), None)
+    return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
+
+
+def _passing_frontend(
+    settings: GatewaySettings,
+    listeners: Sequence[HaproxyListener],
+    routes: Sequence[Route],
+    sections: Mapping[str, HaproxyBackend],
+) -> Iterator[str]:
+    """The frontend that passes TLS by the server name in the ClientHello (SNI), and closes all other connections."""
+    yield from ("", f"frontend {_PASSING}", "    mode tcp")
+    yield from (line for each in listeners for line in each.bind_lines())
+    yield from proxy_protocol_rules(listeners, settings.trusted_proxies)
+    yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    tcp-request inspect-delay {duration(settings.head_seconds)}"
+    host = quoted(r"regsub(\.$,)")
+    yield f"    tcp-request content set-var(sess.host) req.ssl_sni,lower,{host}"
+    yield "    tcp-request content set-var(sess.name) var(sess.host)"
+    yield "    tcp-request content set-var(sess.label) var(sess.host),field(1,.)"
+    yield "    tcp-request content accept if { req.ssl_hello_type 1 }"
+    yield "    tcp-request content reject"
+    for route in routes:
+        # A host with several routes is not passed: its paths would have to be read.
+        section = sections.get(route.alias)
+        whole = replace(route, path="/", methods=(), headers=(), redirect=None)
+        if not route.redirects_to_https:
+            yield from use_backend_rules(section.name if section else _NOT_PASSED, whole, "sess")
+    yield f"    default_backend {_NOT_PASSED}"
+    yield from ("", f"backend {_NOT_PASSED}", "    mode tcp")
+
+
+def _stream_backend(
+    route: StreamRoute,
+    listener: HaproxyListener,
+    names: set[str],
+    addresses: ServerAddresses,
+    trusted: Sequence[str] = (),
+) -> HaproxyBackend:
+    name = unique_name(f"stream:{route.alias}", names)
+    lines = [
+        f"listen {name}",
+        f"    mode {route.protocol}",
+        *listener.bind_lines(),
+        *proxy_protocol_rules([listener], trusted),
+    ]
+    if route.protocol == HTTP:
+        asks = listener.asks_for_certificate
+        lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
+        lines += _limits_of_the_program()
+    lines += _balance(route)
+    if route.max_connections:
+        lines.append(f"    maxconn {route.max_connections}")
+    lines += [
+        f"    timeout connect {duration(route.timeouts.connect)}",
+        f"    timeout client {duration(route.idle_seconds)}",
+        f"    timeout server {duration(route.idle_seconds)}",
+    ]
+    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None))
+
+
+def _limits_of_the_program() -> Iterator[str]:
+    """Lines for requests that are forwarded without limits: the program has limits of its own."""
+    yield f"    timeout http-request {_OWN_LIMITS}"
+    yield f"    timeout http-keep-alive {_OWN_LIMITS}"
+    yield "    http-reuse safe"
+    # A process that has just ended may have got the request: only those that may be repeated are sent again.
+    yield "    retries 3"
+    yield "    retry-on conn-failure empty-response"
+    yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
+    yield "    option idle-close-on-response"
+    yield "    http-after-response set-header Connection close if { stopping } !{ status 101 }"
+
+
+def _context_rules(route: Route, keys: Mapping[str, str]) -> Iterator[str]:
+    """Rules that tell the route to the workers of its servers, and to all targets if configured.
+
+    The header with the name is set when a server has been chosen, so that no server gets the key of another.
+    """
+    if route.context_headers:
+        for name, value in route_headers(route):
+            yield f"    http-request set-header {name} {quoted(literal(value))}"
+        yield f"    http-send-name-header {UPSTREAM_FIELD}"
+    elif any(target.server in keys for target in route.to):
+        yield f"    http-send-name-header {CONTEXT_FIELD}"
+
+
+def _sent_name(name: str, server: str, route: Route | StreamRoute, keys: Mapping[str, str]) -> str:
+    """HAProxy's name of a target: for a server with a key a `context_value`, which its workers recognize."""
+    return context_value(name, keys[server], route.alias) if server in keys else name
+
+
+def _canary_rules(
+    route: Route, section: str, canaries: Mapping[str, Canary], keys: Mapping[str, str]
+) -> Iterator[str]:
+    """Lines that send a share of the requests to canaries: the map CANARIES has how many of a thousand.
+
+    A client with a sticky cookie stays where it is. HAProxy skips the rule while the canary is in maintenance.
+    """
+    cookie = quoted(f"req.cook({argument(route.sticky_cookie)})")
+    kept = f" !{{ {cookie} -m found }}" if route.sticky_cookie else ""
+    found = [target.server for target in route.to if target.server in canaries]
+    for number, server in enumerate(found):
+        share = f"str({section}/{server}),map_str_int({CANARIES},0)"
+        yield f"    http-request set-var(txn.share_{number}) {share}"
+    for number, server in enumerate(found):
+        name = _sent_name(f"{server}{CANARY}", server, route, keys)
+        yield f"    use-server {name} if {{ rand(1000),sub(txn.share_{number}) lt 0 }}{kept}"
+
+
+def _canary_shares(route: Route, section: str, canaries: Mapping[str, Canary]) -> Iterator[tuple[str, str]]:
+    """The entries of the map CANARIES for this route. Each rule applies to requests that no earlier rule selected."""
+    total, left = sum(target.weight for target in route.to), 1.0
+    for target in route.to:
+        if (canary := canaries.get(target.server)) is not None:
+            share = canary.share * target.weight / total
+            yield f"{section}/{target.server}", str(round(1000 * share / left))
+            left -= share
+
+
+def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
+    """Rules that count the responses of each server with these statuses; HAProxy's own counters know only classes."""
+    if found := [*map(str, statuses)]:
+        for group in line_groups(found):
+            yield f"    acl is_failure status {group}"
+        condition = " if is_failure"
+        yield f"    http-response set-var(txn.server) srv_name{condition}"
+        yield f"    http-response track-sc2 be_name,concat(/,txn.server) table {FAILURES}{condition}"
+        yield f"    http-response sc-inc-gpc0(2){condition}"
+
+
+def _balance(route: Route | StreamRoute) -> Iterator[str]:
+    # The client of a stream is its peer.
+    by_client = "hash var(txn.client)" if isinstance(route, Route) and route.policy == IP_HASH else ""
+    yield f"    balance {by_client or POLICIES[route.policy]}"
+    if route.policy == IP_HASH:
+        yield "    hash-type consistent"
+
+
+def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
+    """The line that lets any request use an idle connection, if no target of the route closes idle connections.
+
+    Otherwise, as by default, the first request of a client's connection is sent on a new one: if it cannot be repeated,
+    it must not be sent on a connection that the backend is closing.
+    """
+    if route.to and all(target.server in applications for target in route.to):
+        yield "    http-reuse always"
+
+
+def _access_and_redirect_rules(route: Route) -> Iterator[str]:
+    """Rules that refuse clients outside `route.allow`, and that redirect requests if the route is a redirect."""
+    if route.allow and EVERY not in route.allow:
+        for networks in network_groups(route.allow):
+            yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
+        yield "    http-request deny deny_status 403 unless client_is_allowed"
+    if route.redirect is not None:
+        to, status = route.redirect.to, route.redirect.status
+        where = literal(to)
+        if route.redirects_to_https:
+            yield "    http-request deny deny_status 400 unless { var(txn.host) -m found }"
+            where = "https://%[var(txn.host)]%[pathq]"
+        elif not (parts := urlsplit(to)).path and not parts.query:
+            where += "%[pathq]"
+        yield f"    http-request redirect location {quoted(where)} code {status}"
+
+
+def _retries(route: Route, addresses: ServerAddresses) -> Iterator[str]:
+    """Lines that retry a failed request on another server: always if it was not sent, otherwise only if idempotent.
+
+    Even without retries in the route, an idempotent request is sent once more if the server closed the connection
+    without a response: a stopping server closes idle connections, perhaps just when the request is sent. Where
+    connections wait for the server, one more retry leads there: the stopped server refuses the other one.
+    """
+    failures = " junk-response response-timeout 502 503 504" if route.retries else ""
+    waits = any(target.key in addresses.waiting for target in route.to)
+    yield f"    retries {max(route.retries, 1) + waits}"
+    yield f"    retry-on conn-failure empty-response{failures}"
+    yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
+
+
+def _http_rewrite_rules(route: Route) -> Iterator[str]:
+    if route.strip_path and route.path != "/":
+        prefix = quoted(f"^{re.escape(route.path)}/?(.*)$")
+        yield f"    http-request replace-path {prefix} '/\\1'"
+        yield from _prefix_rules(route.path)
+    if route.host_header:
+        yield f"    http-request set-header Host {quoted(literal(route.host_header))}"
+    for name in (*(header.name for header in route.set_headers), *route.remove_headers):
+        alike = re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-"))
+        yield f"    http-request del-header {quoted(f'^{alike}$')} -m reg"
+    for header in (*route.set_headers, *route.add_headers):
+        yield f"    http-request add-header {quoted(header.name)} {quoted(literal(header.value))}"
+
+
+def _response_rules(route: Route) -> Iterator[str]:
+    for header in route.response_headers:
+        yield f"    http-after-response set-header {quoted(header.name)} {quoted(literal(header.value))}"
+
+
+def _prefix_rules(prefix: str) -> Iterator[str]:
+    """Rules that name the removed prefix to the backend, and add it to the backend's Location.
+
+    A Location that has the prefix, or that is on another host, is not changed.
+    """
+    told = quoted(f"%[req.fhdr(x-forwarded-prefix)]{literal(prefix)}")
+    yield f"    http-request set-header X-Forwarded-Prefix {told}"
+    yield "    http-request set-var(txn.authority) req.fhdr(host)"
+    place = "res.fhdr(location)"
+    path, host = _quoted_converter("^https?://[^/?#]*"), f"{_quoted_converter('^https?://')},field(1,/)"
+    has_prefix = test_of(f"{place},{path}", "reg", f"^{re.escape(prefix)}([/?#]|$)")
+    same_host = f"{{ {place},{host},strcmp(txn.authority) eq 0 }}"
+    added = literal(prefix)
+    for pattern, value, condition in (
+        ("^(/.*)$", rf"{added}\1", test_of(place, "reg", "^/([^/]|$)")),
+        ("^(https?://[^/?#]+)(.*)$", rf"\1{added}\2", same_host),
+    ):
+        change = f"replace-header Location {quoted(pattern)} {quoted(value)}"
+        yield f"    http-response {change} if {condition} !{has_prefix}"
+
+
+def _quoted_converter(pattern: str) -> str:
+    """The converter that removes what matches."""
+    return quoted(f'regsub("{pattern}",)')
+
+
+def _servers(
+    route: Route | StreamRoute,
+    addresses: ServerAddresses,
+    limit: TrafficLimits | None,
+    keys: Mapping[str, str] = {},
+) -> tuple[HaproxyServer, ...]:
+    names, servers = set[str](), list[HaproxyServer]()
+    heaviest = max((target.weight for target in route.to), default=1)
+    limits = []
+    if limit is not None and limit.concurrency:
+        limits = [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
+    # With fine weights, a server can be reduced by the share of its canary, in proportion to other servers.
+    is_shared = len(route.to) > 1 and any(target.server in addresses.canaries for target in route.to)
+    for target in route.to:
+        fits = heaviest <= _HEAVIEST and not is_shared
+        scaled = target.weight if fits else max(1, target.weight * _HEAVIEST // heaviest)
+        canary = addresses.canaries.get(target.server)
+        if canary is not None and is_shared:
+            scaled = round(scaled * (1 - canary.share))
+        endpoint = addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
+        kept = []
+        if isinstance(route, Route) and target.server not in keys:
+            kept = [_idle_connections(route.timeouts)]
+        options = [*_options(endpoint, target), *kept]
+        name = unique_name(target.key.partition("://")[2] or target.key, names)
+        sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
+        places = {_sent_name(name, target.server, route, keys): _address_of(endpoint)}
+        # A process of a proxied server is a server of HAProxy.
+        if (processes := addresses.processes.get(target.server)) is not None:
+            places = {f"{name}:{each.rpartition(':')[2]}": each for each in processes}
+        watched = [WATCHED] if target.server and target.key in addresses.waiting else []
+        for place, address in places.items():
+            own = " ".join([*options, *limits, *watched])
+            servers.append(HaproxyServer(place, target.key, address, own, scaled, sticky))
+        if (waiting := addresses.waiting.get(target.key)) is not None:
+            own = " ".join([*(each for each in options if each != _RESOLVED_AT_START), "backup"])
+            key = f"{target.key}{WAIT}"
+            place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
+            servers.append(HaproxyServer(place, key, waiting, own, scaled, sticky))
+        if canary is not None and isinstance(route, Route):
+            key = f"{target.key}{CANARY}"
+            cookie = sticky_value(key) if sticky else ""
+            own = " ".join([*_options(canary.endpoint, target), *kept, *limits])
+            place = _sent_name(key, target.server, route, keys)
+            # With weight 0 it gets only the requests that its rule sends to it.
+            servers.append(HaproxyServer(place, key, _address_of(canary.endpoint), own, 0, cookie))
+    return tuple(servers)
+
+
+def _address_of(endpoint: Endpoint | None) -> str:
+    """The address of a server in HAProxy's syntax; if it is not known yet, one at which nothing listens."""
+    if endpoint is not None and endpoint.kind == "unix":
+        return quoted(f"unix@{endpoint.path}")
+    if endpoint is None or not endpoint.port:
+        return NOWHERE
+    family = "ipv6@" if ":" in endpoint.host else ""
+    return f"{family}{endpoint.host.strip('[]')}:{endpoint.port}"
+
+
+def _options(endpoint: Endpoint | None, target: Target) -> Iterator[str]:
+    if endpoint is None:
+        return
+    if has_host_name(endpoint):
+        yield _RESOLVED_AT_START
+    if endpoint.tls and endpoint.server_name:
+        name = target.sni or endpoint.server_name
+        sni = "" if match.is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
+        authorities = quoted(target.ca or _authorities_file())
+        verified = f"required ca-file {authorities}{sni} verifyhost {name}" if target.verify else f"none{sni}"
+        yield f"ssl verify {verified}"
+    elif endpoint.tls:
+        yield "ssl verify none"
+
+
+def _idle_connections(times: Timeouts) -> str:
+    # HAProxy closes half of the idle connections in each interval, from the third one on.
+    return f"pool-purge-delay {round(times.keep_alive * 1000 / 8)}ms"
+
+
+def has_host_name(endpoint: Endpoint) -> bool:
+    """Whether the endpoint's host is a name, not an IP address."""
+    return bool(re.search(r"[A-Za-z]", endpoint.host)) and ":" not in endpoint.host
+
+
+def _authorities_file() -> str:
+    """The file or directory of the system's CA certificates: not every HAProxy finds them by itself (@system-ca)."""
+    known = ssl.get_default_verify_paths()
+    return known.cafile or known.capath or known.openssl_cafile
+
+
+# Characters that no path may contain.
+_FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
+_VALID_HOST = r"^[][A-Za-z0-9._~:%!$&'()*+,;=-]*$"
+# HAProxy accepts requests that RFC 9112 does not (§3.2, §6.1): without a host, with a body whose length HTTP/1.0 does
+# not know, or for something that is no path.
+_INVALID = (
+    "{ req.ver 1.1 } !{ req.fhdr(host) -m found }",
+    f"!{{ req.fhdr(host) -m reg {quoted(_VALID_HOST)} }} {{ req.fhdr(host) -m found }}",
+    "{ req.ver 1.0 } { req.fhdr(transfer-encoding) -m found }",
+    "!{ url -m beg -i -- / http:// https:// } !{ url -m str -- * } !{ method CONNECT }",
+)
+_VERSION_NOT_SUPPORTED = "status 505 content-type text/plain string 'HTTP Version Not Supported'"
+_NORMALIZATIONS = (
+    "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
+)  # fmt: skip
+_IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
+_FRONTEND, NO_ROUTE = "gateway", "no-route"
+_PASSING, _NOT_PASSED = "passing", "not-passed"
+
+
+def configuration_of(
+    settings: GatewaySettings,
+    listeners: Sequence[HaproxyListener],
+    routes: Iterable[Route],
+    streams: Iterable[StreamRoute],
+    addresses: ServerAddresses,
+    keys: Mapping[str, str] = {},
+    log_target: str = "stdout",
+) -> HaproxyConfiguration:
+    """The configuration for these routes.
+
+    `keys` has for each application the key by which its workers recognize HAProxy's headers. The
+    access log, if there is one, is written to `log_target`.
+    """
+    ordered, names = match.in_order(routes), set[str]()
+    backends = [(route, _route_backend(route, names, addresses, keys)) for route in ordered]
+    fronts = [each for each in listeners if not (each.alias or each.passes_tls)]
+    passing = [each for each in listeners if each.passes_tls]
+    passed = [_passing_backend(route, names, addresses) for route in ordered] if passing else []
+    resumes = not any(each.asks_for_certificate for each in listeners)
+    lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
+    if fronts:
+        lines += ["", f"frontend {_FRONTEND}"]
+        lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
+        lines += proxy_protocol_rules(fronts, settings.trusted_proxies)
+        if settings.access_log:
+            lines += access_log_rules(log_target, as_json=settings.access_log == "json")
+        # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
+        # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
+        lines += [
+            "    option idle-close-on-response",
+            "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
+            *_request_rules_before_routing(settings, fronts, ordered),
+            *_failure_rules(_ALWAYS_FAILURES),
+        ]
+        lines += choice_rules([(route, section.name) for route, section in backends], NO_ROUTE)
+        lines += [
+            f"    default_backend {NO_ROUTE}",
+            "",
+            f"backend {NO_ROUTE}",
+            "    http-request return status 404 content-type text/plain string 'Not Found'",
+        ]
+    lines += [
+        "",
+        f"backend {FAILURES}",
+        f"    stick-table type string len {FAILURES_KEY_BYTES} size {_FAILURES_SIZE} store gpc0",
+    ]
+    if passing:
+        by_alias = {each.alias: each for each in passed if each is not None}
+        lines += _passing_frontend(settings, passing, ordered, by_alias)
+    for route, section in backends:
+        if table := [*route_table(route, section.name)]:
+            lines += ["", *table]
+    sections = [section for _, section in backends] + [each for each in passed if each is not None]
+    binds = {each.alias: each for each in listeners if each.alias}
+    sections += [
+        _stream_backend(stream, binds[stream.alias], names, addresses, settings.trusted_proxies)
+        for stream in streams
+        if stream.alias in binds
+    ]
+    files = {name: text for each in listeners for name, text in each.files.items()}
+    if fronts:
+        files |= map_files([(route, section.name) for route, section in backends])
+    if any(map(answers_for_sleeping, ordered)):
+        files[SLEEPING] = ""
+    if any(route.waiting_page for route in ordered):
+        files |= {WAKING: "", PAGE_FILE: PAGE}
+    shares = dict(
+        pair
+        for route, section in backends
+        for pair in _canary_shares(route, section.name, addresses.canaries)
+    )
+    if shares:
+        files[CANARIES] = ""
+    return HaproxyConfiguration(tuple(lines), tuple(sections), files, shares)
+
+
+def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
+    yield "global"
+    yield "    # normalize-uri is experimental in all versions so far."
+    yield "    expose-experimental-directives"
+    yield "    default-path config"
+    yield f"    nbthread {settings.threads}"
+    # HAProxy allocates memory for each descriptor that it may open, and some systems do not limit their number.
+    yield "    fd-hard-limit 500000"
+    yield "    no strict-limits"
+    if settings.max_connections:
+        yield f"    maxconn {settings.max_connections}"
+    yield f"    close-spread-time {duration(CLOSE_SPREAD_SECONDS)}"
+    yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
+    if not resumes:
+        yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
+    # HAProxy reserves a part of the buffer for headers that it adds.
+    yield f"    tune.bufsize {max(16_384, settings.max_head_bytes) + 1024}"
+    yield "    tune.maxrewrite 1024"
+
+
+def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
+    yield from ("", "defaults", "    mode http", "    option redispatch 1", "    retries 3")
+    yield "    option abortonclose"  # aborts the request of a client that has disconnected
+    yield f"    timeout http-request {duration(settings.head_seconds)}"
+    if settings.keep_alive_seconds:
+        yield f"    timeout http-keep-alive {duration(settings.keep_alive_seconds)}"
+    else:
+        yield "    option httpclose"
+    yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout connect {duration(Timeouts().connect)}"
+    yield f"    timeout server {duration(Timeouts().idle)}"
+    yield f"    http-error {UNAVAILABLE} hdr retry-after 5"
+
+
+def _request_rules_before_routing(
+    settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
+) -> Iterator[str]:
+    """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
+    for condition in _INVALID:
+        yield f"    http-request deny deny_status 400 if {condition}"
+    yield f"    http-request deny {_VERSION_NOT_SUPPORTED} unless {{ req.ver 1.0 1.1 }} or {{ fc_http_major 2 }}"
+    yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
+    for step in _NORMALIZATIONS:
+        yield f"    http-request normalize-uri {step}"
+    yield from reading_rules(routes)
+    unless = ""
+    for field in dict.fromkeys((settings.header_for_host.lower(), "host")):
+        host = rf"req.fhdr({argument(field)}),host_only,lower,regsub(\.$,)"
+        yield f"    http-request set-var(txn.host) {quoted(host)}{unless}"
+        unless = " unless { var(txn.host) -m len ge 1 }"
+    yield from misdirected_request_rules(fronts)
+    yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
+    yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
+    needs_client = bool(settings.access_log) or any(
+        each.allow or each.client_limit or each.policy == IP_HASH for each in routes
+    )
+    asks = any(each.asks_for_certificate for each in fronts)
+    yield from forwarding_rules(
+        settings.trusted_proxies, needs_client=needs_client, asks_for_certificate=asks
+    )

@@ -1,0 +1,187 @@
+"""Reads HAProxy's counters: sums them up by route and target, and finds which requests to a target have failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from poolctl.routing.route_report import stream_key
+
+from ..supervision.breaker import Results
+from ..supervision.counts import CONNECT, DISCONNECTED, REFUSED, RESPONSE, Traffic, TrafficCounts
+from .configuration import CANARY, FAILURES, FAILURES_KEY_BYTES, NO_ROUTE, WAIT, HaproxyBackend
+
+# The commands that print what `rows_of` reads: HAProxy's own counters, and those of responses that count as failures.
+READ_COUNTERS = ("show stat", f"show table {FAILURES}")
+_FRONTEND, _BACKEND = "FRONTEND", "BACKEND"
+_STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
+_COUNTS = (
+    "stot", "bin", "bout", "dreq", "econ", "eresp", "wretr", "wredis", "cli_abrt", *_STATUSES,
+)  # fmt: skip
+_BAD_STATUS = "bad_status"  # responses with a status that counts as a failure
+# All columns that are read come before this number of commas; later ones may have commas in their text.
+_COLUMNS_READ = 50
+
+
+class CounterRow(NamedTuple):
+    """The counters of a frontend, a server of a backend, or a backend as a whole. `counts` are by HAProxy's names."""
+
+    proxy: str
+    name: str
+    open_now: int
+    queued: int
+    counts: Mapping[str, int]
+
+
+def rows_of(text: str) -> list[CounterRow]:
+    """The rows in the responses to READ_COUNTERS (management guide, "show stat" and "show table")."""
+    statistics, _, table = text.partition(f"# table: {FAILURES}")
+    bad = dict(_bad_statuses(table))
+    lines = statistics.lstrip("# ").splitlines()
+    columns = lines[0].split(",") if lines else []
+    found = []
+    for line in filter(None, lines[1:]):
+        values = dict(zip(columns, line.split(",", _COLUMNS_READ), strict=False))
+        proxy, name = values["pxname"], values["svname"]
+        counts = {column: int(values[column] or 0) for column in _COUNTS}
+        counts[_BAD_STATUS] = bad.get(f"{proxy}/{name}"[:FAILURES_KEY_BYTES], 0)
+        found.append(CounterRow(proxy, name, int(values["scur"] or 0), int(values["qcur"] or 0), counts))
+    return found
+
+
+def _bad_statuses(table: str) -> Iterator[tuple[str, int]]:
+    """The number of bad responses by "BACKEND/SERVER"."""
+    for line in table.splitlines():
+        words = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "key" in words:
+            yield words["key"], int(words["gpc0"])
+
+
+class CounterReader:
+    """Adds the counters of one HAProxy process, which begin at 0, to `counts`.
+
+    `connections` are the open connections of clients, `open_streams` those of each stream, `in_flight` and `queued` the
+    requests that are forwarded now, by route and target, and those that wait, by route. Routes are named by
+    `route_key`. `requests` counts those of each HTTP route, by alias.
+    """
+
+    def __init__(self, counts: TrafficCounts) -> None:
+        self.counts = counts
+        self.connections = 0
+        self.open_streams: Counter[str] = Counter()
+        self.in_flight: Counter[tuple[str, str]] = Counter()
+        self.queued: Counter[str] = Counter()
+        self.requests: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], Mapping[str, int]] = {}
+
+    def read(
+        self, rows: Iterable[CounterRow], sections: Iterable[HaproxyBackend]
+    ) -> dict[tuple[str, str], Results]:
+        """Add the rows to the counts.
+
+        Returns the results since the last call by route and target; targets without results are omitted.
+        """
+        known = {each.name: _Section(each) for each in sections}
+        self.connections = 0
+        self.open_streams, self.in_flight, self.queued = Counter(), Counter(), Counter()
+        results: dict[tuple[str, str], Results] = {}
+        for row in rows:
+            section, found = known.get(row.proxy), self._increases(row)
+            if row.name == _FRONTEND:
+                self.connections += row.open_now
+            if section is not None:
+                self._record_present(row, section)
+                if found:
+                    self._add(row.name, section, found, results)
+            elif row.proxy == NO_ROUTE and row.name == _BACKEND:
+                self.counts.refused["404"] += found.get("stot", 0)
+        return results
+
+    def _record_present(self, row: CounterRow, section: _Section) -> None:
+        if row.name == _FRONTEND:
+            self.open_streams[section.alias] = row.open_now
+        elif row.name == _BACKEND:
+            self.queued[section.key] = row.queued
+        elif row.open_now and (target := section.target_of(row.name)):
+            self.in_flight[section.key, target] += row.open_now
+
+    def _add(
+        self,
+        name: str,
+        section: _Section,
+        found: Mapping[str, int],
+        results: dict[tuple[str, str], Results],
+    ) -> None:
+        if name == _BACKEND:
+            traffic = self.counts.streams if section.is_stream else self.counts.routes
+            traffic[section.alias].add(_traffic_of_route(found, section.unreached))
+            if not section.is_stream:
+                self.requests[section.alias] = self.requests.get(section.alias, 0) + found["stot"]
+        elif target := section.target_of(name):
+            section.unreached += found["econ"]
+            self.counts.backends[target].add(_traffic_of_target(found))
+            # Failures of a canary count for its rollout alone.
+            if target == section.keys[name] and any(new := _results(found, is_copied=section.is_copied)):
+                before = results.get((section.key, target), Results())
+                results[section.key, target] = Results(*map(sum, zip(before, new, strict=True)))
+
+    def _increases(self, row: CounterRow) -> Mapping[str, int]:
+        """The increases of the row's counters since the last call; empty if there are none."""
+        before = self._seen.get((row.proxy, row.name))
+        if row.counts == before:
+            return {}
+        self._seen[row.proxy, row.name] = row.counts
+        if before is None or row.counts["stot"] < before["stot"]:  # a server of this name was added again
+            return row.counts
+        return {name: max(0, count - before[name]) for name, count in row.counts.items()}
+
+
+class _Section:
+    """A backend while a reading is added. `unreached` counts the requests for which no server could be reached."""
+
+    def __init__(self, backend: HaproxyBackend) -> None:
+        self.alias, self.is_stream = backend.alias, backend.is_stream
+        self.is_copied = backend.is_stream or backend.passes_tls  # HAProxy sees no responses
+        self.key = stream_key(backend.alias) if backend.is_stream else backend.alias
+        self.keys = {each.name: each.key for each in backend.servers}
+        self.unreached = 0
+
+    def target_of(self, server: str) -> str:
+        """The key of the target that this server serves, maybe as its canary; "" if the server is not known."""
+        return self.keys.get(server, "").removesuffix(CANARY).removesuffix(WAIT)
+
+
+def _traffic(found: Mapping[str, int]) -> Traffic:
+    traffic = Traffic()
+    traffic.requests, traffic.bytes_in, traffic.bytes_out = found["stot"], found["bin"], found["bout"]
+    traffic.statuses = [0, *(found[each] for each in _STATUSES)]
+    traffic.errors[RESPONSE], traffic.errors[DISCONNECTED] = found["eresp"], found["cli_abrt"]
+    return traffic
+
+
+def _traffic_of_route(found: Mapping[str, int], unreached: int) -> Traffic:
+    traffic = _traffic(found)
+    traffic.errors[CONNECT] = unreached
+    # HAProxy also counts a request as not connected if it waited too long, or if no server was available.
+    traffic.errors[REFUSED] = found["dreq"] + max(0, found["econ"] - unreached)
+    return traffic
+
+
+def _traffic_of_target(found: Mapping[str, int]) -> Traffic:
+    traffic = _traffic(found)
+    traffic.errors[CONNECT] = found["econ"] + found["wredis"]
+    return traffic
+
+
+def _results(found: Mapping[str, int], *, is_copied: bool) -> Results:
+    # Each connection that cannot be made is tried again, at this server or another one. A request that has only waited
+    # too long for the server is not.
+    unreached = found["wredis"] + min(found["econ"], found["wretr"])
+    if not is_copied:
+        bad = found[_BAD_STATUS]
+        answered = sum(found[each] for each in _STATUSES) - bad
+        return Results(max(0, answered), bad + found["eresp"], unreached)
+    # HAProxy does not count successful connections; data from the server shows that there was one.
+    made = found["stot"] - found["econ"] - found["wretr"] - found["wredis"] - found["eresp"]
+    return Results(max(0, made) if found["bout"] else 0, found["eresp"], unreached)

@@ -1,0 +1,142 @@
+"""The fields in which HAProxy tells backends about the client, and the client's address behind trusted proxies.
+
+`trusted` has the networks of trusted proxies, UNIX, or EVERY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from poolctl.routing.networks import EVERY, UNIX
+
+from .syntax import network_groups, quoted
+
+# Header fields by which proxies inform applications about the client.
+_REPORTS = "^(forwarded|proxy|client[-_]cert([-_]chain)?|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"
+# Header fields that are removed even if a trusted proxy has sent them.
+_NEVER_BELIEVED = (
+    "^(proxy|client_cert.*|client-cert_.*|x_forwarded[-_].*|x-forwarded_.*"
+    "|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
+)
+_MOST_PROXIES = 8  # on the way from a client
+_HAS_ADDRESS = "{ src -m found }"
+# X-Forwarded-For without blanks, and its addresses without brackets and ports.
+_PLAIN_HOPS = (
+    'var(txn.hops),regsub("[[:blank:]]",,g),regsub("\\[([^],]*)\\](:[0-9]+)?",\\1,g),'
+    'regsub("([0-9]\\.[0-9]+):[0-9]+",\\1,g)'
+)
+
+
+def forwarding_rules(
+    trusted: Sequence[str], *, needs_client: bool, asks_for_certificate: bool = False
+) -> Iterator[str]:
+    """Rules that replace forwarding headers sent by clients, and extend those sent by trusted proxies.
+
+    With `needs_client` they set txn.client to the client's address. If an address `asks_for_certificate`, backends get
+    that of the client in the field Client-Cert (RFC 9440).
+    """
+    # The bytes in a tunnel would be requests that no rule has seen.
+    yield "    http-request deny deny_status 405 if { method CONNECT TRACE }"
+    yield from _hop_by_hop_rules()
+    for group in network_groups(trusted):
+        yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {group} }}"
+    if UNIX in trusted or EVERY in trusted:
+        yield f"    http-request set-var(txn.trusted) bool(true) if !{_HAS_ADDRESS}"
+    unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
+    yield f"    http-request del-header {quoted(_REPORTS)} -m reg{unless}"
+    if trusted:
+        yield f"    http-request del-header {quoted(_NEVER_BELIEVED)} -m reg"
+        yield from _joined_lines("x-forwarded-for", "hops")
+    if needs_client:
+        yield from _client_address(trusted)
+    yield from _extended_hops()
+    values = (
+        ("X-Forwarded-Proto", "https", "{ ssl_fc }"),
+        ("X-Forwarded-Proto", "http", "!{ ssl_fc }"),
+        ("X-Forwarded-Host", "%[req.fhdr(host)]", "{ req.fhdr(host) -m found }"),
+    )
+    for name, value, condition in values:
+        there = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
+        yield f"    http-request set-header {name} '{value}' if {condition}{there}"
+    yield from _forwarded(trusted)
+    if asks_for_certificate:
+        yield "    http-request set-header Client-Cert ':%[ssl_c_der,base64]:' if { ssl_c_used }"
+
+
+def _hop_by_hop_rules() -> Iterator[str]:
+    """Rules that forward no option of the client's connection (RFC 9110 §7.6.1) but the wish for another protocol.
+
+    A proxy behind this one removes the fields that `Connection` names: they could be those that are set here. With h2c
+    (RFC 7540 §3.2) HAProxy would copy requests that no rule has seen.
+    """
+    upgrades = "{ req.hdr(connection) -m str -i upgrade }"
+    yield f"    http-request set-header Connection upgrade if {upgrades}"
+    yield f"    http-request del-header Connection unless {upgrades}"
+    yield "    http-request del-header Upgrade if { req.hdr(upgrade) -m str -i h2c }"
+    yield "    http-request del-header HTTP2-Settings"
+
+
+def _joined_lines(field: str, variable: str) -> Iterator[str]:
+    """Rules that set txn.VARIABLE to the field's value, in which several lines are joined to one (RFC 9110 §5.3)."""
+    yield f"    http-request set-var(txn.{variable}) req.fhdr({field},-1)"
+    for line in range(2, _MOST_PROXIES + 1):
+        value = f"%[req.fhdr({field},-{line})], %[var(txn.{variable})]"
+        yield (
+            f"    http-request set-var-fmt(txn.{variable}) {quoted(value)} if {{ req.fhdr_cnt({field}) ge {line} }}"
+        )
+
+
+def _client_address(trusted: Sequence[str]) -> Iterator[str]:
+    """Rules that set txn.client to the peer's address, or the one that trusted proxies report.
+
+    That is the last address in X-Forwarded-For that does not belong to a trusted proxy.
+    """
+    yield "    http-request set-var(txn.client) src"
+    if not trusted:
+        return
+    yield f"    http-request set-var(txn.plain) {quoted(_PLAIN_HOPS)} if {{ var(txn.trusted) -m bool }}"
+    if EVERY in trusted or UNIX in trusted:
+        yield f"    http-request set-var(txn.client) {_hop(1)} if {{ var(txn.trusted) -m bool }} !{_HAS_ADDRESS}"
+    if EVERY in trusted:
+        return  # otherwise any client could claim an address
+    groups = [*network_groups(trusted)]
+    for group in groups:
+        yield f"    acl client_is_proxy var(txn.client) -m ip {group}"
+    for hop in range(1, _MOST_PROXIES + 1) if groups else ():
+        yield f"    http-request set-var(txn.client) {_hop(hop)} if client_is_proxy"
+
+
+def _hop(number: int) -> str:
+    """The address of this hop, counted from the last one; nothing if it is no address."""
+    return quoted(f'var(txn.plain),field(-{number},","),ipmask(32,128)')
+
+
+def _extended_hops() -> Iterator[str]:
+    peer = quoted("%[var(txn.hops)], %[src]")
+    has_hops = "{ var(txn.hops) -m found }"
+    yield f"    http-request set-var-fmt(txn.hops) {peer} if {has_hops} {_HAS_ADDRESS}"
+    yield f"    http-request set-var(txn.hops) src if !{has_hops}"
+    yield f"    http-request set-header X-Forwarded-For '%[var(txn.hops)]' if {has_hops}"
+
+
+def _forwarded(trusted: Sequence[str]) -> Iterator[str]:
+    """Rules for the field Forwarded.
+
+    A trusted proxy's field is extended by the proxy's address. If it sent none, none is added, because applications
+    that prefer this field would take the proxy for the client.
+    """
+    yield "    http-request set-var(txn.node) src"
+    yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""
+    yield f"    http-request set-var(txn.node) str(unknown) unless {_HAS_ADDRESS}"
+    yield "    http-request set-var(txn.scheme) str(http)"
+    yield "    http-request set-var(txn.scheme) str(https) if { ssl_fc }"
+    host = quoted('regsub("[^][A-Za-z0-9._:-]",,g)')
+    yield f"    http-request set-var(txn.said) req.fhdr(host),{host}"
+    forwarded = quoted('for=%[var(txn.node)];proto=%[var(txn.scheme)];host="%[var(txn.said)]"')
+    unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
+    yield f"    http-request set-header Forwarded {forwarded}{unless}"
+    if trusted:
+        yield from _joined_lines("forwarded", "forwarded")
+        extended = quoted("%[var(txn.forwarded)], for=%[var(txn.node)]")
+        has_one = "{ var(txn.trusted) -m bool } { var(txn.forwarded) -m found }"
+        yield f"    http-request set-header Forwarded {extended} if {has_one}"

@@ -1,0 +1,152 @@
+"""The limits of a route in HAProxy's rules: requests in flight, requests a second, queued requests, sizes of bodies.
+
+The requests of each second are limited by GCRA, as redis-cell does: a stick table holds the time at which the whole
+burst is available again, in `gpt0`. A request is counted only if no limit refuses it. HAProxy reads and writes the
+table in two steps, so the limit is exact with one thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import ceil
+from typing import NamedTuple
+
+from poolctl.routing.route import Route, TrafficLimits
+
+from .syntax import duration
+
+# Responses by which HAProxy refuses a request.
+_TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
+UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
+_LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
+# The maximum time until the first byte of a body of unknown size.
+_BODY_BEGINS = "10s"
+_MOST_CLIENTS = 32_768
+# An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
+_CLIENT = "var(txn.client),ipmask(32,64)"
+# gpt0 has 32 bits: the highest bit is set if there is a time; the others are the time, which wraps around.
+_HAS_TIME = 1 << 31
+_TIME = _HAS_TIME - 1
+_LARGEST_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits until 2043
+_LONGEST_EXPIRY_SECONDS = 24 * 86_400
+
+
+class _RateLimit(NamedTuple):
+    """A limit of requests a second for each `key`; `name` is part of variables, `table` the stick table's section.
+
+    Times are in units, of which the interval between two requests at the limit has a whole number, `interval`.
+    """
+
+    name: str
+    limit: TrafficLimits
+    key: str
+    table: str
+    refusal: str
+
+    @property
+    def burst(self) -> float:
+        """How many requests may begin at once: as given, else the requests of one second; at least 1."""
+        return max(1.0, self.limit.burst or self.limit.requests_per_second)
+
+    @property
+    def interval(self) -> int:
+        return min(1000, int((1 << 29) / (self.burst + self.limit.requests_per_second)))
+
+    @property
+    def expiry_seconds(self) -> int:
+        """The time after which an entry has no effect any longer."""
+        return min(_LONGEST_EXPIRY_SECONDS, ceil(self.burst / self.limit.requests_per_second) + 1)
+
+    def refusing_rules(self) -> Iterator[str]:
+        """Rules that refuse a request above the limit, and set variables for `counting_rules`."""
+        now, due, ahead = (f"txn.{self.name}_{word}" for word in ("now", "due", "ahead"))
+        rate = self.limit.requests_per_second
+        units = Fraction(rate * self.interval / 1_000_000)
+        units = units.limit_denominator(max(1, int(_LARGEST_FACTOR / units)))
+        yield f"    http-request set-var({now}) date(0,us),mul({units.numerator}),div({units.denominator})"
+        yield f"    http-request set-var({due}) {self.key},table_gpt0({self.table})"
+        yield f"    http-request set-var({ahead}) var({due}),sub({now}),and({_TIME})"
+        # Times wrap around: a difference larger than the burst is a negative one, of a time that has passed.
+        most = int(self.burst * self.interval)
+        past = f"{{ var({due}) -m int lt {_HAS_TIME} }} or {{ var({ahead}) -m int gt {most} }}"
+        yield f"    http-request set-var({ahead}) int(0) if {past}"
+        retry = ceil(1 / rate)
+        yield f"{_refuse(self.refusal, retry)} if {{ var({ahead}) -m int gt {most - self.interval} }}"
+
+    def counting_rule(self, counter: int) -> str:
+        """The rule that counts a request which no limit refuses, with the key tracked by this counter."""
+        ahead = f"add(txn.{self.name}_ahead),add({self.interval})"
+        return (
+            f"    http-request sc-set-gpt0({counter}) var(txn.{self.name}_now),{ahead},"
+            f"and({_TIME}),or({_HAS_TIME})"
+        )
+
+
+def _refuse(refusal: str, retry_seconds: int = 1) -> str:
+    # HAProxy counts denied requests as denied; requests answered by `return` are not counted.
+    return f"    http-request deny {refusal} hdr retry-after {retry_seconds}"
+
+
+def _rate_of_route(route: Route, section: str) -> _RateLimit | None:
+    if route.limit is None or not route.limit.requests_per_second:
+        return None
+    return _RateLimit("route", route.limit, "int(1)", f"rate:{section}", UNAVAILABLE)
+
+
+def route_table(route: Route, section: str) -> Iterator[str]:
+    """The section with the stick table for the whole route, if its rate is limited.
+
+    The table for each client is in the route's backend, `section`: a section can have only one table.
+    """
+    if (rate := _rate_of_route(route, section)) is not None:
+        yield f"backend {rate.table}"
+        yield f"    stick-table type integer size 1 expire {rate.expiry_seconds}s store gpt0"
+
+
+def limit_rules(route: Route, section: str) -> Iterator[str]:
+    """The rules of the route's backend, called `section`, that refuse requests above the limits."""
+    clients, rates = route.client_limit, list[_RateLimit]()
+    if clients is not None:
+        expiry, stored = 1, "conn_cur"
+        if clients.requests_per_second:
+            rates.append(_RateLimit("client", clients, _CLIENT, section, _TOO_MANY))
+            expiry, stored = rates[0].expiry_seconds, "gpt0,conn_cur"
+        yield f"    stick-table type ipv6 size {_MOST_CLIENTS} expire {expiry}s store {stored}"
+        if clients.concurrency:
+            yield (
+                f"{_refuse(_TOO_MANY)} if {{ {_CLIENT},table_conn_cur({section}) ge {clients.concurrency} }}"
+            )
+    if route.limit is not None and route.limit.concurrency:
+        yield f"{_refuse(UNAVAILABLE)} if {{ be_conn gt {route.limit.concurrency} }}"
+    if (rate_of_route := _rate_of_route(route, section)) is not None:
+        rates.append(rate_of_route)
+    for rate in rates:
+        yield from rate.refusing_rules()
+    if clients is not None:
+        yield f"    http-request track-sc0 {_CLIENT}"
+    if rate_of_route is not None:
+        yield f"    http-request track-sc1 {rate_of_route.key} table {rate_of_route.table}"
+    for rate in rates:
+        yield rate.counting_rule(int(rate is rate_of_route))
+
+
+def queue_rules(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
+    """Lines that limit how many requests wait for busy backends, and how long; nothing without a concurrency limit.
+
+    HAProxy's `maxqueue` refuses no request: one above it waits in the queue of the backend.
+    """
+    if limit is None or not limit.concurrency:
+        return
+    yield f"    timeout queue {duration(limit.queue_seconds if limit.queue else 0.001)}"
+    if limit.queue:
+        yield f"{_refuse(UNAVAILABLE)} if {{ queue ge {limit.queue * backends} }}"
+
+
+def body_rules(most_bytes: int) -> Iterator[str]:
+    """Rules that refuse a larger body, and one of unknown size, because HAProxy cannot count its bytes."""
+    if most_bytes:
+        unknown = "!{ req.fhdr(content-length) -m found }"
+        yield f"    http-request deny deny_status 413 if {{ req.body_size gt {most_bytes} }}"
+        yield f"    http-request wait-for-body time {_BODY_BEGINS} at-least 1 if {unknown}"
+        yield f"    http-request return {_LENGTH_REQUIRED} if {unknown} {{ req.body_len gt 0 }}"

@@ -1,0 +1,498 @@
+"""HAProxy's processes: the keeper starts them on the pool's sockets, and they outlive supervisors.
+
+A replaced process keeps its connections, and ends with the last of them:
+
+- `shutdown frontend` on its runtime socket: it accepts no more, and closes each connection with its next response
+  (HTTP/2: GOAWAY).
+- After the time for that, SIGUSR1: connections that were idle all the time are closed within `close-spread-time`.
+  Closing them at once would lose requests in transit: up to 3 of 100 busy connections.
+- Long responses, WebSockets and streams remain until they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+from poolctl.config import ids_of
+from poolctl.errors import ServerError
+from poolctl.json_form import Table, to_json
+from poolctl.keeper import fd_store, pool_files
+from poolctl.keeper.reap import await_exit, signal_process
+from poolctl.platform import copy_descriptor, process_start, processes, replace_file
+from poolctl.private_directory import create_private_directory
+from poolctl.runners.helper_process import HelperChild, HelperKind
+from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.local.output_pipes import OutputPipes
+from poolctl.runners.process_link import HasDescriptor, Link, LinkLost, Refused, close_fds, identity, kill
+from poolctl.runners.withheld_variables import withheld_variables
+
+from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
+from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup
+from .sleeping import WAKING
+from .syntax import quoted
+
+GATEWAY = HelperKind(
+    name="gateway",
+    label="the gateway",
+    argv=(),  # see HaproxyProcesses
+    entry=fd_store.GATEWAY_LINK,
+    output="gateway.log",
+    ready_seconds=60.0,  # with ten thousand routes it needs ten
+    end_seconds=30.0,
+    # Restarted at once: meanwhile connections wait in the backlog.
+    first_pause_seconds=0.0,
+    calm_seconds=1.0,
+)
+MAIN_FILE = "haproxy.cfg"
+_DIRECTORY = "haproxy"  # of its files, in the pool's directory
+_PROCESS_FILE = "process.cfg"
+# The variable of its environment that says what its listeners are, for a pool that finds it as an orphan.
+_LISTENERS = "GATEWAY_LISTENERS"
+_ANSWER_SECONDS = 20.0
+_EXIT_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+# How long a connection to a replaced process must be unused to count as idle.
+_ANNOUNCES_SECONDS = 1.0
+# A process that is replaced because it hangs must not hold up its successor.
+_STOPS_SECONDS = 2.0
+_MOST_REPLACED = 8
+_MOST_ALERTS = 3
+_MOST_OUTPUT_BYTES = 256 * 1024
+# What ends a response in a session.
+_PROMPT = b"\n> "
+_MOST_ANSWERED_BYTES = 2**30
+_ORPHAN_SECONDS = 2.0
+
+
+class HaproxyRefusal(ServerError):
+    """HAProxy does not accept a configuration or a command, or does not start; the message says why."""
+
+
+class HaproxyProcess(HelperChild):
+    """A HAProxy process, which answers commands on the runtime socket at `path`.
+
+    It may also be a process that has a parent other than the keeper. Raises ProcessLookupError if it has ended before.
+    """
+
+    def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
+        super().__init__(kind, known, mark)
+        self.path = path
+        self._fd = os.pidfd_open(self.pid)
+        if process_start(self.pid) != known["start"]:
+            os.close(self._fd)
+            raise ProcessLookupError(self.pid)
+        asyncio.get_running_loop().add_reader(self._fd, self._on_exit)
+        self._pinging: asyncio.Task[None] | None = None
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+        if self.path:
+            pool_files.unlink_quietly(self.path)
+        self.mark_exited()
+
+    def ping(self) -> None:
+        self._pinging = asyncio.ensure_future(self._ping())
+
+    async def _ping(self) -> None:
+        # Any answer shows that it does not hang; its exit is noticed by its descriptor.
+        with contextlib.suppress(HaproxyRefusal):
+            await self.ask("show info")
+            self.up.set()
+        self.answered()
+
+    def save_to_keeper(self, keeper: Link) -> None:
+        meta = {
+            **self.known, "mark": self.mark, "path": self.path, "stop_signal": int(signal.SIGUSR1),
+        }  # fmt: skip
+        keeper.send({"op": "put", "name": self.kind.entry, "meta": meta})
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal, unless it has ended."""
+        if not self.exited.done():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._fd, number)
+
+    def end(self) -> None:
+        super().end()
+        self.signal(signal.SIGUSR1)
+
+    async def ask(self, command: str) -> str:
+        """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(self.path)
+                try:
+                    writer.write(command.encode() + b"\n")
+                    return (await reader.read()).decode("utf-8", "replace")
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise HaproxyRefusal(
+                f"its runtime socket does not answer: {error or 'no answer in time'}"
+            ) from None
+
+    async def statistics(self) -> list[dict[str, str]]:
+        """A row of figures for each frontend, backend and server of a backend. Raises HaproxyRefusal."""
+        return [*csv.DictReader((await self.ask("show stat")).lstrip("# ").splitlines())]
+
+    async def sections_to_wake(self) -> list[str]:
+        """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
+        lines = (await self.ask(f"show map {WAKING}")).splitlines()
+        found = [line.split()[1] for line in lines if len(line.split()) == 3]
+        if found:
+            await self.ask(f"clear map {WAKING}")
+        return found
+
+    async def stop_accepting(self) -> bool:
+        """Accept no more connections; returns whether clients are connected. Raises HaproxyRefusal."""
+        for row in await self.statistics():
+            if row["svname"] == "FRONTEND":
+                await self.ask(f"shutdown frontend {row['pxname']}")
+        return any(int(row["scur"] or 0) for row in await self.statistics() if row["svname"] == "FRONTEND")
+
+
+class RuntimeSession:
+    """A connection to the runtime socket of a process, which is usable even while the process finishes its requests.
+
+    The process does not end before the session is closed.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, process: HaproxyProcess) -> RuntimeSession:
+        """Open a session. Raises HaproxyRefusal."""
+        try:
+            made = cls(*await asyncio.open_unix_connection(process.path, limit=_MOST_ANSWERED_BYTES))
+        except OSError as error:
+            raise HaproxyRefusal(f"its runtime socket does not answer: {error}") from None
+        await made.ask("prompt")
+        return made
+
+    async def ask(self, command: str) -> str:
+        """Send a command and return the response. Raises HaproxyRefusal if there is none."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                self._writer.write(command.encode() + b"\n")
+                answer = await self._reader.readuntil(_PROMPT)
+        except (OSError, TimeoutError, EOFError) as error:
+            self.close()
+            raise HaproxyRefusal(f"it does not answer: {error or 'no answer in time'}") from None
+        return answer.removesuffix(_PROMPT).decode("utf-8", "replace")
+
+    async def has_connections(self) -> bool:
+        """Whether the process has any job besides this session. Raises HaproxyRefusal."""
+        found = re.search(r"^Jobs: (\d+)", await self.ask("show info"), re.MULTILINE)
+        return found is not None and int(found[1]) > 1
+
+    def close(self) -> None:
+        """Close the session."""
+        self._writer.close()
+
+
+class HaproxyProcesses:
+    """Starts the pool's HAProxy with the setup `wanted`, and has replaced processes end with their last connection.
+
+    The files of HAProxy are below `directory`, that of the pool. The logger, to which `output` leads, writes its lines
+    about requests to the file `access_log`. `on_too_many` is called with the pid of a replaced
+    process that is ended although it has connections, because there are too many of them. `on_refused_server` is called
+    with a target, and the reason why HAProxy does not accept it; the others are served.
+    """
+
+    def __init__(self, directory: str, output: OutputPipes, access_log: str) -> None:
+        self.directory = directory
+        self._output = output
+        self._access_log = access_log
+        self.wanted: HaproxySetup | None = None
+        # The servers that the process in use does not have, and why.
+        self.refused: dict[RefusableServer, str] = {}
+        self.on_too_many: Callable[[int], None] = lambda pid: None
+        self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
+        # With the task that is done when no idle client is connected to it. The oldest first.
+        self._replaced: dict[HaproxyProcess, asyncio.Task[None]] = {}
+
+    @property
+    def replaced_pids(self) -> list[int]:
+        """The pids of the replaced processes that still have connections."""
+        return [each.pid for each in self._replaced]
+
+    async def spawn(self, keeper: Link, directory: str, kind: HelperKind, mark: str) -> HaproxyProcess:
+        """Start a process that serves in addition to the previous one; returns when it serves.
+
+        Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
+        """
+        assert self.wanted is not None
+        refused = dict[RefusableServer, str]()
+        while True:
+            setup = self.wanted.without(refused)
+            await in_daemon_thread(lambda setup=setup: self._write_files(setup))  # type: ignore[misc]
+            process = await self._start(keeper, kind, mark, setup)
+            try:
+                await process.wait_until_ready(directory)
+                for command in setup.start_commands():
+                    await process.ask(command)
+                break
+            except (LinkLost, TimeoutError) as error:
+                alerts = _alerts(os.path.join(directory, kind.output), process.pid)
+                found = dict(_refused_servers(setup, alerts))
+                if not found:
+                    raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or str(error)) from None
+                refused |= found
+            except BaseException:
+                process.end()
+                raise
+        known, self.refused = self.refused, refused
+        for server, why in refused.items():
+            if server not in known:
+                self.on_refused_server(server[1].key, why)
+        return process
+
+    async def adopt(self, keeper: Link, kind: HelperKind) -> HaproxyProcess | None:
+        """The process in the keeper's store, if there is one. All others of this pool count as replaced."""
+        reply, _ = await keeper.call({"op": "get", "name": kind.entry})
+        meta, found = reply.get("meta"), None
+        if meta is not None and "path" in meta:
+            known = {name: meta[name] for name in ("pid", "start")}
+            with contextlib.suppress(OSError):
+                found = HaproxyProcess(kind, known, str(meta["mark"]), str(meta["path"]))
+                found.watch()
+        arguments = self._arguments
+        for pid in await in_daemon_thread(lambda: _with_arguments(arguments)):
+            if found is None or pid != found.pid:
+                with contextlib.suppress(OSError):
+                    left = HaproxyProcess(kind, identity(pid))
+                    self._add_replaced(left, self._close_idle(left))
+        return found
+
+    async def retire(self, process: HaproxyProcess) -> None:
+        """Have a replaced process accept no more; it then closes idle connections, and ends with its last one.
+
+        Until its listeners are closed, both processes accept connections, each with its own routes.
+        """
+        stopping = asyncio.ensure_future(process.stop_accepting())
+        self._add_replaced(process, self._stop_and_close_idle(process, stopping))
+        await asyncio.wait({stopping}, timeout=_STOPS_SECONDS)
+
+    async def wait_until_idle_closed(self) -> None:
+        """Wait until no replaced process begins further requests of its clients: at most two seconds."""
+        if closing := [each for each in self._replaced.values() if not each.done()]:
+            await asyncio.wait(closing)
+
+    async def finish_requests(
+        self, process: HaproxyProcess | None, seconds: float, streams: Sequence[str]
+    ) -> None:
+        """Wait until no requests are in progress, at most `seconds`.
+
+        Connections of the backends `streams` and idle connections do not count. A replaced process cannot be asked for
+        its requests: it has the same time to end.
+        """
+        with contextlib.suppress(HaproxyRefusal, TimeoutError):
+            async with asyncio.timeout(seconds):
+                # HAProxy reports no event when its last request ends.
+                while process is not None and await _has_requests(process, streams):
+                    await asyncio.sleep(_POLL_SECONDS)
+                if self._replaced:
+                    await asyncio.wait([each.exited for each in self._replaced])
+
+    async def end_all(self, process: HaproxyProcess | None) -> None:
+        """End `process` and the replaced ones immediately, and remove their files; returns when they have ended."""
+        running = [*self._replaced, *([process] if process is not None else [])]
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for each in running:
+                each.signal(number)
+            if left := [each.exited for each in running if not each.exited.done()]:
+                await asyncio.wait(left, timeout=_EXIT_SECONDS)
+        await in_daemon_thread(
+            lambda: shutil.rmtree(os.path.join(self.directory, _DIRECTORY), ignore_errors=True)
+        )
+
+    @property
+    def _arguments(self) -> list[str]:
+        main, process = (
+            os.path.join(self.directory, _DIRECTORY, name) for name in (MAIN_FILE, _PROCESS_FILE)
+        )
+        return ["-db", "-f", main, "-f", process]
+
+    def _write_files(self, setup: HaproxySetup) -> None:
+        directory = os.path.join(self.directory, _DIRECTORY)
+        create_private_directory(directory)
+        process = "".join(f"{line}\n" for line in _process_section(setup))
+        files = {MAIN_FILE: setup.text.encode(errors="surrogateescape"), _PROCESS_FILE: process.encode()}
+        for name, content in {**files, **setup.files}.items():
+            replace_file(os.path.join(directory, name), content)
+
+    async def _start(self, keeper: Link, kind: HelperKind, mark: str, setup: HaproxySetup) -> HaproxyProcess:
+        output = os.path.join(self.directory, kind.output)
+        path = os.path.join(self.directory, f"{pool_files.GATEWAY}.{secrets.token_hex(4)}")
+        with socket.socket(socket.AF_UNIX) as runtime:
+            runtime.bind(path)
+            os.chmod(path, 0o600)
+            runtime.listen()
+            runtime.setblocking(False)
+            order = {
+                "op": "spawn", "argv": [setup.program, *self._arguments], "output": output, "session": True,
+                "without": withheld_variables(),
+            }  # fmt: skip
+            log, write = "", -1
+            if setup.access_log:
+                form = "raw" if setup.access_log == "json" else "text"
+                log, write = self._output.create_log_pipe("[gateway]", self._access_log, form)
+            try:
+                fds: list[int | HasDescriptor] = [runtime, *setup.sockets, *([write] if log else [])]
+                reply, _ = await keeper.call(order, fds)
+                process = HaproxyProcess(kind, identity(int(reply["pid"])), mark, path)
+            except (Refused, OSError) as error:
+                pool_files.unlink_quietly(path)
+                self._output.discard(log)
+                raise HaproxyRefusal(f"{setup.program} cannot be started: {error}") from None
+            finally:
+                if log:
+                    os.close(write)
+        self._output.register_pipe(log, process.pid)
+        process.watch()
+        return process
+
+    def _add_replaced(self, process: HaproxyProcess, closing: Coroutine[Any, Any, None]) -> None:
+        self._replaced[process] = asyncio.ensure_future(closing)
+        process.exited.add_done_callback(lambda _: self._replaced.pop(process, None))
+
+    async def _stop_and_close_idle(self, process: HaproxyProcess, stopping: asyncio.Task[bool]) -> None:
+        try:
+            has_clients = await stopping
+        except HaproxyRefusal:
+            has_clients = False
+        await asyncio.wait([process.exited], timeout=_ANNOUNCES_SECONDS * has_clients)
+        await self._close_idle(process)
+
+    async def _close_idle(self, process: HaproxyProcess) -> None:
+        process.stop_watching()  # its runtime socket does not answer after the signal
+        process.signal(signal.SIGUSR1)
+        await asyncio.wait([process.exited], timeout=CLOSE_SPREAD_SECONDS)
+        if not process.exited.done():
+            self._end_oldest_if_too_many()
+
+    def _end_oldest_if_too_many(self) -> None:
+        # Those that still close idle connections do not count, because most of them end soon.
+        with_streams = [process for process, closing in self._replaced.items() if closing.done()]
+        if len(with_streams) >= _MOST_REPLACED:
+            with_streams[0].signal(signal.SIGTERM)
+            self.on_too_many(with_streams[0].pid)
+
+
+def _process_section(setup: HaproxySetup) -> Iterator[str]:
+    """What HAProxy needs as a child of the keeper. It reads its files, with keys, before it changes to its user."""
+    listeners = json.dumps([(to_json(each), count) for each, count in setup.listeners])
+    yield "global"
+    yield f"    stats socket fd@{RUNTIME_FD} level admin"
+    yield f"    setenv {_LISTENERS} {quoted(listeners)}"
+    if setup.user:
+        uid, gid = ids_of(setup.user)
+        yield from (f"    uid {uid}", f"    gid {gid}")
+
+
+async def _has_requests(process: HaproxyProcess, streams: Sequence[str]) -> bool:
+    return any(
+        int(row["scur"] or 0)
+        for row in await process.statistics()
+        if row["svname"] == "BACKEND" and row["pxname"] not in streams
+    )
+
+
+def _with_arguments(arguments: Sequence[str]) -> list[int]:
+    """The pids of the processes whose command lines end with these arguments. Blocks."""
+    wanted, found = [os.fsencode(each) for each in arguments], []
+    for pid in processes():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
+                found.append(pid)
+    return found
+
+
+def _alerts(path: str, pid: int) -> list[str]:
+    """The alerts of this process in its log, each as one line: HAProxy 3 continues them on lines without a level."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_OUTPUT_BYTES))
+        output = file.read().decode("utf-8", "replace")
+    messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
+    return [
+        " ".join(each.partition(" : ")[2].split())
+        for each in messages
+        if (found := re.match(r"\[ALERT\] *\((\d+)\)", each)) is not None and int(found[1]) == pid
+    ]
+
+
+def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tuple[RefusableServer, str]]:
+    """Yield the servers in whose lines of the main file HAProxy has found faults, each with the alert."""
+    servers = dict(setup.configuration.servers_by_line_number())
+    for alert in alerts:
+        place = re.search(rf"\[[^][]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)
+        if place is not None and (server := servers.get(int(place[1]))) is not None:
+            yield server, place[2]
+
+
+class Orphan:
+    """A HAProxy process that has outlived keeper and supervisor, found by its runtime socket. Methods block."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        text = self._ask("show info")
+        self.pid = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pid:"))
+        self.start = process_start(self.pid) or 0
+
+    def _ask(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(_ORPHAN_SECONDS)
+            sock.connect(self.path)
+            sock.sendall(command.encode() + b"\n")
+            return b"".join(iter(lambda: sock.recv(65536), b"")).decode("utf-8", "replace")
+
+    def listeners(self) -> list[tuple[Table, list[int]]]:
+        """The settings of its listeners, with duplicates of their descriptors; empty if these are not permitted."""
+        settings = self._ask(f"show env {_LISTENERS}").partition("=")[2]
+        numbers, found = itertools.count(FIRST_LISTENER_FD), list[tuple[Table, list[int]]]()
+        try:
+            for listener, count in json.loads(settings):
+                found.append((listener, []))
+                found[-1][1].extend(copy_descriptor(self.pid, next(numbers)) for _ in range(count))
+        except OSError:
+            close_fds([fd for _, fds in found for fd in fds])
+            return []
+        return found
+
+    def retire(self) -> None:
+        """Have it accept no more, and end with its last connection. Raises OSError."""
+        for row in csv.DictReader(self._ask("show stat").lstrip("# ").splitlines()):
+            if row["svname"] == "FRONTEND":
+                self._ask(f"shutdown frontend {row['pxname']}")
+        signal_process(self.pid, self.start, signal.SIGUSR1)
+
+    def end(self, timeout_seconds: float) -> bool:
+        """Let it finish its requests, and kill it after the timeout; returns whether it ended by itself."""
+        signal_process(self.pid, self.start, signal.SIGUSR1)
+        if await_exit(self.pid, self.start, timeout_seconds):
+            return True
+        kill({"pid": self.pid, "start": self.start})
+        return False
+
+
+def orphans(directory: str) -> list[Orphan]:
+    """The HAProxy processes of the pool in this directory that accept, the youngest first. Blocks."""
+    found = []
+    for path in pool_files.find_listeners(directory, pool_files.GATEWAY):
+        with contextlib.suppress(OSError, StopIteration):
+            found.append(Orphan(path))
+    return sorted(found, key=lambda each: each.start, reverse=True)

@@ -1,0 +1,419 @@
+"""What HAProxy runs with: its configuration, server states and files, and the commands that change a running one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
+
+from poolctl.json_form import Table
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route_report import route_key, stream_key
+
+from ..settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
+from ..supervision.targets import READY as UP
+from ..supervision.targets import SLEEPING as RANK_SLEEPING
+from ..supervision.targets import Targets
+from .configuration import (
+    CANARIES,
+    CANARY,
+    NOWHERE,
+    WAIT,
+    WATCHED,
+    Canary,
+    HaproxyBackend,
+    HaproxyConfiguration,
+    HaproxyServer,
+    RefusableServer,
+    ServerAddresses,
+    configuration_of,
+    has_host_name,
+)
+from .listeners import HaproxyCertificate, HaproxyListener
+from .sleeping import ASLEEP, SLEEPING, STARTS, WAKING, answers_for_sleeping
+
+READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
+# A backend with one of these lines gets no servers at run time: they would lack the cookie, or the right place.
+_FIXED = ("    cookie ", "    balance first")
+RUNTIME_FD = 3  # HAProxy's descriptors: its runtime socket, then its listeners
+FIRST_LISTENER_FD = 4
+
+
+class ServerState(NamedTuple):
+    """What HAProxy may send to a server: `state` is one of its states, `limit` the configured maximum of connections.
+
+    While the server's breaker is half-open, it gets at most `tested` connections. 0 means no limit.
+    """
+
+    state: str
+    limit: int = 0
+    tested: int = 0
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether the configuration file can express this."""
+        return self.state != DRAIN and not self.tested
+
+    def command(self, place: tuple[str, str]) -> str:
+        """The runtime command that sets this for the server at this place, its backend and its name."""
+        name = "/".join(place)
+        most = min(self.tested, self.limit or self.tested) or self.limit
+        return f"set maxconn server {name} {most}; set server {name} state {self.state}"
+
+
+class HaproxySetup(NamedTuple):
+    """A configuration with the executable, the states of servers, the contents of files, and the sockets.
+
+    `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
+    by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is the form of the access log,
+    for which HAProxy has a pipe after its sockets. `maps` are the entries of the maps that change at run time, by file
+    name. `digest` identifies the set-up for a successor: it covers everything but these and the states of servers, and
+    includes servers that are left out. `listeners` has the settings of each listener, and the number of its `sockets`.
+    """
+
+    program: str
+    user: str
+    access_log: str
+    configuration: HaproxyConfiguration
+    states: Mapping[tuple[str, str], ServerState]
+    bundles: Mapping[str, bytes]
+    authorities: Mapping[str, bytes]
+    sockets: tuple[socket.socket, ...]
+    inodes: tuple[int, ...]
+    digest: str
+    maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    listeners: tuple[tuple[ListenerSettings, int], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The main configuration file, in which servers that are not ready get no traffic."""
+        return self.configuration.text(place for place, each in self.states.items() if each.state != READY)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The contents of all files besides the main one."""
+        entries = {
+            name: "".join(f"{key} {value}\n" for key, value in found.items())
+            for name, found in self.maps.items()
+        }
+        texts = {**self.configuration.files, **entries}
+        encoded = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
+        return {**encoded, **self.bundles, **self.authorities}
+
+    @property
+    def shows_waiting_page(self) -> bool:
+        """Whether requests for the waiting page may have to wake a server."""
+        return WAKING in self.configuration.files and ASLEEP in self.maps.get(SLEEPING, {}).values()
+
+    def without(self, refused: Collection[RefusableServer]) -> HaproxySetup:
+        """A copy without these servers."""
+        if not refused:
+            return self
+        places = {(backend, server.name) for backend, server in refused}
+        states = {place: state for place, state in self.states.items() if place not in places}
+        return self._replace(configuration=self.configuration.without(refused), states=states)
+
+    def start_commands(self) -> list[str]:
+        """Return the runtime commands for what the configuration file cannot express about servers."""
+        return [each.command(place) for place, each in self.states.items() if not each.is_in_file]
+
+    def state_commands(self) -> list[str]:
+        """The runtime commands that set the state of every server, and the entries of maps."""
+        commands = [each.command(place) for place, each in self.states.items()]
+        for name, entries in self.maps.items():
+            commands += [f"clear map {name}", *_map_commands(name, {}, entries)]
+        return commands
+
+    def with_states_of(self, other: HaproxySetup) -> HaproxySetup:
+        """A copy with the states of the other setup. Servers that `other` lacks are used until HAProxy is replaced."""
+        return self._replace(
+            states={place: other.states.get(place, state) for place, state in self.states.items()},
+            maps={name: other.maps.get(name, entries) for name, entries in self.maps.items()},
+        )
+
+
+class HeldListener(NamedTuple):
+    """A listener with its sockets, and its certificates; `route` is None unless it is the listener of a stream."""
+
+    settings: ListenerSettings
+    route: StreamRoute | None
+    sockets: Sequence[socket.socket]
+    certificates: Sequence[CertificateContents] = ()
+
+
+class CertificateContents(NamedTuple):
+    """A certificate: its names, its settings, and the contents of the certificate, key and optional CA files."""
+
+    names: tuple[str, ...]
+    tls: Table
+    contents: Sequence[bytes]
+
+
+class SetupParts(NamedTuple):
+    """What a configuration depends on. Equal parts make equal configurations.
+
+    `addresses` are those of the `host_names`, as far as they are known; HAProxy itself would resolve a name when it
+    starts, and wait for the answer. `keys` are those with which workers recognize the route, by alias.
+    """
+
+    settings: GatewaySettings
+    listeners: tuple[HaproxyListener, ...]
+    routes: tuple[Route, ...]
+    streams: tuple[StreamRoute, ...]
+    places: ServerAddresses
+    keys: Mapping[str, str]
+    addresses: Mapping[str, str]
+    bundles: Mapping[str, bytes]
+    authorities: Mapping[str, bytes]
+    sockets: tuple[socket.socket, ...]
+    held: tuple[tuple[ListenerSettings, int], ...]
+
+    def build(self) -> HaproxySetup:
+        """The setup without the states of its servers. With thousands of routes it takes a second."""
+        log_target = f"fd@{FIRST_LISTENER_FD + len(self.sockets)}"
+        made = configuration_of(
+            self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, log_target
+        ).with_addresses(self.addresses)
+        program, user = self.settings.program, self.settings.user
+        inodes = tuple(os.fstat(sock.fileno()).st_ino for sock in self.sockets)
+        whole = program, user, made.text(), made.files, self.bundles, self.authorities, inodes
+        digest = hashlib.sha256(repr(whole).encode()).hexdigest()
+        maps = {CANARIES: made.canary_shares} if CANARIES in made.files else {}
+        return HaproxySetup(
+            program, user, self.settings.access_log, made, {}, self.bundles, self.authorities, self.sockets,
+            inodes, digest, maps, self.held,
+        )  # fmt: skip
+
+    def with_states(self, setup: HaproxySetup, targets: Targets) -> HaproxySetup:
+        """A copy of a setup that was built from these parts, with the current states of its targets."""
+        routes: list[Route | StreamRoute] = [*self.routes, *self.streams]
+        states = _states(setup.configuration, routes, targets, self.places)
+        maps = dict(setup.maps)
+        if SLEEPING in setup.configuration.files:
+            maps[SLEEPING] = _sleeping_sections(setup.configuration, self.routes, targets)
+        return setup._replace(states=states, maps=maps)
+
+
+def parts_of(
+    settings: GatewaySettings,
+    held: Sequence[HeldListener],
+    routes: Sequence[Route],
+    targets: Targets,
+    keys: Mapping[str, str],
+    addresses: Mapping[str, str],
+    waiting: Mapping[str, str],
+) -> SetupParts:
+    """The parts of the setup by which HAProxy serves these listeners and routes.
+
+    `waiting` are the addresses where connections wait for targets, by target.
+    """
+    bundles: dict[str, bytes] = {}
+    authorities: dict[str, bytes] = {}
+    listeners, sockets = [], list[socket.socket]()
+    for each in held:
+        first = FIRST_LISTENER_FD + len(sockets)
+        sockets += each.sockets
+        listeners.append(_listener(each, first, bundles, authorities))
+    facts = targets.facts()
+    places = ServerAddresses(
+        {name: _endpoint(each.bind, each.tls) for name, each in facts.items()},
+        {
+            name: Canary(endpoint, each.canary_share)
+            for name, each in facts.items()
+            if (endpoint := _endpoint(each.canary_bind, each.tls)) is not None
+        },
+        {name: each.processes for name, each in facts.items() if each.processes is not None},
+        waiting,
+    )
+    return SetupParts(
+        settings,
+        tuple(listeners),
+        tuple(routes),
+        tuple(each.route for each in held if each.route is not None),
+        places,
+        dict(keys),
+        dict(addresses),
+        bundles,
+        authorities,
+        tuple(sockets),
+        tuple((each.settings, len(each.sockets)) for each in held),
+    )
+
+
+def host_names(routes: Iterable[Route | StreamRoute], facts: Mapping[str, ServerFacts]) -> Mapping[str, int]:
+    """The host names in the addresses of these servers, and of the routes' targets outside the pool.
+
+    Each has one of its ports.
+    """
+    endpoints = [_endpoint(each.bind, each.tls) for each in facts.values()]
+    endpoints += [Endpoint.of_url(target.url) for route in routes for target in route.to if target.url]
+    return {each.host: each.port for each in endpoints if each is not None and has_host_name(each)}
+
+
+def _listener(
+    held: HeldListener, first: int, bundles: dict[str, bytes], authorities: dict[str, bytes]
+) -> HaproxyListener:
+    """Return the listener in HAProxy's syntax; adds the contents of its files to `bundles` and `authorities`."""
+    found = []
+    for names, tls, (cert, key, *rest) in held.certificates:
+        name = f"certificate-{len(bundles) + 1}.pem"
+        bundles[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
+        ca = f"{name}.ca" if rest else ""
+        authorities.update({ca: rest[0]} if rest else {})
+        found.append(
+            HaproxyCertificate(name, ca, tls["client_auth"], tls["min_version"], tls["ciphers"] or "", names)
+        )
+    binds = tuple(f"fd@{first + number}" for number in range(len(held.sockets)))
+    crt_list = f"listener-{first}.crt-list"
+    passes_tls = held.settings.tls and not found
+    return HaproxyListener(
+        binds, held.settings.alias, crt_list, tuple(found), held.settings.accept_proxy, passes_tls
+    )
+
+
+def _states(
+    configuration: HaproxyConfiguration,
+    routes: Sequence[Route | StreamRoute],
+    targets: Targets,
+    places: ServerAddresses,
+) -> Mapping[tuple[str, str], ServerState]:
+    """The states of servers by (backend, server).
+
+    A target with an address for waiting gets no connections until it is up.
+    """
+    known = {route_key(each): each for each in routes}
+    states = {}
+    for section in configuration.backends:
+        route = known[stream_key(section.alias) if section.is_stream else section.alias]
+        limit = route.backend_limit.concurrency if isinstance(route, Route) and route.backend_limit else 0
+        used = targets.in_use(route)
+        for server in section.servers:
+            key = server.key.removesuffix(CANARY).removesuffix(WAIT)
+            is_waiting = server.key == f"{key}{WAIT}"
+            is_used = key in used.serving or key in used.tested
+            if key in places.waiting and not is_waiting:
+                is_used = is_used and targets.is_up(key)
+            if server.key == f"{key}{CANARY}":
+                is_used = is_used and bool(places.canaries[key].share)
+            state = READY if is_used and server.address != NOWHERE else MAINTENANCE
+            state = DRAIN if server.key in used.draining else state
+            states[section.name, server.name] = ServerState(state, limit, used.tested.get(key, 0))
+    return states
+
+
+def _sleeping_sections(
+    configuration: HaproxyConfiguration, routes: Iterable[Route], targets: Targets
+) -> Mapping[str, str]:
+    """The entries of the map SLEEPING: the sections whose best servers sleep or start."""
+    known = {each.alias: each for each in routes if answers_for_sleeping(each)}
+    found = {}
+    for section in configuration.backends:
+        if not section.is_stream and (route := known.get(section.alias)) is not None:
+            rank = targets.in_use(route).rank
+            if rank != UP:
+                found[section.name] = ASLEEP if rank == RANK_SLEEPING else STARTS
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _endpoint(bind: str, tls: bool) -> Endpoint | None:
+    with contextlib.suppress(ValueError):
+        return Endpoint.of_server(bind, tls) if bind else None
+    return None
+
+
+def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
+    """The runtime commands that change one setup into the other; None if HAProxy has to be restarted."""
+    old, new = before.configuration, after.configuration
+    if (before.program, before.user, old.lines, old.files, before.inodes, before.authorities) != (
+        after.program, after.user, new.lines, new.files, after.inodes, after.authorities
+    ) or before.bundles.keys() != after.bundles.keys():  # fmt: skip
+        return None
+    if len(old.backends) != len(new.backends):
+        return None
+    commands: list[str] = []
+    for name, content in after.bundles.items():
+        if before.bundles[name] != content:
+            commands += _certificate_commands(name, content)
+    for name, entries in after.maps.items():
+        commands += _map_commands(name, before.maps.get(name, {}), entries)
+    added: set[tuple[str, str]] = set()
+    for previous, backend in zip(old.backends, new.backends, strict=True):
+        if previous is backend:
+            continue
+        found = _backend_update_commands(previous, backend)
+        if found is None:
+            return None
+        commands += found
+        names = {each.name for each in previous.servers}
+        added |= {(backend.name, each.name) for each in backend.servers if each.name not in names}
+    for place, state in after.states.items():
+        known = ServerState(MAINTENANCE, state.limit) if place in added else before.states.get(place)
+        if known != state:
+            commands.append(state.command(place))
+    # First give traffic to servers, then take it from others: between two commands one must be able to serve.
+    return sorted(commands, key=_takes_traffic_away)
+
+
+def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    for key, value in after.items():
+        if before.get(key) != value:
+            yield f"{'set' if key in before else 'add'} map {name} {key} {value}"
+    for key in before.keys() - after.keys():
+        yield f"del map {name} {key}"
+
+
+def _takes_traffic_away(command: str) -> bool:
+    return command.startswith("del server ") or command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
+
+
+def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
+    old, new = ({each.name: each for each in backend.servers} for backend in (before, after))
+    if before._replace(servers=()) != after._replace(servers=()):
+        return None
+    if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
+        return None
+    commands: list[str] = []
+    for name, server in old.items():
+        place = f"{after.name}/{name}"
+        if name not in new:
+            commands += [f"set server {place} state {MAINTENANCE}", f"del server {place}"]
+            continue
+        found = [*_server_update_commands(place, server, new[name])]
+        if None in found:
+            return None
+        commands += filter(None, found)
+    for name, server in new.items():
+        if name not in old:
+            place = f"{after.name}/{name}"
+            command = f"add server {place} {server.address} {server.arguments}".rstrip()
+            if "'" in command:  # the runtime socket does not support quotes
+                return None
+            commands.append(command)
+            commands += [f"enable health {place}"] if WATCHED in server.options else []
+    return commands
+
+
+def _server_update_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
+    if (before.key, before.options, before.cookie) != (after.key, after.options, after.cookie):
+        yield None
+    if before.weight != after.weight:
+        yield f"set server {place} weight {after.weight}"
+    if before.address != after.address:
+        host, _, port = after.address.rpartition(":")
+        host = host.rpartition("@")[2]
+        # A path of a socket, or a name to be resolved, cannot be set at run time.
+        if "unix@" in before.address + after.address or host.strip("0123456789abcdef.:"):
+            yield None
+        yield f"set server {place} addr {host} port {port}"
+
+
+def _certificate_commands(name: str, content: bytes) -> list[str]:
+    # An empty line ends the payload of a command.
+    lines = "\n".join(line for line in content.decode("ascii", "replace").splitlines() if line.strip())
+    return [f"set ssl cert {name} <<\n{lines}\n", f"commit ssl cert {name}"]

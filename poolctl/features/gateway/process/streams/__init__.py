@@ -1,1 +1,0 @@
-"""TCP connections and UDP datagrams between clients and the backends of a stream route."""

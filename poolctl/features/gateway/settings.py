@@ -1,0 +1,161 @@
+"""Values about the gateway: its settings, listeners, and the state of its targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+from urllib.parse import urlsplit
+
+from poolctl.address import AddressError, parse
+
+HTTP, TCP, UDP = "http", "tcp", "udp"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSettings:
+    """One address of the gateway, in canonical form, and the number of its sockets.
+
+    `dual`: it is open for both IPv4 and IPv6 (":8080"). `alias` is the route of a stream's listener. `tls`: it has
+    certificates, or passes connections to servers with TLS by the name in the ClientHello. `accept_proxy`: trusted
+    proxies begin their connections with a header of the PROXY protocol.
+    """
+
+    bind: str
+    sockets: int = 1
+    protocol: str = HTTP
+    alias: str = ""
+    tls: bool = False
+    dual: bool = False
+    accept_proxy: bool = False
+
+    @property
+    def key(self) -> str:
+        """A key that identifies the listener; TCP and UDP listeners on the same port have different keys."""
+        return f"udp {self.bind}" if self.protocol == UDP else self.bind
+
+    @property
+    def role(self) -> tuple[str, str]:
+        """The pair (`protocol`, `alias`), which stays the same when the listener's address changes."""
+        return self.protocol, self.alias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """The table [gateway] as HAProxy needs it.
+
+    Networks in `trusted_proxies` ("10.0.0.0/8") are trusted to forward a client's address, and so are the peers on Unix
+    sockets if it has UNIX (see routing.networks). `program` is the path of HAProxy's executable; it runs as
+    `user`, which may be "user:group", or as the pool's own user if that is "". `http2`: HTTP/2 is offered to clients
+    that use TLS. `access_log` is the form of its lines, "text" or "json"; "" if there is none.
+    """
+
+    header_for_host: str = "Host"
+    trusted_proxies: tuple[str, ...] = ()
+    drain_seconds: float = 30.0
+    head_seconds: float = 10.0
+    keep_alive_seconds: float = 75.0
+    max_head_bytes: int = 64 * 1024
+    max_connections: int = 0
+    program: str = ""
+    threads: int = 1
+    user: str = ""
+    http2: bool = True
+    access_log: str = ""
+
+
+class Endpoint(NamedTuple):
+    """An address to connect to: `host` and `port` for "tcp", `path` for "unix".
+
+    With `tls` the certificate is verified for `server_name`; "" means a server of this pool on this machine, whose
+    certificate is not verified.
+    """
+
+    kind: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    tls: bool = False
+    server_name: str = ""
+
+    @classmethod
+    def of_url(cls, url: str) -> Endpoint:
+        """The endpoint of http://HOST:PORT, https://HOST:PORT, unix:/PATH or HOST:PORT. Raises ValueError."""
+        if url.startswith("unix:"):
+            return cls("unix", path=url.removeprefix("unix:"))
+        parts = urlsplit(url if "://" in url else f"tcp://{url}")
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        if not parts.hostname or not port:
+            raise ValueError(f"{url!r} names no host and port")
+        tls = parts.scheme == "https"
+        return cls("tcp", parts.hostname, port, tls=tls, server_name=parts.hostname if tls else "")
+
+    @classmethod
+    def of_server(cls, bind: str, tls: bool) -> Endpoint:
+        """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
+        address = parse(bind).connect_address
+        if not address.listens:
+            raise AddressError(f"{address.key} is no address to connect to")
+        if address.kind == "unix":
+            return cls("unix", path=address.path, tls=tls)
+        return cls(address.kind, address.host, address.port or 0, tls=tls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """A routed server: its address and its state. Its newest worker was ready at `ready_at`, a monotonic time.
+
+    `asleep_until` is the time before which requests do not wake it, in seconds since 1970; with 0 they never wake it,
+    with None they always do. Its canary listens at `canary_bind` and gets `canary_share` of its requests. `processes`
+    are the addresses of the ready processes of a proxied server, None for other servers. `binds_itself`: the program
+    opens its address; while the server restarts, the previous process may still serve there (`is_leaving`).
+    """
+
+    bind: str = ""
+    tls: bool = False
+    state: str = "stopped"
+    ready: bool = False
+    ready_at: float = 0.0
+    asleep_until: float | None = None
+    canary_bind: str = ""
+    canary_share: float = 0.0
+    processes: tuple[str, ...] | None = None
+    binds_itself: bool = False
+    is_leaving: bool = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether connections wait in the forwarder while it starts: the pool has no listener with a backlog."""
+        return self.binds_itself or self.processes is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineState:
+    """The supervisor's report about the container or virtual machine behind a URL (`host`).
+
+    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
+    `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
+    `state` is empty, there is no such machine.
+    """
+
+    RUNNING: ClassVar[str] = "running"
+    STOPPED: ClassVar[str] = "stopped"
+    STARTING: ClassVar[str] = "starting"
+    FAILED: ClassVar[str] = "failed"
+    UNKNOWN: ClassVar[str] = "unknown"
+
+    host: str
+    state: str = ""
+    why: str = ""
+    retry_seconds: float = 0.0
+    start_seconds: float = 60.0
+    answers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeState:
+    """The state of a probed URL (`host`). If it fails probes, `why` is the reason; if it passes, `answered` is true."""
+
+    host: str
+    why: str = ""
+    answered: bool = False

@@ -1,0 +1,139 @@
+"""Targets that may not run when a connection needs them: servers, and machines that requests start.
+
+The servers are proxied ones, and programs that open their address themselves: the pool has no listener of theirs where
+connections could wait. They wait in the forwarder, which asks the supervisor to wake the target. Machines are started
+by requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+from poolctl.core.core import Core
+from poolctl.json_form import to_json
+from poolctl.supervisor.active_configuration import SupervisorContext
+
+from ..forwarder.forwarder import AWAIT
+from ..forwarder.waiting import AwaitedTarget
+from ..settings import Endpoint, MachineState, ServerFacts
+from .forwarding import Order, OrderName, WaitingListeners
+from .outside_targets import MachineSource
+from .targets import Targets
+
+_DOWN = (MachineState.STOPPED, MachineState.STARTING)
+
+
+class AwaitedTargets:
+    """The targets of the current routes for which connections wait, and their states for the forwarder.
+
+    Set `machines` to the feature that knows the machines behind URLs.
+    """
+
+    def __init__(self, environment: SupervisorContext, core: Core, targets: Targets) -> None:
+        self.machines: MachineSource | None = None
+        self._core = core
+        self._targets = targets
+        self._listeners = WaitingListeners(environment)
+        # By machine: the number of the last wake, with the machine's count of answers at that time.
+        self._wakes: dict[str, tuple[int, int]] = {}
+        self._answered: dict[str, int] = {}  # by target: see AwaitedTarget
+        # Machines that an earlier supervisor knew, until this one knows them: connections may be waiting for them.
+        self._unknown: set[str] = set()
+        # The times until which services of started machines may not accept connections yet.
+        self._starting_until: dict[str, float] = {}
+
+    async def adopt(self) -> None:
+        """Take over the listeners that an earlier supervisor has left. Raises LinkLost."""
+        await self._listeners.adopt()
+        self._unknown = {*self._listeners.keys}
+
+    @property
+    def unknown(self) -> Collection[str]:
+        """The targets that may have to be waited for, but whose state is not known yet."""
+        return self._unknown
+
+    def open_listeners(self) -> Mapping[str, str]:
+        """Open a listener for each target, and close all others; returns their addresses in HAProxy's syntax."""
+        known = self.machines.states.keys() if self.machines is not None else self._unknown
+        self._unknown -= known | self._core.entries.keys()
+        keys = [*self._keys()]
+        self._listeners.close_others(keys)
+        return {key: self._listeners.of(key).address for key in keys}
+
+    def orders(self, uids: list[int]) -> Iterator[tuple[OrderName, Order]]:
+        """The forwarder's orders. Processes of the users `uids` may connect."""
+        for key in self._keys():
+            order = Order(to_json(self._awaited(key)), [self._listeners.of(key).sock], {"uids": uids})
+            yield (AWAIT, key), order
+
+    def wake(self, key: str, number: int) -> None:
+        """Start the target if it is stopped, because a connection waits: the forwarder's wake with this number."""
+        if key in self._core.entries:
+            self._answered[key] = number
+        elif self.machines is not None:
+            machine = self.machines.states.get(key)
+            self._wakes[key] = number, 0 if machine is None else machine.answers
+        self.start(key)
+
+    def start(self, key: str) -> None:
+        """Start the target if it is stopped, because of a request that does not wait for it."""
+        if (entry := self._core.entries.get(key)) is not None:
+            self._core.wake(entry)
+        elif self.machines is not None:
+            self.machines.start_machine(key)
+
+    def close(self) -> None:
+        """Close the listeners."""
+        self._listeners.close_others(())
+
+    def _keys(self) -> Iterator[str]:
+        states = self.machines.states if self.machines is not None else {}
+        facts = self._targets.facts()
+        for key in self._targets.keys:
+            if key in states or key in self._unknown or (key in facts and facts[key].is_awaited):
+                yield key
+
+    def _awaited(self, key: str) -> AwaitedTarget:
+        facts = self._targets.facts().get(key)
+        return self._awaited_machine(key) if facts is None else self._awaited_server(key, facts)
+
+    def _awaited_server(self, key: str, facts: ServerFacts) -> AwaitedTarget:
+        # A program that has just opened its address may not be ready: no attempt before it is, unless the one before
+        # still serves there.
+        address = next(iter(facts.processes or ()), "")
+        if facts.binds_itself and (facts.ready or facts.is_leaving):
+            address = facts.bind
+        return AwaitedTarget(
+            key=key,
+            address=_place(Endpoint.of_server(address, facts.tls)) if address else (),
+            seconds=self._core.entries[key].config.start_timeout,
+            down=not address,
+            answered=self._answered.get(key, 0),
+            problem=self._targets.state(key).why,
+        )
+
+    def _awaited_machine(self, key: str) -> AwaitedTarget:
+        now = asyncio.get_running_loop().time()
+        states = self.machines.states if self.machines is not None else {}
+        machine = states.get(key, MachineState(host=key))
+        if machine.state in _DOWN:
+            self._starting_until[key] = now + machine.start_seconds
+        number, answers = self._wakes.get(key, (0, 0))
+        if machine.answers != answers:
+            self._answered[key] = number
+        return AwaitedTarget(
+            key=key,
+            address=_place(Endpoint.of_url(key)),
+            seconds=machine.start_seconds,
+            down=machine.state in _DOWN,
+            coming=now < self._starting_until.get(key, -math.inf),
+            answered=self._answered.get(key, 0),
+            problem=machine.why if machine.state == MachineState.FAILED else "",
+        )
+
+
+def _place(endpoint: Endpoint) -> tuple[str, ...]:
+    """The address of an AwaitedTarget."""
+    return (endpoint.path,) if endpoint.path else (endpoint.host.strip("[]"), str(endpoint.port))

@@ -1,0 +1,139 @@
+"""Circuit breaker of a route's target: after failures the target gets no requests for a while, then a few that test it.
+
+It uses HAProxy's counters, which are read about once a second. A connection that cannot be made opens it at once. Other
+failures may be due to one client's broken requests: they open it only after several, in a row or in a window, and only
+if other targets of the route can take the requests.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from poolctl.routing.route import BreakerRule
+from poolctl.routing.route_report import BreakerState
+
+# The number of parts of the window; the oldest part is dropped as a whole.
+_PARTS = 10
+NO_CONNECTION = "no connection can be made"
+
+
+class Results(NamedTuple):
+    """The outcomes of requests to a target since its last results.
+
+    `failed` counts time-outs, resets, invalid responses and those with a status that is a failure; `unreached` counts
+    connections that could not be made.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    unreached: int = 0
+
+
+class Breaker:
+    """The circuit breaker of one target of a route. `rule` and `why` may be replaced at any time.
+
+    `since` is when it was last opened or half-opened.
+    """
+
+    def __init__(self, rule: BreakerRule) -> None:
+        self.rule = rule
+        self.state = BreakerState.CLOSED
+        self.why = ""
+        self.since = 0.0
+        self._reset_counts()
+
+    def _reset_counts(self) -> None:
+        self._in_a_row: int = 0
+        self._before: int = 0  # failures at the end of the last results, without a good response after them
+        self._part: float = -math.inf  # the end of the newest part of the window
+        self._seen: list[int] = [0] * _PARTS  # the parts of the window
+        self._failed: list[int] = [0] * _PARTS
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state}, {self._in_a_row} failures in a row>"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the target gets requests without restrictions."""
+        return self.state is BreakerState.CLOSED
+
+    def describe_problem(self, now: float) -> str:
+        """Why the target gets no requests, or only a few; "" if it gets them."""
+        if self.is_closed:
+            return ""
+        if self.state is BreakerState.HALF_OPEN:
+            return f"breaker half-open after {self.why}: a request tries it"
+        return f"breaker open: {self.why}, {math.ceil(max(0.0, self._retry_at - now))} s left"
+
+    def record(self, found: Results, now: float, *, is_dispensable: bool) -> None:
+        """Record results, possibly none, and change the state accordingly.
+
+        `is_dispensable` is whether other targets of the route can take the requests; if not, this one gets them even
+        while the breaker is open.
+        """
+        if self.is_closed:
+            self._count(found, now)
+            if why := self._reason_to_open(found, is_dispensable=is_dispensable):
+                self._open(why, now)
+        elif self.state is BreakerState.HALF_OPEN:
+            self._record_tests(found, now, is_dispensable=is_dispensable)
+        elif found.answered and not is_dispensable:
+            self.close()
+        elif now >= self._retry_at:
+            self.state, self.since, self._passed = BreakerState.HALF_OPEN, now, 0
+
+    def close(self) -> None:
+        """Close the breaker and forget all results."""
+        self.state, self.why = BreakerState.CLOSED, ""
+        self._reset_counts()
+
+    def _record_tests(self, found: Results, now: float, *, is_dispensable: bool) -> None:
+        if found.unreached or (found.failed and is_dispensable):
+            self._open(self.why, now)
+            return
+        self._passed += found.answered
+        # Without a replacement, an error response is better than none. Without results, the target would stay
+        # restricted for ever.
+        if found.failed or self._passed >= self.rule.probes or now >= self._retry_at:
+            self.close()
+
+    @property
+    def _retry_at(self) -> float:
+        return self.since + self.rule.open_seconds
+
+    def _open(self, why: str, now: float) -> None:
+        self.state, self.why, self.since = BreakerState.OPEN, why, now
+        self._reset_counts()
+
+    def _reason_to_open(self, found: Results, *, is_dispensable: bool) -> str:
+        rule, seen, failed = self.rule, sum(self._seen), sum(self._failed)
+        if found.unreached and rule.failures and not (found.answered or found.failed):
+            return NO_CONNECTION
+        if not (found.failed or found.unreached) or not is_dispensable:
+            return ""
+        if 0 < rule.failures <= self._in_a_row:
+            return f"{self._in_a_row} failure{'s' if self._in_a_row > 1 else ''}"
+        if rule.rate > 0 and seen >= rule.minimum_requests and failed >= rule.rate * seen:
+            return f"{failed} of {seen} requests failed within {rule.window_seconds:g} s"
+        return ""
+
+    def _count(self, found: Results, now: float) -> None:
+        failed = found.failed + found.unreached
+        if found.answered:
+            # Their order is unknown: at least this many failures must have been in a row.
+            self._in_a_row = math.ceil(failed / (found.answered + 1))
+        else:
+            self._in_a_row = self._before + failed
+        self._before = 0 if found.answered else self._in_a_row
+        if now >= self._part:
+            self._advance_window(now)
+        self._seen[-1] += found.answered + failed
+        self._failed[-1] += failed
+
+    def _advance_window(self, now: float) -> None:
+        seconds = self.rule.window_seconds / _PARTS
+        steps = int(min(_PARTS, (now - self._part) // seconds + 1))
+        self._seen = self._seen[steps:] + [0] * steps
+        self._failed = self._failed[steps:] + [0] * steps
+        self._part = now + seconds if steps == _PARTS else self._part + steps * seconds

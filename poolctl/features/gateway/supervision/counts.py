@@ -1,0 +1,63 @@
+"""Counts of the requests, errors and bytes that HAProxy has forwarded, by route and target.
+
+HAProxy counts from 0 in each of its processes; here the counts of successive processes are summed up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+# Why a request failed: no connection; a late, incomplete or invalid response; refused by a rule or because no target
+# was available; aborted by the client.
+CONNECT, RESPONSE, REFUSED, DISCONNECTED = REASONS = ("connect", "response", "refused", "disconnected")
+
+
+class Traffic:
+    """The counts of one route, stream or target. They only increase."""
+
+    def __init__(self) -> None:
+        self.requests = self.bytes_in = self.bytes_out = 0
+        self.statuses = [0] * 6  # by the first digit
+        self.errors = dict.fromkeys(REASONS, 0)
+
+    @property
+    def failures(self) -> int:
+        """The number of requests answered with 5xx, by the target or because it did not respond."""
+        return self.statuses[5]
+
+    def add(self, other: Traffic) -> None:
+        """Add the counts of `other`."""
+        self.requests += other.requests
+        self.bytes_in += other.bytes_in
+        self.bytes_out += other.bytes_out
+        for digit, count in enumerate(other.statuses):
+            self.statuses[digit] += count
+        for reason, count in other.errors.items():
+            self.errors[reason] += count
+
+
+class TrafficCounts:
+    """The traffic of all routes, streams and targets, and the requests without a route, by the status."""
+
+    def __init__(self) -> None:
+        self.routes: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self.streams: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self.backends: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self.refused: defaultdict[str, int] = defaultdict(int)
+        self._former = Traffic()  # of routes that are no longer configured
+
+    def retain_only(self, routes: Iterable[str], streams: Iterable[str], backends: Iterable[str]) -> None:
+        """Forget all other routes, streams and targets, which are no longer configured."""
+        for counted, kept in ((self.routes, {*routes}), (self.streams, {*streams})):
+            for alias in counted.keys() - kept:
+                self._former.add(counted.pop(alias))
+        for key in self.backends.keys() - {*backends}:
+            del self.backends[key]
+
+    def total(self) -> Traffic:
+        """The counts of all routes and streams together, which never decrease."""
+        found = Traffic()
+        for each in (self._former, *self.routes.values(), *self.streams.values()):
+            found.add(each)
+        return found

@@ -1,0 +1,173 @@
+"""Figures of the gateway, from the counters of the HAProxy that serves, and of replaced ones until they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from poolctl.routing.route_report import BackendReport
+
+from ..haproxy.configuration import HaproxyBackend
+from ..haproxy.counters import READ_COUNTERS, CounterReader, rows_of
+from ..haproxy.process import HaproxyProcess, HaproxyRefusal, RuntimeSession
+from .breaker import Results
+from .outside_targets import connection_problem
+from .targets import Targets
+
+# How often counters are read, and the maximum share of time for it: those of thousands of routes are megabytes.
+_INTERVAL_SECONDS, _SHARE = 1.0, 0.05
+# A hung HAProxy must not delay commands for longer.
+_ANSWER_SECONDS = 3.0
+# The time limit for connecting to a target to find out why HAProxy could not.
+_EXPLAINED_SECONDS = 5.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Serving(NamedTuple):
+    """The HAProxy that serves, and its backends."""
+
+    process: HaproxyProcess
+    backends: Sequence[HaproxyBackend]
+
+
+class GatewayFigures:
+    """Reads HAProxy's counters about once a second into the targets' counts and breakers.
+
+    `serving` returns the process that serves, None without one. `changed` is called when other targets get requests
+    because of the counters, `counted` after each reading with the process and the requests of each route that it has
+    counted since it began.
+    """
+
+    def __init__(
+        self, targets: Targets, serving: Callable[[], Serving | None], changed: Callable[[], None]
+    ) -> None:
+        self.counted: Callable[[HaproxyProcess, dict[str, int]], None] = lambda process, requests: None
+        self._targets = targets
+        self._serving = serving
+        self._changed = changed
+        self._current = self._previous = CounterReader(targets.counts)
+        self._is_history = False  # whether the next figures are of the time before this supervisor
+        self._replaced: set[CounterReader] = set()
+        self._reading = asyncio.Lock()
+        self._work: set[asyncio.Task[None]] = set()
+
+    def begin_process(self, *, is_new: bool) -> None:
+        """Read from now on the counters of another HAProxy; those of a new one begin at 0."""
+        self._is_history = not is_new
+        self._previous, self._current = self._current, CounterReader(self._targets.counts)
+        self._start(self._read_often(self._current))
+
+    async def follow_replaced(self, replaced: Serving) -> None:
+        """Continue to read the counters of the process that has just been replaced, until it ends."""
+        reader = self._previous
+        try:
+            session = await RuntimeSession.open(replaced.process)
+        except HaproxyRefusal as refusal:
+            logger.warning("the last figures of a replaced HAProxy are lost: %s", refusal)
+        else:
+            self._replaced.add(reader)
+            self._start(self._read_until_end(session, reader, replaced))
+
+    async def read(self) -> bool:
+        """Read the counters now; returns whether HAProxy has answered."""
+        async with self._reading:
+            serving, reader = self._serving(), self._current
+            if serving is None:
+                return False
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    text = await serving.process.ask("; ".join(READ_COUNTERS))
+            except (HaproxyRefusal, TimeoutError) as error:
+                if not serving.process.exited.done():
+                    logger.warning("HAProxy does not report its figures: %s", error or "no answer in time")
+                return False
+            await self._add(text, reader, serving)
+        return True
+
+    async def _read_often(self, reader: CounterReader) -> None:
+        while reader is self._current:
+            async with _at_most_a_share():
+                await self.read()
+
+    async def _read_until_end(self, session: RuntimeSession, reader: CounterReader, serving: Serving) -> None:
+        try:
+            has_connections = True
+            while has_connections:
+                async with _at_most_a_share(), self._reading:
+                    has_connections = await session.has_connections()
+                    text = "".join([await session.ask(each) for each in READ_COUNTERS])
+                    await self._add(text, reader, serving)
+        except HaproxyRefusal:
+            pass  # it was ended
+        finally:
+            session.close()
+            self._replaced.discard(reader)
+
+    async def _add(self, text: str, reader: CounterReader, serving: Serving) -> None:
+        rows = await asyncio.to_thread(rows_of, text)
+        results = reader.read(rows, serving.backends)
+        self.counted(serving.process, reader.requests)
+        if reader is not self._current:
+            return
+        if self._is_history:
+            # When these targets have failed is not known, but that they have answered.
+            results = {place: Results(answered=each.answered) for place, each in results.items()}
+            self._is_history = False
+        if self._targets.record_results(results):
+            self._changed()
+        while self._targets.unexplained:
+            self._start(self._explain(self._targets.unexplained.pop()))
+
+    async def _explain(self, key: str) -> None:
+        problem = await connection_problem(self._targets.target(key), _EXPLAINED_SECONDS)
+        self._targets.explain(key, problem)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    def close(self) -> None:
+        """Read no more."""
+        for task in list(self._work):
+            task.cancel()
+
+    # The figures at the last reading.
+
+    @property
+    def connections(self) -> int:
+        """The number of clients' connections."""
+        return sum(each.connections for each in self._readers)
+
+    @property
+    def open_streams(self) -> Counter[str]:
+        """The open connections of each stream, by alias."""
+        return sum((each.open_streams for each in self._readers), Counter())
+
+    @property
+    def queued(self) -> Counter[str]:
+        """The requests that wait for a busy target, by `route_key`."""
+        return sum((each.queued for each in self._readers), Counter())
+
+    def backends(self) -> list[BackendReport]:
+        """A report on each target of a route."""
+        in_flight: Counter[tuple[str, str]] = sum((each.in_flight for each in self._readers), Counter())
+        return [*self._targets.reports(in_flight, self.queued)]
+
+    @property
+    def _readers(self) -> list[CounterReader]:
+        return [self._current, *self._replaced - {self._current}]
+
+
+@asynccontextmanager
+async def _at_most_a_share() -> AsyncIterator[None]:
+    """Do something, and then pause so that it takes no more than its share of the time."""
+    now = asyncio.get_running_loop().time
+    began = now()
+    yield
+    await asyncio.sleep(max(_INTERVAL_SECONDS, (now() - began) / _SHARE))

@@ -1,0 +1,266 @@
+"""Keeps the forwarder running, gives it its orders, and holds the listeners at which connections wait for targets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from poolctl.bootstrap import command
+from poolctl.json_form import Table
+from poolctl.keeper import fd_store, pool_files, rendezvous, wire
+from poolctl.monitor.event_queue import EventBus
+from poolctl.platform import peer_credentials, process_start
+from poolctl.routing.match import is_ip_address
+from poolctl.routing.route import StreamRoute
+from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
+from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
+from poolctl.supervisor.active_configuration import SupervisorContext
+
+from ..forwarder.datagrams import DatagramRules, DatagramTarget
+from ..settings import Endpoint
+from .listeners import put_listeners
+from .targets import Targets
+
+_BACKLOG = 4096
+_ORPHAN_SECONDS = 2.0
+# The length of the path in a sockaddr_un. HAProxy fills abstract names up to it (`abns@`).
+_PATH_BYTES = 108
+
+FORWARDER = HelperKind(
+    name="forwarder",
+    label="the forwarder",
+    argv=(*command(sys.executable, "features.gateway.forwarder"),),
+    entry=fd_store.FORWARDER_LINK,
+    output="forwarder.log",
+    # Restarted at once: meanwhile connections wait in the backlog.
+    first_pause_seconds=0.0,
+)
+
+
+class Order(NamedTuple):
+    """What the forwarder should do: the value of the order, further fields, and its sockets."""
+
+    value: Table
+    sockets: Sequence[socket.socket]
+    fields: Table = {}  # noqa: RUF012  never changed
+
+
+# The kind of an order, and its key.
+OrderName = tuple[str, str]
+
+
+class Forwarding(HelperOwner[HelperProcess]):
+    """Runs the forwarder while it has orders. `on_wake` is called with each wake (see AwaitedTarget)."""
+
+    def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
+        self.on_wake: Callable[[str, int], None] = lambda key, number: None
+        self._events = events
+        kind = replace(FORWARDER, argv=(*FORWARDER.argv, environment.directory))
+        self._helper = environment.helpers.add(kind, self, HelperProcess)
+        # None until they are known: an adopted forwarder keeps the orders of the previous supervisor.
+        self._orders: Mapping[OrderName, Order] | None = None
+        self._sent: dict[OrderName, Order] = {}
+
+    @property
+    def problem(self) -> str:
+        """Why no forwarder runs, or ""."""
+        return self._helper.problem
+
+    def apply(self, orders: Mapping[OrderName, Order]) -> None:
+        """Carry out these orders, and no others. The caller owns the sockets. Does not wait."""
+        begins_or_ends = self._orders is None or bool(orders) != bool(self._orders)
+        self._orders = dict(orders)
+        if self._helper.process is not None:
+            self._send_changes(self._helper.process, self._orders)
+        if begins_or_ends:
+            self._helper.reconcile()
+
+    async def wait_until_applied(self) -> None:
+        """Wait until the forwarder has carried out all orders. Raises LinkLost if it does not run."""
+        await (await self._helper.wait_until_up()).wait_until_performed()
+
+    async def report(self) -> Mapping[str, Table]:
+        """The counts of the UDP streams by their keys; empty while no forwarder runs."""
+        if self._helper.process is None:
+            return {}
+        try:
+            answer, _ = await self._helper.process.ask({"t": "report"})
+        except (LinkLost, Refused):
+            return {}
+        found: Mapping[str, Table] = answer["streams"]
+        return found
+
+    async def adopt(self) -> None:
+        """Use the forwarder that an earlier supervisor has left, if there is one. Raises LinkLost."""
+        await self._helper.adopt()
+
+    async def aclose(self) -> None:
+        """End the forwarder."""
+        await self._helper.aclose()
+
+    # The helper's owner.
+
+    async def settings(self) -> str | None:
+        return "" if self._orders else None
+
+    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+        self._sent = {}
+        if self._orders is not None:
+            self._send_changes(process, self._orders)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        super().received(message, fds)
+        if message.get("t") == "wake":
+            self.on_wake(str(message["key"]), int(message["number"]))
+
+    def on_event(self, event: str, message: str, **detail: Any) -> None:
+        self._events.record("pool", event, message=message, **detail)
+
+    def _send_changes(self, process: HelperProcess, orders: Mapping[OrderName, Order]) -> None:
+        for name, order in orders.items():
+            if self._sent.get(name) != order:
+                kind, key = name
+                content = {"t": kind, "key": key, "value": order.value, **order.fields}
+                process.link.send(content, order.sockets)
+        if self._sent.keys() - orders.keys() or not self._sent:
+            process.link.send({"t": "keep", "names": [*orders]})
+        self._sent = dict(orders)
+
+
+class WaitingListener(NamedTuple):
+    """A listener at which connections wait for a target. Its name is abstract (unix(7)), and cannot be guessed."""
+
+    name: str
+    sock: socket.socket
+
+    @property
+    def address(self) -> str:
+        """Where HAProxy connects to it, in HAProxy's syntax."""
+        return f"abns@{self.name}"
+
+
+class WaitingListeners:
+    """The listeners at which connections wait, by target. The keeper holds them for the next supervisor."""
+
+    def __init__(self, environment: SupervisorContext) -> None:
+        self._keeper = environment.keeper
+        self._open: dict[str, WaitingListener] = {}
+
+    async def adopt(self) -> None:
+        """Take over the listeners that the previous supervisor has left with the keeper. Raises LinkLost."""
+        after = fd_store.GATEWAY_WAITING
+        while True:
+            reply, _ = await self._keeper.call({"op": "list", "after": after})
+            found = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_WAITING)]
+            for entry in found:
+                reply, (fd,) = await self._keeper.call({"op": "get", "name": entry})
+                self._open[entry.removeprefix(fd_store.GATEWAY_WAITING)] = WaitingListener(
+                    reply["meta"]["name"], socket.socket(fileno=fd)
+                )
+            if not found:
+                return
+            after = found[-1]
+
+    @property
+    def keys(self) -> Collection[str]:
+        """The targets that have a listener."""
+        return self._open.keys()
+
+    def of(self, key: str) -> WaitingListener:
+        """The listener for this target; it is opened if it is not open yet."""
+        if key not in self._open:
+            self._open[key] = made = _opened()
+            entry = f"{fd_store.GATEWAY_WAITING}{key}"
+            self._keeper.send({"op": "put", "name": entry, "meta": {"name": made.name}}, [made.sock])
+        return self._open[key]
+
+    def close_others(self, keys: Collection[str]) -> None:
+        """Close the listeners of all targets but these."""
+        for key in self._open.keys() - keys:
+            self._keeper.send({"op": "drop", "name": f"{fd_store.GATEWAY_WAITING}{key}"})
+            self._open.pop(key).sock.close()
+
+
+def _opened() -> WaitingListener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    name = f"poolctl-{os.getpid()}-{secrets.token_hex(8)}"
+    sock.bind(b"\0" + name.encode().ljust(_PATH_BYTES - 1, b"\0"))
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    return WaitingListener(name, sock)
+
+
+def datagram_rules(route: StreamRoute, targets: Targets, addresses: Mapping[str, str]) -> DatagramRules:
+    """The rules of a UDP stream with the targets that may be used now. `addresses` are those of host names."""
+    used, facts = targets.in_use(route), targets.facts()
+    found = []
+    for target in route.to:
+        if target.key not in used.serving and target.key not in used.tested:
+            continue
+        known = facts.get(target.server)
+        with contextlib.suppress(ValueError):
+            endpoint = Endpoint.of_url(target.url) if known is None else Endpoint.of_server(known.bind, False)
+            host = endpoint.host.strip("[]")
+            host = addresses.get(host, host)
+            if endpoint.port and (":" in host or is_ip_address(host)):
+                found.append(
+                    DatagramTarget(key=target.key, host=host, port=endpoint.port, weight=target.weight)
+                )
+    return DatagramRules(
+        targets=tuple(found),
+        policy=route.policy,
+        idle_seconds=route.idle_seconds,
+        total_seconds=route.timeouts.total,
+        most_sessions=route.max_connections,
+    )
+
+
+class OrphanedForwarder(NamedTuple):
+    """A forwarder that has outlived keeper and supervisor, and the listeners of the gateway that it holds."""
+
+    pid: int
+    start: int
+    sock: socket.socket
+    mark: str
+    listeners: Sequence[tuple[Table, list[int]]]
+
+    def hand_to_keeper(self, keeper: Link) -> None:
+        """Put the listeners and the link into the keeper's store. Does not wait."""
+        put_listeners(keeper, self.listeners)
+        meta = {"pid": self.pid, "start": self.start, "mark": self.mark}
+        keeper.send({"op": "put", "name": FORWARDER.entry, "meta": meta}, [self.sock])
+
+    def end(self) -> None:
+        """Have it exit."""
+        with contextlib.suppress(OSError):
+            wire.send(self.sock, {"t": "end"})
+
+    def close(self) -> None:
+        """Close this process's duplicates."""
+        self.sock.close()
+        close_fds([fd for _, fds in self.listeners for fd in fds])
+
+
+def orphaned_forwarders(directory: str) -> list[OrphanedForwarder]:
+    """The forwarders of the pool in this directory that have outlived it; the caller closes them. Blocks."""
+    found = []
+    for sock, answer in rendezvous.connect_to_all(directory, pool_files.FORWARDER, _ORPHAN_SECONDS):
+        pid, uid, _ = peer_credentials(sock)  # of the process that listens
+        sock.settimeout(_ORPHAN_SECONDS)
+        listeners: list[tuple[Table, list[int]]] = []
+        while answer is not None and answer[0].get("t") == "listener":
+            listeners.append((answer[0]["listener"], answer[1]))
+            answer = rendezvous.receive_or_none(sock)
+        mark = "" if answer is None else str(answer[0].get("mark"))
+        orphan = OrphanedForwarder(pid, process_start(pid) or 0, sock, mark, listeners)
+        if mark and uid == os.geteuid():
+            found.append(orphan)
+        else:
+            orphan.close()
+    return found

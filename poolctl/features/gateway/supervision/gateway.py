@@ -1,0 +1,667 @@
+"""Runs the gateway of a pool: opens its listeners, and keeps a HAProxy process with the current routes and targets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from poolctl.config import Tables
+from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
+from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
+from poolctl.errors import ServerError
+from poolctl.json_form import to_json
+from poolctl.keeper import fd_store
+from poolctl.keeper.pool_files import unlink_quietly
+from poolctl.monitor.event_queue import EventBus
+from poolctl.routing.route_report import RequestedBackendState
+from poolctl.runners.helper_process import HelperOwner, mark_of
+from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.local.local_runner import RoutePublisher
+from poolctl.runners.local.output_pipes import OutputPipes
+from poolctl.runners.local.server_sockets import WorkerRoutes
+from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
+from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.feature_parts import FeaturePart
+from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.units import format_duration
+
+from ..forwarder.forwarder import HOLD, STREAM
+from ..haproxy.host_names import HostNames
+from ..haproxy.process import (
+    GATEWAY,
+    HaproxyProcess,
+    HaproxyProcesses,
+    HaproxyRefusal,
+    Orphan,
+    orphans,
+)
+from ..haproxy.setup import HaproxySetup, HeldListener, SetupParts, host_names, parts_of, runtime_commands
+from ..program import program_problem, uid_of
+from ..settings import UDP, ListenerSettings, ServerFacts
+from ..table import GatewayConfig
+from .awaited_targets import AwaitedTargets
+from .counts import TrafficCounts
+from .figures import GatewayFigures, Serving
+from .forwarding import (
+    Forwarding,
+    Order,
+    OrderName,
+    OrphanedForwarder,
+    datagram_rules,
+    orphaned_forwarders,
+)
+from .hosts import HostStates
+from .listeners import GatewayListeners, GatewayPlan, plan_of, put_listeners
+from .outside_targets import Activity, MachineSource, TargetProbes
+from .route_tables import RouteTableManager
+from .targets import SLEEPING, Targets, facts_of
+
+if TYPE_CHECKING:
+    from poolctl.monitor.metrics import Family
+
+_SERVES_SECONDS = 10.0
+# Maximum time that a command waits until its changes are in force.
+_IN_FORCE_SECONDS = 20.0
+# A hung HAProxy must not delay the stop of a server for longer. An idle client of a replaced one needs two seconds.
+_LEAVING_SECONDS = 5.0
+# A request that HAProxy has just sent is on its way to the backlog, from which no other worker accepts.
+_ARRIVES_SECONDS = 0.05
+# HAProxy reports no event when it shows a waiting page.
+_WAKES_SECONDS = 0.2
+# All changes of routes within this time start only one HAProxy.
+_REPLACEMENT_SECONDS = 1.0
+# When addresses that could not be opened are tried again, and certificates are read again: other programs renew them.
+_RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
+# If this many exits occur within the time below, restarting does not help.
+_UNSTABLE_ENDS, _UNSTABLE_SECONDS = 3, 600.0
+# HAProxy's responses to a performed command; anything else is a refusal.
+_PERFORMED = re.compile(
+    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed"
+    r"|Transaction created|Committing [^\n]*\n?\.?\s*Success|$)"
+)
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class GatewayManager(HelperOwner[HaproxyProcess]):
+    """Runs the gateway configured by the tables passed to `apply_tables`. Implements the runners' `Gateway`.
+
+    `settings`, which the helper asks for after every change, opens the listeners, and changes the running HAProxy by
+    runtime commands. If they do not suffice, the helper starts another one on the same sockets.
+    """
+
+    def __init__(
+        self,
+        environment: SupervisorContext,
+        core: Core,
+        routing: RoutePublisher,
+        output: OutputPipes,
+        events: EventBus,
+        store: StateStore,
+    ) -> None:
+        self.tables = Tables()
+        self.machines: MachineSource | None = None
+        self._environment = environment
+        self._keeper = environment.keeper
+        self._core = core
+        self._routing = routing
+        self._events = events
+        self._store = store
+        now = asyncio.get_running_loop().time
+        self.hosts, self.counts = HostStates(now), TrafficCounts()
+        self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
+        self.figures = GatewayFigures(self.targets, self._serving, self._update)
+        self.probes = TargetProbes(self._update)
+        self.routes = RouteTableManager(self._on_routes_computed, environment.directory)
+        self.processes = HaproxyProcesses(
+            environment.directory, output, os.path.join(environment.state_directory, GATEWAY_ACCESS_LOG)
+        )
+        self.processes.on_too_many = self._record_ended_process
+        self.processes.on_refused_server = self._record_refused_server
+        self._helper = environment.helpers.add(GATEWAY, self, self.processes)
+        self._listeners = GatewayListeners(environment.keeper)
+        self._names = HostNames(self._update)
+        self.forwarding = Forwarding(environment, events)
+        self.forwarding.on_wake = self._on_wake
+        self._awaited = AwaitedTargets(environment, core, self.targets)
+        self._setup: HaproxySetup | None = None  # of the process in use; None if that was adopted
+        self._replaced_setup: HaproxySetup | None = None  # of the previous process; None if that was adopted
+        self._built: tuple[SetupParts, HaproxySetup] | None = None  # without states
+        self._digest = ""  # of the whole setup, with servers that HAProxy refuses
+        self._current: GatewayPlan | None = None
+        self._unserved: tuple[ServerError, ...] = ()
+        self._noted = ""  # the problem of which there is an event
+        self._served: tuple[str, ...] = ()  # the addresses in the last event
+        self._revision = -1
+        self._adopted = self._restoring = self._over = self._hosts_changed = False
+        # Whether the plan has to be made again, and whether the targets have changed since the last setup.
+        self._is_outdated = self._has_changed = True
+        self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
+        self._postponed: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        core.split_obstacle = self.why_unsplittable_if_routed
+        core.observers.add(self._on_server_changed)
+        self.hosts.subscribe(self._on_host_changed)
+
+    @property
+    def failures(self) -> tuple[ServerError, ...]:
+        """Why part of the configuration is not in force."""
+        found, failure = [*self._unserved], self._helper.failure
+        if failure is not None:
+            found.append(failure if isinstance(failure, ServerError) else ServerError(self._helper.problem))
+        if self.routes.problem:
+            found.append(ServerError(self.routes.problem))
+        return tuple(found)
+
+    @property
+    def problem(self) -> str:
+        """The reasons in `failures`, or ""."""
+        return "; ".join(each.message for each in self.failures)
+
+    @property
+    def why_unavailable(self) -> str:
+        """Why the gateway does not answer, for messages: its problem, or that its process is starting."""
+        return self.problem or "its process is starting"
+
+    @property
+    def restarts(self) -> int:
+        """The number of exits of HAProxy that were not ordered."""
+        return self._helper.restarts
+
+    @property
+    def instability(self) -> str:
+        """A message if HAProxy keeps exiting, else ""."""
+        ended = len(self._ends) == _UNSTABLE_ENDS
+        if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
+            return ""
+        return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
+
+    @property
+    def gateway(self) -> HaproxyProcess | None:
+        """The HAProxy that serves; None while none does."""
+        return self._helper.process
+
+    @property
+    def listeners(self) -> Collection[ListenerSettings]:
+        """The listeners that are open, or are to be opened."""
+        return () if self._current is None else self._current.listeners.values()
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether the pool has a gateway."""
+        return self.tables.get(GatewayConfig) is not None
+
+    def apply_tables(self, tables: Tables) -> None:
+        """Start to apply these tables, and return at once."""
+        self.tables = tables
+        if (gateway := tables.get(GatewayConfig)) is not None:
+            self.hosts.configure(gateway.traffic_re_enable, gateway.header_for_host)
+        self.probes.apply_tables(tables)
+        self._schedule_recomputation()
+        self._reconcile()
+
+    async def wait_for_opening_attempt(self) -> None:
+        """Wait until the listeners are open, or that has failed; `problem` has the reason of a failure."""
+        await self._helper.wait_for_attempt()
+
+    async def wait_briefly_until_serving(self) -> HaproxyProcess | None:
+        """The process, after waiting until it serves; None if it cannot serve, or does not within 10 s."""
+        with contextlib.suppress(LinkLost, TimeoutError):
+            async with asyncio.timeout(_SERVES_SECONDS):
+                if self.is_configured:
+                    await self._helper.wait_until_up()
+                    if self._setup is None:  # adopted
+                        await self._helper.wait_until_settled()
+        return self.gateway
+
+    async def await_applied_or_warning(self, limit_seconds: float | None = None) -> str:
+        """Wait until the configuration is applied or has failed; returns "", or a warning if the time limit is reached.
+
+        Failed parts are tried again first; if they fail again, `failures` has the reasons.
+        """
+        if self.failures:
+            self._reconcile()
+        seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                if self._revision != self._core.servers.revision:
+                    self._schedule_recomputation()
+                await self.routes.wait_until_current()
+                self._update()
+                await self._wait_until_followed()
+                if self.is_configured:
+                    with contextlib.suppress(LinkLost):
+                        await self._helper.wait_until_up()
+        except TimeoutError:
+            why = "is still starting" if self.gateway is None else "does not answer"
+            return f"[gateway]: not everything is in force yet: its process {why}"
+        return ""
+
+    async def _wait_until_followed(self) -> None:
+        """Wait until HAProxy runs with the current setup, or cannot."""
+        await self._helper.wait_until_settled()
+        while (postponed := self._postponed) is not None:
+            await asyncio.wait({postponed})
+            await self._helper.wait_until_settled()
+
+    # Figures.
+
+    def _serving(self) -> Serving | None:
+        process, setup = self.gateway, self._setup
+        return None if process is None or setup is None else Serving(process, setup.configuration.backends)
+
+    async def fetch_activity_by_host(self) -> dict[str, Activity] | None:
+        """Return the Activity of each target by its name or URL; None if HAProxy does not answer."""
+        if not await self.figures.read():
+            return None
+        return {
+            row.host: Activity(row.requests, row.in_flight + row.waiting) for row in self.figures.backends()
+        }
+
+    # Machines, hosts, servers and routes.
+
+    def _facts_of_server(self, name: str) -> ServerFacts | None:
+        entry = self._core.entries.get(name)
+        return None if entry is None else facts_of(self._core, entry)
+
+    def use_machine_source(self, machines: MachineSource) -> None:
+        """Use the feature `machines` from now on, which knows the machines behind routes' URLs and can start them."""
+        self.machines = self._awaited.machines = machines
+        machines.set_routes(self.routes.routes.served)
+
+    def report_machines(self) -> None:
+        """Apply the states of the machines, such as VMs, that answer at routes' target URLs."""
+        self._update()
+
+    async def announce_workers_exit(self, server: str) -> None:
+        """Stop sending requests to the server, whose workers will exit; return when that is in effect, or too late."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVING_SECONDS):
+                # The new routes of a reload come first: those in force may be to a server that the reload removes.
+                await self.routes.wait_until_current()
+                self._update()
+                await self._wait_until_followed()
+                await self.processes.wait_until_idle_closed()
+        await asyncio.sleep(_ARRIVES_SECONDS)
+
+    def why_unsplittable_if_routed(self, server: str) -> str | None:
+        """ "": HAProxy can split the server's requests between versions; None if it has no route."""
+        return "" if self.is_configured and server in self.routes.routes.servers else None
+
+    def _on_server_changed(self, entry: Entry) -> None:
+        if self._revision != self._core.servers.revision:
+            self._schedule_recomputation()
+        if entry.name in self.routes.routes.servers:
+            self._update()
+
+    def _schedule_recomputation(self) -> None:
+        self._revision = self._core.servers.revision
+        self.routes.schedule_computation(
+            lambda: ([each.config for each in self._core.entries.values()], self.tables)
+        )
+
+    def _on_routes_computed(self) -> None:
+        routes = self.routes.routes
+        self.targets.set_routes(routes.served)
+        shown = WorkerRoutes(self.routes.worker_tables, self.routes.context_keys, routes.trusted)
+        self._routing.publish(routes.servers, shown, self)
+        self._reconcile()  # a new stream needs a listener
+        if self.machines is not None:
+            self.machines.set_routes(routes.served)
+
+    def _record_event(self, kind: str, host: str, why: str) -> None:
+        self._events.record("pool", kind, message=host, host=host, cause=why)
+
+    def _on_host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
+        if not self._restoring:
+            self._record_event(f"host {state}", host, why)
+        if not self._hosts_changed:  # a command may change thousands
+            self._hosts_changed = True
+            asyncio.get_running_loop().call_soon(self._follow_hosts)
+
+    def _follow_hosts(self) -> None:
+        self._hosts_changed = False
+        self._store.store_for_successor(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts.to_json()).encode())
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if (expiry := self.hosts.next_expiry) < math.inf:
+            self._expiry = asyncio.get_running_loop().call_at(expiry, self.hosts.enable_expired)
+        self._update()
+
+    # Changes of HAProxy.
+
+    def _reconcile(self) -> None:
+        """Apply the configuration soon."""
+        self._is_outdated = self._has_changed = True
+        if not self._over:
+            self._helper.reconcile()
+
+    def _update(self) -> None:
+        """Apply changes to the running HAProxy soon; a later one is started with them in any case."""
+        self._has_changed = True
+        if self.gateway is not None and not self._over:
+            self._helper.reconcile()
+
+    async def settings(self) -> str | None:
+        if self._is_outdated:
+            self._is_outdated = False
+            try:
+                await self._open_listeners()
+            except BaseException:
+                self._is_outdated = True
+                raise
+        if (plan := self._current) is None:
+            self.forwarding.apply({})
+            await self._listeners.close_others(())
+            return None
+        await self.routes.wait_until_current()
+        self._has_changed = False
+        setup = self.processes.wanted = await self._build_setup(plan)
+        if setup.shows_waiting_page and self._waking is None:
+            self._waking = asyncio.ensure_future(self._wake_for_waiting_pages())
+        if not setup.sockets:
+            return None
+        if (process := self.gateway) is None:
+            await self._listeners.close_others(plan.listeners)
+        elif await self._change(process, setup):
+            self._digest = setup.digest
+            self._helper.note_settings(self._digest)
+        elif self._setup is not None and self._postpone_replacement(process):
+            return self._digest
+        return setup.digest
+
+    async def _change(self, process: HaproxyProcess, setup: HaproxySetup) -> bool:
+        """Change the running HAProxy to this setup by runtime commands; returns whether they suffice.
+
+        If they do not, at least the states of its servers are those of the setup.
+        """
+        before, after, suffices = self._setup, setup.without(self.processes.refused), True
+        if before is None:
+            if process.mark != mark_of(setup.digest):
+                return False
+            commands = after.state_commands()
+        elif (found := runtime_commands(before, after)) is None:
+            suffices, after = False, before.with_states_of(after)
+            commands = runtime_commands(before, after) or []
+        else:
+            commands = found
+        try:
+            for command in commands:
+                answer = await process.ask(command)
+                # A server that still has connections is deleted by the next start; until then it gets no new ones.
+                if not _PERFORMED.match(answer) and not command.startswith("del server"):
+                    raise HaproxyRefusal(f"{command.partition(chr(10))[0]}: {answer.strip()}")
+        except HaproxyRefusal as refusal:
+            logger.warning("HAProxy is started again: %s", refusal)
+            process.mark = ""
+            return False
+        self._setup = after
+        return suffices
+
+    def _postpone_replacement(self, process: HaproxyProcess) -> bool:
+        """Postpone the replacement of a process that was started just now; returns whether it is postponed."""
+        left = process.began + _REPLACEMENT_SECONDS - asyncio.get_running_loop().time()
+        if left <= 0 or not process.mark:
+            return False
+        if self._postponed is None:
+            self._postponed = asyncio.ensure_future(self._update_later(left))
+        return True
+
+    async def _update_later(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._postponed = None
+        self._update()
+
+    async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
+        self.targets.follow(self.probes.reports, self.machines.states if self.machines is not None else {})
+        routes = self.routes.routes
+        await self._names.follow(host_names(routes.served, self.targets.facts()))
+        held = [
+            HeldListener(each, plan.streams.get(key), sockets, plan.certificates_of(key))
+            for key, each in plan.listeners.items()
+            if each.protocol != UDP and (sockets := self._listeners.of(key))
+        ]
+        keys, addresses, waiting = (
+            self.routes.context_keys, self._names.addresses, self._awaited.open_listeners()
+        )  # fmt: skip
+        self.targets.unknown = self._awaited.unknown
+        self.forwarding.apply(dict(self._orders(plan)))
+        parts = parts_of(plan.settings, held, routes.http, self.targets, keys, addresses, waiting)
+        if self._built is None or self._built[0] != parts:
+            self._built = parts, await in_daemon_thread(parts.build)
+        return parts.with_states(self._built[1], self.targets)
+
+    def _orders(self, plan: GatewayPlan) -> Iterator[tuple[OrderName, Order]]:
+        """The forwarder's orders: see Forwarder."""
+        for key, listener in plan.listeners.items():
+            sockets = self._listeners.of(key)
+            yield (HOLD, key), Order(to_json(listener), sockets)
+            if listener.protocol == UDP and sockets:
+                rules = datagram_rules(plan.streams[key], self.targets, self._names.addresses)
+                yield (STREAM, listener.alias), Order(to_json(rules), sockets)
+        yield from self._awaited.orders([*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))])
+
+    async def _wake_for_waiting_pages(self) -> None:
+        """Wake the targets whose waiting page HAProxy has shown, as long as it may show one."""
+        try:
+            while (setup := self.processes.wanted) is not None and setup.shows_waiting_page:
+                if (process := self.gateway) is not None:
+                    with contextlib.suppress(HaproxyRefusal):  # it is being replaced
+                        shown = await process.sections_to_wake()
+                        self._wake_one_of_each(
+                            {each.alias for each in setup.configuration.backends if each.name in shown}
+                        )
+                await asyncio.sleep(_WAKES_SECONDS)
+        finally:
+            self._waking = None
+
+    def _wake_one_of_each(self, aliases: Collection[str]) -> None:
+        """Start a target of each of these routes, if all that could serve it sleep."""
+        for route in self.routes.routes.http:
+            if route.alias in aliases and (used := self.targets.in_use(route)).rank == SLEEPING:
+                self._awaited.start(next(each.key for each in route.to if each.key in used.serving))
+
+    def _on_wake(self, key: str, number: int) -> None:
+        self._awaited.wake(key, number)
+        self._update()
+
+    def use(self, process: HaproxyProcess, *, is_new: bool) -> None:
+        self._replaced_setup, self._setup = self._setup, None
+        self.figures.begin_process(is_new=is_new)
+        if is_new and (wanted := self.processes.wanted) is not None:
+            self._setup, self._digest = wanted.without(self.processes.refused), wanted.digest
+            self._record_event_if_addresses_changed()
+        if self._has_changed:
+            self._update()
+
+    async def retire(self, process: HaproxyProcess) -> None:
+        if (setup := self._replaced_setup) is not None:
+            await self.figures.follow_replaced(Serving(process, setup.configuration.backends))
+        await self.processes.retire(process)
+        await self._listeners.close_others(() if self._current is None else self._current.listeners)
+
+    def on_lost(self, process: HaproxyProcess) -> None:
+        self._setup = None
+        self._ends.append(asyncio.get_running_loop().time())
+
+    def on_event(self, event: str, message: str, **detail: Any) -> None:
+        self._events.record("pool", event, message=message, **detail)
+
+    def _record_ended_process(self, pid: int) -> None:
+        message = f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
+        self._events.record("pool", "gateway connections ended", message=message)
+
+    def _record_refused_server(self, target: str, why: str) -> None:
+        message = f"{target} gets no requests, as HAProxy does not accept it: {why}"
+        logger.error("%s", message)
+        self._events.record("pool", "backend refused", message=message)
+
+    # The listeners.
+
+    async def _open_listeners(self) -> None:
+        """Make the plan, and open its listeners. Raises ServerError if that is impossible."""
+        if not self._adopted:
+            await self._adopt()
+        streams, tables = self.routes.routes.streams, self.tables
+        env = self._environment.configuration.environment
+        known = () if self._current is None else self._current.certificates
+        plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, known))
+        if plan is None:
+            self._current, self._unserved, self._served = None, (), ()
+            return
+        if self.gateway is None:
+            # Before listeners are opened, so that clients are refused instead of waiting.
+            program = plan.settings.program
+            if (problem := await in_daemon_thread(lambda: program_problem(program))) is not None:
+                await self._listeners.close_others(())
+                raise ServerError("; ".join(problem))
+        unopened = await self._listeners.open_missing(plan.listeners, plan.access)
+        self._note_unserved([*unopened, *plan.problems])
+        self._current = plan.limited_to(self._listeners.settings)
+        if self._again is not None:
+            self._again.cancel()
+        if self._unserved or plan.certificates:
+            seconds = _RETRY_SECONDS if self._unserved else _RENEWAL_SECONDS
+            self._again = asyncio.get_running_loop().call_later(seconds, self._reconcile)
+
+    def _note_unserved(self, failures: Iterable[ServerError]) -> None:
+        self._unserved = tuple(failures)
+        problem = "; ".join(each.message for each in self._unserved)
+        if problem and problem != self._noted:
+            logger.error("%s: %s", GATEWAY.label, problem)
+            self._events.record("pool", f"{GATEWAY.name} failed", message=problem)
+        self._noted = problem
+
+    def _record_event_if_addresses_changed(self) -> None:
+        served = tuple(each.key for each in self.listeners)
+        if served and served != self._served:
+            kind = "gateway moved" if self._served else "gateway started"
+            self._events.record("pool", kind, message=f"the gateway serves {', '.join(served)}")
+        self._served = served
+
+    async def _adopt(self) -> None:
+        """Take over the listeners and the states of hosts that an earlier supervisor has left."""
+        await self._listeners.adopt()
+        await self._awaited.adopt()
+        await self.forwarding.adopt()
+        self._adopted = True
+        if self.gateway is not None:
+            self._served = tuple(self._listeners.settings)
+        if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
+            self._restoring = True  # restored states are not events
+            self.hosts.restore(json.loads(content))
+            self._restoring = False
+
+    async def finish(self) -> None:
+        """Refuse new connections; returns when the open connections have ended, within `drain_timeout`."""
+        self._stop_changing()
+        process, plan, setup = self.gateway, self._current, self._setup
+        if process is not None:
+            with contextlib.suppress(HaproxyRefusal):
+                await process.stop_accepting()
+        await self._listeners.close_others(())
+        if plan is not None:
+            backends = setup.configuration.backends if setup is not None else ()
+            streams = [each.name for each in backends if each.is_stream or each.passes_tls]
+            await self.processes.finish_requests(process, plan.settings.drain_seconds, streams)
+        await self._end_processes()
+
+    async def aclose(self) -> None:
+        """End HAProxy; from now on connections are refused."""
+        self._stop_changing()
+        await self._end_processes()
+        await self._listeners.close_others(())
+        self.figures.close()
+        self.probes.close()
+        self.routes.close()
+
+    def _stop_changing(self) -> None:
+        self._over = True
+        self._names.close()
+        for each in (self._again, self._expiry, self._postponed, self._waking):
+            if each is not None:
+                each.cancel()
+        self._postponed = None
+
+    async def _end_processes(self) -> None:
+        process = self.gateway
+        await self._helper.aclose()
+        await self.processes.end_all(process)
+        await self.forwarding.aclose()
+        self._awaited.close()
+        # Of a pool that ends as ordered, HAProxy has logged little but that its servers stopped.
+        unlink_quietly(os.path.join(self._environment.directory, GATEWAY.output))
+
+
+async def hand_orphans_to_keeper(environment: SupervisorContext) -> None:
+    """Give the keeper the HAProxy and the forwarder that have outlived their pool, so that they are adopted.
+
+    The listeners come from the forwarder, or without one from HAProxy, if that is permitted (ptrace(2)).
+    """
+    keeper, directory = environment.keeper, environment.directory
+    reply, _ = await keeper.call({"op": "get", "name": GATEWAY.entry})
+    if reply.get("meta"):
+        return
+    forwarders = await asyncio.to_thread(orphaned_forwarders, directory)
+    for number, forwarder in enumerate(forwarders):
+        with contextlib.closing(forwarder):
+            if number:
+                forwarder.end()
+            else:
+                forwarder.hand_to_keeper(keeper)
+                await _watch(keeper, forwarder)
+    found = await asyncio.to_thread(orphans, directory)
+    listeners = await asyncio.to_thread(found[0].listeners) if found and not forwarders else []
+    put_listeners(keeper, listeners)
+    for number, orphan in enumerate(found):
+        if number or not (forwarders or listeners):
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(orphan.retire)
+            continue
+        meta = {"pid": orphan.pid, "start": orphan.start, "mark": "", "path": orphan.path}
+        keeper.send({"op": "put", "name": GATEWAY.entry, "meta": meta})
+        await _watch(keeper, orphan)
+        logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
+    close_fds([fd for _, fds in listeners for fd in fds])
+
+
+async def _watch(keeper: Link, process: Orphan | OrphanedForwarder) -> None:
+    # The answer confirms that the keeper has everything: if we die now, the next supervisor finds it there.
+    with contextlib.suppress(Refused):
+        await keeper.call({"op": "watch", "pid": process.pid, "start": process.start})
+
+
+def end_orphans(directory: str, timeout_seconds: float) -> list[tuple[int, bool]]:
+    """End what has outlived the pool; returns each HAProxy's pid, and whether it ended by itself in time. Blocks."""
+    for forwarder in orphaned_forwarders(directory):
+        with contextlib.closing(forwarder):
+            forwarder.end()
+    return [(each.pid, each.end(timeout_seconds)) for each in orphans(directory)]
+
+
+class GatewayPart(FeaturePart):
+    """The supervisor's part of a feature that extends the gateway; `connect` is called once the pool has a gateway."""
+
+    def connect(self, gateway: GatewayManager) -> None:
+        """Use this gateway from now on. Called when the pool gets one, before its first route table is computed."""
+
+    @property
+    def not_served(self) -> Iterable[str]:
+        """Return messages about present problems with the feature's configuration table, such as [proxmox]."""
+        return ()
+
+    def gateway_metrics(self) -> Iterable[Family]:
+        """Return the part's metrics."""
+        return ()

@@ -1,0 +1,177 @@
+"""Tracks which hosts an operator has disabled or drained: since when, until when, and why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from poolctl.json_form import Table, from_json, to_json
+from poolctl.routing.route_report import RequestedBackendState
+
+# Ten years: longer than any intended pause, and short enough for a valid date.
+_MOST_SECONDS = 10 * 365 * 86_400.0
+
+Listener = Callable[[str, RequestedBackendState, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRecord:
+    """A host's state, and when it began (`since`) and will end (`until`): seconds since 1970, or 0 if not set."""
+
+    host: str
+    state: str = RequestedBackendState.ACTIVE
+    why: str = ""
+    since: float = 0.0
+    until: float = 0.0
+
+
+class UnknownHost(LookupError):
+    """No host has this name, or several match it; `hint` names similar ones."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.message = f"no backend is called {name!r}"
+        hosts = [*known]
+        near = get_close_matches(name[:200].lower(), [host.lower() for host in hosts], cutoff=0.5)
+        found = [host for host in hosts if host.lower() in near]
+        self.hint = f"did you mean {' or '.join(found[:3])}?" if found else "`poolctl backends` lists them"
+        super().__init__(f"{self.message}; {self.hint}")
+
+
+def find_host(name: str, known: Iterable[str]) -> str:
+    """The host with this name or URL, ignoring case; the URL's scheme may be missing. Raises UnknownHost."""
+    hosts = [*known]
+    if name in hosts:
+        return name
+    wanted = name.lower().rstrip("/")
+    whole = [host for host in hosts if host.lower() == wanted]
+    found = whole or [host for host in hosts if host.lower().partition("://")[2] == wanted]
+    if len(found) != 1:
+        raise UnknownHost(name, found or hosts)
+    return found[0]
+
+
+class HostStates:
+    """The state of each host (active, disabled or draining); a host is a server's name or a URL.
+
+    A host that was disabled for a limited time becomes active again when the time is over. Call `enable_expired` at
+    `next_expiry`, so that the callbacks passed to `subscribe` are called; `host_record` is correct even before. `now`
+    is a monotonic clock, `wall` returns seconds since 1970.
+    """
+
+    def __init__(self, now: Callable[[], float], *, wall: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self.wall = wall
+        self.configure(re_enable_seconds=30.0, header_for_host="Host")
+        self._records: dict[str, HostRecord] = {}
+        self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
+        self._listeners: list[Listener] = []
+
+    @property
+    def next_expiry(self) -> float:
+        """The monotonic time at which the next host becomes active again; infinity if none does."""
+        return min(self._until.values(), default=math.inf)
+
+    def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
+        """Set the default time for which hosts are disabled, and the request header that contains the host name."""
+        self.re_enable_seconds = re_enable_seconds
+        self.header_for_host = header_for_host
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener(host, state, why)` after each change."""
+        self._listeners.append(listener)
+
+    def host_record(self, host: str) -> HostRecord:
+        """The current record of the host."""
+        until = self._until.get(host)
+        if until is not None and until <= self._now():
+            self.enable_expired()
+        return self._records.get(host) or HostRecord(host=host)
+
+    def records(self) -> list[HostRecord]:
+        """The records of all hosts whose state was ever changed, except those removed by `forget`."""
+        self.enable_expired()
+        return [*self._records.values()]
+
+    def disable(self, host: str, for_seconds: float | None = None) -> None:
+        """Disable the host for `for_seconds` (None: `re_enable_seconds`; 0: until `enable`).
+
+        New requests go to other hosts; requests in flight are completed. Raises ValueError for a negative time.
+        """
+        seconds = self.re_enable_seconds if for_seconds is None else for_seconds
+        if not seconds >= 0:
+            raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
+        self._set(host, RequestedBackendState.DISABLED, "disabled by request", min(seconds, _MOST_SECONDS))
+
+    def drain(self, host: str) -> None:
+        """Until `enable`, send the host only clients whose sticky cookie names it."""
+        self._set(host, RequestedBackendState.DRAINING, "drained by request", 0.0)
+
+    def enable(self, host: str) -> None:
+        """Send traffic to the host again."""
+        if self.host_record(host).state != RequestedBackendState.ACTIVE:
+            self._set(host, RequestedBackendState.ACTIVE, "enabled by request", 0.0)
+
+    def enable_expired(self) -> None:
+        """Reactivate the hosts whose disable time is over."""
+        now = self._now()
+        expired = [host for host, until in self._until.items() if until <= now]
+        why = "the time for which it was disabled is over"
+        # All of them before the first callback, which may call this method.
+        for host in expired:
+            self._record(host, RequestedBackendState.ACTIVE, why, 0.0)
+        for host in expired:
+            self._report(host, RequestedBackendState.ACTIVE, why)
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """Remove hosts that are no longer configured. Callbacks passed to `subscribe` are not called."""
+        for host in hosts:
+            self._records.pop(host, None)
+            self._until.pop(host, None)
+
+    def to_json(self) -> Table:
+        """The state that `restore` needs after a restart: the hosts that are not active."""
+        records = [each for each in self.records() if each.state != RequestedBackendState.ACTIVE]
+        return {"hosts": [to_json(each) for each in records]}
+
+    def restore(self, table: Table) -> None:
+        """Restore the states from a predecessor's `to_json`. Callbacks are called for states that still apply.
+
+        Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
+        """
+        wall = self.wall()
+        for entry in table.get("hosts") or ():
+            try:
+                record = from_json(HostRecord, entry)
+                state = RequestedBackendState(record.state)
+            except (ValueError, AttributeError):
+                continue
+            # Never longer than the time that was ordered, in case the system's clock was set back.
+            left = min(record.until - wall, record.until - record.since) if record.until else 0.0
+            if state is not RequestedBackendState.ACTIVE and (left > 0 or not record.until):
+                self._set(record.host, state, record.why, left, since=record.since)
+
+    def _set(
+        self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
+    ) -> None:
+        self._record(host, state, why, seconds, since=since)
+        self._report(host, state, why)
+
+    def _report(self, host: str, state: RequestedBackendState, why: str) -> None:
+        for listener in self._listeners:
+            listener(host, state, why)
+
+    def _record(
+        self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
+    ) -> None:
+        wall = self.wall()
+        until = wall + seconds if seconds else 0.0
+        self._records[host] = HostRecord(
+            host=host, state=state, why=why, since=wall if since is None else since, until=until
+        )
+        if seconds:
+            self._until[host] = self._now() + seconds
+        else:
+            self._until.pop(host, None)

@@ -1,0 +1,373 @@
+"""Plans the listeners, certificates and settings of a gateway from the configuration, and opens its sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from poolctl.address import overlaps, parse
+from poolctl.config import Tables, TLSConfig, certificate_names, read_regular_truncated
+from poolctl.errors import ServerError
+from poolctl.json_form import Table, from_json, to_json
+from poolctl.keeper import fd_store
+from poolctl.listeners.open_listener import (
+    PRIVATE,
+    Identity,
+    SocketAccess,
+    change_access,
+    close_listener,
+    refuse_new_connections,
+    socket_file_identity,
+)
+from poolctl.platform import memory_file
+from poolctl.routing.route import StreamRoute
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.socket_access import socket_access
+
+from ..haproxy.setup import CertificateContents
+from ..program import program_path, user_of_program
+from ..settings import HTTP, UDP, GatewaySettings, ListenerSettings
+from ..table import GatewayConfig, GatewayListener, StreamConfig
+
+_OPENSSL_SECONDS = 10.0
+
+
+class Certificate(NamedTuple):
+    """A certificate of the listener `bind`, read from the files in `tls`.
+
+    With a `problem` the files have changed, and cannot be used any more.
+    """
+
+    bind: str
+    contents: CertificateContents
+    tls: TLSConfig
+    problem: ServerError | None = None
+
+
+class GatewayPlan(NamedTuple):
+    """The listeners, certificates and settings that a gateway should have.
+
+    `listeners` is by key. `streams` maps the keys of stream listeners to their routes. `access` says who may connect to
+    the listeners that are Unix sockets.
+    """
+
+    settings: GatewaySettings
+    listeners: Mapping[str, ListenerSettings]
+    streams: Mapping[str, StreamRoute]
+    certificates: tuple[Certificate, ...]
+    access: Mapping[str, SocketAccess] = MappingProxyType({})
+
+    def certificates_of(self, key: str) -> list[CertificateContents]:
+        """The certificates of this listener; the first one is also used for all hosts that none names."""
+        return [each.contents for each in self.certificates if each.bind == key]
+
+    @property
+    def problems(self) -> list[ServerError]:
+        """Why certificates are still used whose files have changed."""
+        return [each.problem for each in self.certificates if each.problem is not None]
+
+    def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
+        """Return a copy of the plan that has only open listeners.
+
+        If the plan moves a listener to an address that is not open yet, the copy has the listener at the old address,
+        with the stream or the certificates that the plan has for the new address.
+        """
+        missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
+        kept = {
+            key: each
+            for key, each in open_listeners.items()
+            if key not in self.listeners and each.role in missing
+        }
+        streams = {key: self.streams[missing[each.role]] for key, each in kept.items() if each.alias}
+        certificates = [
+            certificate._replace(bind=key)
+            for key, each in kept.items()
+            for certificate in self.certificates
+            if each.tls and certificate.bind == missing[each.role]
+        ]
+        return self._replace(
+            listeners={
+                **{key: each for key, each in self.listeners.items() if key in open_listeners},
+                **kept,
+            },
+            streams={**self.streams, **streams},
+            certificates=(*self.certificates, *certificates),
+        )
+
+
+def plan_of(
+    tables: Tables,
+    streams: Iterable[StreamRoute],
+    env: Mapping[str, str],
+    known: Collection[Certificate] = (),
+) -> GatewayPlan | None:
+    """Return the plan of the pool's gateway, or None if the pool has no gateway.
+
+    A certificate whose files cannot be used is taken from those that are `known`. Blocks, as it reads certificates;
+    raises ServerError if one that is not known cannot be read.
+    """
+    gateway = tables.get(GatewayConfig)
+    if gateway is None:
+        return None
+    listeners = {}
+    with_address: list[GatewayListener | StreamConfig] = [*gateway.bind, *tables.all(StreamConfig)]
+    access = {
+        address.key: socket_access(table.mode, table.owner)
+        for table in with_address
+        if (address := parse(table.bind)).kind == "unix"
+    }
+    for each in gateway.bind:
+        address = parse(each.bind)
+        made = ListenerSettings(
+            bind=address.key,
+            protocol=HTTP,
+            tls=bool(each.tls),
+            dual=address.dual,
+            accept_proxy=each.accept_proxy_protocol,
+        )
+        listeners[made.key] = made
+    routes = {}
+    dual = {address.key for each in tables.all(StreamConfig) if (address := parse(each.bind)).dual}
+    for stream in streams:
+        made = ListenerSettings(
+            bind=stream.bind,
+            protocol=stream.protocol,
+            alias=stream.alias,
+            dual=stream.bind in dual,
+            accept_proxy=stream.accept_proxy,
+        )
+        listeners[made.key] = made
+        routes[made.key] = stream
+    certificates = tuple(_read_certificates(gateway, env, known))
+    return GatewayPlan(settings_of(gateway), listeners, routes, certificates, access)
+
+
+def settings_of(gateway: Any) -> GatewaySettings:
+    """Return HAProxy's settings from [gateway]."""
+    return GatewaySettings(
+        header_for_host=gateway.header_for_host,
+        trusted_proxies=tuple(map(str, gateway.trusted_proxies)),
+        drain_seconds=gateway.drain_timeout,
+        head_seconds=gateway.head_timeout,
+        keep_alive_seconds=gateway.keep_alive,
+        max_head_bytes=gateway.max_head_size,
+        max_connections=gateway.max_connections or 0,
+        program=program_path(gateway.program),
+        threads=gateway.threads,
+        user=user_of_program(gateway.user),
+        http2=gateway.http2,
+        access_log="text" if gateway.access_log is True else gateway.access_log or "",
+    )
+
+
+def _read_certificates(
+    gateway: Any, env: Mapping[str, str], known: Collection[Certificate]
+) -> Iterable[Certificate]:
+    for listener in gateway.bind:
+        for tls in () if isinstance(listener.tls, bool) else listener.tls:
+            bind = parse(listener.bind).key
+            used = next((each.contents for each in known if each.tls == tls), None)
+            try:
+                found = _read_certificate(tls, env)
+                if used not in (None, found):
+                    _check_certificate(found, tls.cert)
+                yield Certificate(bind, found, tls)
+            except ServerError as error:
+                if used is None:
+                    raise
+                yield Certificate(bind, used, tls, error)
+
+
+def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> CertificateContents:
+    contents = []
+    for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
+        try:
+            contents.append(read_regular_truncated(path))
+        except OSError as error:
+            message = f"cannot read {path}: {error.strerror or error}"
+            raise ServerError(message, hint="check `tls` of [gateway]") from error
+    if b"ENCRYPTED" in contents[1]:
+        contents[1] = _without_password(contents[1], tls.key or tls.cert, env.get(tls.password_env or "", ""))
+        contents[0] = _without_keys(contents[0])
+    settings: Table = {
+        "client_auth": tls.client_auth,
+        "min_version": tls.min_version,
+        "ciphers": tls.ciphers,
+    }
+    names = tuple(certificate_names(contents[0].decode("ascii", "replace")))
+    return CertificateContents(names, settings, contents)
+
+
+def _check_certificate(found: CertificateContents, path: str) -> None:
+    """Raise ServerError if HAProxy could not use the certificate: then it would not start again, or not change."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    cert, key, *authorities = found.contents
+    bundle = memory_file("poolctl-certificate", cert + b"\n" + key)
+    try:
+        context.load_cert_chain(f"/proc/self/fd/{bundle}")
+        for each in authorities:
+            context.load_verify_locations(cadata=each.decode("ascii", "replace"))
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        message = f"{path} cannot be used, so that the certificate before it still is: {reason}"
+        raise ServerError(message, hint="check `tls` of [gateway]") from error
+    finally:
+        os.close(bundle)
+
+
+def _without_keys(pem: bytes) -> bytes:
+    kept, is_key = [], False
+    for line in pem.splitlines(keepends=True):
+        is_key = is_key or (line.startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in line)
+        if not is_key:
+            kept.append(line)
+        if line.startswith(b"-----END "):
+            is_key = False
+    return b"".join(kept)
+
+
+def _without_password(key: bytes, path: str, password: str) -> bytes:
+    """The private key in this PEM text, decrypted: HAProxy would ask the terminal for the password.
+
+    Raises ServerError.
+    """
+    try:
+        done = subprocess.run(
+            ["openssl", "pkey", "-passin", "env:PASSWORD"],
+            input=key,
+            env={**os.environ, "PASSWORD": password},
+            capture_output=True,
+            timeout=_OPENSSL_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ServerError(f"cannot read {path}: {error}", hint="check `tls` of [gateway]") from error
+    if done.returncode:
+        raise ServerError(
+            f"cannot read {path}: the password does not open the key", hint="check `tls` of [gateway]"
+        )
+    return done.stdout
+
+
+class GatewayListeners:
+    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings)."""
+
+    def __init__(self, keeper: Link) -> None:
+        self._keeper = keeper
+        self._opener = Opener()
+        self.settings: dict[str, ListenerSettings] = {}
+        self._open: dict[str, list[socket.socket]] = {}
+        self._identities: dict[str, Identity | None] = {}
+
+    def of(self, key: str) -> list[socket.socket]:
+        """The sockets of this listener, or an empty list if it is not open."""
+        return self._open.get(key, [])
+
+    async def adopt(self) -> None:
+        """Take over the sockets that the previous supervisor has left with the keeper, unless they are open here."""
+        after = fd_store.GATEWAY_LISTENER
+        while True:
+            reply, _ = await self._keeper.call({"op": "list", "after": after})
+            names = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_LISTENER)]
+            for name in names:
+                key = name.removeprefix(fd_store.GATEWAY_LISTENER)
+                if key in self._open:
+                    continue
+                reply, fds = await self._keeper.call({"op": "get", "name": name})
+                self.settings[key] = from_json(ListenerSettings, reply["meta"])
+                self._open[key] = [socket.socket(fileno=fd) for fd in fds]
+                self._identities[key] = socket_file_identity(self.settings[key].bind)
+            if not names:
+                return
+            after = names[-1]
+
+    async def open_missing(
+        self,
+        wanted: Mapping[str, ListenerSettings],
+        access: Mapping[str, SocketAccess] = MappingProxyType({}),
+    ) -> list[ServerError]:
+        """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
+
+        An outdated listener that occupies the address is closed first, and is reopened after an error. `access` says,
+        by key, who may connect to Unix sockets, including those that are open.
+        """
+        problems: list[ServerError] = []
+        for key, listener in wanted.items():
+            if key in self._open and self.settings[key].dual == listener.dual:
+                if self.settings[key] != listener:
+                    self._store_listener_in_keeper(key, listener)
+                try:
+                    change_access(parse(listener.bind), self._open[key], access.get(key, PRIVATE))
+                except ServerError as error:
+                    problems.append(error)
+                continue
+            # A listener on a wider or narrower address would still hold the port.
+            outdated = [
+                each
+                for each, other in self.settings.items()
+                if (each not in wanted or each == key) and _is_in_the_way(other, listener)
+            ]
+            previous = [self.settings[each] for each in outdated]
+            await self._close(outdated)
+            try:
+                await self._open_one(key, listener, access)
+            except ServerError as error:
+                problems.append(error)
+                for each in previous:
+                    with contextlib.suppress(ServerError):
+                        await self._open_one(each.key, each, access)
+        return problems
+
+    async def _open_one(
+        self, key: str, listener: ListenerSettings, access: Mapping[str, SocketAccess]
+    ) -> None:
+        address = parse(listener.bind)
+        if listener.dual:
+            address = parse(f":{address.port}")
+        if listener.protocol == UDP:
+            sockets = await self._opener.open_datagram_sockets(address)
+        else:
+            sockets = await self._opener.listen(address, access=access.get(key, PRIVATE))
+        self._open[key] = sockets
+        self._identities[key] = socket_file_identity(listener.bind)
+        self._store_listener_in_keeper(key, listener)
+
+    def _store_listener_in_keeper(self, key: str, listener: ListenerSettings) -> None:
+        self.settings[key] = listener
+        put_listeners(self._keeper, [(to_json(listener), self._open[key])])
+
+    async def close_others(self, wanted: Collection[str]) -> None:
+        """Close all listeners that are not in `wanted`; connections to them are refused from now on."""
+        await self._close([key for key in self._open if key not in wanted])
+
+    async def _close(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            del self.settings[key]
+            sockets = self._open.pop(key)
+            refuse_new_connections(sockets)  # the gateway's process has duplicates
+            close_listener(sockets, self._identities.pop(key))
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
+
+
+def put_listeners(keeper: Link, listeners: Iterable[tuple[Table, Sequence[int | socket.socket]]]) -> None:
+    """Put listeners with their descriptors into the keeper's store, where the next supervisor finds them.
+
+    Each is a ListenerSettings in JSON. Does not wait.
+    """
+    for meta, fds in listeners:
+        name = f"{fd_store.GATEWAY_LISTENER}{from_json(ListenerSettings, meta).key}"
+        keeper.send({"op": "put", "name": name, "meta": meta}, fds)
+
+
+def _is_in_the_way(other: ListenerSettings, listener: ListenerSettings) -> bool:
+    """Whether `other` has to be closed before this listener can be opened."""
+    return (other.protocol == UDP) == (listener.protocol == UDP) and overlaps(
+        parse(other.bind), parse(listener.bind)
+    )

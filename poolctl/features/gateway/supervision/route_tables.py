@@ -1,0 +1,296 @@
+"""Computes the route table from the configuration, off the event loop, for the gateway and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from poolctl.config import MASK, ServerConfig, Tables, masked, os_users_by_server
+from poolctl.keeper.pool_files import CONTEXT_SECRET
+from poolctl.platform import replace_file
+from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute, Target
+from poolctl.routing.route_table import write_table
+from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.process_link import Descriptor
+
+from ..routes import routes_of
+from ..table import GatewayConfig
+from .outside_targets import ServiceSource, WithServices
+
+_SECRET_BYTES = 32
+_KEY_CHARACTERS = 32
+# Long enough to compute once for a reload, which changes many servers one after another.
+_GATHER_SECONDS = 0.01
+# The fields of routes that hold headers.
+_HEADERS = [field.name for field in fields(Route) if field.type == "tuple[Header, ...]"]
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+Source = Callable[[], tuple[Sequence[ServerConfig], Tables]]
+
+
+class RouteSet(NamedTuple):
+    """The routes of a pool by kind, and its routed servers.
+
+    `users` has the name and user of each routed application. `trusted` has the networks of the proxies in front.
+    """
+
+    http: tuple[Route, ...] = ()
+    streams: tuple[StreamRoute, ...] = ()
+    excluded: tuple[ExcludedRoute, ...] = ()
+    servers: frozenset[str] = frozenset()
+    users: tuple[tuple[str, str], ...] = ()
+    trusted: tuple[str, ...] = ()
+
+    @property
+    def served(self) -> list[Route | StreamRoute]:
+        """All routes except excluded ones."""
+        return [*self.http, *self.streams]
+
+
+class RouteTableManager:
+    """The pool's routes, computed in a thread, and their route tables; `changed` is called for each new table.
+
+    `services` adds registered services to the routes; call `recompute` when these services change. A file in
+    `directory` has the secret from which the keys in `context_keys` are derived.
+    """
+
+    def __init__(self, changed: Callable[[], None], directory: str) -> None:
+        self._secret_path = os.path.join(directory, CONTEXT_SECRET)
+        self._secret = b""
+        # By application: the key by which its workers recognize requests of the gateway.
+        self.context_keys: Mapping[str, str] = {}
+        self.routes = RouteSet()
+        self.generation = 0
+        self.table: Descriptor | None = None
+        # The tables sent to workers, by server name.
+        self.worker_tables: Mapping[str, Descriptor] = {}
+        self.problem = ""
+        self.services: ServiceSource | None = None
+        self._changed = changed
+        self._source: Source | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._masked: tuple[int, Descriptor] | None = None  # the generation, and its table without secrets
+        self._masking = asyncio.Lock()
+        self._followers: list[Callable[[int], object]] = []
+        # The number of requested computations, and how many of these requests the current routes answer.
+        self._asked = self._answered = 0
+        self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
+
+    def schedule_computation(self, source: Source) -> None:
+        """Schedule a computation of the routes, which calls `source` to get the servers and configuration tables."""
+        self._source = source
+        self._asked += 1
+        if self._work is None or self._work.done():
+            self._work = asyncio.ensure_future(self._compute_until_current())
+
+    def schedule_recomputation(self) -> None:
+        """Schedule another computation of the routes from the same source as before."""
+        if self._source is not None:
+            self.schedule_computation(self._source)
+
+    def has(self, alias: str) -> bool:
+        """Whether an HTTP route with this alias is served."""
+        return any(each.alias == alias for each in self.routes.http)
+
+    async def wait_until_current(self) -> None:
+        """Wait until the computations requested before this call are done, or have failed (see `problem`)."""
+        asked = self._asked
+        while self._answered < asked:
+            await self._computed.wait()
+
+    async def masked_table_descriptor(self) -> Descriptor | None:
+        """Return the file descriptor of a copy of the route table without secrets; None if no table is computed yet.
+
+        The copy has HTTP routes, streams and excluded routes. The descriptor may be closed when the routes change.
+        """
+        await self.wait_until_current()
+        async with self._masking:  # each table is made only once
+            generation, routes = self.generation, self.routes
+            if self.table is None:
+                return None
+            if self._masked is None or self._masked[0] != generation:
+                made = await in_daemon_thread(lambda: _write_masked_table(routes, generation), undo=os.close)
+                if self._masked is not None:
+                    self._masked[1].close()
+                self._masked = generation, Descriptor(made)
+            return self._masked[1]
+
+    @contextlib.contextmanager
+    def subscribed(self, follow: Callable[[int], object]) -> Iterator[None]:
+        """Context manager: inside it, `follow` is called with the generation of each new table that is published."""
+        self._followers.append(follow)
+        try:
+            yield
+        finally:
+            self._followers.remove(follow)
+
+    def close(self) -> None:
+        """Stop computing routes, and close the descriptors of the route tables."""
+        if self._work is not None:
+            self._work.cancel()
+        if self.table is not None:
+            self.table.close()
+            self.table = None
+        _close(self.worker_tables)
+        if self._masked is not None:
+            self._masked[1].close()
+            self._masked = None
+
+    async def _compute_until_current(self) -> None:
+        while self._source is not None and self._answered < self._asked:
+            await asyncio.sleep(_GATHER_SECONDS)
+            asked = self._asked
+            await self._compute_once(self._source)
+            self._answered = asked
+            computed, self._computed = self._computed, asyncio.Event()
+            computed.set()
+
+    async def _compute_once(self, source: Source) -> None:
+        before = self.routes if self.table is not None else None
+        try:
+            servers, tables = source()
+            with_services = None if self.services is None else await self.services.route_extender()
+            routes = await in_daemon_thread(lambda: _compute_routes(servers, tables, with_services))
+            if routes != before:
+                await self._publish(routes)
+        except Exception as error:
+            logger.exception("the route table could not be made")
+            self.problem = f"its route table cannot be made: {error}"
+            return
+        self.problem = ""
+
+    async def _publish(self, routes: RouteSet) -> None:
+        if not self._secret:
+            self._secret = await in_daemon_thread(lambda: _load_or_create_secret(self._secret_path))
+        generation = max(self.generation + 1, time.time_ns() // 1_000_000)
+        fds = await in_daemon_thread(lambda: _write_tables(routes, generation), undo=_discard)
+        outdated, outdated_too = self.table, self.worker_tables
+        self.table, *workers = map(Descriptor, fds)
+        by_user = dict(zip(_users_of(routes), workers, strict=True))
+        self.worker_tables = {server: by_user[user] for server, user in routes.users}
+        self.routes, self.generation = routes, generation
+        self.context_keys = {server: _key(self._secret, server, user) for server, user in routes.users}
+        self._changed()
+        for follow in tuple(self._followers):
+            follow(generation)
+        if outdated is not None:
+            outdated.close()
+        _close(outdated_too)
+
+
+def _compute_routes(
+    servers: Sequence[ServerConfig], tables: Tables, with_services: WithServices | None
+) -> RouteSet:
+    http, streams, excluded = [], [], []
+    routes: Sequence[AnyRoute] = routes_of(servers, tables)
+    if with_services is not None:
+        routes = with_services(routes, servers, tables)
+    for route in routes:
+        if isinstance(route, Route):
+            http.append(route)
+        elif isinstance(route, StreamRoute):
+            streams.append(route)
+        else:
+            excluded.append(route)
+    targets = [*(each.to for each in http), *(each.to for each in streams)]
+    names = frozenset(target.server for to in targets for target in to if target.server)
+    users = os_users_by_server(each for each in servers if not each.command)
+    of_routed = tuple(sorted((name, users[name]) for name in names if name in users))
+    gateway = tables.get(GatewayConfig)
+    trusted = () if gateway is None else tuple(map(str, gateway.trusted_proxies))
+    return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, of_routed, trusted)
+
+
+def _users_of(routes: RouteSet) -> list[str]:
+    """The users of the routed applications, without duplicates."""
+    return [*dict.fromkeys(user for _, user in routes.users)]
+
+
+def _write_tables(routes: RouteSet, generation: int) -> list[int]:
+    """Write the route tables, and return their descriptors: of all routes, then of each user's workers.
+
+    An application may run as another user than the pool, and can read the table of its worker. So this table has only
+    the routes to servers of its user, without header values, URLs and limits.
+    """
+    made: list[int] = []
+    try:
+        made.append(write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded))
+        for user in _users_of(routes):
+            own = {server for server, its in routes.users if its == user}
+            shown = [_for_workers(each, own) for each in routes.http if own & {it.server for it in each.to}]
+            made.append(write_table(shown, generation))
+    except BaseException:
+        _discard(made)
+        raise
+    return made
+
+
+def _for_workers(route: Route, servers: Collection[str]) -> Route:
+    """Return a copy of the route to these servers, with only those fields that applications need."""
+    return Route(
+        alias=route.alias,
+        host=route.host,
+        path=route.path,
+        methods=route.methods,
+        provider=route.provider,
+        headers=tuple(Header(name=each.name) for each in route.headers),
+        to=tuple(Target(server=each.server) for each in route.to if each.server in servers),
+    )
+
+
+def _discard(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _close(tables: Mapping[str, Descriptor]) -> None:
+    for each in {id(each): each for each in tables.values()}.values():
+        each.close()
+
+
+def _load_or_create_secret(path: str) -> bytes:
+    """Read the secret in this file, or create it: the keys derived from it stay the same for the next supervisor."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if len(found := file.read(_SECRET_BYTES)) == _SECRET_BYTES:
+            return found
+    made = os.urandom(_SECRET_BYTES)
+    replace_file(path, made)
+    return made
+
+
+def _key(secret: bytes, server: str, user: str) -> str:
+    """The key by which the server's workers recognize requests of the gateway; different for each server and user."""
+    return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
+
+
+def _write_masked_table(routes: RouteSet, generation: int) -> int:
+    """Write the route table without secrets, and return its descriptor."""
+    shown = map(masked_route, routes.http)
+    return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)
+
+
+def masked_route(route: Route) -> Route:
+    """The route without secrets.
+
+    The values of all headers that the route adds are masked, because they may contain resolved variables. In its
+    conditions, the values of headers whose name suggests a secret are masked.
+    """
+    changes: dict[str, Any] = {
+        name: tuple(_masked_header(each, is_condition=name == "headers") for each in getattr(route, name))
+        for name in _HEADERS
+    }
+    return replace(route, **changes)
+
+
+def _masked_header(header: Header, *, is_condition: bool) -> Header:
+    value = masked(header.value, ("headers", header.name)) if is_condition else MASK
+    return replace(header, value=value if header.value else "")

@@ -1,0 +1,242 @@
+"""Statistics of the gateway and its routes, for the commands list, status, stats and routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.core.core import Core
+from poolctl.json_form import Table
+from poolctl.platform import age_seconds
+from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
+from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
+from poolctl.routing.route_report import RequestedBackendState, RouteReport, route_key, static_route_report
+from poolctl.runners.process_usage import ProcessUsages
+from poolctl.supervisor.observers.pool_metrics import health_reported_for_route
+from poolctl.supervisor.statistics import Totals, latency_seconds
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+from ..settings import HTTP, ListenerSettings
+from .counts import CONNECT, REFUSED, Traffic
+from .gateway import GatewayManager
+from .outside_targets import RoutedService
+from .targets import worker_counts
+
+# How often samples are taken for rates, even if no command asks for them.
+SAMPLE_SECONDS = 10.0
+_LEAST_SECONDS, _WINDOW_SECONDS = 1.0, 4.0
+_NONE = [0] * tally.COUNTED
+
+
+class _Sample(NamedTuple):
+    at: float
+    total: Traffic
+    unrouted: int  # requests without a route
+    connections: int
+
+    @property
+    def requests(self) -> int:
+        return self.total.requests + self.unrouted
+
+
+class GatewayStatistics:
+    """Samples the counts of the gateway's process at an interval and on request."""
+
+    def __init__(self, manager: GatewayManager, core: Core, totals: Totals) -> None:
+        self._manager = manager
+        self._core = core
+        self._totals = totals
+        self._usages = ProcessUsages(core.clock)
+        self._samples: deque[_Sample] = deque(maxlen=3)
+        self._sampling: asyncio.Task[None] | None = None
+
+    def update_sampling(self) -> None:
+        """Start or stop taking samples, if the gateway was added or removed."""
+        if not self._manager.is_configured:
+            self.close()
+        elif self._sampling is None:
+            self._sampling = asyncio.ensure_future(self._sample_often())
+
+    def close(self) -> None:
+        """Stop taking samples."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
+        self._samples.clear()
+
+    @property
+    def serving_pid(self) -> int | None:
+        """The pid of HAProxy; None while it does not run."""
+        process = self._manager.gateway
+        return None if process is None else process.pid
+
+    def status(self) -> GatewayStatus:
+        """The state of the gateway (running, starting or failed), without its request statistics."""
+        manager, routes, pid = self._manager, self._manager.routes.routes, self.serving_pid
+        state = "running" if pid is not None else "failed" if manager.problem else "starting"
+        return GatewayStatus(
+            state=state,
+            problem=manager.problem or manager.instability,
+            pid=pid,
+            addresses=tuple(map(_url, manager.listeners)),
+            routes=len(routes.http) + len(routes.streams),
+            uptime_seconds=0.0 if pid is None else round(age_seconds(pid), 3),
+            restarts=manager.restarts,
+        )
+
+    async def stats(self) -> GatewayStats | None:
+        """The gateway's request statistics and resource usage; None while HAProxy does not answer."""
+        now = await self._sample()
+        if now is None:
+            return None
+        older = [each for each in self._samples if now.at - each.at >= _LEAST_SECONDS]
+        recent = [each for each in older if now.at - each.at >= _WINDOW_SECONDS]
+        before = recent[-1] if recent else older[0] if older else None
+        if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
+            self._samples.append(now)
+        await self._usages.measure([self.serving_pid])
+        usage = self._usages.of(self.serving_pid)
+        seconds = now.at - before.at if before is not None else 0.0
+        requests, errors = now.requests, now.total.failures
+        return GatewayStats(
+            requests_total=requests,
+            refused_total=now.unrouted,
+            errors_total=errors,
+            requests_per_second=round((requests - before.requests) / seconds, 3) if before else None,
+            errors_per_second=round((errors - before.total.failures) / seconds, 3) if before else None,
+            connections=now.connections,
+            memory_bytes=usage.memory_bytes,
+            cpu_percent=None if usage.cpu_percent is None else round(usage.cpu_percent, 2),
+            replaced_processes=len(self._manager.processes.replaced_pids),
+        )
+
+    async def _sample_often(self) -> None:
+        while True:
+            sample = await self._sample()
+            if sample is None:
+                self._samples.clear()
+            else:
+                self._samples.append(sample)
+                await self._usages.measure([self.serving_pid], memory=False)
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _sample(self) -> _Sample | None:
+        manager = self._manager
+        if not await manager.figures.read():
+            return None
+        counts = manager.counts
+        sample = _Sample(
+            self._core.clock.monotonic(),
+            counts.total(),
+            sum(counts.refused.values()),
+            manager.figures.connections,
+        )
+        if self._samples and sample.requests < self._samples[-1].requests:
+            self._samples.clear()
+        return sample
+
+
+def _url(listener: ListenerSettings) -> str:
+    if listener.bind.startswith("unix:"):
+        return listener.bind
+    scheme = listener.protocol if listener.protocol != HTTP else "https" if listener.tls else "http"
+    return f"{scheme}://{listener.bind}"
+
+
+class RouteReporter:
+    """The figures of routes, from HAProxy's statistics and the workers' counts.
+
+    HAProxy has no histogram of latencies. So those of a route are the latencies of its servers, which include requests
+    of other routes.
+    """
+
+    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, *, answered: bool) -> None:
+        self._services = gateway.routes.services
+        excluded = gateway.routes.routes.excluded
+        self._refused = {each.alias for each in excluded if each.provider == REGISTRATION}
+        self._gateway = gateway
+        self._core = core
+        self._totals = totals
+        self._answered = answered
+        self._queued = gateway.figures.queued
+        self._of_servers: dict[str, Counts] = {}
+
+    def report_of(self, route: Route | StreamRoute) -> RouteReport:
+        """Return the report of a route: its state and request figures. For excluded routes see `report_of_excluded`."""
+        report, health, counts = static_route_report(route), self.health(route), self._gateway.counts
+        is_stream = isinstance(route, StreamRoute)
+        traffic = (counts.streams if is_stream else counts.routes).get(route.alias)
+        changes: Table = {
+            "state": health.status,
+            "waiting": self._queued[route_key(route)],
+        }
+        if not is_stream and self._services is not None and self._services_of(route):
+            changes["registrations"] = self._services.reports(route.alias)
+        if traffic is not None and traffic.requests:
+            total = list(_NONE)
+            for server in dict.fromkeys(target.server for target in route.to if target.server):
+                tally.add(total, self._server_counts(server))
+            changes |= {
+                "requests": traffic.requests,
+                "refused": traffic.errors[REFUSED],
+                "errors": traffic.errors[CONNECT] if is_stream else traffic.failures,
+                "p50_seconds": latency_seconds(total, _NONE, 0.5),
+                "p99_seconds": latency_seconds(total, _NONE, 0.99),
+            }
+        return replace(report, **changes)
+
+    def health(self, route: Route | StreamRoute) -> RouteHealth:
+        """The health of the route's best backend; ERROR if the gateway does not answer.
+
+        Registered services count, too, even if they get no requests now.
+        """
+        if not self._answered:
+            return RouteHealth(
+                status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_unavailable}"
+            )
+        if isinstance(route, Route) and route.redirect is not None:
+            return RouteHealth(status=HEALTHY)
+        services = self._services_of(route) if isinstance(route, Route) else []
+        probed = {each.url: each.health for each in services if each.is_serving and each.is_probed}
+        found, hosts = [], self._gateway.hosts
+        for target in route.to:
+            health = self._health(route, target.key)
+            is_active = hosts.host_record(target.key).state == RequestedBackendState.ACTIVE
+            found.append(probed.get(target.key, health) if health.status == UNKNOWN and is_active else health)
+        return route_health([*found, *(each.health for each in services if not each.is_serving)])
+
+    def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
+        """The report of an excluded route, with the registered services that defined it, if any."""
+        report = static_route_report(route)
+        if self._services is None or route.provider != REGISTRATION:
+            return report
+        return replace(report, registrations=self._services.reports(route.alias) or None)
+
+    def _services_of(self, route: Route | StreamRoute) -> Sequence[RoutedService]:
+        if self._services is None or route.alias in self._refused:
+            return ()
+        return self._services.of(route.alias)
+
+    def _server_counts(self, server: str) -> Counts:
+        if server not in self._of_servers:
+            found, entry = list(_NONE), self._core.entries.get(server)
+            if entry is not None:
+                found = self._totals.counts_of_ended_workers(entry)
+                for counts in worker_counts(self._core, entry):
+                    tally.add(found, counts)
+            self._of_servers[server] = found
+        return self._of_servers[server]
+
+    def _health(self, route: Route | StreamRoute, key: str) -> RouteHealth:
+        entry, found = self._core.entries.get(key), self._gateway.targets.health(route, key)
+        if entry is None:
+            return replace(found, latency_seconds=self._gateway.probes.latency_seconds(key))
+        own = health_reported_for_route(self._core, entry)
+        if own.status == found.status:
+            return own
+        return replace(own, status=found.status, detail=found.detail or own.detail)

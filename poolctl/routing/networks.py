@@ -1,0 +1,26 @@
+"""Networks of addresses, as in `allow` and `trusted_proxies`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+EVERY = "*"
+UNIX = "unix"  # as one of `trusted_proxies`: the peers of Unix sockets, which have no address
+
+
+@lru_cache(maxsize=4096)
+def is_within(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether the address is in one of the networks. "*" contains every address; the address "" is in no network."""
+    try:
+        given = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(given, IPv6Address):
+        given = given.ipv4_mapped or given
+    return EVERY in networks or any(given in _network(each) for each in networks if each != UNIX)
+
+
+@lru_cache(maxsize=1024)
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text, strict=False)

