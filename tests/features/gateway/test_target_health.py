@@ -92,8 +92,8 @@ def test_target_that_cannot_be_reached_is_unhealthy_for_a_stated_reason_until_it
     url = f"http://127.0.0.1:{service.server_port}"
     gateway.start(f'[[route]]\nalias = "out"\nto = "{url}"\n')
     assert state(gateway) == (3, "unknown")
-    assert gateway.get("/").status == 503
-    gateway.until(lambda: state(gateway) == (3, "unhealthy"))
+    # Of a HAProxy that is just being replaced, no failure counts.
+    gateway.until(lambda: gateway.get("/").status == 503 and state(gateway) == (3, "unhealthy"))
 
     def why() -> str:
         (host,) = gateway.pool.ok("backends", "-o", "json").json["items"]

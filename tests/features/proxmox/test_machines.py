@@ -167,6 +167,7 @@ to = "http://127.0.0.1:{machines.port}"
     )
     real_pool.ok("start", env={"PVE_TOKEN": TOKEN})
     until(lambda: any(each["machines"] for each in real_pool.ok("routes", "-o", "json").json["items"]))
+    real_pool.ok("reload", env={"PVE_TOKEN": TOKEN})  # returns when HAProxy has followed
     with ThreadPoolExecutor(3) as threads:
         replies = []
         if is_asked:

@@ -57,7 +57,10 @@ class AwaitedTargets:
     def open_listeners(self) -> Mapping[str, str]:
         """Open a listener for each target, and close all others; returns their addresses in HAProxy's syntax."""
         known = self.machines.states.keys() if self.machines is not None else self._unknown
+        woken_before_it_was_known = self._unknown & known & self._wakes.keys()
         self._unknown -= known | self._core.entries.keys()
+        for key in woken_before_it_was_known:
+            self.start(key)
         keys = [*self._keys()]
         self._listeners.close_others(keys)
         return {key: self._listeners.of(key).address for key in keys}
