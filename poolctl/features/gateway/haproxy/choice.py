@@ -8,12 +8,12 @@ one of these up to the first place that may be read in two ways.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from poolctl.routing import match
 from poolctl.routing.route import HTTPS, Route
 
-from .syntax import argument, line_groups, quoted, test_of
+from .syntax import argument, line_groups, matches, quoted
 
 # HAProxy has decoded what need not be escaped, and writes escapes in upper case.
 _AMBIGUOUS = r"//|;|%2F|%5C"
@@ -41,12 +41,12 @@ def reading_rules(routes: Iterable[Route]) -> Iterator[str]:
             yield f"    http-request set-var({variable}) {value} if {{ path -m reg {quoted(_AMBIGUOUS)} }}"
 
 
-def choice_rules(sections: Sections, no_route: str) -> Iterator[str]:
+def choice_rules(sections: Sections, mapped: Set[str], no_route: str) -> Iterator[str]:
     """Lines that send each request to the section of its route; `sections` are in the order of the routes' precedence.
 
-    Those whose readings differ go to the section `no_route`, those without a route nowhere.
+    Those whose readings differ go to the section `no_route`, those without a route nowhere. `mapped` are the aliases of
+    the routes that are looked up in a file (see `mapped_aliases` and `map_files`).
     """
-    mapped = _mapped_aliases([route for route, _ in sections])
     has_paths = any(match.normal_prefix(route.path) != "/" for route, _ in sections)
     unless = f"!{_SEVERAL}" if has_paths else ""
     tried = [(route, section) for route, section in sections if route.alias not in mapped]
@@ -59,9 +59,8 @@ def choice_rules(sections: Sections, no_route: str) -> Iterator[str]:
             yield from _rules_for_readings(route, section, no_route)
 
 
-def map_files(sections: Sections) -> Mapping[str, str]:
+def map_files(sections: Sections, mapped: Set[str]) -> Mapping[str, str]:
     """The files that the lines of `choice_rules` read, by name."""
-    mapped = _mapped_aliases([route for route, _ in sections])
     lines = [f"{_map_key(route)} {section}\n" for route, section in sections if route.alias in mapped]
     return {_MAP: "".join(lines)} if lines else {}
 
@@ -70,7 +69,7 @@ def use_backend_rules(section: str, route: Route, scope: str = "txn", last: str 
     """Lines that send requests which meet the conditions of the route, and the condition `last`, to this section."""
     conditions = [*_host_conditions(route, scope)]
     if (prefix := match.normal_prefix(route.path)) != "/":
-        conditions.append(test_of(f"var({_AS_IT_IS})", "beg", f"{prefix}/"))
+        conditions.append(matches(f"var({_AS_IT_IS})", "beg", f"{prefix}/"))
     for number, header in enumerate(route.headers):
         value = f"str -- {quoted(header.value)}" if header.value else "found"
         yield f"    acl {section}:header:{number} {quoted(f'req.fhdr({argument(header.name)})')} -m {value}"
@@ -85,7 +84,7 @@ def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[s
     if (prefix := match.normal_prefix(route.path)) == "/":
         yield _use_backend(section, _SEVERAL, *conditions)
         return
-    each = [test_of(f"var({variable})", "beg", f"{prefix}/") for variable in (_AS_IT_IS, *_OTHERS)]
+    each = [matches(f"var({variable})", "beg", f"{prefix}/") for variable in (_AS_IT_IS, *_OTHERS)]
     yield _use_backend(section, _SEVERAL, *conditions, *each)
     for test in each:
         yield f"    acl {section}:reading {test.strip('{} ')}"
@@ -102,26 +101,26 @@ def _rules_of_map(no_route: str, *, has_paths: bool) -> Iterator[str]:
     for number in range(1, len(variables)):
         same = f"{{ var(txn.section0),strcmp(txn.section{number}) eq 0 }}"
         yield _use_backend(no_route, _SEVERAL, f"!{same}")
-    yield _use_backend("%[var(txn.section0)]", "!" + test_of("var(txn.section0)", "str", "-"))
+    yield _use_backend("%[var(txn.section0)]", "!" + matches("var(txn.section0)", "str", "-"))
 
 
 def _host_conditions(route: Route, scope: str = "txn") -> Iterator[str]:
     pattern = match.host_pattern(route.host)
     if pattern.tier == match.EXACT:
-        yield test_of(f"var({scope}.host)", "str", pattern.text)
+        yield matches(f"var({scope}.host)", "str", pattern.text)
     elif pattern.tier == match.LABEL:
-        yield test_of(f"var({scope}.label)", "str", pattern.text)
+        yield matches(f"var({scope}.label)", "str", pattern.text)
     elif pattern.tier == match.DOMAIN:
-        yield test_of(f"var({scope}.name)", "end", f".{pattern.text}")
-        yield "!" + test_of(f"var({scope}.name)", "beg", ".")
+        yield matches(f"var({scope}.name)", "end", f".{pattern.text}")
+        yield "!" + matches(f"var({scope}.name)", "beg", ".")
     elif pattern.tier != match.DEFAULT:
         expression = ".+".join(map(re.escape, pattern.text.split("*")))
-        yield test_of(f"var({scope}.host)", "reg", f"^{expression}$")
+        yield matches(f"var({scope}.host)", "reg", f"^{expression}$")
 
 
 def _other_conditions(section: str, route: Route) -> Iterator[str]:
     if route.redirects_to_https:
-        yield "!" + test_of("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS)
+        yield "!" + matches("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS)
     # There may be many of these, and a line has room for their names.
     if route.methods:
         yield f"{section}:method"
@@ -134,7 +133,7 @@ def _use_backend(section: str, *conditions: str) -> str:
     return f"    use_backend {section}{' if ' if given else ''}{given}"
 
 
-def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
+def mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
     """The aliases of the routes that HAProxy looks up in a map file; empty if too few routes are suitable.
 
     A route is suitable if its host has no wildcard, and no route of the host has a condition other than the path.

@@ -22,7 +22,7 @@ from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts,
 
 from ..settings import HTTP, Endpoint, GatewaySettings
 from .access_log import access_log_rules
-from .choice import choice_rules, map_files, reading_rules, use_backend_rules
+from .choice import choice_rules, map_files, mapped_aliases, reading_rules, use_backend_rules
 from .forwarding import forwarding_rules
 from .limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
 from .listeners import HaproxyListener, misdirected_request_rules, proxy_protocol_rules
@@ -33,9 +33,9 @@ from .syntax import (
     line_groups,
     literal,
     longest_duration,
+    matches,
     network_groups,
     quoted,
-    test_of,
     unique_name,
 )
 
@@ -475,11 +475,11 @@ def _prefix_rules(prefix: str) -> Iterator[str]:
     yield "    http-request set-var(txn.authority) req.fhdr(host)"
     place = "res.fhdr(location)"
     path, host = _quoted_converter("^https?://[^/?#]*"), f"{_quoted_converter('^https?://')},field(1,/)"
-    has_prefix = test_of(f"{place},{path}", "reg", f"^{re.escape(prefix)}([/?#]|$)")
+    has_prefix = matches(f"{place},{path}", "reg", f"^{re.escape(prefix)}([/?#]|$)")
     same_host = f"{{ {place},{host},strcmp(txn.authority) eq 0 }}"
     added = literal(prefix)
     for pattern, value, condition in (
-        ("^(/.*)$", rf"{added}\1", test_of(place, "reg", "^/([^/]|$)")),
+        ("^(/.*)$", rf"{added}\1", matches(place, "reg", "^/([^/]|$)")),
         ("^(https?://[^/?#]+)(.*)$", rf"\1{added}\2", same_host),
     ):
         change = f"replace-header Location {quoted(pattern)} {quoted(value)}"
@@ -617,6 +617,7 @@ def configuration_of(
     """
     ordered, names = match.in_order(routes), set[str]()
     backends = [(route, _route_backend(route, names, addresses, keys)) for route in ordered]
+    chosen, mapped = [(route, section.name) for route, section in backends], mapped_aliases(ordered)
     fronts = [each for each in listeners if not (each.alias or each.passes_tls)]
     passing = [each for each in listeners if each.passes_tls]
     passed = [_passing_backend(route, names, addresses) for route in ordered] if passing else []
@@ -636,7 +637,7 @@ def configuration_of(
             *_request_rules_before_routing(settings, fronts, ordered),
             *_failure_rules(_ALWAYS_FAILURES),
         ]
-        lines += choice_rules([(route, section.name) for route, section in backends], NO_ROUTE)
+        lines += choice_rules(chosen, mapped, NO_ROUTE)
         lines += [
             f"    default_backend {NO_ROUTE}",
             "",
@@ -663,7 +664,7 @@ def configuration_of(
     ]
     files = {name: text for each in listeners for name, text in each.files.items()}
     if fronts:
-        files |= map_files([(route, section.name) for route, section in backends])
+        files |= map_files(chosen, mapped)
     if any(map(answers_for_sleeping, ordered)):
         files[SLEEPING] = ""
     if any(route.waiting_page for route in ordered):

@@ -66,6 +66,6 @@ def network_groups(networks: Sequence[str]) -> Iterator[str]:
     yield from line_groups(networks)
 
 
-def test_of(fetch: str, method: str, value: str) -> str:
+def matches(fetch: str, method: str, value: str) -> str:
     """A condition: what HAProxy fetches matches the value by this method."""
     return f"{{ {fetch} -m {method} -- {quoted(value)} }}"
