@@ -7,9 +7,7 @@ import json
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +23,7 @@ from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import ROUTES, GatewayPool
+from tests.features.gateway.other_machine import backend
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
@@ -39,38 +38,6 @@ def load(gateway: GatewayPool, mode: str = "keep_alive", **options: object) -> L
     return Load(
         [gateway.port], mode, **{"paths": ["/one", "/two"], "connections": 8, "pause": 0.002, **options}
     )
-
-
-@contextmanager
-def backend(text: bytes) -> Iterator[int]:
-    """The port of a server of another machine, which answers every request with this text."""
-    ready, over = threading.Event(), threading.Event()
-    port = claim_port()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-            writer.write(head % len(text) + text)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has left
-        finally:
-            writer.close()
-
-    async def serve() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", port)
-        ready.set()
-        await asyncio.to_thread(over.wait)
-        server.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert ready.wait(60)
-        yield port
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -91,19 +91,16 @@ def machines(real_pool: RealPool, tmp_path: Path) -> Iterator[Machines]:
     assert not left, f"processes of the pool were left: {left}"
 
 
-@pytest.mark.capability
-def test_request_starts_the_container_of_its_route_and_is_answered_by_it(
-    real_pool: RealPool, machines: Machines, until: Until
-) -> None:
-    cluster, port = machines.cluster, claim_port()
-    real_pool.write(
+def write_route_to(machines: Machines, pool: RealPool, port: int) -> None:
+    """Write a pool whose gateway at the port has a route to the container."""
+    pool.write(
         "pool.toml",
         f"""
 [gateway]
 bind = "127.0.0.1:{port}"
 [proxmox]
-url = "https://localhost:{cluster.port}"
-verify = "{cluster.cert}"
+url = "https://localhost:{machines.cluster.port}"
+verify = "{machines.cluster.cert}"
 token_env = "PVE_TOKEN"
 refresh = "300ms"
 timeout = "30s"
@@ -112,6 +109,14 @@ alias = "web"
 to = "http://127.0.0.1:{machines.port}"
 """,
     )
+
+
+@pytest.mark.capability
+def test_request_starts_the_container_of_its_route_and_is_answered_by_it(
+    real_pool: RealPool, machines: Machines, until: Until
+) -> None:
+    cluster, port = machines.cluster, claim_port()
+    write_route_to(machines, real_pool, port)
     real_pool.ok("start", env={"PVE_TOKEN": TOKEN})
     (route,) = until(
         lambda: [each for each in real_pool.ok("routes", "-o", "json").json["items"] if each["machines"]]
@@ -149,22 +154,7 @@ def test_requests_wait_for_their_container_while_the_supervisor_is_replaced(
     real_pool: RealPool, machines: Machines, until: Until, is_asked: bool
 ) -> None:
     cluster, port = machines.cluster, claim_port()
-    real_pool.write(
-        "pool.toml",
-        f"""
-[gateway]
-bind = "127.0.0.1:{port}"
-[proxmox]
-url = "https://localhost:{cluster.port}"
-verify = "{cluster.cert}"
-token_env = "PVE_TOKEN"
-refresh = "300ms"
-timeout = "30s"
-[[route]]
-alias = "web"
-to = "http://127.0.0.1:{machines.port}"
-""",
-    )
+    write_route_to(machines, real_pool, port)
     real_pool.ok("start", env={"PVE_TOKEN": TOKEN})
     until(lambda: any(each["machines"] for each in real_pool.ok("routes", "-o", "json").json["items"]))
     real_pool.ok("reload", env={"PVE_TOKEN": TOKEN})  # returns when HAProxy has followed
