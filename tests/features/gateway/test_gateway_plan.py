@@ -21,6 +21,7 @@ from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
     GatewayPlan,
+    OpenListeners,
     plan_of,
     settings_of,
 )
@@ -81,6 +82,10 @@ def plan(*listeners: ListenerSettings, **more: Any) -> GatewayPlan:
     return GatewayPlan(settings, by_key(*listeners), more.get("streams", {}), more.get("certificates", ()))
 
 
+async def released(listeners: OpenListeners) -> bool:
+    return True
+
+
 def is_open(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
@@ -91,7 +96,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
         port = claim_port()
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
         store: Any = Store()
-        listeners = GatewayListeners(store)
+        listeners = GatewayListeners(store, released)
         for wanted in (narrow, wide, narrow):
             assert await listeners.open_missing(by_key(wanted)) == []
             assert listeners.settings == by_key(wanted)
@@ -105,7 +110,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
 
 def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
     async def scenario() -> None:
-        listeners, path = GatewayListeners(Store()), tmp_path / "g.sock"
+        listeners, path = GatewayListeners(Store(), released), tmp_path / "g.sock"
         inodes = set()
         for mode in ("0666", "0600", "0660"):
             tables = Tables(
@@ -143,7 +148,7 @@ def test_address_without_a_host_is_open_for_both_families() -> None:
     }  # fmt: skip
 
     async def scenario() -> None:
-        listeners, port = GatewayListeners(Store()), claim_port()
+        listeners, port = GatewayListeners(Store(), released), claim_port()
         narrow = http(f"0.0.0.0:{port}")
         for wanted in (replace(narrow, dual=True), narrow, replace(narrow, dual=True)):
             assert await listeners.open_missing(by_key(wanted)) == []
@@ -159,7 +164,7 @@ def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> No
         port = claim_port()
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
         store: Any = Store()
-        listeners = GatewayListeners(store)
+        listeners = GatewayListeners(store, released)
         assert await listeners.open_missing(by_key(narrow)) == []
         with socket.create_server(("127.0.0.2", port)):
             (error,) = await listeners.open_missing(by_key(wide))
@@ -273,7 +278,7 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
     async def scenario() -> None:
         listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
         store: Any = Predecessors(*listeners)
-        made = GatewayListeners(store)
+        made = GatewayListeners(store, released)
         await made.adopt()
         assert made.settings == by_key(*listeners)
         sockets = {each.key: made.of(each.key) for each in listeners}
@@ -295,7 +300,7 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
 def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
     async def scenario() -> None:
         store: Any = Store()
-        listeners, plain = GatewayListeners(store), http(f"127.0.0.1:{claim_port()}")
+        listeners, plain = GatewayListeners(store, released), http(f"127.0.0.1:{claim_port()}")
         assert await listeners.open_missing(by_key(plain)) == []
         sockets = [*listeners.of(plain.key)]
         secure = replace(plain, tls=True)
@@ -315,7 +320,10 @@ def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
 def test_datagrams_and_connections_share_a_port() -> None:
     async def scenario() -> None:
         bind = f"127.0.0.1:{claim_port()}"
-        listeners, stream = GatewayListeners(Store()), ListenerSettings(bind=bind, protocol=UDP, alias="dns")
+        listeners, stream = (
+            GatewayListeners(Store(), released),
+            ListenerSettings(bind=bind, protocol=UDP, alias="dns"),
+        )
         assert await listeners.open_missing(by_key(http(bind))) == []
         assert await listeners.open_missing(by_key(stream)) == []
         assert listeners.settings == by_key(http(bind), stream)
@@ -328,9 +336,12 @@ def test_datagrams_and_connections_share_a_port() -> None:
 
 
 def test_closed_listener_refuses_connections_although_another_process_has_a_duplicate() -> None:
+    async def kept(listeners: OpenListeners) -> bool:
+        return False
+
     async def scenario() -> None:
         port = claim_port()
-        listeners, listener = GatewayListeners(Store()), http(f"127.0.0.1:{port}")
+        listeners, listener = GatewayListeners(Store(), kept), http(f"127.0.0.1:{port}")
         assert await listeners.open_missing(by_key(listener)) == []
         (sock,) = listeners.of(listener.key)
         with sock.dup():

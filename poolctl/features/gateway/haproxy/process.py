@@ -84,11 +84,13 @@ class HaproxyProcess(HelperChild):
     """A HAProxy process, which answers commands on the runtime socket at `path`.
 
     It may also be a process that has a parent other than the keeper. Raises ProcessLookupError if it has ended before.
+    `accepts` is whether it may have listeners.
     """
 
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
+        self.accepts = bool(path)
         self._fd = os.pidfd_open(self.pid)
         if process_start(self.pid) != known["start"]:
             os.close(self._fd)
@@ -161,6 +163,7 @@ class HaproxyProcess(HelperChild):
         for row in await self.statistics():
             if row["svname"] == "FRONTEND":
                 await self.ask(f"shutdown frontend {row['pxname']}")
+        self.accepts = False
         return any(int(row["scur"] or 0) for row in await self.statistics() if row["svname"] == "FRONTEND")
 
 
@@ -224,6 +227,11 @@ class HaproxyProcesses:
         self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
         # With the task that is done when no idle client is connected to it. The oldest first.
         self._replaced: dict[HaproxyProcess, asyncio.Task[None]] = {}
+
+    @property
+    def replaced_accept(self) -> bool:
+        """Whether a replaced process may have listeners."""
+        return any(each.accepts for each in self._replaced)
 
     @property
     def replaced_pids(self) -> list[int]:

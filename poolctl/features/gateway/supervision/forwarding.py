@@ -81,6 +81,12 @@ class Forwarding(HelperOwner[HelperProcess]):
         if begins_or_ends:
             self._helper.reconcile()
 
+    async def release(self, names: Collection[OrderName]) -> None:
+        """Withdraw these orders; returns when the forwarder has closed their sockets. Raises LinkLost, Refused."""
+        if self._orders is not None and self._orders.keys() & names:
+            self.apply({name: order for name, order in self._orders.items() if name not in names})
+            await self.wait_until_applied()
+
     async def wait_until_applied(self) -> None:
         """Wait until the forwarder has carried out all orders. Raises LinkLost if it does not run."""
         await (await self._helper.wait_until_up()).wait_until_performed()

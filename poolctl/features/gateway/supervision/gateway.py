@@ -60,7 +60,7 @@ from .forwarding import (
     orphaned_forwarders,
 )
 from .hosts import HostStates
-from .listeners import GatewayListeners, GatewayPlan, plan_of, put_listeners
+from .listeners import GatewayListeners, GatewayPlan, OpenListeners, plan_of, put_listeners
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
 from .targets import SLEEPING, Targets, facts_of
@@ -73,6 +73,8 @@ _SERVES_SECONDS = 10.0
 _IN_FORCE_SECONDS = 20.0
 # A hung HAProxy must not delay the stop of a server for longer. An idle client of a replaced one needs two seconds.
 _LEAVING_SECONDS = 5.0
+# If HAProxy or the forwarder hangs, its listeners are closed nevertheless.
+_RELEASES_SECONDS = 2.0
 # A request that HAProxy has just sent is on its way to the backlog, from which no other worker accepts.
 _ARRIVES_SECONDS = 0.05
 # HAProxy reports no event when it shows a waiting page.
@@ -128,7 +130,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.processes.on_too_many = self._record_ended_process
         self.processes.on_refused_server = self._record_refused_server
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
-        self._listeners = GatewayListeners(environment.keeper)
+        self._listeners = GatewayListeners(environment.keeper, self._release_listeners)
         self._names = HostNames(self._update)
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
@@ -355,6 +357,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._helper.reconcile()
 
     async def settings(self) -> str | None:
+        await self.routes.wait_until_current()  # their streams have listeners
         if self._is_outdated:
             self._is_outdated = False
             try:
@@ -366,7 +369,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self.forwarding.apply({})
             await self._listeners.close_others(())
             return None
-        await self.routes.wait_until_current()
         self._has_changed = False
         setup = self.processes.wanted = await self._build_setup(plan)
         if setup.shows_waiting_page and self._waking is None:
@@ -536,6 +538,27 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             seconds = _RETRY_SECONDS if self._unserved else _RENEWAL_SECONDS
             self._again = asyncio.get_running_loop().call_later(seconds, self._reconcile)
 
+    async def _release_listeners(self, listeners: OpenListeners) -> bool:
+        """Have HAProxy and the forwarder close these listeners, and return whether they do.
+
+        A HAProxy with one of them closes all its listeners, and is replaced.
+        """
+        if (process := self.gateway) is None:
+            return False
+        with contextlib.suppress(HaproxyRefusal, LinkLost, Refused, TimeoutError):
+            async with asyncio.timeout(_RELEASES_SECONDS):
+                await self.forwarding.release([(HOLD, key) for key in listeners])
+                if process.accepts and self._has_any(listeners):
+                    process.mark = ""
+                    await process.stop_accepting()
+                return not self.processes.replaced_accept
+        return False
+
+    def _has_any(self, listeners: OpenListeners) -> bool:
+        """Whether the HAProxy in use has one of these listeners, or may have."""
+        inodes = {os.fstat(each.fileno()).st_ino for sockets in listeners.values() for each in sockets}
+        return self._setup is None or not inodes.isdisjoint(self._setup.inodes)
+
     def _note_unserved(self, failures: Iterable[ServerError]) -> None:
         self._unserved = tuple(failures)
         problem = "; ".join(each.message for each in self._unserved)
@@ -568,9 +591,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         """Refuse new connections; returns when the open connections have ended, within `drain_timeout`."""
         self._stop_changing()
         process, plan, setup = self.gateway, self._current, self._setup
-        if process is not None:
-            with contextlib.suppress(HaproxyRefusal):
-                await process.stop_accepting()
         await self._listeners.close_others(())
         if plan is not None:
             backends = setup.configuration.backends if setup is not None else ()

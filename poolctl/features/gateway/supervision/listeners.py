@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -37,6 +37,9 @@ from ..settings import HTTP, UDP, GatewaySettings, ListenerSettings
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
+
+# Listeners by their keys.
+OpenListeners = Mapping[str, Sequence[socket.socket]]
 
 
 class Certificate(NamedTuple):
@@ -256,10 +259,14 @@ def _without_password(key: bytes, path: str, password: str) -> bytes:
 
 
 class GatewayListeners:
-    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings)."""
+    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings).
 
-    def __init__(self, keeper: Link) -> None:
+    Before listeners are closed, `release` has other processes close their duplicates; it returns whether they do.
+    """
+
+    def __init__(self, keeper: Link, release: Callable[[OpenListeners], Awaitable[bool]]) -> None:
         self._keeper = keeper
+        self._release = release
         self._opener = Opener()
         self.settings: dict[str, ListenerSettings] = {}
         self._open: dict[str, list[socket.socket]] = {}
@@ -346,11 +353,15 @@ class GatewayListeners:
         """Close all listeners that are not in `wanted`; connections to them are refused from now on."""
         await self._close([key for key in self._open if key not in wanted])
 
-    async def _close(self, keys: Iterable[str]) -> None:
+    async def _close(self, keys: Sequence[str]) -> None:
+        # A duplicate that HAProxy has closed stays in its epoll(7) set as long as another process has the listener. If
+        # that is shut down, HAProxy takes the event for one of the connection that got the same number, and closes it.
+        is_released = not keys or await self._release({key: self._open[key] for key in keys})
         for key in keys:
             del self.settings[key]
             sockets = self._open.pop(key)
-            refuse_new_connections(sockets)  # the gateway's process has duplicates
+            if not is_released:
+                refuse_new_connections(sockets)
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
