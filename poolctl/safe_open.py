@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 
 _DIRECTORY_MODE = 0o750
@@ -41,7 +42,7 @@ def open_parent_directory(path: str, *, follow_last: bool = False) -> Iterator[t
     With `follow_last` a link at the end of the path is followed. Raises OSError; UnsafePath for a link that another
     user may have created.
     """
-    fd, name = _open_parent(path, make=False, follow_last=follow_last)
+    fd, name = _open_parent(path, follow_last=follow_last)
     try:
         yield fd, name
     finally:
@@ -49,22 +50,38 @@ def open_parent_directory(path: str, *, follow_last: bool = False) -> Iterator[t
 
 
 def open_file(
-    path: str, flags: int, mode: int = 0o640, *, suffix: str = "", owner: Owner | None = None
+    path: str,
+    flags: int,
+    mode: int = 0o640,
+    *,
+    suffix: str = "",
+    owner: Owner | None = None,
+    below: str | None = None,
 ) -> int:
     """Open the file at `path`, and return its descriptor; with O_CREAT in `flags`, also create missing directories.
 
-    New directories belong to `owner`, by default to this process's user. With a `suffix`, open the file whose name has
-    this suffix, next to the file to which the path leads. Raises OSError. The subclass UnsafePath means that another
-    user may have planted the file or a link on its path.
+    New directories belong to `owner`, by default to this process's user. With `below`, a directory on the path, only
+    those in it are created. With a `suffix`, open the file whose name has this suffix, next to the file to which the
+    path leads. Raises OSError. The subclass UnsafePath means that another user may have planted the file or a link on
+    its path.
     """
-    return _open(path, flags, mode, any_owner=False, suffix=suffix, owner=owner)
+    return _open(path, flags, mode, any_owner=False, suffix=suffix, owner=owner, below=below)
 
 
 def _open(
-    path: str, flags: int, mode: int, *, any_owner: bool, suffix: str = "", owner: Owner | None = None
+    path: str,
+    flags: int,
+    mode: int,
+    *,
+    any_owner: bool,
+    suffix: str = "",
+    owner: Owner | None = None,
+    below: str | None = None,
 ) -> int:
-    make = bool(flags & os.O_CREAT)
-    directory, name = _open_parent(path, make=make, follow_last=True, suffix=suffix, owner=owner)
+    most_made = 0
+    if flags & os.O_CREAT:
+        most_made = sys.maxsize if below is None else len(_parts(path)) - len(_parts(below)) - 1
+    directory, name = _open_parent(path, most_made=most_made, follow_last=True, suffix=suffix, owner=owner)
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
@@ -131,7 +148,7 @@ def open_directory(path: str) -> int:
     if os.geteuid() != 0:
         return os.open(path, anywhere)
     try:
-        return _open_parent(f"{path}/.d", make=False, follow_last=False)[0]
+        return _open_parent(f"{path}/.d", follow_last=False)[0]
     except UnsafePath as refused:
         return _open_if_link_owner_matches(path, anywhere, refused)
 
@@ -151,8 +168,9 @@ def _open_if_link_owner_matches(path: str, flags: int, refused: UnsafePath) -> i
 
 
 def _open_parent(
-    path: str, *, make: bool, follow_last: bool, suffix: str = "", owner: Owner | None = None
+    path: str, *, follow_last: bool, most_made: int = 0, suffix: str = "", owner: Owner | None = None
 ) -> tuple[int, str]:
+    """A descriptor of the directory of a file, and the file's name in it; the last `most_made` directories are made."""
     fd = os.open("/", _TO_DIRECTORY)
     left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
@@ -171,6 +189,7 @@ def _open_parent(
                     break
                 left, suffix = [left[0] + suffix], ""
             else:
+                make = len(left) - 1 <= most_made
                 fd = _exchange_for_subdirectory(fd, left.pop(0), make=make, owner=owner)
     except BaseException:
         os.close(fd)

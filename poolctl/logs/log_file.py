@@ -142,7 +142,7 @@ class LogFile:
             if self._pool_directory is not None:
                 recreate_pool_directory(self._pool_directory)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            self._fd = open_file(self.path, flags, _FILE_MODE, owner=self._owner)
+            self._fd = open_file(self.path, flags, _FILE_MODE, owner=self._owner, below=self._pool_directory)
             status = os.fstat(self._fd)
         except OSError as error:
             self.error = error.strerror or str(error)

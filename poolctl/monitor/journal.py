@@ -143,8 +143,8 @@ class JournalEvent(NamedTuple):
 class Journal:
     """Appends events to the file at `path`; rotated files are `path.1` (the newest) to `path.keep`.
 
-    Never raises OSError: `lost` counts the events that could not be written since the last successful write, and
-    `error` says why.
+    A missing directory is created, private if it is `pool_directory` (see LogFile). Never raises OSError: `lost` counts
+    the events that could not be written since the last successful write, and `error` says why.
     """
 
     def __init__(
@@ -154,24 +154,27 @@ class Journal:
         max_size_bytes: int = MAX_SIZE_BYTES,
         keep: int = KEEP,
         max_age_seconds: float = 0,
+        pool_directory: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.path = path
         self.lost = 0
         self._file = LogFile(
-            path, max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds, clock=clock
-        )
+            path, max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds,
+            pool_directory=pool_directory, clock=clock,
+        )  # fmt: skip
 
     @classmethod
-    def configured(cls, table: EventsTable | None, path: str) -> Journal:
+    def configured(cls, table: EventsTable | None, path: str, pool_directory: str | None = None) -> Journal:
         """The journal configured by [events]; `path` is used if the table names no file."""
         if table is None:
-            return cls(path)
+            return cls(path, pool_directory=pool_directory)
         return cls(
             table.path or path,
             max_size_bytes=table.max_size,
             keep=table.keep,
             max_age_seconds=table.max_age or 0,
+            pool_directory=pool_directory,
         )
 
     def __repr__(self) -> str:

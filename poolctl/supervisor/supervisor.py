@@ -272,8 +272,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.core.withdraw_canaries_of_previous_supervisor()
 
     def _set_journal(self, tables: Tables) -> None:
-        path = os.path.join(self._environment.state_directory, JOURNAL)
-        self.events.write_to(Journal.configured(tables.get(EventsTable), path))
+        environment = self._environment
+        path = os.path.join(environment.state_directory, JOURNAL)
+        journal = Journal.configured(tables.get(EventsTable), path, environment.directory)
+        self.events.write_to(journal)
 
     async def _register_verbs_and_serve_metrics(self) -> None:
         context = VerbContext(

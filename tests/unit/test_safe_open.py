@@ -328,6 +328,18 @@ def test_relative_path_starts_at_the_working_directory(ours: Path, monkeypatch: 
     os.close(fd)
 
 
+def test_only_directories_below_the_one_that_must_exist_are_made(tmp_path: Path) -> None:
+    """Someone may remove a pool's directory at any time: whatever is made anew has to be private."""
+    pool, flags = tmp_path / "run" / "pool", os.O_WRONLY | os.O_CREAT
+    for log in (pool / "gateway.log", pool / "state" / "logs" / "web.log"):
+        with pytest.raises(FileNotFoundError):
+            open_file(str(log), flags, below=str(pool))
+        assert not (tmp_path / "run").exists()
+    pool.mkdir(parents=True)
+    os.close(open_file(str(log), flags, below=str(pool)))
+    assert log.exists()
+
+
 def test_file_of_a_third_user_is_read_but_not_written(theirs: Path) -> None:
     strange = theirs / "web.log"
     strange.write_text("x")

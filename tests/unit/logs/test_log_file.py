@@ -383,13 +383,17 @@ def test_stored_part_of_a_block_is_where_the_log_ends_with_its_beginning(
 
 def test_block_is_looked_for_without_copying_the_log_for_each_line_that_begins_alike(path: Path) -> None:
     path.parent.mkdir()
+    of_one_moment = repeated("", LINES[0].decode(), "")
+
+    def store(length: int) -> bytes:
+        text = of_one_moment(length).encode()
+        path.with_name(str(len(text))).write_bytes(text)
+        return text
 
     def find(text: bytes) -> None:
-        path.write_bytes(text)
-        assert stored_part(str(path), LINES[1] + text) == 0
+        assert stored_part(str(path.with_name(str(len(text)))), LINES[1] + text) == 0
 
-    of_one_moment = repeated("", LINES[0].decode(), "")
-    assert not grows_too_fast(find, lambda length: of_one_moment(length).encode(), large=400_000)
+    assert not grows_too_fast(find, store, large=400_000)
 
 
 def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Path) -> None:
