@@ -226,7 +226,7 @@ def test_paths_are_absolute_and_links_stay_unresolved(
         ({"docker-compose.yml": "services: {web: {image: x}}\n"}, ["pool.toml"]),
         ({"more.toml": "[[server]]\n"}, ["more.toml", "pool.toml"]),
         ({"more.toml": "[[sevrer]]\n", "b.json": "[]"}, ["b.json", "more.toml", "pool.toml"]),
-        ({"a.yaml": "gateway: {bind: ':1'}\n", "b.toml": "broken ["}, ["a.yaml", "b.toml", "pool.toml"]),
+        ({"a.yaml": "events: {keep: 1}\n", "b.toml": "broken ["}, ["a.yaml", "b.toml", "pool.toml"]),
         ({"pyproject.toml": "[tool.poolctl.pool]\n"}, ["pool.toml", "pyproject.toml"]),
     ],
 )

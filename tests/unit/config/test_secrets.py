@@ -54,8 +54,8 @@ def test_no_other_key_of_a_server_names_a_variable() -> None:
 def test_names_are_found_in_the_text_of_files_and_directories(tmp_path: Path) -> None:
     certificates = """tls = [{ cert = "c", password_env = "B" }, { cert = "d", password_env='D' }]\n"""
     (tmp_path / "pool.toml").write_text(FILE + certificates)
-    (tmp_path / "more.json").write_text('{"operator": {"token_env": "J"}}')
-    (tmp_path / "more.yaml").write_text("operator:\n  token_env: Y\n")
+    (tmp_path / "more.json").write_text('{"defaults": {"tls": {"cert": "c", "password_env": "J"}}}')
+    (tmp_path / "more.yaml").write_text("defaults:\n  tls:\n    password_env: Y\n")
     os.mkfifo(tmp_path / "fifo")
     found = variables_named_by_env_keys(
         [str(tmp_path), str(tmp_path / "no such file"), str(tmp_path / "fifo")]
