@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.feature import DetachedProcessSpec, Feature, features
+from poolctl.feature import DetachedProcesses, Feature, features
 from poolctl.keeper import pool_files
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import GiveSamples
@@ -158,13 +158,14 @@ class FeatureParts:
     async def hand_survivors_to_keeper(self) -> None:
         """Pass the features' processes that have outlived their keeper to the new keeper."""
         for feature in _features():
-            if feature.process is not None and await self._is_there(feature.process):
+            if feature.processes is not None and await self._are_there(feature.processes):
                 await self._get_or_create_part(feature).hand_survivors_to_keeper()
 
-    async def _is_there(self, process: DetachedProcessSpec) -> bool:
-        if pool_files.find_listeners(self._environment.directory, process.socket):
+    async def _are_there(self, processes: DetachedProcesses) -> bool:
+        directory = self._environment.directory
+        if any(pool_files.find_listeners(directory, kind) for kind in processes.sockets):
             return True
-        _, fds = await self._environment.keeper.call({"op": "get", "name": process.entry})
+        _, fds = await self._environment.keeper.call({"op": "get", "name": processes.entry})
         for fd in fds:
             os.close(fd)
         return bool(fds)

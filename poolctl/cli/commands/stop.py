@@ -123,12 +123,12 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     # After the servers, which may still be answering requests that it forwards.
     others = []
     for feature in features() if everything else ():
-        if (process := feature.process) is None:
+        if (processes := feature.processes) is None:
             continue
-        for pid, by_itself in feature.load(process.end)(pool.directory, limit_seconds):
-            others.append(process.label)
+        for pid, by_itself in feature.load(processes.end)(pool.directory, limit_seconds):
+            others.append(processes.label)
             if not by_itself:
-                warnings.append(f"{process.label}: pid {pid} had to be killed")
+                warnings.append(f"{processes.label}: pid {pid} had to be killed")
     if everything:
         remove_stale_files(pool.directory)
     ended = {str(orphan.said["server"]) for orphan in chosen} - {""}

@@ -45,9 +45,9 @@ def companions(
 
 
 def has_orphans(directory: str) -> bool:
-    """Whether workers, the logger or a feature's process of this directory's pool run without keeper and supervisor."""
-    processes = [each.process.socket for each in features() if each.process is not None]
-    kinds = (*processes, pool_files.WORKER, pool_files.LOGGER)
+    """Whether workers, the logger or processes of features of this pool run without keeper and supervisor."""
+    detached = [each.processes for each in features() if each.processes is not None]
+    kinds = (*(kind for each in detached for kind in each.sockets), pool_files.WORKER, pool_files.LOGGER)
     return any(pool_files.find_listeners(directory, kind) for kind in kinds)
 
 

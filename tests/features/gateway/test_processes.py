@@ -20,7 +20,7 @@ from tests.features.gateway.conftest import ROUTES, SERVERS, GatewayPool, gatewa
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
 from tests.ports import claim_port
-from tests.processes import is_alive
+from tests.processes import descriptors, is_alive
 from tests.programs import program
 
 __all__ = ["gateway"]
@@ -84,6 +84,23 @@ def test_next_pool_takes_the_listeners_from_haproxy_when_the_forwarder_is_killed
         assert client.recv(100).startswith(b"HTTP/1.1 200")
         gateway.until(lambda: not is_alive(pid))
     assert running.report.failed == 0, running.report
+
+
+def test_next_pool_takes_the_listeners_from_the_forwarder_when_haproxy_is_killed_too(
+    gateway: GatewayPool,
+) -> None:
+    gateway.start()
+    pid = gateway.until(gateway.process)
+    (forwarder,) = gateway.until(lambda: gateway.named("poolctl-forward"))
+    gateway.until(lambda: descriptors(pid)[4] in descriptors(forwarder).values())
+    info = gateway.pool.info()
+    for each in (info["keeper_pid"], info["supervisor_pid"], pid):
+        os.kill(each, signal.SIGKILL)
+    gateway.until(lambda: not any(map(is_alive, (info["keeper_pid"], info["supervisor_pid"], pid))))
+    with socket.create_connection(("127.0.0.1", gateway.port), 60) as client:
+        client.sendall(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n")
+        gateway.pool.ok("start")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.capability

@@ -10,7 +10,7 @@ import pytest
 from poolctl import feature
 from poolctl.cli import offline
 from poolctl.cli.commands import status
-from poolctl.feature import DetachedProcessSpec, Feature
+from poolctl.feature import DetachedProcesses, Feature
 from poolctl.keeper import pool_files
 from tests.stand_in import Send, always, item, result, server
 
@@ -146,9 +146,9 @@ def test_status_names_what_serves_without_a_supervisor(
     assert poolctl("status").out == f"no supervisor is running, but 1 server is {rest}"
     found.append(server("docs"))
     assert poolctl("status").out == f"no supervisor is running, but 2 servers are {rest}"
-    process = DetachedProcessSpec(label="the gateway", entry="g", socket="g", end="end")
+    processes = DetachedProcesses(label="the gateway", entry="g", sockets=("g",), end="end")
     monkeypatch.setattr(
-        feature, "features", lambda: (Feature(package="x", process=process), Feature(package="y"))
+        feature, "features", lambda: (Feature(package="x", processes=processes), Feature(package="y"))
     )
     del found[2]
     monkeypatch.setattr(pool_files, "find_listeners", lambda directory, kind: ["g.1"] if kind == "g" else [])

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import feature
 from poolctl.control.pool_paths import pool_key, state_dir
-from poolctl.feature import DetachedProcessSpec, Feature
+from poolctl.feature import DetachedProcesses, Feature
 from poolctl.keeper import pool_files
 from poolctl.runners import local
 from tests.stand_in import Send, always, item, result
@@ -225,8 +225,8 @@ def test_stop_ends_the_processes_of_features_after_the_workers(
 
             return end
 
-    process = DetachedProcessSpec(label="the gateway", entry="g", socket="g", end="end")
-    declared = (Lasting(package="x", process=process), Feature(package="y"))
+    processes = DetachedProcesses(label="the gateway", entry="g", sockets=("g",), end="end")
+    declared = (Lasting(package="x", processes=processes), Feature(package="y"))
     monkeypatch.setattr(feature, "features", lambda: declared)
     said = poolctl("stop", "--timeout", "3s")
     assert said.out == f"2 servers and the gateway {REST}"

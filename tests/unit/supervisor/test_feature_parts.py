@@ -17,7 +17,7 @@ import pytest
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
-from poolctl.feature import DetachedProcessSpec, Feature
+from poolctl.feature import DetachedProcesses, Feature
 from poolctl.keeper.keeper import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
@@ -165,13 +165,13 @@ def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -
 def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
     supervised: Make, log: list[str], tmp_path: Path
 ) -> None:
-    def lasting(name: str) -> DetachedProcessSpec:
-        return DetachedProcessSpec(label=name, entry=name, socket=name, end="")
+    def lasting(name: str) -> DetachedProcesses:
+        return DetachedProcesses(label=name, entry=name, sockets=(name,), end="")
 
     async def work() -> None:
         made = supervised(
-            feature("held", log, process=lasting("held")), feature("found", log, process=lasting("f")),
-            feature("absent", log, process=lasting("absent")), feature("none", log),
+            feature("held", log, processes=lasting("held")), feature("found", log, processes=lasting("f")),
+            feature("absent", log, processes=lasting("absent")), feature("none", log),
         )  # fmt: skip
         read, write = os.pipe()
         made.link.send({"op": "put", "name": "held", "meta": ""}, [read])
