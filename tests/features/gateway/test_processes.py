@@ -91,8 +91,7 @@ def test_next_pool_takes_the_listeners_from_the_forwarder_when_haproxy_is_killed
 ) -> None:
     gateway.start()
     pid = gateway.until(gateway.process)
-    (forwarder,) = gateway.until(lambda: gateway.named("poolctl-forward"))
-    gateway.until(lambda: descriptors(pid)[4] in descriptors(forwarder).values())
+    holding_forwarder(gateway)
     info = gateway.pool.info()
     for each in (info["keeper_pid"], info["supervisor_pid"], pid):
         os.kill(each, signal.SIGKILL)
@@ -101,6 +100,26 @@ def test_next_pool_takes_the_listeners_from_the_forwarder_when_haproxy_is_killed
         client.sendall(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n")
         gateway.pool.ok("start")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def holding_forwarder(gateway: GatewayPool) -> int:
+    """The pid of the forwarder, once it holds the listener."""
+    haproxy = gateway.until(gateway.process)
+    (forwarder,) = gateway.until(lambda: gateway.named("poolctl-forward"))
+    gateway.until(lambda: descriptors(haproxy)[4] in descriptors(forwarder).values())
+    return int(forwarder)
+
+
+def test_forwarder_that_has_outlived_its_pool_outlives_the_keeper_of_the_next_one(
+    gateway: GatewayPool,
+) -> None:
+    gateway.start()
+    forwarder = holding_forwarder(gateway)
+    for name in ("keeper_pid", "supervisor_pid"):
+        os.kill(gateway.pool.info()[name], signal.SIGKILL)
+    gateway.pool.ok("start")
+    whole_again(gateway.pool, gateway.until, kill_keeper(gateway.pool))
+    assert gateway.named("poolctl-forward") == [forwarder]
 
 
 @pytest.mark.capability

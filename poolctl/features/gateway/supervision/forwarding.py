@@ -240,7 +240,7 @@ class OrphanedForwarder(NamedTuple):
         """Put the listeners and the link into the keeper's store. Does not wait."""
         put_listeners(keeper, self.listeners)
         meta = {"pid": self.pid, "start": self.start, "mark": self.mark}
-        keeper.send({"op": "put", "name": FORWARDER.entry, "meta": meta}, [self.sock])
+        keeper.send({"op": "put", "name": FORWARDER.entry, "meta": meta}, [self.sock.fileno()])
 
     def end(self) -> None:
         """Have it exit."""
