@@ -79,3 +79,10 @@ def descriptors(pid: int) -> dict[int, str]:
 
 def command_line(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+
+
+def watched_descriptors(pid: int) -> set[int]:
+    """The numbers of the descriptors in the epoll(7) sets of a process, also closed ones that have stayed there."""
+    found = [number for number, what in descriptors(pid).items() if "eventpoll" in what]
+    lines = [line for each in found for line in Path(f"/proc/{pid}/fdinfo/{each}").read_text().splitlines()]
+    return {int(line.split()[1]) for line in lines if line.startswith("tfd:")}

@@ -263,7 +263,10 @@ def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play
         stage.says(**{"show stat": CLIENTS.format(0)}, stays=True)
         first = await stage.start()
         second = await stage.replace(first)
-        assert stage.commands() == ["shutdown frontend gateway", "shutdown frontend stream:s"]
+        frontends = ("gateway", "stream:s")
+        assert stage.commands() == [
+            f"{what} frontend {each}" for what in ("disable", "shutdown") for each in frontends
+        ]
         await stage.processes.wait_until_idle_closed()
         assert stage.processes.replaced_pids == [first.pid], "it has connections"
         assert not second.exited.done()

@@ -20,7 +20,7 @@ from tests.features.gateway.conftest import ROUTES, SERVERS, GatewayPool, gatewa
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
 from tests.ports import claim_port
-from tests.processes import descriptors, is_alive
+from tests.processes import descriptors, is_alive, watched_descriptors
 from tests.programs import program
 
 __all__ = ["gateway"]
@@ -120,6 +120,20 @@ def test_forwarder_that_has_outlived_its_pool_outlives_the_keeper_of_the_next_on
     gateway.pool.ok("start")
     whole_again(gateway.pool, gateway.until, kill_keeper(gateway.pool))
     assert gateway.named("poolctl-forward") == [forwarder]
+
+
+def test_replaced_haproxy_is_not_woken_by_the_connections_of_its_successor(gateway: GatewayPool) -> None:
+    gateway.start('[[route]]\nto = "one"\n')
+    pid = gateway.until(gateway.process)
+    listener = descriptors(pid)[4]
+    with (
+        Load([gateway.port], "websocket", connections=1),
+        Load([gateway.port], "new_connection", connections=4),
+    ):
+        gateway.write(ROUTES + '[[route]]\nalias = "ws"\nto = "one"\n')
+        gateway.pool.ok("reload")
+        gateway.until(lambda: listener not in descriptors(pid).values())
+        assert watched_descriptors(pid) <= descriptors(pid).keys()
 
 
 @pytest.mark.capability

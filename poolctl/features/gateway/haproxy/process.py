@@ -2,8 +2,8 @@
 
 A replaced process keeps its connections, and ends with the last of them:
 
-- `shutdown frontend` on its runtime socket: it accepts no more, and closes each connection with its next response
-  (HTTP/2: GOAWAY).
+- `disable frontend`, then `shutdown frontend` on its runtime socket: it accepts no more, and closes each connection
+  with its next response (HTTP/2: GOAWAY).
 - After the time for that, SIGUSR1: connections that were idle all the time are closed within `close-spread-time`.
   Closing them at once would lose requests in transit: up to 3 of 100 busy connections.
 - Long responses, WebSockets and streams remain until they end.
@@ -67,6 +67,9 @@ _POLL_SECONDS = 0.1
 _ANNOUNCES_SECONDS = 1.0
 # A process that is replaced because it hangs must not hold up its successor.
 _STOPS_SECONDS = 2.0
+# A closed listener that other processes have, too, stays in HAProxy's epoll(7) set: each connection to the next process
+# would wake the replaced one, which costs as much as serving it. A disabled one leaves the set at its next connection.
+_FORGETS_SECONDS = 0.1
 _MOST_REPLACED = 8
 _MOST_ALERTS = 3
 _MOST_OUTPUT_BYTES = 256 * 1024
@@ -160,9 +163,12 @@ class HaproxyProcess(HelperChild):
 
     async def stop_accepting(self) -> bool:
         """Accept no more connections; returns whether clients are connected. Raises HaproxyRefusal."""
-        for row in await self.statistics():
-            if row["svname"] == "FRONTEND":
-                await self.ask(f"shutdown frontend {row['pxname']}")
+        frontends = [row["pxname"] for row in await self.statistics() if row["svname"] == "FRONTEND"]
+        for each in frontends:
+            await self.ask(f"disable frontend {each}")
+        await asyncio.sleep(_FORGETS_SECONDS)
+        for each in frontends:
+            await self.ask(f"shutdown frontend {each}")
         self.accepts = False
         return any(int(row["scur"] or 0) for row in await self.statistics() if row["svname"] == "FRONTEND")
 
