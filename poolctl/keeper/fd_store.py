@@ -26,8 +26,10 @@ CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
 # The pool's own addresses by table, and the link to the process that serves them.
 WEB_LISTENER, WEB_LINK = "web listener ", "web link"
-# The gateway: its process, the states of backend hosts, registered services, and its listeners by key.
+# The gateway: its process, the states of backend hosts, registered services, and its listeners by key. Also its
+# certificates and the addresses of host names: the files and the name server may be gone when a successor needs them.
 GATEWAY_LINK, GATEWAY_HOSTS = "gateway link", "gateway hosts"
+GATEWAY_CERTIFICATES, GATEWAY_ADDRESSES = "gateway certificates", "gateway addresses"
 REGISTRATIONS = "registrations"
 GATEWAY_LISTENER = "gateway listener "
 # The link to the forwarder, and the listeners at which connections wait for a target, by the target's key.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import Tables
+from poolctl.errors import ServerError
 from poolctl.exit_codes import NO_SUPERVISOR
 from poolctl.features.gateway.supervision.gateway import GatewayManager
 from poolctl.features.gateway.supervision.route_tables import RouteSet
@@ -406,6 +407,28 @@ def test_pool_without_a_gateway_is_not_waited_for() -> None:
         assert await manager.fetch_activity_by_host() is None
         assert (manager.listeners, manager.problem) == ((), "")
         assert manager.why_unavailable == "its process is starting"
+
+    with_manager(scene)
+
+
+def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none() -> None:
+    class Services:
+        tried = False
+
+        async def route_extender(self) -> Any:
+            if not self.tried:
+                self.tried = True
+                raise OSError("no memory")
+            return lambda routes, servers, tables: routes
+
+    async def scene(manager: Manager) -> None:
+        services: Any = Services()
+        manager.routes.services = services
+        manager.routes.schedule_computation(lambda: ([], Tables()))
+        with pytest.raises(ServerError, match="its route table cannot be made: no memory"):
+            await manager.settings()
+        await manager.routes.wait_until_current()
+        assert (manager.routes.problem, manager.routes.table is None) == ("", False)
 
     with_manager(scene)
 

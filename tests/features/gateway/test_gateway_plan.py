@@ -133,10 +133,21 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
     run(scenario())
 
 
-def test_owner_that_does_not_exist_is_a_failure_of_the_gateway() -> None:
-    tables = Tables(gateway=GatewayConfig(bind=({"bind": "unix:/run/g", "owner": "no-such-user"},)))
-    with pytest.raises(ServerError, match="there is no user or group 'no-such-user'"):
-        plan_of(tables, (), {})
+def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        listeners, path = GatewayListeners(Store(), released), tmp_path / "g.sock"
+        for owner, is_open in (("no-such-user", False), (None, True), ("no-such-user", True)):
+            bind = ({"bind": f"unix:{path}", "owner": owner},)
+            found = plan_of(Tables(gateway=GatewayConfig(bind=bind)), [], {})
+            assert found is not None
+            problems = await listeners.open_missing(found.listeners, found.access)
+            messages = [each.message for each in problems]
+            missing = "there is no user or group 'no-such-user' that its socket could belong to"
+            assert messages == ([] if owner is None else [missing])
+            assert bool(listeners.of(f"unix:{path}")) == path.exists() == is_open
+        await listeners.close_others(())
+
+    run(scenario())
 
 
 def test_address_without_a_host_is_open_for_both_families() -> None:

@@ -88,6 +88,7 @@ class Stage:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.port = claim_port()
+        self.program = program("haproxy")
         self.tls: list[TLSConfig] = []
         self.keys: dict[str, Any] = {}
         self.facts: dict[str, ServerFacts] = {}
@@ -109,7 +110,7 @@ class Stage:
         """Apply the table and the routes; returns when they are in force."""
         self.publish(*self.routes, streams=self.streams)
         listener = GatewayListener(bind=f"127.0.0.1:{self.port}", tls=tuple(self.tls) or False)
-        table = GatewayConfig(bind=(listener,), program=program("haproxy"), **self.keys)
+        table = GatewayConfig(bind=(listener,), program=self.program, **self.keys)
         self.manager.apply_tables(Tables(gateway=table))
         assert await self.manager.await_applied_or_warning() == ""
 
@@ -598,6 +599,69 @@ def test_successor_with_other_routes_starts_another_haproxy_and_knows_the_replac
             assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
             writer.close()
             await first.exited
+
+    run(work())
+
+
+def test_certificate_that_cannot_be_read_leaves_the_listeners_and_the_states_of_servers_follow(
+    short: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first, stage.tls = stage.pid, [TLSConfig(cert="/no/such.pem")]
+            await stage.configure()
+            assert stage.manager.problem == "cannot read /no/such.pem: No such file or directory"
+            await stage.change("one", ready=False, state="stopped")
+            assert (stage.pid, await stage.answers()) == (first, {"two"})
+
+    run(work())
+
+
+def test_successor_that_cannot_start_another_haproxy_changes_the_states_of_the_adopted_one(
+    short: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first, other = stage.pid, Route(alias="other", path="/other", to=(Target(server="two"),))
+            stage.program, stage.routes = "/no/such/program", (BOTH, other)
+            await stage.succeed()
+            assert "No such file or directory" in stage.manager.problem
+            assert await stage.answers() == {"one", "two"}
+            for name in ("one", "two"):
+                await stage.change(name, ready=False, state="stopped")
+                assert name not in await stage.answers()
+                await stage.change(name, ready=True, state="running")
+            assert (stage.pid, await stage.answers()) == (first, {"one", "two"})
+
+    run(work())
+
+
+def test_successor_knows_the_addresses_of_hosts_while_no_name_server_answers(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there, ends = True, threading.Event()
+
+    def resolve(name: str) -> list[str]:
+        if not is_there:
+            ends.wait(DEADLINE_SECONDS)
+            raise OSError("no name server")
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(host_names, "_resolve", resolve)
+
+    async def work() -> None:
+        nonlocal is_there
+        async with gateway(short) as stage:
+            port = stage.facts["one"].bind.rpartition(":")[2]
+            elsewhere = Route(alias="a", path="/a", to=(Target(url=f"http://one.example:{port}"),))
+            await stage.route(BOTH, elsewhere)
+            assert await stage.get("/a") == "one"
+            first, is_there = stage.pid, False
+            await stage.succeed()
+            assert (stage.pid, await stage.get("/a")) == (first, "one")
+            await stage.change("one", ready=False, state="stopping")
+            assert await stage.answers() == {"two"}
+            ends.set()
 
     run(work())
 

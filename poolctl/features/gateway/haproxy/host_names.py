@@ -18,7 +18,8 @@ _CONNECT_SECONDS = 0.5
 class HostNames:
     """The addresses of host names, resolved at intervals; `changed` is called when one of them has changed.
 
-    A name server that does not answer delays only the targets with its names.
+    A name server that does not answer delays only the targets with new names: others keep their `addresses`, also
+    those that an earlier supervisor has found.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -35,14 +36,14 @@ class HostNames:
         self._ports = ports
         for gone in self._following.keys() - ports.keys():
             self._following.pop(gone).cancel()
-            self.addresses.pop(gone, None)
+        self.addresses = {name: each for name, each in self.addresses.items() if name in ports}
         new = {name: asyncio.Event() for name in ports.keys() - self._following.keys()}
         for name, tried in new.items():
             self._following[name] = asyncio.ensure_future(self._follow(name, tried))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RESOLVES_SECONDS):
-                for tried in new.values():
-                    await tried.wait()
+                for name in new.keys() - self.addresses.keys():
+                    await new[name].wait()
 
     def close(self) -> None:
         """Stop resolving names."""
@@ -51,7 +52,7 @@ class HostNames:
         self._following.clear()
 
     async def _follow(self, name: str, tried: asyncio.Event) -> None:
-        known, is_reached = "", False
+        known, is_reached = self.addresses.get(name, ""), False
         while True:
             with contextlib.suppress(OSError, RuntimeError, UnicodeError):
                 found, port = await in_daemon_thread(lambda: _resolve(name)), self._ports[name]

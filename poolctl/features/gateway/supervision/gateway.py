@@ -60,7 +60,16 @@ from .forwarding import (
     orphaned_forwarders,
 )
 from .hosts import HostStates
-from .listeners import GatewayListeners, GatewayPlan, OpenListeners, plan_of, put_listeners
+from .listeners import (
+    Certificate,
+    GatewayListeners,
+    GatewayPlan,
+    OpenListeners,
+    certificates_from_json,
+    certificates_to_json,
+    plan_of,
+    put_listeners,
+)
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
 from .targets import SLEEPING, Targets, facts_of
@@ -131,7 +140,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.processes.on_refused_server = self._record_refused_server
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
         self._listeners = GatewayListeners(environment.keeper, self._release_listeners)
-        self._names = HostNames(self._update)
+        self._names = HostNames(self._on_address_found)
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(environment, core, self.targets)
@@ -140,6 +149,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._built: tuple[SetupParts, HaproxySetup] | None = None  # without states
         self._digest = ""  # of the whole setup, with servers that HAProxy refuses
         self._current: GatewayPlan | None = None
+        self._certificates: tuple[Certificate, ...] = ()  # the ones that the gateway uses
         self._unserved: tuple[ServerError, ...] = ()
         self._noted = ""  # the problem of which there is an event
         self._served: tuple[str, ...] = ()  # the addresses in the last event
@@ -162,7 +172,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         found, failure = [*self._unserved], self._helper.failure
         if failure is not None:
             found.append(failure if isinstance(failure, ServerError) else ServerError(self._helper.problem))
-        if self.routes.problem:
+        if self.routes.problem and self.routes.problem != self._helper.problem:
             found.append(ServerError(self.routes.problem))
         return tuple(found)
 
@@ -325,6 +335,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _record_event(self, kind: str, host: str, why: str) -> None:
         self._events.record("pool", kind, message=host, host=host, cause=why)
 
+    def _on_address_found(self) -> None:
+        content = json.dumps(self._names.addresses).encode()
+        self._store.store_for_successor(fd_store.GATEWAY_ADDRESSES, content)
+        self._update()
+
     def _on_host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
         if not self._restoring:
             self._record_event(f"host {state}", host, why)
@@ -358,6 +373,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     async def settings(self) -> str | None:
         await self.routes.wait_until_current()  # their streams have listeners
+        if self.routes.table is None and self.routes.problem:
+            # An adopted HAProxy keeps the routes that it has.
+            self.routes.schedule_recomputation()
+            raise ServerError(self.routes.problem)
         if self._is_outdated:
             self._is_outdated = False
             try:
@@ -390,9 +409,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         If they do not, at least the states of its servers are those of the setup.
         """
         before, after, suffices = self._setup, setup.without(self.processes.refused), True
+        if before is None and process.mark != mark_of(setup.digest):
+            # As long as no other one can be started, it serves with its own routes. It may lack some of these servers.
+            with contextlib.suppress(HaproxyRefusal):
+                for state in after.state_commands() if self._helper.problem else ():
+                    await process.ask(state)
+            return False
         if before is None:
-            if process.mark != mark_of(setup.digest):
-                return False
             commands = after.state_commands()
         elif (found := runtime_commands(before, after)) is None:
             suffices, after = False, before.with_states_of(after)
@@ -513,13 +536,19 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     # The listeners.
 
     async def _open_listeners(self) -> None:
-        """Make the plan, and open its listeners. Raises ServerError if that is impossible."""
+        """Make the plan, and open its listeners. Raises ServerError if that is impossible and no plan is in force."""
         if not self._adopted:
             await self._adopt()
         streams, tables = self.routes.routes.streams, self.tables
-        env = self._environment.configuration.environment
-        known = () if self._current is None else self._current.certificates
-        plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, known))
+        env, known = self._environment.configuration.environment, self._certificates
+        problems: list[ServerError] = []
+        try:
+            plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, known))
+        except ServerError as error:
+            if self._current is None:
+                raise
+            plan, problems = self._current, [error]
+        self._keep_certificates(() if plan is None else plan.certificates)
         if plan is None:
             self._current, self._unserved, self._served = None, (), ()
             return
@@ -530,13 +559,19 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 await self._listeners.close_others(())
                 raise ServerError("; ".join(problem))
         unopened = await self._listeners.open_missing(plan.listeners, plan.access)
-        self._note_unserved([*unopened, *plan.problems])
+        self._note_unserved([*problems, *unopened, *plan.problems])
         self._current = plan.limited_to(self._listeners.settings)
         if self._again is not None:
             self._again.cancel()
         if self._unserved or plan.certificates:
             seconds = _RETRY_SECONDS if self._unserved else _RENEWAL_SECONDS
             self._again = asyncio.get_running_loop().call_later(seconds, self._reconcile)
+
+    def _keep_certificates(self, used: tuple[Certificate, ...]) -> None:
+        if certificates_to_json(used) != certificates_to_json(self._certificates):
+            content = json.dumps(certificates_to_json(used)).encode()
+            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, content)
+        self._certificates = used
 
     async def _release_listeners(self, listeners: OpenListeners) -> bool:
         """Have HAProxy and the forwarder close these listeners, and return whether they do.
@@ -575,13 +610,17 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._served = served
 
     async def _adopt(self) -> None:
-        """Take over the listeners and the states of hosts that an earlier supervisor has left."""
+        """Take over what an earlier supervisor has left."""
         await self._listeners.adopt()
         await self._awaited.adopt()
         await self.forwarding.adopt()
         self._adopted = True
         if self.gateway is not None:
             self._served = tuple(self._listeners.settings)
+        self._certificates = certificates_from_json(
+            json.loads(await self._store.read(fd_store.GATEWAY_CERTIFICATES) or b"[]")
+        )
+        self._names.addresses = json.loads(await self._store.read(fd_store.GATEWAY_ADDRESSES) or b"{}")
         if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
             self._restoring = True  # restored states are not events
             self.hosts.restore(json.loads(content))

@@ -27,7 +27,7 @@ from poolctl.listeners.open_listener import (
 )
 from poolctl.platform import memory_file
 from poolctl.routing.route import StreamRoute
-from poolctl.runners.listener_opener import Opener
+from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.socket_access import socket_access
 
@@ -54,18 +54,45 @@ class Certificate(NamedTuple):
     problem: ServerError | None = None
 
 
+def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
+    """The certificates for the next supervisor. Contains keys."""
+    return [
+        {
+            "tls": each.tls.to_dict(),
+            "names": each.contents.names,
+            "settings": each.contents.tls,
+            "contents": [content.decode("latin-1") for content in each.contents.contents],
+        }
+        for each in certificates
+    ]
+
+
+def certificates_from_json(rows: Iterable[Table]) -> tuple[Certificate, ...]:
+    """The certificates that an earlier supervisor has used, which `plan_of` takes as `known`."""
+    return tuple(
+        Certificate(
+            "",
+            CertificateContents(
+                tuple(row["names"]), row["settings"], [each.encode("latin-1") for each in row["contents"]]
+            ),
+            TLSConfig.unchecked(row["tls"]),
+        )
+        for row in rows
+    )
+
+
 class GatewayPlan(NamedTuple):
     """The listeners, certificates and settings that a gateway should have.
 
-    `listeners` is by key. `streams` maps the keys of stream listeners to their routes. `access` says who may connect to
-    the listeners that are Unix sockets.
+    `listeners` is by key. `streams` maps the keys of stream listeners to their routes. `access` has the mode and the
+    owner, as in the file, of the listeners that are Unix sockets.
     """
 
     settings: GatewaySettings
     listeners: Mapping[str, ListenerSettings]
     streams: Mapping[str, StreamRoute]
     certificates: tuple[Certificate, ...]
-    access: Mapping[str, SocketAccess] = MappingProxyType({})
+    access: Mapping[str, tuple[str, str | None]] = MappingProxyType({})
 
     def certificates_of(self, key: str) -> list[CertificateContents]:
         """The certificates of this listener; the first one is also used for all hosts that none names."""
@@ -122,7 +149,7 @@ def plan_of(
     listeners = {}
     with_address: list[GatewayListener | StreamConfig] = [*gateway.bind, *tables.all(StreamConfig)]
     access = {
-        address.key: socket_access(table.mode, table.owner)
+        address.key: (table.mode, table.owner)
         for table in with_address
         if (address := parse(table.bind)).kind == "unix"
     }
@@ -297,22 +324,26 @@ class GatewayListeners:
     async def open_missing(
         self,
         wanted: Mapping[str, ListenerSettings],
-        access: Mapping[str, SocketAccess] = MappingProxyType({}),
+        access: Mapping[str, tuple[str, str | None]] = MappingProxyType({}),
     ) -> list[ServerError]:
         """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
 
-        An outdated listener that occupies the address is closed first, and is reopened after an error. `access` says,
-        by key, who may connect to Unix sockets, including those that are open.
+        An outdated listener that occupies the address is closed first, and is reopened after an error. `access` has, by
+        key, the mode and owner of Unix sockets, including those that are open.
         """
         problems: list[ServerError] = []
         for key, listener in wanted.items():
-            if key in self._open and self.settings[key].dual == listener.dual:
-                if self.settings[key] != listener:
-                    self._store_listener_in_keeper(key, listener)
-                try:
-                    change_access(parse(listener.bind), self._open[key], access.get(key, PRIVATE))
-                except ServerError as error:
-                    problems.append(error)
+            is_open = key in self._open and self.settings[key].dual == listener.dual
+            if is_open and self.settings[key] != listener:
+                self._store_listener_in_keeper(key, listener)
+            try:
+                allowed = await _access_of(key, access)
+                if is_open:
+                    change_access(parse(listener.bind), self._open[key], allowed)
+            except ServerError as error:
+                problems.append(error)
+                continue
+            if is_open:
                 continue
             # A listener on a wider or narrower address would still hold the port.
             outdated = [
@@ -323,24 +354,22 @@ class GatewayListeners:
             previous = [self.settings[each] for each in outdated]
             await self._close(outdated)
             try:
-                await self._open_one(key, listener, access)
+                await self._open_one(key, listener, allowed)
             except ServerError as error:
                 problems.append(error)
                 for each in previous:
                     with contextlib.suppress(ServerError):
-                        await self._open_one(each.key, each, access)
+                        await self._open_one(each.key, each, await _access_of(each.key, access))
         return problems
 
-    async def _open_one(
-        self, key: str, listener: ListenerSettings, access: Mapping[str, SocketAccess]
-    ) -> None:
+    async def _open_one(self, key: str, listener: ListenerSettings, access: SocketAccess) -> None:
         address = parse(listener.bind)
         if listener.dual:
             address = parse(f":{address.port}")
         if listener.protocol == UDP:
             sockets = await self._opener.open_datagram_sockets(address)
         else:
-            sockets = await self._opener.listen(address, access=access.get(key, PRIVATE))
+            sockets = await self._opener.listen(address, access=access)
         self._open[key] = sockets
         self._identities[key] = socket_file_identity(listener.bind)
         self._store_listener_in_keeper(key, listener)
@@ -365,6 +394,13 @@ class GatewayListeners:
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
+
+
+async def _access_of(key: str, access: Mapping[str, tuple[str, str | None]]) -> SocketAccess:
+    if key not in access:
+        return PRIVATE
+    mode, owner = access[key]
+    return await in_daemon_thread(lambda: socket_access(mode, owner))
 
 
 def put_listeners(keeper: Link, listeners: Iterable[tuple[Table, Sequence[int | socket.socket]]]) -> None:

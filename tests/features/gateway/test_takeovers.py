@@ -1,0 +1,74 @@
+"""A supervisor that takes over while it cannot prepare a HAProxy of its own: the adopted one serves, and is changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import certificate
+from tests.features.gateway.conftest import ROUTES, SERVERS, GatewayPool, gateway
+from tests.load.load import Load
+from tests.ports import claim_port
+from tests.programs import program
+
+__all__ = ["gateway"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
+HAPROXY = "own-haproxy"
+
+
+def take_over(gateway: GatewayPool) -> None:
+    """Kill the supervisor; returns when the next one manages the pool."""
+    before = gateway.pool.info()["supervisor_pid"]
+    os.kill(before, signal.SIGKILL)
+    gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != before)
+
+
+def remove_certificate(directory: Path) -> None:
+    (directory / "localhost.pem").unlink()
+
+
+def break_certificate(directory: Path) -> None:
+    (directory / "localhost.key").write_text("broken")
+
+
+def remove_program(directory: Path) -> None:
+    (directory / HAPROXY).unlink()
+
+
+def break_file(directory: Path) -> None:
+    (directory / "pool.toml").write_text("[broken")
+
+
+@pytest.mark.parametrize("break_one", [remove_certificate, break_certificate, remove_program, break_file])
+def test_adopted_haproxy_serves_and_is_changed_while_no_other_one_could_be_started(
+    gateway: GatewayPool, break_one: Callable[[Path], None]
+) -> None:
+    directory = gateway.pool.directory
+    certificate(directory)
+    shutil.copy(program("haproxy"), directory / HAPROXY)
+    tls = (
+        f'{{ bind = "127.0.0.1:{claim_port()}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }}'
+    )
+    head = f'[gateway]\nbind = ["127.0.0.1:{gateway.port}", {tls}]\nprogram = "{directory / HAPROXY}"\n'
+    gateway.pool.write("pool.toml", head + ROUTES + SERVERS.format(**gateway.ports, extra=""))
+    gateway.pool.ok("start")
+    pid = gateway.until(gateway.process)
+    break_one(directory)
+    with Load([gateway.port], "keep_alive", paths=["/two"], connections=2, pause=0.01) as running:
+        take_over(gateway)
+        gateway.pool.ok("stop", "one")
+        assert gateway.get("/one").status == 503
+        gateway.pool.ok("start", "one")
+        gateway.until(lambda: gateway.get("/one").status == 200)
+        gateway.pool.run("backends", "disable", "one", "--for", "0")
+        gateway.until(lambda: gateway.get("/one").status == 503)
+        gateway.pool.ok("restart", "two")
+    assert running.report.failed == 0, running.report
+    assert gateway.process() == pid
