@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,3 +27,10 @@ def wait_until(
             awaited = what() if callable(what) else what
             raise AssertionError(f"not within {timeout_seconds} s: {awaited or condition}")
         time.sleep(min(max(0.01, now - asked), 0.2))
+
+
+async def until(condition: Callable[[], Any], timeout_seconds: float = 60.0) -> None:
+    """Wait on the event loop until the condition holds; fails the test when it does not within the deadline."""
+    async with asyncio.timeout(timeout_seconds):
+        while not condition():
+            await asyncio.sleep(0.002)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 from tests.deadline import wait_until
 
@@ -41,3 +43,9 @@ def no_descriptor_left() -> Iterator[None]:
         timeout_seconds=60,
         what=lambda: f"the descriptors of before, {before}; there are {open_descriptors()}",
     )
+
+
+def run(work: Coroutine[Any, Any, None], timeout_seconds: float = 60.0) -> None:
+    """Run this on an event loop; fails the test when it takes longer, or leaves a descriptor open."""
+    with no_descriptor_left():
+        asyncio.run(asyncio.wait_for(work, timeout_seconds))

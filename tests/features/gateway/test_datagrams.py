@@ -6,26 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.forwarder.datagrams import DatagramRules, DatagramStream, DatagramTarget
-from tests.descriptors import no_descriptor_left
-
-SECONDS = 30.0
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    with no_descriptor_left():
-        asyncio.run(asyncio.wait_for(work, SECONDS))
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for a condition; the test's deadline ends it."""
-    while not condition():
-        await asyncio.sleep(0.002)
+from tests.deadline import until
+from tests.descriptors import run
 
 
 class Echo:

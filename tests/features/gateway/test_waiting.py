@@ -6,27 +6,16 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget, WaitingRoom
 from poolctl.json_form import to_json
-from tests.descriptors import no_descriptor_left
+from tests.deadline import until
+from tests.descriptors import run
 
-SECONDS = 30.0
 NOBODY = 65534
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    with no_descriptor_left():
-        asyncio.run(asyncio.wait_for(work, SECONDS))
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for a condition; the test's deadline ends it."""
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 class Stage:

@@ -45,6 +45,7 @@ from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer
 from poolctl.web.site_server import SiteServer
+from tests.deadline import until
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
@@ -164,12 +165,6 @@ class Registry:
         self.routes.close()
         for directory in (self.directory, self.state_directory):
             shutil.rmtree(directory, ignore_errors=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def asked(stage: Stage, path: str = "/users") -> bytes:
