@@ -59,7 +59,8 @@ class HelperKind:
     A kind with `on_demand` is started by the first request to it, and again by the first one after its exit; it ends
     when it has had no request for `idle_seconds`, if set. Any other kind is started at once, and restarted after its
     exit, with pauses that grow from `first_pause_seconds` to `longest_pause_seconds`. With `overlaps`, it is replaced
-    without a gap: the next process is up before the current one is ordered to end.
+    without a gap: the next process is up before the current one is ordered to end. It is replaced when its settings
+    or its `version` change: that of poolctl, whose code it runs.
     """
 
     name: str
@@ -76,6 +77,11 @@ class HelperKind:
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 30.0
     calm_seconds: float = 60.0  # after a longer life the pauses begin again with the first
+    version: str = __version__
+
+    def mark_of(self, settings: str) -> str:
+        """The mark of a process of this version with these settings."""
+        return f"{self.version} {settings}".rstrip()
 
 
 class HelperChild:
@@ -305,7 +311,7 @@ class HelperOwner(Generic[Child]):
     """Decides how a helper should run, and handles its messages. Each method has a default."""
 
     async def settings(self) -> str | None:
-        """The settings on which the process depends; it is replaced when they, or poolctl's version, change.
+        """The settings on which the process depends; it is replaced when they change (see HelperKind).
 
         None if no process should run now. Raises ServerError if none can run; they are asked for again after a pause.
         """
@@ -451,7 +457,7 @@ class Helper(Generic[Child]):
 
     def note_settings(self, settings: str) -> None:
         """Record that the owner has changed the process in use: it runs with these settings now."""
-        if self.process is not None and self.process.mark != (mark := mark_of(settings)):
+        if self.process is not None and self.process.mark != (mark := self.kind.mark_of(settings)):
             self.process.mark = mark
             self.process.save_to_keeper(self._keeper)
 
@@ -540,7 +546,7 @@ class Helper(Generic[Child]):
 
     async def _mark(self) -> str | None:
         settings = await self._owner.settings()
-        return None if settings is None else mark_of(settings)
+        return None if settings is None else self.kind.mark_of(settings)
 
     async def _start(self, mark: str) -> Child:
         """Start a process; returns it when it is up, and in the keeper's store. Raises LinkLost or TimeoutError."""
@@ -634,11 +640,6 @@ class Helper(Generic[Child]):
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-
-
-def mark_of(settings: str) -> str:
-    """The mark of a process of this version with these settings."""
-    return f"{__version__} {settings}".rstrip()
 
 
 class Helpers:

@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,11 @@ from poolctl.json_form import to_json
 from poolctl.keeper import pool_files, rendezvous
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
-from tests.deadline import wait_until
-from tests.descriptors import no_descriptor_left
+from tests.deadline import until, wait_until
+from tests.descriptors import run
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+from tests.processes import is_alive
 
-SECONDS = 60.0
 KEY = "http://vm:80"
 
 
@@ -64,11 +65,15 @@ class Stage:
         target = AwaitedTarget(key=KEY, address=("127.0.0.1", str(port)), seconds=20.0, **keys)
         return Order(to_json(target), [self.waiting.of(KEY).sock], {"uids": [os.geteuid()]})
 
-    async def ask(self, text: str) -> str:
-        """What a client gets that connects where HAProxy does."""
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection of a client that connects where HAProxy does."""
         name = self.waiting.of(KEY).address.removeprefix("abns@")
         place: Any = b"\0" + name.encode().ljust(107, b"\0")
-        reader, writer = await asyncio.open_unix_connection(place)
+        return await asyncio.open_unix_connection(place)
+
+    async def ask(self, text: str) -> str:
+        """What such a client gets."""
+        reader, writer = await self.connect()
         with contextlib.closing(writer):
             writer.write(text.encode())
             writer.write_eof()
@@ -93,17 +98,13 @@ async def target(port: int = 0) -> AsyncIterator[int]:
     """A target that answers what it got with "got " before it; its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"got " + await reader.read())
+        writer.write(b"got ")
+        writer.write(await reader.read())
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", port)
     async with server:
         yield server.sockets[0].getsockname()[1]
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    with no_descriptor_left():
-        asyncio.run(asyncio.wait_for(work, SECONDS))
 
 
 def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> None:
@@ -128,6 +129,35 @@ def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Pa
             os.kill(made.keeper.pids[-1], signal.SIGKILL)
             assert await made.ask("x") == "got x"
             assert made.events.recorded == ["forwarder ended"]
+
+    run(work())
+
+
+def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_end_by_themselves(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            reader, writer = await made.connect()
+            assert await reader.readexactly(4) == b"got "
+            made.forwarding.apply({("await", KEY): made.await_order(port, down=True)})
+            asked = [asyncio.ensure_future(made.ask(f"{each}")) for each in range(20)]
+            await until(lambda: len(made.woken) == 21)
+            (first,) = made.keeper.pids
+            (helper,) = made.environment.helpers
+            helper.kind = replace(helper.kind, version="99.0")
+            helper.reconcile()
+            await until(lambda: len(made.woken) == 41)
+            assert helper.pid != first
+            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            assert await asyncio.gather(*asked) == [f"got {each}" for each in range(20)]
+            assert is_alive(first)
+            writer.write(b"a")
+            writer.write_eof()
+            assert await reader.read() == b"a"
+            writer.close()
+            await until(lambda: not is_alive(first))
 
     run(work())
 

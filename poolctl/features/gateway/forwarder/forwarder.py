@@ -10,14 +10,16 @@ from typing import Any, Protocol
 
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import pool_files, wire
+from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, AdoptionMessages, SupervisedProcess
 
 from .datagrams import DatagramRules, DatagramStream
 from .waiting import AwaitedTarget, WaitingRoom
 
 HOLD, STREAM, AWAIT = "hold", "stream", "await"
-# How long connections and sessions may last after the order to end, when a successor serves.
+# How long connections and sessions may last after the order to end.
 _DRAIN_SECONDS = 8.0
+_AT_ONCE = 64  # connections in a message
 
 
 class Item(Protocol):
@@ -75,6 +77,9 @@ class Forwarder(SupervisedProcess):
     still in force, and `report` is answered with the counts of the streams. `wake` is sent for each connection that
     begins to wait, with the key of its target and a number (see WaitingRoom). `directory` is where the process can be
     adopted; without one, or without orders, it ends when keeper and supervisor are gone.
+
+    Before another process replaces it, `give_waiting` is answered with connections that wait, until there are none: the
+    other one gets them by `waiting`. If the order to end says that it `is_replaced`, it ends with the last connection.
     """
 
     def __init__(self, directory: str = "", fd: int = LINK_FD) -> None:
@@ -82,11 +87,17 @@ class Forwarder(SupervisedProcess):
         self._directory = directory
         self._items: dict[tuple[str, str], tuple[Item, list[int]]] = {}  # with the inodes of the sockets
         self._draining: set[asyncio.Task[None]] = set()
+        self._is_replaced = False
+        self._is_alone = asyncio.Event()  # set when keeper and supervisor are gone
 
     async def serve_supervisor(self) -> None:
         self._sock.setblocking(False)
         wire.send(self._sock, {"t": "up"})
         await super().serve_supervisor()
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        self._is_replaced = self._is_replaced or message.get("is_replaced") is True
+        super().received(message, fds)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Carry out an order."""
@@ -96,6 +107,11 @@ class Forwarder(SupervisedProcess):
             items = {key: item for (_, key), (item, _) in self._items.items() if isinstance(item, Stream)}
             found = {key: item.report() for key, item in items.items()}
             self.link.send({"t": "report", "id": message["id"], "streams": found})
+        elif message["t"] == "give_waiting":
+            self._give_waiting(message["id"])
+        elif message["t"] == "waiting":
+            for key, fd in zip(message["keys"], fds, strict=True):
+                self._admit(key, socket.socket(fileno=fd))
         else:
             self._carry_out(message, [socket.socket(fileno=fd) for fd in fds])
 
@@ -132,15 +148,39 @@ class Forwarder(SupervisedProcess):
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
 
+    @property
+    def _rooms(self) -> dict[tuple[str, str], WaitingRoom]:
+        return {name: item for name, (item, _) in self._items.items() if isinstance(item, WaitingRoom)}
+
+    def _give_waiting(self, number: int) -> None:
+        keys, clients = list[str](), list[socket.socket]()
+        for (_, key), room in self._rooms.items():
+            clients += room.take_waiting(_AT_ONCE - len(clients))
+            keys += [key] * (len(clients) - len(keys))
+        self.link.send({"t": "waiting", "id": number, "keys": keys}, [each.fileno() for each in clients])
+        for each in clients:
+            each.close()
+
+    def _admit(self, key: str, client: socket.socket) -> None:
+        if (room := self._rooms.get((AWAIT, key))) is not None:
+            room.admit(client)
+        else:
+            client.close()
+
     def _wake(self, key: str, number: int) -> None:
         self.link.send({"t": "wake", "key": key, "number": number})
 
     def on_link_lost(self) -> None:
+        self._is_alone.set()
         # Without orders it is not in the keeper's store: its supervisor was replaced while it started.
-        if self._directory and self._items:
+        if self._directory and self._items and not self._is_replaced:
             self.listen_for_adoption(self._directory, pool_files.FORWARDER)
         else:
             super().on_link_lost()
+
+    def adopted(self, link: Link) -> None:
+        super().adopted(link)
+        self._is_alone.clear()
 
     def messages_for_adopter(self) -> AdoptionMessages:
         for item, _ in self._items.values():
@@ -148,6 +188,18 @@ class Forwarder(SupervisedProcess):
                 yield {"t": "listener", "listener": item.value}, item.sockets
 
     async def end_service(self) -> None:
+        if self._is_replaced:
+            await self._finish_connections()
         self._drop_others(set())
         if self._draining:
             await asyncio.wait(self._draining)
+
+    async def _finish_connections(self) -> None:
+        """Wait until the connections to targets have ended, or keeper and supervisor are gone."""
+        rooms = self._rooms
+        self._drop_others({*rooms})
+        ends: list[asyncio.Future[Any]] = [
+            asyncio.gather(*(room.finish() for room in rooms.values())),
+            asyncio.ensure_future(self._is_alone.wait()),
+        ]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -64,12 +64,12 @@ class WaitingRoom:
         self._uids = uids
         self._wake = wake
         self._wakes = target.answered
-        self._waiting = 0
         self._target = target
         self._changed = asyncio.Event()  # set and replaced at each change of the target
         self._serving: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.ensure_future(self._accept())
-        self._accepting.add_done_callback(lambda _: listener.close())
+        self._waiting: dict[socket.socket, asyncio.Task[None]] = {}
+        self._pause: asyncio.TimerHandle | None = None
+        self._start_accepting()
 
     def change(self, value: Table) -> None:
         """Use this state of the target, an AwaitedTarget, from now on, also for waiting connections."""
@@ -84,36 +84,66 @@ class WaitingRoom:
 
         Returns when the connections have ended, or were ended after `seconds`.
         """
-        self._accepting.cancel()
+        self._stop_accepting()
         if self._serving:
             await asyncio.wait(self._serving, timeout=seconds)
         for task in self._serving:
             task.cancel()
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, _ = await loop.sock_accept(self._listener)
-            except OSError:  # no descriptor is free, or the client has disconnected
-                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
-                continue
-            _, uid, _ = _PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-            if uid not in self._uids:
-                client.close()
-                continue
-            task = asyncio.ensure_future(self._serve(client))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+    def take_waiting(self, most: int) -> list[socket.socket]:
+        """Stop accepting connections, and return those that wait, at most so many. The caller owns them from now on."""
+        self._stop_accepting()
+        taken = [*self._waiting][:most]
+        for client in taken:
+            self._waiting.pop(client).cancel()
+        return taken
+
+    async def finish(self) -> None:
+        """Wait until the connections have ended."""
+        if self._serving:
+            await asyncio.wait(self._serving)
+
+    def _start_accepting(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _stop_accepting(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except BlockingIOError:  # another process has accepted it
+            return
+        except OSError:  # no descriptor is free, or the client has disconnected
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener.fileno())
+            self._pause = loop.call_later(_FIRST_PAUSE_SECONDS, self._start_accepting)
+            return
+        _, uid, _ = _PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid in self._uids:
+            self.admit(client)
+        else:
+            client.close()
+
+    def admit(self, client: socket.socket) -> None:
+        """Serve this connection, which is owned from now on."""
+        client.setblocking(False)
+        task = asyncio.ensure_future(self._serve(client))
+        self._waiting[client] = task
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, client: socket.socket) -> None:
         reached = None
-        self._waiting += 1
         try:
             reached = await self._reach(client)
         finally:
-            self._waiting -= 1
-            if reached is None:
+            is_taken = self._waiting.pop(client, None) is None
+            if reached is None and not is_taken:
                 client.close()
         if reached is not None:
             await _copy_both_ways(await asyncio.open_unix_connection(sock=client), reached)

@@ -54,6 +54,8 @@ GATEWAY = HelperKind(
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds=0.0,
     calm_seconds=1.0,
+    # It has no code of poolctl. Increased if an upgrade has to replace it although its configuration is the same.
+    version="1",
 )
 MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
@@ -119,8 +121,9 @@ class HaproxyProcess(HelperChild):
         self.answered()
 
     def save_to_keeper(self, keeper: Link) -> None:
+        # Not as "mark", which an upgrade removes from entries: processes with poolctl's code are replaced.
         meta = {
-            **self.known, "mark": self.mark, "path": self.path, "stop_signal": int(signal.SIGUSR1),
+            **self.known, "settings": self.mark, "path": self.path, "stop_signal": int(signal.SIGUSR1),
         }  # fmt: skip
         keeper.send({"op": "put", "name": self.kind.entry, "meta": meta})
 
@@ -282,7 +285,7 @@ class HaproxyProcesses:
         if meta is not None and "path" in meta:
             known = {name: meta[name] for name in ("pid", "start")}
             with contextlib.suppress(OSError):
-                found = HaproxyProcess(kind, known, str(meta["mark"]), str(meta["path"]))
+                found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
                 found.watch()
         arguments = self._arguments
         for pid in await in_daemon_thread(lambda: _with_arguments(arguments)):

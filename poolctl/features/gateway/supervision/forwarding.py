@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -28,9 +30,12 @@ from .listeners import put_listeners
 from .targets import Targets
 
 _BACKLOG = 4096
+_RETIRES_SECONDS = 5.0
 _ORPHAN_SECONDS = 2.0
 # The length of the path in a sockaddr_un. HAProxy fills abstract names up to it (`abns@`).
 _PATH_BYTES = 108
+
+logger = logging.getLogger("poolctl.supervisor")
 
 FORWARDER = HelperKind(
     name="forwarder",
@@ -119,6 +124,20 @@ class Forwarding(HelperOwner[HelperProcess]):
         self._sent = {}
         if self._orders is not None:
             self._send_changes(process, self._orders)
+
+    async def retire(self, process: HelperProcess) -> None:
+        try:
+            async with asyncio.timeout(_RETIRES_SECONDS):
+                while self._helper.process is not None:
+                    answer, fds = await process.ask({"t": "give_waiting"})
+                    self._helper.process.link.send({"t": "waiting", "keys": answer["keys"]}, fds)
+                    close_fds(fds)
+                    if not fds:
+                        break
+        except (LinkLost, TimeoutError) as error:
+            logger.warning("connections that wait in a replaced forwarder are not handed over: %r", error)
+        finally:
+            process.link.send({"t": "end", "is_replaced": True})
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         super().received(message, fds)

@@ -23,7 +23,7 @@ from poolctl.keeper import fd_store
 from poolctl.keeper.pool_files import unlink_quietly
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route_report import RequestedBackendState
-from poolctl.runners.helper_process import HelperOwner, mark_of
+from poolctl.runners.helper_process import HelperOwner
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.local_runner import RoutePublisher
 from poolctl.runners.local.output_pipes import OutputPipes
@@ -409,7 +409,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         If they do not, at least the states of its servers are those of the setup.
         """
         before, after, suffices = self._setup, setup.without(self.processes.refused), True
-        if before is None and process.mark != mark_of(setup.digest):
+        if before is None and process.mark != GATEWAY.mark_of(setup.digest):
             # As long as no other one can be started, it serves with its own routes. It may lack some of these servers.
             with contextlib.suppress(HaproxyRefusal):
                 for state in after.state_commands() if self._helper.problem else ():
@@ -689,7 +689,7 @@ async def hand_orphans_to_keeper(environment: SupervisorContext) -> None:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(orphan.retire)
             continue
-        meta = {"pid": orphan.pid, "start": orphan.start, "mark": "", "path": orphan.path}
+        meta = {"pid": orphan.pid, "start": orphan.start, "path": orphan.path}
         keeper.send({"op": "put", "name": GATEWAY.entry, "meta": meta})
         await _watch(keeper, orphan)
         logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
