@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+from poolctl.features.gateway.repeated_work import RepeatedWork
 from poolctl.features.gateway.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.monitor.event_queue import EventBus
@@ -364,9 +365,11 @@ class MachinePowerManager:
             self._watching = None
 
     async def _watch_idle(self, idle_seconds: float) -> None:
+        stopping = RepeatedWork("the stops of idle machines")
         while True:
             await asyncio.sleep(min(idle_seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
-            await self._stop_idle(idle_seconds)
+            with stopping.attempt():
+                await self._stop_idle(idle_seconds)
 
     async def _stop_idle(self, idle_seconds: float) -> None:
         now, found = asyncio.get_running_loop().time(), await self._activities()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.features.gateway.repeated_work import RepeatedWork
 from poolctl.features.gateway.settings import Endpoint, MachineState
 from poolctl.features.gateway.supervision.gateway import GatewayManager, GatewayPart
 from poolctl.monitor.event_queue import EventBus
@@ -238,9 +239,11 @@ class ProxmoxInventory:
         return tuple(found)
 
     async def _read_periodically(self) -> None:
+        reading = RepeatedWork("the inventory")
         while self._table is not None and self._api is not None:
             self._due.clear()
-            await self._read(self._table, self._api)
+            with reading.attempt():
+                await self._read(self._table, self._api)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._table.refresh):
                     await self._due.wait()

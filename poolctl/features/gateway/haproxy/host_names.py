@@ -10,6 +10,8 @@ from functools import partial
 
 from poolctl.runners.listener_opener import in_daemon_thread
 
+from ..repeated_work import RepeatedWork
+
 # How long a change of routes waits for the addresses of new names, and when they are resolved again.
 _RESOLVES_SECONDS, _RESOLVES_AGAIN_SECONDS = 1.0, 10.0
 _CONNECT_SECONDS = 0.5
@@ -53,8 +55,9 @@ class HostNames:
 
     async def _follow(self, name: str, tried: asyncio.Event) -> None:
         known, is_reached = self.addresses.get(name, ""), False
+        resolving = RepeatedWork(f"the addresses of {name}")
         while True:
-            with contextlib.suppress(OSError, RuntimeError, UnicodeError):
+            with resolving.attempt(), contextlib.suppress(OSError, RuntimeError, UnicodeError):
                 found, port = await in_daemon_thread(lambda: _resolve(name)), self._ports[name]
                 if known not in found or not is_reached:
                     before = known

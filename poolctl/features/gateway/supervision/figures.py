@@ -14,6 +14,7 @@ from poolctl.routing.route_report import BackendReport
 from ..haproxy.configuration import HaproxyBackend
 from ..haproxy.counters import READ_COUNTERS, CounterReader, rows_of
 from ..haproxy.process import HaproxyProcess, HaproxyRefusal, RuntimeSession
+from ..repeated_work import RepeatedWork
 from .breaker import Results
 from .outside_targets import connection_problem
 from .targets import Targets
@@ -90,18 +91,22 @@ class GatewayFigures:
         return True
 
     async def _read_often(self, reader: CounterReader) -> None:
+        reading = RepeatedWork("the counters of the gateway")
         while reader is self._current:
             async with _at_most_a_share():
-                await self.read()
+                with reading.attempt():
+                    await self.read()
 
     async def _read_until_end(self, session: RuntimeSession, reader: CounterReader, serving: Serving) -> None:
+        reading = RepeatedWork("the counters of a replaced HAProxy")
         try:
             has_connections = True
             while has_connections:
                 async with _at_most_a_share(), self._reading:
                     has_connections = await session.has_connections()
                     text = "".join([await session.ask(each) for each in READ_COUNTERS])
-                    await self._add(text, reader, serving)
+                    with reading.attempt():
+                        await self._add(text, reader, serving)
         except HaproxyRefusal:
             pass  # it was ended
         finally:
@@ -124,7 +129,9 @@ class GatewayFigures:
             self._start(self._explain(self._targets.unexplained.pop()))
 
     async def _explain(self, key: str) -> None:
-        problem = await connection_problem(self._targets.target(key), _EXPLAINED_SECONDS)
+        problem = ""
+        with RepeatedWork(f"why no connection to {key} can be made").attempt():
+            problem = await connection_problem(self._targets.target(key), _EXPLAINED_SECONDS)
         self._targets.explain(key, problem)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -46,6 +46,7 @@ from ..haproxy.process import (
 )
 from ..haproxy.setup import HaproxySetup, HeldListener, SetupParts, host_names, parts_of, runtime_commands
 from ..program import program_problem, uid_of
+from ..repeated_work import RepeatedWork
 from ..settings import UDP, ListenerSettings, ServerFacts
 from ..table import GatewayConfig
 from .awaited_targets import AwaitedTargets
@@ -480,10 +481,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     async def _wake_for_waiting_pages(self) -> None:
         """Wake the targets whose waiting page HAProxy has shown, as long as it may show one."""
+        waking = RepeatedWork("the waiting pages of the gateway")
         try:
             while (setup := self.processes.wanted) is not None and setup.shows_waiting_page:
                 if (process := self.gateway) is not None:
-                    with contextlib.suppress(HaproxyRefusal):  # it is being replaced
+                    with waking.attempt(), contextlib.suppress(HaproxyRefusal):  # it is being replaced
                         shown = await process.sections_to_wake()
                         self._wake_one_of_each(
                             {each.alias for each in setup.configuration.backends if each.name in shown}

@@ -30,6 +30,7 @@ from poolctl.routing.route_report import (
 from poolctl.states import Status
 from poolctl.units import format_duration
 
+from ..repeated_work import RepeatedWork
 from ..routes import probes_as_sent
 from ..settings import Endpoint, MachineState, ProbeState
 
@@ -135,6 +136,7 @@ class UrlProbeState(Generic[S]):
         self.target = target
         self.timer: asyncio.TimerHandle | None = None
         self.pause_seconds = _FIRST_PAUSE_SECONDS
+        self.work = RepeatedWork(f"the probe of {service.url}")
 
 
 class UrlProbes(Generic[S]):
@@ -206,10 +208,10 @@ class UrlProbes(Generic[S]):
         if self._watched.get(service) is not probe:
             return
         began = _now()
-        problem = await probe_url(service.url, probe.probe, probe.target)
-        if self._watched.get(service) is not probe:
-            return
-        self._on_probed(service, problem, _now() - began)
+        with probe.work.attempt():
+            problem = await probe_url(service.url, probe.probe, probe.target)
+            if self._watched.get(service) is probe:
+                self._on_probed(service, problem, _now() - began)
         if self._watched.get(service) is probe and service.hysteresis is not None:
             pause = service.hysteresis.interval_seconds
             if service.state == STARTING:

@@ -21,6 +21,7 @@ from poolctl.supervisor.statistics import Totals, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
+from ..repeated_work import RepeatedWork
 from ..settings import HTTP, ListenerSettings
 from .counts import CONNECT, REFUSED, Traffic
 from .gateway import GatewayManager
@@ -116,13 +117,15 @@ class GatewayStatistics:
         )
 
     async def _sample_often(self) -> None:
+        sampling = RepeatedWork("the statistics of the gateway")
         while True:
-            sample = await self._sample()
-            if sample is None:
-                self._samples.clear()
-            else:
-                self._samples.append(sample)
-                await self._usages.measure([self.serving_pid], memory=False)
+            with sampling.attempt():
+                sample = await self._sample()
+                if sample is None:
+                    self._samples.clear()
+                else:
+                    self._samples.append(sample)
+                    await self._usages.measure([self.serving_pid], memory=False)
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _sample(self) -> _Sample | None:

@@ -1,0 +1,97 @@
+"""An unexpected exception ends one attempt of repeated work: it is logged, and the next attempt is made."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from poolctl.config import Probe
+from poolctl.features.gateway.haproxy import host_names
+from poolctl.features.gateway.haproxy.host_names import HostNames
+from poolctl.features.gateway.repeated_work import RepeatedWork
+from poolctl.features.gateway.supervision import figures, outside_targets
+from poolctl.features.gateway.supervision.outside_targets import ProbedTarget, UrlProbes
+from poolctl.routing.route import Route, Target
+from tests.deadline import until
+from tests.features.gateway.scripted_haproxy import FiguresStage
+
+
+class Failing:
+    """Fails when it is called for the first time, and counts the calls."""
+
+    calls = 0
+
+    def __call__(self, *arguments: Any) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            raise ArithmeticError("not expected")
+
+
+def test_first_of_several_exceptions_in_a_row_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    work = RepeatedWork("the counters")
+    for is_failing in (True, True, False, True):
+        with work.attempt():
+            if is_failing:
+                raise ArithmeticError("not expected")
+    assert [each.getMessage() for each in caplog.records] == [
+        "the counters: not expected, and tried again"
+    ] * 2
+    assert all(each.levelno == logging.ERROR and each.exc_info for each in caplog.records)
+
+
+def test_expected_ends_of_work_pass() -> None:
+    with pytest.raises(asyncio.CancelledError), RepeatedWork("the counters").attempt():
+        raise asyncio.CancelledError
+
+
+def with_calls(begin: Callable[[Failing], Any]) -> None:
+    """Begin work that calls back, and wait until it has done so again after it failed."""
+
+    async def scene() -> None:
+        failing = Failing()
+        work = begin(failing)
+        await until(lambda: failing.calls >= 2)
+        work.close()
+
+    asyncio.run(scene())
+
+
+def test_counters_are_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_INTERVAL_SECONDS", 0.0)
+
+    def begin(failing: Failing) -> Any:
+        made = FiguresStage(Route(alias="web", to=(Target(server="one"),))).figures
+        made.counted = failing
+        made.begin_process(is_new=True)
+        return made
+
+    with_calls(begin)
+
+
+def test_host_names_are_resolved_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_names, "_RESOLVES_AGAIN_SECONDS", 0.0)
+    addresses = iter(range(1, 255))
+    monkeypatch.setattr(host_names, "_resolve", lambda name: [f"127.0.0.{next(addresses)}"])
+
+    def begin(failing: Failing) -> Any:
+        names = HostNames(failing)
+        names.following = asyncio.ensure_future(names.follow({"one.example": 80}))  # type: ignore[attr-defined]
+        return names
+
+    with_calls(begin)
+
+
+def test_targets_are_probed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside_targets, "_FIRST_PAUSE_SECONDS", 0.0)
+
+    def begin(failing: Failing) -> Any:
+        probe = Probe(tcp=True, interval=0.1)
+        probes = UrlProbes[ProbedTarget](failing)
+        probes.watch(ProbedTarget("http://127.0.0.1:1", probe), probe)
+        return probes
+
+    with_calls(begin)
