@@ -116,7 +116,8 @@ def test_present_figures_are_those_of_the_last_reading() -> None:
         ({"stot": 1, "eresp": 1}, Results(failed=1)),
         ({"stot": 2, "econ": 1, "wretr": 1}, Results(unreached=1)),
         ({"stot": 1, "wredis": 1}, Results(unreached=1)),
-        ({"stot": 1, "econ": 1}, Results()),  # it has waited for the server for too long
+        ({"stot": 1, "econ": 1}, Results(unreached=1)),  # the certificate has another name
+        ({"stot": 1, "econ": 1, "qmax": 1}, Results()),  # it has waited for the server for too long
         ({"stot": 1, "cli_abrt": 1}, Results()),
     ],
 )
@@ -127,6 +128,23 @@ def test_results_of_requests(counted: dict[str, int], results: Results) -> None:
     stage.haproxy.count(*SHOP_WEB, **counted)
     assert stage.read() == ({("shop", "web"): results} if any(results) else {})
     assert stage.read() == {}
+
+
+@pytest.mark.parametrize("more", [{}, {"qmax": 1}])
+def test_request_that_is_not_connected_is_counted_although_counters_were_read_before_its_last_attempt(
+    more: dict[str, int],
+) -> None:
+    stage = Reader()
+    stage.haproxy.count(*SHOP_WEB, stot=1, wretr=1, **more)
+    assert stage.read() == {}
+    stage.haproxy.count(*SHOP_WEB, stot=1, econ=1)
+    assert stage.read() == {("shop", "web"): Results(unreached=1)}
+    stage.haproxy.count(*SHOP_WEB, stot=1, wretr=1)
+    stage.haproxy.count(*SHOP_WEB, stot=1, hrsp_2xx=1)
+    assert stage.read() == {("shop", "web"): Results(answered=1)}
+    if more:
+        stage.haproxy.count(*SHOP_WEB, stot=1, econ=1)
+        assert stage.read() == {}, "it has only waited"
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def test_certificate_for_another_name_than_the_one_asked_for_is_refused(gateway:
         start(gateway, port, f'ca = "{NAME}.pem", sni = "other"')
         assert gateway.get("/").status == 503
         assert asked == {"other"}
+
+        def why() -> str:
+            return str(gateway.pool.ok("backends", "-o", "json").json["items"][0]["why"])
+
+        gateway.until(lambda: "certificate verify failed: Hostname mismatch" in why())
         gateway.pool.ok("stop")
 
 

@@ -25,12 +25,16 @@ _COLUMNS_READ = 50
 
 
 class CounterRow(NamedTuple):
-    """The counters of a frontend, a server of a backend, or a backend as a whole. `counts` are by HAProxy's names."""
+    """The counters of a frontend, a server of a backend, or a backend as a whole. `counts` are by HAProxy's names.
+
+    `has_queued` is whether a request has ever waited for this server.
+    """
 
     proxy: str
     name: str
     open_now: int
     queued: int
+    has_queued: bool
     counts: Mapping[str, int]
 
 
@@ -46,7 +50,8 @@ def rows_of(text: str) -> list[CounterRow]:
         proxy, name = values["pxname"], values["svname"]
         counts = {column: int(values[column] or 0) for column in _COUNTS}
         counts[_BAD_STATUS] = bad.get(f"{proxy}/{name}"[:FAILURES_KEY_BYTES], 0)
-        found.append(CounterRow(proxy, name, int(values["scur"] or 0), int(values["qcur"] or 0), counts))
+        now, queued, most_queued = (int(values[column] or 0) for column in ("scur", "qcur", "qmax"))
+        found.append(CounterRow(proxy, name, now, queued, most_queued > 0, counts))
     return found
 
 
@@ -74,6 +79,8 @@ class CounterReader:
         self.queued: Counter[str] = Counter()
         self.requests: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Mapping[str, int]] = {}
+        # By server: the repeated attempts to connect for requests whose end is not counted yet.
+        self._repeated: dict[tuple[str, str], int] = {}
 
     def read(
         self, rows: Iterable[CounterRow], sections: Iterable[HaproxyBackend]
@@ -93,7 +100,7 @@ class CounterReader:
             if section is not None:
                 self._record_present(row, section)
                 if found:
-                    self._add(row.name, section, found, results)
+                    self._add(row, section, found, results)
             elif row.proxy == NO_ROUTE and row.name == _BACKEND:
                 self.counts.refused["404"] += found.get("stot", 0)
         return results
@@ -108,23 +115,39 @@ class CounterReader:
 
     def _add(
         self,
-        name: str,
+        row: CounterRow,
         section: _Section,
         found: Mapping[str, int],
         results: dict[tuple[str, str], Results],
     ) -> None:
-        if name == _BACKEND:
+        if row.name == _BACKEND:
             traffic = self.counts.streams if section.is_stream else self.counts.routes
             traffic[section.alias].add(_traffic_of_route(found, section.unreached))
             if not section.is_stream:
                 self.requests[section.alias] = self.requests.get(section.alias, 0) + found["stot"]
-        elif target := section.target_of(name):
+        elif target := section.target_of(row.name):
             section.unreached += found["econ"]
             self.counts.backends[target].add(_traffic_of_target(found))
             # Failures of a canary count for its rollout alone.
-            if target == section.keys[name] and any(new := _results(found, is_copied=section.is_copied)):
+            new = _results(found, self._failed_connections(row, found), is_copied=section.is_copied)
+            if target == section.keys[row.name] and any(new):
                 before = results.get((section.key, target), Results())
                 results[section.key, target] = Results(*map(sum, zip(before, new, strict=True)))
+
+    def _failed_connections(self, row: CounterRow, found: Mapping[str, int]) -> int:
+        """The number of requests for which no connection to this server could be made.
+
+        HAProxy also counts a request as not connected if it has waited too long for the server. Its attempts to connect
+        are repeated, except to a server whose certificate has another name; they are counted before their request.
+        """
+        if not row.has_queued:
+            return found["econ"]
+        place = row.proxy, row.name
+        repeated = self._repeated.get(place, 0) + found["wretr"]
+        failed = min(found["econ"], repeated)
+        is_reached = any(found[each] for each in _STATUSES)
+        self._repeated[place] = 0 if is_reached else repeated - failed
+        return failed
 
     def _increases(self, row: CounterRow) -> Mapping[str, int]:
         """The increases of the row's counters since the last call; empty if there are none."""
@@ -174,10 +197,8 @@ def _traffic_of_target(found: Mapping[str, int]) -> Traffic:
     return traffic
 
 
-def _results(found: Mapping[str, int], *, is_copied: bool) -> Results:
-    # Each connection that cannot be made is tried again, at this server or another one. A request that has only waited
-    # too long for the server is not.
-    unreached = found["wredis"] + min(found["econ"], found["wretr"])
+def _results(found: Mapping[str, int], failed_connections: int, *, is_copied: bool) -> Results:
+    unreached = found["wredis"] + failed_connections
     if not is_copied:
         bad = found[_BAD_STATUS]
         answered = sum(found[each] for each in _STATUSES) - bad
