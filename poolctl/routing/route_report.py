@@ -32,9 +32,9 @@ class RouteReport:
     """One route, as reported.
 
     `to` has server names, URLs or a redirect. `way` is http, stream or excluded. `why` is the reason if it is
-    excluded. `host` of a stream is the address where the gateway listens. `state` is one of route_health.STATUSES.
-    `waiting` is the number of queued requests. Latencies are those of the route's servers. `machines` is None if there
-    is no inventory of Proxmox machines.
+    excluded, or unhealthy. `host` of a stream is the address where the gateway listens. `state` is one of
+    route_health.STATUSES. `waiting` is the number of queued requests. Latencies are those of the route's servers.
+    `machines` is None if there is no inventory of Proxmox machines.
     """
 
     alias: str

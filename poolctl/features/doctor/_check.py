@@ -13,10 +13,12 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import named_addresses, scalar_bind_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, error_entries
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.gateway_answers import RoutesResult
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.keeper import pool_files
+from poolctl.routing.route_report import RouteReport
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
@@ -44,6 +46,7 @@ class CheckContext:
         self.items: Sequence[Item] = ()
         self.failures: dict[str, ErrorEntry] = {}
         self.gateway: Table | None = None
+        self.routes: Sequence[RouteReport] = ()
         self.changed: Table | None = None  # changed files not yet read by the pool
         self.still_served: set[str] = set()
         self.has_orphans = False  # a process of a feature has outlived its pool
@@ -84,6 +87,8 @@ class CheckContext:
                 return
             listed = client.ask(Result, "list", {"options": {"counts": True}})
             self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
+            if self.gateway is not None:
+                self.routes = client.ask(RoutesResult, "routes").items
             self.failures = {each.name: each for each in client.ask(StatusResult, "status").errors}
         except NoSupervisor:
             return  # leftovers of a dead pool have their own check

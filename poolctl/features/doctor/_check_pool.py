@@ -24,6 +24,7 @@ from poolctl.installation import install_command
 from poolctl.json_form import Table, from_json
 from poolctl.keeper.left_children import left_daemons
 from poolctl.platform import process_name
+from poolctl.routing.route_report import EXCLUDED
 
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
@@ -122,6 +123,10 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         yield ok(
             "[gateway]", f"{gateway.state}: {listed}; {gateway.routes} routes" if listed else gateway.state
         )
+    for route in context.routes:
+        if route.why and route.way != EXCLUDED:
+            said = f"the route {route.alias} is {route.state}: {route.why}"
+            yield warning("[gateway]", said, "poolctl health --routes")
 
 
 def _fix_for_unserved_endpoint(table: str, why: str) -> str:

@@ -18,7 +18,7 @@ from poolctl.json_form import field_names, to_json
 from poolctl.routing.match import explain, host_pattern, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import ExcludedRoute, Route
-from poolctl.routing.route_report import SERVING, RouteReport, destinations
+from poolctl.routing.route_report import EXCLUDED, SERVING, RouteReport, destinations
 
 from .routes import routes_of
 from .table import GatewayConfig
@@ -101,7 +101,7 @@ def perform(request: CommandRequest) -> Outcome:
         columns = (*WIDE[:4], "machines", *WIDE[4:])
     lines = [_line(each) for each in result.items]
     outcome = Outcome.of(result)
-    outcome.warnings += _service_warnings(result)
+    outcome.warnings += _warnings(result)
     names = (each.alias for each in result.items)
     outcome = set_table_text(request, outcome, lines, columns, names, DISPENSABLE)
     if request.output == "wide" and result.refused:
@@ -110,16 +110,21 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _service_warnings(result: RoutesResult) -> list[str]:
-    """Return warnings that name the first MOST_WARNED registered services without requests, and count the others."""
+def _warnings(result: RoutesResult) -> list[str]:
+    """Return warnings that name the first MOST_WARNED routes and services that do not serve, and count the others."""
     found = [
+        f"the route {route.alias} is {route.state}: {route.why}"
+        for route in result.items
+        if route.why and route.way != EXCLUDED and not route.registrations
+    ]
+    found += [
         f"{each.name}: {each.url} gets no requests: {each.why or each.state}"
         for route in result.items
         for each in route.registrations or ()
         if each.state != SERVING
     ]
     more = len(found) - MOST_WARNED
-    rest = f"and {more} more registered service{'s' * (more > 1)}"
+    rest = f"and {more} more"
     return [*found[:MOST_WARNED], *([rest] if more > 0 else [])]
 
 

@@ -100,11 +100,13 @@ def test_supervisor_says_what_runs(pool: PoolRef) -> None:
         if verb == "list":
             items = item("web"), item("auto", state="failed"), item("sleeper", state="sleeping")
             return result(*items, gateway={"a": 1}, changed={"b": 2})
+        if verb == "routes":
+            return result(generation=1)
         return result(errors=[failure], pool=None)
 
     with stand_in(Path(pool.socket), answer) as requests:
         context = CheckContext(pool, {})
-    assert [verb for verb, _ in requests] == ["ping", "list", "status"]
+    assert [verb for verb, _ in requests] == ["ping", "list", "routes", "status"]
     assert requests[1][1]["options"]["counts"] is True
     assert context.about is not None
     assert (context.about.supervisor_pid, context.supervisor_problem) == (7, "")

@@ -100,7 +100,7 @@ def test_registered_service_that_gets_no_requests_is_a_warning(
 
 @pytest.mark.parametrize(
     ("count", "rest"),
-    [(5, []), (6, ["and 1 more registered service"]), (7, ["and 2 more registered services"])],
+    [(5, []), (6, ["and 1 more"]), (7, ["and 2 more"])],
 )
 def test_warnings_name_up_to_five_registered_services(
     poolctl: Command, supervised: Supervised, count: int, rest: list[str]

@@ -99,7 +99,10 @@ def test_certificate_for_another_name_than_the_one_asked_for_is_refused(gateway:
         def why() -> str:
             return str(gateway.pool.ok("backends", "-o", "json").json["items"][0]["why"])
 
-        gateway.until(lambda: "certificate verify failed: Hostname mismatch" in why())
+        reason = "certificate verify failed: Hostname mismatch"
+        gateway.until(lambda: reason in why())
+        assert reason in gateway.pool.ok("routes").stderr
+        assert reason in gateway.pool.run("doctor").stdout
         gateway.pool.ok("stop")
 
 

@@ -13,7 +13,7 @@ from poolctl.core.core import Core
 from poolctl.json_form import Table
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
-from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
+from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, UNKNOWN, RouteHealth, route_health
 from poolctl.routing.route_report import RequestedBackendState, RouteReport, route_key, static_route_report
 from poolctl.runners.process_usage import ProcessUsages
 from poolctl.supervisor.observers.pool_metrics import health_reported_for_route
@@ -176,6 +176,7 @@ class RouteReporter:
         traffic = (counts.streams if is_stream else counts.routes).get(route.alias)
         changes: Table = {
             "state": health.status,
+            "why": health.detail if health.status in (UNHEALTHY, ERROR) else "",
             "waiting": self._queued[route_key(route)],
         }
         if not is_stream and self._services is not None and self._services_of(route):
