@@ -80,7 +80,7 @@ def files(request: CommandRequest) -> Files:
     commands.append(
         shlex.join([program_path(gateway.program), "-c", "-f", os.path.join(directory, _FILE_NAME)])
     )
-    texts = {_FILE_NAME: configuration.text(), **configuration.files}
+    texts = {_FILE_NAME: configuration.text(), **configuration.all_files}
     return Files(
         texts={name: f"# {_MADE_BY}\n{text}" for name, text in texts.items()},
         made_by=_MADE_BY,

@@ -59,7 +59,7 @@ def test_canaries_of_several_servers_leave_the_others_their_shares(tmp_path: Pat
     }
     made = configuration_of(GatewaySettings(), [ANY], [route], [], ServerAddresses(endpoints, canaries))
     # a has half of all requests, so its canary a quarter; that of b has 5 % of all, of the other three quarters.
-    assert made.canary_shares == {"route:r/a": "250", "route:r/b": "67"}
+    assert made.maps["canaries.map"] == {"route:r/a": "250", "route:r/b": "67"}
     weights = {server.name: server.weight for server in made.backends[0].servers}
     assert weights == {"a": 128, "a:canary": 0, "b": 102, "b:canary": 0, "c": 128}
     check(made, tmp_path)
@@ -69,7 +69,7 @@ def test_canary_alone_leaves_its_server_no_weight(tmp_path: Path) -> None:
     route = Route(alias="r", to=(Target(server="a"), Target(server="b")), sticky_cookie="c")
     canaries = {"a": Canary(Endpoint("unix", path="/run/a.sock"), 1.0)}
     made = configuration_of(GatewaySettings(), [ANY], [route], [], ServerAddresses({}, canaries))
-    assert made.canary_shares == {"route:r/a": "500"}
+    assert made.maps["canaries.map"] == {"route:r/a": "500"}
     server, canary, _ = made.backends[0].servers
     assert (server.weight, canary.weight, canary.key) == (0, 0, "a:canary")
     assert canary.address == "unix@/run/a.sock"

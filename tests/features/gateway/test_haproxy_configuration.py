@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.haproxy.configuration import (
-    CANARIES,
     Canary,
     HaproxyConfiguration,
     ServerAddresses,
@@ -72,7 +71,7 @@ def section(configuration: HaproxyConfiguration, name: str) -> str:
 
 def check(configuration: HaproxyConfiguration, directory: Path) -> None:
     """HAProxy itself finds no problem, and warns of nothing, in each version that is installed."""
-    for name, text in {"haproxy.cfg": configuration.text(), **configuration.files}.items():
+    for name, text in {"haproxy.cfg": configuration.text(), **configuration.all_files}.items():
         (directory / name).write_text(text)
     for haproxy in filter(None, (program("haproxy"), program_of_wheel())):
         done = subprocess.run(
@@ -109,7 +108,7 @@ def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp
     ]  # fmt: skip
     assert "    http-request set-var(txn.share_0) str(route:_/web),map_str_int(canaries.map,0)" in lines
     assert f"    use-server web:canary{of_web} if {{ rand(1000),sub(txn.share_0) lt 0 }}" in lines
-    assert found.canary_shares == {"route:_/web": "100"}
+    assert found.maps["canaries.map"] == {"route:_/web": "100"}
     assert "    http-send-name-header x-poolctl-context" in lines
     check(found, tmp_path)
     with_headers = made(replace(route, context_headers=True), keys={"web": "0123456789abcdef"}).text()
@@ -552,56 +551,72 @@ def test_buffer_holds_a_head_and_additions(size_bytes: int, buffer: int) -> None
     assert f"    tune.bufsize {buffer}" in made(settings=settings).lines
 
 
-def condition(route: Route) -> str:
-    line = next(each for each in made(route).lines if "use_backend" in each)
-    return line.removeprefix("    use_backend route:a").removeprefix(" if ")
+POST = ("POST",)
 
 
 @pytest.mark.parametrize(
     ("route", "wanted"),
     [
-        (Route(alias="a"), ""),
-        (Route(alias="a", path="/"), ""),
-        (Route(alias="a", path="/v1/"), "{ var(txn.path) -m beg -- /v1/ } !{ var(txn.cut) -m found }"),
-        (Route(alias="a", host="a.b*.c"), "{ var(txn.host) -m reg -- '^a\\.b.+\\.c$' }"),
+        (Route(alias="a", methods=POST), "route:a:method"),
         (
-            Route(alias="a", redirect=Redirect(to="https")),
-            "!{ req.hdr(x-forwarded-proto,1) -m str -i -- https }",
+            Route(alias="a", path="/v1/", methods=POST),
+            "{ var(txn.path) -m beg -- /v1/ } route:a:method",
+        ),
+        (
+            Route(alias="a", host="a.b*.c"),
+            "{ var(txn.host) -m reg -- '^a\\.b.+\\.c$' }",
+        ),
+        (
+            Route(alias="a", redirect=Redirect(to="https"), methods=POST),
+            "!{ req.hdr(x-forwarded-proto,1) -m str -i -- https } route:a:method",
         ),
     ],
 )
-def test_route_has_its_condition(route: Route, wanted: str) -> None:
-    assert condition(route) == wanted
+def test_route_that_is_not_in_the_map_has_its_condition(route: Route, wanted: str) -> None:
+    configuration = made(route)
+    line = next(each for each in configuration.lines if "use_backend" in each)
+    assert line == f"    use_backend route:a if {wanted} !{{ var(txn.separated) -m found }}"
+    assert configuration.maps == {}
 
 
-@pytest.mark.parametrize(("count", "mapped"), [(16, False), (17, True)])
-def test_many_exact_hosts_are_looked_up_in_a_map(count: int, mapped: bool) -> None:
+def test_routes_are_looked_up_in_a_map_by_host_and_path() -> None:
     routes = [
-        Route(alias=f"r{number}", host=f"H{number}.example.", path="/v", to=WEB) for number in range(count)
+        Route(alias="exact", host="H.Example.", path="/v/", to=WEB),
+        Route(alias="second", host="h.example", path="/v", to=WEB),
+        Route(alias="six", host="[::1]", to=WEB),
+        Route(alias="label", host="users", to=WEB),
+        Route(alias="domain", host="*.b.example", to=WEB),
+        Route(alias="any", to=WEB),
     ]
-    routes[0] = replace(routes[0], path="/")
-    other = Route(alias="other", host="other.example", to=WEB, methods=("GET",))
-    same = [replace(other, alias=f"same{number}", methods=(), path=f"/{number}") for number in range(20)]
-    found = made(*routes, other, *same)
-    used = {line.split()[1] for line in found.lines if line.startswith("    use_backend route:")}
-    others = {"route:other", *(f"route:{each.alias}" for each in same)}
-    if not mapped:
-        assert (found.files, len(used)) == ({}, count + 21)
-        assert not any("routes.map" in line for line in found.lines)
-        return
-    wanted = {f"h{number}.example/v/ route:r{number}" for number in range(1, count)} | {
-        "h0.example/ route:r0"
+    entries = {
+        "//h.example/v/": "route:exact",
+        "//[::1]/": "route:six",
+        "//users.*/": "route:label",
+        "//*.b.example/": "route:domain",
+        "//*/": "route:any",
     }
-    assert {*found.files} == {"routes.map"}
-    assert {*found.files["routes.map"].splitlines()} == wanted
-    assert used == others
-    place = found.lines.index("    http-request set-var(txn.place) var(txn.host),concat(,txn.path)")
-    assert (
-        found.lines[place + 1]
-        == "    http-request set-var(txn.section0) var(txn.place),map_beg(routes.map,-)"
-    )
-    assert "    use_backend %[var(txn.section0)] if !{ var(txn.section0) -m str -- - }" in found.lines
-    assert made(*routes, listeners=[]).files == {}, "no request could look it up"
+    found = made(*routes)
+    assert found.maps == {"routes.map": entries}
+    assert found.all_files["routes.map"].startswith("//h.example/v/ route:exact\n//[::1]/ route:six\n")
+    assert not any("use_backend route:" in line for line in found.lines)
+    posts = made(*routes, Route(alias="posts", host="h.example", methods=POST, to=WEB))
+    assert posts.maps == {
+        "routes.map": {key: each for key, each in entries.items() if "h.example" not in key}
+    }
+    tried = [line.split()[1] for line in posts.lines if "use_backend route:" in line]
+    assert [*dict.fromkeys(tried)] == ["route:exact", "route:second", "route:posts"]
+    assert made(*routes, listeners=[]).maps == {}, "no request could look it up"
+
+
+def test_request_over_tls_is_looked_up_among_the_routes_that_do_not_redirect_to_https() -> None:
+    to_https = Route(alias="to-https", host="a.example", redirect=Redirect(to="https"))
+    found = made(to_https, Route(alias="a", host="a.example", to=WEB), Route(alias="b", path="/v", to=WEB))
+    assert found.maps["routes.map"] == {
+        "//a.example/": "route:to-https",
+        "//a.example:443/": "route:a",
+        "//*/v/": "route:b",
+        "//*:443/v/": "route:b",
+    }
 
 
 # What the program decides.
@@ -706,9 +721,8 @@ async def haproxy_program(
         configuration = configuration_of(given, listeners, routes, (), addresses, {}, log)
         path = directory / "haproxy.cfg"
         runtime = f"global\n    stats socket {directory / 'runtime.sock'} level admin\n"
-        shares = "".join(f"{key} {value}\n" for key, value in configuration.canary_shares.items())
-        files = {path.name: configuration.text(), "runtime.cfg": runtime, **configuration.files}
-        for name, text in (files | ({CANARIES: shares} if shares else {})).items():
+        files = {path.name: configuration.text(), "runtime.cfg": runtime, **configuration.all_files}
+        for name, text in files.items():
             (directory / name).write_text(text)
         descriptors = [listener.fileno(), *([] if log_descriptor is None else [log_descriptor])]
         process = await asyncio.create_subprocess_exec(

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -566,6 +567,54 @@ def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) 
     run(work())
 
 
+@pytest.mark.capability
+def test_changed_routes_are_in_force_without_another_haproxy_and_no_request_is_without_a_route(
+    short: Path,
+) -> None:
+    def routes(*paths: str) -> list[Route]:
+        changed = zip(("one", "two"), paths, strict=True)
+        found = [Route(alias=name, path=path, to=(Target(server=name),)) for name, path in changed]
+        return [*found, *(Route(alias=f"r{number}", path=f"/{number}", to=BOTH.to) for number in range(1000))]
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            await stage.route(*routes("/v", "/v/w"))
+            first, over, answers = stage.pid, asyncio.Event(), Counter[str]()
+
+            async def load(path: str) -> None:
+                while not over.is_set():
+                    answers[await stage.get(path)] += 1
+
+            clients = [asyncio.ensure_future(load(path)) for path in ("/v/w/x", "/998", "/0")]
+            for number in range(10):
+                paths = ("/v/w", "/v") if number % 2 == 0 else ("/v", "/v/w")
+                await stage.route(*routes(*paths))
+                assert [await stage.get(path) for path in paths] == ["one", "two"]
+            # A route that is removed, and one that is moved.
+            await stage.route(*routes("/elsewhere", "/v")[:-1])
+            assert [await stage.get(path) for path in ("/elsewhere", "/v/w", "/v")] == ["one", "two", "two"]
+            over.set()
+            await asyncio.gather(*clients)
+            assert answers.keys() == {"one", "two"}
+            assert await stage.get("/999") == "404"
+            assert stage.pid == first
+
+    run(work())
+
+
+def test_successor_brings_the_same_haproxy_to_the_current_routes(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.pid
+            stage.routes = (replace(BOTH, path="/v"),)
+            await stage.succeed()
+            assert stage.pid == first
+            assert await stage.answers(path="/v") == {"one", "two"}
+            assert await stage.get("/") == "404"
+
+    run(work())
+
+
 def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_again(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -671,7 +720,7 @@ def test_end_of_the_pool_does_not_wait_for_a_replacement_that_was_put_off(short:
     async def work() -> None:
         async with gateway(short) as stage:
             await stage.route(Route(alias="r", to=(Target(server="one"),)))
-            stage.publish(Route(alias="r", path="/v1", to=(Target(server="one"),)))
+            stage.publish(Route(alias="r", retries=2, to=(Target(server="one"),)))
             while stage.manager._postponed is None:
                 await asyncio.sleep(0)
             await stage.manager.finish()

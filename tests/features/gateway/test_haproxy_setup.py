@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.haproxy.configuration import ServerAddresses, configuration_of
+from poolctl.features.gateway.haproxy.configuration import HaproxyBackend, ServerAddresses, configuration_of
 from poolctl.features.gateway.haproxy.listeners import HaproxyCertificate, HaproxyListener
 from poolctl.features.gateway.haproxy.setup import (
     CertificateContents,
@@ -52,7 +52,9 @@ def setup(
     )
     names = [server.name for section in made.backends for server in section.servers]
     all_states = {("route:r", name): ServerState((states or {}).get(name, "ready")) for name in names}
-    return HaproxySetup("haproxy", "", "", made, all_states, {"c.pem": bundle}, {}, (), (inode,), "digest")
+    return HaproxySetup(
+        "haproxy", "", "", made, all_states, {"c.pem": bundle}, {}, (), (inode,), "digest", made.maps
+    )
 
 
 def state(name: str, state: str) -> str:
@@ -61,6 +63,7 @@ def state(name: str, state: str) -> str:
 
 
 URL = Target(url="http://10.0.0.7:9000")
+ANOTHER = HaproxyBackend("route:another", "another", False, (), ())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,9 @@ def test_change_of_servers_and_certificates_is_made_by_commands(
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (setup(ONE), setup(ONE, path="/v1")),
+        (setup(ONE), setup(ONE, path="/v1", strip_path=True)),
+        (setup(ONE), setup(ONE, methods=("GET",))),
+        (setup(ONE), setup(ONE, host="a.example")),
         (setup(ONE), setup(ONE, policy="least-connections")),
         (setup(ONE), setup(ONE, inode=2)),
         (setup(ONE), setup(ONE, hosts={"one": "localhost"})),
@@ -184,7 +189,7 @@ def test_change_of_servers_and_certificates_is_made_by_commands(
             setup(ONE),
             setup(ONE)._replace(
                 configuration=setup(ONE).configuration._replace(
-                    backends=setup(ONE).configuration.backends * 2
+                    backends=(*setup(ONE).configuration.backends, ANOTHER)
                 )
             ),
         ),
@@ -199,7 +204,7 @@ def test_start_rests_servers_that_are_not_ready_and_drains_those_that_are_to_be(
     assert f"server one 127.0.0.1:8081 {POOL} disabled" in made.text
     assert f"server two 127.0.0.1:8082 {POOL} disabled" in made.text
     assert made.start_commands() == [state("two", "drain")]
-    assert made.state_commands() == [state("one", "maint"), state("two", "drain")]
+    assert made.state_commands()[:2] == [state("one", "maint"), state("two", "drain")]
 
 
 def test_servers_are_found_by_the_numbers_of_their_lines_and_can_be_left_out() -> None:
@@ -306,6 +311,8 @@ def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) 
     held.stage.hosts.disable("one")
     assert held.made().digest == digest
     held.routes = [replace(held.routes[0], path="/v1")]
+    assert held.made().digest == digest, "it gets the current maps"
+    held.routes = [replace(held.routes[0], retries=2)]
     assert held.made().digest != digest
 
 
@@ -330,25 +337,70 @@ def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: H
 
 def test_adopted_haproxy_gets_all_entries_of_maps() -> None:
     made = setup(ONE)._replace(maps={"m.map": {"a": "1"}})
-    assert made.state_commands() == [state("one", "ready"), "clear map m.map", "add map m.map a 1"]
+    assert made.state_commands() == [state("one", "ready"), *replacement("m.map", "a 1")]
 
 
-def test_maps_are_those_of_the_newest_setup_until_a_process_is_replaced() -> None:
-    before = setup(ONE)._replace(maps={"m.map": {"a": "1"}})
-    after = setup(ONE, path="/v1")._replace(maps={"m.map": {"a": "2"}, "new.map": {"b": "1"}})
-    assert before.with_states_of(after).maps == {"m.map": {"a": "2"}}
+def test_maps_but_that_of_routes_are_those_of_the_newest_setup_until_a_process_is_replaced() -> None:
+    before = setup(ONE)._replace(maps={"m.map": {"a": "1"}, "routes.map": {"//*/": "route:r"}})
+    after = setup(ONE)._replace(
+        maps={"m.map": {"a": "2"}, "new.map": {"b": "1"}, "routes.map": {"//*/": "route:new"}}
+    )
+    assert before.with_states_of(after).maps == {"m.map": {"a": "2"}, "routes.map": {"//*/": "route:r"}}
+
+
+def replacement(name: str, *payloads: str) -> list[str]:
+    """The commands that replace the map as a whole, with one payload after the other."""
+    added = [f"add map @VERSION {name} <<\n{each}\n" for each in payloads]
+    return [f"prepare map {name}", *added, f"commit map @VERSION {name}"]
+
+
+def test_changed_routes_are_in_force_at_once_after_their_servers_and_before_others_leave() -> None:
+    before = setup(ONE, path="/v1")
+    assert runtime_commands(before, setup(ONE, path="/v2")) == replacement("routes.map", "//*/v2/ route:r")
+    assert runtime_commands(before, setup(TWO, path="/v2")) == [
+        f"add server route:r/two 127.0.0.1:8082 {POOL}",
+        state("two", "ready"),
+        *replacement("routes.map", "//*/v2/ route:r"),
+        "set server route:r/one state maint",
+        "del server route:r/one",
+    ]
+
+
+def test_removed_route_is_removed_by_commands_and_its_section_remains_without_servers() -> None:
+    after = setup(ONE)
+    configuration = after.configuration
+    left = configuration.backends[0]._replace(name="route:left")
+    before = after._replace(
+        configuration=configuration._replace(backends=(left, *configuration.backends)),
+        maps={"routes.map": {**after.maps["routes.map"], "//*/left/": "route:left"}},
+    )
+    assert runtime_commands(before, after) == [
+        *replacement("routes.map", "//*/ route:r"),
+        "set server route:left/one state maint",
+        "del server route:left/one",
+    ]
+
+
+def test_map_is_replaced_in_payloads_that_haproxy_can_buffer() -> None:
+    entries = {f"//h{number}.example/": "route:r" for number in range(2000)}
+    commands = setup(ONE)._replace(maps={"m.map": entries}).state_commands()
+    payloads = [each.partition("<<\n")[2] for each in commands if each.startswith("add map @VERSION m.map")]
+    assert "".join(payloads) == "".join(f"{key} {value}\n" for key, value in entries.items())
+    assert len(payloads) > 1
+    assert max(map(len, commands)) < 16_384
+    assert setup(ONE)._replace(maps={"m.map": {}}).state_commands()[1:] == replacement("m.map")
 
 
 def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
     held.routes = [Route(alias="r", to=(ONE, TWO), waiting_page=True), Route(alias="other", to=(TWO,))]
-    assert (held.made().maps, held.made().shows_waiting_page) == ({"sleeping.map": {}}, False)
+    assert (held.made().maps["sleeping.map"], held.made().shows_waiting_page) == ({}, False)
     held.stage.servers["one"] = ServerFacts(bind="127.0.0.1:8081", state="stopped")
     made = held.made()
-    assert (made.maps, made.shows_waiting_page) == ({"sleeping.map": {"route:r": "asleep"}}, True)
+    assert (made.maps["sleeping.map"], made.shows_waiting_page) == ({"route:r": "asleep"}, True)
     assert made.files["sleeping.map"] == b"route:r asleep\n"
     held.stage.servers["two"] = replace(held.stage.servers["two"], state="starting")
-    assert (held.made().maps, held.made().shows_waiting_page) == (
-        {"sleeping.map": {"route:r": "starts"}},
+    assert (held.made().maps["sleeping.map"], held.made().shows_waiting_page) == (
+        {"route:r": "starts"},
         False,
     )
 
@@ -359,7 +411,7 @@ def test_canary_drains_by_maintenance_as_it_does_without_a_share(held: Held) -> 
     )
     held.routes = [Route(alias="r", to=(ONE,))]
     made = held.made()
-    assert made.maps == {"canaries.map": {"route:r/one": "250"}}
+    assert made.maps["canaries.map"] == {"route:r/one": "250"}
     assert made.files["canaries.map"] == b"route:r/one 250\n"
     assert held.states()[:2] == ["ready", "ready"]
     held.stage.hosts.drain("one")

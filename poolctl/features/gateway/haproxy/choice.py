@@ -8,7 +8,8 @@ one of these up to the first place that may be read in two ways.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from poolctl.routing import match
 from poolctl.routing.route import HTTPS, Route
@@ -23,46 +24,69 @@ _SEPARATED, _CUT, _MERGED = 'regsub("%2F|%5C",/,g)', 'regsub(";[^/]*",,g)', 'reg
 # parameters off. Without a place that may be read in two ways only the first is set.
 _AS_IT_IS, _OTHERS = "txn.path", ("txn.separated", "txn.cut")
 _STEPS = (f"{_SEPARATED},{_CUT},{_MERGED}", f"{_CUT},{_SEPARATED},{_MERGED}")
-_SEVERAL = "{ var(txn.cut) -m found }"
-# Up to this number, trying one route after the other is as fast, and needs no file for a map.
-_FEW_ROUTES = 16
-_MAP = "routes.map"
+_SEVERAL = f"{{ var({_OTHERS[0]}) -m found }}"
+_IS_HTTPS = matches("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS)
+ROUTES = "routes.map"
+_NO_ENTRY = "-"
+# How keys of the map begin, for each kind of host pattern: with the host, in which "*" stands for any.
+_KEY_OF_REQUEST = {
+    match.EXACT: "str(//),concat(,txn.host)",
+    match.LABEL: "str(//),concat(,txn.label,.*)",
+    match.DOMAIN: "str(//*.),concat(,txn.domain)",
+    match.DEFAULT: "str(//*)",
+}
+_SECURE = ":443"  # after the host in the keys of requests that came over TLS
 
 Sections = Sequence[tuple[Route, str]]
 
 
-def reading_rules(routes: Iterable[Route]) -> Iterator[str]:
+def reading_rules() -> Iterator[str]:
     """Rules that set the variables of the path's readings, and refuse a path in which servers see a dot segment."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg {quoted(_HIDDEN_DOTS)} }}"
     yield f"    http-request set-var({_AS_IT_IS}) path,concat(/)"
-    if any(each.path != "/" for each in routes):
-        for variable, steps in zip(_OTHERS, _STEPS, strict=True):
-            value = quoted(f"var({_AS_IT_IS}),{steps}")
-            yield f"    http-request set-var({variable}) {value} if {{ path -m reg {quoted(_AMBIGUOUS)} }}"
+    yield f"    http-request set-var({_AS_IT_IS}) str(/) unless {{ path -m found }}"  # OPTIONS *
+    condition = f"{{ path -m reg {quoted(_AMBIGUOUS)} }}"
+    for variable, steps in zip(_OTHERS, _STEPS, strict=True):
+        yield f"    http-request set-var({variable}) {quoted(f'var({_AS_IT_IS}),{steps}')} if {condition}"
+        condition = _SEVERAL
 
 
-def choice_rules(sections: Sections, mapped: Set[str], no_route: str) -> Iterator[str]:
+def choice_rules(sections: Sections, no_route: str) -> Iterator[str]:
     """Lines that send each request to the section of its route; `sections` are in the order of the routes' precedence.
 
-    Those whose readings differ go to the section `no_route`, those without a route nowhere. `mapped` are the aliases of
-    the routes that are looked up in a file (see `mapped_aliases` and `map_files`).
+    Those whose readings differ go to the section `no_route`, those without a route nowhere. Routes are looked up in the
+    map ROUTES (see `route_entries`), or tried one after the other if that does not suffice.
     """
-    has_paths = any(match.normal_prefix(route.path) != "/" for route, _ in sections)
-    unless = f"!{_SEVERAL}" if has_paths else ""
-    tried = [(route, section) for route, section in sections if route.alias not in mapped]
-    if mapped:
-        yield from _rules_of_map(no_route, has_paths=has_paths)
-    for route, section in tried:
-        yield from use_backend_rules(section, route, last=unless)
-    if has_paths:
+    mapped, choices = _mapped_aliases(sections), list[str]()
+    redirects = any(route.redirects_to_https for route, _ in sections if route.alias in mapped)
+    if redirects:
+        yield f"    http-request set-var(txn.secure) str({_SECURE}) if {_IS_HTTPS}"
+    for number, (stage, members) in enumerate(groupby(sorted(sections, key=_stage), _stage)):
+        of_stage = [*members]
+        tried = [each for each in of_stage if each[0].alias not in mapped]
+        if len(tried) < len(of_stage):
+            yield from _lookups(number, *stage, by_scheme=redirects)
+            choices += _choices_by_map(number, no_route)
         for route, section in tried:
-            yield from _rules_for_readings(route, section, no_route)
+            choices += use_backend_rules(section, route, last=f"!{_SEVERAL}")
+        for route, section in tried:
+            choices += _rules_for_readings(route, section, no_route)
+    yield from choices
 
 
-def map_files(sections: Sections, mapped: Set[str]) -> Mapping[str, str]:
-    """The files that the lines of `choice_rules` read, by name."""
-    lines = [f"{_map_key(route)} {section}\n" for route, section in sections if route.alias in mapped]
-    return {_MAP: "".join(lines)} if lines else {}
+def route_entries(sections: Sections) -> Mapping[str, str]:
+    """The entries of the map ROUTES: sections by the beginning of the keys of their requests; the longest one counts.
+
+    Not in it are hosts with a "*" in other places than "*.example.com", and hosts with a route that has conditions on
+    methods or headers.
+    """
+    mapped, entries = _mapped_aliases(sections), dict[str, str]()
+    redirects = any(route.redirects_to_https for route, _ in sections if route.alias in mapped)
+    for route, section in sections:
+        if route.alias in mapped:
+            for secure in ("", _SECURE) if redirects and not route.redirects_to_https else ("",):
+                entries.setdefault(_map_key(route, secure), section)
+    return entries
 
 
 def use_backend_rules(section: str, route: Route, scope: str = "txn", last: str = "") -> Iterator[str]:
@@ -91,17 +115,25 @@ def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[s
     yield _use_backend(no_route, _SEVERAL, *conditions, f"{section}:reading")
 
 
-def _rules_of_map(no_route: str, *, has_paths: bool) -> Iterator[str]:
-    """Lines that send requests to the section in the map, if it is the same for all readings."""
-    variables = (_AS_IT_IS, *_OTHERS) if has_paths else (_AS_IT_IS,)
-    for number, variable in enumerate(variables):
-        condition = f" if {_SEVERAL}" if number else ""
-        yield f"    http-request set-var(txn.place) var(txn.host),concat(,{variable}){condition}"
-        yield f"    http-request set-var(txn.section{number}) var(txn.place),map_beg({_MAP},-){condition}"
-    for number in range(1, len(variables)):
-        same = f"{{ var(txn.section0),strcmp(txn.section{number}) eq 0 }}"
+def _lookups(number: int, tier: int, labels: int, *, by_scheme: bool) -> Iterator[str]:
+    """Lines that look up the section of each reading at a stage (see `_stage`), in variables with its number."""
+    if tier == match.DOMAIN:
+        domain = f"var(txn.name),field(2,.,0),field(-1,.,{-labels})"
+        yield f"    http-request set-var(txn.domain) {domain} unless {{ var(txn.name) -m beg . }}"
+    secure = ",concat(,txn.secure)" if by_scheme else ""
+    for reading, variable in enumerate((_AS_IT_IS, *_OTHERS)):
+        found = f"{_KEY_OF_REQUEST[tier]}{secure},concat(,{variable}),map_beg({ROUTES},{_NO_ENTRY})"
+        condition = f" if {_SEVERAL}" if reading else ""
+        yield f"    http-request set-var(txn.section{number}_{reading}) {found}{condition}"
+
+
+def _choices_by_map(number: int, no_route: str) -> Iterator[str]:
+    """Lines that send requests to the section that was found at this stage, if it is the same for all readings."""
+    found = f"txn.section{number}"
+    for reading in range(1, 1 + len(_OTHERS)):
+        same = f"{{ var({found}_0),strcmp({found}_{reading}) eq 0 }}"
         yield _use_backend(no_route, _SEVERAL, f"!{same}")
-    yield _use_backend("%[var(txn.section0)]", "!" + matches("var(txn.section0)", "str", "-"))
+    yield _use_backend(f"%[var({found}_0)]", "!" + matches(f"var({found}_0)", "str", _NO_ENTRY))
 
 
 def _host_conditions(route: Route, scope: str = "txn") -> Iterator[str]:
@@ -120,7 +152,7 @@ def _host_conditions(route: Route, scope: str = "txn") -> Iterator[str]:
 
 def _other_conditions(section: str, route: Route) -> Iterator[str]:
     if route.redirects_to_https:
-        yield "!" + matches("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS)
+        yield f"!{_IS_HTTPS}"
     # There may be many of these, and a line has room for their names.
     if route.methods:
         yield f"{section}:method"
@@ -133,22 +165,25 @@ def _use_backend(section: str, *conditions: str) -> str:
     return f"    use_backend {section}{' if ' if given else ''}{given}"
 
 
-def mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
-    """The aliases of the routes that HAProxy looks up in a map file; empty if too few routes are suitable.
-
-    A route is suitable if its host has no wildcard, and no route of the host has a condition other than the path.
-    """
-    exact = [each for each in routes if match.host_pattern(each.host).tier == match.EXACT]
-    conditioned = {
-        match.normal_host(each.host)
-        for each in exact
-        if each.methods or each.headers or each.redirects_to_https
-    }
-    found = [each.alias for each in exact if match.normal_host(each.host) not in conditioned]
-    return frozenset(found if len(found) > _FEW_ROUTES else ())
+def _stage(member: tuple[Route, str]) -> tuple[int, int]:
+    """When the route's host pattern is tried: by its tier; of domains, by minus the number of their labels."""
+    pattern = match.host_pattern(member[0].host)
+    return pattern.tier, -1 - pattern.text.count(".") if pattern.tier == match.DOMAIN else 0
 
 
-def _map_key(route: Route) -> str:
-    """Return the key of the route in HAProxy's map file, a prefix of requests: host and path, ending in a slash."""
+def _mapped_aliases(sections: Sections) -> frozenset[str]:
+    """The aliases of the routes that are looked up in the map."""
+    conditioned = {match.host_pattern(each.host) for each, _ in sections if each.methods or each.headers}
+    return frozenset(
+        route.alias
+        for route, _ in sections
+        if (pattern := match.host_pattern(route.host)).tier in _KEY_OF_REQUEST and pattern not in conditioned
+    )
+
+
+def _map_key(route: Route, secure: str) -> str:
+    """The beginning of the key of the route's requests, which ends in a slash."""
+    tier, text = match.host_pattern(route.host)
+    host = {match.LABEL: f"{text}.*", match.DOMAIN: f"*.{text}", match.DEFAULT: "*"}.get(tier, text)
     prefix = match.normal_prefix(route.path)
-    return f"{match.normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
+    return f"//{host}{secure}{prefix if prefix == '/' else f'{prefix}/'}"

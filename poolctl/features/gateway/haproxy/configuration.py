@@ -22,7 +22,7 @@ from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts,
 
 from ..settings import HTTP, Endpoint, GatewaySettings
 from .access_log import access_log_rules
-from .choice import choice_rules, map_files, mapped_aliases, reading_rules, use_backend_rules
+from .choice import ROUTES, choice_rules, reading_rules, route_entries, use_backend_rules
 from .forwarding import forwarding_rules
 from .limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
 from .listeners import HaproxyListener, misdirected_request_rules, proxy_protocol_rules
@@ -115,15 +115,15 @@ class HaproxyBackend(NamedTuple):
 
 
 class HaproxyConfiguration(NamedTuple):
-    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and maps by file name.
+    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and others by file name.
 
-    `canary_shares` are the entries of the map CANARIES.
+    `maps` are the entries of the maps that change at run time, by file name.
     """
 
     lines: tuple[str, ...]
     backends: tuple[HaproxyBackend, ...]
     files: Mapping[str, str]
-    canary_shares: Mapping[str, str] = MappingProxyType({})
+    maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
     def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
         """The text of the main file.
@@ -138,6 +138,15 @@ class HaproxyConfiguration(NamedTuple):
                 server.line(disabled=(backend.name, server.name) in resting) for server in backend.servers
             ]
         return "\n".join([*found, ""])
+
+    @property
+    def all_files(self) -> dict[str, str]:
+        """The texts of all files besides the main one, by file name."""
+        texts = {
+            name: "".join(f"{key} {value}\n" for key, value in entries.items())
+            for name, entries in self.maps.items()
+        }
+        return {**self.files, **texts}
 
     def servers_by_line_number(self) -> Iterator[tuple[int, RefusableServer]]:
         """Yield each server with the number of its line in `text`."""
@@ -616,11 +625,14 @@ def configuration_of(
     access log, if there is one, is written to `log_target`.
     """
     ordered, names = match.in_order(routes), set[str]()
-    backends = [(route, _route_backend(route, names, addresses, keys)) for route in ordered]
-    chosen, mapped = [(route, section.name) for route, section in backends], mapped_aliases(ordered)
+    # Not in the order of precedence: that changes at run time.
+    by_alias = sorted(ordered, key=lambda each: each.alias)
+    backends = [(route, _route_backend(route, names, addresses, keys)) for route in by_alias]
+    section_names = {route.alias: section.name for route, section in backends}
+    chosen = [(route, section_names[route.alias]) for route in ordered]
     fronts = [each for each in listeners if not (each.alias or each.passes_tls)]
     passing = [each for each in listeners if each.passes_tls]
-    passed = [_passing_backend(route, names, addresses) for route in ordered] if passing else []
+    passed = [_passing_backend(route, names, addresses) for route in by_alias] if passing else []
     resumes = not any(each.asks_for_certificate for each in listeners)
     lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
     if fronts:
@@ -637,7 +649,7 @@ def configuration_of(
             *_request_rules_before_routing(settings, fronts, ordered),
             *_failure_rules(_ALWAYS_FAILURES),
         ]
-        lines += choice_rules(chosen, mapped, NO_ROUTE)
+        lines += choice_rules(chosen, NO_ROUTE)
         lines += [
             f"    default_backend {NO_ROUTE}",
             "",
@@ -650,8 +662,8 @@ def configuration_of(
         f"    stick-table type string len {FAILURES_KEY_BYTES} size {_FAILURES_SIZE} store gpc0",
     ]
     if passing:
-        by_alias = {each.alias: each for each in passed if each is not None}
-        lines += _passing_frontend(settings, passing, ordered, by_alias)
+        passing_sections = {each.alias: each for each in passed if each is not None}
+        lines += _passing_frontend(settings, passing, ordered, passing_sections)
     for route, section in backends:
         if table := [*route_table(route, section.name)]:
             lines += ["", *table]
@@ -663,10 +675,11 @@ def configuration_of(
         if stream.alias in binds
     ]
     files = {name: text for each in listeners for name, text in each.files.items()}
-    if fronts:
-        files |= map_files(chosen, mapped)
+    maps: dict[str, Mapping[str, str]] = {}
+    if fronts and (entries := route_entries(chosen)):
+        maps[ROUTES] = entries
     if any(map(answers_for_sleeping, ordered)):
-        files[SLEEPING] = ""
+        maps[SLEEPING] = {}
     if any(route.waiting_page for route in ordered):
         files |= {WAKING: "", PAGE_FILE: PAGE}
     shares = dict(
@@ -675,8 +688,8 @@ def configuration_of(
         for pair in _canary_shares(route, section.name, addresses.canaries)
     )
     if shares:
-        files[CANARIES] = ""
-    return HaproxyConfiguration(tuple(lines), tuple(sections), files, shares)
+        maps[CANARIES] = shares
+    return HaproxyConfiguration(tuple(lines), tuple(sections), files, maps)
 
 
 def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
@@ -723,7 +736,7 @@ def _request_rules_before_routing(
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
     for step in _NORMALIZATIONS:
         yield f"    http-request normalize-uri {step}"
-    yield from reading_rules(routes)
+    yield from reading_rules()
     unless = ""
     for field in dict.fromkeys((settings.header_for_host.lower(), "host")):
         host = rf"req.fhdr({argument(field)}),host_only,lower,regsub(\.$,)"

@@ -19,8 +19,8 @@ from ..settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from ..supervision.targets import READY as UP
 from ..supervision.targets import SLEEPING as RANK_SLEEPING
 from ..supervision.targets import Targets
+from .choice import ROUTES
 from .configuration import (
-    CANARIES,
     CANARY,
     NOWHERE,
     WAIT,
@@ -42,6 +42,10 @@ READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
 _FIXED = ("    cookie ", "    balance first")
 RUNTIME_FD = 3  # HAProxy's descriptors: its runtime socket, then its listeners
 FIRST_LISTENER_FD = 4
+# In commands: the version of a map that the last `prepare map` has created.
+VERSION = "@VERSION"
+# HAProxy's buffer for a command is larger (see tune.bufsize).
+_PAYLOAD_BYTES = 15_000
 
 
 class ServerState(NamedTuple):
@@ -97,11 +101,7 @@ class HaproxySetup(NamedTuple):
     @property
     def files(self) -> dict[str, bytes]:
         """The contents of all files besides the main one."""
-        entries = {
-            name: "".join(f"{key} {value}\n" for key, value in found.items())
-            for name, found in self.maps.items()
-        }
-        texts = {**self.configuration.files, **entries}
+        texts = self.configuration._replace(maps=self.maps).all_files
         encoded = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
         return {**encoded, **self.bundles, **self.authorities}
 
@@ -126,14 +126,18 @@ class HaproxySetup(NamedTuple):
         """The runtime commands that set the state of every server, and the entries of maps."""
         commands = [each.command(place) for place, each in self.states.items()]
         for name, entries in self.maps.items():
-            commands += [f"clear map {name}", *_map_commands(name, {}, entries)]
+            commands += _map_replacement_commands(name, entries)
         return commands
 
     def with_states_of(self, other: HaproxySetup) -> HaproxySetup:
-        """A copy with the states of the other setup. Servers that `other` lacks are used until HAProxy is replaced."""
+        """A copy with the states of the other setup. Servers that `other` lacks are used until HAProxy is replaced.
+
+        The routes remain, as this setup may lack the sections of others.
+        """
+        maps = {name: other.maps.get(name, entries) for name, entries in self.maps.items() if name != ROUTES}
         return self._replace(
             states={place: other.states.get(place, state) for place, state in self.states.items()},
-            maps={name: other.maps.get(name, entries) for name, entries in self.maps.items()},
+            maps={**self.maps, **maps},
         )
 
 
@@ -183,10 +187,9 @@ class SetupParts(NamedTuple):
         inodes = tuple(os.fstat(sock.fileno()).st_ino for sock in self.sockets)
         whole = program, user, made.text(), made.files, self.bundles, self.authorities, inodes
         digest = hashlib.sha256(repr(whole).encode()).hexdigest()
-        maps = {CANARIES: made.canary_shares} if CANARIES in made.files else {}
         return HaproxySetup(
             program, user, self.settings.access_log, made, {}, self.bundles, self.authorities, self.sockets,
-            inodes, digest, maps, self.held,
+            inodes, digest, made.maps, self.held,
         )  # fmt: skip
 
     def with_states(self, setup: HaproxySetup, targets: Targets) -> HaproxySetup:
@@ -194,7 +197,7 @@ class SetupParts(NamedTuple):
         routes: list[Route | StreamRoute] = [*self.routes, *self.streams]
         states = _states(setup.configuration, routes, targets, self.places)
         maps = dict(setup.maps)
-        if SLEEPING in setup.configuration.files:
+        if SLEEPING in maps:
             maps[SLEEPING] = _sleeping_sections(setup.configuration, self.routes, targets)
         return setup._replace(states=states, maps=maps)
 
@@ -334,16 +337,19 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
         after.program, after.user, new.lines, new.files, after.inodes, after.authorities
     ) or before.bundles.keys() != after.bundles.keys():  # fmt: skip
         return None
-    if len(old.backends) != len(new.backends):
+    sections = {each.name: each for each in old.backends}
+    if any(each.name not in sections for each in new.backends):
         return None
     commands: list[str] = []
     for name, content in after.bundles.items():
         if before.bundles[name] != content:
             commands += _certificate_commands(name, content)
     for name, entries in after.maps.items():
-        commands += _map_commands(name, before.maps.get(name, {}), entries)
+        if name != ROUTES:
+            commands += _map_commands(name, before.maps.get(name, {}), entries)
     added: set[tuple[str, str]] = set()
-    for previous, backend in zip(old.backends, new.backends, strict=True):
+    for backend in new.backends:
+        previous = sections.pop(backend.name)
         if previous is backend:
             continue
         found = _backend_update_commands(previous, backend)
@@ -352,12 +358,33 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
         commands += found
         names = {each.name for each in previous.servers}
         added |= {(backend.name, each.name) for each in backend.servers if each.name not in names}
+    # HAProxy keeps the section of a removed route; no entry of a map leads to it.
+    for left in sections.values():
+        commands += _removal_commands(left, left.servers)
     for place, state in after.states.items():
         known = ServerState(MAINTENANCE, state.limit) if place in added else before.states.get(place)
         if known != state:
             commands.append(state.command(place))
+    if (routes := after.maps.get(ROUTES, {})) != before.maps.get(ROUTES, {}):
+        commands += _map_replacement_commands(ROUTES, routes)
     # First give traffic to servers, then take it from others: between two commands one must be able to serve.
     return sorted(commands, key=_takes_traffic_away)
+
+
+def _map_replacement_commands(name: str, entries: Mapping[str, str]) -> Iterator[str]:
+    """The commands that replace all entries of the map at the same moment."""
+    yield f"prepare map {name}"
+    lines, size = list[str](), 0
+    for key, value in entries.items():
+        line = f"{key} {value}\n"
+        if size + len(line) > _PAYLOAD_BYTES:
+            yield f"add map {VERSION} {name} <<\n{''.join(lines)}"
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    if lines:
+        yield f"add map {VERSION} {name} <<\n{''.join(lines)}"
+    yield f"commit map {VERSION} {name}"
 
 
 def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
@@ -382,7 +409,7 @@ def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> l
     for name, server in old.items():
         place = f"{after.name}/{name}"
         if name not in new:
-            commands += [f"set server {place} state {MAINTENANCE}", f"del server {place}"]
+            commands += _removal_commands(after, [server])
             continue
         found = [*_server_update_commands(place, server, new[name])]
         if None in found:
@@ -397,6 +424,12 @@ def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> l
             commands.append(command)
             commands += [f"enable health {place}"] if WATCHED in server.options else []
     return commands
+
+
+def _removal_commands(backend: HaproxyBackend, servers: Iterable[HaproxyServer]) -> Iterator[str]:
+    for each in servers:
+        place = f"{backend.name}/{each.name}"
+        yield from (f"set server {place} state {MAINTENANCE}", f"del server {place}")
 
 
 def _server_update_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:

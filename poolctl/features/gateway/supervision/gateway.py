@@ -44,7 +44,15 @@ from ..haproxy.process import (
     Orphan,
     orphans,
 )
-from ..haproxy.setup import HaproxySetup, HeldListener, SetupParts, host_names, parts_of, runtime_commands
+from ..haproxy.setup import (
+    VERSION,
+    HaproxySetup,
+    HeldListener,
+    SetupParts,
+    host_names,
+    parts_of,
+    runtime_commands,
+)
 from ..program import program_problem, uid_of
 from ..repeated_work import RepeatedWork
 from ..settings import UDP, ListenerSettings, ServerFacts
@@ -98,7 +106,7 @@ _UNSTABLE_ENDS, _UNSTABLE_SECONDS = 3, 600.0
 # HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
     r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed"
-    r"|Transaction created|Committing [^\n]*\n?\.?\s*Success|$)"
+    r"|Transaction created|Committing [^\n]*\n?\.?\s*Success|New version created: (?P<version>\d+)|$)"
 )
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -423,12 +431,16 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             commands = runtime_commands(before, after) or []
         else:
             commands = found
+        version = ""
         try:
             for command in commands:
-                answer = await process.ask(command)
+                answer = await process.ask(command.replace(VERSION, version))
+                performed = _PERFORMED.match(answer)
                 # A server that still has connections is deleted by the next start; until then it gets no new ones.
-                if not _PERFORMED.match(answer) and not command.startswith("del server"):
+                if performed is None and not command.startswith("del server"):
                     raise HaproxyRefusal(f"{command.partition(chr(10))[0]}: {answer.strip()}")
+                if performed is not None and performed["version"]:
+                    version = f"@{performed['version']}"
         except HaproxyRefusal as refusal:
             logger.warning("HAProxy is started again: %s", refusal)
             process.mark = ""
