@@ -11,6 +11,8 @@ from poolctl.routing.route_table import RouteTable
 
 # The limit of every wait in a test, much longer than any of them needs.
 DEADLINE = 60.0
+# Turns of the loop until a connection that it has accepted is known here.
+_ACCEPT_TURNS = 5
 Script = Callable[["Backend", "Wire"], Awaitable[None]]
 
 
@@ -41,22 +43,31 @@ class Backend:
         self.connections = 0
         self.url = ""
         self._server: asyncio.Server
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     async def start(self) -> Backend:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            try:
-                await self.script(self, Wire(reader, writer))
-            finally:
-                writer.close()
+        self._open[writer] = asyncio.ensure_future(self._play(Wire(reader, writer)))
 
-    def close(self) -> None:
+    async def _play(self, wire: Wire) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self.script(self, wire)
+        wire.writer.close()
+        del self._open[wire.writer]
+
+    async def aclose(self) -> None:
         self._server.close()
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        for writer, playing in self._open.items():
+            playing.cancel()
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 class Stage:
@@ -84,9 +95,9 @@ class Stage:
             wire.writer.close()
         return head.split()[1] + (b" " + body if body == b"hello" else b"")
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         for each in self._backends:
-            each.close()
+            await each.aclose()
 
 
 def play(work: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
@@ -97,7 +108,7 @@ def play(work: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
         try:
             await asyncio.wait_for(work(stage), DEADLINE)
         finally:
-            stage.close()
+            await stage.aclose()
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for each in others:
                 each.cancel()

@@ -474,7 +474,7 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
         {"op": "get", "name": "lock"}, {"op": "get", "name": "control"},
         {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
-        *({"op": "get", "name": each.process.entry} for each in features() if each.process),
+        *({"op": "get", "name": each.processes.entry} for each in features() if each.processes),
         {"op": "get", "name": "wanted"}, {"op": "get", "name": "web listener metrics"},
         {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "lock"},
         {"op": "adopted"},
