@@ -9,6 +9,7 @@ backend can trust them if it is reachable only through the gateway.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from .route import Route, Target
 from .route_table import RouteTable
 
 EXTENSION = "poolctl.route"
+KEY_CHARACTERS = 32  # of the secret in a `context_value`
 # Every header of a request that begins with this is the gateway's own.
 HEADER_PREFIX = "x-poolctl-"
 
@@ -32,6 +34,8 @@ _PROVIDER, _NAME, _URL = "x-poolctl-route-provider", UPSTREAM_FIELD, "x-poolctl-
 _SAFE = (
     " !\"#$&'()*+,/:;<=>?@[]^`{|}"  # and letters, digits, "_.-~": all of visible ASCII but the percent sign
 )
+# In a `context_value`, after the name.
+_KEY_AND_ALIAS = re.compile(f":[0-9a-f]{{{KEY_CHARACTERS}}}:(?:[0-9a-f]{{2}})*")
 _PORTS = {"http": 80, "https": 443}
 
 Scope = Mapping[str, Any]
@@ -154,6 +158,11 @@ def context_value(name: str, key: str, alias: str) -> str:
     `key` is a secret that only the gateway and the server's workers know. HAProxy accepts the result as a name.
     """
     return f"{name}:{key}:{alias.encode().hex()}"
+
+
+def without_keys(text: str) -> str:
+    """The text, such as a message of HAProxy, with the plain name instead of each `context_value` in it."""
+    return _KEY_AND_ALIAS.sub("", text)
 
 
 def authenticated_alias(value: bytes, key: str) -> str | None:

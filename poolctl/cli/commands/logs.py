@@ -82,6 +82,8 @@ def perform(request: CommandRequest) -> Outcome:
         return _print_from_platform(request, pool, lines, since, wanted)
     paths, request_ids = _log_files_and_names_with_ids(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
+    if _OF_GATEWAY[0] in paths:
+        text_of = _without_keys_of_gateway(text_of)
 
     if request.get("follow"):
         try:
@@ -199,6 +201,18 @@ def _line_formatter(
     return log_rendering.PrefixedLineFormatter(
         names, times=_time_style(request), records=True, request_ids=request_ids
     ).line
+
+
+def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[LogLine], str]:
+    """The formatter `text_of`, for lines in which HAProxy names servers by a secret: it is left out."""
+    from poolctl.routing.context import without_keys
+
+    def shown(line: LogLine) -> str:
+        if line.name == _OF_GATEWAY[0]:
+            line.text = without_keys(line.text)
+        return text_of(line)
+
+    return shown
 
 
 def _is_wide(request: CommandRequest) -> bool:

@@ -18,6 +18,7 @@ from poolctl.control.pool_paths import pool_key
 from poolctl.feature import FEATURES
 from poolctl.logs import log_tail
 from poolctl.logs.log_line import LogLine, stamp
+from poolctl.routing.context import KEY_CHARACTERS, context_value
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -280,6 +281,16 @@ def gateway_logs(directory: Path) -> Path:
 
 
 BOTH = "[gateway] | report 0\n[access]  | request 0\n[gateway] | report 1\n[access]  | request 1\n"
+
+
+@pytest.mark.parametrize("more", [[], ["--raw"], ["-o", "json"]])
+def test_names_of_servers_are_shown_without_the_secret_that_haproxy_sends_them(
+    poolctl: Command, gateway_logs: Path, supervised: Supervised, more: list[str]
+) -> None:
+    name = context_value("users", KEY_CHARACTERS * "a", "users")
+    (gateway_logs / "gateway.log").write_text(f"[WARNING] (7) : Server route:users/{name} is UP\n")
+    with supervised(always(item("users"), gateway={"state": "running"})):
+        assert "Server route:users/users is UP" in poolctl("logs", "--gateway", *more).out
 
 
 @pytest.mark.parametrize("words", [["--gateway"], ["gateway"]])

@@ -32,6 +32,7 @@ from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import copy_descriptor, process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
+from poolctl.routing.context import without_keys
 from poolctl.runners.helper_process import HelperChild, HelperKind
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.output_pipes import OutputPipes
@@ -440,10 +441,13 @@ def _with_arguments(arguments: Sequence[str]) -> list[int]:
 
 
 def _alerts(path: str, pid: int) -> list[str]:
-    """The alerts of this process in its log, each as one line: HAProxy 3 continues them on lines without a level."""
+    """The alerts of this process in its log, each as one line: HAProxy 3 continues them on lines without a level.
+
+    They are shown and sent to others: the secrets in names of servers are left out.
+    """
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_OUTPUT_BYTES))
-        output = file.read().decode("utf-8", "replace")
+        output = without_keys(file.read().decode("utf-8", "replace"))
     messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
     return [
         " ".join(each.partition(" : ")[2].split())

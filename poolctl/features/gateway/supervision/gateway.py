@@ -22,6 +22,7 @@ from poolctl.json_form import to_json
 from poolctl.keeper import fd_store
 from poolctl.keeper.pool_files import unlink_quietly
 from poolctl.monitor.event_queue import EventBus
+from poolctl.routing.context import without_keys
 from poolctl.routing.route_report import RequestedBackendState
 from poolctl.runners.helper_process import HelperOwner
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -442,7 +443,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 if performed is not None and performed["version"]:
                     version = f"@{performed['version']}"
         except HaproxyRefusal as refusal:
-            logger.warning("HAProxy is started again: %s", refusal)
+            logger.warning("HAProxy is started again: %s", without_keys(str(refusal)))
             process.mark = ""
             return False
         self._setup = after

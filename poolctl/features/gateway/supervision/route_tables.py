@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from poolctl.config import MASK, ServerConfig, Tables, masked, os_users_by_server
 from poolctl.keeper.pool_files import CONTEXT_SECRET
 from poolctl.platform import replace_file
+from poolctl.routing.context import KEY_CHARACTERS
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -25,7 +26,6 @@ from ..table import GatewayConfig
 from .outside_targets import ServiceSource, WithServices
 
 _SECRET_BYTES = 32
-_KEY_CHARACTERS = 32
 # Long enough to compute once for a reload, which changes many servers one after another.
 _GATHER_SECONDS = 0.01
 # The fields of routes that hold headers.
@@ -269,7 +269,7 @@ def _load_or_create_secret(path: str) -> bytes:
 
 def _key(secret: bytes, server: str, user: str) -> str:
     """The key by which the server's workers recognize requests of the gateway; different for each server and user."""
-    return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
+    return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:KEY_CHARACTERS]
 
 
 def _write_masked_table(routes: RouteSet, generation: int) -> int:
