@@ -202,7 +202,9 @@ def test_any_number_of_values_and_any_time_is_accepted(tmp_path: Path) -> None:
         alias="many",
         to=WEB,
         methods=tuple(f"M{chr(65 + number // 26)}{chr(65 + number % 26)}" for number in range(100)),
-        headers=tuple(Header(name=f"x-{number}", value="a") for number in range(40)),
+        host="*.example.com",
+        path="/v1",
+        headers=tuple(Header(name=f"x-{number}", value="a") for number in range(200)),
         breaker=BreakerRule(statuses=tuple(range(400, 600, 2))),
         probe_responses=tuple(f"/{number}" for number in range(100)),
         timeouts=Timeouts(connect=1e7, head=1e7, idle=1e7),
@@ -621,12 +623,14 @@ def test_request_over_tls_is_looked_up_among_the_routes_that_do_not_redirect_to_
 
 # What the program decides.
 
+MANY = {f"x-{number}": "a" for number in range(45)}
 ROUTES = [
     Route(alias="exact", host="users.example.com"),
     Route(alias="deep", host="users.example.com", path="/v1/a"),
     Route(alias="posts", host="users.example.com", path="/v1", methods=("POST",)),
     Route(alias="flagged", host="users.example.com", path="/v1", headers=(Header(name="x-flag"),)),
     Route(alias="blue", host="users.example.com", path="/v1", headers=(Header(name="x-flag", value="-m blue"),)),
+    Route(alias="many", host="*.example.com", path="/many", headers=tuple(Header(name=each) for each in MANY)),
     Route(alias="label", host="users"),
     Route(alias="domain", host="*.example.com"),
     Route(alias="below", host="*.sub.example.com"),
@@ -642,6 +646,12 @@ REQUESTS: list[tuple[str, str, str, dict[str, str]]] = [
     ("GET", "users.example.com", "/v1", {"x-flag": "any"}),
     ("GET", "users.example.com", "/v1", {"x-flag": "-m blue"}),
     ("GET", "users.example.com", "/other/../v1/./%61", {}),
+    ("GET", "a.example.com", "/many/b", MANY),
+    ("GET", "a.example.com", "/many//b", MANY),
+    *(
+        ("GET", "a.example.com", "/many", {name: MANY[name] for name in MANY if name != missing})
+        for missing in ("x-0", "x-20", "x-44")
+    ),
     ("GET", "users.other.org", "/", {}),
     ("GET", "x.example.com", "/", {}),
     ("GET", "example.com", "/", {}),

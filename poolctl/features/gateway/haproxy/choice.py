@@ -14,7 +14,7 @@ from itertools import groupby
 from poolctl.routing import match
 from poolctl.routing.route import HTTPS, Route
 
-from .syntax import argument, line_groups, matches, quoted
+from .syntax import VALUES_A_LINE, argument, criterion, line_groups, matches, quoted
 
 # HAProxy has decoded what need not be escaped, and writes escapes in upper case.
 _AMBIGUOUS = r"//|;|%2F|%5C"
@@ -36,6 +36,8 @@ _KEY_OF_REQUEST = {
     match.DEFAULT: "str(//*)",
 }
 _SECURE = ":443"  # after the host in the keys of requests that came over TLS
+# Maximum number of conditions for headers in a line with all other conditions.
+_FEW_HEADERS = 8
 
 Sections = Sequence[tuple[Route, str]]
 
@@ -68,6 +70,7 @@ def choice_rules(sections: Sections, no_route: str) -> Iterator[str]:
             yield from _lookups(number, *stage, by_scheme=redirects)
             choices += _choices_by_map(number, no_route)
         for route, section in tried:
+            yield from _header_rules(section, route)
             choices += use_backend_rules(section, route, last=f"!{_SEVERAL}")
         for route, section in tried:
             choices += _rules_for_readings(route, section, no_route)
@@ -94,9 +97,6 @@ def use_backend_rules(section: str, route: Route, scope: str = "txn", last: str 
     conditions = [*_host_conditions(route, scope)]
     if (prefix := match.normal_prefix(route.path)) != "/":
         conditions.append(matches(f"var({_AS_IT_IS})", "beg", f"{prefix}/"))
-    for number, header in enumerate(route.headers):
-        value = f"str -- {quoted(header.value)}" if header.value else "found"
-        yield f"    acl {section}:header:{number} {quoted(f'req.fhdr({argument(header.name)})')} -m {value}"
     for methods in line_groups(route.methods):
         yield f"    acl {section}:method method -m str -- {methods}"
     yield _use_backend(section, *conditions, *_other_conditions(section, route), last)
@@ -108,10 +108,10 @@ def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[s
     if (prefix := match.normal_prefix(route.path)) == "/":
         yield _use_backend(section, _SEVERAL, *conditions)
         return
-    each = [matches(f"var({variable})", "beg", f"{prefix}/") for variable in (_AS_IT_IS, *_OTHERS)]
-    yield _use_backend(section, _SEVERAL, *conditions, *each)
-    for test in each:
-        yield f"    acl {section}:reading {test.strip('{} ')}"
+    readings = [(f"var({variable})", "beg", f"{prefix}/") for variable in (_AS_IT_IS, *_OTHERS)]
+    yield _use_backend(section, _SEVERAL, *conditions, *(matches(*each) for each in readings))
+    for each in readings:
+        yield f"    acl {section}:reading {criterion(*each)}"
     yield _use_backend(no_route, _SEVERAL, *conditions, f"{section}:reading")
 
 
@@ -156,8 +156,37 @@ def _other_conditions(section: str, route: Route) -> Iterator[str]:
     # There may be many of these, and a line has room for their names.
     if route.methods:
         yield f"{section}:method"
-    for number in range(len(route.headers)):
-        yield f"{section}:header:{number}"
+    if _has_many_headers(route):
+        yield matches(f"var({_headers_variable(section)})", "int", str(len(route.headers)))
+    else:
+        yield from _names_of_headers(section, route)
+
+
+def _header_rules(section: str, route: Route) -> Iterator[str]:
+    """Lines that name the route's conditions for headers; if there are many, a variable counts those that are met."""
+    names = _names_of_headers(section, route)
+    for name, header in zip(names, route.headers, strict=True):
+        value = f"str -- {quoted(header.value)}" if header.value else "found"
+        yield f"    acl {name} {quoted(f'req.fhdr({argument(header.name)})')} -m {value}"
+    if _has_many_headers(route):
+        variable, before = _headers_variable(section), ""
+        for start in range(0, len(names), VALUES_A_LINE):
+            met = names[start : start + VALUES_A_LINE]
+            count = str(start + len(met))
+            yield f"    http-request set-var({variable}) int({count}) if {before}{' '.join(met)}"
+            before = f"{matches(f'var({variable})', 'int', count)} "
+
+
+def _has_many_headers(route: Route) -> bool:
+    return len(route.headers) > _FEW_HEADERS
+
+
+def _names_of_headers(section: str, route: Route) -> list[str]:
+    return [f"{section}:header:{number}" for number in range(len(route.headers))]
+
+
+def _headers_variable(section: str) -> str:
+    return f"txn.headers_{section.encode().hex()}"
 
 
 def _use_backend(section: str, *conditions: str) -> str:

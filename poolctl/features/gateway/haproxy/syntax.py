@@ -10,7 +10,7 @@ from poolctl.routing.networks import EVERY, UNIX
 # The longest time that HAProxy supports; used for longer times and for no limit.
 _NO_LIMIT, _NO_LIMIT_SECONDS = "24d", 24 * 86_400
 # A line has at most 64 words.
-_VALUES_A_LINE = 20
+VALUES_A_LINE = 20
 
 
 def unique_name(text: str, taken: set[str]) -> str:
@@ -54,8 +54,8 @@ def longest_duration(times: Iterable[float]) -> str:
 
 def line_groups(values: Sequence[str]) -> Iterator[str]:
     """The values as words, separated by spaces, in groups that fit into a line."""
-    for start in range(0, len(values), _VALUES_A_LINE):
-        yield " ".join(map(quoted, values[start : start + _VALUES_A_LINE]))
+    for start in range(0, len(values), VALUES_A_LINE):
+        yield " ".join(map(quoted, values[start : start + VALUES_A_LINE]))
 
 
 def network_groups(networks: Sequence[str]) -> Iterator[str]:
@@ -68,4 +68,9 @@ def network_groups(networks: Sequence[str]) -> Iterator[str]:
 
 def matches(fetch: str, method: str, value: str) -> str:
     """A condition: what HAProxy fetches matches the value by this method."""
-    return f"{{ {fetch} -m {method} -- {quoted(value)} }}"
+    return f"{{ {criterion(fetch, method, value)} }}"
+
+
+def criterion(fetch: str, method: str, value: str) -> str:
+    """The condition of `matches`, for an `acl` with a name."""
+    return f"{fetch} -m {method} -- {quoted(value)}"
