@@ -439,7 +439,9 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
     needs = [mark for mark in PLACEHOLDERS if mark in marks]
     needs += ["{fd}"] * any(placeholders(word, ["{fd}"]) for word in words)
     needs += [key for key in ("expose", "tls") if table.get(key)]
-    needs += ["socket"] * (table.get("socket") in ("program", PROXIED))
+    socket = table.get("socket")
+    has_port = socket in ("program", PROXIED)
+    needs += [f'socket = "{socket}"'] * has_port
     if _part(table.get("scale"), "idle"):
         needs.append("scale.idle")
     probes = [(kind, _part(table.get("health"), kind)) for kind in PROBES]
@@ -451,6 +453,8 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
         return None
     listed = " and ".join(filter(None, (", ".join(needs[:-1]), needs[-1])))
     message = f"'bind' is missing, and {listed} need{'s' * (len(needs) == 1)} an address"
+    if has_port:
+        return Finding(("bind",), message, 'add bind = "127.0.0.1:8080"')
     without = "a program without a port needs no bind" + (", and is probed with exec" if probed else "")
     return Finding(("bind",), message, f'add bind = "127.0.0.1:8080", or take {listed} out: {without}')
 

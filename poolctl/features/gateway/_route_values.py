@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from poolctl.address import Address, AddressError, canonical_ipv6, parse
 from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_long_path
@@ -146,24 +147,16 @@ def name_of_target(target: str) -> str:
     return target.removeprefix(TAG)
 
 
-def accepted_engine(text: str) -> str:
-    """ "" for the value of `engine` that has no effect. Raises BadValue for others."""
-    if text == "haproxy":
-        return ""
-    message = f"{shown(text)} is no engine"
-    if text == "poolctl":
-        message = "poolctl has no engine of its own any more: HAProxy serves every gateway"
-    raise BadValue(message, '"haproxy"', 'take engine out, or write engine = "haproxy"')
+def without_choice(key: str, *accepted: str) -> Callable[[str], str]:
+    """A validator of a key of which nothing depends: "" for the accepted values. It raises BadValue for others."""
 
+    def validate(text: str) -> str:
+        if text in accepted:
+            return ""
+        message = f"{key} cannot be {shown(text)}: HAProxy serves every gateway"
+        raise BadValue(message, " or ".join(f'"{each}"' for each in accepted), f"take {key} out")
 
-def accepted_mode(text: str) -> str:
-    """ "" for the values of `mode` that have no effect. Raises BadValue for others."""
-    if text in ("auto", "proxy"):
-        return ""
-    message = f"{shown(text)} is no mode"
-    if text == "pass":
-        message = "connections are not passed to workers any more: HAProxy forwards every request"
-    raise BadValue(message, '"auto" or "proxy"', 'take mode out, or write mode = "proxy"')
+    return validate
 
 
 def no_queue_of_route(number: int) -> int:

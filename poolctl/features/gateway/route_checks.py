@@ -541,7 +541,7 @@ def _gateway_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
 
 
 def _former_key(key: str) -> tuple[str, str]:
-    return f"{key} has no effect any more: HAProxy serves every gateway", "take it out"
+    return f"{key} has no effect: HAProxy serves every gateway", "take it out"
 
 
 def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:

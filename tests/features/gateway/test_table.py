@@ -227,7 +227,7 @@ def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[[route]]\nto = 'tag:'\n", "names no tag"),
         ("[[route]]\nto = { to = 'web', weight = 0 }\n", "weight: 0 is not allowed here; allowed is at least 1"),
         ("[[route]]\nto = 'web'\npolicy = 'ip_hash'\n", 'did you mean "ip-hash"?'),
-        ("[[route]]\nto = 'web'\nmode = 'copy'\n", "'copy' is no mode; take mode out"),
+        ("[[route]]\nto = 'web'\nmode = 'copy'\n", "mode cannot be 'copy': HAProxy serves every gateway; take"),
         ("[[route]]\nto = 'web'\nsticky = 'a b'\n", 'route[0].sticky: \'a b\' is not allowed here; allowed is'),
         ("[[route]]\nto = 'web'\nsticky = { same_site = 'any' }\n", 'allowed is "lax", "strict" or "none"'),
         ("[[route]]\nto = 'web'\nmethods = ['get']\n", 'a method such as "GET"'),

@@ -44,6 +44,16 @@ def test_command_without_bind_is_keyed_by_its_name(tmp_path: Path) -> None:
     assert [*PoolConfig([server.to_dict()]).pool()] == ["process:queue"]
 
 
+def test_program_with_a_port_of_its_own_needs_bind_and_the_fix_works(tmp_path: Path) -> None:
+    for socket in ("program", "proxied"):
+        text = f'[[server]]\nname = "queue"\ncommand = ["x"]\nsocket = "{socket}"\n'
+        found = told(tmp_path, text)
+        assert f"'bind' is missing, and socket = \"{socket}\" needs an address" in found
+        fix = found.rpartition("; add ")[2]
+        assert fix == 'bind = "127.0.0.1:8080"'
+        load_text(tmp_path, f"{text}{fix}\n")
+
+
 @pytest.mark.parametrize(
     ("line", "needs"),
     [
@@ -51,7 +61,6 @@ def test_command_without_bind_is_keyed_by_its_name(tmp_path: Path) -> None:
         ('command = ["x", "{host}", "{bind}"]', "{host} and {bind} need an address"),
         ('command = ["x", "--fd", "{fd}"]', "{fd} needs an address"),
         ('command = ["x"]\nenv = { AT = "{host}:{port}" }', "{port} and {host} need an address"),
-        ('command = ["x"]\nsocket = "program"', "socket needs an address"),
         ('command = ["x"]\nexpose = "http://a"', "expose needs an address"),
         ('command = ["x"]\ntls = true', "tls needs an address"),
         ('command = ["x"]\nscale = { min = 0, idle = 5 }', "scale.idle needs an address"),

@@ -45,7 +45,7 @@ OpenListeners = Mapping[str, Sequence[socket.socket]]
 class Certificate(NamedTuple):
     """A certificate of the listener `bind`, read from the files in `tls`.
 
-    With a `problem` the files have changed, and cannot be used any more.
+    With a `problem` the files have changed, and cannot be used.
     """
 
     bind: str
