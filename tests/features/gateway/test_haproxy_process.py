@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,10 @@ from poolctl.features.gateway.haproxy.process import (
     HaproxyProcesses,
     HaproxyRefusal,
 )
+from poolctl.keeper import wire
+from tests.deadline import until
 from tests.helper_keeper import ExecutingKeeper
+from tests.processes import is_alive
 
 # Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
 # what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it (`warnings`);
@@ -331,7 +334,7 @@ def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Pl
         stage.keeper.entries.clear()
         assert await other.adopt(keeper, GATEWAY) is None
         assert other.replaced_pids == []
-        await successor.end_all(found)
+        await successor.end_all()
         await asyncio.gather(left.exited, used.exited, found.exited)
 
     play(scene)
@@ -370,7 +373,7 @@ def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None
         second = await stage.replace(first)
         await stage.processes.finish_requests(second, 0.05, [])
         assert not first.exited.done()
-        await stage.processes.end_all(second)
+        await stage.processes.end_all()
         assert first.exited.done()
         assert second.exited.done()
         assert not (stage.directory / "haproxy").exists(), "with the keys of certificates"
@@ -385,9 +388,33 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
     async def scene(stage: Stage) -> None:
         process = await stage.start()
         stage.says(ignores=True)
-        await stage.processes.end_all(process)
+        await stage.processes.end_all()
         assert process.exited.done()
         process.signal(signal.SIGTERM)  # which has no effect
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_process_whose_start_is_given_up_is_ended_with_the_others(play: Play, is_answered: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        answer, start = asyncio.Event(), stage.keeper.call
+
+        async def call(message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
+            reply = await start(message, fds)
+            if not is_answered:
+                await answer.wait()
+            return reply
+
+        stage.keeper.call = call  # type: ignore[method-assign]
+        starting = asyncio.ensure_future(stage.start())
+        await until(lambda: len(stage.keeper.pids) == 1)
+        await asyncio.sleep(0)
+        starting.cancel()
+        asyncio.get_running_loop().call_soon(answer.set)
+        await asyncio.wait({starting})
+        await stage.processes.end_all()
+        assert not is_alive(stage.keeper.pids[0])
 
     play(scene)
 

@@ -36,7 +36,16 @@ from poolctl.routing.context import without_keys
 from poolctl.runners.helper_process import HelperChild, HelperKind
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.output_pipes import OutputPipes
-from poolctl.runners.process_link import HasDescriptor, Link, LinkLost, Refused, close_fds, identity, kill
+from poolctl.runners.process_link import (
+    HasDescriptor,
+    Link,
+    LinkLost,
+    Refused,
+    Reply,
+    close_fds,
+    identity,
+    kill,
+)
 from poolctl.runners.withheld_variables import withheld_variables
 
 from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
@@ -235,6 +244,7 @@ class HaproxyProcesses:
         self.refused: dict[RefusableServer, str] = {}
         self.on_too_many: Callable[[int], None] = lambda pid: None
         self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
+        self._running: set[HaproxyProcess] = set()  # all, also those that are not ready
         # With the task that is done when no idle client is connected to it. The oldest first.
         self._replaced: dict[HaproxyProcess, asyncio.Task[None]] = {}
 
@@ -286,13 +296,15 @@ class HaproxyProcesses:
         if meta is not None and "path" in meta:
             known = {name: meta[name] for name in ("pid", "start")}
             with contextlib.suppress(OSError):
-                found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
+                found = self._add(
+                    HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
+                )
                 found.watch()
         arguments = self._arguments
         for pid in await in_daemon_thread(lambda: _with_arguments(arguments)):
             if found is None or pid != found.pid:
                 with contextlib.suppress(OSError):
-                    left = HaproxyProcess(kind, identity(pid))
+                    left = self._add(HaproxyProcess(kind, identity(pid)))
                     self._add_replaced(left, self._close_idle(left))
         return found
 
@@ -326,9 +338,9 @@ class HaproxyProcesses:
                 if self._replaced:
                     await asyncio.wait([each.exited for each in self._replaced])
 
-    async def end_all(self, process: HaproxyProcess | None) -> None:
-        """End `process` and the replaced ones immediately, and remove their files; returns when they have ended."""
-        running = [*self._replaced, *([process] if process is not None else [])]
+    async def end_all(self) -> None:
+        """End all processes immediately, and remove their files; returns when they have ended."""
+        running = [*self._running]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for each in running:
                 each.signal(number)
@@ -371,8 +383,7 @@ class HaproxyProcesses:
                 log, write = self._output.create_log_pipe("[gateway]", self._access_log, form)
             try:
                 fds: list[int | HasDescriptor] = [runtime, *setup.sockets, *([write] if log else [])]
-                reply, _ = await keeper.call(order, fds)
-                process = HaproxyProcess(kind, identity(int(reply["pid"])), mark, path)
+                process = await self._spawn(keeper.call(order, fds), kind, mark, path)
             except (Refused, OSError) as error:
                 pool_files.unlink_quietly(path)
                 self._output.discard(log)
@@ -382,6 +393,27 @@ class HaproxyProcesses:
                     os.close(write)
         self._output.register_pipe(log, process.pid)
         process.watch()
+        return process
+
+    async def _spawn(
+        self, call: Coroutine[Any, Any, Reply], kind: HelperKind, mark: str, path: str
+    ) -> HaproxyProcess:
+        """The process that the keeper starts for this call; it is known to `end_all` even after a cancellation."""
+
+        def process_in(reply: Reply) -> HaproxyProcess:
+            return self._add(HaproxyProcess(kind, identity(int(reply[0]["pid"])), mark, path))
+
+        spawning = asyncio.ensure_future(call)
+        try:
+            return process_in(await asyncio.shield(spawning))
+        except asyncio.CancelledError:
+            with contextlib.suppress(LinkLost, OSError):
+                process_in(await spawning)
+            raise
+
+    def _add(self, process: HaproxyProcess) -> HaproxyProcess:
+        self._running.add(process)
+        process.exited.add_done_callback(lambda _: self._running.discard(process))
         return process
 
     def _add_replaced(self, process: HaproxyProcess, closing: Coroutine[Any, Any, None]) -> None:

@@ -670,9 +670,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._postponed = None
 
     async def _end_processes(self) -> None:
-        process = self.gateway
         await self._helper.aclose()
-        await self.processes.end_all(process)
+        await self.processes.end_all()
         await self.forwarding.aclose()
         self._awaited.close()
         # Of a pool that ends as ordered, HAProxy has logged little but that its servers stopped.
