@@ -78,8 +78,8 @@ class Forwarder(SupervisedProcess):
     begins to wait, with the key of its target and a number (see WaitingRoom). `directory` is where the process can be
     adopted; without one, or without orders, it ends when keeper and supervisor are gone.
 
-    Before another process replaces it, `give_waiting` is answered with connections that wait, until there are none: the
-    other one gets them by `waiting`. If the order to end says that it `is_replaced`, it ends with the last connection.
+    Once another process has replaced it, `give_waiting` is answered with connections that wait, until there are none:
+    the other one gets them by `waiting`. After the order to end it then ends with the last connection that it copies.
     """
 
     def __init__(self, directory: str = "", fd: int = LINK_FD) -> None:
@@ -94,10 +94,6 @@ class Forwarder(SupervisedProcess):
         self._sock.setblocking(False)
         wire.send(self._sock, {"t": "up"})
         await super().serve_supervisor()
-
-    def received(self, message: wire.Message, fds: list[int]) -> None:
-        self._is_replaced = self._is_replaced or message.get("is_replaced") is True
-        super().received(message, fds)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Carry out an order."""
@@ -153,6 +149,7 @@ class Forwarder(SupervisedProcess):
         return {name: item for name, (item, _) in self._items.items() if isinstance(item, WaitingRoom)}
 
     def _give_waiting(self, number: int) -> None:
+        self._is_replaced = True
         keys, clients = list[str](), list[socket.socket]()
         for (_, key), room in self._rooms.items():
             clients += room.take_waiting(_AT_ONCE - len(clients))

@@ -137,8 +137,8 @@ class CounterReader:
     def _failed_connections(self, row: CounterRow, found: Mapping[str, int]) -> int:
         """The number of requests for which no connection to this server could be made.
 
-        HAProxy also counts a request as not connected if it has waited too long for the server. Its attempts to connect
-        are repeated, except to a server whose certificate has another name; they are counted before their request.
+        HAProxy also counts a request as not connected if it has waited too long for the server. It repeats attempts to
+        connect, except to a server whose certificate has another name, and counts them before it counts the request.
         """
         if not row.has_queued:
             return found["econ"]

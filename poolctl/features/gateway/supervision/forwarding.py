@@ -137,7 +137,8 @@ class Forwarding(HelperOwner[HelperProcess]):
         except (LinkLost, TimeoutError) as error:
             logger.warning("connections that wait in a replaced forwarder are not handed over: %r", error)
         finally:
-            process.link.send({"t": "end", "is_replaced": True})
+            # It is not killed after a while: it ends with its last connection, or when it hangs.
+            process.link.send({"t": "end"})
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         super().received(message, fds)
