@@ -221,14 +221,29 @@ def test_open_breaker_and_its_reason_are_recorded_once() -> None:
     asyncio.run(scene())
 
 
-def test_url_is_healthy_once_it_has_answered() -> None:
+def test_url_is_healthy_once_it_has_answered_well() -> None:
     one = route(A)
     stage = FiguresStage(one)
     found = stage.targets.health(one, A)
     assert (found.status, found.detail) == ("unknown", "it has not answered yet")
-    stage.count(one, A, stot=1, hrsp_5xx=1, bad=1)
+    stage.count(one, A, stot=2, hrsp_5xx=1, bad=1, eresp=1)
+    stage.read_now()
+    found = stage.targets.health(one, A)
+    assert (found.status, found.detail) == ("unknown", "all its requests have failed so far")
+    assert report(stage, A).errors == 2
+    stage.count(one, A, stot=1, hrsp_4xx=1)
     stage.read_now()
     assert stage.targets.health(one, A).status == "healthy"
+
+
+def test_url_whose_host_name_has_no_address_gets_no_requests() -> None:
+    nowhere, named = "http://shop.invalid:8080", route("http://shop.invalid:8080", A)
+    stage = FiguresStage(named)
+    stage.targets.unresolved = {"shop.invalid"}
+    assert stage.targets.in_use(named).serving == {A}
+    assert report(stage, nowhere).why == "no address is found for shop.invalid"
+    stage.targets.unresolved = ()
+    assert stage.targets.in_use(named).serving == {A, nowhere}
 
 
 def test_report_of_a_target_has_its_figures_on_all_of_its_routes() -> None:

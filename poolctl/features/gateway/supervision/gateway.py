@@ -466,7 +466,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
         self.targets.follow(self.probes.reports, self.machines.states if self.machines is not None else {})
         routes = self.routes.routes
-        await self._names.follow(host_names(routes.served, self.targets.facts()))
+        names = host_names(routes.served, self.targets.facts())
+        await self._names.follow(names)
+        self.targets.unresolved = names.keys() - self._names.addresses.keys()
         held = [
             HeldListener(each, plan.streams.get(key), sockets, plan.certificates_of(key))
             for key, each in plan.listeners.items()

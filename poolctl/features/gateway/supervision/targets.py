@@ -28,9 +28,9 @@ from poolctl.states import State
 from poolctl.time_windows import until_text
 from poolctl.worker import tally
 
-from ..settings import MachineState, ProbeState, ServerFacts
+from ..settings import Endpoint, MachineState, ProbeState, ServerFacts
 from .breaker import NO_CONNECTION, Breaker, Results
-from .counts import TrafficCounts
+from .counts import CONNECT, RESPONSE, TrafficCounts
 from .hosts import HostStates
 
 # Targets of a lower rank are preferred: a connection to a starting server waits until it is ready, and a sleeping one
@@ -43,6 +43,7 @@ _RANK_OF_MACHINES = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STAR
 _ORDERED_STATES = (State.STOPPED.value, State.DISABLED.value, State.DRAINING.value)
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
+_NOT_ANSWERED, _ONLY_FAILED = "it has not answered yet", "all its requests have failed so far"
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
 AnyServedRoute = Route | StreamRoute
@@ -140,6 +141,7 @@ class Targets:
         self.probes: Mapping[str, ProbeState] = {}
         self.machines: Mapping[str, MachineState] = {}
         self.unknown: Collection[str] = ()  # targets whose state is not known yet
+        self.unresolved: Collection[str] = ()  # host names whose address is not known
         self._facts = facts
         self._event = event
         self._now = now
@@ -147,7 +149,7 @@ class Targets:
         self._users: dict[str, list[AnyServedRoute]] = {}  # the routes to each target
         self._by_key: dict[str, AnyServedRoute] = {}
         self._breakers: dict[tuple[str, str], Breaker] = {}  # by route and target, once it had results
-        self._answered: set[str] = set()
+        self._answered, self._failed = set[str](), set[str]()
         self.unexplained: set[str] = set()  # targets to which no connection could be made, for `explain`
 
     def follow(self, probes: Mapping[str, ProbeState], machines: Mapping[str, MachineState]) -> None:
@@ -164,6 +166,7 @@ class Targets:
         gone = before - self._users.keys()
         self.hosts.forget(gone)
         self._answered -= gone
+        self._failed -= gone
         self._by_key = {route_key(each): each for each in self.routes}
         known = {(name, target.key) for name, route in self._by_key.items() for target in route.to}
         self._breakers = {place: each for place, each in self._breakers.items() if place in known}
@@ -223,6 +226,8 @@ class Targets:
             return TargetState(why=machine.why)
         if machine is not None and machine.state in _RANK_OF_MACHINES:
             return TargetState(_RANK_OF_MACHINES[machine.state])
+        if self.unresolved and (name := Endpoint.of_url(key).host) in self.unresolved:
+            return TargetState(why=f"no address is found for {name}")
         return TargetState(why=probe.why if probe is not None else "")
 
     def in_use(self, route: AnyServedRoute) -> TargetsInUse:
@@ -265,8 +270,10 @@ class Targets:
         if facts is not None:
             # The supervisor knows better whether a server of the pool can be reached.
             found = found._replace(unreached=0)
-        if found.answered or found.failed:
+        if found.answered:
             self._answered.add(key)
+        elif found.failed:
+            self._failed.add(key)
         breaker = self._breakers.setdefault((route_key(route), key), Breaker(route.breaker))
         before, blocked = breaker.state, self.state(key).why
         is_new = facts is not None and facts.ready_at > breaker.since
@@ -320,7 +327,7 @@ class Targets:
         probe = self.probes.get(key)
         if self._facts(key) is not None or key in self._answered or (probe is not None and probe.answered):
             return RouteHealth(status=HEALTHY)
-        return RouteHealth(status=UNKNOWN, detail="it has not answered yet")
+        return RouteHealth(status=UNKNOWN, detail=_ONLY_FAILED if key in self._failed else _NOT_ANSWERED)
 
     def reports(
         self, in_flight: Mapping[tuple[str, str], int], queued: Mapping[str, int]
@@ -357,5 +364,5 @@ class Targets:
             in_flight=forwarded,
             waiting=waiting,
             requests=traffic.requests,
-            errors=traffic.failures,
+            errors=traffic.failures + traffic.errors[CONNECT] + traffic.errors[RESPONSE],
         )
