@@ -121,7 +121,7 @@ class FiguresStage:
 
     def _serving(self) -> Serving | None:
         haproxy: Any = self.haproxy
-        return Serving(haproxy, self.sections) if self.is_running else None
+        return Serving(haproxy, {each.name: each for each in self.sections}) if self.is_running else None
 
     def _record(self, kind: str, host: str, why: str) -> None:
         self.events.append((kind, host, why))

@@ -36,7 +36,9 @@ class Reader:
         self.haproxy, self.reader = ScriptedHaproxy(), CounterReader(self.counts)
 
     def read(self) -> dict[tuple[str, str], Results]:
-        return self.reader.read(rows_of(self.haproxy.text()), self.sections)
+        return self.reader.add(
+            self.reader.compare(rows_of(self.haproxy.text())), {each.name: each for each in self.sections}
+        )
 
 
 def test_nothing_is_read_of_a_process_that_prints_nothing() -> None:

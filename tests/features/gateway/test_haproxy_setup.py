@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from poolctl.features.gateway.haproxy.setup import (
     runtime_commands,
 )
 from poolctl.features.gateway.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
-from poolctl.routing.route import Route, StreamRoute, Target, TrafficLimits
+from poolctl.features.gateway.supervision.breaker import Results
+from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from tests.features.gateway.scripted_haproxy import FiguresStage
 
 ONE, TWO = Target(server="one"), Target(server="two")
@@ -253,8 +255,8 @@ class Held:
         self.stage.set_routes(*self.routes, self.stream)
         settings = GatewaySettings(program="/usr/sbin/haproxy", access_log=self.access_log)
         targets = self.stage.targets
-        parts = parts_of(settings, self.listeners, self.routes, targets, {}, self.addresses, {})
-        return parts.with_states(parts.build(), targets)
+        parts = parts_of(settings, self.listeners, self.routes, targets.facts(), {}, self.addresses, {})
+        return parts.with_states(parts.build(), targets.states(targets.keys))
 
     def states(self) -> list[str]:
         """The states of the route's servers, and of the stream's."""
@@ -306,6 +308,39 @@ def test_servers_get_traffic_as_far_as_their_targets_are_in_use(held: Held) -> N
     assert held.states() == ["drain", "maint", "maint", "ready", "ready"]
 
 
+def test_states_that_follow_changes_are_those_of_a_setup_that_is_new(held: Held) -> None:
+    three = Target(server="three")
+    held.routes = [
+        Route(alias="r", to=(ONE, TWO), breaker=BreakerRule(failures=1)),
+        Route(alias="page", to=(TWO, three), waiting_page=True),
+        Route(alias="url", to=(URL, three)),
+    ]
+    held.stage.servers["three"] = ServerFacts(bind="127.0.0.1:8083", state="running", ready=True)
+    held.stage.set_routes(*held.routes, held.stream)
+    targets, random = held.stage.targets, Random(1)
+    facts, waiting = targets.facts(), {"three": "abns@waiting"}
+    parts = parts_of(GatewaySettings(), held.listeners, held.routes, facts, {}, {}, waiting)
+    built = followed = parts.build()
+    seen = set()
+    for _ in range(200):
+        key = random.choice(["one", "two", "three"])
+        if random.random() < 0.5:
+            state = random.choice(["running", "running", "sleeping", "starting", "stopped"])
+            held.stage.servers[key] = replace(held.stage.servers[key], state=state, ready=state == "running")
+        elif random.random() < 0.5:
+            random.choice([held.stage.hosts.disable, held.stage.hosts.drain, held.stage.hosts.enable])(key)
+        else:
+            held.stage.clock.advance(6.0)
+            targets.record_results({("r", key): Results(failed=3)} if key != "three" else {})
+            targets.unknown = random.choice([(), ("three",)])
+        states = targets.states(built.users)
+        new = parts.with_states(built, states)
+        followed = parts.with_states(followed, states)
+        assert (followed.states, followed.maps) == (new.states, new.maps)
+        seen |= {(place, state) for place, state in new.states.items()}
+    assert len(seen) > 15, "the changes have an effect"
+
+
 def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) -> None:
     digest = held.made().digest
     held.stage.hosts.disable("one")
@@ -321,7 +356,7 @@ def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: H
         Route(alias="r", to=(Target(url="https://a.example:8443"), Target(url="http://b.example")))
     ]
     held.stream = replace(held.stream, to=(Target(url="[::1]:1"),))
-    assert host_names([*held.routes, held.stream], held.stage.servers) == {"a.example": 8443, "b.example": 80}
+    assert host_names([each.key for each in held.routes[0].to], {}) == {"a.example": 8443, "b.example": 80}
     held.addresses = {"b.example": "fd00::1"}
     a, b, *_ = (server for section in held.made().configuration.backends for server in section.servers)
     assert (a.address, b.address) == ("ipv4@127.0.0.1:1", "ipv6@fd00::1:80")

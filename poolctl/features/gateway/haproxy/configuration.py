@@ -140,6 +140,11 @@ class HaproxyConfiguration(NamedTuple):
         return "\n".join([*found, ""])
 
     @property
+    def sections(self) -> dict[str, HaproxyBackend]:
+        """The backends by name."""
+        return {each.name: each for each in self.backends}
+
+    @property
     def all_files(self) -> dict[str, str]:
         """The texts of all files besides the main one, by file name."""
         texts = {
@@ -167,10 +172,13 @@ class HaproxyConfiguration(NamedTuple):
 
     def without(self, refused: Collection[RefusableServer]) -> HaproxyConfiguration:
         """A copy without these servers."""
+        changed = {name for name, _ in refused}
         backends = (
             backend._replace(
                 servers=tuple(each for each in backend.servers if (backend.name, each) not in refused)
             )
+            if backend.name in changed
+            else backend
             for backend in self.backends
         )
         return self._replace(backends=tuple(backends))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from poolctl.routing.route_report import stream_key
@@ -82,22 +83,37 @@ class CounterReader:
         # By server: the repeated attempts to connect for requests whose end is not counted yet.
         self._repeated: dict[tuple[str, str], int] = {}
 
-    def read(
-        self, rows: Iterable[CounterRow], sections: Iterable[HaproxyBackend]
+    def compare(self, rows: Iterable[CounterRow]) -> list[tuple[CounterRow, Mapping[str, int]]]:
+        """The rows that count anything now, or since the last call, with their increases: a few of thousands.
+
+        New backends are among them in any case. It may run in a thread.
+        """
+        changed = []
+        for row in rows:
+            is_new = row.name == _BACKEND and (row.proxy, row.name) not in self._seen
+            found = self._increases(row)
+            if found or row.open_now or row.queued or is_new:
+                changed.append((row, found))
+        return changed
+
+    def add(
+        self,
+        rows: Iterable[tuple[CounterRow, Mapping[str, int]]],
+        sections: Mapping[str, HaproxyBackend],
     ) -> dict[tuple[str, str], Results]:
-        """Add the rows to the counts.
+        """Add what `compare` has found to the counts. `sections` are by name.
 
         Returns the results since the last call by route and target; targets without results are omitted.
         """
-        known = {each.name: _Section(each) for each in sections}
+        known: dict[str, _Section] = {}
         self.connections = 0
         self.open_streams, self.in_flight, self.queued = Counter(), Counter(), Counter()
         results: dict[tuple[str, str], Results] = {}
-        for row in rows:
-            section, found = known.get(row.proxy), self._increases(row)
+        for row, found in rows:
             if row.name == _FRONTEND:
                 self.connections += row.open_now
-            if section is not None:
+            if row.proxy in sections:
+                section = known[row.proxy] = known.get(row.proxy) or _Section(sections[row.proxy])
                 self._record_present(row, section)
                 if found:
                     self._add(row, section, found, results)
@@ -110,6 +126,7 @@ class CounterReader:
             self.open_streams[section.alias] = row.open_now
         elif row.name == _BACKEND:
             self.queued[section.key] = row.queued
+            self._traffic_of(section)  # metrics show routes without requests, too
         elif row.open_now and (target := section.target_of(row.name)):
             self.in_flight[section.key, target] += row.open_now
 
@@ -121,8 +138,7 @@ class CounterReader:
         results: dict[tuple[str, str], Results],
     ) -> None:
         if row.name == _BACKEND:
-            traffic = self.counts.streams if section.is_stream else self.counts.routes
-            traffic[section.alias].add(_traffic_of_route(found, section.unreached))
+            self._traffic_of(section).add(_traffic_of_route(found, section.unreached))
             if not section.is_stream:
                 self.requests[section.alias] = self.requests.get(section.alias, 0) + found["stot"]
         elif target := section.target_of(row.name):
@@ -149,6 +165,9 @@ class CounterReader:
         self._repeated[place] = 0 if is_reached else repeated - failed
         return failed
 
+    def _traffic_of(self, section: _Section) -> Traffic:
+        return (self.counts.streams if section.is_stream else self.counts.routes)[section.alias]
+
     def _increases(self, row: CounterRow) -> Mapping[str, int]:
         """The increases of the row's counters since the last call; empty if there are none."""
         before = self._seen.get((row.proxy, row.name))
@@ -156,7 +175,7 @@ class CounterReader:
             return {}
         self._seen[row.proxy, row.name] = row.counts
         if before is None or row.counts["stot"] < before["stot"]:  # a server of this name was added again
-            return row.counts
+            return row.counts if any(row.counts.values()) else {}
         return {name: max(0, count - before[name]) for name, count in row.counts.items()}
 
 
@@ -167,8 +186,13 @@ class _Section:
         self.alias, self.is_stream = backend.alias, backend.is_stream
         self.is_copied = backend.is_stream or backend.passes_tls  # HAProxy sees no responses
         self.key = stream_key(backend.alias) if backend.is_stream else backend.alias
-        self.keys = {each.name: each.key for each in backend.servers}
         self.unreached = 0
+        self._servers = backend.servers
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        """The key of each server, by name."""
+        return {each.name: each.key for each in self._servers}
 
     def target_of(self, server: str) -> str:
         """The key of the target that this server serves, maybe as its canary; "" if the server is not known."""

@@ -18,7 +18,7 @@ from poolctl.routing.route_report import route_key, stream_key
 from ..settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from ..supervision.targets import READY as UP
 from ..supervision.targets import SLEEPING as RANK_SLEEPING
-from ..supervision.targets import Targets
+from ..supervision.targets import TargetsInUse, TargetStates
 from .choice import ROUTES
 from .configuration import (
     CANARY,
@@ -70,6 +70,13 @@ class ServerState(NamedTuple):
         return f"set maxconn server {name} {most}; set server {name} state {self.state}"
 
 
+class RoutedSection(NamedTuple):
+    """A backend section with its route."""
+
+    section: HaproxyBackend
+    route: Route | StreamRoute
+
+
 class HaproxySetup(NamedTuple):
     """A configuration with the executable, the states of servers, the contents of files, and the sockets.
 
@@ -77,7 +84,8 @@ class HaproxySetup(NamedTuple):
     by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is the form of the access log,
     for which HAProxy has a pipe after its sockets. `maps` are the entries of the maps that change at run time, by file
     name. `digest` identifies the set-up for a successor: it covers everything but these and the states of servers, and
-    includes servers that are left out. `listeners` has the settings of each listener, and the number of its `sockets`.
+    includes servers that are left out. `users` are the sections of each target; `targets` are the states that `states`
+    and `maps` follow. `listeners` has the settings of each listener, and the number of its `sockets`.
     """
 
     program: str
@@ -91,6 +99,8 @@ class HaproxySetup(NamedTuple):
     inodes: tuple[int, ...]
     digest: str
     maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    users: Mapping[str, Sequence[RoutedSection]] = MappingProxyType({})
+    targets: TargetStates = TargetStates()
     listeners: tuple[tuple[ListenerSettings, int], ...] = ()
 
     @property
@@ -189,31 +199,38 @@ class SetupParts(NamedTuple):
         digest = hashlib.sha256(repr(whole).encode()).hexdigest()
         return HaproxySetup(
             program, user, self.settings.access_log, made, {}, self.bundles, self.authorities, self.sockets,
-            inodes, digest, made.maps, self.held,
+            inodes, digest, made.maps, _users([*self.routes, *self.streams], made), listeners=self.held,
         )  # fmt: skip
 
-    def with_states(self, setup: HaproxySetup, targets: Targets) -> HaproxySetup:
-        """A copy of a setup that was built from these parts, with the current states of its targets."""
-        routes: list[Route | StreamRoute] = [*self.routes, *self.streams]
-        states = _states(setup.configuration, routes, targets, self.places)
-        maps = dict(setup.maps)
-        if SLEEPING in maps:
-            maps[SLEEPING] = _sleeping_sections(setup.configuration, self.routes, targets)
-        return setup._replace(states=states, maps=maps)
+    def with_states(self, setup: HaproxySetup, targets: TargetStates) -> HaproxySetup:
+        """A copy of a setup that was built from these parts, with these states of its targets.
+
+        It costs as much as has changed since the states of the given setup.
+        """
+        changed = (each for key in targets.changed_since(setup.targets) for each in setup.users.get(key, ()))
+        states, sleeping = dict(setup.states), dict(setup.maps.get(SLEEPING, {}))
+        for section, route in {each.section.name: each for each in changed}.values():
+            used = targets.in_use(route)
+            states.update(_states(section, route, used, targets, self.places))
+            sleeping.pop(section.name, None)
+            if isinstance(route, Route) and answers_for_sleeping(route) and used.rank != UP:
+                sleeping[section.name] = ASLEEP if used.rank == RANK_SLEEPING else STARTS
+        maps = {**setup.maps, SLEEPING: sleeping} if SLEEPING in setup.maps else setup.maps
+        return setup._replace(states=states, maps=maps, targets=targets)
 
 
 def parts_of(
     settings: GatewaySettings,
     held: Sequence[HeldListener],
     routes: Sequence[Route],
-    targets: Targets,
+    facts: Mapping[str, ServerFacts],
     keys: Mapping[str, str],
     addresses: Mapping[str, str],
     waiting: Mapping[str, str],
 ) -> SetupParts:
     """The parts of the setup by which HAProxy serves these listeners and routes.
 
-    `waiting` are the addresses where connections wait for targets, by target.
+    `facts` are about the routed servers, by name. `waiting` are the addresses where connections wait, by target.
     """
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
@@ -222,7 +239,6 @@ def parts_of(
         first = FIRST_LISTENER_FD + len(sockets)
         sockets += each.sockets
         listeners.append(_listener(each, first, bundles, authorities))
-    facts = targets.facts()
     places = ServerAddresses(
         {name: _endpoint(each.bind, each.tls) for name, each in facts.items()},
         {
@@ -248,13 +264,12 @@ def parts_of(
     )
 
 
-def host_names(routes: Iterable[Route | StreamRoute], facts: Mapping[str, ServerFacts]) -> Mapping[str, int]:
-    """The host names in the addresses of these servers, and of the routes' targets outside the pool.
-
-    Each has one of its ports.
-    """
-    endpoints = [_endpoint(each.bind, each.tls) for each in facts.values()]
-    endpoints += [Endpoint.of_url(target.url) for route in routes for target in route.to if target.url]
+def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapping[str, int]:
+    """The host names in the addresses of these targets, each with one of its ports. `facts` are about servers."""
+    endpoints = (
+        _endpoint(facts[key].bind, facts[key].tls) if key in facts else _endpoint_of_url(key)
+        for key in targets
+    )
     return {each.host: each.port for each in endpoints if each is not None and has_host_name(each)}
 
 
@@ -279,54 +294,54 @@ def _listener(
     )
 
 
+def _users(
+    routes: Sequence[Route | StreamRoute], configuration: HaproxyConfiguration
+) -> Mapping[str, Sequence[RoutedSection]]:
+    known = {route_key(each): each for each in routes}
+    found: dict[str, list[RoutedSection]] = {}
+    for section in configuration.backends:
+        route = known[stream_key(section.alias) if section.is_stream else section.alias]
+        for key in dict.fromkeys(target.key for target in route.to):
+            found.setdefault(key, []).append(RoutedSection(section, route))
+    return found
+
+
 def _states(
-    configuration: HaproxyConfiguration,
-    routes: Sequence[Route | StreamRoute],
-    targets: Targets,
+    section: HaproxyBackend,
+    route: Route | StreamRoute,
+    used: TargetsInUse,
+    targets: TargetStates,
     places: ServerAddresses,
-) -> Mapping[tuple[str, str], ServerState]:
-    """The states of servers by (backend, server).
+) -> Iterator[tuple[tuple[str, str], ServerState]]:
+    """Yield the states of the section's servers by (backend, server).
 
     A target with an address for waiting gets no connections until it is up.
     """
-    known = {route_key(each): each for each in routes}
-    states = {}
-    for section in configuration.backends:
-        route = known[stream_key(section.alias) if section.is_stream else section.alias]
-        limit = route.backend_limit.concurrency if isinstance(route, Route) and route.backend_limit else 0
-        used = targets.in_use(route)
-        for server in section.servers:
-            key = server.key.removesuffix(CANARY).removesuffix(WAIT)
-            is_waiting = server.key == f"{key}{WAIT}"
-            is_used = key in used.serving or key in used.tested
-            if key in places.waiting and not is_waiting:
-                is_used = is_used and targets.is_up(key)
-            if server.key == f"{key}{CANARY}":
-                is_used = is_used and bool(places.canaries[key].share)
-            state = READY if is_used and server.address != NOWHERE else MAINTENANCE
-            state = DRAIN if server.key in used.draining else state
-            states[section.name, server.name] = ServerState(state, limit, used.tested.get(key, 0))
-    return states
-
-
-def _sleeping_sections(
-    configuration: HaproxyConfiguration, routes: Iterable[Route], targets: Targets
-) -> Mapping[str, str]:
-    """The entries of the map SLEEPING: the sections whose best servers sleep or start."""
-    known = {each.alias: each for each in routes if answers_for_sleeping(each)}
-    found = {}
-    for section in configuration.backends:
-        if not section.is_stream and (route := known.get(section.alias)) is not None:
-            rank = targets.in_use(route).rank
-            if rank != UP:
-                found[section.name] = ASLEEP if rank == RANK_SLEEPING else STARTS
-    return found
+    limit = route.backend_limit.concurrency if isinstance(route, Route) and route.backend_limit else 0
+    for server in section.servers:
+        key = server.key.removesuffix(CANARY).removesuffix(WAIT)
+        is_waiting = server.key == f"{key}{WAIT}"
+        is_used = key in used.serving or key in used.tested
+        if key in places.waiting and not is_waiting:
+            is_used = is_used and targets.is_up(key)
+        if server.key == f"{key}{CANARY}":
+            is_used = is_used and bool(places.canaries[key].share)
+        state = READY if is_used and server.address != NOWHERE else MAINTENANCE
+        state = DRAIN if server.key in used.draining else state
+        yield (section.name, server.name), ServerState(state, limit, used.tested.get(key, 0))
 
 
 @lru_cache(maxsize=65536)
 def _endpoint(bind: str, tls: bool) -> Endpoint | None:
     with contextlib.suppress(ValueError):
         return Endpoint.of_server(bind, tls) if bind else None
+    return None
+
+
+@lru_cache(maxsize=65536)
+def _endpoint_of_url(url: str) -> Endpoint | None:
+    with contextlib.suppress(ValueError):
+        return Endpoint.of_url(url)
     return None
 
 
@@ -337,8 +352,8 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
         after.program, after.user, new.lines, new.files, after.inodes, after.authorities
     ) or before.bundles.keys() != after.bundles.keys():  # fmt: skip
         return None
-    sections = {each.name: each for each in old.backends}
-    if any(each.name not in sections for each in new.backends):
+    sections = old.sections
+    if not sections.keys() >= new.sections.keys():
         return None
     commands: list[str] = []
     for name, content in after.bundles.items():
@@ -350,7 +365,7 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
     added: set[tuple[str, str]] = set()
     for backend in new.backends:
         previous = sections.pop(backend.name)
-        if previous is backend:
+        if previous == backend:
             continue
         found = _backend_update_commands(previous, backend)
         if found is None:
@@ -362,8 +377,10 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
     for left in sections.values():
         commands += _removal_commands(left, left.servers)
     for place, state in after.states.items():
-        known = ServerState(MAINTENANCE, state.limit) if place in added else before.states.get(place)
-        if known != state:
+        known = before.states.get(place)
+        if place in added:
+            known = ServerState(MAINTENANCE, state.limit)
+        if known is not state and known != state:
             commands.append(state.command(place))
     if (routes := after.maps.get(ROUTES, {})) != before.maps.get(ROUTES, {}):
         commands += _map_replacement_commands(ROUTES, routes)

@@ -54,21 +54,26 @@ class AwaitedTargets:
         """The targets that may have to be waited for, but whose state is not known yet."""
         return self._unknown
 
-    def open_listeners(self) -> Mapping[str, str]:
-        """Open a listener for each target, and close all others; returns their addresses in HAProxy's syntax."""
+    def open_listeners(self, facts: Mapping[str, ServerFacts]) -> Mapping[str, str]:
+        """Open a listener for each target, and close all others; returns their addresses in HAProxy's syntax.
+
+        `facts` are about the routed servers, by name.
+        """
         known = self.machines.states.keys() if self.machines is not None else self._unknown
         woken_before_it_was_known = self._unknown & known & self._wakes.keys()
         self._unknown -= known | self._core.entries.keys()
         for key in woken_before_it_was_known:
             self.start(key)
-        keys = [*self._keys()]
+        keys = [*self._keys(facts)]
         self._listeners.close_others(keys)
         return {key: self._listeners.of(key).address for key in keys}
 
-    def orders(self, uids: list[int]) -> Iterator[tuple[OrderName, Order]]:
+    def orders(self, facts: Mapping[str, ServerFacts], uids: list[int]) -> Iterator[tuple[OrderName, Order]]:
         """The forwarder's orders. Processes of the users `uids` may connect."""
-        for key in self._keys():
-            order = Order(to_json(self._awaited(key)), [self._listeners.of(key).sock], {"uids": uids})
+        for key in self._keys(facts):
+            known = facts.get(key)
+            target = self._awaited_machine(key) if known is None else self._awaited_server(key, known)
+            order = Order(to_json(target), [self._listeners.of(key).sock], {"uids": uids})
             yield (AWAIT, key), order
 
     def wake(self, key: str, number: int) -> None:
@@ -91,16 +96,11 @@ class AwaitedTargets:
         """Close the listeners."""
         self._listeners.close_others(())
 
-    def _keys(self) -> Iterator[str]:
+    def _keys(self, facts: Mapping[str, ServerFacts]) -> Iterator[str]:
         states = self.machines.states if self.machines is not None else {}
-        facts = self._targets.facts()
         for key in self._targets.keys:
             if key in states or key in self._unknown or (key in facts and facts[key].is_awaited):
                 yield key
-
-    def _awaited(self, key: str) -> AwaitedTarget:
-        facts = self._targets.facts().get(key)
-        return self._awaited_machine(key) if facts is None else self._awaited_server(key, facts)
 
     def _awaited_server(self, key: str, facts: ServerFacts) -> AwaitedTarget:
         # A program that has just opened its address may not be ready: no attempt before it is, unless the one before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -30,10 +30,10 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Serving(NamedTuple):
-    """The HAProxy that serves, and its backends."""
+    """The HAProxy that serves, and its backends by name."""
 
     process: HaproxyProcess
-    backends: Sequence[HaproxyBackend]
+    backends: Mapping[str, HaproxyBackend]
 
 
 class GatewayFigures:
@@ -114,8 +114,8 @@ class GatewayFigures:
             self._replaced.discard(reader)
 
     async def _add(self, text: str, reader: CounterReader, serving: Serving) -> None:
-        rows = await asyncio.to_thread(rows_of, text)
-        results = reader.read(rows, serving.backends)
+        rows = await asyncio.to_thread(lambda: reader.compare(rows_of(text)))
+        results = reader.add(rows, serving.backends)
         self.counted(serving.process, reader.requests)
         if reader is not self._current:
             return

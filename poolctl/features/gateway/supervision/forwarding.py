@@ -25,7 +25,7 @@ from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
 from poolctl.supervisor.active_configuration import SupervisorContext
 
 from ..forwarder.datagrams import DatagramRules, DatagramTarget
-from ..settings import Endpoint
+from ..settings import Endpoint, ServerFacts
 from .listeners import put_listeners
 from .targets import Targets
 
@@ -222,10 +222,11 @@ def _opened() -> WaitingListener:
     return WaitingListener(name, sock)
 
 
-def datagram_rules(route: StreamRoute, targets: Targets, addresses: Mapping[str, str]) -> DatagramRules:
+def datagram_rules(
+    route: StreamRoute, targets: Targets, facts: Mapping[str, ServerFacts], addresses: Mapping[str, str]
+) -> DatagramRules:
     """The rules of a UDP stream with the targets that may be used now. `addresses` are those of host names."""
-    used, facts = targets.in_use(route), targets.facts()
-    found = []
+    used, found = targets.in_use(route), list[DatagramTarget]()
     for target in route.to:
         if target.key not in used.serving and target.key not in used.tested:
             continue

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Tables
@@ -281,7 +281,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def _serving(self) -> Serving | None:
         process, setup = self.gateway, self._setup
-        return None if process is None or setup is None else Serving(process, setup.configuration.backends)
+        return None if process is None or setup is None else Serving(process, setup.configuration.sections)
 
     async def fetch_activity_by_host(self) -> dict[str, Activity] | None:
         """Return the Activity of each target by its name or URL; None if HAProxy does not answer."""
@@ -427,7 +427,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return False
         if before is None:
             commands = after.state_commands()
-        elif (found := runtime_commands(before, after)) is None:
+        elif (found := await in_daemon_thread(lambda: runtime_commands(before, after))) is None:
             suffices, after = False, before.with_states_of(after)
             commands = runtime_commands(before, after) or []
         else:
@@ -466,7 +466,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
         self.targets.follow(self.probes.reports, self.machines.states if self.machines is not None else {})
         routes = self.routes.routes
-        names = host_names(routes.served, self.targets.facts())
+        facts = self.targets.facts()
+        names = host_names(self.targets.keys, facts)
         await self._names.follow(names)
         self.targets.unresolved = names.keys() - self._names.addresses.keys()
         held = [
@@ -475,24 +476,31 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             if each.protocol != UDP and (sockets := self._listeners.of(key))
         ]
         keys, addresses, waiting = (
-            self.routes.context_keys, self._names.addresses, self._awaited.open_listeners()
+            self.routes.context_keys, self._names.addresses, self._awaited.open_listeners(facts)
         )  # fmt: skip
         self.targets.unknown = self._awaited.unknown
-        self.forwarding.apply(dict(self._orders(plan)))
-        parts = parts_of(plan.settings, held, routes.http, self.targets, keys, addresses, waiting)
+        self.forwarding.apply(dict(self._orders(plan, facts)))
+        parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting)
         if self._built is None or self._built[0] != parts:
             self._built = parts, await in_daemon_thread(parts.build)
-        return parts.with_states(self._built[1], self.targets)
+        before = self._built[1]
+        states = self.targets.states(before.users)
+        setup = await in_daemon_thread(lambda: parts.with_states(before, states))
+        self._built = parts, setup
+        return setup
 
-    def _orders(self, plan: GatewayPlan) -> Iterator[tuple[OrderName, Order]]:
+    def _orders(
+        self, plan: GatewayPlan, facts: Mapping[str, ServerFacts]
+    ) -> Iterator[tuple[OrderName, Order]]:
         """The forwarder's orders: see Forwarder."""
         for key, listener in plan.listeners.items():
             sockets = self._listeners.of(key)
             yield (HOLD, key), Order(to_json(listener), sockets)
             if listener.protocol == UDP and sockets:
-                rules = datagram_rules(plan.streams[key], self.targets, self._names.addresses)
+                rules = datagram_rules(plan.streams[key], self.targets, facts, self._names.addresses)
                 yield (STREAM, listener.alias), Order(to_json(rules), sockets)
-        yield from self._awaited.orders([*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))])
+        uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
+        yield from self._awaited.orders(facts, uids)
 
     async def _wake_for_waiting_pages(self) -> None:
         """Wake the targets whose waiting page HAProxy has shown, as long as it may show one."""
@@ -530,7 +538,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     async def retire(self, process: HaproxyProcess) -> None:
         if (setup := self._replaced_setup) is not None:
-            await self.figures.follow_replaced(Serving(process, setup.configuration.backends))
+            await self.figures.follow_replaced(Serving(process, setup.configuration.sections))
         await self.processes.retire(process)
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
 

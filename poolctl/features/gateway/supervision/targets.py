@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from poolctl.core.core import Core
@@ -71,6 +72,53 @@ class TargetsInUse(NamedTuple):
     draining: set[str]
     tested: dict[str, int]
     rank: int = READY
+
+
+class TargetStates(NamedTuple):
+    """The states of targets at one moment.
+
+    `breakers` are those that are not closed, by `route_key` and target. The `unknown` targets may be in another state.
+    """
+
+    states: Mapping[str, TargetState] = MappingProxyType({})
+    breakers: Mapping[tuple[str, str], BreakerState] = MappingProxyType({})
+    unknown: frozenset[str] = frozenset()
+
+    def changed_since(self, before: TargetStates) -> list[str]:
+        """The targets whose states differ: routes to all others have the same targets in use."""
+        places = self.breakers.keys() | before.breakers.keys()
+        changed = {key for name, key in places if self._breaker(name, key) != before._breaker(name, key)}
+        changed |= self.unknown ^ before.unknown
+        return [
+            key for key, state in self.states.items() if key in changed or before.states.get(key) != state
+        ]
+
+    def is_up(self, key: str) -> bool:
+        """Whether the target accepts connections, as far as is known: it need not be woken, nor is it starting."""
+        return self.states[key].rank == READY and key not in self.unknown
+
+    def in_use(self, route: AnyServedRoute) -> TargetsInUse:
+        """The targets that get the route's requests now: the ready ones, else the starting, else the sleeping ones.
+
+        Breakers do not matter while all others are open, too.
+        """
+        name, states = route_key(route), {target.key: self.states[target.key] for target in route.to}
+        able = [key for key, each in states.items() if not each.why]
+        closed = [key for key in able if self._breaker(name, key) is BreakerState.CLOSED]
+        best = min((states[key].rank for key in closed or able), default=READY)
+        return TargetsInUse(
+            serving={key for key in closed or able if states[key].rank == best},
+            draining={key for key, each in states.items() if each.draining},
+            tested={
+                key: route.breaker.probes
+                for key in able
+                if closed and states[key].rank <= best and self._breaker(name, key) is BreakerState.HALF_OPEN
+            },
+            rank=best,
+        )
+
+    def _breaker(self, route: str, key: str) -> BreakerState:
+        return self.breakers.get((route, key), BreakerState.CLOSED)
 
 
 def facts_of(core: Core, entry: Entry) -> ServerFacts:
@@ -202,9 +250,10 @@ class Targets:
             return TargetState(own.rank, record.why, by_command=True, draining=True)
         return own
 
-    def is_up(self, key: str) -> bool:
-        """Whether the target accepts connections, as far as is known: it need not be woken, nor is it starting."""
-        return self.state(key).rank == READY and key not in self.unknown
+    def states(self, keys: Iterable[str]) -> TargetStates:
+        """The present states of these targets, and all breakers."""
+        breakers = {place: each.state for place, each in self._breakers.items() if not each.is_closed}
+        return TargetStates({key: self.state(key) for key in keys}, breakers, frozenset(self.unknown))
 
     def _server_state(self, facts: ServerFacts) -> TargetState:
         if facts.ready:
@@ -231,26 +280,8 @@ class Targets:
         return TargetState(why=probe.why if probe is not None else "")
 
     def in_use(self, route: AnyServedRoute) -> TargetsInUse:
-        """The targets that get the route's requests now: the ready ones, else the starting, else the sleeping ones.
-
-        Breakers do not matter while all others are open, too.
-        """
-        states = {target.key: self.state(target.key) for target in route.to}
-        able = [key for key, each in states.items() if not each.why]
-        closed = [key for key in able if self._breaker_state(route, key) is BreakerState.CLOSED]
-        best = min((states[key].rank for key in closed or able), default=READY)
-        return TargetsInUse(
-            serving={key for key in closed or able if states[key].rank == best},
-            draining={key for key, each in states.items() if each.draining},
-            tested={
-                key: route.breaker.probes
-                for key in able
-                if closed
-                and states[key].rank <= best
-                and self._breaker_state(route, key) is BreakerState.HALF_OPEN
-            },
-            rank=best,
-        )
+        """The targets that get the route's requests now."""
+        return self.states(target.key for target in route.to).in_use(route)
 
     def record_results(self, results: Mapping[tuple[str, str], Results]) -> bool:
         """Record what HAProxy has counted, by `route_key` and target, since the last call.
@@ -333,7 +364,8 @@ class Targets:
         self, in_flight: Mapping[tuple[str, str], int], queued: Mapping[str, int]
     ) -> Iterator[BackendReport]:
         """A report on each target. `in_flight` is by `route_key` and target, `queued` by `route_key`."""
-        used = {name: self.in_use(route) for name, route in self._by_key.items()}
+        states = self.states(self._users)
+        used = {name: states.in_use(route) for name, route in self._by_key.items()}
         for key, users in self._users.items():
             names = [*map(route_key, users)]
             yield self._report(
