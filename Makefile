@@ -187,7 +187,7 @@ matrix:
 chaos: dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-# A million requests take five to ten minutes on two cores.
+# A million requests take ten to twelve minutes on two cores: the clients are Python, and use most of them.
 chaos-gateway: dev
 	@$(BIN)/python -m tests.chaos.gateway $(ARGS)
 

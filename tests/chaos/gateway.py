@@ -1,11 +1,13 @@
 """`python -m tests.chaos.gateway --requests 1000000`: the gateway's lifecycle under load; every request counts.
 
 Two servers behind one gateway, clients of every kind all the time, and a sequence of events: restarts, reloads of
-routes and certificates, upgrades to another version, killed and stopped processes. Invariants:
+every kind, changes of scale, upgrades to another version, killed and stopped processes. Invariants:
 
 - No request ever fails, except one on a connection that a killed HAProxy had: at most one per connection.
 - Only a change of HAProxy's process closes a kept connection, not even the restart of its server.
 - A WebSocket is closed by its server with 1012, or with a killed HAProxy.
+- No POST is executed twice.
+- A connection that is made when HAProxy was killed is answered by the next one. How long that takes is printed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import NamedTuple
 import poolctl
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.http_get import get
 from tests.load import Load, Report
 from tests.ports import claim_port
 from tests.processes import is_alive, process_name, stat
@@ -41,25 +44,29 @@ STOPPED_SECONDS = 1.0
 ANSWERS = 20  # requests of each kind of client between two events
 FILE = """
 [gateway]
-bind = ["127.0.0.1:{plain}", {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }}]
+bind = [
+    "127.0.0.1:{plain}",{listener}
+    {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }},
+]
 drain_timeout = "2s"
 [defaults]
 app = "tests.load.apps:app"
 app_dir = "{root}"
+env = {{ EXECUTED = "{executed}", CHANGE = "{change}" }}
 drain_timeout = "2s"
 restart = {{ limit = 100000, window = "1s", backoff = {{ initial = "10ms", max = "50ms" }} }}
 [[server]]
 name = "one"
 bind = "127.0.0.1:auto"
 [[server]]
-name = "two"
-bind = "127.0.0.1:auto"
+name = "{second}"
+bind = "127.0.0.1:{port}"
 [[route]]
 path = "/one"
 to = "one"
 [[route]]
 path = "/two"
-to = "two"
+to = "{second}"
 [[route]]
 alias = "ws"
 path = "/ws"
@@ -71,11 +78,13 @@ to = "one"
 [[route]]
 alias = "both"
 path = "/both"
-to = ["one", "two"]
+to = ["one", "{second}"]
 [[stream]]
 bind = "127.0.0.1:{tcp}"
 to = "one"
 """
+LISTENER = '\n    "127.0.0.1:{spare}",'
+ROUTE = '[[route]]\nalias = "extra"\npath = "/extra"\nto = "one"\n'
 
 
 class Client(NamedTuple):
@@ -86,6 +95,7 @@ class Client(NamedTuple):
     port: str = "plain"
     paths: tuple[str, ...] = ()
     pause: float = 0.0
+    body_bytes: int = 262_144
 
     @property
     def keeps(self) -> bool:
@@ -99,8 +109,9 @@ CLIENTS = {
     "new": Client("new_connection", 4, paths=("/one", "/two")),
     "WebSockets": Client("websocket", 4),
     "event streams": Client("sse", 2, paths=("/one",)),
-    "bodies": Client("bodies", 2, paths=("/both",), pause=0.01),
-    "chunked": Client("chunked", 2, paths=("/both",), pause=0.01),
+    "bodies": Client("bodies", 2, paths=("/both/bodies",), pause=0.01),
+    "short bodies": Client("bodies", 2, paths=("/both/short",), body_bytes=100),
+    "chunked": Client("chunked", 2, paths=("/both/chunked",), pause=0.01),
     "TLS": Client("keep_alive", 2, "tls", paths=("/one", "/two")),
     "new TLS": Client("new_connection", 2, "tls", paths=("/both",)),
     "HTTP/2": Client("http2", 2, "tls", paths=("/both",), pause=0.01),
@@ -117,12 +128,14 @@ class Outcome:
     seconds: float = 0.0
     complete: int = 0
     lost: Counter[str] = field(default_factory=Counter)  # failed or closed, by kind of client
+    pauses: list[float] = field(default_factory=list)  # seconds until the answer after HAProxy was killed
 
     def __str__(self) -> str:
         lost = ", ".join(f"{count} {what}" for what, count in sorted(self.lost.items()))
-        return (
+        text = (
             f"{self.times} times in {self.seconds:.0f} s, {self.complete} requests, {lost or 'nothing lost'}"
         )
+        return f"{text}, next answer after {max(self.pauses):.2f} s at most" if self.pauses else text
 
 
 class GatewayChaos:
@@ -136,19 +149,24 @@ class GatewayChaos:
         self.pool = RealPool(self.directory, self.runtime)
         self.pool.warm = False  # each version executes its own commands
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
-        self.ports = {name: claim_port() for name in ("plain", "tls", "tcp")}
+        self.ports = {name: claim_port() for name in ("plain", "tls", "tcp", "spare")}
+        self.second, self.port, self.changes = "two", claim_port(), 0
+        self.executed = self.room / "executed"
+        self.executed.touch()
+        self.posts: set[bytes] = set()
+        self.read_bytes = 0
         self.chance = random.Random(seed)
         self.say = say
         self.versions = 0
         shutil.copytree(Path(poolctl.__file__).parent, self.room / "package")
-        self.has_extra = False
+        self.has_route = self.has_listener = False
         self.keeps_going = False  # whether to continue after a fault
         self.faults: list[str] = []
         self.outcomes: dict[str, Outcome] = {}
         self.loads = {
             name: Load(
                 [self.ports[each.port]], each.mode, connections=each.connections, tls=each.port == "tls",
-                paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=262_144,
+                paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=each.body_bytes,
                 pause=each.pause, patience=60.0,
             )
             for name, each in CLIENTS.items()
@@ -157,19 +175,45 @@ class GatewayChaos:
     # Events.
 
     def restart_of_a_server(self) -> None:
-        self._command("restart", self.chance.choice(("one", "two")))
+        self._command("restart", self.chance.choice(("one", self.second)))
 
     def restart_of_all(self) -> None:
         self._command("restart")
 
+    def change_of_scale(self) -> None:
+        self._command("scale", self.chance.choice(("one", self.second)), str(self.chance.randint(1, 3)))
+
     def reload_of_routes(self) -> None:
-        self.has_extra = not self.has_extra
-        self._write()
-        self._command("reload")
+        self.has_route = not self.has_route
+        self._reload()
+
+    def reload_of_listeners(self) -> None:
+        self.has_listener = not self.has_listener
+        self._reload()
 
     def reload_of_certificates(self) -> None:
         certificate(self.directory)
-        self._command("reload")
+        self._reload()
+
+    def reload_of_servers(self) -> None:
+        """Have the workers replaced."""
+        self.changes += 1
+        self._reload()
+
+    def reload_of_an_address(self) -> None:
+        self.port = claim_port()
+        self._reload()
+
+    def reload_with_another_server(self) -> None:
+        self.second, self.port = "three" if self.second == "two" else "two", claim_port()
+        self._reload()
+
+    def reload_that_fails(self) -> None:
+        path = self.directory / "pool.toml"
+        path.write_text(path.read_text().replace("tests.load.apps:app", "tests.load.apps:missing"))
+        if self.pool.run("reload", timeout_seconds=SETTLED_SECONDS).code == 0:
+            raise Fault("a reload to an application that does not exist succeeded")
+        self._reload()
 
     def upgrade(self) -> None:
         """Upgrade to another version, whose HAProxy replaces this one."""
@@ -179,34 +223,37 @@ class GatewayChaos:
         wait_until(lambda: self._gateway() not in (None, before), timeout_seconds=SETTLED_SECONDS)
 
     def death_of_the_supervisor(self) -> None:
-        os.kill(self.pool.info()["supervisor_pid"], signal.SIGKILL)
+        self._kill("supervisor")
 
     def death_of_the_keeper(self) -> None:
-        os.kill(self.pool.info()["keeper_pid"], signal.SIGKILL)
+        self._kill("keeper")
 
     def death_of_the_gateway(self) -> None:
-        os.kill(self._gateway(), signal.SIGKILL)
+        self._kill("gateway")
 
     def death_of_the_forwarder(self) -> None:
-        os.kill(self._forwarder(), signal.SIGKILL)
+        self._kill("forwarder")
 
     def death_of_the_gateway_and_the_forwarder(self) -> None:
-        for pid in (self._forwarder(), self._gateway()):
-            os.kill(pid, signal.SIGKILL)
+        self._kill("forwarder", "gateway")
 
     def death_of_the_gateway_and_the_supervisor(self) -> None:
-        for pid in (self.pool.info()["supervisor_pid"], self._gateway()):
-            os.kill(pid, signal.SIGKILL)
+        self._kill("supervisor", "gateway")
 
     def death_of_the_gateway_and_the_keeper(self) -> None:
-        for pid in (self.pool.info()["keeper_pid"], self._gateway()):
-            os.kill(pid, signal.SIGKILL)
+        self._kill("keeper", "gateway")
+
+    def death_of_the_forwarder_and_the_supervisor(self) -> None:
+        self._kill("forwarder", "supervisor")
+
+    def death_of_the_forwarder_and_the_keeper(self) -> None:
+        self._kill("forwarder", "keeper")
 
     def death_of_keeper_and_supervisor(self) -> None:
-        info = self.pool.info()
-        for name in ("keeper_pid", "supervisor_pid"):
-            os.kill(info[name], signal.SIGKILL)
-        self._command("start")
+        self._kill("keeper", "supervisor")
+
+    def death_of_keeper_supervisor_and_gateway(self) -> None:
+        self._kill("keeper", "supervisor", "gateway")
 
     def stopped_supervisor_without_a_keeper(self) -> None:
         """The kernel continues the process."""
@@ -221,10 +268,10 @@ class GatewayChaos:
         self._pause(self._gateway())
 
     def stopped_gateway(self) -> None:
-        """Only the pool continues the process."""
-        pid = self._gateway()
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: not is_alive(pid) or stat(pid).state not in "Tt", timeout_seconds=SETTLED_SECONDS)
+        self._freeze(self._gateway())
+
+    def stopped_forwarder(self) -> None:
+        self._freeze(self._forwarder())
 
     # Running and judging events.
 
@@ -252,6 +299,7 @@ class GatewayChaos:
 
     def _event(self, name: str, before: dict[str, Report]) -> dict[str, Report]:
         outcome = self.outcomes.setdefault(name, Outcome())
+        self.pauses = outcome.pauses
         began = time.monotonic()
         getattr(self, name)()
         after = self._settle(before)
@@ -265,7 +313,7 @@ class GatewayChaos:
     def _judge(
         self, name: str, before: dict[str, Report], after: dict[str, Report], outcome: Outcome
     ) -> None:
-        wrong = []
+        wrong = [f"{each.decode()} was executed twice" for each in self._repeated()]
         for kind, client in CLIENTS.items():
             earlier, now = before[kind], after[kind]
             outcome.complete += now.complete - earlier.complete
@@ -284,9 +332,24 @@ class GatewayChaos:
                 raise Fault(self.faults[-1])
             self.say(self.faults[-1])
 
+    def _repeated(self) -> list[bytes]:
+        """The POSTs that have been executed once more since the last call."""
+        with open(self.executed, "rb") as file:
+            file.seek(self.read_bytes)
+            lines = file.read()
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self.read_bytes += len(lines)
+        found = Counter(lines.splitlines())
+        repeated = [each for each, times in found.items() if times > 1 or each in self.posts]
+        self.posts |= found.keys()
+        return repeated
+
     def _settle(self, before: dict[str, Report]) -> dict[str, Report]:
         """Wait until everything runs again and every kind of client has been answered; returns the counts."""
-        wait_until(self._is_whole, timeout_seconds=SETTLED_SECONDS, what="the pool is whole again")
+        wait_until(
+            lambda: not self._missing(), timeout_seconds=SETTLED_SECONDS,
+            what=lambda: f"the pool is whole again, but for {self._missing()}",
+        )  # fmt: skip
         start = self._look() if before else {}
         deadline = time.monotonic() + SETTLED_SECONDS
         while True:
@@ -298,14 +361,19 @@ class GatewayChaos:
                 raise Fault(f"no answers for {waiting}: {now}")
             time.sleep(0.02)
 
-    def _is_whole(self) -> bool:
+    def _missing(self) -> str:
+        """What does not run as it should; "" if all does."""
         done = self.pool.run("list", "-o", "json")
-        if done.code or done.json["gateway"]["state"] != "running":
-            return False
+        if done.code:
+            return str(done)
+        if (gateway := done.json["gateway"])["state"] != "running":
+            return str(gateway)
+        if resting := [item for item in done.json["items"] if not item["ready"]]:
+            return str(resting)
         info = self.pool.info()
-        return all(item["ready"] for item in done.json["items"]) and all(
-            is_alive(info[name]) for name in ("keeper_pid", "supervisor_pid")
-        )
+        if dead := [name for name in ("keeper_pid", "supervisor_pid") if not is_alive(info[name])]:
+            return str(dead)
+        return "" if len(found := self._forwarders()) == 1 else f"the forwarders {found}"
 
     def _look(self) -> dict[str, Report]:
         return {name: load.look() for name, load in self.loads.items()}
@@ -320,12 +388,12 @@ class GatewayChaos:
         init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
         self.pool.env["PYTHONPATH"] = str(place)
 
+    def _forwarders(self) -> list[int]:
+        return [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-forward"]
+
     def _forwarder(self) -> int:
-        found: list[int] = wait_until(
-            lambda: [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-forward"],
-            timeout_seconds=SETTLED_SECONDS,
-        )
-        return found[0]
+        (found,) = wait_until(self._forwarders, timeout_seconds=SETTLED_SECONDS)
+        return int(found)
 
     def _gateway(self) -> int:
         """The HAProxy that accepts; others may still have streams."""
@@ -334,6 +402,34 @@ class GatewayChaos:
             timeout_seconds=SETTLED_SECONDS,
         )
         return pid
+
+    def _kill(self, *names: str) -> None:
+        """Kill these processes at once, and have them replaced; HAProxy's successor has to answer a waiting client."""
+        info = self.pool.info()
+        pids = {
+            "keeper": info["keeper_pid"], "supervisor": info["supervisor_pid"],
+            "gateway": self._gateway(), "forwarder": self._forwarder(),
+        }  # fmt: skip
+        killed = time.monotonic()
+        for name in names:
+            os.kill(pids[name], signal.SIGKILL)
+        if {"keeper", "supervisor"} <= {*names}:
+            self._command("start")
+        elif "gateway" in names:
+            wait_until(lambda: not is_alive(pids["gateway"]))
+            if (status := get(self.ports["plain"], "/one").status) != 200:
+                raise Fault(f"the first answer after HAProxy's death is {status}")
+            self.pauses.append(time.monotonic() - killed)
+
+    @staticmethod
+    def _freeze(pid: int) -> None:
+        """Stop a process that only the pool continues."""
+        os.kill(pid, signal.SIGSTOP)
+        for states in ("Tt", "RSDZ"):
+            wait_until(
+                lambda states=states: not is_alive(pid) or stat(pid).state in states,
+                timeout_seconds=SETTLED_SECONDS,
+            )
 
     @staticmethod
     def _pause(pid: int) -> None:
@@ -348,8 +444,15 @@ class GatewayChaos:
             raise Fault(str(done))
 
     def _write(self) -> None:
-        extra = '[[route]]\nalias = "extra"\npath = "/extra"\nto = "two"\n' if self.has_extra else ""
-        (self.directory / "pool.toml").write_text(FILE.format(**self.ports, root=ROOT) + extra)
+        text = FILE.format(
+            **self.ports, listener=LISTENER.format(**self.ports) * self.has_listener, second=self.second,
+            port=self.port, root=ROOT, executed=self.executed, change=self.changes,
+        )  # fmt: skip
+        (self.directory / "pool.toml").write_text(text + ROUTE * self.has_route)
+
+    def _reload(self) -> None:
+        self._write()
+        self._command("reload")
 
     def close(self) -> None:
         """Stop the clients and the pool, even after a fault."""
@@ -368,13 +471,19 @@ def _answers(report: Report) -> int:
 KILL_GATEWAY = (
     "death_of_the_gateway", "stopped_gateway", "death_of_the_gateway_and_the_forwarder",
     "death_of_the_gateway_and_the_supervisor", "death_of_the_gateway_and_the_keeper",
+    "death_of_keeper_supervisor_and_gateway",
 )  # fmt: skip
 # Kept connections end after a response.
-CHANGE_GATEWAY = (*KILL_GATEWAY, "upgrade", "reload_of_routes", "death_of_keeper_and_supervisor")
+CHANGE_GATEWAY = (
+    *KILL_GATEWAY, "upgrade", "reload_of_routes", "reload_of_listeners", "reload_with_another_server",
+    "death_of_keeper_and_supervisor",
+)  # fmt: skip
 EVENTS = (
-    "restart_of_a_server", "restart_of_all", "reload_of_certificates", "death_of_the_supervisor",
-    "death_of_the_keeper", "pause_of_the_supervisor", "pause_of_the_gateway", "death_of_the_forwarder",
-    "stopped_supervisor_without_a_keeper", *CHANGE_GATEWAY,
+    "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_certificates", "reload_of_servers",
+    "reload_of_an_address", "reload_that_fails", "death_of_the_supervisor", "death_of_the_keeper",
+    "death_of_the_forwarder", "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
+    "pause_of_the_supervisor", "pause_of_the_gateway", "stopped_forwarder", "stopped_supervisor_without_a_keeper",
+    *CHANGE_GATEWAY,
 )  # fmt: skip
 
 
