@@ -22,7 +22,7 @@ from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route
 from poolctl.units import format_duration
 
 from ._route_values import TAG, UNIX
-from .program import INSTALL, WHEEL, program_of_wheel, program_path, program_problem
+from .program import INSTALL, WHEEL, program_of_wheel, program_path, program_problem, user_of_program
 from .routes import (
     PREFIX,
     ServerIndex,
@@ -594,6 +594,9 @@ def check_program_and_certificates(
         wrong, doubtful = _check_user(gateway.user)
         problems += wrong
         warnings += doubtful
+    servers = list(servers)
+    if gateway:
+        warnings += _shared_user_warnings(user_of_program(gateway.user), servers)
     for index, listener in enumerate(gateway.bind if gateway else ()):
         for number, tls in enumerate(_certificates(listener)):
             wrong, doubtful = check_certificates(tls, env, now)
@@ -612,7 +615,15 @@ def check_program_and_certificates(
             wrong, doubtful = check_socket_owner(path, each.owner)
             problems += wrong
             warnings += doubtful
-    return problems, [*warnings, *_missing_certificate_warnings(tables, list(servers), names)]
+    return problems, [*warnings, *_missing_certificate_warnings(tables, servers, names)]
+
+
+def _shared_user_warnings(user: str, servers: Iterable[ServerKeys]) -> Iterator[Finding]:
+    """Yield a warning if servers run as the user, or "user:group", that HAProxy of a pool of root changes to."""
+    name = user.partition(":")[0]
+    if sharing := [each.name for each in servers if each.user and each.user.partition(":")[0] == name]:
+        message = f"HAProxy shares the user {name!r} with {', '.join(sharing)}: they are not isolated from each other"
+        yield Finding(("gateway", "user"), message, "name a user for HAProxy alone", name)
 
 
 def _check_user(user: str) -> tuple[list[Finding], list[Finding]]:

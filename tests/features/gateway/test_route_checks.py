@@ -387,8 +387,9 @@ def test_several_threads_are_a_warning_where_requests_are_limited(tmp_path: Path
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may choose the user")
 def test_user_of_the_gateway_exists_and_is_not_root(tmp_path: Path) -> None:
-    def outside(user: str) -> list[str]:
-        text = WEB.replace("a:b", "os:path") + f'[gateway]\nuser = "{user}"\n' + route()
+    def outside(user: str, of_server: str = "daemon") -> list[str]:
+        server = WEB.replace("a:b", "os:path") + f'user = "{of_server}"\n'
+        text = f'{server}[gateway]\nuser = "{user}"\n' + route()
         config = load_text(tmp_path, text)
         assert config.problems == []
         return [
@@ -399,6 +400,10 @@ def test_user_of_the_gateway_exists_and_is_not_root(tmp_path: Path) -> None:
     assert outside("no-such-user") == ["there is no user 'no-such-user'; create it, or name another"]
     (warning,) = outside("root")
     assert warning.startswith("HAProxy, which every client reaches, runs with the rights of root")
+    (warning,) = outside("nobody", of_server="nobody:daemon")
+    assert warning.startswith(
+        "HAProxy shares the user 'nobody' with web: they are not isolated from each other"
+    )
     assert "gateway.user: 'a b' is not name[:group]" in told(tmp_path, WEB + '[gateway]\nuser = "a b"\n')
 
 
