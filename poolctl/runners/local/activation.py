@@ -18,6 +18,7 @@ import os
 import re
 import resource
 import select
+import signal
 import socket
 import sys
 import time
@@ -67,7 +68,7 @@ class FetchOutcome(NamedTuple):
     """How a request for connections, sent to the accept helper, has ended.
 
     `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
-    `failed`: a call on the socket has probably blocked.
+    `failed`: because a call on the socket has blocked.
     """
 
     empty: bool = False
@@ -153,9 +154,12 @@ class AcceptHelper(HelperOwner[HelperProcess]):
         except NoAnswer:
             return FetchOutcome(failed=True)
         except LinkLost:
-            # Most likely ended by its own time limit, while working on the first request.
-            blocked, self._blamed = process is not self._blamed, process
-            return FetchOutcome(failed=True, blocked=blocked)
+            # Its own time limit ends it, while it works on the first request. Its death by anything else says nothing
+            # about the socket.
+            is_first, self._blamed = process is not self._blamed, process
+            exit_ = await process.wait_briefly_for_exit()
+            timed_out = exit_ is not None and exit_.signal == signal.SIGALRM
+            return FetchOutcome(failed=True, blocked=is_first and timed_out)
         return FetchOutcome(found["empty"], found["junk"], found["full"])
 
     def received(self, message: wire.Message, fds: list[int]) -> None:

@@ -662,6 +662,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.keeper = ExecutingKeeper()
         helpers = Helpers(cast(Link, self.keeper), str(directory))
+        self.keeper.report = helpers.handle_exit_report
         self.acceptor = AcceptHelper(helpers, lambda key, connection: None)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.got: list[socket.socket] = []
@@ -722,13 +723,16 @@ def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monk
     run_helper(tmp_path, scenario)
 
 
-def test_helper_that_ends_at_a_request_says_that_a_call_has_blocked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "blocked"), [(signal.SIGALRM, True), (signal.SIGKILL, False)])
+def test_helper_that_its_time_limit_ends_at_a_request_says_that_a_call_has_blocked(
+    tmp_path: Path, number: int, blocked: bool
+) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.fetch()
         os.kill(stage.keeper.pids[0], signal.SIGSTOP)
-        asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGALRM)
+        asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], number)
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
-        assert await stage.fetch() == FetchOutcome(failed=True, blocked=True)
+        assert await stage.fetch() == FetchOutcome(failed=True, blocked=blocked)
         assert (await stage.fetch()).empty
 
     run_helper(tmp_path, scenario)
@@ -766,7 +770,8 @@ class AtHelper:
     def __init__(self) -> None:
         self.keeper = HelperKeeper()
         self.returned: list[tuple[str, bytes]] = []
-        self.acceptor = AcceptHelper(Helpers(cast(Link, self.keeper), "/run"), self._return)
+        self.helpers = Helpers(cast(Link, self.keeper), "/run")
+        self.acceptor = AcceptHelper(self.helpers, self._return)
         self.sock, self._client = socket.socketpair()
         self.ended: list[tuple[str, FetchOutcome]] = []
         self.arrived: list[str] = []
@@ -912,7 +917,11 @@ def test_exit_of_a_helper_that_was_up_blames_the_oldest_request(up: bool) -> Non
         at.fetch("one")
         at.fetch("two")
         await at.hears(up=up)
+        (pid,) = at.helpers.pids.values()
         at.keeper.end()
+        at.helpers.handle_exit_report(
+            {"event": "exit", "pid": pid, "status": None, "signal": int(signal.SIGALRM)}
+        )
         await at.pass_time()
         assert at.ended == [
             ("one", FetchOutcome(failed=True, blocked=up)),
