@@ -16,7 +16,7 @@ PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/u
 	cli/test_completion.py core/test_decide_properties.py)) \
 	$(shell grep -L mark.integration tests/features/gateway/test_*.py)
 PORTABLE = $(PORTABLE_UNIT) $(addprefix tests/integration/,runners processes/test_starting.py test_inline_runner.py test_embedding.py)
-DEMO := examples/microservices/pool.toml
+DEMO := -c examples/microservices/pool.toml -c examples/microservices/gateway.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -61,8 +61,8 @@ dev:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) $(TOOLS)
 
 demo: venv
-	@echo "starting the pool of $(DEMO) …"
-	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
+	@echo "poolctl $(DEMO) run …"
+	@exec $(BIN)/poolctl $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl $(DEMO)
 
 # Fast unit tests, each with its first parameters, the contract, the commands of the README and of shorter pages, and for
 # each capability one test through real processes. `make test-all` also runs the variants of the unit tests, and pastes

@@ -280,6 +280,24 @@ def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPoo
         assert process.wait(60) == 0
 
 
+def test_the_live_view_shows_routes(real_pool: RealPool) -> None:
+    need_gateway()
+    Example("microservices", real_pool)
+    files = ("-c", "pool.toml", "-c", "gateway.toml")
+    real_pool.ok(*files, "start")
+    watch = [sys.executable, str(EXAMPLES / "watch.py"), *real_pool.command(), *files]
+    with subprocess.Popen(
+        watch, cwd=real_pool.directory, env=real_pool.env, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        words = (line.split() for line in process.stdout)
+        next(each for each in words if each == ["ROUTE", "TO", "STATE", "REQUESTS"])
+        assert next(words)[1:] == ["users", "healthy", "0"]
+        process.terminate()
+        assert process.wait(60) == 0
+    real_pool.ok(*files, "stop")
+
+
 @pytest.mark.capability
 def test_one_address_for_several_servers(real_pool: RealPool) -> None:
     need_gateway()
