@@ -15,7 +15,7 @@ from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
-from poolctl.states import in_words
+from poolctl.states import State, in_words
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
@@ -188,7 +188,8 @@ class Rollouts(FeaturePart):
         if not (entry.wanted and entry.is_fully_ready):
             raise _RolloutRefused(
                 f"{name} is {in_words(entry.state)}; only a server that runs whole has a rollout",
-                f"poolctl start {name}",
+                # A start leaves a sleeping server asleep.
+                f"poolctl scale {name} 1" if entry.state is State.SLEEPING else f"poolctl start {name}",
             )
 
     async def _await_outcome(

@@ -101,6 +101,24 @@ def test_refusal_during_a_recovery_says_to_wait_for_its_end(desk: RolloutDesk) -
     run(scenario())
 
 
+def test_refusal_of_a_sleeping_server_names_the_command_that_wakes_it(desk: RolloutDesk) -> None:
+    async def scenario() -> None:
+        await desk.started()
+        desk.files.written[0] = web(scale={"min": 0, "max": 3, "idle": 60})
+        await desk.ask("reload")
+        await desk.ask("stop")
+        await desk.ask("start")
+        answer = await desk.rollout()
+        assert answer["exit_code"] == 8
+        (error,) = answer["errors"]
+        assert error["message"].startswith("web is sleeping")
+        assert error["hint"] == "poolctl scale web 1"
+        await desk.ask("scale", "web", workers=1)
+        assert (await desk.rollout(share=0.5, wait=False))["exit_code"] == 0
+
+    run(scenario())
+
+
 def test_what_cannot_be_tried_on_a_share_is_refused_with_the_reason(desk: RolloutDesk) -> None:
     async def refusal(*targets: str, **options: Any) -> str:
         answer = await desk.ask("rollout", *targets, **{"share": 0.25} | options)
