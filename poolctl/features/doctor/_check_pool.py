@@ -42,6 +42,7 @@ def of(name):
 print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn", "uvloop", "httptools")}}))
 """
 
+_WRONG_KEY = "KEY_VALUES_MISMATCH"  # OpenSSL's reason
 _NOT_INSTALLED = " not installed"  # of a library, and the command that installs it follows
 
 
@@ -135,11 +136,15 @@ def _fix_for_unserved_endpoint(table: str, why: str) -> str:
         return "make it writable, or name another file as events.path, then run poolctl reload"
     if why.startswith(("it has no token", "its token")):
         return "export the variable, then run poolctl reload --env; or name a token_file"
-    if why.startswith(("cannot read ", "tls.")):
+    if _WRONG_KEY in why:
+        return "name the key that the certificate was made for, then run poolctl reload"
+    if why.startswith(("cannot read ", "tls.")) or " cannot be used" in why:
         return f"check `tls` of {table}, then run poolctl reload"
-    if "its process" in why:
+    if "its process" in why and table != "[gateway]":
         return f"poolctl events; see {table.strip('[]')}.log next to the supervisor's socket"
-    return "free the address or choose another one, then run poolctl reload"
+    if " in use" in why:
+        return "free the address, and it is opened within seconds; or choose another one, then run poolctl reload"
+    return "poolctl logs --gateway" if table == "[gateway]" else f"correct {table}, then run poolctl reload"
 
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:

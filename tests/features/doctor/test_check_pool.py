@@ -162,7 +162,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     )  # fmt: skip
     _, gateway, certificate, library, metrics, events, key, token = _check_pool.supervisor(context)
     assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
-    assert "gateway.log" in gateway.fix
+    assert gateway.fix == "poolctl logs --gateway"
     assert certificate.fix.startswith("check `tls` of [gateway]")
     assert library.message == "uvloop is not installed"
     assert library.fix == "/opt/poolctl/bin/python -m pip install uvloop"
@@ -321,7 +321,19 @@ def test_keeper_with_a_problem_is_reported_after_its_supervisor() -> None:
     [
         ("its token is empty", "export the variable, then run poolctl reload --env; or name a token_file"),
         ("its process has ended", "poolctl events; see metrics.log next to the supervisor's socket"),
-        ("port 1 is in use", "free the address or choose another one, then run poolctl reload"),
+        (
+            "port 1 is in use",
+            "free the address, and it is opened within seconds; or choose another one, then run poolctl reload",
+        ),
+        ("::1 is not an address of this machine", "correct [metrics], then run poolctl reload"),
+        (
+            "a.pem cannot be used, so that the certificate before it still is: KEY_VALUES_MISMATCH",
+            "name the key that the certificate was made for, then run poolctl reload",
+        ),
+        (
+            "its certificate cannot be used: no start line",
+            "check `tls` of [metrics], then run poolctl reload",
+        ),
     ],
 )
 def test_fix_of_a_table_depends_on_its_problem(why: str, fix: str) -> None:
