@@ -325,10 +325,18 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
 
 
 def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
-    """At most three similar names, or else addresses with the same port, or else similar addresses. Ignores * and ?."""
+    """At most three similar names, or else addresses with the same or a similar port. Ignores * and ?.
+
+    For a target without a port: similar names, or else similar addresses.
+    """
     bare = target.replace("*", "").replace("?", "")
     names = [item.name for item in items]
     binds = [item.bind for item in items]
     port = target.rpartition(":")[2]
-    same_port = [bind for bind in binds if port.isdigit() and bind.endswith(f":{port}")]
-    return similar_words(bare, names) or same_port[:_NEAR_NAMES] or similar_words(bare, binds)
+    if near := similar_words(bare, names):
+        return near
+    if not port.isdigit():
+        return similar_words(bare, binds)
+    by_port = {bind.rpartition(":")[2]: bind for bind in reversed(binds)}
+    same_port = [bind for bind in binds if bind.endswith(f":{port}")]
+    return same_port[:_NEAR_NAMES] or [by_port[each] for each in similar_words(port, by_port)]

@@ -147,13 +147,28 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'keep_alive = "75s"': "keepalivetimeout",
         'head_timeout = "10s"': "clientheadertimeout readheadertimeout",
         'max_head_size = "64KiB"': "largeclientheaderbuffers clientheaderbuffersize",
+        'host = "HOST" in a [[route]]': "host servername domain domains hostname",
+        'to = "SERVER" in a [[route]]': "to proxypass upstream backend backends",
+        'max_body_size = "1MiB" in a [[route]]': "maxbodysize clientmaxbodysize",
+        'set_headers = { NAME = "value" } in a [[route]]': "setheaders proxysetheader",
+        'response_headers = { NAME = "value" } in a [[route]]': "responseheaders addheader hsts",
+        'redirect = "https" in a [[route]]': "redirect httpsredirect sslredirect redirectscheme forcessl",
+        'allow = ["10.0.0.0/8"] in a [[route]]': "allow deny ipallowlist",
+        'to = [{ to = "https://HOST", verify = false }] in a [[route]]': "verify proxysslverify insecureskipverify",
+        'timeouts = { connect = "5s", head = "60s" }': "proxyconnecttimeout proxyreadtimeout proxysendtimeout",
+    },
+    "timeouts": {
+        'idle = "60s", the time without data; in a route also head = "60s", until the response begins': "read send"
+        " write readtimeout sendtimeout writetimeout server response",
     },
     "route": {
         'to = "SERVER", or ["http://HOST:PORT", …]': "proxypass upstream backend backends server servers service target"
         " targets url destination usebackend reverseproxy",
         'host = "HOST"': "servername domain domains hostname hostregexp",
         'path = "/PREFIX"': "location prefix pathprefix paths rule",
-        "strip_path = true": "stripprefix rewrite",
+        "strip_path = true": "stripprefix",
+        "take it out: a path is passed as it is, or without the prefix of the route (strip_path)": "rewrite"
+        " replacepath",
         'timeouts = { connect = "5s", head = "60s" }': "timeout proxyconnecttimeout proxyreadtimeout proxysendtimeout",
         'set_headers = { NAME = "value" }': "proxysetheader setheader setheaders requestheaders"
         " requestheader customrequestheaders",
@@ -170,6 +185,9 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'alias = "NAME"': "name id",
         'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",
         'to = [{ to = "SERVER", weight = 2 }]': "weight weights",
+        'to = [{ to = "https://HOST", verify = false }]': "verify proxysslverify insecureskipverify",
+        'to = [{ to = "https://HOST", ca = "FILE" }]': "ca proxyssltrustedcertificate rootcas",
+        'to = [{ to = "https://HOST", sni = "NAME" }]': "sni proxysslname",
         'tls of an address of [gateway]: bind = [{ bind = ":443", tls = { cert = "FILE", key = "FILE" } }]': "tls"
         " certificate sslcertificate",
     },

@@ -177,7 +177,9 @@ def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
     fix = next((each for each, words in OTHER_TOOLS.get(parent, {}).items() if word in words.split()), "")
     if fix:
         fix = fix if fix.startswith("take it out") else f"write {fix}"
-        return Finding(path, f"{key[:60]!r} is a key of another tool", fix, key[:60])
+        is_own = f"{key[:60]} = " in fix
+        message = f"{key[:60]!r} {'belongs elsewhere' if is_own else 'is a key of another tool'}"
+        return Finding(path, message, fix, key[:60])
     if near := misspelt(key, known):
         hint = f"did you mean {near!r}?"
     elif len(known) <= MOST_NEAR:

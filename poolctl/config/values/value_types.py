@@ -233,6 +233,7 @@ Bind = Annotated[OsText, AfterValidator(_checked_bind)]
 Argument = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_word_list)]
 
 PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
+PLAIN_PATH_PATTERN = r"^/[^\x00-\x20\x7f?#]*$"
 METHOD_PATTERN = r"^[A-Z]+$"
 STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
 WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
@@ -261,10 +262,13 @@ def _environment(value: Tree) -> Tree:
 
 
 HEADER_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+HEADER_VALUE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 HOST_HEADER_PATTERN = r"^[^\s/@\x00-\x1f\x7f]*$"
+TLS_NAME_PATTERN = r"^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$"
+TOPIC_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 COOKIE_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
 HeaderName = Annotated[str, StringConstraints(pattern=HEADER_PATTERN)]
-HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+HeaderValue = Annotated[str, StringConstraints(pattern=HEADER_VALUE_PATTERN)]
 Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)]
 Labels = Annotated[dict[str, str], AfterValidator(FrozenDict)]
 Environment = Annotated[dict[str, OsText], BeforeValidator(_environment), AfterValidator(FrozenDict)]
@@ -341,7 +345,7 @@ def _platform(value: Tree) -> Tree:
 
 
 PlatformName = Annotated[str, BeforeValidator(_platform)]
-MetricsPath = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
+MetricsPath = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]
 PortRange = Annotated[
     tuple[int, int],
     BeforeValidator(_port_range),
@@ -393,10 +397,14 @@ PATTERNS = {
     NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
     WORD_PATTERN: "a word without blanks and commas",
     PATH_PATTERN: 'a path such as "/ready"',
+    PLAIN_PATH_PATTERN: 'a path without a query, such as "/metrics"',
     METHOD_PATTERN: 'a method such as "GET"',
     HEADER_PATTERN: 'the name of a header, such as "X-Beta"',
+    HEADER_VALUE_PATTERN: "text without line breaks and other control characters",
     HOST_HEADER_PATTERN: 'a host such as "example.com"',
     COOKIE_PATTERN: 'the name of a cookie, such as "backend"',
+    TLS_NAME_PATTERN: 'a host name such as "example.com"',
+    TOPIC_PATTERN: "letters, digits, underscores and hyphens, at most 64 of them",
     UMASK_PATTERN: 'octal digits: "0022"',
     STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
 }

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from poolctl.config.values.plain import BadValue, host_and_port, is_port
+from poolctl.config.values.value_types import TOPIC_PATTERN
 
 _KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool"]
 
@@ -22,5 +23,5 @@ def _url(text: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_url)]
-Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Topic = Annotated[str, Field(pattern=TOPIC_PATTERN)]
 Kinds = Annotated[tuple[_KINDS, ...], Field(strict=False)]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from poolctl.address import AddressError, parse
 from poolctl.config.values.plain import PORTS, BadValue, refuse_long_path
-from poolctl.config.values.value_types import FileMode
+from poolctl.config.values.value_types import PLAIN_PATH_PATTERN, FileMode
 
 __all__ = ["Endpoint", "FileMode", "OperatorUrl"]
 
@@ -40,4 +40,4 @@ def _operator_url(text: str) -> str:
 
 
 OperatorUrl = Annotated[str, AfterValidator(_operator_url)]
-Endpoint = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
+Endpoint = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]

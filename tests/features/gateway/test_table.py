@@ -264,11 +264,41 @@ def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: 
         ("[[route]]\nto = 'web'\nlocation = '/'\n", 'write path = "/PREFIX"'),
         ("[[route]]\nto = 'web'\nweight = 2\n", 'write to = [{ to = "SERVER", weight = 2 }]'),
         ("[[stream]]\nbind = ':1'\nto = 'a:1'\nproxy_timeout = 1\n", "write timeouts = { connect"),
+        ("[gateway]\nclient_max_body_size = '1m'\n", 'write max_body_size = "1MiB" in a [[route]]'),
+        ("[gateway]\nserver_name = 'a'\n", 'write host = "HOST" in a [[route]]'),
+        ("[gateway]\nhost = 'a'\n", "'host' belongs elsewhere; write host = \"HOST\" in a [[route]]"),
+        (
+            "[[route]]\nto = 'web'\nverify = false\n",
+            "'verify' belongs elsewhere; write to = [{ to = \"https://HOST\", verify = false }]",
+        ),
+        (
+            "[[route]]\nto = 'web'\nrewrite = 'x'\n",
+            "take it out: a path is passed as it is, or without the prefix",
+        ),
+        (
+            "[[route]]\nto = 'web'\ntimeouts = { read = '5s' }\n",
+            'write idle = "60s", the time without data; in a',
+        ),
         ("[metrics]\nlistin = ':1'\n", "known here: bind, path"),
     ],
 )
 def test_key_of_another_proxy_has_its_counterpart(tmp_path: Path, text: str, fix: str) -> None:
     assert fix in told(tmp_path, WEB + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        (
+            '[[route]]\nto = "web"\nset_headers = { X-A = "a\\nb" }\n',
+            "text without line breaks and other control",
+        ),
+        ('[[route]]\nto = [{ to = "https://a", sni = "-" }]\n', 'a host name such as "example.com"'),
+        ('[metrics]\nbind = ":1"\npath = "/a?b"\n', 'a path without a query, such as "/metrics"'),
+    ],
+)
+def test_text_of_another_form_is_answered_in_words(tmp_path: Path, text: str, allowed: str) -> None:
+    assert f"allowed is {allowed}" in told(tmp_path, WEB + text)
 
 
 def test_password_in_a_target_is_in_no_problem(tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ def test_similar_names_are_suggested() -> None:
     assert unmatched(Selector([":8082"])).hint == "did you mean '127.0.0.1:8082'?"
 
 
+def test_server_with_quite_another_port_is_not_suggested() -> None:
+    hint = unmatched(Selector(["http://127.0.0.1:9941"])).hint
+    assert hint == "poolctl list --field name shows the names"
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
