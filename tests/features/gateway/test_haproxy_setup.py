@@ -19,6 +19,7 @@ from poolctl.features.gateway.haproxy.setup import (
     HeldListener,
     ServerState,
     host_names,
+    joined_commands,
     parts_of,
     runtime_commands,
 )
@@ -219,6 +220,15 @@ def test_servers_are_found_by_the_numbers_of_their_lines_and_can_be_left_out() -
     two = next(server for server in found.values() if server[1].name == "two")
     assert whole.without([two]) == setup(ONE, URL)
     assert whole.without([]) is whole
+
+
+def test_commands_that_set_states_are_joined_as_far_as_haproxy_can_buffer_them() -> None:
+    states = [state(f"server-{number}", "ready") for number in range(300)]
+    found = [*joined_commands([*states, "del server route:r/one", *states[:2]])]
+    assert "; ".join(found[:-2]).split("; ") == "; ".join(states).split("; ")
+    assert 1 < len(found[:-2]) < 10
+    assert max(map(len, found)) < 16_384
+    assert found[-2:] == ["del server route:r/one", "; ".join(states[:2])]
 
 
 class Held:

@@ -49,7 +49,7 @@ from poolctl.runners.process_link import (
 from poolctl.runners.withheld_variables import withheld_variables
 
 from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
-from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup
+from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup, joined_commands
 from .sleeping import WAKING
 from .syntax import quoted
 
@@ -271,7 +271,7 @@ class HaproxyProcesses:
             process = await self._start(keeper, kind, mark, setup)
             try:
                 await process.wait_until_ready(directory)
-                for command in setup.start_commands():
+                for command in joined_commands(setup.start_commands()):
                     await process.ask(command)
                 break
             except (LinkLost, TimeoutError) as error:

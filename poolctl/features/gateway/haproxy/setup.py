@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ FIRST_LISTENER_FD = 4
 # In commands: the version of a map that the last `prepare map` has created.
 VERSION = "@VERSION"
 # HAProxy's buffer for a command is larger (see tune.bufsize).
-_PAYLOAD_BYTES = 15_000
+_BUFFERED_BYTES = 15_000
+_AND, _SETS_STATE = "; ", "set maxconn server "
 
 
 class ServerState(NamedTuple):
@@ -67,7 +69,7 @@ class ServerState(NamedTuple):
         """The runtime command that sets this for the server at this place, its backend and its name."""
         name = "/".join(place)
         most = min(self.tested, self.limit or self.tested) or self.limit
-        return f"set maxconn server {name} {most}; set server {name} state {self.state}"
+        return f"{_SETS_STATE}{name} {most}{_AND}set server {name} state {self.state}"
 
 
 class RoutedSection(NamedTuple):
@@ -391,17 +393,32 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
 def _map_replacement_commands(name: str, entries: Mapping[str, str]) -> Iterator[str]:
     """The commands that replace all entries of the map at the same moment."""
     yield f"prepare map {name}"
-    lines, size = list[str](), 0
-    for key, value in entries.items():
-        line = f"{key} {value}\n"
-        if size + len(line) > _PAYLOAD_BYTES:
-            yield f"add map {VERSION} {name} <<\n{''.join(lines)}"
-            lines, size = [], 0
-        lines.append(line)
-        size += len(line)
-    if lines:
+    for lines in _buffered(f"{key} {value}\n" for key, value in entries.items()):
         yield f"add map {VERSION} {name} <<\n{''.join(lines)}"
     yield f"commit map {VERSION} {name}"
+
+
+def _buffered(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in groups that HAProxy can buffer."""
+    group, size = list[str](), 0
+    for text in texts:
+        if group and size + len(text) > _BUFFERED_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text) + len(_AND)
+    if group:
+        yield group
+
+
+def joined_commands(commands: Iterable[str]) -> Iterator[str]:
+    """The commands, of which those that set states of servers are joined: HAProxy prints nothing if it performs them.
+
+    With thousands of routes a connection for each of them would take ten seconds.
+    """
+    for sets_state, group in groupby(commands, lambda each: each.startswith(_SETS_STATE)):
+        found = [*group]
+        yield from map(_AND.join, _buffered(found)) if sets_state else found
 
 
 def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:

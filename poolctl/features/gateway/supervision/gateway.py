@@ -51,6 +51,7 @@ from ..haproxy.setup import (
     HeldListener,
     SetupParts,
     host_names,
+    joined_commands,
     parts_of,
     runtime_commands,
 )
@@ -434,7 +435,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             commands = found
         version = ""
         try:
-            for command in commands:
+            for command in joined_commands(commands):
                 answer = await process.ask(command.replace(VERSION, version))
                 performed = _PERFORMED.match(answer)
                 # A server that still has connections is deleted by the next start; until then it gets no new ones.
