@@ -64,8 +64,8 @@ while True:
     connection.sendall(answers().get(command, "\\n").encode())
     connection.close()
 """
-STATISTICS = "# pxname,svname,scur\nroute:r,one,0\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
-CLIENTS = "# pxname,svname,scur\ngateway,FRONTEND,{}\nstream:s,FRONTEND,0\nroute:r,BACKEND,0\n"
+STATISTICS = "# pxname,svname,scur\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
+CLIENTS = "# pxname,svname,scur\ngateway,FRONTEND,{}\nstream:s,FRONTEND,0\n"
 
 
 def processes_of(directory: Path) -> HaproxyProcesses:
@@ -263,7 +263,7 @@ def test_process_without_a_runtime_socket_answers_nothing_and_still_ends_when_re
 @pytest.mark.slow
 def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        stage.says(**{"show stat": CLIENTS.format(0)}, stays=True)
+        stage.says(**{"show stat -1 1 -1": CLIENTS.format(0)}, stays=True)
         first = await stage.start()
         second = await stage.replace(first)
         frontends = ("gateway", "stream:s")
@@ -284,7 +284,7 @@ def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play
 @pytest.mark.slow
 def test_clients_of_a_replaced_process_have_a_second_before_idle_connections_are_closed(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        stage.says(**{"show stat": CLIENTS.format(1)}, stays=True)
+        stage.says(**{"show stat -1 1 -1": CLIENTS.format(1)}, stays=True)
         first = await stage.start()
         began = asyncio.get_running_loop().time()
         await stage.replace(first)
@@ -354,13 +354,13 @@ def test_process_in_the_store_that_has_ended_is_not_adopted(play: Play) -> None:
 
 def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        stage.says(**{"show stat": STATISTICS.format(1)})
+        stage.says(**{"show stat -1 2 -1": STATISTICS.format(1)})
         process = await stage.start()
         finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0, ["stream:s"]))
         while "show stat" not in (stage.directory / "commands").read_text():
             await asyncio.sleep(0.001)
         assert not finishing.done()
-        stage.says(**{"show stat": STATISTICS.format(0)})
+        stage.says(**{"show stat -1 2 -1": STATISTICS.format(0)})
         await finishing
 
     play(scene)

@@ -85,6 +85,8 @@ _FORGETS_SECONDS = 0.1
 _MOST_REPLACED = 8
 _MOST_ALERTS = 3
 _MOST_OUTPUT_BYTES = 256 * 1024
+# Kinds of proxies in "show stat".
+FRONTENDS, BACKENDS = 1, 2
 # What ends a response in a session.
 _PROMPT = b"\n> "
 _MOST_ANSWERED_BYTES = 2**30
@@ -162,9 +164,10 @@ class HaproxyProcess(HelperChild):
                 f"its runtime socket does not answer: {error or 'no answer in time'}"
             ) from None
 
-    async def statistics(self) -> list[dict[str, str]]:
-        """A row of figures for each frontend, backend and server of a backend. Raises HaproxyRefusal."""
-        return [*csv.DictReader((await self.ask("show stat")).lstrip("# ").splitlines())]
+    async def statistics(self, kind: int) -> list[dict[str, str]]:
+        """A row of figures for each proxy that is one of FRONTENDS or BACKENDS. Raises HaproxyRefusal."""
+        text = await self.ask(f"show stat -1 {kind} -1")
+        return await in_daemon_thread(lambda: [*csv.DictReader(text.lstrip("# ").splitlines())])
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
@@ -176,14 +179,14 @@ class HaproxyProcess(HelperChild):
 
     async def stop_accepting(self) -> bool:
         """Accept no more connections; returns whether clients are connected. Raises HaproxyRefusal."""
-        frontends = [row["pxname"] for row in await self.statistics() if row["svname"] == "FRONTEND"]
+        frontends = [row["pxname"] for row in await self.statistics(FRONTENDS)]
         for each in frontends:
             await self.ask(f"disable frontend {each}")
         await asyncio.sleep(_FORGETS_SECONDS)
         for each in frontends:
             await self.ask(f"shutdown frontend {each}")
         self.accepts = False
-        return any(int(row["scur"] or 0) for row in await self.statistics() if row["svname"] == "FRONTEND")
+        return any(int(row["scur"] or 0) for row in await self.statistics(FRONTENDS))
 
 
 class RuntimeSession:
@@ -456,9 +459,7 @@ def _process_section(setup: HaproxySetup) -> Iterator[str]:
 
 async def _has_requests(process: HaproxyProcess, streams: Sequence[str]) -> bool:
     return any(
-        int(row["scur"] or 0)
-        for row in await process.statistics()
-        if row["svname"] == "BACKEND" and row["pxname"] not in streams
+        int(row["scur"] or 0) for row in await process.statistics(BACKENDS) if row["pxname"] not in streams
     )
 
 

@@ -160,7 +160,7 @@ class RouteTableManager:
             servers, tables = source()
             with_services = None if self.services is None else await self.services.route_extender()
             routes = await in_daemon_thread(lambda: _compute_routes(servers, tables, with_services))
-            if routes != before:
+            if await in_daemon_thread(lambda: routes != before):
                 await self._publish(routes)
         except Exception as error:
             logger.exception("the route table could not be made")

@@ -209,17 +209,21 @@ class Targets:
         self.routes = tuple(routes)
         before, self._users = self._users.keys(), {}
         for route in self.routes:
-            for key in dict.fromkeys(target.key for target in route.to):
-                self._users.setdefault(key, []).append(route)
+            for target in route.to:
+                users = self._users.setdefault(target.key, [])
+                if not users or users[-1] is not route:  # it may name a target twice
+                    users.append(route)
         gone = before - self._users.keys()
         self.hosts.forget(gone)
         self._answered -= gone
         self._failed -= gone
         self._by_key = {route_key(each): each for each in self.routes}
-        known = {(name, target.key) for name, route in self._by_key.items() for target in route.to}
-        self._breakers = {place: each for place, each in self._breakers.items() if place in known}
-        for (name, _), breaker in self._breakers.items():
-            breaker.rule = self._by_key[name].breaker
+        breakers, self._breakers = self._breakers, {}
+        for (name, key), breaker in breakers.items():
+            known = self._by_key.get(name)
+            if known is not None and any(target.key == key for target in known.to):
+                breaker.rule = known.breaker
+                self._breakers[name, key] = breaker
         streams = [each.alias for each in self.routes if isinstance(each, StreamRoute)]
         http = [each.alias for each in self.routes if isinstance(each, Route)]
         self.counts.retain_only(http, streams, self._users)
