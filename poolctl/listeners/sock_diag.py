@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LISTEN = 1 << 10
-_CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED and CLOSE_WAIT (the client has shut down its side)
+CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED and CLOSE_WAIT (the client has shut down its side)
 ANY_STATE = 0xFFFFFFFF
 
 _NETLINK_SOCK_DIAG = 4
@@ -215,12 +215,12 @@ def accepted_inodes(listener: socket.socket, until: float) -> Iterator[int]:
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         # The kernel does not list connections in the accept queue.
-        for path, inode, _ in unix_sockets(_CONNECTED, until):
+        for path, inode, _ in unix_sockets(CONNECTED, until):
             if path == name:
                 yield inode
     else:
         address = socket.inet_pton(listener.family, name[0].partition("%")[0])
-        for sock in tcp_sockets(_CONNECTED, until, port=name[1]):
+        for sock in tcp_sockets(CONNECTED, until, port=name[1]):
             if sock.inode and (sock.address == address or not any(address)):
                 yield sock.inode
 

@@ -28,6 +28,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.listeners.sock_diag import (
+    CONNECTED,
     LISTEN,
     accepted_inodes,
     has_others_waiting,
@@ -609,6 +610,23 @@ class LocalWorker(LinkHandler):
             message = f"another process listens at its private port {port}"
             raise ServerError(message, hint=f"poolctl restart {self.config.name}")
 
+    async def _wait_until_private_port_is_unused(self, limit_seconds: float) -> None:
+        """Wait until no connection to its private port is open, or it has exited, or the time limit is reached.
+
+        A program may end at once when it gets its stop signal, with the requests that it is answering.
+        """
+        port = self.server.address.port or 0
+
+        def is_used() -> bool:
+            return any(tcp_sockets(CONNECTED, time.monotonic() + _LISTING_SECONDS, port=port))
+
+        pause = _FIRST_LISTING_PAUSE_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while not self.exited.done() and await asyncio.to_thread(is_used):
+                    await asyncio.wait({self.exited}, timeout=pause)
+                    pause = min(pause * 1.5, _LAST_LISTING_PAUSE_SECONDS)
+
     async def _wait_until_probe_accepted(self, listener: socket.socket) -> None:
         """Wait until this worker has accepted a connection that is made here."""
         while True:
@@ -639,6 +657,8 @@ class LocalWorker(LinkHandler):
         if self.left.done():
             return
         if self.control is None:
+            if self.config.is_proxied and self.answered.done():
+                await self._wait_until_private_port_is_unused(self.server.drain_timeout)
             if self.server.listens:
                 await self._ask_to_end()
             _settle(self.left)

@@ -6,7 +6,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ from tests.configuration import server
 from tests.deadline import wait_until
 from tests.environments import need_gateway
 from tests.http_get import get
-from tests.load.load import Load
+from tests.load import Load, Report
+from tests.programs import program
 from tests.real_pool import RealPool
 
 # Listens at $PORT a moment after its start, as a program does that has much to import.
@@ -56,14 +60,75 @@ Server(("127.0.0.1", int(os.environ["PORT"])), Echo).serve_forever()
 """
 
 
-def written(pool: RealPool, port: int, program: str = PROGRAM, **keys: Any) -> str:
+NODE = """
+const http = require("http");
+http.createServer((request, response) => response.end("hello")).listen(process.env.PORT, process.env.HOST);
+"""
+
+WSGI = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "5")])
+    return [b"hello"]
+"""
+
+COMMAND = (sys.executable, "program.py")
+# Each with its command.
+PROGRAMS = {
+    "node": (NODE, ("node", "program.py")),
+    "gunicorn": (WSGI, (sys.executable, "-m", "gunicorn", "-b", "{bind}", "program:app")),
+    "a slow starter": (PROGRAM.replace("time.sleep(0.3)", "time.sleep(5)"), COMMAND),
+    "an echo": (ECHO, COMMAND),
+}
+
+
+def written(
+    pool: RealPool, port: int, text: str = PROGRAM, command: Sequence[str] = COMMAND, **keys: Any
+) -> str:
     need_gateway()
-    pool.write("program.py", program)
-    command = [sys.executable, "program.py"]
+    pool.write("program.py", text)
     pool.write(
-        "pool.toml", server("web", bind=f"127.0.0.1:{port}", command=command, socket="proxied", **keys)
+        "pool.toml", server("web", bind=f"127.0.0.1:{port}", command=[*command], socket="proxied", **keys)
     )
     return f"http://127.0.0.1:{port}"
+
+
+class EchoClients:
+    """Clients of an echo, each of which connects, says some lines and hears them again, until the block ends."""
+
+    def __init__(self, port: int, count: int = 4) -> None:
+        self.port = port
+        self._outcomes: list[str] = []  # why a conversation failed, "" for a complete one
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._talk) for _ in range(count)]
+
+    def __enter__(self) -> EchoClients:
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for each in self._threads:
+            each.join()
+
+    @property
+    def report(self) -> Report:
+        """The conversations so far."""
+        failures = [each for each in self._outcomes if each]
+        complete = len(self._outcomes) - len(failures)
+        return Report(complete=complete, dropped=len(failures), failures=failures)
+
+    def _talk(self) -> None:
+        while not self._over.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=60) as client:
+                    for number in range(5):
+                        client.sendall(said := b"\0line %d\n" % number)
+                        if (heard := client.recv(100)) != said:
+                            raise ConnectionError(f"{heard!r} instead of {said!r}")
+                self._outcomes.append("")
+            except OSError as error:
+                self._outcomes.append(str(error) or repr(error))
 
 
 def workers(pool: RealPool) -> list[int]:
@@ -102,6 +167,18 @@ def test_no_request_fails_in_restarts_reloads_and_changes_of_size(
         pool.ok("scale", "web", "1")
         written(pool, port, env={"CHANGED": "1"})
         pool.ok("reload")
+    assert load.report.failed == 0, load.report
+
+
+def test_restart_lets_a_program_that_ends_at_once_complete_its_responses(
+    pool: RealPool, free_port: Any
+) -> None:
+    port = free_port()
+    written(pool, port, PROGRAM.replace("self.wfile", "time.sleep(0.5)\n        self.wfile"))
+    pool.ok("start")
+    with Load([port], "new_connection", connections=4, echo=False) as load:
+        for _ in range(2):
+            pool.ok("restart")
     assert load.report.failed == 0, load.report
 
 
@@ -159,6 +236,51 @@ def test_connections_of_another_protocol_are_forwarded(pool: RealPool, free_port
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         client.sendall(b"\x00\xffnot HTTP\r\n")
         assert client.recv(100) == b"\x00\xffnot HTTP\r\n"
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_change_fails_a_request_to_programs_of_every_kind(
+    pool: RealPool, free_port: Any, name: str
+) -> None:
+    if name == "node":
+        program("node")
+    port = free_port()
+    text, command = PROGRAMS[name]
+    forward = "tcp" if name == "an echo" else "http"
+    written(pool, port, text, command, forward=forward, workers=2)
+    pool.ok("start")
+    clients = clients_of(name, port)
+    with ExitStack() as stack:
+        for each in clients:
+            stack.enter_context(each)
+        for _ in range(20):
+            pool.ok("restart")
+        for size in ("4", "1", "2"):
+            pool.ok("scale", "web", size)
+        written(pool, port, text, command, forward=forward, workers=2, env={"CHANGED": "1"})
+        pool.ok("reload")
+    written(pool, port, text, command, forward=forward, scale={"min": 0})
+    pool.ok("reload")
+    pool.ok("stop", "web")
+    pool.ok("start", "web")
+    assert workers(pool) == []
+    waking = clients_of(name, port)
+    with ExitStack() as stack:
+        for each in waking:
+            stack.enter_context(each)
+        wait_until(lambda: workers(pool))
+    for each in (*clients, *waking):
+        assert each.report.complete > 0
+        assert each.report.failed == 0, each.report
+
+
+def clients_of(name: str, port: int) -> Sequence[Load | EchoClients]:
+    """Clients of one of PROGRAMS."""
+    if name == "an echo":
+        return [EchoClients(port)]
+    return [Load([port], each, pause=0.002, echo=False) for each in ("keep_alive", "new_connection")]
 
 
 def test_process_whose_port_another_program_has_taken_gets_no_request(pool: RealPool, free_port: Any) -> None:
