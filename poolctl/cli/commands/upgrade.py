@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poolctl import __version__
+from poolctl.bootstrap import installed_build
 from poolctl.cli.command_line import OUTPUT, TIMEOUT, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -29,7 +30,8 @@ def perform(request: CommandRequest) -> Outcome:
     """Replace the pool's keeper and supervisor processes by this build, and with --restart the workers as well."""
     pool = find_pool(request)
     client = Client(pool.socket)
-    before = client.ping().version
+    about = client.ping()
+    before = about.version
     upgraded = client.upgrade(force=bool(request.get("force")))
     result: Result = upgraded
     if result.exit_code:
@@ -40,6 +42,8 @@ def perform(request: CommandRequest) -> Outcome:
             return Outcome.of(
                 result, f"{message}, this build; upgrade --allow-same-version replaces its processes"
             )
+    elif about.build == installed_build():
+        message = f"poolctl {before}, the same build, in new processes"
     else:
         message = f"poolctl {before} → {__version__}" + (", another build" if before == __version__ else "")
     # A running job must not be started again.

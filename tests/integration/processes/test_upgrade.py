@@ -289,6 +289,15 @@ def test_another_build_of_the_same_version_is_an_upgrade_and_the_same_build_is_n
     wait_until(lambda: "another build of" in pool.run("doctor").stdout)
 
 
+def test_upgrade_to_the_same_build_says_so(real_pool: RealPool) -> None:
+    real_pool.write_hello("users")
+    real_pool.ok("start")
+    (path,) = [each for each in real_pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
+    wait_until(lambda: Client(str(path)).ping().build)
+    said = real_pool.ok("upgrade", "--allow-same-version").stdout
+    assert said.startswith(f"poolctl {poolctl.__version__}, the same build, in new processes: 1 server kept")
+
+
 def test_commands_of_a_supervisor_whose_package_was_replaced_name_upgrade(
     real_pool: RealPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
