@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -132,15 +133,22 @@ class ExplainedRequest:
     """The request to explain, with the parts of its URL in the form that routes are matched against."""
 
     def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
-        """Raises UsageError for a header without a colon or a URL with user information."""
+        """Raises UsageError for a header without a colon, or a URL that is none or has user information."""
         self.method = method
         self.headers = dict(_header(each) for each in headers or ())
         scheme, separator, rest = url.partition("://")
-        rest = rest if separator and scheme.isalpha() else url
-        self.tls = bool(separator) and scheme.lower() in ("https", "wss")
+        has_scheme = bool(separator) and scheme.isalpha()
+        rest = rest if has_scheme else url
+        if has_scheme and scheme.lower() not in ("http", "https", "ws", "wss"):
+            raise UsageError(f"routes explain: {url!r} is no URL of HTTP", hint="http:// or https://")
+        self.tls = has_scheme and scheme.lower() in ("https", "wss")
         authority, slash, path = rest.partition("#")[0].partition("?")[0].partition("/")
         if "@" in authority:
             raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")
+        if not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", authority):
+            raise UsageError(
+                f"routes explain: {authority!r} is no host with a port", hint="HOST:PORT, or [IPv6]:PORT"
+            )
         self._named = self.headers.get("host", authority)
         self.host = normal_host(self._named)
         # As clients send it: characters not allowed in a URL are escaped.
