@@ -531,9 +531,8 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
     # A restart has a line of its own for each job with a schedule.
     items = [item for item in result.items if not (restarted and item.next_run_at)]
     if not items:
-        done = (
-            "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
-        )
+        serves = (result.gateway and serves_line(result.gateway)) or "the gateway serves"
+        done = f"{serves}; the pool has no server" if result.without_servers else "no server selected"
         return "" if result.exit_code else done
     left = result.unchanged or ()
     acted_on = [item for item in items if not (rests_until_named(item) or item.name in left)]

@@ -42,6 +42,8 @@ def test_each_example_is_valid(tmp_path: Path, text: str) -> None:
     config = PoolConfig.load(tmp_path / "pool.toml", {})
     assert [str(problem) for problem in config.problems] == []
     assert len(config) == 1
+    config.check_external()  # the applications are not there
+    assert config.warnings == []
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ def test_pool_without_servers_serves_routes_to_other_machines(gateway: GatewayPo
     with backend(b"elsewhere") as port:
         head = f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n[[route]]\nto = "http://127.0.0.1:{port}"\n'
         pool.write("pool.toml", head)
-        assert pool.ok("start").stdout == "the gateway serves; the pool has no server\n"
+        said = f"the gateway serves http://127.0.0.1:{gateway.port}; the pool has no server\n"
+        assert pool.ok("start").stdout == said
         assert gateway.get("/").body == b"elsewhere"
         supervisor = pool.info()["supervisor_pid"]
         os.kill(supervisor, signal.SIGKILL)
