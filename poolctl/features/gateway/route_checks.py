@@ -517,6 +517,11 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
         return
     yield from ((None, finding) for finding in _gateway_warnings(gateway))
     written = written_routes(known, tables)
+    # The machines of [proxmox] bring routes of their own.
+    may_have_none = not complete or not gateway.bind or "proxmox" in tables.by_name()
+    if known.by_name and not written and not may_have_none:
+        message = "the gateway has no route, so that every request gets 404"
+        yield None, Finding(("gateway",), message, 'add a [[route]] with to = "NAME", or take [gateway] out')
     served = [(each, each.config) for each in written if each.config and not each.reason]
     if gateway.threads > 1 and any(_is_used(config.limit) for _, config in served):
         message = "with several threads the limits of requests are approximate"

@@ -262,6 +262,7 @@ def test_key_of_which_nothing_depends_is_a_warning_or_a_problem_whose_fix_works(
     key = place.rpartition(".")[2]
     why = f"{key} cannot be '{value}': HAProxy serves every gateway; take {key} out"
     assert told(tmp_path, WEB + text).endswith(f"{place}: {why}")
+    text += "" if "[[route]]" in text else route()
     (note,) = warned(tmp_path, WEB + text.replace(value, accepted))
     assert f"{place}: {key} has no effect: HAProxy serves every gateway; take it out" in note
     assert warned(tmp_path, WEB + re.sub(f"^{key} = .*", "", text, flags=re.MULTILINE)) == []
@@ -442,7 +443,7 @@ def test_hosts_without_a_certificate_are_named_up_to_three(tmp_path: Path, count
 def test_certificate_that_expires_soon_is_a_warning_at_its_place(tmp_path: Path) -> None:
     certificate(tmp_path, "a.example", days=3)
     text = '[gateway]\nbind = [":80", { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }]\n'
-    config = load_text(tmp_path, WEB + text)
+    config = load_text(tmp_path, WEB + text + route())
     assert config.check_external() == []
     (warning,) = map(str, config.warnings)
     assert "gateway.bind[1].tls" in warning
@@ -541,6 +542,15 @@ def test_label_of_a_route_without_a_gateway_is_a_warning(tmp_path: Path) -> None
     problem = "labels.route.host: the label has no effect: the pool has no gateway"
     assert warning.endswith(f"{problem}; add [gateway], or take the label out")
     assert warned(tmp_path, "[gateway]\n" + text) == []
+
+
+def test_gateway_without_a_route_is_a_warning(tmp_path: Path) -> None:
+    web = server("a", bind=":2", app="a:b")
+    (warning,) = warned(tmp_path, "[gateway]\n" + web)
+    message = "gateway: the gateway has no route, so that every request gets 404"
+    assert warning.endswith(f'{message}; add a [[route]] with to = "NAME", or take [gateway] out')
+    assert warned(tmp_path, "[gateway]\nbind = []\n[[stream]]\nbind = ':5'\nto = 'a'\n" + web) == []
+    assert warned(tmp_path, "[gateway]\n" + route(to="a") + web) == []
 
 
 def test_certificate_has_to_be_for_the_hosts_of_the_routes(tmp_path: Path) -> None:
