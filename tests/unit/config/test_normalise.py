@@ -697,7 +697,7 @@ def test_keys_that_fit_together_are_no_finding(table: dict[str, Any]) -> None:
         ({"command": "x {host}"}, "{host} needs"),
         (PROGRAM | {"env": {"AT": "{bind}"}}, "{bind} needs"),
         (PROGRAM | {"expose": "http://a", "tls": True}, "expose and tls need an address"),
-        (PROGRAM | {"socket": "program"}, "socket needs"),
+        (PROGRAM | {"socket": "program"}, 'socket = "program" needs'),
         (PROGRAM | {"scale": {"idle": 5}}, "scale.idle needs"),
         (PROGRAM | {"health": {"liveness": {"http": "/"}}}, "health.liveness (http) needs"),
         ({"app": "a:b"}, "'bind' is missing"),
