@@ -444,13 +444,17 @@ class Helper(Generic[Child]):
         if (process := self.process or self.latest) is not None:
             kill(process.known)
 
-    def close(self) -> None:
-        """Have the process exit, and start no other."""
+    def stop_attempts(self) -> None:
+        """Start and replace no process from now on; the one in use stays. Attempts end soon: see wait_until_settled."""
         self._over = True
         if self._retry is not None:
             self._retry.cancel()
         if self._work is not None:
             self._work.cancel()
+
+    def close(self) -> None:
+        """Have the process exit, and start no other."""
+        self.stop_attempts()
         if (process := self._take_process()) is not None:
             process.close()
         self._notify_changed()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -263,11 +264,14 @@ class Link:
     ) -> Reply:
         """Send a message and return the reply, with its descriptors, which the caller closes.
 
-        Raises LinkLost when the other end is gone, Refused when it reports an error. If the other end sends no message
-        at all for `patience_seconds`, the link is closed, and NoAnswer raised.
+        Raises LinkLost when the other end is gone, Refused when it reports an error, and OSError for a closed
+        descriptor, with which nothing would be sent. If the other end sends no message at all for `patience_seconds`,
+        the link is closed, and NoAnswer raised.
         """
         if self.sock.fileno() < 0:
             raise LinkLost("the other end is gone")
+        if any((fd if isinstance(fd, int) else fd.fileno()) < 0 for fd in fds):
+            raise OSError(errno.EBADF, "a descriptor of the message is closed")
         number = next(self._numbers)
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._pending_calls[number] = future

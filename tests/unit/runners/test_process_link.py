@@ -145,6 +145,18 @@ def test_an_error_is_a_refusal_and_the_link_lives_on() -> None:
     run(scenario())
 
 
+def test_call_with_a_descriptor_that_was_closed_fails_and_does_not_wait_for_a_reply() -> None:
+    async def work() -> None:
+        peer = Peer()
+        closed = socket.socket()
+        closed.close()
+        with pytest.raises(OSError, match="descriptor of the message is closed"):
+            await peer.link.call({}, [closed])
+        peer.close()
+
+    run(work())
+
+
 def test_end_fails_the_calls_under_way_and_all_later_ones_and_is_reported_once() -> None:
     async def scenario() -> None:
         peer = Peer()

@@ -436,11 +436,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         version = ""
         try:
             for command in joined_commands(commands):
-                answer = await process.ask(command.replace(VERSION, version))
+                order, line_end, payload = command.partition("\n")
+                answer = await process.ask(order.replace(VERSION, version) + line_end + payload)
                 performed = _PERFORMED.match(answer)
                 # A server that still has connections is deleted by the next start; until then it gets no new ones.
                 if performed is None and not command.startswith("del server"):
-                    raise HaproxyRefusal(f"{command.partition(chr(10))[0]}: {answer.strip()}")
+                    raise HaproxyRefusal(f"{order}: {answer.strip()}")
                 if performed is not None and performed["version"]:
                     version = f"@{performed['version']}"
         except HaproxyRefusal as refusal:
@@ -655,6 +656,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def finish(self) -> None:
         """Refuse new connections; returns when the open connections have ended, within `drain_timeout`."""
         self._stop_changing()
+        # The sockets of a process that is just being started must not be closed before they are sent.
+        self._helper.stop_attempts()
+        await self._helper.wait_until_settled()
         process, plan, setup = self.gateway, self._current, self._setup
         await self._listeners.close_others(())
         if plan is not None:
