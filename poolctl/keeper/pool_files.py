@@ -43,9 +43,9 @@ def remove_stale_sockets(directory: str) -> None:
             unlink_quietly(path)
 
 
-def find_listeners(directory: str, kind: str) -> list[str]:
-    """Return the paths of the pool's `kind` sockets that listen. If the kernel does not tell which do, return all."""
-    files = _socket_files(directory, kind)
+def find_listeners(directory: str, *kinds: str) -> list[str]:
+    """Return the paths of the pool's sockets of these kinds that listen; all if the kernel does not tell which do."""
+    files = _socket_files(directory, *kinds)
     states = _unix_socket_flags() if files else {}
     return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]
 

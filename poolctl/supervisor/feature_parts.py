@@ -163,7 +163,7 @@ class FeatureParts:
 
     async def _are_there(self, processes: DetachedProcesses) -> bool:
         directory = self._environment.directory
-        if any(pool_files.find_listeners(directory, kind) for kind in processes.sockets):
+        if pool_files.find_listeners(directory, *processes.sockets):
             return True
         _, fds = await self._environment.keeper.call({"op": "get", "name": processes.entry})
         for fd in fds:

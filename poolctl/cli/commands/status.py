@@ -127,11 +127,8 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
 
     serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
     found = [server_count_text(serving)] if serving else []
-    found += [
-        each.label
-        for each in (feature.processes for feature in features())
-        if each is not None and any(pool_files.find_listeners(pool.directory, kind) for kind in each.sockets)
-    ]
+    processes = [each.processes for each in features() if each.processes is not None]
+    found += [each.label for each in processes if pool_files.find_listeners(pool.directory, *each.sockets)]
     if found:
         rest = f"{' and '.join(found)} {'are' if serving > 1 or len(found) > 1 else 'is'}"
         return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"

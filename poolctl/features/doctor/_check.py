@@ -72,10 +72,9 @@ class CheckContext:
             item.name for item in items_of_unsupervised_pool(self.servers, pool) if item.pids
         }
         self.has_orphans = any(
-            pool_files.find_listeners(pool.directory, kind)
+            pool_files.find_listeners(pool.directory, *each.processes.sockets)
             for each in features()
             if each.processes is not None
-            for kind in each.processes.sockets
         )
         if not os.path.exists(pool.socket):
             return

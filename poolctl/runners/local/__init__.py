@@ -48,7 +48,7 @@ def has_orphans(directory: str) -> bool:
     """Whether workers, the logger or processes of features of this pool run without keeper and supervisor."""
     detached = [each.processes for each in features() if each.processes is not None]
     kinds = (*(kind for each in detached for kind in each.sockets), pool_files.WORKER, pool_files.LOGGER)
-    return any(pool_files.find_listeners(directory, kind) for kind in kinds)
+    return bool(pool_files.find_listeners(directory, *kinds))
 
 
 def find_orphans(directory: str) -> list[LocalOrphan]:

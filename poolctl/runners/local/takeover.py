@@ -415,7 +415,7 @@ async def rescue_orphans_and_check_outdated(
     are left out. The keeper watches the stored orphans. The output pipes are stored too, unless `late` is set and no
     orphan was stored.
     """
-    if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
+    if not pool_files.find_listeners(directory, pool_files.WORKER, pool_files.LOGGER):
         return {}
     found, pipes = await asyncio.to_thread(find_orphans_and_pipes, directory)
     intake = _OrphanTriage(directory, keeper, output, servers, pipes)
