@@ -329,7 +329,7 @@ def test_relative_path_starts_at_the_working_directory(ours: Path, monkeypatch: 
 
 
 def test_only_directories_below_the_one_that_must_exist_are_made(tmp_path: Path) -> None:
-    """Someone may remove a pool's directory at any time: whatever is made anew has to be private."""
+    """A pool's directory may be removed at any time, and must be private when it is created again."""
     pool, flags = tmp_path / "run" / "pool", os.O_WRONLY | os.O_CREAT
     for log in (pool / "gateway.log", pool / "state" / "logs" / "web.log"):
         with pytest.raises(FileNotFoundError):

@@ -10,7 +10,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class RepeatedWork:
-    """Logs the exceptions of attempts that nobody expects; of several in a row, only the first.
+    """Logs unexpected exceptions of attempts; if several attempts in a row fail, only the first exception.
 
     `name` says in the log what is not done, such as "the gateway's counters".
     """

@@ -133,7 +133,7 @@ class ExplainedRequest:
     """The request to explain, with the parts of its URL in the form that routes are matched against."""
 
     def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
-        """Raises UsageError for a header without a colon, or a URL that is none or has user information."""
+        """Raises UsageError for a header without a colon, and for a URL that is invalid or has a user name."""
         self.method = method
         self.headers = dict(_header(each) for each in headers or ())
         scheme, separator, rest = url.partition("://")

@@ -78,8 +78,8 @@ class Forwarder(SupervisedProcess):
     begins to wait, with the key of its target and a number (see WaitingRoom). `directory` is where the process can be
     adopted; without one, or without orders, it ends when keeper and supervisor are gone.
 
-    Once another process has replaced it, `give_waiting` is answered with connections that wait, until there are none:
-    the other one gets them by `waiting`. After the order to end it then ends with the last connection that it copies.
+    A replaced process answers each `give_waiting` with some of the connections that wait, finally with none; its
+    successor gets them by `waiting`. After the order to end, it exits with the last connection that it copies.
     """
 
     def __init__(self, directory: str = "", fd: int = LINK_FD) -> None:

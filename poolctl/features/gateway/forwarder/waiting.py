@@ -91,7 +91,7 @@ class WaitingRoom:
             task.cancel()
 
     def take_waiting(self, most: int) -> list[socket.socket]:
-        """Stop accepting connections, and return those that wait, at most so many. The caller owns them from now on."""
+        """Stop accepting connections, and return at most `most` of those that wait; the caller then owns them."""
         self._stop_accepting()
         taken = [*self._waiting][:most]
         for client in taken:

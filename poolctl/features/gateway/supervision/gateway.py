@@ -157,7 +157,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._awaited = AwaitedTargets(environment, core, self.targets)
         self._setup: HaproxySetup | None = None  # of the process in use; None if that was adopted
         self._replaced_setup: HaproxySetup | None = None  # of the previous process; None if that was adopted
-        self._built: tuple[SetupParts, HaproxySetup] | None = None  # without states
+        self._built: tuple[SetupParts, HaproxySetup] | None = None  # with the last states
         self._digest = ""  # of the whole setup, with servers that HAProxy refuses
         self._current: GatewayPlan | None = None
         self._certificates: tuple[Certificate, ...] = ()  # the ones that the gateway uses
