@@ -19,6 +19,10 @@ _SHORTEST = {20: 0.005, 128: 0.0005}
 _QUADRATIC_SECONDS = 0.0002
 # Four times the text takes linear work four times, and quadratic work sixteen times as long.
 _MOST_GROWTH = 9
+# The time of other guests of a machine counts as this thread's, for some milliseconds together. Few runs tell that work
+# is not suspicious; what is suspicious is run so often that the shortest run of each text was undisturbed.
+_SUSPICIOUS_GROWTH = 5
+_FEW, _MANY = 3, 30
 
 
 def grows_too_fast(work: Callable[[T], object], text_of: Callable[[int], T], *, large: int = LARGE) -> bool:
@@ -28,17 +32,21 @@ def grows_too_fast(work: Callable[[T], object], text_of: Callable[[int], T], *, 
     """
     for length, most_seconds in _SHORTEST.items():
         text = text_of(length)
-        if _seconds(work, text) > most_seconds and _shortest(work, text) > most_seconds:
+        if all(_seconds(work, text) > most_seconds for _ in range(_MANY)):
             return True
     text = text_of(large)
     if _seconds(work, text) < _QUADRATIC_SECONDS:
         return False
     shorter = text_of(large // 4)
-    return all(_shortest(work, text) > _MOST_GROWTH * _shortest(work, shorter) for _ in range(3))
+    return (
+        _growth(work, shorter, text, _FEW) > _SUSPICIOUS_GROWTH
+        and _growth(work, shorter, text, _MANY) > _MOST_GROWTH
+    )
 
 
-def _shortest(work: Callable[[T], object], text: T) -> float:
-    return min(_seconds(work, text) for _ in range(3))
+def _growth(work: Callable[[T], object], shorter: T, longer: T, runs: int) -> float:
+    seconds = [(_seconds(work, shorter), _seconds(work, longer)) for _ in range(runs)]
+    return min(longest for _, longest in seconds) / min(shortest for shortest, _ in seconds)
 
 
 def _seconds(work: Callable[[T], object], text: T) -> float:
