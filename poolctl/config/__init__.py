@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from poolctl.config.values.toml_text import *
 
 _MODULES = {
-    "checks.certificate_checks": "certificate_names certificate_validity names_cover",
+    "checks.certificate_checks": "certificate_names certificate_validity names_cover openssl_reason",
     "checks.interpreter": "Trusted find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
     "interpreter missing_module missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate "

@@ -59,8 +59,8 @@ def _check_key_pair(tls: TLSConfig, texts: dict[str, str], password: str | None)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls.cert, tls.key, password=lambda: password or "")
     except (ssl.SSLError, OSError, ValueError) as error:
-        reason = _reason(error)
-        if "mismatch" in reason:
+        reason = openssl_reason(error)
+        if "its key" in reason:
             message = f"{tls.cert} and {path} do not belong together"
             return [Finding(("tls", field), message, "name the key that the certificate was made for")]
         if encrypted:
@@ -80,7 +80,7 @@ def _check_ca_and_ciphers(tls: TLSConfig) -> Iterator[Finding]:
         try:
             context.load_verify_locations(tls.ca)
         except (ssl.SSLError, OSError) as error:
-            message = f"{tls.ca}: no certificates that can be used: {_reason(error)}"
+            message = f"{tls.ca}: no certificates that can be used: {openssl_reason(error)}"
             yield Finding(("tls", "ca"), message, "name a PEM file")
     if tls.ciphers is not None:
         try:
@@ -90,8 +90,10 @@ def _check_ca_and_ciphers(tls: TLSConfig) -> Iterator[Finding]:
             yield Finding(("tls", "ciphers"), f"{tls.ciphers!r} selects no cipher", hint, tls.ciphers)
 
 
-def _reason(error: Exception) -> str:
-    return (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
+def openssl_reason(error: Exception) -> str:
+    """Return why OpenSSL does not accept certificates or keys, in words."""
+    reason = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
+    return "its key belongs to another certificate" if "mismatch" in reason else reason
 
 
 def _expiry_warnings(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:

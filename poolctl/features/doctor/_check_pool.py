@@ -42,7 +42,7 @@ def of(name):
 print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn", "uvloop", "httptools")}}))
 """
 
-_WRONG_KEY = "KEY_VALUES_MISMATCH"  # OpenSSL's reason
+_WRONG_KEY = "its key belongs to another certificate"
 _NOT_INSTALLED = " not installed"  # of a library, and the command that installs it follows
 
 

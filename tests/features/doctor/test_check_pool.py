@@ -327,7 +327,7 @@ def test_keeper_with_a_problem_is_reported_after_its_supervisor() -> None:
         ),
         ("::1 is not an address of this machine", "correct [metrics], then run poolctl reload"),
         (
-            "a.pem cannot be used, so that the certificate before it still is: KEY_VALUES_MISMATCH",
+            "a.pem cannot be used, so that the certificate before it still is: its key belongs to another certificate",
             "name the key that the certificate was made for, then run poolctl reload",
         ),
         (

@@ -464,6 +464,27 @@ def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail.example\r\n"])
+def test_target_without_tls_is_told_from_one_with_another_certificate(answer: bytes) -> None:
+    async def work() -> None:
+        ended = asyncio.Event()
+
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(answer)
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            ended.set()
+
+        async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
+            await ended.wait()
+        assert found == "no connection: the target speaks no TLS: write http://"
+
+    asyncio.run(work())
+
+
 def test_probes_list_the_targets_of_the_tables() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from poolctl.address import overlaps, parse
-from poolctl.config import Tables, TLSConfig, certificate_names, read_regular_truncated
+from poolctl.config import Tables, TLSConfig, certificate_names, openssl_reason, read_regular_truncated
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
@@ -245,8 +245,9 @@ def _check_certificate(found: CertificateContents, path: str) -> None:
         for each in authorities:
             context.load_verify_locations(cadata=each.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        message = f"{path} cannot be used, so that the certificate before it still is: {reason}"
+        message = (
+            f"{path} cannot be used, so that the certificate before it still is: {openssl_reason(error)}"
+        )
         raise ServerError(message, hint="check `tls` of [gateway]") from error
     finally:
         os.close(bundle)

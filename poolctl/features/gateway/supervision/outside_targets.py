@@ -285,6 +285,8 @@ async def connection_problem(target: Target, timeout_seconds: float) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {error.verify_message}"
+    if getattr(error, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return "the target speaks no TLS: write http://"
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)  # asyncio has another text
     return str(getattr(error, "strerror", None) or error)
