@@ -216,11 +216,13 @@ class GatewayChaos:
         self._reload()
 
     def upgrade(self) -> None:
-        """Upgrade to another version, whose HAProxy replaces this one."""
-        before = self._gateway()
+        """Upgrade to another version, whose forwarder replaces this one. HAProxy has no code of poolctl, and stays."""
+        gateway, forwarder = self._gateway(), self._forwarder()
         self._install_and_list_changed_files()
         self._command("upgrade")
-        wait_until(lambda: self._gateway() not in (None, before), timeout_seconds=SETTLED_SECONDS)
+        wait_until(lambda: not is_alive(forwarder), timeout_seconds=SETTLED_SECONDS)
+        if (found := self._gateway()) != gateway:
+            raise Fault(f"the upgrade has replaced HAProxy: {gateway}, {found}")
 
     def death_of_the_supervisor(self) -> None:
         self._kill("supervisor")
@@ -475,7 +477,7 @@ KILL_GATEWAY = (
 )  # fmt: skip
 # Kept connections end after a response.
 CHANGE_GATEWAY = (
-    *KILL_GATEWAY, "upgrade", "reload_of_routes", "reload_of_listeners", "reload_with_another_server",
+    *KILL_GATEWAY, "reload_of_routes", "reload_of_listeners", "reload_with_another_server",
     "death_of_keeper_and_supervisor",
 )  # fmt: skip
 EVENTS = (
@@ -483,6 +485,7 @@ EVENTS = (
     "reload_of_an_address", "reload_that_fails", "death_of_the_supervisor", "death_of_the_keeper",
     "death_of_the_forwarder", "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
     "pause_of_the_supervisor", "pause_of_the_gateway", "stopped_forwarder", "stopped_supervisor_without_a_keeper",
+    "upgrade",
     *CHANGE_GATEWAY,
 )  # fmt: skip
 
