@@ -11,6 +11,7 @@ GROUPS = {
     "lookup": "the pool as a mapping",
     "routing": "the route table that applications read: writing, opening, look-up",
     "gateway": "the gateway beside nginx and a plain HAProxy: rates, latency, processor time and memory",
+    "many_routes": "a gateway with ten thousand routes: its start, a changed route, and what that loses",
     "streams": "the streams of the gateway beside HAProxy and nginx",
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
