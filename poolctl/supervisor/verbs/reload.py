@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from poolctl.config import Marks, ServerConfig, Stamp, Table, changed_files, stamp_of
+from poolctl.config import Marks, Section, ServerConfig, Stamp, Table, changed_files, stamp_of
 from poolctl.control.answers import (
     ChangedFiles,
     ErrorEntry,
@@ -374,13 +374,22 @@ def _changed_keys(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ..
     one, other = _values_by_name(before), _values_by_name(after)
     if not one or not other:
         return (name,)
-    changed = tuple(f"{name}.{key}" for key in {**one, **other} if one.get(key) != other.get(key))
+    changed = tuple(f"{name}.{key}" for key in {**one, **other} if _differ(one.get(key), other.get(key)))
     return changed or (name,)  # the order differs, or a secret
+
+
+def _differ(one: object, other: object) -> bool:
+    """Whether the values differ in a file. Most are equal, and need not be written out for that."""
+    return one != other and _written(one) != _written(other)
+
+
+def _written(value: object) -> object:
+    return value.to_dict() if isinstance(value, Section) else value
 
 
 def _values_by_name(table: AnyTable) -> dict[str, object]:
     if isinstance(table, tuple):
-        return {each.label: each.to_dict() for each in table}
+        return {each.label: each for each in table}
     return table.to_dict() if table is not None else {}
 
 
