@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from poolctl.cli.render import paint, printable, problem_text, relative_to, relative_to_cwd, server_count_text
+from poolctl.cli.render import (
+    paint,
+    printable,
+    problem_text,
+    relative_to,
+    relative_to_cwd,
+    server_count_text,
+    still_running_text,
+)
 from poolctl.control.answers import ChangedFiles, PlannedChange, ReloadResult, Result
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json
@@ -41,7 +49,7 @@ def plan_text(
     changes = result.changes or ()
     lines = list(plan_lines(changes, colours))
     if result.exit_code not in (DONE, NOT_AS_DESIRED):
-        return "\n".join([*lines, "not everything could be applied"])
+        return "\n".join([*lines, f"not everything could be applied{still_running_text(result)}"])
     remark = "" if changes or with_code else CODE_NOT_COMPARED
     return "\n".join([*lines, _summary(changes, dry_run=dry_run) + remark])
 

@@ -502,6 +502,7 @@ def with_masked_password(url: str) -> str:
 
 
 MOST_ADDRESSES = 10
+NAMES_SHOWN = 3
 MOST_STACK_LINES = 20
 _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
 # Intended states of servers that are not ready.
@@ -552,6 +553,13 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
         )
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
+
+
+def still_running_text(result: Result) -> str:
+    """An end of a line that reports failures: `; b, c still run`, the servers that failed but are ready; or ""."""
+    failed = {error.name for error in result.errors}
+    names = [printable(item.name) for item in result.items if item.ready and item.name in failed]
+    return f"; {abbreviated_list(names, NAMES_SHOWN)} still run{'s' * (len(names) == 1)}" if names else ""
 
 
 def address_lines(items: Iterable[object]) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
-from poolctl.cli.render import abbreviated_list
+from poolctl.cli.render import NAMES_SHOWN, abbreviated_list
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -286,7 +286,6 @@ def notify_systemd_of_keeper_pid(pool: PoolRef, *, ready: bool) -> None:
 
 
 DELAY_SECONDS = 0.5
-NAMES_SHOWN = 3
 
 
 class Progress:

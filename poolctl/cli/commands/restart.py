@@ -14,7 +14,7 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import last_run_outcome_line, ready_line, server_count_text
+from poolctl.cli.render import last_run_outcome_line, ready_line, server_count_text, still_running_text
 from poolctl.cli.supervisor_requests import ask_or_launch, notify_systemd_of_keeper_pid
 
 TYPE_CHECKING = False
@@ -65,11 +65,12 @@ def _done_line(result: Result, *, waited: bool) -> str:
 
 
 def _restarted_line(result: Result) -> str:
-    """A line such as `2 of 3 servers restarted`, or "" without servers.
+    """A line such as `2 of 3 servers restarted; c still runs`, or "" without servers.
 
     Only replaced servers count: if a replacement failed, the old process is still ready.
     """
     failed = {error.name for error in result.errors}
     items = [item for item in result.items if item.name not in (result.unchanged or ())]
     restarted = [item for item in items if item.ready and item.name not in failed]
-    return f"{server_count_text(len(restarted), len(items))} restarted" if items else ""
+    line = f"{server_count_text(len(restarted), len(items))} restarted{still_running_text(result)}"
+    return line if items else ""

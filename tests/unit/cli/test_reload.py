@@ -62,10 +62,10 @@ def test_a_reload_that_failed_for_some_does_not_say_that_it_is_done(
     poolctl: Command, supervised: Supervised
 ) -> None:
     failed = {"code": 1325, "error": "ErrorPoolRestart", "name": "users", "message": "exited with status 3"}
-    with supervised(always(changes=CHANGES[2:3], exit_code=1, errors=[failed])):
+    with supervised(always(item("users"), changes=CHANGES[2:3], exit_code=1, errors=[failed])):
         said = poolctl("reload")
     assert said.code == 1
-    assert said.out == "~ users: env.A, app\nnot everything could be applied\n"
+    assert said.out == "~ users: env.A, app\nnot everything could be applied; users still runs\n"
     assert said.err == "error: users: exited with status 3\n"
 
 

@@ -17,7 +17,18 @@ def test_restart_counts_no_server_as_ready_whose_replacement_failed(
     failure = {"code": 1325, "name": "b", "message": "the replacement exited with status 3", "hint": ""}
     with supervised(always(item("a"), item("b"), exit_code=1, errors=[failure])):
         said = poolctl("restart")
-    assert said.out == "1 of 2 servers restarted\n"
+    assert said.out == "1 of 2 servers restarted; b still runs\n"
+
+
+def test_servers_that_failed_and_run_no_more_are_not_said_to_run(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    failures = [
+        {"code": 1325, "name": name, "message": "exited with status 3", "hint": ""} for name in "abcd"
+    ]
+    servers = [item("a"), item("b"), item("c", ready=False, state="failed"), item("d")]
+    with supervised(always(*servers, exit_code=1, errors=failures)):
+        assert poolctl("restart").out == "0 of 4 servers restarted; a, b, d still run\n"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +72,7 @@ def test_servers_that_start_on_demand_and_were_left_alone_are_not_counted(
         assert poolctl("restart").out == "3 servers restarted\n"
     failure = {"code": 1325, "name": "a", "message": "the replacement exited with status 3", "hint": ""}
     with supervised(always(item("a"), tool, unchanged=["tool"], exit_code=1, errors=[failure])):
-        assert poolctl("restart").out == "0 of 1 server restarted\n"
+        assert poolctl("restart").out == "0 of 1 server restarted; a still runs\n"
 
 
 def test_restart_has_a_line_for_each_job_that_ran(poolctl: Command, supervised: Supervised) -> None:
