@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -302,9 +303,19 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
     return build_route(written.alias, config, to, FILE if written.server is None else SERVER)
 
 
+def _cookie_of_target(first: str) -> str:
+    """The name of the sticky cookie of routes with this first target.
+
+    With one name for all, each route of a host would replace the cookie of the others, and move their clients. A name
+    made from all targets would change when one is added.
+    """
+    return f"poolctl_backend_{blake2b(first.encode(), digest_size=4).hexdigest()}"
+
+
 def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """Create the route that `config` describes, with these resolved targets."""
     sticky = config.sticky or RouteSticky.with_defaults()
+    cookie = sticky.cookie or _cookie_of_target(config.to[0].to if config.to else alias)
     times = config.timeouts
     return Route(
         alias=alias,
@@ -321,7 +332,7 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         set_headers=_headers(config.set_headers),
         remove_headers=tuple(name.lower() for name in config.remove_headers),
         response_headers=_headers(config.response_headers),
-        sticky_cookie=sticky.cookie if config.sticky or config.policy == STICKY else "",
+        sticky_cookie=cookie if config.sticky or config.policy == STICKY else "",
         sticky_secure=sticky.secure,
         sticky_same_site=sticky.same_site.capitalize(),
         retries=config.retries,

@@ -74,7 +74,6 @@ if TYPE_CHECKING:
 KINDS = "poolctl.features.gateway.value_types"
 INDEX = "index"
 DEFAULT_BIND = ":8080"
-DEFAULT_COOKIE = "poolctl_backend"
 
 
 _MODE = "The mode of the file of a Unix socket, whatever the umask."
@@ -170,7 +169,9 @@ class RouteRedirect(Section):
 class RouteSticky(Section):
     """The cookie that keeps a client with its backend; a plain string sets only `cookie`."""
 
-    cookie: CookieName = field(DEFAULT_COOKIE, "The name of the cookie.")
+    cookie: CookieName | None = field(
+        None, "The name of the cookie. Left out: one that only routes with the same first target share."
+    )
     secure: Truth = field(False, "Browsers send the cookie only with TLS.")
     same_site: Literal["lax", "strict", "none"] = field(
         "lax", "With which requests from other sites browsers send the cookie; none needs secure."

@@ -39,7 +39,20 @@ def test_sticky_cookie_may_have_a_table(tmp_path: Path) -> None:
 
     assert cookie('sticky = "c"') == ("c", False, "Lax")
     assert cookie('sticky = { cookie = "c", secure = true, same_site = "none" }') == ("c", True, "None")
-    assert cookie('policy = "sticky"') == ("poolctl_backend", False, "Lax")
+
+
+def test_routes_to_other_targets_have_sticky_cookies_of_their_own(tmp_path: Path) -> None:
+    def cookies(*targets: str) -> list[str]:
+        tables = "".join(
+            f'[[route]]\nalias = "{number}"\npath = "/{number}"\npolicy = "sticky"\nto = {to}\n'
+            for number, to in enumerate(targets)
+        )
+        found = routes(tmp_path, f"{WEB}{tables}").values()
+        return [each.sticky_cookie for each in found if isinstance(each, Route)]
+
+    web, other, both = cookies('"web"', '"http://10.0.0.7:80"', '["web", "http://10.0.0.7:80"]')
+    assert web != other, "a client of both routes stays where it is"
+    assert web == both, "sessions are shared, and outlast an added target"
 
 
 def test_pool_without_these_tables_has_no_routes(tmp_path: Path) -> None:

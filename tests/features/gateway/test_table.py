@@ -15,7 +15,6 @@ from poolctl.config import Draft, Tables, load
 from poolctl.config.model.section import Section
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import (
-    DEFAULT_COOKIE,
     GatewayConfig,
     RouteConfig,
     RouteRedirect,
@@ -150,14 +149,17 @@ def test_route_is_labelled_by_its_alias_or_its_first_target(keys: dict[str, Any]
     assert RouteConfig(**keys).label == label
 
 
+COOKIE_OF_WEB = "poolctl_backend_2bef5066"
+
+
 @pytest.mark.parametrize(
     ("line", "cookie", "is_secure", "same_site"),
     [
         ("", "", False, "Lax"),
         ('sticky = ""', "", False, "Lax"),
         ('sticky = "shop"', "shop", False, "Lax"),
-        ('policy = "sticky"', DEFAULT_COOKIE, False, "Lax"),
-        ('sticky = { secure = true, same_site = "none" }', DEFAULT_COOKIE, True, "None"),
+        ('policy = "sticky"', COOKIE_OF_WEB, False, "Lax"),
+        ('sticky = { secure = true, same_site = "none" }', COOKIE_OF_WEB, True, "None"),
         ('policy = "sticky"\nsticky = { cookie = "shop", same_site = "strict" }', "shop", False, "Strict"),
     ],
 )
