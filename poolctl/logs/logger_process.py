@@ -26,6 +26,7 @@ keeper also holds the read ends and the files in memory.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import itertools
@@ -243,7 +244,7 @@ class OutputStream:
     def _store_whole_lines(self, content: bytes, now: float) -> None:
         end = content.rfind(b"\n") + 1
         if not end and len(content) == MOST_BYTES:
-            end = MOST_BYTES
+            _, end = codecs.utf_8_decode(content, "replace")  # without the first bytes of a character
         self._move(content[:end], content[end:], now)
 
     def _move(self, lines: bytes, rest: bytes, now: float) -> None:

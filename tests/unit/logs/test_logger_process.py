@@ -627,6 +627,26 @@ def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> 
     assert [len(text) for text in interrupted.texts()] == [65536, 65536]
 
 
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("character", ["é", "語", "😀"])
+def test_a_long_line_is_split_between_two_characters(
+    interrupted: Interrupted, character: str, before: int
+) -> None:
+    text = "x" * before + character * 40_000
+    line = f"{text}\n".encode()
+    for start in range(0, len(line), 3000):
+        os.write(interrupted.write, line[start : start + 3000])
+        interrupted.recover()
+    assert "".join(interrupted.texts()) == text
+    assert len(interrupted.texts()) == len(line) // 65536 + 1
+
+
+def test_a_long_line_that_is_no_text_is_split_as_well(interrupted: Interrupted) -> None:
+    os.write(interrupted.write, b"\x80" * 65536)
+    interrupted.recover()
+    assert interrupted.path.read_bytes().endswith(b"\x80" * 65536 + b"\n")
+
+
 def test_no_output_stays_in_a_pipe(interrupted: Interrupted) -> None:
     stream = interrupted.stream()
     for text, stored in ((b"one\ntw", ["one"]), (b"o", ["one"]), (b"\nthree\n", ["one", "two", "three"])):
