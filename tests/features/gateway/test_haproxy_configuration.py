@@ -283,6 +283,26 @@ def test_invalid_request_is_refused(tmp_path: Path, request_line: str, fields: s
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
+@pytest.mark.parametrize(
+    "query", ["", "sale=100%", "q=%zz%", "signature=%2f%3D%7e%61", "next=/../a//b;c\\d?e&%00", "a={b}|c"]
+)
+def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str) -> None:
+    async def work() -> None:
+        stripped = Route(alias="b", path="/v1", strip_path=True, to=WEB)
+        moved = Route(alias="m", path="/old", redirect=Redirect(to="https://new.example"))
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB), stripped, moved]) as port:
+            status, got = await ask(port, "GET", "a", f"/x/../%7eb%2fc?{query}", {})
+            assert (status, got["target"]) == (200, f"/~b%2Fc?{query}")
+            status, got = await ask(port, "GET", "a", f"http://a/v1?{query}", {})
+            assert (status, got["target"]) == (200, f"http://a/?{query}")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET /old/%7e?{query} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            assert f"location: https://new.example/old/~?{query}\r\n".encode() in await reader.read()
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
 def test_client_gets_no_tunnel(tmp_path: Path) -> None:
     async def work() -> None:
         async with haproxy_program(tmp_path, [Route(alias="a", to=WEB)]) as running:

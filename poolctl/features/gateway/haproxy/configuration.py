@@ -742,8 +742,12 @@ def _request_rules_before_routing(
         yield f"    http-request deny deny_status 400 if {condition}"
     yield f"    http-request deny {_VERSION_NOT_SUPPORTED} unless {{ req.ver 1.0 1.1 }} or {{ fc_http_major 2 }}"
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
+    # The steps would change the query, too: there each escape has the meaning that the application gives it.
+    yield "    http-request set-var(txn.query) query"
+    yield "    http-request set-pathq %[path] if { var(txn.query) -m len ge 1 }"
     for step in _NORMALIZATIONS:
         yield f"    http-request normalize-uri {step}"
+    yield "    http-request set-query %[var(txn.query)] if { var(txn.query) -m len ge 1 }"
     yield from reading_rules()
     unless = ""
     for field in dict.fromkeys((settings.header_for_host.lower(), "host")):
