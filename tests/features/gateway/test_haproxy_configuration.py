@@ -870,10 +870,13 @@ def test_client_cannot_claim_where_it_comes_from(tmp_path: Path) -> None:
                 "X_Forwarded_Host": "x",
                 "Forwarded": "for=6.6.6.6",
                 "Proxy": "x",
+                "Script_Name": "/x",
+                "Daphne-Root-Path": "/x",
             }
             status, got = await ask(port, "GET", "a.example:80", "/", forged)
             assert status == 200
-            assert {name: value for name, value in got["headers"] if name.startswith(("x", "f", "p"))} == {
+            reports = ("x", "f", "p", "s", "d")
+            assert {name: value for name, value in got["headers"] if name.startswith(reports)} == {
                 "x-forwarded-for": "127.0.0.1",
                 "x-forwarded-proto": "http",
                 "x-forwarded-host": "a.example:80",
@@ -894,15 +897,16 @@ def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path
                 "X-Real-IP": "6.6.6.6",
                 "X-Poolctl-Route": "other",
                 "Proxy": "x",
+                "SCRIPT_NAME": "/shop",
             }
             status, got = await ask(port, "GET", "a.example", "/", said)
             assert status == 200
             found = [
                 each
                 for each in got["headers"]
-                if each[0].startswith(("x-r", "x-p", "x-forwarded-f", "x_", "p"))
+                if each[0].startswith(("x-r", "x-p", "x-forwarded-f", "x_", "p", "s"))
             ]
-            assert found == [["x-forwarded-for", "192.0.2.1, 127.0.0.1"]]
+            assert found == [["script_name", "/shop"], ["x-forwarded-for", "192.0.2.1, 127.0.0.1"]]
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

@@ -11,8 +11,12 @@ from poolctl.routing.networks import EVERY, UNIX
 
 from .syntax import network_groups, quoted
 
-# Header fields by which proxies inform applications about the client.
-_REPORTS = "^(forwarded|proxy|client[-_]cert([-_]chain)?|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"
+# Header fields by which proxies inform applications about the client, and (gunicorn, daphne) about a part of the path
+# that the application leaves out: with it a client could reach a path whose route refuses it.
+_REPORTS = (
+    "^(forwarded|proxy|client[-_]cert([-_]chain)?|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip"
+    "|script_name|daphne-root-path)$"
+)
 # Header fields that are removed even if a trusted proxy has sent them.
 _NEVER_BELIEVED = (
     "^(proxy|client_cert.*|client-cert_.*|x_forwarded[-_].*|x-forwarded_.*"
