@@ -30,6 +30,7 @@ from .uvicorn_parts import App, Receive, Scope, Send
 _FIELDS = frozenset((CONTEXT_FIELD.encode(), UPSTREAM_FIELD.encode()))
 _FOR, _PROTO, _PREFIX = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-prefix"
 _SCHEMES = {"http": "http", "websocket": "ws"}
+_OVER_TLS = b"https", b"wss"  # traefik and others say wss for a WebSocket
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Context = dict[str, Any]
@@ -119,7 +120,7 @@ def _apply_forwarded_headers(
         elif name == _PREFIX:
             prefix = value
     scope["client"] = _client(hops, trusted)
-    scope["scheme"] = _SCHEMES[scope["type"]] + ("s" if proto == b"https" else "")
+    scope["scheme"] = _SCHEMES[scope["type"]] + ("s" if proto.lower() in _OVER_TLS else "")
     if prefix and not scope.get("root_path"):
         # As uvicorn does for a configured root_path.
         scope["root_path"] = unquote(prefix.decode("latin-1"))

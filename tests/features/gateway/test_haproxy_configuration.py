@@ -590,7 +590,7 @@ POST = ("POST",)
         ),
         (
             Route(alias="a", redirect=Redirect(to="https"), methods=POST),
-            "!{ req.hdr(x-forwarded-proto,1) -m str -i -- https } route:a:method",
+            "!{ req.hdr(x-forwarded-proto,1) -m str -i -- https wss } route:a:method",
         ),
     ],
 )
@@ -639,6 +639,20 @@ def test_request_over_tls_is_looked_up_among_the_routes_that_do_not_redirect_to_
         "//*/v/": "route:b",
         "//*:443/v/": "route:b",
     }
+
+
+@pytest.mark.parametrize(
+    ("proto", "status"), [("https", 200), ("HTTPS, http", 200), ("wss", 200), ("http", 308), ("ws", 308)]
+)
+def test_request_of_which_a_trusted_proxy_says_that_it_came_over_tls_is_not_redirected(
+    tmp_path: Path, proto: str, status: int
+) -> None:
+    async def work() -> None:
+        routes = [Route(alias="to-https", redirect=Redirect(to="https")), Route(alias="a", to=WEB)]
+        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+            assert (await ask(port, "GET", "a.example", "/", {"X-Forwarded-Proto": proto}))[0] == status
+
+    asyncio.run(asyncio.wait_for(work(), 30))
 
 
 # What the program decides.

@@ -155,7 +155,16 @@ def test_client_is_the_last_address_that_is_no_trusted_proxy(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("proto", "scheme"), [("https", "https"), ("http", "http"), ("https, http", "https"), ("ftp", "http")]
+    ("proto", "scheme"),
+    [
+        ("https", "https"),
+        ("http", "http"),
+        ("https, http", "https"),
+        ("HTTPS", "https"),
+        ("wss", "https"),
+        ("ws", "http"),
+        ("ftp", "http"),
+    ],
 )
 def test_scheme_is_that_of_the_clients_request(proto: str, scheme: str) -> None:
     scope = PLAIN.run(scope_of_request(PLAIN, contexts(), GOOD, f"x-forwarded-proto: {proto}"))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from poolctl.routing import match
-from poolctl.routing.route import HTTPS, Route
+from poolctl.routing.route import Route
 
 from .syntax import VALUES_A_LINE, argument, criterion, line_groups, matches, quoted
 
@@ -25,7 +25,8 @@ _SEPARATED, _CUT, _MERGED = 'regsub("%2F|%5C",/,g)', 'regsub(";[^/]*",,g)', 'reg
 _AS_IT_IS, _OTHERS = "txn.path", ("txn.separated", "txn.cut")
 _STEPS = (f"{_SEPARATED},{_CUT},{_MERGED}", f"{_CUT},{_SEPARATED},{_MERGED}")
 _SEVERAL = f"{{ var({_OTHERS[0]}) -m found }}"
-_IS_HTTPS = matches("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS)
+# Traefik and others say wss for a WebSocket.
+_IS_HTTPS = "{ req.hdr(x-forwarded-proto,1) -m str -i -- https wss }"
 ROUTES = "routes.map"
 _NO_ENTRY = "-"
 # How keys of the map begin, for each kind of host pattern: with the host, in which "*" stands for any.
