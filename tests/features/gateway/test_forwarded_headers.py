@@ -101,6 +101,8 @@ def test_lines_of_a_field_are_joined_to_one(tmp_path: Path) -> None:
             found = await received(port, X_Forwarded_For=lines, Forwarded="for=a\r\nForwarded: for=b")
             assert found[HOPS] == ["192.0.2.1, 192.0.2.2, 192.0.2.3, 192.0.2.4, 127.0.0.1"]
             assert found["forwarded"] == ["for=a, for=b, for=127.0.0.1"]
+            found = await received(port, X_Forwarded_For="", Forwarded="")
+            assert (found[HOPS], found["forwarded"]) == (["127.0.0.1"], [""])
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 

@@ -81,8 +81,11 @@ def _hop_by_hop_rules() -> Iterator[str]:
 
 
 def _joined_lines(field: str, variable: str) -> Iterator[str]:
-    """Rules that set txn.VARIABLE to the field's value, in which several lines are joined to one (RFC 9110 §5.3)."""
-    yield f"    http-request set-var(txn.{variable}) req.fhdr({field},-1)"
+    """Rules that set txn.VARIABLE to the field's value, in which several lines are joined to one (RFC 9110 §5.3).
+
+    An empty field counts as none.
+    """
+    yield f"    http-request set-var(txn.{variable}) req.fhdr({field},-1) if {{ req.fhdr({field}) -m len ge 1 }}"
     for line in range(2, _MOST_PROXIES + 1):
         value = f"%[req.fhdr({field},-{line})], %[var(txn.{variable})]"
         yield (
