@@ -303,6 +303,29 @@ def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
+def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_408(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], head_seconds=0.1) as port:
+            for sent, status in ((b"", []), (b"GET / HTTP/1.1\r\n", [b"408"])):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(sent)
+                assert (await reader.read()).split()[1:2] == status
+                writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_client_is_not_told_how_long_the_backend_keeps_connections(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"keep-alive" not in (await reader.readuntil(b"\r\n\r\n")).lower()
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
 def test_client_gets_no_tunnel(tmp_path: Path) -> None:
     async def work() -> None:
         async with haproxy_program(tmp_path, [Route(alias="a", to=WEB)]) as running:
@@ -808,7 +831,7 @@ async def _repeat(
                 body = json.dumps({"target": first.split()[1], "headers": headers}).encode()
                 location = dict(headers).get("x-location")
                 status = f"307 T\r\nLocation: {location}" if location else "200 OK"
-                head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+                head = f"HTTP/1.1 {status}\r\nKeep-Alive: timeout=9\r\nContent-Length: {len(body)}\r\n\r\n"
                 writer.write(head.encode() + body)
     finally:
         writer.close()

@@ -649,6 +649,8 @@ def configuration_of(
         lines += proxy_protocol_rules(fronts, settings.trusted_proxies)
         if settings.access_log:
             lines += access_log_rules(log_target, as_json=settings.access_log == "json")
+        # Browsers open connections in advance, and would show a 408 as the response to a later request.
+        lines.append("    option http-ignore-probes")
         # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
         # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
         lines += [

@@ -68,7 +68,7 @@ def forwarding_rules(
 
 
 def _hop_by_hop_rules() -> Iterator[str]:
-    """Rules that forward no option of the client's connection (RFC 9110 §7.6.1) but the wish for another protocol.
+    """Rules that forward no option of one connection to the other (RFC 9110 §7.6.1) but the wish for another protocol.
 
     A proxy behind this one removes the fields that `Connection` names: they could be those that are set here. With h2c
     (RFC 7540 §3.2) HAProxy would copy requests that no rule has seen.
@@ -78,6 +78,7 @@ def _hop_by_hop_rules() -> Iterator[str]:
     yield f"    http-request del-header Connection unless {upgrades}"
     yield "    http-request del-header Upgrade if { req.hdr(upgrade) -m str -i h2c }"
     yield "    http-request del-header HTTP2-Settings"
+    yield "    http-response del-header Keep-Alive"
 
 
 def _joined_lines(field: str, variable: str) -> Iterator[str]:
