@@ -163,8 +163,18 @@ def _unexpected_error(error: BaseException) -> tuple[str, str]:
             command = ""
         hint = f"install it again{command and f': {command}'}; a running pool serves on"
         return f"this installation of poolctl is incomplete ({said})", hint
+    if isinstance(error, FileNotFoundError) and _is_working_directory_removed():
+        return "the working directory has been removed", "change to a directory that exists"
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
     return f"internal error ({said})", hint
+
+
+def _is_working_directory_removed() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _replace_streams_by_whole_ones() -> None:

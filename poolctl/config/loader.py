@@ -64,7 +64,7 @@ def load(
     env = os.environ if env is None else env
     reset_suggestions()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
+    files = [os.path.abspath(path) for path in named]
     documents, unreadable = read_documents(files, texts)
     assembly = Assembly(env)
     if access_log:

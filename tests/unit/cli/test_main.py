@@ -141,15 +141,29 @@ def test_words_that_no_encoding_knows_are_still_printed(directory: Path) -> None
     assert rb"\udcff" in done.stderr
 
 
-def test_a_removed_working_directory_is_no_riddle(directory: Path) -> None:
+def in_a_removed_directory(directory: Path, arguments: str) -> subprocess.CompletedProcess[str]:
     (directory / "gone").mkdir()
-    done = subprocess.run(
-        ["sh", "-c", f"cd gone; rmdir ../gone; {sys.executable} -m poolctl list"],
-        capture_output=True,
-        text=True,
-    )
+    command = f"cd gone; rmdir ../gone; {sys.executable} -m poolctl {arguments}"
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+
+
+def test_a_removed_working_directory_is_no_riddle(directory: Path) -> None:
+    done = in_a_removed_directory(directory, "list")
     assert done.returncode == 5, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("named", ["../pool.toml", "$(dirname $PWD)/pool.toml"])
+def test_a_file_is_read_from_a_working_directory_that_was_removed(directory: Path, named: str) -> None:
+    (directory / "pool.toml").write_text('[[server]]\nname = "queue"\ncommand = ["sleep", "9"]\n')
+    done = in_a_removed_directory(directory, f"-c {named} validate")
+    assert (done.returncode, done.stdout) == (0, "1 server, ok\n"), done.stderr
+
+
+def test_what_needs_the_working_directory_says_that_it_was_removed(directory: Path) -> None:
+    done = in_a_removed_directory(directory, "init")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the working directory has been removed\n  hint: ")
 
 
 def test_no_command_at_all_is_answered_with_the_help(poolctl: Command) -> None:
