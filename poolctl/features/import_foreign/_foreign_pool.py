@@ -31,6 +31,17 @@ class Unreadable(Exception):
         self.line = line
 
 
+class LineOf(int):
+    """A line of another file than the source, such as one that the source includes."""
+
+    file: str
+
+    def __new__(cls, line: int, file: str) -> LineOf:
+        found = super().__new__(cls, line)
+        found.file = file
+        return found
+
+
 class Remark(NamedTuple):
     """A note, such as on a setting without an equivalent, and the line that it concerns; 0 for a command line."""
 
@@ -198,7 +209,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
         text,
         servers=len(usable),
         left_out=[
-            f"{_place_prefix(source, each.line)}{each.name}: {each.unusable}"
+            f"{place_prefix(source, each.line)}{each.name}: {each.unusable}"
             for each in pool.servers
             if each.unusable
         ],
@@ -305,12 +316,14 @@ def _server_text(server: ForeignServer, source: str) -> str:
 
 
 def _comment(source: str, remark: Remark) -> str:
-    return _as_comment(_place_prefix(source, remark.line) + " ".join(remark.text.split()))
+    return _as_comment(place_prefix(source, remark.line) + " ".join(remark.text.split()))
 
 
 def _as_comment(text: str) -> str:
     return "".join(f"# {line}\n" if line else "#\n" for line in text.rstrip("\n").split("\n"))
 
 
-def _place_prefix(source: str, line: int) -> str:
-    return f"{source}:{line}: " if line else ""
+def place_prefix(source: str, line: int) -> str:
+    """`FILE:LINE: ` of a line of the source or of another file, "" for an unknown line."""
+    file = line.file if isinstance(line, LineOf) else source
+    return f"{file}:{line}: " if line else ""

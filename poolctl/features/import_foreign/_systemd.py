@@ -8,14 +8,15 @@ import pwd
 import re
 import shlex
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.config import escaped, read_text
+from poolctl.config.files.read_file import EnvFileError, read_env_file
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import apply_command_words, apply_quoted_command
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, signal_name, user_and_group
+from ._command_lines import apply_command_words
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, LineOf, Unreadable, signal_name, user_and_group
 from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless, shown
 
 MEANINGLESS: Meaningless = {
@@ -62,9 +63,17 @@ _output_file = re.compile("(?:append|file|truncate):(.+)")
 _PREFIXES = "-@:+!|"  # prefixes of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
 _entry = re.compile(r"([A-Za-z][A-Za-z0-9-]*)\s*=\s*(.*)", re.DOTALL)
-_variable = re.compile(r"(?<!\$)\$[A-Za-z_{]")
 _word_of_variable = re.compile(r"\$[A-Za-z_]\w*")
 _variable_in_word = re.compile(r"(?<!\$)(\$\{\w+\})")
+_quoted_word = re.compile(
+    r"""\s*((?:[^\s\\'"]|\\.|\\$|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')+)\s*""", re.DOTALL
+)
+_part_of_word = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|((?:[^\\'"]|\\.|\\$)+)""", re.DOTALL)
+_escape = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-3][0-7]{2}|.)", re.DOTALL)
+_ESCAPES = {
+    "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " ",
+    "\\": "\\", '"': '"', "'": "'",
+}  # fmt: skip
 _time = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _UNITS = {
     "": "s", "s": "s", "sec": "s", "second": "s", "seconds": "s", "ms": "ms", "msec": "ms", "m": "m", "min": "m",
@@ -82,11 +91,31 @@ class Setting(NamedTuple):
     line: int
 
 
+class Command(NamedTuple):
+    """A command of `ExecStart=` and similar: its prefixes, such as `-`, and its words without quotes."""
+
+    setting: Setting
+    prefixes: str
+    words: list[str]
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether systemd finds no variable to expand in its words."""
+        return ":" in self.prefixes or not any(
+            _word_of_variable.fullmatch(word) or _variable_in_word.search(word) for word in self.words
+        )
+
+    @property
+    def literal_words(self) -> list[str]:
+        """The words of a command without variables."""
+        return self.words if ":" in self.prefixes else [word.replace("$$", "$") for word in self.words]
+
+
 def pool_of_unit(text: str, path: str) -> ForeignPool:
     """The pool of one unit; the server is named after the unit. Raises Unreadable."""
     pool = ForeignPool()
     sections: dict[str, list[Setting]] = {}
-    for each in _parse_settings(text):
+    for each in [*_parse_settings(text), *_drop_ins(pool, path)]:
         sections.setdefault(each.section, []).append(each)
     starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
     if not starts:
@@ -97,9 +126,21 @@ def pool_of_unit(text: str, path: str) -> ForeignPool:
     for section, settings in sections.items():
         if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
             pool.remark(f"[{section}]: not a section of a service", settings[0].line)
-    for file in sorted(glob.glob(f"{glob.escape(path)}.d/*.conf")):
-        pool.remark(f"{file} was not read: write its settings into the unit", starts[0].line)
     return pool
+
+
+def _drop_ins(pool: ForeignPool, path: str) -> Iterator[Setting]:
+    """The settings of the files in `NAME.service.d`, and of an instance in that of its template. Raises Unreadable."""
+    directory, name = os.path.split(path)
+    template = re.sub("@.+", "@.service", name)
+    files = {
+        os.path.basename(file): file
+        for unit in (template, name)
+        for file in glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(unit)}.d", "*.conf"))
+    }
+    for _, file in sorted(files.items()):
+        pool.files.append(file)
+        yield from _parse_settings(read_text(file), os.path.relpath(file, directory))
 
 
 def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
@@ -110,12 +151,15 @@ def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
     return found
 
 
-def _parse_settings(text: str) -> Iterator[Setting]:
-    """The settings in order; a line that ends with a backslash continues on the next line. Raises Unreadable."""
+def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
+    """The settings in order; a line that ends with a backslash continues on the next line. Raises Unreadable.
+
+    `file` is the name of another file than the source, if it is one.
+    """
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
         if not whole:
-            start = line
+            start = LineOf(line, file) if file else line
         if row.lstrip().startswith(("#", ";")) or not (row.strip() or whole):
             continue
         if row.endswith("\\"):
@@ -175,9 +219,7 @@ class _UnitReader:
         self._user_and_directory()
         self._environment()
         starts = list(service.each("ExecStart"))
-        self._start(starts[0])
-        for other in starts[1:]:
-            server.remark(f"ExecStart={other.value}: a server has one command", other.line)
+        self._start(starts)
         self._type()
         self._stop()
         self._restart()
@@ -187,8 +229,7 @@ class _UnitReader:
                 service.settings.carry(server, {name: ("limits.memory", _memory)})
         self._output()
         for name in _HOOKS:
-            for setting in service.each(name):
-                self._hook(setting)
+            self._hook(name, list(service.each(name)))
         for section in (self.unit, service):
             for name in _DEPENDENCIES:
                 for setting in section.each(name):
@@ -231,54 +272,104 @@ class _UnitReader:
                 server.remark(f"WorkingDirectory=~: there is no user {user} here whose home it is")
 
     def _environment(self) -> None:
-        server = self.server
+        server, env = self.server, {}
         for setting in self.service.each("Environment"):
             try:
-                words = shlex.split(self._expanded(setting, setting.value))
+                words = split_words(setting.value)
             except ValueError as problem:
                 server.remark(f"Environment={setting.value}: it cannot be read ({problem})")
                 continue
             for assignment in words:
                 variable, sign, text = assignment.partition("=")
                 if sign:
-                    server.set("env", {**server.keys.get("env", {}), variable: text})
+                    env[variable] = self._expanded(setting, text)
                 else:
                     server.remark(f"Environment={setting.value}: {variable} is not NAME=VALUE")
         files = []
         for setting in self.service.each("EnvironmentFile"):
-            path = self._expanded(setting, setting.value.removeprefix("-"))
-            if setting.value.startswith("-") and not os.path.exists(path):
+            pattern = self._expanded(setting, setting.value.removeprefix("-"))
+            paths = sorted(glob.glob(pattern)) or [pattern]
+            if setting.value.startswith("-") and not os.path.exists(paths[0]):
                 server.remark(f"EnvironmentFile={setting.value}: the file does not exist here")
-            else:
+                continue
+            for path in paths:
                 files.append({"path": path, "expand": False})
+                self._leave_to_file(setting, path, env)
+        if env:
+            server.at = self.service.settings.line("Environment")
+            server.set("env", env)
         if files:
+            server.at = self.service.settings.line("EnvironmentFile")
             server.set("env_file", files)
 
-    def _start(self, setting: Setting) -> None:
-        server = self.server
-        prefixes, line = _split_prefixes(setting.value)
-        server.at = setting.line
-        if "@" in prefixes:
-            server.remark("ExecStart=@…: the program has its own name as its first argument")
-        if other := "".join(each for each in prefixes if each in "-+!|"):
-            server.remark(f"ExecStart={other}…: no equivalent of {other}")
-        if _variable.search(line) and ":" not in prefixes:
-            # systemd expands variables of the unit's environment; here a shell does that.
-            command_line = self._shell_line(setting, line)
-            if command_line is not None:
-                apply_command_words(server, ["sh", "-c", f"exec {command_line}"])
-                return
-        apply_quoted_command(
-            server, self._expanded(setting, line if ":" in prefixes else line.replace("$$", "$"))
-        )
-
-    def _shell_line(self, setting: Setting, line: str) -> str | None:
-        """The command line for a shell, which does nothing but expand its variables; None if it cannot be split."""
+    def _leave_to_file(self, setting: Setting, path: str, env: dict[str, str]) -> None:
+        """Remove from `env` the variables that the file sets: in systemd it takes precedence, here `env` does."""
         try:
-            words = shlex.split(line)
-        except ValueError:
-            return None
-        return self._expanded(setting, " ".join(map(_shell_word, words)))
+            found, _ = read_env_file(path, os.environ, for_another_user=False)
+        except EnvFileError:
+            if env:
+                why = "it takes precedence over Environment=: take out of env what it sets"
+                self.server.remark(f"EnvironmentFile={setting.value}: {why}")
+            return
+        for variable in found:
+            env.pop(variable, None)
+
+    def _start(self, settings: Sequence[Setting]) -> None:
+        """Set the command. A oneshot has several, which run one after the other."""
+        server = self.server
+        try:
+            commands = [each for setting in settings for each in _commands(setting)]
+        except ValueError as problem:
+            server.at = settings[0].line
+            server.set("command", ["sh", "-c", "; ".join(escaped(each.value) for each in settings)])
+            server.leave_out(f"its command cannot be read ({problem})")
+            return
+        server.at = settings[0].line
+        if self.service.last("Type") == "oneshot" and len(commands) > 1:
+            self._remark_prefixes(commands, "+!|@")
+            apply_command_words(server, self._words(commands))
+            return
+        self._remark_prefixes(commands[:1], "-+!|@")
+        apply_command_words(
+            server, self._words([commands[0]._replace(prefixes=commands[0].prefixes.replace("-", ""))])
+        )
+        for other in commands[1:]:
+            server.remark(
+                f"ExecStart={shlex.join(other.words)}: a server has one command", other.setting.line
+            )
+
+    def _remark_prefixes(self, commands: Iterable[Command], without: str) -> None:
+        """Add a remark for each of the prefixes `without` an equivalent that a command has."""
+        for command in commands:
+            what = f"{command.setting.name}={command.prefixes}{command.words[0]}"
+            for each in command.prefixes:
+                if each in without:
+                    why = "the program is called by its path" if each == "@" else f"{NO_EQUIVALENT} of {each}"
+                    self.server.remark(f"{what}: {why}", command.setting.line)
+
+    def _words(self, commands: Sequence[Command]) -> list[str]:
+        """The words that run the commands one after the other until one fails, by a shell if that is necessary."""
+        if len(commands) == 1 and "-" not in commands[0].prefixes:
+            (command,) = commands
+            if command.is_literal:
+                return [self._expanded(command.setting, word) for word in command.literal_words]
+            # systemd expands variables of the unit's environment; here a shell does that.
+            return ["sh", "-c", f"exec {self._shell_line(command)}"]
+        lines = [self._shell_line(each) for each in commands]
+        if len(commands) == 1:
+            return ["sh", "-c", f"{lines[0]} || true"]
+        steps = [
+            f"{{ {line} || true; }}" if "-" in command.prefixes else line
+            for command, line in zip(commands, lines, strict=True)
+        ]
+        return ["sh", "-c", " && ".join(steps)]
+
+    def _shell_line(self, command: Command) -> str:
+        """The command for a shell, which does nothing but expand its variables."""
+        words = (
+            map(shlex.quote, command.literal_words) if command.is_literal else map(_shell_word, command.words)
+        )
+        return self._expanded(command.setting, " ".join(words))
 
     def _type(self) -> None:
         server, value = self.server, self.service.last("Type")
@@ -340,27 +431,20 @@ class _UnitReader:
             elif value not in _TO_JOURNAL:
                 self.service.settings.remark(name, "a server has one log, of both streams")
 
-    def _hook(self, setting: Setting) -> None:
-        """Set a hook from ExecStartPre or ExecStopPost. If the hook is already set, only add a remark."""
-        server, hook = self.server, _HOOKS[setting.name]
-        prefixes, line = _split_prefixes(setting.value)
-        what = f"{setting.name}={setting.value}"
-        if hook in server.keys.get("hooks", {}):
-            server.remark(f"{what}: hooks.{hook} is one command; put all of them into a script")
-            return
-        if set(prefixes) & set("@+!|"):
-            server.remark(f"{what}: no equivalent of {prefixes}")
-            return
-        script = self._shell_line(setting, line)
-        if script is None:
-            server.remark(f"{what}: it cannot be read")
-        elif "-" in prefixes:
-            server.set(f"hooks.{hook}", ["sh", "-c", f"{script} || true"])
-        elif _variable.search(line) and ":" not in prefixes:
-            server.set(f"hooks.{hook}", ["sh", "-c", f"exec {script}"])
-        else:
-            words = shlex.split(self._expanded(setting, line.replace("$$", "$")))
-            server.set(f"hooks.{hook}", words)
+    def _hook(self, name: str, settings: Iterable[Setting]) -> None:
+        """Set a hook from ExecStartPre or ExecStopPost, whose commands run one after the other."""
+        commands = []
+        for setting in settings:
+            try:
+                found = _commands(setting)
+            except ValueError as problem:
+                self.server.remark(f"{name}={setting.value}: it cannot be read ({problem})", setting.line)
+                continue
+            self._remark_prefixes(found, "@+!|")
+            commands += [each for each in found if not set(each.prefixes) & set("@+!|")]
+        if commands:
+            self.server.at = commands[0].setting.line
+            self.server.set(f"hooks.{_HOOKS[name]}", self._words(commands))
 
     def _dependency(self, setting: Setting) -> None:
         units = setting.value.split()
@@ -431,10 +515,51 @@ def _unescaped(name: str) -> str:
     return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name.replace("-", "/"))
 
 
-def _split_prefixes(command: str) -> tuple[str, str]:
-    """The prefixes of a command, such as `-`, and the command line behind them."""
-    line = command.lstrip(_PREFIXES)
-    return command[: len(command) - len(line)], line
+def split_words(text: str) -> list[str]:
+    """The words of a line with the quotes and escapes of systemd (systemd.syntax(7)). Raises ValueError."""
+    return [_unquoted(word) for word in _quoted_words(text)]
+
+
+def _quoted_words(text: str) -> Iterator[str]:
+    at = 0
+    while at < len(text):
+        found = _quoted_word.match(text, at)
+        if found is None:
+            raise ValueError("No closing quotation")
+        yield found[1]
+        at = found.end()
+
+
+def _unquoted(word: str) -> str:
+    """The word without quotes and escapes. Escapes mean the same in both kinds of quotes; unknown ones stay."""
+    inner = (match[1] or match[2] or match[3] or "" for match in _part_of_word.finditer(word))
+    return "".join(_escape.sub(_escaped_character, part) for part in inner)
+
+
+def _escaped_character(match: re.Match[str]) -> str:
+    text = match[1]
+    if len(text) == 1:
+        return _ESCAPES.get(text, match[0])
+    code = int(text, 8) if text.isdigit() else int(text[1:], 16)
+    return chr(code) if code else match[0]
+
+
+def _commands(setting: Setting) -> list[Command]:
+    """The commands of `ExecStart=` and similar, which a word `;` separates. Raises ValueError."""
+    commands: list[list[str]] = [[]]
+    for word in _quoted_words(setting.value):
+        if word == ";":
+            commands.append([])
+        else:
+            commands[-1].append(";" if word == r"\;" else _unquoted(word))
+    found = []
+    for first, *others in filter(None, commands):
+        path = first.lstrip(_PREFIXES)
+        prefixes = first[: len(first) - len(path)]
+        found.append(Command(setting, prefixes, [path, *others["@" in prefixes :]]))
+    if not found:
+        raise ValueError("it is empty")
+    return found
 
 
 def _shell_word(word: str) -> str:

@@ -49,7 +49,7 @@ def perform(request: CommandRequest) -> Outcome:
     from poolctl.config.values.problems import Problem
 
     from ._command_lines import pool_of_command
-    from ._foreign_pool import Unreadable, pool_text
+    from ._foreign_pool import Unreadable, place_prefix, pool_text
 
     try:
         pool = pool_of_command(words) if words else _pool_of_file(source)
@@ -58,7 +58,7 @@ def perform(request: CommandRequest) -> Outcome:
 
         raise Failure(Outcome(errors=[ErrorEntry.of(problem)], exit_code=INVALID_CONFIGURATION)) from None
     except Unreadable as unreadable:
-        place = f"{source}:{unreadable.line}: " if unreadable.line else f"{source}: " if source else ""
+        place = place_prefix(source, unreadable.line) or (f"{source}: " if source else "")
         failed = Outcome.failed(INVALID_CONFIGURATION, place + unreadable.message, unreadable.hint)
         raise Failure(failed) from None
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()

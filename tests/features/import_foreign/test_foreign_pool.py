@@ -72,8 +72,8 @@ def test_two_servers_with_one_address_are_not_both_written(imported: Import, tmp
         ),
         (
             "a.service",
-            "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/b\nExecStartPre=/bin/c d\n",
-            "4: ExecStartPre=/bin/c d: hooks.before_start is one command",
+            "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/b\nExecStartPre=+/bin/c d\n",
+            "4: ExecStartPre=+/bin/c: no equivalent of +",
         ),
         (
             "a.service",

@@ -191,7 +191,7 @@ Also=b.service
     assert said.servers == {
         "a": {
             "bind": ":8080",
-            "command": ["/bin/serve", "a.service", "a", "a", home, run, "%"],
+            "command": ["/bin/serve", "a", "a", home, run, "", "%"],
             "stop_group": "together",
             "cwd": "/srv/a",
             "notify": True,
@@ -214,9 +214,10 @@ Also=b.service
             "4: Wants=other.service more.service: depends_on, once it is a server of this file",
             "5: PartOf=d.socket: write its ListenStream as bind",
             "7: ConditionPathExists=/x: no equivalent",
-            "10: ExecStart=@…: the program has its own name as its first argument",
+            "10: ExecStart=@/bin/serve: the program is called by its path",
             "14: Restart=on-watchdog: poolctl restarts it after other exits, too",
             "16: StartLimitBurst=many: no equivalent",
+            "22: EnvironmentFile=/etc/default/a: it takes precedence over Environment=: take out of env what it sets",
             "24: EnvironmentFile=-%h/none: the file does not exist here",
             "26: LimitNOFILE=infinity: no equivalent",
             "27: ExecReload=/bin/kill: poolctl restart replaces the process, poolctl reload applies this file",
@@ -231,8 +232,8 @@ Also=b.service
 @pytest.mark.parametrize(
     ("lines", "keys", "remarks"),
     [
-        (["ExecStartPre=/bin/b", "ExecStartPre=/bin/c"], {"hooks": {"before_start": ["/bin/b"]}},
-         ["4: ExecStartPre=/bin/c: hooks.before_start is one command; put all of them into a script"]),
+        (["ExecStartPre=/bin/b $X ; /bin/c \\;", "ExecStartPre=-/bin/d"],
+         {"hooks": {"before_start": ["sh", "-c", "/bin/b $X && /bin/c ';' && { /bin/d || true; }"]}}, []),
         (["Environment='a"], {}, ["3: Environment='a: it cannot be read (No closing quotation)"]),
         (["Nice=5", "UMask=999"], {},
          ["3: Nice=5: no equivalent", '4: umask = "999": \'999\' is not allowed here']),
@@ -267,7 +268,7 @@ Also=b.service
          ["3: StandardOutput=null: a server has one log, of both streams"]),
         (["WorkingDirectory=~"], {"cwd": "~"}, []),
         (["WorkingDirectory=~", "User=root"], {"cwd": pwd.getpwnam("root").pw_dir, "user": "root"}, []),
-        (["ExecStart=", "ExecStart=-/bin/b"], {"command": ["/bin/b"]}, ["4: ExecStart=-…: no equivalent of -"]),
+        (["ExecStart=", "ExecStart=-/bin/b"], {"command": ["/bin/b"]}, ["4: ExecStart=-/bin/b: no equivalent of -"]),
         (["X-Own=1", "Description=a", "RemainAfterExit=yes"], {}, []),
         (["[Install]", "WantedBy=x.target", "Alias=b.service", "[X-Own]", "A=1", "[Timer]", "OnCalendar=daily"], {},
          ["9: [Timer]: not a section of a service"]),
@@ -275,7 +276,7 @@ Also=b.service
         (["Wants=x.socket"], {"bind": "127.0.0.1:9000"}, []),
         (["ExecStopPost=/bin/b", "ExecStopPost="], {}, []),
         (["ExecStopPost="], {}, []),
-        (["ExecStopPost=:/bin/b $$X"], {"hooks": {"after_stop": ["/bin/b", "$X"]}}, []),
+        (["ExecStopPost=:/bin/b $$X"], {"hooks": {"after_stop": ["/bin/b", "$$X"]}}, []),
     ],
 )  # fmt: skip
 def test_setting_of_a_service_is_a_key_or_a_remark(
@@ -288,12 +289,18 @@ def test_setting_of_a_service_is_a_key_or_a_remark(
 
 
 @pytest.mark.parametrize("kind", ["oneshot", "simple"])
-def test_first_command_since_the_last_empty_one_is_taken_over(imported: Import, kind: str) -> None:
+def test_commands_since_the_last_empty_one_are_those_of_a_oneshot_else_the_first_counts(
+    imported: Import, kind: str
+) -> None:
     starts = "ExecStart=/bin/one\nExecStart=\nExecStart=/bin/two\nExecStart=/bin/three\n"
     said = imported(f"[Service]\nType={kind}\n{starts}", "b@.service")
+    command = ["/bin/two"]
+    if kind == "oneshot":
+        command = ["sh", "-c", "/bin/two && /bin/three"]
     job = {"job": True} if kind == "oneshot" else {}
-    assert said.servers == {"b": {"command": ["/bin/two"], "cwd": "/", **DEFAULTS, **job}}
-    assert said.remarks == ["b@.service:6: ExecStart=/bin/three: a server has one command"]
+    assert said.servers == {"b": {"command": command, "cwd": "/", **DEFAULTS, **job}}
+    remarks = [] if job else ["b@.service:6: ExecStart=/bin/three: a server has one command"]
+    assert said.remarks == remarks
 
 
 @pytest.mark.parametrize(
@@ -374,8 +381,62 @@ def test_timer_of_a_unit_is_named(imported: Import, tmp_path: Path) -> None:
     assert said.remarks == ["a.service:3: a.timer: write its OnCalendar as every, of a job"]
 
 
-def test_files_that_change_a_unit_are_named(imported: Import, tmp_path: Path) -> None:
-    (tmp_path / "a.service.d").mkdir()
-    (file := tmp_path / "a.service.d" / "override.conf").touch()
-    said = imported("[Service]\nExecStart=/bin/a\n", "a.service")
-    assert said.remarks == [f"a.service:2: {file} was not read: write its settings into the unit"]
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (r"a\x20b '\t' \u00e9\101", ["a b", "\t", "éA"]),
+        (r"""'it\'s' "a\"b" c'd e'f""", ["it's", 'a"b', "cd ef"]),
+        (r"'\d+\.x' a\.b", [r"\d+\.x", r"a\.b"]),
+        (r"""a\;b ';' \; "" """, [r"a\;b", ";", ";", ""]),
+        (r"'%p 1' --n=%p", ["a 1", "--n=a"]),
+    ],
+)
+def test_quotes_and_escapes_of_a_unit_are_those_of_systemd(
+    imported: Import, value: str, words: list[str]
+) -> None:
+    said = imported(f"[Service]\nExecStart=/bin/a {value}\nEnvironment=\"A=\\x41 'b'\"\n", "a.service")
+    assert said.servers["a"]["command"] == ["/bin/a", *words]
+    assert said.servers["a"]["env"] == {"A": "A 'b'"}
+
+
+def test_oneshot_runs_its_commands_one_after_the_other(imported: Import) -> None:
+    starts = "ExecStart=/bin/a $X 'b c' ; -/bin/d %p\nExecStart=+/bin/e\n"
+    said = imported(f"[Service]\nType=oneshot\n{starts}", "one.service")
+    script = "/bin/a $X 'b c' && { /bin/d one || true; } && /bin/e"
+    assert said.servers["one"]["command"] == ["sh", "-c", script]
+    assert said.remarks == ["one.service:4: ExecStart=+/bin/e: no equivalent of +"]
+
+
+def test_variable_of_a_shell_stays_in_its_script(imported: Import) -> None:
+    said = imported("[Service]\nExecStart=/bin/sh -c 'cd /x; a \"$HOME\" $$b'\n", "a.service")
+    assert said.servers["a"]["command"] == ["/bin/sh", "-c", 'cd /x; a "$HOME" $b']
+
+
+def test_file_of_variables_takes_precedence_over_those_of_the_unit(imported: Import, tmp_path: Path) -> None:
+    for name in ("1.env", "2.env"):
+        (tmp_path / name).write_text("LEVEL=file\n")
+    unit = f"[Service]\nExecStart=/bin/a\nEnvironment=LEVEL=unit MODE=x\nEnvironmentFile={tmp_path}/*.env\n"
+    said = imported(unit, "a.service")
+    assert said.servers["a"]["env"] == {"MODE": "x"}
+    assert [file["path"] for file in said.servers["a"]["env_file"]] == [
+        f"{tmp_path}/1.env",
+        f"{tmp_path}/2.env",
+    ]
+    assert said.remarks == []
+
+
+def test_drop_ins_change_a_unit(imported: Import, tmp_path: Path) -> None:
+    for unit, name, lines in (
+        ("w@.service", "1.conf", "ExecStart=\nExecStart=/bin/b"),
+        ("w@.service", "2.conf", "Nice=5"),
+        ("w@x.service", "2.conf", "Environment=A=2\nIOWeight=5"),
+    ):
+        (tmp_path / f"{unit}.d").mkdir(exist_ok=True)
+        (tmp_path / f"{unit}.d" / name).write_text(f"[Service]\n{lines}\n")
+    said = imported("[Service]\nExecStart=/bin/a\nEnvironment=A=1\nEnvironment=B=1\n", "w@x.service")
+    assert said.servers["w-x"]["command"] == ["/bin/b"]
+    assert said.servers["w-x"]["env"] == {"A": "2", "B": "1"}
+    assert said.remarks == ["w@x.service.d/2.conf:3: IOWeight=5: no equivalent"]
+    (tmp_path / "w@x.service.d" / "3.conf").write_text("[Service]\nodd\n")
+    refused = imported("[Service]\nExecStart=/bin/a\n", "w@x.service", valid=False)
+    assert refused.err.startswith("error: w@x.service.d/3.conf:2: 'odd' is not NAME=VALUE")
