@@ -492,13 +492,22 @@ def foreign_format(path: str, data: Tree = None) -> str:
             return COMPOSE
         if isinstance(data.get("processes"), dict):
             return PROCESS_COMPOSE
-        return ECOSYSTEM if isinstance(data.get("apps"), list) else ""
+    if isinstance(data, (dict, list)):
+        return ECOSYSTEM if _has_apps(data) else ""
     if _suffix(path) in (".conf", ".ini"):
         with contextlib.suppress(ServerError):
             text = read_text(path)
             return next((each for each, section in _SECTIONS.items() if section.search(text)), "")
     name = os.path.basename(path).lower()
     return next((each for each, pattern in _NAMES.items() if re.fullmatch(pattern, name)), "")
+
+
+def _has_apps(data: Tree) -> bool:
+    """Whether these are apps of pm2: a table of them, or a list or a single one that is the whole file."""
+    if isinstance(data, dict) and isinstance(data.get("apps", data.get("pm2")), (dict, list)):
+        return True
+    apps = data if isinstance(data, list) else [data]
+    return any(isinstance(app, dict) and isinstance(app.get("script"), str) for app in apps)
 
 
 def foreign_file_hint(path: str, foreign: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from poolctl.config import Document, escaped
+from poolctl.config import Document, escaped, needs_shell, read_text
+from poolctl.config.values.problems import Problem
 from poolctl.features.gateway.program import program_path, program_problem
 
 from ._command_lines import apply_command_words
@@ -50,21 +53,69 @@ ADVICE = {
     **dict.fromkeys(("pid_file", "pid"), "poolctl list -o name,pids shows the pids"),
     **dict.fromkeys((*_OUTPUTS, *_ERRORS), "a server has one log, of both streams"),
 }
+_SCRIPTS = ("script", "exec", "cmd", "command")
 _OPTIONS = ("node_args", "interpreter_args", "interpreterArgs")
+# A string, or: a comment, a string in single quotes, a key without quotes.
+_literal = re.compile(
+    r""""(?:[^"\\\n]|\\.)*"|(//[^\n]*|/\*.*?\*/)|'((?:[^'\\\n]|\\.)*)'|(?<![\w$.])([A-Za-z_$][\w$]*)(?=\s*:)""",
+    re.DOTALL,
+)
+_comma_at_end = re.compile(r'("(?:[^"\\\n]|\\.)*")|,(?=\s*[\]}])')
 _NO_LOG = ("/dev/null", "NULL")
 # The defaults; the whole tree of processes gets the signal (treekill).
 _STOP = {"stop_signal": "SIGINT", "stop_timeout": "1600ms", "stop_group": "together"}
 _BACKOFF = {"max": "15s", "factor": 1.5}  # of exp_backoff_restart_delay
 
 
+def document_of_pm2(path: str) -> Document:
+    """The JSON file, which for pm2 may be an object literal of JavaScript, as `pm2 ecosystem` wrote. Raises Problem."""
+    try:
+        return Document(path)
+    except Problem as problem:
+        text = read_text(path)
+        strict = _json_of_literal(text)
+        if strict == text.rstrip():
+            raise
+        try:
+            return Document(path, strict)
+        except Problem as other:
+            name = os.path.basename(path)
+            stem = shlex.quote(name.removesuffix(".json"))
+            script = f'JSON.stringify(eval("(" + fs.readFileSync("{name}") + ")"), null, 2)'
+            hint = f"print it as JSON, `node -p {shlex.quote(script)} > {stem}-plain.json`, and import that"
+            raise Problem(other.message, place=other.place, hint=hint) from problem
+
+
+def _json_of_literal(text: str) -> str:
+    """An object literal of JavaScript as JSON with the same lines; expressions stay, which JSON has not."""
+
+    def replaced(match: re.Match[str]) -> str:
+        comment, single, key = match.groups()
+        if comment is not None:
+            return "\n" * comment.count("\n") or " "
+        if single is not None:
+            return json.dumps(re.sub(r"\\(['\"\\])", r"\1", single), ensure_ascii=False)
+        return f'"{key}"' if key else match[0]
+
+    plain = _literal.sub(replaced, text)
+    return _comma_at_end.sub(lambda match: match[1] or "", plain).rstrip().removesuffix(";")
+
+
 def pool_of_pm2(document: Document) -> ForeignPool:
     """The pool of an ecosystem file. Raises Unreadable."""
-    pool = ForeignPool()
-    file = Settings(pool, document.data, lambda *path: document.place(path).line)
-    for index, values in enumerate(file.take("apps", list)):
-        path = ("apps", index)
+    pool, data = ForeignPool(), document.data
+    key = next((each for each in ("apps", "pm2") if isinstance(data, dict) and each in data), None)
+    file = Settings(pool, {} if key is None else data, lambda *path: document.place(path).line)
+    apps = data if key is None else file.take(key)
+    root: tuple[str | int, ...] = () if key is None else (key,)
+    entries = (
+        [((*root, index), app) for index, app in enumerate(apps)]
+        if isinstance(apps, list)
+        else [(root, apps)]
+    )
+    for path, values in entries:
         if isinstance(values, dict):
-            script = str(values.get("script") or values.get("exec") or "")
+            script = str(next((values[each] for each in _SCRIPTS if values.get(each)), ""))
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(values.get("name") or stem), document.place(path).line)
             app = Settings(server, values, lambda *inner, path=path: document.place((*path, *inner)).line)
@@ -112,26 +163,40 @@ def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
     """Set the app or command; `directory` is that of the file."""
     if cwd := app.take("cwd", str):
         server.set("cwd", escaped(cwd))
-    env = {str(name): text_of(text) for name, text in (app.take("env", dict) or {}).items()}
+    env = {str(name): _variable(value) for name, value in (app.take("env", dict) or {}).items()}
     port = env.pop("PORT", "") or text_of(_first(app, ("port",)))
     if env:
         server.set("env", {name: escaped(text) for name, text in env.items()})
-    script = _first(app, ("script", "exec"), str)
+    key = next((each for each in _SCRIPTS if each in app), "script")
+    script = app.take(key, str) or ""
     if not script.strip():
         server.leave_out("it has no script")
         return
-    words = _as_words(script)
-    arguments = _as_words(app.take("args", str, list))
+    if script == "serve" and "PM2_SERVE_PATH" in env:
+        files = ["python3", "-m", "http.server", "{port}", "--directory", env["PM2_SERVE_PATH"]]
+        server.set("command", [script])
+        server.leave_out(f"pm2 serves these files itself: write command = {json.dumps(files)}")
+        return
     interpreter = _first(app, ("interpreter", "exec_interpreter"), str)
+    words, arguments = _as_words(script), _as_words(app.peek("args"))
+    if needs_shell(script) and " " in script:
+        app.remark("args", "pm2 passes none to a line for bash")
+        interpreter, words, arguments = "none", ["bash", "-c", script], []
+    app.take("args", str, list)
+    file = os.path.join(directory, cwd or "", words[0])
     if not interpreter:
-        file = os.path.join(directory, cwd or "", words[0])
         interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1]) or _interpreter_of_file(file, words[0])
         if interpreter == "bun":
-            app.remark("script", "run by bun, as in pm2 6; ts-node and tsx are others")
+            app.remark(key, "run by bun, as in pm2 6; ts-node and tsx are others")
+    elif interpreter.startswith("node@"):
+        server.remark(f"interpreter: {interpreter}: write the path of that version of node")
+        interpreter = "node"
+    elif interpreter != "none" and not os.path.exists(file):
+        words[0] = shutil.which(words[0]) or words[0]
     if interpreter != "none":
         options = _first(app, _OPTIONS, str, list)
         words = [interpreter, *_as_words(options), *words]
-    server.at = app.line("script" if "script" in app else "exec")
+    server.at = app.line(key)
     apply_command_words(server, [escaped(word) for word in [*words, *arguments]])
     reads_port = port.isdigit() and "bind" not in server.keys
     if reads_port:
@@ -196,6 +261,13 @@ def _apply_restart_policy(server: ForeignServer, app: Settings) -> None:
         app.carry(server, {"exp_backoff_restart_delay": ("restart.backoff.initial", _pause)})
         if backoff := server.keys["restart"].get("backoff"):
             server.set("restart.backoff", {**backoff, **_BACKOFF})
+
+
+def _variable(value: Any) -> str:
+    """The text of a variable; a list or table is JSON, as for pm2."""
+    if value is None or isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text_of(value)
 
 
 def _as_words(value: Any) -> list[str]:

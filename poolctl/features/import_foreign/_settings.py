@@ -148,7 +148,9 @@ def _converted(convert: Callable[[str], Any], value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """The value as the file has it: `true`, not `True`."""
+    """The value as the file has it: `true`, not `True`; a number as JavaScript and Go write it, such as `1` for 1.0."""
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -86,7 +86,7 @@ def _pool_of_file(path: str) -> ForeignPool:
     from ._command_lines import pool_of_procfile
     from ._compose import pool_of_compose
     from ._foreign_pool import Unreadable
-    from ._pm2 import pool_of_pm2
+    from ._pm2 import document_of_pm2, pool_of_pm2
     from ._supervisord import pool_of_supervisord
     from ._systemd import pool_of_unit
 
@@ -96,8 +96,8 @@ def _pool_of_file(path: str) -> ForeignPool:
         hint = config.foreign_file_hint(path, found)
         raise Unreadable("this is JavaScript, which poolctl does not run", hint)
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
-        document = config.Document(path)
-        found = config.foreign_format(path, document.data if isinstance(document.data, dict) else {})
+        document = document_of_pm2(path) if path.endswith(".json") else config.Document(path)
+        found = config.foreign_format(path, document.data)
         _check_imported(path, found)
         if found not in (config.COMPOSE, config.ECOSYSTEM):
             message = "it has neither services (docker compose) nor apps (pm2)"

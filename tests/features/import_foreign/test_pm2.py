@@ -196,3 +196,76 @@ def test_script_has_the_interpreter_of_pm2(
     assert [each for each in said.remarks if "bun" in each] == [
         "ecosystem.json:1: script: src/index.ts: run by bun, as in pm2 6; ts-node and tsx are others"
     ] * (interpreter == "bun")
+
+
+LITERAL = """\
+/* The apps // of
+   the shop */
+{
+  apps: [
+    { name: 'api', script: "it's // no comment.js", // one
+      env: { URL: "http://x", 'QUOTE': 'a"b\\'c', N: 1.0, }, },
+    { script: './b.sh' },
+  ],
+};
+"""
+
+
+def test_ecosystem_file_may_be_an_object_literal_of_javascript(imported: Import) -> None:
+    said = imported(LITERAL.replace("};", "}").replace("'./b.sh'", "'./b.sh', watch: true"), "process.json")
+    assert said.servers["api"]["env"] == {"URL": "http://x", "QUOTE": "a\"b'c", "N": "1"}
+    assert said.servers["b"]["command"] == ["bash", "./b.sh"]
+    assert said.remarks == ["process.json:7: watch: true: poolctl run --watch"]
+
+
+def test_expression_of_javascript_is_named_with_the_command_that_resolves_it(imported: Import) -> None:
+    said = imported(LITERAL.replace("1.0", "process.env.N"), "process.json", valid=False)
+    assert said.code == 5
+    assert said.err.startswith("process.json:6:")
+    assert "'process.env.N' is no value; print it as JSON, `node -p 'JSON.stringify(eval(" in said.err
+    assert "> process-plain.json`" in said.err
+    broken = imported('{"apps": [', "process.json", valid=False)
+    assert "node" not in broken.err
+
+
+@pytest.mark.parametrize("form", ['{"apps": %s}', '{"pm2": [%s]}', "[%s]", "%s"])
+def test_apps_may_stand_alone(imported: Import, form: str) -> None:
+    said = imported(form % '{"name": "a", "script": "a.sh",\n"watch": true}', "process.json")
+    assert said.servers["a"]["command"] == ["bash", "a.sh"]
+    assert said.remarks == ["process.json:2: watch: true: poolctl run --watch"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "command", "remarks"),
+    [
+        ({"cmd": "node a.js -x"}, ["node", "a.js", "-x"], []),
+        ({"command": "./a.sh"}, ["bash", "./a.sh"], []),
+        ({"script": "a | b", "args": "-x"}, ["bash", "-c", "a | b"],
+         ["process.json:1: args: -x: pm2 passes none to a line for bash"]),
+        ({"script": "a.js", "interpreter": "node@18"}, ["node", "a.js"],
+         ["process.json:1: interpreter: node@18: write the path of that version of node"]),
+        ({"script": "sh", "interpreter": "python3"}, ["python3", "/bin/sh"], []),
+    ],
+)  # fmt: skip
+def test_command_of_an_app_is_the_one_that_pm2_starts(
+    imported: Import,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, str],
+    command: list[str],
+    remarks: list[str],
+) -> None:
+    monkeypatch.setenv("PATH", "/bin")
+    said = imported(json.dumps({"apps": [{"name": "a", **keys}]}), "process.json")
+    assert (said.servers["a"]["command"], said.remarks) == (command, remarks)
+
+
+def test_variable_whose_value_is_an_object_is_its_json(imported: Import) -> None:
+    env = {"A": {"x": [1, "é"]}, "B": None, "C": [True]}
+    said = imported(json.dumps({"apps": [{"name": "a", "script": "a.sh", "env": env}]}), "process.json")
+    assert said.servers["a"]["env"] == {"A": '{"x":[1,"é"]}', "B": "null", "C": "[true]"}
+
+
+def test_files_that_pm2_serves_itself_are_named_with_a_command(imported: Import) -> None:
+    app = {"name": "www", "script": "serve", "env": {"PM2_SERVE_PATH": "dist", "PM2_SERVE_PORT": 8081}}
+    said = imported(json.dumps({"apps": [app]}), "process.json", valid=False)
+    assert '["python3", "-m", "http.server", "{port}", "--directory", "dist"]' in said.err
