@@ -33,6 +33,7 @@ from .routes import (
     routes_of,
     written_routes,
 )
+from .settings import unverifiable_address
 from .table import (
     DEFAULT_BIND,
     BackendLimit,
@@ -566,6 +567,11 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: Gateway
         yield Finding(("mode",), *_former_key("mode"))
     if route.timeouts != gateway.timeouts:
         yield from _joined_timeouts(route.timeouts)
+    for index, target in enumerate(route.to):
+        if target.to.startswith("https://") and (
+            message := unverifiable_address(target.to, sni=target.sni or "", verify=target.verify)
+        ):
+            yield Finding(("to", index), message, 'write sni = "NAME", a name in the certificate')
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
         message = f"* in {shortened_printable(route.path)} stands for itself: the path is a prefix"

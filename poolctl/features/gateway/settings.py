@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from poolctl.address import AddressError, parse
+from poolctl.routing import match
 
 HTTP, TCP, UDP = "http", "tcp", "udp"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -62,6 +63,15 @@ class GatewaySettings:
     user: str = ""
     http2: bool = True
     access_log: str = ""
+
+
+def unverifiable_address(url: str, *, sni: str, verify: bool) -> str:
+    """Why HAProxy cannot verify the certificate of this URL for its IP address; "" if it does not have to."""
+    endpoint = Endpoint.of_url(url)
+    is_address = match.is_ip_address(endpoint.host) or ":" in endpoint.host
+    if not (endpoint.tls and verify and not sni and is_address):
+        return ""
+    return f"HAProxy looks for {endpoint.host} among the names of the certificate, not among its addresses"
 
 
 class Endpoint(NamedTuple):

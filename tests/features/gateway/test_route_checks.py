@@ -529,6 +529,26 @@ def test_key_that_does_not_do_what_it_seems_to_is_a_warning(
     assert warning in found
 
 
+@pytest.mark.parametrize(
+    ("target", "warns"),
+    [
+        ({"to": "https://10.0.0.9:8443"}, True),
+        ({"to": "https://[::9]:8443"}, True),
+        ({"to": "https://10.0.0.9", "sni": "billing.internal"}, False),
+        ({"to": "https://10.0.0.9", "verify": False}, False),
+        ({"to": "https://billing.internal"}, False),
+        ({"to": "http://10.0.0.9"}, False),
+    ],
+)
+def test_target_whose_certificate_is_verified_for_an_address_is_a_warning(
+    tmp_path: Path, target: dict[str, object], *, warns: bool
+) -> None:
+    found = warned(tmp_path, "[gateway]\n" + route(to=target))
+    assert [each.partition("; ")[2] for each in found] == [
+        'write sni = "NAME", a name in the certificate'
+    ] * warns
+
+
 @pytest.mark.parametrize("key", ["waiting_page", "probe_responses"])
 def test_key_for_sleeping_servers_without_one_is_a_warning(tmp_path: Path, key: str) -> None:
     value = True if key == "waiting_page" else ["/up"]

@@ -33,9 +33,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def secure_backend(directory: Path) -> Iterator[tuple[int, set[str | None]]]:
-    """The port of a server whose certificate is for NAME, and the names that it was asked for."""
-    cert, key = certificate(directory, NAME, address="10.9.9.9")
+def secure_backend(directory: Path, address: str = "10.9.9.9") -> Iterator[tuple[int, set[str | None]]]:
+    """The port of a server whose certificate is for NAME and the address, and the names that it was asked for."""
+    cert, key = certificate(directory, NAME, address=address)
     context, asked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), set[str | None]()
     context.load_cert_chain(cert, key)
     context.sni_callback = lambda sock, name, context: asked.add(name)
@@ -103,6 +103,19 @@ def test_certificate_for_another_name_than_the_one_asked_for_is_refused(gateway:
         gateway.until(lambda: reason in why())
         assert reason in gateway.pool.ok("routes").stderr
         assert reason in gateway.pool.run("doctor").stdout
+        gateway.pool.ok("stop")
+
+
+def test_certificate_for_the_address_alone_needs_a_name(gateway: GatewayPool) -> None:
+    with secure_backend(gateway.pool.directory, address="127.0.0.1") as (port, _):
+        start(gateway, port, f'ca = "{NAME}.pem"')
+        assert gateway.get("/").status == 503
+        reason = "HAProxy looks for 127.0.0.1 among the names of the certificate, not among its addresses"
+
+        def why() -> str:
+            return str(gateway.pool.ok("backends", "-o", "json").json["items"][0]["why"])
+
+        gateway.until(lambda: reason in why())
         gateway.pool.ok("stop")
 
 

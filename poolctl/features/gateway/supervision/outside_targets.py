@@ -32,7 +32,7 @@ from poolctl.units import format_duration
 
 from ..repeated_work import RepeatedWork
 from ..routes import probes_as_sent
-from ..settings import Endpoint, MachineState, ProbeState
+from ..settings import Endpoint, MachineState, ProbeState, unverifiable_address
 
 # Maximum probes at once and per second. With many services, each is probed less often than configured.
 _AT_ONCE, _PER_SECOND = 32, 100
@@ -279,7 +279,7 @@ async def connection_problem(target: Target, timeout_seconds: float) -> str:
         return f"no answer within {format_duration(timeout_seconds)}"
     except (OSError, ValueError) as error:
         return _reason(error)
-    return ""
+    return unverifiable_address(target.url, sni=target.sni, verify=target.verify)
 
 
 def _reason(error: Exception) -> str:
