@@ -29,7 +29,15 @@ from ..worker_spec import hook_config
 from .activation import Activator
 from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
-from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats
+from .local_worker import (
+    LocalWorker,
+    RoutesMessage,
+    RunnerWorkers,
+    StackReader,
+    Tallies,
+    WorkerHeartbeats,
+    listening_inodes,
+)
 from .output_pipes import OutputPipes, last_lines
 from .private_ports import free_private_address
 from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRoutes
@@ -188,6 +196,7 @@ class LocalRunner(Runner):
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
         await self._wait_for_own_port(server)
+        earlier = await in_daemon_thread(lambda: listening_inodes(server)) if server.binds_itself else set()
         private = None
         if server.is_proxied:
             taken = {worker.placement.address for worker in self._workers.values()}
@@ -197,6 +206,7 @@ class LocalRunner(Runner):
             woken = not server.scale.min and not serving
             sockets = [] if server.is_proxied else self.sockets.share_with_worker(server)
             worker = await self.forker.fork(server, generation, index, sockets, woken=woken, private=private)
+            worker.earlier_listeners = earlier
             self._register(worker)
         self.routing.send_routes(worker)
         if server.command or worker.preloaded:

@@ -166,6 +166,12 @@ async def wait_until_listening(server: ServerConfig) -> None:
             return
 
 
+def listening_inodes(server: ServerConfig) -> set[int]:
+    """The inodes of the sockets that listen at the server's port, whichever process has them. Blocks."""
+    until = time.monotonic() + _LISTING_SECONDS
+    return {each.inode for each in tcp_sockets(LISTEN, until, port=server.address.port or 0)}
+
+
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
     """A new connection to a program: through its listener or, if `target` is None, at its address. Raises OSError."""
     loop = asyncio.get_running_loop()
@@ -330,6 +336,9 @@ class LocalWorker(LinkHandler):
         self.reason = ""
         self.missing_module = ""
         self.start: int | None = None  # the start time of its process (see process_start)
+        self.earlier_listeners: Set[int] = (
+            frozenset()
+        )  # the inodes of sockets that listened at its port before it
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
         self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
@@ -597,17 +606,20 @@ class LocalWorker(LinkHandler):
         # In a thread, because there may be many processes.
         return await asyncio.to_thread(lambda: _worker_has_socket(worker, peers, inodes(), strictly=strictly))
 
+    async def _wait_until_listening(self) -> None:
+        """Wait until the program listens at its port. A socket that listened there before its start does not count."""
+        while True:
+            await wait_until_listening(self.server)
+            found = await asyncio.to_thread(listening_inodes, self.server) if self.earlier_listeners else None
+            if not found or found - self.earlier_listeners:
+                return
+            await asyncio.sleep(_LAST_CONNECT_PAUSE_SECONDS)
+
     async def _wait_until_private_port_is_own(self) -> None:
         """Wait until a process of this worker listens at its private port. Raises ServerError if another one does."""
-        port = self.server.address.port or 0
-
-        def inodes() -> set[int]:
-            until = time.monotonic() + _LISTING_SECONDS
-            return {each.inode for each in tcp_sockets(LISTEN, until, port=port)}
-
         await wait_until_listening(self.server)
-        if await self._has_socket(inodes, strictly=True) is False:
-            message = f"another process listens at its private port {port}"
+        if await self._has_socket(lambda: listening_inodes(self.server), strictly=True) is False:
+            message = f"another process listens at its private port {self.server.address.port}"
             raise ServerError(message, hint=f"poolctl restart {self.config.name}")
 
     async def _wait_until_private_port_is_unused(self, limit_seconds: float) -> None:
@@ -746,7 +758,7 @@ class LocalWorker(LinkHandler):
             elif self.config.is_proxied:
                 signs = [self._wait_until_private_port_is_own()]
             else:
-                signs = [wait_until_listening(server)]
+                signs = [self._wait_until_listening()]
             looks = {asyncio.ensure_future(sign) for sign in signs}
             try:
                 await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)

@@ -162,3 +162,32 @@ def test_failure_of_node_that_opens_its_own_socket_names_the_pool_as_the_holder_
     assert f"exited with status 1 before it was ready: address {bind} is in use (by this pool)" in done.stderr
     assert 'or write socket = "program" to let it open its own' in done.stderr
     assert "Node.js v" not in done.stderr
+
+
+# A child with a session of its own, which the end of the program leaves behind, keeps the listening socket.
+LEAVES_ITS_SOCKET = """
+import os, socket, subprocess, sys
+
+listener = socket.create_server((os.environ["HOST"], int(os.environ["PORT"])))
+subprocess.Popen(["sleep", "600"], pass_fds=[listener.fileno()], start_new_session=True)
+while True:
+    client, _ = listener.accept()
+    with client:
+        client.recv(4096)
+        client.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\nown")
+"""
+
+
+def test_program_is_not_ready_by_the_socket_that_an_earlier_one_has_left(
+    pool: RealPool, free_port: Any
+) -> None:
+    bind = f"127.0.0.1:{free_port()}"
+    pool.write("own.py", LEAVES_ITS_SOCKET)
+    command = [sys.executable, "own.py"]
+    pool.write("pool.toml", server("web", bind=bind, command=command, socket="program"))
+    pool.ok("start")
+    assert get(f"http://{bind}").body == b"own"
+    done = pool.run("restart")
+    assert done.code == 1, str(done)
+    assert f"web: exited with status 1 before it was ready: address {bind} is in use" in done.stderr
+    assert pool.items()["web"]["ready"] is False
