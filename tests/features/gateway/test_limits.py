@@ -38,7 +38,7 @@ async def admitted_at(port: int, count: int, **headers: str) -> list[float]:
 @pytest.mark.capability
 def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path: Path) -> None:
     async def work() -> None:
-        limit = TrafficLimits(requests_per_second=5.0, burst=4)
+        limit = TrafficLimits(requests_per_second=1.0, burst=4)
         routes = [Route(alias="client", host="a.test", client_limit=limit, to=WEB)]
         async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
             loop = asyncio.get_running_loop()
@@ -46,14 +46,14 @@ def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path: Path)
             one, other = {"X-Forwarded-For": "2001:db8::1"}, {"X-Forwarded-For": "2001:db8:0:1::1"}
             assert await statuses(port, 6, **one) == [200, 200, 200, 200, 429, 429]
             assert await statuses(port, 5, **other) == [200, 200, 200, 200, 429]
-            assert loop.time() - begin < 0.2, "the interval has not passed"
             assert await statuses(port, 1, **{"X-Forwarded-For": "2001:db8::2"}) == [429], (
                 "its network is the client"
             )
-            found = await admitted_at(port, 3, **one)
+            assert loop.time() - begin < 1.0, "the interval has not passed"
+            found = await admitted_at(port, 2, **one)
             for number, moment in enumerate(found, 1):
-                assert moment - begin >= 0.2 * number - 0.01
-            assert found[-1] - begin < 2.0
+                assert moment - begin >= number - 0.01
+            assert found[-1] - begin < 10.0
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
