@@ -34,6 +34,7 @@ from poolctl.runners.helper_process import Helpers
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.certificates import certificate
+from tests.deadline import until
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.ports import claim_port
 from tests.programs import program
@@ -810,6 +811,32 @@ def test_streams_are_copied(short: Path) -> None:
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
             assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200")
             writer.close()
+
+    run(work())
+
+
+def test_stream_copies_what_a_client_has_sent_that_leaves_before_its_target_accepts(short: Path) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        async with gateway(short) as stage:
+            with (
+                socket.create_server(("127.0.0.1", 0), backlog=0) as target,
+                # Linux drops further connections until this one is accepted; they are tried again after a second.
+                socket.create_connection(target.getsockname()),
+            ):
+                target.setblocking(False)
+                url = f"127.0.0.1:{target.getsockname()[1]}"
+                stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(url=url),))
+                await stage.route(BOTH, streams=[stream])
+                host, _, port = stream.bind.rpartition(":")
+                with socket.create_connection((host, int(port))) as client:
+                    client.sendall(b"requests 1\n")
+                syn_sent = f":{target.getsockname()[1]:04X} 02"
+                await until(lambda: syn_sent in Path("/proc/net/tcp").read_text())
+                (await loop.sock_accept(target))[0].close()
+                connection, _ = await loop.sock_accept(target)
+                with connection:
+                    assert await loop.sock_recv(connection, 100) == b"requests 1\n"
 
     run(work())
 

@@ -333,6 +333,8 @@ def _stream_backend(
         asks = listener.asks_for_certificate
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
         lines += _limits_of_the_program()
+    else:
+        lines.append("    no option abortonclose")  # the client may have sent all that it has to say
     lines += _balance(route)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
