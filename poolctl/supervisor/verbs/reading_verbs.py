@@ -130,11 +130,9 @@ class ReadingVerbs:
         late = await wait_and_return_unfinished(
             self._core, entries, test, call.options.get("timeout"), reporter(call, test)
         )
-        # An earlier failure is not the reason why a running server does not stop.
-        hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
             (None if goal == State.STOPPED else self._unstartable_dependency_error(entry))
-            or goal_error(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
+            or goal_error(entry, PoolMonitorError, self._why_not(entry, goal), _fix_for(entry, goal))
             for entry in late
         ]
         return Result(
@@ -219,6 +217,14 @@ class ReadingVerbs:
         if not why and entry.observed.failure is not None and not entry.ready:
             why = entry.observed.failure.message
         return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
+
+
+def _fix_for(entry: Entry, goal: str) -> str:
+    """The fix for a server that has not reached the goal of a `wait`."""
+    if goal == State.STOPPED:
+        return f"poolctl stop {entry.name}"  # an earlier failure is not the reason why it runs
+    failure = entry.observed.failure
+    return (failure.hint if failure is not None else "") or f"poolctl logs {entry.name}"
 
 
 async def _stacks_of(runner: LocalRunner, worker: Worker, turn: asyncio.Semaphore) -> WorkerStacks | None:

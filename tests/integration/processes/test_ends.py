@@ -413,6 +413,7 @@ def test_cause_of_a_server_that_ended_after_it_was_ready_is_shown_while_it_is_in
     assert f"web is in backoff: {CAUSE}\n" in pool.run("doctor").stdout.replace(";", "\n")
     (waited,) = pool.run("wait", "--timeout", "0.1", "-o", "json").json["errors"]
     assert waited["message"] == f"is in backoff, not ready: {CAUSE}"
+    assert waited["hint"] == "poolctl logs web"
     assert f"running → backoff ({CAUSE})" in pool.ok("events", "--kind", "lifecycle").stdout
 
 
