@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
@@ -49,7 +49,7 @@ class PortLedger:
 
         `avoid` holds the ports configured for other servers. `vacated` holds the ports of servers about to be removed:
         they are still in use, and are chosen only if no other port is free. Raises ServerError if no port is
-        free, and OSError if the choice cannot be stored.
+        free, or if the choice cannot be stored.
         """
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
@@ -91,7 +91,8 @@ class PortLedger:
         kept = {name: port for name, port in self._ports.items() if name in wanted}
         if kept != self._ports:
             self._ports = kept
-            self._write()
+            with suppress(OSError):
+                self._write()
 
     def _candidate_ports(self) -> Iterator[int]:
         """All ports of the range, starting at the port derived from `key`."""
@@ -115,7 +116,14 @@ class PortLedger:
 
     def _store_chosen_port(self, name: str, port: int) -> int:
         self._ports[name] = port
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            raise ServerError(
+                f"its port cannot be stored: {self._path}: {error.strerror}",
+                name=name,
+                hint="free space there or make it writable; or write a port instead of auto",
+            ) from error
         return port
 
     def _write(self) -> None:

@@ -76,6 +76,20 @@ def test_exhausted_port_range_error_names_the_setting(tmp_path: Path, free_port:
     assert caught.value.name == "b"
 
 
+def test_port_that_cannot_be_stored_is_an_error_of_its_server(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    first = free_port()
+    path = tmp_path / f"{'x' * 240}.json"  # no file beside it can have a longer name
+    path.write_text(f'{{"old": {first}}}')
+    book = PortLedger(str(path), first, first + 9, key="0")
+    book.keep_only([])  # an old port that stays is no matter
+    with pytest.raises(ServerError, match=r"its port cannot be stored: .*: File name too long") as caught:
+        book.assign_port("web", AUTO)
+    assert caught.value.name == "web"
+    assert "instead of auto" in caught.value.hint
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"web": "x"}', '{"web": 70000}', "{"])
 def test_damaged_ledger_counts_as_empty(content: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
     (tmp_path / "ports.json").write_text(content)
