@@ -6,10 +6,11 @@ import glob
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from poolctl.config import escaped
+from poolctl.config import escaped, read_text
+from poolctl.config.values.problems import Problem
 
 from ._command_lines import apply_quoted_command
 from ._foreign_pool import (
@@ -17,6 +18,7 @@ from ._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Keys,
+    LineOf,
     Remarked,
     Unreadable,
     number,
@@ -69,6 +71,7 @@ _BOOLEAN = {
     **dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False),
 }  # fmt: skip
 _section = re.compile(r"\[([^\]]+)\]")
+_here = re.compile(r"(?<!%)%\(here\)s")  # the directory of the file, also of an included one
 # What says that a program runs on, such as `nginx -g "daemon off;"` and `php-fpm -F`.
 _foreground = re.compile(r"daemon off|no-?daemon|(?i:foreground)|\s-F(\s|$)")
 _expression = re.compile(r"%\((ENV_)?([^)]+)\)[0-9]*[a-z]|%%")
@@ -86,24 +89,28 @@ Section = dict[str, ValueWithLine]
 NOT_SET = ValueWithLine("", 0)
 
 
+class NamedSection(NamedTuple):
+    """The values of a section, the line of its header, and its name."""
+
+    name: str
+    line: int
+    values: Section
+
+
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
-    """Return the pool of a supervisord.conf in `directory`. Remarks name the included files. Raises Unreadable."""
+    """The pool of a supervisord.conf in `directory` with the files that it includes. Raises Unreadable."""
     pool = ForeignPool()
-    sections = list(_sections(text))
-    included = [
-        (file, line)
-        for name, _, values in sections
-        if name == "include"
-        for file, line in _included(values, directory)
-    ]
+    sections = _sections(text, directory)
+    for values in [values for name, _, values in sections if name == "include"]:
+        for file, line in _included(values, directory):
+            _include(pool, sections, file, line, directory)
+    sections = _merged(sections)
     if not any(name.startswith(PROGRAM) for name, _, _ in sections):
-        files = ", ".join(file for file, _ in included)
-        hint = (
-            f"import each of the files that it includes: {files}" if files else "is this a supervisord.conf?"
-        )
+        patterns = [
+            values["files"].text for name, _, values in sections if name == "include" and "files" in values
+        ]
+        hint = f"there is none in {', '.join(patterns)} either" if patterns else "is this a supervisord.conf?"
         raise Unreadable("there is no [program:NAME] in it", hint, 1)
-    for file, line in included:
-        pool.remark(f"{file} is included: its programs need an import of their own", line)
     inherited = Section()
     for name, _, values in sections:
         if name == "supervisord":
@@ -115,7 +122,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
     # supervisord starts them in this order.
     programs = [each for each in sections if each[0].startswith(PROGRAM)]
     for name, line, values in sorted(programs, key=lambda each: _priority(each[2])):
-        _add_program(pool, name.removeprefix(PROGRAM).strip(), line, values, inherited, directory)
+        _add_program(pool, name.removeprefix(PROGRAM).strip(), line, values, inherited)
     for name, line, values in sections:
         if name.startswith(GROUP):
             _tag(pool, name.removeprefix(GROUP).strip(), values)
@@ -146,24 +153,47 @@ def _included(values: Section, directory: str) -> Iterator[tuple[str, int]]:
     """The files of an [include], in the order of supervisord; a pattern without files stands for itself."""
     text, line = values.get("files", NOT_SET)
     for pattern in text.split():
-        whole = os.path.join(directory, pattern.replace("%(here)s", directory))
-        for file in sorted(glob.glob(whole)) or [pattern]:
+        for file in sorted(glob.glob(os.path.join(directory, pattern))) or [pattern]:
             yield file, line
 
 
-def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
-    """Name, line and values of each section; a key's last value counts, as in supervisord. Raises Unreadable."""
-    name, start, values, key = "", 0, Section(), ""
-    for line, row in enumerate(text.splitlines(), 1):
-        content = re.sub(r"(?:^|\s)[;#].*", "", row).rstrip()
+def _include(pool: ForeignPool, sections: list[NamedSection], file: str, line: int, directory: str) -> None:
+    """Add the sections of an included file; a remark names one that cannot be read. Raises Unreadable."""
+    path = os.path.join(directory, file)
+    try:
+        text = read_text(path)
+    except Problem as problem:
+        pool.remark(f"{file}: {problem.message}", line)
+        return
+    pool.files.append(path)
+    sections += _sections(text, os.path.dirname(path), os.path.relpath(path, directory))
+
+
+def _merged(sections: Iterable[NamedSection]) -> list[NamedSection]:
+    """The sections, with those of one name as one: of several values of a key the last counts, as in supervisord."""
+    found: dict[str, NamedSection] = {}
+    for each in sections:
+        if known := found.get(each.name):
+            each = known._replace(values=known.values | each.values)
+        found[each.name] = each
+    return list(found.values())
+
+
+def _sections(text: str, directory: str, file: str = "") -> list[NamedSection]:
+    """The sections of a file in `directory`, whose name is `file` if it is an included one. Raises Unreadable."""
+    found: list[NamedSection] = []
+    here, key = directory.replace("%", "%%"), ""
+    for index, row in enumerate(text.splitlines(), 1):
+        line = LineOf(index, file) if file else index
+        content = _here.sub(lambda _: here, re.sub(r"(?:^|\s)[;#].*", "", row).rstrip())
+        values = found[-1].values if found else Section()
         if not content.strip():
             continue
         if content[0].isspace() and key:
             values[key] = values[key]._replace(text=f"{values[key].text}\n{content.strip()}".strip())
         elif header := _section.match(content):
-            if name:
-                yield name, start, values
-            name, start, values, key = header[1].strip(), line, {}, ""
+            found.append(NamedSection(header[1].strip(), line, Section()))
+            key = ""
         else:
             key, sign, value = (
                 re.split(r"([=:])", content, maxsplit=1) if re.search("[=:]", content) else ("", "", "")
@@ -172,13 +202,10 @@ def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
                 raise Unreadable(f"{content.strip()!r} is not KEY=VALUE", "is this a supervisord.conf?", line)
             key = key.strip().lower()
             values[key] = ValueWithLine(value.strip(), line)
-    if name:
-        yield name, start, values
+    return found
 
 
-def _add_program(
-    pool: ForeignPool, program: str, line: int, values: Section, inherited: Section, directory: str
-) -> None:
+def _add_program(pool: ForeignPool, program: str, line: int, values: Section, inherited: Section) -> None:
     """Add the program's server, or a server for each process if one of its settings has the process's number."""
     values = {**inherited, **values}
     if "environment" in inherited and values["environment"] != inherited["environment"]:
@@ -191,7 +218,7 @@ def _add_program(
     for index in range(processes if separate else 1):
         process = index + (int(first) if first.isdigit() else 0)
         known: dict[str, object] = {
-            "here": directory, "program_name": program, "process_num": process, "numprocs": processes,
+            "program_name": program, "process_num": process, "numprocs": processes,
             "group_name": program, "host_node_name": socket.gethostname(),
         }  # fmt: skip
         server = pool.add(f"{program}-{process}" if separate else program, line)

@@ -141,16 +141,47 @@ color=blue
         },
         "other": {"command": ["other"], "env": {"ZONE": "eu"}, "cwd": "/srv", "umask": "022"},
     }
-    included = [
-        f"s.conf:9: {tmp_path}/{name} is included: its programs need an import of their own"
-        for name in ("extra/a.conf", "extra/b.conf", "more.conf")
-    ]
-    others = [
-        "s.conf:9: none/*.conf is included: its programs need an import of their own",
+    assert said.remarks == [
+        "s.conf:9: none/*.conf: there is no such file",
         "s.conf:10: [fcgi-program:php]: no equivalent",
         "s.conf:21: [sandbox]: not a section of supervisord",
     ]
-    assert said.remarks == [*included, *others]
+
+
+def test_programs_of_included_files_are_imported_too(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "b.conf").write_text(
+        "[program:b]\ncommand=%(here)s/b\nexitcodes=3\n[program:a]\nnumprocs=2\n[odd]\nx=1\n"
+    )
+    (tmp_path / "conf.d" / "c.conf").write_text("[group:g]\nprograms=a,b\n")
+    main = "[supervisord]\nuser=nobody\n[program:a]\ncommand=%(here)s/a\n[include]\nfiles=conf.d/*\n"
+    said = imported(main, "s.conf")
+    shared = {"user": "nobody", "tags": ["g"]}
+    assert said.servers == {
+        "a": {"command": [f"{tmp_path}/a"], "workers": 2, **shared},
+        "b": {"command": [f"{tmp_path}/conf.d/b"], **shared},
+    }
+    assert said.remarks == [
+        "conf.d/b.conf:6: [odd]: not a section of supervisord",
+        "conf.d/b.conf:3: exitcodes=3: no equivalent",
+    ]
+    (tmp_path / "conf.d" / "b.conf").write_text("odd line\n")
+    refused = imported(main, "s.conf", valid=False)
+    assert refused.err.startswith("error: conf.d/b.conf:1: 'odd line' is not KEY=VALUE")
+
+
+def test_file_of_included_programs_alone_is_imported(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "a.conf").write_text("[program:a]\ncommand=a\n")
+    said = imported("[include]\nfiles=a.conf\n", "s.conf")
+    assert said.servers == {"a": {"command": ["a"]}}
+
+
+def test_sections_of_one_name_are_one_program(imported: Import) -> None:
+    text = "[program:a]\ncommand=a\nnumprocs=2\n[program:b]\ncommand=b\n[program:a]\ncommand=c\n"
+    assert imported(text, "s.conf").servers == {
+        "a": {"command": ["c"], "workers": 2},
+        "b": {"command": ["b"]},
+    }
 
 
 def test_program_is_several_servers_only_if_its_command_has_the_number_of_the_process(
@@ -334,11 +365,13 @@ environment=B=2
     ]
 
 
-def test_file_without_a_program_names_those_that_it_includes(imported: Import, tmp_path: Path) -> None:
+def test_file_without_a_program_names_the_files_that_have_none_either(
+    imported: Import, tmp_path: Path
+) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.conf").touch()
     said = imported("[supervisord]\n[include]\nfiles=conf.d/*.conf x/*\n", "s.conf", valid=False)
-    hint = f"import each of the files that it includes: {tmp_path}/conf.d/a.conf, x/*"
+    hint = "there is none in conf.d/*.conf x/* either"
     assert (said.code, said.err) == (
         5,
         f"error: s.conf:1: there is no [program:NAME] in it\n  hint: {hint}\n",
