@@ -389,7 +389,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
         process = await stage.start()
         stage.says(ignores=True)
         await stage.processes.end_all()
-        assert process.exited.done()
+        await process.exited
         process.signal(signal.SIGTERM)  # which has no effect
 
     play(scene)

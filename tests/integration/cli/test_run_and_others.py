@@ -168,5 +168,5 @@ def test_a_pool_without_servers_is_not_started(pool: RealPool) -> None:
         done = pool.run(*command)
         assert done.code == 5, str(done)
         assert "no server" in done.stderr
-        assert pool.processes() == {}
+        wait_until(lambda: pool.processes() == {})
     assert pool.run("start", "--allow-empty").code == 0
