@@ -24,6 +24,7 @@ from poolctl.features.gateway.haproxy.configuration import (
     configuration_of,
     sticky_value,
 )
+from poolctl.features.gateway.haproxy.limits import REFUSE_FILE, REFUSE_UPLOADS
 from poolctl.features.gateway.haproxy.listeners import HaproxyCertificate, HaproxyListener
 from poolctl.features.gateway.program import program_of_wheel
 from poolctl.features.gateway.settings import Endpoint, GatewaySettings
@@ -315,6 +316,45 @@ def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_40
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
+UPLOAD = bytes(20_000_000)
+
+
+@pytest.mark.parametrize(
+    ("field", "body", "status"),
+    [
+        (f"Content-Length: {len(UPLOAD)}", UPLOAD, 413),
+        ("Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(UPLOAD), UPLOAD), 413),
+        ("Transfer-Encoding: chunked", b"2\r\nok\r\n0\r\n\r\n", 411),
+        ("Content-Length: 1000", bytes(1000), 200),
+    ],
+)
+def test_client_that_sends_all_before_it_reads_learns_that_its_body_is_refused(
+    tmp_path: Path, field: str, body: bytes, status: int
+) -> None:
+    async def work() -> None:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode() + body)
+            await writer.drain()
+            assert int((await reader.readuntil(b"\r\n\r\n")).split()[1]) == status
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_client_that_asks_first_is_refused_before_it_sends_its_body(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
 def test_client_is_not_told_how_long_the_backend_keeps_connections(tmp_path: Path) -> None:
     async def work() -> None:
         async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
@@ -476,6 +516,7 @@ def test_configuration_of_a_pool_with_every_rule_is_written_as_a_whole() -> None
         "t": "a.pem [ssl-min-ver TLSv1.2] a.example\n"
         "b.pem [ssl-min-ver TLSv1.2 verify required ca-file ca.pem] b.example *.b.example\n",
         "t.map": "a.example 0\nb.example 1+\n*.b.example 1+\n",
+        REFUSE_FILE: REFUSE_UPLOADS,
     }
 
 

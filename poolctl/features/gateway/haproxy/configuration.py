@@ -24,7 +24,16 @@ from ..settings import HTTP, Endpoint, GatewaySettings
 from .access_log import access_log_rules
 from .choice import ROUTES, choice_rules, reading_rules, route_entries, use_backend_rules
 from .forwarding import forwarding_rules
-from .limits import UNAVAILABLE, body_rules, limit_rules, queue_rules, route_table
+from .limits import (
+    REFUSE_FILE,
+    REFUSE_UPLOADS,
+    UNAVAILABLE,
+    body_rules,
+    limit_rules,
+    loads_refusal,
+    queue_rules,
+    route_table,
+)
 from .listeners import HaproxyListener, misdirected_request_rules, proxy_protocol_rules
 from .sleeping import PAGE, PAGE_FILE, SLEEPING, WAKING, answers_for_sleeping, sleeping_rules
 from .syntax import (
@@ -644,7 +653,9 @@ def configuration_of(
     passing = [each for each in listeners if each.passes_tls]
     passed = [_passing_backend(route, names, addresses) for route in by_alias] if passing else []
     resumes = not any(each.asks_for_certificate for each in listeners)
-    lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
+    refuses_uploads = any(route.max_body_bytes for route in ordered)
+    lines = [*_global(settings, resumes=resumes), *(loads_refusal() if refuses_uploads else ())]
+    lines += _defaults(settings, ordered)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
         lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
@@ -687,6 +698,8 @@ def configuration_of(
         if stream.alias in binds
     ]
     files = {name: text for each in listeners for name, text in each.files.items()}
+    if refuses_uploads:
+        files[REFUSE_FILE] = REFUSE_UPLOADS
     maps: dict[str, Mapping[str, str]] = {}
     if fronts and (entries := route_entries(chosen)):
         maps[ROUTES] = entries

@@ -32,6 +32,22 @@ _LARGEST_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits un
 _LONGEST_EXPIRY_SECONDS = 24 * 86_400
 
 
+REFUSE_FILE = "refuse.lua"
+REFUSE_UPLOADS = """\
+-- Refuses an upload at once, and reads the rest of it. Rules that refuse requests close the connection: then a client
+-- that sends everything before it reads reports a broken connection instead of the response (RFC 9112, 9.6).
+core.register_service("refuse_upload", "http", function(applet)
+    local status, reason = applet:get_var("txn.refusal"):match("^(%d+) (.*)$")
+    applet:set_status(tonumber(status))
+    applet:add_header("content-type", "text/plain")
+    applet:add_header("content-length", tostring(#reason))
+    applet:start_response()
+    applet:send(reason)
+    while #applet:receive(65536) > 0 do end
+end)
+"""
+
+
 class _RateLimit(NamedTuple):
     """A limit of requests a second for each `key`; `name` is part of variables, `table` the stick table's section.
 
@@ -146,7 +162,28 @@ def queue_rules(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
 def body_rules(most_bytes: int) -> Iterator[str]:
     """Rules that refuse a larger body, and one of unknown size, because HAProxy cannot count its bytes."""
     if most_bytes:
-        unknown = "!{ req.fhdr(content-length) -m found }"
-        yield f"    http-request deny deny_status 413 if {{ req.body_size gt {most_bytes} }}"
+        too_large, unknown = f"{{ req.body_size gt {most_bytes} }}", "!{ req.fhdr(content-length) -m found }"
+        began = f"{unknown} {{ req.body_len gt 0 }}"
+        yield from _refuse_upload("413 Payload Too Large", too_large)
+        yield f"    http-request deny deny_status 413 if {too_large}"
         yield f"    http-request wait-for-body time {_BODY_BEGINS} at-least 1 if {unknown}"
-        yield f"    http-request return {_LENGTH_REQUIRED} if {unknown} {{ req.body_len gt 0 }}"
+        yield from _refuse_upload("411 Length Required", began)
+        yield f"    http-request return {_LENGTH_REQUIRED} if {began}"
+
+
+def _refuse_upload(response: str, condition: str) -> Iterator[str]:
+    """Rules for the service in REFUSE_UPLOADS, which come before the rule for a HAProxy without Lua.
+
+    That rule also refuses a client that waits for 100 (Continue), which the service would send.
+    """
+    yield "    .if feature(LUA)"
+    yield f"    http-request set-var(txn.refusal) str('{response}') if {condition} !{{ req.fhdr(expect) -m found }}"
+    yield "    http-request use-service lua.refuse_upload if { var(txn.refusal) -m found }"
+    yield "    .endif"
+
+
+def loads_refusal() -> Iterator[str]:
+    """Lines for the section `global` that load REFUSE_UPLOADS."""
+    yield "    .if feature(LUA)"
+    yield f"    lua-load {REFUSE_FILE}"
+    yield "    .endif"
