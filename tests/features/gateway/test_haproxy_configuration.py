@@ -304,6 +304,16 @@ def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
+@pytest.mark.parametrize(("size_bytes", "status"), [(1000, 200), (9000, 400)])
+def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, status: int) -> None:
+    async def work() -> None:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_bytes=8192) as port:
+            assert (await ask(port, "GET", "a", "/", {"X-A": "a" * size_bytes}))[0] == status
+            assert (await ask(port, "GET", "a", f"/{'a' * size_bytes}", {}))[0] == status
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
 def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_408(tmp_path: Path) -> None:
     async def work() -> None:
         async with haproxy(tmp_path, [Route(alias="a", to=WEB)], head_seconds=0.1) as port:

@@ -609,6 +609,7 @@ def _authorities_file() -> str:
     return known.cafile or known.capath or known.openssl_cafile
 
 
+_SMALLEST_BUFFER_BYTES = 16_384  # the buffer also holds heads of responses
 # Characters that no path may contain.
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
 _VALID_HOST = r"^[][A-Za-z0-9._~:%!$&'()*+,;=-]*$"
@@ -733,7 +734,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
     # HAProxy reserves a part of the buffer for headers that it adds.
-    yield f"    tune.bufsize {max(16_384, settings.max_head_bytes) + 1024}"
+    yield f"    tune.bufsize {max(_SMALLEST_BUFFER_BYTES, settings.max_head_bytes) + 1024}"
     yield "    tune.maxrewrite 1024"
 
 
@@ -755,6 +756,9 @@ def _request_rules_before_routing(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
+    if (most := settings.max_head_bytes) < _SMALLEST_BUFFER_BYTES:
+        yield "    http-request set-var(txn.head) req.hdrs,length"
+        yield f"    http-request deny deny_status 400 if {{ url,length,add(txn.head) gt {most} }}"
     for condition in _INVALID:
         yield f"    http-request deny deny_status 400 if {condition}"
     yield f"    http-request deny {_VERSION_NOT_SUPPORTED} unless {{ req.ver 1.0 1.1 }} or {{ fc_http_major 2 }}"
