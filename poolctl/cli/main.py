@@ -187,7 +187,14 @@ def _replace_streams_by_whole_ones() -> None:
 
 
 def _prepare_streams() -> None:
-    """Ensure that output fails neither on unencodable characters nor on a stream closed by the parent."""
+    """Ensure that output fails neither on unencodable characters nor on a stream closed by the parent.
+
+    No file or socket gets the number of a closed stream, and a server that replaces this process has all three.
+    """
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from poolctl.worker.process_setup import fill_standard_descriptors
+
+        fill_standard_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -90,6 +92,25 @@ def test_command_with_an_open_input_does_not_see_the_end_of_that_of_serve(
     assert real_pool.run("serve").stdout == "[]\n"
     real_pool.write("pool.toml", server("it", command=command, stop_group=stop_group))
     assert real_pool.run("serve").stdout == "[0]\n"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("words", [["serve", "web"], ["run", "--debug", "web"]])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(
+    real_pool: RealPool, until: Any, words: list[str], closed: str
+) -> None:
+    port = real_pool.write_hello("web")["web"]
+    line = f"exec {shlex.join([*real_pool.command(), *words])} {closed}"
+    process = subprocess.Popen(["sh", "-c", line], cwd=real_pool.directory, env=real_pool.env)
+    try:
+        until(lambda: not refuses(port) or process.poll() is not None)
+        assert get(port).status == 200
+        null = [os.readlink(f"/proc/{process.pid}/fd/{number}") == os.devnull for number in range(3)]
+        assert null.count(True) >= closed.count("&-")
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 @pytest.mark.integration
