@@ -488,7 +488,7 @@ def foreign_format(path: str, data: Tree = None) -> str:
     if isinstance(data, dict):
         if "server" in data or "pool" in data or _suffix(path) == ".toml":  # no other tool's file is TOML
             return ""
-        if isinstance(data.get("services"), dict):
+        if isinstance(data.get("services"), dict) or isinstance(data.get("include"), list):
             return COMPOSE
         if isinstance(data.get("processes"), dict):
             return PROCESS_COMPOSE

@@ -7,7 +7,7 @@ the file is nested, silently take the last of two equal keys, and read `1:30` as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +51,13 @@ class Frame:
     merges: list[Tree] = field(default_factory=list)
 
 
-def parse_yaml(text: str) -> Tree:
-    """The value of the only document of the text. Raises ParseError."""
+def parse_yaml(text: str, truth_values: Container[str] = _BOOLEANS) -> Tree:
+    """The value of the only document of the text. Raises ParseError.
+
+    Of the words for true and false, those that are not among the `truth_values` in lower case stay texts.
+    """
     try:
-        return _Builder().build(yaml.parse(text, Loader=_LOADER))
+        return _Builder(truth_values).build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         raise _explained(text, error) from error
     except yaml.YAMLError as error:
@@ -98,7 +101,8 @@ def yaml_positions(text: str) -> dict[KeyPath, tuple[int, int]]:
 class _Builder:
     """Builds the value of a document, and records the position of each key and list item."""
 
-    def __init__(self) -> None:
+    def __init__(self, truth_values: Container[str] = _BOOLEANS) -> None:
+        self.truth_values = truth_values
         self.positions: dict[KeyPath, tuple[int, int]] = {}
         self.stack: list[Frame] = []
         self.anchors: dict[str, tuple[Tree, int]] = {}
@@ -131,7 +135,9 @@ class _Builder:
         if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
             pass  # a key is always text: a variable may be called NO
         elif not event.style and event.tag is None:
-            value = _plain_scalar_value(value, event)
+            text, value = value, _plain_scalar_value(value, event)
+            if type(value) is bool and text.lower() not in self.truth_values:
+                value = text
         elif event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if event.anchor:

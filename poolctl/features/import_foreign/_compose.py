@@ -16,6 +16,7 @@ from poolctl.config.values.problems import Problem
 from poolctl.units import parse_duration
 
 from ._command_lines import apply_command_words
+from ._compose_files import ComposeFile
 from ._foreign_pool import HOST, PORT, ForeignPool, ForeignServer, Keys, Unreadable, bind_address, signal_name
 from ._settings import Meaningless, Settings, text_of
 
@@ -161,18 +162,23 @@ class _Reader:
         self.pool = ForeignPool()
         self.env_file = os.path.join(document.base_dir, ".env")
         self.variables = _Variables(self.env_file)
+        self.file = ComposeFile(document, self.variables.resolved)
         self.ports: dict[str, dict[str, str]] = {}  # here, by service and port of the container
         self.hosts: dict[str, str] = {}  # the service of each host name
 
     def line(self, *path: str | int) -> int:
-        return self.document.place(path).line
+        return self.file.line(*path)
 
     def read(self) -> ForeignPool:
         """The pool with a server for each service; a service without a command is marked as left out."""
         self.pool.env_file = ".env"
         if self.variables.of_file:
             self.pool.files.append(self.env_file)
-        file = Settings(self.pool, self.document.data, self.line)
+        self.file.read()
+        self.pool.files += self.file.files
+        for text, line in self.file.remarks:
+            self.pool.remark(text, line)
+        file = Settings(self.pool, self.file.data, self.line)
         tables = file.table("services")
         services = {}
         for name in tables:
@@ -186,6 +192,8 @@ class _Reader:
             services[server.name].remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
             self._replace_hosts(server)
         file.remark_unread(MEANINGLESS)
+        if not self.pool.servers:
+            raise Unreadable("there is no service in it", "; ".join(text for text, _ in self.file.remarks))
         return self.pool
 
     def _name_hosts(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
@@ -205,7 +213,7 @@ class _Reader:
         self._restart(server, service)
         self._apply_deploy(server, service)
         self._labels(server, service.take("labels", dict, list))
-        if service.take("stdin_open") and "command" in server.keys:
+        if _is_true(service.take("stdin_open")) and "command" in server.keys:
             server.set("stdin", "open")
         if profiles := service.take("profiles", list):
             names = [str(each) for each in profiles]
@@ -399,7 +407,7 @@ class _Reader:
         files = []
         for each in entries:
             path = each.get("path") if isinstance(each, dict) else each
-            is_optional = isinstance(each, dict) and each.get("required") is False
+            is_optional = isinstance(each, dict) and not _is_true(each.get("required", True))
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
@@ -436,7 +444,7 @@ class _Reader:
             server.set("disabled", True)
 
     def _health(self, server: ForeignServer, check: Settings, inner: str) -> None:
-        disabled, test = check.take("disable"), check.take("test", str, list)
+        disabled, test = _is_true(check.take("disable")), check.take("test", str, list)
         if disabled or test in (None, "NONE", ["NONE"]):
             return
         words = test if isinstance(test, list) else ["CMD-SHELL", str(test)]
@@ -504,7 +512,7 @@ _PROBE: Keys = {
 
 
 def pool_of_compose(document: Document) -> ForeignPool:
-    """The pool of a compose file; reads the Dockerfiles of services without an entrypoint. Raises Unreadable."""
+    """The pool of a compose file and those that belong to it; reads Dockerfiles, too. Raises Problem, Unreadable."""
     return _Reader(document).read()
 
 
@@ -625,6 +633,10 @@ def _seconds(text: str) -> float:
         return parse_duration(text)
     except ValueError:
         return 0.0
+
+
+def _is_true(value: Any) -> bool:
+    return text_of(value).lower() in ("true", "yes", "on", "y", "1")
 
 
 def _size(value: Any) -> str:

@@ -85,6 +85,7 @@ def _pool_of_file(path: str) -> ForeignPool:
 
     from ._command_lines import pool_of_procfile
     from ._compose import pool_of_compose
+    from ._compose_files import document_of_compose
     from ._foreign_pool import Unreadable
     from ._pm2 import document_of_pm2, pool_of_pm2
     from ._supervisord import pool_of_supervisord
@@ -96,7 +97,7 @@ def _pool_of_file(path: str) -> ForeignPool:
         hint = config.foreign_file_hint(path, found)
         raise Unreadable("this is JavaScript, which poolctl does not run", hint)
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
-        document = document_of_pm2(path) if path.endswith(".json") else config.Document(path)
+        document = document_of_pm2(path) if path.endswith(".json") else document_of_compose(path)
         found = config.foreign_format(path, document.data)
         _check_imported(path, found)
         if found not in (config.COMPOSE, config.ECOSYSTEM):

@@ -1,0 +1,247 @@
+"""A compose file together with the files that belong to it: its override, and those of `include` and `extends`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from poolctl.config import Document, read_text
+from poolctl.config.files.yaml_parser import parse_yaml
+from poolctl.config.values.problems import KeyPath, Problem, Tree
+
+from ._foreign_pool import LineOf
+from ._settings import text_of
+
+# Lists that another file replaces, tables that may be lists of NAME=VALUE, and names that may be a table.
+_REPLACED = ("command", "entrypoint", "test")
+_OF_PAIRS = ("environment", "labels", "args", "extra_hosts", "sysctls", "annotations")
+_OF_NAMES = ("depends_on", "networks")
+_OVERRIDES = {
+    "compose.yaml": "compose.override", "compose.yml": "compose.override",
+    "docker-compose.yaml": "docker-compose.override", "docker-compose.yml": "docker-compose.override",
+}  # fmt: skip
+_mark = re.compile(r"(?<=:)[ \t]+!(reset|override)(?![\w-])")
+
+
+def document_of_compose(path: str) -> Document:
+    """The YAML file without the tags `!reset` and `!override`, which mean something to compose. Raises Problem."""
+    text = read_text(path)
+    return (
+        Document(path, _mark.sub(lambda match: " " * len(match[0]), text))
+        if _mark.search(text)
+        else Document(path)
+    )
+
+
+class ComposeFile:
+    """The tables of a file, with the services that they extend. `line` finds a line, of whichever file it is in.
+
+    `marks` are the paths with `!reset` and `!override`, `remarks` texts with lines, and `files` all that were read.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        resolved: Callable[[str], str],
+        *,
+        main: str = "",
+        known: dict[str, ComposeFile] | None = None,
+    ) -> None:
+        self.path, self.resolved = document.path, resolved
+        self.directory = os.path.dirname(self.path)
+        self.main = main or self.path
+        self._known = {} if known is None else known
+        self._known[self.path] = self
+        self.remarks: list[tuple[str, int]] = []
+        self.data: dict[str, Any] = document.data
+        if document.kind == "yaml":
+            self.data = parse_yaml(document.text, truth_values=("true", "false"))
+        self._places = {path: self._line(line) for path, (line, _) in document.positions().items()}
+        self.marks = dict(self._marks(document))
+        self._extending: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<ComposeFile {self.path}>"
+
+    @property
+    def files(self) -> list[str]:
+        """The other files that were read."""
+        return [path for path in self._known if path != self.main]
+
+    def line(self, *path: str | int) -> int:
+        """The line of the value at the path, or of the innermost table around it."""
+        return next(
+            (self._places[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self._places), 1
+        )
+
+    def read(self) -> None:
+        """Extend the services, and add those of included files and of the override."""
+        for name in self._services():
+            self._extend(name)
+        self._add_included()
+        if self.path == self.main and (override := self._override()):
+            other = self._other(override)
+            other.read()
+            self._merge(other)
+            self.remarks += other.remarks
+        if self.path == self.main:
+            for path, mark in self.marks.items():
+                if mark == "reset":
+                    _remove(self.data, path)
+
+    def _line(self, line: int) -> int:
+        return (
+            line
+            if self.path == self.main
+            else LineOf(line, os.path.relpath(self.path, os.path.dirname(self.main)))
+        )
+
+    def _marks(self, document: Document) -> Iterator[tuple[KeyPath, str]]:
+        places = document.positions()
+        for number, row in enumerate(read_text(self.path).splitlines(), 1):
+            for found in _mark.finditer(row):
+                before = {column: path for path, (line, column) in places.items() if line == number}
+                if columns := [column for column in before if column <= found.start()]:
+                    yield before[max(columns)], found[1]
+
+    def _services(self) -> dict[str, Any]:
+        services = self.data.get("services")
+        return services if isinstance(services, dict) else {}
+
+    def _other(self, path: str) -> ComposeFile:
+        """The file, relative to this one, read once. Raises Problem."""
+        path = os.path.normpath(os.path.join(self.directory, self.resolved(path)))
+        return self._known.get(path) or ComposeFile(
+            document_of_compose(path), self.resolved, main=self.main, known=self._known
+        )
+
+    def _override(self) -> str:
+        stem = _OVERRIDES.get(os.path.basename(self.path), "")
+        names = [f"{stem}.{end}" for end in ("yml", "yaml")] if stem else []
+        return next((name for name in names if os.path.isfile(os.path.join(self.directory, name))), "")
+
+    def _extend(self, name: str) -> None:
+        """Merge the service into the one that it extends. A remark says why that is not possible."""
+        service = self._services()[name]
+        reference = service.get("extends") if isinstance(service, dict) else None
+        if not reference:
+            return
+        line = self.line("services", name, "extends")
+        if isinstance(reference, str):
+            reference = {"service": reference}
+        base, path = text_of(reference.get("service")), reference.get("file")
+        what = f"extends: {path}: {base}" if path else f"extends: {base}"
+        del service["extends"]
+        self._extending.append(name)
+        try:
+            other = self._other(path) if path else self
+            why = "it extends itself" if base in other._extending else "there is no such service"
+            if base in other._extending or base not in other._services():
+                self.remarks.append((f"{what}: {why}", line))
+                return
+            other._extend(base)
+        except Problem as problem:
+            self.remarks.append((f"{what}: {_reason(problem)}", line))
+            return
+        finally:
+            self._extending.remove(name)
+        self.remarks += [each for each in other.remarks if each not in self.remarks]
+        found = other._relocated(other._services()[base], self.directory)
+        self._services()[name] = merged(found, service, ("services", name), self.marks)
+        for place, found_line in [*other._places.items()]:
+            if place[:2] == ("services", base) and len(place) > 2:
+                self._places.setdefault(("services", name, *place[2:]), found_line)
+
+    def _add_included(self) -> None:
+        for index, entry in enumerate(self.data.pop("include", None) or ()):
+            line = self.line("include", index)
+            table = entry if isinstance(entry, dict) else {"path": entry}
+            paths = table.get("path")
+            for key in table.keys() - {"path"}:
+                self.remarks.append((f"include: {key}: {table[key]}: no equivalent", line))
+            for path in paths if isinstance(paths, list) else [paths]:
+                try:
+                    other = self._other(text_of(path))
+                    other.read()
+                except Problem as problem:
+                    self.remarks.append((f"include: {path}: {_reason(problem)}", line))
+                    continue
+                self.remarks += [each for each in other.remarks if each not in self.remarks]
+                services = {
+                    name: other._relocated(each, self.directory) for name, each in other._services().items()
+                }
+                self._merge(other, {**other.data, "services": services})
+
+    def _merge(self, other: ComposeFile, data: dict[str, Any] | None = None) -> None:
+        self.data = merged(self.data, other.data if data is None else data, (), other.marks)
+        tables = {path[:-1] for path in self._places if isinstance(path[-1], str)}
+        self._places |= {path: line for path, line in other._places.items() if path not in tables}
+
+    def _relocated(self, service: Any, directory: str) -> Any:
+        """The service with its relative paths, which start from this file, for a file in the directory."""
+        if directory == self.directory or not isinstance(service, dict):
+            return service
+        prefix = os.path.relpath(self.directory, directory)
+
+        def path_of(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {
+                    key: path_of(each) if key in ("path", "context") else each for key, each in value.items()
+                }
+            if isinstance(value, list):
+                return [path_of(each) for each in value]
+            is_elsewhere = not isinstance(value, str) or value.startswith(("/", "~", "$")) or "://" in value
+            return value if is_elsewhere else os.path.normpath(os.path.join(prefix, value))
+
+        return {key: path_of(each) if key in ("build", "env_file") else each for key, each in service.items()}
+
+
+def _reason(problem: Problem) -> str:
+    """The problem of another file, with its line there."""
+    return f"line {problem.line}: {problem.message}" if problem.line else problem.message
+
+
+def _remove(data: Any, path: KeyPath) -> None:
+    *tables, last = path
+    for key in tables:
+        data = data.get(key) if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data.pop(last, None)
+
+
+def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str]) -> Tree:
+    """The value with that of another file merged into it by the rules of compose (compose-spec, 13-merge.md)."""
+    key = path[-1] if path else ""
+    base, other = _alike(key, base), _alike(key, other)
+    if key in _OF_NAMES and isinstance(base, dict) != isinstance(other, dict):
+        base, other = _as_table(base), _as_table(other)
+    if marks.get(path) == "override" or other is None:
+        return other if path in marks else base
+    if isinstance(base, dict) and isinstance(other, dict):
+        found = dict(base)
+        for name, value in other.items():
+            inner = (*path, name)
+            if marks.get(inner) == "reset":
+                found.pop(name, None)
+            else:
+                found[name] = merged(found[name], value, inner, marks) if name in found else value
+        return found
+    if isinstance(base, list) and isinstance(other, list) and key not in _REPLACED:
+        return base + [each for each in other if each not in base]
+    return other
+
+
+def _alike(key: str | int, value: Tree) -> Tree:
+    """The value in the form in which it can be merged."""
+    if key in _OF_PAIRS and isinstance(value, list):
+        pairs = (text_of(each).partition("=") for each in value)
+        return {name: text if sign else None for name, sign, text in pairs}
+    if key == "build" and isinstance(value, str):
+        return {"context": value}
+    return [value] if key == "env_file" and isinstance(value, str) else value
+
+
+def _as_table(names: Tree) -> Tree:
+    return {text_of(name): {} for name in names} if isinstance(names, list) else names
