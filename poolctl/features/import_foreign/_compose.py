@@ -241,12 +241,18 @@ class _Reader:
         image = service.take("image", str)
         environment = service.take("environment", dict, list)
         server.at = service.line("command" if command else "entrypoint")
-        words = [*self._words(server, entrypoint), *self._words(server, command)]
-        if context and not entrypoint:
+        is_cleared = service.peek("entrypoint") in ("", [])
+        entry, words = self._words(server, entrypoint), self._words(server, command)
+        if context:
             path = os.path.join(self.variables.resolved(context), self.variables.resolved(dockerfile))
-            words = self._image_words_applying_env(
-                server, path, self.variables.resolved(target), words, is_checked="healthcheck" in service
+            start = self._image_start(
+                path, self.variables.resolved(target), build.take("dockerfile_inline", str)
             )
+            self._apply_image(server, start, is_checked="healthcheck" in service)
+            if not entry:  # else the image's CMD does not count
+                entry = [] if is_cleared else [escaped(word) for word in start.entrypoint]
+                words = words or [escaped(word) for word in start.command]
+        words = [*entry, *words]
         if environment is not None:
             server.at = service.line("environment")
             self._environment(server, environment, is_given="env_file" in service)
@@ -272,25 +278,25 @@ class _Reader:
                 value = ["sh", "-c", value]
         return [self.variables.converted(text_of(each)) for each in value or []]
 
-    def _image_words_applying_env(
-        self, server: ForeignServer, dockerfile: str, target: str, command: list[str], *, is_checked: bool
-    ) -> list[str]:
-        """The Dockerfile's ENTRYPOINT, and `command` or else its CMD; its ENV and STOPSIGNAL are set in the server.
-
-        `is_checked` is whether the service has a health check of its own.
-        """
+    def _image_start(self, dockerfile: str, target: str, inline: str | None) -> ImageStart:
+        """What the image of the Dockerfile starts; `inline` is its text if the compose file has it."""
+        if inline:
+            return image_start(inline, target)
         path = os.path.join(self.document.base_dir, dockerfile)
-        entrypoint, own, env, others = read_dockerfile(path, target)
-        if env:
+        start = read_dockerfile(path, target)
+        if start.env:
             self.pool.files.append(path)
-        for variable, text in env.items():
+        return start
+
+    def _apply_image(self, server: ForeignServer, start: ImageStart, *, is_checked: bool) -> None:
+        """Set the ENV and STOPSIGNAL of an image. `is_checked` is whether the service has a health check of its own."""
+        for variable, text in start.env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
                 server.add_env(variable, text)
-        if signal := others.get("STOPSIGNAL"):
+        if signal := start.others.get("STOPSIGNAL"):
             server.set("stop_signal", signal_name(signal))
-        if not is_checked and (check := others.get("HEALTHCHECK")):
+        if not is_checked and (check := start.others.get("HEALTHCHECK")):
             server.remark(f"HEALTHCHECK {check} of its Dockerfile: write it as health")
-        return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
     def _ports(self, server: ForeignServer, ports: Any) -> str:
         """Set `bind` to the published address of the port of its command, and return that port, "" if unknown.
@@ -672,6 +678,11 @@ def read_dockerfile(path: str, target: str = "") -> ImageStart:
         text = read_text(path)
     except Problem:
         return NO_START
+    return image_start(text, target)
+
+
+def image_start(text: str, target: str = "") -> ImageStart:
+    """Return what stage `target` of a Dockerfile starts, else the last stage."""
     text = re.sub(r"(?m)^[ \t]*#.*\n?", "", text)
     stages: dict[str, ImageStart] = {}
     name, stage = "", NO_START

@@ -312,12 +312,12 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
          [f"limits.memory = \"lots\": 'lots' is not a size; {A_SIZE}"]),
         ("build: 'https://example.org/a.git', command: serve", {"command": ["serve"]}, []),
         ("build: {context: app, dockerfile: Other}, entrypoint: [run], command: [it]",
-         {"command": ["run", "it"], "cwd": "app"}, []),
+         {"command": ["run", "it"], "cwd": "app", "env": {"A": "1"}}, []),
         ("build: {context: app, dockerfile: Other}, command: it",
          {"command": ["it"], "cwd": "app", "env": {"A": "1"}}, []),
         ("build: app", {"command": ["sh", "-c", "run", "sh", "-c", '["a'], "cwd": "app", "env": {"C": "d e"}}, []),
         ("build: app, image: 'shop:1', entrypoint: uvicorn, command: 'x:y --port 83'",
-         {"bind": "127.0.0.1:83", "app": "x:y", "cwd": "app", "app_dir": "app"}, []),
+         {"bind": "127.0.0.1:83", "app": "x:y", "cwd": "app", "app_dir": "app", "env": {"C": "d e"}}, []),
     ],
 )  # fmt: skip
 def test_service_is_a_server_with_remarks(

@@ -151,3 +151,28 @@ def test_words_for_true_and_numbers_reach_a_variable_as_with_compose(imported: I
         "A": "yes", "B": "On", "C": "true", "D": "1", "E": "1000", "F": "2020-01-01", "G": "16", "H": "off",
     }  # fmt: skip
     assert "stdin" not in said.servers["a"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "command"),
+    [
+        ("build: .", ["/entry", "serve"]),
+        ("build: .\n    command: other", ["/entry", "other"]),
+        ("build: .\n    entrypoint: []\n    command: other", ["other"]),
+        ("build: .\n    entrypoint: ''", ["serve"]),
+        ("build: .\n    entrypoint: [/own]", ["/own"]),
+        ("build: {context: ., dockerfile_inline: 'CMD [\"inner\"]'}", ["inner"]),
+    ],
+)
+def test_command_of_an_image_counts_as_with_docker(
+    imported: Import, tmp_path: Path, keys: str, command: list[str]
+) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        'FROM x\nENV A=1\nENTRYPOINT ["/entry"]\nCMD ["serve"]\nSTOPSIGNAL INT\n'
+    )
+    said = imported(f"services:\n  a:\n    {keys}\n", "compose.yaml")
+    assert said.servers["a"]["command"] == command
+    of_image = {} if "inline" in keys else {"env": {"A": "1"}, "stop_signal": "SIGINT"}
+    assert {
+        key: value for key, value in said.servers["a"].items() if key in ("env", "stop_signal")
+    } == of_image
