@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,8 +132,16 @@ def number(text: str) -> int | str:
 
 
 def user_and_group(user: str, group: str) -> str:
-    """The value of the key `user`: `name[:group]`, or "" without a user."""
+    """The value of the key `user`: `name[:group]`, or "" without a user. A number here becomes its name."""
+    user, group = _name(user, pwd.getpwuid), _name(group, grp.getgrgid)
     return f"{user}:{group}" if user and group else user
+
+
+def _name(text: str, account_of: Callable[[int], Sequence[Any]]) -> str:
+    try:
+        return str(account_of(int(text))[0]) if text.isdecimal() else text
+    except (KeyError, OverflowError):
+        return text
 
 
 def bind_address(host: str, port: str) -> str:

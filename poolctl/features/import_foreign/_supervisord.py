@@ -23,6 +23,7 @@ from ._foreign_pool import (
     Unreadable,
     number,
     signal_name,
+    user_and_group,
 )
 from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless
 
@@ -354,8 +355,8 @@ def _size(text: str) -> str:
 
 
 _KEYS: Keys = {
-    "directory": ("cwd", str),
-    "user": ("user", str),
+    "directory": ("cwd", lambda text: os.path.expanduser(text) if re.match("~[^/]", text) else text),
+    "user": ("user", lambda text: user_and_group(text, "")),
     "umask": ("umask", lambda text: text.zfill(3)),
     "stopwaitsecs": ("stop_timeout", lambda text: _seconds(text) or text),
     "stopsignal": ("stop_signal", signal_name),

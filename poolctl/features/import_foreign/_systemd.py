@@ -475,6 +475,9 @@ class _UnitReader:
         if self.is_listening:
             server.remark(f"{what}: a server has one address")
             return
+        if server.keys.get("socket") == "program":
+            server.remark(f"{what}: the program opens an address of its own")
+            return
         self.is_listening = True
         address, *others = (self._expanded(each, each.value) for each in listening)
         for other in others:

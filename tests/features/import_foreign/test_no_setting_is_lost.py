@@ -81,7 +81,7 @@ PM2: Values = {
     "kill_timeout": (3000, "5s", "soon"), "treekill": (False,), "autorestart": (False,), "autostart": (False,),
     "max_restarts": (3, "few"), "restart_delay": (100, "soon"), "min_uptime": ("10s",), "cron_restart": ("0 0 * * *",),
     "out_file": ("x.log", "/dev/null"), "error_file": ("y.log",), "log_date_format": ("YYYY",), "time": (True,),
-    "merge_logs": (True,), "uid": ("nobody", 0), "gid": ("root",), "wait_ready": (True,), "listen_timeout": (5,),
+    "merge_logs": (True,), "uid": ("nobody", 1), "gid": ("root",), "wait_ready": (True,), "listen_timeout": (5,),
     "shutdown_with_message": (True,), "source_map_support": (True,), "instance_var": ("N",), "namespace": TEXTS,
     "vizion": (False,), "unheard_of": (1, "x", {"a": [1]}),
 }  # fmt: skip

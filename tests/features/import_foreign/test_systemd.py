@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import pwd
 import socket
 from pathlib import Path
@@ -440,3 +441,20 @@ def test_drop_ins_change_a_unit(imported: Import, tmp_path: Path) -> None:
     (tmp_path / "w@x.service.d" / "3.conf").write_text("[Service]\nodd\n")
     refused = imported("[Service]\nExecStart=/bin/a\n", "w@x.service", valid=False)
     assert refused.err.startswith("error: w@x.service.d/3.conf:2: 'odd' is not NAME=VALUE")
+
+
+def test_user_and_group_may_be_numbers(imported: Import) -> None:
+    name, group = pwd.getpwuid(1).pw_name, grp.getgrgid(2).gr_name
+    said = imported("[Service]\nExecStart=/bin/a\nUser=1\nGroup=2\n", "a.service")
+    assert said.servers["a"]["user"] == f"{name}:{group}"
+    said = imported("[program:a]\ncommand=a\nuser=1\ndirectory=~root/x\n", "s.conf")
+    assert (said.servers["a"]["user"], said.servers["a"]["cwd"]) == (name, f"{pwd.getpwuid(0).pw_dir}/x")
+
+
+def test_socket_unit_does_not_move_a_program_that_opens_an_address_of_its_own(
+    imported: Import, tmp_path: Path
+) -> None:
+    (tmp_path / "a.socket").write_text("[Socket]\nListenStream=80\n")
+    said = imported("[Service]\nExecStart=/bin/sh -c 'x; exec granian a:b; true'\n", "a.service")
+    assert said.servers["a"]["bind"] == "127.0.0.1:8000"
+    assert said.remarks == ["a.service:2: a.socket: the program opens an address of its own"]
