@@ -40,7 +40,10 @@ DEFAULTS = {  # values that change nothing
     "StandardInput": "null", "SendSIGKILL": "yes", "MemoryMax": "infinity", "MemoryHigh": "infinity",
     "StartLimitIntervalSec": "0", "StartLimitInterval": "0", "StartLimitBurst": "0",
 }  # fmt: skip
-ADVICE = {"ExecReload": "poolctl restart replaces the process, poolctl reload applies this file"}
+ADVICE = {
+    "ExecReload": "poolctl restart replaces the process, poolctl reload applies this file",
+    "WatchdogSec": "health.liveness asks a program whether it works",
+}
 _RESTART = {"no": "no", "always": "always", "on-failure": "on-failure"}
 # poolctl restarts after more exits than these name.
 _WIDER_RESTART = {
@@ -65,6 +68,7 @@ NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service"
 _entry = re.compile(r"([A-Za-z][A-Za-z0-9-]*)\s*=\s*(.*)", re.DOTALL)
 _word_of_variable = re.compile(r"\$[A-Za-z_]\w*")
 _variable_in_word = re.compile(r"(?<!\$)(\$\{\w+\})")
+_kill = re.compile(r"\bkill\s+(?:-s\s+|-)?(?:([A-Z]+\d?|\d+)\s+)?\$\{?MAINPID")
 _quoted_word = re.compile(
     r"""\s*((?:[^\s\\'"]|\\.|\\$|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')+)\s*""", re.DOTALL
 )
@@ -230,11 +234,14 @@ class _UnitReader:
         self._output()
         for name in _HOOKS:
             self._hook(name, list(service.each(name)))
+        advice = dict(ADVICE)
+        if sends := _kill.search(str(service.settings.peek("ExecStop"))):
+            advice["ExecStop"] = f'stop_signal = "{signal_name(sends[1] or "TERM")}" is for this'
         for section in (self.unit, service):
             for name in _DEPENDENCIES:
                 for setting in section.each(name):
                     self._dependency(setting)
-            section.settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
+            section.settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=advice)
         server.at = starts[0].line
         socket_unit, timer = (f"{self.specifiers['N']}.{kind}" for kind in ("socket", "timer"))
         if socket_unit not in self.sockets and os.path.exists(os.path.join(self.directory, socket_unit)):
@@ -394,7 +401,7 @@ class _UnitReader:
             ("TimeoutStopSec", "stop_timeout"),
             ("TimeoutStartSec", "start_timeout"),
         ):
-            settings.carry(server, {name: (key, _duration)})
+            settings.carry(server, {name: (key, _timeout)})
         mode = self.service.last("KillMode") or "control-group"
         if mode in _STOP_GROUPS:
             server.set_stop_group(_STOP_GROUPS[mode])
@@ -586,6 +593,12 @@ def _duration(text: str) -> str:
     if not parts or _time.sub("", text) or any(unit not in _UNITS for _, unit in parts):
         return ""
     return "".join(f"{number}{_UNITS[unit]}" for number, unit in parts)
+
+
+def _timeout(text: str) -> str:
+    """The duration of a timeout, of which 0 means none."""
+    duration = _duration(text)
+    return duration if not duration or re.search("[1-9]", duration) else _NO_LIMIT
 
 
 def _window(text: str) -> str:

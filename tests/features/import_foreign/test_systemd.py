@@ -239,6 +239,14 @@ Also=b.service
         (["Nice=5", "UMask=999"], {},
          ["3: Nice=5: no equivalent", '4: umask = "999": \'999\' is not allowed here']),
         (["Type=dbus"], {}, ["3: Type=dbus: no equivalent"]),
+        *(
+            ([f"ExecStop=/bin/kill {words}"], {},
+             [f'3: ExecStop=/bin/kill {words}: stop_signal = "{name}" is for this'])
+            for words, name in (("-s QUIT $MAINPID", "SIGQUIT"), ("-INT ${MAINPID}", "SIGINT"), ("$MAINPID", "SIGTERM"))
+        ),
+        (["ExecStop=/bin/a stop", "WatchdogSec=5"], {},
+         ["3: ExecStop=/bin/a stop: no equivalent",
+          "4: WatchdogSec=5: health.liveness asks a program whether it works"]),
         (["Type=forking"], {}, ["3: Type=forking: have the program stay in the foreground"]),
         (["Type=exec", "Type=idle"], {}, []),
         (["User=%p", "Group=g"], {"user": "a:g"}, []),
@@ -254,6 +262,7 @@ Also=b.service
         (["Type=notify"], {"notify": True, "start_timeout": "90s"}, []),
         (["StartLimitBurst=3"], {"restart": {"policy": "no", "limit": 3, "window": "10s"}}, []),
         (["TimeoutStopSec=infinity"], {"stop_timeout": "24h"}, []),
+        (["TimeoutSec=0", "TimeoutStartSec=0.0s"], {"stop_timeout": "24h", "start_timeout": "24h"}, []),
         (["KillMode=mixed"], {"stop_group": "after"}, []),
         (["MemoryHigh=1G", "MemoryMax=2G"], {"limits": {"memory": "2GiB"}}, ["3: MemoryHigh=1G: no equivalent"]),
         (["SystemCallFilter=@system-service", "SystemCallFilter=~@privileged"], {},
