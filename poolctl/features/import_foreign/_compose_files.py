@@ -28,11 +28,8 @@ _mark = re.compile(r"(?<=:)[ \t]+!(reset|override)(?![\w-])")
 def document_of_compose(path: str) -> Document:
     """The YAML file without the tags `!reset` and `!override`, which mean something to compose. Raises Problem."""
     text = read_text(path)
-    return (
-        Document(path, _mark.sub(lambda match: " " * len(match[0]), text))
-        if _mark.search(text)
-        else Document(path)
-    )
+    without = _mark.sub(lambda match: " " * len(match[0]), text)
+    return Document(path) if without == text else Document(path, without)
 
 
 class ComposeFile:
@@ -55,9 +52,10 @@ class ComposeFile:
         self._known = {} if known is None else known
         self._known[self.path] = self
         self.remarks: list[tuple[str, int]] = []
-        self.data: dict[str, Any] = document.data
+        data = document.data
         if document.kind == "yaml":
-            self.data = parse_yaml(document.text, truth_values=("true", "false"))
+            data = parse_yaml(document.text, truth_values=("true", "false"))
+        self.data: dict[str, Any] = data if isinstance(data, dict) else {}
         self._places = {path: self._line(line) for path, (line, _) in document.positions().items()}
         self.marks = dict(self._marks(document))
         self._extending: list[str] = []
@@ -92,11 +90,9 @@ class ComposeFile:
                     _remove(self.data, path)
 
     def _line(self, line: int) -> int:
-        return (
-            line
-            if self.path == self.main
-            else LineOf(line, os.path.relpath(self.path, os.path.dirname(self.main)))
-        )
+        if self.path == self.main:
+            return line
+        return LineOf(line, os.path.relpath(self.path, os.path.dirname(self.main)))
 
     def _marks(self, document: Document) -> Iterator[tuple[KeyPath, str]]:
         places = document.positions()
@@ -129,11 +125,12 @@ class ComposeFile:
         if not reference:
             return
         line = self.line("services", name, "extends")
-        if isinstance(reference, str):
+        if not isinstance(reference, dict):
             reference = {"service": reference}
         base, path = text_of(reference.get("service")), reference.get("file")
         what = f"extends: {path}: {base}" if path else f"extends: {base}"
-        del service["extends"]
+        service = {key: value for key, value in service.items() if key != "extends"}
+        self._services()[name] = service
         self._extending.append(name)
         try:
             other = self._other(path) if path else self
@@ -155,7 +152,8 @@ class ComposeFile:
                 self._places.setdefault(("services", name, *place[2:]), found_line)
 
     def _add_included(self) -> None:
-        for index, entry in enumerate(self.data.pop("include", None) or ()):
+        entries = self.data.pop("include", None) or []
+        for index, entry in enumerate(entries if isinstance(entries, list) else [entries]):
             line = self.line("include", index)
             table = entry if isinstance(entry, dict) else {"path": entry}
             paths = table.get("path")

@@ -110,12 +110,15 @@ def test_services_of_included_files_are_imported_too(imported: Import, tmp_path:
          "3: extends: none.yaml: x: there is no such file"),
         ("  b: {extends: c, command: b}\n", "3: extends: c: there is no such service"),
         ("  b: {extends: b, command: b}\n", "3: extends: b: it extends itself"),
+        ("  b: &b {extends: [c], command: b}\n  d: *b\n", "4: extends: ['c']: there is no such service"),
+        ("include: list.yaml\n", "3: image: x: its programs have to be on this machine"),
     ],
 )  # fmt: skip
 def test_part_that_cannot_be_read_is_a_remark(
     imported: Import, tmp_path: Path, text: str, remark: str
 ) -> None:
     (tmp_path / "bad.yaml").write_text("services: [a\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
     services = "services:\n  a: {image: x, command: sleep 1}\n"
     said = imported(text + services if text.startswith("include") else services + text, "compose.yaml")
     assert f"compose.yaml:{remark}" in said.remarks
