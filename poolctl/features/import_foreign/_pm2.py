@@ -94,11 +94,18 @@ def _json_of_literal(text: str) -> str:
         if comment is not None:
             return "\n" * comment.count("\n") or " "
         if single is not None:
-            return json.dumps(re.sub(r"\\(['\"\\])", r"\1", single), ensure_ascii=False)
+            return f'"{_quotes_of_json(single)}"'
         return f'"{key}"' if key else match[0]
 
     plain = _literal.sub(replaced, text)
     return _comma_at_end.sub(lambda match: match[1] or "", plain).rstrip().removesuffix(";")
+
+
+def _quotes_of_json(inner: str) -> str:
+    """The inner text of a string in single quotes, for double quotes."""
+    return re.sub(
+        r"""\\.|\"""", lambda match: {"\\'": "'", '"': '\\"'}.get(match[0], match[0]), inner, flags=re.DOTALL
+    )
 
 
 def pool_of_pm2(document: Document) -> ForeignPool:
@@ -178,11 +185,10 @@ def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
         server.leave_out(f"pm2 serves these files itself: write command = {json.dumps(files)}")
         return
     interpreter = _first(app, ("interpreter", "exec_interpreter"), str)
-    words, arguments = _as_words(script), _as_words(app.peek("args"))
+    words, arguments = _as_words(script), _as_words(app.take("args", str, list))
     if needs_shell(script) and " " in script:
         app.remark("args", "pm2 passes none to a line for bash")
         interpreter, words, arguments = "none", ["bash", "-c", script], []
-    app.take("args", str, list)
     file = os.path.join(directory, cwd or "", words[0])
     if not interpreter:
         interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1]) or _interpreter_of_file(file, words[0])

@@ -204,7 +204,7 @@ LITERAL = """\
 {
   apps: [
     { name: 'api', script: "it's // no comment.js", // one
-      env: { URL: "http://x", 'QUOTE': 'a"b\\'c', N: 1.0, }, },
+      env: { URL: "http://x", 'QUOTE': 'a"b\\'c\\n', N: 1.0, }, },
     { script: './b.sh' },
   ],
 };
@@ -213,7 +213,7 @@ LITERAL = """\
 
 def test_ecosystem_file_may_be_an_object_literal_of_javascript(imported: Import) -> None:
     said = imported(LITERAL.replace("};", "}").replace("'./b.sh'", "'./b.sh', watch: true"), "process.json")
-    assert said.servers["api"]["env"] == {"URL": "http://x", "QUOTE": "a\"b'c", "N": "1"}
+    assert said.servers["api"]["env"] == {"URL": "http://x", "QUOTE": "a\"b'c\n", "N": "1"}
     assert said.servers["b"]["command"] == ["bash", "./b.sh"]
     assert said.remarks == ["process.json:7: watch: true: poolctl run --watch"]
 
@@ -239,6 +239,8 @@ def test_apps_may_stand_alone(imported: Import, form: str) -> None:
     ("keys", "command", "remarks"),
     [
         ({"cmd": "node a.js -x"}, ["node", "a.js", "-x"], []),
+        ({"script": "a.sh", "args": 5}, ["bash", "a.sh"],
+         ["process.json:1: args: 5: a value of another type than expected"]),
         ({"command": "./a.sh"}, ["bash", "./a.sh"], []),
         ({"script": "a | b", "args": "-x"}, ["bash", "-c", "a | b"],
          ["process.json:1: args: -x: pm2 passes none to a line for bash"]),
