@@ -165,6 +165,7 @@ class _Reader:
         self.file = ComposeFile(document, self.variables.resolved)
         self.ports: dict[str, dict[str, str]] = {}  # here, by service and port of the container
         self.hosts: dict[str, str] = {}  # the service of each host name
+        self.checks: dict[str, dict[str, Any]] = {}  # the health check of each image, by service
 
     def line(self, *path: str | int) -> int:
         return self.file.line(*path)
@@ -224,7 +225,13 @@ class _Reader:
         for name in networks:
             networks.table(name)
         inner = self._ports(server, service.take("ports", list))
-        self._health(server, service.table("healthcheck"), inner)
+        check = service.table("healthcheck")
+        if "healthcheck" not in service:
+            line = service.line("build")
+            check = Settings(server, self.checks.get(server.name, {}), lambda *_: line, prefix="HEALTHCHECK ")
+        self._health(server, check, inner)
+        if "healthcheck" not in service:
+            check.remark_unread({})
         for name in dict.fromkeys(self.variables.missing):
             server.remark(f"{name} is set neither here nor in .env: it is empty", server.line)
         self.variables.missing.clear()
@@ -248,7 +255,7 @@ class _Reader:
             start = self._image_start(
                 path, self.variables.resolved(target), build.take("dockerfile_inline", str)
             )
-            self._apply_image(server, start, is_checked="healthcheck" in service)
+            self._apply_image(server, start)
             if not entry:  # else the image's CMD does not count
                 entry = [] if is_cleared else [escaped(word) for word in start.entrypoint]
                 words = words or [escaped(word) for word in start.command]
@@ -288,15 +295,14 @@ class _Reader:
             self.pool.files.append(path)
         return start
 
-    def _apply_image(self, server: ForeignServer, start: ImageStart, *, is_checked: bool) -> None:
-        """Set the ENV and STOPSIGNAL of an image. `is_checked` is whether the service has a health check of its own."""
+    def _apply_image(self, server: ForeignServer, start: ImageStart) -> None:
+        """Set the ENV and STOPSIGNAL of an image, and keep its HEALTHCHECK."""
         for variable, text in start.env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
                 server.add_env(variable, text)
         if signal := start.others.get("STOPSIGNAL"):
             server.set("stop_signal", signal_name(signal))
-        if not is_checked and (check := start.others.get("HEALTHCHECK")):
-            server.remark(f"HEALTHCHECK {check} of its Dockerfile: write it as health")
+        self.checks[server.name] = _health_check(start.others.get("HEALTHCHECK", ""))
 
     def _ports(self, server: ForeignServer, ports: Any) -> str:
         """Set `bind` to the published address of the port of its command, and return that port, "" if unknown.
@@ -657,6 +663,7 @@ def _size(value: Any) -> str:
 
 
 _instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV|STOPSIGNAL|HEALTHCHECK)\s+(.*)", re.DOTALL)
+_option_of_check = re.compile(r"--([a-z-]+)=(\S+)\s+")
 _from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")
 
 
@@ -707,6 +714,20 @@ def image_start(text: str, target: str = "") -> ImageStart:
             stage = stage._replace(others={**stage.others, kind: rest})
         stages[name] = stage
     return stage
+
+
+def _health_check(instruction: str) -> dict[str, Any]:
+    """A HEALTHCHECK in the form that it has in a compose file; {} for none."""
+    check: dict[str, Any] = {}
+    while option := _option_of_check.match(instruction):
+        check[option[1].replace("-", "_")] = option[2]
+        instruction = instruction[option.end() :]
+    kind, _, command = instruction.partition(" ")
+    if kind.upper() != "CMD":
+        return {}
+    words = _instruction_words(command.strip())
+    words = ["CMD-SHELL", words[2]] if words[:2] == ["sh", "-c"] else ["CMD", *words]
+    return {**check, "test": [word.replace("$", "$$") for word in words]}
 
 
 def _instruction_words(text: str) -> list[str]:

@@ -243,11 +243,34 @@ def test_image_says_how_it_is_started(
     assert (table["command"], table.get("env", {})) == (command, env)
 
 
-def test_image_says_how_it_is_stopped_and_checked(imported: Import, tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM x\nSTOPSIGNAL SIGQUIT\nHEALTHCHECK CMD check\nCMD serve\n")
+def test_image_says_how_it_is_stopped(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM x\nSTOPSIGNAL SIGQUIT\nCMD serve\n")
     said = imported("services: {a: {build: .}, b: {build: ., stop_signal: SIGINT}}\n", "compose.yml")
     assert [said.servers[name]["stop_signal"] for name in "ab"] == ["SIGQUIT", "SIGINT"]
-    assert "compose.yml:1: HEALTHCHECK CMD check of its Dockerfile: write it as health" in said.remarks
+
+
+@pytest.mark.parametrize(
+    ("check", "readiness", "remarks"),
+    [
+        ("--interval=5s --retries=4 \\\n  CMD curl -f http://localhost:8000/up || exit 1",
+         {"http": "/up", "interval": "5s", "fall_count_ko": 4}, []),
+        ('--timeout=2s CMD ["check", "$X"]', {"exec": ["check", "$X"], "timeout": "2s"}, []),
+        ("CMD test -e ${Y}/x", {"exec": ["sh", "-c", "test -e $${Y}/x"]}, []),
+        ("--start-interval=1s CMD check", {"exec": ["sh", "-c", "check"]},
+         ["compose.yml:2: HEALTHCHECK start_interval: 1s: no equivalent"]),
+        ("NONE", None, []),
+    ],
+)  # fmt: skip
+def test_image_says_how_it_is_checked_unless_the_service_does(
+    imported: Import, tmp_path: Path, check: str, readiness: dict[str, object] | None, remarks: list[str]
+) -> None:
+    command = 'CMD ["python3", "-m", "http.server", "8000"]'
+    (tmp_path / "Dockerfile").write_text(f"FROM x\nHEALTHCHECK {check}\n{command}\n")
+    said = imported("services:\n  a: {build: .}\n", "compose.yml")
+    assert said.servers["a"].get("health") == (readiness and {"readiness": readiness})
+    assert said.remarks == remarks
+    own = imported("services: {a: {build: ., healthcheck: {test: [CMD, own]}}}\n", "compose.yml")
+    assert own.servers["a"]["health"] == {"readiness": {"exec": ["own"]}}
 
 
 def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: Path) -> None:
