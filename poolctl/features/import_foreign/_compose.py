@@ -466,7 +466,8 @@ class _Reader:
         probe: dict[str, Any]
         asks = re.match(r"(\S*/)?(curl|wget)\s|.*\burlopen\(", line, re.DOTALL)
         plain = not _more_than_get.search(line.replace("||", "")) or not re.match(r"\S*(curl|wget)", line)
-        if url and asks and plain and "bind" in server.keys and (url[1] or url[2]) in (None, inner):
+        port = url and (url[1] or url[2] or ("443" if url[0].startswith("https") else "80"))
+        if url and asks and plain and "bind" in server.keys and port == inner:
             probe = {"http": url[3] or "/"}
         else:
             texts = ["sh", "-c", *map(text_of, words[1:])] if shell else [text_of(each) for each in words[1:]]

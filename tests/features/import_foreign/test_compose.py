@@ -468,7 +468,8 @@ def test_one_word_or_variable_with_the_inner_port_is_replaced(
         ("healthcheck: {test: [CMD-SHELL, \"curl -f 'http://[::1]:80/up' || exit 1\"], timeout: 3s, retries: many}",
          {"http": "/up", "timeout": "3s"}),
         ("healthcheck: {test: [CMD, python, -c, \"a\\nu.urlopen('http://localhost:80/z')\"]}", {"http": "/z"}),
-        ("healthcheck: {test: [CMD, /usr/bin/wget, -q, 'https://0.0.0.0'], disable: false}", {"http": "/"}),
+        ("healthcheck: {test: [CMD, /usr/bin/wget, -q, 'http://0.0.0.0'], disable: false}", {"http": "/"}),
+        ("healthcheck: {test: [CMD, curl, 'https://localhost/x']}", {"exec": ["curl", "https://localhost/x"]}),
         ("healthcheck: {test: [CMD, curl, 'http://localhost:80'], disable: true}", None),
         ("healthcheck: {interval: 5s}", None),
     ],
@@ -478,6 +479,13 @@ def test_check_of_its_own_port_asks_by_http(
 ) -> None:
     text = f"services: {{a: {{command: uvicorn a:b --port 80, ports: ['8080:80'], {service}}}}}\n"
     assert imported(text, "compose.yml").servers["a"].get("health", {}).get("readiness") == probe
+
+
+def test_check_without_a_port_asks_another_address_than_that_of_the_program(imported: Import) -> None:
+    check = "healthcheck: {test: [CMD, curl, 'http://localhost/x']}"
+    text = f"services: {{a: {{command: uvicorn a:b --port 8000, ports: ['8080:8000'], {check}}}}}\n"
+    health = imported(text, "compose.yml").servers["a"]["health"]
+    assert health == {"readiness": {"exec": ["curl", "http://localhost/x"]}}
 
 
 def test_check_of_a_service_without_an_address_is_run(imported: Import) -> None:
