@@ -503,11 +503,12 @@ def foreign_format(path: str, data: Tree = None) -> str:
 
 
 def _has_apps(data: Tree) -> bool:
-    """Whether these are apps of pm2: a table of them, or a list or a single one that is the whole file."""
-    if isinstance(data, dict) and isinstance(data.get("apps", data.get("pm2")), (dict, list)):
+    """Whether these are apps of pm2: a list or a single one in `apps` or `pm2`, or as the whole file."""
+    apps = data.get("apps", data.get("pm2", data)) if isinstance(data, dict) else data
+    if isinstance(apps, list) and apps is not data:
         return True
-    apps = data if isinstance(data, list) else [data]
-    return any(isinstance(app, dict) and isinstance(app.get("script"), str) for app in apps)
+    each_app = apps if isinstance(apps, list) else [apps]
+    return any(isinstance(app, dict) and isinstance(app.get("script"), str) for app in each_app)
 
 
 def foreign_file_hint(path: str, foreign: str) -> str:
