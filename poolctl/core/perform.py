@@ -100,6 +100,13 @@ def note_failure(entry: Entry, failure: ServerError) -> None:
     entry.observed.failure = failure
 
 
+def warn_once(entry: Entry, message: str) -> None:
+    """Add a warning about the server to the command in progress, unless another worker has caused the same one."""
+    warning = f"{entry.name}: {message}"
+    if warning not in entry.observed.warnings:
+        entry.observed.warnings.append(warning)
+
+
 def failure_of(
     entry: Entry,
     message: str,
@@ -946,9 +953,8 @@ class Executor:
         if worker.preloading.cancelled():
             return False
         entry.observed.preload_problem = worker.preloading.result()
-        warning = f"{entry.name}: preload = true has no effect: {entry.observed.preload_problem}"
-        if entry.observed.preload_problem and warning not in entry.observed.warnings:
-            entry.observed.warnings.append(warning)
+        if entry.observed.preload_problem:
+            warn_once(entry, f"preload = true has no effect: {entry.observed.preload_problem}")
         return worker.phase is WorkerPhase.PLACING
 
     # Workers that are stopped.
@@ -975,7 +981,7 @@ class Executor:
             limit = min(limit, STUCK_SECONDS)
         exit_ = await self._end_worker(entry, worker, limit, replaced=replaced)
         if exit_ is not None and exit_.signal == signal.SIGKILL:
-            entry.observed.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
+            warn_once(entry, f"had to be killed after {format_duration(limit)}")
 
     async def _end_worker(
         self, entry: Entry, worker: Worker, limit_seconds: float, *, replaced: bool

@@ -83,7 +83,10 @@ class WorkerProcess:
             return self._failed(str(error), STARTUP_FAILURE, missing=error.missing)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
-        self._inform(_ENDED)
+        if (
+            not self.server.lifespan.should_exit
+        ):  # otherwise its shutdown has failed, which uvicorn has logged
+            self._inform(_ENDED)
         return 0
 
     def _config_with_app(self) -> uvicorn.Config:

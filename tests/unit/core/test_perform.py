@@ -660,9 +660,9 @@ def test_stuck_worker_has_a_second_to_end_and_less_if_its_stop_timeout_is_shorte
     run(scenario(0.5, "0.5"))
 
 
-def test_worker_that_had_to_be_killed_is_named_in_a_warning_with_its_time() -> None:
+def test_workers_that_had_to_be_killed_are_named_in_one_warning_with_their_time() -> None:
     async def scenario(exit_: Exit, warnings: list[str]) -> None:
-        pool = OrderedCore(web(stop_timeout=7))
+        pool = OrderedCore(web(stop_timeout=7, workers=2))
         await pool.start()
         stop = pool.runner.stop
 

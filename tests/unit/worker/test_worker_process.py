@@ -474,6 +474,23 @@ def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
 
 
 @pytest.mark.slow
+def test_failed_shutdown_is_not_called_complete(run_worker: RunWorker, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "async def app(scope, receive, send):\n"
+        "    await receive()\n"
+        "    await send({'type': 'lifespan.startup.complete'})\n"
+        "    await receive()\n"
+        "    await send({'type': 'lifespan.shutdown.failed', 'message': 'cannot flush'})\n"
+    )
+    worker = run_worker("failing:app")
+    worker.ready()
+    worker.order("stop")
+    assert worker.end() == 0
+    lines = worker.text().splitlines()
+    assert lines[1:] == ["ERROR:    cannot flush", "ERROR:    Application shutdown failed. Exiting."]
+
+
+@pytest.mark.slow
 def test_worker_with_a_higher_log_level_prints_nothing_of_its_own(run_worker: RunWorker) -> None:
     worker = run_worker(http={"log_level": "warning"})
     worker.ready()
