@@ -22,7 +22,12 @@ from poolctl.listeners.sock_diag import is_accepted, wait_until_accepted
 from poolctl.runners.output_tail import OutputTail
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
-from poolctl.runners.worker_spec import added_environment, probe_argument_vector, user_ids
+from poolctl.runners.worker_spec import (
+    added_environment,
+    give_output_to_user,
+    probe_argument_vector,
+    user_ids,
+)
 from poolctl.selection.regular_expressions import (
     SLOW,
     BadExpression,
@@ -348,6 +353,7 @@ class ProgramProber:
     def _spawn(self, output: int) -> subprocess.Popen[bytes]:
         server = self._server
         user = user_ids(server)
+        give_output_to_user(output, server)
         return subprocess.Popen(
             self._argv,
             cwd=server.cwd,

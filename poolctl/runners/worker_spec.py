@@ -202,6 +202,14 @@ def _address_values(server: ServerConfig) -> dict[str, str]:
     return {"bind": server.bind, "host": host, "port": port}
 
 
+def give_output_to_user(pipe: int, server: ServerConfig) -> None:
+    """Give an output pipe to the server's user, if it has one: /dev/stdout can be opened only by the pipe's owner."""
+    # A user that cannot be used is reported when a process starts.
+    with contextlib.suppress(ServerError, OSError):
+        if ids := user_ids(server):
+            os.fchown(pipe, *ids)
+
+
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:
     """The uid and gid with which the worker runs; None if they are the pool's own. Raises ServerError."""
     if server.user is None:

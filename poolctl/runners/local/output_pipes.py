@@ -25,7 +25,7 @@ from poolctl.platform import memory_file
 from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
 from ..process_link import Descriptor, Link, LinkLost
 from ..runner_protocol import RunnerEventHandler
-from ..worker_spec import user_ids
+from ..worker_spec import give_output_to_user, user_ids
 
 LOGGER = HelperKind(
     name="logger",
@@ -138,7 +138,9 @@ class OutputPipes(HelperOwner[HelperProcess]):
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
         self.paths[server.name] = self.path(server)
         key = self.new_key(server)
-        return key, self._add_pipe(key, self.registration_message(key, server))
+        write = self._add_pipe(key, self.registration_message(key, server))
+        give_output_to_user(write, server)
+        return key, write
 
     def create_log_pipe(self, name: str, path: str, form: str) -> tuple[str, int]:
         """Create a pipe, like `create_pipe`, for lines that are no server's output; their file is `path`.

@@ -114,6 +114,27 @@ def test_directory_made_for_a_log_belongs_to_the_user_of_its_server(pool: RealPo
         assert found == ("nobody", "www-data", 0o750)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
+def test_processes_of_another_user_can_open_their_output_by_name(pool: RealPool, free_port: Any) -> None:
+    pool.open_to_all()
+    port = free_port()
+    opens = ["sh", "-c", "echo {name} > /dev/stdout && echo aloud > /dev/stderr"]
+    pool.write("app.py", f"open('/dev/stdout', 'w').write('app\\n')\n{PRINTS}")
+    hooked = {"user": "nobody", "hooks": {"before_start": [*opens[:2], opens[2].replace("{name}", "hook")]}}
+    pool.write(
+        "pool.toml",
+        server("task", job=True, command=opens, **hooked)
+        + server(
+            "web", bind=f"127.0.0.1:{port}", app="app:app", user="nobody", health={"startup": {"exec": opens}}
+        )
+        + server("forked", bind=f"127.0.0.1:{free_port()}", app="app:app", user="nobody", preload=True),
+    )
+    pool.ok("start")
+    lines = pool.ok("logs", "-n", "all").stdout.splitlines()
+    texts = {(name.strip(), text) for name, _, text in (line.partition(" | ") for line in lines)}
+    assert texts >= {("task", "hook"), ("task", "task"), ("task", "aloud"), ("web", "app"), ("forked", "app")}
+
+
 def test_a_server_that_turns_its_log_directory_into_a_link_makes_the_logger_write_nowhere_else(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
