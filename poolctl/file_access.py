@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp  # noqa: F401 - for group_name: a process may have become a user who cannot read Python's library
 import json
 import os
 import shlex
@@ -51,12 +52,21 @@ def why_execution_failed(program: str, search_path: str, error: OSError) -> str:
     except FileNotFoundError:
         return "the working directory has been removed"
     found = next(_candidates(program, search_path, here), None)
-    obstacle = why_not_executable(program, search_path, here) if found else None
+    is_refused = found or error.errno == errno.EACCES
+    obstacle = why_not_executable(program, search_path, here) if is_refused else None
     if found and obstacle is None and error.errno == errno.ENOEXEC:
         machine, foreign = os.uname().machine, _foreign_machine(_head(found))
         what = f"for {foreign}" if foreign else "not for this system"
         obstacle = f"is {what}, and this machine is {machine}", f"install the program for {machine}"
     return f"it {obstacle[0]}; {obstacle[1]}" if obstacle else error.strerror or str(error)
+
+
+def why_not_entered(directory: str, error: OSError) -> str:
+    """Why chdir(2) to the directory failed with `error` in this process, and the fix if permissions are the reason."""
+    closed = _first_closed_directory(os.path.join(directory, "file"))
+    if closed is None:
+        return error.strerror or str(error)
+    return f"{_this_user()} may not enter {closed}; {_permission_fix(closed, 'x')}"
 
 
 def _candidates(program: str, search_path: str, cwd: str) -> Iterator[str]:
@@ -213,13 +223,19 @@ def _loader(head: bytes) -> str:
 
 def _closed_directory(path: str) -> Obstacle | None:
     """The first directory on the way to `path` that this process may not enter, as an obstacle; None without one."""
+    directory = _first_closed_directory(path)
+    if directory is None:
+        return None
+    return f"is in {directory}, which {_this_user()} may not enter", _permission_fix(directory, "x")
+
+
+def _first_closed_directory(path: str) -> str | None:
+    """The first directory on the way to `path` that this process may not enter; None without one."""
     directory = ""
     for part in os.path.dirname(os.path.abspath(path)).split("/")[1:]:
         directory = f"{directory}/{part}"
         if not os.access(directory, os.X_OK):
-            if not os.path.isdir(directory):
-                return None
-            return f"is in {directory}, which {_this_user()} may not enter", _permission_fix(directory, "x")
+            return directory if os.path.isdir(directory) else None
     return None
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..bootstrap import command
-from ..file_access import why_execution_failed
+from ..file_access import why_execution_failed, why_not_entered
 from ..platform import end_with_parent, prefer_for_oom_kill, read_file
 
 # The first of the descriptors that are passed to a process of the pool.
@@ -261,7 +261,7 @@ def apply_spec(spec: Spec) -> None:
     try:
         os.chdir(_encoded(spec["cwd"]))
     except OSError as error:
-        raise _failed(f"cannot enter {spec['cwd']}", error) from error
+        raise SetupFailed(f"cannot enter {spec['cwd']}: {why_not_entered(spec['cwd'], error)}") from error
 
 
 def set_index_variable(spec: Spec) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.file_access import why_execution_failed, why_not_executable, why_unreadable
+from poolctl.file_access import why_execution_failed, why_not_entered, why_not_executable, why_unreadable
 
 PATH = os.environ["PATH"]
 OTHER = 54321  # a user and a group without an account
@@ -266,6 +266,10 @@ def test_directory_that_may_not_be_entered_is_named(shared: Path) -> None:
     reason, fix = eval(as_other_user(lambda: why_unreadable(str(path))))
     assert reason == wanted
     assert eval(as_other_user(lambda: why_not_executable(str(path), PATH, "/"))) == (reason, fix)
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    assert as_other_user(lambda: why_execution_failed(str(path), PATH, refused)) == f"it {reason}; {fix}"
+    entered = as_other_user(lambda: why_not_entered(str(path.parent), refused))
+    assert entered == f"user {OTHER} may not enter {shared}/closed; {fix}"
     paste(fix)
     assert as_other_user(path.read_text) == path.read_text()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import shlex
 import signal
 import socket
@@ -270,6 +272,30 @@ def test_worker_that_cannot_start_is_explained_without_a_traceback_of_poolctl(
     done = pool.run("start")
     assert done.code == 1, str(done)
     assert [words for words in wanted if words not in done.stderr] == []
+    assert "poolctl/worker" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
+def test_program_that_its_user_may_not_reach_is_explained_with_the_command_that_helps(pool: RealPool) -> None:
+    pool.open_to_all()
+    closed = pool.write("closed/job", "#!/bin/sh\n").parent
+    own = pool.write("own", "#!/bin/sh\n")
+    closed.chmod(0o700)
+    own.chmod(0o700)
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    enters = f"user nobody may not enter {closed}; as root: chgrp {group} {closed} && chmod g+x {closed}"
+    wanted: dict[str, dict[str, Any]] = {
+        "cannot run 'closed/job': it is in": {"command": ["closed/job"]},
+        "cannot run './own': it may not be executed by user nobody; as root: chgrp": {"command": ["./own"]},
+        f"cannot enter {closed}: {enters}": {"command": ["sleep", "600"], "cwd": "closed"},
+    }
+    tables = (
+        server(f"task{number}", user="nobody", **keys, **ONCE) for number, keys in enumerate(wanted.values())
+    )
+    pool.write("pool.toml", "".join(tables))
+    done = pool.run("start")
+    assert done.code == 1, str(done)
+    assert [words for words in wanted if words not in done.stderr] == [], str(done)
     assert "poolctl/worker" not in done.stderr
 
 
