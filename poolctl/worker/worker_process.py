@@ -83,9 +83,8 @@ class WorkerProcess:
             return self._failed(str(error), STARTUP_FAILURE, missing=error.missing)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
-        if (
-            not self.server.lifespan.should_exit
-        ):  # otherwise its shutdown has failed, which uvicorn has logged
+        # If its shutdown has failed, uvicorn has logged that.
+        if not self.server.lifespan.should_exit:
             self._inform(_ENDED)
         return 0
 

@@ -336,9 +336,8 @@ class LocalWorker(LinkHandler):
         self.reason = ""
         self.missing_module = ""
         self.start: int | None = None  # the start time of its process (see process_start)
-        self.earlier_listeners: Set[int] = (
-            frozenset()
-        )  # the inodes of sockets that listened at its port before it
+        # The inodes of sockets that listened at its port before it was started.
+        self.earlier_listeners: Set[int] = frozenset()
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
         self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
