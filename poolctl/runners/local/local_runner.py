@@ -196,7 +196,7 @@ class LocalRunner(Runner):
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
         await self._wait_for_own_port(server)
-        earlier = await in_daemon_thread(lambda: listening_inodes(server)) if server.binds_itself else set()
+        earlier = await asyncio.to_thread(listening_inodes, server) if server.binds_itself else set()
         private = None
         if server.is_proxied:
             taken = {worker.placement.address for worker in self._workers.values()}
