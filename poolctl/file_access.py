@@ -52,8 +52,8 @@ def why_execution_failed(program: str, search_path: str, error: OSError) -> str:
     except FileNotFoundError:
         return "the working directory has been removed"
     found = next(_candidates(program, search_path, here), None)
-    is_refused = found or error.errno == errno.EACCES
-    obstacle = why_not_executable(program, search_path, here) if is_refused else None
+    is_hidden = error.errno == errno.EACCES and "/" in program  # below a directory that may not be entered
+    obstacle = why_not_executable(program, search_path, here) if found or is_hidden else None
     if found and obstacle is None and error.errno == errno.ENOEXEC:
         machine, foreign = os.uname().machine, _foreign_machine(_head(found))
         what = f"for {foreign}" if foreign else "not for this system"

@@ -336,7 +336,7 @@ class LocalWorker(LinkHandler):
         self.reason = ""
         self.missing_module = ""
         self.start: int | None = None  # the start time of its process (see process_start)
-        # The inodes of sockets that listened at its port before it was started.
+        # The inodes of the sockets that listened at its port before it was started.
         self.earlier_listeners: Set[int] = frozenset()
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
