@@ -55,12 +55,14 @@ ADVICE = {
 }
 _SCRIPTS = ("script", "exec", "cmd", "command")
 _OPTIONS = ("node_args", "interpreter_args", "interpreterArgs")
-# A string, or: a comment, a string in single quotes, a key without quotes.
+# A string, or: a comment, a string in single quotes, a key without quotes. What is not closed is one match, too: the time
+# would otherwise grow with the square of its length.
 _literal = re.compile(
-    r""""(?:[^"\\\n]|\\.)*"|(//[^\n]*|/\*.*?\*/)|'((?:[^'\\\n]|\\.)*)'|(?<![\w$.])([A-Za-z_$][\w$]*)(?=\s*:)""",
+    r""""(?:[^"\\\n]|\\.)*+"?|(//[^\n]*|/\*.*?(?:\*/|\Z))|'((?:[^'\\\n]|\\.)*+)'|'(?:[^'\\\n]|\\.)*+"""
+    r"""|(?<![\w$.])([A-Za-z_$][\w$]*+)(?=\s*:)""",
     re.DOTALL,
 )
-_comma_at_end = re.compile(r'("(?:[^"\\\n]|\\.)*")|,(?=\s*[\]}])')
+_comma_at_end = re.compile(r'("(?:[^"\\\n]|\\.)*+"?)|,(?=\s*[\]}])')
 _NO_LOG = ("/dev/null", "NULL")
 # The defaults; the whole tree of processes gets the signal (treekill).
 _STOP = {"stop_signal": "SIGINT", "stop_timeout": "1600ms", "stop_group": "together"}
