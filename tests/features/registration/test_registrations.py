@@ -562,25 +562,44 @@ def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: in
     play(work)
 
 
+class SilentServer:
+    """A server that answers nothing. `accept` returns how many connections there were until now."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self._listener.setblocking(False)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._connections: list[socket.socket] = []
+
+    def accept(self) -> int:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._connections.append(self._listener.accept()[0])
+        return len(self._connections)
+
+    def close_connections(self) -> None:
+        for each in self._connections:
+            each.close()
+
+    def close(self) -> None:
+        self.close_connections()
+        self._listener.close()
+
+
 def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
-        over = asyncio.Event()
-
-        async def hang(backend: Backend, wire: Wire) -> None:
-            await over.wait()
-
-        hanging = await stage.backend(hang)
-        for number in range(40):
-            settings = registration_of({"name": f"s{number}", "to": hanging.url, "probe": FAST}, [])
-            assert settings is not None
-            service = registry.manager.services.register_with_outcome(settings)[0]
-            registry.manager._probes.watch(service, settings.probe)
-        await until(lambda: hanging.connections == 32)
-        assert len(registry.manager._probes._waiting) == 8
-        over.set()
-        await until(lambda: hanging.connections > 40)
-        await registry.close()
+        with contextlib.closing(SilentServer()) as silent:
+            for number in range(40):
+                settings = registration_of({"name": f"s{number}", "to": silent.url, "probe": FAST}, [])
+                assert settings is not None
+                service = registry.manager.services.register_with_outcome(settings)[0]
+                registry.manager._probes.watch(service, settings.probe)
+            await until(lambda: silent.accept() == 32)
+            assert len(registry.manager._probes._waiting) == 8
+            silent.close_connections()
+            await until(lambda: silent.accept() >= 40)
+            await registry.close()
 
     play(work)
 
