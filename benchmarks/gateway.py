@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.certificates import certificate
+from tests.load import http2
 from tests.load.frames import TEXT, frame, new_key
 
 from . import answers, processes, proxies
@@ -89,6 +90,7 @@ class Way(Side):
         self.name = name
         self.before = Side(port, before) if before else None
         self._tls = tls
+        self.http2_requests = 0  # on each kept connection, so far
 
     def connect(self) -> socket.socket:
         sock = super().connect()
@@ -191,6 +193,16 @@ TLS_MODES: dict[str, Callable[[Way], int]] = {
 }
 
 
+def _http2(way: Way) -> int:
+    greeting = b"" if way.http2_requests else http2.greeting()
+    asked = _exchange(way.kept(), greeting + http2.get(way.http2_requests, way.name, "/"))
+    way.http2_requests += 1
+    return asked
+
+
+HTTP2_MODES: dict[str, Callable[[Way], int]] = {"HTTP/2": _http2}
+
+
 class Turn(NamedTuple):
     """The rate of requests, and the processor time of one: of the worker and the process in front of it."""
 
@@ -202,17 +214,17 @@ def run(options: Namespace) -> Iterator[Row]:
     rounds = 2 if options.quick else ROUNDS
     with ExitStack() as stack:
         stack.enter_context(_all_descriptors())
-        plain, tls = _ways(stack)
+        plain, tls, http2_ways = _ways(stack)
         idle = 200 if options.quick else IDLE_CONNECTIONS
         yield from _memory(plain, idle)
         yield from _latency(plain, rounds)
-        for modes, ways in (MODES, plain), (TLS_MODES, tls):
+        for modes, ways in (MODES, plain), (TLS_MODES, tls), (HTTP2_MODES, http2_ways):
             for mode, ask in modes.items():
                 yield from _rows_of(mode, _in_short_turns(ways, ask, rounds))
 
 
-def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
-    """The ways with and without TLS, with their processes running."""
+def _ways(stack: ExitStack) -> tuple[list[Way], list[Way], list[Way]]:
+    """The ways without TLS, with it, and over HTTP/2, with their processes running."""
     project = stack.enter_context(Project(1, app=APP))
     directory = project.directory
     pem, key = certificate(directory)
@@ -230,7 +242,8 @@ def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
     (item,) = json.loads(project.run("list", "-o", "json"))["items"]
     (worker,) = item["pids"]
     gateway = project.process("gateway")
-    context = ssl.create_default_context(cafile=str(pem))
+    context, of_http2 = (ssl.create_default_context(cafile=str(pem)) for _ in range(2))
+    of_http2.set_alpn_protocols(["h2"])
     plain = [Way(DIRECT, project.ports[0], worker, None), Way(POOLCTL, plain_port, worker, gateway)]
     tls = [Way(POOLCTL, tls_port, worker, gateway, context)]
     for name in filter(proxies.is_installed, ("nginx", "HAProxy")):
@@ -244,7 +257,11 @@ def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
         tls.append(Way(name, second, worker, pid, context))
     answers.wait_for_all([way.port for way in plain], _START_SECONDS)
     stack.enter_context(on_one_processor([worker, *(way.before.pid for way in plain if way.before)]))
-    return plain, tls
+    return (
+        plain,
+        tls,
+        [Way(each.name, each.port, worker, each.before.pid, of_http2) for each in tls if each.before],
+    )
 
 
 @contextmanager

@@ -39,7 +39,7 @@ http {{
   upstream worker {{ server 127.0.0.1:{backend}; keepalive 64; keepalive_requests 1000000000; }}
   server {{
     listen 127.0.0.1:{plain};
-    listen 127.0.0.1:{tls} ssl;
+    listen 127.0.0.1:{tls} ssl http2;
     ssl_certificate {certificate};
     ssl_certificate_key {certificate};
     location / {{
@@ -74,7 +74,7 @@ _HAPROXY_HTTP = """
   option forwardfor
 frontend clients
   bind 127.0.0.1:{plain}
-  bind 127.0.0.1:{tls} ssl crt {certificate}
+  bind 127.0.0.1:{tls} ssl crt {certificate} alpn h2,http/1.1
   default_backend worker
 backend worker
   server worker 127.0.0.1:{backend}

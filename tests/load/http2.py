@@ -22,6 +22,22 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
+def greeting() -> bytes:
+    """What a client sends first, with a window that a gigabyte of responses fills."""
+    return _PREFACE + _frame(_SETTINGS, 0, 0) + _frame(_WINDOW_UPDATE, 0, 0, (1 << 30).to_bytes(4, "big"))
+
+
+def get(number: int, host: str, path: str) -> bytes:
+    """The request with this number on a connection, from 0."""
+    fields = (
+        bytes((_GET, _HTTPS, _AUTHORITY, len(host)))
+        + host.encode()
+        + bytes((_PATH, len(path)))
+        + path.encode()
+    )
+    return _frame(_HEADERS, _END_HEADERS | _END_STREAM, 2 * number + 1, fields)
+
+
 class _Answers:
     """Bytes of HTTP/2 in, complete responses out; `replies` are frames that the server waits for."""
 
@@ -81,14 +97,12 @@ class Http2(Exchange):
         self.responses: _Answers = _Answers()  # type: ignore[assignment]
 
     def connected(self) -> None:
-        self.connection.write(_PREFACE + _frame(_SETTINGS, 0, 0))
+        self.connection.write(greeting())
         super().connected()
 
     def request(self, number: int) -> bytes:
-        stream, self.streams = 2 * self.streams + 1, self.streams + 1
-        path = f"{self.settings.path}?n={number:012}".encode()
-        fields = bytes((_GET, _HTTPS, _AUTHORITY, 4)) + b"load" + bytes((_PATH, len(path))) + path
-        return _frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, fields)
+        self.streams += 1
+        return get(self.streams - 1, "load", f"{self.settings.path}?n={number:012}")
 
     def received(self, data: bytes) -> None:
         super().received(data)
