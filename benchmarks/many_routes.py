@@ -19,7 +19,7 @@ SERVERS = 300
 FEW, MANY = 10, 10_000
 GATEWAY = '[gateway]\nbind = "127.0.0.1:{port}"\n'
 ROUTE = '[[route]]\nalias = "r{number}"\nhost = "{host}"\nto = "s{server}"\n'
-# Of requests for any other host, such as those of the load.
+# For requests to all other hosts, such as those that the load sends.
 OTHERS = '[[route]]\nalias = "others"\nto = "s0"\n'
 STARTED_SECONDS = 60.0
 
@@ -85,7 +85,7 @@ def _seconds_of_next_haproxy(project: Project, port: int, host: str) -> float:
 
 
 def _change(project: Project, file: Path, port: int, haproxy: int, number: int) -> tuple[float, float]:
-    """Give the route of a host in the middle of the file another one, which serves when the command has returned."""
+    """Change the host of one route, and reload; returns once the new host is served: see Figures."""
     file.write_text(file.read_text().replace(f'"h{number}.example.com"', f'"changed{number}.example.com"'))
     used, began = processes.processor_seconds([haproxy]), time.perf_counter()
     project.run("reload")

@@ -1,4 +1,4 @@
-"""A compose file together with the files that belong to it: its override, and those of `include` and `extends`."""
+"""Reads a compose file, its override, and the files that it names in `include` and `extends`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ComposeFile:
         )
 
     def read(self) -> None:
-        """Extend the services, and add those of included files and of the override."""
+        """Resolve `extends` and `include`, and merge the override."""
         for name in self._services():
             self._extend(name)
         self._add_included()
@@ -210,7 +210,7 @@ def _remove(data: Any, path: KeyPath) -> None:
 
 
 def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str]) -> Tree:
-    """The value with that of another file merged into it by the rules of compose (compose-spec, 13-merge.md)."""
+    """Merge the value `other` of another file into `base`, by the rules of compose (compose-spec, 13-merge.md)."""
     key = path[-1] if path else ""
     base, other = _alike(key, base), _alike(key, other)
     if key in _OF_NAMES and isinstance(base, dict) != isinstance(other, dict):

@@ -55,8 +55,8 @@ ADVICE = {
 }
 _SCRIPTS = ("script", "exec", "cmd", "command")
 _OPTIONS = ("node_args", "interpreter_args", "interpreterArgs")
-# A string, or: a comment, a string in single quotes, a key without quotes. What is not closed is one match, too: the
-# time would otherwise grow with the square of its length.
+# Matches a string; its groups are a comment, a string in single quotes, and a key without quotes. A string or comment
+# that is not closed is also matched as a whole: otherwise the time would grow with the square of its length.
 _literal = re.compile(
     r""""(?:[^"\\\n]|\\.)*+"?|(//[^\n]*|/\*.*?(?:\*/|\Z))|'((?:[^'\\\n]|\\.)*+)'|'(?:[^'\\\n]|\\.)*+"""
     r"""|(?<![\w$.])([A-Za-z_$][\w$]*+)(?=\s*:)""",

@@ -171,7 +171,7 @@ def _include(pool: ForeignPool, sections: list[NamedSection], file: str, line: i
 
 
 def _merged(sections: Iterable[NamedSection]) -> list[NamedSection]:
-    """The sections, with those of one name as one: of several values of a key the last counts, as in supervisord."""
+    """Merge sections that have the same name; the last value of a key counts, as in supervisord."""
     found: dict[str, NamedSection] = {}
     for each in sections:
         if known := found.get(each.name):

@@ -134,7 +134,7 @@ def pool_of_unit(text: str, path: str) -> ForeignPool:
 
 
 def _drop_ins(pool: ForeignPool, path: str) -> Iterator[Setting]:
-    """The settings of the files in `NAME.service.d`, and of an instance in that of its template. Raises Unreadable."""
+    """The settings of the drop-ins of a unit; an instance also has those of its template. Raises Unreadable."""
     directory, name = os.path.split(path)
     template = re.sub("@.+", "@.service", name)
     files = {
