@@ -21,6 +21,8 @@ OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 LEFT_GROUP = "group:"
+# The output pipes of helpers.
+HELPER_OUTPUT = "helper output "
 # State that a supervisor leaves to its successor.
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"

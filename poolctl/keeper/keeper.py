@@ -746,11 +746,12 @@ class Keeper:
         elif operation == "list":
             reply["entries"] = self.store.page(message.get("after", ""))
         elif operation == "spawn":
+            file = message["output"]  # null: the last descriptor
             reply["pid"] = spawn(
                 message["argv"],
                 message.get("env"),
-                fds,
-                message["output"],
+                fds if file else fds[:-1],
+                file or fds[-1],
                 session=message["session"],
                 without=message.get("without", ()),
             )

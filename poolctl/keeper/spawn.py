@@ -22,29 +22,31 @@ def spawn(
     argv: list[str],
     env: dict[str, str] | None,
     fds: list[int],
-    output: str,
+    output: str | int,
     *,
     session: bool,
     without: Container[str] = (),
 ) -> int:
     """Start a program as a child, with `fds` as its descriptors 3, 4 …; returns its pid.
 
-    Its stdout and stderr are appended to the file `output` (created with mode 0600). `env` is its environment (None:
-    this process's), without the variables in `without`. With `session` it leads a new session. It inherits no other
-    descriptor of this process. Raises OSError if the program cannot be executed.
+    Its stdout and stderr are `output`: a file to which they are appended (created with mode 0600), or a descriptor.
+    `env` is its environment (None: this process's), without the variables in `without`. With `session` it leads a new
+    session. It inherits no other descriptor of this process. Raises OSError if the program cannot be executed.
     """
     import signal  # imported late: a process that only calls start_with_companions does not need it
 
-    with contextlib.suppress(OSError):
-        copytruncate_if_large(output)
+    actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    if isinstance(output, int):
+        actions.append((os.POSIX_SPAWN_DUP2, output, 1))
+    else:
+        with contextlib.suppress(OSError):
+            copytruncate_if_large(output)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        actions.append((os.POSIX_SPAWN_OPEN, 1, output, flags, 0o600))
     # Moved to high numbers first: one descriptor may occupy the number that another needs.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
-        actions: list[tuple[object, ...]] = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
+        actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
         actions += [(os.POSIX_SPAWN_DUP2, fd, 3 + place) for place, fd in enumerate(lifted)]
         return os.posix_spawn(
             argv[0],

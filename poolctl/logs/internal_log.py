@@ -23,14 +23,14 @@ _WITHOUT_INOTIFY_SECONDS = 1.0
 
 
 class InternalLog(logging.Handler):
-    """Writes records to standard error, which the caller has redirected to the file `path`; rotates it to `path.1`.
+    """Writes records to standard error, which may be redirected to the file `path`; rotates that to `path.1`.
 
     A message that repeats the previous one is counted instead of written ("repeated 12,345 times"). Messages above
     the rate limit are dropped and counted. The interpreter's own tracebacks go to the same file. With `stamped`,
     lines have the same format as in the logs of servers.
     """
 
-    def __init__(self, path: str, clock: Clock | None = None, *, stamped: bool = False) -> None:
+    def __init__(self, path: str = "", clock: Clock | None = None, *, stamped: bool = False) -> None:
         super().__init__()
         self.setFormatter(
             _Stamped() if stamped else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
@@ -98,8 +98,9 @@ class InternalLog(logging.Handler):
 
     def _write(self, line: bytes) -> None:
         sys.stderr.flush()
-        with contextlib.suppress(OSError):
-            copytruncate_if_large(self._path)
+        if self._path:
+            with contextlib.suppress(OSError):
+                copytruncate_if_large(self._path)
         with contextlib.suppress(OSError):  # a full disk
             os.write(_STDERR, line)
 

@@ -23,9 +23,11 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 from poolctl import __version__
+from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
 
 from .process_link import (
     PING,
@@ -44,6 +46,9 @@ from .process_link import (
 from .runner_protocol import Exit
 
 _STATUS_SECONDS = 5.0
+_STORED_SECONDS = 1.0
+# Small: the pool's directory is often in memory.
+_LIMITS = Log.unchecked({"max_size": MAX_SIZE_BYTES, "keep": 1})
 _SECOND_PAUSE_SECONDS = 0.2
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -53,8 +58,7 @@ logger = logging.getLogger("poolctl.supervisor")
 class HelperKind:
     """A kind of helper. `name` is one word, used in `status -v` and metrics; `label` names it in messages.
 
-    `argv` is its command, and `entry` its name in the keeper's store. It prints to the file `output` in the pool's
-    directory.
+    `argv` is its command, and `entry` its name in the keeper's store.
 
     A kind with `on_demand` is started by the first request to it, and again by the first one after its exit; it ends
     when it has had no request for `idle_seconds`, if set. Any other kind is started at once, and restarted after its
@@ -67,7 +71,6 @@ class HelperKind:
     label: str
     argv: tuple[str, ...]
     entry: str
-    output: str
     knows_secrets: bool = False  # its environment has the withheld variables, too
     overlaps: bool = True
     on_demand: bool = False
@@ -82,6 +85,60 @@ class HelperKind:
     def mark_of(self, settings: str) -> str:
         """The mark of a process of this version with these settings."""
         return f"{self.version} {settings}".rstrip()
+
+
+class LogPipes(Protocol):
+    """Leads what a process prints to the logger: see OutputPipes."""
+
+    def create_log_pipe(self, name: str, path: str, form: str, limits: Log) -> tuple[str, int]: ...
+
+    def register_pipe(self, key: str, pid: int) -> None: ...
+
+    def discard(self, key: str) -> None: ...
+
+    async def wait_until_all_stored(self, timeout_seconds: float) -> None: ...
+
+
+class HelperLog:
+    """The file at `path` to which a helper's processes print: through `pipes`, or directly if that is None."""
+
+    def __init__(self, directory: str, name: str, pipes: LogPipes | None) -> None:
+        self.path = os.path.join(directory, f"{name}.log")
+        self._name = name
+        self._pipes = pipes
+
+    async def spawn(
+        self,
+        keeper: Link,
+        argv: Sequence[str],
+        fds: Sequence[int | HasDescriptor],
+        unset_variables: Sequence[str] | None = None,
+    ) -> int:
+        """Have the keeper start a program that prints to this log, and return its pid: see process_link.spawn."""
+        if self._pipes is None:
+            return await spawn(keeper, argv, self.path, fds, unset_variables)
+        pipe, write = self._pipes.create_log_pipe(f"[{self._name}]", self.path, "raw", _LIMITS)
+        try:
+            pid = await spawn(keeper, argv, write, fds, unset_variables)
+        except BaseException:
+            self._pipes.discard(pipe)
+            raise
+        finally:
+            os.close(write)
+        self._pipes.register_pipe(pipe, pid)
+        return pid
+
+    async def wait_until_stored(self) -> None:
+        """Wait until the file has all that was printed so far, or a second has passed."""
+        if self._pipes is not None:
+            await self._pipes.wait_until_all_stored(_STORED_SECONDS)
+
+    @property
+    def size(self) -> int:
+        """The size of the file in bytes; 0 if there is none."""
+        with contextlib.suppress(OSError):
+            return os.stat(self.path).st_size
+        return 0
 
 
 class HelperChild:
@@ -99,7 +156,7 @@ class HelperChild:
         self.up = asyncio.Event()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.began = loop.time()
-        self.output_start = 0  # its output begins at this position of the file, or later
+        self.output_start = 0  # its output begins at this position of the log, or later
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._watchdog: ProcessWatchdog | None = None
 
@@ -140,14 +197,14 @@ class HelperChild:
         """Kill the process if it still runs, and receive nothing more."""
         kill(self.known)
 
-    async def wait_until_ready(self, directory: str) -> None:
+    async def wait_until_ready(self, log: HelperLog) -> None:
         """Wait until the process is up. If it exits or takes too long, end it, and raise LinkLost or TimeoutError."""
         try:
             async with asyncio.timeout(self.kind.ready_seconds):
                 await self.up.wait()
             if self.is_gone:
-                output = os.path.join(directory, self.kind.output)
-                raise LinkLost(f"its process ended at its start; see {output}")
+                await log.wait_until_stored()
+                raise LinkLost(f"its process ended at its start{f'; see {log.path}' if log.size else ''}")
         except BaseException:
             self.close()
             raise
@@ -200,14 +257,13 @@ class HelperProcess(HelperChild, LinkHandler):
         self.watch()
 
     @classmethod
-    async def spawn(cls, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Self:
-        """Have the keeper start a process for the pool of this directory. Raises LinkLost, or OSError."""
+    async def spawn(cls, keeper: Link, log: HelperLog, kind: HelperKind, mark: str) -> Self:
+        """Have the keeper start a process that prints to this log. Raises LinkLost, or OSError."""
+        output_start = log.size
         ours, theirs = wire.pair()
         try:
-            output = os.path.join(directory, kind.output)
-            output_start = size_of(output)
-            unset = () if kind.knows_secrets else None
-            pid = await spawn(keeper, kind.argv, output, theirs, unset)
+            with theirs:
+                pid = await log.spawn(keeper, kind.argv, [theirs], () if kind.knows_secrets else None)
         except BaseException:
             ours.close()
             raise
@@ -295,16 +351,9 @@ Started = TypeVar("Started", bound=HelperChild, covariant=True)
 class ProcessSource(Protocol[Started]):
     """Starts the processes of a kind, and finds the one that the previous supervisor has left: see HelperProcess."""
 
-    async def spawn(self, keeper: Link, directory: str, kind: HelperKind, mark: str) -> Started: ...
+    async def spawn(self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str) -> Started: ...
 
     async def adopt(self, keeper: Link, kind: HelperKind) -> Started | None: ...
-
-
-def size_of(path: str) -> int:
-    """The size of a file in bytes; 0 if there is none."""
-    with contextlib.suppress(OSError):
-        return os.stat(path).st_size
-    return 0
 
 
 class HelperOwner(Generic[Child]):
@@ -342,23 +391,23 @@ class Helper(Generic[Child]):
     """Keeps a helper running as its owner's settings say. `process` is the process in use, None while there is none.
 
     `problem` is why there is none, or ""; `restarts` counts the exits that were not ordered. Begins with `reconcile`,
-    `adopt` or, on demand, the first request.
+    `adopt` or, on demand, the first request. Its processes print to `log`.
     """
 
     def __init__(
         self,
         keeper: Link,
-        directory: str,
+        log: HelperLog,
         kind: HelperKind,
         owner: HelperOwner[Child],
         source: ProcessSource[Child],
     ) -> None:
         self.kind = kind
+        self.log = log
         self.process: Child | None = None
         self.problem = ""
         self.restarts = 0
         self._keeper = keeper
-        self._directory = directory
         self._owner = owner
         self._source = source
         # The process that was started or adopted last, also if it has ended by itself.
@@ -556,13 +605,13 @@ class Helper(Generic[Child]):
         """Start a process; returns it when it is up, and in the keeper's store. Raises LinkLost or TimeoutError."""
         self._early_exits = {}
         try:
-            process = await self._source.spawn(self._keeper, self._directory, self.kind, mark)
+            process = await self._source.spawn(self._keeper, self.log, self.kind, mark)
             self._register(process)
         finally:
             self._early_exits = None
         self.latest = process
         self._owner.begin(process)
-        await process.wait_until_ready(self._directory)
+        await process.wait_until_ready(self.log)
         process.save_to_keeper(self._keeper)
         return process
 
@@ -647,10 +696,14 @@ class Helper(Generic[Child]):
 
 
 class Helpers:
-    """The helpers of one pool: makes them, lists them, and passes them the exits that the keeper reports."""
+    """The helpers of one pool: makes them, lists them, and passes them the exits that the keeper reports.
+
+    The first one is the logger, whose owner sets `pipes`: all others print to these.
+    """
 
     def __init__(self, keeper: Link, directory: str) -> None:
         self.directory = directory
+        self.pipes: LogPipes | None = None
         self._keeper = keeper
         self._helpers: list[Helper[Any]] = []
 
@@ -664,7 +717,8 @@ class Helpers:
 
     def add(self, kind: HelperKind, owner: HelperOwner[Child], source: ProcessSource[Child]) -> Helper[Child]:
         """Make a helper of this kind."""
-        helper = Helper(self._keeper, self.directory, kind, owner, source)
+        log = HelperLog(self.directory, kind.name, self.pipes)
+        helper = Helper(self._keeper, log, kind, owner, source)
         self._helpers.append(helper)
         return helper
 

@@ -408,19 +408,20 @@ class Link:
 async def spawn(
     keeper: Link,
     argv: Sequence[str],
-    output: str,
-    theirs: socket.socket,
+    output: str | int,
+    fds: Sequence[int | HasDescriptor],
     unset_variables: Sequence[str] | None = None,
 ) -> int:
-    """Have the keeper start a program in a new session, with `theirs` as its descriptor 3, and return its pid.
+    """Have the keeper start a program in a new session, with `fds` as its descriptors 3, 4 …, and return its pid.
 
-    `theirs` is closed here. The program's output is appended to the file `output`. The variables in `unset_variables`,
-    by default the withheld variables, are removed from its environment. Raises LinkLost.
+    The program's output is `output`: a file to which it is appended, or a descriptor. The variables in
+    `unset_variables`, by default the withheld variables, are removed from its environment. Raises LinkLost, or Refused
+    if the program cannot be executed.
     """
+    path, write = (None, [output]) if isinstance(output, int) else (output, [])
     left_out = withheld_variables() if unset_variables is None else unset_variables
-    order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": left_out}
-    with theirs:
-        reply, _ = await keeper.call(order, [theirs])
+    order = {"op": "spawn", "argv": argv, "output": path, "session": True, "without": left_out}
+    reply, _ = await keeper.call(order, [*fds, *write])
     return int(reply["pid"])
 
 

@@ -60,7 +60,6 @@ CONFIG_READER = HelperKind(
     label="the configuration reader",
     argv=(*command(sys.executable, "config_reader"),),
     entry=fd_store.CONFIG_READER,
-    output="supervisor.log",
     knows_secrets=True,  # ${VAR} in a file
     on_demand=True,
     idle_seconds=10.0,
@@ -128,15 +127,13 @@ class ConfigurationReader(HelperOwner[HelperProcess]):
     """Has configuration files read by a helper process. Must be used on the running event loop.
 
     Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
-    for example because memory is exhausted, the request is repeated once in a new process. The process logs its errors
-    in the supervisor's log.
+    for example because memory is exhausted, the request is repeated once in a new process.
     """
 
     def __init__(
         self, helpers: Helpers, kind: HelperKind = CONFIG_READER, *, stalled_seconds: float = _STALLED_SECONDS
     ) -> None:
         self._helper = helpers.add(kind, self, HelperProcess)
-        self._log = os.path.join(helpers.directory, kind.output)
         self._stalled_seconds = stalled_seconds
         self._turn = asyncio.Lock()
         self._answered: HelperProcess | None = None  # the process that has answered a request last
@@ -241,7 +238,7 @@ class ConfigurationReader(HelperOwner[HelperProcess]):
                 except TimeoutError:
                     self._helper.kill_process()
                     silent = f"the process that reads the files has not answered for {seconds:g} s"
-                    raise ReaderFailed(silent, f"try again; see {self._log}") from None
+                    raise ReaderFailed(silent, f"try again; see {self._helper.log.path}") from None
                 except (_Stalled, asyncio.CancelledError):
                     self._helper.kill_process()
                     raise
@@ -270,9 +267,11 @@ class ConfigurationReader(HelperOwner[HelperProcess]):
             how = f"was killed by signal {exit_.signal}"
         else:
             how = f"ended with status {exit_.status}"
-        why = failure_reason(self._log, process.output_start)
+        log = self._helper.log
+        await log.wait_until_stored()
+        why = failure_reason(log.path, process.output_start)
         failed = f"the files cannot be read: the process that does it {how}{f': {why}' if why else ''}"
-        raise ReaderFailed(failed, f"see {self._log}") from None
+        raise ReaderFailed(failed, f"see {log.path}" if why else "try again") from None
 
     async def _exchange(self, content: bytes) -> Any:
         """Send a request, and return the answer. Raises LinkLost, or ReaderFailed if the answer is unusable."""

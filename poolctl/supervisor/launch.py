@@ -177,7 +177,7 @@ def _programs(
         fd_store.SUPERVISOR: CompanionSpec(supervisor, log, session=False),
         # So that it loads its libraries while the supervisor loads its own.
         fd_store.CONFIG_READER: CompanionSpec(
-            bootstrap.command(sys.executable, "config_reader"), log, session=True
+            bootstrap.command(sys.executable, "config_reader"), f"{pool_directory}/config.log", session=True
         ),
     }
     return programs | companions(files, pool_directory, env, without)

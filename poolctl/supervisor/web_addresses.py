@@ -109,7 +109,6 @@ WEB = HelperKind(
     label="the web server",
     argv=(*command(sys.executable, "web"),),
     entry=fd_store.WEB_LINK,
-    output="web.log",
     # Longer than it needs to finish its requests, and to wait until its connections are quiet.
     end_seconds=15.0,
 )

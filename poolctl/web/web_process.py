@@ -24,7 +24,6 @@ from poolctl.worker.serving.uvicorn_parts import ssl_context
 from .site import Site, SupervisorClient
 from .site_server import SiteServer
 
-LOG = "web.log"
 # The intervals of checks for certificate files that other programs have renewed, or still have to repair.
 RENEWAL_SECONDS = 30.0
 RETRY_SECONDS = 5.0
@@ -64,8 +63,7 @@ class WebServerProcess(SupervisedProcess):
         match message.get("t"):
             case "begin":
                 directory = str(message["directory"])
-                log = InternalLog(os.path.join(directory, LOG))
-                logging.basicConfig(handlers=[log], level=logging.WARNING)
+                logging.basicConfig(handlers=[InternalLog()], level=logging.WARNING)
                 self._supervisor = SupervisorClient(os.path.join(directory, SOCKET_NAME), self.link.send)
                 self.link.send({"t": "up"})
             case "serve":

@@ -79,7 +79,7 @@ def _report_unfit_to_supervisor(error: ImportError) -> str:
 
 def _explain_import_error(error: ImportError) -> tuple[str, str, str]:
     """A log line, the reason and a fix for an interpreter that cannot run workers."""
-    reason, hint = str(error), "see helpers.log beside the control socket"
+    reason, hint = str(error), "see zygotes.log beside the control socket"
     if isinstance(error, _TooOld):
         reason, hint = error.args
     elif error.name is not None and error.name.partition(".")[0] == "uvicorn":

@@ -39,7 +39,7 @@ def companions(
     }
     if not _is_unsafe_for_root(interpreter, env):
         programs[f"{fd_store.ZYGOTE}{interpreter}"] = CompanionSpec(
-            zygote, f"{directory}/helpers.log", session=True, without=withheld_variables
+            zygote, f"{directory}/zygotes.log", session=True, without=withheld_variables
         )
     return programs
 

@@ -83,7 +83,6 @@ ACCEPT_HELPER = HelperKind(
     label="the accept helper",
     argv=(*command(sys.executable, "acceptor", isolated=True),),
     entry=fd_store.ACCEPTOR,
-    output="helpers.log",
     on_demand=True,
     ready_seconds=10.0,
 )

@@ -266,6 +266,7 @@ class LocalRunner(Runner):
             fd_store.LISTENER: self.sockets.adopt,
             fd_store.ADOPTION: self.adoptions.adopt,
             fd_store.OUTPUT: self.output.adopt,
+            fd_store.HELPER_OUTPUT: self.output.adopt,
             fd_store.TALLY: self.tallies.add_up_unsaved_counts,
             fd_store.HELD_CONNECTION: partial(self.activator.requeue_held_connection, by_key),
             fd_store.APP_ZYGOTE: self.app_zygotes.adopt,

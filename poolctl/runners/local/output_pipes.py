@@ -1,4 +1,4 @@
-"""Connects workers' output pipes to the logger, the helper that moves their content into files."""
+"""Connects the output pipes of workers and helpers to the logger, the helper that moves their content into files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.logs.internal_log import InternalLogRotator
 from poolctl.logs.log_line import stamp
@@ -32,7 +33,6 @@ LOGGER = HelperKind(
     label="the logger",
     argv=(*command(sys.executable, "logs", isolated=True),),
     entry=fd_store.LOGGER,
-    output="logger.log",
     overlaps=False,  # two would share the lines of a pipe
     # Workers block once they have filled their pipes (64 KiB).
     first_pause_seconds=0.0,
@@ -54,7 +54,7 @@ class _Pipe(NamedTuple):
 
 
 class OutputPipes(HelperOwner[HelperProcess]):
-    """The output pipes of all workers; the logger process copies what arrives in them into files.
+    """The output pipes of workers and helpers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
     continues where it stopped. Output that could not be written, for example to a full disk, is reported to the
@@ -73,6 +73,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
         directories = () if adoption_directory is None else (adoption_directory,)
         kind = replace(LOGGER, argv=(*LOGGER.argv, *directories))
         self._helper = helpers.add(kind, self, HelperProcess)
+        helpers.pipes = self
         self._log_rotation = InternalLogRotator(helpers.directory)
         self.logs_directory = logs_directory
         self._events = events
@@ -122,9 +123,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
             "path": self.path(server),
             "owner": _owner_of_log_directories(server),
             "format": log.format,
-            "max_size": log.max_size,
-            "keep": log.keep,
-            "max_age": log.max_age,
+            **_rotation(log),
         }
 
     def new_key(self, server: ServerConfig) -> str:
@@ -142,15 +141,24 @@ class OutputPipes(HelperOwner[HelperProcess]):
         give_output_to_user(write, server)
         return key, write
 
-    def create_log_pipe(self, name: str, path: str, form: str) -> tuple[str, int]:
+    def create_log_pipe(self, name: str, path: str, form: str, limits: Log) -> tuple[str, int]:
         """Create a pipe, like `create_pipe`, for lines that are no server's output; their file is `path`.
 
-        `form` is that of the file, in which lines get their time, or "raw".
+        `name` is in brackets, as no server's is. `form` is that of the file, in which lines get their time, or "raw";
+        `limits` are those of its size and age. Writing never waits: lines that the pipe cannot take are lost.
         """
-        key, log = self._new_key(name), Log.with_defaults()
-        limits = {"max_size": log.max_size, "keep": log.keep, "max_age": log.max_age}
-        message = {"t": "add", "id": key, "name": name, "pid": 0, "path": path, "format": form, **limits}
+        key = self._new_key(name)
+        message = {
+            "t": "add",
+            "id": key,
+            "name": name,
+            "pid": 0,
+            "path": path,
+            "format": form,
+            **_rotation(limits),
+        }
         write = self._add_pipe(key, message)
+        os.set_blocking(write, False)
         with contextlib.suppress(PermissionError):  # a user with many pipes gets no larger ones
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _LOG_PIPE_BYTES)
         return key, write
@@ -185,7 +193,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
             message["hook"] = hook
         if start is not None:
             message["start"] = start
-        self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])
+        self._keeper.send({"op": "put", "name": entry_name(message), "meta": message}, [read])
         if self._helper.process is not None:
             self._helper.process.link.send(message, [read])
 
@@ -211,7 +219,8 @@ class OutputPipes(HelperOwner[HelperProcess]):
         """Adopt a pipe from the keeper's store; returns the owner of its descriptor. Must be called before `start`."""
         read = Descriptor(fds[0])
         self._pipes[key] = _Pipe(read, message, asyncio.Event())
-        self.paths[str(message["name"])] = str(message["path"])
+        if _is_of_a_server(message):
+            self.paths[str(message["name"])] = str(message["path"])
         return [read]
 
     async def wait_until_stored(self, key: str, timeout_seconds: float) -> None:
@@ -220,6 +229,12 @@ class OutputPipes(HelperOwner[HelperProcess]):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
                     await self._pipes[key].finished.wait()
+
+    async def wait_until_all_stored(self, timeout_seconds: float) -> None:
+        """Wait until all that was written into the pipes so far is in its files, or the timeout has passed."""
+        with contextlib.suppress(LinkLost, TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await (await self._helper.wait_until_up()).wait_until_performed()
 
     async def reopen_logs(self) -> None:
         """Reopen the log files. On return, files that were moved away are no longer written to."""
@@ -250,12 +265,26 @@ class OutputPipes(HelperOwner[HelperProcess]):
             pipe = self._pipes.pop(key)
             pipe.read.close()
             pipe.finished.set()
-            self._keeper.send({"op": "drop", "name": f"{fd_store.OUTPUT}{key}"})
+            self._keeper.send({"op": "drop", "name": entry_name(pipe.message)})
         elif message.get("t") == "dropped" and key in self._pipes:
             server, path = (str(self._pipes[key].message[each]) for each in ("name", "path"))
             self._events().output_lost(
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )
+
+
+def _is_of_a_server(message: wire.Message) -> bool:
+    return not str(message["name"]).startswith("[")
+
+
+def entry_name(message: wire.Message) -> str:
+    """The name in the keeper's store of the pipe that this message registers."""
+    kind = fd_store.OUTPUT if _is_of_a_server(message) else fd_store.HELPER_OUTPUT
+    return f"{kind}{message['id']}"
+
+
+def _rotation(log: Log) -> Table:
+    return {"max_size": log.max_size, "keep": log.keep, "max_age": log.max_age}
 
 
 def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:

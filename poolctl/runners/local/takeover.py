@@ -39,7 +39,7 @@ from ..process_link import (
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id, user_ids, worker_digest
 from .local_worker import AdoptedWorker, LocalWorker, NotifySocket, Tally
-from .output_pipes import OutputPipes
+from .output_pipes import OutputPipes, entry_name
 from .zygotes import Children
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -423,8 +423,8 @@ async def rescue_orphans_and_check_outdated(
         for orphan in found:
             await intake.store_or_stop(orphan)
         if intake.found or not late:
-            for key, (message, fd) in pipes.streams.items():
-                intake.store_in_keeper_once(f"{fd_store.OUTPUT}{key}", message, [fd])
+            for message, fd in pipes.streams.values():
+                intake.store_in_keeper_once(entry_name(message), message, [fd])
             # A logger that already runs has its own.
             spool_stored = bool(pipes.spool) and not late
             if spool_stored:

@@ -248,7 +248,7 @@ class Zygotes:
     def __init__(self, keeper: Link, children: Children, directory: str) -> None:
         self._keeper = keeper
         self._children = children
-        self._output = os.path.join(directory, "helpers.log")
+        self._output = os.path.join(directory, "zygotes.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
         self._processes: dict[Link, ProcessIdentity] = {}
         # The variables missing in a zygote's environment, by interpreter.
@@ -408,7 +408,8 @@ class Zygotes:
             argv, output = as_user(*source.user, argv), os.devnull
         ours, theirs = wire.pair()
         try:
-            pid = await process_link.spawn(self._keeper, argv, output, theirs, without)
+            with theirs:
+                pid = await process_link.spawn(self._keeper, argv, output, [theirs], without)
         except BaseException:
             ours.close()
             raise

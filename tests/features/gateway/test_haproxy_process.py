@@ -24,6 +24,7 @@ from poolctl.features.gateway.haproxy.process import (
     HaproxyRefusal,
 )
 from poolctl.keeper import wire
+from poolctl.runners.helper_process import HelperLog
 from tests.deadline import until
 from tests.helper_keeper import ExecutingKeeper
 from tests.processes import is_alive
@@ -83,6 +84,7 @@ class Stage:
         self.script.chmod(0o755)
         self.says()
         self.keeper = ExecutingKeeper()
+        self.log = HelperLog(str(directory), "gateway", None)
         self.processes = processes_of(directory)
         self.use()
         self.started: list[HaproxyProcess] = []
@@ -105,7 +107,7 @@ class Stage:
 
     async def start(self) -> HaproxyProcess:
         keeper: Any = self.keeper
-        process = await self.processes.spawn(keeper, str(self.directory), GATEWAY, "mark")
+        process = await self.processes.spawn(keeper, self.log, GATEWAY, "mark")
         self.started.append(process)
         return process
 
@@ -334,7 +336,7 @@ def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Pl
         stage.keeper.entries.clear()
         assert await other.adopt(keeper, GATEWAY) is None
         assert other.replaced_pids == []
-        await successor.end_all()
+        await successor.end_all(stage.log)
         await asyncio.gather(left.exited, used.exited, found.exited)
 
     play(scene)
@@ -373,7 +375,7 @@ def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None
         second = await stage.replace(first)
         await stage.processes.finish_requests(second, 0.05, [])
         assert not first.exited.done()
-        await stage.processes.end_all()
+        await stage.processes.end_all(stage.log)
         assert first.exited.done()
         assert second.exited.done()
         assert not (stage.directory / "haproxy").exists(), "with the keys of certificates"
@@ -388,7 +390,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
     async def scene(stage: Stage) -> None:
         process = await stage.start()
         stage.says(ignores=True)
-        await stage.processes.end_all()
+        await stage.processes.end_all(stage.log)
         await process.exited
         process.signal(signal.SIGTERM)  # which has no effect
 
@@ -413,7 +415,7 @@ def test_process_whose_start_is_given_up_is_ended_with_the_others(play: Play, is
         starting.cancel()
         asyncio.get_running_loop().call_soon(answer.set)
         await asyncio.wait({starting})
-        await stage.processes.end_all()
+        await stage.processes.end_all(stage.log)
         assert not is_alive(stage.keeper.pids[0])
 
     play(scene)

@@ -39,7 +39,7 @@ def test_a_worker_that_floods_its_supervisor_fills_no_disk(real_pool: RealPool, 
 
 
 @pytest.mark.heavy_variants
-@pytest.mark.parametrize("name", ["helpers.log", "logger.log"])
+@pytest.mark.parametrize("name", ["zygotes.log", "logger.log"])
 def test_a_helper_process_that_prints_without_end_fills_no_disk(
     real_pool: RealPool, until: Any, name: str
 ) -> None:

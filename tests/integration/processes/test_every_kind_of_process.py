@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import poolctl
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
@@ -155,6 +156,8 @@ KINDS = [
     Kind("zygote", "worker", lambda it: it.pids("worker zygote"), FullPool.restart),
     Kind("worker", "worker", lambda it: it.workers, lambda it: it.serve(it.web)),
 ]  # fmt: skip
+# The helpers but for the logger itself.
+HELPERS_WITH_PIPE = {"accept", "config", "web", "gateway", "forwarder"}
 
 
 def test_every_part_that_a_pool_runs_is_tried() -> None:
@@ -219,6 +222,28 @@ def test_killed_process_is_replaced(full_pool: FullPool, kind: Kind) -> None:
         wait_until(lambda: works(full_pool, kind), timeout_seconds=30)
         wait_until(lambda: not is_alive(pid))
         wait_until(lambda: set(kind.find(full_pool)) - {pid}, timeout_seconds=30, what="another one runs")
+
+
+@pytest.mark.parametrize(
+    "kind", [each for each in KINDS if each.name in HELPERS_WITH_PIPE], ids=lambda kind: kind.name
+)
+def test_what_a_helper_prints_is_in_its_bounded_log(full_pool: FullPool, kind: Kind) -> None:
+    # Not the one of the start, when no logger runs yet.
+    os.kill(first := process_of(full_pool, kind), signal.SIGKILL)
+    wait_until(lambda: not is_alive(first))
+    pid = process_of(full_pool, kind)
+    log = next(full_pool.pool.runtime.glob("[!@]*/supervisor.log")).with_name(f"{kind.name}.log")
+    with Path(f"/proc/{pid}/fd/2").open("wb", buffering=0) as printed:
+        for _ in range(3):
+            printed.write(b"a line\n" * 100_000)
+        printed.write(b"the last one\n")
+    wait_until(
+        lambda: log.exists() and log.read_bytes().endswith(b"a line\nthe last one\n"),
+        what="the line is in the log",
+    )
+    assert log.stat().st_size <= MAX_SIZE_BYTES
+    assert Path(f"{log}.1").stat().st_size <= MAX_SIZE_BYTES
+    assert not Path(f"{log}.2").exists()
 
 
 @pytest.mark.heavy

@@ -656,7 +656,8 @@ class Asked:
             self.events.append(self.receive()[0])
 
     def spawn(self, *argv: str, fds: Sequence[int] = (), **values: object) -> int:
-        reply, _ = self.ask("spawn", fds, argv=argv, output=os.devnull, session=True, **values)
+        given = {"output": os.devnull, **values}
+        reply, _ = self.ask("spawn", fds, argv=argv, session=True, **given)
         return int(reply["pid"])
 
 
@@ -772,6 +773,14 @@ def test_program_inherits_its_descriptors_and_variables_and_may_be_killed_with_i
         assert os.getsid(pid) == pid
         assert keeper.ask("signal", pid=pid, signal=9, group=True)[0]["sent"] is True
         assert said.read() == b"", "the program that it has started is gone as well"
+
+
+def test_program_without_an_output_file_prints_to_its_last_descriptor(keeper: Asked) -> None:
+    read, write = os.pipe()
+    keeper.spawn("/bin/sh", "-c", "echo on 1; echo on 2 >&2; echo on 3 >&3", fds=[1, write], output=None)
+    os.close(write)
+    with open(read, "rb") as printed:
+        assert printed.read() == b"on 1\non 2\n"
 
 
 def test_process_of_another_parent_is_watched_until_it_exits(keeper: Asked) -> None:

@@ -130,6 +130,18 @@ def test_program_appends_its_output_and_errors_to_its_file_and_reads_nothing(
     assert path.read_text() == before + "more\n"
 
 
+def test_program_may_print_to_a_descriptor() -> None:
+    read, write = os.pipe()
+    given = file_with(b"given")
+    os.lseek(given, 0, os.SEEK_SET)
+    pid = spawn(["/bin/sh", "-c", "cat <&3; echo error >&2"], None, [given], write, session=False)
+    os.close(write)
+    os.close(given)
+    assert os.waitpid(pid, 0)[1] == 0
+    with open(read, "rb") as printed:
+        assert printed.read() == b"givenerror\n", "and no other copy of the pipe is left"
+
+
 def test_program_has_the_given_descriptors_and_variables_only(child: Callable[..., dict[str, Any]]) -> None:
     given = [file_with(b"the first"), file_with(b"the second")]
     env = {"KEPT": "1", "SECRET": "2", "PATH": os.environ["PATH"]}

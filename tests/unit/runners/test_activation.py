@@ -842,7 +842,7 @@ def test_helper_is_started_once_and_gets_the_requests_that_wait_for_it() -> None
         assert (request["t"], request["key"], request["most"]) == (ACCEPT, "web", 5)
         (order,) = at.keeper.spawned
         assert [*order["argv"]] == command(sys.executable, "acceptor", isolated=True)
-        assert (order["output"], order["session"]) == ("/run/helpers.log", True)
+        assert (order["output"], order["session"]) == ("/run/accept.log", True)
         assert at.keeper.entries.keys() == {"acceptor"}
 
     at_helper(scenario)

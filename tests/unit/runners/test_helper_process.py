@@ -22,9 +22,7 @@ from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.virtual_loop import VirtualLoop
 
-PAGE = HelperKind(
-    name="page", label="the page", argv=("/python", "page"), entry="page link", output="page.log"
-)
+PAGE = HelperKind(name="page", label="the page", argv=("/python", "page"), entry="page link")
 ASKED = replace(PAGE, on_demand=True)
 
 
@@ -295,13 +293,13 @@ def test_attempt_with_earlier_settings_says_nothing_about_the_current_ones() -> 
     staged(work)
 
 
-def test_process_that_ends_at_its_start_names_its_log_and_one_that_is_late_is_ended() -> None:
+def test_process_that_ends_or_is_late_at_its_start_is_a_problem() -> None:
     async def work(stage: Stage) -> None:
         stage.helper.reconcile()
         await stage.keeper.settle()
         stage.keeper.end()
         await stage.keeper.settle()
-        assert stage.helper.problem == "its process ended at its start; see /run/page.log"
+        assert stage.helper.problem == "its process ended at its start"
         await asyncio.sleep(1)
         assert len(stage.keeper.spawned) == 2
         await asyncio.sleep(PAGE.ready_seconds)
@@ -460,7 +458,7 @@ def executed(directory: Path, text: str, work: Any, **keys: Any) -> None:
         link: Any = keeper
         helpers = Helpers(link, str(directory))
         keeper.report = helpers.handle_exit_report
-        helper = helpers.add(replace(ASKED, argv=program(text), **keys), HelperOwner(), HelperProcess)
+        helper = helpers.add(replace(ASKED, **{"argv": program(text), **keys}), HelperOwner(), HelperProcess)
         async with asyncio.timeout(60):
             await work(helper, keeper)
             await helper.aclose()
@@ -470,6 +468,17 @@ def executed(directory: Path, text: str, work: Any, **keys: Any) -> None:
         keeper.close()
 
     asyncio.run(scenario())
+
+
+def test_process_that_prints_and_ends_at_its_start_names_its_log(tmp_path: Path) -> None:
+    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
+        helper.start()
+        await helper.wait_until_settled()
+        assert helper.problem == f"its process ended at its start; see {tmp_path}/page.log"
+        assert (tmp_path / "page.log").read_text() == "no library\n"
+        keeper.pids.clear()
+
+    executed(tmp_path, "", work, argv=("/bin/sh", "-c", "echo no library >&2"))
 
 
 _ECHO = "while found := wire.receive(link, wait=True):\n    if 'id' in found[0]: wire.send(link, found[0])\n"

@@ -16,14 +16,16 @@ from poolctl import ServerConfig, __version__
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.logs.log_line import stamp
-from poolctl.runners.helper_process import Helpers
+from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
 from poolctl.runners.local.output_pipes import OutputPipes, last_lines
-from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.process_link import Link, LinkLost, Refused
 from poolctl.runners.runner_protocol import RunnerEventHandler
 from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import HelperKeeper
 from tests.unit.runners.test_process_link import same
 from tests.virtual_loop import VirtualLoop
+
+PAGE = HelperKind(name="page", label="the page", argv=("/python", "page"), entry="page link")
 
 
 def server(**keys: Any) -> ServerConfig:
@@ -36,6 +38,11 @@ class Keeper(HelperKeeper):
     def __init__(self) -> None:
         super().__init__()
         self.messages: list[wire.Message] = []
+        self.outputs: list[int] = []  # the descriptors to which helpers print
+
+    def start(self, message: wire.Message, fds: Sequence[Any]) -> int:
+        self.outputs += map(os.dup, fds[1:])
+        return super().start(message, fds)
 
     def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
         self.messages.append(message)
@@ -64,9 +71,10 @@ class Stage:
         self.keeper = Keeper()
         self.events = Events()
         keeper = cast(Link, self.keeper)
+        self.helpers = Helpers(keeper, str(directory))
         self.output = OutputPipes(
             keeper,
-            Helpers(keeper, str(directory)),
+            self.helpers,
             str(directory / "logs"),
             lambda: cast(RunnerEventHandler, self.events),
             adoption_directory,
@@ -209,6 +217,60 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         assert asyncio.get_running_loop().time() == 61
         os.close(write)
         os.close(other_write)
+        stage.close()
+
+    run(work())
+
+
+def test_helper_prints_to_the_logger_without_ever_waiting_for_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        helper = stage.helpers.add(PAGE, HelperOwner(), HelperProcess)
+        stage.keeper.refusals = [Refused("no such program")]
+        helper.reconcile()
+        await stage.settled()
+        helper.reconcile()
+        await stage.up()
+        assert stage.keeper.spawned[-1]["output"] is None
+        (write,) = stage.keeper.outputs
+        assert not os.get_blocking(write)
+        added, (read,) = await stage.keeper.heard_next("add", 0)
+        log = str(tmp_path / "page.log")
+        assert (added["name"], added["path"], added["format"]) == ("[page]", log, "raw")
+        assert (added["max_size"], added["keep"]) == (1 << 20, 1)
+        assert added["pid"] == helper.pid
+        os.write(write, b"line")
+        assert os.read(read, 9) == b"line"
+        entry = f"helper output {added['id']}"
+        assert stage.keeper.values("put")[entry] == added
+        for fd in (read, write):
+            os.close(fd)
+        stored = asyncio.ensure_future(helper.log.wait_until_stored())
+        question, _ = await stage.keeper.heard_next("performed", 0)
+        assert not stored.done()
+        await stage.keeper.say({"t": "performed", "id": question["id"]}, end=0)
+        await stored
+        await stage.keeper.say({"t": "eof", "id": added["id"]}, end=0)
+        assert entry not in stage.keeper.entries
+        helper.close()
+        stage.close()
+
+    run(work())
+
+
+def test_pipe_of_a_helper_is_adopted_without_being_a_servers(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        read, write = os.pipe()
+        stage.output.adopt(
+            "[web].1", {"t": "add", "id": "[web].1", "name": "[web]", "path": "/web.log"}, [read]
+        )
+        assert stage.output.paths == {}
+        await stage.start()
+        await stage.keeper.say({"t": "eof", "id": "[web].1"})
+        assert "helper output [web].1" in stage.keeper.values("drop")
+        os.close(write)
         stage.close()
 
     run(work())

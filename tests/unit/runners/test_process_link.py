@@ -501,7 +501,7 @@ def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
     async def scenario() -> None:
         peer = Peer()
         ours, theirs = wire.pair()
-        started = asyncio.ensure_future(spawn(peer.link, ["/bin/x", "y"], "/log", theirs, ["SECRET"]))
+        started = asyncio.ensure_future(spawn(peer.link, ["/bin/x", "y"], "/log", [theirs], ["SECRET"]))
         request, (fd,) = await peer.request()
         number = request.pop("id")
         assert request == {
@@ -510,6 +510,7 @@ def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
         wire.send(peer.sock, {"id": number, "pid": 7})
         assert await started == 7
         os.close(fd)
+        theirs.close()
         assert ours.recv(1) == b"", "no other copy of its end is left"
         ours.close()
         peer.close()

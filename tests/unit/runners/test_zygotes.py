@@ -488,7 +488,7 @@ def test_zygote_is_spawned_and_put_into_the_store() -> None:
             get, spawn, put = keeper.taken()
             assert get == {"op": "get", "name": "zygote /usr/bin/python"}
             assert (spawn["op"], spawn["argv"][0], spawn["output"]) == (
-                "spawn", "/usr/bin/python", "/run/pool/helpers.log",
+                "spawn", "/usr/bin/python", "/run/pool/zygotes.log",
             )  # fmt: skip
             assert put == {
                 "op": "put",
@@ -637,7 +637,7 @@ def test_zygote_that_breaks_the_protocol_or_named_a_foreign_process_is_cut_off()
             wire.send(zygote, {"id": request["id"], "pid": 0})
             with pytest.raises(WorkerFailed, match="no worker can be forked in /usr/bin/python: ") as failed:
                 await forking
-            assert failed.value.hint == "see /run/pool/helpers.log"
+            assert failed.value.hint == "see /run/pool/zygotes.log"
             assert link.sock.fileno() == -1
 
     virtually(scenario)
@@ -1044,7 +1044,7 @@ def test_interpreter_that_exits_at_its_start_is_named_with_its_output(tmp_path: 
         with pytest.raises(WorkerFailed) as caught:
             await runner.check_startable(served(python=str(python)))
         assert f"no worker can be forked in {python}: the interpreter exited" in caught.value.message
-        assert "helpers.log" in caught.value.hint
+        assert "zygotes.log" in caught.value.hint
         assert runner.zygotes.processes == []
 
     with_runner(work)

@@ -27,7 +27,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Store
 from poolctl.platform import read_json_object
-from poolctl.runners.helper_process import HelperProcess
+from poolctl.runners.helper_process import HelperLog, HelperProcess
 from poolctl.runners.process_link import PING
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
@@ -293,7 +293,8 @@ def test_process_that_was_started_with_the_pool_answers_the_first_request(tmp_pa
 
     async def scenario() -> None:
         first, helpers = executing_helpers(str(tmp_path)), executing_helpers(str(tmp_path))
-        process = await HelperProcess.spawn(first._keeper, str(tmp_path), CONFIG_READER, "")
+        log = HelperLog(str(tmp_path), "config", None)
+        process = await HelperProcess.spawn(first._keeper, log, CONFIG_READER, "")
         keeper: Any = helpers._keeper
         keeper.hold(
             fd_store.CONFIG_READER, process.known | {"mark": poolctl.__version__}, process.link.sock.dup()
@@ -409,7 +410,7 @@ def test_process_answers_pings_in_the_middle_of_a_read_and_ends_then_with_keeper
     async def scenario() -> None:
         reader = reader_in(tmp_path, [sys.executable, "-c", hangs, "config"])
         reading = asyncio.ensure_future(read(reader, tmp_path / "pool.toml"))
-        log = tmp_path / "supervisor.log"
+        log = tmp_path / "config.log"
         while not log.exists() or log.read_text() != "hangs\n":
             await asyncio.sleep(0.01)
         process = reader._helper.process

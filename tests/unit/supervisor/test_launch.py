@@ -124,7 +124,7 @@ def test_helpers_that_the_keeper_starts_run_like_those_that_replace_them(pool: P
     for kind, arguments in ((CONFIG_READER, []), (LOGGER, [str(pool.directory)])):
         companion = started[kind.entry]
         assert companion.argv == [*kind.argv, *arguments]
-        assert companion.output == f"{pool.directory}/{kind.output}"
+        assert companion.output == f"{pool.directory}/{kind.name}.log"
         assert companion.session
         assert [*companion.without] == ([] if kind.knows_secrets else [pool_paths.ACCESS_LOG_VARIABLE])
 

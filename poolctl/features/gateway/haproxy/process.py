@@ -26,6 +26,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from poolctl.config import ids_of
+from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
@@ -33,7 +34,7 @@ from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import copy_descriptor, process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
-from poolctl.runners.helper_process import HelperChild, HelperKind
+from poolctl.runners.helper_process import HelperChild, HelperKind, HelperLog
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.process_link import (
@@ -41,12 +42,10 @@ from poolctl.runners.process_link import (
     Link,
     LinkLost,
     Refused,
-    Reply,
     close_fds,
     identity,
     kill,
 )
-from poolctl.runners.withheld_variables import withheld_variables
 
 from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
 from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup, joined_commands
@@ -58,7 +57,6 @@ GATEWAY = HelperKind(
     label="the gateway",
     argv=(),  # see HaproxyProcesses
     entry=fd_store.GATEWAY_LINK,
-    output="gateway.log",
     ready_seconds=60.0,  # with ten thousand routes it needs ten
     end_seconds=30.0,
     # Restarted at once: meanwhile connections wait in the backlog.
@@ -261,7 +259,7 @@ class HaproxyProcesses:
         """The pids of the replaced processes that still have connections."""
         return [each.pid for each in self._replaced]
 
-    async def spawn(self, keeper: Link, directory: str, kind: HelperKind, mark: str) -> HaproxyProcess:
+    async def spawn(self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str) -> HaproxyProcess:
         """Start a process that serves in addition to the previous one; returns when it serves.
 
         Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
@@ -271,14 +269,15 @@ class HaproxyProcesses:
         while True:
             setup = self.wanted.without(refused)
             await in_daemon_thread(lambda setup=setup: self._write_files(setup))  # type: ignore[misc]
-            process = await self._start(keeper, kind, mark, setup)
+            process = await self._start(keeper, log, kind, mark, setup)
             try:
-                await process.wait_until_ready(directory)
+                await process.wait_until_ready(log)
                 for command in joined_commands(setup.start_commands()):
                     await process.ask(command)
                 break
             except (LinkLost, TimeoutError) as error:
-                alerts = _alerts(os.path.join(directory, kind.output), process.pid)
+                await log.wait_until_stored()
+                alerts = _alerts(log.path, process.pid)
                 found = dict(_refused_servers(setup, alerts))
                 if not found:
                     raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or str(error)) from None
@@ -341,8 +340,8 @@ class HaproxyProcesses:
                 if self._replaced:
                     await asyncio.wait([each.exited for each in self._replaced])
 
-    async def end_all(self) -> None:
-        """End all processes immediately, and remove their files; returns when they have ended."""
+    async def end_all(self, log: HelperLog) -> None:
+        """End all processes immediately, and remove their files and their log; returns when they have ended."""
         running = [*self._running]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for each in running:
@@ -352,6 +351,9 @@ class HaproxyProcesses:
         await in_daemon_thread(
             lambda: shutil.rmtree(os.path.join(self.directory, _DIRECTORY), ignore_errors=True)
         )
+        # Of a pool that ends as ordered, HAProxy has logged little but that its servers stopped.
+        await log.wait_until_stored()
+        pool_files.unlink_quietly(log.path)
 
     @property
     def _arguments(self) -> list[str]:
@@ -368,50 +370,50 @@ class HaproxyProcesses:
         for name, content in {**files, **setup.files}.items():
             replace_file(os.path.join(directory, name), content)
 
-    async def _start(self, keeper: Link, kind: HelperKind, mark: str, setup: HaproxySetup) -> HaproxyProcess:
-        output = os.path.join(self.directory, kind.output)
+    async def _start(
+        self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str, setup: HaproxySetup
+    ) -> HaproxyProcess:
         path = os.path.join(self.directory, f"{pool_files.GATEWAY}.{secrets.token_hex(4)}")
         with socket.socket(socket.AF_UNIX) as runtime:
             runtime.bind(path)
             os.chmod(path, 0o600)
             runtime.listen()
             runtime.setblocking(False)
-            order = {
-                "op": "spawn", "argv": [setup.program, *self._arguments], "output": output, "session": True,
-                "without": withheld_variables(),
-            }  # fmt: skip
-            log, write = "", -1
+            requests, write = "", -1
             if setup.access_log:
                 form = "raw" if setup.access_log == "json" else "text"
-                log, write = self._output.create_log_pipe("[gateway]", self._access_log, form)
+                requests, write = self._output.create_log_pipe(
+                    "[gateway]", self._access_log, form, Log.with_defaults()
+                )
             try:
-                fds: list[int | HasDescriptor] = [runtime, *setup.sockets, *([write] if log else [])]
-                process = await self._spawn(keeper.call(order, fds), kind, mark, path)
+                fds: list[int | HasDescriptor] = [runtime, *setup.sockets, *([write] if requests else [])]
+                pid = log.spawn(keeper, [setup.program, *self._arguments], fds)
+                process = await self._spawn(pid, kind, mark, path)
             except (Refused, OSError) as error:
                 pool_files.unlink_quietly(path)
-                self._output.discard(log)
+                self._output.discard(requests)
                 raise HaproxyRefusal(f"{setup.program} cannot be started: {error}") from None
             finally:
-                if log:
+                if requests:
                     os.close(write)
-        self._output.register_pipe(log, process.pid)
+        self._output.register_pipe(requests, process.pid)
         process.watch()
         return process
 
     async def _spawn(
-        self, call: Coroutine[Any, Any, Reply], kind: HelperKind, mark: str, path: str
+        self, pid: Coroutine[Any, Any, int], kind: HelperKind, mark: str, path: str
     ) -> HaproxyProcess:
-        """The process that the keeper starts for this call; it is known to `end_all` even after a cancellation."""
+        """The process that `pid` starts; it is known to `end_all` even after a cancellation."""
 
-        def process_in(reply: Reply) -> HaproxyProcess:
-            return self._add(HaproxyProcess(kind, identity(int(reply[0]["pid"])), mark, path))
+        def process_of(pid: int) -> HaproxyProcess:
+            return self._add(HaproxyProcess(kind, identity(pid), mark, path))
 
-        spawning = asyncio.ensure_future(call)
+        spawning = asyncio.ensure_future(pid)
         try:
-            return process_in(await asyncio.shield(spawning))
+            return process_of(await asyncio.shield(spawning))
         except asyncio.CancelledError:
             with contextlib.suppress(LinkLost, OSError):
-                process_in(await spawning)
+                process_of(await spawning)
             raise
 
     def _add(self, process: HaproxyProcess) -> HaproxyProcess:
@@ -478,9 +480,12 @@ def _alerts(path: str, pid: int) -> list[str]:
 
     They are shown and sent to others: the secrets in names of servers are left out.
     """
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_OUTPUT_BYTES))
-        output = without_keys(file.read().decode("utf-8", "replace"))
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_OUTPUT_BYTES))
+            output = without_keys(file.read().decode("utf-8", "replace"))
+    except FileNotFoundError:
+        return []  # it has printed nothing
     messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
     return [
         " ".join(each.partition(" : ")[2].split())

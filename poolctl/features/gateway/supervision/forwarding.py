@@ -42,7 +42,6 @@ FORWARDER = HelperKind(
     label="the forwarder",
     argv=(*command(sys.executable, "features.gateway.forwarder"),),
     entry=fd_store.FORWARDER_LINK,
-    output="forwarder.log",
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds=0.0,
 )

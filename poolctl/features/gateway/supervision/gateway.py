@@ -20,7 +20,6 @@ from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store
-from poolctl.keeper.pool_files import unlink_quietly
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.context import without_keys
 from poolctl.routing.route_report import RequestedBackendState
@@ -686,11 +685,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     async def _end_processes(self) -> None:
         await self._helper.aclose()
-        await self.processes.end_all()
+        await self.processes.end_all(self._helper.log)
         await self.forwarding.aclose()
         self._awaited.close()
-        # Of a pool that ends as ordered, HAProxy has logged little but that its servers stopped.
-        unlink_quietly(os.path.join(self._environment.directory, GATEWAY.output))
 
 
 async def hand_orphans_to_keeper(environment: SupervisorContext) -> None:
