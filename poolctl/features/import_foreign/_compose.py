@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from poolctl.config import Document, escaped, read_text
@@ -157,12 +157,12 @@ class _Published(NamedTuple):
 
 
 class _Reader:
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, overrides: Sequence[str] | None) -> None:
         self.document = document
         self.pool = ForeignPool()
         self.env_file = os.path.join(document.base_dir, ".env")
         self.variables = _Variables(self.env_file)
-        self.file = ComposeFile(document, self.variables.resolved)
+        self.file = ComposeFile(document, self.variables.resolved, overrides=overrides)
         self.ports: dict[str, dict[str, str]] = {}  # here, by service and port of the container
         self.hosts: dict[str, str] = {}  # the service of each host name
         self.checks: dict[str, dict[str, Any]] = {}  # the health check of each image, by service
@@ -524,9 +524,12 @@ _PROBE: Keys = {
 }
 
 
-def pool_of_compose(document: Document) -> ForeignPool:
-    """The pool of a compose file and those that belong to it; reads Dockerfiles, too. Raises Problem, Unreadable."""
-    return _Reader(document).read()
+def pool_of_compose(document: Document, overrides: Sequence[str] | None = None) -> ForeignPool:
+    """The pool of a compose file and those that belong to it; reads Dockerfiles, too. Raises Problem, Unreadable.
+
+    `overrides` are files that are merged into it; None for compose's own, such as compose.override.yaml.
+    """
+    return _Reader(document, overrides).read()
 
 
 def _word_lists(server: ForeignServer) -> Iterable[tuple[str, list[str]]]:

@@ -1,10 +1,10 @@
-"""Reads a compose file, its override, and the files that it names in `include` and `extends`."""
+"""Reads a compose file, its overrides, and the files that it names in `include` and `extends`."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from poolctl.config import Document, read_text
@@ -43,12 +43,14 @@ class ComposeFile:
         document: Document,
         resolved: Callable[[str], str],
         *,
+        overrides: Sequence[str] | None = None,
         main: str = "",
         known: dict[str, ComposeFile] | None = None,
     ) -> None:
         self.path, self.resolved = document.path, resolved
         self.directory = os.path.dirname(self.path)
         self.main = main or self.path
+        self._overrides = self._own_overrides() if overrides is None else overrides
         self._known = {} if known is None else known
         self._known[self.path] = self
         self.remarks: list[tuple[str, int]] = []
@@ -75,16 +77,16 @@ class ComposeFile:
         )
 
     def read(self) -> None:
-        """Resolve `extends` and `include`, and merge the override."""
+        """Resolve `extends` and `include`, and merge the overrides."""
         for name in self._services():
             self._extend(name)
         self._add_included()
-        if self.path == self.main and (override := self._override()):
-            other = self._other(override)
-            other.read()
-            self._merge(other)
-            self.remarks += other.remarks
         if self.path == self.main:
+            for override in self._overrides:
+                other = self._other(override)
+                other.read()
+                self._merge(other)
+                self.remarks += other.remarks
             for path, mark in self.marks.items():
                 if mark == "reset":
                     _remove(self.data, path)
@@ -113,10 +115,10 @@ class ComposeFile:
             document_of_compose(path), self.resolved, main=self.main, known=self._known
         )
 
-    def _override(self) -> str:
+    def _own_overrides(self) -> list[str]:
         stem = _OVERRIDES.get(os.path.basename(self.path), "")
         names = [f"{stem}.{end}" for end in ("yml", "yaml")] if stem else []
-        return next((name for name in names if os.path.isfile(os.path.join(self.directory, name))), "")
+        return [name for name in names if os.path.isfile(os.path.join(self.directory, name))][:1]
 
     def _extend(self, name: str) -> None:
         """Merge the service into the one that it extends. A remark says why that is not possible."""

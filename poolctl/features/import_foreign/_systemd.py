@@ -1,4 +1,4 @@
-"""Makes a pool with one server from a systemd unit of a service (systemd.service(5), systemd.exec(5))."""
+"""Makes a pool with a server for each unit of a service (systemd.service(5), systemd.exec(5))."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from poolctl.config import escaped, read_text
 from poolctl.config.files.read_file import EnvFileError, read_env_file
-from poolctl.config.values.problems import Problem
+from poolctl.config.values.problems import Problem, Tree
 
 from ._command_lines import apply_command_words
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, LineOf, Unreadable, signal_name, user_and_group
@@ -58,7 +58,8 @@ _INSTANCE = "${INSTANCE}"  # of a template
 # they get the signal before that.
 _STOP_GROUPS = {"control-group": "together", "process": "leader", "mixed": "after"}
 _HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
-_DEPENDENCIES = ("After", "Requires", "Wants", "BindsTo", "PartOf", "Sockets")
+_DEPENDENCIES = ("After", "Before", "Requires", "Wants", "BindsTo", "PartOf", "Sockets")
+_WITH_THE_POOL = ("Requires", "Wants")  # the servers of a pool start together
 _TO_JOURNAL = (
     "", "inherit", "journal", "journal+console", "syslog", "syslog+console", "kmsg", "kmsg+console",
 )  # fmt: skip
@@ -115,26 +116,59 @@ class Command(NamedTuple):
         return self.words if ":" in self.prefixes else [word.replace("$$", "$") for word in self.words]
 
 
-def pool_of_unit(text: str, path: str) -> ForeignPool:
-    """The pool of one unit; the server is named after the unit. Raises Unreadable."""
+def pool_of_units(paths: Sequence[str]) -> ForeignPool:
+    """The pool of these units; each server is named after its unit. Raises Problem, Unreadable.
+
+    A unit that is no service's is left out if there are others.
+    """
     pool = ForeignPool()
-    sections: dict[str, list[Setting]] = {}
-    for each in [*_parse_settings(text), *_drop_ins(pool, path)]:
-        sections.setdefault(each.section, []).append(each)
-    starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
-    if not starts:
-        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", 1)
-    name = os.path.basename(path).removesuffix(".service")
-    server = pool.add(name.rstrip("@"), starts[0].line)
-    _UnitReader(server, sections, name, os.path.dirname(path)).read()
-    for section, settings in sections.items():
-        if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
-            pool.remark(f"[{section}]: not a section of a service", settings[0].line)
+    readers = dict[str, _UnitReader]()
+    for path in paths:
+        unit = os.path.basename(path)
+        try:
+            readers[unit] = _reader_of_unit(pool, path, paths[0])
+        except Unreadable as problem:
+            if len(paths) == 1:
+                raise
+            pool.add(_server_name(unit), problem.line).leave_out(problem.message)
+    for reader in readers.values():
+        reader.read(readers)
+    for reader in readers.values():
+        if reader.waits_for:
+            reader.server.at = reader.waits_for[0].line
+            waits_for = [readers[each.value].as_dependency() for each in reader.waits_for]
+            reader.server.set("depends_on", waits_for)
     return pool
 
 
-def _drop_ins(pool: ForeignPool, path: str) -> Iterator[Setting]:
-    """The settings of the drop-ins of a unit; an instance also has those of its template. Raises Unreadable."""
+def _reader_of_unit(pool: ForeignPool, path: str, first: str) -> _UnitReader:
+    """Add a server to the pool; the reader sets its keys. `first` is the unit whose lines need no file name."""
+    sections: dict[str, list[Setting]] = {}
+    beside = os.path.dirname(first)
+    file = os.path.relpath(path, beside) if path != first else ""
+    pool.files.append(path)
+    for each in [*_parse_settings(read_text(path), file), *_drop_ins(pool, path, beside)]:
+        sections.setdefault(each.section, []).append(each)
+    starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
+    if not starts:
+        line = LineOf(1, file) if file else 1
+        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", line)
+    for section, settings in sections.items():
+        if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
+            pool.remark(f"[{section}]: not a section of a service", settings[0].line)
+    unit = os.path.basename(path)
+    return _UnitReader(pool.add(_server_name(unit), starts[0].line), sections, path)
+
+
+def _server_name(unit: str) -> str:
+    return unit.removesuffix(".service").rstrip("@")
+
+
+def _drop_ins(pool: ForeignPool, path: str, beside: str) -> Iterator[Setting]:
+    """The settings of the drop-ins of a unit; an instance also has those of its template. Raises Unreadable.
+
+    Lines name the file from the directory `beside`.
+    """
     directory, name = os.path.split(path)
     template = re.sub("@.+", "@.service", name)
     files = {
@@ -144,7 +178,7 @@ def _drop_ins(pool: ForeignPool, path: str) -> Iterator[Setting]:
     }
     for _, file in sorted(files.items()):
         pool.files.append(file)
-        yield from _parse_settings(read_text(file), os.path.relpath(file, directory))
+        yield from _parse_settings(read_text(file), os.path.relpath(file, beside))
 
 
 def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
@@ -206,19 +240,21 @@ class _Section:
 
 
 class _UnitReader:
-    def __init__(
-        self, server: ForeignServer, sections: Mapping[str, list[Setting]], name: str, directory: str
-    ) -> None:
+    def __init__(self, server: ForeignServer, sections: Mapping[str, list[Setting]], path: str) -> None:
         self.server = server
         self.unit = _Section(server, sections.get("Unit", ()))
         self.service = _Section(server, sections.get("Service", ()))
-        self.directory = directory
+        self.directory, self.unit_name = os.path.split(path)
         default_instance = _Section(server, sections.get("Install", ())).last("DefaultInstance")
-        self.specifiers = _specifiers(name, default_instance, directory)
+        self.specifiers = _specifiers(
+            self.unit_name.removesuffix(".service"), default_instance, self.directory
+        )
         self.sockets: list[str] = []
         self.is_listening = False
+        self.waits_for: list[Setting] = []  # the value is another unit
 
-    def read(self) -> None:
+    def read(self, units: Mapping[str, _UnitReader]) -> None:
+        """Set the keys of the server. `units` become servers of the same pool."""
         server, service = self.server, self.service
         self._user_and_directory()
         self._environment()
@@ -240,7 +276,7 @@ class _UnitReader:
         for section in (self.unit, service):
             for name in _DEPENDENCIES:
                 for setting in section.each(name):
-                    self._dependency(setting)
+                    self._dependency(setting, units)
             section.settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=advice)
         server.at = starts[0].line
         socket_unit, timer = (f"{self.specifiers['N']}.{kind}" for kind in ("socket", "timer"))
@@ -453,12 +489,22 @@ class _UnitReader:
             self.server.at = commands[0].setting.line
             self.server.set(f"hooks.{_HOOKS[name]}", self._words(commands))
 
-    def _dependency(self, setting: Setting) -> None:
-        units = setting.value.split()
-        for unit in units:
+    def as_dependency(self) -> dict[str, Tree]:
+        """How a server waits for this one, as systemd does."""
+        keys = self.server.keys
+        condition = "completed" if keys.get("job") else "ready" if keys.get("notify") else "started"
+        return {"name": self.server.name, "condition": condition}
+
+    def _dependency(self, setting: Setting, units: Mapping[str, _UnitReader]) -> None:
+        others = []
+        for unit in setting.value.split():
             if unit.endswith(".socket"):
                 self._socket(unit, f"{setting.name}={unit}")
-        others = [each for each in units if not NETWORK.fullmatch(each)]
+            if unit in units and setting.name in ("After", "Before"):
+                waiting, awaited = (self, unit) if setting.name == "After" else (units[unit], self.unit_name)
+                waiting.waits_for.append(setting._replace(value=awaited))
+            elif not NETWORK.fullmatch(unit) and not (unit in units and setting.name in _WITH_THE_POOL):
+                others.append(unit)
         if others:
             what = f"{setting.name}={' '.join(others)}"
             self.server.remark(f"{what}: depends_on, once it is a server of this file")

@@ -13,14 +13,18 @@ from poolctl.cli.render import server_count_text
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._foreign_pool import ForeignPool, RenderedPoolFile
 
 COMMAND = Command(
     "Make a pool.toml of another tool's file or command line.",
     Option(
-        "source",
+        "sources",
         "FILE",
-        "A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service.",
+        "A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service; several units, or a compose "
+        "file and others that override it.",
+        kind="list",
         completes="files",
     ),
     Option("-o, --output", "FILE", "Write this file instead of printing it.", key="into", completes="files"),
@@ -30,6 +34,7 @@ COMMAND = Command(
     examples=(
         "poolctl import Procfile -o pool.toml",
         "poolctl import docker-compose.yml > pool.toml",
+        "poolctl import web.service worker.service -o pool.toml",
         "poolctl import -- gunicorn -w 4 -b :8000 shop.wsgi",
     ),
     notes=("Settings without an equivalent become comments that name the file's line.",),
@@ -40,8 +45,8 @@ _ANY_MODE = 0o666  # less the umask
 
 def perform(request: CommandRequest) -> Outcome:
     """Print or write the pool.toml. An existing file is kept (exit 8) unless --force is given."""
-    source, words = request.get("source"), request.get("command")
-    if bool(source) == bool(words):
+    sources, words = request.get("sources") or (), request.get("command")
+    if bool(sources) == bool(words):
         raise UsageError("import takes a file, or a command after --", hint="poolctl import Procfile")
     into = request.get("into")
     target = os.path.abspath(into or DEFAULT_TARGET)
@@ -52,19 +57,19 @@ def perform(request: CommandRequest) -> Outcome:
     from ._foreign_pool import Unreadable, place_prefix, pool_text
 
     try:
-        pool = pool_of_command(words) if words else _pool_of_file(source)
+        pool = pool_of_command(words) if words else _pool_of_files(sources)
     except Problem as problem:
         from poolctl.control.answers import ErrorEntry
 
         raise Failure(Outcome(errors=[ErrorEntry.of(problem)], exit_code=INVALID_CONFIGURATION)) from None
     except Unreadable as unreadable:
-        place = place_prefix(source, unreadable.line) or (f"{source}: " if source else "")
+        place = place_prefix(sources[0], unreadable.line) or f"{sources[0]}: " if sources else ""
         failed = Outcome.failed(INVALID_CONFIGURATION, place + unreadable.message, unreadable.hint)
         raise Failure(failed) from None
-    base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
-    name = os.path.basename(source) if source else shlex.join(words)
+    base_dir = os.path.dirname(os.path.abspath(sources[0])) if sources else os.getcwd()
+    name = os.path.basename(sources[0]) if sources else shlex.join(words)
     mode = _ANY_MODE
-    for file in (source, *pool.files) if source else ():
+    for file in (*sources, *pool.files):
         mode &= os.stat(file).st_mode
     return _write_or_print(pool_text(pool, name, base_dir, target), into, mode)
 
@@ -79,8 +84,11 @@ def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None
         raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
 
 
-def _pool_of_file(path: str) -> ForeignPool:
-    """The pool of the file, whose format is detected from its name or content. Raises Problem and Unreadable."""
+def _pool_of_files(paths: Sequence[str]) -> ForeignPool:
+    """The pool of a file and others of its kind, which is found by its name or content.
+
+    Raises Problem and Unreadable.
+    """
     from poolctl import config
 
     from ._command_lines import pool_of_procfile
@@ -89,9 +97,9 @@ def _pool_of_file(path: str) -> ForeignPool:
     from ._foreign_pool import Unreadable
     from ._pm2 import document_of_pm2, pool_of_pm2
     from ._supervisord import pool_of_supervisord
-    from ._systemd import pool_of_unit
+    from ._systemd import pool_of_units
 
-    path = os.path.abspath(path)
+    path, *others = map(os.path.abspath, paths)
     found = config.foreign_format(path)
     if found == config.JAVASCRIPT:
         hint = config.foreign_file_hint(path, found)
@@ -103,17 +111,31 @@ def _pool_of_file(path: str) -> ForeignPool:
         if found not in (config.COMPOSE, config.ECOSYSTEM):
             message = "it has neither services (docker compose) nor apps (pm2)"
             raise Unreadable(message, "poolctl import --help names the files")
-        return pool_of_compose(document) if found == config.COMPOSE else pool_of_pm2(document)
+        if found == config.COMPOSE:
+            return pool_of_compose(document, others or None)
+        _check_alone(others)
+        return pool_of_pm2(document)
     text = config.read_text(path)
     if not found:
         message = "neither its name nor its sections are those of another tool's file"
         raise Unreadable(message, "poolctl import --help names the files")
     _check_imported(path, found)
-    if found == config.UNIT:
-        return pool_of_unit(text, path)
+    if found == config.UNIT and all(config.foreign_format(other) == config.UNIT for other in others):
+        return pool_of_units([path, *others])
+    _check_alone(others)
     if found == config.PROCFILE:
         return pool_of_procfile(text)
     return pool_of_supervisord(text, os.path.dirname(path))
+
+
+def _check_alone(others: Sequence[str]) -> None:
+    from ._foreign_pool import Unreadable
+
+    if others:
+        raise Unreadable(
+            "only units of systemd, or compose files, are imported together",
+            "import each with -o, and name all with -c: poolctl -c one.toml -c two.toml start",
+        )
 
 
 def _check_imported(path: str, found: str) -> None:

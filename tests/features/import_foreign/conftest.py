@@ -34,12 +34,15 @@ Import = Callable[..., Imported]
 
 @pytest.fixture
 def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Import:
-    """What `poolctl import` prints for a file with this text, or for a command line; the text is valid."""
+    """What `poolctl import` prints for a file with this text, or for a command line; the text is valid.
+
+    Further names are those of files beside it.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("POOLCTL_CONFIG", raising=False)
 
-    def run(text: str, name: str = "", *, valid: bool = True) -> Imported:
-        words = ["--", *text.split()] if not name else [name]
+    def run(text: str, name: str = "", *others: str, valid: bool = True) -> Imported:
+        words = ["--", *text.split()] if not name else [name, *others]
         if name:
             (tmp_path / name).write_text(text)
         capsys.readouterr()

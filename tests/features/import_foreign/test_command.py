@@ -156,3 +156,16 @@ def test_file_of_another_tool_as_configuration_points_to_import(
     assert f"this is {what}, not a pool's file" in out + err
     imported = "ecosystem.json" if what == "JavaScript" else name
     assert f"`poolctl import {imported} -o pool.toml`" in (out + err).replace(f"{tmp_path}{os.sep}", "")
+
+
+def test_only_units_and_compose_files_are_imported_together(
+    poolctl: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / "Procfile").write_text("w: sleep 60\n")
+    (tmp_path / "a.service").write_text("[Service]\nExecStart=/bin/sh\n")
+    for first, second in (("Procfile", "a.service"), ("a.service", "Procfile")):
+        code, _, err = poolctl("import", first, second)
+        assert code == 5
+        assert err.startswith(
+            f"error: {first}: only units of systemd, or compose files, are imported together\n"
+        )

@@ -59,6 +59,19 @@ def test_override_is_not_read_for_a_file_of_another_name(imported: Import, tmp_p
     assert "mail" not in imported(BASE, "prod.yaml").servers
 
 
+def test_further_files_override_in_their_order_instead_of_the_one_beside(
+    imported: Import, tmp_path: Path
+) -> None:
+    (tmp_path / "compose.override.yaml").write_text(OVERRIDE)
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "prod.yaml").write_text("services: {web: {environment: {B: p, C: p}}}")
+    (tmp_path / "last.yaml").write_text("services: {web: {environment: {C: l}, read_only: true}}")
+    said = imported(BASE, "compose.yaml", "env/prod.yaml", "last.yaml")
+    assert said.servers.keys() == {"web", "db"}
+    assert said.servers["web"]["env"] == {"A": "1", "B": "p", "C": "l"}
+    assert "last.yaml:1: read_only: true: no equivalent" in said.remarks
+
+
 def test_service_has_what_it_extends(imported: Import, tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "base.yaml").write_text(

@@ -141,7 +141,9 @@ def ini(tables: Mapping[str, Mapping[str, str]]) -> str:
 def read_unit(file: File, directory: Path) -> ForeignPool:
     tables = sections(file)
     tables["Service"] = {"ExecStart": "/bin/a", **tables.get("Service", {})}
-    return _systemd.pool_of_unit(ini(tables), str(directory / "a.service"))
+    unit = directory / "a.service"
+    unit.write_text(ini(tables))
+    return _systemd.pool_of_units([str(unit)])
 
 
 def read_supervisord(file: File, directory: Path) -> ForeignPool:

@@ -467,3 +467,28 @@ def test_socket_unit_does_not_move_a_program_that_opens_an_address_of_its_own(
     said = imported("[Service]\nExecStart=/bin/sh -c 'x; exec granian a:b; true'\n", "a.service")
     assert said.servers["a"]["bind"] == "127.0.0.1:8000"
     assert said.remarks == ["a.service:2: a.socket: the program opens an address of its own"]
+
+
+def test_units_together_wait_for_each_other_as_in_systemd(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units" / "migrate.service").write_text(
+        "[Unit]\nBefore=shop.service\n[Service]\nType=oneshot\nExecStart=/bin/migrate\nNice=5\n"
+    )
+    (tmp_path / "queue@.service").write_text("[Service]\nType=notify\nExecStart=/bin/queue\n")
+    (tmp_path / "old.service").write_text("[Unit]\nDescription=none\n")
+    said = imported(
+        "[Unit]\nAfter=queue@.service db.service\nRequires=queue@.service\nPartOf=queue@.service\n"
+        "[Service]\nExecStart=/bin/shop\n",
+        "shop.service", "units/migrate.service", "queue@.service", "old.service",
+    )  # fmt: skip
+    assert said.servers.keys() == {"shop", "migrate", "queue"}
+    assert said.servers["shop"]["depends_on"] == [
+        {"name": "queue", "condition": "ready"}, {"name": "migrate", "condition": "completed"},
+    ]  # fmt: skip
+    assert "depends_on" not in said.servers["migrate"]
+    assert said.remarks[:3] == [
+        "shop.service:2: After=db.service: depends_on, once it is a server of this file",
+        "shop.service:4: PartOf=queue@.service: depends_on, once it is a server of this file",
+        "units/migrate.service:6: Nice=5: no equivalent",
+    ]
+    assert "warning: left out: old.service:1: old: there is no ExecStart in it\n" in said.err
