@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +47,9 @@ def grows_too_fast(work: Callable[[T], object], text_of: Callable[[int], T], *, 
 
 def _growth(work: Callable[[T], object], shorter: T, longer: T, runs: int) -> float:
     seconds = [(_seconds(work, shorter), _seconds(work, longer)) for _ in range(runs)]
-    return min(longest for _, longest in seconds) / min(shortest for shortest, _ in seconds)
+    # Some machines' clocks stand still for a short run.
+    shortest = min((short for short, _ in seconds if short), default=math.inf)
+    return min(long for _, long in seconds) / shortest
 
 
 def _seconds(work: Callable[[T], object], text: T) -> float:
