@@ -554,7 +554,52 @@ class H11Connection(Http1Connection, H11Protocol):
             return b""
 
 
-class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
+class _UpgradeIgnored(Exception):
+    """A request asks for a protocol that is not served; its head ends at this offset of the data."""
+
+
+class UpgradeIgnoringConnection(HttpToolsProtocol):
+    """uvicorn's class, which with this serves requests that ask for an unsupported protocol (RFC 9110 §7.8).
+
+    httptools takes what follows such a head for data of that protocol, and uvicorn drops it: the body of a POST of
+    Java's HttpClient, which asks for h2c, or the next requests. So the head is parsed again, without `Upgrade`.
+    """
+
+    @property
+    def ignores_upgrade(self) -> bool:
+        """Whether the newest head asks for a protocol that is not served."""
+        parser = self.parser
+        return parser.should_upgrade() and parser.get_method() != b"CONNECT" and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        super()._unsupported_upgrade_warning()
+        if self.ignores_upgrade:
+            raise _UpgradeIgnored(*sys.exception().args)  # type: ignore[union-attr]
+
+    def data_received(self, data: bytes) -> None:
+        while data:
+            try:
+                super().data_received(data)
+                break
+            except _UpgradeIgnored as ignored:
+                data = _head_without_upgrade(self) + data[ignored.args[0] :]
+
+
+def _head_without_upgrade(connection: Any) -> bytes:
+    parser = connection.parser
+    version = parser.get_http_version().encode()
+    fields = [field for field in connection.headers if field[0] != b"upgrade"]
+    return _request_head(parser.get_method(), connection.url, fields, version)
+
+
+def _request_head(
+    method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]], version: bytes = b"1.1"
+) -> bytes:
+    lines = [b"%b %b HTTP/%b\r\n" % (method, target, version), *(b"%b: %b\r\n" % each for each in fields)]
+    return b"".join([*lines, b"\r\n"])
+
+
+class HttptoolsConnection(Http1Connection, UpgradeIgnoringConnection):
     """A connection that uses httptools, which parses all received data at once."""
 
     __slots__ = ()
@@ -569,6 +614,8 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
         return self.cycle is None or not self.cycle.more_body
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.ignores_upgrade:
+            return  # it is parsed again
         before = self.cycle
         HttpToolsProtocol.on_headers_complete(self)
         if self.cycle is not before:  # otherwise an upgrade, for which uvicorn still needs the list
@@ -577,6 +624,8 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
             self.on_request_start(before)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self.ignores_upgrade:
+            return
         HttpToolsProtocol.on_message_complete(self)
         if self.cycle is not None and self.cycle.response_complete:
             # uvicorn does not record the end of a body that follows the end of the response.
@@ -651,12 +700,9 @@ class TransferableWebSocketRequest:
     def _head(self) -> bytes:
         connection, event = self._connection, self._event
         if event is None:  # called for httptools
-            first = connection.scope["method"].encode(), connection.url
-            headers = connection.scope["headers"]
-        else:
-            first, headers = (event.method, event.target), connection.headers
-        lines = [b"%b %b HTTP/1.1\r\n" % first, *(b"%b: %b\r\n" % each for each in headers), b"\r\n"]
-        return b"".join(lines)
+            scope = connection.scope
+            return _request_head(scope["method"].encode(), connection.url, scope["headers"])
+        return _request_head(event.method, event.target, connection.headers)
 
 
 class DataDiscardingProtocol(asyncio.Protocol):

@@ -157,8 +157,15 @@ HTTP1 = RequiredProtocolMembers(
 )
 # Additional parts by parser.
 HTTPTOOLS = RequiredProtocolMembers(
-    ("on_headers_complete", "on_message_complete", "on_url", "handle_websocket_upgrade"),
-    ("flow", "headers", "pipeline"),
+    (
+        "on_headers_complete",
+        "on_message_complete",
+        "on_url",
+        "handle_websocket_upgrade",
+        "_should_upgrade",
+        "_unsupported_upgrade_warning",
+    ),
+    ("flow", "headers", "parser", "pipeline"),
     ("chunked_encoding",),
 )
 H11 = RequiredProtocolMembers(("handle_events", "handle_websocket_upgrade"), ("conn", "headers"))

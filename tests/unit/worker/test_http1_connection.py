@@ -1143,6 +1143,40 @@ def test_application_sees_the_fields_of_the_head_and_no_trailers(kept: Kept) -> 
     assert seen == [(b"host", b"a"), (b"transfer-encoding", b"chunked")]
 
 
+CONTENT = b"GET /secret HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools", *(each.http for each in ZTTP)])
+@pytest.mark.parametrize("separately", [False, True])
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        (b"content-length: %d" % len(CONTENT), CONTENT),
+        (b"transfer-encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT)),
+    ],
+)
+def test_request_that_asks_for_h2c_has_its_body_and_so_have_those_behind_it(
+    sockets: tuple[socket.socket, socket.socket], http: str, separately: bool, field: bytes, body: bytes
+) -> None:
+    kept, seen = Kept(sockets[0], http=http), list[tuple[str, bytes]]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["path"], await whole_body(receive)))
+        await answer(send, "ok")
+
+    kept.protocol.app = app
+    upgrade = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    for path in (b"/a", b"/b"):
+        head = b"POST %b HTTP/1.1\r\nhost: a\r\n%b%b\r\n\r\n" % (path, upgrade, field)
+        for part in (head, body + REQUEST) if separately else (head + body + REQUEST,):
+            kept.ask(part)
+    kept.loop.pass_time()
+    assert seen == [("/a", CONTENT), ("/", b""), ("/b", CONTENT), ("/", b"")]
+    assert kept.wire.written.count(b"HTTP/1.1 200 OK") == 4
+    assert not kept.state.head_timeouts.due
+    kept.close()
+
+
 def released() -> tuple[asyncio.Event, Any]:
     """An event, and an application that answers once it is set."""
     release = asyncio.Event()

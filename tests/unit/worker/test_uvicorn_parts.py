@@ -171,7 +171,7 @@ def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
     connections = [
         each for each in classes if each.name.endswith("Connection") and each.name != "DataDiscardingProtocol"
     ]
-    assert len(connections) == 5
+    assert len(connections) == 6
     own = {name for each in connections for name in defined(each)}
     listed = {
         name
