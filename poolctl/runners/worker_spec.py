@@ -305,8 +305,7 @@ def uvicorn_settings(server: ServerConfig) -> Table:
         "proxy_headers": http.proxy_headers,
         "forwarded_allow_ips": list(http.trusted_proxies),
         "access_log": http.access_log is True,
-        # uvicorn counts the connection that asks: from its limit on, not above it, the answer is 503.
-        "limit_concurrency": None if http.max_concurrency is None else http.max_concurrency + 1,
+        "limit_concurrency": http.max_concurrency,
         "limit_max_requests": http.max_requests,
     }
 

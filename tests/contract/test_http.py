@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def ask(port: int, path: str = "/", *headers: str) -> tuple[int, dict[str, Any]]
     return int(answer.split()[1]), json.loads(body or b"{}")
 
 
+@contextlib.contextmanager
+def idle_connection(port: int) -> Iterator[None]:
+    """A connection that is kept after its response."""
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        yield
+
+
 def test_keys_of_http_limits_and_log_take_effect(
     real_pool: RealPool, ports: dict[str, int], until: Any
 ) -> None:
@@ -75,14 +85,15 @@ def test_keys_of_http_limits_and_log_take_effect(
     }  # fmt: skip
     assert ask(ports["brief"])[1]["root_path"] == "/api"
 
-    held = threading.Thread(target=ask, args=(ports["one"], "/held"))
-    held.start()
-    until((real_pool.directory / "held").exists)
-    assert ask(ports["one"])[0] == 503, "above the limit"
-    (real_pool.directory / "go").touch()
-    held.join(60)
-    assert not held.is_alive()
-    until(lambda: ask(ports["one"])[0] == 200)
+    with idle_connection(ports["one"]), idle_connection(ports["one"]):
+        held = threading.Thread(target=ask, args=(ports["one"], "/held"))
+        held.start()
+        until((real_pool.directory / "held").exists)
+        assert ask(ports["one"])[0] == 503, "above the limit"
+        (real_pool.directory / "go").touch()
+        held.join(60)
+        assert not held.is_alive()
+        until(lambda: ask(ports["one"])[0] == 200)
 
     with socket.create_connection(("127.0.0.1", ports["brief"]), 60) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")

@@ -517,7 +517,8 @@ class Http(Section):
     )
     max_concurrency: AtLeastOne | None = field(
         None,
-        "Maximum number of connections and requests at a time; further requests get 503. Left out: no limit.",
+        "Maximum number of requests and WebSockets of a worker at a time; further requests get 503."
+        " Left out: no limit.",
     )
     max_requests: AtLeastOne | None = field(
         None,

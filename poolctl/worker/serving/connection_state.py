@@ -110,6 +110,20 @@ class Drainable:
     __slots__ = ()
 
     transport: Any
+    server_state: PoolServerState
+
+    @property
+    def limit_concurrency(self) -> int | None:
+        """What uvicorn compares the numbers of connections and of requests with: 0 refuses a request, None does not.
+
+        uvicorn also counts connections without a request: a few idle clients would have it refuse all others.
+        """
+        most = self.server_state.most_requests
+        return None if most is None or len(self.server_state.tasks) < most else 0
+
+    @limit_concurrency.setter
+    def limit_concurrency(self, configured: int | None) -> None:
+        """uvicorn sets it for each connection; `most_requests` has the same value."""
 
     def close_when_idle(self) -> None:
         """Close when the response in progress is complete and no more data arrives, so that no request is lost."""
@@ -240,6 +254,7 @@ class PoolServerState(ServerState):
         self.on_activity: Callable[[], None] | None = None
         self.expected: dict[object, float] = {}  # by handshake: when the first head is due
         self.most_connections = sys.maxsize
+        self.most_requests: int | None = None  # further ones are answered with 503
         self.on_full: Callable[[], None] = lambda: None  # called when the maximum of connections is reached
         self.connections: TrackedConnections = TrackedConnections(self)
         self.tasks: Tasks = Tasks(self)

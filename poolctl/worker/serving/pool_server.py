@@ -161,6 +161,7 @@ class PoolServer(uvicorn.Server):
         self._routes = routes
         self._extra_state = state or {}
         self.server_state: PoolServerState = PoolServerState(self.limit_max_requests)
+        self.server_state.most_requests = config.limit_concurrency
         self.server_state.tally = tally
         self.server_state.counts = None if tally is None else RequestCounts(tally)
         self.server_state.failed = None if failed is None else FailedRequestLog(failed)

@@ -142,7 +142,7 @@ _METHODS = (
 )  # fmt: skip
 _ATTRIBUTES = (
     "transport", "connections", "server_state", "loop", "timeout_keep_alive", "timeout_keep_alive_task", "app",
-    "access_log", "server", "client", "scheme",
+    "access_log", "server", "client", "scheme", "limit_concurrency",
 )  # fmt: skip
 _CYCLE = (
     "scope", "default_headers", "disconnected", "message_event", "more_body", "response_started", "response_complete",

@@ -173,7 +173,7 @@ def test_settings_for_uvicorn_are_those_of_the_http_table() -> None:
     found = specs.uvicorn_settings(
         server_of(http={"max_concurrency": 5, "access_log": True, "log_level": "debug"})
     )
-    assert (found["limit_concurrency"], found["access_log"], found["log_level"]) == (6, True, "debug")
+    assert (found["limit_concurrency"], found["access_log"], found["log_level"]) == (5, True, "debug")
     usual = specs.uvicorn_settings(server_of(http={"access_log": "errors"}))
     assert (usual["limit_concurrency"], usual["access_log"]) == (None, False)
     assert "log_level" not in usual

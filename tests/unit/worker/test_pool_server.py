@@ -160,6 +160,22 @@ def test_requests_that_do_not_end_within_the_stop_are_cancelled(engine: Engine) 
     engine.run(scenario())
 
 
+def test_request_above_the_concurrency_gets_503_and_idle_connections_do_not_count(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, config={"limit_concurrency": 1}) as (_server, app, port, _running):
+            busy, idle, third = [await Client.connect(port) for _ in range(3)]
+            for client in (idle, third):
+                assert (await client.get())[0] == 200
+            await busy.send("/slow")
+            await app.under_way.wait()
+            assert (await idle.get())[0] == 503
+            app.release.set()
+            assert (await busy.answer())[0] == 200
+            assert (await third.get())[0] == 200
+
+    engine.run(scenario())
+
+
 def test_request_in_a_thread_does_not_delay_its_503(engine: Engine) -> None:
     async def scenario() -> None:
         app = Uncancellable()
