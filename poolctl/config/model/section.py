@@ -499,7 +499,11 @@ class Http(Section):
         "", "The path under which a proxy serves the app (ASGI root_path), without a trailing slash."
     )
     proxy_headers: Truth = field(False, "Trust X-Forwarded-* headers from trusted_proxies.")
-    trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies; "*" trusts every client.')
+    trusted_proxies: TrustedPeers = field(
+        (),
+        'Addresses or networks of trusted proxies; "unix" trusts the clients of a Unix socket, "*" every client,'
+        " whose first X-Forwarded-For is believed.",
+    )
     access_log: RequestLog = field(
         "errors",
         'Log a line for each request, with its X-Request-ID; "errors" logs only responses of 500 and above.',

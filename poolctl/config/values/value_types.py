@@ -44,6 +44,7 @@ from poolctl.config.values.problems import (
 )
 from poolctl.config.values.shell_line import words_fix
 from poolctl.feature import platform_names
+from poolctl.routing.networks import EVERY, UNIX
 from poolctl.time_windows import parse_time_zone, parse_window
 
 ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
@@ -109,6 +110,10 @@ def checked_networks(value: Tree, words: tuple[str, ...] = ("*",)) -> Tree:
                 allowed = " or ".join(f'"{word}"' for word in words)
                 raise BadValue(message, f'addresses, networks such as "10.0.0.0/8", or {allowed}') from None
     return tuple(value)
+
+
+def _trusted_peers(value: Tree) -> Tree:
+    return checked_networks(value, (EVERY, UNIX))
 
 
 def _refuse_numeric_umask(value: Tree) -> Tree:
@@ -223,6 +228,7 @@ FilePath = Annotated[
     Field(json_schema_extra={"format": "path"}),
 ]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(checked_networks)]
+TrustedPeers = Annotated[tuple[Text, ...], BeforeValidator(_trusted_peers)]
 Windows = Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)]
 Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Share,
         Size,
         Text,
+        TrustedPeers,
         Truth,
         Word,
     )
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
         TargetText,
         Threads,
         TlsName,
-        TrustedPeers,
         UrlPaths,
         Weight,
     )

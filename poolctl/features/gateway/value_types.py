@@ -10,7 +10,6 @@ from pydantic_core import CoreSchema, core_schema
 from poolctl.config.values import value_types
 from poolctl.config.values.plain import BadValue, number_if_interpolated, truth_if_interpolated
 from poolctl.config.values.problems import Tree, shown
-from poolctl.routing.networks import EVERY, UNIX
 from poolctl.routing.route import POLICIES, STICKY
 
 from . import _route_values
@@ -75,10 +74,6 @@ def _sticky(value: Tree) -> Tree:
     return ({"cookie": value} if value else None) if isinstance(value, str) else value
 
 
-def _trusted_peers(value: Tree) -> Tree:
-    return value_types.checked_networks(value, (EVERY, UNIX))
-
-
 _from_text = BeforeValidator(number_if_interpolated)
 AccessLog = Annotated[bool | Literal["json"], BeforeValidator(_access_log)]
 Host = Annotated[str, AfterValidator(_route_values.canonical_route_host)]
@@ -100,7 +95,6 @@ UrlPaths = Annotated[tuple[value_types.UrlPath, ...], Strict(False)]
 RedirectText = Annotated[str, AfterValidator(_route_values.canonical_redirect_target)]
 REDIRECT = BeforeValidator(_redirect)
 STICKY_COOKIE = BeforeValidator(_sticky)
-TrustedPeers = Annotated[tuple[value_types.Text, ...], BeforeValidator(_trusted_peers)]
 NoQueueOfRoute = Annotated[Number, AfterValidator(_route_values.no_queue_of_route)]
 NoRateOfBackend = Annotated[Rate, AfterValidator(_route_values.no_rate_of_backend)]
 NoTotal = Annotated[value_types.Duration, AfterValidator(_route_values.no_total)]

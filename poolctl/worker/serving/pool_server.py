@@ -14,6 +14,8 @@ from typing import Any
 
 import uvicorn
 
+from poolctl.routing.networks import UNIX
+
 from ..process_setup import print_message
 from . import uvicorn_parts
 from .accepting import AdoptionPair, ConnectionAcceptor, ConnectionsAwaitingProtocol, protocol_factory
@@ -304,6 +306,7 @@ class PoolServer(uvicorn.Server):
                 config.load()
             # h11's own limit is above the worker's, which sends the right response.
             config.h11_max_incomplete_event_size = self.server_state.head_timeouts.most_bytes + _H11_BYTES
+            self._trust_unix_peers()
             self._install_poolctl_protocol_classes()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
@@ -316,6 +319,14 @@ class PoolServer(uvicorn.Server):
             raise StartupFailed(_NOT_STARTED, status) from exit_
         if self.lifespan.should_exit:  # older versions of uvicorn only set this flag
             raise StartupFailed(_NOT_STARTED)
+
+    def _trust_unix_peers(self) -> None:
+        config = self.config
+        # Elsewhere a client without an address is one that has left before its connection was accepted.
+        is_unix = all(each.family == socket.AF_UNIX for each in self._listeners)
+        if config.proxy_headers and UNIX in config.forwarded_allow_ips and is_unix:
+            app: Any = inner_app(config.loaded_app)
+            app.trusted_hosts = uvicorn_parts.UnixPeers(app.trusted_hosts)
 
     def _install_poolctl_protocol_classes(self) -> None:
         config, state = self.config, self.server_state

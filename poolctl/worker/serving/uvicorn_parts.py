@@ -223,6 +223,19 @@ def configure(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(app, log_config=None, **settings_for(app, settings))
 
 
+class UnixPeers:
+    """The trusted hosts of uvicorn's middleware, and the clients of a Unix socket, which have no address."""
+
+    def __init__(self, hosts: Any) -> None:
+        self._hosts = hosts
+
+    def __contains__(self, host: str | None) -> bool:
+        return host is None or host in self._hosts
+
+    def get_trusted_client_address(self, hops: str) -> Any:
+        return self._hosts.get_trusted_client_address(hops)
+
+
 def wsgi_middleware() -> Any:
     """uvicorn's class that serves a WSGI application, for environments without a2wsgi."""
     return import_module("uvicorn.middleware.wsgi").WSGIMiddleware

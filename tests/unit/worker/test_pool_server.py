@@ -38,6 +38,7 @@ from tests.descriptors import open_descriptors
 from tests.load.frames import CLOSE, PING, TEXT, frame, new_key
 from tests.serving import (
     ENGINES,
+    FAST,
     ZTTP,
     App,
     Client,
@@ -174,6 +175,43 @@ def test_request_above_the_concurrency_gets_503_and_idle_connections_do_not_coun
             assert (await third.get())[0] == 200
 
     engine.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("trusted", "headers", "client"),
+    [
+        ("unix", ["x-forwarded-for: 6.6.6.6, 9.9.9.9", "x-forwarded-proto: https"], ("9.9.9.9", 0)),
+        ("unix", ["x-forwarded-proto: https"], None),
+        ("127.0.0.1", ["x-forwarded-for: 9.9.9.9"], None),
+    ],
+)
+def test_proxy_on_a_unix_socket_is_believed_if_it_is_trusted(
+    trusted: str, headers: list[str], client: Any, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        path, config = str(tmp_path / "s"), {"proxy_headers": True, "forwarded_allow_ips": [trusted]}
+        routes = RouteContexts("web")
+        async with served(FAST, config=config, listening=path, routes=routes) as (_server, app, _port, _running):
+            await Client(*await asyncio.open_unix_connection(path)).get("/", *headers)
+            (scope,) = app.scopes
+            assert (scope["client"], scope["scheme"]) == (client, "https" if trusted == "unix" else "http")
+
+    FAST.run(scenario())
+
+
+def test_client_of_a_port_without_an_address_is_not_one_of_a_unix_socket() -> None:
+    async def discard(message: Any = None) -> None:
+        pass
+
+    async def scenario() -> None:
+        config = {"proxy_headers": True, "forwarded_allow_ips": ["unix"]}
+        async with served(FAST, config=config) as (server, app, port, _running):
+            await (await Client.connect(port)).get("/", "x-forwarded-proto: https")
+            # As of a client that has left before its connection was accepted.
+            await server.config.loaded_app({**app.scopes[0], "client": None}, discard, discard)
+            assert [each["scheme"] for each in app.scopes] == ["http", "http"]
+
+    FAST.run(scenario())
 
 
 def test_request_in_a_thread_does_not_delay_its_503(engine: Engine) -> None:

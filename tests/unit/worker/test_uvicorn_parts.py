@@ -47,9 +47,10 @@ HTTP = {
 }
 # A configuration, once it is loaded.
 CONFIG = (
-    "access_log", "app", "backlog", "date_header", "encoded_headers", "get_loop_factory",
+    "access_log", "app", "backlog", "date_header", "encoded_headers", "forwarded_allow_ips", "get_loop_factory",
     "h11_max_incomplete_event_size", "http", "http_protocol_class", "lifespan_class", "limit_concurrency",
-    "limit_max_requests", "limit_max_requests_jitter", "load", "loaded", "loaded_app", "ssl", "ws", "ws_protocol_class",
+    "limit_max_requests", "limit_max_requests_jitter", "load", "loaded", "loaded_app", "proxy_headers",
+    "ssl", "ws", "ws_protocol_class",
 )  # fmt: skip
 SERVER = (
     "config", "limit_max_requests", "main_loop", "run", "server_state", "should_exit", "shutdown", "started",
