@@ -12,7 +12,7 @@ import select
 import stat
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from poolctl.platform import await_readable, c_library, checked
 from poolctl.safe_open import UnsafePath, open_file
@@ -22,6 +22,9 @@ from .log_line import LogLine, parse_line
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .line_filter import LineFilter
+
+# Called with the name of a server whose log cannot be read, and the reason.
+Unreadable = Callable[[str, OSError], None]
 
 _BLOCK_BYTES = 64 * 1024
 # The logger writes no longer lines and no more files. A file or directory that other users can write may have both.
@@ -121,14 +124,26 @@ def tail(
 
 
 def merged_tails(
-    paths: Mapping[str, str], lines: int | None, *, since: str = "", wanted: LineFilter | None = None
+    paths: Mapping[str, str],
+    lines: int | None,
+    *,
+    since: str = "",
+    wanted: LineFilter | None = None,
+    unreadable: Unreadable | None = None,
 ) -> list[LogLine]:
-    """The last `lines` lines of each of the logs (their paths by server name), in the order of time."""
-    return in_order(
-        line
-        for name, path in paths.items()
-        for line in tail(path, lines, since=since, name=name, wanted=wanted)
-    )
+    """The last `lines` lines of each of the logs (their paths by server name), in the order of time.
+
+    A log that cannot be read is left out and passed to `unreadable`; without it OSError is raised.
+    """
+    found: list[LogLine] = []
+    for name, path in paths.items():
+        try:
+            found += tail(path, lines, since=since, name=name, wanted=wanted)
+        except OSError as error:
+            if unreadable is None:
+                raise
+            unreadable(name, error)
+    return in_order(iter(found))
 
 
 def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
@@ -344,7 +359,8 @@ class Follower:
     """Reads new lines of several logs (paths by server name), each batch sorted by time.
 
     `first` holds the last `lines` existing lines of each log that are not older than `since`. Only lines that pass
-    `wanted` are returned. Without inotify the files are polled ten times a second.
+    `wanted` are returned. Without inotify the files are polled ten times a second. A log that cannot be read is passed
+    to `unreadable`, once, and read again when it changes; without `unreadable` OSError is raised.
     """
 
     def __init__(
@@ -354,8 +370,11 @@ class Follower:
         lines: int | None = 0,
         since: str = "",
         wanted: LineFilter | None = None,
+        unreadable: Unreadable | None = None,
     ) -> None:
         self._wanted = wanted
+        self._unreadable = unreadable
+        self._refused: set[str] = set()  # names of servers whose logs cannot be read
         self._logs: dict[str, list[tuple[str, TailedFile]]] = {}
         self._places: dict[str, set[str]] = {}
         self._last_times: dict[str, str] = {}
@@ -397,7 +416,8 @@ class Follower:
             if polled or changed is None or not changed.isdisjoint(self._places[path]):
                 self._watch_file(path)
                 for name, log in logs:
-                    found += self._wanted_lines(name, log)
+                    with self._reporting(name):
+                        found += self._wanted_lines(name, log)
         return in_order(iter(found))
 
     def close(self) -> None:
@@ -412,13 +432,28 @@ class Follower:
         # Watched before it is read, so that no line in between is missed.
         self._watch_file(path)
         growing = TailedFile(path)
-        with contextlib.closing(OpenLog(path)) as log:
+        self._logs.setdefault(path, []).append((name, growing))
+        self._last_times[name] = ""
+        with self._reporting(name), contextlib.closing(OpenLog(path)) as log:
             last = [] if lines == 0 else log.tail(lines, since=since, name=name, wanted=self._wanted)
             self.first += last
             whole = log.tail(1, name=name) if lines == 0 or self._wanted is not None else last
             self._last_times[name] = carry_times(whole)
             growing.begin(log)
-        self._logs.setdefault(path, []).append((name, growing))
+
+    @contextlib.contextmanager
+    def _reporting(self, name: str) -> Iterator[None]:
+        """Context manager: report a log that cannot be read; the others are read nevertheless."""
+        try:
+            yield
+        except OSError as error:
+            if self._unreadable is None:
+                raise
+            if name not in self._refused:
+                self._refused.add(name)
+                self._unreadable(name, error)
+        else:
+            self._refused.discard(name)
 
     def _watch_file(self, path: str) -> None:
         """Watch the directory of the file; if it is a symbolic link, also the directory of the file it leads to."""
@@ -451,13 +486,15 @@ def follow(
     lines: int | None = 0,
     since: str = "",
     wanted: LineFilter | None = None,
+    unreadable: Unreadable | None = None,
     reader: int = -1,
 ) -> Iterator[LogLine]:
     """Yield the last `lines` lines of each log, then every new line, if they pass `wanted`. Blocks between lines.
 
-    Never ends. Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
+    Never ends. Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer. For `unreadable`
+    see Follower.
     """
-    follower = Follower(paths, lines=lines, since=since, wanted=wanted)
+    follower = Follower(paths, lines=lines, since=since, wanted=wanted, unreadable=unreadable)
     merge = LogReorderBuffer()
     try:
         # While one file was read, an earlier line may have been added to another.

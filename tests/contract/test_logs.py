@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -112,3 +113,37 @@ def test_object_of_each_line_has_its_level_and_its_own_text(real_pool: RealPool,
     ]
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=50)
+
+
+@pytest.mark.slow
+def test_log_that_cannot_be_read_is_named_and_hides_no_other(real_pool: RealPool, until: Until) -> None:
+    keys: dict[str, Any] = {"command": ["sh", "-c", "echo begun; exec sleep 1000"]}
+    path = real_pool.directory / "here" / "log"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as place:
+        place.bind(str(path))  # not even root can open it
+        real_pool.write(
+            "pool.toml",
+            server("closed", **keys, log={"path": str(path)})
+            + server("open", **keys)
+            + f'[events]\npath = "{path}"\n',
+        )
+        running = real_pool.spawn("run")
+        until(lambda: real_pool.run("status").code == 0)
+        done = real_pool.run("logs")
+        assert (done.code, done.stdout) == (1, "open   | begun\n")
+        why = f"{path} cannot be read: No such device or address"
+        assert done.stderr == f"error: closed: {why}\n"
+        followed = real_pool.spawn("logs", "-f")
+        assert followed.stdout is not None
+        assert followed.stdout.readline() == "open   | begun\n"
+        followed.send_signal(signal.SIGINT)
+        assert followed.communicate()[1] == done.stderr
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate()
+        assert "open   | begun\n" in stdout
+        assert f"[poolctl: the output of closed is not shown, as {why}]\n" in stderr
+        done = real_pool.run("run", "--", "sh", "-c", "exit 7")
+        assert done.code == 7, str(done)
+        done = real_pool.run("events")
+        assert (done.code, done.stderr) == (1, f"error: {why}\n")

@@ -27,7 +27,7 @@ from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, JournalPositionResult, ProgressLine
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolError
-from poolctl.exit_codes import INTERRUPTED
+from poolctl.exit_codes import FAILED, INTERRUPTED
 from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
 
 _RETRY_SECONDS = 0.5
@@ -61,7 +61,7 @@ def perform(request: CommandRequest) -> Outcome:
     if watched.warning and not request.quiet:
         print_diagnostics(Outcome(warnings=[watched.warning]))  # at once: -f does not end
     try:
-        past = recent(watched.path, watched.wanted, lines)
+        past = _recent(watched.path, watched.wanted, lines)
         write = _writer(request, [*(names or ()), *(each.server for each in past)])
         watched.show_wanted(past, write)
         if request.get("follow"):
@@ -101,7 +101,7 @@ class _EventStream:
             except (Failure, PoolError) as failure:
                 consequence = f"the path of [events] is not known, and events are read from {path}"
                 self.warning = warning_of_unusable_files(failure, consequence)
-        return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)
+        return path, next((event.seq for event in _recent(path, EventFilter(), 1)), 0)
 
     def show_wanted(self, events: Iterable[JournalEvent], write: Callable[[JournalEvent], None]) -> None:
         for event in events:
@@ -126,11 +126,19 @@ class _EventStream:
             try:
                 client.ask(JournalPositionResult, "events", {"options": options}, received)
             except ControlError:
-                newest = next((event.seq for event in recent(self.path, EventFilter(), 1)), 0)
+                newest = next((event.seq for event in _recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
                     self._last = 0  # the journal was removed, and a new one started
-                self.show_wanted(recent(self.path, self.wanted._replace(after=self._last), None), write)
+                self.show_wanted(_recent(self.path, self.wanted._replace(after=self._last), None), write)
             await_readable(-1, _RETRY_SECONDS, reader)
+
+
+def _recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEvent]:
+    """The last events in the journal at `path`. Raises Failure if it cannot be read."""
+    try:
+        return recent(path, wanted, lines)
+    except OSError as error:
+        raise Failure(Outcome.failed(FAILED, f"{path} cannot be read: {error.strerror}")) from None
 
 
 def _configured_path(pool: PoolRef) -> str:

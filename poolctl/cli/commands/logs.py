@@ -21,14 +21,14 @@ from poolctl.cli.command_line import (
     validate_choice,
 )
 from poolctl.cli.offline import load
-from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import coloured, stdout_fd
+from poolctl.cli.render import coloured, print_diagnostics, stdout_fd
 from poolctl.cli.supervisor_requests import ask, ask_or_read_files
 from poolctl.config import LOCAL
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
+from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
@@ -85,17 +85,25 @@ def perform(request: CommandRequest) -> Outcome:
     if _OF_GATEWAY[0] in paths:
         text_of = _without_keys_of_gateway(text_of)
 
+    outcome = Outcome.of_stream()
+
+    def report(name: str, failure: OSError) -> None:
+        outcome.exit_code = FAILED
+        errors = [error(FAILED, f"{paths[name]} cannot be read: {failure.strerror}", name=name)]
+        print_diagnostics(Outcome(errors=errors))  # at once: -f does not end
+
     if request.get("follow"):
         try:
-            for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
+            for line in follow(
+                paths, lines=lines, since=since, wanted=wanted, unreadable=report, reader=stdout_fd()
+            ):
                 sys.stdout.write(text_of(line))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             return Outcome.of_stream(INTERRUPTED)
-    found = merged_tails(paths, lines, since=since, wanted=wanted)
+    found = merged_tails(paths, lines, since=since, wanted=wanted, unreadable=report)
     for line in found:
         sys.stdout.write(text_of(line))
-    outcome = Outcome.of_stream()
     selects = bool(since) or any(request.get(each) for each in ("until", "level", "grep"))
     if not found and paths.keys() == set(_OF_GATEWAY) and not selects:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")

@@ -13,7 +13,7 @@ from poolctl.control.server_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_line import LogLine, stamp
-from poolctl.logs.log_tail import tail
+from poolctl.logs.log_tail import merged_tails
 
 from ._pool_events import Death
 
@@ -38,12 +38,16 @@ def last_lines(
 ) -> dict[str, list[LogLine]]:
     """The last lines of each log since the last but one death, or since the pool was started at `begun`. Blocks.
 
-    With `objects` each line has its level.
+    With `objects` each line has its level. A log that cannot be read has no lines.
     """
     wanted = LineFilter(levels=True) if objects else None
     return {
-        name: tail(
-            path, _LINES, since=_start_of_last_attempt(died.get(name, ()), begun), name=name, wanted=wanted
+        name: merged_tails(
+            {name: path},
+            _LINES,
+            since=_start_of_last_attempt(died.get(name, ()), begun),
+            wanted=wanted,
+            unreadable=lambda name, error: None,
         )
         for name, path in paths.items()
     }

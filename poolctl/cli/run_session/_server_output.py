@@ -101,7 +101,14 @@ class ServerOutput:
     async def _new_lines(self, paths: Mapping[str, str]) -> AsyncGenerator[list[LogLine]]:
         """Yield the new lines of the logs, merged by time, until the end and all lines so far."""
         wanted = LineFilter(levels=True) if self._objects else None
-        follower = await in_thread(lambda: Follower(paths, lines=None, since=self._since, wanted=wanted))
+
+        def report(name: str, error: OSError) -> None:
+            why = f"{paths[name]} cannot be read: {error.strerror}"
+            sys.stderr.write(self._own_line(f"[poolctl: the output of {name} is not shown, as {why}]"))
+
+        follower = await in_thread(
+            lambda: Follower(paths, lines=None, since=self._since, wanted=wanted, unreadable=report)
+        )
         merge = LogReorderBuffer()
         lines, is_over = follower.first, False
         try:
