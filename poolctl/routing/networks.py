@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -19,6 +20,21 @@ def is_within(address: str, networks: tuple[str, ...]) -> bool:
     if isinstance(given, IPv6Address):
         given = given.ipv4_mapped or given
     return EVERY in networks or any(given in _network(each) for each in networks if each != UNIX)
+
+
+def in_every_form(networks: Sequence[str]) -> list[str]:
+    """The networks without bits of hosts, and those of IPv4 also as a socket for both versions of IP sees them.
+
+    That is `::ffff:192.0.2.0/120` for `192.0.2.0/24` (RFC 4291 §2.5.5.2). "*" stands alone; "unix" stays.
+    """
+    if EVERY in networks:
+        return [EVERY]
+    found = [each for each in networks if each == UNIX]
+    for network in (_network(each) for each in networks if each != UNIX):
+        found.append(str(network))
+        if isinstance(network, IPv4Network):
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return found
 
 
 @lru_cache(maxsize=1024)

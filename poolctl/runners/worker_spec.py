@@ -22,6 +22,7 @@ from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
+from poolctl.routing.networks import in_every_form
 from poolctl.worker.process_setup import spec_digest
 
 from .runner_protocol import app_state
@@ -303,7 +304,7 @@ def uvicorn_settings(server: ServerConfig) -> Table:
         "timeout_keep_alive": http.keep_alive,
         "root_path": http.root_path,
         "proxy_headers": http.proxy_headers,
-        "forwarded_allow_ips": list(http.trusted_proxies),
+        "forwarded_allow_ips": in_every_form(http.trusted_proxies),
         "access_log": http.access_log is True,
         "limit_concurrency": http.max_concurrency,
         "limit_max_requests": http.max_requests,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from poolctl import ServerConfig
 from poolctl.errors import ServerError
@@ -20,6 +21,7 @@ from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.process_setup import read_spec, spec_digest
+from tests.asgi_apps import hello
 
 IMPORTS = "shop.web imports {!r}, which is "
 
@@ -177,6 +179,29 @@ def test_settings_for_uvicorn_are_those_of_the_http_table() -> None:
     usual = specs.uvicorn_settings(server_of(http={"access_log": "errors"}))
     assert (usual["limit_concurrency"], usual["access_log"]) == (None, False)
     assert "log_level" not in usual
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "is_believed"),
+    [
+        (["127.0.0.1"], "127.0.0.1", True),
+        (["127.0.0.1"], "::ffff:127.0.0.1", True),
+        (["127.0.0.1"], "::ffff:127.0.0.2", False),
+        (["10.1.2.3/8"], "10.9.9.9", True),
+        (["10.1.2.3/8"], "::ffff:10.9.9.9", True),
+        (["10.1.2.3/8"], "::ffff:11.9.9.9", False),
+        (["fd00::1/64"], "fd00::2", True),
+        (["unix"], "::1", False),
+        (["10.0.0.0/8", "*"], "192.0.2.1", True),
+        ([], "127.0.0.1", False),
+    ],
+)
+def test_uvicorn_believes_trusted_proxies_in_every_form_of_their_address(
+    trusted: list[str], peer: str, is_believed: bool
+) -> None:
+    found = specs.uvicorn_settings(server_of(http={"trusted_proxies": trusted}))["forwarded_allow_ips"]
+    middleware: Any = ProxyHeadersMiddleware
+    assert (peer in middleware(hello, found).trusted_hosts) == is_believed
 
 
 def test_certificate_is_read_with_its_key_and_authorities(

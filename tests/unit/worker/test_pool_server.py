@@ -191,7 +191,12 @@ def test_proxy_on_a_unix_socket_is_believed_if_it_is_trusted(
     async def scenario() -> None:
         path, config = str(tmp_path / "s"), {"proxy_headers": True, "forwarded_allow_ips": [trusted]}
         routes = RouteContexts("web")
-        async with served(FAST, config=config, listening=path, routes=routes) as (_server, app, _port, _running):
+        async with served(FAST, config=config, listening=path, routes=routes) as (
+            _server,
+            app,
+            _port,
+            _running,
+        ):
             await Client(*await asyncio.open_unix_connection(path)).get("/", *headers)
             (scope,) = app.scopes
             assert (scope["client"], scope["scheme"]) == (client, "https" if trusted == "unix" else "http")
