@@ -38,7 +38,8 @@ QUIET_SECONDS = 0.15
 LONGEST_SECONDS = 3.0
 _SHOWN_FILES = 3
 _POLL = 'watch = { poll = "1s" }'
-# A change of code replaces the processes of servers in these states; others use the new code when they start.
+# A change of code replaces the processes of servers in these states, and starts those that have ended by themselves;
+# others use the new code when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
 Answer = TypeVar("Answer", bound=Result)
@@ -115,18 +116,24 @@ class PoolWatcher:
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restart(self, changed: Changed) -> Iterator[Result]:
-        """Restart the running servers among `changed`, and yield the supervisor's answer to each restart.
+        """Restart the servers among `changed` that run or have ended by themselves.
+
+        Yields the supervisor's answer to each restart.
 
         Also restart servers whose code changed in a directory that was not watched yet, and thus caused no event.
         """
         while changed := {**self._missed, **changed}:
             self._missed = {}
             listed = self._ask_catching_errors(Result, "list", {}, [*changed])
-            running = [item.name for item in listed.items if item.state in _ALIVE]
-            if running:
-                for line in _change_lines({name: changed[name] for name in running}):
+            wanted = [
+                item.name
+                for item in listed.items
+                if item.state in _ALIVE or (item.ended and not item.on_demand)
+            ]
+            if wanted:
+                for line in _change_lines({name: changed[name] for name in wanted}):
                     self._say(line)
-                yield self._ask_catching_errors(Result, "restart", {"wait": True}, running)
+                yield self._ask_catching_errors(Result, "restart", {"wait": True}, wanted)
                 self._query_servers_and_watch_files()
             changed = {}
 

@@ -26,7 +26,7 @@ from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.regular_expressions import run_in_turn
 from poolctl.selection.selector import EXPRESSIONS, Selector, matching_values, select
-from poolctl.states import Status
+from poolctl.states import State, Status
 
 from ..active_configuration import ActiveConfiguration
 
@@ -274,6 +274,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
         on_demand=config.on_demand or None,
+        ended=(entry.completed and entry.state == State.STOPPED) or None,
         flapping=entry.flapping or None,
         kept=kept or None,
         kept_until=_iso(entry.observed.window.until) if kept else None,

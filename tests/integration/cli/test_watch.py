@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.configuration import server
 from tests.deadline import wait_until
 from tests.real_pool import HELLO_APP, RealPool
 
@@ -108,6 +109,27 @@ def test_program_without_a_port_is_restarted_with_its_new_code(real_pool: RealPo
     wait_until(lambda: "second version" in real_pool.ok("logs", "queue").stdout)
     running.send_signal(signal.SIGTERM)
     assert running.wait(60) == 0
+
+
+def test_program_that_has_ended_is_started_again_when_its_code_changes(real_pool: RealPool) -> None:
+    servers = [
+        server(name, command=["sh", f"{name}.sh"], ready_after="1h", on_demand=name == "tool")
+        for name in ("task", "tool")
+    ]
+    for name in ("task", "tool"):
+        real_pool.write(f"{name}.sh", "exit 0")
+    real_pool.write("pool.toml", "".join([*servers, server("other", command=["sleep", "60"])]))
+    running = real_pool.spawn("run", "--watch")
+    read_until(running, "1 of 2 servers ready")
+    assert real_pool.run("start", "tool").code == 1
+    for name in ("tool", "task"):
+        real_pool.write(f"{name}.sh", "echo begun\nexec sleep 60")
+    assert read_until(running, "restarting").endswith("task: task.sh changed, restarting\n")
+    wait_until(lambda: "begun" in real_pool.ok("logs", "task").stdout)
+    items = real_pool.run("list", "-o", "json").json["items"]
+    assert [item.get("ended") for item in items] == [None, True, None]
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
 
 
 def test_a_pool_around_a_command_is_watched_too(real_pool: RealPool, http_get: Callable[..., Any]) -> None:
