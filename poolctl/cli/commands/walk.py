@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 
 from poolctl.address import parse
 from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, Option, flag
@@ -61,6 +62,36 @@ class ServerRun(Item):
     stderr: str
 
 
+class Terminated(BaseException):
+    """Raised by a signal that ends the walk."""
+
+
+@contextlib.contextmanager
+def termination_as_exception(*numbers: int) -> Iterator[None]:
+    """Context manager: the first of these signals raises `Terminated`, and ends this process only after the block.
+
+    A second one ends this process at once. Signals that the caller ignores (nohup) stay ignored.
+    """
+    caught = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in caught:
+            signal.signal(each, signal.SIG_DFL)
+        raise Terminated
+
+    for number in caught:
+        signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+        if received:
+            signal.raise_signal(received[0])
+
+
 class ParallelWalk:
     """Runs a command once for each server, `jobs` at once. `children` are the running subprocesses."""
 
@@ -78,14 +109,15 @@ class ParallelWalk:
     def run_concurrently(self, items: Sequence[Item]) -> Iterator[ServerRun]:
         """Run the command for each item, `jobs` at once, and yield each run when it has ended.
 
-        If it is interrupted, all children are stopped.
+        If it is interrupted or terminated, all children are stopped.
         """
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
         waiting = list(reversed(items))
         running: dict[Future[ServerRun], None] = {}
         failed = False
-        with subreaper(), ThreadPoolExecutor(self.jobs) as threads:
+        ending = termination_as_exception(signal.SIGTERM, signal.SIGHUP)
+        with ending, subreaper(), ThreadPoolExecutor(self.jobs) as threads:
             try:
                 while running or (waiting and not (failed and self.fail_fast)):
                     while waiting and len(running) < self.jobs and not (failed and self.fail_fast):

@@ -150,6 +150,23 @@ def test_interrupt_of_walk_ends_running_commands(directory: Path, form: str) -> 
         os.kill(int(pid), 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_walk_that_is_terminated_ends_running_commands_first(directory: Path, number: signal.Signals) -> None:
+    script = "echo $$ > pid; trap 'echo asked > asked; exit 0' TERM; while :; do sleep 0.1; done"
+    argv = [sys.executable, "-m", "poolctl", "walk", "--", "sh", "-c", script]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as walking:
+        pid: Any = wait_until(
+            lambda: (directory / "pid").exists() and (directory / "pid").read_text().strip()
+        )
+        walking.send_signal(number)
+        assert walking.communicate(timeout=60)[1] == ""
+    assert walking.returncode == -number
+    assert (directory / "asked").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
 class Cloud:
     """A platform that runs commands where its servers run."""
 
