@@ -55,12 +55,14 @@ class DatagramStream:
     """Forwards datagrams between the clients of `listeners`, which it owns, and its targets. Starts when it is created.
 
     At the maximum number of sessions a new one replaces the one that has been idle longest. A datagram without a target
-    is dropped: clients of UDP send again. `counts` has numbers since the start, and `failures` those of each target.
+    is dropped: clients of UDP send again. `counts` has numbers since the start, `answers` and `failures` those of
+    each target.
     """
 
     def __init__(self, listeners: Sequence[socket.socket], rules: DatagramRules) -> None:
         self.rules = rules
         self.counts = dict.fromkeys(("opened", "failed", "dropped", "evicted", "bytes_in", "bytes_out"), 0)
+        self.answers: dict[str, int] = {}
         self.failures: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
         self._sessions: OrderedDict[_Key, _Session] = (
@@ -184,6 +186,8 @@ class DatagramStream:
         except OSError:  # an ICMP message: port or host unreachable
             self._fail(session)
             return
+        key = session.target.key
+        self.answers[key] = self.answers.get(key, 0) + 1
         session.used = self._loop.time()
         self._sessions.move_to_end(session.key)
         try:

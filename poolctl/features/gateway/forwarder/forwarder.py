@@ -61,9 +61,10 @@ class Stream:
         self._datagrams.set_rules(from_json(DatagramRules, value))
 
     def report(self) -> Table:
-        """The counts of the stream; its `failures` by target."""
+        """The counts of the stream; its `answers` and `failures` by target."""
         datagrams = self._datagrams
-        return {**datagrams.counts, "open": len(datagrams), "failures": datagrams.failures}
+        by_target = {"answers": datagrams.answers, "failures": datagrams.failures}
+        return {**datagrams.counts, "open": len(datagrams), **by_target}
 
 
 class Forwarder(SupervisedProcess):

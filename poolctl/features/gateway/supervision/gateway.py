@@ -376,9 +376,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._helper.reconcile()
 
     def _update(self) -> None:
-        """Apply changes to the running HAProxy soon; a later one is started with them in any case."""
+        """Apply changes to the running HAProxy soon; a later one is started with them in any case.
+
+        Streams of UDP alone need no HAProxy.
+        """
         self._has_changed = True
-        if self.gateway is not None and not self._over:
+        needs_none = (setup := self.processes.wanted) is not None and not setup.sockets
+        if (self.gateway is not None or needs_none) and not self._over:
             self._helper.reconcile()
 
     async def settings(self) -> str | None:
@@ -396,6 +400,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 raise
         if (plan := self._current) is None:
             self.forwarding.apply({})
+            self.figures.follow_datagrams(None)
             await self._listeners.close_others(())
             return None
         self._has_changed = False
@@ -480,7 +485,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self.routes.context_keys, self._names.addresses, self._awaited.open_listeners(facts)
         )  # fmt: skip
         self.targets.unknown = self._awaited.unknown
-        self.forwarding.apply(dict(self._orders(plan, facts)))
+        orders = dict(self._orders(plan, facts))
+        self.forwarding.apply(orders)
+        self.figures.follow_datagrams(
+            self.forwarding.report if any(kind == STREAM for kind, _ in orders) else None
+        )
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting)
         if self._built is None or self._built[0] != parts:
             self._built = parts, await in_daemon_thread(parts.build)
