@@ -558,7 +558,8 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
 def still_running_text(result: Result) -> str:
     """An end of a line that reports failures: `; b, c still run`, the servers that failed but are ready; or ""."""
     failed = {error.name for error in result.errors}
-    names = [printable(item.name) for item in result.items if item.ready and item.name in failed]
+    running = [item for item in result.items if item.ready and item.state != "sleeping"]
+    names = [printable(item.name) for item in running if item.name in failed]
     return f"; {abbreviated_list(names, NAMES_SHOWN)} still run{'s' * (len(names) == 1)}" if names else ""
 
 

@@ -31,6 +31,12 @@ def test_servers_that_failed_and_run_no_more_are_not_said_to_run(
         assert poolctl("restart").out == "0 of 4 servers restarted; a, b, d still run\n"
 
 
+def test_job_whose_run_failed_is_not_said_to_run(poolctl: Command, supervised: Supervised) -> None:
+    failure = {"code": 1325, "name": "j", "message": "exited with status 3", "hint": ""}
+    with supervised(always(item("j", **JOB | {"state": "sleeping"}), exit_code=1, errors=[failure])):
+        assert poolctl("restart", "j").out == "0 of 1 server restarted\n"
+
+
 @pytest.mark.parametrize(
     ("args", "items", "line"),
     [
