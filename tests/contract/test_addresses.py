@@ -268,3 +268,18 @@ def test_expose_is_derived_from_bind(real_pool: RealPool) -> None:
     items = real_pool.items()
     assert items["s0"]["expose"] == "http://127.0.0.1:8081"
     assert items["s1"]["expose"] == "http://localhost:8082"
+
+
+def test_status_warns_of_a_unix_socket_whose_file_was_removed(real_pool: RealPool, http_get: Any) -> None:
+    path = real_pool.runtime / "a.sock"
+    write(real_pool, f"unix:{path}", f"unix:{path}2")
+    real_pool.ok("start")
+    assert "warning" not in real_pool.ok("status").stderr
+    path.unlink()
+    fix = "poolctl stop s0 && poolctl start s0"
+    warned = f"warning: s0: {path} has been removed, so that clients cannot connect; {fix} opens it again\n"
+    assert real_pool.ok("status").stderr == warned
+    for command in fix.split(" && "):
+        real_pool.ok(*command.split()[1:])
+    assert http_get(f"unix:{path}").status == 200
+    assert real_pool.ok("status").stderr == ""

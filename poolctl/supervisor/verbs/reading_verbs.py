@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import CommandGoal, goal_error, wait_and_return_unfinished
+from poolctl.core.decide import ListenerState
 from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
@@ -93,6 +95,7 @@ class ReadingVerbs:
             f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
         ]
         lasting = [f"{entry.name}: {text}" for entry in entries if (text := lasting_problem(entry))]
+        lasting += await _removed_socket_warnings(entries)
         problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
         return StatusResult(
@@ -225,6 +228,26 @@ def _fix_for(entry: Entry, goal: str) -> str:
         return f"poolctl stop {entry.name}"  # an earlier failure is not the reason why it runs
     failure = entry.observed.failure
     return (failure.hint if failure is not None else "") or f"poolctl logs {entry.name}"
+
+
+async def _removed_socket_warnings(entries: Collection[Entry]) -> list[str]:
+    """A warning for each open Unix socket of a server whose file is gone: no client can connect to it."""
+    paths = {
+        entry.name: entry.listener.bound.key.removeprefix("unix:")
+        for entry in entries
+        if entry.listener.state is ListenerState.OPEN
+        and entry.listener.bound is not None
+        and entry.listener.bound.address.kind == "unix"
+        and (entry.ready or not entry.config.binds_itself)
+    }
+    if not paths:
+        return []
+    gone = await asyncio.to_thread(lambda: [name for name in paths if not os.path.lexists(paths[name])])
+    return [
+        f"{name}: {paths[name]} has been removed, so that clients cannot connect; "
+        f"poolctl stop {name} && poolctl start {name} opens it again"
+        for name in gone
+    ]
 
 
 async def _stacks_of(runner: LocalRunner, worker: Worker, turn: asyncio.Semaphore) -> WorkerStacks | None:
