@@ -445,10 +445,11 @@ def test_drain_waits_for_the_request_and_a_stop_cuts_it_with_503() -> None:
 
 
 def test_cancelled_request_lets_its_thread_go_although_its_client_reads_nothing() -> None:
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
     def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", TEXT)
+        began.set()
         try:
             while True:
                 yield bytes(2**20)
@@ -459,7 +460,7 @@ def test_cancelled_request_lets_its_thread_go_although_its_client_reads_nothing(
         async with serving(app, stop_seconds=0.01) as server:
             with socket.create_connection(("127.0.0.1", server.port), 30) as client:
                 client.sendall(GET)
-                await until(lambda: server.server.server_state.tasks)
+                await until(began.is_set)
                 await turns()
                 server.server.stop()
                 await server.running
