@@ -90,6 +90,9 @@ class HelperKind:
 class LogPipes(Protocol):
     """Leads what a process prints to the logger: see OutputPipes."""
 
+    @property
+    def is_logger_up(self) -> bool: ...
+
     def create_log_pipe(self, name: str, path: str, form: str, limits: Log) -> tuple[str, int]: ...
 
     def register_pipe(self, key: str, pid: int) -> None: ...
@@ -100,7 +103,11 @@ class LogPipes(Protocol):
 
 
 class HelperLog:
-    """The file at `path` to which a helper's processes print: through `pipes`, or directly if that is None."""
+    """The file at `path` to which a helper's processes print.
+
+    They print through `pipes`. One that is started while no logger runs, such as the logger, prints directly to the
+    file: why the first process of a pool cannot start has to be known at once.
+    """
 
     def __init__(self, directory: str, name: str, pipes: LogPipes | None) -> None:
         self.path = os.path.join(directory, f"{name}.log")
@@ -115,7 +122,7 @@ class HelperLog:
         unset_variables: Sequence[str] | None = None,
     ) -> int:
         """Have the keeper start a program that prints to this log, and return its pid: see process_link.spawn."""
-        if self._pipes is None:
+        if self._pipes is None or not self._pipes.is_logger_up:
             return await spawn(keeper, argv, self.path, fds, unset_variables)
         pipe, write = self._pipes.create_log_pipe(f"[{self._name}]", self.path, "raw", _LIMITS)
         try:

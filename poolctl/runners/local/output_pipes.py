@@ -83,6 +83,11 @@ class OutputPipes(HelperOwner[HelperProcess]):
         self._spool: list[Descriptor] = []
         self._numbers = itertools.count(1)
 
+    @property
+    def is_logger_up(self) -> bool:
+        """Whether a logger reads the pipes."""
+        return self._helper.process is not None
+
     async def start(self) -> None:
         """Adopt the running logger, or have one started, which gets every pipe. Raises LinkLost."""
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
@@ -232,9 +237,10 @@ class OutputPipes(HelperOwner[HelperProcess]):
 
     async def wait_until_all_stored(self, timeout_seconds: float) -> None:
         """Wait until all that was written into the pipes so far is in its files, or the timeout has passed."""
-        with contextlib.suppress(LinkLost, TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await (await self._helper.wait_until_up()).wait_until_performed()
+        if (process := self._helper.process) is not None:
+            with contextlib.suppress(LinkLost, TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await process.wait_until_performed()
 
     async def reopen_logs(self) -> None:
         """Reopen the log files. On return, files that were moved away are no longer written to."""
