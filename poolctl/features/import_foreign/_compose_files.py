@@ -50,7 +50,7 @@ class ComposeFile:
         self.path, self.resolved = document.path, resolved
         self.directory = os.path.dirname(self.path)
         self.main = main or self.path
-        self._overrides = self._own_overrides() if overrides is None else overrides
+        self._overrides = overrides
         self._known = {} if known is None else known
         self._known[self.path] = self
         self.remarks: list[tuple[str, int]] = []
@@ -82,7 +82,7 @@ class ComposeFile:
             self._extend(name)
         self._add_included()
         if self.path == self.main:
-            for override in self._overrides:
+            for override in self._own_overrides() if self._overrides is None else self._overrides:
                 other = self._other(override)
                 other.read()
                 self._merge(other)

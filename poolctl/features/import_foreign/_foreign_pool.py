@@ -34,7 +34,7 @@ class Unreadable(Exception):
 
 
 class LineOf(int):
-    """A line of another file than the source, such as one that the source includes."""
+    """A line of `file`, which is "" for the source, or the name of another file, such as one that it includes."""
 
     file: str
 
@@ -335,5 +335,5 @@ def _as_comment(text: str) -> str:
 
 def place_prefix(source: str, line: int) -> str:
     """`FILE:LINE: ` of a line of the source or of another file, "" for an unknown line."""
-    file = line.file if isinstance(line, LineOf) else source
+    file = (line.file if isinstance(line, LineOf) else "") or source
     return f"{file}:{line}: " if line else ""

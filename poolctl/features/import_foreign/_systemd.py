@@ -122,21 +122,21 @@ def pool_of_units(paths: Sequence[str]) -> ForeignPool:
     A unit that is no service's is left out if there are others.
     """
     pool = ForeignPool()
-    readers = dict[str, _UnitReader]()
+    readers: list[_UnitReader] = []
     for path in paths:
-        unit = os.path.basename(path)
         try:
-            readers[unit] = _reader_of_unit(pool, path, paths[0])
+            readers.append(_reader_of_unit(pool, path, paths[0]))
         except Unreadable as problem:
             if len(paths) == 1:
                 raise
-            pool.add(_server_name(unit), problem.line).leave_out(problem.message)
-    for reader in readers.values():
-        reader.read(readers)
-    for reader in readers.values():
+            pool.add(_server_name(os.path.basename(path)), problem.line).leave_out(problem.message)
+    units = {reader.unit_name: reader for reader in readers}
+    for reader in readers:
+        reader.read(units)
+    for reader in readers:
         if reader.waits_for:
-            reader.server.at = reader.waits_for[0].line
-            waits_for = [readers[each.value].as_dependency() for each in reader.waits_for]
+            reader.server.at = next(iter(reader.waits_for.values()))
+            waits_for = [units[unit].as_dependency() for unit in reader.waits_for]
             reader.server.set("depends_on", waits_for)
     return pool
 
@@ -146,13 +146,11 @@ def _reader_of_unit(pool: ForeignPool, path: str, first: str) -> _UnitReader:
     sections: dict[str, list[Setting]] = {}
     beside = os.path.dirname(first)
     file = os.path.relpath(path, beside) if path != first else ""
-    pool.files.append(path)
     for each in [*_parse_settings(read_text(path), file), *_drop_ins(pool, path, beside)]:
         sections.setdefault(each.section, []).append(each)
     starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
     if not starts:
-        line = LineOf(1, file) if file else 1
-        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", line)
+        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", LineOf(1, file))
     for section, settings in sections.items():
         if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
             pool.remark(f"[{section}]: not a section of a service", settings[0].line)
@@ -165,7 +163,7 @@ def _server_name(unit: str) -> str:
 
 
 def _drop_ins(pool: ForeignPool, path: str, beside: str) -> Iterator[Setting]:
-    """The settings of the drop-ins of a unit; an instance also has those of its template. Raises Unreadable.
+    """Yield the settings in a unit's drop-in files and, for an instance, in those of its template. Raises Unreadable.
 
     Lines name the file from the directory `beside`.
     """
@@ -197,7 +195,7 @@ def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
         if not whole:
-            start = LineOf(line, file) if file else line
+            start = LineOf(line, file)
         if row.lstrip().startswith(("#", ";")) or not (row.strip() or whole):
             continue
         if row.endswith("\\"):
@@ -251,7 +249,7 @@ class _UnitReader:
         )
         self.sockets: list[str] = []
         self.is_listening = False
-        self.waits_for: list[Setting] = []  # the value is another unit
+        self.waits_for: dict[str, int] = {}  # other units, and the lines that say so
 
     def read(self, units: Mapping[str, _UnitReader]) -> None:
         """Set the keys of the server. `units` become servers of the same pool."""
@@ -502,7 +500,7 @@ class _UnitReader:
                 self._socket(unit, f"{setting.name}={unit}")
             if unit in units and setting.name in ("After", "Before"):
                 waiting, awaited = (self, unit) if setting.name == "After" else (units[unit], self.unit_name)
-                waiting.waits_for.append(setting._replace(value=awaited))
+                waiting.waits_for.setdefault(awaited, setting.line)
             elif not NETWORK.fullmatch(unit) and not (unit in units and setting.name in _WITH_THE_POOL):
                 others.append(unit)
         if others:

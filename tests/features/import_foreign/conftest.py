@@ -36,7 +36,7 @@ Import = Callable[..., Imported]
 def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Import:
     """What `poolctl import` prints for a file with this text, or for a command line; the text is valid.
 
-    Further names are those of files beside it.
+    `others` names further files in the same directory.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("POOLCTL_CONFIG", raising=False)

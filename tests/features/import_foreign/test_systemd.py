@@ -477,7 +477,7 @@ def test_units_together_wait_for_each_other_as_in_systemd(imported: Import, tmp_
     (tmp_path / "queue@.service").write_text("[Service]\nType=notify\nExecStart=/bin/queue\n")
     (tmp_path / "old.service").write_text("[Unit]\nDescription=none\n")
     said = imported(
-        "[Unit]\nAfter=queue@.service db.service\nRequires=queue@.service\nPartOf=queue@.service\n"
+        "[Unit]\nAfter=queue@.service db.service migrate.service\nRequires=queue@.service\nPartOf=queue@.service\n"
         "[Service]\nExecStart=/bin/shop\n",
         "shop.service", "units/migrate.service", "queue@.service", "old.service",
     )  # fmt: skip
