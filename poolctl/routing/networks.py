@@ -23,7 +23,7 @@ def is_within(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def in_every_form(networks: Sequence[str]) -> list[str]:
-    """The networks without bits of hosts, and those of IPv4 also as a socket for both versions of IP sees them.
+    """Return the networks with their host bits cleared, and each IPv4 network also as a dual-stack socket sees it.
 
     That is `::ffff:192.0.2.0/120` for `192.0.2.0/24` (RFC 4291 §2.5.5.2). "*" stands alone; "unix" stays.
     """

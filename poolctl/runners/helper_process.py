@@ -142,7 +142,7 @@ class HelperLog:
 
     @property
     def size(self) -> int:
-        """The size of the file in bytes; 0 if there is none."""
+        """The file's size in bytes, or 0 if it does not exist."""
         with contextlib.suppress(OSError):
             return os.stat(self.path).st_size
         return 0

@@ -233,7 +233,7 @@ def _fix_for(entry: Entry, goal: str) -> str:
 async def _removed_socket_warnings(entries: Collection[Entry]) -> list[str]:
     """A warning for each open Unix socket of a server whose file is gone: no client can connect to it."""
     paths = {
-        entry.name: entry.listener.bound.key.removeprefix("unix:")
+        entry.name: entry.listener.bound.address.path
         for entry in entries
         if entry.listener.state is ListenerState.OPEN
         and entry.listener.bound is not None

@@ -614,7 +614,7 @@ class HttptoolsConnection(Http1Connection, UpgradeIgnoringConnection):
         return self.cycle is None or not self.cycle.more_body
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade() and self.ignores_upgrade:
+        if self.ignores_upgrade:
             return  # it is parsed again
         before = self.cycle
         HttpToolsProtocol.on_headers_complete(self)
@@ -624,7 +624,7 @@ class HttptoolsConnection(Http1Connection, UpgradeIgnoringConnection):
             self.on_request_start(before)
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade() and self.ignores_upgrade:
+        if self.ignores_upgrade:
             return
         HttpToolsProtocol.on_message_complete(self)
         if self.cycle is not None and self.cycle.response_complete:

@@ -276,7 +276,6 @@ class HaproxyProcesses:
                     await process.ask(command)
                 break
             except (LinkLost, TimeoutError) as error:
-                await log.wait_until_stored()
                 alerts = _alerts(log.path, process.pid)
                 found = dict(_refused_servers(setup, alerts))
                 if not found:
@@ -387,8 +386,8 @@ class HaproxyProcesses:
                 )
             try:
                 fds: list[int | HasDescriptor] = [runtime, *setup.sockets, *([write] if requests else [])]
-                pid = log.spawn(keeper, [setup.program, *self._arguments], fds)
-                process = await self._spawn(pid, kind, mark, path)
+                starting = log.spawn(keeper, [setup.program, *self._arguments], fds)
+                process = await self._spawn(starting, kind, mark, path)
             except (Refused, OSError) as error:
                 pool_files.unlink_quietly(path)
                 self._output.discard(requests)
@@ -401,14 +400,14 @@ class HaproxyProcesses:
         return process
 
     async def _spawn(
-        self, pid: Coroutine[Any, Any, int], kind: HelperKind, mark: str, path: str
+        self, starting: Coroutine[Any, Any, int], kind: HelperKind, mark: str, path: str
     ) -> HaproxyProcess:
-        """The process that `pid` starts; it is known to `end_all` even after a cancellation."""
+        """The process whose pid `starting` returns; it is known to `end_all` even after a cancellation."""
 
         def process_of(pid: int) -> HaproxyProcess:
             return self._add(HaproxyProcess(kind, identity(pid), mark, path))
 
-        spawning = asyncio.ensure_future(pid)
+        spawning = asyncio.ensure_future(starting)
         try:
             return process_of(await asyncio.shield(spawning))
         except asyncio.CancelledError:
