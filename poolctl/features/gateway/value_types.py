@@ -85,7 +85,7 @@ TlsName = Annotated[str, StringConstraints(pattern=value_types.TLS_NAME_PATTERN)
 HostHeader = Annotated[str, StringConstraints(pattern=value_types.HOST_HEADER_PATTERN)]
 Weight = Annotated[int, Field(ge=1, le=1000), _from_text]
 Number = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
-Threads = Annotated[int, Field(ge=1, le=64), _from_text]  # as many as HAProxy 2.6 can have
+Threads = Annotated[int, Field(ge=1, le=64), _from_text]  # of one thread group of HAProxy
 Retries = Annotated[int, Field(ge=0, le=10), _from_text]
 Rate = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False), _from_text]
 Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ...], Strict(False)]

@@ -19,7 +19,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.runners.process_link import identity
 from tests.manual_clock import ManualClock
 
-# As HAProxy 2.6 names them, up to the last one that is read.
+# As HAProxy names them, up to the last one that is read.
 HEAD = (
     "pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,wretr,wredis,status,weight,act,bck,"
     "chkfail,chkdown,lastchg,downtime,qlimit,pid,iid,sid,throttle,lbtot,tracked,type,rate,rate_lim,rate_max,"

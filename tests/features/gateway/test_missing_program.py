@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.exit_codes import INVALID_CONFIGURATION
-from tests.features.gateway.conftest import GatewayPool
-from tests.features.gateway.test_program import executable
+from tests.features.gateway.conftest import GatewayPool, executable
 from tests.programs import program
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -25,7 +24,7 @@ def refuses(port: int) -> bool:
 
 
 @pytest.mark.parametrize("command", ["validate", "start"])
-@pytest.mark.parametrize("version", ["", "2.4.22"])
+@pytest.mark.parametrize("version", ["", "2.6.12"])
 def test_gateway_without_its_program_is_refused_before_anything_starts(
     gateway: GatewayPool, tmp_path: Path, command: str, version: str
 ) -> None:

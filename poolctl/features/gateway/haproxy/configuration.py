@@ -1,7 +1,7 @@
 """Builds HAProxy's configuration from the settings and routes of the gateway.
 
 Routes are considered in the order of `routing.match`; the first route that matches a request serves it. Needs HAProxy
-2.6.
+2.8.
 """
 
 from __future__ import annotations
