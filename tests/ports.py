@@ -8,31 +8,35 @@ import itertools
 import os
 import random
 import socket
+import struct
 
 # Below the kernel's ephemeral ports, so that no outgoing connection takes one between choice and use, and
 # below poolctl's own default port_range.
 PORTS = range(11_000, 19_000)
 
-_CLAIMS = "/tmp/poolctl-test-ports"
+# Every user can lock bytes of it, and nothing is left of the locks. They belong to the open file: those of a process
+# would end when it closes another descriptor of /dev/null.
+_CLAIMS = os.devnull
+_FLOCK = "hhqqi4x"  # fcntl(2): type, whence, start, length, pid
 _mine: set[int] = set()
 _file: list[int] = []  # one descriptor for all claims: hundreds of ports are asked for under a limit of 256
 
 
 def _claims_file() -> int:
     if not _file:
-        try:
-            _file.append(os.open(_CLAIMS, os.O_RDWR | os.O_CLOEXEC))
-        except FileNotFoundError:
-            _file.append(os.open(_CLAIMS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
-            os.fchmod(_file[0], 0o666)
+        _file.append(os.open(_CLAIMS, os.O_RDWR | os.O_CLOEXEC))
     return _file[0]
+
+
+def _lock(kind: int, port: int) -> None:
+    fcntl.fcntl(_claims_file(), fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, port, 1, 0))
 
 
 def _claim(port: int) -> bool:
     if port in _mine:
         return False
     try:
-        fcntl.lockf(_claims_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        _lock(fcntl.F_WRLCK, port)
     except OSError:
         return False
     _mine.add(port)
@@ -41,7 +45,7 @@ def _claim(port: int) -> bool:
 
 def _give_back(port: int) -> None:
     _mine.discard(port)
-    fcntl.lockf(_claims_file(), fcntl.LOCK_UN, 1, port)
+    _lock(fcntl.F_UNLCK, port)
 
 
 def _is_free(port: int) -> bool:
@@ -61,7 +65,8 @@ def claim_port(count: int = 1) -> int:
     """A TCP port that is free now and that no other test process on this machine is given meanwhile; or the first of
     `count` in a row.
 
-    The claim is a lock on that byte of a file that all of them share: gone with the process that holds it.
+    The claim is a lock on that byte of /dev/null, which all of them share: gone with the process that holds it, and
+    what it has forked.
     """
     for _ in range(1000):
         port = random.choice(PORTS)

@@ -114,7 +114,7 @@ class RealPool:
         self.python = python_for_others()
         if self.python != sys.executable:
             self.env.pop("COVERAGE_PROCESS_CONFIG", None)  # written for another version of Python
-        self.directory = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="pc-"))
         self.directory.chmod(0o755)
 
     def write(self, name: str, text: str) -> Path:
@@ -276,7 +276,7 @@ class RealPool:
 @contextlib.contextmanager
 def pool_in(directory: Path) -> Iterator[RealPool]:
     """A pool in this directory; at the end the pool is stopped and nothing of it may be left."""
-    runtime = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))  # short: Unix socket paths hold 108 bytes
+    runtime = Path(tempfile.mkdtemp(prefix="pc-"))  # short: Unix socket paths hold 108 bytes
     pool = RealPool(directory, runtime)
     try:
         yield pool

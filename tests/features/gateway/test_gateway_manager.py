@@ -30,6 +30,7 @@ from tests.integration.processes.test_keeper_killed import kill_keeper, whole_ag
 from tests.load.load import Load
 from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
+from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 
@@ -382,7 +383,8 @@ class Manager(GatewayManager):
     def __init__(self) -> None:
         self.desk = Desk(web("one"), web("two"))
         keeper: Any = SimpleNamespace(send=lambda *message: None)
-        environment = SupervisorContext(self.desk.files, keeper, "/run", "/state", Helpers(keeper, "/run"))
+        place = temporary_directory(self)
+        environment = SupervisorContext(self.desk.files, keeper, place, place, Helpers(keeper, place))
         routing: Any = SimpleNamespace(publish=lambda *routes: None)
         output: Any = None
         super().__init__(

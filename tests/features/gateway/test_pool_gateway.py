@@ -34,6 +34,7 @@ from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.stand_in import item
+from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import run, web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk, part_site
@@ -474,7 +475,8 @@ def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
     async def scene(stage: Stage) -> None:
         # It does not answer, and so the gateway does not get any further.
         keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
-        environment = SupervisorContext(stage.files, keeper, "/run", "/state", Helpers(keeper, "/run"))
+        place = temporary_directory(stage)
+        environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place))
         parts = FeatureParts(environment, stage.events)
         stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
         stage.part.apply_tables(Tables(gateway=GatewayConfig()))

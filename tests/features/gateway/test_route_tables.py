@@ -6,7 +6,6 @@ import asyncio
 import errno
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamCon
 from poolctl.keeper.pool_files import CONTEXT_SECRET
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable, write_table
+from tests.temporary_directory import temporary_directory
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -44,7 +44,7 @@ def source(*names: str, route: str = "web", user: str = "root") -> tuple[Sequenc
 class Publisher:
     def __init__(self, path: str = "") -> None:
         self.generations: list[int] = []
-        self.path = path or tempfile.mkdtemp()
+        self.path = path or temporary_directory(self)
         self.published = RouteTableManager(self.changed, self.path)
 
     def changed(self) -> None:

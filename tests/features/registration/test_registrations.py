@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from ipaddress import ip_address
@@ -48,6 +47,7 @@ from poolctl.web.site_server import SiteServer
 from tests.deadline import until
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
+from tests.temporary_directory import temporary_directory
 from tests.unit.supervisor.desk import part_site
 from tests.unit.web.greeter import Direct
 from tests.unit.web.web_stage import WebStage
@@ -111,13 +111,13 @@ class Registry:
     ) -> None:
         self.stage = stage
         self.keeper = keeper or Keeper()
-        self.directory = directory or tempfile.mkdtemp()
-        self.state_directory = state_directory or tempfile.mkdtemp()
+        self.directory = directory or temporary_directory(self)
+        self.state_directory = state_directory or temporary_directory(self)
         self.recorded: list[JournalEvent] = []
         events = EventBus(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), route=ROUTES)
-        self.routes = RouteTableManager(self._changed, tempfile.mkdtemp())
+        self.routes = RouteTableManager(self._changed, temporary_directory(self))
         self.tables = tables
         gateway: Any = self
         self.gateway: Any = None

@@ -34,7 +34,7 @@ from tests.real_pool import RealPool
 def test_command_succeeds_when_repeated_after_any_process_was_killed(
     tmp_path: Path, victim: str, number: int
 ) -> None:
-    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    runtime = Path(tempfile.mkdtemp(prefix="pf-"))
     faults = Faults(tmp_path, runtime)
     try:
         assert lifecycle(faults, victim, number), "no command has so many messages"
@@ -49,7 +49,7 @@ def test_command_succeeds_when_repeated_after_any_process_was_killed(
 def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing(
     tmp_path: Path, until: Any, number: int
 ) -> None:
-    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    runtime = Path(tempfile.mkdtemp(prefix="pf-"))
     faults = Faults(tmp_path, runtime)
     pool = faults.pool
     try:
@@ -78,7 +78,7 @@ def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [5, pytest.param(2, marks=pytest.mark.heavy)])
 def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path: Path, number: int) -> None:
-    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    runtime = Path(tempfile.mkdtemp(prefix="pf-"))
     faults = Faults(tmp_path, runtime)
     try:
         assert successors(faults, number), "they begin with fewer messages"
@@ -97,7 +97,7 @@ def lasting(pool: RealPool) -> list[int]:
 def test_a_server_whose_adding_died_with_the_supervisor_is_added_or_gone(
     tmp_path: Path, until: Any, free_port: Any
 ) -> None:
-    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    runtime = Path(tempfile.mkdtemp(prefix="pf-"))
     faults = Faults(tmp_path, runtime)
     pool = faults.pool
     try:

@@ -368,8 +368,8 @@ def test_localhost_and_the_wildcard_serve_every_loopback_address(pool: Pool) -> 
             assert get(f"[::1]:{port}").text == "hello"
 
 
-def test_a_unix_socket_is_served_and_removed_at_the_end(pool: Pool, tmp_path: Path) -> None:
-    path = Path("/tmp") / f"pool-test-{os.getpid()}-{claim_port()}.sock"
+def test_a_unix_socket_is_served_and_removed_at_the_end(pool: Pool, short_path: Path) -> None:
+    path = short_path / "local.sock"
     server = pool.store_new(config("local", bind=f"unix:{path}"))
     pool.start_sync()
     assert get(f"unix:{path}").text == "hello"

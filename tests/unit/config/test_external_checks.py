@@ -286,18 +286,14 @@ def test_an_app_is_imported_with_no_more_rights_than_its_server(tmp_path: Path) 
     for parent in tmp_path.parents:
         if parent != Path("/") and not os.access(parent, os.X_OK):  # pragma: no cover
             pytest.skip("the temporary directory is closed")
-    directory = Path("/tmp") / f"poolctl-rights-{os.getpid()}"
-    directory.mkdir(mode=0o755)
-    try:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
         (directory / "who.py").write_text("import os\nassert os.getuid() != 0, 'root'\napp = print\n")
         # This interpreter may lie where nobody else may look.
         text = servers('app = "who:app"\nuser = "nobody"\npython = "/usr/bin/python3"')
         problems = [str(p) for p in load_text(directory, text).check_external(import_apps=True)]
         assert not any("AssertionError" in problem for problem in problems)
-    finally:
-        for path in sorted(directory.rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        directory.rmdir()
 
 
 def test_the_outside_of_a_list_made_in_python_has_no_places() -> None:
@@ -404,7 +400,7 @@ def test_variables_of_a_server_are_in_no_argument(tmp_path: Path) -> None:
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
     """A directory that every user can enter."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="poolctl-open-") as directory:
+    with tempfile.TemporaryDirectory(prefix="poolctl-open-") as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
 

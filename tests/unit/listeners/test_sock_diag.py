@@ -35,7 +35,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.socket(family))
         if family == socket.AF_UNIX:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp"))
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pc-"))
             sock.bind(os.path.join(directory, "s"))
         else:
             try:
@@ -190,7 +190,7 @@ def test_address_that_maps_ipv4_is_listed_as_ipv4() -> None:
 
 def test_listening_unix_sockets_are_listed_by_path_and_inode() -> None:
     with (
-        tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as directory,
+        tempfile.TemporaryDirectory(prefix="pc-") as directory,
         socket.socket(socket.AF_UNIX) as sock,
     ):
         path = os.path.join(directory, "s")

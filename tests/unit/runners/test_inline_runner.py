@@ -79,7 +79,7 @@ def test_listener_is_opened_once_and_closed_with_its_path() -> None:
         await runner.aclose()
         assert os.listdir(directory) == []
 
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory() as directory:
         run(scenario(directory))
 
 

@@ -230,7 +230,7 @@ def test_path_of_a_unix_socket_is_removed_also_after_an_adoption() -> None:
         assert os.listdir(directory) == []
         await stage.close()
 
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory() as directory:
         run(work(directory))
 
 

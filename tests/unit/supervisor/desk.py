@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Collection, Iterable, Mapping
 from random import Random
 from typing import Any
@@ -30,6 +27,7 @@ from poolctl.supervisor.verbs.verb import Call, VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.helper_keeper import executing_helpers
 from tests.manual_clock import ManualClock
+from tests.temporary_directory import temporary_directory
 from tests.unit.runners.scripted_runner import SlowRunner
 
 
@@ -38,8 +36,7 @@ class Files(ActiveConfiguration):
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
         keeper: Any = None
-        directory = tempfile.mkdtemp()  # for the log of a reader, which `add` starts
-        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        directory = temporary_directory(self)  # for the log of a reader, which `add` starts
         reader = ConfigurationReader(executing_helpers(directory))
         super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {}, reader)
         self.written = list(servers)

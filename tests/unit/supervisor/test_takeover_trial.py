@@ -358,9 +358,8 @@ def test_place_is_locked_and_open_to_other_users(trial: Trial) -> None:
 
 
 def test_place_is_in_a_directory_with_a_short_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    roots = takeover_trial._writable_temporary_directories()
-    assert roots[0] == "/tmp"
-    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
+    assert takeover_trial._writable_temporary_directories()[0] == "/tmp"
     long = tmp_path / ("x" * takeover_trial._LONGEST)
     long.mkdir(mode=0o700)
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(long))

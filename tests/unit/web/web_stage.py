@@ -67,7 +67,7 @@ class WebStage:
     """A supervisor whose verbs are asked by the process web; `recorded` are its events."""
 
     def __init__(self, events: EventBus, env: Mapping[str, str], keeper: Spawner | None = None) -> None:
-        self.directory = tempfile.mkdtemp(prefix="pc-", dir="/tmp")
+        self.directory = tempfile.mkdtemp(prefix="pc-")
         self.keeper = keeper or Spawner(Store())
         files: Any = Files(env)
         helpers = Helpers(self.keeper, self.directory)

@@ -182,7 +182,7 @@ def test_specification_that_this_machine_cannot_fulfil_is_explained(run: Run, tm
 
 
 def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated() -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory() as directory:
         paths = [f"{directory}/one", f"{directory}/two"]
         listeners = [serving.listener(), *map(serving.listener, paths)]
         os.unlink(paths[0])
@@ -200,7 +200,7 @@ def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_server_serves_until_it_is_terminated_or_interrupted(run: Run, number: int, status: int) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/web.sock"
         process = run("foreground.serve_for_debugging()", listening=path)
         process.until("imported 1 /")
