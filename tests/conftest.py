@@ -21,7 +21,7 @@ from tests.deadline import wait_until
 from tests.http_get import Reply, get
 from tests.leftovers import Leftovers, default_places
 from tests.ports import claim_port
-from tests.programs import WITHOUT_HAPROXY
+from tests.programs import WITHOUT_HAPROXY, pretended_haproxy
 from tests.real_pool import TREE, RealPool, pool_in
 
 HERE = Path(__file__).parent
@@ -149,6 +149,19 @@ def short_path() -> Iterator[Path]:
     """A directory with a short path, for Unix sockets, whose paths may have at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="pc-") as directory:
         yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def directory_of_haproxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("installed")
+    pretended_haproxy(path / "haproxy")
+    return path
+
+
+@pytest.fixture
+def installed_haproxy(directory_of_haproxy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A HAProxy on PATH that only has a version: checks find the same on every machine."""
+    monkeypatch.setenv("PATH", f"{directory_of_haproxy}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.fixture

@@ -67,8 +67,9 @@ class Leftovers:
 
 def default_places() -> list[str]:
     """Where pools are that run without variables, and those of examples; each with the beginning of names."""
+    uid = os.geteuid()
     return [
-        "/run/", "/tmp/poolctl", "/var/lib/poolctl", f"/run/user/{os.geteuid()}/poolctl", f"{_state_home()}/poolctl",
+        "/run/", "/var/lib/poolctl", f"/tmp/poolctl-{uid}", f"/run/user/{uid}/poolctl", f"{_state_home()}/poolctl",
     ]  # fmt: skip
 
 

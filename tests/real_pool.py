@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
-from poolctl.exit_codes import NO_SUPERVISOR
+from poolctl.exit_codes import INVALID_CONFIGURATION, NO_SUPERVISOR
 from tests.other_user import python_for_others
 from tests.ports import claim_port
+from tests.programs import skip_if_haproxy_is_missed
 from tests.warm_command import warm_command
 
 TREE = Path(__file__).resolve().parent.parent
@@ -166,7 +167,12 @@ class RealPool:
         return self.explained(Done(args, process.returncode, stdout, stderr))
 
     def explained(self, done: Done) -> Done:
-        """What a command did; if the supervisor did not answer it, with what its threads do and what its log says."""
+        """What a command did; if the supervisor did not answer it, with what its threads do and what its log says.
+
+        Skips the test if the command needs HAProxy, and there is none.
+        """
+        if done.code == INVALID_CONFIGURATION:
+            skip_if_haproxy_is_missed(done.stdout + done.stderr)
         if not ("has not answered" in done.stderr or "the supervisor ended" in done.stderr):
             return done
         lines = []

@@ -112,6 +112,7 @@ def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
 
 
 @pytest.mark.skipif("operator" not in FEATURES, reason="there is no operator")
+@pytest.mark.usefixtures("installed_haproxy")
 def test_certificates_of_tables_that_expire_soon_are_reported(tmp_path: Path) -> None:
     certificate(tmp_path, days=3)
     pair = 'cert = "localhost.pem", key = "localhost.key"'

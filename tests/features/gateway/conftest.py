@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,27 +38,6 @@ path = "/one"
 to = "two"
 path = "/two"
 """
-
-
-def executable(path: Path, version: str = "2.8.0") -> str:
-    """A program that prints what HAProxy of this version prints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\necho 'HAProxy version {version} 2026/10/17 - https://haproxy.org/'\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def directory_of_haproxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("installed")
-    executable(path / "haproxy")
-    return path
-
-
-@pytest.fixture
-def installed_haproxy(directory_of_haproxy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A HAProxy on PATH that only has a version: checks find the same on every machine."""
-    monkeypatch.setenv("PATH", f"{directory_of_haproxy}{os.pathsep}{os.environ['PATH']}")
 
 
 class GatewayPool:

@@ -28,6 +28,7 @@ to = "users"
 """
 
 
+@pytest.mark.usefixtures("installed_haproxy")
 def test_with_a_gateway_two_servers_have_routes_by_path_and_by_host(
     poolctl: Command, directory: Path
 ) -> None:
@@ -41,6 +42,7 @@ def test_with_a_gateway_two_servers_have_routes_by_path_and_by_host(
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("installed_haproxy")
 def test_routes_to_other_machines_need_no_server(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").write_text('[[route]]\nto = "http://10.0.0.7:9000"\n')
     assert poolctl("validate").out == "no server, 1 route, ok\n"

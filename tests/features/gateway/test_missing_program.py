@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from poolctl.exit_codes import INVALID_CONFIGURATION
-from tests.features.gateway.conftest import GatewayPool, executable
-from tests.programs import program
+from tests.features.gateway.conftest import GatewayPool
+from tests.programs import pretended_haproxy, program
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -28,7 +28,7 @@ def refuses(port: int) -> bool:
 def test_gateway_without_its_program_is_refused_before_anything_starts(
     gateway: GatewayPool, tmp_path: Path, command: str, version: str
 ) -> None:
-    path = executable(tmp_path / "haproxy", version) if version else str(tmp_path / "none")
+    path = pretended_haproxy(tmp_path / "haproxy", version) if version else str(tmp_path / "none")
     gateway.write(gateway=f'program = "{path}"')
     done = gateway.pool.run(command)
     assert done.code == INVALID_CONFIGURATION, done

@@ -18,7 +18,7 @@ from poolctl.features.gateway.program import (
 )
 from tests.certificates import certificate
 from tests.config_files import load_text
-from tests.features.gateway.conftest import executable
+from tests.programs import pretended_haproxy
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(machine: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    path = executable(machine / "packages/wheel_of_haproxy/bin/haproxy", "2.8.25")
+    path = pretended_haproxy(machine / "packages/wheel_of_haproxy/bin/haproxy", "2.8.25")
     (machine / "packages/wheel_of_haproxy/__init__.py").touch()
     monkeypatch.syspath_prepend(machine / "packages")
     return path
@@ -41,9 +41,9 @@ def wheel(machine: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_program_of_the_distribution_comes_before_that_of_the_wheel(machine: Path, wheel: str) -> None:
     assert program_path("/opt/haproxy") == "/opt/haproxy"
     assert program_path(None) == wheel
-    in_sbin = executable(machine / "sbin/haproxy")
+    in_sbin = pretended_haproxy(machine / "sbin/haproxy")
     assert program_path(None) == in_sbin
-    in_path = executable(machine / "bin/haproxy")
+    in_path = pretended_haproxy(machine / "bin/haproxy")
     assert program_path(None) == in_path
 
 
@@ -51,12 +51,12 @@ def test_program_of_the_distribution_comes_before_that_of_the_wheel(machine: Pat
 def test_program_that_does_not_run_is_passed_over_for_the_next_one(
     machine: Path, wheel: str, version: str
 ) -> None:
-    old = executable(machine / "bin/haproxy", version)
+    old = pretended_haproxy(machine / "bin/haproxy", version)
     assert program_path(None) == wheel
-    in_sbin = executable(machine / "sbin/haproxy")
+    in_sbin = pretended_haproxy(machine / "sbin/haproxy")
     assert program_path(None) == in_sbin
-    executable(machine / "sbin/haproxy", version)
-    executable(Path(wheel), version)
+    pretended_haproxy(machine / "sbin/haproxy", version)
+    pretended_haproxy(Path(wheel), version)
     assert program_path(None) == old
     assert program_path(wheel) == wheel
 
@@ -75,7 +75,7 @@ def test_tls_by_the_program_of_the_wheel_is_a_warning(machine: Path, wheel: str)
     assert said in warnings(tls)
     assert said in warnings(f'program = "{wheel}"\n{tls}')
     assert said not in warnings("")
-    executable(machine / "sbin/haproxy")
+    pretended_haproxy(machine / "sbin/haproxy")
     assert said not in warnings(tls)
 
 
@@ -108,11 +108,11 @@ def test_program_has_to_be_an_executable_file(machine: Path, tmp_path: Path) -> 
 
 
 def test_program_that_cannot_run_is_taken_out_where_another_is_installed(machine: Path) -> None:
-    installed = executable(machine / "sbin/haproxy")
+    installed = pretended_haproxy(machine / "sbin/haproxy")
     for given in ("/nonexistent", "/bin/true"):
         _, found = program_problem(given) or ("", "")
         assert found.startswith(f"take `program` out, and {installed} is used; otherwise apt install haproxy")
-    executable(machine / "sbin/haproxy", "2.6.12")
+    pretended_haproxy(machine / "sbin/haproxy", "2.6.12")
     _, found = program_problem("/nonexistent") or ("", "")
     assert found.startswith("apt install haproxy")
 
@@ -128,16 +128,16 @@ def test_program_that_cannot_run_is_taken_out_where_another_is_installed(machine
     ],
 )
 def test_program_must_not_be_too_old(tmp_path: Path, printed: str, found: str | None) -> None:
-    path = executable(tmp_path / "haproxy", printed)
+    path = pretended_haproxy(tmp_path / "haproxy", printed)
     problem = program_problem(path)
     assert (problem and problem[0]) == (found and f"{path} is HAProxy {found}, and 2.8 or newer is needed")
 
 
 def test_version_is_read_again_when_the_program_has_changed(tmp_path: Path) -> None:
-    path = executable(tmp_path / "haproxy", "2.6.12")
+    path = pretended_haproxy(tmp_path / "haproxy", "2.6.12")
     os.utime(path, ns=(0, 0))
     assert program_version(path) == (2, 6)
-    assert program_version(executable(tmp_path / "haproxy", "3.0.1")) == (3, 0)
+    assert program_version(pretended_haproxy(tmp_path / "haproxy", "3.0.1")) == (3, 0)
     assert program_version(str(tmp_path / "none")) is None
 
 

@@ -12,6 +12,7 @@ from poolctl.features.gateway import starter
 from tests.unit.cli.conftest import Command
 
 
+@pytest.mark.usefixtures("installed_haproxy")
 def test_starter_file_with_a_gateway_is_valid_and_has_two_servers_behind_one_port(
     poolctl: Command, directory: Path
 ) -> None:

@@ -18,6 +18,7 @@ PROXIED = {"socket": "proxied", "workers": os.cpu_count()} if os.cpu_count() != 
 STOP = {"stop_signal": "SIGINT", "stop_timeout": "1600ms", "stop_group": "together"}
 
 
+@pytest.mark.usefixtures("installed_haproxy")
 def test_ecosystem_of_pm2(imported: Import) -> None:
     apps = [
         {

@@ -35,6 +35,7 @@ from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath
 from tests.config_files import SERVER, load_text
 from tests.environments import with_old_uvicorn
+from tests.other_user import python_for_others
 from tests.unit.config.importable_apps import outside, servers
 
 
@@ -281,19 +282,10 @@ def test_socket_for_another_user_or_a_foreign_group_needs_root(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_app_is_imported_with_no_more_rights_than_its_server(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents:
-        if parent != Path("/") and not os.access(parent, os.X_OK):  # pragma: no cover
-            pytest.skip("the temporary directory is closed")
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        (directory / "who.py").write_text("import os\nassert os.getuid() != 0, 'root'\napp = print\n")
-        # This interpreter may lie where nobody else may look.
-        text = servers('app = "who:app"\nuser = "nobody"\npython = "/usr/bin/python3"')
-        problems = [str(p) for p in load_text(directory, text).check_external(import_apps=True)]
-        assert not any("AssertionError" in problem for problem in problems)
+def test_an_app_is_imported_with_no_more_rights_than_its_server(open_directory: Path) -> None:
+    (open_directory / "who.py").write_text("import os\nassert os.getuid() != 0, 'root'\napp = print\n")
+    text = servers(f'app = "who:app"\nuser = "nobody"\npython = "{python_for_others()}"')
+    assert [str(p) for p in load_text(open_directory, text).check_external(import_apps=True)] == []
 
 
 def test_the_outside_of_a_list_made_in_python_has_no_places() -> None:
@@ -413,7 +405,7 @@ def test_code_that_a_servers_environment_names_runs_as_its_user(open_directory: 
     )
     (open_directory / "one.py").write_text("import os\nassert os.getuid() == 65534\napp = print\n")
     env = (("PYTHONPATH", str(open_directory)),)
-    assert messages(job(open_directory, "one:app", env=env, user="nobody", python="/usr/bin/python3")) == []
+    assert messages(job(open_directory, "one:app", env=env, user="nobody", python=python_for_others())) == []
     assert not (open_directory / "ran_as_root").exists()
 
 
