@@ -177,14 +177,20 @@ FILTERS = (
 )
 
 
-def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? are wildcards.") -> Option:
+STDIN = "-"  # the target that stands for the names on standard input
+
+
+_TARGETS_HELP = "Names or addresses; * and ? are wildcards; - reads them from standard input."
+
+
+def targets(metavar: str = "TARGET", help: str = _TARGETS_HELP) -> Option:
     """The argument that selects servers."""
     return Option("targets", metavar, help, kind="list", completes="targets")
 
 
 # Options that select servers.
 SELECTORS = (*FILTERS, ALL)
-SELECTION = (targets(help="Names or addresses; * and ? are wildcards. Default: all servers."), *FILTERS)
+SELECTION = (targets(help=f"{_TARGETS_HELP} Default: all servers."), *FILTERS)
 # For commands that never apply to all servers by default.
 EXPLICIT_SELECTION = (targets(), *FILTERS, ALL)
 
@@ -571,8 +577,65 @@ def edit_distance(typed: str, word: str) -> int:
 
 def perform(request: CommandRequest) -> Outcome:
     """Run the command and return its outcome, without printing it. outcome_of() converts the exceptions it raises."""
+    command, module = command_named(request.verb), module_of(request.verb)
+    assert command is not None
+    _refuse_empty_values(request, command)
     output = request.output  # an unknown form is reported before anything is done
-    outcome: Outcome = module_of(request.verb).perform(request)
+    if _read_targets(request):
+        outcome: Outcome = module.perform(request)
+    else:
+        outcome = Outcome()
+        outcome.notes.append("no names on standard input: nothing was done")
+        outcome.streamed = LINES_OUTPUT in command.options  # no line
     outcome.form = output or outcome.form
     outcome.quiet = request.quiet
     return outcome
+
+
+def _refuse_empty_values(request: CommandRequest, command: Command) -> None:
+    """Raise SelectorError for an empty value: it would match everything, or count as not given."""
+    for option in (*command.arguments, *command.options):
+        value = request.get(option.key)
+        if value == "" or (isinstance(value, list) and "" in value):
+            from poolctl.selection.selector import empty_value_error
+
+            argument = option.metavar if option.metavar.isalpha() else "an argument"
+            raise empty_value_error(option.spellings[-1] if option.spellings else argument)
+
+
+def _read_targets(request: CommandRequest) -> bool:
+    """Replace the target `-` by the names on standard input. False if there are none. Raises UsageError."""
+    targets: Sequence[str] = request.get("targets") or ()
+    has_number = request.verb == "scale" and not request.get("auto")
+    end = len(targets) - has_number
+    if STDIN not in targets[:end]:
+        return True
+    if end > 1:
+        message = "-: names from standard input cannot be combined with other targets"
+        raise UsageError(message, hint="write all of them to standard input, one a line")
+    import os
+
+    if os.isatty(0):
+        message = "-: standard input is a terminal; names are read from a pipe or a file"
+        raise UsageError(message, hint=f"poolctl filter name --regex RE -o name | poolctl {request.verb} -")
+    lines = _read_stdin().decode(errors="backslashreplace").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    request.values["targets"] = [*names, *targets[end:]]
+    return bool(names)
+
+
+def _read_stdin() -> bytearray:
+    """Everything up to the end of standard input, also where reading does not block."""
+    import os
+    import select
+
+    text = bytearray()
+    while True:
+        select.select([0], [], [])
+        try:
+            chunk = os.read(0, 65536)
+        except BlockingIOError:
+            continue
+        if not chunk:
+            return text
+        text += chunk

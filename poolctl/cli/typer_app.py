@@ -184,7 +184,7 @@ def _create_command(verb: str, declared: Command, perform: Perform) -> object:
         for key, value in values.items():
             if isinstance(before.get(key), list):
                 values[key] = [*before[key], *(value or [])]
-            elif before.get(key) and not value:
+            elif key in before and value in (None, False):
                 values[key] = before[key]
         if "command" in before:
             values["command"] = before["command"]

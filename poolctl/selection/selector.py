@@ -80,7 +80,7 @@ class Selector:
         allow_empty: bool = False,
         compiles: bool = True,
     ) -> None:
-        """Raise SelectorError for a regular expression that does not compile, and for an unknown state or health.
+        """Raise SelectorError for an empty word, an unknown state or health, and an expression that does not compile.
 
         With `compiles=False` expressions are not compiled here, and match nothing until the caller sets `matched`,
         which maps each field to its matching values.
@@ -94,6 +94,9 @@ class Selector:
         self.health = [_canonical_choice("health", word) for word in health]
         self.invert = bool(invert)
         self.allow_empty = bool(allow_empty)
+        for key in LISTS:
+            if "" in getattr(self, key):
+                raise empty_value_error(key)
         self.matched: dict[str, frozenset[str]] | None = None if compiles else {}
         for field in EXPRESSIONS if compiles else ():
             check_expressions(field, getattr(self, field))
@@ -134,6 +137,14 @@ class Selector:
         parts = [f"{key}={value!r}" for key in LISTS if (value := getattr(self, key))]
         parts += ["not"] * self.invert + ["allow_empty"] * self.allow_empty
         return f"<Selector {' '.join(parts) or 'all'}>"
+
+
+def empty_value_error(option: str) -> SelectorError:
+    """The error of an option whose value is empty, as that of an unset variable in a script is."""
+    return SelectorError(
+        f"{option} is empty, perhaps because a variable is not set",
+        hint='in a shell, "${NAME:?}" instead of "$NAME" stops at a variable that is not set',
+    )
 
 
 def missing_selection_error(verb: str, count: int | None) -> SelectorError:

@@ -389,6 +389,10 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
     for change in (client.drain, client.undrain, client.enable, client.disable, client.remove):
         with pytest.raises(poolctl.PoolParamError, match="without a selection would change"):
             change()
+        with pytest.raises(poolctl.PoolParamError, match="is empty"):
+            change("")
+        with pytest.raises(poolctl.PoolParamError, match="name is empty"):
+            change(selector={"name": [""]})
     for timeout in (50, "50s", timedelta(seconds=50)):
         assert client.start("a", timeout=timeout)["items"][0]["ready"]
     with pytest.raises(poolctl.PoolParamError, match="not a duration"):

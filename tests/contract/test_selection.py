@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import subprocess
+
 import pytest
 
+from poolctl.cli.command_line import command_named, names
+from tests.deadline import wait_until
 from tests.real_pool import RealPool
+from tests.terminal import Terminal
 
 POOL = """
 [defaults]
@@ -134,6 +142,56 @@ def test_a_word_that_does_not_exist_is_a_usage_error(pool: RealPool, arguments: 
     assert pool.run("list", *arguments.split()).code == 2
 
 
+@pytest.mark.parametrize(
+    "option", ["--name", "--bind", "--expose", "--tag", "--state", "--health", "--pool", "--config"]
+)
+def test_an_empty_value_of_an_option_is_a_usage_error(pool: RealPool, option: str) -> None:
+    other = (
+        [option, "", "list"]
+        if option in ("--pool", "--config")
+        else ["list", "admin", option, "", option, "x"]
+    )
+    for arguments in (["list", option, ""], ["list", f"{option}="], other):
+        done = pool.run(*arguments)
+        assert done.code == 2, str(done)
+        assert done.stdout == ""
+        assert re.match(rf"error: {option} is empty.*variable.*\n  hint: .*\$\{{NAME:\?\}}", done.stderr), (
+            done
+        )
+
+
+def test_no_command_takes_an_empty_word_for_everything(pool: RealPool) -> None:
+    commands = [
+        (verb, command)
+        for verb in names()
+        if (command := command_named(verb)) and verb not in ("register", "serve")
+    ]
+    for verb, command in commands:
+        for each in [*command.arguments, *command.selection]:
+            if each.takes_value and each.key != "shell":
+                words = (
+                    [each.spellings[-1], ""] if each.spellings else ["name", ""] if verb == "filter" else [""]
+                )
+                done = pool.run(verb, *words)
+                assert (done.code, done.stdout) == (2, ""), str(done)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["unregister users --to", "logs --grep", "filter name --regex", "filter name"]
+)
+def test_an_empty_expression_or_name_of_one_command_is_a_usage_error(pool: RealPool, arguments: str) -> None:
+    done = pool.run(*arguments.split(), "")
+    assert done.code == 2, str(done)
+    assert "is empty" in done.stderr
+
+
+def test_filter_without_a_pattern_is_a_usage_error(pool: RealPool) -> None:
+    for arguments in ("", "--tag api", "--not", "--allow-empty"):
+        done = pool.run("filter", "name", *arguments.split())
+        assert done.code == 2, str(done)
+        assert "poolctl filter name --regex" in done.stderr
+
+
 def test_every_command_has_the_same_selector(pool: RealPool) -> None:
     for command in (
         "list",
@@ -183,10 +241,82 @@ def test_filter_is_the_seeds_filter(pool: RealPool, arguments: str, printed: lis
 def test_filter_prints_another_field_as_the_seeds_list_does(pool: RealPool) -> None:
     done = pool.ok("filter", "name", "--regex", "-api$", "--target", "bind")
     assert done.stdout.split() == ["127.0.0.1:8081"]
-    assert pool.run("filter", "name").code in (2, 4), "both empty match nothing"
     assert pool.run("filter", "colour", "red").code == 2
     assert pool.run("filter", "name", "--regex", "(").code == 2
     assert pool.run("filter", "name", "nobody").code == 4
+
+
+@pytest.mark.parametrize(
+    ("stdin", "chosen"),
+    [
+        ("admin\n", ["admin"]),
+        ("\n  admin \r\n\nusers-api", ["users-api", "admin"]),
+        ("127.0.0.1:8082\n", ["Orders-API"]),
+        ("", []),
+        ("\n \n", []),
+    ],
+)
+def test_names_are_read_from_standard_input(pool: RealPool, stdin: str, chosen: list[str]) -> None:
+    assert pool.ok("list", "-", "-o", "name", stdin=stdin).stdout.split() == chosen
+    assert [each["name"] for each in pool.ok("list", "-", "-o", "json", stdin=stdin).json["items"]] == chosen
+
+
+def test_names_from_standard_input_are_a_selection_like_others(pool: RealPool) -> None:
+    assert pool.ok("list", "-", "--tag", "v1", "-o", "name", stdin="users-api\nadmin\n").stdout.split() == [
+        "users-api"
+    ]
+    assert pool.ok("list", "-", "--not", "-o", "name", stdin="off\nadmin").stdout.split() == [
+        "users-api",
+        "Orders-API",
+    ]
+    assert pool.ok("list", "-", "--not", "-o", "name", stdin="").stdout == "", "no name is not every name"
+    filtered = pool.ok("filter", "name", "--regex", "api$", "-o", "name").stdout
+    assert pool.ok("list", "-", "-o", "name", stdin=filtered).stdout.split() == ["users-api"]
+
+
+def test_an_unknown_name_on_standard_input_is_exit_4(pool: RealPool) -> None:
+    for unknown in ("admn", "-", "caf\xe9", "ad\x1bmin"):
+        done = pool.run("list", "-", stdin=f"users-api\n{unknown}\n")
+        assert (done.code, done.stdout) == (4, ""), str(done)
+        assert "\x1b" not in done.stderr
+    assert "did you mean 'admin'" in pool.run("list", "-", stdin="admn").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["list - admin", "list admin -", "list - -", "scale - web 2", "scale web - 2", "scale --auto - web"],
+)
+def test_standard_input_beside_other_targets_is_a_usage_error(pool: RealPool, arguments: str) -> None:
+    done = pool.run(*arguments.split(), stdin="admin\n")
+    assert done.code == 2, str(done)
+    assert "standard input" in done.stderr
+
+
+def test_names_are_read_until_the_end_of_a_pipe_that_does_not_block(pool: RealPool) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    command = [*pool.command(), "list", "-", "-o", "name"]
+    with subprocess.Popen(
+        command, cwd=pool.directory, env=pool.env, stdin=read, stdout=subprocess.PIPE
+    ) as process:
+        os.write(write, b"users-api\nad")
+        wait_until(lambda: not select.select([read], [], [], 0)[0])
+        os.write(write, b"min\n")
+        os.close(write)
+        assert process.communicate(timeout=60)[0].split() == [b"users-api", b"admin"]
+    os.close(read)
+
+
+def test_standard_input_does_not_say_to_how_many_workers_servers_are_scaled(pool: RealPool) -> None:
+    for stdin in ("", "admin\n2\n"):
+        done = pool.run("scale", "-", stdin=stdin)
+        assert (done.code, "'-' is not a number" in done.stderr) == (2, True), str(done)
+
+
+def test_names_are_not_read_from_a_terminal(pool: RealPool) -> None:
+    with Terminal(pool, "list", "-") as terminal:
+        assert terminal.end() == 2
+    assert "standard input is a terminal" in terminal.shown
 
 
 def test_list_prints_one_value_per_line(pool: RealPool) -> None:
@@ -194,3 +324,47 @@ def test_list_prints_one_value_per_line(pool: RealPool) -> None:
     assert pool.ok("list", "-o", "name,state").stdout.splitlines()[3].split() == ["off", "disabled"]
     assert pool.run("list", "--field", "colour").code == 2
     assert pool.run("list", "-o", "colour").code == 2
+
+
+RUNNING = """
+[defaults]
+ready_after = "10ms"
+stop_timeout = "1s"
+[[server]]
+name = "a"
+command = ["sleep", "600"]
+[[server]]
+name = "b"
+command = ["sleep", "600"]
+"""
+CHANGES = ("disable", "drain", "enable", "remove", "restart", "scale", "stop", "undrain")
+
+
+def pids(pool: RealPool) -> dict[str, object]:
+    return {name: (item["state"], item["pids"]) for name, item in pool.items().items()}
+
+
+@pytest.mark.capability
+def test_a_script_with_an_unset_variable_or_without_a_match_changes_nothing(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", RUNNING)
+    real_pool.ok("start")
+    before = pids(real_pool)
+    for verb in CHANGES:
+        number = ["2"] if verb == "scale" else []
+        for words in ([""], ["a", ""], ["--name", ""], ["--bind", ""], ["--expose", ""], ["--tag", ""]):
+            done = real_pool.run(verb, *words, *number)
+            assert done.code == 2, str(done)
+        done = real_pool.ok(verb, "-", *number)
+        assert "nothing" in done.stderr, str(done)
+        assert real_pool.run(verb, "-", *number, stdin="a\nnobody\n").code == 4
+    assert real_pool.ok("walk", "-", "--", "echo", "called").stdout == ""
+    assert pids(real_pool) == before
+    real_pool.ok("restart", "-", stdin="a\n")
+    after = pids(real_pool)
+    assert (after["a"] != before["a"], after["b"]) == (True, before["b"])
+    real_pool.ok("scale", "-", "2", stdin="b\n")
+    assert {name: item["workers"] for name, item in real_pool.items().items()} == {"a": 1, "b": 2}
+    walked = real_pool.ok("walk", "-", "-q", "--", "readlink", "/proc/self/fd/0", stdin="a\nb\n").stdout
+    assert walked.split() == ["/dev/null"] * 2
+    real_pool.ok("remove", "-", stdin="b")
+    assert [*pids(real_pool)] == ["a"]

@@ -45,9 +45,11 @@ def perform(request: CommandRequest) -> Outcome:
         validate_choice("--target", target, FIELDS)
         if request.get("output") is not None:
             raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
-    pattern = request.get("pattern") or ""
-    regex = request.get("regex")
-    expressions = [regex] if regex else []
+    pattern, regex = request.get("pattern"), request.get("regex")
+    if pattern is None and regex is None:
+        hint = f"poolctl filter {field} PATTERN, or poolctl filter {field} --regex RE; poolctl list lists all servers"
+        raise UsageError("filter: the pattern is missing", hint=hint)
+    pattern, expressions = pattern or "", [] if regex is None else [regex]
     check_expressions("--regex", expressions)
     selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
     whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})

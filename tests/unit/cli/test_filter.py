@@ -20,7 +20,7 @@ from .conftest import Command, Supervised
         (["name", "users", "--not"], "orders"),
         (["name", "--regex", ".", "--tag", "api"], "users"),
         (["name", "--regex", ".", "--state", "disabled", "--state", "stopped"], "users orders"),
-        (["name", "--allow-empty"], ""),
+        (["name", "nobody", "--allow-empty"], ""),
     ],
 )
 def test_filter_matches_a_field(poolctl: Command, args: list[str], names: str) -> None:
@@ -32,7 +32,8 @@ def test_filter_matches_a_field(poolctl: Command, args: list[str], names: str) -
 @pytest.mark.parametrize(
     ("args", "code", "hint"),
     [
-        (["name"], 4, "--allow-empty"),
+        (["name"], 2, "--regex"),
+        (["name", "xyz"], 4, "--allow-empty"),
         (["name", "usres"], 4, "did you mean 'users'?"),
         (["nmae", "x"], 2, "did you mean 'name'?"),
         (["name", "--regex", "("], 2, "^"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from poolctl.control.answers import Item
 from poolctl.json_form import from_json
 from poolctl.selection.selector import (
+    LISTS,
     NothingMatched,
     Selector,
     SelectorError,
@@ -89,9 +90,18 @@ def test_server_without_an_address_is_named_by_its_key() -> None:
     assert Selector(["process:HTTP"]).names("http", "process:http")
 
 
-@pytest.mark.parametrize("target", ["user", "sers", "127.0.0.1:80", "nobody", "x*", "", ":", "[", "users\n"])
+@pytest.mark.parametrize("target", ["user", "sers", "127.0.0.1:80", "nobody", "x*", ":", "[", "users\n"])
 def test_a_target_that_names_nothing_is_unmatched(target: str) -> None:
     assert unmatched(Selector([target])).message == f"no server matches {target!r}"
+
+
+@pytest.mark.parametrize("key", LISTS)
+def test_an_empty_word_selects_nothing_and_not_everything(key: str) -> None:
+    for words in ([""], ["users", ""]):
+        with pytest.raises(SelectorError):
+            Selector(**{key: words})
+        with pytest.raises(SelectorError):
+            Selector.from_dict({key: words})
 
 
 def test_an_unknown_target_stops_everything_even_with_allow_empty_and_not() -> None:
@@ -327,7 +337,7 @@ def test_a_selector_survives_the_wire(selector: Selector) -> None:
 
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern: str) -> None:
-    with contextlib.suppress(NothingMatched):
+    with contextlib.suppress(NothingMatched, SelectorError):
         select(ITEMS, Selector([target]))
     with contextlib.suppress(NothingMatched, SelectorError):
         select(ITEMS, Selector(name=[pattern]))
