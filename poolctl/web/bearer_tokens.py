@@ -12,13 +12,19 @@ import socket
 from collections import OrderedDict
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
+from poolctl.config.values.problems import Finding
 from poolctl.platform import peer_credentials
+
+if TYPE_CHECKING:
+    from poolctl.config.values.problems import KeyPath
 
 # Limit for one address: wrong tokens in a burst, and the interval between later ones.
 MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
 MOST_ADDRESSES = 4096
+# The length in characters from which a token cannot be guessed. `openssl rand -hex 32` prints 64.
+LONG_TOKEN = 32
 _BEARER = "bearer "
 
 Ip = IPv4Address | IPv6Address
@@ -75,48 +81,67 @@ def unmapped(ip: Ip) -> Ip:
     return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
 
 
-class TokenHolder(Protocol):
-    """A client that may send requests with a token."""
+class Token:
+    """A token that lets a client in. A long one cannot be guessed, so it is accepted however many wrong ones are sent.
 
-    @property
-    def digest(self) -> bytes:
-        """The `token_digest` of its token."""
+    Compared by its SHA-256: the time then does not reveal its length.
+    """
 
+    def __init__(self, text: str) -> None:
+        self._digest = _digest(text.encode())
+        self.is_long = len(text) >= LONG_TOKEN
 
-Holder = TypeVar("Holder", bound=TokenHolder)
-
-
-def token_digest(token: bytes) -> bytes:
-    """The SHA-256 of a token, to compare in its place: the time then does not reveal the length of the token."""
-    return hashlib.sha256(token).digest()
+    def has(self, digest: bytes) -> bool:
+        """Whether this is the digest of the token, in constant time."""
+        return hmac.compare_digest(digest, self._digest)
 
 
 class TokenCheck:
-    """Finds the clients of requests by their tokens, and refuses peers that have sent too many wrong tokens."""
+    """Finds the tokens that clients send, and has each client wait that has sent too many wrong ones."""
 
     def __init__(self) -> None:
         self._wrong = WrongTokens()
 
-    def holder_of_token(
-        self, authorization: str, peer: Peer, holders: Iterable[Holder], now: float
-    ) -> Holder:
-        """The holder of the token in this field of the peer's request.
+    def accepted(self, sent: bytes, tokens: Iterable[Token], key: str, now: float) -> Token:
+        """The one of `tokens` that has been sent by the client whose wrong tokens are counted by `key`.
 
-        Raises Refused: 401, or 429 while the peer has to wait.
+        Raises Refused: 401 for a wrong token, or 429 while the client has to wait. A right token that is long passes.
         """
-        if wait := self._wrong.wait_seconds(peer.key, now):
-            raise Refused(429, "too many wrong tokens", retry_after=str(int(wait) + 1))
-        found = None
-        if authorization[:7].lower() == _BEARER:
-            digest = token_digest(authorization[7:].strip().encode("latin-1"))
-            # Compare all of them, so that the time reveals nothing.
-            for each in holders:
-                if hmac.compare_digest(digest, each.digest):
-                    found = each
+        found, digest = None, _digest(sent)
+        for each in tokens:  # all of them, so that the time reveals nothing
+            if each.has(digest):
+                found = each
+        if found is not None and found.is_long:
+            return found
+        if wait := self._wrong.wait_seconds(key, now):
+            seconds = int(wait) + 1
+            raise Refused(429, f"too many wrong tokens; wait {seconds} s", retry_after=str(seconds))
         if found is None:
-            self._wrong.add(peer.key, now)
+            self._wrong.add(key, now)
             raise Refused(401, "token missing or wrong", www_authenticate="Bearer")
         return found
+
+
+def bearer_token(authorization: str) -> bytes:
+    """The token in the field Authorization of a request; empty if there is none."""
+    is_bearer = authorization[: len(_BEARER)].lower() == _BEARER
+    return authorization[len(_BEARER) :].strip().encode("latin-1") if is_bearer else b""
+
+
+def short_token_warnings(path: KeyPath, token: str, where: str, fix: str) -> list[Finding]:
+    """The warning of `validate` about a token of clients that is too short to be accepted at any time, if it is."""
+    if not 0 < len(token) < LONG_TOKEN:
+        return []
+    message = f"the token in {where} has {len(token)} characters, and can be guessed"
+    return [
+        Finding(
+            path, f"{message}: it has to wait, too, while clients send wrong ones", f"make it longer: {fix}"
+        )
+    ]
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
 
 
 class WrongTokens:

@@ -15,7 +15,6 @@ import ipaddress
 import json
 import logging
 import secrets
-from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -30,8 +29,6 @@ from poolctl.platform import replace_file
 SESSION_SECONDS = 12 * 3600
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
 COOKIE_PATH = "/poolctl"
-MOST_FAILURES = 10
-WINDOW_SECONDS = 60.0
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -66,17 +63,11 @@ class Sessions:
     """Creates and verifies sessions. The cookie's name contains `key`, because all ports of a host share cookies."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended_path: str) -> None:
-        self._token = token.encode()
-        self._secret = hmac.digest(self._token, b"poolctl dashboard session", hashlib.sha256)
+        self._secret = hmac.digest(token.encode(), b"poolctl dashboard session", hashlib.sha256)
         self._clock = clock
         self._ended = EndedSessions(ended_path, clock)
         self._next_end = asyncio.Event()  # replaced each time a session ends
         self.cookie_name = f"poolctl_{key}"
-
-    def is_pool_token(self, token: str) -> bool:
-        """Whether this is the pool's token. Takes the same time for every wrong one."""
-        # JSON can contain unpaired surrogates.
-        return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
 
     def open(self) -> tuple[Session, str]:
         """A new session, and the value of its cookie."""
@@ -117,10 +108,6 @@ class Sessions:
         return hmac.new(self._secret, f"{purpose} {number} {expires}".encode(), hashlib.sha256).hexdigest()
 
 
-def _digest(value: bytes) -> bytes:
-    return hashlib.sha256(value).digest()
-
-
 class EndedSessions:
     """The sessions that were logged out before they expired, stored in the file `path`.
 
@@ -151,24 +138,6 @@ class EndedSessions:
                 found = json.load(file)
             if isinstance(found, dict):
                 self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
-
-
-class GlobalLoginThrottle:
-    """Limits the rate of failed logins for all clients together, because behind a proxy they share one address."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._wrong: deque[float] = deque(maxlen=MOST_FAILURES)
-
-    def wait_seconds(self) -> float:
-        """Seconds until the next attempt is allowed; 0 if it is allowed now."""
-        if len(self._wrong) < MOST_FAILURES:
-            return 0.0
-        return max(0.0, self._wrong[0] + WINDOW_SECONDS - self._clock.monotonic())
-
-    def record_failure(self) -> None:
-        """Count an attempt with a wrong token, made now."""
-        self._wrong.append(self._clock.monotonic())
 
 
 class HostAndOriginGuard:

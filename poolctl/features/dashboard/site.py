@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -29,9 +28,10 @@ from poolctl.json_form import Table, to_json
 from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
+from poolctl.web.bearer_tokens import Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import Site, SiteLimits
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, GlobalLoginThrottle, HostAndOriginGuard, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions
 from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
@@ -106,7 +106,7 @@ class _DashboardEndpoints:
         self._settings = settings
         self._hub = Hub(socket_path, clock)
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
-        self._attempts = GlobalLoginThrottle(clock)
+        self._token, self._tokens, self._clock = Token(settings.token), TokenCheck(), clock
         self._over = over
 
     def routes(self) -> list[BaseRoute]:
@@ -140,10 +140,10 @@ class _DashboardEndpoints:
 
         async def checked(request: Request) -> Response:
             request.state.session = None
-            if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
-                if self._sessions.is_pool_token(token):
-                    return await endpoint(request)
-                self._attempts.record_failure()
+            if (token := bearer_token(request.headers.get("authorization", ""))) and self._refusal(
+                token
+            ) is None:
+                return await endpoint(request)
             session = request.state.session = self._session_of(request)
             if session is None:
                 return JSONResponse({"error": "log in first"}, 401)
@@ -153,18 +153,24 @@ class _DashboardEndpoints:
 
         return checked
 
+    def _refusal(self, token: bytes) -> Refused | None:
+        """Why the token is refused. Wrong ones of all clients are counted together: behind a proxy they are one."""
+        try:
+            self._tokens.accepted(token, [self._token], "", self._clock.monotonic())
+        except Refused as refused:
+            return refused
+        return None
+
     def _session_of(self, request: Request) -> Session | None:
         return self._sessions.find(request.cookies.get(self._sessions.cookie_name, ""))
 
     async def _login(self, request: Request) -> Response:
-        wait = math.ceil(self._attempts.wait_seconds())
-        if wait:
-            headers = {"retry-after": str(wait)}
-            return JSONResponse({"error": f"too many wrong tokens; wait {wait} s"}, 429, headers)
         token = (await _json_body_or_empty(request)).get("token")
-        if not isinstance(token, str) or not self._sessions.is_pool_token(token.strip()):
-            self._attempts.record_failure()
-            return JSONResponse({"error": "wrong token"}, 401)
+        # JSON can contain unpaired surrogates.
+        sent = token.strip().encode(errors="surrogatepass") if isinstance(token, str) else b""
+        if refused := self._refusal(sent):
+            fields = {name.replace("_", "-"): value for name, value in refused.fields.items()}
+            return JSONResponse({"error": str(refused)}, refused.status, fields)
         session, cookie = self._sessions.open()
         response = self._csrf_response(session)
         response.set_cookie(
@@ -280,11 +286,6 @@ async def _service_unavailable(request: Request, error: Exception) -> Response:
 
 async def _index(request: Request) -> Response:
     return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
-
-
-def _bearer(request: Request) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _json_body_or_empty(request: Request) -> Table:

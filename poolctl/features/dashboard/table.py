@@ -6,12 +6,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from shlex import quote
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from poolctl.address import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.section import Table, TLSConfig, field
-from poolctl.config.values.problems import Finding, Problem
+from poolctl.config.values.problems import Finding, Problem, Tree
 from poolctl.installation import install_command
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class Dashboard(Table):
             fix = install_command(sys.executable, "starlette")
             yield Finding((), "starlette is not installed, which serves the page", fix)
 
+    def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
+        operator = tables.get("operator")
+        if operator is not None and operator.url and self.token_env and operator.token_env == self.token_env:
+            message = f"the token of {self.token_env} is also sent to the operator of [operator]"
+            yield Finding(("token_env",), message, "give the dashboard a token of its own", self.token_env)
+
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Report a missing or unreadable token, and problems with the certificate. Blocks on the disk."""
         problems: list[Finding] = []
@@ -56,18 +63,28 @@ class Dashboard(Table):
             from poolctl.config.checks.certificate_checks import check_certificates
 
             problems, warnings = check_certificates(self.tls, env, datetime.now(UTC))
-        return [*self._unusable_token(env), *problems], warnings
+        token_problems, token_warnings = self._check_token(env)
+        return [*token_problems, *problems], [*token_warnings, *warnings]
 
-    def _unusable_token(self, env: Mapping[str, str]) -> Iterator[Finding]:
-        if self.token_env and not env.get(self.token_env, "").strip():
-            message = f"the environment variable {self.token_env} is not set"
-            yield Finding(("token_env",), message, f"export {self.token_env}=…")
-        if self.token_file:
+    def _check_token(self, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+        from poolctl.web.bearer_tokens import short_token_warnings
+
+        if name := self.token_env:
+            token, path, fix = (
+                env.get(name, "").strip(),
+                ("token_env",),
+                f"export {name}=$(openssl rand -hex 32)",
+            )
+            if not token:
+                return [Finding(path, f"the environment variable {name} is not set", f"export {name}=…")], []
+            return [], short_token_warnings(path, token, name, fix)
+        if name := self.token_file:
+            path = ("token_file",)
             try:
-                text = read_text(self.token_file)
+                token = read_text(name).strip()
             except Problem as problem:
-                yield Finding(("token_file",), f"{self.token_file}: {problem.message}", problem.hint)
-                return
-            if not text.strip():
-                message = f"{self.token_file}: there is no token in it"
-                yield Finding(("token_file",), message, "write one into it")
+                return [Finding(path, f"{name}: {problem.message}", problem.hint)], []
+            if not token:
+                return [Finding(path, f"{name}: there is no token in it", "write one into it")], []
+            return [], short_token_warnings(path, token, name, f"openssl rand -hex 32 > {quote(name)}")
+        return [], []

@@ -15,7 +15,7 @@ from poolctl.clock import Clock, ReportLimit
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.routing.networks import is_within
-from poolctl.web.bearer_tokens import Peer, Refused, TokenCheck, token_digest
+from poolctl.web.bearer_tokens import Peer, Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import EndpointSite, SiteLimits, SupervisorClient, path_of, response
 
 ANSWER = "Request received successfully!"
@@ -29,18 +29,13 @@ class Access(NamedTuple):
     """
 
     open_to_all: bool = False
-    token: str = ""
+    token: Token | None = None
     trusted: tuple[str, ...] = ()
 
     def needs_token(self, peer: Peer) -> bool:
         """Whether the client may report requests only with a token."""
         known = is_within(peer.address, self.trusted)
         return not (self.open_to_all or peer.certified or known)
-
-    @property
-    def digest(self) -> bytes:
-        """The digest of the token."""
-        return token_digest(self.token.encode())
 
 
 class RequestCountReport(NamedTuple):
@@ -68,7 +63,8 @@ class OperatorSite(EndpointSite):
     def configure(self, settings: Table) -> None:
         self._endpoint = str(settings["endpoint"])
         self._namespace: str | None = settings["namespace"]
-        self._access = Access(settings["open_to_all"], settings["token"], tuple(settings["trusted"]))
+        token = Token(settings["token"]) if settings["token"] else None
+        self._access = Access(settings["open_to_all"], token, tuple(settings["trusted"]))
 
     def error_body(self, message: str) -> tuple[str, bytes]:
         return "application/json", _message(message)
@@ -87,10 +83,10 @@ class OperatorSite(EndpointSite):
         if not access.needs_token(peer):
             return
         try:
-            if not access.token:
+            if access.token is None:
                 raise Refused(403, "address not trusted")
-            authorization = request.headers.get("authorization", "")
-            self._tokens.holder_of_token(authorization, peer, [access], self.clock.monotonic())
+            sent = bearer_token(request.headers.get("authorization", ""))
+            self._tokens.accepted(sent, [access.token], peer.key, self.clock.monotonic())
         except Refused as refused:
             if refused.status in (401, 403):
                 self._report_refusal(peer)

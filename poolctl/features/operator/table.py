@@ -39,7 +39,7 @@ class OperatorTable(Table):
         "pool's name.",
     )
     token_env: Text | None = field(
-        None, "The environment variable that holds the token, for both directions."
+        None, "The environment variable that holds the token: the one for url, or the one of bind's clients."
     )
     ca: FilePath | None = field(
         None,
@@ -85,19 +85,32 @@ class OperatorTable(Table):
             )
 
     def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
-        if self.url and "gateway" not in tables:
+        if self.url is None:
+            return
+        if "gateway" not in tables:
             message = "without a gateway there are no requests to inform an operator of"
             yield Finding(("url",), message, "add [gateway], or take url out")
+        clients = getattr(tables.get("registration"), "client", ())
+        if self.token_env and self.token_env in [each.token_env for each in clients]:
+            message = f"the token of {self.token_env} is sent to the operator, and opens [registration] of this pool"
+            yield Finding(("token_env",), message, "give the operator a token of its own", self.token_env)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Return (problems, warnings) about the token, the CA file and the certificates of the table [operator]."""
         from poolctl.config.checks.certificate_checks import check_certificates
         from poolctl.config.files.read_file import read_text
+        from poolctl.web.bearer_tokens import short_token_warnings
 
         problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])
-        if self.token_env and not env.get(self.token_env, "").strip():
-            message = f"the environment variable {self.token_env} is not set"
-            problems.append(Finding(("token_env",), message, f"export {self.token_env}=…"))
+        if name := self.token_env:
+            token = env.get(name, "").strip()
+            if not token:
+                message = f"the environment variable {name} is not set"
+                problems.append(Finding(("token_env",), message, f"export {name}=…"))
+            elif self.bind is not None:
+                warnings += short_token_warnings(
+                    ("token_env",), token, name, f"export {name}=$(openssl rand -hex 32)"
+                )
         if self.ca is not None:
             try:
                 read_text(self.ca)
@@ -114,6 +127,10 @@ class OperatorTable(Table):
                 fix = "take it out: mode says who may use it"
                 yield Finding(("trusted",), "clients of a Unix socket have no address", fix)
             return
+        if self.token_env and self.url is not None:
+            message = f"the token of {self.token_env} is sent to url, and opens bind: that operator could start servers"
+            fix = "take token_env out and use tls = { cert = …, key = …, ca = … } for both, or give url to another pool"
+            yield Finding(("token_env",), message, fix, self.token_env)
         if "mode" in given:
             yield Finding(("mode",), f"{bind} is no Unix socket: it has no mode", "take it out")
         if not (self.token_env or self.trusted or (self.tls and self.tls.ca)):

@@ -17,7 +17,7 @@ from poolctl.address import parse
 from poolctl.clock import Clock, RateLimit, ReportLimit
 from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.json_form import Table
-from poolctl.web.bearer_tokens import Ip, Peer, Refused, TokenCheck, token_digest, unmapped
+from poolctl.web.bearer_tokens import Ip, Peer, Refused, Token, TokenCheck, bearer_token, unmapped
 from poolctl.web.site import EndpointSite, SiteLimits, SupervisorClient, path_of, response
 
 # A service on another machine may vanish without unregistering.
@@ -29,11 +29,11 @@ _STATUSES = {DONE: 200, INVALID_CONFIGURATION: 400, NOTHING_MATCHED: 404, CONFLI
 
 
 class AuthorizedClient:
-    """A client of [registration]: its token's digest, routes, and networks; without networks any address is allowed."""
+    """A client of [registration]: its token, routes, and networks; without networks any address is allowed."""
 
     def __init__(self, name: str, token: str, routes: Iterable[str], allow: Iterable[str] = ()) -> None:
         self.name = name
-        self.digest = token_digest(token.encode())
+        self.token = Token(token)
         self.routes = frozenset(routes)
         self.networks: tuple[IPv4Network | IPv6Network, ...] = ()
         if "*" not in allow:
@@ -104,9 +104,10 @@ class RegistrationSite(EndpointSite):
 
     def _authenticate(self, request: Request, peer: Peer) -> AuthorizedClient:
         """The client that sent the request. Raises Refused."""
-        authorization = request.headers.get("authorization", "")
+        sent = bearer_token(request.headers.get("authorization", ""))
+        clients = {each.token: each for each in self.clients}
         try:
-            found = self._tokens.holder_of_token(authorization, peer, self.clients, self.clock.monotonic())
+            found = clients[self._tokens.accepted(sent, clients, peer.key, self.clock.monotonic())]
         except Refused as refused:
             if refused.status == 401:
                 self._report_refusal(peer, str(refused))

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from poolctl.config.values.value_types import AS_TUPLE, Bind, FileMode, Name, Proxies, Text, Words
 
 KINDS = "poolctl.config.values.value_types"
-# Shorter tokens can be guessed despite the limits on attempts.
-_SHORTEST_TOKEN = 16
 
 
 class RegistrationClient(Section):
@@ -97,6 +95,7 @@ class RegistrationTable(Table):
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Check the certificate and the clients' tokens of [registration]. Return the problems, and the warnings."""
         from poolctl.config.checks.certificate_checks import check_certificates
+        from poolctl.web.bearer_tokens import short_token_warnings
 
         problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])
         tokens: dict[str, str] = {}
@@ -109,7 +108,6 @@ class RegistrationTable(Table):
             elif tokens.setdefault(token, name) != name:
                 message = f"the token in {name} is that of {tokens[token]} too"
                 problems.append(Finding(path, message, "give each client a token of its own"))
-            elif len(token) < _SHORTEST_TOKEN:
-                message = f"the token in {name} has {len(token)} characters, and can be guessed"
-                warnings.append(Finding(path, message, "make one with: openssl rand -hex 32"))
+            else:
+                warnings += short_token_warnings(path, token, name, f"export {name}=$(openssl rand -hex 32)")
         return problems, warnings

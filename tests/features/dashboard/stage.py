@@ -25,6 +25,8 @@ TOKEN = "let-me-in-4711"
 class Stage:
     """A dashboard on a port of its own; `gone()` takes its pool away, `back()` brings it back."""
 
+    token = TOKEN
+
     def __init__(self, pool: RecordedPool, directory: Path) -> None:
         self.pool = pool
         self.port = claim_port()
@@ -51,7 +53,7 @@ class Stage:
 
     def begin(self) -> None:
         settings = {
-            "logs_directory": str(self.logs), "key": "0123456789ab", "name": self.pool.name, "token": TOKEN,
+            "logs_directory": str(self.logs), "key": "0123456789ab", "name": self.pool.name, "token": self.token,
             "hosts": (), "secure": self.tls is not None, "ended_path": str(self.logs / "dashboard.ended"),
         }  # fmt: skip
         begun = threading.Event()

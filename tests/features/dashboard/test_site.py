@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import site as dashboard_site
-from poolctl.features.dashboard._access import MOST_FAILURES
 from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_keepalives
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import LogLine
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_report import BackendReport, RouteReport
+from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 from tests.virtual_loop import VirtualLoop
@@ -174,12 +174,29 @@ def test_the_cookie_is_invalid_after_a_logout(client: Client) -> None:
     assert client.send("GET", "/poolctl/session").status == 401
 
 
-def test_login_is_refused_for_a_while_after_many_wrong_tokens(client: Client) -> None:
-    for _ in range(MOST_FAILURES):
+@pytest.mark.parametrize("wrong", ["", "a-toke", f"{TOKEN}x", TOKEN.upper(), "ä", f"{TOKEN}\0", "\ud800"])
+def test_only_the_token_logs_in(client: Client, wrong: str) -> None:
+    assert client.send("POST", "/poolctl/login", {"token": wrong}).status == 401
+    assert client.send("POST", "/poolctl/login", {"token": f" {TOKEN}\n"}).status == 200
+
+
+@pytest.mark.parametrize("token", ["short", "a-token-of-32-characters-or-more"])
+def test_after_many_wrong_tokens_only_a_right_one_of_32_characters_is_accepted(
+    client: Client, stage: Stage, token: str
+) -> None:
+    stage.end()
+    stage.token = token
+    stage.begin()
+    for _ in range(MOST_WRONG_TOKENS):
         assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
-    reply = client.send("POST", "/poolctl/login", {"token": TOKEN})
-    assert reply.status == 429
-    assert 0 < int(reply.headers["retry-after"]) <= 60
+    wrong = client.send("POST", "/poolctl/login", {"token": "wrong"})
+    seconds = wrong.headers["retry-after"]
+    assert (wrong.status, wrong.json()["error"]) == (429, f"too many wrong tokens; wait {seconds} s")
+    assert 0 < int(seconds) < 8
+    is_long = len(token) >= 32
+    assert client.send("POST", "/poolctl/login", {"token": token}).status == (200 if is_long else 429)
+    reply = client.send("GET", "/poolctl/server?name=web-1", Authorization=f"Bearer {token}")
+    assert reply.status == (200 if is_long else 401)
 
 
 @pytest.mark.parametrize(

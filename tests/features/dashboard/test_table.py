@@ -6,6 +6,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -126,4 +128,28 @@ def test_variable_without_a_token_is_named_with_its_fix() -> None:
         assert (finding.path, finding.message, finding.hint) == (
             ("token_env",), "the environment variable TOKEN is not set", "export TOKEN=…",
         )  # fmt: skip
-    assert table.check({"TOKEN": "x"}, ()) == ([], [])
+    assert table.check({"TOKEN": "x" * 32}, ()) == ([], [])
+
+
+def test_a_short_token_that_somebody_chose_is_a_warning(tmp_path: Path) -> None:
+    _, (warning,) = Dashboard(bind="127.0.0.1:9465", token_env="TOKEN").check({"TOKEN": "x" * 31}, ())
+    assert (warning.path, warning.hint) == (
+        ("token_env",),
+        "make it longer: export TOKEN=$(openssl rand -hex 32)",
+    )
+    path = tmp_path / "my token"
+    path.write_text("short\n")
+    _, (warning,) = Dashboard(bind="127.0.0.1:9465", token_file=str(path)).check({}, ())
+    assert (warning.path, warning.hint) == (
+        ("token_file",),
+        f"make it longer: openssl rand -hex 32 > '{path}'",
+    )
+    assert "has 5 characters" in warning.message
+
+
+def test_a_token_that_is_sent_to_an_operator_does_not_open_the_page() -> None:
+    table = Dashboard(bind="127.0.0.1:9465", token_env="T")
+    for url, name, count in (("http://a", "T", 1), ("http://a", "OTHER", 0), (None, "T", 0)):
+        others: Any = {"operator": SimpleNamespace(url=url, token_env=name)}
+        assert len([*table.findings_against_other_tables(others)]) == count
+    assert [*table.findings_against_other_tables({})] == []

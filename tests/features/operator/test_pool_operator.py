@@ -274,7 +274,7 @@ def test_wrong_tokens_of_an_address_are_few() -> None:
         statuses = [(await ask(bind, wrong)).status for _ in range(MOST_WRONG_TOKENS + 1)]
         assert statuses == [401] * MOST_WRONG_TOKENS + [429]
         answer = await ask(bind, right)
-        assert (answer.status, answer.message) == (429, "too many wrong tokens")
+        assert (answer.status, answer.message) == (429, "too many wrong tokens; wait 7 s")
         assert "retry-after: 7" in answer.fields.lower()
         clock.advance(WRONG_TOKEN_SECONDS + 0.1)
         assert (await ask(bind, right)).status == 200
@@ -286,6 +286,19 @@ def test_wrong_tokens_of_an_address_are_few() -> None:
             assert (await ask(f"127.0.0.1:{port}", data)).status == 200
 
     play(test)
+
+
+def test_wrong_tokens_of_the_same_address_keep_no_long_one_out() -> None:
+    async def test(pool: Pool) -> None:
+        bind = f"127.0.0.1:{claim_port()}"
+        await pool.serve(OperatorTable(bind=bind, token_env="POOL_TOKEN"))
+        right, wrong = (request(more=f"Authorization: Bearer {token}\r\n") for token in ("x" * 32, "x" * 31))
+        for _ in range(2 * MOST_WRONG_TOKENS):
+            await ask(bind, wrong)
+            assert (await ask(bind, right)).status == 200
+        assert (await ask(bind, wrong)).status == 429
+
+    play(test, env={"POOL_TOKEN": "x" * 32})
 
 
 def test_token_that_is_not_set_keeps_the_address_from_being_served() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -116,13 +118,47 @@ def test_problems_name_the_place_and_the_fix(tmp_path: Path, keys: list[str], pr
     ],
 )
 def test_pool_does_not_inform_itself(tmp_path: Path, url: str, bind: str) -> None:
-    guard = "" if bind.startswith("unix") else 'token_env = "T"'
+    guard = "" if bind.startswith("unix") else 'trusted = ["10.0.0.0/8"]'
     found = operator(tmp_path, f'url = "{url}"', f'bind = "{bind}"', guard)
     assert "the pool would inform itself" in found
 
 
 def test_both_roles_stand_side_by_side(tmp_path: Path) -> None:
-    tables(tmp_path, 'url = "http://10.0.0.7:8013"', 'bind = ":8013"', 'token_env = "T"')
+    tables(tmp_path, 'url = "http://10.0.0.7:8013"', 'bind = ":8013"', 'trusted = ["10.0.0.0/8"]')
+    tables(tmp_path, 'url = "http://10.0.0.7:8013"', 'bind = "unix:o"', 'token_env = "T"')
+
+
+def test_a_token_that_is_sent_to_the_operator_opens_no_address_of_this_pool(tmp_path: Path) -> None:
+    url, token = 'url = "http://10.0.0.7:8013"', 'token_env = "T"'
+    both = operator(tmp_path, url, 'bind = ":8013"', token)
+    assert "operator.token_env: the token of T is sent to url, and opens bind" in both
+    assert "tls = { cert = …, key = …, ca = … } for both" in both
+    tls = 'tls = { cert = "c", key = "k", ca = "a" }'
+    tables(tmp_path, url, 'bind = ":8013"', tls)
+    registration = SimpleNamespace(
+        client=[SimpleNamespace(token_env="OTHER"), SimpleNamespace(token_env="T")]
+    )
+    for keys, problems in (
+        (
+            {"url": "http://a", "token_env": "T"},
+            ["the token of T is sent to the operator, and opens [registration]"],
+        ),
+        ({"url": "http://a", "token_env": "MINE"}, []),
+        ({"bind": "127.0.0.1:8013", "token_env": "T"}, []),
+    ):
+        others: Any = {"gateway": None, "registration": registration}
+        found = [*OperatorTable(**keys).findings_against_other_tables(others)]
+        assert [each.message.removesuffix(" of this pool") for each in found] == problems
+
+
+def test_a_short_token_of_clients_is_a_warning(tmp_path: Path) -> None:
+    accepting = table(tmp_path, 'bind = ":8013"', 'token_env = "T"')
+    assert accepting.check({"T": "x" * 32}, ()) == ([], [])
+    problems, (warning,) = accepting.check({"T": "x" * 31}, ())
+    assert (problems, warning.path, "31 characters" in warning.message) == ([], ("token_env",), True)
+    assert warning.hint == "make it longer: export T=$(openssl rand -hex 32)"
+    reporting = table(tmp_path, 'url = "https://a"', 'token_env = "T"')
+    assert reporting.check({"T": "x"}, ()) == ([], []), "the operator judges it"
 
 
 def test_client_without_a_gateway_is_a_problem(tmp_path: Path) -> None:
@@ -168,7 +204,9 @@ def test_check_finds_token_certificate_and_authorities(tmp_path: Path) -> None:
     ],
 )
 def test_pool_may_inform_another_address(tmp_path: Path, url: str, bind: str) -> None:
-    tables(tmp_path, f'url = "{url}"', f'bind = "{bind}"', "" if "unix" in bind else 'token_env = "T"')
+    tables(
+        tmp_path, f'url = "{url}"', f'bind = "{bind}"', "" if "unix" in bind else 'trusted = ["10.0.0.0/8"]'
+    )
 
 
 def test_variables_of_the_table_are_secrets_of_the_pool(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from poolctl.selection.selector import Selector
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.web_addresses import WebServer
-from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer
+from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer, TokenCheck
 from poolctl.web.site_server import SiteServer
 from tests.deadline import until
 from tests.manual_clock import ManualClock
@@ -605,6 +605,7 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
 
 
 TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
+LONG = 2 * TOKEN
 HERE = {"name": "users", "to": "http://127.0.0.1:9000"}
 
 
@@ -643,6 +644,7 @@ class Endpoint:
             "clients": [
                 {"name": "web", "token": TOKEN, "routes": ["users", "reports"], "allow": []},
                 {"name": "far", "token": OTHER, "routes": ["users"], "allow": ["10.0.0.0/8"]},
+                {"name": "long", "token": LONG, "routes": ["users"], "allow": []},
             ]
         })  # fmt: skip
 
@@ -804,8 +806,10 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
     site = RegistrationSite(Direct({}))
     site.configure(site_settings(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER}).values)
     web, far = site.clients
-    assert (web.name, web.digest, web.routes) == ("web", AuthorizedClient("", TOKEN, ()).digest, {"users"})
-    assert (far.name, far.digest, far.routes) == ("FAR", AuthorizedClient("", OTHER, ()).digest, {"a", "b"})
+    assert (web.name, web.routes) == ("web", {"users"})
+    assert (far.name, far.routes) == ("FAR", {"a", "b"})
+    for text, client in ((TOKEN, web), (OTHER, far)):
+        assert TokenCheck().accepted(text.encode(), [web.token, far.token], "", 0.0) is client.token
     assert (web.allows(AWAY.ip), web.allows(NEAR.ip), far.allows(AWAY.ip), far.allows(NEAR.ip)) == (
         True,
         True,
@@ -859,7 +863,7 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
         assert statuses == [401] * MOST_WRONG_TOKENS + [429] * 5
         # Not even the right one, or a guess would be recognised.
         status, answer = await stage.ask(HERE)
-        assert (status, answer) == (429, {"error": "too many wrong tokens"})
+        assert (status, answer) == (429, {"error": "too many wrong tokens; wait 7 s"})
         stage.clock.advance(WRONG_TOKEN_SECONDS + 0.1)
         assert [(await stage.ask(HERE, token="guess"))[0] for _ in range(2)] == [401, 429]
         stage.clock.advance(WRONG_TOKEN_SECONDS + 0.1)
@@ -870,6 +874,17 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
             "1 registrations refused, the last one from 127.0.0.1: token missing or wrong",
             f"{MOST_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: token missing or wrong",
         ]
+
+    play_over_http(work)
+
+
+def test_wrong_tokens_of_the_same_address_keep_no_heartbeat_with_a_long_one_out() -> None:
+    async def work(stage: Endpoint) -> None:
+        for _ in range(3 * MOST_WRONG_TOKENS):
+            await stage.ask(HERE, token="an-old-token-0123456789abcdef0123")
+            assert (await stage.ask(HERE, token=LONG))[0] == 200
+        assert (await stage.ask(HERE, token=LONG + "x"))[0] == 429
+        assert {owner for _, _, owner in stage.services.asked} == {"long"}
 
     play_over_http(work)
 

@@ -104,13 +104,14 @@ def test_check_finds_tokens_that_are_missing_shared_or_short() -> None:
     def path(index: int) -> tuple[str | int, ...]:
         return "client", index, "token_env"
 
-    problems, warnings = table.check({"A": "x" * 16, "B": f" {'x' * 16}\n", "C": "y" * 15, "D": " "}, ())
+    problems, warnings = table.check({"A": "x" * 32, "B": f" {'x' * 32}\n", "C": "y" * 31, "D": " "}, ())
     assert problems == [
         Finding(path(1), "the token in B is that of A too", "give each client a token of its own"),
         Finding(path(3), "the environment variable D is not set", "export D=…"),
     ]
-    hint = "make one with: openssl rand -hex 32"
-    assert warnings == [Finding(path(2), "the token in C has 15 characters, and can be guessed", hint)]
+    (warning,) = warnings
+    assert (warning.path, warning.hint) == (path(2), "make it longer: export C=$(openssl rand -hex 32)")
+    assert warning.message.startswith("the token in C has 31 characters, and can be guessed")
 
 
 def test_certificate_that_is_missing_is_found_by_check(tmp_path: Path) -> None:
@@ -120,9 +121,9 @@ def test_certificate_that_is_missing_is_found_by_check(tmp_path: Path) -> None:
         tls={"cert": str(cert), "key": str(key)},
         client=({"token_env": "A", "routes": ("users",)},),
     )
-    assert table.check({"A": "x" * 16}, ()) == ([], [])
+    assert table.check({"A": "x" * 32}, ()) == ([], [])
     cert.unlink()
-    problems, warnings = table.check({"A": "x" * 16}, ())
+    problems, warnings = table.check({"A": "x" * 32}, ())
     assert ({each.path for each in problems}, warnings) == ({("tls", "cert")}, [])
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 from ipaddress import ip_address
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -16,30 +16,27 @@ from poolctl.web.bearer_tokens import (
     WRONG_TOKEN_SECONDS,
     Peer,
     Refused,
+    Token,
     TokenCheck,
     WrongTokens,
+    bearer_token,
     peer_of,
-    token_digest,
 )
 
-
-class Holder(NamedTuple):
-    name: str
-    token: str
-
-    @property
-    def digest(self) -> bytes:
-        return token_digest(self.token.encode())
-
-
-HOLDERS = [Holder("web", "one"), Holder("far", "other")]
+LONG = "0123456789abcdef0123456789abcdef"
+TOKENS = {
+    Token("one"): "web",
+    Token("other"): "far",
+    Token(LONG): "long",
+    Token("ä" + LONG[2:]): "31 characters",
+}
 HERE, THERE = Peer(ip_address("127.0.0.1"), "127.0.0.1"), Peer(ip_address("10.0.0.9"), "10.0.0.9")
 
 
 def asked(check: TokenCheck, authorization: str, peer: Peer = HERE, now: float = 0.0) -> object:
-    """The name of the holder, or the status and the fields with which the request is refused."""
+    """The name of the token, or the status and the fields with which the request is refused."""
     try:
-        return check.holder_of_token(authorization, peer, HOLDERS, now).name
+        return TOKENS[check.accepted(bearer_token(authorization), TOKENS, peer.key, now)]
     except Refused as refused:
         return refused.status, refused.fields
 
@@ -51,6 +48,7 @@ UNKNOWN = 401, {"www_authenticate": "Bearer"}
     ("authorization", "found"),
     [
         ("Bearer one", "web"), ("bearer  other ", "far"), ("Bearer", UNKNOWN), ("Bearer ", UNKNOWN), ("", UNKNOWN),
+        (f"Bearer {LONG}", "long"), (f"Bearer \xc3\xa4{LONG[2:]}", "31 characters"),
         ("Bearer on", UNKNOWN), ("Basic one", UNKNOWN), ("one", UNKNOWN),
     ],
 )  # fmt: skip
@@ -69,6 +67,17 @@ def test_after_ten_wrong_tokens_an_address_waits_before_each_other_one() -> None
     assert asked(check, "Bearer guess", now=later) == UNKNOWN
     assert asked(check, "Bearer one", now=later) == (429, {"retry_after": "6"})
     assert asked(check, "Bearer one", now=2 * later) == "web"
+
+
+def test_a_right_token_of_32_characters_waits_for_no_wrong_one() -> None:
+    check = TokenCheck()
+    for _ in range(3 * MOST_WRONG_TOKENS):
+        asked(check, "Bearer guess")
+        assert asked(check, f"Bearer {LONG}") == "long"
+    late = 429, {"retry_after": "7"}
+    assert asked(check, f"Bearer {LONG}x") == asked(check, f"Bearer {LONG[:-1]}") == late
+    assert asked(check, f"Bearer \xc3\xa4{LONG[2:]}") == late, "its characters count, not its bytes"
+    assert asked(check, "Bearer one") == late, "a right one of all does not end the wait of the others"
 
 
 def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
