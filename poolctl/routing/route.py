@@ -16,7 +16,7 @@ POLICIES = ("round-robin", "weighted", "least-connections", IP_HASH, "random-two
 NEEDS_REQUESTS = (
     "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
     "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
-    "buffer_requests", "waiting_page", "probe_responses",
+    "buffer_requests", "repeatable", "waiting_page", "probe_responses",
 )  # fmt: skip
 # The attributes of a Route for keys that have a different name there.
 _ATTRIBUTES = {
@@ -155,6 +155,7 @@ class Route:
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
     buffer_requests: bool = False  # the body is read before the backend gets the request
+    repeatable: bool = False  # all requests may be executed twice, whatever their method
     redirect: Redirect | None = None  # instead of targets
     allow: tuple[str, ...] = ()  # networks of clients; empty for all
     timeouts: Timeouts = Timeouts()

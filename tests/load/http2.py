@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from .exchanges import Exchange
@@ -14,8 +15,9 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _ACK = _END_STREAM = 0x1
 _END_HEADERS = 0x4
-# HPACK: ":method: GET", ":scheme: https", ":authority" and ":path" with values of their own, ":status: 200".
-_GET, _HTTPS, _AUTHORITY, _PATH, _OK = 0x82, 0x87, 0x01, 0x04, 0x88
+# HPACK: ":method: GET", ":method: POST", ":scheme: https", ":authority" and ":path" with values of their own,
+# ":status: 200".
+_GET, _POST, _HTTPS, _AUTHORITY, _PATH, _OK = 0x82, 0x83, 0x87, 0x01, 0x04, 0x88
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -29,13 +31,31 @@ def greeting() -> bytes:
 
 def get(number: int, host: str, path: str) -> bytes:
     """The request with this number on a connection, from 0."""
-    fields = (
-        bytes((_GET, _HTTPS, _AUTHORITY, len(host)))
-        + host.encode()
-        + bytes((_PATH, len(path)))
-        + path.encode()
-    )
-    return _frame(_HEADERS, _END_HEADERS | _END_STREAM, 2 * number + 1, fields)
+    return _frame(_HEADERS, _END_HEADERS | _END_STREAM, 2 * number + 1, _fields(_GET, host, path))
+
+
+def post(number: int, host: str, path: str, body: bytes) -> bytes:
+    """The request with this number on a connection, from 0."""
+    head = _frame(_HEADERS, _END_HEADERS, 2 * number + 1, _fields(_POST, host, path))
+    return head + _frame(_DATA, _END_STREAM, 2 * number + 1, body)
+
+
+def _fields(method: int, host: str, path: str) -> bytes:
+    authority = bytes((method, _HTTPS, _AUTHORITY, len(host))) + host.encode()
+    return authority + bytes((_PATH, len(path))) + path.encode()
+
+
+def read_outcome(sock: socket.socket, number: int) -> str:
+    """The status of the response to the request with this number, or how else it ends: "reset 7", "closed"."""
+    with sock.makefile("rb") as file:
+        while prefix := file.read(9):
+            payload, kind = file.read(int.from_bytes(prefix[:3], "big")), prefix[3]
+            if int.from_bytes(prefix[5:], "big") == 2 * number + 1:
+                if kind == _RST_STREAM:
+                    return f"reset {int.from_bytes(payload, 'big')}"
+                if kind == _HEADERS:  # HAProxy compresses no status with a Huffman code
+                    return "200" if payload[0] == _OK else payload[2:5].decode()
+    return "closed"
 
 
 class _Answers:

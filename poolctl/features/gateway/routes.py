@@ -343,6 +343,7 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         allow=tuple(map(str, config.allow)),
         context_headers=config.context_headers,
         buffer_requests=config.buffer_requests,
+        repeatable=config.repeatable,
         max_body_bytes=config.max_body_size or 0,
         timeouts=Timeouts(
             connect=times.connect,

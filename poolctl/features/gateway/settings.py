@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from poolctl.address import AddressError, parse
 from poolctl.routing import match
 
+from .program import LEAST_VERSION
+
 HTTP, TCP, UDP = "http", "tcp", "udp"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -46,9 +48,9 @@ class GatewaySettings:
     """The table [gateway] as HAProxy needs it.
 
     Networks in `trusted_proxies` ("10.0.0.0/8") are trusted to forward a client's address, and so are the peers on Unix
-    sockets if it has UNIX (see routing.networks). `program` is the path of HAProxy's executable; it runs as
-    `user`, which may be "user:group", or as the pool's own user if that is "". `http2`: HTTP/2 is offered to clients
-    that use TLS. `access_log` is the form of its lines, "text" or "json"; "" if there is none.
+    sockets if it has UNIX (see routing.networks). `program` is the path of HAProxy's executable of this `version`; it
+    runs as `user`, which may be "user:group", or as the pool's own user if that is "". `http2`: HTTP/2 is offered to
+    clients that use TLS. `access_log` is the form of its lines, "text" or "json"; "" if there is none.
     """
 
     header_for_host: str = "Host"
@@ -59,6 +61,7 @@ class GatewaySettings:
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
     program: str = ""
+    version: tuple[int, int] = LEAST_VERSION
     threads: int = 1
     user: str = ""
     http2: bool = True

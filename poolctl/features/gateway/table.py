@@ -390,6 +390,11 @@ class RouteConfig(_WithAbsoluteSocketPaths):
         "Read a body, as far as it fits into a buffer, before the backend gets the request: for a server that "
         "answers few requests at once, behind slow clients.",
     )
+    repeatable: Truth = field(
+        False,
+        "Its requests may be executed twice, whatever their method, as searches by POST: they share connections to the "
+        "backend, and are retried as those with GET.",
+    )
     limit: RouteLimit = field(RouteLimit.with_defaults(), "Limits of the route as a whole.")
     backend_limit: BackendLimit = field(BackendLimit.with_defaults(), "The limit of each of its backends.")
     timeouts: RouteTimeouts = field(RouteTimeouts.with_defaults(), "Timeouts of its requests.")

@@ -30,6 +30,7 @@ HTTP_ROUTE_ONLY = frozenset((
 ROUTE_IGNORED: Mapping[str, str] = {
     "retries": "the cluster's gateway retries as it is set up to",
     "buffer_requests": "the cluster's gateway buffers as it is set up to",
+    "repeatable": "the cluster's gateway decides which requests it repeats",
     "breaker": "the cluster sends requests to ready workers",
     "health": "the probes of the servers decide",
     "waiting_page": "no server sleeps on a cluster",

@@ -40,6 +40,7 @@ class ScriptedHaproxy:
         self.asked = 0
         self.rows: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.bad: dict[str, int] = {}
+        self.unanswered: dict[str, int] = {}  # answered with 502 by HAProxy itself
 
     def count(self, proxy: str, name: str, **counts: int) -> None:
         for column, count in counts.items():
@@ -58,6 +59,7 @@ class ScriptedHaproxy:
             lines.append(",".join(str(values.get(each, "")) for each in COLUMNS) + ',"a, b",')
         lines += ["", "# table: failures, type: string, size:102400, used:1"]
         lines += [f"0x7f: key={place} use=0 exp=0 gpc0={count}" for place, count in self.bad.items()]
+        lines += ["", *(f"0x7f {place} {count}" for place, count in self.unanswered.items())]
         return "\n".join([*lines, "", ""])
 
 

@@ -116,6 +116,9 @@ def test_present_figures_are_those_of_the_last_reading() -> None:
         ({"stot": 1, "hrsp_5xx": 1}, Results(answered=1)),
         ({"stot": 2, "hrsp_5xx": 2, "bad": 1}, Results(answered=1, failed=1)),
         ({"stot": 1, "eresp": 1}, Results(failed=1)),
+        ({"stot": 1, "eresp": 2, "unanswered": 1}, Results(failed=1)),
+        ({"stot": 1, "eresp": 1, "unanswered": 1}, Results(failed=1)),  # its response was invalid
+        ({"stot": 5, "hrsp_2xx": 1, "eresp": 7, "unanswered": 3}, Results(answered=1, failed=4)),
         ({"stot": 2, "econ": 1, "wretr": 1}, Results(unreached=1)),
         ({"stot": 1, "wredis": 1}, Results(unreached=1)),
         ({"stot": 1, "econ": 1}, Results(unreached=1)),  # the certificate has another name
@@ -127,6 +130,8 @@ def test_results_of_requests(counted: dict[str, int], results: Results) -> None:
     stage = Reader()
     if bad := counted.pop("bad", 0):
         stage.haproxy.bad["route:shop/web"] = bad
+    if unanswered := counted.pop("unanswered", 0):
+        stage.haproxy.unanswered["route:shop/web"] = unanswered
     stage.haproxy.count(*SHOP_WEB, **counted)
     assert stage.read() == ({("shop", "web"): results} if any(results) else {})
     assert stage.read() == {}

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.haproxy.configuration import (
+    UNANSWERED,
     Canary,
     HaproxyConfiguration,
     ServerAddresses,
@@ -44,8 +45,9 @@ from tests.programs import program
 
 WEB = (Target(server="web"),)
 MARK = (Header(name="x-mark", value="m"),)
-# How a server's line ends that may close idle connections by itself.
-IDLE = "pool-purge-delay 125ms"
+# How a server's line ends that may close idle connections by itself, with TLS and without.
+CLOSED = "pool-purge-delay 125ms"
+IDLE = f"{CLOSED} sni var(txn.once)"
 AUTHORITIES = str(ssl.get_default_verify_paths().cafile)
 ANY = HaproxyListener(("127.0.0.1:8080",))
 LOCAL = {"web": Endpoint("tcp", "127.0.0.1", 8081)}
@@ -414,6 +416,7 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
         "8443.crt-list": "a.pem [ssl-min-ver TLSv1.2] a.example *.b.example\n"
         "a.pem [ssl-min-ver TLSv1.3 verify optional ca-file ca.pem ciphers ECDHE+AESGCM:AES,:!MD5] *.b.example\n"
         "a.pem [ssl-min-ver TLSv1.2] -\n",
+        UNANSWERED: "",
         "8443.crt-list.map": "a.example 0\n*.b.example 0.1+\n- 2\n",
     }
     tls = "bind :::8443 v4v6 name 8443.crt-list ssl crt-list 8443.crt-list alpn"
@@ -422,7 +425,7 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     http1 = made(settings=replace(settings, http2=False), listeners=listeners[:1])
     assert f"{tls} http/1.1 no-tls-tickets\n" in http1.text()
     open_to_all = made(listeners=[listeners[0]._replace(certificates=certificates[:1])])
-    assert open_to_all.files == {"8443.crt-list": "a.pem [ssl-min-ver TLSv1.2]\n"}
+    assert open_to_all.files == {"8443.crt-list": "a.pem [ssl-min-ver TLSv1.2]\n", UNANSWERED: ""}
     assert "bind :::8443 v4v6 ssl crt-list 8443.crt-list alpn h2,http/1.1\n" in open_to_all.text()
     assert "421" not in open_to_all.text()
     assert "cachesize" not in open_to_all.text()
@@ -524,13 +527,14 @@ def test_configuration_of_a_pool_with_every_rule_is_written_as_a_whole() -> None
         "b.pem [ssl-min-ver TLSv1.2 verify required ca-file ca.pem] b.example *.b.example\n",
         "t.map": "a.example 0\nb.example 1+\n*.b.example 1+\n",
         REFUSE_FILE: REFUSE_UPLOADS,
+        UNANSWERED: "",
     }
 
 
 def test_configuration_without_routes_is_written_as_a_whole() -> None:
     found = made()
     assert found.text() == Path(__file__).with_name("no_route.cfg").read_text()
-    assert (found.files, found.backends) == ({}, ())
+    assert (found.files, found.backends) == ({UNANSWERED: ""}, ())
     no_listener = made(listeners=[])
     assert no_listener.lines[-3:] == found.lines[-3:]
     assert no_listener.lines[:-3] == found.lines[: found.lines.index("frontend gateway") - 1]
@@ -608,20 +612,20 @@ def test_weights_stay_in_proportion_up_to_the_heaviest_that_haproxy_knows(
 @pytest.mark.parametrize(
     ("endpoint", "line"),
     [
-        (Endpoint("tcp", "10.0.0.1", 0), "server web ipv4@127.0.0.1:1"),
-        (Endpoint("tcp", "10.0.0.1", 80), "server web 10.0.0.1:80"),
-        (Endpoint("tcp", "[fd00::1]", 80), "server web ipv6@fd00::1:80"),
-        (Endpoint("tcp", "fd00::a", 80, tls=True), "server web ipv6@fd00::a:80 ssl verify none"),
-        (Endpoint("tcp", "db", 80), "server web db:80 init-addr last,libc,none"),
-        (Endpoint("unix", path="/run/w.sock"), "server web unix@/run/w.sock"),
+        (Endpoint("tcp", "10.0.0.1", 0), f"server web ipv4@127.0.0.1:1 {IDLE}"),
+        (Endpoint("tcp", "10.0.0.1", 80), f"server web 10.0.0.1:80 {IDLE}"),
+        (Endpoint("tcp", "[fd00::1]", 80), f"server web ipv6@fd00::1:80 {IDLE}"),
+        (Endpoint("tcp", "fd00::a", 80, tls=True), f"server web ipv6@fd00::a:80 ssl verify none {CLOSED}"),
+        (Endpoint("tcp", "db", 80), f"server web db:80 init-addr last,libc,none {IDLE}"),
+        (Endpoint("unix", path="/run/w.sock"), f"server web unix@/run/w.sock {IDLE}"),
         (
             Endpoint("tcp", "10.0.0.1", 443, tls=True, server_name="10.0.0.1"),
-            f"server web 10.0.0.1:443 ssl verify required ca-file {AUTHORITIES} verifyhost 10.0.0.1",
+            f"server web 10.0.0.1:443 ssl verify required ca-file {AUTHORITIES} verifyhost 10.0.0.1 {CLOSED}",
         ),
     ],
 )
 def test_server_is_reached_at_its_endpoint(endpoint: Endpoint, line: str) -> None:
-    assert section_lines(Route(alias="a", to=WEB), {"web": endpoint})[-1] == f"{line} {IDLE}"
+    assert section_lines(Route(alias="a", to=WEB), {"web": endpoint})[-1] == line
 
 
 def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:

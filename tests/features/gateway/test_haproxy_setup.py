@@ -31,7 +31,7 @@ from tests.features.gateway.scripted_haproxy import FiguresStage
 ONE, TWO = Target(server="one"), Target(server="two")
 
 
-POOL = "pool-purge-delay 125ms"
+POOL = "pool-purge-delay 125ms sni var(txn.once)"
 PORTS = {"one": 8081, "two": 8082}
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.features.gateway.program import program_path, user_of_program
+from poolctl.features.gateway.program import (
+    LEAST_VERSION,
+    program_path,
+    program_version,
+    user_of_program,
+)
 from poolctl.features.gateway.settings import (
     UDP,
     Endpoint,
@@ -60,7 +65,9 @@ def test_listeners_of_two_protocols_have_different_keys() -> None:
 
 def test_settings_have_the_same_defaults_as_the_table() -> None:
     found = settings_of(GatewayConfig())
-    assert found == GatewaySettings(program=program_path(None), user=user_of_program(None))
+    path = program_path(None)
+    version = program_version(path) or LEAST_VERSION
+    assert found == GatewaySettings(program=path, version=version, user=user_of_program(None))
 
 
 def test_listener_that_a_previous_version_stored_has_the_usual_values() -> None:

@@ -96,6 +96,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
         "policy": "round-robin", "mode": "", "sticky": None, "strip_path": False, "host_header": "",
         "add_headers": {}, "set_headers": {}, "remove_headers": (), "response_headers": {}, "redirect": None,
         "allow": (), "context_headers": False, "retries": 0, "max_body_size": None, "buffer_requests": False,
+        "repeatable": False,
         "limit": {**LIMIT, "per_client": RATES}, "backend_limit": LIMIT, "timeouts": TIMEOUTS, "breaker": BREAKER,
         "health": None, "waiting_page": False, "probe_responses": (), "index": 0,
     }  # fmt: skip

@@ -83,7 +83,7 @@ BREAKER = {
                 "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "",
                 "sticky_secure": False, "sticky_same_site": "Lax", "buffer_requests": False, "retries": 0,
                 "context_headers": False, "max_body_bytes": 0, "allow": [], "timeouts": TIMEOUTS, "breaker": BREAKER,
-                "waiting_page": False, "probe_responses": [],
+                "repeatable": False, "waiting_page": False, "probe_responses": [],
             },
         ),
         (

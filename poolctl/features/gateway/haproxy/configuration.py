@@ -68,6 +68,8 @@ POLICIES = {
 FAILURES = "failures"
 _FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are cut off
 _ALWAYS_FAILURES = (502, 503, 504)
+# The map that counts HAProxy's own responses 502 by "BACKEND/SERVER".
+UNANSWERED = "unanswered.map"
 CANARY = ":canary"  # ends the name of the server that is another server's canary
 # Options of a server that gets no more requests once it has refused a connection, until a probe finds that it accepts
 # again: the supervisor learns of it a little later.
@@ -75,6 +77,8 @@ WATCHED = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d
 WAIT = ":wait"  # ends the name of the server at which connections wait for another server
 # Longer than any program needs for a response, so that only the program's own limits apply.
 _OWN_LIMITS = "24d"
+# Requests that may be executed twice (RFC 9110 §9.2.2).
+_IDEMPOTENT = "{ method GET HEAD OPTIONS PUT DELETE TRACE }"
 
 
 class HaproxyServer(NamedTuple):
@@ -231,6 +235,7 @@ def _route_backend(
     names: set[str],
     addresses: ServerAddresses,
     keys: Mapping[str, str],
+    version: tuple[int, int],
 ) -> HaproxyBackend:
     name = unique_name(f"route:{route.alias}", names)
     lines = [
@@ -272,11 +277,13 @@ def _route_backend(
         *_canary_rules(route, name, addresses.canaries, keys),
         *_failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
     ]
-    servers = _servers(route, addresses, route.backend_limit, keys)
+    servers = _servers(route, addresses, route.backend_limit, version, keys)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
 
 
-def _passing_backend(route: Route, names: set[str], addresses: ServerAddresses) -> HaproxyBackend | None:
+def _passing_backend(
+    route: Route, names: set[str], addresses: ServerAddresses, version: tuple[int, int]
+) -> HaproxyBackend | None:
     """The section that passes TLS to the route's servers; None if they have none, or a rule needs to see requests."""
     found = [addresses.endpoints.get(target.server) for target in route.to]
     if not (route.takes_whole_hosts and found and all(each is not None and each.tls for each in found)):
@@ -292,7 +299,7 @@ def _passing_backend(route: Route, names: set[str], addresses: ServerAddresses) 
     ]
     copied = StreamRoute(alias=route.alias, bind="", to=route.to)
     plain = {key: each and each._replace(tls=False) for key, each in addresses.endpoints.items()}
-    servers = _servers(copied, ServerAddresses(plain, waiting=addresses.waiting), None)
+    servers = _servers(copied, ServerAddresses(plain, waiting=addresses.waiting), None, version)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
 
 
@@ -329,6 +336,7 @@ def _stream_backend(
     listener: HaproxyListener,
     names: set[str],
     addresses: ServerAddresses,
+    version: tuple[int, int],
     trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
     name = unique_name(f"stream:{route.alias}", names)
@@ -352,7 +360,7 @@ def _stream_backend(
         f"    timeout client {duration(route.idle_seconds)}",
         f"    timeout server {duration(route.idle_seconds)}",
     ]
-    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None))
+    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None, version))
 
 
 def _limits_of_the_program() -> Iterator[str]:
@@ -360,10 +368,9 @@ def _limits_of_the_program() -> Iterator[str]:
     yield f"    timeout http-request {_OWN_LIMITS}"
     yield f"    timeout http-keep-alive {_OWN_LIMITS}"
     yield "    http-reuse safe"
-    # A process that has just ended may have got the request: only those that may be repeated are sent again.
     yield "    retries 3"
     yield "    retry-on conn-failure empty-response"
-    yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
+    yield from _single_execution_rules()
     yield "    option idle-close-on-response"
     yield "    http-after-response set-header Connection close if { stopping } !{ status 101 }"
 
@@ -425,6 +432,14 @@ def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
         yield f"    http-response sc-inc-gpc0(2){condition}"
 
 
+def _unanswered_rules() -> Iterator[str]:
+    """Rules that count the requests to each server that HAProxy answers with 502, after those of `_failure_rules`."""
+    yield "    http-after-response set-var(txn.broken) srv_name if { status 502 } !{ var(txn.server) -m found }"
+    key = "be_name,concat(/,txn.broken)"
+    count = f"%[{key}] %[{key},map_str_int({UNANSWERED},0),add(1)]"
+    yield f"    http-after-response set-map({UNANSWERED}) {count} if {{ var(txn.broken) -m found }}"
+
+
 def _balance(route: Route | StreamRoute) -> Iterator[str]:
     # The client of a stream is its peer.
     by_client = "hash var(txn.client)" if isinstance(route, Route) and route.policy == IP_HASH else ""
@@ -436,8 +451,8 @@ def _balance(route: Route | StreamRoute) -> Iterator[str]:
 def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
     """The line that lets any request use an idle connection, if no target of the route closes idle connections.
 
-    Otherwise, as by default, the first request of a client's connection is sent on a new one: if it cannot be repeated,
-    it must not be sent on a connection that the backend is closing.
+    Otherwise, as by default, the first request of a client's connection is sent on a new one: if it is too large to be
+    repeated, it must not be sent on a connection that the backend is closing.
     """
     if route.to and all(target.server in applications for target in route.to):
         yield "    http-reuse always"
@@ -471,7 +486,42 @@ def _retries(route: Route, addresses: ServerAddresses) -> Iterator[str]:
     waits = any(target.key in addresses.waiting for target in route.to)
     yield f"    retries {max(route.retries, 1) + waits}"
     yield f"    retry-on conn-failure empty-response{failures}"
-    yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
+    if not route.repeatable:
+        yield from _single_execution_rules()
+
+
+def _single_execution_rules() -> Iterator[str]:
+    """Rules for requests that must not be executed twice: they are not retried, and each has a connection of its own.
+
+    If a server dies while it answers on a connection that was used before, HAProxy gives the client no answer: HTTP/1.1
+    connections are closed, HTTP/2 streams reset with REFUSED_STREAM ("not processed"), and browsers repeat the request.
+    On a connection without an earlier request the client gets 502. HAProxy finds idle connections by their name, and
+    that of these requests never recurs (see `_connection_name`).
+
+    An upgraded connection has its own `Connection` field; after NTLM and Negotiate the connection is what is
+    authenticated.
+    """
+    yield f"    http-request disable-l7-retry unless {_IDEMPOTENT}"
+    bound = "{ status 401 } { res.hdr(www-authenticate) -m beg -i ntlm nego }"
+    yield f"    http-response set-var(sess.bound) bool(true) if {bound}"
+    others = "{ req.fhdr(upgrade) -m found } || { var(sess.bound) -m bool }"
+    yield f"    http-request set-var(txn.once) rand unless {_IDEMPOTENT} || {others}"
+    yield "    http-request set-header Connection close if { var(txn.once) -m found }"
+
+
+def _connection_name(
+    route: Route | StreamRoute, endpoint: Endpoint | None, version: tuple[int, int]
+) -> Iterator[str]:
+    """The option by which idle connections to this endpoint have the name `txn.once`.
+
+    HAProxy 2.8 only knows names of TLS servers for that, and sends them to those that have TLS.
+    """
+    if route.repeatable if isinstance(route, Route) else route.protocol != HTTP:
+        return
+    if version >= (3, 0):
+        yield "pool-conn-name var(txn.once)"
+    elif endpoint is None or not endpoint.tls:
+        yield "sni var(txn.once)"
 
 
 def _http_rewrite_rules(route: Route) -> Iterator[str]:
@@ -523,6 +573,7 @@ def _servers(
     route: Route | StreamRoute,
     addresses: ServerAddresses,
     limit: TrafficLimits | None,
+    version: tuple[int, int],
     keys: Mapping[str, str] = {},
 ) -> tuple[HaproxyServer, ...]:
     names, servers = set[str](), list[HaproxyServer]()
@@ -542,6 +593,7 @@ def _servers(
         kept = []
         if isinstance(route, Route) and target.server not in keys:
             kept = [_idle_connections(route.timeouts)]
+        kept += _connection_name(route, endpoint, version)
         options = [*_options(endpoint, target), *kept]
         name = unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
@@ -647,12 +699,13 @@ def configuration_of(
     ordered, names = match.in_order(routes), set[str]()
     # Not in the order of precedence: that changes at run time.
     by_alias = sorted(ordered, key=lambda each: each.alias)
-    backends = [(route, _route_backend(route, names, addresses, keys)) for route in by_alias]
+    version = settings.version
+    backends = [(route, _route_backend(route, names, addresses, keys, version)) for route in by_alias]
     section_names = {route.alias: section.name for route, section in backends}
     chosen = [(route, section_names[route.alias]) for route in ordered]
     fronts = [each for each in listeners if not (each.alias or each.passes_tls)]
     passing = [each for each in listeners if each.passes_tls]
-    passed = [_passing_backend(route, names, addresses) for route in by_alias] if passing else []
+    passed = [_passing_backend(route, names, addresses, version) for route in by_alias if passing]
     resumes = not any(each.asks_for_certificate for each in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
     lines = [*_global(settings, resumes=resumes), *(loads_refusal() if refuses_uploads else ())]
@@ -672,6 +725,7 @@ def configuration_of(
             "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
             *_request_rules_before_routing(settings, fronts, ordered),
             *_failure_rules(_ALWAYS_FAILURES),
+            *_unanswered_rules(),
         ]
         lines += choice_rules(chosen, NO_ROUTE)
         lines += [
@@ -694,13 +748,15 @@ def configuration_of(
     sections = [section for _, section in backends] + [each for each in passed if each is not None]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
-        _stream_backend(stream, binds[stream.alias], names, addresses, settings.trusted_proxies)
+        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings.trusted_proxies)
         for stream in streams
         if stream.alias in binds
     ]
     files = {name: text for each in listeners for name, text in each.files.items()}
     if refuses_uploads:
         files[REFUSE_FILE] = REFUSE_UPLOADS
+    if fronts:
+        files[UNANSWERED] = ""
     maps: dict[str, Mapping[str, str]] = {}
     if fronts and (entries := route_entries(chosen)):
         maps[ROUTES] = entries

@@ -11,16 +11,26 @@ from poolctl.routing.route_report import stream_key
 
 from ..supervision.breaker import Results
 from ..supervision.counts import CONNECT, DISCONNECTED, REFUSED, RESPONSE, Traffic, TrafficCounts
-from .configuration import CANARY, FAILURES, FAILURES_KEY_BYTES, NO_ROUTE, WAIT, HaproxyBackend
+from .configuration import (
+    CANARY,
+    FAILURES,
+    FAILURES_KEY_BYTES,
+    NO_ROUTE,
+    UNANSWERED,
+    WAIT,
+    HaproxyBackend,
+)
 
-# The commands that print what `rows_of` reads: HAProxy's own counters, and those of responses that count as failures.
-READ_COUNTERS = ("show stat", f"show table {FAILURES}")
+# The commands that print what `rows_of` reads: HAProxy's own counters, those of responses that count as failures, and
+# those of its own responses 502.
+READ_COUNTERS = ("show stat", f"show table {FAILURES}", f"show map {UNANSWERED}")
 _FRONTEND, _BACKEND = "FRONTEND", "BACKEND"
 _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 _COUNTS = (
     "stot", "bin", "bout", "dreq", "econ", "eresp", "wretr", "wredis", "cli_abrt", *_STATUSES,
 )  # fmt: skip
 _BAD_STATUS = "bad_status"  # responses with a status that counts as a failure
+_FAILED = "failed"  # requests without a complete response of the server
 # All columns that are read come before this number of commas; later ones may have commas in their text.
 _COLUMNS_READ = 50
 
@@ -42,7 +52,7 @@ class CounterRow(NamedTuple):
 def rows_of(text: str) -> list[CounterRow]:
     """The rows in the responses to READ_COUNTERS (management guide, "show stat" and "show table")."""
     statistics, _, table = text.partition(f"# table: {FAILURES}")
-    bad = dict(_bad_statuses(table))
+    bad, unanswered = dict(_bad_statuses(table)), dict(_unanswered_requests(table))
     lines = statistics.lstrip("# ").splitlines()
     columns = lines[0].split(",") if lines else []
     found = []
@@ -50,6 +60,9 @@ def rows_of(text: str) -> list[CounterRow]:
         values = dict(zip(columns, line.split(",", _COLUMNS_READ), strict=False))
         proxy, name = values["pxname"], values["svname"]
         counts = {column: int(values[column] or 0) for column in _COUNTS}
+        own = unanswered.get(f"{proxy}/{name}", 0)
+        # HAProxy counts a request that it answers with 502 twice, but not if the response is invalid.
+        counts[_FAILED] = max(counts["eresp"] - own, own)
         counts[_BAD_STATUS] = bad.get(f"{proxy}/{name}"[:FAILURES_KEY_BYTES], 0)
         now, queued, most_queued = (int(values[column] or 0) for column in ("scur", "qcur", "qmax"))
         found.append(CounterRow(proxy, name, now, queued, most_queued > 0, counts))
@@ -62,6 +75,14 @@ def _bad_statuses(table: str) -> Iterator[tuple[str, int]]:
         words = dict(word.split("=", 1) for word in line.split() if "=" in word)
         if "key" in words:
             yield words["key"], int(words["gpc0"])
+
+
+def _unanswered_requests(text: str) -> Iterator[tuple[str, int]]:
+    """The number of requests that HAProxy has answered with 502, by "BACKEND/SERVER"."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3 and words[2].isdigit():
+            yield words[1], int(words[2])
 
 
 class CounterReader:
@@ -138,11 +159,12 @@ class CounterReader:
         results: dict[tuple[str, str], Results],
     ) -> None:
         if row.name == _BACKEND:
-            self._traffic_of(section).add(_traffic_of_route(found, section.unreached))
+            self._traffic_of(section).add(_traffic_of_route(found, section))
             if not section.is_stream:
                 self.requests[section.alias] = self.requests.get(section.alias, 0) + found["stot"]
         elif target := section.target_of(row.name):
             section.unreached += found["econ"]
+            section.failed += found[_FAILED]
             self.counts.backends[target].add(_traffic_of_target(found))
             # Failures of a canary count for its rollout alone.
             new = _results(found, self._failed_connections(row, found), is_copied=section.is_copied)
@@ -180,13 +202,16 @@ class CounterReader:
 
 
 class _Section:
-    """A backend while a reading is added. `unreached` counts the requests for which no server could be reached."""
+    """A backend while a reading is added. `unreached` counts the requests for which no server could be reached.
+
+    `failed` counts those that a server failed.
+    """
 
     def __init__(self, backend: HaproxyBackend) -> None:
         self.alias, self.is_stream = backend.alias, backend.is_stream
         self.is_copied = backend.is_stream or backend.passes_tls  # HAProxy sees no responses
         self.key = stream_key(backend.alias) if backend.is_stream else backend.alias
-        self.unreached = 0
+        self.unreached = self.failed = 0
         self._servers = backend.servers
 
     @cached_property
@@ -203,12 +228,13 @@ def _traffic(found: Mapping[str, int]) -> Traffic:
     traffic = Traffic()
     traffic.requests, traffic.bytes_in, traffic.bytes_out = found["stot"], found["bin"], found["bout"]
     traffic.statuses = [0, *(found[each] for each in _STATUSES)]
-    traffic.errors[RESPONSE], traffic.errors[DISCONNECTED] = found["eresp"], found["cli_abrt"]
+    traffic.errors[RESPONSE], traffic.errors[DISCONNECTED] = found[_FAILED], found["cli_abrt"]
     return traffic
 
 
-def _traffic_of_route(found: Mapping[str, int], unreached: int) -> Traffic:
-    traffic = _traffic(found)
+def _traffic_of_route(found: Mapping[str, int], section: _Section) -> Traffic:
+    traffic, unreached = _traffic(found), section.unreached
+    traffic.errors[RESPONSE] = section.failed
     traffic.errors[CONNECT] = unreached
     # HAProxy also counts a request as not connected if it waited too long, or if no server was available.
     traffic.errors[REFUSED] = found["dreq"] + max(0, found["econ"] - unreached)
@@ -226,7 +252,7 @@ def _results(found: Mapping[str, int], failed_connections: int, *, is_copied: bo
     if not is_copied:
         bad = found[_BAD_STATUS]
         answered = sum(found[each] for each in _STATUSES) - bad
-        return Results(max(0, answered), bad + found["eresp"], unreached)
+        return Results(max(0, answered), bad + found[_FAILED], unreached)
     # HAProxy does not count successful connections; data from the server shows that there was one.
     made = found["stot"] - found["econ"] - found["wretr"] - found["wredis"] - found["eresp"]
     return Results(max(0, made) if found["bout"] else 0, found["eresp"], unreached)

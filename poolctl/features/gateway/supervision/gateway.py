@@ -437,9 +437,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             commands = runtime_commands(before, after) or []
         else:
             commands = found
-        version = ""
+        version, is_counted = "", False
         try:
             for command in joined_commands(commands):
+                if command.startswith("del server") and not is_counted:
+                    is_counted = await self.figures.read()  # it takes the server's counters with it
                 order, line_end, payload = command.partition("\n")
                 answer = await process.ask(order.replace(VERSION, version) + line_end + payload)
                 performed = _PERFORMED.match(answer)

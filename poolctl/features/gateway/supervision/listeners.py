@@ -32,7 +32,7 @@ from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.socket_access import socket_access
 
 from ..haproxy.setup import CertificateContents
-from ..program import program_path, user_of_program
+from ..program import LEAST_VERSION, program_path, program_version, user_of_program
 from ..settings import HTTP, UDP, GatewaySettings, ListenerSettings
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
@@ -180,7 +180,8 @@ def plan_of(
 
 
 def settings_of(gateway: Any) -> GatewaySettings:
-    """Return HAProxy's settings from [gateway]."""
+    """Return HAProxy's settings from [gateway]. Blocks: executes HAProxy for its version."""
+    program = program_path(gateway.program)
     return GatewaySettings(
         header_for_host=gateway.header_for_host,
         trusted_proxies=tuple(map(str, gateway.trusted_proxies)),
@@ -189,7 +190,8 @@ def settings_of(gateway: Any) -> GatewaySettings:
         keep_alive_seconds=gateway.keep_alive,
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
-        program=program_path(gateway.program),
+        program=program,
+        version=program_version(program) or LEAST_VERSION,
         threads=gateway.threads,
         user=user_of_program(gateway.user),
         http2=gateway.http2,
