@@ -205,9 +205,13 @@ _HEAVIEST = 256
 CANARIES = "canaries.map"
 
 
-def sticky_value(key: str) -> str:
-    """The value of sticky cookies for the target with this key, which reveals nothing about the target."""
-    return blake2b(key.encode(), digest_size=8).hexdigest()
+def sticky_value(key: str, number: int = 0) -> str:
+    """The value of sticky cookies for the target with this key, which reveals nothing about the target.
+
+    `number` is that of a process of a proxied server.
+    """
+    text = f"{key} {number}" if number else key
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class Canary(NamedTuple):
@@ -220,7 +224,8 @@ class Canary(NamedTuple):
 class ServerAddresses(NamedTuple):
     """Where the targets of routes are: `endpoints` and `canaries` of the pool's servers, by name.
 
-    `processes` are the addresses of the processes of each proxied server. `waiting` has, by target, the address (in
+    `processes` are the addresses of the processes of each proxied server, `numbered` those of each number from 0, or ""
+    (see ServerFacts). `waiting` has, by target, the address (in
     HAProxy's syntax) where connections wait for a target that may not run.
     """
 
@@ -228,6 +233,7 @@ class ServerAddresses(NamedTuple):
     canaries: Mapping[str, Canary] = {}
     processes: Mapping[str, Sequence[str]] = {}
     waiting: Mapping[str, str] = {}
+    numbered: Mapping[str, Sequence[str]] = {}
 
 
 def _route_backend(
@@ -597,19 +603,26 @@ def _servers(
         options = [*_options(endpoint, target), *kept]
         name = unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
-        places = {_sent_name(name, target.server, route, keys): _address_of(endpoint)}
-        # A process of a proxied server is a server of HAProxy.
-        if (processes := addresses.processes.get(target.server)) is not None:
-            places = {f"{name}:{each.rpartition(':')[2]}": each for each in processes}
+        places = {_sent_name(name, target.server, route, keys): (_address_of(endpoint), sticky)}
+        # A process of a proxied server is a server of HAProxy. A cookie names its number, which the next one inherits.
+        if sticky and (numbered := addresses.numbered.get(target.server)) is not None:
+            places = {
+                f"{name}:{number}": (address or NOWHERE, sticky_value(target.key, number))
+                for number, address in enumerate(numbered)
+            }
+        elif (processes := addresses.processes.get(target.server)) is not None:
+            places = {f"{name}:{each.rpartition(':')[2]}": (each, "") for each in processes}
         watched = [WATCHED] if target.server and target.key in addresses.waiting else []
-        for place, address in places.items():
+        for place, (address, cookie) in places.items():
             own = " ".join([*options, *limits, *watched])
-            servers.append(HaproxyServer(place, target.key, address, own, scaled, sticky))
+            servers.append(HaproxyServer(place, target.key, address, own, scaled, cookie))
         if (waiting := addresses.waiting.get(target.key)) is not None:
             own = " ".join([*(each for each in options if each != _RESOLVED_AT_START), "backup"])
             key = f"{target.key}{WAIT}"
             place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
-            servers.append(HaproxyServer(place, key, waiting, own, scaled, sticky))
+            # A client whose process has ended goes to another one, instead of waiting for the next.
+            cookie = sticky if len(places) == 1 else ""
+            servers.append(HaproxyServer(place, key, waiting, own, scaled, cookie))
         if canary is not None and isinstance(route, Route):
             key = f"{target.key}{CANARY}"
             cookie = sticky_value(key) if sticky else ""

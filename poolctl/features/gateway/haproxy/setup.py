@@ -250,6 +250,7 @@ def parts_of(
         },
         {name: each.processes for name, each in facts.items() if each.processes is not None},
         waiting,
+        {name: each.numbered for name, each in facts.items() if each.processes is not None},
     )
     return SetupParts(
         settings,

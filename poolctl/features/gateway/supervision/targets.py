@@ -132,9 +132,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         # The address is not open yet: a connection would be refused.
         state = State.STOPPED
     share, canary = _share_of_canary(entry), entry.separate_canary_config
-    ready = [
-        each.placement.address for each in entry.observed.ready if each.placement is not None and not each.ko
-    ]
+    processes, numbered = _processes(entry) if config.is_proxied else (None, ())
     return ServerFacts(
         bind=endpoints[0] if endpoints else config.key,
         tls=bool(config.tls),
@@ -144,9 +142,25 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         asleep_until=asleep_until(entry),
         canary_bind=canary.key if canary is not None else "",
         canary_share=share if canary is not None else 0.0,
-        processes=tuple(ready) if config.is_proxied else None,
+        processes=processes,
+        numbered=numbered,
         binds_itself=config.binds_itself,
         is_leaving=any(each.phase in LEAVING for each in entry.observed.workers.values()),
+    )
+
+
+def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The addresses of a proxied server's ready processes: of all, and of the newest one of each index, or ""."""
+    ready = [
+        (each, each.placement.address)
+        for each in entry.observed.ready
+        if each.placement is not None and not each.ko
+    ]
+    by_age = sorted(ready, key=lambda pair: pair[0].generation)
+    newest = {each.index: address for each, address in by_age if not entry.is_of_canary(each.generation)}
+    return (
+        tuple(address for _, address in ready),
+        tuple(newest.get(index, "") for index in range(entry.size)),
     )
 
 
