@@ -206,6 +206,8 @@ Positive = Annotated[float, *_duration(0.001)]  # for keys for which 0 is meanin
 Size = Annotated[int, *_size(1, LARGEST_BYTES, "1 byte to 1 EiB")]
 # uvicorn's parsers are given at least the minimum in one piece; no client needs more than the maximum.
 HeadSize = Annotated[int, *_size(4096, 2**30, "4KiB to 1GiB")]
+# HAProxy has several buffers of this size for each request, and knows no longer header.
+GatewayHeadSize = Annotated[int, *_size(4096, 2**20, "4KiB to 1MiB")]
 AtLeastOne = Annotated[int, Field(ge=1), _from_text]
 Count = Annotated[int, Field(ge=1, le=1000), _from_text]
 FileCount = Annotated[int, Field(ge=0, le=10_000), _from_text]

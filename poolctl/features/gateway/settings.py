@@ -58,7 +58,7 @@ class GatewaySettings:
     drain_seconds: float = 30.0
     head_seconds: float = 10.0
     keep_alive_seconds: float = 75.0
-    max_head_bytes: int = 64 * 1024
+    max_head_bytes: int = 16 * 1024
     max_connections: int = 0
     program: str = ""
     version: tuple[int, int] = LEAST_VERSION

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
         Duration,
         FileMode,
         FilePath,
+        GatewayHeadSize,
         HeaderName,
         Headers,
-        HeadSize,
         Positive,
         Proxies,
         Share,
@@ -255,7 +255,10 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
     head_timeout: Positive = field(
         10.0, "Maximum time until the head of a request has arrived, with the TLS handshake."
     )
-    max_head_size: HeadSize = field(64 * 1024, "Maximum size of the head of a request; larger ones get 400.")
+    max_head_size: GatewayHeadSize = field(
+        16 * 1024,
+        "Maximum size of the head of a request; larger ones get 431. Each of HAProxy's buffers is a quarter larger.",
+    )
     max_connections: AtLeastOne | None = field(
         None,
         "Maximum number of open connections; further ones wait in the backlog. Left out: what the limit of "

@@ -303,7 +303,7 @@ def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
-@pytest.mark.parametrize(("size_bytes", "status"), [(1000, 200), (9000, 400)])
+@pytest.mark.parametrize(("size_bytes", "status"), [(1000, 200), (9000, 431)])
 def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, status: int) -> None:
     async def work() -> None:
         async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_bytes=8192) as port:
@@ -642,10 +642,18 @@ def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:
     assert "txn.client" not in made(Route(alias="a", to=WEB)).text()
 
 
-@pytest.mark.parametrize(("size_bytes", "buffer"), [(0, 17_408), (16_384, 17_408), (16_385, 17_409)])
-def test_buffer_holds_a_head_and_additions(size_bytes: int, buffer: int) -> None:
-    settings = GatewaySettings(max_head_bytes=size_bytes)
-    assert f"    tune.bufsize {buffer}" in made(settings=settings).lines
+@pytest.mark.parametrize(("size_bytes", "buffer"), [(4096, 20_480), (16_384, 20_480), (65_536, 81_920)])
+def test_buffer_is_a_quarter_larger_than_the_longest_head(size_bytes: int, buffer: int) -> None:
+    lines = made(settings=GatewaySettings(max_head_bytes=size_bytes)).lines
+    assert f"    tune.bufsize {buffer}" in lines
+
+
+def test_buffer_has_room_for_what_is_added_to_a_head() -> None:
+    long = (Header(name="x", value="v" * 8000),)
+    wanted = Route(alias="a", to=WEB, set_headers=long), Route(alias="b", to=WEB, response_headers=long)
+    for route in wanted:
+        assert "    tune.bufsize 27473" in made(route).lines
+        assert "    tune.maxrewrite 9041" in made(route).lines
 
 
 POST = ("POST",)
@@ -784,6 +792,7 @@ class HaproxyProgram:
 
     def __init__(self, port: int, runtime_socket: Path) -> None:
         self.port = port
+        self.pid = 0
         self.canary_port = 0
         self.requests: Counter[int] = Counter()
         self._runtime_socket = runtime_socket
@@ -813,6 +822,7 @@ async def haproxy_program(
     socket_file: str = "",
     canary_share: float = 0.0,
     log_descriptor: int | None = None,
+    stderr: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[HaproxyProgram]:
     """The real program, before a backend that repeats in JSON what it is asked, and redirects to the X-Location.
@@ -845,8 +855,15 @@ async def haproxy_program(
             (directory / name).write_text(text)
         descriptors = [listener.fileno(), *([] if log_descriptor is None else [log_descriptor])]
         process = await asyncio.create_subprocess_exec(
-            executable, "-f", str(path), "-f", str(directory / "runtime.cfg"), pass_fds=descriptors
+            executable,
+            "-f",
+            str(path),
+            "-f",
+            str(directory / "runtime.cfg"),
+            pass_fds=descriptors,
+            stderr=stderr,
         )
+        running.pid = process.pid
         try:
             running.port = port = listener.getsockname()[1]
             serving = asyncio.ensure_future(_until_it_serves(port))

@@ -83,7 +83,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
     ]
     assert gateway == {
         "program": None, "threads": 1, "user": None, "http2": True, "header_for_host": "Host",
-        "traffic_re_enable": 30.0, "trusted_proxies": (), "head_timeout": 10.0, "max_head_size": 65536,
+        "traffic_re_enable": 30.0, "trusted_proxies": (), "head_timeout": 10.0, "max_head_size": 16384,
         "max_connections": None, "keep_alive": 75.0, "drain_timeout": 30.0, "access_log": False,
         "timeouts": TIMEOUTS, "backend_limit": LIMIT, "breaker": BREAKER, "engine": "", "mode": "",
     }  # fmt: skip

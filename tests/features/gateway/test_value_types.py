@@ -42,6 +42,7 @@ def test_values_of_a_table_may_be_given_as_such() -> None:
         ("[gateway]\nbind = { bind = ':1', tls = [] }\n", 'a list is not allowed here; allowed is { cert'),
         ("[gateway]\nbind = { bind = ':1', tls = [1] }\n", "a list is not allowed here"),
         ("[gateway]\nbind = { bind = ':1', tls = 5 }\n", "5 is not allowed here"),
+        ("[gateway]\nmax_head_size = '300MiB'\n", "314572800 bytes is out of range; allowed is 4KiB to 1MiB"),
     ],
 )  # fmt: skip
 def test_value_of_another_form_is_a_problem(tmp_path: Path, table: str, problem: str) -> None:

@@ -16,11 +16,11 @@ _LONGEST_TARGET_BYTES, _LONGEST_METHOD_BYTES, _MESSAGE_BYTES = 900, 32, 100
 _TIME = "%[date,utime(%Y-%m-%dT%H:%M:%S)].%[date(0,us),mod(1000000),add(1000000),regsub(^1,)]Z"
 _METHOD = f"%[capture.req.method,bytes(0,{_LONGEST_METHOD_BYTES})]"
 _TARGET = f"var(txn.target),bytes(0,{_LONGEST_TARGET_BYTES})"
-_STATUS, _ID = "%[var(txn.status)]", "%[var(txn.id)]"
+_STATUS, _ID, _WHY = "%[var(txn.status)]", "%[var(txn.id)]", "%{-M}[var(txn.why)]"
 _MEMBERS = {
     "time": f'"{_TIME}"',
     "level": '"INFO"',
-    "message": f'"{_METHOD} %[var(txn.target),bytes(0,{_MESSAGE_BYTES}),json(utf8s)] {_STATUS}"',
+    "message": f'"{_METHOD} %[var(txn.target),bytes(0,{_MESSAGE_BYTES}),json(utf8s)] {_STATUS}{_WHY}"',
     "request_id": f'"{_ID}"',
     "client": '"%[var(txn.client)]"',
     "method": f'"{_METHOD}"',
@@ -41,7 +41,7 @@ _UNREAD_MEMBERS = {
 _LEVEL = 'INFO:%[str("     ")]'
 _TEXT = (
     f'{_LEVEL}%[var(txn.client)] - "{_METHOD} %{{+E}}[{_TARGET}] HTTP/%[var(txn.version)]" '
-    f"{_STATUS} %Ta%[str(ms)] {_ID}"
+    f"{_STATUS} %Ta%[str(ms)] {_ID}{_WHY}"
 )
 _UNREAD_TEXT = f'{_LEVEL}%ci - "no valid request" %ST'
 # Request IDs of clients that are logged and forwarded.

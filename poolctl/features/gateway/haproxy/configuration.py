@@ -29,6 +29,7 @@ from .limits import (
     REFUSE_UPLOADS,
     UNAVAILABLE,
     body_rules,
+    head_rules,
     limit_rules,
     loads_refusal,
     queue_rules,
@@ -343,9 +344,9 @@ def _stream_backend(
     names: set[str],
     addresses: ServerAddresses,
     version: tuple[int, int],
-    trusted: Sequence[str] = (),
+    settings: GatewaySettings,
 ) -> HaproxyBackend:
-    name = unique_name(f"stream:{route.alias}", names)
+    name, trusted = unique_name(f"stream:{route.alias}", names), settings.trusted_proxies
     lines = [
         f"listen {name}",
         f"    mode {route.protocol}",
@@ -354,6 +355,7 @@ def _stream_backend(
     ]
     if route.protocol == HTTP:
         asks = listener.asks_for_certificate
+        lines += head_rules(settings.max_head_bytes)
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
         lines += _limits_of_the_program()
     else:
@@ -675,6 +677,11 @@ def _authorities_file() -> str:
 
 
 _SMALLEST_BUFFER_BYTES = 16_384  # the buffer also holds heads of responses
+# What the gateway adds to a head besides the headers of its route: reports about the client, the context, a cookie.
+_ADDED_BYTES, _CERTIFICATE_BYTES = 1024, 8192
+# How much a client of HTTP/2 may send before the gateway has acknowledged it: 10 MB at a round trip of 50 ms take 0.7 s
+# instead of 10 s. HAProxy does not keep what it has not read.
+_UPLOAD_WINDOW_BYTES = 1 << 20
 # Characters that no path may contain.
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
 _VALID_HOST = r"^[][A-Za-z0-9._~:%!$&'()*+,;=-]*$"
@@ -721,7 +728,10 @@ def configuration_of(
     passed = [_passing_backend(route, names, addresses, version) for route in by_alias if passing]
     resumes = not any(each.asks_for_certificate for each in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
-    lines = [*_global(settings, resumes=resumes), *(loads_refusal() if refuses_uploads else ())]
+    lines = [
+        *_global(settings, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
+        *(loads_refusal() if refuses_uploads else ()),
+    ]
     lines += _defaults(settings, ordered)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
@@ -761,7 +771,7 @@ def configuration_of(
     sections = [section for _, section in backends] + [each for each in passed if each is not None]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
-        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings.trusted_proxies)
+        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings)
         for stream in streams
         if stream.alias in binds
     ]
@@ -787,7 +797,18 @@ def configuration_of(
     return HaproxyConfiguration(tuple(lines), tuple(sections), files, maps)
 
 
-def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
+def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) -> int:
+    """How many bytes the gateway may add to the head of a request or response."""
+    added = (
+        sum(len(header.name) + len(header.value.encode()) + 16 for header in headers)
+        for route in routes
+        for headers in ((*route.set_headers, *route.add_headers), route.response_headers)
+    )
+    certificate = _CERTIFICATE_BYTES * any(each.asks_for_certificate for each in listeners)
+    return _ADDED_BYTES + certificate + max(added, default=0)
+
+
+def _global(settings: GatewaySettings, *, resumes: bool, added_bytes: int) -> Iterator[str]:
     yield "global"
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
@@ -802,9 +823,11 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
-    # HAProxy reserves a part of the buffer for headers that it adds.
-    yield f"    tune.bufsize {max(_SMALLEST_BUFFER_BYTES, settings.max_head_bytes) + 1024}"
-    yield "    tune.maxrewrite 1024"
+    # The longest head takes at most four fifths of a buffer, so that rules see, and refuse, a somewhat longer one.
+    head = max(_SMALLEST_BUFFER_BYTES, settings.max_head_bytes)
+    yield f"    tune.bufsize {head + max(head // 4, head // 8 + added_bytes)}"
+    yield f"    tune.maxrewrite {added_bytes}"
+    yield f"    tune.h2.fe.initial-window-size {_UPLOAD_WINDOW_BYTES}"
 
 
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
@@ -825,9 +848,7 @@ def _request_rules_before_routing(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
-    if (most := settings.max_head_bytes) < _SMALLEST_BUFFER_BYTES:
-        yield "    http-request set-var(txn.head) req.hdrs,length"
-        yield f"    http-request deny deny_status 400 if {{ url,length,add(txn.head) gt {most} }}"
+    yield from head_rules(settings.max_head_bytes, has_access_log=bool(settings.access_log))
     for condition in _INVALID:
         yield f"    http-request deny deny_status 400 if {condition}"
     yield f"    http-request deny {_VERSION_NOT_SUPPORTED} unless {{ req.ver 1.0 1.1 }} or {{ fc_http_major 2 }}"

@@ -1,4 +1,4 @@
-"""The limits of a route in HAProxy's rules: requests in flight, requests a second, queued requests, sizes of bodies.
+"""The limits of a route in HAProxy's rules: requests in flight, requests a second, queued requests, sizes of requests.
 
 The requests of each second are limited by GCRA, as redis-cell does: a stick table holds the time at which the whole
 burst is available again, in `gpt0`. A request is counted only if no limit refuses it. HAProxy reads and writes the
@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 from poolctl.routing.route import Route, TrafficLimits
 
-from .syntax import duration
+from .syntax import duration, quoted
 
 # Responses by which HAProxy refuses a request.
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
+_HEAD_TOO_LARGE = "status 431 content-type text/plain string 'Request Header Fields Too Large'"
 _LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
 # The maximum time until the first byte of a body of unknown size.
 _BODY_BEGINS = "10s"
+_LOG_LINE_BYTES = 1024
 _MOST_CLIENTS = 32_768
 # An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
 _CLIENT = "var(txn.client),ipmask(32,64)"
@@ -97,6 +99,28 @@ class _RateLimit(NamedTuple):
             f"    http-request sc-set-gpt0({counter}) var(txn.{self.name}_now),{ahead},"
             f"and({_TIME}),or({_HAS_TIME})"
         )
+
+
+def head_rules(most_bytes: int, *, has_access_log: bool = False) -> Iterator[str]:
+    """The rule that refuses a request with a larger head, and those by which HAProxy's log or the access log says so.
+
+    A head that does not fit into the buffer is refused before any rule.
+    """
+    yield "    http-request set-var(txn.head) req.hdrs,length"
+    yield "    http-request set-var(txn.head) url,length,add(txn.head)"
+    if_larger = f"if {{ var(txn.head) -m int gt {most_bytes} }}"
+    why = f"its head has %[var(txn.head)] bytes, and max_head_size of [gateway] is {most_bytes}"
+    if has_access_log:
+        yield f"    http-request set-var-fmt(txn.why) {quoted(f': {why}')} {if_larger}"
+    else:
+        asked = "%[req.fhdr(host),bytes(0,255)]%[path,bytes(0,512)]"
+        # HAProxy's own messages are less severe: it prints them, too.
+        yield f"    log stderr len {_LOG_LINE_BYTES} format raw local0 emerg"
+        yield f"    log-format {quoted(f'[WARNING] %t: %HM %{{+E}}[var(txn.asked)] of %ci gets 431: {why}')}"
+        yield "    http-request set-log-level silent"
+        yield f"    http-request set-var-fmt(txn.asked) {quoted(asked)} {if_larger}"
+        yield f"    http-request set-log-level emerg {if_larger}"
+    yield f"    http-request deny {_HEAD_TOO_LARGE} {if_larger}"
 
 
 def _refuse(refusal: str, retry_seconds: int = 1) -> str:
