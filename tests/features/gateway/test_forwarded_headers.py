@@ -51,6 +51,66 @@ def test_application_behind_trusted_proxies_knows_its_client(tmp_path: Path) -> 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
+@pytest.mark.capability
+@pytest.mark.parametrize(
+    ("forwarded", "hops", "proto", "host", "status"),
+    [
+        ("for=192.0.2.7;proto=https", "192.0.2.7", "https", "a.test", 200),
+        (
+            'By=1.1.1.1; For="[2001:db8::7]:4711";Proto=HTTPS;host="B.test:8443"',
+            "[2001:db8::7]:4711",
+            "https",
+            "b.test:8443",
+            200,
+        ),
+        # As with X-Forwarded-For, the client is the last one that is not a proxy.
+        ("for=192.0.2.7;proto=https, for=198.51.100.1", "192.0.2.7, 198.51.100.1", "https", "a.test", 403),
+        ("for=198.51.100.1, for=192.0.2.7, for=10.0.0.1", "198.51.100.1, 192.0.2.7, 10.0.0.1", "http", "a.test", 200),
+        ("proto=https", "unknown", "https", "a.test", 403),
+        ("xfor=192.0.2.7;proto=ftp", "unknown", "http", "a.test", 403),
+        # What the client has chosen, and the proxy quotes, is not another element.
+        ('for=198.51.100.1;host="x, for=192.0.2.7"', "", "http", "a.test", 403),
+        (r'for=198.51.100.1;host="x\", for=192.0.2.7"', "", "http", "a.test", 403),
+        ('for=198.51.100.1;host="x, for=192.0.2.7', "", "http", "a.test", 403),
+    ],
+)  # fmt: skip
+def test_proxy_that_sends_only_forwarded_is_believed_and_not_contradicted(
+    tmp_path: Path, forwarded: str, hops: str, proto: str, host: str, status: int
+) -> None:
+    async def work() -> None:
+        routes = [
+            Route(alias="inner", path="/inner", to=WEB, allow=("192.0.2.7", "2001:db8::7")),
+            Route(alias="a", to=WEB),
+        ]
+        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1", "10.0.0.0/8")) as port:
+            found = await received(port, Forwarded=forwarded)
+            assert found[HOPS] == [f"{hops}, 127.0.0.1" if hops else "127.0.0.1"]
+            assert (found["x-forwarded-proto"], found["x-forwarded-host"]) == ([proto], [host])
+            assert found.get("forwarded") == ([f"{forwarded}, for=127.0.0.1"] if hops else None)
+            asked = await ask(port, "GET", "a.test", "/inner", {"Forwarded": forwarded})
+            assert asked[0] == status
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+@pytest.mark.slow
+def test_fields_of_the_clients_own_connection_are_not_forwarded(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
+            sent = {
+                "Keep-Alive": "timeout=9",
+                "Proxy-Connection": "keep-alive",
+                "TE": "trailers",
+                "X-Own": "1",
+            }
+            status, got = await ask(port, "GET", "a.test", "/", sent)
+            names = {name for name, _ in got["headers"]}
+            assert status == 200
+            assert names & {"keep-alive", "proxy-connection", "te", "x-own"} == {"x-own"}
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
 @pytest.mark.slow
 def test_client_that_is_no_trusted_proxy_reports_nothing(tmp_path: Path) -> None:
     async def work() -> None:

@@ -251,7 +251,7 @@ def test_url_is_healthy_once_it_has_answered_well() -> None:
     stage.count(one, A, stot=2, hrsp_5xx=1, bad=1, eresp=1)
     stage.read_now()
     found = stage.targets.health(one, A)
-    assert (found.status, found.detail) == ("unknown", "all its requests have failed so far")
+    assert (found.status, found.detail) == ("unhealthy", "all its requests have failed so far")
     assert report(stage, A).errors == 2
     stage.count(one, A, stot=1, hrsp_4xx=1)
     stage.read_now()

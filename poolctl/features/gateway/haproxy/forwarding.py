@@ -22,7 +22,17 @@ _NEVER_BELIEVED = (
     "^(proxy|client_cert.*|client-cert_.*|x_forwarded[-_].*|x-forwarded_.*"
     "|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
 )
+# Header fields about the client's own connection.
+_OF_THE_CONNECTION = "^(keep-alive|proxy-connection|te|http2-settings)$"
 _MOST_PROXIES = 8  # on the way from a client
+# A value of Forwarded in which no quoted text looks like another parameter or element (RFC 7239 §4).
+_PLAIN_FORWARDED = r'^[^"\\]*("[^"\\,;=]*"[^"\\]*)*$'
+# It without blanks and quotes, and the values of `for` in it.
+_REPORTED = 'var(txn.forwarded),lower,regsub("[^][a-z0-9=;,.:_-]",,g)'
+_REPORTED_HOPS = (
+    'var(txn.reported),regsub("(^|,)([^,]*;)?for=([^;,]*)[^,]*",\\1\\3,g),regsub("[^,]*=[^,]*",unknown,g),'
+    'regsub(",",", ",g)'
+)
 _HAS_ADDRESS = "{ src -m found }"
 # X-Forwarded-For without blanks, and its addresses without brackets and ports.
 _PLAIN_HOPS = (
@@ -51,6 +61,8 @@ def forwarding_rules(
     if trusted:
         yield f"    http-request del-header {quoted(_NEVER_BELIEVED)} -m reg"
         yield from _joined_lines("x-forwarded-for", "hops")
+        yield from _joined_lines("forwarded", "forwarded")
+        yield from _reports_of_forwarded()
     if needs_client:
         yield from _client_address(trusted)
     yield from _extended_hops()
@@ -77,7 +89,7 @@ def _hop_by_hop_rules() -> Iterator[str]:
     yield f"    http-request set-header Connection upgrade if {upgrades}"
     yield f"    http-request del-header Connection unless {upgrades}"
     yield "    http-request del-header Upgrade if { req.hdr(upgrade) -m str -i h2c }"
-    yield "    http-request del-header HTTP2-Settings"
+    yield f"    http-request del-header {quoted(_OF_THE_CONNECTION)} -m reg"
     yield "    http-response del-header Keep-Alive"
 
 
@@ -92,6 +104,26 @@ def _joined_lines(field: str, variable: str) -> Iterator[str]:
         yield (
             f"    http-request set-var-fmt(txn.{variable}) {quoted(value)} if {{ req.fhdr_cnt({field}) ge {line} }}"
         )
+
+
+def _reports_of_forwarded() -> Iterator[str]:
+    """Rules by which a proxy that sends only the field Forwarded reports the same in the fields X-Forwarded-*.
+
+    Scheme and host are those of its first element, as of X-Forwarded-Proto.
+    """
+    found = "{ var(txn.forwarded) -m found }"
+    is_plain = f"{{ var(txn.forwarded) -m reg {quoted(_PLAIN_FORWARDED)} }}"
+    yield f"    http-request del-header Forwarded if {found} !{is_plain}"
+    yield f"    http-request unset-var(txn.forwarded) if !{is_plain}"
+    yield f"    http-request set-var(txn.reported) {quoted(_REPORTED)} if {found}"
+    found = "{ var(txn.reported) -m found }"
+    yield f"    http-request set-var(txn.hops) {quoted(_REPORTED_HOPS)} if {found} !{{ var(txn.hops) -m found }}"
+    for name, parameter, values in (("Proto", "proto", "(https?|wss?)"), ("Host", "host", "[][a-z0-9.:_-]+")):
+        pattern = f"^([^,]*;)?{parameter}={values}([;,]|$)"
+        value = f'%[var(txn.reported),regsub("^([^,]*;)?{parameter}=([^;,]*).*$",\\2)]'
+        missing = f"!{{ req.fhdr(x-forwarded-{parameter}) -m found }}"
+        condition = f"{{ var(txn.reported) -m reg {quoted(pattern)} }} {missing}"
+        yield f"    http-request set-header X-Forwarded-{name} {quoted(value)} if {condition}"
 
 
 def _client_address(trusted: Sequence[str]) -> Iterator[str]:
@@ -144,7 +176,6 @@ def _forwarded(trusted: Sequence[str]) -> Iterator[str]:
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
     yield f"    http-request set-header Forwarded {forwarded}{unless}"
     if trusted:
-        yield from _joined_lines("forwarded", "forwarded")
         extended = quoted("%[var(txn.forwarded)], for=%[var(txn.node)]")
         has_one = "{ var(txn.trusted) -m bool } { var(txn.forwarded) -m found }"
         yield f"    http-request set-header Forwarded {extended} if {has_one}"

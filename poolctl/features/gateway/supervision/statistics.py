@@ -26,7 +26,7 @@ from ..settings import HTTP, ListenerSettings
 from .counts import CONNECT, REFUSED, Traffic
 from .gateway import GatewayManager
 from .outside_targets import RoutedService
-from .targets import worker_counts
+from .targets import ONLY_FAILED, worker_counts
 
 # How often samples are taken for rates, even if no command asks for them.
 SAMPLE_SECONDS = 10.0
@@ -210,8 +210,9 @@ class RouteReporter:
         found, hosts = [], self._gateway.hosts
         for target in route.to:
             health = self._health(route, target.key)
+            is_unproven = health.status == UNKNOWN or health.detail == ONLY_FAILED
             is_active = hosts.host_record(target.key).state == RequestedBackendState.ACTIVE
-            found.append(probed.get(target.key, health) if health.status == UNKNOWN and is_active else health)
+            found.append(probed.get(target.key, health) if is_unproven and is_active else health)
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:

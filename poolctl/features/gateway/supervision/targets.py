@@ -44,7 +44,7 @@ _RANK_OF_MACHINES = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STAR
 _ORDERED_STATES = (State.STOPPED.value, State.DISABLED.value, State.DRAINING.value)
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
-_NOT_ANSWERED, _ONLY_FAILED = "it has not answered yet", "all its requests have failed so far"
+_NOT_ANSWERED, ONLY_FAILED = "it has not answered yet", "all its requests have failed so far"
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
 AnyServedRoute = Route | StreamRoute
@@ -321,7 +321,7 @@ class Targets:
             found = found._replace(unreached=0)
         if found.answered:
             self._answered.add(key)
-        elif found.failed:
+        elif found.failed or found.unreached:
             self._failed.add(key)
         breaker = self._breakers.setdefault((route_key(route), key), Breaker(route.breaker))
         before, blocked = breaker.state, self.state(key).why
@@ -376,7 +376,9 @@ class Targets:
         probe = self.probes.get(key)
         if self._facts(key) is not None or key in self._answered or (probe is not None and probe.answered):
             return RouteHealth(status=HEALTHY)
-        return RouteHealth(status=UNKNOWN, detail=_ONLY_FAILED if key in self._failed else _NOT_ANSWERED)
+        if key in self._failed:
+            return RouteHealth(status=UNHEALTHY, detail=ONLY_FAILED)
+        return RouteHealth(status=UNKNOWN, detail=_NOT_ANSWERED)
 
     def reports(
         self, in_flight: Mapping[tuple[str, str], int], queued: Mapping[str, int]
