@@ -155,9 +155,13 @@ class Configuration(Sequence[ServerConfig]):
         self._external_warnings += self.located((None, finding) for finding in warnings)
         found = _distinct(self.located(checks.problems))
         found += self.located((None, finding) for finding in of_tables)
-        return [*found, *(self.startup_problems() if names is None else ())]
+        if names is None:
+            # What another program does not accept is not reported where a check of our own has found the reason.
+            explained = {each.place for each in [*self._problems, *found] if isinstance(each, Problem)}
+            found += [each for each in self.startup_problems() if each.place not in explained]
+        return [*found]
 
-    def startup_problems(self) -> list[ServerError]:
+    def startup_problems(self) -> list[Problem]:
         """Problems that prevent the pool from starting here, such as a missing program. Blocks on the disk.
 
         There are none on a cluster, where nothing of the pool but its servers runs.

@@ -23,8 +23,7 @@ from .haproxy.listeners import HaproxyCertificate, HaproxyListener
 from .program import program_path
 from .route_checks import locate_finding
 from .routes import ServerIndex, routes_of, written_routes
-from .settings import Endpoint
-from .supervision.listeners import settings_of
+from .settings import Endpoint, settings_of
 from .table import GatewayConfig, GatewayListener, StreamConfig
 
 _MADE_BY = "Made by `poolctl export haproxy`."

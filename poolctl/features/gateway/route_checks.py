@@ -331,6 +331,9 @@ def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
         elif plain == "set-cookie" and path[0] == "response_headers":
             message = "it would replace every cookie that the application sets"
             yield Finding(path, message, "set it in the application", name)
+        elif path[0] != "remove_headers" and not getattr(route, str(path[0]))[name]:
+            fix = f'write remove_headers = ["{name}"]' if path[0] == "set_headers" else "take it out"
+            yield Finding(path, "HAProxy sends no header without a value", fix, name)
 
 
 def _redirect_problems(route: RouteConfig, paths: Sequence[str]) -> Iterator[Finding]:

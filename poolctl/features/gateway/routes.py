@@ -92,7 +92,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
     for stream in tables.all(StreamConfig):
         to, reasons = known.resolve_targets_with_reasons(stream.to)
         if to and stream.label not in aliases:
-            found.append(_stream(stream, to))
+            found.append(build_stream(stream, to))
         else:
             reason = "; ".join(reasons) if not to else f"the alias {stream.label!r} is taken"
             found.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
@@ -358,7 +358,8 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
     )
 
 
-def _stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
+def build_stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
+    """Create the stream that `config` describes, with these resolved targets."""
     times = config.timeouts
     return StreamRoute(
         alias=config.label,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, TypeVar
 
 from poolctl.address import parse
-from poolctl.config.model.pool_tables import BoundAddress, TableRules, Tables
+from poolctl.config.model.pool_tables import BoundAddress, Located, TableRules, Tables
 from poolctl.config.model.section import Table, validated
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, KeyPath, Tree
 
@@ -87,9 +88,15 @@ class GatewayRules(TableRules):
 
     problems = staticmethod(route_problems)
     warnings = staticmethod(route_warnings)
-    startup_problems = staticmethod(startup_problems)
     check = staticmethod(check_program_and_certificates)
     routes = staticmethod(routes_of)
+
+    def startup_problems(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
+        from .refusals import refusals  # late: it is needed only where the pool is started
+
+        servers = list(servers)
+        yield from startup_problems(servers, tables)
+        yield from refusals(servers, tables)
 
     def listed_bind_addresses(self, tables: Tables) -> Iterator[BoundAddress]:
         gateway = tables.get(GatewayConfig)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from poolctl.address import AddressError, parse
 from poolctl.routing import match
 
-from .program import LEAST_VERSION
+from .program import LEAST_VERSION, program_path, program_version, user_of_program
 
 HTTP, TCP, UDP = "http", "tcp", "udp"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -66,6 +66,26 @@ class GatewaySettings:
     user: str = ""
     http2: bool = True
     access_log: str = ""
+
+
+def settings_of(gateway: Any) -> GatewaySettings:
+    """Return HAProxy's settings from [gateway]. Blocks: executes HAProxy for its version."""
+    program = program_path(gateway.program)
+    return GatewaySettings(
+        header_for_host=gateway.header_for_host,
+        trusted_proxies=tuple(map(str, gateway.trusted_proxies)),
+        drain_seconds=gateway.drain_timeout,
+        head_seconds=gateway.head_timeout,
+        keep_alive_seconds=gateway.keep_alive,
+        max_head_bytes=gateway.max_head_size,
+        max_connections=gateway.max_connections or 0,
+        program=program,
+        version=program_version(program) or LEAST_VERSION,
+        threads=gateway.threads,
+        user=user_of_program(gateway.user),
+        http2=gateway.http2,
+        access_log="text" if gateway.access_log is True else gateway.access_log or "",
+    )
 
 
 def unverifiable_address(url: str, *, sni: str, verify: bool) -> str:

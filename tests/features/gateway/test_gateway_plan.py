@@ -16,14 +16,13 @@ from poolctl import TLSConfig
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.haproxy.setup import CertificateContents
-from poolctl.features.gateway.settings import TCP, UDP, GatewaySettings, ListenerSettings
+from poolctl.features.gateway.settings import TCP, UDP, GatewaySettings, ListenerSettings, settings_of
 from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
     GatewayPlan,
     OpenListeners,
     plan_of,
-    settings_of,
 )
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
 from poolctl.json_form import to_json

@@ -15,8 +15,8 @@ from poolctl.features.gateway.settings import (
     Endpoint,
     GatewaySettings,
     ListenerSettings,
+    settings_of,
 )
-from poolctl.features.gateway.supervision.listeners import settings_of
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.json_form import from_json, to_json
 

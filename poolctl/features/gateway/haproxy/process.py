@@ -50,7 +50,7 @@ from poolctl.runners.process_link import (
 from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
 from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup, joined_commands
 from .sleeping import WAKING
-from .syntax import quoted
+from .syntax import alerts_in, quoted
 
 GATEWAY = HelperKind(
     name="gateway",
@@ -475,7 +475,7 @@ def _with_arguments(arguments: Sequence[str]) -> list[int]:
 
 
 def _alerts(path: str, pid: int) -> list[str]:
-    """The alerts of this process in its log, each as one line: HAProxy 3 continues them on lines without a level.
+    """The alerts of this process in its log.
 
     They are shown and sent to others: the secrets in names of servers are left out.
     """
@@ -485,12 +485,7 @@ def _alerts(path: str, pid: int) -> list[str]:
             output = without_keys(file.read().decode("utf-8", "replace"))
     except FileNotFoundError:
         return []  # it has printed nothing
-    messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
-    return [
-        " ".join(each.partition(" : ")[2].split())
-        for each in messages
-        if (found := re.match(r"\[ALERT\] *\((\d+)\)", each)) is not None and int(found[1]) == pid
-    ]
+    return alerts_in(output, pid)
 
 
 def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tuple[RefusableServer, str]]:

@@ -1,4 +1,4 @@
-"""HAProxy's syntax: words, names, times and networks."""
+"""HAProxy's syntax: words, names, times and networks; and the alerts that it prints."""
 
 from __future__ import annotations
 
@@ -74,3 +74,16 @@ def matches(fetch: str, method: str, value: str) -> str:
 def criterion(fetch: str, method: str, value: str) -> str:
     """The condition of `matches`, for an `acl` with a name."""
     return f"{fetch} -m {method} -- {quoted(value)}"
+
+
+def alerts_in(output: str, pid: int = 0) -> list[str]:
+    """The alerts in what HAProxy prints, or those of the process `pid`, each as one line.
+
+    HAProxy 3 continues them on lines without a level.
+    """
+    messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
+    return [
+        " ".join(each.partition(" : ")[2].split())
+        for each in messages
+        if (found := re.match(r"\[ALERT\] *\((\d+)\)", each)) is not None and pid in (0, int(found[1]))
+    ]

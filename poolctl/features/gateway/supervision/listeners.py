@@ -32,8 +32,7 @@ from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.socket_access import socket_access
 
 from ..haproxy.setup import CertificateContents
-from ..program import LEAST_VERSION, program_path, program_version, user_of_program
-from ..settings import HTTP, UDP, GatewaySettings, ListenerSettings
+from ..settings import HTTP, UDP, GatewaySettings, ListenerSettings, settings_of
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
@@ -177,26 +176,6 @@ def plan_of(
         routes[made.key] = stream
     certificates = tuple(_read_certificates(gateway, env, known))
     return GatewayPlan(settings_of(gateway), listeners, routes, certificates, access)
-
-
-def settings_of(gateway: Any) -> GatewaySettings:
-    """Return HAProxy's settings from [gateway]. Blocks: executes HAProxy for its version."""
-    program = program_path(gateway.program)
-    return GatewaySettings(
-        header_for_host=gateway.header_for_host,
-        trusted_proxies=tuple(map(str, gateway.trusted_proxies)),
-        drain_seconds=gateway.drain_timeout,
-        head_seconds=gateway.head_timeout,
-        keep_alive_seconds=gateway.keep_alive,
-        max_head_bytes=gateway.max_head_size,
-        max_connections=gateway.max_connections or 0,
-        program=program,
-        version=program_version(program) or LEAST_VERSION,
-        threads=gateway.threads,
-        user=user_of_program(gateway.user),
-        http2=gateway.http2,
-        access_log="text" if gateway.access_log is True else gateway.access_log or "",
-    )
 
 
 def _read_certificates(
