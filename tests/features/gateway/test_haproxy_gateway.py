@@ -400,9 +400,11 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follo
             bad.write_text("no certificate")
             stage.tls.append(TLSConfig(cert=str(bad), key=str(key)))
             await stage.configure()
-            assert "unable to load certificate from file" in stage.manager.problem
+            why, _, refusal = stage.manager.problem.partition(": ")
+            assert why == "the configuration before is in use, as HAProxy refuses this one"
+            assert "unable to load certificate from file" in refusal
             assert [each.message for each in stage.manager.failures] == [stage.manager.problem]
-            assert ("gateway failed", stage.manager.problem) in stage.events
+            assert ("gateway failed", refusal) in stage.events
             assert stage.pid == first
             assert await stage.answers(ssl=context()) == {"one", "two"}
             await stage.change("one", ready=False, state="stopping")

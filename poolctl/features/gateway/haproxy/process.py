@@ -241,6 +241,10 @@ class HaproxyProcesses:
         self._output = output
         self._access_log = access_log
         self.wanted: HaproxySetup | None = None
+        # Started if HAProxy refuses `wanted`: what the last process had, set as long as there is none.
+        self.fallback: HaproxySetup | None = None
+        # That of the latest process, without the servers that it refuses.
+        self.started: HaproxySetup | None = None
         # The servers that the process in use does not have, and why.
         self.refused: dict[RefusableServer, str] = {}
         self.on_too_many: Callable[[int], None] = lambda pid: None
@@ -265,9 +269,23 @@ class HaproxyProcesses:
         Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
         """
         assert self.wanted is not None
+        try:
+            return await self._start_without_refused(keeper, log, kind, mark, self.wanted)
+        except HaproxyRefusal as refusal:
+            if (fallback := self.fallback) is None:
+                raise
+            with contextlib.suppress(HaproxyRefusal):
+                # Without a mark: the helper tries to replace it at once, and then knows why it cannot.
+                setup = fallback.with_states_of(self.wanted)
+                return await self._start_without_refused(keeper, log, kind, "", setup)
+            raise refusal from None
+
+    async def _start_without_refused(
+        self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str, wanted: HaproxySetup
+    ) -> HaproxyProcess:
         refused = dict[RefusableServer, str]()
         while True:
-            setup = self.wanted.without(refused)
+            setup = wanted.without(refused)
             await in_daemon_thread(lambda setup=setup: self._write_files(setup))  # type: ignore[misc]
             process = await self._start(keeper, log, kind, mark, setup)
             try:
@@ -284,7 +302,7 @@ class HaproxyProcesses:
             except BaseException:
                 process.end()
                 raise
-        known, self.refused = self.refused, refused
+        known, self.refused, self.started = self.refused, refused, setup
         for server, why in refused.items():
             if server not in known:
                 self.on_refused_server(server[1].key, why)

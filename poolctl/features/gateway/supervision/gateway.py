@@ -180,7 +180,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def failures(self) -> tuple[ServerError, ...]:
         """Why part of the configuration is not in force."""
         found, failure = [*self._unserved], self._helper.failure
-        if failure is not None:
+        if isinstance(failure, HaproxyRefusal) and self.gateway is not None:
+            found.append(
+                ServerError(
+                    f"the configuration before is in use, as HAProxy refuses this one: {failure.message}"
+                )
+            )
+        elif failure is not None:
             found.append(failure if isinstance(failure, ServerError) else ServerError(self._helper.problem))
         if self.routes.problem and self.routes.problem != self._helper.problem:
             found.append(ServerError(self.routes.problem))
@@ -403,15 +409,18 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self.figures.follow_datagrams(None)
             await self._listeners.close_others(())
             return None
-        self._has_changed = False
+        # Without a process, another attempt follows if what HAProxy accepted last may have to be used.
+        self._has_changed = self.gateway is None and self.processes.fallback is not None
         setup = self.processes.wanted = await self._build_setup(plan)
         if setup.shows_waiting_page and self._waking is None:
             self._waking = asyncio.ensure_future(self._wake_for_waiting_pages())
         if not setup.sockets:
             return None
         if (process := self.gateway) is None:
-            await self._listeners.close_others(plan.listeners)
+            if self.processes.fallback is None:
+                await self._listeners.close_others(plan.listeners)
         elif await self._change(process, setup):
+            await self._listeners.close_others(plan.listeners)
             self._digest = setup.digest
             self._helper.note_settings(self._digest)
         elif self._setup is not None and self._postpone_replacement(process):
@@ -542,8 +551,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def use(self, process: HaproxyProcess, *, is_new: bool) -> None:
         self._replaced_setup, self._setup = self._setup, None
         self.figures.begin_process(is_new=is_new)
-        if is_new and (wanted := self.processes.wanted) is not None:
-            self._setup, self._digest = wanted.without(self.processes.refused), wanted.digest
+        self.processes.fallback = None
+        if is_new and (started := self.processes.started) is not None:
+            self._setup, self._digest = started, started.digest
             self._record_event_if_addresses_changed()
         if self._has_changed:
             self._update()
@@ -555,7 +565,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
 
     def on_lost(self, process: HaproxyProcess) -> None:
-        self._setup = None
+        self.processes.fallback, self._setup = self._setup or self.processes.fallback, None
         self._ends.append(asyncio.get_running_loop().time())
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
