@@ -99,7 +99,7 @@ test-rest: dev
 
 # One test at a time: each loads the machine by itself, and has deadlines, the longest of them half an hour.
 heavy: dev
-	@bash .ci/flood-programs || echo "slowhttptest or h2load is missing, and cannot be installed: floods by them are skipped"
+	@bash .ci/flood-programs || echo "slowhttptest is missing, and cannot be installed: floods by it are skipped"
 	@status=0; $(BIN)/python -m pytest -o faulthandler_timeout=2000 -m heavy $(ARGS) || status=1; \
 	$(MAKE) --no-print-directory properties ARGS= || status=1; exit $$status
 

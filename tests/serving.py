@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 import os
 import socket
@@ -44,9 +43,6 @@ class Engine(NamedTuple):
                 runner.run(_hang_up())
 
 
-# Whether uvicorn's newest parser is installed.
-_ZTTP = all(map(importlib.util.find_spec, ("zttp", "uvicorn.protocols.http.zttp_impl")))
-ZTTP = [Engine("uvloop", "zttp")] if _ZTTP else []
 # The engines without and with extras.
 PLAIN, FAST = Engine("asyncio", "h11"), Engine("uvloop", "httptools")
 CROSSED = [Engine("asyncio", "httptools"), Engine("uvloop", "h11")]

@@ -255,7 +255,6 @@ def tls_settings(server: ServerConfig) -> Table | None:
         "client_auth": tls.client_auth,
         "min_version": tls.min_version,
         "ciphers": tls.ciphers,
-        "http2": server.http.http2,
     }
 
 
@@ -323,7 +322,6 @@ def connection_limits(server: ServerConfig) -> Table:
         "head_seconds": http.head_timeout,
         "head_bytes": http.max_head_size,
         "max_connections": http.max_connections,
-        "http2": http.http2,
     }
 
 

@@ -49,7 +49,7 @@ _END_SECONDS = 5.0
 _LONGEST = 60  # the longest directory name: a socket's path has at most 107 bytes
 # The only variables passed on: those that an interpreter and its libraries need, without secrets.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
-_PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
+_PROTOCOLS = {"implementation", "loop", "websocket"}
 _FILE = "pool.json"
 _PREFIX = "poolctl-trial-"
 _APP = """

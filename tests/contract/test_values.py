@@ -32,7 +32,7 @@ DEFAULTS = {
     "job": False, "notify": False, "overlap": True, "start_timeout": 30.0, "stop_timeout": 10.0, "drain_timeout": 30.0,
     "http": {
         "implementation": "auto", "loop": "auto", "keep_alive": 75.0, "root_path": "", "proxy_headers": False,
-        "trusted_proxies": [], "access_log": "errors", "http2": False, "head_timeout": 10.0,
+        "trusted_proxies": [], "access_log": "errors", "head_timeout": 10.0,
         "max_head_size": 65536, "websocket": "auto",
     },
     "restart": {

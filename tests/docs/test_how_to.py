@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
-GUIDES = ("ci", "containers", "deploying", "development", "grafana", "http2", "several-users", "tls", "wsgi")
+GUIDES = ("ci", "containers", "deploying", "development", "grafana", "several-users", "tls", "wsgi")
 # Blocks that are not executed: a workflow needs GitHub or GitLab. Commands in a sentence that need a certificate
 # authority (certbot), Grafana or root are not blocks, and are these. Compose and docker need a daemon; their image's
 # recipe is followed in tests/integration/test_examples.py.
@@ -83,14 +83,6 @@ def test_ci_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
 
 def test_development_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
     assert "2 servers, ok" in reader("\n".join(guide("development", "sh")))
-
-
-@pytest.mark.timeout(190)
-def test_http2_works_as_it_is_pasted(reader: Any, real_pool: RealPool) -> None:
-    pytest.importorskip("zttp")
-    real_pool.write("shop.py", APP)
-    written = f"cat > pool.toml <<'END'\n{guide('http2', 'toml')[0]}END\n"
-    assert reader(written + "\n".join(guide("http2", "sh"))).count("hello from") == 2
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ for name in sys.argv[2:]:
     try:
         import_module(name)
     except ModuleNotFoundError as error:
-        if "httptools" not in error.name and "zttp" not in error.name or error.name.startswith("poolctl"):
+        if "httptools" not in error.name or error.name.startswith("poolctl"):
             raise
 print(*sys.modules)
 """

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -171,14 +171,8 @@ class ExternalChecks:
                 using[server.python] = server.user if using.get(server.python, "") is not None else None
         using.pop(sys.executable, None)  # poolctl's own interpreter has uvicorn, which poolctl needs
         apps = [each for each in servers if not each.command]
-        zttp = {
-            each.python or sys.executable: each.user for each in apps if each.http.implementation == "zttp"
-        }
-        for python, finding in check_interpreters(zttp | using, zttp):
-            for each in apps:
-                concerned = finding.path == ("python",) or each.http.implementation == "zttp"
-                if concerned and (each.python or sys.executable) == python:
-                    self.problems.append((each, finding))
+        for python, finding in check_interpreters(using):
+            self.problems += [(each, finding) for each in apps if each.python == python]
 
     def _check_imports(self, servers: Sequence[ServerKeys]) -> None:
         env = with_absolute_paths(self._inherited_environment())
@@ -348,11 +342,11 @@ def unwritable_file_findings(key: tuple[str | int, ...], path: str) -> list[Find
 
 IMPORT_APP = os.path.join(os.path.dirname(__file__), "import_app.py")
 PROBE_SECONDS = 10.0
-# Prints the interpreter's version, its uvicorn's, and whether it has the parser zttp, without importing its packages.
+# Prints the interpreter's version and its uvicorn's, without importing its packages.
 PROBE = (
     "import sys, importlib.util as u, importlib.metadata as m; sys.path[:1] = [];"
     "v = u.find_spec('uvicorn') and ([d.version for d in m.distributions(name='uvicorn')] or ['unknown'])[0];"
-    "print('poolctl', sys.version_info[0], sys.version_info[1], v, u.find_spec('zttp') is not None)"
+    "print('poolctl', sys.version_info[0], sys.version_info[1], v)"
 )
 # Variables that affect an interpreter's start, before it drops to the rights of its server's user.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
@@ -377,21 +371,18 @@ class ImportJob(NamedTuple):
     timeout_seconds: float
 
 
-def check_interpreters(
-    pythons: Mapping[str, str | None], with_zttp: Collection[str] = ()
-) -> list[tuple[str, Finding]]:
+def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
     """The interpreters that cannot run a server, each with the reason.
 
-    `pythons` maps each interpreter to the user that its server runs as, None for this process's user. Interpreters in
-    `with_zttp` also need the parser zttp. Blocks; the interpreters are checked in parallel.
+    `pythons` maps each interpreter to the user that its server runs as, None for this process's user.
+    Blocks; the interpreters are checked in parallel.
     """
-    wanted = [each in with_zttp for each in pythons]
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
-        answers = list(threads.map(_probe_interpreter, pythons, pythons.values(), wanted))
+        answers = list(threads.map(_probe_interpreter, pythons, pythons.values()))
     return [(python, finding) for python, finding in zip(pythons, answers, strict=True) if finding]
 
 
-def _probe_interpreter(python: str, user: str | None, with_zttp: bool) -> Finding | None:
+def _probe_interpreter(python: str, user: str | None) -> Finding | None:
     problem: tuple[str, str] | None
     other = "name an interpreter or a virtual environment"
     try:
@@ -416,21 +407,13 @@ def _probe_interpreter(python: str, user: str | None, with_zttp: bool) -> Findin
         problem = f"cannot be run: {error.strerror}", other
     else:
         words = done.stdout.split()
-        if len(words) != 5 or words[0] != "poolctl":
+        if len(words) != 4 or words[0] != "poolctl":
             problem = "is no Python interpreter", other
         elif (int(words[1]), int(words[2])) < OLDEST_PYTHON:
             problem = f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer"
         else:
             problem = uvicorn_problem(python, None if words[3] == "None" else words[3])
-            if problem is None and with_zttp and words[4] != "True":
-                return _missing_zttp_finding(python)
     return Finding(("python",), f"{python} {problem[0]}", problem[1], python) if problem else None
-
-
-def _missing_zttp_finding(python: str) -> Finding:
-    message = f'{python} has no zttp, which http.implementation = "zttp" needs'
-    fix = f"install it there: {install_command(python, 'zttp', upgrade=True)}"
-    return Finding(("http", "implementation"), message, fix, "zttp")
 
 
 def check_imports(

@@ -487,10 +487,7 @@ class TLSConfig(Section):
 class Http(Section):
     """Settings for serving HTTP."""
 
-    implementation: Literal["auto", "h11", "httptools", "zttp"] = field(
-        "auto", "The HTTP parser; auto never selects zttp."
-    )
-    http2: Truth = field(False, "Serve HTTP/2 too; needs the parser zttp.")
+    implementation: Literal["auto", "h11", "httptools"] = field("auto", "The HTTP parser.")
     loop: Literal["auto", "asyncio", "uvloop"] = field("auto", "The event loop.")
     keep_alive: Duration = field(
         75.0, "How long an idle connection is kept open; 0 closes it after each response."

@@ -714,10 +714,7 @@ def _tls_rules(tls: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def _http_rules(http: dict[str, Tree]) -> Iterator[Finding]:
-    implementation, root_path = http.get("implementation", "auto"), http.get("root_path")
-    if http.get("http2") is True and implementation != "zttp":
-        message = f"HTTP/2 needs the parser zttp, and http.implementation is {shown(implementation)}"
-        yield Finding(("http", "http2"), message, 'write http = { implementation = "zttp", http2 = true }')
+    root_path = http.get("root_path")
     if isinstance(root_path, str) and root_path and (root_path[0] != "/" or root_path[-1] == "/"):
         message = f"{shown(root_path)} does not begin with /, or ends with one"
         inner = root_path.strip("/")

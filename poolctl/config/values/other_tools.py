@@ -6,6 +6,11 @@ Traefik and Caddy for those of routes. Case, underscores and hyphens are ignored
 
 from __future__ import annotations
 
+HTTP2 = (
+    "take it out: the gateway speaks HTTP/2 to clients that use TLS: [gateway] with"
+    ' bind = [{ bind = ":443", tls = { cert = "FILE", key = "FILE" } }], and a [[route]] to the server'
+)
+
 # By the name of the table, "" for a server's: what to write, or why to take the key out, and the keys of others.
 OTHER_TOOLS: dict[str, dict[str, str]] = {
     "": {
@@ -110,8 +115,9 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'watch = { exclude = ["tests"] }': "reloadexclude reloadexcludes ignorewatch",
         "take it out: a program runs on this machine, not in a container": "volumes networks capadd capdrop privileged"
         " securityopt networkmode extrahosts pullpolicy readonly tmpfs shmsize",
-        "take it out: poolctl has no equal": "maxconcurrentstreams maxreadframesize permitprohibitedciphersuites"
-        " maxuploadbufferperconnection maxuploadbufferperstream serverheader dateheader usecolors reloaddelay"
+        HTTP2: "http2 maxconcurrentstreams maxreadframesize permitprohibitedciphersuites maxuploadbufferperconnection"
+        " maxuploadbufferperstream",
+        "take it out: poolctl has no equal": "serverheader dateheader usecolors reloaddelay"
         " reloadengine exitcodes stopexitcodes successexitstatus limitrequestfields sendfile workertmpdir statsdhost"
         " statsdprefix prefork postfork postworkerinit workerint workerabort preexec prerequest postrequest childexit"
         " workerexit whenready onreload",
@@ -122,6 +128,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "workers = N below [defaults], or below a [[server]]": "workers",
         'env = { NAME = "value" } below [defaults], or below a [[server]]': "env environment",
     },
+    "http": {HTTP2: "http2"},
     "hooks": {
         'before_start = ["prog", "argument"]': "prestart execstartpre",
         'after_stop = ["prog", "argument"]': "poststop execstoppost",

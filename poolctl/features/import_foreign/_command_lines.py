@@ -225,8 +225,7 @@ _OF_UVICORN: Keys = {
     **{f"--ssl-{option}": key for option, key in _OF_TLS.items()},
     "--app-dir": ("app_dir", str),
     "--loop": ("http.loop", str),
-    "--http": ("http.implementation", str),
-    "--http2": ("http.http2", bool),
+    "--http": ("http.implementation", lambda value: value if value in ("auto", "h11", "httptools") else ""),
     "--ws": ("http.websocket", str),
     "--limit-concurrency": ("http.max_concurrency", number),
     "--limit-max-requests": ("http.max_requests", number),
@@ -424,6 +423,8 @@ def _remark_unread(server: ForeignServer, given: Settings) -> None:
 
 def _unsupported_option_text(option: str, value: str) -> str:
     fixes = {
+        "--http": "an app is served with httptools or h11",
+        "--http2": "the gateway speaks HTTP/2",
         "--reload": "poolctl run --watch reloads the code",
         "--daemon": "poolctl start runs it in the background",
         "--pid": "poolctl list -o name,pids shows the pids",

@@ -32,8 +32,8 @@ from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly, peer_has_closed
 
 from .connection_balancer import ConnectionBalancer
-from .connection_state import Drainable, PoolServerState
-from .http2_connection import Http1Or2
+from .connection_state import PoolServerState
+from .http1_connection import Http1Connection
 from .uvicorn_parts import State
 
 # A full worker accepts again once a sixteenth of its connections has closed, or some time after the first has closed,
@@ -510,7 +510,7 @@ class ConnectionAcceptor:
         if received:
             return ReplayProtocol(self._make_adopted_protocol(None, False, b""), received, self._server_state)
         made = self._make_protocol()
-        if isinstance(made, Drainable):
+        if isinstance(made, Http1Connection):
             made.limit_head_or_idle_time(until, between_requests=between_requests)
         return made  # type: ignore[no-any-return]
 
@@ -540,7 +540,7 @@ def protocol_factory(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State
 ) -> Callable[[], Any]:
     """A function that creates the protocol of each new connection."""
-    made: Any = config.http_protocol_class if server_state.http2 is None else Http1Or2
+    made: Any = config.http_protocol_class
     return functools.partial(made, config=config, server_state=server_state, app_state=app_state)
 
 

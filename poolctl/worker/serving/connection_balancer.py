@@ -4,8 +4,8 @@ The kernel gives a new connection to the first worker that asks, which is often 
 more long-lived connections than its share: the number of all connections divided by the number of workers. Such a
 worker sends connections to a socket pair, the adoption pair, from which other workers take them. A connection can move:
 
-- When it is new: before its first byte is read, and with TLS before the handshake. TLS and HTTP/2 connections cannot
-  move later. A worker hands over no new connections while most connections close within MOMENT_SECONDS, because a
+- When it is new: before its first byte is read, and with TLS before the handshake. TLS connections cannot move later.
+  A worker hands over no new connections while most connections close within MOMENT_SECONDS, because a
   handover costs as much as serving a short connection.
 - When its request opens a WebSocket, if the worker has more WebSockets than its share of them. An open WebSocket cannot
   move. With TLS, the request is read too late for a handover. Instead, a worker with clearly more WebSockets than

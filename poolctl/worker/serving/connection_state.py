@@ -44,21 +44,22 @@ class Tasks(set[asyncio.Task[None]]):
     def discard(self, task: object) -> None:
         set.discard(self, task)
         if not self:
-            self._state.report_activity()
+            if self._state.on_activity is not None:
+                self._state.on_activity()
             self._state.changed.set()
 
 
 class TrackedConnections(set[Any]):
     """The connections of a worker; notifies its PoolServerState after each new connection and after each end.
 
-    Also counts the connections on the worker's tally page. `http` holds the classes of HTTP connections; a connection
-    of any other class counts as a WebSocket.
+    Also counts the connections on the worker's tally page. `http` is the class of HTTP connections; a connection of any
+    other class counts as a WebSocket.
     """
 
     def __init__(self, state: PoolServerState) -> None:
         super().__init__()
         self._state = state
-        self.http: tuple[type, ...] = ()
+        self.http: type | None = None
         self.on_leave: Callable[[], None] | None = None  # called after each connection's end
 
     def add(self, connection: Hashable) -> None:
@@ -69,7 +70,7 @@ class TrackedConnections(set[Any]):
         if state.on_activity is not None:
             state.on_activity()
         tally = state.tally
-        if tally is not None and self.http:
+        if tally is not None and self.http is not None:
             if isinstance(connection, self.http):
                 tally[CONNECTIONS] += 1
             else:
@@ -85,7 +86,7 @@ class TrackedConnections(set[Any]):
         set.discard(self, connection)
         state = self._state
         tally = state.tally
-        if tally is not None and self.http:
+        if tally is not None and self.http is not None:
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
@@ -102,55 +103,6 @@ class TrackedConnections(set[Any]):
 
     def remove(self, connection: Hashable) -> None:
         self.discard(connection)
-
-
-class Drainable:
-    """A connection that can leave a worker. Subclasses override the methods that they support."""
-
-    __slots__ = ()
-
-    transport: Any
-    server_state: PoolServerState
-
-    @property
-    def limit_concurrency(self) -> int | None:
-        """What uvicorn compares the numbers of connections and of requests with: 0 refuses a request, None does not.
-
-        uvicorn also counts connections without a request: a few idle clients would have it refuse all others.
-        """
-        most = self.server_state.most_requests
-        return None if most is None or len(self.server_state.tasks) < most else 0
-
-    @limit_concurrency.setter
-    def limit_concurrency(self, configured: int | None) -> None:
-        """uvicorn sets it for each connection; `most_requests` has the same value."""
-
-    def close_when_idle(self) -> None:
-        """Close when the response in progress is complete and no more data arrives, so that no request is lost."""
-        raise NotImplementedError
-
-    def move_or_close_when_idle(self) -> None:
-        """Begin to leave this worker: hand the connection over if possible, otherwise `close_when_idle`."""
-        self.close_when_idle()
-
-    def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through the socket `end` if no request is in progress. Returns whether it moved."""
-        return False
-
-    def cancel_close_when_idle(self) -> None:
-        """Undo a call of `close_when_idle`: keep the connection open, unless the client was told that it closes."""
-
-    def end_event_streams(self) -> None:
-        """End the responses that are event streams, without cutting off an event. The clients reconnect."""
-
-    def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
-        """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
-
-        The limit ends at `until`, a monotonic time. If `between_requests` is true, the connection is between two
-        requests, and closes at `until` unless a request begins before; if `until` is None, it is a connection of the
-        gateway, which stays open. If `between_requests` is false, the head of the next request must be complete at
-        `until`; None stands for the default limit.
-        """
 
 
 def send_away(
@@ -242,7 +194,6 @@ class PoolServerState(ServerState):
         self.tally: memoryview | None = None  # the page of counts
         self.counts: RequestCounts | None = None  # counts requests on `tally`
         self.failed: FailedRequestLog | None = None  # logs requests that failed
-        self.http2: Any = None  # the class of HTTP/2 connections, if they are served
         self.head_timeouts = HeadTimeouts()
         self.held_heads: list[Any] = []  # the connections that hold back the head of a response, or did so
         self.on_limit: Callable[[], None] = lambda: None
@@ -295,11 +246,6 @@ class PoolServerState(ServerState):
         """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
         if self.record_handshake_end(connection) is not None:
             self.connections.handle_connection_end()
-
-    def report_activity(self) -> None:
-        """Call `on_activity`, because a connection or request begins, or the last request has ended."""
-        if self.on_activity is not None:
-            self.on_activity()
 
     def renew_default_headers(self) -> None:
         """Renew the headers of every response, which have the date (RFC 9110 §6.6.1)."""

@@ -36,10 +36,10 @@ import uvicorn
 from poolctl.keeper.connection_handover import unread_bytes
 
 from ..tally import BOUNDS_NS, BUCKETS, LATENCY_NS, MALFORMED, STARTED, STATUS
-from .connection_state import Drainable, Header, PoolServerState, send_away
+from .connection_state import Header, PoolServerState, send_away
 from .request_records import FAILURES, RequestCounts
 from .route_context import is_of_gateway
-from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State, ZttpProtocol
+from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State
 
 QUIET_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.003
@@ -73,10 +73,10 @@ class PartialHead:
 FIRST = PartialHead()  # the head of a first request of which nothing has arrived yet
 
 
-class Http1Connection(Drainable, Http1Protocol):
+class Http1Connection(Http1Protocol):
     """Mixin that adds draining, counting and limits to one of uvicorn's protocol classes for HTTP/1.1.
 
-    The class for each HTTP parser, such as ZttpConnection, has this mixin as first base and uvicorn's class as second.
+    The class for each HTTP parser, such as H11Connection, has this mixin as first base and uvicorn's class as second.
     """
 
     # CPython's objects of a class share the names of up to thirty attributes, and uvicorn's already have twenty-eight.
@@ -84,7 +84,6 @@ class Http1Connection(Drainable, Http1Protocol):
     __slots__ = ("answered", "begun_ns", "counts", "head", "held")
 
     server_state: PoolServerState
-    can_move = True  # whether it may be handed over to another worker after its first request
     lingering = False
     pipeline: Any = ()  # with httptools, further requests wait in it
     _from_gateway = False  # another worker has handed over a connection of the gateway
@@ -102,6 +101,19 @@ class Http1Connection(Drainable, Http1Protocol):
         # The head of the response that is held back; b"" after it was sent; None before the head of the next one.
         self.held: bytes | None = None
         self.counts: RequestCounts | None = server_state.counts
+
+    @property
+    def limit_concurrency(self) -> int | None:
+        """What uvicorn compares the numbers of connections and of requests with: 0 refuses a request, None does not.
+
+        uvicorn also counts connections without a request: a few idle clients would have it refuse all others.
+        """
+        most = self.server_state.most_requests
+        return None if most is None or len(self.server_state.tasks) < most else 0
+
+    @limit_concurrency.setter
+    def limit_concurrency(self, configured: int | None) -> None:
+        """uvicorn sets it for each connection; `most_requests` has the same value."""
 
     @property
     def idle(self) -> bool:
@@ -204,6 +216,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self._close_after_response()
 
     def hand_over(self, end: socket.socket) -> bool:
+        """Move to another worker through the socket `end` if no request is in progress. Returns whether it moved."""
         # A lingering connection has a shorter limit, which no longer applies.
         limits = {} if self.lingering and not self.of_gateway else self.deadline_arguments()
         if not self._can_move_now or not send_away(self.transport, end, limits):
@@ -372,6 +385,13 @@ class Http1Connection(Drainable, Http1Protocol):
             self.cancel_head_timeout()
 
     def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
+        """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
+
+        The limit ends at `until`, a monotonic time. If `between_requests` is true, the connection is between two
+        requests, and closes at `until` unless a request begins before; if `until` is None, it is a connection of the
+        gateway, which stays open. If `between_requests` is false, the head of the next request must be complete at
+        `until`; None stands for the default limit.
+        """
         if until is not None and not between_requests:
             timeouts = self.server_state.head_timeouts
             timeouts.start(self, min(until, monotonic() + timeouts.seconds))
@@ -632,48 +652,6 @@ class HttptoolsConnection(Http1Connection, UpgradeIgnoringConnection):
             self.cycle.more_body = False
             if self.server_state.moves_to is not None:
                 self.loop.call_soon(self._move_or_retry)
-
-
-class ZttpConnection(Http1Connection, ZttpProtocol):
-    """A connection with the parser zttp. It can move to another worker only before its first byte has arrived."""
-
-    __slots__ = ()
-
-    server_state: PoolServerState
-    can_move = False
-    _ahead = 0
-
-    @property
-    def between_requests(self) -> bool:
-        """Whether no byte has arrived yet. Afterwards always False: the parser may hold bytes of another request."""
-        return self.head is FIRST
-
-    def data_received(self, data: bytes) -> None:
-        cycle = self.cycle
-        ahead = not self.idle and not cycle.more_body
-        super().data_received(data)
-        if ahead and cycle is self.cycle:
-            # Pipelined requests wait in the parser, which does not limit them.
-            self._ahead += len(data)
-            if self._ahead > self.server_state.head_timeouts.most_bytes:
-                self.flow.pause_reading()
-
-    def handle_events(self, event: Any) -> None:
-        before = self.cycle
-        super().handle_events(event)
-        if self.cycle is not before:
-            self.on_request_start(before)
-
-    def handle_remote_protocol_error(self) -> None:
-        # zttp has its own limits: 16 KiB and a hundred headers.
-        if "size limit" in str(sys.exception()) and self.idle:
-            self.refuse(431)
-        else:
-            super().handle_remote_protocol_error()
-
-    def on_response_complete(self) -> None:
-        self._ahead = 0
-        super().on_response_complete()
 
 
 class TransferableWebSocketRequest:

@@ -20,12 +20,11 @@ from ..process_setup import print_message
 from . import uvicorn_parts
 from .accepting import AdoptionPair, ConnectionAcceptor, ConnectionsAwaitingProtocol, protocol_factory
 from .connection_balancer import ConnectionBalancer, PeerCounts
-from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, HeadTimeouts, PoolServerState
-from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
-from .http2_connection import Http2Connection
+from .connection_state import HEAD_BYTES, HEAD_SECONDS, HeadTimeouts, PoolServerState
+from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection
 from .request_records import CUT, FailedRequestLog, RequestCounts, add_access_log, inner_app
 from .route_context import ANYWHERE, RouteContexts
-from .uvicorn_parts import Message, RequiredProtocolMembers, Settings, State, Tls, ZttpH2Protocol, ssl_context
+from .uvicorn_parts import Message, RequiredProtocolMembers, Settings, State, Tls, ssl_context
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -44,12 +43,10 @@ _CUT_HEADERS = [
     (b"content-length", b"%d" % len(_CUT_BODY)),
 ]
 
-# The protocol classes, each with the parts of uvicorn's class that it uses.
-_CLASSES: list[tuple[type[asyncio.Protocol], tuple[RequiredProtocolMembers, ...]]] = [
-    (H11Connection, (uvicorn_parts.HTTP1, uvicorn_parts.H11)),
-    (HttptoolsConnection, (uvicorn_parts.HTTP1, uvicorn_parts.HTTPTOOLS)),
-    (ZttpConnection, (uvicorn_parts.HTTP1, uvicorn_parts.ZTTP)),
-    (Http2Connection, (uvicorn_parts.HTTP2,)),
+# The protocol classes, each with the parts that it uses of uvicorn's class for its parser.
+_CLASSES: list[tuple[type[asyncio.Protocol], RequiredProtocolMembers]] = [
+    (H11Connection, uvicorn_parts.H11),
+    (HttptoolsConnection, uvicorn_parts.HTTPTOOLS),
 ]
 
 
@@ -62,7 +59,9 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
     if issubclass(protocol, Http1Connection):
         return protocol
     for ours, parts in _CLASSES:
-        if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
+        if issubclass(ours, protocol) and not (
+            uvicorn_parts.HTTP1.missing(protocol) or parts.missing(protocol)
+        ):
             return ours
     logger.warning(
         "uvicorn's %s is not known to this version of poolctl: a restart closes its connections, and may lose requests "
@@ -70,13 +69,6 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
         protocol.__name__,
     )
     return protocol
-
-
-def http2_class() -> type[asyncio.Protocol]:
-    """The class for connections of HTTP/2. Raises ImportError if zttp or uvicorn's class is missing."""
-    if not hasattr(ZttpH2Protocol, "handle_request"):
-        raise ImportError("HTTP/2 needs zttp, and a uvicorn that supports it")
-    return connection_class(ZttpH2Protocol)
 
 
 class StartupFailed(Exception):
@@ -127,8 +119,7 @@ class PoolServer(uvicorn.Server):
     lines about failed requests (see FailedRequestLog); None: none are written.
 
     A request's head may take `head_seconds` and be at most `head_bytes` long. At `max_connections` the server stops
-    accepting until there is room again; None stands for the number of free descriptors. With `http2` it also serves
-    HTTP/2.
+    accepting until there is room again; None stands for the number of free descriptors.
     """
 
     def __init__(
@@ -144,7 +135,6 @@ class PoolServer(uvicorn.Server):
         head_seconds: float = HEAD_SECONDS,
         head_bytes: int = HEAD_BYTES,
         max_connections: int | None = None,
-        http2: bool = False,
         routes: RouteContexts | None = None,
         woken: bool = False,
         failed: str | None = None,
@@ -156,7 +146,6 @@ class PoolServer(uvicorn.Server):
         self._out = False
         self._probes: ProbeConnections | None = None
         self._page: int | None = None  # the page of open connections, joined once started
-        self._http2 = http2
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._adoption = adoption
@@ -234,8 +223,7 @@ class PoolServer(uvicorn.Server):
     def _can_migrate(self) -> bool:
         # A TLS connection cannot be handed over, because its TLS state is in this process.
         kind: Any = self.config.http_protocol_class
-        movable = not self._http2 and issubclass(kind, Http1Connection) and kind.can_move
-        return movable and self._adoption is not None and self.config.ssl is None
+        return issubclass(kind, Http1Connection) and self._adoption is not None and self.config.ssl is None
 
     def balance_by_counts_page(self, page: int) -> None:
         """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
@@ -331,9 +319,7 @@ class PoolServer(uvicorn.Server):
     def _install_poolctl_protocol_classes(self) -> None:
         config, state = self.config, self.server_state
         kind: Any = config.http_protocol_class
-        kind = config.http_protocol_class = connection_class(kind)
-        state.http2 = http2_class() if self._http2 else None
-        state.connections.http = (Drainable, kind, *([state.http2] if self._http2 else []))
+        state.connections.http = config.http_protocol_class = connection_class(kind)
         if self._routes is not None:
             self._routes.show_to_app(config)
 
@@ -384,14 +370,14 @@ class PoolServer(uvicorn.Server):
         for connection in self._http_connections():
             connection.end_event_streams()
 
-    def _http_connections(self) -> list[Drainable]:
-        return [each for each in self.server_state.connections if isinstance(each, Drainable)]
+    def _http_connections(self) -> list[Http1Connection]:
+        return [each for each in self.server_state.connections if isinstance(each, Http1Connection)]
 
     def _close_non_drainable_connections(self) -> None:
-        """Close HTTP connections whose Python class is not a Drainable, each after its response in progress."""
-        connections = self.server_state.connections
-        for each in list(connections):
-            if type(each) in connections.http and not isinstance(each, Drainable):
+        """Close HTTP connections of a class that poolctl does not know, each after its response in progress."""
+        kind: Any = self.config.http_protocol_class
+        if not issubclass(kind, Http1Connection):
+            for each in [each for each in self.server_state.connections if type(each) is kind]:
                 each.shutdown()
 
     async def _wait_until_empty(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
@@ -417,8 +403,8 @@ def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[o
 
     uvicorn would respond with 500, as if the application had failed.
     """
-    for connection, cycle in _unanswered(connections):
-        cycle.send_500_response = functools.partial(_answer_503, connection, cycle)
+    for cycle in _unanswered(connections):
+        cycle.send_500_response = functools.partial(_answer_503, cycle)
     for task in list(tasks):
         task.cancel(msg=CUT)
 
@@ -427,24 +413,22 @@ async def answer_unfinished(connections: Iterable[object]) -> None:
     """Answer 503 to each request whose task still runs after its cancellation, for example because it uses a thread."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SEND_SECONDS):
-            for connection, cycle in list(_unanswered(connections)):
-                await _answer_503(connection, cycle)
+            for cycle in list(_unanswered(connections)):
+                await _answer_503(cycle)
                 cycle.disconnected = True  # the application's further output is ignored
 
 
-def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """Yield the connection and uvicorn's cycle object of each HTTP request whose response has not begun."""
+def _unanswered(connections: Iterable[object]) -> Iterable[Any]:
+    """Yield uvicorn's cycle object of each HTTP request whose response has not begun."""
     for connection in connections:
-        several = getattr(connection, "cycles", None)  # only HTTP/2 connections have it
-        cycles = [getattr(connection, "cycle", None)] if several is None else several.values()
-        for cycle in cycles:
-            if cycle is not None and not cycle.response_started and not cycle.disconnected:
-                yield connection, cycle
+        cycle = getattr(connection, "cycle", None)
+        if cycle is not None and not cycle.response_started and not cycle.disconnected:
+            yield cycle
 
 
-async def _answer_503(connection: Any, cycle: Any) -> None:
+async def _answer_503(cycle: Any) -> None:
     headers = list(_CUT_HEADERS)
-    if hasattr(connection, "cycle") and uvicorn_parts.CLOSE_HEADER not in cycle.default_headers:
+    if uvicorn_parts.CLOSE_HEADER not in cycle.default_headers:
         headers.append(uvicorn_parts.CLOSE_HEADER)
     await cycle.send({"type": "http.response.start", "status": _CUT_STATUS, "headers": headers})
     await cycle.send({"type": "http.response.body", "body": _CUT_BODY, "more_body": False})

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import sys
-from bisect import bisect_left
 from http import HTTPStatus
 from time import gmtime, monotonic, perf_counter, strftime, time
 from typing import Any, NamedTuple
@@ -40,11 +39,6 @@ class RequestCounts:
 
     def __init__(self, tally: memoryview) -> None:
         self.tally = tally
-
-    def count_response(self, latency_ns: int) -> None:
-        """Count a complete response."""
-        self.tally[tally.LATENCY_NS] += latency_ns
-        self.tally[tally.BUCKETS + bisect_left(tally.BOUNDS_NS, latency_ns)] += 1
 
     def count_unanswered(self, connection: object, newest: Any) -> None:
         """Count the unanswered requests of a closed connection: the newest, and pipelined ones."""

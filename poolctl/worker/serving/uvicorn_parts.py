@@ -30,8 +30,6 @@ from uvicorn.server import ServerState
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
-    from uvicorn.protocols.http.zttp_impl import ZttpProtocol
 
     class Http1Protocol(asyncio.Protocol):
         """A base class for type checkers: what uvicorn's protocol classes for HTTP/1.1 have in common."""
@@ -58,20 +56,14 @@ if TYPE_CHECKING:
 else:
     Http1Protocol = object
 
-    def _protocol(module: str, name: str) -> type:
-        """Return the class `name` of uvicorn; `object` if the module's parser, such as zttp, is not installed."""
-        try:
-            return getattr(import_module(f"uvicorn.protocols.http.{module}"), name)
-        except ImportError:
-            return object
-
-    HttpToolsProtocol = _protocol("httptools_impl", "HttpToolsProtocol")
-    ZttpProtocol = _protocol("zttp_impl", "ZttpProtocol")
-    ZttpH2Protocol = _protocol("zttp_h2_impl", "ZttpH2Protocol")
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:  # httptools is not installed
+        HttpToolsProtocol = object
 
 __all__ = [
     "CLOSE_HEADER", "LOGGING_CONFIG", "LOG_LEVELS", "App", "H11Protocol", "Http1Protocol", "HttpToolsProtocol",
-    "LifespanOn", "Message", "Receive", "Scope", "Send", "ServerState", "State", "ZttpH2Protocol", "ZttpProtocol",
+    "LifespanOn", "Message", "Receive", "Scope", "Send", "ServerState", "State",
     "get_client_addr", "get_path_with_query_string",
 ]  # fmt: skip
 
@@ -136,25 +128,21 @@ def _members(kind: type) -> set[str]:
     return found
 
 
-_METHODS = (
-    "connection_made", "connection_lost", "data_received", "shutdown", "on_response_complete",
-    "timeout_keep_alive_handler", "_unset_keepalive_if_required",
-)  # fmt: skip
-_ATTRIBUTES = (
-    "transport", "connections", "server_state", "loop", "timeout_keep_alive", "timeout_keep_alive_task", "app",
-    "access_log", "server", "client", "scheme", "limit_concurrency",
-)  # fmt: skip
-_CYCLE = (
-    "scope", "default_headers", "disconnected", "message_event", "more_body", "response_started", "response_complete",
-    "send", "send_500_response",
-)  # fmt: skip
-
-# The parts of every class for HTTP/1.1.
+# The parts of both classes.
 HTTP1 = RequiredProtocolMembers(
-    (*_METHODS, "send_400_response"),
-    (*_ATTRIBUTES, "cycle", "scope"),
-    (*_CYCLE, "on_response", "keep_alive", "transport"),
-)
+    (
+        "connection_made", "connection_lost", "data_received", "shutdown", "on_response_complete",
+        "timeout_keep_alive_handler", "_unset_keepalive_if_required", "send_400_response",
+    ),
+    (
+        "transport", "connections", "server_state", "loop", "timeout_keep_alive", "timeout_keep_alive_task", "app",
+        "access_log", "server", "client", "scheme", "limit_concurrency", "cycle", "scope",
+    ),
+    (
+        "scope", "default_headers", "disconnected", "message_event", "more_body", "response_started",
+        "response_complete", "send", "send_500_response", "on_response", "keep_alive", "transport",
+    ),
+)  # fmt: skip
 # Additional parts by parser.
 HTTPTOOLS = RequiredProtocolMembers(
     (
@@ -169,16 +157,6 @@ HTTPTOOLS = RequiredProtocolMembers(
     ("chunked_encoding",),
 )
 H11 = RequiredProtocolMembers(("handle_events", "handle_websocket_upgrade"), ("conn", "headers"))
-ZTTP = RequiredProtocolMembers(
-    ("handle_events", "handle_remote_protocol_error", "handle_websocket_upgrade"),
-    ("flow", "headers"),
-    ("chunked_encoding",),
-)
-HTTP2 = RequiredProtocolMembers(
-    (*_METHODS, "handle_request", "flush", "_close_connection"),
-    (*_ATTRIBUTES, "conn", "cycles", "shutdown_requested"),
-    (*_CYCLE, "stream"),
-)
 
 # The classes of WebSocket connections by name; only the one in use is imported.
 WEBSOCKETS = {
@@ -255,7 +233,7 @@ def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
     context.verify_mode = _CLIENT_AUTH[tls["client_auth"]]
     if tls["ciphers"]:
         context.set_ciphers(tls["ciphers"])
-    context.set_alpn_protocols(["h2", "http/1.1"] if tls.get("http2") else ["http/1.1"])
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 

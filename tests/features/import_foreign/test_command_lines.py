@@ -109,6 +109,8 @@ def test_command_line_becomes_a_server(imported: Import, line: str, name: str, k
         ("uvicorn main:app --reload", "--reload: poolctl run --watch reloads the code"),
         ("uvicorn main:app --backlog 10", "--backlog 10: no equivalent"),
         ("uvicorn main:app --lifespan off", "--lifespan off: no equivalent"),
+        ("uvicorn main:app --http2", "--http2: the gateway speaks HTTP/2"),
+        ("uvicorn main:app --http zttp", "--http zttp: an app is served with httptools or h11"),
         ("uvicorn main:app --brand-new", "--brand-new: no equivalent"),
         ("gunicorn main:app --daemon", "--daemon: poolctl start runs it in the background"),
         ("gunicorn main:app -k asgi -c conf.py", "--config conf.py: its settings were not read"),

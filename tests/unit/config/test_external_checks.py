@@ -122,32 +122,9 @@ def test_file_that_is_no_interpreter_is_reported(tmp_path: Path, python: str, to
     assert told in text
 
 
-@pytest.mark.parametrize(
-    ("said", "message", "fix"),
-    [
-        ("0.53.0 False", "has no zttp,", "pip install --upgrade zttp"),
-        ("0.53.0 True", "", ""),
-    ],
-)
-def test_an_interpreter_without_what_zttp_needs_names_the_fix(
-    tmp_path: Path, said: str, message: str, fix: str
-) -> None:
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho poolctl 3 12 {said}\n")
-    python.chmod(0o755)
-    found = check_interpreters({str(python): None}, [str(python)])
-    assert check_interpreters({str(python): None}) == []
-    if not message:
-        assert found == []
-        return
-    ((_, finding),) = found
-    assert message in finding.message
-    assert fix in finding.hint
-
-
 def test_old_interpreter_is_reported(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
-    old.write_text("#!/bin/sh\necho poolctl 3 8 None False\n")
+    old.write_text("#!/bin/sh\necho poolctl 3 8 None\n")
     old.chmod(0o755)
     ((_, finding),) = check_interpreters({str(old): None})
     assert "Python 3.8" in finding.message
@@ -478,16 +455,6 @@ def test_application_that_cannot_be_imported_has_its_reason_and_fix(
 ) -> None:
     of = job(Path("/app"), target, python="/bin/python")
     assert external_checks._message_and_fix(of, answer) == (message, fix)
-
-
-def test_zttp_is_looked_for_in_the_interpreter_of_the_servers_that_use_it(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho poolctl 3 12 0.53.0 False\n")
-    python.chmod(0o755)
-    zttp = 'app = "good:app"\npython = "python"\nhttp = { implementation = "zttp" }'
-    (text,) = outside(tmp_path, zttp, 'app = "good:app"\npython = "python"')
-    assert "server[0]" in text
-    assert "has no zttp" in text
 
 
 class Rules(TableRules):

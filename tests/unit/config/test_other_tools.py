@@ -129,6 +129,20 @@ def test_key_of_another_tool_gets_what_there_is_instead(key: str, hint: str) -> 
     assert hint_for(key).startswith(hint)
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (
+            '[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\nhttp = { http2 = true }\n',
+            "the gateway speaks HTTP/2",
+        ),
+        ('[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\nhttp2 = true\n', "the gateway speaks HTTP/2"),
+    ],
+)
+def test_key_of_what_poolctl_leaves_to_others_says_where_it_is(tmp_path: Path, text: str, where: str) -> None:
+    assert f"is a key of another tool; take it out: {where}" in told(tmp_path, text)
+
+
 FIXES = [fix for fix in OTHER_TOOLS[""] if re.match(r"[a-z_]+ = ", fix)]
 
 

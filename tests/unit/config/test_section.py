@@ -230,7 +230,7 @@ def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_no
         (Hooks, {}),
         (Watch, {"include": [], "exclude": []}),
         (Log, {"format": "text", "max_size": 10 * 2**20, "keep": 5}),
-        (Http, {"implementation": "auto", "http2": False, "loop": "auto", "keep_alive": 75.0, "root_path": "",
+        (Http, {"implementation": "auto", "loop": "auto", "keep_alive": 75.0, "root_path": "",
                 "proxy_headers": False, "trusted_proxies": [], "access_log": "errors", "head_timeout": 10.0,
                 "max_head_size": 65536, "websocket": "auto"}),
     ],

@@ -282,7 +282,7 @@ def test_requests_in_progress_get_four_fifths_of_the_time_for_a_stop() -> None:
 def test_limits_of_the_http_table_are_those_of_the_workers_server() -> None:
     http = {"head_timeout": 3, "max_head_size": 5000, "max_connections": 7}
     assert specs.connection_limits(server_of(http=http)) == {
-        "head_seconds": 3, "head_bytes": 5000, "max_connections": 7, "http2": False,
+        "head_seconds": 3, "head_bytes": 5000, "max_connections": 7,
     }  # fmt: skip
 
 

@@ -147,8 +147,8 @@ def app(name: str, **keys: Any) -> ServerConfig:
 
 def servers() -> list[ServerConfig]:
     return [
-        app("web", http={"http2": False}),
-        app("same", http={"http2": False, "keep_alive": 3}),
+        app("web", http={"websocket": "none"}),
+        app("same", http={"websocket": "none", "keep_alive": 3}),
         app("other", env={"PYTHONUTF8": "1", "KEY": "x"}),
         ServerConfig(name="program", bind=":4", command=["sleep", "1"]),
     ]
@@ -180,7 +180,7 @@ def test_small_pool_has_a_server_of_each_kind_a_program_and_the_tables_of_featur
     assert (web["name"], web["python"], web["http"], web["env"]) == (
         "web",
         "/usr/bin/python3",
-        {"http2": False},
+        {"websocket": "none"},
         {},
     )
     assert (other["name"], other["env"]) == ("other", {"PYTHONUTF8": "1"}), "no other variable gets into it"

@@ -33,7 +33,6 @@ from tests.serving import (
     ENGINES,
     FAST,
     PLAIN,
-    ZTTP,
     Client,
     Engine,
     Pair,
@@ -121,7 +120,7 @@ def test_websockets_are_shared_before_their_handshake(engine: Engine, pair: Pair
     engine.run(scenario())
 
 
-@pytest.mark.parametrize("shared", [*ENGINES, *ZTTP], ids="-".join)
+@pytest.mark.parametrize("shared", ENGINES, ids="-".join)
 def test_websockets_among_short_connections_are_shared_with_all_that_they_have_said(
     shared: Engine, pair: Pair
 ) -> None:
@@ -358,58 +357,6 @@ def test_drain_finishes_handshakes_and_leaves_what_was_given_to_others(
                 assert (await each.get())[0] == 200
             await asyncio.wait_for(first.running, 15)
             assert counts(others)[0] > 0
-
-    engine.run(scenario())
-
-
-@pytest.mark.skipif(not ZTTP, reason="this uvicorn has no parser zttp")
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_connections_that_may_be_http2_are_shared_before_their_first_byte(
-    loop: str, pair: Pair, secure: ssl.SSLContext
-) -> None:
-    engine = Engine(loop, "zttp")
-
-    async def scenario(context: ssl.SSLContext | None, *protocols: str) -> None:
-        async with workers(engine, pair, 4, http2=True, secure=context) as made:
-            client_context = context and trusting(*protocols)
-            clients = [await Client.connect(made[0].port, client_context) for _ in range(16)]
-            await until(lambda: sum(counts(made)) == 16)
-            assert counts(made)[0] >= 2
-            assert counts(made)[-1] <= 6
-            if protocols == ("h2",):
-                for each in clients:
-                    tls = each.writer.get_extra_info("ssl_object")
-                    assert tls.selected_alpn_protocol() == "h2"
-                return
-            for each in clients:
-                assert (await each.get())[0] == 200
-            assert sum(counts(made)) == 16
-
-    engine.run(scenario(None))
-    engine.run(scenario(secure))
-    engine.run(scenario(secure, "h2"))
-
-
-@pytest.mark.skipif(not ZTTP, reason="this uvicorn has no parser zttp")
-@pytest.mark.parametrize("http2", [False, True])
-def test_connection_whose_parser_hides_what_it_holds_moves_only_unread(pair: Pair, http2: bool) -> None:
-    engine = Engine("uvloop", "zttp")
-
-    async def scenario() -> None:
-        async with workers(engine, pair, 2, http2=http2) as made:
-            clients = [await Client.connect(made[0].port) for _ in range(8)]
-            await until(lambda: sum(counts(made)) == 8)
-            assert counts(made)[0] >= 2
-            for each in clients:
-                await each.send()
-                assert (await each.answer())[0] == 200
-            (one, *_) = made[0].server.server_state.connections
-            assert not one.hand_over(pair.give)
-            half = await Client.connect(made[0].port)
-            half.writer.write(b"GET / HTTP/1.1\r\n")
-            await asyncio.sleep(0.05)
-            half.writer.write(b"host: test\r\n\r\n")
-            assert (await half.answer())[0] == 200
 
     engine.run(scenario())
 

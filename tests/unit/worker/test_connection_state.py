@@ -78,7 +78,7 @@ def counted() -> PoolServerState:
     """A state whose connections are counted on a page."""
     server_state = PoolServerState()
     server_state.tally = memoryview(array("Q", bytes(512)))
-    server_state.connections.http = (Kept,)
+    server_state.connections.http = Kept
     return server_state
 
 

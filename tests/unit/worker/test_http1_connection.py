@@ -34,7 +34,6 @@ from tests.serving import (
     ENGINES,
     FAST,
     PLAIN,
-    ZTTP,
     App,
     Client,
     Engine,
@@ -500,7 +499,7 @@ def test_draining_worker_does_not_return_to_rotation(engine: Engine, monkeypatch
 
 HEAD_SECONDS = 0.15
 # Both loops and both parsers: each test waits.
-WAITED_FOR = [PLAIN, FAST, *(pytest.param(each, marks=pytest.mark.slow) for each in ZTTP)]
+WAITED_FOR = [PLAIN, FAST]
 HALF = b"GET / HTTP/1.1\r\nhost: te"
 WHOLE = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
@@ -623,9 +622,6 @@ def test_slow_body_is_limited_only_after_its_response_and_by_silence(each_engine
 
 
 def test_time_of_a_pipelined_head_begins_after_the_response_before_it(each_engine: Engine) -> None:
-    if each_engine.http == "zttp":
-        pytest.skip("zttp does not say what it holds")
-
     async def scenario() -> None:
         async with served(each_engine, head_seconds=HEAD_SECONDS) as (_, app, port, _running):
             client = await Client.connect(port)
@@ -800,9 +796,6 @@ def test_adopted_connection_has_the_time_that_was_left(
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_moved_connection_keeps_its_remaining_time(each_engine: Engine, pair: Pair, asked: bool) -> None:
-    if each_engine.http == "zttp":
-        pytest.skip("its connections do not move")
-
     async def scenario() -> None:
         config = {"timeout_keep_alive": 3 * HEAD_SECONDS}
         limits: Any = {"head_seconds": 3 * HEAD_SECONDS, "config": config, "adoption": pair.worker()}
@@ -918,7 +911,7 @@ def test_connection_that_stays_is_handed_over_with_its_remaining_time(kept: Kept
         assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
 
 
-@pytest.mark.parametrize("http", ["h11", "httptools", *(each.http for each in ZTTP)])
+@pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_connection_whose_body_stops_after_the_response_is_closed_after_the_keep_alive(
     sockets: tuple[socket.socket, socket.socket], http: str
 ) -> None:
@@ -1146,7 +1139,7 @@ def test_application_sees_the_fields_of_the_head_and_no_trailers(kept: Kept) -> 
 CONTENT = b"GET /secret HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
-@pytest.mark.parametrize("http", ["h11", "httptools", *(each.http for each in ZTTP)])
+@pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("separately", [False, True])
 @pytest.mark.parametrize(
     ("field", "body"),
@@ -1177,6 +1170,23 @@ def test_request_that_asks_for_h2c_has_its_body_and_so_have_those_behind_it(
     kept.close()
 
 
+def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = blank_page()
+    kept.protocol.counts = RequestCounts(page)
+    latencies_ns = (100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000)
+    clock = iter([time_ns for latency_ns in latencies_ns for time_ns in (0, latency_ns)])
+    monkeypatch.setattr(http1_connection, "monotonic_ns", lambda: next(clock))
+    for _ in latencies_ns:
+        kept.ask()
+    counts = page.tolist()
+    assert (tally.responses(counts), tally.in_flight(counts)) == (4, 0)
+    assert counts[tally.BUCKETS : tally.BUCKETS + 2] == [2, 1]
+    assert counts[tally.COUNTED - 1] == 1
+    assert counts[tally.LATENCY_NS] == sum(latencies_ns)
+
+
 def released() -> tuple[asyncio.Event, Any]:
     """An event, and an application that answers once it is set."""
     release = asyncio.Event()
@@ -1200,7 +1210,7 @@ def test_pipelined_head_that_has_grown_too_large_gets_431_after_the_response_bef
     kept.loop.pass_time(3)
 
 
-@pytest.mark.parametrize("http", ["h11", "httptools", *(each.http for each in ZTTP)])
+@pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_client_that_sends_many_requests_ahead_is_read_no_further_until_they_are_answered(
     sockets: tuple[socket.socket, socket.socket], http: str
 ) -> None:
@@ -1331,7 +1341,7 @@ def test_connection_of_another_process_closes_with_the_time_that_its_client_has_
 # A client gets the same bytes at the same time as from uvicorn, whose heads and bodies are sent separately.
 
 LONG = b"x" * 100_000
-PARSERS = ["h11", "httptools", *(each.http for each in ZTTP)]
+PARSERS = ["h11", "httptools"]
 
 
 def request(start: bytes = b"GET /", *headers: bytes) -> bytes:
@@ -1485,7 +1495,7 @@ def test_connection_that_has_closed_is_not_left_to_the_garbage_collector(
     kept.loop.close()
 
 
-@pytest.mark.parametrize("each_parser", [PLAIN, FAST, *ZTTP], ids="-".join)
+@pytest.mark.parametrize("each_parser", [PLAIN, FAST], ids="-".join)
 def test_date_of_a_response_is_never_older_than_its_request(
     each_parser: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

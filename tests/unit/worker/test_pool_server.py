@@ -26,7 +26,6 @@ from poolctl.worker.serving.pool_server import (
     StartupFailed,
     close_websocket_for_restart,
     connection_class,
-    http2_class,
     load_config,
 )
 from poolctl.worker.serving.route_context import RouteContexts
@@ -39,7 +38,6 @@ from tests.load.frames import CLOSE, PING, TEXT, frame, new_key
 from tests.serving import (
     ENGINES,
     FAST,
-    ZTTP,
     App,
     Client,
     Engine,
@@ -481,7 +479,7 @@ def test_server_with_routes_answers(engine: Engine) -> None:
     engine.run(scenario())
 
 
-@pytest.fixture(params=ENGINES + ZTTP, ids="-".join)
+@pytest.fixture(params=ENGINES, ids="-".join)
 def each_engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen
@@ -945,13 +943,7 @@ def test_unknown_protocol_class_or_one_without_known_parts_is_used_as_it_is_with
     assert caplog.records == []
 
 
-def test_http2_without_its_class_cannot_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_server, "ZttpH2Protocol", asyncio.Protocol)
-    with pytest.raises(ImportError, match="HTTP/2 needs zttp, and a uvicorn that supports it"):
-        http2_class()
-
-
-TLS = {"password": None, "client_auth": "none", "min_version": "1.2", "ciphers": None, "http2": False}
+TLS = {"password": None, "client_auth": "none", "min_version": "1.2", "ciphers": None}
 
 
 def test_certificate_is_read_from_its_descriptors_which_are_closed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from poolctl.gateway.routes import (
 )
 from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value
 from poolctl.worker.serving.route_context import RouteContexts
-from tests.serving import ENGINES, PLAIN, ZTTP, Client, Engine, Pair, listener, served
+from tests.serving import ENGINES, PLAIN, Client, Engine, Pair, listener, served
 
 KEY = "0123456789abcdef"
 ROUTE = Route(alias="users über", host="users.test", path="/v1", to=(Target(server="one"),))
@@ -33,7 +33,7 @@ GOOD = f"{CONTEXT_FIELD}: {context_value('one', KEY, ROUTE.alias)}"
 FORGED = f"{CONTEXT_FIELD}: {context_value('one', 'guessed', ROUTE.alias)}"
 
 
-@pytest.fixture(params=[*ENGINES, *ZTTP], ids="-".join)
+@pytest.fixture(params=ENGINES, ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen

@@ -37,13 +37,11 @@ from tests.asgi_apps import saying
 from tests.certificates import certificate
 from tests.serving import ENGINES, FAST, PLAIN, App, Client, Engine, Pair, blank_page, served, turns, until
 
-CONNECTIONS = ("http1_connection", "http2_connection")
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {
     "httptools_impl.HttpToolsProtocol": parts.HTTPTOOLS,
     "h11_impl.H11Protocol": parts.H11,
-    "zttp_impl.ZttpProtocol": parts.ZTTP,
 }
 # A configuration, once it is loaded.
 CONFIG = (
@@ -85,11 +83,6 @@ def protocol(module: str, name: str) -> Any:
 def test_protocol_class_for_http1_has_every_part(path: str) -> None:
     module, name = path.split(".")
     assert both(parts.HTTP1, HTTP[path]).missing(protocol(f"http.{module}", name)) == set()
-
-
-def test_protocol_class_for_http2_has_every_part() -> None:
-    http2 = protocol("http.zttp_h2_impl", "ZttpH2Protocol")
-    assert parts.HTTP2.missing(http2) == set()
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # one of them is deprecated
@@ -142,20 +135,17 @@ def test_only_the_list_imports_from_below_uvicorn() -> None:
 
 def test_names_used_of_uvicorns_objects_are_listed() -> None:
     listed = {
-        "cycle": {*parts.HTTP1.cycle, *parts.HTTPTOOLS.cycle, *parts.HTTP2.cycle},
+        "cycle": {*parts.HTTP1.cycle, *parts.HTTPTOOLS.cycle},
         "newest": {*parts.HTTP1.cycle},
         "config": {*CONFIG},
-        "super": {
-            "__init__", *parts.HTTP1.methods, *parts.HTTPTOOLS.methods, *parts.H11.methods, *parts.ZTTP.methods,
-            *parts.HTTP2.methods,
-        },
-    }  # fmt: skip
+        "super": {"__init__", *parts.HTTP1.methods, *parts.HTTPTOOLS.methods, *parts.H11.methods},
+    }
     unlisted = {
         f"{path.name}: {holder}.{name}"
         for path in SERVING.glob("*.py")
         for holder, name in uses(ast.parse(path.read_text()))
         if holder in listed and name not in listed[holder] and not name.startswith("__")
-        if holder != "super" or path.stem in CONNECTIONS
+        if holder != "super" or path.stem == "http1_connection"
     }
     assert unlisted == set()
 
@@ -167,16 +157,16 @@ def test_names_used_of_a_websocket_are_listed() -> None:
 
 
 def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
-    trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in CONNECTIONS]
-    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    tree = ast.parse((SERVING / "http1_connection.py").read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     connections = [
         each for each in classes if each.name.endswith("Connection") and each.name != "DataDiscardingProtocol"
     ]
-    assert len(connections) == 6
+    assert len(connections) == 4
     own = {name for each in connections for name in defined(each)}
     listed = {
         name
-        for each in (parts.HTTP1, parts.HTTPTOOLS, parts.H11, parts.ZTTP, parts.HTTP2)
+        for each in (parts.HTTP1, parts.HTTPTOOLS, parts.H11)
         for name in (*each.methods, *each.attributes)
     }
     used = {name for each in connections for holder, name in uses(each) if holder == "self"}
@@ -219,7 +209,8 @@ def defined(mixin: ast.ClassDef) -> Iterator[str]:
         elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
             yield node.target.id
         elif isinstance(node, ast.Assign):
-            yield from (each.id for each in node.targets if isinstance(each, ast.Name))
+            names = [each.id for each in node.targets if isinstance(each, ast.Name)]
+            yield from ast.literal_eval(node.value) if names == ["__slots__"] else names
             private = (each for each in node.targets if isinstance(each, ast.Attribute))
             yield from (each.attr for each in private if each.attr.startswith("_"))
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
@@ -451,7 +442,7 @@ def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, th
         "http": expected,
         "loop": "auto",
     }
-    assert uvicorn_parts.settings_for(None, {"http": "zttp"}) == {"http": "zttp"}
+    assert uvicorn_parts.settings_for(None, {"http": "h11"}) == {"http": "h11"}
 
 
 def test_known_protocol_class_that_lacks_a_part_counts_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

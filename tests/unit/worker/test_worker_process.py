@@ -43,7 +43,7 @@ from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.http_get import get
 from tests.processes import is_alive
-from tests.serving import ENGINES, FAST, PLAIN, ZTTP, Client, Engine, Served, blank_page, served, turns, until
+from tests.serving import ENGINES, FAST, PLAIN, Client, Engine, Served, blank_page, served, turns, until
 
 SECONDS = 0.15
 
@@ -227,7 +227,7 @@ def test_connection_or_request_ends_idleness(engine: Engine) -> None:
     engine.run(scenario())
 
 
-@pytest.mark.parametrize("each_parser", [PLAIN, FAST, *ZTTP], ids="-".join)
+@pytest.mark.parametrize("each_parser", [PLAIN, FAST], ids="-".join)
 def test_request_on_an_open_connection_ends_idleness_when_it_begins(each_parser: Engine) -> None:
     async def scenario() -> None:
         async with watched(each_parser) as (serving, told):
