@@ -12,7 +12,7 @@ GROUPS = {
     "routing": "the route table that applications read: writing, opening, look-up",
     "gateway": "the gateway beside nginx and a plain HAProxy: rates, latency, processor time and memory",
     "many_routes": "a gateway with ten thousand routes: its start, a changed route, and what that loses",
-    "streams": "the streams of the gateway beside HAProxy and nginx",
+    "streams": "the streams of the gateway beside a plain HAProxy",
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
     "scaling": "servers with triggers: how long until a new worker answers, and what watching a hundred costs",

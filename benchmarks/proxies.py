@@ -14,10 +14,9 @@ from pathlib import Path
 _START_SECONDS = 10.0
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 _PACKAGES = {"nginx": "nginx", "HAProxy": "haproxy"}
-_NGINX_STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 _NGINX = """
-{modules}daemon off;
+daemon off;
 worker_processes 1;
 pid {directory}/nginx.pid;
 error_log {directory}/nginx.log;
@@ -55,7 +54,6 @@ http {{
   }}
 }}
 """
-_NGINX_UDP = "stream {{ server {{ listen 127.0.0.1:{plain} udp; proxy_pass 127.0.0.1:{backend}; }} }}"
 _HAPROXY = """
 global
   nbthread 1
@@ -94,16 +92,6 @@ def is_installed(name: str) -> bool:
     return False
 
 
-def forwards_streams(name: str) -> bool:
-    """Whether the peer is installed, and can forward streams; if not, print how to install what is missing."""
-    if not is_installed(name):
-        return False
-    if name != "nginx" or _NGINX_STREAM_MODULE.exists():
-        return True
-    print("  nginx forwards no streams and is left out: apt-get install libnginx-mod-stream", file=sys.stderr)
-    return False
-
-
 @contextmanager
 def http_peer(
     name: str, directory: Path, *, plain: int, tls: int, backend: int, certificate: Path
@@ -125,22 +113,17 @@ def http_configuration(
 
 
 @contextmanager
-def stream_peer(name: str, directory: Path, *, plain: int, backend: int) -> Iterator[int]:
-    """Run a process that copies from the port to the backend's (nginx: datagrams, HAProxy: connections)."""
-    values = {"plain": plain, "backend": backend}
-    if name == "nginx":
-        text = _nginx(directory, _NGINX_UDP.format(**values))
-    else:
-        text = _HAPROXY.format(mode="tcp") + _HAPROXY_TCP.format(**values)
-    with _running(name, directory, text) as pid:
+def stream_peer(directory: Path, *, plain: int, backend: int) -> Iterator[int]:
+    """Run a HAProxy that copies connections from the port to the backend's."""
+    text = _HAPROXY.format(mode="tcp") + _HAPROXY_TCP.format(plain=plain, backend=backend)
+    with _running("HAProxy", directory, text) as pid:
         yield pid
 
 
 def _nginx(directory: Path, body: str) -> str:
-    modules = f"load_module {_NGINX_STREAM_MODULE};\n" if body.startswith("stream") else ""
     # As root it would run its processes as a user without access to the directory.
     user = "" if os.geteuid() else "user root;\n"
-    return _NGINX.format(modules=modules, directory=directory, user=user, body=body)
+    return _NGINX.format(directory=directory, user=user, body=body)
 
 
 @contextmanager

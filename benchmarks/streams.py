@@ -1,4 +1,4 @@
-"""Compares the gateway's streams with a plain HAProxy (connections) and nginx (datagrams) before an echo process."""
+"""Compares the gateway's streams with a plain HAProxy before an echo process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from .serving import Side
 ROUNDS = 7
 ROUND_SECONDS = 0.2
 _CONNECTIONS = 8
-_DATAGRAM = b"x" * 100
-_TIMEOUT_SECONDS = 10.0
+_SMALL_BYTES = 100
 _START_SECONDS = 10.0
 
 _ECHO = """
@@ -33,16 +32,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data):
         self.transport.write(data)
 
-class Datagrams(asyncio.DatagramProtocol):
-    def connection_made(self, transport):
-        self.transport = transport
-    def datagram_received(self, data, address):
-        self.transport.sendto(data, address)
-
 async def main(port):
-    loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(Datagrams, ("127.0.0.1", port))
-    server = await loop.create_server(Connection, "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port)
     await server.serve_forever()
 
 asyncio.run(main(int(sys.argv[1])))
@@ -52,16 +43,9 @@ asyncio.run(main(int(sys.argv[1])))
 class Way(Side):
     """A way to the echo process. The processor time is measured for the process in front of it."""
 
-    def __init__(self, name: str, port: int, before: int, kind: socket.SocketKind) -> None:
+    def __init__(self, name: str, port: int, before: int) -> None:
         super().__init__(port, before)
         self.name = name
-        self._kind = kind
-
-    def connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_INET, self._kind)
-        sock.settimeout(_TIMEOUT_SECONDS)
-        sock.connect(("127.0.0.1", self.port))
-        return sock
 
 
 def _send_and_receive(socks: list[socket.socket], sent: bytes) -> int:
@@ -82,27 +66,19 @@ def _kept(size: int) -> Callable[[Way], int]:
     return lambda way: _send_and_receive(way.kept()[:_CONNECTIONS], sent)
 
 
-def _datagrams(way: Way) -> int:
-    return _send_and_receive(way.kept(), _DATAGRAM)
-
-
 def _new_connection(way: Way) -> int:
     socks = [way.connect() for _ in range(_CONNECTIONS)]
-    _send_and_receive(socks, _DATAGRAM)
+    _send_and_receive(socks, bytes(_SMALL_BYTES))
     for sock in socks:
         sock.close()
     return len(socks)
 
 
-_TCP_MODES: dict[str, Callable[[Way], int]] = {
-    "TCP, 100 bytes": _kept(100),
+_MODES: dict[str, Callable[[Way], int]] = {
+    "TCP, 100 bytes": _kept(_SMALL_BYTES),
     "TCP, 64 KB": _kept(1 << 16),
     "TCP, 1 MB": _kept(1 << 20),
     "TCP, new connection": _new_connection,
-}
-_UDP_MODES: dict[str, Callable[[Way], int]] = {
-    "UDP, datagram": _datagrams,
-    "UDP, new client": _new_connection,
 }
 
 
@@ -110,31 +86,23 @@ def run(options: Namespace) -> Iterator[Row]:
     rounds = 2 if options.quick else ROUNDS
     with ExitStack() as stack:
         project = stack.enter_context(Project(1))
-        backend, tcp, udp, tcp_peer, udp_peer = answers.free_ports(5)
+        backend, port, peer_port = answers.free_ports(3)
         echo = stack.enter_context(_echo(backend))
         path = project.directory / "pool.toml"
         path.write_text(
-            f'[gateway]\nbind = []\n[[stream]]\nalias = "tcp"\nbind = "127.0.0.1:{tcp}"\nto = "127.0.0.1:{backend}"\n'
-            f'[[stream]]\nalias = "udp"\nprotocol = "udp"\nbind = "127.0.0.1:{udp}"\nto = "127.0.0.1:{backend}"\n'
+            f'[gateway]\nbind = []\n[[stream]]\nalias = "tcp"\nbind = "127.0.0.1:{port}"\nto = "127.0.0.1:{backend}"\n'
             + path.read_text()
         )
         project.run("start")
-        measured = []
-        for kind, modes, process, port, peer, peer_port in (
-            (socket.SOCK_STREAM, _TCP_MODES, "gateway", tcp, "HAProxy", tcp_peer),
-            (socket.SOCK_DGRAM, _UDP_MODES, "forwarder", udp, "nginx", udp_peer),
-        ):
-            ways = [Way(DIRECT, backend, echo, kind), Way(POOLCTL, port, project.process(process), kind)]
-            if proxies.forwards_streams(peer):
-                pid = stack.enter_context(
-                    proxies.stream_peer(peer, project.directory, plain=peer_port, backend=backend)
-                )
-                ways.append(Way(peer, peer_port, pid, kind))
-            measured.append((ways, modes))
-        stack.enter_context(on_one_processor([way.pid for ways, _ in measured for way in ways]))
-        for ways, modes in measured:
-            for mode, ask in modes.items():
-                yield from _measured(mode, ways, ask, rounds)
+        ways = [Way(DIRECT, backend, echo), Way(POOLCTL, port, project.process("gateway"))]
+        if proxies.is_installed("HAProxy"):
+            pid = stack.enter_context(
+                proxies.stream_peer(project.directory, plain=peer_port, backend=backend)
+            )
+            ways.append(Way("HAProxy", peer_port, pid))
+        stack.enter_context(on_one_processor([way.pid for way in ways]))
+        for mode, ask in _MODES.items():
+            yield from _measured(mode, ways, ask, rounds)
 
 
 def _measured(mode: str, ways: list[Way], ask: Callable[[Way], int], rounds: int) -> Iterator[Row]:

@@ -112,7 +112,7 @@ class GatewayStats:
 class GatewayStatus:
     """The gateway of a pool: `state` is running, starting or failed; `problem` describes any part not served.
 
-    `addresses` are URLs, with tcp:// and udp:// for streams; `routes` does not count excluded ones. `stats` are left
+    `addresses` are URLs, with tcp:// for streams; `routes` does not count excluded ones. `stats` are left
     out where they were not asked for.
     """
 

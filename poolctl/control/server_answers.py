@@ -46,7 +46,7 @@ class LiveOverrides:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteToServer:
-    """A route to the server; `protocol` is http, tcp or udp. For tcp and udp, `host` is the gateway's address."""
+    """A route to the server; `protocol` is http or tcp. For tcp, `host` is the gateway's address."""
 
     alias: str
     protocol: str

@@ -45,12 +45,9 @@ class ListenError(ServerError):
         self.taken = taken
 
 
-def port_error(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
-    """Return the ListenError for a failed bind to `host` and the port of `address`. `kind` is the socket type."""
+def port_error(address: Address, host: str, error: OSError) -> ListenError:
+    """Return the ListenError for a failed bind to `host` and the port of `address`."""
     port = address.port or 0
-    if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
-        hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
-        return ListenError(f"UDP port {port} is in use", bind=address.key, hint=hint)
     if error.errno == errno.EADDRINUSE:
         return unattributed_address_in_use_error(address, (host, port))
     if error.errno in (errno.EACCES, errno.EPERM) and port < _first_unprivileged_port():

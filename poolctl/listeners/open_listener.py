@@ -69,7 +69,7 @@ def open_listener(
     file never gives more rights than `access`. Raises ListenError. Resolving a host name may block.
     """
     if address.kind == "tcp":
-        sockets = _open_ports(address, socket.SOCK_STREAM)
+        sockets = _open_ports(address)
     elif address.kind == "unix":
         sockets = [_listen_on_path(address, access)]
     elif address.kind == "fd":
@@ -82,19 +82,6 @@ def open_listener(
             # Accepted sockets inherit this option. Unless the event loop sets it too, a keep-alive request would
             # otherwise wait for a delayed acknowledgement.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sockets
-
-
-def open_datagram_sockets(address: Address) -> list[socket.socket]:
-    """Open UDP sockets, one for each address that `address` resolves to: bound, non-blocking and close-on-exec.
-
-    Raises ListenError; resolving a host name may block.
-    """
-    if address.kind != "tcp":
-        raise ListenError(f"{address.key} has no UDP port", bind=address.key, hint="write HOST:PORT or :PORT")
-    sockets = _open_ports(address, socket.SOCK_DGRAM)
-    for sock in sockets:
-        sock.setblocking(False)
     return sockets
 
 
@@ -329,7 +316,7 @@ def describe(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _open_ports(address: Address, kind: int) -> list[socket.socket]:
+def _open_ports(address: Address) -> list[socket.socket]:
     opened: list[socket.socket] = []
     skipped: ListenError | None = None
     if address.port is None:
@@ -338,9 +325,9 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     try:
         for target in wanted:
             try:
-                opened.append(_open_bound_or_listening_socket(target, address.port, kind, dual=address.dual))
+                opened.append(_open_listening_socket(target, address.port, dual=address.dual))
             except OSError as error:
-                problem = port_error(address, target.host, error, kind)
+                problem = port_error(address, target.host, error)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
                     raise problem from error
                 skipped = problem
@@ -352,19 +339,16 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     return opened
 
 
-def _open_bound_or_listening_socket(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
-    sock = socket.socket(target.family, kind)
+def _open_listening_socket(target: BindHost, port: int, *, dual: bool) -> socket.socket:
+    sock = socket.socket(target.family, socket.SOCK_STREAM)
     try:
-        if kind == socket.SOCK_STREAM:
-            # Two UDP sockets with this option would share the port, and one of them would receive nothing.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.family == socket.AF_INET6:
             # Always set, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(target.sockaddr(port))
-        if kind == socket.SOCK_STREAM:
-            sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may be detected here instead of in bind()
+        sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may be detected here instead of in bind()
     except OSError:
         sock.close()
         raise

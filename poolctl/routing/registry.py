@@ -1,4 +1,4 @@
-"""Registries of routes, by alias: HTTP routes, streams (TCP and UDP), and excluded routes.
+"""Registries of routes, by alias: HTTP routes, streams, and excluded routes.
 
 A `Registry` holds the routes that a process adds. A `TableRegistry` reads the routes of a running pool from its route
 table, and cannot be changed. Any thread may use both; an iteration uses a snapshot.

@@ -181,7 +181,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRoute:
-    """A route for TCP connections or UDP datagrams: the gateway listens for them on `bind`."""
+    """A route for TCP connections: the gateway listens for them on `bind`."""
 
     alias: str
     bind: str

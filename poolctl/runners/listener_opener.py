@@ -25,7 +25,6 @@ from poolctl.listeners.open_listener import (
     Inherited,
     SocketAccess,
     close_listener,
-    open_datagram_sockets,
     open_listener,
 )
 from poolctl.listeners.port_ledger import is_free
@@ -59,12 +58,6 @@ class Opener:
             if error.taken is None:
                 raise
             raise with_holders(error, await self._holders(error.taken)) from error.__cause__
-
-    async def open_datagram_sockets(self, address: Address) -> list[socket.socket]:
-        """Open the UDP sockets of the address, and return them. Raises ListenError. If cancelled, closes them."""
-        return await _run_resolving_work(
-            address, functools.partial(open_datagram_sockets, address), undo=close_listener
-        )
 
     async def check_bindable(self, address: Address) -> None:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""

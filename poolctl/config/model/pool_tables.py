@@ -223,12 +223,11 @@ NONE = NamesOfInvalidServers()
 
 
 class BoundAddress(NamedTuple):
-    """An address that a table binds (for UDP if `datagrams`), the path of its key, and the table's name in messages."""
+    """An address that a table binds, the path of its key, and the table's name in messages."""
 
     path: KeyPath
     name: str
     address: Address
-    datagrams: bool = False
 
 
 class TableRules:

@@ -208,21 +208,19 @@ def _addresses(tables: Tables) -> Iterator[BoundAddress]:
 
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
-    """Return [(table name, address)] for all addresses that tables bind, except for UDP, as `conflicts` expects."""
-    return [(each.name, each.address) for each in _addresses(tables) if not each.datagrams]
+    """Return [(table name, address)] for all addresses that tables bind, as `conflicts` expects."""
+    return [(each.name, each.address) for each in _addresses(tables)]
 
 
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[KeyPath, str, Finding]]:
     """(path, name, finding) for each table whose address is already in use by `name`, a server or an earlier table."""
-    there = [*_addresses(tables)]
-    own, datagrams = ([each for each in there if each.datagrams is kind] for kind in (False, True))
-    for among, tables_there in ((servers, own), ([], datagrams)):
-        together = [*among, *((each.name, each.address) for each in tables_there)]
-        for second, first, finding in conflicts(together) if tables_there else ():
-            if second >= len(among) and finding.path == ("bind",):
-                yield tables_there[second - len(among)].path, together[first][0], finding
+    own = [*_addresses(tables)]
+    together = [*servers, *((each.name, each.address) for each in own)]
+    for second, first, finding in conflicts(together) if own else ():
+        if second >= len(servers) and finding.path == ("bind",):
+            yield own[second - len(servers)].path, together[first][0], finding
 
 
 PARTS = ("url", "host", "port")

@@ -203,6 +203,8 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'to = "HOST:PORT"': "proxypass upstream backend backends server servers target targets",
         'timeouts = { connect = "5s", idle = "10m" }': "timeout proxyconnecttimeout proxytimeout",
         'alias = "NAME"': "name id",
+        "take it out: a stream is TCP; UDP is forwarded by nginx (stream), or by a [[server]] with"
+        ' command = ["socat", "UDP-LISTEN:53,fork", "UDP:HOST:53"]': "protocol udp",
         "take it out: TLS is copied as it is, from the client to the target": "tls certificate sslcertificate",
     },
 }

@@ -120,7 +120,7 @@ def canonical_stream_target(text: str) -> str:
     if _is_server_or_tag(text):
         return text
     scheme, separator, _ = text.partition("://")
-    if separator and scheme.lower() not in ("tcp", "udp"):
+    if separator and scheme.lower() != "tcp":
         raise BadValue(f"{shown(text)} is a URL: a stream leads to HOST:PORT", STREAM_TARGET_ALLOWED)
     return _connectable_address(text.partition("://")[2] if separator else text, STREAM_TARGET_ALLOWED).key
 

@@ -16,7 +16,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.config import Configuration, Finding, TLSConfig, certificate_names, read_regular_truncated
 from poolctl.config.model.pool_tables import Located
 from poolctl.exit_codes import FAILED
-from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route import FILE, Route, StreamRoute
 
 from .haproxy.configuration import ServerAddresses, configuration_of
 from .haproxy.listeners import HaproxyCertificate, HaproxyListener
@@ -43,7 +43,7 @@ def files(request: CommandRequest) -> Files:
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
-    streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]
+    streams = [each for each in routes if isinstance(each, StreamRoute) and each.provider == FILE]
     listeners, commands = [], []
     directory = request.get("into") or ""
     for number, each in enumerate(gateway.bind, 1):
@@ -93,10 +93,6 @@ def _not_exported(config: Configuration) -> Iterator[Located]:
         for key, reason in _OF_RUNNING_POOL.items():
             if written.config and getattr(written.config, key):
                 yield locate_finding(written, Finding((key,), reason))
-    for stream in config.tables.all(StreamConfig):
-        if stream.protocol == "udp":
-            path = ("stream", stream.index, "protocol")
-            yield None, Finding(path, "HAProxy forwards no datagrams: the stream is left out")
 
 
 def _failure(message: str) -> Failure:

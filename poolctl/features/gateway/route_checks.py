@@ -86,8 +86,11 @@ def route_problems(
     probed = probed_targets(tables)
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes:
-        found = [*_target_problems(route, known, gateway, unfinished), *_udp_unix_socket_problems(route)]
-        for finding in (*found, *_verification_problems(route), *_probe_problems(route, probed)):
+        for finding in (
+            *_target_problems(route, known, gateway, unfinished),
+            *_verification_problems(route),
+            *_probe_problems(route, probed),
+        ):
             yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
     yield from _duplicate_alias_problems(
         ((each, each.config if each.server is None else None) for each in written), known
@@ -147,9 +150,6 @@ def _target_problems(
                 f"{shortened_printable(text)!r} is {kind_without_address(found[0])}, which has no address"
             )
             yield Finding(path, message, "name a server that listens", text)
-        if found and isinstance(route, StreamConfig) and route.protocol == "udp":
-            message = f"{shortened_printable(found[0].name)!r} takes connections, and UDP has none"
-            yield Finding(path, message, 'name a "HOST:PORT", or write protocol = "tcp"', text)
 
 
 def _listeners(
@@ -187,19 +187,6 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
         elif not gateway.trusted_proxies:
             message = "no proxy is trusted, so that no connection may begin with the PROXY protocol"
             yield Finding(path, message, 'add trusted_proxies = ["10.0.0.0/8"] to [gateway]')
-        if isinstance(each, StreamConfig) and each.protocol == "udp":
-            yield Finding(path, "the PROXY protocol is for TCP", "take it out")
-
-
-def _udp_unix_socket_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
-    """Report Unix socket addresses in a UDP stream: UDP needs HOST:PORT."""
-    if isinstance(route, StreamConfig) and route.protocol == "udp":
-        places: list[tuple[KeyPath, str]] = [(("bind",), route.bind)]
-        places += [(("to", index), target.to) for index, target in enumerate(route.to)]
-        for path, text in places:
-            if text.lower().startswith(UNIX):
-                message = "UDP has ports, and no Unix sockets"
-                yield Finding(path, message, 'write "HOST:PORT", or protocol = "tcp"', text)
 
 
 def _verification_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:

@@ -365,7 +365,6 @@ def build_stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
         alias=config.label,
         bind=parse(config.bind).key,
         to=to,
-        protocol=config.protocol,
         policy=config.policy,
         accept_proxy=config.accept_proxy_protocol,
         idle_seconds=times.idle,

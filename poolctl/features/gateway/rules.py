@@ -104,7 +104,7 @@ class GatewayRules(TableRules):
             yield BoundAddress(("gateway", "bind", index), "[gateway]", parse(listener.bind))
         for stream in tables.all(StreamConfig):
             place, name = ("stream", stream.index, "bind"), f"[[stream]] {stream.label}"
-            yield BoundAddress(place, name, parse(stream.bind), stream.protocol == "udp")
+            yield BoundAddress(place, name, parse(stream.bind))
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
         """Extend the JSON Schema: allow short forms, and require a target in a route.

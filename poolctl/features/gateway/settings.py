@@ -11,7 +11,7 @@ from poolctl.routing import match
 
 from .program import LEAST_VERSION, program_path, program_version, user_of_program
 
-HTTP, TCP, UDP = "http", "tcp", "udp"
+HTTP, TCP = "http", "tcp"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -31,11 +31,6 @@ class ListenerSettings:
     tls: bool = False
     dual: bool = False
     accept_proxy: bool = False
-
-    @property
-    def key(self) -> str:
-        """A key that identifies the listener; TCP and UDP listeners on the same port have different keys."""
-        return f"udp {self.bind}" if self.protocol == UDP else self.bind
 
     @property
     def role(self) -> tuple[str, str]:

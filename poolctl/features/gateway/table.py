@@ -442,7 +442,7 @@ class StreamTimeouts(Section):
 
 
 class StreamConfig(_WithAbsoluteSocketPaths):
-    """[[stream]]: an address whose TCP connections or UDP datagrams are forwarded to other addresses."""
+    """[[stream]]: an address whose TCP connections are forwarded to other addresses."""
 
     table: ClassVar[str] = "stream"
     table_name: ClassVar[str] = "stream"
@@ -456,7 +456,6 @@ class StreamConfig(_WithAbsoluteSocketPaths):
     bind: Bind = required(description="The address that clients connect to.")
     mode: FileMode = field("0666", _MODE)
     owner: Text | None = field(None, _OWNER)
-    protocol: Literal["tcp", "udp"] = field("tcp", "tcp or udp.")
     to: Annotated[tuple[StreamTarget, ...], STREAM_TARGETS] = required(
         description="The targets: names of servers, tag:TAG, or HOST:PORT."
     )
@@ -465,7 +464,7 @@ class StreamConfig(_WithAbsoluteSocketPaths):
         False, "Connections from the trusted_proxies of [gateway] begin with a header of the PROXY protocol."
     )
     max_connections: Number = field(
-        0, "Maximum number of open connections, or of UDP sessions; 0: what the limit of descriptors allows."
+        0, "Maximum number of open connections; 0: what the limit of descriptors allows."
     )
     timeouts: StreamTimeouts = field(StreamTimeouts.with_defaults(), "Timeouts of its connections.")
     health: Probe | None = field(None, "How its targets are probed: { tcp = true }.")

@@ -37,10 +37,12 @@ bind = "127.0.0.1:auto"
 app = "shop:web"
 tags = ["api"]
 
-[[stream]]
-bind = ":5353"
-protocol = "udp"
-to = "10.0.0.5:53"
+[[server]]
+name = "program"
+bind = "127.0.0.1:5433"
+command = ["program"]
+socket = "proxied"
+forward = "tcp"
 
 [[stream]]
 alias = "postgres"
@@ -71,7 +73,7 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     assert "listen stream:postgres" in text
     assert "log stdout len 4096 format raw local0 err\n" in text
     assert "sleeping.map" not in text, "nobody would fill it"
-    assert ":5353" not in text
+    assert ":5433" not in text, "its processes have ports that the pool chooses"
     commands = done.out.partition("next: ")[2].strip()
     assert commands.endswith(f"{haproxy} -c -f 'its files/haproxy.cfg'")
     checked = subprocess.run(commands, shell=True, capture_output=True, text=True, cwd=directory)
@@ -79,7 +81,6 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     bundle = directory / "its files" / "listener-2-1.pem"
     assert stat.S_IMODE(bundle.stat().st_mode) == 0o600
     warnings = done.err
-    assert "stream[0].protocol: HAProxy forwards no datagrams: the stream is left out" in warnings
     assert "server[0].labels.route.waiting_page: HAProxy alone does not know which servers sleep" in warnings
     assert "moving has no address that HAProxy can know" in warnings
     assert warnings.count("has no address that HAProxy can know") == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.environments import need_gateway
 from tests.features.gateway.conftest import GatewayPool
-from tests.ports import claim_port
 
 pytestmark = pytest.mark.integration
 
@@ -84,47 +80,6 @@ def test_requests_that_a_replaced_haproxy_finishes_are_counted_and_in_progress_u
     gateway.until(gateway.process)
     assert backend()["requests"] == stats()["requests_total"] == 2
     assert stats()["replaced_processes"] == 0
-
-
-@pytest.mark.parametrize("also_http", [True, False])
-def test_udp_target_that_refuses_datagrams_gets_no_more_clients(
-    gateway: GatewayPool, also_http: bool
-) -> None:
-    port, closed = claim_port(), f"127.0.0.1:{claim_port()}"
-    with socket.socket(type=socket.SOCK_DGRAM) as target:
-        target.bind(("127.0.0.1", 0))
-        serving = f"127.0.0.1:{target.getsockname()[1]}"
-        stream = f'[[stream]]\nbind = "127.0.0.1:{port}"\nprotocol = "udp"\nto = ["{closed}", "{serving}"]\n'
-        need_gateway()
-        gateway.write(stream)
-        if not also_http:
-            gateway.pool.write("pool.toml", f"[gateway]\nbind = []\n{stream}")
-        gateway.pool.ok("start")
-
-        def has_opened() -> bool:
-            with socket.socket(type=socket.SOCK_DGRAM) as client:
-                client.connect(("127.0.0.1", port))
-                client.send(b"x")
-            return f"breaker opened: {closed}" in gateway.pool.ok("events").stdout
-
-        def all_arrive() -> bool:
-            target.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while target.recv(100):
-                    pass
-            target.settimeout(0.5)
-            for number in range(4):
-                with socket.socket(type=socket.SOCK_DGRAM) as client:
-                    client.connect(("127.0.0.1", port))
-                    client.send(b"%d" % number)
-                    try:
-                        target.recv(100)
-                    except TimeoutError:
-                        return False
-            return True
-
-        gateway.until(has_opened)
-        gateway.until(all_arrive)
 
 
 def test_requests_that_a_limit_refuses_are_counted_as_refused(gateway: GatewayPool) -> None:

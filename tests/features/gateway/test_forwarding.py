@@ -12,11 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
-
-from poolctl.features.gateway.forwarder.datagrams import DatagramRules, DatagramTarget
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget
-from poolctl.features.gateway.settings import UDP, ListenerSettings
+from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.forwarding import Forwarding, Order, WaitingListeners
 from poolctl.json_form import to_json
 from poolctl.keeper import pool_files, rendezvous
@@ -162,37 +159,6 @@ def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_
     run(work())
 
 
-def test_datagrams_are_forwarded_and_counted(tmp_path: Path) -> None:
-    async def work() -> None:
-        loop = asyncio.get_running_loop()
-        async with stage(tmp_path) as made:
-            with (
-                socket.socket(type=socket.SOCK_DGRAM) as here,
-                socket.socket(type=socket.SOCK_DGRAM) as there,
-            ):
-                for each in (here, there):
-                    each.bind(("127.0.0.1", 0))
-                    each.setblocking(False)
-                to = DatagramTarget(key="dns", host="127.0.0.1", port=there.getsockname()[1])
-                rules = DatagramRules(targets=(to,), policy="first", idle_seconds=60.0)
-                made.forwarding.apply({("stream", "dns"): Order(to_json(rules), [here])})
-                with socket.socket(type=socket.SOCK_DGRAM) as client:
-                    client.setblocking(False)
-                    client.sendto(b"x", here.getsockname())
-                    data, session = await loop.sock_recvfrom(there, 100)
-                    there.sendto(data + b"!", session)
-                    assert await loop.sock_recv(client, 100) == b"x!"
-                found = await made.forwarding.report()
-                assert (found["dns"]["opened"], found["dns"]["open"], found["dns"]["bytes_out"]) == (1, 1, 2)
-                # The same sockets: the session goes on.
-                made.forwarding.apply({("stream", "dns"): Order(to_json(rules), [here], {"more": 1})})
-                assert (await made.forwarding.report())["dns"]["open"] == 1
-                made.forwarding.apply({("hold", "other"): Order({}, [here])})
-                assert await made.forwarding.report() == {}
-
-    run(work())
-
-
 def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
@@ -208,17 +174,14 @@ def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_h
     tmp_path: Path,
 ) -> None:
     async def work() -> None:
-        async with stage(tmp_path) as made:
-            with socket.socket(type=socket.SOCK_DGRAM) as here:
-                here.bind(("127.0.0.1", 0))
-                rules = DatagramRules(targets=(), policy="first", idle_seconds=60.0)
-                made.forwarding.apply({("stream", "dns"): Order(to_json(rules), [here])})
-                await made.forwarding.wait_until_applied()
-                process: Any = next(iter(made.environment.helpers)).process
-                environment: Any = made.environment
-                Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
-                await process.wait_until_performed()
-                assert [*await made.forwarding.report()] == ["dns"]
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            await made.forwarding.wait_until_applied()
+            process: Any = next(iter(made.environment.helpers)).process
+            environment: Any = made.environment
+            Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
+            await process.wait_until_performed()
+            assert await made.ask("x") == "got x"
 
     run(work())
 
@@ -226,9 +189,9 @@ def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_h
 def test_listeners_are_given_to_whoever_adopts_a_forwarder_that_was_left_alone(tmp_path: Path) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made:
-            settings = ListenerSettings(bind="127.0.0.1:53", protocol=UDP)
-            with socket.socket(type=socket.SOCK_DGRAM) as held:
-                made.forwarding.apply({("hold", settings.key): Order(to_json(settings), [held])})
+            settings = ListenerSettings(bind="127.0.0.1:53")
+            with socket.create_server(("127.0.0.1", 0)) as held:
+                made.forwarding.apply({("hold", settings.bind): Order(to_json(settings), [held])})
                 await made.forwarding.wait_until_applied()
                 inode = os.fstat(held.fileno()).st_ino
             process = made.environment.helpers.pids["forwarder"]
@@ -277,27 +240,28 @@ def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> N
     run(work())
 
 
-@pytest.mark.parametrize("kind", ["await", "stream"])
-def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_it(
-    tmp_path: Path, kind: str
-) -> None:
-    """A supervisor that has forgotten a stream, because its file has changed meanwhile."""
+def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_it(tmp_path: Path) -> None:
+    """A supervisor that has forgotten a target, because its file has changed meanwhile."""
 
     async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            with socket.socket(type=socket.SOCK_DGRAM) as here:
-                here.bind(("127.0.0.1", 0))
-                rules = DatagramRules(targets=(), policy="first", idle_seconds=60.0)
-                orders = {
-                    "await": {("await", KEY): made.await_order(port)},
-                    "stream": {("stream", "dns"): Order(to_json(rules), [here])},
-                }
-                made.forwarding.apply(orders[kind])
+        async with stage(tmp_path) as made:
+            with socket.create_server(("127.0.0.1", 0)) as held:
+                made.forwarding.apply({("hold", "x"): Order({}, [held])})
                 await made.forwarding.wait_until_applied()
                 process: Any = next(iter(made.environment.helpers)).process
-                made.forwarding.apply({("hold", "x"): Order({}, [here])})
+                earlier = made.await_order(1)
+                content = {"t": "await", "key": KEY, "value": earlier.value, **earlier.fields}
+                process.link.send(content, earlier.sockets)
+                await process.wait_until_performed()
+                inode = os.fstat(earlier.sockets[0].fileno()).st_ino
+                assert inode in open_sockets(process.pid)
                 made.forwarding.use(process, is_new=False)
-                await made.forwarding.wait_until_applied()
-                assert await made.forwarding.report() == {}
+                await until(lambda: inode not in open_sockets(process.pid))
+                assert os.fstat(held.fileno()).st_ino in open_sockets(process.pid)
 
     run(work())
+
+
+def open_sockets(pid: int) -> set[int]:
+    """The inodes of what the process has open."""
+    return {os.stat(each).st_ino for each in Path(f"/proc/{pid}/fd").iterdir()}

@@ -16,7 +16,7 @@ from poolctl import TLSConfig
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.haproxy.setup import CertificateContents
-from poolctl.features.gateway.settings import TCP, UDP, GatewaySettings, ListenerSettings, settings_of
+from poolctl.features.gateway.settings import TCP, GatewaySettings, ListenerSettings, settings_of
 from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
@@ -53,7 +53,7 @@ class Predecessors(Store):
 
     def __init__(self, *listeners: ListenerSettings) -> None:
         super().__init__()
-        self.kept = {f"gateway listener {each.key}": each for each in listeners}
+        self.kept = {f"gateway listener {each.bind}": each for each in listeners}
         self.got: list[str] = []
 
     async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
@@ -73,7 +73,7 @@ def http(bind: str, *, tls: bool = False) -> ListenerSettings:
 
 
 def by_key(*listeners: ListenerSettings) -> dict[str, ListenerSettings]:
-    return {each.key: each for each in listeners}
+    return {each.bind: each for each in listeners}
 
 
 def plan(*listeners: ListenerSettings, **more: Any) -> GatewayPlan:
@@ -99,7 +99,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
         for wanted in (narrow, wide, narrow):
             assert await listeners.open_missing(by_key(wanted)) == []
             assert listeners.settings == by_key(wanted)
-            assert store.names == {f"gateway listener {wanted.key}"}
+            assert store.names == {f"gateway listener {wanted.bind}"}
             assert is_open(port)
         await listeners.close_others(())
         assert not is_open(port)
@@ -162,7 +162,7 @@ def test_address_without_a_host_is_open_for_both_families() -> None:
         narrow = http(f"0.0.0.0:{port}")
         for wanted in (replace(narrow, dual=True), narrow, replace(narrow, dual=True)):
             assert await listeners.open_missing(by_key(wanted)) == []
-            families = {each.family for each in listeners.of(wanted.key)}
+            families = {each.family for each in listeners.of(wanted.bind)}
             assert families == ({socket.AF_INET, socket.AF_INET6} if wanted.dual else {socket.AF_INET})
         await listeners.close_others(())
 
@@ -191,14 +191,14 @@ def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> N
     old, new, other = http("127.0.0.1:1", tls=True), http("127.0.0.1:2", tls=True), http("127.0.0.1:3")
     certificates = tuple(
         Certificate(key, CertificateContents((key,), {}, ()), TLSConfig(cert=key))
-        for key in (new.key, other.key)
+        for key in (new.bind, other.bind)
     )
     planned = plan(new, other, certificates=certificates)
     failed = planned.limited_to(by_key(old, other))
-    assert set(failed.listeners) == {old.key, other.key}
-    assert failed.certificates == (*certificates, certificates[0]._replace(bind=old.key))
-    assert failed.certificates_of(old.key) == [certificates[0].contents]
-    assert set(planned.limited_to(by_key(old, new, other)).listeners) == {new.key, other.key}
+    assert set(failed.listeners) == {old.bind, other.bind}
+    assert failed.certificates == (*certificates, certificates[0]._replace(bind=old.bind))
+    assert failed.certificates_of(old.bind) == [certificates[0].contents]
+    assert set(planned.limited_to(by_key(old, new, other)).listeners) == {new.bind, other.bind}
 
 
 def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
@@ -206,9 +206,9 @@ def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
     old = ListenerSettings(bind="127.0.0.1:1", protocol=TCP, alias="db")
     new = ListenerSettings(bind="127.0.0.1:2", protocol=TCP, alias="db")
     gone = ListenerSettings(bind="127.0.0.1:3", protocol=TCP, alias="gone")
-    found = plan(new, streams={new.key: route}).limited_to(by_key(old, gone, http("127.0.0.1:4")))
-    assert set(found.listeners) == {old.key}
-    assert found.streams[old.key] is route
+    found = plan(new, streams={new.bind: route}).limited_to(by_key(old, gone, http("127.0.0.1:4")))
+    assert set(found.listeners) == {old.bind}
+    assert found.streams[old.bind] is route
 
 
 def test_settings_are_those_of_the_table() -> None:
@@ -234,17 +234,17 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
         stream=(StreamConfig(bind=":5432", to=("10.0.0.5:5432",)),),
     )
     db = StreamRoute(alias="db", bind="0.0.0.0:5432", to=(Target(url="10.0.0.5:5432"),), accept_proxy=True)
-    dns = StreamRoute(alias="dns", bind="127.0.0.1:53", to=(Target(url="10.0.0.5:53"),), protocol="udp")
-    found = plan_of(tables, (db, dns), {})
+    web_port = StreamRoute(alias="web", bind="127.0.0.1:53", to=(Target(server="web"),), protocol="http")
+    found = plan_of(tables, (db, web_port), {})
     assert found is not None
     listeners = (
         ListenerSettings(bind="127.0.0.1:8080", accept_proxy=True),
         ListenerSettings(bind="0.0.0.0:8443", dual=True),
         ListenerSettings(bind="0.0.0.0:5432", protocol="tcp", alias="db", dual=True, accept_proxy=True),
-        ListenerSettings(bind="127.0.0.1:53", protocol="udp", alias="dns"),
+        ListenerSettings(bind="127.0.0.1:53", protocol="http", alias="web"),
     )
     assert found.listeners == by_key(*listeners)
-    assert found.streams == {listeners[2].key: db, listeners[3].key: dns}
+    assert found.streams == {listeners[2].bind: db, listeners[3].bind: web_port}
     assert found.certificates == ()
     assert plan_of(Tables(), (), {}) is None
 
@@ -291,17 +291,17 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
         made = GatewayListeners(store, released)
         await made.adopt()
         assert made.settings == by_key(*listeners)
-        sockets = {each.key: made.of(each.key) for each in listeners}
+        sockets = {each.bind: made.of(each.bind) for each in listeners}
         assert all(len(each) == 1 for each in sockets.values())
         got = [*store.got]
         assert sorted(got) == sorted(store.kept)
         await made.adopt()
-        assert (store.got, {each.key: made.of(each.key) for each in listeners}) == (got, sockets)
+        assert (store.got, {each.bind: made.of(each.bind) for each in listeners}) == (got, sockets)
         assert made.of("other") == []
         first = listeners[0]
-        await made.close_others([first.key])
-        assert (made.settings, {*store.kept}) == (by_key(first), {f"gateway listener {first.key}"})
-        assert (made.of(first.key), made.of(listeners[1].key)) == (sockets[first.key], [])
+        await made.close_others([first.bind])
+        assert (made.settings, {*store.kept}) == (by_key(first), {f"gateway listener {first.bind}"})
+        assert (made.of(first.bind), made.of(listeners[1].bind)) == (sockets[first.bind], [])
         await made.close_others(())
 
     run(scenario())
@@ -312,35 +312,17 @@ def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
         store: Any = Store()
         listeners, plain = GatewayListeners(store, released), http(f"127.0.0.1:{claim_port()}")
         assert await listeners.open_missing(by_key(plain)) == []
-        sockets = [*listeners.of(plain.key)]
+        sockets = [*listeners.of(plain.bind)]
         secure = replace(plain, tls=True)
         assert await listeners.open_missing(by_key(secure)) == []
         assert await listeners.open_missing(by_key(secure)) == []
-        assert (listeners.settings, listeners.of(plain.key)) == (by_key(secure), sockets)
-        fds = [each.fileno() for each in listeners.of(plain.key)]
-        name = f"gateway listener {plain.key}"
+        assert (listeners.settings, listeners.of(plain.bind)) == (by_key(secure), sockets)
+        fds = [each.fileno() for each in listeners.of(plain.bind)]
+        name = f"gateway listener {plain.bind}"
         assert store.sent == [
             ({"op": "put", "name": name, "meta": to_json(each)}, fds) for each in (plain, secure)
         ]
         await listeners.close_others(())
-
-    run(scenario())
-
-
-def test_datagrams_and_connections_share_a_port() -> None:
-    async def scenario() -> None:
-        bind = f"127.0.0.1:{claim_port()}"
-        listeners, stream = (
-            GatewayListeners(Store(), released),
-            ListenerSettings(bind=bind, protocol=UDP, alias="dns"),
-        )
-        assert await listeners.open_missing(by_key(http(bind))) == []
-        assert await listeners.open_missing(by_key(stream)) == []
-        assert listeners.settings == by_key(http(bind), stream)
-        assert {each.type for each in listeners.of(stream.key)} == {socket.SOCK_DGRAM}
-        assert {each.type for each in listeners.of(http(bind).key)} == {socket.SOCK_STREAM}
-        await listeners.close_others(())
-        assert listeners.settings == {}
 
     run(scenario())
 
@@ -353,7 +335,7 @@ def test_closed_listener_refuses_connections_although_another_process_has_a_dupl
         port = claim_port()
         listeners, listener = GatewayListeners(Store(), kept), http(f"127.0.0.1:{port}")
         assert await listeners.open_missing(by_key(listener)) == []
-        (sock,) = listeners.of(listener.key)
+        (sock,) = listeners.of(listener.bind)
         with sock.dup():
             assert is_open(port)
             await listeners.close_others(())

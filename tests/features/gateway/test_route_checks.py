@@ -51,13 +51,11 @@ def route(**keys: object) -> str:
         (QUEUE + route(to="tag:background"), "only servers without an address have the tag 'background'; give it to"),
         (QUEUE + '[[stream]]\nbind = ":53"\nto = "queue"\n', "'queue' is a program without a port, which has no"),
         (route(to="http://127.0.0.1:8080"), "http://127.0.0.1:8080 is an address of the gateway itself; name a server"),
-        ('[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "web"\n', "takes connections, and UDP has none; name a"),
         ('[[stream]]\nbind = ":53"\nto = "wob"\n', "stream[0].to: there is no server 'wob'; did you mean 'web'?"),
         (route(to="10.0.0.5"), "no server '10.0.0.5'; if it is a host, write the port too: \"http://10.0.0.5:PORT\""),
         ('[[stream]]\nbind = ":53"\nto = "db.x"\n', "if it is a host, write the port too: \"db.x:PORT\""),
         ('[[stream]]\nbind = ":53"\nto = "gone"\n', "no server 'gone'; name a server of this pool, or write HOST:PORT"),
         ('[[stream]]\nbind = ":53"\nto = "localhost:53"\n', "localhost:53 is an address of the gateway itself"),
-        ('[[stream]]\nbind = "unix:/tmp/a"\nprotocol = "udp"\nto = "1.2.3.4:5"\n', "UDP has ports, and no Unix"),
         (
             '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\nbreaker = { statuses = [500] }\n',
             "stream[0].breaker.statuses: unknown key 'statuses'",
@@ -79,10 +77,6 @@ def route(**keys: object) -> str:
         (
             '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\nhealth = { http = "/up" }\n',
             "stream[0].health.http: a stream is not probed by http; allowed is tcp",
-        ),
-        (
-            '[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "unix:/tmp/x"\n',
-            'stream[0].to: UDP has ports, and no Unix sockets; write "HOST:PORT", or protocol = "tcp"',
         ),
         (
             route(to=[{"to": "http://10.0.0.7:90", "health": {"exec": ["true"]}}]),
@@ -116,10 +110,6 @@ def route(**keys: object) -> str:
         (
             '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\naccept_proxy_protocol = true\n',
             "stream[0].accept_proxy_protocol: no proxy is trusted",
-        ),
-        (
-            TRUSTING + 'to = "1.2.3.4:5"\nprotocol = "udp"\naccept_proxy_protocol = true\n',
-            "stream[0].accept_proxy_protocol: the PROXY protocol is for TCP; take it out",
         ),
         (
             '[gateway]\nbind = [{ bind = ":80", mode = "0660" }]\n' + route(),

@@ -116,7 +116,7 @@ def test_tag_without_a_name_is_refused(of: Callable[[str], str], text: str) -> N
     ("text", "target"),
     [
         ("db", "db"), ("tag:db", "tag:db"), ("10.0.0.5:5432", "10.0.0.5:5432"), ("tcp://a:1", "a:1"),
-        ("UDP://a:53", "a:53"), ("[::1]:53", "[::1]:53"),
+        ("TCP://a:53", "a:53"), ("[::1]:53", "[::1]:53"),
     ],
 )  # fmt: skip
 def test_target_of_a_stream_is_a_server_a_tag_or_an_address(text: str, target: str) -> None:

@@ -403,12 +403,12 @@ def test_target_that_is_named_twice_is_one_with_its_first_weight() -> None:
 def test_stream_has_every_key() -> None:
     breaker = {"failures": 1, "rate": 0.2, "minimum_requests": 3, "window": 4.0, "open_for": 5.0, "probes": 6}
     stream = StreamConfig(
-        bind=":53", to=("10.0.0.5:53",), protocol="udp", policy="first", accept_proxy_protocol=True,
+        bind=":53", to=("10.0.0.5:53",), policy="first", accept_proxy_protocol=True,
         max_connections=9, timeouts={"connect": 1.0, "idle": 2.0}, breaker=breaker,
     )  # fmt: skip
     assert routes_of([], Tables(gateway=GatewayConfig(), stream=(stream,))) == (
         StreamRoute(
-            alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), protocol="udp", policy="first",
+            alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), policy="first",
             accept_proxy=True, idle_seconds=2.0, max_connections=9,
             timeouts=Timeouts(connect=1.0, head=0.0, idle=2.0),
             breaker=BreakerRule(

@@ -62,17 +62,11 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
         ('[gateway]\nbind = ":9464"\n[metrics]\n', "overlaps 127.0.0.1:9464 of '[metrics]'"),
         ('[gateway]\nbind = [":80", ":80"]\n', "is taken by '[gateway]'"),
         ('[gateway]\n[[stream]]\nbind = ":8080"\nto = "a:1"\n', "stream[0].bind: the address 0.0.0.0:8080 is taken"),
-        ('[[stream]]\nbind = ":53"\nto = "a:1"\nprotocol = "udp"\n' * 2, "is taken by '[[stream]] a:1'"),
+        ('[[stream]]\nbind = ":53"\nto = "a:1"\n' * 2, "is taken by '[[stream]] a:1'"),
     ],
 )  # fmt: skip
 def test_address_that_is_taken_is_a_problem(tmp_path: Path, text: str, words: str) -> None:
     assert words in told(tmp_path, WEB + text)
-
-
-def test_datagrams_and_connections_may_have_one_port(tmp_path: Path) -> None:
-    stream = '[[stream]]\nalias = "{0}"\nbind = ":9001"\nto = "10.0.0.5:53"\nprotocol = "{0}"\n'
-    assert "taken" not in told(tmp_path, stream.format("tcp") + stream.format("udp"))
-    assert "taken" not in told(tmp_path, WEB + stream.format("udp"))
 
 
 TEXTS = {
@@ -145,17 +139,14 @@ def test_route_without_a_target_registers_or_redirects(tmp_path: Path, text: str
 
 def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
     rules = GatewayRules()
-    stream = '[[stream]]\nbind = "127.0.0.1:53"\nprotocol = "udp"\nto = "10.0.0.5:53"\n'
+    stream = '[[stream]]\nbind = "127.0.0.1:53"\nto = "10.0.0.5:53"\n'
     text = f'{WEB}[gateway]\nbind = ["127.0.0.1:80", ":443"]\n[[route]]\nto = "http://a:80"\nhealth = "/up"\n{stream}'
     config = load_text(tmp_path, text)
     tables, servers = config.tables, [*config]
-    assert [
-        (each.path, each.name, each.address.key, each.datagrams)
-        for each in rules.listed_bind_addresses(tables)
-    ] == [
-        (("gateway", "bind", 0), "[gateway]", "127.0.0.1:80", False),
-        (("gateway", "bind", 1), "[gateway]", "0.0.0.0:443", False),
-        (("stream", 0, "bind"), "[[stream]] 10.0.0.5:53", "127.0.0.1:53", True),
+    assert [(each.path, each.name, each.address.key) for each in rules.listed_bind_addresses(tables)] == [
+        (("gateway", "bind", 0), "[gateway]", "127.0.0.1:80"),
+        (("gateway", "bind", 1), "[gateway]", "0.0.0.0:443"),
+        (("stream", 0, "bind"), "[[stream]] 10.0.0.5:53", "127.0.0.1:53"),
     ]
     assert [*rules.listed_bind_addresses(Tables())] == []
     assert [each.alias for each in rules.routes(servers, tables)] == ["a:80", "10.0.0.5:53"]

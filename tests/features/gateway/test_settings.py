@@ -11,7 +11,6 @@ from poolctl.features.gateway.program import (
     user_of_program,
 )
 from poolctl.features.gateway.settings import (
-    UDP,
     Endpoint,
     GatewaySettings,
     ListenerSettings,
@@ -55,12 +54,6 @@ def test_url_without_host_or_port_is_refused(url: str) -> None:
 def test_server_is_reached_on_this_machine(bind: str, endpoint: Endpoint) -> None:
     assert Endpoint.of_server(bind, tls=False) == endpoint
     assert Endpoint.of_server(bind, tls=True).tls
-
-
-def test_listeners_of_two_protocols_have_different_keys() -> None:
-    tcp, udp = ListenerSettings(bind="a:53", alias="dns"), ListenerSettings(bind="a:53", protocol=UDP)
-    assert (tcp.key, udp.key) == ("a:53", "udp a:53")
-    assert (tcp.role, udp.role) == (("http", "dns"), (UDP, ""))
 
 
 def test_settings_have_the_same_defaults_as_the_table() -> None:

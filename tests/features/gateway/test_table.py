@@ -103,7 +103,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
     stream = values(StreamConfig(bind=":1", to=("a:1",)))
     assert [values(each) for each in stream.pop("to")] == [{"to": "a:1", "weight": 1, "health": None}]
     assert stream == {
-        "alias": None, "bind": ":1", "mode": "0666", "owner": None, "protocol": "tcp", "policy": "round-robin",
+        "alias": None, "bind": ":1", "mode": "0666", "owner": None, "policy": "round-robin",
         "accept_proxy_protocol": False,
         "max_connections": 0, "timeouts": {"connect": 5.0, "idle": 600.0, "total": 0.0}, "health": None,
         "breaker": STREAM_BREAKER, "index": 0,
@@ -246,7 +246,6 @@ def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[gateway]\nhead_timeout = 0\n", "out of range"),
         ("[[stream]]\nto = '10.0.0.5:1'\n", "'bind' is missing"),
         ("[[stream]]\nbind = ':5432'\nto = 'http://a'\n", "is a URL: a stream leads to HOST:PORT"),
-        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\nprotocol = 'sctp'\n", 'allowed is "tcp" or "udp"'),
         ("[[stream]]\nbind = ':5432'\nto = 'a:1'\npolicy = 'sticky'\n", "'sticky' is not allowed here"),
     ],
 )  # fmt: skip
@@ -267,6 +266,10 @@ def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: 
         ("[[route]]\nto = 'web'\nlocation = '/'\n", 'write path = "/PREFIX"'),
         ("[[route]]\nto = 'web'\nweight = 2\n", 'write to = [{ to = "SERVER", weight = 2 }]'),
         ("[[stream]]\nbind = ':1'\nto = 'a:1'\nproxy_timeout = 1\n", "write timeouts = { connect"),
+        (
+            "[[stream]]\nbind = ':1'\nto = 'a:1'\nprotocol = 'udp'\n",
+            "a stream is TCP; UDP is forwarded by nginx (stream)",
+        ),
         ("[gateway]\nclient_max_body_size = '1m'\n", 'write max_body_size = "1MiB" in a [[route]]'),
         ("[gateway]\nserver_name = 'a'\n", 'write host = "HOST" in a [[route]]'),
         ("[gateway]\nhost = 'a'\n", "'host' belongs elsewhere; write host = \"HOST\" in a [[route]]"),

@@ -159,28 +159,6 @@ def test_stream_has_breakers_like_a_route() -> None:
     assert stage.targets.in_use(db) == in_use(["10.0.0.2:1"])
 
 
-def test_breakers_of_a_udp_stream_follow_the_counts_of_the_forwarder() -> None:
-    one, two = "10.0.0.1:53", "10.0.0.2:53"
-    dns = StreamRoute(
-        alias="dns", bind=":1", to=(Target(url=one), Target(url=two)), protocol="udp", breaker=RULE
-    )
-    stage = FiguresStage(dns)
-
-    def refuse(answers: int, failures: int) -> None:
-        stage.figures.record_datagrams({"dns": {"answers": {two: answers}, "failures": {one: failures}}})
-
-    refuse(0, 9)
-    assert stage.targets.in_use(dns) == in_use([one, two]), "when was not known"
-    refuse(5, 11)
-    assert stage.targets.in_use(dns) == in_use([one, two])
-    refuse(6, 12)
-    assert stage.targets.in_use(dns) == in_use([two])
-    assert (report(stage, one).errors, report(stage, two).health) == (3, "healthy")
-    assert stage.changes == 1
-    refuse(1, 2)  # of another forwarder
-    assert report(stage, one).errors == 5
-
-
 def test_servers_of_the_pool_are_unreachable_if_their_supervisor_says_so() -> None:
     both = route("one", "two")
     stage = FiguresStage(both)

@@ -25,7 +25,6 @@ from poolctl.config.rules.conflicts import (
     table_conflicts,
 )
 from poolctl.config.values.toml_text import escaped, table_text
-from poolctl.feature import FEATURES
 from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
 
 QUEUE = '[[server]]\nname = "queue"\ncommand = ["celery", "worker"]\n'
@@ -471,14 +470,6 @@ def test_overlapping_addresses_are_spelt_out(one: str, other: str, message: str)
 def test_third_server_of_an_address_conflicts_with_the_first() -> None:
     there = [(name, parse("127.0.0.1:80")) for name in ("a", "b", "c")]
     assert [(later, first) for later, first, _ in conflicts(there)] == [(1, 0), (2, 0)]
-
-
-@pytest.mark.skipif("gateway" not in FEATURES, reason="there are no streams")
-def test_datagrams_are_in_conflict_with_datagrams_only(tmp_path: Path) -> None:
-    udp = '[[stream]]\nalias = "{}"\nbind = "127.0.0.1:53"\nprotocol = "udp"\nto = "127.0.0.1:5353"\n'
-    assert told(tmp_path, '[gateway]\nbind = "127.0.0.1:53"\n' + udp.format("one")) == ""
-    problem = told(tmp_path, udp.format("one") + udp.format("two"))
-    assert "stream[1].bind: the address 127.0.0.1:53 is taken by" in problem
 
 
 def test_names_that_differ_in_case_are_one_name() -> None:

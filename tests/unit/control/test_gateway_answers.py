@@ -13,11 +13,11 @@ def test_routes_of_a_server_are_those_with_a_target_of_its_name_each_once() -> N
         [
             Route(alias="api", host="shop.example", path="/v1", to=(users, docs, users)),
             Route(alias="elsewhere", to=(other,)),
-            StreamRoute(alias="db", bind="127.0.0.1:5432", protocol="udp", to=(other, users)),
+            StreamRoute(alias="db", bind="127.0.0.1:5432", protocol="tcp", to=(other, users)),
         ]
     )
     api = RouteToServer(alias="api", protocol="http", host="shop.example", path="/v1")
-    stream = RouteToServer(alias="db", protocol="udp", host="127.0.0.1:5432", path="")
+    stream = RouteToServer(alias="db", protocol="tcp", host="127.0.0.1:5432", path="")
     assert found == {"users": (api, stream), "docs": (api,)}
 
 

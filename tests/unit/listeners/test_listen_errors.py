@@ -255,11 +255,7 @@ def test_privileged_port_is_explained_with_the_systems_limit(
             assert "privileged" not in allowed.message
 
 
-def test_udp_port_and_unix_socket_have_their_own_command() -> None:
-    error = OSError(errno.EADDRINUSE, "")
-    found = listen_errors.port_error(TCP, "127.0.0.1", error, socket.SOCK_DGRAM)
-    assert (found.message, found.taken) == ("UDP port 8080 is in use", None)
-    assert "ss -uanp" in found.hint
+def test_unix_socket_has_its_own_command() -> None:
     path = listen_errors.unattributed_address_in_use_error(parse("unix:/a/b"), "/a/b")
     assert path.message == "the Unix socket /a/b is in use"
     assert "ss -lxp 'src /a/b', or choose another path" in path.hint

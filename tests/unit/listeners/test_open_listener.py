@@ -37,7 +37,6 @@ from poolctl.listeners.open_listener import (
     inherited_descriptors,
     is_live,
     listener_and_connection_descriptors,
-    open_datagram_sockets,
     open_listener,
     refuse_new_connections,
     remove_socket_file,
@@ -173,16 +172,16 @@ def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.Mo
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
-def without_ipv6(target: BindHost, port: int, kind: int, *, dual: bool) -> socket.socket:
+def without_ipv6(target: BindHost, port: int, *, dual: bool) -> socket.socket:
     if target.family == socket.AF_INET6:
         raise OSError(errno.EAFNOSUPPORT, "no IPv6")
-    return socket.socket(target.family, kind)
+    return socket.socket(target.family)
 
 
 def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("poolctl.listeners.open_listener._open_bound_or_listening_socket", without_ipv6)
+    monkeypatch.setattr("poolctl.listeners.open_listener._open_listening_socket", without_ipv6)
     with opened(":80") as sockets:
         assert [sock.family for sock in sockets] == [socket.AF_INET]
     with pytest.raises(ListenError, match=r"\[::1\]:80") as caught, no_descriptor_left():
@@ -759,38 +758,6 @@ def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tm
         assert command is not None, hint
         done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)
     assert f"pid={os.getpid()}," in done.stdout
-
-
-def test_datagram_sockets_are_bound_non_blocking_and_not_inherited(free_port: FreePort) -> None:
-    port = free_port()
-    (sock,) = open_datagram_sockets(parse(f"127.0.0.1:{port}"))
-    with sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        assert (describe(sock), sock.type) == (f"127.0.0.1:{port}", socket.SOCK_DGRAM)
-        assert not sock.getblocking()
-        assert not sock.get_inheritable()
-        client.sendto(b"hello", ("127.0.0.1", port))
-        assert sock.recv(100) == b"hello"
-
-
-@needs_ipv6
-def test_datagram_address_without_a_host_opens_a_socket_for_each_ip_version(free_port: FreePort) -> None:
-    port = free_port()
-    sockets = open_datagram_sockets(parse(f":{port}"))
-    assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}", f"[::]:{port}"]
-    close_listener(sockets)
-
-
-def test_udp_port_in_use_is_named_and_not_shared(free_port: FreePort) -> None:
-    address = parse(f"127.0.0.1:{free_port()}")
-    (sock,) = open_datagram_sockets(address)
-    with sock, pytest.raises(ListenError, match=f"UDP port {address.port} is in use") as caught:
-        open_datagram_sockets(address)
-    assert f"ss -uanp 'sport = :{address.port}'" in caught.value.hint
-
-
-def test_address_without_a_port_has_no_datagram_socket() -> None:
-    with pytest.raises(ListenError, match=r"unix:/run/a\.sock has no UDP port"):
-        open_datagram_sockets(parse("unix:/run/a.sock"))
 
 
 PROGRAM = """

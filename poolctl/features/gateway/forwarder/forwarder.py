@@ -13,11 +13,10 @@ from poolctl.keeper import pool_files, wire
 from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, AdoptionMessages, SupervisedProcess
 
-from .datagrams import DatagramRules, DatagramStream
 from .waiting import AwaitedTarget, WaitingRoom
 
-HOLD, STREAM, AWAIT = "hold", "stream", "await"
-# How long connections and sessions may last after the order to end.
+HOLD, AWAIT = "hold", "await"
+# How long connections may last after the order to end.
 _DRAIN_SECONDS = 8.0
 _AT_ONCE = 64  # connections in a message
 
@@ -29,7 +28,7 @@ class Item(Protocol):
         """Use this value of the order from now on."""
 
     def drain(self, seconds: float) -> Coroutine[Any, Any, None]:
-        """Stop using the sockets; returns when connections and sessions have ended, or after `seconds`."""
+        """Stop using the sockets; returns when connections have ended, or after `seconds`."""
 
 
 class HeldListener:
@@ -49,35 +48,16 @@ class HeldListener:
             each.close()
 
 
-class Stream:
-    """The datagrams of a UDP stream."""
-
-    def __init__(self, value: Table, sockets: Sequence[socket.socket]) -> None:
-        self._datagrams = DatagramStream(sockets, from_json(DatagramRules, value))
-        self.drain = self._datagrams.drain
-
-    def change(self, value: Table) -> None:
-        """Apply these rules."""
-        self._datagrams.set_rules(from_json(DatagramRules, value))
-
-    def report(self) -> Table:
-        """The counts of the stream; its `answers` and `failures` by target."""
-        datagrams = self._datagrams
-        by_target = {"answers": datagrams.answers, "failures": datagrams.failures}
-        return {**datagrams.counts, "open": len(datagrams), **by_target}
-
-
 class Forwarder(SupervisedProcess):
     """Carries out orders, each with a `key` that is unique among those of its kind, a `value`, and sockets:
 
     - `hold` (a ListenerSettings): keep duplicates of a listener of the gateway for the next pool.
-    - `stream` (DatagramRules): forward the datagrams of a UDP stream.
     - `await` (an AwaitedTarget, with `uids`): keep connections waiting for a target.
 
     An order with the sockets of an earlier one changes only the value. `keep` has the names of all orders that are
-    still in force, and `report` is answered with the counts of the streams. `wake` is sent for each connection that
-    begins to wait, with the key of its target and a number (see WaitingRoom). `directory` is where the process can be
-    adopted; without one, or without orders, it ends when keeper and supervisor are gone.
+    still in force. `wake` is sent for each connection that begins to wait, with the key of its target and a number (see
+    WaitingRoom). `directory` is where the process can be adopted; without one, or without orders, it ends when keeper
+    and supervisor are gone.
 
     A replaced process answers each `give_waiting` with some of the connections that wait, finally with none; its
     successor gets them by `waiting`. After the order to end, it exits with the last connection that it copies.
@@ -100,10 +80,6 @@ class Forwarder(SupervisedProcess):
         """Carry out an order."""
         if message["t"] == "keep":
             self._drop_others({(kind, key) for kind, key in message["names"]})
-        elif message["t"] == "report":
-            items = {key: item for (_, key), (item, _) in self._items.items() if isinstance(item, Stream)}
-            found = {key: item.report() for key, item in items.items()}
-            self.link.send({"t": "report", "id": message["id"], "streams": found})
         elif message["t"] == "give_waiting":
             self._give_waiting(message["id"])
         elif message["t"] == "waiting":
@@ -129,8 +105,6 @@ class Forwarder(SupervisedProcess):
     def _item(self, order: wire.Message, sockets: list[socket.socket]) -> Item:
         if order["t"] == HOLD:
             return HeldListener(order["value"], sockets)
-        if order["t"] == STREAM:
-            return Stream(order["value"], sockets)
         return WaitingRoom(
             sockets[0], from_json(AwaitedTarget, order["value"]), frozenset(order["uids"]), self._wake
         )

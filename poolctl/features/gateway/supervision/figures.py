@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from operator import sub
 from typing import Any, NamedTuple
 
-from poolctl.json_form import Table
-from poolctl.routing.route_report import BackendReport, stream_key
+from poolctl.routing.route_report import BackendReport
 
 from ..haproxy.configuration import HaproxyBackend
 from ..haproxy.counters import READ_COUNTERS, CounterReader, rows_of
 from ..haproxy.process import HaproxyProcess, HaproxyRefusal, RuntimeSession
 from ..repeated_work import RepeatedWork
 from .breaker import Results
-from .counts import CONNECT
 from .outside_targets import connection_problem
 from .targets import Targets
 
@@ -40,7 +37,7 @@ class Serving(NamedTuple):
 
 
 class GatewayFigures:
-    """Reads the counters of HAProxy and of UDP streams about once a second into the targets' counts and breakers.
+    """Reads the counters of HAProxy about once a second into the targets' counts and breakers.
 
     `serving` returns the process that serves, None without one. `changed` is called when other targets get requests
     because of the counters, `counted` after each reading with the process and the requests of each route that it has
@@ -55,10 +52,6 @@ class GatewayFigures:
         self._serving = serving
         self._changed = changed
         self._current = self._previous = CounterReader(targets.counts)
-        # What each target of a UDP stream has answered and refused so far; None until it is read.
-        self._datagrams: dict[tuple[str, str], Results] | None = None
-        self._report: Callable[[], Awaitable[Mapping[str, Table]]] | None = None
-        self._following: asyncio.Task[None] | None = None
         self._is_history = False  # whether the next figures are of the time before this supervisor
         self._replaced: set[CounterReader] = set()
         self._reading = asyncio.Lock()
@@ -134,39 +127,6 @@ class GatewayFigures:
             self._changed()
         while self._targets.unexplained:
             self._start(self._explain(self._targets.unexplained.pop()))
-
-    def follow_datagrams(self, report: Callable[[], Awaitable[Mapping[str, Table]]] | None) -> None:
-        """Read the forwarder's `report` about once a second from now on; None: no longer."""
-        self._report = report
-        if report is not None and (self._following is None or self._following.done()):
-            self._following = self._start(self._read_datagrams_often())
-
-    async def _read_datagrams_often(self) -> None:
-        reading = RepeatedWork("the counts of UDP streams")
-        while (report := self._report) is not None:
-            with reading.attempt():
-                self.record_datagrams(await report())
-            await asyncio.sleep(_INTERVAL_SECONDS)
-
-    def record_datagrams(self, streams: Mapping[str, Table]) -> None:
-        """Record what the forwarder has counted since the last call; `streams` has its counts by alias."""
-        if not streams:
-            return  # no forwarder runs
-        counted = {
-            (stream_key(alias), key): Results(found["answers"].get(key, 0), found["failures"].get(key, 0))
-            for alias, found in streams.items()
-            for key in {*found["answers"], *found["failures"]}
-        }
-        before, self._datagrams = self._datagrams, counted
-        if before is None:
-            return  # when these targets have failed is not known
-        results = {}
-        for place, now in counted.items():
-            new = Results(*map(sub, now, before.get(place, Results())))
-            results[place] = new if min(new) >= 0 else now  # another forwarder begins at 0
-            self._targets.counts.backends[place[1]].errors[CONNECT] += results[place].failed
-        if self._targets.record_results(results):
-            self._changed()
 
     async def _explain(self, key: str) -> None:
         problem = ""

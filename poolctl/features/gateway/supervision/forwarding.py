@@ -18,16 +18,11 @@ from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import peer_credentials, process_start
-from poolctl.routing.match import is_ip_address
-from poolctl.routing.route import StreamRoute
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
+from poolctl.runners.process_link import Link, LinkLost, close_fds
 from poolctl.supervisor.active_configuration import SupervisorContext
 
-from ..forwarder.datagrams import DatagramRules, DatagramTarget
-from ..settings import Endpoint, ServerFacts
 from .listeners import put_listeners
-from .targets import Targets
 
 _BACKLOG = 4096
 _RETIRES_SECONDS = 5.0
@@ -94,17 +89,6 @@ class Forwarding(HelperOwner[HelperProcess]):
     async def wait_until_applied(self) -> None:
         """Wait until the forwarder has carried out all orders. Raises LinkLost if it does not run."""
         await (await self._helper.wait_until_up()).wait_until_performed()
-
-    async def report(self) -> Mapping[str, Table]:
-        """The counts of the UDP streams by their keys; empty while no forwarder runs."""
-        if self._helper.process is None:
-            return {}
-        try:
-            answer, _ = await self._helper.process.ask({"t": "report"})
-        except (LinkLost, Refused):
-            return {}
-        found: Mapping[str, Table] = answer["streams"]
-        return found
 
     async def adopt(self) -> None:
         """Use the forwarder that an earlier supervisor has left, if there is one. Raises LinkLost."""
@@ -219,32 +203,6 @@ def _opened() -> WaitingListener:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return WaitingListener(name, sock)
-
-
-def datagram_rules(
-    route: StreamRoute, targets: Targets, facts: Mapping[str, ServerFacts], addresses: Mapping[str, str]
-) -> DatagramRules:
-    """The rules of a UDP stream with the targets that may be used now. `addresses` are those of host names."""
-    used, found = targets.in_use(route), list[DatagramTarget]()
-    for target in route.to:
-        if target.key not in used.serving and target.key not in used.tested:
-            continue
-        known = facts.get(target.server)
-        with contextlib.suppress(ValueError):
-            endpoint = Endpoint.of_url(target.url) if known is None else Endpoint.of_server(known.bind, False)
-            host = endpoint.host.strip("[]")
-            host = addresses.get(host, host)
-            if endpoint.port and (":" in host or is_ip_address(host)):
-                found.append(
-                    DatagramTarget(key=target.key, host=host, port=endpoint.port, weight=target.weight)
-                )
-    return DatagramRules(
-        targets=tuple(found),
-        policy=route.policy,
-        idle_seconds=route.idle_seconds,
-        total_seconds=route.timeouts.total,
-        most_sessions=route.max_connections,
-    )
 
 
 class OrphanedForwarder(NamedTuple):

@@ -34,7 +34,7 @@ from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
-from ..forwarder.forwarder import HOLD, STREAM
+from ..forwarder.forwarder import HOLD
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import (
     GATEWAY,
@@ -56,7 +56,7 @@ from ..haproxy.setup import (
 )
 from ..program import program_problem, uid_of
 from ..repeated_work import RepeatedWork
-from ..settings import UDP, ListenerSettings, ServerFacts
+from ..settings import ListenerSettings, ServerFacts
 from ..table import GatewayConfig
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
@@ -66,7 +66,6 @@ from .forwarding import (
     Order,
     OrderName,
     OrphanedForwarder,
-    datagram_rules,
     orphaned_forwarders,
 )
 from .hosts import HostStates
@@ -382,13 +381,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._helper.reconcile()
 
     def _update(self) -> None:
-        """Apply changes to the running HAProxy soon; a later one is started with them in any case.
-
-        Streams of UDP alone need no HAProxy.
-        """
+        """Apply changes to the running HAProxy soon; a later one is started with them in any case."""
         self._has_changed = True
-        needs_none = (setup := self.processes.wanted) is not None and not setup.sockets
-        if (self.gateway is not None or needs_none) and not self._over:
+        if self.gateway is not None and not self._over:
             self._helper.reconcile()
 
     async def settings(self) -> str | None:
@@ -406,7 +401,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 raise
         if (plan := self._current) is None:
             self.forwarding.apply({})
-            self.figures.follow_datagrams(None)
             await self._listeners.close_others(())
             return None
         # Without a process, another attempt follows if what HAProxy accepted last may have to be used.
@@ -490,17 +484,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         held = [
             HeldListener(each, plan.streams.get(key), sockets, plan.certificates_of(key))
             for key, each in plan.listeners.items()
-            if each.protocol != UDP and (sockets := self._listeners.of(key))
+            if (sockets := self._listeners.of(key))
         ]
         keys, addresses, waiting = (
             self.routes.context_keys, self._names.addresses, self._awaited.open_listeners(facts)
         )  # fmt: skip
         self.targets.unknown = self._awaited.unknown
-        orders = dict(self._orders(plan, facts))
-        self.forwarding.apply(orders)
-        self.figures.follow_datagrams(
-            self.forwarding.report if any(kind == STREAM for kind, _ in orders) else None
-        )
+        self.forwarding.apply(dict(self._orders(plan, facts)))
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting)
         if self._built is None or self._built[0] != parts:
             self._built = parts, await in_daemon_thread(parts.build)
@@ -515,11 +505,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     ) -> Iterator[tuple[OrderName, Order]]:
         """The forwarder's orders: see Forwarder."""
         for key, listener in plan.listeners.items():
-            sockets = self._listeners.of(key)
-            yield (HOLD, key), Order(to_json(listener), sockets)
-            if listener.protocol == UDP and sockets:
-                rules = datagram_rules(plan.streams[key], self.targets, facts, self._names.addresses)
-                yield (STREAM, listener.alias), Order(to_json(rules), sockets)
+            yield (HOLD, key), Order(to_json(listener), self._listeners.of(key))
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
         yield from self._awaited.orders(facts, uids)
 
@@ -650,7 +636,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._noted = problem
 
     def _record_event_if_addresses_changed(self) -> None:
-        served = tuple(each.key for each in self.listeners)
+        served = tuple(each.bind for each in self.listeners)
         if served and served != self._served:
             kind = "gateway moved" if self._served else "gateway started"
             self._events.record("pool", kind, message=f"the gateway serves {', '.join(served)}")

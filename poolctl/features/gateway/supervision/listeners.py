@@ -32,7 +32,7 @@ from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.socket_access import socket_access
 
 from ..haproxy.setup import CertificateContents
-from ..settings import HTTP, UDP, GatewaySettings, ListenerSettings, settings_of
+from ..settings import HTTP, GatewaySettings, ListenerSettings, settings_of
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
@@ -161,7 +161,7 @@ def plan_of(
             dual=address.dual,
             accept_proxy=each.accept_proxy_protocol,
         )
-        listeners[made.key] = made
+        listeners[made.bind] = made
     routes = {}
     dual = {address.key for each in tables.all(StreamConfig) if (address := parse(each.bind)).dual}
     for stream in streams:
@@ -172,8 +172,8 @@ def plan_of(
             dual=stream.bind in dual,
             accept_proxy=stream.accept_proxy,
         )
-        listeners[made.key] = made
-        routes[made.key] = stream
+        listeners[made.bind] = made
+        routes[made.bind] = stream
     certificates = tuple(_read_certificates(gateway, env, known))
     return GatewayPlan(settings_of(gateway), listeners, routes, certificates, access)
 
@@ -331,7 +331,7 @@ class GatewayListeners:
             outdated = [
                 each
                 for each, other in self.settings.items()
-                if (each not in wanted or each == key) and _is_in_the_way(other, listener)
+                if (each not in wanted or each == key) and overlaps(parse(other.bind), parse(listener.bind))
             ]
             previous = [self.settings[each] for each in outdated]
             await self._close(outdated)
@@ -341,18 +341,14 @@ class GatewayListeners:
                 problems.append(error)
                 for each in previous:
                     with contextlib.suppress(ServerError):
-                        await self._open_one(each.key, each, await _access_of(each.key, access))
+                        await self._open_one(each.bind, each, await _access_of(each.bind, access))
         return problems
 
     async def _open_one(self, key: str, listener: ListenerSettings, access: SocketAccess) -> None:
         address = parse(listener.bind)
         if listener.dual:
             address = parse(f":{address.port}")
-        if listener.protocol == UDP:
-            sockets = await self._opener.open_datagram_sockets(address)
-        else:
-            sockets = await self._opener.listen(address, access=access)
-        self._open[key] = sockets
+        self._open[key] = await self._opener.listen(address, access=access)
         self._identities[key] = socket_file_identity(listener.bind)
         self._store_listener_in_keeper(key, listener)
 
@@ -391,12 +387,5 @@ def put_listeners(keeper: Link, listeners: Iterable[tuple[Table, Sequence[int | 
     Each is a ListenerSettings in JSON. Does not wait.
     """
     for meta, fds in listeners:
-        name = f"{fd_store.GATEWAY_LISTENER}{from_json(ListenerSettings, meta).key}"
+        name = f"{fd_store.GATEWAY_LISTENER}{from_json(ListenerSettings, meta).bind}"
         keeper.send({"op": "put", "name": name, "meta": meta}, fds)
-
-
-def _is_in_the_way(other: ListenerSettings, listener: ListenerSettings) -> bool:
-    """Whether `other` has to be closed before this listener can be opened."""
-    return (other.protocol == UDP) == (listener.protocol == UDP) and overlaps(
-        parse(other.bind), parse(listener.bind)
-    )
