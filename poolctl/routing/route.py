@@ -190,9 +190,8 @@ class StreamRoute:
     policy: str = "round-robin"
     provider: str = FILE
     accept_proxy: bool = False  # trusted proxies begin their connections with a header of the PROXY protocol
-    idle_seconds: float = 600.0
     max_connections: int = 0
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = Timeouts(head=0.0, idle=600.0)
     breaker: BreakerRule = BreakerRule()
 
     def to_json(self) -> Table:

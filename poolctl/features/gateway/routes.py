@@ -367,7 +367,6 @@ def build_stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
         to=to,
         policy=config.policy,
         accept_proxy=config.accept_proxy_protocol,
-        idle_seconds=times.idle,
         max_connections=config.max_connections,
         timeouts=Timeouts(connect=times.connect, head=0.0, idle=times.idle),
         breaker=_breaker(config.breaker),
@@ -390,7 +389,6 @@ def _port_of(server: ServerKeys) -> StreamRoute:
         protocol=server.forward,
         policy="least-connections",
         provider=SERVER,
-        idle_seconds=0.0,
         timeouts=times,
     )
 

@@ -11,7 +11,7 @@ from poolctl.routing import match
 
 from .program import LEAST_VERSION, program_path, program_version, user_of_program
 
-HTTP, TCP = "http", "tcp"
+HTTP = "http"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

@@ -16,7 +16,7 @@ from poolctl import TLSConfig
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.haproxy.setup import CertificateContents
-from poolctl.features.gateway.settings import TCP, GatewaySettings, ListenerSettings, settings_of
+from poolctl.features.gateway.settings import GatewaySettings, ListenerSettings, settings_of
 from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
@@ -203,9 +203,9 @@ def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> N
 
 def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
     route = StreamRoute(alias="db", bind="127.0.0.1:2", to=(Target(url="127.0.0.1:9"),))
-    old = ListenerSettings(bind="127.0.0.1:1", protocol=TCP, alias="db")
-    new = ListenerSettings(bind="127.0.0.1:2", protocol=TCP, alias="db")
-    gone = ListenerSettings(bind="127.0.0.1:3", protocol=TCP, alias="gone")
+    old = ListenerSettings(bind="127.0.0.1:1", protocol="tcp", alias="db")
+    new = ListenerSettings(bind="127.0.0.1:2", protocol="tcp", alias="db")
+    gone = ListenerSettings(bind="127.0.0.1:3", protocol="tcp", alias="gone")
     found = plan(new, streams={new.bind: route}).limited_to(by_key(old, gone, http("127.0.0.1:4")))
     assert set(found.listeners) == {old.bind}
     assert found.streams[old.bind] is route

@@ -13,7 +13,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.control.answers import Result
-from poolctl.features.gateway.settings import TCP, ListenerSettings, MachineState, ServerFacts
+from poolctl.features.gateway.settings import ListenerSettings, MachineState, ServerFacts
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.supervision.statistics import GatewayStatistics, RouteReporter
@@ -52,7 +52,7 @@ class Stage(Desk):
         listeners = [
             ListenerSettings(bind="0.0.0.0:80"),
             ListenerSettings(bind="0.0.0.0:443", tls=True),
-            ListenerSettings(bind="127.0.0.1:53", protocol=TCP),
+            ListenerSettings(bind="127.0.0.1:53", protocol="tcp"),
             ListenerSettings(bind="unix:/run/shop.sock"),
         ]
         self.manager: Any = SimpleNamespace(

@@ -512,7 +512,7 @@ def every_rule() -> HaproxyConfiguration:
         to=(Target(url="10.0.0.5:5432", weight=2),),
         max_connections=7,
         accept_proxy=True,
-        idle_seconds=30.0,
+        timeouts=Timeouts(idle=30.0),
     )
     other = StreamRoute(alias="gone", bind="", to=(Target(url="10.0.0.5:5432"),))
     return made(*routes, settings=settings, listeners=listeners, streams=[stream, other])

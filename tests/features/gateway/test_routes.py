@@ -149,7 +149,7 @@ def test_stream_has_its_addresses_and_limits(tmp_path: Path) -> None:
     assert (found.alias, found.bind, found.protocol) == ("db", "0.0.0.0:5432", "tcp")
     assert [each.key for each in found.to] == ["10.0.0.5:5432", "web", "more"]
     assert [each.weight for each in found.to] == [1, 2, 2]
-    assert (found.max_connections, found.idle_seconds, found.timeouts.connect) == (9, 60, 1)
+    assert (found.max_connections, found.timeouts.idle, found.timeouts.connect) == (9, 60, 1)
 
 
 @pytest.mark.parametrize("policy", [each for each in POLICIES if each != STICKY])
@@ -409,7 +409,7 @@ def test_stream_has_every_key() -> None:
     assert routes_of([], Tables(gateway=GatewayConfig(), stream=(stream,))) == (
         StreamRoute(
             alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), policy="first",
-            accept_proxy=True, idle_seconds=2.0, max_connections=9,
+            accept_proxy=True, max_connections=9,
             timeouts=Timeouts(connect=1.0, head=0.0, idle=2.0),
             breaker=BreakerRule(
                 failures=1, rate=0.2, minimum_requests=3, window_seconds=4.0, open_seconds=5.0, probes=6

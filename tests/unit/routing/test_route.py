@@ -50,7 +50,7 @@ def test_defaults_are_the_documented_ones() -> None:
         60,
         0,
     )
-    assert (stream.protocol, stream.policy, stream.idle_seconds, stream.max_connections) == (
+    assert (stream.protocol, stream.policy, stream.timeouts.idle, stream.max_connections) == (
         "tcp", "round-robin", 600, 0,
     )  # fmt: skip
     breaker = route.breaker
@@ -91,7 +91,7 @@ BREAKER = {
             {"alias": "a", "bind": "127.0.0.1:53"},
             {
                 "to": [], "protocol": "tcp", "policy": "round-robin", "provider": "file", "accept_proxy": False,
-                "idle_seconds": 600.0, "max_connections": 0, "timeouts": TIMEOUTS, "breaker": BREAKER,
+                "max_connections": 0, "timeouts": TIMEOUTS | {"head": 0.0, "idle": 600.0}, "breaker": BREAKER,
             },
         ),
         (TrafficLimits, {},

@@ -365,8 +365,8 @@ def _stream_backend(
         lines.append(f"    maxconn {route.max_connections}")
     lines += [
         f"    timeout connect {duration(route.timeouts.connect)}",
-        f"    timeout client {duration(route.idle_seconds)}",
-        f"    timeout server {duration(route.idle_seconds)}",
+        f"    timeout client {duration(route.timeouts.idle)}",
+        f"    timeout server {duration(route.timeouts.idle)}",
     ]
     return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None, version))
 
