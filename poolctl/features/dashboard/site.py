@@ -140,9 +140,8 @@ class _DashboardEndpoints:
 
         async def checked(request: Request) -> Response:
             request.state.session = None
-            if (token := bearer_token(request.headers.get("authorization", ""))) and self._refusal(
-                token
-            ) is None:
+            token = bearer_token(request.headers.get("authorization", ""))
+            if token and self._refusal(token) is None:
                 return await endpoint(request)
             session = request.state.session = self._session_of(request)
             if session is None:

@@ -70,14 +70,10 @@ class Dashboard(Table):
         from poolctl.web.bearer_tokens import short_token_warnings
 
         if name := self.token_env:
-            token, path, fix = (
-                env.get(name, "").strip(),
-                ("token_env",),
-                f"export {name}=$(openssl rand -hex 32)",
-            )
+            path, token = ("token_env",), env.get(name, "").strip()
             if not token:
                 return [Finding(path, f"the environment variable {name} is not set", f"export {name}=…")], []
-            return [], short_token_warnings(path, token, name, fix)
+            return [], short_token_warnings(path, token, name, f"export {name}=$(openssl rand -hex 32)")
         if name := self.token_file:
             path = ("token_file",)
             try:
