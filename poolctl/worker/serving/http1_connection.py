@@ -36,7 +36,7 @@ import uvicorn
 from poolctl.keeper.connection_handover import unread_bytes
 
 from ..tally import BOUNDS_NS, BUCKETS, LATENCY_NS, MALFORMED, STARTED, STATUS
-from .connection_state import Header, PoolServerState, send_away
+from .connection_state import HEAD_BYTES, Header, PoolServerState, send_away
 from .request_records import FAILURES, RequestCounts
 from .route_context import is_of_gateway
 from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State
@@ -51,6 +51,9 @@ _READ_ON_SECONDS, _READ_ON_BYTES = 2.0, 1024 * 1024
 _JOINED_BYTES = 16 * 1024  # a larger part of a body is not copied to join it with the head
 # Where the status is in the head of a response.
 _STATUS_AT, _STATUS_END, _ZERO = len(b"HTTP/1.1 "), len(b"HTTP/1.1 200"), ord("0")
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_ANNOUNCES_CLOSE = re.compile(rb"\r\nconnection:[^\r]*\bclose\b", re.IGNORECASE)
+_WITHOUT_BODY = (b"204", b"304")  # RFC 9112 §6.3
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _END_BYTES = 4
 _REFUSALS = {
@@ -73,6 +76,16 @@ class PartialHead:
 FIRST = PartialHead()  # the head of a first request of which nothing has arrived yet
 
 
+class AnsweredTransport:
+    """What uvicorn's object for a request has for a transport after its response: its errors end no connection."""
+
+    def close(self) -> None:
+        """Do nothing: the client was not told that the connection ends, and may have sent its next request."""
+
+
+_ANSWERED = AnsweredTransport()
+
+
 class Http1Connection(Http1Protocol):
     """Mixin that adds draining, counting and limits to one of uvicorn's protocol classes for HTTP/1.1.
 
@@ -81,7 +94,7 @@ class Http1Connection(Http1Protocol):
 
     # CPython's objects of a class share the names of up to thirty attributes, and uvicorn's already have twenty-eight.
     # With more, each object takes 1.3 KB more, and each access is slower.
-    __slots__ = ("answered", "begun_ns", "counts", "head", "held")
+    __slots__ = ("answered", "begun_ns", "body_bytes", "counts", "head", "held", "sent_head")
 
     server_state: PoolServerState
     lingering = False
@@ -100,6 +113,8 @@ class Http1Connection(Http1Protocol):
         self.head: PartialHead | None = FIRST
         # The head of the response that is held back; b"" after it was sent; None before the head of the next one.
         self.held: bytes | None = None
+        self.sent_head: bytes = b""  # the head of the current response, also while it is held back
+        self.body_bytes: int = 0  # how much of the body follows it, with the framing of chunks
         self.counts: RequestCounts | None = server_state.counts
 
     @property
@@ -168,6 +183,8 @@ class Http1Connection(Http1Protocol):
         cycle.disconnected = True
         cycle.message_event.set()
         self.write(self.last_chunk())
+        if self.transport.can_write_eof():
+            self.transport.write_eof()  # at once, so that no other client's request follows on a shared connection
         self.close()
 
     def last_chunk(self) -> bytes:
@@ -211,8 +228,11 @@ class Http1Connection(Http1Protocol):
         """
         if self.server_state.moves_to is not None:
             return
-        super().shutdown()
-        if not self.idle:
+        if self.idle:
+            super().shutdown()
+        elif (
+            not self.cycle.response_started
+        ):  # otherwise its client is not told, and it lingers after the response
             self._close_after_response()
 
     def hand_over(self, end: socket.socket) -> bool:
@@ -263,12 +283,16 @@ class Http1Connection(Http1Protocol):
         """Send the next part of a response. A head waits for the part that follows."""
         if self.held:
             head, self.held = self.held, b""
+            self.body_bytes = len(data)
             if len(data) <= _JOINED_BYTES:
                 data = head + data
             else:
                 self.transport.write(head)
         elif self.held is None and self.answered.response_started:  # not `100 Continue`
-            self.held = data
+            self.held = self.sent_head = data
+            self.body_bytes = 0
+            if data[_STATUS_AT:_STATUS_END] in _WITHOUT_BODY:
+                self.omit_body()
             state = self.server_state
             if not state.held_heads:
                 self.loop.call_soon(state.send_held_heads)
@@ -280,7 +304,12 @@ class Http1Connection(Http1Protocol):
                 status, seconds = int(data[_STATUS_AT:_STATUS_END]), (monotonic_ns() - self.begun_ns) / 1e9
                 state.failed.log(self.answered.scope, status, seconds)
             return
+        else:
+            self.body_bytes += len(data)
         self.transport.write(data)
+
+    def omit_body(self) -> None:
+        """Keep the parser from sending a body after the head of a response that has none."""
 
     def send_head(self) -> None:
         """Send the head of the response if it is held back."""
@@ -289,9 +318,41 @@ class Http1Connection(Http1Protocol):
             self.transport.write(head)
 
     def close(self) -> None:
-        """Close the connection when everything is sent."""
-        self.send_head()
-        self.transport.close()
+        """Close the connection when everything is sent, unless the client takes it for open (RFC 9112 §9.6).
+
+        uvicorn closes it after each error of an application. But a client whose response is complete, and did not say
+        `Connection: close`, may have sent its next request.
+        """
+        if not self.answered.response_complete and self._is_sent_completely():
+            self._end_response()
+        else:
+            self.send_head()
+            self.transport.close()
+
+    def _is_sent_completely(self) -> bool:
+        """Whether the client can tell that it has the whole response, which the application has not ended."""
+        head = self.sent_head
+        if self.held is None:
+            return False
+        if self.answered.scope["method"] == "HEAD" or head[_STATUS_AT:_STATUS_END] in _WITHOUT_BODY:
+            return True
+        length = None if b"\r\ntransfer-encoding:" in head.lower() else _LENGTH.search(head)
+        return length is not None and int(length[1]) == self.body_bytes
+
+    def _end_response(self) -> None:
+        """End a response that is complete for its client."""
+        pipelined = self.end_framing()
+        self.answered.response_complete = True
+        self.answered.message_event.set()
+        if _ANNOUNCES_CLOSE.search(self.sent_head):
+            self.close()
+        self.on_response_complete()
+        if pipelined and not self.is_closing():
+            self.data_received(pipelined)
+
+    def end_framing(self) -> bytes:
+        """Let the parser go on to the next request. Returns data that it has not parsed."""
+        return b""
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be."""
@@ -301,6 +362,7 @@ class Http1Connection(Http1Protocol):
         if self.held:
             self.send_head()
         self.held = None
+        self.answered.transport = _ANSWERED
         if self.pipeline:
             self.answered = self.pipeline[-1][0]
         now_ns = monotonic_ns()
@@ -554,6 +616,20 @@ class H11Connection(Http1Connection, H11Protocol):
         if self.server_state.moves_to is not None:
             self._move_or_retry()
 
+    def end_framing(self) -> bytes:
+        conn = self.conn
+        if conn.our_state is h11.SEND_BODY:
+            conn.send(h11.EndOfMessage())
+            return b""
+        if self.body_follows:
+            self.send_head()
+            self.transport.close()  # h11 cannot find the end of what the client still sends
+            return b""
+        # h11 refuses to go on after an event that does not fit, such as a body after the head of a 204.
+        self.conn = h11.Connection(h11.SERVER, self.config.h11_max_incomplete_event_size or HEAD_BYTES)
+        pipelined: bytes = conn.trailing_data[0]
+        return pipelined
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
@@ -632,6 +708,9 @@ class HttptoolsConnection(Http1Connection, UpgradeIgnoringConnection):
         if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
             return False
         return self.cycle is None or not self.cycle.more_body
+
+    def omit_body(self) -> None:
+        self.answered.chunked_encoding, self.answered.expected_content_length = None, 0
 
     def on_headers_complete(self) -> None:
         if self.ignores_upgrade:

@@ -154,9 +154,9 @@ HTTPTOOLS = RequiredProtocolMembers(
         "_unsupported_upgrade_warning",
     ),
     ("flow", "headers", "parser", "pipeline"),
-    ("chunked_encoding",),
+    ("chunked_encoding", "expected_content_length"),
 )
-H11 = RequiredProtocolMembers(("handle_events", "handle_websocket_upgrade"), ("conn", "headers"))
+H11 = RequiredProtocolMembers(("handle_events", "handle_websocket_upgrade"), ("config", "conn", "headers"))
 
 # The classes of WebSocket connections by name; only the one in use is imported.
 WEBSOCKETS = {

@@ -183,7 +183,10 @@ class WsgiRequest:
             response.begin()
         finally:
             if (close := getattr(chunks, "close", None)) is not None:
-                close()
+                try:
+                    close()
+                except Exception as error:
+                    self.failure = error  # raised after the end of the response
 
     def _complete_environ(self, environ: Environ) -> None:
         raw = unquote_to_bytes(self.scope["raw_path"]).decode("latin-1")

@@ -1416,7 +1416,6 @@ RESPONSES: dict[str, tuple[Any, tuple[bytes, ...]]] = {
     "that never begins": (silent, (request(), request())),
     "that begins with its body": (leaving_out_the_head, (request(), request())),
     "that never ends": (responding(), (request(), request())),
-    "with a result": (responding((b"", False), result="unexpected"), (request(), request())),
     "with an invalid field": (responding((b"", False), headers=[(b"a", b"b\nc")]), (request(), request())),
     "with an unknown status": (responding((b"", False), status=777), (request(), request())),
     "that is too long": (responding((b"ok", False), headers=[(b"content-length", b"1")]), (request(),)),
@@ -1461,6 +1460,116 @@ def test_client_gets_the_same_response_at_the_same_time_as_from_uvicorn(
     assert counted == [0, 0, *(statuses.count(each) for each in range(2, 6))]
     for each in (stock, kept):
         each.close()
+
+
+FIVE = [(b"content-length", b"5")]
+FAILURE = RuntimeError("on purpose")
+# Responses of applications with an error, complete for their client: the application, and the method of the request.
+COMPLETE: dict[str, tuple[Any, bytes]] = {
+    "then fails": (responding((b"hello", False), FAILURE, headers=FIVE), b"GET"),
+    "then fails later": (responding((b"hello", False), 1, FAILURE, headers=FIVE), b"GET"),
+    "then fails, in chunks": (responding((b"hello", True), (b"", False), FAILURE, status=500), b"GET"),
+    "then returns something": (responding((b"hello", False), headers=FIVE, result="unexpected"), b"GET"),
+    "then continues": (responding((b"hello", False), (b"more", False), headers=FIVE), b"GET"),
+    "of its length, not ended": (responding((b"hello", True), 1, FAILURE, headers=FIVE), b"GET"),
+    "of its length, left open": (responding((b"he", True), (b"llo", True), headers=FIVE), b"GET"),
+    "of its length, then more": (responding((b"hello", True), (b"more", True), headers=FIVE), b"GET"),
+    "to HEAD": (responding(FAILURE, headers=FIVE), b"HEAD"),
+    "to HEAD, later": (responding(1, FAILURE), b"HEAD"),
+    "204 with a body": (responding((b"hello", False), status=204), b"GET"),
+    "204 with a body, later": (responding(1, (b"hello", False), status=204, headers=FIVE), b"POST"),
+    "304 with a body": (responding((b"hello", False), status=304, headers=FIVE), b"GET"),
+    "304 with a length": (responding((b"", False), status=304, headers=FIVE), b"GET"),
+}
+# Responses that are not complete, and of which a client must not think so.
+INCOMPLETE = {
+    "without an end": responding((b"hello", True), 1, FAILURE),
+    "too short": responding((b"hell", True), 1, FAILURE, headers=FIVE),
+    "too short at its end": responding((b"hell", False), headers=FIVE),
+    "too long at once": responding((b"hello!", False), headers=FIVE),
+    "too long at last": responding((b"hell", True), (b"o!", False), headers=FIVE),
+    "with only a head": responding(FAILURE, headers=FIVE),
+    "with two framings": responding(
+        (b"", True), 1, FAILURE, headers=[*FIVE, (b"transfer-encoding", b"chunked")]
+    ),
+}
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "pipelined"])
+@pytest.mark.parametrize("name", COMPLETE)
+def test_error_behind_a_complete_response_does_not_close_its_connection(
+    sockets: tuple[socket.socket, socket.socket], name: str, ahead: bool, http: str
+) -> None:
+    app, method = COMPLETE[name]
+    kept, page = Kept(sockets[0], http=http), blank_page()
+    kept.protocol.counts = RequestCounts(page)
+    kept.protocol.app = by_path({"/good": sized(b"good")}, app)
+    parts = (method + b" / HTTP/1.1\r\nhost: a\r\n\r\n", request(b"GET /good"), request(b"GET /good"))
+    for data in (b"".join(parts),) if ahead else parts:
+        kept.ask(data)
+        kept.loop.pass_time(2)
+    assert not kept.wire.closed
+    assert b"more" not in kept.wire.written
+    first, _, others = kept.wire.written.partition(b"\r\n\r\n")
+    assert others.count(b"HTTP/1.1 200 OK") == others.count(b"good") == 2
+    assert b"close" not in kept.wire.written.lower()
+    if "to HEAD" in name or first[9:12] in (b"204", b"304"):
+        assert others.startswith(b"HTTP/1.1 200 OK")
+    assert sum(page[tally.STATUS : tally.STATUS + 6]) == 3
+    assert (page[tally.BROKEN], page[tally.DISCONNECTED]) == (0, 0)
+    kept.loop.pass_time(kept.protocol.timeout_keep_alive)
+    assert kept.wire.closed
+    kept.close()
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_incomplete_response_is_cut(
+    sockets: tuple[socket.socket, socket.socket], name: str, http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    kept.protocol.app = INCOMPLETE[name]
+    kept.ask()
+    kept.loop.pass_time(2)
+    assert kept.wire.closed
+    assert not kept.wire.written.endswith(b"0\r\n\r\n")
+    kept.close()
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_late_error_does_not_close_the_connection_of_the_next_request(
+    sockets: tuple[socket.socket, socket.socket], http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    slow = responding((b"he", True), 2, (b"llo", False), headers=FIVE)
+    kept.protocol.app = by_path({"/slow": slow}, responding((b"hello", False), 1, FAILURE, headers=FIVE))
+    kept.ask()
+    kept.ask(request(b"GET /slow"))
+    kept.loop.pass_time(5)
+    assert not kept.wire.closed
+    assert kept.wire.written.count(b"hello") == 2
+    kept.close()
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_connection_closes_as_announced_behind_an_error(
+    sockets: tuple[socket.socket, socket.socket], http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    kept.protocol.app = responding((b"hello", True), FAILURE, headers=FIVE)
+    kept.ask(request(b"GET /", b"connection: close"))
+    kept.loop.pass_time(1)
+    assert kept.wire.closed
+    assert b"connection: close" in kept.wire.written.lower()
+    kept.close()
+
+
+def by_path(apps: dict[str, Any], otherwise: Any) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        return await apps.get(scope["path"], otherwise)(scope, receive, send)
+
+    return app
 
 
 @pytest.mark.parametrize("http", PARSERS)

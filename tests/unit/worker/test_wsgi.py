@@ -18,7 +18,7 @@ import uvicorn.middleware.wsgi
 
 from poolctl.worker.serving.uvicorn_parts import settings_for
 from poolctl.worker.serving.wsgi import RequestThreads, WsgiApp
-from tests.serving import FAST, PLAIN, Engine, Served, served, turns, until
+from tests.serving import FAST, PLAIN, Client, Engine, Served, served, turns, until
 from tests.threads import no_more_threads
 
 Environ = dict[str, Any]
@@ -249,6 +249,51 @@ def test_responses_without_a_body_have_none_and_are_no_error(
     ]  # fmt: skip
     assert found[2][1]["content-length"] == "4"
     assert [each for each in logged if each.exc_info] == []
+
+
+class ClosingBadly(list[bytes]):
+    """A body whose `close` fails."""
+
+    def close(self) -> None:
+        raise RuntimeError("on purpose")
+
+
+def failing_at_its_end() -> Iterator[bytes]:
+    yield b"hello"
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("engine", [PLAIN, FAST])
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (failing_at_its_end, [("Content-Length", "5")]),
+        (lambda: ClosingBadly([b"hello"]), [("Content-Length", "5")]),
+        (lambda: ClosingBadly([b"hello"]), []),
+    ],
+    ids=["generator", "close", "close, in chunks"],
+)
+def test_error_behind_a_whole_body_does_not_close_the_connection(
+    engine: Engine, body: Callable[[], Any], fields: list[tuple[str, str]], logged: list[logging.LogRecord]
+) -> None:
+    def app(environ: Environ, start_response: Any) -> Any:
+        start_response("200 OK", TEXT + fields)
+        return body()
+
+    async def ask() -> None:
+        async with serving(app, engine=engine) as server:
+            client = await Client.connect(server.port)
+            for _ in range(3):
+                await client.send()
+                head = await client.reader.readuntil(b"\r\n\r\n")
+                assert b"200 OK" in head
+                assert b"close" not in head.lower()
+                assert await client.reader.readexactly(5 if fields else 15) == (
+                    b"hello" if fields else b"5\r\nhello\r\n0\r\n\r\n"
+                )
+            await until(lambda: len(logged) == 3)
+
+    engine.run(ask())
 
 
 def test_what_was_written_comes_before_what_is_returned() -> None:
