@@ -12,15 +12,18 @@ import array
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import socket
+from json import JSONDecoder, JSONEncoder
 
 from ..platform import close_promptly, memory_file, read_sealed_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+# Made before any application is imported, which may replace json.dumps, as shims for faster encoders do.
+_encode, _decode_text = JSONEncoder(separators=(",", ":")).encode, JSONDecoder().decode
 
 MAX_PACKET_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -57,7 +60,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def encode(message: Message) -> bytes:
     """The message as JSON, as `send` takes it. Raises WireError when it is too large."""
-    payload = json.dumps(message, separators=(",", ":")).encode()
+    payload = _encode(message).encode()
     if len(payload) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(payload)} bytes is too large")
     return payload
@@ -160,7 +163,7 @@ def _take_from_file(fds: list[int], most_bytes: int) -> bytes:
 
 def _decode(payload: bytes) -> Message:
     try:
-        message = json.loads(payload)
+        message = _decode_text(payload.decode())
     except (ValueError, RecursionError) as error:
         raise WireError("a message that is not JSON") from error
     if not isinstance(message, dict):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache, cached_property
+from json import JSONDecoder, JSONEncoder
 from typing import Any
 
 from poolctl.platform import memory_file
@@ -20,6 +20,8 @@ from poolctl.platform import memory_file
 from ..json_form import from_json
 from .match import WILDCARD, explain, host_pattern, normal_host
 from .route import ExcludedRoute, Route, StreamRoute
+
+_encode, _decode = JSONEncoder().encode, JSONDecoder().decode  # which an application cannot replace
 
 # The first letters of the lines of the kinds of routes; the fields follow in JSON, the alias first.
 _HTTP, _STREAM, _EXCLUDED = "h", "s", "x"
@@ -46,9 +48,9 @@ def write_table(
         _EXCLUDED: _first_ones(excluded),
     }
     head = {"generation": generation, **{kind: len(its) for kind, its in kinds.items()}}
-    lines = [json.dumps(head)]
+    lines = [_encode(head)]
     for kind, its in kinds.items():
-        lines += [kind + json.dumps({"alias": each.alias, **_changed_fields(each)}) for each in its]
+        lines += [kind + _encode({"alias": each.alias, **_changed_fields(each)}) for each in its]
     return memory_file("poolctl-routes", "\n".join([*lines, ""]).encode(), SEALS)
 
 
@@ -93,7 +95,7 @@ class RouteTable:
             raise TableError("the route table is not sealed")
         self._text = os.pread(fd, os.fstat(fd).st_size, 0)
         try:
-            head = json.loads(self._text[: self._text.find(b"\n")])
+            head = _decode(self._text[: self._text.find(b"\n")].decode())
             self.generation: int = head["generation"]
             self._counts = {kind: int(head[kind]) for kind in (_HTTP, _STREAM, _EXCLUDED)}
         except (ValueError, LookupError, TypeError) as error:
@@ -190,11 +192,11 @@ class RouteTable:
 
     def _of_alias(self, kind: str, alias: str) -> Any:
         """The fields of the first route of this kind and alias, or None."""
-        at = self._text.find(f'\n{kind}{{"alias": {json.dumps(alias)}'.encode())
+        at = self._text.find(f'\n{kind}{{"alias": {_encode(alias)}'.encode())
         return None if at < 0 else self._fields(at)
 
     def _fields(self, at: int) -> Any:
-        return json.loads(self._text[at + 2 : self._text.index(b"\n", at + 1)])
+        return _decode(self._text[at + 2 : self._text.index(b"\n", at + 1)].decode())
 
     def _all(self, kind: str) -> Iterator[Any]:
         """The fields of each route of this kind."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import marshal
 import os
 import pwd
@@ -17,6 +16,7 @@ import sys
 import traceback
 from binascii import crc32
 from collections.abc import Callable, Mapping
+from json import JSONEncoder
 from typing import Any, NoReturn
 
 from ..bootstrap import command
@@ -54,6 +54,8 @@ _KEYS = (
 )  # fmt: skip
 
 Spec = dict[str, Any]
+
+_ENCODER = JSONEncoder(sort_keys=True)  # which the application cannot replace, unlike json.dumps
 
 
 class SetupFailed(Exception):
@@ -307,4 +309,4 @@ def switch_to_user(uid: int, gid: int) -> None:
 
 def spec_digest(spec: Spec) -> int:
     """The digest of a specification; equal digests mean that the server's configuration has not changed."""
-    return crc32(json.dumps({key: spec[key] for key in _KEYS if key in spec}, sort_keys=True).encode())
+    return crc32(_ENCODER.encode({key: spec[key] for key in _KEYS if key in spec}).encode())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
 import sys
 from http import HTTPStatus
+from json import JSONEncoder
 from time import gmtime, monotonic, perf_counter, strftime, time
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from . import uvicorn_parts
 from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 logger = logging.getLogger("uvicorn.access")
+
+_ENCODER = JSONEncoder()  # which the application cannot replace, unlike json.dumps
 
 CUT = "the server stops"  # the message with which a request that outlasts the stop timeout is cancelled
 
@@ -200,7 +202,7 @@ def _write_log_line(form: str, level: str, line: RequestLogLine | str) -> None:
         now = time()
         stamp = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z"
         members = {"message": line} if isinstance(line, str) else line.members()
-        _print(json.dumps({"time": stamp, "level": level, **members}))
+        _print(_ENCODER.encode({"time": stamp, "level": level, **members}))
     elif form == "logger":
         logger.log(logging.getLevelName(level), str(line))
     else:

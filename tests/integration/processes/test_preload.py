@@ -103,6 +103,20 @@ def test_servers_that_are_alike_share_one_import_and_no_randomness_of_the_standa
         assert set(item["pids"]) <= set(children(keeper))
 
 
+def test_application_may_replace_the_functions_of_json(pool: RealPool, free_port: Any) -> None:
+    shim = "import json\nreal = json.dumps\njson.dumps = lambda obj, default=None: real(obj).encode()\n"
+    ports = write(
+        pool,
+        free_port,
+        app="VERSION = 1\n" + shim + APP.replace("json.dumps(body).encode()", "json.dumps(body)"),
+    )
+    pool.ok("start")
+    before = asked(ports["web"])
+    pool.ok("restart")
+    after = asked(ports["web"])
+    assert before["imported_in"] != before["pid"] != after["pid"]
+
+
 @pytest.mark.heavy
 def test_zygote_holds_its_own_sockets_and_no_other_descriptor(
     pool: RealPool, free_port: Any, until: Any

@@ -474,6 +474,40 @@ def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
 
 
 @pytest.mark.slow
+def test_worker_needs_nothing_of_json_that_its_application_replaces(
+    run_worker: RunWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "replacing.py").write_text(
+        "import json\n"
+        "real = json.dumps\n"
+        "json.dumps = lambda obj, default=None, option=None: real(obj, default=default).encode()\n"
+        "json.loads = json.JSONEncoder = json.JSONDecoder = lambda text: 1 / 0\n"
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] == 'lifespan':\n"
+        "        for kind in ('startup', 'shutdown'):\n"
+        "            await receive()\n"
+        "            await send({'type': f'lifespan.{kind}.complete'})\n"
+        "        return\n"
+        "    await send({'type': 'http.response.start', 'status': 500, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': b'ok'})\n"
+    )
+    worker = run_worker("replacing:app", http={"access_log": True})
+    worker.ready()
+    table = write_table([Route(alias="a", path="/", to=(Target(server="web"),))], 5)
+    worker.order("routes", [table], key="secret", trusted=[])
+    os.close(table)
+    worker.order("report")
+    assert worker.event()["event"] == "ready"
+    assert worker.get() == "ok"
+    worker.order("drain")
+    assert worker.event() == {"event": "left"}
+    assert worker.end() == 0
+    text = worker.text()
+    assert "Application shutdown complete." in text
+    assert "cannot be used" not in text
+
+
+@pytest.mark.slow
 def test_failed_shutdown_is_not_called_complete(run_worker: RunWorker, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
         "async def app(scope, receive, send):\n"
