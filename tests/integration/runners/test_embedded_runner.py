@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -33,9 +34,10 @@ async def app(scope, receive, send):
 
 
 def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))  # a dropped pool removes no logs
     (tmp_path / "plain.py").write_text(APP)
     port = claim_port()
     config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))

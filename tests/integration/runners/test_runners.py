@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -477,8 +478,12 @@ def holds(bind: str) -> bool:
 
 @pytest.mark.parametrize("kind", [InlineRunner, ProcessRunner])
 def test_a_forked_child_can_use_its_parents_runner_and_fork_again(
-    kind: Callable[[], Runner], capfd: pytest.CaptureFixture[str]
+    kind: Callable[[], Runner],
+    capfd: pytest.CaptureFixture[str],
+    short_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))  # the child removes no logs
     runner = kind()
     pool = Pool([config("web")], runner=runner)
     bind, other = next(iter(pool)), config("other")

@@ -213,7 +213,9 @@ def test_refused_directories_have_a_message_and_a_fix(
     assert len(pool_paths.control_socket_path("/run/" + "x" * 89)) == 107
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
-    other, why = (root, "not to you (uid 1)") if own == 0 else (short_path, f"who could replace {root}")
+    other, why = (
+        (root, "not to you (uid 1)") if own == 0 else (short_path.parent, f"who could replace {root}")
+    )
     assert refusal(lambda: pool_paths.check_private(str(root))) == (
         f"{other} belongs to uid {own}, {why}", 7,
         "run poolctl as that user, or set POOLCTL_RUNTIME_DIR to a directory of your own",
