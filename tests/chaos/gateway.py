@@ -1,9 +1,12 @@
 """`python -m tests.chaos.gateway --requests 1000000`: the gateway's lifecycle under load; every request counts.
 
-Two servers behind one gateway, clients of every kind all the time, and a sequence of events: restarts, reloads of
-every kind, changes of scale, upgrades to another version, killed and stopped processes. Invariants:
+Three servers behind one gateway, one of them a program on private ports, and clients of every kind all the time, two of
+which only ask for a page with an error. A sequence of events: restarts, reloads of every kind, changes of scale,
+upgrades to another version, killed and stopped processes. With `--deaths` a worker is killed every second as well.
+Invariants:
 
 - No request ever fails, except one on a connection that a killed HAProxy had: at most one per connection.
+- A killed worker fails the requests that it had, except those that can be repeated.
 - Only a change of HAProxy's process closes a kept connection, not even the restart of its server.
 - A WebSocket is closed by its server with 1012, or with a killed HAProxy.
 - No POST is executed twice.
@@ -20,6 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +45,7 @@ from .stage import Fault
 ROOT = Path(__file__).parents[2]
 SETTLED_SECONDS = 120.0
 STOPPED_SECONDS = 1.0
+DEATHS_SECONDS = 1.0
 ANSWERS = 20  # requests of each kind of client between two events
 FILE = """
 [gateway]
@@ -50,17 +55,31 @@ bind = [
 ]
 drain_timeout = "2s"
 [defaults]
-app = "tests.load.apps:app"
-app_dir = "{root}"
 env = {{ EXECUTED = "{executed}", CHANGE = "{change}" }}
 drain_timeout = "2s"
 restart = {{ limit = 100000, window = "1s", backoff = {{ initial = "10ms", max = "50ms" }} }}
 [[server]]
 name = "one"
+app = "tests.load.apps:app"
+app_dir = "{root}"
 bind = "127.0.0.1:auto"
 [[server]]
 name = "{second}"
+app = "tests.load.apps:app"
+app_dir = "{root}"
 bind = "127.0.0.1:{port}"
+[[server]]
+name = "pair"
+command = [
+    "{python}", "-m", "uvicorn", "tests.load.apps:app",
+    "--app-dir", "{root}", "--log-level", "critical", "--port", "{{port}}",
+]
+socket = "proxied"
+bind = "127.0.0.1:auto"
+workers = 2
+[[route]]
+path = "/pair"
+to = "pair"
 [[route]]
 path = "/one"
 to = "one"
@@ -96,16 +115,25 @@ class Client(NamedTuple):
     paths: tuple[str, ...] = ()
     pause: float = 0.0
     body_bytes: int = 262_144
+    status: int = 200
 
     @property
     def keeps(self) -> bool:
         return self.mode in ("keep_alive", "bodies")
+
+    @property
+    def repeats(self) -> bool:
+        """Whether HAProxy sends a request again whose server has ended without an answer."""
+        return self.mode in ("keep_alive", "new_connection", "http2") and self.port != "tcp"
 
 
 CLIENTS = {
     "kept": Client("keep_alive", 4, paths=("/one",)),
     "kept over two routes": Client("keep_alive", 4, paths=("/one", "/two")),
     "kept with pauses": Client("keep_alive", 4, paths=("/both",), pause=0.05),
+    "kept to processes": Client("keep_alive", 2, paths=("/pair",)),
+    "short bodies to processes": Client("bodies", 2, paths=("/pair/short",), body_bytes=100),
+    "error pages": Client("keep_alive", 2, paths=("/one/broken", "/both/broken", "/pair/broken"), status=500),
     "new": Client("new_connection", 4, paths=("/one", "/two")),
     "WebSockets": Client("websocket", 4),
     "event streams": Client("sse", 2, paths=("/one",)),
@@ -138,10 +166,45 @@ class Outcome:
         return f"{text}, next answer after {max(self.pauses):.2f} s at most" if self.pauses else text
 
 
+class Deaths(threading.Thread):
+    """While entered, kills a worker every second: one of a server's only worker, or one of two processes."""
+
+    def __init__(self, pool: RealPool, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._pool, self._chance = pool, random.Random(seed)
+        self._over = threading.Event()
+        self._times = self._seen = 0
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join(SETTLED_SECONDS)
+
+    def new(self) -> int:
+        """The number of workers killed since the last call."""
+        times = self._times
+        new, self._seen = times - self._seen, times
+        return new
+
+    def run(self) -> None:
+        while not self._over.wait(DEATHS_SECONDS):
+            listed = self._pool.run("list", "-o", "json", timeout_seconds=SETTLED_SECONDS)
+            servers = listed.json["items"] if listed.code == 0 else []
+            ready = [item for item in servers if item["ready"] and len(item["pids"]) >= item["workers"]]
+            if not ready:
+                continue
+            pid = self._chance.choice(self._chance.choice(ready)["pids"])
+            self._times += 1  # before a client notices
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 class GatewayChaos:
     """The pool, its clients and the events, which are methods without arguments, by name."""
 
-    def __init__(self, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(self, seed: int, say: Callable[[str], None], *, deaths: bool = False) -> None:
         self.room = Path(tempfile.mkdtemp(prefix="pcg-", dir="/tmp"))
         self.directory, self.runtime = self.room / "d", self.room / "r"
         self.directory.mkdir()
@@ -163,11 +226,12 @@ class GatewayChaos:
         self.keeps_going = False  # whether to continue after a fault
         self.faults: list[str] = []
         self.outcomes: dict[str, Outcome] = {}
+        self.deaths = Deaths(self.pool, seed) if deaths else None
         self.loads = {
             name: Load(
                 [self.ports[each.port]], each.mode, connections=each.connections, tls=each.port == "tls",
                 paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=each.body_bytes,
-                pause=each.pause, patience=60.0,
+                pause=each.pause, patience=60.0, statuses=[each.status], echo=each.status == 200,
             )
             for name, each in CLIENTS.items()
         }  # fmt: skip
@@ -288,6 +352,8 @@ class GatewayChaos:
         with contextlib.ExitStack() as stack:
             for load in self.loads.values():
                 stack.enter_context(load)
+            if self.deaths is not None:
+                stack.enter_context(self.deaths)
             before = self._settle(self._look())
             while True:
                 self.chance.shuffle(names)
@@ -316,16 +382,17 @@ class GatewayChaos:
         self, name: str, before: dict[str, Report], after: dict[str, Report], outcome: Outcome
     ) -> None:
         wrong = [f"{each.decode()} was executed twice" for each in self._repeated()]
+        deaths = self.deaths.new() if self.deaths is not None else 0
         for kind, client in CLIENTS.items():
             earlier, now = before[kind], after[kind]
             outcome.complete += now.complete - earlier.complete
             failed = now.failed - earlier.failed
             closed = now.closed + now.idle_reset - earlier.closed - earlier.idle_reset
             outcome.lost += Counter({f"{kind} failed": failed, f"{kind} closed": closed})
-            excused = 0
+            excused = 0 if client.repeats else deaths * client.connections
             if name in KILL_GATEWAY:
-                excused = client.connections
-            leaves = name in CHANGE_GATEWAY
+                excused += client.connections
+            leaves = name in CHANGE_GATEWAY or (client.port == "tcp" and deaths > 0)
             if failed > excused or (closed and client.keeps and not leaves):
                 wrong.append(f"{kind}: {failed} failed, {closed} closed, {excused} excused: {now}")
         if wrong:
@@ -442,13 +509,16 @@ class GatewayChaos:
 
     def _command(self, *words: str) -> None:
         done = self.pool.run(*words, timeout_seconds=SETTLED_SECONDS)
+        # The replacement of a worker may have been killed.
+        while done.code == 1 and self.deaths is not None and "SIGKILL" in done.stderr:
+            done = self.pool.run(*words, timeout_seconds=SETTLED_SECONDS)
         if done.code or "Traceback" in done.stderr:
             raise Fault(str(done))
 
     def _write(self) -> None:
         text = FILE.format(
             **self.ports, listener=LISTENER.format(**self.ports) * self.has_listener, second=self.second,
-            port=self.port, root=ROOT, executed=self.executed, change=self.changes,
+            port=self.port, root=ROOT, python=sys.executable, executed=self.executed, change=self.changes,
         )  # fmt: skip
         (self.directory / "pool.toml").write_text(text + ROUTE * self.has_route)
 
@@ -491,8 +561,10 @@ EVENTS = (
 
 
 @contextlib.contextmanager
-def gateway_chaos(seed: int, say: Callable[[str], None] = print) -> Iterator[GatewayChaos]:
-    chaos = GatewayChaos(seed, say)
+def gateway_chaos(
+    seed: int, say: Callable[[str], None] = print, *, deaths: bool = False
+) -> Iterator[GatewayChaos]:
+    chaos = GatewayChaos(seed, say, deaths=deaths)
     try:
         yield chaos
     finally:
@@ -507,10 +579,11 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1_000_000, help="how many at least (1000000)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the order (a random one)")
     parser.add_argument("--only", action="append", choices=EVENTS, help="nothing but this event (repeatable)")
+    parser.add_argument("--deaths", action="store_true", help="kill a worker every second as well")
     parser.add_argument("--keep-going", action="store_true", help="after a fault")
     options = parser.parse_args()
     print(f"seed {options.seed}")
-    with gateway_chaos(options.seed, lambda text: print(text, flush=True)) as chaos:
+    with gateway_chaos(options.seed, lambda text: print(text, flush=True), deaths=options.deaths) as chaos:
         chaos.keeps_going = options.keep_going
         try:
             chaos.run(options.requests, tuple(options.only or ()))

@@ -50,6 +50,13 @@ def test_no_event_of_the_gateway_fails_a_request_that_its_death_does_not_excuse(
         assert set(chaos.run(1)) == set(EVENTS)
 
 
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_worker_killed_every_second_fails_only_the_requests_that_it_had() -> None:
+    with gateway_chaos(SEED, deaths=True) as chaos:
+        assert set(chaos.run(1)) == set(EVENTS)
+
+
 def test_the_same_seed_is_the_same_program() -> None:
     def first(seed: int) -> list[str]:
         return [str(step) for step in itertools.islice(program(seed, ROLES, VERBS), 200)]

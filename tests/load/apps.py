@@ -18,6 +18,8 @@ EVENT_PAUSE_SECONDS = 0.05
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """`/` says the query again, a POST its body; `/stream` and `/events` take their time; WebSockets echo.
 
+    What ends with `/broken` answers 500 and raises, as Starlette does after an exception that no handler takes.
+
     `If-None-Match: "load"` is answered with 304. Each POST is a line of the file $EXECUTED, if there is one: its path,
     and the first word of its body, the number of the request.
     """
@@ -29,6 +31,12 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await stream(scope["query_string"], send)
     elif scope["path"] == "/events":
         await events(receive, send)
+    elif scope["path"].endswith("/broken"):
+        body = b"Internal Server Error"
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 500, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+        raise RuntimeError("broken")
     elif (b"if-none-match", b'"load"') in scope["headers"]:
         await send({"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"load"')]})
         await send({"type": "http.response.body", "body": b""})
