@@ -118,7 +118,7 @@ class TokenCheck:
             raise Refused(429, f"too many wrong tokens; wait {seconds} s", retry_after=str(seconds))
         if found is None:
             self._wrong.add(key, now)
-            raise Refused(401, "token missing or wrong", www_authenticate="Bearer")
+            raise Refused(401, "wrong token" if sent else "the token is missing", www_authenticate="Bearer")
         return found
 
 

@@ -141,23 +141,25 @@ class _DashboardEndpoints:
         async def checked(request: Request) -> Response:
             request.state.session = None
             token = bearer_token(request.headers.get("authorization", ""))
-            if token and self._refusal(token) is None:
+            refusal = self._refusal(token) if token else JSONResponse({"error": "log in first"}, 401)
+            if refusal is None:
                 return await endpoint(request)
             session = request.state.session = self._session_of(request)
             if session is None:
-                return JSONResponse({"error": "log in first"}, 401)
+                return refusal
             if changes and not session.has_csrf(request.headers.get("x-csrf-token", "")):
                 return JSONResponse({"error": "the request does not come from the page"}, 403)
             return await endpoint(request)
 
         return checked
 
-    def _refusal(self, token: bytes) -> Refused | None:
-        """Why the token is refused. Wrong ones of all clients are counted together: behind a proxy they are one."""
+    def _refusal(self, token: bytes) -> Response | None:
+        """The answer to a wrong token. Wrong ones of all clients are counted together: behind a proxy they are one."""
         try:
             self._tokens.accepted(token, [self._token], "", self._clock.monotonic())
         except Refused as refused:
-            return refused
+            fields = {name.replace("_", "-"): value for name, value in refused.fields.items()}
+            return JSONResponse({"error": str(refused)}, refused.status, fields)
         return None
 
     def _session_of(self, request: Request) -> Session | None:
@@ -167,9 +169,8 @@ class _DashboardEndpoints:
         token = (await _json_body_or_empty(request)).get("token")
         # JSON can contain unpaired surrogates.
         sent = token.strip().encode(errors="surrogatepass") if isinstance(token, str) else b""
-        if refused := self._refusal(sent):
-            fields = {name.replace("_", "-"): value for name, value in refused.fields.items()}
-            return JSONResponse({"error": str(refused)}, refused.status, fields)
+        if (refusal := self._refusal(sent)) is not None:
+            return refusal
         session, cookie = self._sessions.open()
         response = self._csrf_response(session)
         response.set_cookie(

@@ -709,9 +709,9 @@ def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live() ->
 @pytest.mark.parametrize(
     ("options", "given", "status", "message"),
     [
-        (HERE, {"token": None}, 401, "token missing or wrong"),
-        (HERE, {"token": ""}, 401, "token missing or wrong"),
-        (HERE, {"token": TOKEN[:-1]}, 401, "token missing or wrong"),
+        (HERE, {"token": None}, 401, "the token is missing"),
+        (HERE, {"token": ""}, 401, "the token is missing"),
+        (HERE, {"token": TOKEN[:-1]}, 401, "wrong token"),
         (HERE, {"token": TOKEN + " "}, 200, ""),
         (HERE, {"token": OTHER}, 403, "far may not register from 127.0.0.1"),
         (HERE, {"method": "GET"}, 405, "only POST"),
@@ -871,8 +871,8 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
         stage.clock.advance(60)
         assert (await stage.ask(HERE, token="guess"))[0] == 401
         assert [each["message"] for each in stage.supervisor.reports] == [
-            "1 registrations refused, the last one from 127.0.0.1: token missing or wrong",
-            f"{MOST_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: token missing or wrong",
+            "1 registrations refused, the last one from 127.0.0.1: wrong token",
+            f"{MOST_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: wrong token",
         ]
 
     play_over_http(work)
