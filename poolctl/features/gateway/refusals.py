@@ -33,7 +33,7 @@ from .settings import Endpoint, settings_of
 from .table import GatewayConfig, GatewayListener, StreamConfig
 
 _FILE = "haproxy.cfg"
-_CHECK_SECONDS = 60.0
+_CHECK_SECONDS = 15.0
 _MAX_CULPRITS = 20
 _SHOWN_CHARACTERS = 300
 # HAProxy opens no address while it checks a file; descriptors, which it would look at, do not exist yet.
@@ -117,17 +117,17 @@ class _Check(NamedTuple):
         texts[_CERTIFICATE] = "".join(
             f"-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n" for kind, text in _PEM.items()
         )
-        with tempfile.TemporaryDirectory(prefix="poolctl-check-") as directory:
-            for name, text in texts.items():
-                with open(os.path.join(directory, name), "wb") as file:
-                    file.write(text.encode(errors="surrogateescape"))
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix="poolctl-check-") as directory:
+                for name, text in texts.items():
+                    with open(os.path.join(directory, name), "wb") as file:
+                        file.write(text.encode(errors="surrogateescape"))
                 done = subprocess.run(
                     [self.program, "-c", "-f", os.path.join(directory, _FILE)],
                     stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_SECONDS,
                 )  # fmt: skip
-            except (OSError, subprocess.SubprocessError):
-                return []  # it is found out when it runs
+        except (OSError, subprocess.SubprocessError):
+            return []  # without a check, or room for it, HAProxy says at its start what it refuses
         if not done.returncode:
             return []
         output = (done.stderr + done.stdout).decode("utf-8", "replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,13 @@ def test_refusal_without_a_key_is_a_problem_of_the_gateway(tmp_path: Path) -> No
     program.chmod(0o755)
     (problem,) = problems_of(tmp_path, settings(f'program = "{program}"'))
     assert problem.startswith("gateway: HAProxy does not accept it: it exits with 3: no luck; "), problem
+
+
+def test_check_without_room_for_its_files_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/directory")
+    assert problems_of(tmp_path, settings(f'trusted_proxies = ["{ZONE}"]')) == []
 
 
 def test_hint_of_a_check_of_our_own_wins(tmp_path: Path) -> None:
