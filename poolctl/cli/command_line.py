@@ -151,8 +151,6 @@ ALL = flag("--all", "Act on every server of the pool.")
 ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
 CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
 ALLOW_EXPIRED = flag("--allow-expired", "Let expired certificates replace valid ones.", key="force")
-# The key is not `force`, because --allow-expired, an option of the same commands, has that key.
-TAKE_OVER = flag("--force", "On a cluster, also change fields that another manager has set.", key="take_over")
 REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")
 SAVE = flag("--save", "Also write the change to the TOML file, keeping its comments.")
@@ -327,11 +325,9 @@ class CommandRequest:
             options["wait"] = not self.values["no_wait"]
         if "no_deps" in self.values:
             options["deps"] = not self.values["no_deps"]
-        for flag in ("all", "force", "reveal", "yes"):
+        for flag in ("all", "force", "reveal"):
             if self.values.get(flag):
                 options[flag] = True
-        if self.values.get("take_over"):
-            options["force"] = True
         if self.values.get("goal") is not None:
             options["for"] = validate_choice("--for", self.values["goal"], GOALS)
         if self.values.get("env"):

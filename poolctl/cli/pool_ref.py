@@ -7,39 +7,22 @@ import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.render import printable, relative_to_cwd
-from poolctl.config import (
-    LOCAL,
-    ConfigNotFound,
-    candidate_files,
-    default_file,
-    find_config,
-    missing_file,
-    platform_of,
-)
+from poolctl.config import ConfigNotFound, candidate_files, default_file, find_config, missing_file
 from poolctl.control import pool_paths
-from poolctl.control.client import Client, NoSupervisor
-from poolctl.errors import ControlError
+from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.command_line import CommandRequest
-    from poolctl.control.client import Platform
-
-# Commands that read the files alone, whatever runs the pool.
-_OF_FILES = frozenset({"config", "doctor", "export", "serve", "validate", "version"})
 
 
 class PoolRef:
-    """A pool's files and its runtime directory; the directory need not exist.
-
-    `platform` names the platform that runs the pool, by default a supervisor on this machine (LOCAL).
-    """
+    """A pool's files and its runtime directory; the directory need not exist."""
 
     def __init__(self, files: list[str], pool_directory: str) -> None:
         self.files = files
         self.directory = pool_directory
-        self.platform = LOCAL
 
     def __repr__(self) -> str:
         return f"<PoolRef {self.directory} of {', '.join(self.files)}>"
@@ -58,22 +41,6 @@ class PoolRef:
     def logs_directory(self) -> str:
         """The directory of the servers' logs, except of those with a path of their own. It need not exist."""
         return f"{pool_paths.state_dir(os.environ, self.key)}/logs"
-
-    def client(self) -> Platform:
-        """A client of the supervisor, or of the platform that runs the pool. ControlError for an unknown platform."""
-        if self.platform == LOCAL:
-            return Client(self.socket)
-        from poolctl.feature import features, platform_names
-
-        for feature in features():
-            if reference := feature.platforms.get(self.platform):
-                found: Platform = feature.load(reference)(self.files)
-                return found
-        raise ControlError(
-            f"there is no platform {self.platform!r}",
-            exit_code=INVALID_CONFIGURATION,
-            hint=f"POOLCTL_PLATFORM, or platform in [pool], is one of {', '.join(platform_names())}",
-        )
 
 
 def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
@@ -106,9 +73,6 @@ def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
     if is_file_gone and (running := _pool_without_file(files[0], request, missing_ok=missing_ok)):
         return running
     pool = PoolRef(files, _pool_at(files[0]).directory)
-    pool.platform = platform_of(files, os.environ)
-    if pool.platform != LOCAL and request.verb not in _OF_FILES:
-        pool.client().check_supported(request.verb)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
         if not _is_running_or_orphaned(pool):

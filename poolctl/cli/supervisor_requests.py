@@ -47,9 +47,9 @@ _LAUNCHES = 4  # maximum launches of a pool that other commands stop at once
 def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
 ) -> Result:
-    """Send the request to the supervisor or, if a platform such as Kubernetes runs the pool, to the platform.
+    """Send the request to the supervisor, and return its answer.
 
-    Returns the answer. `verb` replaces the command's name, and `more` is added to the options. Raises UsageError for a
+    `verb` replaces the command's name, and `more` is added to the options. Raises UsageError for a
     bad option, SelectorError for a bad selection, ControlError, and Failure if a change continues after Ctrl-C.
     """
     document = _send_request_for_document(request, pool, verb, more)
@@ -115,8 +115,8 @@ def await_exit_if_pool_ends(result: Result) -> None:
 def _call(
     pool: PoolRef, verb: str, body: Mapping[str, object], progress: Progress, timeout: float | None
 ) -> Table:
-    """Send a request to the supervisor or platform, and return its answer; retries if another supervisor takes over."""
-    client = pool.client()
+    """Send a request to the supervisor, and return its answer; retries if another supervisor takes over."""
+    client = Client(pool.socket)
     while True:
         before = _socket_identity(pool.socket)
         try:

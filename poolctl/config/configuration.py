@@ -16,7 +16,7 @@ from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
 from poolctl.config.values.normalise import misspelt_placeholders, probe_and_hook_commands
-from poolctl.config.values.plain import LOCAL, OPEN_FILES_OF_POOL, PLATFORM_VARIABLE
+from poolctl.config.values.plain import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
 from poolctl.errors import ServerError
@@ -162,12 +162,7 @@ class Configuration(Sequence[ServerConfig]):
         return [*found]
 
     def startup_problems(self) -> list[Problem]:
-        """Problems that prevent the pool from starting here, such as a missing program. Blocks on the disk.
-
-        There are none on a cluster, where nothing of the pool but its servers runs.
-        """
-        if (os.environ.get(PLATFORM_VARIABLE) or self.settings.platform) != LOCAL:
-            return []
+        """Problems that prevent the pool from starting here, such as a missing program. Blocks on the disk."""
         found = [
             each.startup_problems(self._servers, self.tables) for each in rules_of(self.tables.by_name())
         ]

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-    from typing import Protocol, TypeVar
+    from typing import TypeVar
 
     from poolctl.control.answers import PingResult, ProgressLine, UpgradeResult
     from poolctl.json_form import Table
@@ -75,24 +75,6 @@ class SupervisorEnded(ControlError):
         )
 
 
-if TYPE_CHECKING:
-
-    class Platform(Protocol):
-        """The interface that commands use to manage a pool, through a supervisor or a cluster."""
-
-        def call(
-            self,
-            verb: str,
-            body: Mapping[str, object] | None = None,
-            on_progress: Callable[[Table], None] | None = None,
-            timeout: float | None = None,
-        ) -> Table:
-            """Perform `verb`; returns its result as a JSON object, as `Client.call` does."""
-
-        def check_supported(self, command: str) -> None:
-            """Raise ControlError (exit code 2) for a command that this platform does not have."""
-
-
 class Client:
     """Sends verbs to one running supervisor, over a new connection for each call; usable from any thread.
 
@@ -133,9 +115,6 @@ class Client:
             except SupervisorEnded:
                 if not call.prepare_repetition():
                     raise
-
-    def check_supported(self, command: str) -> None:
-        """Accept every `command`: a supervisor supports all commands, and only other platforms refuse some."""
 
     def ask(
         self,

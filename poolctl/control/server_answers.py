@@ -25,7 +25,6 @@ class WorkerDetails:
 
     id: str
     pid: int | None
-    where: str
     phase: str
     health: str
     resting: bool
@@ -75,8 +74,6 @@ class ServerDetails(ServerDescription):
     preload_problem: str
     certificate_expires: str | None
     failure: ErrorEntry | None
-    # False if the output is not in files on this machine, else missing.
-    log_files: bool | None = None
     # A WorkerStacks: the stacks of the last worker that hung or was not ready in time.
     stacks: Table | None = None
 

@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs/json.md").read_text()
 # Members that are left out of most documents.
 SELDOM = {
     "A server": {"ended", "flapping", "last_run", "next_run_at", "on_demand"},
-    "A server in detail": {"log_files", "stacks"},
+    "A server in detail": {"stacks"},
 }
 
 

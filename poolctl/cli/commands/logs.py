@@ -25,7 +25,6 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, print_diagnostics, stdout_fd
 from poolctl.cli.supervisor_requests import ask, ask_or_read_files
-from poolctl.config import LOCAL
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
@@ -78,8 +77,6 @@ def perform(request: CommandRequest) -> Outcome:
     lines, since = request.line_limit(), request.log_timestamp("since")
     wanted = _filter(request)
     pool = find_pool(request)
-    if pool.platform != LOCAL:
-        return _print_from_platform(request, pool, lines, since, wanted)
     paths, request_ids = _log_files_and_names_with_ids(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
     if _OF_GATEWAY[0] in paths:
@@ -110,31 +107,6 @@ def perform(request: CommandRequest) -> Outcome:
     elif not found and sys.stdout.isatty():
         outcome.notes.append("no line matches" if selects else "no output yet")
     return outcome
-
-
-def _print_from_platform(
-    request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter
-) -> Outcome:
-    """Print the selected servers' lines that the platform sends, filtered by `wanted`; with -f until interrupted."""
-    listed = ask(request, pool, "list")
-    if listed.exit_code:
-        raise Failure(Outcome.of(listed))
-    names = [each.name for each in listed.items]
-    text_of = _line_formatter(request, names, {*names})
-
-    def show_line(message: Table) -> None:
-        line = LogLine(message["line"], time=message["time"], name=message["name"])
-        for each in wanted.filter_forwards([line]):
-            sys.stdout.write(text_of(each))
-            sys.stdout.flush()
-
-    options = {"lines": lines, "since": since, "follow": bool(request.get("follow"))}
-    body = {"selector": request.selector().to_dict(), "options": options}
-    try:
-        pool.client().call("logs", body, show_line)
-    except KeyboardInterrupt:
-        return Outcome.of_stream(INTERRUPTED)
-    return Outcome.of_stream()
 
 
 def _check_options(request: CommandRequest) -> None:

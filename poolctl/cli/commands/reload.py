@@ -8,7 +8,6 @@ from time import time
 from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
-    TAKE_OVER,
     WAIT_OPTIONS,
     WATCH,
     Command,
@@ -20,7 +19,6 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
 from poolctl.cli.render import coloured, relative_to_cwd, show
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.config import LOCAL
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
@@ -32,7 +30,6 @@ COMMAND = Command(
     WATCH,
     CALLER_ENV,
     ALLOW_EXPIRED,
-    TAKE_OVER,
     section="Change",
     examples=(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",
@@ -58,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _started_with_other_files_warnings(request: CommandRequest, pool: PoolRef) -> list[str]:
     """Return a warning if several -c options are given and the pool's supervisor has read other files; otherwise []."""
-    if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
+    if len(request.get("config") or ()) < 2:
         return []
     files = Client(pool.socket).ping().files or pool.files
     if list(files) == pool.files:

@@ -7,7 +7,6 @@ from poolctl.cli.command_line import (
     CALLER_ENV,
     NO_DEPS,
     SELECTION,
-    TAKE_OVER,
     WAIT_OPTIONS,
     Command,
     CommandRequest,
@@ -28,7 +27,6 @@ COMMAND = Command(
     NO_DEPS,
     CALLER_ENV,
     ALLOW_EXPIRED,
-    TAKE_OVER,
     section="Lifecycle",
     examples=(
         "poolctl restart --tag api     new processes are ready before old ones end",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import NO_DEPS, SELECTION, TAKE_OVER, WAIT_OPTIONS, Command, CommandRequest
+from poolctl.cli.command_line import NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
@@ -16,7 +16,6 @@ COMMAND = Command(
     SELECTION,
     WAIT_OPTIONS,
     NO_DEPS,
-    TAKE_OVER,
     section="Lifecycle",
     examples=(
         "poolctl start                 everything",

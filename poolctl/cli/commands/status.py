@@ -144,8 +144,6 @@ def _summary_lines(items: Sequence[Item], summary: Table) -> list[str]:
     uptime = max((item.uptime_seconds for item in items), default=0)
     if uptime:
         words.append(f"up {duration(uptime)}")
-    if "namespace" in summary:
-        words += [f"context {summary['context']}, namespace {summary['namespace']}"]
     name = f"{summary['name']}: " if summary.get("name") else ""
     lines = [name + ", ".join(words)]
     late = [item for item in items if not item.ready and item.state not in AT_REST]

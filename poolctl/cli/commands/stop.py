@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest, flag
+from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import abbreviated_list, dependents_text, server_count_text
@@ -33,7 +33,6 @@ COMMAND = Command(
     SELECTION,
     WAIT_OPTIONS,
     NO_DEPS,
-    flag("--yes", "Stop the pool although it was started on another cluster."),
     section="Lifecycle",
     examples=(
         "poolctl stop                  everything, and the supervisor",

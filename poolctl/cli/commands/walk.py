@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -18,11 +18,11 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.supervisor_requests import selected
-from poolctl.config import LOCAL, fill_placeholders
+from poolctl.config import fill_placeholders
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.file_access import why_execution_failed
-from poolctl.json_form import Table, from_json
+from poolctl.json_form import from_json
 from poolctl.keeper.left_children import end_processes, left_children, shell_status
 from poolctl.keeper.reap import deliver
 from poolctl.platform import process_variable, subreaper
@@ -44,7 +44,6 @@ COMMAND = Command(
     notes=(
         "In CMD {name}, {bind}, {host}, {port}, {expose}, {state}, {pid}, {pids} and",
         "{tags} are replaced; its environment has them as POOLCTL_NAME and so on.",
-        "On Kubernetes CMD runs in the container of the server's first ready worker.",
     ),
     examples=(
         "poolctl walk -- curl -fsS '{expose}/health'",
@@ -203,53 +202,19 @@ def perform(request: CommandRequest) -> Outcome:
         return Outcome(items, text=lines if as_text else None)
     walk = ParallelWalk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
     done: list[ServerRun] = []
-    problems: dict[str, ErrorEntry] = {}
-
-    def complete(run: ServerRun, problem: str = "", hint: str = "") -> None:
+    for run in walk.run_concurrently(items):
         done.append(run)
-        if run.exit_code:
-            problems[run.name] = _failure(run, problem, hint)
         if as_text:
             _print_server_output(run, without_heading=request.quiet)
-
-    if pool.platform == LOCAL:
-        for run in walk.run_concurrently(items):
-            complete(run)
-    elif items:
-        _run_on_platform(pool, walk, items, complete)
     order = {item.name: at for at, item in enumerate(items)}
     done.sort(key=lambda run: order[run.name])
-    errors = [problems[run.name] for run in done if run.exit_code]
+    errors = [_failure(run) for run in done if run.exit_code]
     return Outcome(
         done,
         errors=errors,
         exit_code=FAILED if errors else 0,
         text="" if as_text else None,
     )
-
-
-def _run_on_platform(
-    pool: PoolRef, walk: ParallelWalk, items: Sequence[Item], complete: Callable[[ServerRun, str, str], None]
-) -> None:
-    """Run the command for each of `items` on the pool's platform, and wait for the results. Raises ControlError.
-
-    Each result is passed to `complete` with two texts. If the command could not be started, the texts are the problem
-    and a hint at the fix; otherwise both are "".
-    """
-    known = {item.name: item for item in items}
-    runs = {
-        item.name: {"command": expand_placeholders(walk.command, item), "variables": environment(item, {})}
-        for item in items
-    }
-    options = {"runs": runs, "jobs": walk.jobs, "fail_fast": walk.fail_fast, "merged": not walk.keep}
-
-    def receive(line: Table) -> None:
-        if run := line.get("run"):
-            problem, hint = str(run.get("problem") or ""), str(run.get("hint") or "")
-            result = _run_result(known[run["name"]], run["exit_code"], run["stdout"], run["stderr"])
-            complete(result, problem, hint)
-
-    pool.client().call("walk", {"selector": {"targets": [*known]}, "options": options}, receive)
 
 
 def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
@@ -280,11 +245,11 @@ def _print_server_output(run: ServerRun, *, without_heading: bool) -> None:
     sys.stdout.flush()
 
 
-def _failure(run: ServerRun, problem: str, hint: str) -> ErrorEntry:
-    """The error for a run that failed, or for a run that could not begin because of `problem`."""
+def _failure(run: ServerRun) -> ErrorEntry:
+    """The error for a run that failed."""
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
-    message = problem or f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
-    entry = error(FAILED, message, hint, name=run.name, bind=run.bind)
+    message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
+    entry = error(FAILED, message, name=run.name, bind=run.bind)
     return replace(entry, error="ErrorCommand")
 
 
@@ -305,9 +270,12 @@ def placeholder_values(item: Item) -> dict[str, str]:
     return {word: known[word] if word in known else field_text(item, word) for word in WORDS}
 
 
-def environment(item: Item, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The command's environment for this server: `base` and a variable for each placeholder, such as POOLCTL_NAME."""
-    return {**base, **{PREFIX + word.upper(): value for word, value in placeholder_values(item).items()}}
+def environment(item: Item) -> dict[str, str]:
+    """The command's environment for this server, with a variable for each placeholder, such as POOLCTL_NAME."""
+    return {
+        **os.environ,
+        **{PREFIX + word.upper(): value for word, value in placeholder_values(item).items()},
+    }
 
 
 def expand_placeholders(command: list[str], item: Item) -> list[str]:

@@ -12,9 +12,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from poolctl.config.values.plain import LOCAL, PLATFORM_VARIABLE
 from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
@@ -276,33 +275,6 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _readable_contents(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each file; a directory stands for its files. Unreadable files are left out."""
-    for path in paths:
-        with contextlib.suppress(ServerError):
-            for file in files_of(path):
-                with contextlib.suppress(OSError, ValueError):
-                    yield file, read_regular_truncated(file)
-
-
-def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
-    """The platform that runs the pool of these files: $POOLCTL_PLATFORM, or `platform` of [pool], or "local".
-
-    Blocks on the disk. A file with problems is ignored here: its problems are reported when it is loaded.
-    """
-    found = env.get(PLATFORM_VARIABLE) or ""
-    for file, content in () if found else _readable_contents(paths):
-        if b"platform" in content:
-            from poolctl.config.files.parsers import parse
-
-            with contextlib.suppress(ValueError, ServerError):
-                data = parse(content.decode("utf-8-sig"), kind_of(file))
-                data = pyproject_section(data) if os.path.basename(file) == PYPROJECT else data
-                pool = data.get("pool") if isinstance(data, dict) else None
-                found = (isinstance(pool, dict) and str(pool.get("platform") or "")) or found
-    return found or LOCAL
-
-
 def missing_file(path: str) -> Problem:
     """The problem of a file that was given by path but does not exist."""
     return _problem(path, _NO_FILE, "check the path, or write one with `poolctl init`")
@@ -311,7 +283,15 @@ def missing_file(path: str) -> Problem:
 def variables_named_by_env_keys(paths: Iterable[str]) -> set[str]:
     """The variables that `*_env` keys in these files or directories seem to name; found without parsing the files."""
     # Some processes start before the files are parsed.
-    return {name.decode() for _, content in _readable_contents(paths) for name in re.findall(_NAMED, content)}
+    found: set[str] = set()
+    for path in paths:
+        with contextlib.suppress(ServerError):
+            for file in files_of(path):
+                with contextlib.suppress(
+                    OSError, ValueError
+                ):  # unreadable files are reported when they are loaded
+                    found |= {name.decode() for name in re.findall(_NAMED, read_regular_truncated(file))}
+    return found
 
 
 def _unreadable(path: str, subject: str) -> Problem:

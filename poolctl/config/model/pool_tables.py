@@ -15,7 +15,6 @@ from poolctl.address import Address
 from poolctl.config.model.section import Section, Table, field, validated
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.other_tools import OTHER_TABLES
-from poolctl.config.values.plain import LOCAL
 from poolctl.config.values.problems import Finding, KeyPath, Tree, misspelt, plain_word
 from poolctl.config.values.toml_text import key_text
 from poolctl.feature import features
@@ -35,9 +34,6 @@ class PoolSettings(Section):
 
     name: Name | None = field(None, "The name of the pool. Left out: derived from the path of the file.")
     port_range: PortRange = field((20000, 29999), "The range from which `auto` chooses ports.")
-    platform: PlatformName = field(
-        LOCAL, 'What runs the pool: "local" is a supervisor on this machine, others are clusters.'
-    )
     handlers: Handlers | None = field(
         None,
         '"module:function" that returns a mapping of applications by handler_key, for servers without an '
@@ -45,11 +41,8 @@ class PoolSettings(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """The settings as they would be written in a file, without unset keys and the default platform."""
-        table = super().to_dict() | {"port_range": "-".join(map(str, self.port_range))}
-        if self.platform == LOCAL:
-            del table["platform"]
-        return table
+        """The settings as they would be written in a file, without unset keys."""
+        return super().to_dict() | {"port_range": "-".join(map(str, self.port_range))}
 
 
 class MetricsTable(Table):

@@ -173,7 +173,7 @@ class ServerKeys(Section):
         None, "The files besides code that `--watch` watches, and the files that it ignores."
     )
 
-    image: Text | None = field(None, "The image with the application, on a platform of containers.")
+    image: Text | None = field(None, "The image with the application, for an export to a cluster.")
 
     address: KnownAddress = hidden()
     base_dir: str = hidden("")

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from poolctl.config.values.problems import Tree
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
-LOCAL = "local"  # the platform of a pool that a supervisor on this machine runs
-PLATFORM_VARIABLE = "POOLCTL_PLATFORM"  # names a platform that takes precedence over that of the files
 # Values that a server carries, and files cannot give.
 INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 PORTS = {"http": 80, "https": 443}

@@ -43,7 +43,6 @@ from poolctl.config.values.problems import (
     unknown_key,
 )
 from poolctl.config.values.shell_line import words_fix
-from poolctl.feature import platform_names
 from poolctl.routing.networks import EVERY, UNIX
 from poolctl.time_windows import parse_time_zone, parse_window
 
@@ -346,13 +345,6 @@ def _valid_handlers(value: Tree) -> Tree:
     return value
 
 
-def _platform(value: Tree) -> Tree:
-    if value not in (names := platform_names()):
-        raise BadValue(f"there is no platform {shown(value)}", f"one of {', '.join(names)}")
-    return value
-
-
-PlatformName = Annotated[str, BeforeValidator(_platform)]
 MetricsPath = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]
 PortRange = Annotated[
     tuple[int, int],

@@ -1,4 +1,4 @@
-"""Kubernetes: runs a pool on a cluster (`platform`), or exports it as objects (`export`)."""
+"""Kubernetes: `export kubernetes` compiles a pool into objects with which a cluster runs it."""
 
 from poolctl.feature import Feature
 
@@ -6,5 +6,4 @@ FEATURE = Feature(
     package=__name__,
     tables={"kubernetes": "table:Kubernetes"},
     exports={"kubernetes": "export:files"},
-    platforms={"kubernetes": "platform:KubernetesPlatform"},
 )

@@ -23,7 +23,7 @@ from poolctl.supervisor.active_configuration import default_name
 
 from ._keys import ignored_keys, is_label, secret_keys, settings_problems, unsupported_keys
 from ._objects import SharedSettings, objects_of, pod_configuration, with_service_addresses
-from ._routes import CompiledRoutes, RouteManifest, compile_routes
+from ._routes import CompiledRoutes, compile_routes
 from .table import Kubernetes
 
 _LONGEST_NAME_OF_CRON_JOB = 52  # the names of its Jobs are longer
@@ -31,37 +31,24 @@ _GATEWAY, _ROUTE = "gateway", "route"  # names of tables
 
 
 class CompiledPool(NamedTuple):
-    """A pool compiled for a cluster: servers and objects by server name, dependencies first, and its routes.
+    """A pool compiled for a cluster: objects by server name, dependencies first, and the objects of its routes.
 
     `warnings` name the keys that are ignored, and the routes and tables that are not exported.
     """
 
-    pool: SharedSettings
-    servers: dict[str, ServerConfig]  # with their addresses on the cluster
     objects: dict[str, list[Table]]
-    routes: list[RouteManifest]
+    routes: list[Table]
     warnings: list[str]
-
-
-def require_kubernetes_settings(config: Configuration) -> Kubernetes:
-    """Return the table [kubernetes]. Raises Failure with exit code 5 if the pool has no such table."""
-    settings = config.tables.get(Kubernetes)
-    if settings is None:
-        hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
-        raise Failure(Outcome.failed(INVALID_CONFIGURATION, "the pool has no table [kubernetes]", hint))
-    return settings
-
-
-def pool_name(config: Configuration, files: Sequence[str]) -> str:
-    """The pool's name, which is a label of all its objects."""
-    return config.settings.name or default_name(files[0])
 
 
 def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
     """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`."""
-    settings = require_kubernetes_settings(config)
+    settings = config.tables.get(Kubernetes)
+    if settings is None:
+        hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
+        raise Failure(Outcome.failed(INVALID_CONFIGURATION, "the pool has no table [kubernetes]", hint))
     handlers = next((each.handlers for each in config if each.handlers), "")
-    pool = SharedSettings(pool_name(config, files), settings, handlers)
+    pool = SharedSettings(config.settings.name or default_name(files[0]), settings, handlers)
     servers = _in_order(config)
     _raise_if_problems(config, _problems(servers, pool))
     moved = with_service_addresses(servers)
@@ -88,13 +75,8 @@ def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
         for name in config.tables.by_name()
         if name != Kubernetes.table_name and not (name == _ROUTE and is_routed)
     ]
-    return CompiledPool(
-        pool,
-        {each.name: each for each in moved},
-        {each.name: list(objects_of(each, pool, places)) for each in moved},
-        routes.routes,
-        warnings,
-    )
+    objects = {each.name: list(objects_of(each, pool, places)) for each in moved}
+    return CompiledPool(objects, routes.routes, warnings)
 
 
 def _reason_not_exported(table: str, *, is_routed: bool) -> str:

@@ -22,10 +22,10 @@ from poolctl.json_form import Table
 from poolctl.runners.worker_spec import added_environment, probe_argument_vector
 
 from ._keys import cron_schedule
-from ._state import POOL, RESTARTED, REVISION, SERVER, WORKERS
 from .table import Kubernetes
 
-CONFIG_DIRECTORY, CONFIG_FILE = "/etc/poolctl", "pool.json"
+POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects
+_CONFIG_DIRECTORY, _CONFIG_FILE = "/etc/poolctl", "pool.json"
 _HEALTH_PORT = 9000
 _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
 # For an app without a readiness probe, whose event loop answers. The period is short, because kubelets before 1.22 ask
@@ -88,7 +88,7 @@ def objects_of(
     port = server.address.port if server.listens else None
     if port is not None:
         server = server.with_values(address=parse(f"0.0.0.0:{port}"), bind=f"0.0.0.0:{port}")
-    config = {CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
+    config = {_CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
     variables = added_environment(server)
     config_name = _with_digest(f"{pool.name}-{server.name}", config)
     secret_name = _with_digest(f"{pool.name}-{server.name}", variables)
@@ -133,11 +133,11 @@ def objects_of(
                 "failedJobsHistoryLimit": _RUNS_KEPT,
                 "jobTemplate": {"metadata": {"labels": labels}, "spec": run},
             }
-            yield with_revision(manifest("batch/v1", "CronJob", name, spec=schedule))
+            yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
         name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
         suspended = {"suspend": True} if is_at_rest else {}
-        yield with_revision(manifest("batch/v1", "Job", name, spec={**run, **suspended}))
+        yield manifest("batch/v1", "Job", name, spec={**run, **suspended})
         return
     scaled = server.scale.is_automatic and not server.disabled
     is_scaled_now = scaled and not server.on_demand  # an autoscaler does not act on 0 replicas
@@ -147,30 +147,9 @@ def objects_of(
     once = not server.overlap or (port is None and server.scale.max == 1)
     strategy = {"type": "Recreate"} if once else rolling
     spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}
-    deployment = manifest("apps/v1", "Deployment", name, spec=spec)
-    if replicas:
-        deployment["metadata"]["annotations"] = {WORKERS: str(replicas["replicas"])}
-    yield with_revision(deployment)
+    yield manifest("apps/v1", "Deployment", name, spec=spec)
     if scaled:
         yield manifest("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_autoscaler_spec(server, name))
-
-
-def with_revision(workload: Table, restarted_at: str = "") -> Table:
-    """The Deployment, Job or CronJob with a label on its pods that identifies their template.
-
-    A different `restarted_at` makes a different revision, which replaces the pods.
-    """
-    if run := workload["spec"].get("jobTemplate"):
-        spec = {**workload["spec"], "jobTemplate": with_revision(run, restarted_at)}
-        return {**workload, "spec": spec}
-    template: Table = workload["spec"]["template"]
-    metadata: Table = {"labels": {k: v for k, v in template["metadata"]["labels"].items() if k != REVISION}}
-    if restarted_at:
-        metadata["annotations"] = {RESTARTED: restarted_at}
-    digest = digest_of({"metadata": metadata, "spec": template["spec"]})
-    metadata["labels"] = {**metadata["labels"], REVISION: digest}
-    spec = {**workload["spec"], "template": {"metadata": metadata, "spec": template["spec"]}}
-    return {**workload, "spec": spec}
 
 
 def digest_of(content: Mapping[str, object]) -> str:
@@ -231,7 +210,7 @@ def _pod_spec(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": _NO_RIGHTS,
         "volumeMounts": [
-            {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+            {"name": "config", "mountPath": _CONFIG_DIRECTORY, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
@@ -258,7 +237,7 @@ def _wait_container(places: list[str], image: str) -> Table:
 
 def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
     """The container's command, ports, probes, and shutdown delay."""
-    file = posixpath.join(CONFIG_DIRECTORY, CONFIG_FILE)
+    file = posixpath.join(_CONFIG_DIRECTORY, _CONFIG_FILE)
     command = ["poolctl", "-c", file, "serve", server.name]
     ports = [] if port is None else [{"name": "http", "containerPort": port, "protocol": "TCP"}]
     if server.command:

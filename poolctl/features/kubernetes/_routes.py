@@ -17,8 +17,7 @@ from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, host_pattern, is_ip_a
 from poolctl.routing.route import HTTPS
 
 from ._keys import is_label, secret_keys
-from ._objects import SharedSettings, digest_of
-from ._state import POOL
+from ._objects import POOL, SharedSettings, digest_of
 
 # Keys that are compiled; the second set only into an HTTPRoute, because an Ingress has no equivalent.
 ROUTE_MAPPED = frozenset(("alias", "host", "path", "to", "policy", "timeouts"))
@@ -57,18 +56,10 @@ _host = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[
 _path = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+")
 
 
-class RouteManifest(NamedTuple):
-    """The Kubernetes object of a route, and the names of the servers that the route leads to."""
-
-    alias: str
-    servers: tuple[str, ...]
-    object: Table
-
-
 class CompiledRoutes(NamedTuple):
-    """The compiled routes. `ignored` are keys without effect on a cluster, `warnings` name the routes left out."""
+    """The routes' objects. `ignored` are keys without effect on a cluster, `warnings` name the routes left out."""
 
-    routes: list[RouteManifest]
+    routes: list[Table]
     problems: list[Located]
     ignored: list[Located]
     warnings: list[str]
@@ -116,7 +107,7 @@ def compile_routes(
             made = _http_route(
                 config, metadata, _parent_reference(str(pool.settings.gateway), listener), ports
             )
-        found.routes.append(RouteManifest(written.alias, tuple(name for name, _ in backends), made))
+        found.routes.append(made)
     return found
 
 

@@ -41,7 +41,7 @@ def files(request: CommandRequest) -> Files:
     found = compile_pool(load(ref), ref.files)
     objects_of_files = [*found.objects.items()]
     if found.routes:
-        objects_of_files.append(("routes", [route.object for route in found.routes]))
+        objects_of_files.append(("routes", found.routes))
     digits = len(str(len(objects_of_files)))
     texts = {
         f"{number:0{digits}}-{name}.yaml": _text(objects)

@@ -1,4 +1,4 @@
-"""The keys of [kubernetes]: how a pool runs on a cluster."""
+"""The keys of [kubernetes]: how an exported pool runs on a cluster."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ class Kubernetes(Table):
     table_name: ClassVar[str] = "kubernetes"
 
     image: Text | None = field(None, "The image with the applications and poolctl.")
-    context: Text | None = field(
-        None, "The context of the kubeconfig. Left out: its current one; inside a pod its service account."
-    )
-    namespace: Text | None = field(None, "The namespace of all objects. Left out: the context's.")
+    namespace: Text | None = field(None, "The namespace of all objects. Left out: the one that kubectl uses.")
     directory: Text = field(
         "/app", "The directory of the image that corresponds to the directory of the file."
     )

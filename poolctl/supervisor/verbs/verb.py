@@ -306,7 +306,6 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
             WorkerDetails(
                 id=worker.id,
                 pid=worker.placement.pid if worker.placement else None,
-                where=worker.placement.where if worker.placement else "",
                 phase=worker.phase.value,
                 health=worker.status.value if worker.phase is WorkerPhase.READY else Status.UNKNOWN.value,
                 resting=worker.resting,

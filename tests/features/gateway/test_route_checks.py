@@ -328,21 +328,15 @@ def test_program_that_is_missing_is_a_problem_of_what_needs_it(
     assert load_text(tmp_path, web).startup_problems() == []
 
 
-def test_program_is_needed_where_the_gateway_runs_and_nowhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_program_is_needed_where_the_gateway_runs_and_nowhere_else(tmp_path: Path) -> None:
     config = load_text(tmp_path, WEB + '[gateway]\nprogram = "/no/haproxy"\n')
     (problem,) = map(str, config.check_external())
     assert "gateway.program: /no/haproxy is not installed; " in problem
     assert "apt install haproxy (2.8 or newer; " in problem
     assert config.check_external(names=["web"]) == []  # a container that runs one server
-    monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
-    assert config.check_external() == []
 
 
-def test_limit_that_haproxy_lacks_is_a_problem_where_haproxy_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limit_that_haproxy_lacks_is_a_problem_where_haproxy_serves(tmp_path: Path) -> None:
     total = {"total": "9s"}
     labelled = server("b", bind=":2", app="os:path", labels={"route.host": "b", "route.timeouts.total": "8s"})
     web = WEB.replace("a:b", "os:path")
@@ -358,8 +352,6 @@ def test_limit_that_haproxy_lacks_is_a_problem_where_haproxy_serves(
         f"route[1].timeouts.total: {request}",
         f"server[1].labels.route.timeouts.total: {request}",
     ]
-    monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
-    assert config.check_external() == []
 
 
 def test_limits_that_haproxy_joins_are_a_warning(tmp_path: Path) -> None:

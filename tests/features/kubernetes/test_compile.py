@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,7 @@ import pytest
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
 from poolctl.errors import ServerError
-from poolctl.features.kubernetes._compile import (
-    CompiledPool,
-    compile_pool,
-    pool_name,
-    require_kubernetes_settings,
-)
+from poolctl.features.kubernetes._compile import CompiledPool, compile_pool
 from tests.configuration import server
 from tests.needs import needs
 
@@ -77,8 +73,7 @@ def test_servers_come_after_what_they_depend_on_and_the_longest_chain_first(comp
         server("worker", command=["work"], depends_on=["db"]),
         app("db", 8002),
     )
-    assert [*found.servers] == ["db", "api", "worker", "web", "alone"]
-    assert [*found.objects] == [*found.servers]
+    assert [*found.objects] == ["db", "api", "worker", "web", "alone"]
     (waiting,) = main_object(found, "web")["spec"]["template"]["spec"]["initContainers"]
     assert waiting["command"][3:] == ["api:8001"], "a server without a port has no Service"
     assert found.warnings == ["web does not wait for worker, which has no port"]
@@ -108,23 +103,19 @@ def test_pool_without_a_route_has_none_on_a_cluster(compiled: Compile) -> None:
 
 def test_addresses_are_those_of_the_services(compiled: Compile) -> None:
     found = compiled(app("web", 8000, env={"DB": "${server.db.url}"}), app("db", 8002))
-    assert found.servers["web"].bind == "web:8000"
-    assert found.servers["web"].env["DB"] == "http://db:8002"
+    (secret,) = (each for each in found.objects["web"] if each["kind"] == "Secret")
+    assert base64.b64decode(secret["data"]["DB"]) == b"http://db:8002"
+    assert names(found, "web")["Service"] == "web"
 
 
 def test_digests_change_with_their_server_alone(compiled: Compile) -> None:
-    def compile_with(**keys: Any) -> dict[str, tuple[dict[str, str], str]]:
+    def compile_with(**keys: Any) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
         found = compiled(
             app("web", 8000, env={"WORD": "one"} | keys.pop("env", {}), **keys),
             app("db", 8001, env={"WORD": "one"}),
         )
-        revision = "poolctl.dev/revision"
         return {
-            name: (
-                names(found, name),
-                main_object(found, name)["spec"]["template"]["metadata"]["labels"][revision],
-            )
-            for name in ("web", "db")
+            name: (names(found, name), main_object(found, name)["spec"]["template"]) for name in ("web", "db")
         }
 
     before = compile_with()
@@ -139,11 +130,10 @@ def test_digests_change_with_their_server_alone(compiled: Compile) -> None:
     for keys, changed in changes:
         after = compile_with(**keys)
         assert after["db"] == before["db"], keys
-        (kinds, revision), (kinds_before, revision_before) = after["web"], before["web"]
+        (kinds, template), (kinds_before, template_before) = after["web"], before["web"]
         assert {kind for kind in kinds if kinds[kind] != kinds_before[kind]} == changed, keys
-        assert revision != revision_before, keys
-    kinds, revision = compile_with(workers=3)["web"]
-    assert (kinds, revision) == before["web"], "their number does not replace workers"
+        assert template != template_before, keys
+    assert compile_with(workers=3)["web"] == before["web"], "their number does not replace workers"
 
 
 def test_changed_job_has_another_name(compiled: Compile) -> None:
@@ -221,11 +211,8 @@ def test_pool_without_a_name_has_that_of_its_directory_or_file(compiled: Compile
     path = directory / "mail.toml"
     path.write_text('[kubernetes]\nimage = "a:1"\n' + app("web"))
     config = load([str(path)])
-    assert require_kubernetes_settings(config).image == "a:1"
-    name = pool_name(config, [str(path)])
     found = compile_pool(config, [str(path)])
-    assert found.pool.name == name
-    assert names(found, "web")["Deployment"] == f"{name}-web"
+    assert names(found, "web")["Deployment"] == "mail-web"
 
 
 def test_unreadable_env_file_is_the_servers_error(compiled: Compile) -> None:
@@ -250,5 +237,4 @@ def test_tables_that_are_left_out_are_named_with_the_reason(compiled: Compile) -
         "[gateway] is not exported: addresses, certificates and limits are those of the cluster's gateway",
         "[metrics] is not exported: it is for a pool on one machine",
     ]
-    (route,) = found.routes
-    assert (route.object["kind"], route.servers) == ("HTTPRoute", ("web",))
+    assert [each["kind"] for each in found.routes] == ["HTTPRoute"]

@@ -18,12 +18,10 @@ from poolctl.config import ServerConfig, load
 from poolctl.feature import FEATURES
 from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
 from poolctl.features.kubernetes._objects import (
-    RESTARTED,
     SharedSettings,
     _quantity,
     objects_of,
     pod_configuration,
-    with_revision,
     with_service_addresses,
 )
 from poolctl.features.kubernetes.table import Kubernetes
@@ -90,11 +88,7 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     assert ("Secret" in kinds) == bool(server.env or (server.command and server.listens))
     (spec,) = (each["spec"] for each in objects if each["kind"] == "Deployment")
     assert spec["replicas"] == (0 if server.disabled else server.scale.min)
-    labels = spec["template"]["metadata"]["labels"]
-    assert labels == {
-        **spec["selector"]["matchLabels"],
-        "poolctl.dev/revision": labels["poolctl.dev/revision"],
-    }
+    assert spec["template"]["metadata"]["labels"] == spec["selector"]["matchLabels"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +223,6 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
     }
     deployment = found["Deployment"]
     assert deployment["metadata"]["name"] == "shop-web"
-    assert deployment["metadata"]["annotations"] == {"poolctl.dev/workers": "2"}
     spec = deployment["spec"]
     assert (spec["replicas"], spec["selector"]) == (2, {"matchLabels": LABELS})
     rolling = {"maxSurge": 1, "maxUnavailable": 0}
@@ -361,9 +354,7 @@ def test_pods_overlap_unless_two_may_not_run_at_the_same_time(keys: dict[str, An
 
 
 def test_disabled_server_has_no_pods() -> None:
-    deployment = made(app="a:b", bind=":80", disabled=True)["Deployment"]
-    assert deployment["spec"]["replicas"] == 0
-    assert deployment["metadata"]["annotations"] == {"poolctl.dev/workers": "0"}
+    assert made(app="a:b", bind=":80", disabled=True)["Deployment"]["spec"]["replicas"] == 0
 
 
 def test_job_runs_once_and_again_when_it_has_changed() -> None:
@@ -397,7 +388,6 @@ def test_scheduled_job_runs_at_its_times(disabled: bool, table: dict[str, str], 
     assert template["metadata"] == {"labels": LABELS}
     assert template["spec"]["backoffLimit"] == 0
     assert template["spec"]["template"]["spec"]["restartPolicy"] == "Never"
-    assert "poolctl.dev/revision" in template["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.skipif("scaling" not in FEATURES, reason="the number of workers does not change")
@@ -406,7 +396,6 @@ def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled() ->
     found = made(**keys)
     assert list(found)[-2:] == ["Deployment", "HorizontalPodAutoscaler"]
     assert "replicas" not in found["Deployment"]["spec"]
-    assert "annotations" not in found["Deployment"]["metadata"]
     target = {"type": "AverageValue", "averageValue": "250m"}
     assert found["HorizontalPodAutoscaler"]["spec"] == {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop-web"},
@@ -415,23 +404,6 @@ def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled() ->
         "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
     }
     assert list(made(**keys, disabled=True))[-1] == "Deployment"
-
-
-def test_revision_of_pods_changes_with_a_restart_alone() -> None:
-    deployment = made(app="a:b", bind=":80")["Deployment"]
-    assert with_revision(deployment) == deployment
-    again = with_revision(deployment, "2026-01-01T00:00:00Z")
-    metadata = again["spec"]["template"]["metadata"]
-    assert metadata["annotations"] == {RESTARTED: "2026-01-01T00:00:00Z"}
-    before = deployment["spec"]["template"]["metadata"]["labels"]
-    assert metadata["labels"].keys() == before.keys()
-    assert metadata["labels"] != before
-    assert again["spec"]["template"]["spec"] == deployment["spec"]["template"]["spec"]
-    cron = made(command=["tick"], job=True, every="5 4 * * *")["CronJob"]
-    assert with_revision(cron) == cron
-    assert with_revision(cron, "x")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["annotations"] == {
-        RESTARTED: "x"
-    }
 
 
 def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:

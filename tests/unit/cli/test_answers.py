@@ -115,7 +115,7 @@ FIELDS: dict[type[object], list[str]] = {
         *SERVER, "config", "origin", "overrides", "endpoints", "generation", "worker_list", "complaint",
         "preload_problem", "certificate_expires", "failure",
     ],
-    WorkerDetails: ["id", "pid", "where", "phase", "health", "resting", "probes"],
+    WorkerDetails: ["id", "pid", "phase", "health", "resting", "probes"],
     ProbeResult: ["kind", "status", "message", "latency_seconds"],
     MeasuredServer: [*SERVER, "stats"],
     ServerStats: [
@@ -146,7 +146,6 @@ OPTIONAL: dict[type[object], list[str]] = {
         "next_run_at",
         "last_run",
         "routes",
-        "log_files",
         "stacks",
     ],
     WorkerDetails: ["placed_at"],

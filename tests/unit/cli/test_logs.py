@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -379,52 +378,3 @@ def test_reopening_reports_its_outcome(poolctl: Command, supervised: Supervised)
     failed = {"code": 1, "error": "E", "name": "users", "message": "the disk is full"}
     with supervised(always(exit_code=1, errors=[failed])):
         assert poolctl("logs", "--reopen") == (1, "", "error: users: the disk is full\n")
-
-
-class Cloud:
-    """A platform that has two servers and one line of each."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Any]] = []
-        self.is_interrupted = False
-
-    def check_supported(self, verb: str) -> None:
-        return None
-
-    def call(self, verb: str, body: Any, show: Any = None, *rest: object, **more: object) -> dict[str, Any]:
-        self.calls.append((verb, body))
-        if verb == "list":
-            found = [item("users"), item("orders")]
-            missing = {"code": 4, "error": "E", "message": "none matches"}
-            return (
-                result(*found) if not body["selector"]["targets"] else result(exit_code=4, errors=[missing])
-            )
-        for name in ("users", "orders"):
-            show({"line": f"INFO: of {name}", "time": stamp(NOW), "name": name})
-        if self.is_interrupted:
-            raise KeyboardInterrupt
-        return result()
-
-
-@pytest.fixture
-def cloud(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    found = Cloud()
-    feature = SimpleNamespace(platforms={"cloud": "cloud"}, load=lambda name: lambda files: found)
-    monkeypatch.setattr("poolctl.feature.features", lambda: (feature,))
-    monkeypatch.setattr("poolctl.cli.pool_ref.features", lambda: (feature,), raising=False)
-    monkeypatch.setenv("POOLCTL_PLATFORM", "cloud")
-    return found
-
-
-def test_lines_of_another_platform_are_asked_of_it(poolctl: Command, cloud: Cloud) -> None:
-    lines = "users  | INFO: of users\norders | INFO: of orders\n"
-    assert poolctl("logs", "-n5", "--since", "2026-01-01T00:00:00Z") == (0, lines, "")
-    (_, _), (verb, body) = cloud.calls
-    assert (verb, body["options"]) == (
-        "logs", {"lines": 5, "since": "2026-01-01T00:00:00.000000Z", "follow": False},
-    )  # fmt: skip
-    assert poolctl("logs", "-f", "--grep", "orders") == (0, "orders | INFO: of orders\n", "")
-    assert cloud.calls[-1][1]["options"]["follow"] is True
-    assert poolctl("logs", "nothing") == (4, "", "error: none matches\n")
-    cloud.is_interrupted = True
-    assert poolctl("logs") == (130, lines, "")

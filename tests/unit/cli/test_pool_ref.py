@@ -15,10 +15,8 @@ from poolctl.cli.outcome import Failure, UsageError, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.cli.typer_app import perform_args
 from poolctl.config import ConfigNotFound
-from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.client import NoSupervisor
 from poolctl.control.pool_paths import pool_key
-from poolctl.errors import ControlError
-from poolctl.feature import FEATURES
 from poolctl.runners import local
 from tests.stand_in import always, item
 
@@ -158,30 +156,6 @@ def test_pool_has_the_key_and_the_socket_of_its_directory(directory: Path) -> No
     )
     assert repr(pool) == f"<PoolRef {pool.directory} of {directory}/pool.toml>"
     assert repr(PoolRef(["/a", "/b"], "/run/x")) == "<PoolRef /run/x of /a, /b>"
-    client = pool.client()
-    assert isinstance(client, Client)
-    assert client.socket_path == pool.socket
-
-
-def test_platform_that_does_not_exist_is_refused_with_those_that_do(directory: Path) -> None:
-    pool = PoolRef(["/p/pool.toml"], "/run/x")
-    pool.platform = "mainframe"
-    with pytest.raises(ControlError) as caught:
-        pool.client()
-    assert (caught.value.message, caught.value.exit_code) == ("there is no platform 'mainframe'", 5)
-    assert "is one of local" in caught.value.hint
-
-
-@pytest.mark.skipif("kubernetes" not in FEATURES, reason="there is no other platform")
-def test_command_that_the_platform_of_a_pool_does_not_know_is_refused(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
-    with pytest.raises(ControlError, match="drain is for a pool on this machine"):
-        find_pool(request_of("drain", "users"))
-    assert find_pool(request_of("list")).platform == "kubernetes"
-    assert find_pool(request_of("validate")).platform == "kubernetes"
-    assert not isinstance(find_pool(request_of("list")).client(), Client)
 
 
 Named = Callable[..., Path]

@@ -86,19 +86,14 @@ def test_status_warns_of_what_the_summary_says(poolctl: Command, supervised: Sup
         assert poolctl("status").err == ""
 
 
-def test_status_counts_servers_at_rest_apart_and_names_the_cluster(
-    poolctl: Command, supervised: Supervised
-) -> None:
+def test_status_counts_servers_at_rest_apart(poolctl: Command, supervised: Supervised) -> None:
     items = [
         item("a", uptime_seconds=0), item("b", ready=False, state="sleeping", uptime_seconds=0),
         item("c", ready=False, state="disabled", uptime_seconds=0),
         item("job", ready=True, state="stopped", uptime_seconds=0),
     ]  # fmt: skip
-    where = {"namespace": "prod", "context": "eu"}
-    with supervised(always(*items, summary={"states": {}} | where)):
-        assert poolctl("status").out == (
-            "2 servers ready, 1 disabled, 1 sleeping, context eu, namespace prod\n"
-        )
+    with supervised(always(*items, summary={"states": {}})):
+        assert poolctl("status").out == "2 servers ready, 1 disabled, 1 sleeping\n"
 
 
 def test_verbose_status_names_the_pools_own_processes(poolctl: Command, supervised: Supervised) -> None:

@@ -267,5 +267,5 @@ def test_stop_says_where_the_logs_are_when_the_pool_ends(
 
 
 def test_stop_that_was_refused_is_its_errors(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(exit_code=8, errors=[{"code": 8, "message": "on another cluster"}])):
-        assert poolctl("stop") == (8, "", "error: on another cluster\n")
+    with supervised(always(exit_code=8, errors=[{"code": 8, "message": "it is busy"}])):
+        assert poolctl("stop") == (8, "", "error: it is busy\n")

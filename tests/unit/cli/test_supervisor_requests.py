@@ -34,7 +34,7 @@ from poolctl.cli.supervisor_requests import (
 )
 from poolctl.control import sd_notify
 from poolctl.control.answers import ProgressLine, Result, ServerProgress
-from poolctl.control.client import NoSupervisor, SupervisorEnded
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import MetricsResult
 from poolctl.errors import ControlError
@@ -241,11 +241,10 @@ def test_interrupted_change_says_that_it_continues(
 ) -> None:
     asked = Asked(directory, *words)
 
-    class Interrupted:
-        def call(self, *given: Any) -> Any:
-            raise KeyboardInterrupt
+    def interrupt(client: Client, *arguments: Any) -> Any:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(PoolRef, "client", lambda pool: Interrupted())
+    monkeypatch.setattr(Client, "call", interrupt)
     if not changes:
         with pytest.raises(KeyboardInterrupt):
             ask(asked.request, asked.pool)

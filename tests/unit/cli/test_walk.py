@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from poolctl.cli.commands import walk as walk_command
 from poolctl.cli.commands.walk import ParallelWalk, environment, expand_placeholders, placeholder_values
 from tests.deadline import wait_until
-from tests.stand_in import item, result, server
+from tests.stand_in import server
 
 from .conftest import Command
 
@@ -37,9 +36,9 @@ def test_walk_passes_host_and_port(bind: str, host: str, port: str) -> None:
 
 
 def test_walk_passes_every_fact_of_a_server() -> None:
-    passed = environment(server("web", pids=[7, 8], tags=["a", "b"]), {"HOME": "/"})
+    passed = environment(server("web", pids=[7, 8], tags=["a", "b"]))
     assert passed == {
-        "HOME": "/",
+        **os.environ,
         "POOLCTL_NAME": "web",
         "POOLCTL_BIND": "127.0.0.1:8081",
         "POOLCTL_HOST": "127.0.0.1",
@@ -50,7 +49,7 @@ def test_walk_passes_every_fact_of_a_server() -> None:
         "POOLCTL_PIDS": "7,8",
         "POOLCTL_TAGS": "a,b",
     }
-    assert environment(server("web", pids=[]), {})["POOLCTL_PID"] == ""
+    assert environment(server("web", pids=[]))["POOLCTL_PID"] == ""
 
 
 @pytest.mark.slow
@@ -165,68 +164,6 @@ def test_walk_that_is_terminated_ends_running_commands_first(directory: Path, nu
     assert (directory / "asked").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
-
-
-class Cloud:
-    """A platform that runs commands where its servers run."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Any]] = []
-
-    def check_supported(self, verb: str) -> None:
-        return None
-
-    def call(self, verb: str, body: Any, receive: Any = None, *rest: object, **more: object) -> Any:
-        self.calls.append((verb, body))
-        if verb == "list":
-            return result(item("users"), item("orders", 8082))
-        for run in (
-            {"name": "orders", "exit_code": 3, "stdout": "", "stderr": "first\nlast\n"},
-            {
-                "name": "users",
-                "exit_code": 1,
-                "stdout": "",
-                "stderr": "",
-                "problem": "no pod",
-                "hint": "start it",
-            },
-        ):
-            receive({"run": run})
-        receive({"other": 1})
-        return result()
-
-
-@pytest.fixture
-def cloud(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    found = Cloud()
-    feature = SimpleNamespace(platforms={"cloud": "cloud"}, load=lambda name: lambda files: found)
-    monkeypatch.setattr("poolctl.cli.pool_ref.features", lambda: (feature,), raising=False)
-    monkeypatch.setattr("poolctl.feature.features", lambda: (feature,))
-    monkeypatch.setenv("POOLCTL_PLATFORM", "cloud")
-    return found
-
-
-def test_command_runs_where_another_platform_runs_the_servers(poolctl: Command, cloud: Cloud) -> None:
-    said = poolctl("walk", "--jobs", "3", "--fail-fast", "--", "echo", "{name}:{port}")
-    assert said.code == 1
-    assert said.out == "==> orders <==\nfirst\nlast\n==> users <==\n"
-    assert said.err == (
-        "error: users: no pod\n  hint: start it\nerror: orders: the command exited with 3: last\n"
-    )
-    (_, _), (verb, body) = cloud.calls
-    assert (verb, body["selector"]) == ("walk", {"targets": ["users", "orders"]})
-    runs = body["options"].pop("runs")
-    assert body["options"] == {"jobs": 3, "fail_fast": True, "merged": True}
-    assert {name: run["command"] for name, run in runs.items()} == {
-        "users": ["echo", "users:8081"], "orders": ["echo", "orders:8082"],
-    }  # fmt: skip
-    assert runs["users"]["variables"] == environment(server("users"), {})
-    document = poolctl("walk", "-o", "json", "--", "x").json
-    assert [(each["name"], each["exit_code"]) for each in document["items"]] == [("users", 1), ("orders", 3)]
-    assert {each["error"] for each in document["errors"]} == {"ErrorCommand"}
-    assert cloud.calls[-1][1]["options"] | {"runs": 0} == {
-        "runs": 0, "jobs": 1, "fail_fast": False, "merged": False,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

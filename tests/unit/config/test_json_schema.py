@@ -36,7 +36,7 @@ def test_schema_has_the_models_keys_and_no_others() -> None:
     assert server == (set(ServerConfig.keys_of) - INTERNAL) | {"listen", "workers"}
     assert set(TABLES["Defaults"]["properties"]) == server - {"name"}
     assert TABLES["Server"]["required"] == ["name"]
-    assert set(TABLES["Pool"]["properties"]) == {"name", "port_range", "handlers", "platform"}
+    assert set(TABLES["Pool"]["properties"]) == {"name", "port_range", "handlers"}
     assert all(table["additionalProperties"] is False for table in TABLES.values())
 
 

@@ -166,9 +166,8 @@ def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
 
 
-def test_settings_are_written_without_the_usual_platform() -> None:
+def test_settings_are_written_without_unset_keys() -> None:
     assert PoolSettings(name="shop").to_dict() == {"name": "shop", "port_range": "20000-29999"}
-    assert PoolSettings().with_values(platform="kubernetes").to_dict()["platform"] == "kubernetes"
 
 
 def test_tables_are_known_by_their_names() -> None:

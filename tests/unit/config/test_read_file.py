@@ -32,7 +32,6 @@ from poolctl.config.files.read_file import (
     kind_of,
     lasting_stamp_of,
     missing_file,
-    platform_of,
     read_env_file,
     read_env_files,
     read_regular_truncated,
@@ -486,37 +485,6 @@ def test_variables_of_secrets_are_found_without_parsing(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("token_env = 'F'")
     assert variables_named_by_env_keys([str(tmp_path)]) == {"A", "B_1", "C", "E"}
     assert variables_named_by_env_keys([str(tmp_path / "d.txt"), str(tmp_path / "gone.toml")]) == {"F"}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "platform"),
-    [
-        ("pool.toml", "[pool]\nplatform = 'kubernetes'\n", "kubernetes"),
-        ("pool.yaml", "pool: {platform: kubernetes}", "kubernetes"),
-        ("pyproject.toml", "[tool.poolctl.pool]\nplatform = 'kubernetes'\n", "kubernetes"),
-        ("pyproject.toml", "[pool]\nplatform = 'kubernetes'\n", "local"),
-        ("pool.toml", "[pool]\nplatform = ''\n", "local"),
-        ("pool.toml", "platform = 'x'\npool = 3\n", "local"),
-        ("pool.yaml", "- platform\n", "local"),
-        ("pool.toml", "platform broken [", "local"),
-        ("pool.txt", "platform", "local"),
-    ],
-)
-def test_platform_is_the_variables_or_the_files(tmp_path: Path, name: str, text: str, platform: str) -> None:
-    (tmp_path / name).write_text(text)
-    path = str(tmp_path / name)
-    assert platform_of([path], {}) == platform
-    assert platform_of([path], {"POOLCTL_PLATFORM": ""}) == platform
-    assert platform_of([path], {"POOLCTL_PLATFORM": "other"}) == "other"
-    assert platform_of([path, str(tmp_path / "gone")], {}) == platform
-
-
-def test_platform_of_the_last_file_wins(tmp_path: Path) -> None:
-    paths = []
-    for name, platform in (("a", "one"), ("b", "two"), ("c", "")):
-        (tmp_path / f"{name}.toml").write_text(f"[pool]\nplatform = '{platform}'\n")
-        paths.append(str(tmp_path / f"{name}.toml"))
-    assert platform_of(paths, {}) == "two"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,6 @@ JOB = '[[server]]\nname = "nightly"\njob = true\ncommand = ["sleep", "1"]\n'
         ('[metrics]\nbind = "127.0.0.1:auto"\n', "metrics.bind", "is no fixed address"),
         ('[metrics]\nbind = "x"\n', "metrics.bind", '"HOST:PORT", ":PORT" or "unix:/PATH"'),
         ('[metrics]\npath = "x?y"\n', "metrics.path", "/"),
-        ('[pool]\nplatform = "mainframe"\n', "pool.platform", "one of local"),
         ('[pool]\nport_range = "0-9"\n', "pool.port_range", "is not within 1-65535"),
         ('[pool]\nport_range = "1-65536"\n', "pool.port_range", "is not within 1-65535"),
         ('[pool]\nport_range = "9-8"\n', "pool.port_range", "the smaller first"),

@@ -282,7 +282,7 @@ def test_details_have_overrides_workers_and_the_failure() -> None:
         assert (found.overrides.workers, found.overrides.disabled, found.overrides.drained) == (1, None, None)
         assert (found.overrides.added, found.origin, found.generation) == (None, {"bind": "/p:3"}, 1)
         (worker, *_) = found.worker_list
-        assert (worker.id, worker.pid, worker.where, worker.phase) == ("a.1.0", 1001, "nowhere", "ready")
+        assert (worker.id, worker.pid, worker.phase) == ("a.1.0", 1001, "ready")
         assert (worker.health, worker.resting, worker.probes, worker.placed_at) == (
             "ok",
             False,
@@ -295,7 +295,7 @@ def test_details_have_overrides_workers_and_the_failure() -> None:
             "it has no gunicorn",
             "1970-01-01T00:01:00Z",
         )
-        assert (found.stacks, found.log_files, found.complaint) == (None, None, "")
+        assert (found.stacks, found.complaint) == (None, "")
         assert found.endpoints == (entry.config.key,)
         await desk.ask("drain", "a")
         assert details(desk.core, entry, None, reveal=False).overrides.drained is True
@@ -316,7 +316,7 @@ def test_worker_that_is_not_ready_has_no_health_and_no_place() -> None:
         assert details(desk.core, entry, None, reveal=False).worker_list[0].health == "unknown"
         worker.placement = None
         (found,) = details(desk.core, entry, None, reveal=False).worker_list
-        assert (found.pid, found.where) == (None, "")
+        assert found.pid is None
         worker.placed_at = 0.0
         assert details(desk.core, entry, None, reveal=False).worker_list[0].placed_at is None
 

@@ -68,7 +68,7 @@ async function ask() {
     if (!item || item.name !== name) return;
     const workers = item.worker_list || [];
     $("server-workers").replaceChildren(...workers.map((worker) => el("tr", {},
-      el("td", {}, worker.id), el("td", {}, worker.where || String(worker.pid ?? "")), el("td", {}, worker.phase),
+      el("td", {}, worker.id), el("td", {}, worker.pid == null ? "" : `pid ${worker.pid}`), el("td", {}, worker.phase),
       el("td", {}, ...(worker.probes || []).map((probe) => el("div", {},
         el("span", { class: `badge ${probe.status}` }, probe.status), ` ${probe.kind}${probe.latency_seconds == null ? "" : ` in ${latency(probe.latency_seconds)}`}${probe.message ? `: ${probe.message}` : ""}`))))));
     if (!workers.length) $("server-workers").append(el("tr", {}, el("td", { colSpan: 4 }, "None.")));

@@ -27,16 +27,19 @@ ETCD, API_SERVER = CACHE / "root/usr/bin/etcd", CACHE / "bin/kube-apiserver"
 IS_BUILT = ETCD.exists() and API_SERVER.exists()
 _START_SECONDS = 120.0
 _APPLY = "application/apply-patch+yaml"
+_PLURALS = {
+    "ConfigMap": "configmaps", "Secret": "secrets", "Service": "services", "Deployment": "deployments", "Job": "jobs",
+    "Ingress": "ingresses",
+}  # fmt: skip
 Object = dict[str, Any]
 
 
 class ApiServer:
     """A running API server, where requests of tests are an administrator's."""
 
-    def __init__(self, directory: Path, port: int, trusted: Path, *, address: str = "127.0.0.1") -> None:
-        self.directory, self.address, self.port, self.trusted = directory, address, port, trusted
+    def __init__(self, port: int, trusted: Path, *, address: str = "127.0.0.1") -> None:
+        self.address, self.port, self.trusted = address, port, trusted
         self.url = f"https://{address}:{port}"
-        self.process: subprocess.Popen[bytes]
         self._tls = ssl.create_default_context(cafile=str(trusted))
 
     def ask(
@@ -59,46 +62,26 @@ class ApiServer:
         status, answer = self.ask("POST", path, body)
         assert status == 201, answer
 
-    def apply(self, namespace: str, wanted: Object, plural: str) -> Object:
+    def apply(self, namespace: str, wanted: Object) -> Object:
         """Apply an object as `kubectl apply --server-side` does."""
-        path = f"{base(wanted['apiVersion'])}/namespaces/{namespace}/{plural}/{wanted['metadata']['name']}"
+        version, plural = wanted["apiVersion"], _PLURALS[wanted["kind"]]
+        base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        path = f"{base}/namespaces/{namespace}/{plural}/{wanted['metadata']['name']}"
         status, answer = self.ask("PATCH", f"{path}?fieldManager=kubectl", wanted, _APPLY)
         assert status in (200, 201), answer
         assert isinstance(answer, dict)
         return answer
 
-    def namespace(self, name: str, role: Object) -> Path:
-        """The kubeconfig of an operator who has this Role in a new namespace."""
-        self.make("/api/v1/namespaces", {"metadata": {"name": name}})
-        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{name}"
-        self.make(f"{rbac}/roles", {**role, "metadata": {"name": "poolctl", "namespace": name}})
-        group = "rbac.authorization.k8s.io"
-        binding = {
-            "metadata": {"name": "operator"},
-            "subjects": [{"kind": "User", "name": "operator", "apiGroup": group}],
-            "roleRef": {"kind": "Role", "name": "poolctl", "apiGroup": group},
-        }
-        self.make(f"{rbac}/rolebindings", binding)
-        return self.kubeconfig(name, "operator")
-
-    def kubeconfig(self, namespace: str, user: str) -> Path:
-        """A kubeconfig of this user, `admin` or `operator`, for this namespace."""
+    def kubeconfig(self) -> str:
+        """An administrator's kubeconfig."""
         server = {"server": self.url, "certificate-authority": str(self.trusted)}
-        context = {"cluster": "real", "user": user, "namespace": namespace}
         config = {
             "clusters": [{"name": "real", "cluster": server}],
-            "users": [{"name": user, "user": {"token": user}}],
-            "contexts": [{"name": "real", "context": context}],
+            "users": [{"name": "admin", "user": {"token": "admin"}}],
+            "contexts": [{"name": "real", "context": {"cluster": "real", "user": "admin"}}],
             "current-context": "real",
         }
-        path = self.directory / f"kubeconfig-{namespace}-{user}"
-        path.write_text(json.dumps(config))
-        return path
-
-
-def base(api_version: str) -> str:
-    """The path of an API version."""
-    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        return json.dumps(config)
 
 
 @contextmanager
@@ -121,7 +104,7 @@ def running(
         )
     )
     tokens = directory / "tokens.csv"
-    tokens.write_text('admin,admin,admin,"system:masters"\noperator,operator,operator\n')
+    tokens.write_text('admin,admin,admin,"system:masters"\n')
     etcd_url, peer_url = f"http://127.0.0.1:{etcd}", f"http://127.0.0.1:{peers}"
     commands = {
         "etcd": [
@@ -139,10 +122,10 @@ def running(
         ],
     }  # fmt: skip
     with ExitStack() as stack:
-        server = ApiServer(directory, port, cert, address=address)
+        server = ApiServer(port, cert, address=address)
         for name, command in commands.items():
             log = directory / f"{name}.log"
-            server.process = stack.enter_context(started([*enter, *command], log, directory))
+            stack.enter_context(started([*enter, *command], log, directory))
 
         def is_ready() -> bool:
             try:

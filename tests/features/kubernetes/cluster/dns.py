@@ -61,9 +61,7 @@ def answer(query: bytes, services: Services) -> bytes:
 
 def main() -> None:
     address, directory, port = sys.argv[1:]
-    services = Services(
-        ApiServer(Path(directory), int(port), Path(directory, "localhost.pem"), address=address)
-    )
+    services = Services(ApiServer(int(port), Path(directory, "localhost.pem"), address=address))
     threading.Thread(target=services.follow, daemon=True).start()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((address, 53))

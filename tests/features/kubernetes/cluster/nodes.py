@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -204,26 +203,6 @@ class Cluster:
             what=lambda: "\n".join(log.read_text()[-2000:] for log in logs if log.exists()),
         )
 
-    # Control plane
-
-    @contextmanager
-    def paused_api(self) -> Iterator[None]:
-        """The API server accepts connections and answers none."""
-        self.api.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.api.process.send_signal(signal.SIGCONT)
-
-    @contextmanager
-    def unreachable_api(self) -> Iterator[None]:
-        """Nothing reaches the control plane."""
-        self.cut(self.control)
-        try:
-            yield
-        finally:
-            self.join(self.control)
-
     # Objects
 
     def pods(self, namespace: str) -> list[dict[str, Any]]:
@@ -255,8 +234,7 @@ def cluster(count: int, app: Mapping[str, str]) -> Iterator[Cluster]:
         options = ["--kubelet-preferred-address-types", "InternalIP"]
         api = stack.enter_context(running(directory, address=_CONTROL_ADDRESS, enter=enter, options=options))
         found.api = api
-        kubeconfig = directory / "kubeconfig"
-        api.kubeconfig("default", "admin").rename(kubeconfig)
+        (directory / "kubeconfig").write_text(api.kubeconfig())
         with ExitStack() as nodes:
             nodes.callback(found.kill_all)
             for name in found.nodes:
