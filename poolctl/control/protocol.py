@@ -8,7 +8,7 @@ from __future__ import annotations
 SCHEMA = 1
 # The version of all that two versions of poolctl exchange, as docs/architecture.md lists it. A change that the version
 # before does not understand raises it: a pool with a lower number is not taken over.
-PROTOCOL = 5
+PROTOCOL = 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # an environment variable: the running version makes the trial

@@ -60,7 +60,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Time limits in seconds, 0 for none: to connect, until the response's head, between bytes of a body, in total.
+    """Time limits in seconds, 0 for none: to connect, until the response's head, between bytes of a body.
 
     `keep_alive` is how long an idle connection to a program or a URL is kept open; with 0 it is closed at once.
     """
@@ -68,7 +68,6 @@ class Timeouts:
     connect: float = 5.0
     head: float = 60.0
     idle: float = 60.0
-    total: float = 0.0
     keep_alive: float = 1.0
 
 

@@ -47,8 +47,8 @@ REQUIRED = object()
 class Key(NamedTuple):
     """A key of a table: its default, and its description in the JSON Schema.
 
-    A hidden key is neither shown nor suggested: it is set by the program, or is a key of earlier versions. A derived
-    key, if left out, is computed from other keys.
+    A hidden key is set by the program, and neither shown nor suggested. A derived key, if left out, is computed from
+    other keys.
     """
 
     default: Tree
@@ -69,11 +69,6 @@ def required(*, description: str, derived: bool = False) -> Tree:
 
 def hidden(default: Tree = REQUIRED) -> Tree:
     """Declare a key of a table. The key cannot be set in files."""
-    return Key(default, hidden=True)
-
-
-def former(default: Tree) -> Tree:
-    """Declare a key of earlier versions, which files may still have; its type says what they may give it."""
     return Key(default, hidden=True)
 
 

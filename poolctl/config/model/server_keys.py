@@ -306,16 +306,11 @@ class ServerKeys(Section):
         return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in found and key in found)
 
     def to_dict(self) -> dict[str, Tree]:
-        """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None.
-
-        Without `interface` if it is auto, which older versions do not know.
-        """
+        """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None."""
         found = super().to_dict()
         if self.app is not None:
             app = self.app if isinstance(self.app, str) else repr(self.app)
             found = {"name": self.name, "app": app} | found | {"app": app}
-        if self.interface == "auto":
-            del found["interface"]
         if not self.listens:
             del found["bind"], found["expose"]
         if not self.command:

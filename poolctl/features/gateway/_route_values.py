@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from poolctl.address import Address, AddressError, canonical_ipv6, parse
 from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_long_path
@@ -145,37 +144,3 @@ def name_of_target(target: str) -> str:
     if target.startswith(UNIX):
         return target.rpartition("/")[2]
     return target.removeprefix(TAG)
-
-
-def without_choice(key: str, *accepted: str) -> Callable[[str], str]:
-    """A validator of a key of which nothing depends: "" for the accepted values. It raises BadValue for others."""
-
-    def validate(text: str) -> str:
-        if text in accepted:
-            return ""
-        message = f"{key} cannot be {shown(text)}: HAProxy serves every gateway"
-        raise BadValue(message, " or ".join(f'"{each}"' for each in accepted), f"take {key} out")
-
-    return validate
-
-
-def no_queue_of_route(number: int) -> int:
-    """The value 0. Raises BadValue for others."""
-    if number:
-        message = "HAProxy has queues for backends, not for routes"
-        raise BadValue(message, "0", "write it in backend_limit, beside concurrency")
-    return number
-
-
-def no_rate_of_backend(rate: float) -> float:
-    """The value 0. Raises BadValue for others."""
-    if rate:
-        raise BadValue("HAProxy does not limit the rate of requests to one backend", "0", "write it in limit")
-    return rate
-
-
-def no_total(seconds: float) -> float:
-    """The value 0. Raises BadValue for others."""
-    if seconds:
-        raise BadValue("HAProxy has no limit for a whole connection", "0", "take it out")
-    return seconds

@@ -530,14 +530,7 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
 
 
 def _gateway_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
-    for key in ("engine", "mode"):
-        if key in gateway.given:
-            yield Finding(("gateway", key), *_former_key(key))
     yield from (each._replace(path=("gateway", *each.path)) for each in _joined_timeouts(gateway.timeouts))
-
-
-def _former_key(key: str) -> tuple[str, str]:
-    return f"{key} has no effect: HAProxy serves every gateway", "take it out"
 
 
 def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
@@ -553,8 +546,6 @@ def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
 
 def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
     """Report keys that are allowed but do not have the expected effect."""
-    if "mode" in route.given:
-        yield Finding(("mode",), *_former_key("mode"))
     if route.timeouts != gateway.timeouts:
         yield from _joined_timeouts(route.timeouts)
     for index, target in enumerate(route.to):

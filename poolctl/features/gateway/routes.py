@@ -349,7 +349,6 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
             connect=times.connect,
             head=times.head,
             idle=times.idle,
-            total=times.total,
             keep_alive=times.keep_alive,
         ),
         breaker=_breaker(config.breaker),
@@ -381,7 +380,7 @@ def _excluded(written: WrittenRoute, reason: str) -> ExcludedRoute:
 
 def _port_of(server: ServerKeys) -> StreamRoute:
     """The stream that forwards the port of a proxied server to its processes, without time limits."""
-    times = Timeouts(connect=_CONNECT_SECONDS, head=0.0, idle=0.0, total=0.0)
+    times = Timeouts(connect=_CONNECT_SECONDS, head=0.0, idle=0.0)
     return StreamRoute(
         alias=server.name,
         bind=server.address.key,

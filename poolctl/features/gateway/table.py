@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import AddressError, canonical
-from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, former, hidden, required
+from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, hidden, required
 from poolctl.config.values.normalise import NORMALISERS, absolute
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree
@@ -46,15 +46,10 @@ if TYPE_CHECKING:
         TRUTH_OR_CERTIFICATES,
         AccessLog,
         CookieName,
-        FormerEngine,
-        FormerMode,
         HeaderNames,
         Host,
         HostHeader,
         Methods,
-        NoQueueOfRoute,
-        NoRateOfBackend,
-        NoTotal,
         Number,
         Policy,
         Rate,
@@ -130,9 +125,6 @@ class BackendLimit(Section):
     queue: Number = field(0, "Maximum number of requests that wait.")
     queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
 
-    requests_per_second: NoRateOfBackend = former(0.0)
-    burst: NoRateOfBackend = former(0)
-
 
 class ClientLimit(Section):
     """Limits for the requests of each client; requests above a limit are refused with status 429."""
@@ -149,9 +141,6 @@ class RouteLimit(ClientLimit):
     """
 
     per_client: ClientLimit = field(ClientLimit.with_defaults(), "The limit of each client, by its address.")
-
-    queue: NoQueueOfRoute = former(0)
-    queue_timeout: Positive = former(5.0)
 
 
 class RouteRedirect(Section):
@@ -284,9 +273,6 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
         RouteBreaker.with_defaults(), "The default breaker of each backend; a route replaces single keys."
     )
 
-    engine: FormerEngine = former("")
-    mode: FormerMode = former("")
-
     @property
     def has_startup_warnings(self) -> bool:
         """Whether `check` has to be called at startup, because it may return warnings."""
@@ -410,7 +396,6 @@ class RouteConfig(_WithAbsoluteSocketPaths):
     waiting_page: Truth = field(False, "Show a waiting page to browsers while the server wakes up.")
     probe_responses: UrlPaths = field((), "Paths that get 200 while the server sleeps, without waking it.")
 
-    mode: FormerMode = former("")
     index: int = hidden(0)  # its position among the tables of the files
 
     @property
@@ -437,8 +422,6 @@ class StreamTimeouts(Section):
 
     connect: Positive = field(5.0, "Maximum time to connect to the target.")
     idle: Duration = field(600.0, "Maximum time without traffic in either direction; 0 is no limit.")
-
-    total: NoTotal = former(0.0)
 
 
 class StreamConfig(_WithAbsoluteSocketPaths):

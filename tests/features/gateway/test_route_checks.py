@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -121,12 +120,10 @@ def route(**keys: object) -> str:
         ),
         (route(sticky={"same_site": "none"}), "sticky.same_site: browsers refuse a cookie with same_site = none that"),
         (route(breaker={"window": "0.5s"}), "breaker.window: failures are counted once a second; write window"),
-        (route(limit={"queue": 5, "concurrency": 1}), "limit.queue: HAProxy has queues for backends, not for routes; "),
-        (route(backend_limit={"requests_per_second": 1}), "HAProxy does not limit the rate of requests to one backend"),
-        (
-            '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\ntimeouts = { total = "1s" }\n',
-            "stream[0].timeouts.total: HAProxy has no limit for a whole connection; take it out",
-        ),
+        (route(limit={"queue": 5, "concurrency": 1}), "route[0].limit.queue: unknown key 'queue'"),
+        (route(backend_limit={"burst": 1}), "route[0].backend_limit.burst: unknown key 'burst'"),
+        (route(mode="http"), "'mode' is a key of another tool; take it out: a [[route]] is HTTP, a [[stream]] TCP"),
+        ('[gateway]\nmode = "http"\n' + route(), "gateway.mode: 'mode' is a key of another tool; take it out"),
         (route(to=None, redirect="/login"), "redirect: the route redirects /login to itself for ever; add a route"),
         (route(to=None, redirect="//evil"), 'allowed is "https", "https://HOST", "https://HOST/PATH" or "/PATH"'),
         (route(set_headers={"Host": "a"}), "the gateway itself sets the header Host; write host_header"),
@@ -237,44 +234,6 @@ def test_labels_that_repeat_a_route_are_a_problem_of_the_server(tmp_path: Path) 
     text = route(host="a.example") + server("b", bind=":2", app="a:b", labels={"route.host": "a.example"})
     found = told(tmp_path, WEB + text)
     assert f"server[1].labels.route.host: {SAME}" in found
-
-
-@pytest.mark.parametrize(
-    ("text", "place", "value", "accepted"),
-    [
-        ('[gateway]\nengine = "poolctl"\n', "gateway.engine", "poolctl", "haproxy"),
-        ('[gateway]\nengine = "nginx"\n', "gateway.engine", "nginx", "haproxy"),
-        ('[gateway]\nmode = "pass"\n', "gateway.mode", "pass", "auto"),
-        (route(mode="pass"), "route[0].mode", "pass", "proxy"),
-    ],
-)
-def test_key_of_which_nothing_depends_is_a_warning_or_a_problem_whose_fix_works(
-    tmp_path: Path, text: str, place: str, value: str, accepted: str
-) -> None:
-    key = place.rpartition(".")[2]
-    why = f"{key} cannot be '{value}': HAProxy serves every gateway; take {key} out"
-    assert told(tmp_path, WEB + text).endswith(f"{place}: {why}")
-    text += "" if "[[route]]" in text else route()
-    (note,) = warned(tmp_path, WEB + text.replace(value, accepted))
-    assert f"{place}: {key} has no effect: HAProxy serves every gateway; take it out" in note
-    assert warned(tmp_path, WEB + re.sub(f"^{key} = .*", "", text, flags=re.MULTILINE)) == []
-
-
-def test_mode_in_a_label_is_judged_like_that_of_a_route(tmp_path: Path) -> None:
-    def text(mode: str) -> str:
-        return "[gateway]\n" + server("a", bind=":2", app="a:b", labels={"route.mode": mode})
-
-    assert "server[0].labels.route.mode: mode cannot be 'pass'" in told(tmp_path, text("pass"))
-    (note,) = warned(tmp_path, text("auto"))
-    assert "server[0].labels.route.mode: mode has no effect: " in note
-
-
-def test_keys_that_are_gone_are_neither_shown_nor_suggested(tmp_path: Path) -> None:
-    config = load_text(tmp_path, WEB + '[gateway]\nengine = "haproxy"\nmode = "auto"\n' + route(mode="auto"))
-    shown = config.tables.to_dict()
-    assert not {"engine", "mode"} & {*shown["gateway"], *shown["route"][0]}
-    assert load_text(tmp_path, WEB + "[gateway]\n" + route()).tables == config.tables
-    assert "unknown key 'engin'; `poolctl schema`" in told(tmp_path, WEB + "[gateway]\nengin = 1\n")
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,7 @@ def route(directory: Path, text: str) -> Route:
 TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0, "keep_alive": 1.0}
 RATES = {"concurrency": 0, "requests_per_second": 0.0, "burst": 0}
 QUEUE = {"queue": 0, "queue_timeout": 5.0}
-# Of these keys, rates of a backend and queues of a route, only the values that change nothing are accepted.
-LIMIT = {**RATES, **QUEUE}
+BACKEND_LIMIT = {"concurrency": 0, **QUEUE}
 STREAM_BREAKER = {
     "failures": 5, "rate": 0.5, "minimum_requests": 20, "window": 10.0, "open_for": 10.0, "probes": 1,
 }  # fmt: skip
@@ -85,7 +84,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
         "program": None, "threads": 1, "user": None, "http2": True, "header_for_host": "Host",
         "traffic_re_enable": 30.0, "trusted_proxies": (), "head_timeout": 10.0, "max_head_size": 16384,
         "max_connections": None, "keep_alive": 75.0, "drain_timeout": 30.0, "access_log": False,
-        "timeouts": TIMEOUTS, "backend_limit": LIMIT, "breaker": BREAKER, "engine": "", "mode": "",
+        "timeouts": TIMEOUTS, "backend_limit": BACKEND_LIMIT, "breaker": BREAKER,
     }  # fmt: skip
     route = values(RouteConfig(to=("web",)))
     assert [values(each) for each in route.pop("to")] == [
@@ -93,19 +92,19 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
     ]
     assert route == {
         "alias": None, "host": "", "path": "/", "methods": (), "headers": {}, "register": False,
-        "policy": "round-robin", "mode": "", "sticky": None, "strip_path": False, "host_header": "",
+        "policy": "round-robin", "sticky": None, "strip_path": False, "host_header": "",
         "add_headers": {}, "set_headers": {}, "remove_headers": (), "response_headers": {}, "redirect": None,
         "allow": (), "context_headers": False, "retries": 0, "max_body_size": None, "buffer_requests": False,
         "repeatable": False,
-        "limit": {**LIMIT, "per_client": RATES}, "backend_limit": LIMIT, "timeouts": TIMEOUTS, "breaker": BREAKER,
-        "health": None, "waiting_page": False, "probe_responses": (), "index": 0,
+        "limit": {**RATES, "per_client": RATES}, "backend_limit": BACKEND_LIMIT, "timeouts": TIMEOUTS,
+        "breaker": BREAKER, "health": None, "waiting_page": False, "probe_responses": (), "index": 0,
     }  # fmt: skip
     stream = values(StreamConfig(bind=":1", to=("a:1",)))
     assert [values(each) for each in stream.pop("to")] == [{"to": "a:1", "weight": 1, "health": None}]
     assert stream == {
         "alias": None, "bind": ":1", "mode": "0666", "owner": None, "policy": "round-robin",
         "accept_proxy_protocol": False,
-        "max_connections": 0, "timeouts": {"connect": 5.0, "idle": 600.0, "total": 0.0}, "health": None,
+        "max_connections": 0, "timeouts": {"connect": 5.0, "idle": 600.0}, "health": None,
         "breaker": STREAM_BREAKER, "index": 0,
     }  # fmt: skip
     assert values(RouteRedirect(to="https")) == {"to": "https", "status": 308}
@@ -230,7 +229,6 @@ def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[[route]]\nto = 'tag:'\n", "names no tag"),
         ("[[route]]\nto = { to = 'web', weight = 0 }\n", "weight: 0 is not allowed here; allowed is at least 1"),
         ("[[route]]\nto = 'web'\npolicy = 'ip_hash'\n", 'did you mean "ip-hash"?'),
-        ("[[route]]\nto = 'web'\nmode = 'copy'\n", "mode cannot be 'copy': HAProxy serves every gateway; take"),
         ("[[route]]\nto = 'web'\nsticky = 'a b'\n", 'route[0].sticky: \'a b\' is not allowed here; allowed is'),
         ("[[route]]\nto = 'web'\nsticky = { same_site = 'any' }\n", 'allowed is "lax", "strict" or "none"'),
         ("[[route]]\nto = 'web'\nmethods = ['get']\n", 'a method such as "GET"'),

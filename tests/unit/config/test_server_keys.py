@@ -373,6 +373,7 @@ def test_keys_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
     tables = {"http", "health", "restart", "recovery", "limits", "log", "scale"}
     assert {key: value for key, value in server.to_dict().items() if key not in tables} == {
         "name": "web", "app": "a:b", "bind": "127.0.0.1:1", "expose": "http://127.0.0.1:1", "factory": False,
+        "interface": "auto",
         "app_dir": "/app", "socket": "pool", "notify": False, "job": False, "overlap": True, "handler_key": "",
         "env": {}, "env_file": [], "cwd": "/app", "preload": False, "tags": [], "labels": {}, "disabled": False,
         "on_demand": False, "mandatory": False, "depends_on": [], "tls": False, "start_timeout": 30.0,

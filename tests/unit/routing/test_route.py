@@ -44,12 +44,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (route.path, route.policy, route.provider, route.retries) == (
         "/", "round-robin", "file", 0,
     )  # fmt: skip
-    assert (route.timeouts.connect, route.timeouts.head, route.timeouts.idle, route.timeouts.total) == (
-        5,
-        60,
-        60,
-        0,
-    )
+    assert (route.timeouts.connect, route.timeouts.head, route.timeouts.idle) == (5, 60, 60)
     assert (stream.protocol, stream.policy, stream.timeouts.idle, stream.max_connections) == (
         "tcp", "round-robin", 600, 0,
     )  # fmt: skip
@@ -64,7 +59,7 @@ def test_streams_are_not_sent_the_headers_of_a_proxy_unless_they_are_asked_for()
     assert StreamRoute(alias="a", bind="b", accept_proxy=True) != StreamRoute(alias="a", bind="b")
 
 
-TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0, "keep_alive": 1.0}
+TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "keep_alive": 1.0}
 BREAKER = {
     "failures": 5, "rate": 0.5, "minimum_requests": 20, "window_seconds": 10.0, "open_seconds": 10.0, "probes": 1,
     "statuses": [], "max_open": 0.5,
