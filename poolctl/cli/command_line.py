@@ -34,8 +34,6 @@ HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
 
 BACKEND_ACTIONS = ("disable", "enable", "drain")
-# Aliases of commands, hidden from help and completion.
-ALIASES = {"hosts": "backends"}
 # Similar commands, all in `poolctl.cli.live_change`; every other command has a file of its own.
 _LIVE_CHANGES = ("disable", "drain", "enable", "remove", "scale", "undrain")
 # Headings of `poolctl --help`, in order.
@@ -216,7 +214,6 @@ def module_of(verb: str) -> Any:
 
     For the commands of `poolctl.cli.live_change` it is an object with these two attributes.
     """
-    verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
     name = f"poolctl.cli.{'live_change' if verb in _LIVE_CHANGES else f'commands.{verb}'}"

@@ -165,7 +165,7 @@ def _unexpected_error(error: BaseException) -> tuple[str, str]:
         return f"this installation of poolctl is incomplete ({said})", hint
     if isinstance(error, FileNotFoundError) and _is_working_directory_removed():
         return "the working directory has been removed", "change to a directory that exists"
-    hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
+    hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl doctor"
     return f"internal error ({said})", hint
 
 

@@ -260,6 +260,7 @@ OTHER_COMMANDS = {
     "reread": "reload",
     "update": "reload",
     "check": "validate",
+    "version": "--version",
 }
 # Options of those tools: the option of poolctl that the command must have, and how to write it.
 OTHER_OPTIONS = {
@@ -291,7 +292,8 @@ def usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
 
 
 def _command_hint(verb: str) -> str:
-    if (meant := OTHER_COMMANDS.get(verb)) and command_named(meant.split()[0]) is not None:
+    meant = OTHER_COMMANDS.get(verb, "")
+    if meant in VERSION_OPTION.spellings or command_named(meant.partition(" ")[0]) is not None:
         return f"here it is called: poolctl {meant}"
     near = nearest_word(verb, names())
     return f"did you mean {near!r}?" if near else ""

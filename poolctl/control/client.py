@@ -595,7 +595,7 @@ def refusal_error(status: int, verb: str, message: Table) -> ControlError:
     return ControlError(
         f"the supervisor refused {verb!r}: {said}",
         exit_code=exit_codes.CONFLICT,
-        hint="it may be of another version: poolctl version --verbose shows both",
+        hint="it may be of another version: poolctl pools shows it, poolctl --version that of the command",
     )
 
 
@@ -651,7 +651,7 @@ def incompatible_answer_error() -> ControlError:
     return ControlError(
         "the supervisor's answer is not understood",
         exit_code=exit_codes.CONFLICT,
-        hint="poolctl version --verbose shows both versions",
+        hint="poolctl pools shows its version, poolctl --version that of the command",
     )
 
 

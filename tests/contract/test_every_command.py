@@ -114,7 +114,7 @@ class Sweep:
 def test_every_command_answers_in_every_form_whatever_the_pool_does(
     real_pool: RealPool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, forms: list[str]
 ) -> None:
-    real_pool.ok("version")  # starts the process that forks commands, before the environment is the pool's
+    real_pool.ok("--version")  # starts the process that forks commands, before the environment is the pool's
     for name in [name for name in os.environ if name.startswith("POOLCTL_")]:
         monkeypatch.delenv(name)
     for name in ("HOME", "POOLCTL_RUNTIME_DIR", "POOLCTL_STATE_DIR", "TERM"):

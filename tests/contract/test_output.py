@@ -16,7 +16,7 @@ from tests.real_pool import RealPool
 
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
-    "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",
+    "config", "schema", "init", "completion", "reload", "scale", "drain", "undrain", "enable", "disable",
     "add", "remove", "pools", "stacks", "events", "export",
 ]  # fmt: skip
 ITEM = {
@@ -238,7 +238,6 @@ def test_completion_prints_a_script(pool: RealPool, shell: str) -> None:
 
 
 def test_version_is_printed(pool: RealPool) -> None:
-    assert re.search(r"\d+\.\d+\.\d+", pool.ok("version").stdout)
     assert re.search(r"\d+\.\d+\.\d+", pool.ok("--version").stdout)
 
 

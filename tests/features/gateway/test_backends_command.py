@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -73,16 +72,6 @@ def test_forms_for_scripts_print_json_names_and_fields(poolctl: Command, supervi
         assert poolctl("backends", "-o", "backend,in_flight").out == "users\t2\nhttp://10.0.0.7:9000\t0\n"
         wrong = poolctl("backends", "-o", "pids")
         assert (wrong.code, "unknown value 'pids'" in wrong.err) == (2, True)
-
-
-@pytest.mark.parametrize("words", [["-o", "json"], ["disable", "users"], ["-o=json"]])
-def test_hosts_is_another_name_of_the_command(
-    poolctl: Command, supervised: Supervised, words: list[str]
-) -> None:
-    with supervised(always(USERS)):
-        assert poolctl("hosts", *words) == poolctl("backends", *words)
-    assert "poolctl backends disable" in poolctl("help", "hosts").out
-    assert not re.search(r"^  hosts ", poolctl("help").out, re.MULTILINE)
 
 
 def test_without_backends_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:

@@ -67,7 +67,7 @@ def test_with_a_supervisor(pool: RealPool) -> None:
 def test_commands_that_other_tests_fork_run_as_processes(pool: RealPool) -> None:
     assert pool.ok("init", "--help").stdout
     pool.ok("start")
-    for command in ("version", "health", "filter name users", "stacks", "drain users", "undrain users"):
+    for command in ("health", "filter name users", "stacks", "drain users", "undrain users"):
         assert pool.ok(*command.split()).stdout, command
 
 

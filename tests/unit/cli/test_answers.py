@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -75,11 +74,6 @@ def test_pools_describes_each_running_pool(poolctl: Command, supervised: Supervi
         "name", "files", "pid", "keeper_pid", "version", "directory", "servers", "ready",
     ]  # fmt: skip
     assert (pool["servers"], pool["ready"]) == (2, 1)
-
-
-def test_extra_fields_stand_next_to_items_and_errors(poolctl: Command) -> None:
-    document: dict[str, Any] = poolctl("version", "-o", "json").json
-    assert list(document) == ["schema", "version", "python", "platform", "supervisor", "items", "errors"]
 
 
 FIELDS: dict[type[object], list[str]] = {

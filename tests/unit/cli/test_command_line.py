@@ -197,7 +197,7 @@ def test_arguments_are_taken_in_their_order() -> None:
         ["list", "--tag", ""],
         ["list", "--tag", "-x"],
         ["list", "--", "command"],
-        ["version", "more"],
+        ["pools", "more"],
         ["init", "one", "two"],
     ],
 )
@@ -394,7 +394,7 @@ def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
 @pytest.mark.parametrize(
     "args",
     [[], ["-h"], ["list", "-h"], ["list", "--help"], ["lst"], ["list", "--", "web"], ["list", "-qv"],
-     ["filter"], ["version", "x"], ["init", "a", "b"],
+     ["filter"], ["pools", "x"], ["init", "a", "b"],
      ["list", "--stat", "x"], ["list", "-o"], ["list", ""], ["list", "-o", "-x"], ["--version"], ["-o", "json", "list"],
      ["list", "--not=1"], ["-"], ["wait", "--timeout", "-1"]],
 )  # fmt: skip

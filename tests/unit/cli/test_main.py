@@ -237,7 +237,7 @@ def test_on_windows_it_says_where_poolctl_runs(poolctl: Command, monkeypatch: py
 
 REPORT = (
     "  hint: please report this to the project's issue tracker, with the output of POOLCTL_DEBUG=1 and "
-    "poolctl version --verbose\n"
+    "poolctl doctor\n"
 )
 
 
@@ -379,6 +379,6 @@ def test_interrupt_that_cannot_be_raised_ends_the_process_and_other_errors_are_p
 
 
 def test_hidden_word_completes(poolctl: Command) -> None:
-    said = poolctl("__complete", "versi")
+    said = poolctl("__complete", "valida")
     assert said.code == 0
-    assert "version" in said.out
+    assert "validate" in said.out

@@ -158,7 +158,8 @@ IN_BACKGROUND = "poolctl start runs servers in the background, poolctl run in th
         (["list", "--all"], "no such option: --all", "without a selection, every server is meant"),
         (["drain", "--foo"], "no such option: --foo", "poolctl drain -h"),
         (["restart", "--no-wiat"], "no such option: --no-wiat", "did you mean --no-wait?"),
-        (["version", "x"], "got unexpected extra argument(s) (x)", "poolctl version -h"),
+        (["pools", "x"], "got unexpected extra argument(s) (x)", "poolctl pools -h"),
+        (["version"], "no such command 'version'", "here it is called: poolctl --version"),
         (["list", "--not=1"], "option '--not' does not take a value", "poolctl list -h"),
     ],
 )

@@ -674,7 +674,8 @@ def test_answer_that_is_no_http_or_no_document_is_not_understood(path: Path) -> 
         with stand_in(path, answer):
             error = caught_by(Client(str(path)))
         assert (error.message, error.exit_code, error.hint) == (
-            "the supervisor's answer is not understood", 8, "poolctl version --verbose shows both versions",
+            "the supervisor's answer is not understood", 8,
+            "poolctl pools shows its version, poolctl --version that of the command",
         )  # fmt: skip
         path.unlink(missing_ok=True)
 
@@ -687,7 +688,7 @@ def test_refusals_have_a_message_a_code_and_a_hint() -> None:
     other = refusal_error(500, "list", {})
     assert (other.message, other.exit_code, other.hint) == (
         "the supervisor refused 'list': HTTP status 500", 8,
-        "it may be of another version: poolctl version --verbose shows both",
+        "it may be of another version: poolctl pools shows it, poolctl --version that of the command",
     )  # fmt: skip
 
 
