@@ -1,7 +1,7 @@
 """Pages of the documentation that are generated: hooks of MkDocs, named by mkdocs.yml.
 
-Commands are described as `poolctl help` declares them, keys as `poolctl schema` does, with the examples of the TOML
-files beside this one. Files at the top of the repository that belong to the documentation become pages, too.
+Commands are described as `poolctl help` declares them, keys as `poolctl config --schema` does, with the examples of the
+TOML files beside this one. Files at the top of the repository that belong to the documentation become pages, too.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def refuse_without_linux() -> None:
     if not sys.platform.startswith("linux"):  # poolctl.platform would import socket modules
         raise ControlError(
             "only Linux can run servers in processes of their own",
-            hint="here poolctl.Pool serves in a Python process, and validate, list, filter, config and schema work",
+            hint="here poolctl.Pool serves in a Python process, and validate, list, filter and config work",
         )
 
 

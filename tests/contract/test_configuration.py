@@ -348,7 +348,7 @@ def test_an_unreadable_file_is_exit_5(real_pool: RealPool) -> None:
 
 
 def test_schema_and_model_accept_the_same_files(real_pool: RealPool) -> None:
-    schema = real_pool.ok("schema").json
+    schema = real_pool.ok("config", "--schema").json
     text = json.dumps(schema)
     assert "$schema" in schema
     for key in ("bind", "workers", "start_timeout", "drain_timeout", "max_size", "backoff", "port_range"):

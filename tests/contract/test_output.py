@@ -16,7 +16,7 @@ from tests.real_pool import RealPool
 
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
-    "config", "schema", "init", "completion", "reload", "scale", "drain", "undrain", "enable", "disable",
+    "config", "init", "completion", "reload", "scale", "drain", "undrain", "enable", "disable",
     "add", "remove", "pools", "stacks", "events", "export",
 ]  # fmt: skip
 ITEM = {

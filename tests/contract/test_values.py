@@ -124,7 +124,7 @@ def test_variables_stand_for_any_value_and_their_defaults_for_the_empty_one(real
 
 
 def test_the_schema_has_default_unit_and_range_of_every_key(real_pool: RealPool) -> None:
-    definitions = real_pool.ok("schema").json["$defs"]
+    definitions = real_pool.ok("config", "--schema").json["$defs"]
     for table in ("Server", "Http", "Restart", "Backoff", "Scale", "Log", "Limits", "Probe", "TLSConfig"):
         for key, about in definitions[table]["properties"].items():
             assert about["description"], f"{table}.{key}"

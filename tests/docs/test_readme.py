@@ -85,7 +85,7 @@ def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_dire
 
 
 def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPool) -> None:
-    server = real_pool.ok("schema").json["$defs"]["Server"]["properties"]
+    server = real_pool.ok("config", "--schema").json["$defs"]["Server"]["properties"]
     documented = table("configuration", "Configuration")
     assert server.keys() - {"listen"} == documented.keys(), "the table of docs/configuration.md"
     for key, shown in documented.items():

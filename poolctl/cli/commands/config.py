@@ -1,11 +1,12 @@
-"""`poolctl config`: prints the effective configuration, with files merged and defaults filled in."""
+"""`poolctl config`: prints the effective configuration, with files merged and defaults filled in, or its schema."""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
-from poolctl.cli.command_line import FORMATS, REVEAL, SELECTION, Command, CommandRequest, output
+from poolctl.cli.command_line import FORMATS, REVEAL, SELECTION, Command, CommandRequest, flag, output
 from poolctl.cli.offline import choose, described, load, servers_with_chosen_ports
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -26,13 +27,18 @@ COMMAND = Command(
     SELECTION,
     output("toml (default), table, wide, json, jsonl, name, FIELD…", "toml", *FORMATS),
     REVEAL,
+    flag("--schema", "Print the JSON Schema of the files instead, for editors."),
     section="Files",
-    examples=("poolctl config users -o toml",),
+    examples=("poolctl config users -o toml", "poolctl config --schema > pool.schema.json"),
 )
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The selected servers' configuration as TOML that can be loaded again, or as JSON."""
+    """The selected servers' configuration as TOML that can be loaded again, or as JSON; or the JSON Schema of files."""
+    if request.get("schema"):
+        from poolctl.config import json_schema
+
+        return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
     pool = find_pool(request)
     config = load(pool, allow_empty=bool(request.get("allow_empty")))
     servers = servers_with_chosen_ports(config, pool)

@@ -14,7 +14,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.feature import features
 
 POOL = """\
-# A pool of HTTP servers. Every key: `poolctl schema`, checks: `poolctl validate`.
+# A pool of HTTP servers. Every key: `poolctl config --schema`, checks: `poolctl validate`.
 
 [pool]
 # The pool's name (`poolctl --pool {name} status`); default: derived from this file's path.

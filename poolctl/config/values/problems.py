@@ -188,7 +188,7 @@ def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
         found = [each for each in known if each.endswith(f"_{word}")] or similar(
             key, known, MOST_NEAR, SIMILAR
         )
-        hint = f"similar keys: {', '.join(found)}" if found else "`poolctl schema` lists every key"
+        hint = f"similar keys: {', '.join(found)}" if found else "`poolctl config --schema` lists every key"
     return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .program import program_path, program_problem
 
 POOL = """\
-# A pool of HTTP servers behind one port. Every key: `poolctl schema`, checks: `poolctl validate`.
+# A pool of HTTP servers behind one port. Every key: `poolctl config --schema`, checks: `poolctl validate`.
 
 [pool]
 # The pool's name (`poolctl --pool {name} status`); default: derived from this file's path.

@@ -15,8 +15,8 @@ from tests.http_get import get
 from tests.real_pool import RealPool
 
 COMMANDS = [
-    ["list", "-o", "json"], ["list"], ["list", "-o", "jsonl"], ["show", "-o", "json"], ["config"], ["schema"],
-    ["validate", "-o", "json"], ["completion", "bash"], ["--version"],
+    ["list", "-o", "json"], ["list"], ["list", "-o", "jsonl"], ["show", "-o", "json"], ["config"],
+    ["config", "--schema"], ["validate", "-o", "json"], ["completion", "bash"], ["--version"],
     ["--help"], ["run", "--help"], ["walk", "--", "echo", "x" * 200],
 ]  # fmt: skip
 ENVIRONMENTS = [{}, {"PYTHONUNBUFFERED": "1"}]

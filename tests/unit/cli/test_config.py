@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -99,3 +100,8 @@ def test_state_of_a_running_pool_is_added_where_it_is_selected_or_printed(
         count = len(requests)
         assert "users" in poolctl("config").out
         assert len(requests) == count, "nothing was asked"
+
+
+def test_schema_stands_for_itself_and_needs_no_file(poolctl: Command) -> None:
+    said = poolctl("-c", "gone.toml", "config", "--schema")
+    assert (said.code, "$schema" in json.loads(said.out)) == (0, True)

@@ -73,7 +73,13 @@ def test_an_interrupt_is_130_without_words(poolctl: Command, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_a_reader_that_has_gone_is_no_failure(directory: Path) -> None:
-    for command in (["list"], ["schema"], ["show"], ["walk", "--", "seq", "100000"], ["completion", "fish"]):
+    for command in (
+        ["list"],
+        ["config", "--schema"],
+        ["show"],
+        ["walk", "--", "seq", "100000"],
+        ["completion", "fish"],
+    ):
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(
@@ -113,7 +119,7 @@ def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -
 def test_a_full_disk_is_reported(directory: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*POOLCTL, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
+            [*POOLCTL, "config", "--schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
         )
     assert done.returncode == 1
     assert done.stderr == "error: cannot write the output: No space left on device\n"
@@ -224,7 +230,7 @@ def test_without_linux_a_start_says_what_works_there(
     assert said.code == 1
     assert said.err.splitlines() == [
         "error: only Linux can run servers in processes of their own",
-        "  hint: here poolctl.Pool serves in a Python process, and validate, list, filter, config and schema work",
+        "  hint: here poolctl.Pool serves in a Python process, and validate, list, filter and config work",
     ]
 
 

@@ -22,7 +22,7 @@ from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
 
-READ_NO_POOL = {"", "doctor", "schema", "completion", "pools", "init", "import"}
+READ_NO_POOL = {"", "doctor", "completion", "pools", "init", "import"}
 # What a command needs beside its name, with every option that takes another way through it.
 WORDS = {
     "filter": [["name", "x"]],
@@ -76,7 +76,7 @@ def test_each_of_several_missing_files_is_named(poolctl: Command) -> None:
     assert [Path(error["file"]).name for error in document["errors"]] == ["gone.toml", "lost.toml"]
 
 
-@pytest.mark.parametrize("line", [["schema"], ["completion", "bash"], ["pools"], ["help"]])
+@pytest.mark.parametrize("line", [["config", "--schema"], ["completion", "bash"], ["pools"], ["help"]])
 def test_commands_that_need_no_pool_ignore_a_missing_file(poolctl: Command, line: list[str]) -> None:
     assert poolctl("-c", "gone.toml", *line).code == 0
 

@@ -151,7 +151,7 @@ IN_BACKGROUND = "poolctl start runs servers in the background, poolctl run in th
         (["stauts"], "no such command 'stauts'", "did you mean 'status'?"),
         (["list", "--format", "json"], "no such option: --format", "here it is called: -o FORM"),
         (["status", "--json"], "no such option: --json", "here it is called: -o json"),
-        (["schema", "--json"], "no such option: --json", "poolctl schema -h"),
+        (["pools", "--format", "x"], "no such option: --format", "here it is called: -o FORM"),
         (["start", "-f", "a.toml"], "no such option: -f", "here it is called: -c FILE"),
         (["run", "-d"], "no such option: -d", IN_BACKGROUND),
         (["start", "--detach"], "no such option: --detach", IN_BACKGROUND),
