@@ -71,11 +71,10 @@ def action_of(key: str, item: Item) -> ServerAction | None:
 
 
 class LiveView:
-    """One view of one pool, until the user leaves it or it has been updated `frames` times."""
+    """One view of one pool, until the user leaves it."""
 
-    def __init__(self, view: PoolView, frames: int | None) -> None:
+    def __init__(self, view: PoolView) -> None:
         self._view = view
-        self._frames = frames
         self._loop = asyncio.get_running_loop()
         self._keys = KeyDecoder()
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -207,9 +206,6 @@ class LiveView:
             self._trouble = error.message
         else:
             self._trouble = ""
-            if self._frames is not None:
-                self._frames -= 1
-                self._over = self._frames <= 0
 
     async def _update_routes(self) -> None:
         if (board := self._view.routes) is not None:

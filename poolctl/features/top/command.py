@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from time import monotonic, sleep
+from time import monotonic
 
 from poolctl.cli.command_line import SELECTION, Command, CommandRequest, Option, flag, output, validate_choice
 from poolctl.cli.outcome import Failure, Outcome, UsageError
@@ -24,7 +24,6 @@ COMMAND = Command(
     "Show servers live (press ? for the keys).",
     SELECTION,
     output("json prints the view's figures as JSON.", "json"),
-    Option("-n, --frames", "N", "Exit after N views; without a terminal, print N."),
     flag("--once", "Print one view and exit."),
     Option("--interval", "DURATION", 'Time between updates (default "2s").'),
     Option(
@@ -43,7 +42,6 @@ def perform(request: CommandRequest) -> Outcome:
     """Show the pool's live view until the user quits; with `-o json`, return its data once. Raises NoSupervisor."""
     if request.output not in ("", "json"):
         raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
-    frames = _frames(request)
     orders = ROUTE_ORDERS if request.get("routes") else SERVER_ORDERS
     sort = validate_choice("--sort", request.get("sort") or "problems", tuple(orders))
     interval_seconds = request.seconds("interval")
@@ -65,26 +63,26 @@ def perform(request: CommandRequest) -> Outcome:
             hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
             raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
         view.routes = RouteBoard(sort=sort)
-        _update_routes(view)
-    if _is_terminal() and frames != 1:
-        return _live(view, frames)
-    if frames is None and not request.quiet:
-        sys.stderr.write("not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n")
-    return _print(view, frames or 1)
-
-
-def _update_routes(view: PoolView) -> None:
-    if view.routes is not None:
         view.routes.receive(view.client.ask(RoutesResult, "routes").items, monotonic())
+    if not request.get("once"):
+        if _is_terminal():
+            return _live(view)
+        if not request.quiet:
+            sys.stderr.write(
+                "not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n"
+            )
+    from ._frames import frame_text
+
+    return Outcome(text=frame_text(view.servers, view.pool, view.gateway, view.routes))
 
 
-def _live(view: PoolView, frames: int | None) -> Outcome:
+def _live(view: PoolView) -> Outcome:
     import asyncio
 
     from ._live_view import LiveView
 
     async def show() -> int:
-        return await LiveView(view, frames).run()
+        return await LiveView(view).run()
 
     ended_by = asyncio.run(show())
     if ended_by == signal.SIGINT:
@@ -96,30 +94,5 @@ def _live(view: PoolView, frames: int | None) -> Outcome:
     return Outcome.of_stream()
 
 
-def _print(view: PoolView, frames: int) -> Outcome:
-    from ._frames import frame_text
-
-    for left in range(frames, 0, -1):
-        sys.stdout.write(frame_text(view.servers, view.pool, view.gateway, view.routes))
-        sys.stdout.flush()
-        if left > 1:
-            sleep(view.interval_seconds)
-            sys.stdout.write("\n")
-            view.update(view.client.ask(StatsResult, "stats", view.request))
-            _update_routes(view)
-    return Outcome.of_stream()
-
-
 def _is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
-def _frames(request: CommandRequest) -> int | None:
-    if request.get("once"):
-        return 1
-    text = request.get("frames")
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
-        raise UsageError(f"-n: {text!r} is not a number of views", hint="1 prints one view and exits")
-    return int(text)

@@ -33,14 +33,12 @@ def test_without_a_terminal_one_frame_of_all_servers_is_printed(pool: RealPool) 
         assert done.stdout.count("● running") == 60
         assert "\x1b" not in done.stdout
         assert pool.ok("top", "--once", "--sort", "name").stderr == ""
-        assert pool.ok("top", "web-00?", "-n", "2", "--interval", "0.1s").stdout.count("NAME") == 2
         assert len(json.loads(pool.ok("top", "-o", "json").stdout)["items"]) == 60
 
 
 @pytest.mark.integration
 def test_without_a_supervisor_top_fails(pool: RealPool) -> None:
     assert pool.run("top").code == 6
-    assert pool.run("top", "-n", "0").code == 2
     assert pool.run("top", "--sort", "size").code == 2
 
 
@@ -73,29 +71,21 @@ def answer_with(**members: Any) -> Answer:
     return answer
 
 
-def test_each_printed_view_is_asked_for_and_separated_by_an_empty_line(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_snapshot_is_of_the_selected_servers_with_their_errors(
+    place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(command, "sleep", pauses.append)
     with stand_in(place, answer_with()) as requests:
-        assert main(["top", "web", "-n", "3", "--interval", "0.01s"]) == 0
-    out, err = capsys.readouterr()
-    assert (out.count("● running"), out.count("\n\n"), err) == (3, 2, "")
-    assert pauses == [0.1, 0.1], "the least interval"
-    assert [verb for verb, _ in requests] == ["stats", "ping", "stats", "stats"]
+        assert main(["top", "web", "--once"]) == 0
+    assert capsys.readouterr().out.count("● running") == 1
     assert requests[0][1]["options"]["errors"] is True
     assert requests[0][1]["selector"]["targets"] == ["web"]
-    with stand_in(place, answer_with()):
-        assert main(["top", "-n", "2"]) == 0
-    assert pauses[2:] == [2.0]
 
 
 @pytest.mark.parametrize(
     ("words", "err"),
     [
         ([], "not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n"),
-        (["-q"], ""), (["--once"], ""), (["-n", "1"], ""),
+        (["-q"], ""), (["--once"], ""),
     ],
 )  # fmt: skip
 def test_one_view_is_printed_with_a_remark_unless_it_was_asked_for(
@@ -110,10 +100,6 @@ def test_one_view_is_printed_with_a_remark_unless_it_was_asked_for(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-n", "0"], "-n: '0' is not a number of views\n  hint: 1 prints one view and exits"),
-        (["-n", "²"], "-n: '²' is not a number of views\n  hint: 1 prints one view and exits"),
-        (["-n", "x"], "-n: 'x' is not a number of views\n  hint: 1 prints one view and exits"),
-        (["-n", "1000000000"], "-n: '1000000000' is not a number of views\n  hint: 1 prints one view and exits"),
         (["-o", "wide"], None),
         (["--sort", "waiting"], None),
         (["--routes", "--sort", "memory"], None),
@@ -142,32 +128,15 @@ def test_routes_are_shown_on_request_and_need_a_gateway(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with stand_in(place, answer_with(gateway=GATEWAY)) as requests:
-        assert main(["top", "--routes", "-n", "1", "--sort", "errors"]) == 0
+        assert main(["top", "--routes", "--once", "--sort", "errors"]) == 0
     out = capsys.readouterr().out
     assert [verb for verb, _ in requests] == ["stats", "ping", "routes"]
     assert "shop" in out.splitlines()[-1]
     assert "ROUTE" in out
     with stand_in(place, answer_with()):
-        assert main(["top", "--routes", "-n", "1"]) == 4
+        assert main(["top", "--routes", "--once"]) == 4
     hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
     assert capsys.readouterr().err == f"error: the pool has no gateway\n  hint: {hint}\n"
-
-
-def test_routes_are_asked_for_again_before_each_further_view(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command, "sleep", lambda seconds: None)
-    counts = iter(range(1, 10))
-
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        if verb == "routes":
-            return result({"alias": f"shop-{next(counts)}", "requests": 1})
-        return result(item("web"), name="shop", gateway=GATEWAY)
-
-    with stand_in(place, answer):
-        assert main(["top", "--routes", "-n", "2"]) == 0
-    first, second = capsys.readouterr().out.split("\n\n")
-    assert ("shop-1" in first, "shop-2" in second) == (True, True)
 
 
 def test_failure_of_the_supervisor_is_the_commands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,11 +150,9 @@ def test_failure_of_the_supervisor_is_the_commands(place: Path, capsys: pytest.C
 def test_live_view_ends_by_a_key_or_a_signal(
     place: Path, monkeypatch: pytest.MonkeyPatch, ended_by: int, code: int
 ) -> None:
-    frames: list[int | None] = []
-
     class View:
-        def __init__(self, view: PoolView, number: int | None) -> None:
-            frames.append(number)
+        def __init__(self, view: PoolView) -> None:
+            pass
 
         async def run(self) -> int:
             return ended_by
@@ -197,10 +164,9 @@ def test_live_view_ends_by_a_key_or_a_signal(
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     try:
         with stand_in(place, answer_with()):
-            assert main(["top", "-n", "5"]) == code
+            assert main(["top"]) == code
         by_signal = ended_by == signal.SIGUSR1
         assert sent == ([(os.getpid(), ended_by)] if by_signal else [])
         assert (signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL) is (by_signal or before == signal.SIG_DFL)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert frames == [5]

@@ -360,7 +360,7 @@ def test_the_last_worker_is_not_scaled_away() -> None:
 
 def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:
     async def play() -> None:
-        view: Any = LiveView(cast(Any, None), None)
+        view: Any = LiveView(cast(Any, None))
         view._notify("first")
         await asyncio.sleep(3)
         view._notify("second", "green")
@@ -482,13 +482,6 @@ def test_action_that_fails_is_reported_with_the_first_line_of_its_reason(pool: R
         (verb, body["options"].get("workers")) for verb, body in requests if verb not in ("ping", "stats")
     ]
     assert asked == [("restart", None), ("scale", 3), ("drain", None)]
-
-
-@pytest.mark.integration
-def test_view_ends_after_as_many_frames_as_wanted(pool: RealPool) -> None:
-    with answering(pool, many(1)) as requests, top(pool, "-n", "3", "--interval", "0.1s") as view:
-        assert view.terminal.end() == 0
-    assert [verb for verb, _ in requests].count("stats") == 4, "the first is that of the command"
 
 
 @pytest.mark.integration
