@@ -269,15 +269,8 @@ class CommandRequest:
 
     @property
     def output(self) -> str:
-        """The output format given by -o, or the field given by --field; "" by default. UsageError if it is unknown."""
+        """The output format given by -o; "" by default. UsageError if it is unknown."""
         output = self.values.get("output")
-        field = self.values.get("field")
-        if field is not None:
-            if output is not None:
-                raise UsageError(
-                    "--field and -o cannot be combined", hint=f"-o {field} prints that field too"
-                )
-            return validate_choice("--field", field, (*FIELDS, UPTIME))
         forms = (*FORMATS, "toml") if self.verb == "config" else FORMATS
         if output is None or output in forms:
             return output or ""

@@ -307,7 +307,7 @@ def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> N
     shown, more = unknown[:_SHOWN_WORDS], len(unknown) - _SHOWN_WORDS
     message = f"no server matches {', '.join(map(repr, shown))}" + (f" and {more} more" if more > 0 else "")
     near = [name for target in shown for name in _similar_targets(target, items)]
-    return NothingMatched(message, _did_you_mean(near) or "poolctl list --field name shows the names")
+    return NothingMatched(message, _did_you_mean(near) or "poolctl list -o name shows the names")
 
 
 def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> NothingMatched:

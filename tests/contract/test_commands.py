@@ -64,7 +64,7 @@ def test_every_command_that_prints_servers_knows_every_form(real_pool: RealPool)
     assert set(table[0].split()) < set(wide[0].split())
     assert {"EXPOSE", "TAGS", "WORKERS"} <= set(wide[0].split())
     assert real_pool.ok("list", "-o", "table").stdout == real_pool.ok("list").stdout
-    assert real_pool.ok("list", "--field", "ready", "a").stdout == "false\n"
+    assert real_pool.ok("list", "-o", "ready", "a").stdout == "false\n"
 
 
 def test_walk_replaces_placeholders_and_groups_output_of_parallel_runs(real_pool: RealPool) -> None:

@@ -320,9 +320,9 @@ def test_names_are_not_read_from_a_terminal(pool: RealPool) -> None:
 
 
 def test_list_prints_one_value_per_line(pool: RealPool) -> None:
-    assert pool.ok("list", "--field", "bind").stdout.splitlines()[2] == "[::1]:9000"
+    assert pool.ok("list", "-o", "bind").stdout.splitlines()[2] == "[::1]:9000"
     assert pool.ok("list", "-o", "name,state").stdout.splitlines()[3].split() == ["off", "disabled"]
-    assert pool.run("list", "--field", "colour").code == 2
+    assert pool.run("list", "-o", "colour").code == 2
     assert pool.run("list", "-o", "colour").code == 2
 
 

@@ -133,7 +133,7 @@ def test_microservices_on_several_ports(real_pool: RealPool) -> None:
     assert example.refusal(8082, data=b"{}") == 400
     assert example.refusal(8081, method="DELETE") == 405
     assert len(real_pool.items()["orders"]["pids"]) == 2
-    assert real_pool.ok("list", "--tag", "money", "--field", "name").stdout == "payments\n"
+    assert real_pool.ok("list", "--tag", "money", "-o", "name").stdout == "payments\n"
 
 
 def test_development_against_production(real_pool: RealPool, tmp_path: Path) -> None:

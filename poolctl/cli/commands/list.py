@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command_line import FIELDS, OUTPUT, SELECTION, UPTIME, Command, CommandRequest, Option
+from poolctl.cli.command_line import FIELDS, OUTPUT, SELECTION, UPTIME, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import FIGURES, footer_of, terminal_width_or_zero
@@ -14,7 +14,6 @@ COMMAND = Command(
     "List servers.",
     SELECTION,
     OUTPUT,
-    Option("--field", "FIELD", "Print this field of each server, one per line.", words=(*FIELDS, UPTIME)),
     section="Look",
     fields=(*FIELDS, UPTIME, *FIGURES),
     examples=(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 # One of each command, and one of each kind of error: that both lanes make the same request of every spelling is shown
 # without processes (tests/unit/cli/test_command_line.py).
 COMMANDS = [
-    "list", "list -o jsonl", "list --field tags", "list usres", "list --name ( -o json", "list --pool nobody -o json",
+    "list", "list -o jsonl", "list -o tags", "list usres", "list --name ( -o json", "list --pool nobody -o json",
     "status", "show users", "show users -o json", "wait --for stopped --timeout 0.1", "walk -- echo {name}",
     "logs -n 1", "start --timeout soon", "run nobody -- true", "reload --dry-run", "scale users 1 -o json",
     "enable users", "remove nobody",

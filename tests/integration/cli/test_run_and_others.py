@@ -155,11 +155,11 @@ def test_a_chosen_port_is_still_shown_when_nothing_runs(pool: RealPool) -> None:
     port = claim_port()
     settings = f'[pool]\nport_range = "{port}-{port}"\n'
     pool.write("pool.toml", settings + '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n')
-    assert pool.ok("list", "--field", "bind").stdout == "127.0.0.1:auto\n"
+    assert pool.ok("list", "-o", "bind").stdout == "127.0.0.1:auto\n"
     pool.ok("start")
-    chosen = pool.ok("list", "--field", "bind").stdout
+    chosen = pool.ok("list", "-o", "bind").stdout
     pool.ok("stop")
-    assert pool.ok("list", "--field", "bind").stdout == chosen != "127.0.0.1:auto\n"
+    assert pool.ok("list", "-o", "bind").stdout == chosen != "127.0.0.1:auto\n"
 
 
 def test_a_pool_without_servers_is_not_started(pool: RealPool) -> None:

@@ -42,9 +42,7 @@ def test_eight_checkouts_that_start_at_once_all_run(pool: RealPool, free_port: A
     for start in starts:
         said = start.communicate(timeout=120)
         assert start.returncode == 0, said
-    binds = [
-        bind for each in checkouts for bind in pool.ok("list", "--field", "bind", cwd=each).stdout.split()
-    ]
+    binds = [bind for each in checkouts for bind in pool.ok("list", "-o", "bind", cwd=each).stdout.split()]
     assert len(set(binds)) == 16
     assert {get(bind).status for bind in binds} == {200}
 

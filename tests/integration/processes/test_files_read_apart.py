@@ -209,4 +209,4 @@ def test_replaced_package_that_cannot_take_the_configuration_over_names_a_way_th
     pool.write("pool.toml", original + 'tags = ["new"]\n')
     done = by(installed, pool, "reload")
     assert done.code == 0, done
-    assert by(installed, pool, "list", "--field", "tags").stdout.strip() == "new"
+    assert by(installed, pool, "list", "-o", "tags").stdout.strip() == "new"

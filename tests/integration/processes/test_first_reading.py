@@ -97,7 +97,7 @@ def test_commands_wait_until_the_files_are_read_while_a_ping_is_answered(slow: S
     about = slow.about()
     assert about is not None
     assert about.files == (str(slow.pool.directory / "pool.toml"),)
-    listing = slow.spawn_waiting("list", "--field", "name")
+    listing = slow.spawn_waiting("list", "-o", "name")
     assert "the supervisor is still reading the files" in slow.pool.run("doctor").stdout
     slow.open()
     assert ended(starting)[0] == 0

@@ -51,5 +51,5 @@ def test_without_proc_a_start_is_refused_and_doctor_says_why(
 
 def test_in_a_namespace_with_a_proc_of_its_own_a_pool_runs(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
-    code, said = run(real_pool, OWN, "run", "--", *real_pool.command(), "list", "--field", "state")
+    code, said = run(real_pool, OWN, "run", "--", *real_pool.command(), "list", "-o", "state")
     assert (code, "running" in said) == (0, True), said

@@ -52,7 +52,6 @@ def test_the_words_are_those_of_the_states() -> None:
         ({}, ""),
         ({"output": "wide"}, "wide"),
         ({"output": "name, bind"}, "name,bind"),
-        ({"field": "tags"}, "tags"),
     ],
 )
 def test_the_form_of_the_output(values: dict[str, Any], output: str) -> None:
@@ -65,8 +64,6 @@ def test_the_form_of_the_output(values: dict[str, Any], output: str) -> None:
         ({"output": "jso"}, "did you mean 'json'?"),
         ({"output": "name,colour"}, "one of: table"),
         ({"output": "name,table"}, "one of: table"),
-        ({"field": "bindd"}, "did you mean 'bind'?"),
-        ({"field": "name", "output": "json"}, "-o name"),
         ({"output": "toml"}, "one of: table"),
     ],
 )

@@ -109,6 +109,6 @@ def test_without_a_supervisor_servers_are_stopped_or_disabled(poolctl: Command) 
 
 def test_with_a_supervisor_it_is_asked(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(item("users", pids=[7]))) as requests:
-        assert poolctl("list", "--field", "pids").out == "7\n"
+        assert poolctl("list", "-o", "pids").out == "7\n"
         assert poolctl("list", "users", "--not", "-o", "name,state").out == "users\trunning\n"
     assert requests[1][1]["selector"]["not"] is True

@@ -142,7 +142,7 @@ def test_similar_names_are_suggested() -> None:
 
 def test_server_with_quite_another_port_is_not_suggested() -> None:
     hint = unmatched(Selector(["http://127.0.0.1:9941"])).hint
-    assert hint == "poolctl list --field name shows the names"
+    assert hint == "poolctl list -o name shows the names"
 
 
 @pytest.mark.parametrize(
