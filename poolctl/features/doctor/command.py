@@ -7,21 +7,26 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import zip_longest
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, flag
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
 
-from ._check import OK, PROBLEM, WARNING, CheckContext, CheckResult, problem, warning
+from ._check import OK, PROBLEM, WARNING, CheckContext, CheckResult, ok, problem, warning
 
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]
 
-COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section="Machine")
+COMMAND = Command(
+    "Diagnose this machine and pool, and suggest fixes.",
+    OUTPUT,
+    flag("--notify", "Also send a test notification to each [[notify]] receiver."),
+    section="Machine",
+)
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -32,6 +37,8 @@ def perform(request: CommandRequest) -> Outcome:
     context = CheckContext(pool, os.environ)
     checks = (*_check_pool.CHECKS, *_check_isolation.CHECKS, *_check_machine.CHECKS)
     findings = [*found, *(finding for check in checks for finding in _run_check(check, context))]
+    if request.get("notify"):
+        findings += _notification_results(request, pool)
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
     outcome = Outcome(shown, exit_code=FAILED if problems else DONE)
@@ -39,6 +46,30 @@ def perform(request: CommandRequest) -> Outcome:
         outcome.text = _table(shown)
         outcome.message = ""
     return outcome
+
+
+def _notification_results(request: CommandRequest, pool: PoolRef | None) -> Iterable[CheckResult]:
+    """Send a test notification to each receiver; whether it has arrived is a result of its own."""
+    from poolctl.features.notify.trial import send_test_notifications
+
+    if pool is None:
+        yield problem("notify", "no pool was found", "poolctl -c FILE doctor --notify")
+        return
+    try:
+        sent = send_test_notifications(request, pool)
+    except (ControlError, Failure) as error:
+        errors = error.outcome.errors if isinstance(error, Failure) else [error]
+        yield from (problem("notify", each.message, each.hint or "poolctl validate") for each in errors)
+        return
+    for each in sent.receivers or ():
+        if each.ok:
+            yield ok("notify", f"{each.name}: sent")
+        else:
+            yield problem(
+                "notify", f"{each.name}: {each.message}", "fix that receiver, or take its [[notify]] out"
+            )
+    if sent.receivers is None:
+        yield from (problem("notify", each.message, each.hint) for each in sent.errors)
 
 
 def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:

@@ -1,10 +1,9 @@
-"""Notifies receivers when a pool's problems begin and end; `poolctl notify test` sends a test notification."""
+"""Notifies receivers when a pool's problems begin and end; `trial` sends test notifications."""
 
 from poolctl.feature import Feature
 
 FEATURE = Feature(
     package=__name__,
-    commands={"notify": "command"},
     tables={"notify": "table:Notify"},
     supervisor="notifications:Notifications",
     verbs=("notify",),

@@ -34,7 +34,9 @@ class Notify(Table):
     listed: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("url_file", "token_file", "ca")
 
-    name: Name | None = field(None, "Its name in events and in `poolctl notify`. Left out: its type.")
+    name: Name | None = field(
+        None, "Its name in events and in `poolctl doctor --notify`. Left out: its type."
+    )
     type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = required(
         description="How notifications are sent."
     )
@@ -118,9 +120,7 @@ class Notify(Table):
             name = getattr(self, key)
             if name and not env.get(name):
                 message = f"the environment variable {name} is not set here"
-                hint = (
-                    f"set it where the pool is started; poolctl notify test {self.label} shows whether it is"
-                )
+                hint = "set it where the pool is started; poolctl doctor --notify shows whether it is"
                 yield Finding((key,), message, hint, name)
 
     def _missing_files(self) -> Iterator[Finding]:

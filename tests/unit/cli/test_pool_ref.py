@@ -40,7 +40,6 @@ WORDS = {
     "disable": [["web"], ["web", "--save"]],
     "remove": [["web"], ["web", "--save"], []],
     "add": [["x", "--bind", ":1", "--app", "a:b"], ["x", "--bind", ":1", "--app", "a:b", "--save"]],
-    "notify": [["test"]],
     "register": [["x", "--to", "http://127.0.0.1:1"]],
     "unregister": [["x"]],
     "export": [["systemd"]],
