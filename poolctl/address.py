@@ -37,6 +37,9 @@ SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NAME = r"[A-Za-z0-9._-]+"
 _BLANK = r"[\x00-\x20\x7f]"
+# Control characters, and those that change the direction of text, in a set of a regular expression: they would show
+# another text than the one that is used.
+CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 
 class AddressError(ValueError):
@@ -223,8 +226,8 @@ def _unix(path: str, base_dir: str | None) -> Address:
         path = "/" + path.lstrip("/") if path.startswith("///") else path[2:]
     if not path:
         raise AddressError("the path of the unix socket is missing", 'write "unix:/run/a.sock"')
-    if "\0" in path:
-        raise AddressError("the path of the unix socket holds a NUL")
+    if re.search(f"[{CONTROLS}]", path):
+        raise AddressError(f"{path[:80]!r} holds a control character")
     if path.startswith("@"):
         raise AddressError(
             "abstract unix sockets have no owner and no permissions, and are not supported",

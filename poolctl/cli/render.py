@@ -75,7 +75,7 @@ def show(outcome: Outcome) -> int:
     elif outcome.form == "jsonl":
         sys.stdout.write(_json_lines(outcome))
     elif outcome.text is not None:
-        sys.stdout.write(outcome.text)
+        sys.stdout.write(for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text)
     elif outcome.form:
         sys.stdout.write(
             text_of(outcome.items, outcome.form, coloured(sys.stdout), terminal_width_or_zero(sys.stdout))
@@ -83,7 +83,9 @@ def show(outcome: Outcome) -> int:
         if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
             sys.stdout.write(f"\n{printable(outcome.footer, keep_lines=True)}\n")
     elif outcome.message and not outcome.quiet:
-        message = outcome.message if outcome.painted else printable(outcome.message, keep_lines=True)
+        message = (
+            for_terminal(outcome.message) if outcome.painted else printable(outcome.message, keep_lines=True)
+        )
         sys.stdout.write(f"{message}\n")
     print_diagnostics(outcome)
     return outcome.exit_code
@@ -262,7 +264,7 @@ def field_text(item: object, field: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
+        value = ",".join(map(str, value))
     return printable(str(value))
 
 
@@ -319,7 +321,7 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
-    who = each.name or each.bind
+    who = printable(each.name or each.bind)
     if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")):
         message = f"{who}: {message}"
     yield f"{_label('error', '31', colours)} {message}"
@@ -436,6 +438,16 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
         c if c.isprintable() or (keep_lines and c in "\n\t") else c.encode("unicode_escape").decode("ascii")
         for c in text
     )
+
+
+def for_terminal(text: str) -> str:
+    """The text as `printable` with its lines, and with the colors in it (ECMA-48 §8.3.117)."""
+    if "\x1b" not in text:
+        return printable(text, keep_lines=True)
+    import re
+
+    parts = re.split(r"(\x1b\[[0-9;:]*m)", text)
+    return "".join(part if at % 2 else printable(part, keep_lines=True) for at, part in enumerate(parts))
 
 
 def _cell(item: object, column: str) -> str:

@@ -8,7 +8,7 @@ import sys
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
-from poolctl.cli.render import NAMES_SHOWN, abbreviated_list
+from poolctl.cli.render import NAMES_SHOWN, abbreviated_list, printable
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -335,7 +335,7 @@ class Progress:
             self.warnings.append(line.warning)
         if line.notice is not None and not self._quiet and self.verb != "status":
             # Printed at once, because the command may be waiting for it. For `status` it is part of the answer.
-            sys.stderr.write(f"waiting: {line.notice}\n")
+            sys.stderr.write(f"waiting: {printable(line.notice)}\n")
         step = line.progress
         if step is None:
             return

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from poolctl import units
-from poolctl.address import Address, AddressError, parse
+from poolctl.address import CONTROLS, Address, AddressError, parse
 from poolctl.config.values.normalise import PROBES, app_findings
 from poolctl.config.values.plain import (
     MOST_WORKERS,
@@ -184,6 +184,8 @@ def _passing_undecoded_bytes(value: Tree, validate: core_schema.ValidatorFunctio
 
 
 def _file_path(path: str) -> str:
+    if re.search(f"[{CONTROLS}]", path):
+        raise BadValue(f"{shown(path)} holds a control character", "a path without control characters")
     # The locale may have no encoding for this text: the path then has the bytes that it has in the file, UTF-8.
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 
@@ -239,11 +241,11 @@ Patterns = Annotated[
 Bind = Annotated[OsText, AfterValidator(_checked_bind)]
 Argument = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_word_list)]
 
-PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
+PATH_PATTERN = rf"^/[^\x20{CONTROLS}]*$"
 PLAIN_PATH_PATTERN = r"^/[^\x00-\x20\x7f?#]*$"
 METHOD_PATTERN = r"^[A-Z]+$"
 STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
-WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
+WORD_PATTERN = rf"^[^\s,{CONTROLS}]+$"
 UMASK_PATTERN = r"^0?[0-7]{3}$"
 Umask = Annotated[str, StringConstraints(pattern=UMASK_PATTERN), BeforeValidator(_refuse_numeric_umask)]
 UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
@@ -269,8 +271,8 @@ def _environment(value: Tree) -> Tree:
 
 
 HEADER_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
-HEADER_VALUE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
-HOST_HEADER_PATTERN = r"^[^\s/@\x00-\x1f\x7f]*$"
+HEADER_VALUE_PATTERN = rf"^[^{CONTROLS}]*$"
+HOST_HEADER_PATTERN = rf"^[^\s/@{CONTROLS}]*$"
 TLS_NAME_PATTERN = r"^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$"
 TOPIC_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 COOKIE_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"

@@ -120,3 +120,30 @@ def test_stream_has_every_policy_but_the_one_for_cookies(tmp_path: Path) -> None
     (stream,) = load_text(tmp_path, text.format(WEB, "round-robin")).tables.all(StreamConfig)
     assert stream.policy == "round-robin"
     assert "'sticky' is not allowed here" in told(tmp_path, text.format(WEB, "sticky"))
+
+
+@pytest.mark.parametrize("character", [r"\u001b", r"\u009b", r"\u202e", r"\u2066", r"\n"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        'alias = "a{}b"',
+        'path = "/a{}b"',
+        'host = "a{}b"',
+        'host_header = "a{}b"',
+        'headers = {{ X-A = "a{}b" }}',
+        'set_headers = {{ X-A = "a{}b" }}',
+        'response_headers = {{ X-A = "a{}b" }}',
+        'probe_responses = ["/a{}b"]',
+    ],
+)
+def test_character_that_hides_text_is_refused_in_a_route(tmp_path: Path, table: str, character: str) -> None:
+    problems = told(tmp_path, f'{WEB}[[route]]\nto = "web"\n{table.format(character)}\n')
+    assert f"route[0].{table.split()[0]}" in problems
+    assert problems.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("character", [r"\u001b", r"\u202e"])
+def test_character_that_hides_text_is_refused_in_a_path(tmp_path: Path, character: str) -> None:
+    for target in ('"unix:/tmp/a{}b"', '{{ to = "https://a.test", ca = "/a{}b" }}'):
+        problems = told(tmp_path, f"{WEB}[[route]]\nto = {target.format(character)}\n")
+        assert "holds a control character" in problems

@@ -658,3 +658,30 @@ def test_errors_are_coloured_by_their_parts() -> None:
     assert list(render.error_lines(failure("was bad", name="w"))) == ["error: w: was bad"]
     assert list(render.error_lines(failure("bad", bind=":80"))) == ["error: :80: bad"]
     assert list(render.error_lines(failure("", hint="x"), with_hint=False)) == ["error: failed"]
+
+
+@pytest.mark.parametrize("harmful", ["\x1b]0;title\x07", "\x9b2J", "\u202etxt", "\x1b[2J"])
+def test_outcome_is_escaped_on_a_terminal_wherever_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, harmful: str
+) -> None:
+    item = JsonObject(name="web", tags=[harmful], pids=(), expose=None)
+    failed = Outcome(errors=[failure("failed", name=harmful)])
+    for outcome in (
+        Outcome(text=f"\x1b[1mHEAD\x1b[0m\n{harmful}\n"),
+        Outcome(message=harmful),
+        Outcome([item], form="name,tags"),
+        failed,
+    ):
+        out, err = Terminal(), Terminal()
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        render.show(outcome)
+        shown = re.sub("\x1b\\[[0-9;]*m", "", out.getvalue() + err.getvalue())
+        assert shown.replace("\n", "").replace("\t", "").isprintable()
+
+
+def test_text_for_another_program_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    render.show(Outcome(text="\u202ea\x1b[2J\n"))
+    assert stream.getvalue() == "\u202ea\x1b[2J\n"
