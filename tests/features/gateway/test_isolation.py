@@ -23,10 +23,10 @@ class Thief(asyncio.Protocol):
             file.write(data)
         self.transport.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 6\\r\\n\\r\\nstolen")
 async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
-    await send({"type": "http.response.body", "body": b"evil"})
     thief = Thief()
     thief.transport = receive.__self__.transport.transport
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"evil"})
     thief.transport.set_protocol(thief)
 """
 GOOD = """
