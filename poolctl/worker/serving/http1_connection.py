@@ -22,6 +22,7 @@ sent in any case.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import sys
@@ -55,6 +56,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ANNOUNCES_CLOSE = re.compile(rb"\r\nconnection:[^\r]*\bclose\b", re.IGNORECASE)
 _WITHOUT_BODY = (b"204", b"304")  # RFC 9112 §6.3
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_END_OF_LINES = b"\n\r\n"
 _END_BYTES = 4
 _REFUSALS = {
     400: b"Bad Request",
@@ -442,9 +444,18 @@ class Http1Connection(Http1Protocol):
         if "method" not in (self.scope or ()) or (
             cycle is before and (cycle is None or cycle.response_complete)
         ):
+            if cycle is not before:
+                self.cancel_head_timeout()
+                size = self._bytes_behind_last_head(data)
             self.track_partial_head(data, size)
         elif head is not None:
             self.cancel_head_timeout()
+
+    def _bytes_behind_last_head(self, data: bytes) -> int:
+        """How many bytes of `data` follow the last complete request in it; 1 if they follow a body, and are unknown."""
+        if any(name == b"content-length" for name, _ in self.cycle.scope["headers"]):
+            return 1
+        return len(data) - (data.rfind(_END_OF_LINES) + len(_END_OF_LINES) if _END_OF_LINES in data else 0)
 
     def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
@@ -658,7 +669,8 @@ class UpgradeIgnoringConnection(HttpToolsProtocol):
     """uvicorn's class, which with this serves requests that ask for an unsupported protocol (RFC 9110 §7.8).
 
     httptools takes what follows such a head for data of that protocol, and uvicorn drops it: the body of a POST of
-    Java's HttpClient, which asks for h2c, or the next requests. So the head is parsed again, without `Upgrade`.
+    Java's HttpClient, which asks for h2c, or the next requests. So the head is parsed again, without `Upgrade`, which
+    the application still sees. A new parser does it, because the old one stops reading after `Connection: close`.
     """
 
     @property
@@ -678,7 +690,12 @@ class UpgradeIgnoringConnection(HttpToolsProtocol):
                 super().data_received(data)
                 break
             except _UpgradeIgnored as ignored:
-                data = _head_without_upgrade(self) + data[ignored.args[0] :]
+                head, fields, data = _head_without_upgrade(self), self.headers, data[ignored.args[0] :]
+                self.parser = type(self.parser)(self)
+                with contextlib.suppress(AttributeError):  # httptools < 0.6.3, as in uvicorn
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                super().data_received(head)
+                self.scope["headers"] = fields
 
 
 def _head_without_upgrade(connection: Any) -> bytes:

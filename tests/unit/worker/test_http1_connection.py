@@ -1187,6 +1187,63 @@ def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed(
     assert counts[tally.LATENCY_NS] == sum(latencies_ns)
 
 
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("body", [b"", b"hello"])
+@pytest.mark.parametrize(
+    ("connection", "protocol"),
+    [
+        (b"Upgrade, close", b"TLS/1.2"),
+        (b"close, upgrade", b"foo"),
+        (b"Upgrade, HTTP2-Settings, close", b"h2c"),
+        (b"upgrade", b"h2c"),
+    ],
+)
+def test_upgrade_that_nobody_serves_is_answered_and_seen_by_the_application(
+    sockets: tuple[socket.socket, socket.socket],
+    connection: bytes,
+    protocol: bytes,
+    body: bytes,
+    version: bytes,
+    http: str,
+) -> None:
+    kept, seen = Kept(sockets[0], http=http), list[tuple[list[Any], bytes]]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["headers"], await whole_body(receive)))
+        await answer(send, "ok")
+
+    kept.protocol.app = app
+    fields = [(b"host", b"a"), (b"upgrade", protocol), (b"connection", connection)]
+    fields += [(b"content-length", b"%d" % len(body))] if body else []
+    lines = [b"POST / HTTP/" + version, *(name + b": " + value for name, value in fields), b"", body]
+    kept.ask(b"\r\n".join(lines))
+    kept.loop.pass_time(1)
+    assert seen == [(fields, body)]
+    assert kept.wire.written.startswith(b"HTTP/1.1 200 OK")
+    assert kept.wire.closed is (b"close" in connection or version == b"1.0")
+    kept.close()
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("piece", [1000, 3000, 8191, 20_000, 1_000_000])
+@pytest.mark.parametrize("body", [0, 10, 9000])
+def test_limit_of_a_head_is_one_of_each_pipelined_request(
+    sockets: tuple[socket.socket, socket.socket], body: int, piece: int, http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    kept.state.head_timeouts.most_bytes = 8192
+    kept.protocol.app = sized(b"hello")
+    field = b"content-length: %d" % body if body else b"a: b"
+    data = 20 * (request(b"GET /", b"cookie: " + b"c" * 5000, field) + b"x" * body)
+    for start in range(0, len(data), piece):
+        kept.loop.call_soon(kept.protocol.data_received, data[start : start + piece])
+    kept.loop.pass_time(1)
+    assert re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written) == [b"200"] * 20
+    assert not kept.state.head_timeouts.due
+    kept.close()
+
+
 def released() -> tuple[asyncio.Event, Any]:
     """An event, and an application that answers once it is set."""
     release = asyncio.Event()
