@@ -18,6 +18,8 @@ from ..private_directory import recreate_pool_directory
 from . import wire
 from .pool_files import find_listeners
 
+Socket = socket.socket  # an application may replace it, as gevent and PySocks do
+
 _MOST_BYTES = 16 * 1024
 _MOST_DESCRIPTORS = 64
 
@@ -28,7 +30,7 @@ def bind_new_socket(directory: str, kind: str) -> tuple[socket.socket, str]:
     """A bound non-blocking socket, not listening yet, and its path. Raises OSError."""
     # The path is not longer than the control socket's, whose length was checked.
     path = f"{directory}/{kind}.{os.urandom(4).hex()}"
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    sock = Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         recreate_pool_directory(directory)
         sock.bind(path)

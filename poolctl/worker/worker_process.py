@@ -35,6 +35,8 @@ from .serving.route_context import RouteContexts
 from .serving.uvicorn_parts import ABOVE_INFO, Tls, apply_and_drop_level, configure, ssl_context
 from .tally import BEAT_ANSWERED_NS, BEAT_ASKED_NS, BEAT_CPU_NS, BEAT_LAG_NS, STACK_DUMP, map_page
 
+Socket = socket.socket  # an application may replace it, as gevent and PySocks do
+
 # The encoded events and log lines that every worker sends.
 _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
@@ -52,9 +54,9 @@ class WorkerProcess:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         count = spec["listeners"]
-        self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
+        self.listeners = [Socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
-        ends = [socket.socket(fileno=self.tls_fds.stop + place) for place in range(2 * spec["adoption"])]
+        ends = [Socket(fileno=self.tls_fds.stop + place) for place in range(2 * spec["adoption"])]
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         self.routes = RouteContexts(spec["server"], self.listeners, secure=spec["tls"] is not None)
@@ -161,7 +163,7 @@ class WorkerProcess:
                 self.accepting_ordered = True
                 self.server.accept_or_drain(duty == "work")
             case "conn" if self.server.started and len(fds) == 1:
-                self.server.answer_probe(message, socket.socket(fileno=os.dup(fds[0])))
+                self.server.answer_probe(message, Socket(fileno=os.dup(fds[0])))
             case "tls":
                 self._renew_certificate_and_report(message.get("tls") or self.spec["tls"], fds)
             case "routes":
@@ -263,13 +265,13 @@ class ControlSocket:
         self.worker = worker
         place = worker.spec["orphanage"]
         is_bound = place is not None and place["bound"]
-        self._bound = socket.socket(fileno=bound_fd) if is_bound else None
+        self._bound = Socket(fileno=bound_fd) if is_bound else None
         self._orphan: OrphanListener | None = None
         self._tally: memoryview | None = None
         self._take(fd)
 
     def _take(self, fd: int) -> None:
-        self._sock = socket.socket(fileno=fd)
+        self._sock = Socket(fileno=fd)
         self._sock.setblocking(False)
 
     def start_reading_orders(self, tally: memoryview | None) -> None:
@@ -299,7 +301,7 @@ class ControlSocket:
         binds one then.
         """
         self._orphan = None
-        self._bound = None if orphan_listener_fd is None else socket.socket(fileno=orphan_listener_fd)
+        self._bound = None if orphan_listener_fd is None else Socket(fileno=orphan_listener_fd)
         self._sock.close()
         self._take(fd)
         self.start_reading_orders(self._tally)

@@ -36,6 +36,8 @@ from .connection_state import PoolServerState
 from .http1_connection import Http1Connection
 from .uvicorn_parts import State
 
+Socket = socket.socket  # an application may replace it, as gevent and PySocks do
+
 # A full worker accepts again once a sixteenth of its connections has closed, or some time after the first has closed,
 # because opening and closing a listener costs as much as several requests.
 _PART = 16
@@ -77,7 +79,7 @@ class BatchLimitedListener(socket.socket):
     def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
         # Not like.dup(): for a moment it makes the new socket blocking, and with it every other worker's listener,
         # because all share one open file; a worker that calls accept() at that moment blocks forever.
-        numbers: Any = super(socket.socket, like)
+        numbers: Any = super(Socket, like)
         self._kind = numbers.family, numbers.type, numbers.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))
         self._server_state = server_state
@@ -90,7 +92,7 @@ class BatchLimitedListener(socket.socket):
             raise BlockingIOError
         self._at_once -= 1
         fd, address = self._accept()  # type: ignore[attr-defined]
-        return socket.socket(*self._kind, fileno=fd), address
+        return Socket(*self._kind, fileno=fd), address
 
     def accept_without_batch_limit(self) -> Connection:
         """Accept the next connection. Raises OSError; BlockingIOError if no connection is waiting."""

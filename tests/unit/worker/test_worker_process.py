@@ -508,6 +508,31 @@ def test_worker_needs_nothing_of_json_that_its_application_replaces(
 
 
 @pytest.mark.slow
+def test_worker_serves_and_is_probed_although_its_application_replaces_the_socket_class(
+    run_worker: RunWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "replacing.py").write_text(  # as PySocks does
+        "import socket\n"
+        "class Socket(socket.socket):\n"
+        "    def __init__(self, family=socket.AF_INET, type=socket.SOCK_STREAM, proto=0, *args, **keys):\n"
+        "        super().__init__(family, type, proto, *args, **keys)\n"
+        "socket.socket = Socket\n"
+        "from tests.asgi_apps import hello as app\n"
+    )
+    worker = run_worker("replacing:app")
+    worker.ready()
+    assert worker.get() == "hello"
+    ours, theirs = socket.socketpair()
+    with ours:
+        worker.order("conn", [theirs.fileno()], kind="http")
+        theirs.close()
+        ours.sendall(b"GET /pid HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert ours.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    worker.order("stop")
+    assert worker.end() == 0
+
+
+@pytest.mark.slow
 def test_failed_shutdown_is_not_called_complete(run_worker: RunWorker, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
         "async def app(scope, receive, send):\n"
