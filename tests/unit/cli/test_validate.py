@@ -27,6 +27,7 @@ ROUTES = '[gateway]\n[[route]]\nalias = "a"\npath = "/a"\nto = "http://127.0.0.1
 
 
 @pytest.mark.skipif("gateway" not in FEATURES, reason="there are no routes")
+@pytest.mark.usefixtures("installed_haproxy")
 def test_pool_of_routes_alone_is_valid(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").write_text(ROUTES)
     assert poolctl("validate").out == "no server, 1 route, ok\n"
