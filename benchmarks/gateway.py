@@ -38,6 +38,7 @@ _START_SECONDS = 30.0
 _LARGE_AT_ONCE = 4
 _MEGABYTE = 1 << 20
 _END, _LAST_CHUNK = b"hello\n", b"\r\n0\r\n\r\n"
+_FORM = b"name=value&" * 9
 _FIELDS = b"user-agent: benchmark\r\naccept: */*\r\n"
 _UPGRADE = (
     b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: %b\r\n"
@@ -127,11 +128,27 @@ def _keep_alive(way: Way) -> int:
 
 
 def _new_connection(way: Way) -> int:
+    return _exchange_on_new_connections(way, way.request())
+
+
+def _exchange_on_new_connections(way: Way, sent: bytes) -> int:
     socks = [way.connect() for _ in range(CONNECTIONS)]
-    asked = _exchange(socks, way.request())
+    asked = _exchange(socks, sent)
     for sock in socks:
         sock.close()
     return asked
+
+
+def _post(way: Way) -> bytes:
+    return way.request(b"POST", fields=b"content-length: %d\r\n" % len(_FORM)) + _FORM
+
+
+def _post_keep_alive(way: Way) -> int:
+    return _exchange(way.kept(), _post(way))
+
+
+def _post_new_connection(way: Way) -> int:
+    return _exchange_on_new_connections(way, _post(way))
 
 
 def _browser_keep_alive(way: Way) -> int:
@@ -180,6 +197,8 @@ def _websocket(way: Way) -> int:
 MODES: dict[str, Callable[[Way], int]] = {
     "keep-alive": _keep_alive,
     "new connection": _new_connection,
+    "POST, keep-alive": _post_keep_alive,
+    "POST, new connection": _post_new_connection,
     "keep-alive of a browser": _browser_keep_alive,
     "new connection of a browser": _browser_new_connection,
     "request of 1 MB": _large_request,
