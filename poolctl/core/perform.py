@@ -704,6 +704,8 @@ class Executor:
         exit_ = Exit(message="was stopped before it was placed")
         if worker.phase is WorkerPhase.PLACING:
             exit_ = await self._place_and_watch(entry, worker)
+        worker.exit = exit_
+        self._queue.touch(entry)  # a gateway sends it nothing more, while its output is read
         if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
             entry.observed.files = worker.files_before or entry.observed.files

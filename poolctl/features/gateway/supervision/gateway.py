@@ -35,6 +35,7 @@ from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
 from ..forwarder.forwarder import HOLD
+from ..haproxy.configuration import NOWHERE
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import (
     GATEWAY,
@@ -45,9 +46,11 @@ from ..haproxy.process import (
     orphans,
 )
 from ..haproxy.setup import (
+    MAINTENANCE,
     VERSION,
     HaproxySetup,
     HeldListener,
+    ServerState,
     SetupParts,
     host_names,
     joined_commands,
@@ -169,6 +172,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._postponed: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         core.split_obstacle = self.why_unsplittable_if_routed
@@ -330,7 +334,35 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
+            self._leave_ended_processes(entry)
             self._update()
+
+    def _leave_ended_processes(self, entry: Entry) -> None:
+        """Have HAProxy send nothing more to processes of a proxied server that have ended.
+
+        Any user may open their ports now. An update takes up to a second if there are thousands of routes.
+        """
+        process, setup = self.gateway, self._setup
+        if process is None or setup is None or not entry.config.is_proxied:
+            return
+        living = {
+            each.placement.address
+            for each in entry.observed.workers.values()
+            if each.placement is not None and each.exit is None
+        }
+        commands = [
+            ServerState(MAINTENANCE).command((section.name, server.name))
+            for section, _ in setup.users.get(entry.name, ())
+            for server in section.servers
+            if server.key == entry.name and server.address not in (*living, NOWHERE)
+        ]
+        if commands:
+            self._leaving = asyncio.ensure_future(self._perform(process, commands))
+
+    async def _perform(self, process: HaproxyProcess, commands: list[str]) -> None:
+        with contextlib.suppress(HaproxyRefusal):  # it is being replaced
+            for command in joined_commands(commands):
+                await process.ask(command)
 
     def _schedule_recomputation(self) -> None:
         self._revision = self._core.servers.revision

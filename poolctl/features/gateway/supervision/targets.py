@@ -154,7 +154,7 @@ def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ready = [
         (each, each.placement.address)
         for each in entry.observed.ready
-        if each.placement is not None and not each.ko
+        if each.placement is not None and not each.ko and each.exit is None
     ]
     by_age = sorted(ready, key=lambda pair: pair[0].generation)
     newest = {each.index: address for each, address in by_age if not entry.is_of_canary(each.generation)}
