@@ -22,7 +22,6 @@ FEATURES = (
     "registration",
     "operator",
     "scaling",
-    "rollout",
     "dashboard",
     "doctor",
     "top",

@@ -242,7 +242,7 @@ class ServerProgress:
 class ProgressLine:
     """A message sent to the client before the result: a progress step, a warning, a notice, an event or a generation.
 
-    Exactly one field is set, except that a `notice` of the verb `rollout` also has the canary's `generation`.
+    Exactly one field is set.
     """
 
     progress: ServerProgress | None = None

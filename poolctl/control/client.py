@@ -38,9 +38,6 @@ SILENCE_SECONDS = 10.0
 GRACE_SECONDS = 5.0
 _READ_BYTES = 256 * 1024
 _HANDOVER_SECONDS = 30.0
-# Commands that may take minutes and can be repeated, because they compare desired and actual state: they are sent
-# again if supervisor or keeper is killed meanwhile.
-_REPEATED = ("reload", "rollout")
 _AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
 _STATUS = "status.json"
 # A supervisor whose control socket was removed restores it within a second or two; one that starts opens it.
@@ -101,8 +98,8 @@ class Client:
     ) -> Table:
         """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace period.
 
-        `on_progress` gets every message that comes before the result. If the supervisor ends during `reload` or
-        `rollout`, the command is sent once more, to its successor, which completes the work. Raises NoSupervisor if
+        `on_progress` gets every message that comes before the result. If the supervisor ends during `reload`,
+        the command is sent once more, to its successor, which completes the work. Raises NoSupervisor if
         nothing listens, and ControlError: exit code 124 after the timeout, 8 if the supervisor is silent, or if it ends
         and the command is not sent again.
         """
@@ -387,7 +384,10 @@ async def ask_async(
 
 
 class _Call:
-    """The requests of one call: a second one, to the successor, if the supervisor ends during a verb of _REPEATED."""
+    """The requests of one call: a second one, to the successor, if the supervisor ends during a reload.
+
+    A reload may take minutes, and can be repeated because it compares desired and actual state.
+    """
 
     def __init__(
         self,
@@ -400,8 +400,7 @@ class _Call:
         self.request: Table = {**(body or {})}
         self._on_progress = on_progress
         self._end = None if timeout is None else monotonic() + timeout
-        self._generation: object = None
-        self._is_last = verb not in _REPEATED
+        self._is_last = verb != "reload"
 
     def left_seconds(self) -> float | None:
         """The time left for the request, None without a timeout."""
@@ -412,19 +411,17 @@ class _Call:
         if "result" in message:
             result: Table = message["result"]
             return result
-        self._generation = message.get("generation", self._generation)
         if self._on_progress is not None:
             self._on_progress(message)
         return None
 
     def prepare_repetition(self) -> bool:
-        """Whether to send the request, changed for this purpose, once more after the supervisor has ended."""
+        """Whether to send the request once more after the supervisor has ended."""
         if self._is_last:
             return False
         self._is_last = True
         if self._on_progress is not None:
             self._on_progress({"warning": _AGAIN.format(verb=self._verb)})
-        self.request["options"] = {**(self.request.get("options") or {}), "again": self._generation}
         return True
 
 

@@ -313,49 +313,6 @@ class PoolClient:
         answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, ANSWERED)
         return cast(ReloadDocument, answer)
 
-    def rollout(
-        self,
-        name: str,
-        *,
-        canary: float = 0.1,
-        seconds: Timeout = "5m",
-        abort_on: Sequence[str] = (),
-        min_requests: int = 100,
-        pause: bool = False,
-        force: bool = False,
-        wait: bool = True,
-    ) -> Table:
-        """Try new code or configuration of a server on the share `canary` of its traffic, 0 to 1; return the outcome.
-
-        The outcome's `"items"` hold the state, the reason, and the figures of both generations. Without `wait`, returns
-        once the canary serves. Raises PoolRestartError if the canary was withdrawn, PoolParamError for an invalid
-        condition.
-        """
-        limit = seconds_of("seconds", seconds)
-        options: Table = {
-            "op": "begin",
-            "share": canary,
-            "min_requests": min_requests,
-            "pause": pause,
-            "force": force,
-            "wait": wait,
-        }
-        options |= {"abort_on": list(abort_on)} if abort_on else {}
-        options |= {} if limit is None else {"seconds": limit}
-        return self._ask("rollout", PoolRestartError, [name], None, options)
-
-    def rollouts(self, *targets: str) -> Table:
-        """Return the progress of each server's rollout, or the outcome of its last one."""
-        return self._ask("rollouts", PoolMonitorError, targets)
-
-    def promote_rollout(self, *targets: str) -> Table:
-        """Let the canaries of the named servers replace the other workers now; without names, of all servers."""
-        return self._ask("rollout", PoolRestartError, targets, None, {"op": "promote"})
-
-    def abort_rollout(self, *targets: str) -> Table:
-        """End the canaries of the named servers; without names, of all servers."""
-        return self._ask("rollout", PoolRestartError, targets, None, {"op": "abort"})
-
     def scale(
         self,
         *targets: str | int,

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from poolctl.address import Address
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 from poolctl.json_form import Table
-from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandler
 from poolctl.states import State, in_words
 
@@ -21,7 +19,6 @@ from .decide import (
     ASLEEP,
     LEAVING,
     Desired,
-    Drain,
     EndHook,
     ListenerState,
     Overrides,
@@ -39,11 +36,10 @@ from .perform import (
     logged_exceptions,
 )
 from .schedules import ScheduledRuns, SleepWindowScheduler
-from .server_entry import Canary, Entry, RunningHook, StartAfterStop, Worker
+from .server_entry import Entry, RunningHook, StartAfterStop, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
 
 # Another program may take the port between the choice and the use of it.
-_OPEN_ATTEMPTS = 3
 
 
 class Core:
@@ -73,9 +69,6 @@ class Core:
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackRecorder(runner, recorder)
         self.observers: set[Callable[[Entry], None]] = {self.health.update_probes_and_health}
-        # Given a server's name, returns why a gateway cannot send a share of the server's requests to its canary; "" if
-        # the gateway can, and None if the requests do not come through a gateway. Set by a gateway.
-        self.split_obstacle: Callable[[str], str | None] = lambda server: None
         self.calm = calm
         self._trace = trace
         self._executor = Executor(
@@ -259,13 +252,12 @@ class Core:
         self.touch(entry)
 
     def _set_stopped_state(self, entry: Entry, desired: Desired) -> None:
-        """Set the server's state to `desired`, such as STOPPED, and end its canary. A REMOVED server stays REMOVED."""
+        """Set the server's state to `desired`, such as STOPPED. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
             entry.set_desired(desired)
         entry.observed.called, entry.desired.automatic = False, None
-        self._detach_canary(entry)
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon_start(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -317,7 +309,6 @@ class Core:
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
             return
-        self.withdraw_canary(entry)
         is_replaced = entry.has_worker_of_serving_generation
         entry.desired.code_since = self.clock.monotonic()
         if is_replaced:
@@ -391,124 +382,6 @@ class Core:
             worker.idle = idle
             self.touch(entry)
 
-    # Canaries.
-
-    async def open_canary_address(self, config: ServerConfig) -> ServerConfig:
-        """Open an unused local address for a canary; returns the configuration with it. Raises ServerError."""
-        for attempt in range(_OPEN_ATTEMPTS):
-            made = config.at(_unused_local_address(config.address))
-            try:
-                await self.runner.open(made)
-            except ServerError:
-                if attempt == _OPEN_ATTEMPTS - 1:
-                    raise
-            else:
-                break
-        return made
-
-    def close_canary_address(self, config: ServerConfig) -> None:
-        """Close an address from `open_canary_address` at which no canary was started."""
-        self._executor.close(config)
-
-    def begin_canary(
-        self,
-        entry: Entry,
-        config: ServerConfig,
-        count: int,
-        *,
-        share: float = 0.0,
-        apart: ServerConfig | None = None,
-    ) -> Canary:
-        """Run `count` workers of a new generation with this configuration, alongside the server's own workers.
-
-        Without `apart`, the new workers use the server's address, and `share` is 0. With `apart`, a configuration from
-        `open_canary_address`, the workers use the address in `apart`, and get this `share` of the server's requests.
-        """
-        desired = entry.desired
-        desired.newest += 1
-        now, is_apart = self.clock.monotonic(), apart is not None
-        desired.canary = Canary(
-            desired.newest, count, apart or config, now, config, is_apart=is_apart, share=share
-        )
-        desired.canary_generation, desired.canary_share = desired.newest, share
-        self.servers.note_revision()
-        self._queue.touch(entry)
-        return desired.canary
-
-    def promote_canary(self, entry: Entry) -> None:
-        """Give the server the canary's code and configuration. Old workers leave once all new ones are ready.
-
-        If the canary has its own address, its workers continue until it is withdrawn: they cannot move to the server's
-        address.
-        """
-        desired, observed = entry.desired, entry.observed
-        canary = desired.canary
-        assert canary is not None
-        if canary.is_apart:
-            entry.order_restart()
-            desired.code_since = self.clock.monotonic()
-        else:
-            self._detach_canary(entry)
-            desired.generation, desired.renewed = canary.generation, {}
-            desired.code_since = canary.code_since
-            for worker in observed.ready:
-                if worker.generation == canary.generation:
-                    observed.files, observed.certificate_ends = worker.files, worker.certificate_ends
-            observed.restarts += 1
-        self.servers.replace_config(entry, canary.promoted)
-        self._executor.change_socket_access_or_warn(entry)
-        self._queue.touch(entry)
-
-    def withdraw_canary(self, entry: Entry) -> None:
-        """End the workers of the server's canary, if it has one; the server's own workers continue."""
-        canary = self._detach_canary(entry)
-        if canary is None:
-            return
-        for worker in entry.observed.staying:
-            if worker.generation == canary.generation:
-                self._executor.perform(entry, Stop(worker.id) if worker.stuck else Drain(worker.id))
-        self._queue.touch(entry)
-
-    def _detach_canary(self, entry: Entry) -> Canary | None:
-        desired = entry.desired
-        canary = desired.canary
-        desired.canary, desired.canary_generation, desired.canary_share = None, 0, 0.0
-        if canary is not None and canary.is_apart:
-            entry.listener.withdrawn = canary
-            entry.listener.previous_configs.append(canary.config)
-            self.servers.note_revision()
-        return canary
-
-    def _record_canary_if_inherited(self, entry: Entry, worker: Worker) -> None:
-        """Record the canary to which `worker` belongs, if a previous supervisor gave that canary its own address.
-
-        Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
-        previous supervisor had recorded. If no share was recorded, the share is 0.
-        """
-        desired = entry.desired
-        is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
-        is_of_it = is_apart or (desired.canary_share and worker.generation == desired.canary_generation)
-        if is_of_it and worker.phase not in LEAVING and desired.canary is None:
-            canary = Canary(worker.generation, 0, worker.config, 0.0, entry.config)
-            canary.is_apart, canary.is_lost, canary.share = True, True, desired.canary_share
-            desired.canary = canary
-
-    def withdraw_canaries_of_previous_supervisor(self) -> None:
-        """Withdraw the canaries that a previous supervisor had begun."""
-        for entry in self.servers.entries.values():
-            canary = entry.desired.canary
-            if canary.is_lost if canary is not None else entry.desired.canary_generation:
-                self.withdraw_canary(entry)
-                entry.desired.canary_generation, entry.desired.canary_share = 0, 0.0
-                self._queue.note(entry)
-                self._recorder.record(
-                    "config",
-                    "rollout withdrawn",
-                    server=entry.name,
-                    cause="the supervisor was replaced",
-                    severity="warning",
-                )
-
     # Changes of the servers.
 
     def add(
@@ -579,7 +452,6 @@ class Core:
         new generation, a server that has failed or is in backoff is started again, and a stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
-        self.withdraw_canary(entry)
         entry.desired.source = None
         self.servers.replace_config(entry, config)
         if not config.scale.is_automatic:
@@ -732,7 +604,6 @@ class Core:
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is WorkerPhase.READY
         entry.desired.newest = max(entry.desired.newest, worker.generation)
-        self._record_canary_if_inherited(entry, worker)
         if worker.phase is WorkerPhase.READY:
             entry.count_restart_if_commanded(worker)
             self._executor.note_ready(entry, worker)
@@ -769,14 +640,6 @@ class Core:
         if entry.wanted or entry.removed or not entry.is_fully_stopped:
             # Other entries need no decision, and would delay the servers of the first command.
             self.touch(entry)
-
-
-def _unused_local_address(address: Address) -> Address:
-    """An unused address of the same kind that only this machine can reach."""
-    if address.kind == "unix":
-        return Address("unix", path=f"{address.path}.canary")
-    host = "::1" if address.is_ipv6 else "127.0.0.1"
-    return Address("tcp", host=host, port=free_port(host))
 
 
 class RunnerEventForwarder(RunnerEventHandler):

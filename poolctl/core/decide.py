@@ -144,9 +144,6 @@ class ServerView:
     vacant: Set[int] = frozenset()  # indexes whose worker has ended for good
     waiting: Set[int] = frozenset()  # indexes whose next worker waits for its backoff
     refuses: bool = False  # the listener is closed while every index waits
-    canary: int = 0  # the generation of the canary, 0 without one
-    canaries: int = 0  # the number of workers the canary should have
-    apart: bool = False  # the canary's workers have an address of their own
     overlap: bool = True  # whether two generations may run at once
     feasible: bool = True  # a check has shown that workers of `generation` can start
     checking: bool = False  # this check is in progress
@@ -408,14 +405,6 @@ def _in_rotation_changes(view: ServerView) -> list[Action]:
 def _choose_accepting(view: ServerView) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     ready = [worker for worker in view.staying if worker.phase is WorkerPhase.READY]
-    if view.apart:
-        own = [worker for worker in ready if worker.generation != view.canary]
-        return _choose_at_address(own) + _choose_at_address([worker for worker in ready if worker not in own])
-    return _choose_at_address(ready)
-
-
-def _choose_at_address(ready: list[WorkerView]) -> list[Action]:
-    """The actions that decide which of the workers at one address accept connections."""
     if any(not worker.ko for worker in ready):
         return [Accept(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
     if all(worker.resting for worker in ready):
@@ -425,8 +414,8 @@ def _choose_at_address(ready: list[WorkerView]) -> list[Action]:
 
 def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     current = [worker for worker in view.staying if view.is_current(worker)]
-    old = [worker for worker in view.staying if worker not in current and worker.generation != view.canary]
-    others = [worker for worker in view.workers if worker not in current and worker.generation != view.canary]
+    old = [worker for worker in view.staying if worker not in current]
+    others = [worker for worker in view.workers if worker not in current]
     if not view.overlap and others:
         # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
         # server that falls asleep has little to finish, and is not interrupted.
@@ -440,7 +429,6 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     if view.may_start:
         ahead = [index for index in view.indexes if index not in view.waiting]
         actions += _spawn_missing(view, {index: view.generation_at(index) for index in ahead})
-        actions += _spawn_missing(view, dict.fromkeys(range(view.canaries), view.canary))
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
     if ready.issuperset(view.indexes):

@@ -388,7 +388,7 @@ class Executor:
                 self._end_hook(entry, entry.config.stop_timeout)
 
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
-        config = entry.config_to_start(generation)
+        config = entry.config
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
         worker.resting = config.health.gated and not config.command
         entry.observed.workers[worker.id] = worker
@@ -948,8 +948,7 @@ class Executor:
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
-        canary = entry.desired.canary if entry.is_of_canary(worker.generation) else None
-        since = entry.desired.code_since if canary is None else canary.code_since
+        since = entry.desired.code_since
         worker.preloading = asyncio.ensure_future(self._runner.preload_application(worker.config, since))
         await asyncio.wait({worker.preloading})
         if worker.preloading.cancelled():
@@ -1048,12 +1047,6 @@ class Executor:
         if worker.address_taken and observed.socket_found == "tried":
             # The address is in use without the pool's listener, too.
             self._switch_socket_opener(entry, "pool")
-        if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
-            when = "" if was_ready else " before it was ready"
-            entry.desired.canary.failure = (
-                worker.failure.message if worker.failure else f"{exit_.message}{when}"
-            )
-            return
         if observed.overlap_found == "tried" and not was_ready:
             if not entry.is_current(worker):
                 return
@@ -1086,18 +1079,14 @@ class Executor:
         replaced = [
             each for each in entry.observed.ready if each.index == failed.index and each is not failed
         ]
-        before = [each.generation for each in replaced if not entry.is_of_canary(each.generation)]
+        before = [each.generation for each in replaced]
         if before:
             entry.desired.renewed[str(failed.index)] = max(before)
         return bool(before)
 
     def roll_back(self, entry: Entry) -> bool:
         """Switch back to the ready workers that are being replaced. Return whether there are any."""
-        serving = [
-            each
-            for each in entry.observed.ready
-            if not (entry.is_current(each) or entry.is_of_canary(each.generation))
-        ]
+        serving = [each for each in entry.observed.ready if not entry.is_current(each)]
         if not serving:
             return False
         if entry.observed.overlap_found == "tried":
@@ -1194,7 +1183,7 @@ class Executor:
             restarts=entry.slot(index).restart_times,
             was_up=entry.observed.was_up,
             spent=entry.slot(index).spent,
-            others=any(not entry.is_of_canary(each.generation) for each in entry.observed.staying),
+            others=bool(entry.observed.staying),
             others_wait=any(slot.backoff is not None for slot in others),
             others_failed=any(slot.vacant == "failed" for slot in others),
             may_sleep=entry.sleepy and not entry.observed.needed and entry.window_demand != AWAKE,
@@ -1285,8 +1274,7 @@ def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
 def _has_older_worker(entry: Entry, worker: Worker) -> bool:
     """Whether a worker still runs that this one, or another of its generation, replaces."""
     return any(
-        each.generation < worker.generation
-        and not (entry.is_current(each) or entry.is_of_canary(each.generation))
+        each.generation < worker.generation and not entry.is_current(each)
         for each in entry.observed.workers.values()
     )
 

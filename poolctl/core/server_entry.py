@@ -96,27 +96,6 @@ class Worker:
         return self.status is Status.KO
 
 
-@dataclass(slots=True)
-class Canary:
-    """A trial of new code or configuration by `count` workers of a server, which form a generation of their own.
-
-    `code_since` is the monotonic time when the canary began. `promoted` is the configuration that the server gets on
-    promotion. `failure` says why a worker of the canary failed; after a failure, no further worker is started. With
-    `is_apart`, the workers have an address of their own, and a gateway sends them `share` of the server's requests;
-    without `is_apart`, they use the server's address. `is_lost` means that a previous supervisor began the canary.
-    """
-
-    generation: int
-    count: int
-    config: ServerConfig
-    code_since: float
-    promoted: ServerConfig
-    failure: str = ""
-    is_apart: bool = False
-    share: float = 0.0
-    is_lost: bool = False
-
-
 class StartAfterStop(NamedTuple):
     """A start that follows the stop in progress (see `Core.start`)."""
 
@@ -190,9 +169,6 @@ class DesiredState:
     restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
     # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
-    canary: Canary | None = transient(None)  # withdrawn by a supervisor that takes over
-    canary_generation: int = persisted(0)  # lets that supervisor recognise the canary
-    canary_share: float = persisted(0.0)
 
 
 @dataclass(slots=True)
@@ -259,7 +235,6 @@ class ServerListener:
     previous_configs: list[ServerConfig] = transient(factory=list)
     releasing: list[ServerConfig] = transient(factory=list)  # previous addresses that are being closed
     vacates: bool = transient(False)  # its workers must end before it can be opened again
-    withdrawn: Canary | None = transient(None)  # the last canary that had an address of its own
     armed: ServerConfig | None = transient(None)  # the configuration of a listener watched for a request
 
 
@@ -403,7 +378,7 @@ class Entry:
         self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
     ) -> decide.ServerView:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
-        canary, hook = self.desired.canary, self.hooks.running
+        hook = self.hooks.running
         return decide.ServerView(
             desired=self.desired.state,
             generation=self.desired.generation,
@@ -412,9 +387,6 @@ class Entry:
             vacant=self._vacant_slots,
             waiting=self._waiting_slots,
             refuses=any(slot.refuses for slot in self.observed.slots.values()),
-            canary=0 if canary is None else canary.generation,
-            canaries=0 if canary is None or canary.failure else canary.count,
-            apart=canary is not None and canary.is_apart,
             overlap=self.may_overlap,
             feasible=self.observed.feasible == self.desired.generation,
             checking=self.observed.checking,
@@ -696,27 +668,6 @@ class Entry:
     def slot(self, index: int) -> Slot:
         """The history of this worker index."""
         return self.observed.slots.setdefault(index, Slot())
-
-    def is_of_canary(self, generation: int) -> bool:
-        """Whether this is the generation of the server's canary."""
-        return self.desired.canary is not None and self.desired.canary.generation == generation
-
-    def config_to_start(self, generation: int) -> ServerConfig:
-        """The configuration for further workers of this generation."""
-        canary = self.desired.canary
-        return canary.config if canary is not None and canary.generation == generation else self.config
-
-    @property
-    def separate_canary_config(self) -> ServerConfig | None:
-        """The configuration of the canary if the canary has its own address, else None.
-
-        The configuration of a withdrawn canary stays here until the canary's listener is closed.
-        """
-        if self.desired.canary is not None and self.desired.canary.is_apart:
-            return self.desired.canary.config
-        before = self.listener.withdrawn
-        still_open = [*self.listener.previous_configs, *self.listener.releasing]
-        return before.config if before is not None and before.config in still_open else None
 
     def begin_generation(self) -> None:
         """Begin a new generation, to which all workers started from now on belong."""

@@ -183,15 +183,13 @@ class AddressRegistry:
 
     def adopt(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
         """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
-        listener, canary = entry.listener, entry.desired.canary
+        listener = entry.listener
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
             listener.state, listener.bound = ListenerState.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
             # Both listeners cannot be open at once, so the change of address starts again.
             listener.state, listener.bound = ListenerState.OPEN, config
-        elif canary is not None and same_listener(config, canary.config):
-            return
         elif not any(same_listener(config, held) for held in listener.previous_configs):
             listener.previous_configs.append(config)
         if entry.removed or config is not entry.config:
@@ -345,13 +343,7 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
     listener = entry.listener
     if not listener.previous_configs:
         return []
-    withdrawn = 0 if listener.withdrawn is None else listener.withdrawn.generation
-    accepting = [
-        worker.config
-        for worker in entry.observed.workers.values()
-        # A withdrawn canary gets connections until the gateway knows that it leaves.
-        if worker.phase not in LEAVING or (worker.generation == withdrawn and not worker.stopped_accepting)
-    ]
+    accepting = [worker.config for worker in entry.observed.workers.values() if worker.phase not in LEAVING]
     return [
         held for held in listener.previous_configs if not any(same_listener(held, each) for each in accepting)
     ]

@@ -130,14 +130,6 @@ class PortLedger:
         replace_file(self._path, json.dumps(self._ports).encode())
 
 
-def free_port(host: str) -> int:
-    """A port that is currently unused on this numeric host."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
     """Whether `port` is unused on each IP address of `address`. With `lingering`, TIME_WAIT does not count as use."""
     return all(_is_unused(target, port, lingering=lingering) for target in resolve_bind_targets(address))

@@ -651,11 +651,6 @@ class ActiveConfiguration:
             for worker in entry.observed.workers.values()
             if worker.config is not entry.config
         }
-        for entry in entries:
-            # Include the certificates of workers that are about to begin.
-            if (canary := entry.desired.canary) is not None and canary.is_apart:
-                ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
-                placed |= dict.fromkeys(ids, canary.config)
         return self._snapshot([entry.config for entry in entries], placed)
 
     def _snapshot(

@@ -269,7 +269,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
         await import_slowly(feature_parts.modules())
-        self.core.withdraw_canaries_of_previous_supervisor()
 
     def _set_journal(self, tables: Tables) -> None:
         environment = self._environment

@@ -24,7 +24,7 @@ _SHELL = {"&&", "||", "|", ";", ">"}
 
 # What cannot be executed here, and why.
 ENDLESS = {"run", "serve", "top", "reload --watch", "logs -f"}
-WITH_GATEWAY = {"export haproxy", "logs --gateway", "backends", "rollout", "register", "unregister", "routes"}
+WITH_GATEWAY = {"export haproxy", "logs --gateway", "backends", "register", "unregister", "routes"}
 CHANGES_MORE = {"upgrade", "completion", "add", "remove", "doctor --notify", "init", "dashboard", "stop"}
 OF_OTHER_TOOLS = {"import"}  # their files are not here
 NAMED_ALONE = {"enable", "scale", "show"}  # a mention of the command, which needs a selection

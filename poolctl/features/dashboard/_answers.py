@@ -34,10 +34,3 @@ class HistoryResult(Result):
     slot_seconds: float
     slots: int
     series: Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutResult(Result):
-    """The answer of `rollout` and `rollouts`, in which each rollout is a plain JSON object."""
-
-    items: tuple[Table, ...] = ()  # type: ignore[assignment]

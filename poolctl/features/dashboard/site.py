@@ -32,17 +32,16 @@ from poolctl.web.bearer_tokens import Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import Site, SiteLimits
 
 from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions
-from ._answers import HistoryResult, RolloutResult
+from ._answers import HistoryResult
 from ._state_hub import Hub, event_message
 
 STATIC = Path(__file__).with_name("static")
-_OF_ROLLOUTS = {"promote": "promote", "withdraw": "abort"}
-ACTIONS = ("start", "stop", "restart", "drain", "undrain", *_OF_ROLLOUTS)
+ACTIONS = ("start", "stop", "restart", "drain", "undrain")
 SPANS = ("hour", "day")
 FIRST_LINES = 300
 KEEPALIVE_SECONDS = 15.0
 MOST_SERVERS = 50
-_WAITS = ("start", "stop", "restart", *_OF_ROLLOUTS)
+_WAITS = ("start", "stop", "restart")
 # The fields of a server on the page, without its configuration, because values may be secret.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
@@ -117,7 +116,6 @@ class _DashboardEndpoints:
             "logs": (self._stream_logs, "GET"),
             "server": (self._server, "GET"),
             "history": (self._history, "GET"),
-            "rollout": (self._rollout_status, "GET"),
             "routes": (self._routes, "GET"),
             "actions": (self._act, "POST"),
             "logout": (self._logout, "POST"),
@@ -234,14 +232,6 @@ class _DashboardEndpoints:
         found = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
         return JSONResponse(to_json(found, "slot_seconds", "slots", "series"))
 
-    async def _rollout_status(self, request: Request) -> Response:
-        """Respond with the current or else the last rollout of one server."""
-        name = request.query_params.get("name", "")
-        if not _is_name(name):
-            return JSONResponse({"error": "name is not the name of a server"}, 400)
-        found = await self._hub.ask(RolloutResult, "rollouts", [name], {})
-        return JSONResponse({"items": found.items})
-
     async def _routes(self, request: Request) -> Response:
         """Respond with the gateway's state, its first 500 routes and hosts, and how many more of each there are."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
@@ -269,12 +259,9 @@ class _DashboardEndpoints:
             options |= {"timeout": _LONGEST_SECONDS, "wait": True}
         client = request.client.host if request.client else ""
         by = {"command": f"dashboard {action}", "address": client}
-        verb = str(action)
-        kind: type[Result] = Result
-        if action in _OF_ROLLOUTS:
-            verb, kind = "rollout", RolloutResult
-            options["op"] = _OF_ROLLOUTS[action]
-        result = await self._hub.ask(kind, verb, servers, options, by, timeout_seconds=_LONGEST_SECONDS + 10)
+        result = await self._hub.ask(
+            Result, str(action), servers, options, by, timeout_seconds=_LONGEST_SECONDS + 10
+        )
         return JSONResponse(
             to_json(result, "items", "errors", "warnings", "exit_code", "dependents", "unchanged")
         )

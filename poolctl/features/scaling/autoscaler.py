@@ -156,9 +156,6 @@ class Autoscaler(FeaturePart):
 
     def _apply_or_refuse(self, server: _ScaledServer, decision: Decision) -> None:
         entry = server.entry
-        if decision.after < decision.before and entry.desired.canary is not None:
-            # With fewer other workers the canary would get a larger share than requested.
-            return
         figures = _decision_fields(decision)
         if decision.after > decision.before:
             try:

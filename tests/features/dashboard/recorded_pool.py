@@ -24,7 +24,6 @@ class RecordedPool:
         self.asked: list[Document] = []
         self.routes: list[Document] = []
         self.hosts: list[Document] = []
-        self.rollouts: list[Document] = []
         self.gateway: Document | None = None
         self.changed_files: Document | None = None
         self.refuses: str = ""  # the error of every action, "" for none
@@ -76,14 +75,6 @@ class RecordedPool:
             return self._result([], **({"gateway": self.gateway} if self.gateway else {}))
         if verb in ("routes", "hosts"):
             return self._result(self.routes if verb == "routes" else self.hosts)
-        if verb in ("rollouts", "rollout"):
-            found = [each for each in self.rollouts if each["name"] in targets]
-            if verb == "rollout":
-                self.asked.append({"verb": verb, **body})
-                state = {"promote": "promoted", "abort": "withdrawn"}[body["options"]["op"]]
-                for each in found:
-                    each.update(state=state, reason=f"{state} by hand")
-            return self._result(found)
         if self.refuses:
             error = {
                 "code": 1323,

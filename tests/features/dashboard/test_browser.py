@@ -538,39 +538,3 @@ def test_page_is_loading_before_the_first_answer(page: Page, stage: Stage) -> No
         each.continue_()
     page.get_by_text("This pool has no routes.").wait_for()
     assert not page.locator("#view-routes").get_by_text("Loading").is_visible()
-
-
-@pytest.mark.heavy
-def test_rollout_is_shown_with_its_figures_and_promoted(page: Page, stage: Stage) -> None:
-    unknown = {"latency_p50_seconds": None, "latency_p99_seconds": None, "memory_bytes": None}
-    new = {
-        "workers": 1,
-        "requests": 120,
-        "errors": 3,
-        "latency_p99_seconds": 0.0042,
-        "memory_bytes": 60 * 2**20,
-    }
-    others = {"workers": 4, "requests": 1080, "errors": 0}
-    stage.pool.rollouts.append({
-        "name": "web-1", "state": "running", "reason": "", "what": "code", "share": 0.1, "for_seconds": 300.0,
-        "elapsed_seconds": 42.0, "abort_on": ["errors > 1%"], "canary": unknown | new, "before": unknown | others,
-    })  # fmt: skip
-    enter(page, stage, "server/web-1")
-    rollout = page.locator("#server-rollout")
-    rollout.get_by_text("running · 10 % of the traffic · 42s of 5m · withdrawn on errors > 1%").wait_for()
-    cells = rollout.locator("tbody tr").first.locator("th, td").all_inner_texts()
-    assert cells == ["New", "1", "120", "3", "–", "4.2 ms", "60.0 MiB"]
-    rollout.get_by_role("button", name="Promote web-1").click()
-    page.get_by_role("dialog", name="Promote web-1?").get_by_role("button", name="Promote").click()
-    page.locator(".note").get_by_text("web-1 promoted.").wait_for()
-    (asked,) = stage.pool.asked
-    assert (asked["verb"], asked["options"]["op"], asked["selector"]["targets"]) == (
-        "rollout",
-        "promote",
-        ["web-1"],
-    )
-    rollout.get_by_text("promoted by hand").wait_for()
-    expect(rollout.get_by_role("button")).to_have_count(0)
-    page.goto(f"{stage.url}#server/web-2")
-    page.locator("#server-workers").get_by_text("web-2.1.0").wait_for()
-    expect(rollout).to_be_hidden()

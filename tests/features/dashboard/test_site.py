@@ -65,7 +65,7 @@ def client(stage: Stage) -> Client:
 
 
 GUARDED = [
-    "session", "stream", "logs", "server?name=web-1", "history?span=hour", "routes", "rollout?name=web-1",
+    "session", "stream", "logs", "server?name=web-1", "history?span=hour", "routes",
 ]  # fmt: skip
 
 
@@ -260,18 +260,6 @@ def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, sta
     assert client.send("GET", "/poolctl/routes").json()["gateway"] == stage.pool.gateway
 
 
-@pytest.mark.parametrize(("action", "state"), [("promote", "promoted"), ("withdraw", "withdrawn")])
-def test_page_gets_a_rollout_and_ends_it(client: Client, stage: Stage, action: str, state: str) -> None:
-    stage.pool.rollouts = [{"name": "web-1", "state": "running", "share": 0.1}]
-    client.login()
-    assert client.send("GET", "/poolctl/rollout?name=*").status == 400
-    assert client.send("GET", "/poolctl/rollout?name=web-2").json() == {"items": []}
-    (found,) = client.send("GET", "/poolctl/rollout?name=web-1").json()["items"]
-    assert (found["state"], found["share"]) == ("running", 0.1)
-    reply = client.act(action, ["web-1"], X_CSRF_Token=client.csrf)
-    assert reply.json()["items"][0]["state"] == state, reply.text
-
-
 @pytest.fixture
 def user(client: Client) -> Client:
     """A client that has logged in."""
@@ -307,18 +295,6 @@ def test_history_of_the_pool_or_of_one_server(
 def test_history_of_anything_else_is_refused(user: Client, stage: Stage, query: str) -> None:
     assert user.send("GET", f"/poolctl/history?{query}").status == 400
     assert stage.requests == []
-
-
-def test_rollout_of_one_server_is_shown_promoted_and_withdrawn(user: Client, stage: Stage) -> None:
-    stage.pool.rollouts = [{"name": "web-1", "state": "running"}, {"name": "web-2", "state": "promoted"}]
-    reply = user.send("GET", "/poolctl/rollout?name=web-1")
-    assert reply.json() == {"items": [{"name": "web-1", "state": "running"}]}
-    for action, option, state in [("promote", "promote", "promoted"), ("withdraw", "abort", "withdrawn")]:
-        assert user.act(action, ["web-1"]).json()["items"][0]["state"] == state
-        asked = stage.pool.asked[-1]
-        assert (asked["verb"], asked["options"]["op"]) == ("rollout", option)
-        assert asked["by"]["command"] == f"dashboard {action}"
-    assert user.send("GET", "/poolctl/rollout?name=*").status == 400
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,6 @@ from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.exit_codes import NO_SUPERVISOR
 from poolctl.features.gateway.supervision.gateway import GatewayManager
-from poolctl.features.gateway.supervision.route_tables import RouteSet
-from poolctl.features.gateway.table import GatewayConfig
 from poolctl.runners.helper_process import Helpers
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -432,19 +430,5 @@ def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none() -> Non
             await manager.settings()
         await manager.routes.wait_until_current()
         assert (manager.routes.problem, manager.routes.table is None) == ("", False)
-
-    with_manager(scene)
-
-
-def test_share_of_a_canary_is_exact_for_servers_with_routes_only() -> None:
-    async def scene(manager: Manager) -> None:
-        assert manager.why_unsplittable_if_routed("one") is None, "there is no gateway"
-        manager.tables = Tables(gateway=GatewayConfig())
-        assert manager.why_unsplittable_if_routed("one") is None
-        manager.routes.routes = RouteSet(servers=frozenset({"one"}))
-        assert (manager.why_unsplittable_if_routed("one"), manager.why_unsplittable_if_routed("two")) == (
-            "",
-            None,
-        )
 
     with_manager(scene)

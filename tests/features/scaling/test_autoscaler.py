@@ -298,21 +298,6 @@ def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
     run(scenario())
 
 
-def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            await the.pass_time(2, in_flight=25)
-            the.desk.core.begin_canary(the.web, the.web.config, 1)
-            await the.pass_time(60, in_flight=0)
-            assert the.web.size == 3
-            the.desk.core.withdraw_canary(the.web)
-            await the.pass_time(60)
-            assert the.web.size == 1
-
-    run(scenario())
-
-
 class Pages:
     """Workers of one server, each with a page that the test writes."""
 

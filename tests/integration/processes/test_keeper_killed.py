@@ -99,36 +99,6 @@ def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, un
     assert not pool.ok("status").stderr, "the file is in force"
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("moment", ["rollout started", pytest.param("rollout: ", marks=pytest.mark.heavy)])
-def test_rollout_under_way_ends_in_a_promotion(pool: RealPool, until: Any, moment: str) -> None:
-    pool.write_hello("web", extra="workers = 3")
-    pool.write("slow.py", SLOW_TO_IMPORT)
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app"))
-    pool.ok("start")
-    before = pool.items()["web"]["pids"]
-    words = (
-        "rollout",
-        "web",
-        "--canary",
-        "25%",
-        "--promote-after",
-        "1s",
-        "--min-requests",
-        "0",
-        "--abort-on",
-        "errors > 1%",
-    )
-    command = pool.spawn(*words)
-    # Its canary has just begun, or the others are being replaced.
-    until(lambda: any(moment in (each["event"], each.get("cause", "")[:9]) for each in recorded(pool)))
-    kill_keeper(pool)
-    out, said = command.communicate(timeout=60)
-    assert command.returncode == 0, said
-    assert "web: promoted: " in out
-    until(lambda: set(pool.items()["web"]["pids"]).isdisjoint(before) and pool.items()["web"]["ready"])
-
-
 def recorded(pool: RealPool) -> list[dict[str, Any]]:
     """The events in the journal."""
     texts = [path.read_text() for path in pool.runtime.rglob("events.jsonl")]

@@ -43,7 +43,6 @@ WORDS = {
     "register": [["x", "--to", "http://127.0.0.1:1"]],
     "unregister": [["x"]],
     "export": [["systemd"]],
-    "rollout": [["web"], ["status"], ["abort", "web"]],
 }
 LINES = [[verb, *words] for verb in names() if verb not in READ_NO_POOL for words in WORDS.get(verb, [[]])]
 

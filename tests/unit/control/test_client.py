@@ -141,28 +141,24 @@ def test_a_supervisor_that_hangs_up_without_a_whole_answer_is_said_to_have_ended
 
 
 @on_both_clients
-@pytest.mark.parametrize("verb", ["reload", "rollout"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_reload_and_rollout_are_asked_again_once_when_the_supervisor_ends(
-    kind: Any, path: Path, verb: str, times: int
-) -> None:
+def test_reload_is_asked_again_once_when_the_supervisor_ends(kind: Any, path: Path, times: int) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         if len(requests) <= times:
-            send({"notice": "begun", "generation": 7})
+            send({"notice": "begun"})
             return None
         return result(item("web"))
 
     seen: list[dict[str, Any]] = []
     with stand_in(path, answer) as requests:
         if times == 1:
-            given = {"selector": {}, "options": {"share": 0.1}}
-            assert kind(str(path)).call(verb, given, seen.append, timeout=60)["items"]
-            again = {**given, "options": {"share": 0.1, "again": 7}}
-            assert requests == [(verb, given), (verb, again)]
+            given = {"selector": {}, "options": {"force": True}}
+            assert kind(str(path)).call("reload", given, seen.append, timeout=60)["items"]
+            assert requests == [("reload", given)] * 2
             assert [next(iter(message)) for message in seen] == ["notice", "warning"]
         else:
             with pytest.raises(SupervisorEnded):
-                kind(str(path)).call(verb)
+                kind(str(path)).call("reload")
             assert len(requests) == 2
 
 
@@ -722,7 +718,7 @@ def test_command_that_is_asked_again_says_so_and_is_not_asked_with_more_time(pat
     assert seen == [
         {"warning": "the supervisor was replaced during the reload, and the next one was asked again"}
     ]
-    assert requests == [("reload", {}), ("reload", {"options": {"again": None}})]
+    assert requests == [("reload", {})] * 2
 
 
 def test_request_that_the_supervisor_does_not_read_is_a_conflict(path: Path) -> None:

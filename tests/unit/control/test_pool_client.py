@@ -281,9 +281,6 @@ ASKED: list[tuple[str, tuple[Any, ...], dict[str, Any], str, dict[str, Any]]] = 
     ("stop", (), {"timeout": timedelta(minutes=1), "deps": False}, "stop", {**ORDERED, "timeout": 60.0, "deps": False}),
     ("restart", (), NOTHING, "restart", {**ORDERED, "force": False}),
     ("restart", (), {"force": True}, "restart", {**ORDERED, "force": True}),
-    ("rollouts", (), NOTHING, "rollouts", NOTHING),
-    ("promote_rollout", (), NOTHING, "rollout", {"op": "promote"}),
-    ("abort_rollout", (), NOTHING, "rollout", {"op": "abort"}),
     ("scale", (), {"workers": 2}, "scale", {**LIVE, "workers": 2}),
     ("scale", (), {"auto": True, "all": True}, "scale", {**WAITING, "all": True, "auto": True}),
     ("drain", (), NOTHING, "drain", {"all": False}),
@@ -313,26 +310,6 @@ def test_reload_is_asked_with_the_pools_own_environment_and_waited_for(path: Pat
     assert [body["options"] for _, body in requests] == [options, {**options, "wait": False, "force": True}]
 
 
-def test_rollout_is_asked_with_a_tenth_of_the_traffic_for_five_minutes(path: Path) -> None:
-    with stand_in(path, always(item("web"))) as requests:
-        pool = PoolClient(Client(str(path)))
-        assert pool.rollout("web")["items"]
-        pool.rollout(
-            "web", canary=0.5, seconds=None, abort_on=("errors > 1%",), min_requests=1, pause=True, force=True
-        )
-        pool.rollout("web", wait=False)
-    default = {
-        "op": "begin", "share": 0.1, "min_requests": 100, "pause": False, "force": False, "wait": True,
-        "seconds": 300.0,
-    }  # fmt: skip
-    given = {
-        "op": "begin", "share": 0.5, "min_requests": 1, "pause": True, "force": True, "wait": True,
-        "abort_on": ["errors > 1%"],
-    }  # fmt: skip
-    assert [body["options"] for _, body in requests] == [default, given, {**default, "wait": False}]
-    assert {(verb, *body["selector"]["targets"]) for verb, body in requests} == {("rollout", "web")}
-
-
 def test_metrics_are_their_text_and_notify_asks_for_the_receivers(path: Path) -> None:
     with stand_in(path, always(text="up 1\n", receivers=[{"name": "mail"}])) as requests:
         pool = PoolClient(Client(str(path)))
@@ -349,10 +326,10 @@ def test_metrics_are_their_text_and_notify_asks_for_the_receivers(path: Path) ->
 FAILURES: list[tuple[str, type[Exception]]] = [
     ("start", PoolStartError), ("enable", PoolStartError), ("undrain", PoolStartError), ("stop", PoolStopError),
     ("disable", PoolStopError), ("drain", PoolStopError), ("remove", PoolStopError), ("restart", PoolRestartError),
-    ("reload", PoolRestartError), ("promote_rollout", PoolRestartError), ("abort_rollout", PoolRestartError),
+    ("reload", PoolRestartError),
     ("list", PoolParamError), ("show", PoolParamError), ("status", PoolMonitorError), ("stats", PoolMonitorError),
     ("stacks", PoolMonitorError), ("metrics", PoolMonitorError), ("notify_test", PoolMonitorError),
-    ("rollouts", PoolMonitorError), ("routes", PoolMonitorError), ("hosts", PoolMonitorError),
+    ("routes", PoolMonitorError), ("hosts", PoolMonitorError),
     ("wait", PoolMonitorError), ("monitor", PoolMonitorError), ("health_info", PoolMonitorError),
 ]  # fmt: skip
 
@@ -467,8 +444,3 @@ def test_unknown_name_is_no_file_and_the_error_says_how_to_start_it(tmp_path: Pa
     assert caught.value.hint == "start it with poolctl start"
     for file in ("shop.toml", "shop.yaml", "shop.yml", "shop.json", "./shop"):
         assert find_socket(file, env) == f"{tmp_path}/{pool_key(os.path.abspath(file))}/control.sock"
-
-
-def test_wrong_time_of_a_rollout_names_its_argument() -> None:
-    with pytest.raises(PoolParamError, match=r"^seconds: "):
-        Pool().rollout("web", seconds="soon")

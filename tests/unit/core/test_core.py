@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.address import Address
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder
 from poolctl.core.decide import Action, DecisionLogger, Desired, Overrides, ServerView, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
@@ -315,45 +314,6 @@ def test_change_of_a_schedule_of_a_stopped_job_starts_nothing() -> None:
         stage.core.change(entry, job(), live=False)
         await turns()
         assert (entry.wanted, entry.observed.workers) == (False, {})
-
-    run(scenario())
-
-
-def canary_address(bind: str) -> Address:
-    found: list[Address] = []
-
-    async def scenario() -> None:
-        pool = OrderedCore(web(bind=bind))
-        apart = await pool.core.open_canary_address(pool.core.entries["web"].config)
-        found.append(apart.address)
-        assert pool.runner.opened == {apart.key}
-        pool.core.close_canary_address(apart)
-        await turns()
-        assert not pool.runner.opened
-
-    run(scenario())
-    return found[0]
-
-
-@pytest.mark.parametrize(
-    ("bind", "host"), [("0.0.0.0:8080", "127.0.0.1"), ("[::]:8080", "::1"), (":8080", "127.0.0.1")]
-)
-def test_a_canary_has_a_port_of_its_own_that_only_this_machine_reaches(bind: str, host: str) -> None:
-    address = canary_address(bind)
-    assert (address.kind, address.host) == ("tcp", host)
-    assert address.port not in (0, 8080)
-
-
-def test_a_canary_of_a_server_at_a_path_has_a_path_next_to_it() -> None:
-    assert canary_address("unix:/run/web.sock").path == "/run/web.sock.canary"
-
-
-def test_a_canary_address_that_never_opens_is_an_error() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web(bind="127.0.0.1:8080"))
-        pool.runner.unopenable.add("web")
-        with pytest.raises(ServerError, match="port is in use"):
-            await pool.core.open_canary_address(pool.core.entries["web"].config)
 
     run(scenario())
 
@@ -1009,107 +969,6 @@ def test_idleness_of_a_worker_is_noted_when_it_changes() -> None:
     run(scenario())
 
 
-def test_canary_next_to_the_server_is_promoted_with_its_configuration() -> None:
-    async def scenario() -> None:
-        after = web(tags=["new"])
-        pool = OrderedCore(web(workers=2))
-        await pool.start()
-        entry = pool.core.entries["web"]
-        canary = pool.core.begin_canary(entry, after, 1)
-        assert (canary.generation, canary.count, canary.is_apart, canary.share) == (2, 1, False, 0.0)
-        await turns()
-        assert set(pool.runner.running) == {"web.1.0", "web.1.1", "web.2.0"}
-        worker_of(entry, "web.2.0").files = {"app.py": "12ab"}
-        pool.core.promote_canary(entry)
-        await turns()
-        assert set(pool.runner.running) == {"web.2.0"}
-        assert (entry.config, entry.desired.canary, entry.observed.restarts) == (after, None, 1)
-        assert entry.observed.files == {"app.py": "12ab"}
-        assert (entry.desired.generation, entry.desired.canary_generation) == (2, 0)
-
-    run(scenario())
-
-
-def test_canary_that_is_withdrawn_drains_and_the_servers_workers_continue() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        entry = pool.core.entries["web"]
-        pool.core.withdraw_canary(entry)
-        pool.core.begin_canary(entry, entry.config, 3, share=0.5)
-        assert (entry.desired.canary_generation, entry.desired.canary_share) == (2, 0.5)
-        pool.runner.script["web.2.2"] = NEVER
-        await turns()
-        worker_of(entry, "web.2.1").stuck = True
-        pool.runner.log.clear()
-        pool.core.withdraw_canary(entry)
-        await turns()
-        assert set(pool.runner.running) == {"web.1.0"}
-        assert "drain web.2.0" in pool.runner.log
-        assert "drain web.2.1" not in pool.runner.log
-        assert "drain web.2.2" in pool.runner.log, (
-            "it may have accepted, although it is not known to be ready"
-        )
-        assert (entry.desired.canary_generation, entry.desired.canary_share) == (0, 0.0)
-
-    run(scenario())
-
-
-def test_canary_with_an_address_of_its_own_is_replaced_by_the_servers_new_generation() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        entry = pool.core.entries["web"]
-        apart = await pool.core.open_canary_address(entry.config)
-        assert apart.key in pool.runner.opened
-        canary = pool.core.begin_canary(entry, entry.config, 1, share=0.2, apart=apart)
-        assert (canary.is_apart, canary.share, canary.config) == (True, 0.2, apart)
-        await turns()
-        assert set(pool.runner.running) == {"web.1.0", "web.2.0"}
-        pool.core.promote_canary(entry)
-        await turns()
-        assert set(pool.runner.running) == {"web.2.0", "web.3.0"}
-        pool.core.withdraw_canary(entry)
-        await turns()
-        assert set(pool.runner.running) == {"web.3.0"}
-        assert pool.runner.opened == {entry.config.key}
-        unused = await pool.core.open_canary_address(entry.config)
-        pool.core.close_canary_address(unused)
-        await turns()
-        assert pool.runner.opened == {entry.config.key}
-
-    run(scenario())
-
-
-def test_canary_of_a_previous_supervisor_is_adopted_as_lost_and_withdrawn() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web(), web("other"))
-        for name in ("web", "other"):
-            entry = pool.core.entries[name]
-            pool.core.mark_found_running(entry)
-            pool.core.adopt_listener(entry, entry.config, [entry.config.key])
-        entry = pool.core.entries["web"]
-        apart = web(bind="127.0.0.1:9999")
-        pool.runner.opened |= {entry.config.key, apart.key}
-        for generation, config in ((1, entry.config), (2, apart)):
-            placement = await pool.runner.place(config, generation, 0)
-            found = Worker(placement.id, generation, 0, config, WorkerPhase.READY, placement)
-            pool.core.adopt_worker(entry, found)
-        canary = entry.desired.canary
-        assert canary is not None
-        assert (canary.generation, canary.is_lost, canary.is_apart, canary.config) == (2, True, True, apart)
-        pool.core.withdraw_canaries_of_previous_supervisor()
-        assert entry.desired.canary is None
-        withdrawn = [each.server for each in pool.events if each.event == "rollout withdrawn"]
-        assert withdrawn == ["web"]
-        await turns()
-        assert "web.2.0" not in pool.runner.running
-        pool.core.withdraw_canaries_of_previous_supervisor()
-        assert [each.event for each in pool.events].count("rollout withdrawn") == 1
-
-    run(scenario())
-
-
 def test_counts_of_a_server_that_is_added_continue_and_its_table_is_kept() -> None:
     async def scenario() -> None:
         pool = OrderedCore()
@@ -1516,98 +1375,6 @@ def test_resumed_server_that_was_stopped_stays_so() -> None:
     assert entry.desired.state is Desired.STOPPED
 
 
-@pytest.mark.parametrize(
-    ("bind", "generation", "phase"),
-    [
-        (":9999", 1, WorkerPhase.READY),
-        ("", 2, WorkerPhase.READY),
-        (":9999", 2, WorkerPhase.DRAINING),
-    ],
-)
-def test_worker_of_the_server_itself_is_not_adopted_as_a_canary(
-    bind: str, generation: int, phase: WorkerPhase
-) -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        entry = pool.core.entries["web"]
-        config = web(bind=bind) if bind else entry.config
-        pool.runner.opened |= {entry.config.key, config.key}
-        placement = await pool.runner.place(config, generation, 0)
-        pool.core.adopt_worker(entry, Worker(placement.id, generation, 0, config, phase, placement))
-        assert entry.desired.canary is None
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("live", [True, False])
-def test_change_of_the_files_and_a_restart_end_the_canary(live: bool) -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        entry = pool.core.entries["web"]
-        pool.core.begin_canary(entry, entry.config, 1)
-        await turns()
-        pool.core.change(entry, web(tags=["new"]), live=live)
-        await turns()
-        serving = "web.1.0" if live else "web.3.0"
-        assert (entry.desired.canary, set(pool.runner.running)) == (None, {serving})
-        pool.core.begin_canary(entry, entry.config, 1)
-        await turns()
-        await pool.restart()
-        assert (entry.desired.canary, len(pool.runner.running)) == (None, 1)
-
-    run(scenario())
-
-
-@pytest.mark.parametrize(("failures", "opens"), [(2, True), (3, False)])
-def test_address_of_a_canary_is_tried_three_times(failures: int, opens: bool) -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web(bind="127.0.0.1:8080"))
-        tried: list[str] = []
-        open_ = pool.runner.open
-
-        async def opened(server: ServerConfig) -> Any:
-            tried.append(server.key)
-            if len(tried) <= failures:
-                raise ServerError("is in use")
-            return await open_(server)
-
-        pool.runner.open = opened  # type: ignore[method-assign]
-        config = pool.core.entries["web"].config
-        if opens:
-            assert (await pool.core.open_canary_address(config)).key == tried[-1]
-        else:
-            with pytest.raises(ServerError, match="is in use"):
-                await pool.core.open_canary_address(config)
-        assert len(tried) == 3
-
-    run(scenario())
-
-
-@pytest.mark.parametrize(
-    ("generation", "share", "adopted"), [(2, 0.2, True), (2, 0.0, False), (1, 0.2, False)]
-)
-def test_worker_of_a_recorded_canary_with_a_share_is_adopted_as_one_although_the_server_is_newer(
-    generation: int, share: float, adopted: bool
-) -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        entry = pool.core.entries["web"]
-        entry.desired.generation, entry.desired.canary_generation, entry.desired.canary_share = 3, 2, share
-        apart = web(bind="127.0.0.1:9999")
-        pool.runner.opened |= {entry.config.key, apart.key}
-        placement = await pool.runner.place(apart, generation, 0)
-        pool.core.adopt_worker(
-            entry, Worker(placement.id, generation, 0, apart, WorkerPhase.READY, placement)
-        )
-        canary = entry.desired.canary
-        assert (canary is not None) is adopted
-        if canary is not None:
-            assert (canary.generation, canary.share, canary.is_lost) == (2, 0.2, True)
-
-    run(scenario())
-
-
 def test_server_that_failed_before_the_command_is_reported_with_its_failure() -> None:
     pool = OrderedCore(web())
     entry = pool.core.entries["web"]
@@ -1762,7 +1529,6 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "end recovery": lambda core, entry: core.note_recovery_ended(entry),
     "stuck": lambda core, entry: core.mark_stuck(entry, worker_of(entry, "web.1.0"), True),
     "idle": lambda core, entry: core.set_idle(entry, "web.1.0", True),
-    "canary": lambda core, entry: core.begin_canary(entry, entry.config, 1),
     "remove": lambda core, entry: core.schedule_removal(entry),
     "change": lambda core, entry: core.change(entry, web(tags=["new"]), live=True),
     "override": lambda core, entry: core.replace_overrides(entry),
@@ -1784,21 +1550,6 @@ def test_each_change_of_a_server_is_noted_for_its_record(change: str) -> None:
         assert pool.core.take_changed() == [entry]
         assert pool.core.take_changed() == []
         await turns()
-
-    run(scenario())
-
-
-def test_promotion_and_withdrawal_of_a_canary_are_noted_for_the_record() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        entry = pool.core.entries["web"]
-        for end in (pool.core.withdraw_canary, pool.core.promote_canary):
-            pool.core.begin_canary(entry, web(), 1)
-            await turns()
-            pool.core.take_changed()
-            end(entry)
-            assert pool.core.take_changed() == [entry]
 
     run(scenario())
 

@@ -17,7 +17,6 @@ from poolctl.core.decide import (
     ALLOWED_CHANGES,
     ASLEEP,
     AWAKE,
-    Accept,
     Arm,
     Check,
     Close,
@@ -122,18 +121,6 @@ EXAMPLES = {
     "does not end the hook of a stop": (
         view(desired=Desired.STOPPED, listener=ListenerState.CLOSED, after_stop_due=True, hook="after_stop"), [],
     ),
-    "spawns a canary next to the others": (view(worker(), canary=2, canaries=1), [Spawn(2, 0)]),
-    "keeps a canary and the others": (
-        view(worker(), worker(1, 1), worker(2), count=2, canary=2, canaries=1), [],
-    ),
-    "replaces another one next to a canary": (
-        view(worker(), worker(2), count=2, canary=2, canaries=1), [Spawn(1, 1)],
-    ),
-    "keeps a canary beside the others although they cannot overlap": (
-        view(worker(), worker(2), canary=2, canaries=1, overlap=False), [],
-    ),
-    "starts no other canary for one that has failed": (view(worker(), canary=2), []),
-    "drains a canary that was withdrawn": (view(worker(), worker(2)), [Drain("w.2.0")]),
     "does not repeat itself": (view(worker(phase=WorkerPhase.DRAINING), worker(2), generation=2), []),
     "ends the old one first without overlap": (view(worker(), generation=2, overlap=False), [Stop("w.1.0")]),
     "sees first whether the new one can be started without overlap": (
@@ -288,14 +275,6 @@ def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
     job.set_desired(Desired.STOPPED)
     assert (job.ready, job.state) == (False, State.STOPPED.value)
     assert not entry(desired=Desired.COMPLETED).ready
-
-
-def test_workers_of_a_canary_with_its_own_address_do_not_accept_for_those_of_the_server() -> None:
-    own = WorkerView("w.1.0", 1, 0, WorkerPhase.READY, resting=True, ko=True)
-    canary = WorkerView("w.2.0", 2, 0, WorkerPhase.READY, resting=True)
-    facts = {"canary": 2, "canaries": 1}
-    assert decide(view(own, canary, **facts)) == [Accept("w.2.0", True)]
-    assert decide(view(own, canary, apart=True, **facts)) == [Accept("w.1.0", True), Accept("w.2.0", True)]
 
 
 GOOD, BAD = Exit.from_returncode(0), Exit.from_returncode(1)

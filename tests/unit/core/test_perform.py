@@ -1763,26 +1763,6 @@ def test_worker_of_an_earlier_supervisor_is_followed_and_replaced_when_it_dies()
     run(scenario())
 
 
-@pytest.mark.parametrize("was_ready", [True, False])
-def test_canary_that_dies_keeps_the_server_and_its_reason(was_ready: bool) -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web(restart=AT_ONCE), **({} if was_ready else {"web.2.0": FAILS}))
-        await pool.start()
-        entry = pool.core.entries["web"]
-        canary = pool.core.begin_canary(entry, web(tags=["new"]), 1)
-        await turns()
-        if was_ready:
-            assert canary.failure == ""
-            pool.runner.end("web.2.0", KILLED)
-            await turns()
-        reason = "killed by SIGKILL" if was_ready else "exited with status 3 before it was ready"
-        assert canary.failure == reason
-        assert (pool.states(), entry.observed.failure) == ({"web": "running"}, None)
-        assert (list(pool.runner.running), entry.observed.restarts) == (["web.1.0"], 0)
-
-    run(scenario())
-
-
 # Programs that open a socket of their own.
 
 
@@ -2425,10 +2405,6 @@ def test_closed_listener_has_no_endpoints() -> None:
         assert pool.core.endpoints(config) == (config.key,)
         await pool.stop()
         assert pool.core.endpoints(config) == ()
-        canary = await pool.core.open_canary_address(config)
-        pool.core.close_canary_address(canary)
-        await turns()
-        assert pool.runner.log[-1] == f"close {canary.key}"
 
     run(scenario())
 

@@ -27,7 +27,6 @@ from poolctl.core.decide import (
 )
 from poolctl.core.server_entry import (
     Availability,
-    Canary,
     DesiredState,
     Entry,
     HookState,
@@ -259,8 +258,8 @@ def test_every_persisted_field_is_restored() -> None:
         "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
         "certificate_ends": 2.5, "called": True, "restarts": 2, "renewed": {"0": 4}, "restarting": 3,
-        "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4, "canary_generation": 5,
-        "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "overlap_found": "no",
+        "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4,
+        "stopped_with": ["db"], "socket_found": "program", "overlap_found": "no",
         "before_start_due": True, "after_stop_due": True,
         "next_run": 5.5, "run_since": 6.5, "last_run": {"result": "failed"},
         "slots": {1: Slot([1.0], "failed", failed_attempts=2, spent=True, short_lives=3)}, "was_up": True,
@@ -378,17 +377,6 @@ def test_a_successor_goes_on_where_the_other_was() -> None:
     after = from_json(Availability, json.loads(json.dumps(to_json(seen))))
     after.add_elapsed(50)
     assert after.uptime == 50
-
-
-def test_further_workers_have_the_configuration_of_their_generation() -> None:
-    server = entry()
-    assert server.config_to_start(1) is server.config
-    assert not server.is_of_canary(1)
-    other = ServerConfig(name="web", bind=":1", app="a:other")
-    server.desired.canary = Canary(generation=2, count=1, config=other, code_since=0.0, promoted=other)
-    assert (server.is_of_canary(1), server.is_of_canary(2)) == (False, True)
-    assert server.config_to_start(1) is server.config
-    assert server.config_to_start(2) is other
 
 
 def test_server_is_up_while_it_has_a_worker_or_should_have_one() -> None:
@@ -678,23 +666,6 @@ def test_pids_and_uptime_are_those_of_the_workers_that_stay() -> None:
     assert not entry().started
 
 
-def test_canary_has_an_address_of_its_own_until_that_is_closed() -> None:
-    server = entry(Desired.RUN)
-    other = ServerConfig(name="web", bind=":2", app="a:other")
-    canary = Canary(generation=2, count=1, config=other, code_since=0.0, promoted=other)
-    server.desired.canary = canary
-    assert server.separate_canary_config is None
-    canary.is_apart = True
-    assert server.separate_canary_config is other
-    assert server.view(may_start=True, may_stop=True, may_open=True).apart
-    server.desired.canary, server.listener.withdrawn = None, canary
-    assert server.separate_canary_config is None
-    for addresses in (server.listener.previous_configs, server.listener.releasing):
-        addresses.append(other)
-        assert server.separate_canary_config is other
-        addresses.clear()
-
-
 def test_view_has_the_facts_of_the_entry() -> None:
     server = entry(Desired.RUN, **SLEEPER)
     assert server.view(may_start=True, may_stop=False, may_open=True) == ServerView(
@@ -711,19 +682,15 @@ def test_view_has_the_facts_of_the_entry() -> None:
     )
     server.hooks.before_start_due = server.hooks.after_stop_due = True
     server.hooks.running = RunningHook("after_stop", ends=True)
-    canary = Canary(3, 2, server.config, code_since=0.0, promoted=server.config, is_apart=True)
-    server.desired.canary = canary
     add_worker(server, index=5, generation=2, idle=True, stuck=True)
     found = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
     assert found == ServerView(
-        Desired.RUN, 2, canary=3, canaries=2, apart=True, checking=True, may_start=False, may_open=False,
+        Desired.RUN, 2, checking=True, may_start=False, may_open=False,
         vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, window_demand=AWAKE,
         armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
         listener=ListenerState.OPEN,
         workers=(WorkerView("web.2.5", 2, 5, WorkerPhase.READY, idle=True, stuck=True, ko=True),),
     )  # fmt: skip
-    canary.failure = "exited with status 1"
-    assert server.view(may_start=True, may_stop=True, may_open=True).canaries == 0
 
 
 def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
@@ -833,9 +800,9 @@ def test_server_without_a_record_waits_for_its_dependencies() -> None:
     run(scenario())
 
 
-def test_new_server_has_no_restart_no_canary_and_no_run_in_progress() -> None:
+def test_new_server_has_no_restart_and_no_run_in_progress() -> None:
     new = Entry(web())
-    assert (new.desired.restarting, new.desired.canary_generation, new.desired.canary_share) == (0, 0, 0.0)
+    assert new.desired.restarting == 0
     assert (new.desired.code_since, new.schedule.run_since, new.schedule.next_run) == (0.0, 0.0, None)
     new.count_restart_if_commanded(add_worker(new, WorkerPhase.READY))
     assert new.observed.restarts == 0
@@ -845,13 +812,6 @@ def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
     worker = add_worker(entry(), WorkerPhase.PLACING)
     assert [worker.given_up, worker.address_taken, worker.idle, worker.expired] == [False] * 4
     assert (worker.placed_at, worker.ready_at, worker.failure, worker.exit) == (0.0, None, None, None)
-
-
-def test_new_canary_is_of_this_supervisor_and_has_no_share_and_a_new_hook_goes_on() -> None:
-    config = entry().config
-    canary = Canary(generation=2, count=1, config=config, code_since=0.0, promoted=config)
-    assert (canary.share, canary.is_lost, canary.failure) == (0.0, False, "")
-    assert not RunningHook("before_start").ends
 
 
 def test_server_with_a_table_of_its_own_was_added_live() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.core.decide import Desired, Overrides, WorkerPhase
-from poolctl.core.server_entry import Canary, Entry, Worker, restore
-from poolctl.core.servers import BATCH, Workqueue, abandoned_listeners, caused_by
+from poolctl.core.server_entry import Entry, Worker, restore
+from poolctl.core.servers import BATCH, Workqueue, caused_by
 from poolctl.errors import PoolStartError
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
@@ -639,17 +639,6 @@ def test_server_is_commanded_if_its_change_has_a_cause() -> None:
         assert queue.commanded == {"ordered"}
 
     run(scenario())
-
-
-def test_address_of_a_withdrawn_canary_is_needed_until_its_last_worker_has_stopped_accepting() -> None:
-    entry, apart = Entry(web()), web(bind="127.0.0.1:7001")
-    entry.listener.previous_configs.append(apart)
-    worker = entry.observed.workers["web.2.0"] = Worker("web.2.0", 2, 0, apart, WorkerPhase.DRAINING)
-    assert abandoned_listeners(entry) == [apart], "workers that were replaced do not need it"
-    entry.listener.withdrawn = Canary(2, 1, apart, 0.0, entry.config, is_apart=True)
-    assert abandoned_listeners(entry) == []
-    worker.stopped_accepting = True
-    assert abandoned_listeners(entry) == [apart]
 
 
 def test_removed_server_is_listed_until_it_is_forgotten() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.listeners import port_ledger
 from poolctl.listeners.port_ledger import PortLedger, is_free
 
 AUTO = parse("127.0.0.1:auto")
@@ -175,17 +173,3 @@ def test_port_that_another_program_took_is_forgotten_but_not_for_connections_tha
     assert ledger(tmp_path, first).forget_port_in_use("web", AUTO) is None
     assert not is_free(AUTO, port)
     assert book.assign_port("web", AUTO) != port
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_unused_port_of_a_host_can_be_bound_there(host: str) -> None:
-    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
-    if host == "::1" and not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
-    # Another program may take the port meanwhile.
-    for _ in range(5):
-        port = port_ledger.free_port(host)
-        with contextlib.suppress(OSError), socket.create_server((host, port), family=family) as listener:
-            assert listener.getsockname()[:2] == (host, port)
-            return
-    pytest.fail("no port could be bound")

@@ -761,9 +761,6 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
 ) -> None:
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.installed_build", lambda: "12ab")
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_package_changed_since", lambda began: False)
-    monkeypatch.setattr(
-        Core, "withdraw_canaries_of_previous_supervisor", lambda core: whole.note("canaries withdrawn")
-    )
     whole.begin()
     whole.pass_time(0.9)
     assert whole.ask("ping")["build"] == ""
@@ -772,10 +769,7 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole.pass_time(100)
     names = feature_parts.modules()
     imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
-    at = imports[-1][1]
-    assert whole.late == [
-        ("health watched", 0.0), *imports, ("canaries withdrawn", at), ("memory released", 10.0),
-    ]  # fmt: skip
+    assert whole.late == [("health watched", 0.0), *imports, ("memory released", 10.0)]
     assert whole.end() == 0
 
 

@@ -23,14 +23,6 @@ export const ACTIONS = {
     label: "Undrain", done: "put back into rotation",
     one: "It is put back into rotation.", many: "They are put back into rotation.",
   },
-  promote: {
-    label: "Promote", done: "promoted",
-    one: "Its other workers are replaced by new ones.", many: "Their other workers are replaced by new ones.",
-  },
-  withdraw: {
-    label: "Withdraw", done: "withdrawn", danger: true,
-    one: "Its new workers end; the others serve on.", many: "Their new workers end; the others serve on.",
-  },
   stop: {
     label: "Stop", done: "stopped", danger: true,
     one: "Connections to it will be refused. Servers that depend on it are stopped first.",

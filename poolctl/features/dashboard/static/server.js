@@ -7,7 +7,6 @@ import { eventLine } from "./events.js";
 import { bytes, duration, latency, rate } from "./format.js";
 import { drawCharts } from "./history.js";
 import { LogTail } from "./logs.js";
-import { beginRollout, drawRollout } from "./rollout.js";
 import { actionButton, badge, place } from "./servers.js";
 import { offered } from "./actions.js";
 import { store } from "./store.js";
@@ -95,13 +94,11 @@ export function showServer(wanted) {
   $("server-workers").replaceChildren(); // those of the server before
   $("server-failure").hidden = true;
   tail.open([name]);
-  beginRollout(name);
   drawServer();
 }
 
 export function hideServer() {
   tail.close();
-  beginRollout("");
   name = "";
 }
 
@@ -132,7 +129,6 @@ export function drawServer() {
   $("server-span").value = $("span").value;
   drawCharts(charts, server.series, name, () => name === server.name && drawServer());
   drawEvents();
-  drawRollout();
   ask();
 }
 

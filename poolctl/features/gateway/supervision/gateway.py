@@ -175,7 +175,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._leaving: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        core.split_obstacle = self.why_unsplittable_if_routed
         core.observers.add(self._on_server_changed)
         self.hosts.subscribe(self._on_host_changed)
 
@@ -325,10 +324,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 await self._wait_until_followed()
                 await self.processes.wait_until_idle_closed()
         await asyncio.sleep(_ARRIVES_SECONDS)
-
-    def why_unsplittable_if_routed(self, server: str) -> str | None:
-        """ "": HAProxy can split the server's requests between versions; None if it has no route."""
-        return "" if self.is_configured and server in self.routes.routes.servers else None
 
     def _on_server_changed(self, entry: Entry) -> None:
         if self._revision != self._core.servers.revision:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from poolctl.core.core import Core
-from poolctl.core.decide import LEAVING, WorkerPhase
+from poolctl.core.decide import LEAVING
 from poolctl.core.schedules import asleep_until
 from poolctl.core.server_entry import Entry
 from poolctl.logs.log_line import stamp
@@ -122,7 +122,7 @@ class TargetStates(NamedTuple):
 
 
 def facts_of(core: Core, entry: Entry) -> ServerFacts:
-    """The server's current address, its state, and its canary."""
+    """The server's current address and its state."""
     config, state = entry.config, entry.state
     endpoints = core.endpoints(config)
     if entry.listener.armed is not None:
@@ -131,7 +131,6 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
     elif state is State.STARTING and not (endpoints or config.is_proxied or config.binds_itself):
         # The address is not open yet: a connection would be refused.
         state = State.STOPPED
-    share, canary = _share_of_canary(entry), entry.separate_canary_config
     processes, numbered = _processes(entry) if config.is_proxied else (None, ())
     return ServerFacts(
         bind=endpoints[0] if endpoints else config.key,
@@ -140,8 +139,6 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         ready=entry.ready and not entry.out_of_rotation,
         ready_at=max((each.ready_at or 0.0 for each in entry.observed.ready), default=0.0),
         asleep_until=asleep_until(entry),
-        canary_bind=canary.key if canary is not None else "",
-        canary_share=share if canary is not None else 0.0,
         processes=processes,
         numbered=numbered,
         binds_itself=config.binds_itself,
@@ -156,21 +153,11 @@ def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
         for each in entry.observed.ready
         if each.placement is not None and not each.ko and each.exit is None
     ]
-    by_age = sorted(ready, key=lambda pair: pair[0].generation)
-    newest = {each.index: address for each, address in by_age if not entry.is_of_canary(each.generation)}
+    newest = {each.index: address for each, address in sorted(ready, key=lambda pair: pair[0].generation)}
     return (
         tuple(address for _, address in ready),
         tuple(newest.get(index, "") for index in range(entry.size)),
     )
-
-
-def _share_of_canary(entry: Entry) -> float:
-    """The share of requests that the server's canary gets; 0 if it cannot serve now."""
-    canary = entry.desired.canary
-    if canary is None or canary.failure:
-        return 0.0
-    workers = (each for each in entry.observed.workers.values() if each.generation == canary.generation)
-    return canary.share if any(each.phase is WorkerPhase.READY and not each.ko for each in workers) else 0.0
 
 
 def worker_counts(core: Core, entry: Entry) -> Iterator[tally.Counts]:
