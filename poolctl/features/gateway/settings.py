@@ -134,10 +134,9 @@ class ServerFacts:
     """A routed server: its address and its state. Its newest worker was ready at `ready_at`, a monotonic time.
 
     `asleep_until` is the time before which requests do not wake it, in seconds since 1970; with 0 they never wake it,
-    with None they always do. Its canary listens at `canary_bind` and gets `canary_share` of its requests. `processes`
-    are the addresses of the ready processes of a proxied server, None for other servers; `numbered` has for each number
-    of a process that of the newest one, "" while none is ready. `binds_itself`: the program
-    opens its address; while the server restarts, the previous process may still serve there (`is_leaving`).
+    with None they always do. `processes` are the addresses of the ready processes of a proxied server, None for other
+    servers; `numbered` has for each number of a process that of the newest one, "" while none is ready. `binds_itself`:
+    the program opens its address; while the server restarts, the previous process may still serve there (`is_leaving`).
     """
 
     bind: str = ""
@@ -146,8 +145,6 @@ class ServerFacts:
     ready: bool = False
     ready_at: float = 0.0
     asleep_until: float | None = None
-    canary_bind: str = ""
-    canary_share: float = 0.0
     processes: tuple[str, ...] | None = None
     numbered: tuple[str, ...] = ()
     binds_itself: bool = False

@@ -8,7 +8,7 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
-from poolctl.features.gateway.haproxy.configuration import CANARY, NO_ROUTE, HaproxyBackend, HaproxyServer
+from poolctl.features.gateway.haproxy.configuration import NO_ROUTE, HaproxyBackend, HaproxyServer
 from poolctl.features.gateway.haproxy.process import HaproxyRefusal
 from poolctl.features.gateway.settings import ServerFacts
 from poolctl.features.gateway.supervision.counts import TrafficCounts
@@ -63,11 +63,10 @@ class ScriptedHaproxy:
         return "\n".join([*lines, "", ""])
 
 
-def section_of(route: Route | StreamRoute, *canaries: str) -> HaproxyBackend:
+def section_of(route: Route | StreamRoute) -> HaproxyBackend:
     """The backend of the route, whose servers have the names of their targets."""
     is_stream = isinstance(route, StreamRoute)
     keys = [target.key for target in route.to]
-    keys += [f"{each}{CANARY}" for each in canaries]
     servers = tuple(HaproxyServer(key, key, "127.0.0.1:1", "", 1, "") for key in keys)
     return HaproxyBackend(name_of(route), route.alias, is_stream, (), servers)
 

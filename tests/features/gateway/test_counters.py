@@ -29,7 +29,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.counts = TrafficCounts()
-        self.sections = [section_of(SHOP, "web"), section_of(DB)]
+        self.sections = [section_of(SHOP), section_of(DB)]
         self.begin_process()
 
     def begin_process(self) -> None:
@@ -95,8 +95,7 @@ def test_present_figures_are_those_of_the_last_reading() -> None:
     stage.haproxy.count("gateway", "FRONTEND", scur=4)
     stage.haproxy.count("stream:shop", "FRONTEND", scur=3)
     stage.haproxy.count("stream:shop", "10.0.0.7:5432", scur=3)
-    stage.haproxy.count(*SHOP_WEB, scur=2)
-    stage.haproxy.count("route:shop", "web:canary", scur=1)
+    stage.haproxy.count(*SHOP_WEB, scur=3)
     stage.haproxy.count("route:shop", "BACKEND", qcur=7)
     for _ in range(2):
         stage.read()
@@ -168,14 +167,6 @@ def test_results_of_connections(counted: dict[str, int], results: Results) -> No
     stage = Reader()
     stage.haproxy.count("stream:shop", "10.0.0.7:5432", **counted)
     assert stage.read() == ({("stream shop", "10.0.0.7:5432"): results} if any(results) else {})
-
-
-def test_failures_of_a_canary_are_counted_for_its_server_and_are_no_results() -> None:
-    stage = Reader()
-    stage.haproxy.count("route:shop", "web:canary", stot=2, hrsp_5xx=2)
-    stage.haproxy.bad["route:shop/web:canary"] = 2
-    assert stage.read() == {}
-    assert stage.counts.backends[WEB].failures == 2
 
 
 def test_targets_with_one_key_have_their_results_together() -> None:

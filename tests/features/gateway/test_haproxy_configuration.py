@@ -19,7 +19,6 @@ import pytest
 
 from poolctl.features.gateway.haproxy.configuration import (
     UNANSWERED,
-    Canary,
     HaproxyConfiguration,
     ServerAddresses,
     configuration_of,
@@ -96,7 +95,6 @@ def test_each_policy_has_its_own_word_of_haproxy(policy: str) -> None:
 def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp_path: Path) -> None:
     addresses = ServerAddresses(
         LOCAL,
-        {"web": Canary(Endpoint("tcp", "127.0.0.1", 8082), 0.2)},
         waiting={"web": "unix@/wait", "http://10.0.0.7:80": "unix@/machine"},
     )
     route = Route(alias="ä", to=(*WEB, Target(url="http://10.0.0.7:80")))
@@ -104,11 +102,8 @@ def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp
     lines = found.text().splitlines()
     of_web = ":0123456789abcdef:c3a4"
     assert [each.split()[1] for each in lines if each.startswith("    server ")] == [
-        f"web{of_web}", f"web:wait{of_web}", f"web:canary{of_web}", "10.0.0.7:80", "10.0.0.7:80:wait",
+        f"web{of_web}", f"web:wait{of_web}", "10.0.0.7:80", "10.0.0.7:80:wait",
     ]  # fmt: skip
-    assert "    http-request set-var(txn.share_0) str(route:_/web),map_str_int(canaries.map,0)" in lines
-    assert f"    use-server web:canary{of_web} if {{ rand(1000),sub(txn.share_0) lt 0 }}" in lines
-    assert found.maps["canaries.map"] == {"route:_/web": "100"}
     assert "    http-send-name-header x-poolctl-context" in lines
     check(found, tmp_path)
     with_headers = made(replace(route, context_headers=True), keys={"web": "0123456789abcdef"}).text()
@@ -222,16 +217,12 @@ def test_names_may_have_every_character_of_a_token(tmp_path: Path) -> None:
         route = Route(alias=ODD, host="a.example", headers=(Header(name=ODD, value=ODD),), to=WEB)
         sticky = replace(route, alias="sticky", host="b.example", headers=(), sticky_cookie=ODD)
         routes = [route, sticky]
-        async with haproxy_program(
-            tmp_path, routes, canary_share=1.0, header_for_host=f"{ODD}-host"
-        ) as running:
+        async with haproxy_program(tmp_path, routes, header_for_host=f"{ODD}-host") as running:
             asked = {f"{ODD}-host": "a.example", ODD: ODD}
             assert (await ask(running.port, "GET", "b", "/", asked))[0] == 200
             assert (await ask(running.port, "GET", "b", "/", asked | {ODD: "x"}))[0] == 404
-            before = running.requests[running.canary_port]
             cookie = {f"{ODD}-host": "b.example", "Cookie": f"{ODD}={sticky_value('web')}"}
             assert (await ask(running.port, "GET", "b", "/", cookie))[0] == 200
-            assert running.requests[running.canary_port] == before
 
     asyncio.run(asyncio.wait_for(work(), 30))
 
@@ -793,7 +784,6 @@ class HaproxyProgram:
     def __init__(self, port: int, runtime_socket: Path) -> None:
         self.port = port
         self.pid = 0
-        self.canary_port = 0
         self.requests: Counter[int] = Counter()
         self._runtime_socket = runtime_socket
 
@@ -820,14 +810,13 @@ async def haproxy_program(
     *,
     accept_proxy: bool = False,
     socket_file: str = "",
-    canary_share: float = 0.0,
     log_descriptor: int | None = None,
     stderr: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[HaproxyProgram]:
     """The real program, before a backend that repeats in JSON what it is asked, and redirects to the X-Location.
 
-    It serves on a Unix socket too, if a name for the file is given. With a share the backend has a canary.
+    It serves on a Unix socket too, if a name for the file is given.
     """
     executable = program("haproxy")  # skips before there are sockets to close
     running = HaproxyProgram(0, directory / "runtime.sock")
@@ -836,12 +825,7 @@ async def haproxy_program(
         await _repeat(reader, writer, running)
 
     backend = await asyncio.start_server(repeat, "127.0.0.1", 0)
-    canary = await asyncio.start_server(repeat, "127.0.0.1", 0)
-    running.canary_port = canary.sockets[0].getsockname()[1]
-    canaries = {"web": Canary(Endpoint("tcp", *canary.sockets[0].getsockname()), canary_share)}
-    addresses = ServerAddresses(
-        {"web": Endpoint("tcp", *backend.sockets[0].getsockname())}, canaries if canary_share else {}
-    )
+    addresses = ServerAddresses({"web": Endpoint("tcp", *backend.sockets[0].getsockname())})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listeners = [HaproxyListener((f"fd@{listener.fileno()}",), accept_proxy=accept_proxy)]
         if socket_file:
@@ -876,7 +860,6 @@ async def haproxy_program(
                 process.terminate()
             await process.wait()
             backend.close()
-            canary.close()
 
 
 async def _until_it_serves(port: int) -> None:

@@ -450,23 +450,6 @@ def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
     )
 
 
-def test_canary_drains_by_maintenance_as_it_does_without_a_share(held: Held) -> None:
-    one = held.stage.servers["one"] = replace(
-        held.stage.servers["one"], canary_bind="127.0.0.1:9081", canary_share=0.25
-    )
-    held.routes = [Route(alias="r", to=(ONE,))]
-    made = held.made()
-    assert made.maps["canaries.map"] == {"route:r/one": "250"}
-    assert made.files["canaries.map"] == b"route:r/one 250\n"
-    assert held.states()[:2] == ["ready", "ready"]
-    held.stage.hosts.drain("one")
-    assert held.states()[:2] == ["drain", "maint"]
-    held.stage.hosts.enable("one")
-    held.stage.servers["one"] = replace(one, canary_share=0.0)
-    assert held.states()[:2] == ["ready", "maint"]
-    assert held.made().digest == made.digest, "no other HAProxy is needed"
-
-
 def test_access_log_is_written_to_the_descriptor_after_the_listeners(held: Held) -> None:
     held.access_log = "json"
     made = held.made()

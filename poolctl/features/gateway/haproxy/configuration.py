@@ -71,7 +71,6 @@ _FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are cut off
 _ALWAYS_FAILURES = (502, 503, 504)
 # The map that counts HAProxy's own responses 502 by "BACKEND/SERVER".
 UNANSWERED = "unanswered.map"
-CANARY = ":canary"  # ends the name of the server that is another server's canary
 # Options of a server that gets no more requests once it has refused a connection, until a probe finds that it accepts
 # again: the supervisor learns of it a little later.
 WATCHED = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d downinter 100ms"
@@ -203,7 +202,6 @@ RefusableServer = tuple[str, HaproxyServer]
 
 
 _HEAVIEST = 256
-CANARIES = "canaries.map"
 
 
 def sticky_value(key: str, number: int = 0) -> str:
@@ -215,23 +213,15 @@ def sticky_value(key: str, number: int = 0) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-class Canary(NamedTuple):
-    """A server's canary: where it listens, and the share of the server's requests that it gets."""
-
-    endpoint: Endpoint
-    share: float
-
-
 class ServerAddresses(NamedTuple):
-    """Where the targets of routes are: `endpoints` and `canaries` of the pool's servers, by name.
+    """Where the targets of routes are: `endpoints` of the pool's servers, by name.
 
     `processes` are the addresses of the processes of each proxied server, `numbered` those of each number from 0, or ""
-    (see ServerFacts). `waiting` has, by target, the address (in
-    HAProxy's syntax) where connections wait for a target that may not run.
+    (see ServerFacts). `waiting` has, by target, the address (in HAProxy's syntax) where connections wait for a target
+    that may not run.
     """
 
     endpoints: Mapping[str, Endpoint | None]
-    canaries: Mapping[str, Canary] = {}
     processes: Mapping[str, Sequence[str]] = {}
     waiting: Mapping[str, str] = {}
     numbered: Mapping[str, Sequence[str]] = {}
@@ -281,7 +271,6 @@ def _route_backend(
         *_http_rewrite_rules(route),
         *_response_rules(route),
         *_context_rules(route, keys),
-        *_canary_rules(route, name, addresses.canaries, keys),
         *_failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
     ]
     servers = _servers(route, addresses, route.backend_limit, version, keys)
@@ -399,34 +388,6 @@ def _context_rules(route: Route, keys: Mapping[str, str]) -> Iterator[str]:
 def _sent_name(name: str, server: str, route: Route | StreamRoute, keys: Mapping[str, str]) -> str:
     """HAProxy's name of a target: for a server with a key a `context_value`, which its workers recognize."""
     return context_value(name, keys[server], route.alias) if server in keys else name
-
-
-def _canary_rules(
-    route: Route, section: str, canaries: Mapping[str, Canary], keys: Mapping[str, str]
-) -> Iterator[str]:
-    """Lines that send a share of the requests to canaries: the map CANARIES has how many of a thousand.
-
-    A client with a sticky cookie stays where it is. HAProxy skips the rule while the canary is in maintenance.
-    """
-    cookie = quoted(f"req.cook({argument(route.sticky_cookie)})")
-    kept = f" !{{ {cookie} -m found }}" if route.sticky_cookie else ""
-    found = [target.server for target in route.to if target.server in canaries]
-    for number, server in enumerate(found):
-        share = f"str({section}/{server}),map_str_int({CANARIES},0)"
-        yield f"    http-request set-var(txn.share_{number}) {share}"
-    for number, server in enumerate(found):
-        name = _sent_name(f"{server}{CANARY}", server, route, keys)
-        yield f"    use-server {name} if {{ rand(1000),sub(txn.share_{number}) lt 0 }}{kept}"
-
-
-def _canary_shares(route: Route, section: str, canaries: Mapping[str, Canary]) -> Iterator[tuple[str, str]]:
-    """The entries of the map CANARIES for this route. Each rule applies to requests that no earlier rule selected."""
-    total, left = sum(target.weight for target in route.to), 1.0
-    for target in route.to:
-        if (canary := canaries.get(target.server)) is not None:
-            share = canary.share * target.weight / total
-            yield f"{section}/{target.server}", str(round(1000 * share / left))
-            left -= share
 
 
 def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
@@ -589,14 +550,9 @@ def _servers(
     limits = []
     if limit is not None and limit.concurrency:
         limits = [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
-    # With fine weights, a server can be reduced by the share of its canary, in proportion to other servers.
-    is_shared = len(route.to) > 1 and any(target.server in addresses.canaries for target in route.to)
     for target in route.to:
-        fits = heaviest <= _HEAVIEST and not is_shared
+        fits = heaviest <= _HEAVIEST
         scaled = target.weight if fits else max(1, target.weight * _HEAVIEST // heaviest)
-        canary = addresses.canaries.get(target.server)
-        if canary is not None and is_shared:
-            scaled = round(scaled * (1 - canary.share))
         endpoint = addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
         kept = []
         if isinstance(route, Route) and target.server not in keys:
@@ -625,13 +581,6 @@ def _servers(
             # A client whose process has ended goes to another one, instead of waiting for the next.
             cookie = sticky if len(places) == 1 else ""
             servers.append(HaproxyServer(place, key, waiting, own, scaled, cookie))
-        if canary is not None and isinstance(route, Route):
-            key = f"{target.key}{CANARY}"
-            cookie = sticky_value(key) if sticky else ""
-            own = " ".join([*_options(canary.endpoint, target), *kept, *limits])
-            place = _sent_name(key, target.server, route, keys)
-            # With weight 0 it gets only the requests that its rule sends to it.
-            servers.append(HaproxyServer(place, key, _address_of(canary.endpoint), own, 0, cookie))
     return tuple(servers)
 
 
@@ -787,13 +736,6 @@ def configuration_of(
         maps[SLEEPING] = {}
     if any(route.waiting_page for route in ordered):
         files |= {WAKING: "", PAGE_FILE: PAGE}
-    shares = dict(
-        pair
-        for route, section in backends
-        for pair in _canary_shares(route, section.name, addresses.canaries)
-    )
-    if shares:
-        maps[CANARIES] = shares
     return HaproxyConfiguration(tuple(lines), tuple(sections), files, maps)
 
 

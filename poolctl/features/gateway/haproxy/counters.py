@@ -12,7 +12,6 @@ from poolctl.routing.route_report import stream_key
 from ..supervision.breaker import Results
 from ..supervision.counts import CONNECT, DISCONNECTED, REFUSED, RESPONSE, Traffic, TrafficCounts
 from .configuration import (
-    CANARY,
     FAILURES,
     FAILURES_KEY_BYTES,
     NO_ROUTE,
@@ -166,7 +165,7 @@ class CounterReader:
             section.unreached += found["econ"]
             section.failed += found[_FAILED]
             self.counts.backends[target].add(_traffic_of_target(found))
-            # Failures of a canary count for its rollout alone.
+            # What connections meet that wait for the target is not its result.
             new = _results(found, self._failed_connections(row, found), is_copied=section.is_copied)
             if target == section.keys[row.name] and any(new):
                 before = results.get((section.key, target), Results())
@@ -220,8 +219,8 @@ class _Section:
         return {each.name: each.key for each in self._servers}
 
     def target_of(self, server: str) -> str:
-        """The key of the target that this server serves, maybe as its canary; "" if the server is not known."""
-        return self.keys.get(server, "").removesuffix(CANARY).removesuffix(WAIT)
+        """The key of the target that this server serves, or that its connections wait for; "" if it is not known."""
+        return self.keys.get(server, "").removesuffix(WAIT)
 
 
 def _traffic(found: Mapping[str, int]) -> Traffic:

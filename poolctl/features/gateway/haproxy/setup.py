@@ -22,11 +22,9 @@ from ..supervision.targets import SLEEPING as RANK_SLEEPING
 from ..supervision.targets import TargetsInUse, TargetStates
 from .choice import ROUTES
 from .configuration import (
-    CANARY,
     NOWHERE,
     WAIT,
     WATCHED,
-    Canary,
     HaproxyBackend,
     HaproxyConfiguration,
     HaproxyServer,
@@ -243,11 +241,6 @@ def parts_of(
         listeners.append(_listener(each, first, bundles, authorities))
     places = ServerAddresses(
         {name: _endpoint(each.bind, each.tls) for name, each in facts.items()},
-        {
-            name: Canary(endpoint, each.canary_share)
-            for name, each in facts.items()
-            if (endpoint := _endpoint(each.canary_bind, each.tls)) is not None
-        },
         {name: each.processes for name, each in facts.items() if each.processes is not None},
         waiting,
         {name: each.numbered for name, each in facts.items() if each.processes is not None},
@@ -322,13 +315,11 @@ def _states(
     """
     limit = route.backend_limit.concurrency if isinstance(route, Route) and route.backend_limit else 0
     for server in section.servers:
-        key = server.key.removesuffix(CANARY).removesuffix(WAIT)
+        key = server.key.removesuffix(WAIT)
         is_waiting = server.key == f"{key}{WAIT}"
         is_used = key in used.serving or key in used.tested
         if key in places.waiting and not is_waiting:
             is_used = is_used and targets.is_up(key)
-        if server.key == f"{key}{CANARY}":
-            is_used = is_used and bool(places.canaries[key].share)
         state = READY if is_used and server.address != NOWHERE else MAINTENANCE
         state = DRAIN if server.key in used.draining else state
         yield (section.name, server.name), ServerState(state, limit, used.tested.get(key, 0))
