@@ -370,6 +370,11 @@ class Entry:
         return self.desired.state is Desired.FAILED
 
     @property
+    def refuses(self) -> bool:
+        """Whether connections do not wait for the end of its backoff."""
+        return any(slot.refuses for slot in self.observed.slots.values())
+
+    @property
     def removed(self) -> bool:
         """Whether the server is being removed from the pool."""
         return self.desired.state is Desired.REMOVED
@@ -386,7 +391,7 @@ class Entry:
             renewed={int(index): generation for index, generation in self.desired.renewed.items()},
             vacant=self._vacant_slots,
             waiting=self._waiting_slots,
-            refuses=any(slot.refuses for slot in self.observed.slots.values()),
+            refuses=self.refuses,
             overlap=self.may_overlap,
             feasible=self.observed.feasible == self.desired.generation,
             checking=self.observed.checking,

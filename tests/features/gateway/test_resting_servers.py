@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -38,3 +40,17 @@ def test_route_to_a_server_that_was_not_started_is_no_fault(real_pool: RealPool,
     real_pool.ok("health")
     real_pool.ok("stop", "web")
     assert real_pool.run("health").code == 3
+
+
+def test_request_waits_for_a_server_in_backoff_as_at_its_own_address(real_pool: RealPool, until: Any) -> None:
+    real_pool.write_hello("web", extra='restart = { backoff = { initial = "1s", jitter = 0 } }')
+    gateway, path = claim_port(), real_pool.directory / "pool.toml"
+    route = f'[gateway]\nbind = "127.0.0.1:{gateway}"\n[[route]]\nto = ["web"]\n'
+    real_pool.write("pool.toml", f"{path.read_text()}{route}")
+    real_pool.ok("start")
+    for state in ("running", "backoff"):  # the first restart is at once
+        (pid,) = real_pool.items()["web"]["pids"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: pid not in real_pool.items()["web"]["pids"])
+        until(lambda state=state: real_pool.items()["web"]["state"] == state)
+    assert get(gateway, "/").status == 200

@@ -125,10 +125,13 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
     """The server's current address and its state."""
     config, state = entry.config, entry.state
     endpoints = core.endpoints(config)
+    waits = bool(endpoints) or config.is_proxied or config.binds_itself
     if entry.listener.armed is not None:
         # Even while its last worker is still draining: a connection wakes the server.
         state = State.SLEEPING
-    elif state is State.STARTING and not (endpoints or config.is_proxied or config.binds_itself):
+    elif state is State.BACKOFF and waits and not entry.refuses:
+        state = State.STARTING
+    elif state is State.STARTING and not waits:
         # The address is not open yet: a connection would be refused.
         state = State.STOPPED
     processes, numbered = _processes(entry) if config.is_proxied else (None, ())
