@@ -321,7 +321,7 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
-    who = printable(each.name or each.bind)
+    who = printable(each.name or each.bind or "")
     if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")):
         message = f"{who}: {message}"
     yield f"{_label('error', '31', colours)} {message}"

@@ -21,7 +21,7 @@ from poolctl.features.gateway.haproxy.configuration import ServerAddresses, conf
 from poolctl.features.gateway.haproxy.listeners import HaproxyListener
 from poolctl.features.gateway.program import program_version
 from poolctl.features.gateway.settings import GatewaySettings
-from poolctl.routing.route import Route, StreamRoute, Target, TrafficLimits
+from poolctl.routing.route import Route, StreamRoute, Target, Timeouts, TrafficLimits
 from tests.environments import need_gateway
 from tests.load import http2
 from tests.ports import claim_port
@@ -133,7 +133,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             listener = HaproxyListener(binds, alias="a" if is_stream else "")
             to = (Target(url=f"http://127.0.0.1:{backend.port}"),)
             routes = [] if is_stream else [Route(alias="a", to=to, **keys)]  # type: ignore[arg-type]
-            streams = [StreamRoute(alias="a", bind="", to=to, protocol="http", idle_seconds=0.0)] * is_stream
+            streams = [StreamRoute(alias="a", bind="", to=to, protocol="http", timeouts=Timeouts(idle=0.0))] * is_stream
             settings = GatewaySettings(version=program_version(executable) or (0, 0))
             made = configuration_of(settings, [listener], routes, streams, ServerAddresses({}))
             for name, text in {"haproxy.cfg": made.text(), **made.all_files}.items():
