@@ -133,7 +133,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             listener = HaproxyListener(binds, alias="a" if is_stream else "")
             to = (Target(url=f"http://127.0.0.1:{backend.port}"),)
             routes = [] if is_stream else [Route(alias="a", to=to, **keys)]  # type: ignore[arg-type]
-            streams = [StreamRoute(alias="a", bind="", to=to, protocol="http", timeouts=Timeouts(idle=0.0))] * is_stream
+            streams = [
+                StreamRoute(alias="a", bind="", to=to, protocol="http", timeouts=Timeouts(idle=0.0))
+            ] * is_stream
             settings = GatewaySettings(version=program_version(executable) or (0, 0))
             made = configuration_of(settings, [listener], routes, streams, ServerAddresses({}))
             for name, text in {"haproxy.cfg": made.text(), **made.all_files}.items():
