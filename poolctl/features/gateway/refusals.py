@@ -103,7 +103,7 @@ class _Check(NamedTuple):
     def alerts(self, routes: Sequence[Route | StreamRoute] = ()) -> list[str]:
         """HAProxy's alerts about a configuration with these routes, without places in its file. Blocks."""
         http = [_with_any_authority(each) for each in routes if isinstance(each, Route)]
-        streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol != "udp"]
+        streams = [each for each in routes if isinstance(each, StreamRoute)]
         listeners = [_listener(number, each) for number, each in enumerate(self.gateway.bind)]
         listeners += [
             HaproxyListener((_ANY_ADDRESS,), alias=each.alias, accept_proxy=each.accept_proxy)

