@@ -579,9 +579,12 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _refuse_empty_values(request: CommandRequest, command: Command) -> None:
-    """Raise SelectorError for an empty value: it would match everything, or count as not given."""
+    """Raise SelectorError for an empty value: it would match everything, or count as not given.
+
+    The name of a file that is empty is one of a file that is missing.
+    """
     for option in (*command.arguments, *command.options):
-        value = request.get(option.key)
+        value = None if option.key == "config" else request.get(option.key)
         if value == "" or (isinstance(value, list) and "" in value):
             from poolctl.selection.selector import empty_value_error
 

@@ -264,4 +264,8 @@ def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_i
 
 def open_sockets(pid: int) -> set[int]:
     """The inodes of what the process has open."""
-    return {os.stat(each).st_ino for each in Path(f"/proc/{pid}/fd").iterdir()}
+    inodes = set[int]()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(os.stat(each).st_ino)
+    return inodes

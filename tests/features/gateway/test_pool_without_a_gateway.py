@@ -15,12 +15,12 @@ def test_without_a_gateway_routes_and_backends_are_empty_tables(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_pool.write_hello()
-    for command in ("routes", "backends", "hosts"):
+    for command in ("routes", "backends"):
         done = real_pool.run(command, "-o", "json")
         assert done.code == 6, "no supervisor"
         assert [error["code"] for error in done.json["errors"]] == [6]
     real_pool.ok("start")
-    for command in ("routes", "backends", "hosts"):
+    for command in ("routes", "backends"):
         document = real_pool.ok(command, "-o", "json").json
         assert (document["schema"], document["items"], document["errors"]) == (1, [], [])
         (header,) = real_pool.ok(command).stdout.splitlines()
