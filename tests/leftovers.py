@@ -21,8 +21,8 @@ SETTLE_SECONDS = 20.0
 class Leftovers:
     """A plugin that gives the run a temporary directory, and compares `places` before and after.
 
-    The directory has a short path, for Unix sockets, and every user may write into it. pytest's own directories, which
-    it keeps for a while, stay where they would be.
+    The directory has a short path, for Unix sockets, every user may write into it, and it is removed with what is left
+    in it. pytest's own directories, which it keeps for a while, stay where they would be.
     """
 
     def __init__(self, places: Sequence[str], settle_seconds: float = SETTLE_SECONDS) -> None:
@@ -42,7 +42,7 @@ class Leftovers:
         deadline = time.monotonic() + self._settle_seconds
         while (left := {*self._paths()} - self._before) and time.monotonic() < deadline:
             time.sleep(0.2)
-        self._left = sorted(left | set(map(str, Path(self._directory).iterdir())))
+        self._left = sorted(left)
         shutil.rmtree(self._directory)
         if self._left and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

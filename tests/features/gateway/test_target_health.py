@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -92,16 +93,16 @@ def test_target_that_cannot_be_reached_is_unhealthy_for_a_stated_reason_until_it
     url = f"http://127.0.0.1:{service.server_port}"
     gateway.start(f'[[route]]\nalias = "out"\nto = "{url}"\n')
     assert state(gateway) == (3, "unknown")
+
+    def backend() -> dict[str, Any]:
+        (item,) = gateway.pool.ok("backends", "-o", "json").json["items"]
+        return dict(item)
+
     # Of a HAProxy that is just being replaced, no failure counts.
-    gateway.until(lambda: gateway.get("/").status == 503 and state(gateway) == (3, "unhealthy"))
-
-    def why() -> str:
-        (host,) = gateway.pool.ok("backends", "-o", "json").json["items"]
-        assert host["breaker"] != "closed"
-        assert host["available"], "nothing else could take its requests"
-        return str(host["why"])
-
-    gateway.until(lambda: "no connection can be made: Connection refused" in why())
+    gateway.until(lambda: gateway.get("/").status == 503 and backend()["breaker"] != "closed")
+    assert state(gateway) == (3, "unhealthy")
+    gateway.until(lambda: "no connection can be made: Connection refused" in backend()["why"])
+    assert backend()["available"], "nothing else could take its requests"
     assert "Connection refused" in gateway.pool.ok("events").stdout
     with ServiceServer(("127.0.0.1", service.server_port), Service) as again:
         thread = threading.Thread(target=again.serve_forever)

@@ -95,8 +95,8 @@ def test_run_says_where_everything_is_and_shows_requests(
     )
     with Terminal(pool, "run") as terminal:
         terminal.until(lambda shown: "Ctrl-C to stop" in shown)
-        (users,) = re.findall(r"\r\nusers   http://127\.0\.0\.1:(\d+)\r\n", terminal.shown)
-        assert "\r\norders  http://127.0.0.1:" in terminal.shown
+        (users,) = re.findall(r"^users   http://127\.0\.0\.1:(\d+)\r$", terminal.shown, re.MULTILINE)
+        assert "\norders  http://127.0.0.1:" in terminal.shown
         assert (
             f"the gateway serves http://127.0.0.1:{port}\r\n2 servers ready, Ctrl-C to stop" in terminal.shown
         )
