@@ -948,8 +948,8 @@ class Executor:
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
-        since = entry.desired.code_since
-        worker.preloading = asyncio.ensure_future(self._runner.preload_application(worker.config, since))
+        preload = self._runner.preload_application(worker.config, entry.desired.code_since)
+        worker.preloading = asyncio.ensure_future(preload)
         await asyncio.wait({worker.preloading})
         if worker.preloading.cancelled():
             return False

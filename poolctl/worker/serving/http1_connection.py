@@ -232,9 +232,8 @@ class Http1Connection(Http1Protocol):
             return
         if self.idle:
             super().shutdown()
-        elif (
-            not self.cycle.response_started
-        ):  # otherwise its client is not told, and it lingers after the response
+        elif not self.cycle.response_started:
+            # A head that was sent cannot say that the connection closes: it lingers after the response.
             self._close_after_response()
 
     def hand_over(self, end: socket.socket) -> bool:
