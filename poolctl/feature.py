@@ -71,12 +71,25 @@ class InitTemplate:
     module: str
 
 
+@dataclass(frozen=True)
+class FeatureCommand:
+    """A command: its module, with a Typer application `app`, and its line and place in the list of all commands.
+
+    `panel` is one of the list's headings; commands that do not come `first` are only in `help --all`.
+    """
+
+    module: str
+    panel: str
+    help: str
+    first: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Feature:
     """The declaration of a feature, which names each part as "module" or "module:attribute" within `package`."""
 
     package: str
-    commands: Mapping[str, str] = field(default_factory=dict)  # the module of each command
+    commands: Mapping[str, FeatureCommand] = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=dict)  # the config.Table of each table of files
     # A config.TableRules: the rules between its tables, other tables and the servers. They apply if one of its tables
     # is used, or if a label of a server begins with one of the prefixes in `labels`.
@@ -90,7 +103,7 @@ class Feature:
     processes: DetachedProcesses | None = None  # started by this part
     changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
     web: str = ""  # the class of what is served at the address of its table: see web.site.Site
-    # The systems that `export` writes files for: functions that make cli.commands.export.Files from its request.
+    # The systems that `export` writes files for: functions that make cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""

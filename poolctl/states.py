@@ -24,6 +24,10 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+# Without a process, and not about to get one.
+ENDED = (State.STOPPED, State.COMPLETED, State.DISABLED, State.FAILED)
+
+
 def in_words(state: str) -> str:
     """The state in words that fit after "is"."""
     return "in backoff" if state == State.BACKOFF else state

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from poolctl import bootstrap
-from poolctl.cli.command_line import ENDED, CommandRequest
 from poolctl.cli.offline import choose, load, servers_with_chosen_ports
+from poolctl.cli.options import Filters, Place
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, ids_to_start_interpreter_as, interpreter, with_resolved_references
@@ -28,14 +28,14 @@ from poolctl.platform import memory_file
 from poolctl.runners.socket_access import server_socket_access
 from poolctl.runners.withheld_variables import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
-from poolctl.states import in_words
+from poolctl.states import ENDED, in_words
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 
-def prepare_single_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerConfig:
-    """The configuration of the only server that the request selects. `command` is the command to name in messages.
+def prepare_single_server(selection: Filters, pool: PoolRef, command: str) -> ServerConfig:
+    """The configuration of the only server that is selected. `command` is the command to name in messages.
 
     Raises UsageError if several servers are selected, Failure if the configuration is invalid or no server is selected,
     PoolValidateError if this machine cannot run the server, and ControlError (exit 8) if it already runs in the pool.
@@ -43,7 +43,7 @@ def prepare_single_server(request: CommandRequest, pool: PoolRef, command: str) 
     config = load(pool)
     withhold_variables(config.secret_variable_names, only=True)
     servers = servers_with_chosen_ports(config, pool)
-    names = [each.name for each in choose([item_from_config(each) for each in servers], request)]
+    names = [each.name for each in choose([item_from_config(each) for each in servers], selection)]
     if len(names) != 1:
         raise UsageError(
             f"{command.split()[-1]} runs one server, and {len(names)} are selected", hint=f"{command} NAME"
@@ -165,27 +165,17 @@ def _move_descriptors(fds: Iterable[int], first: int) -> None:
         os.dup2(fd, number)
 
 
-# Options about a pool, or about waiting for one.
-_NOT_WITH = {
-    "command": "a command", "watch": "--watch", "output": "-o", "log_format": "--log-format",
-    "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_deps": "--no-deps",
-}  # fmt: skip
-
-
-def run_server_in_foreground(request: CommandRequest) -> NoReturn:
+def run_server_in_foreground(place: Place, selection: Filters, *, access_log: bool) -> NoReturn:
     """Run the selected server alone in this process, as the user in its configuration, until Ctrl-C.
 
-    Raises UsageError for options of a whole pool, and the exceptions of `prepare_single_server` and `ForegroundServer`.
+    Raises the exceptions of `prepare_single_server` and `ForegroundServer`.
     """
-    for option, said in _NOT_WITH.items():
-        if request.get(option):
-            raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")
-    server = prepare_single_server(request, find_pool(request), "poolctl run --debug")
+    server = prepare_single_server(selection, find_pool(place), "poolctl run --debug")
     foreground = ForegroundServer.with_open_listeners(server)
     foreground.spec.pop("stdin", None)  # the terminal has no end either, and can be read
     # Developers want to see requests, in uvicorn's own format.
-    foreground.spec["uvicorn"]["access_log"] = not request.get("no_access_log")
-    if not request.quiet:
+    foreground.spec["uvicorn"]["access_log"] = access_log
+    if not place.quiet:
         print(_announcement(server), file=sys.stderr)
     foreground.become("worker", "debug")
 

@@ -1,4 +1,4 @@
-"""Commands that change the running pool: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
+"""What commands that change the running pool share: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
 
 With --save they change the files, too: that change is checked before the live change, and written after it.
 """
@@ -7,29 +7,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from types import SimpleNamespace
 
 from poolctl import exit_codes
-from poolctl.cli.command_line import (
-    CHANGE_OPTIONS,
-    EXPLICIT_SELECTION,
-    NO_DEPS,
-    OUTPUT,
-    SAVE,
-    TIMEOUT,
-    Command,
-    CommandRequest,
-    Option,
-    flag,
-    should_save,
-    targets,
-)
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
+from poolctl.cli.options import ExplicitSelection, Filters, Place, Save
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import dependents_text, relative_to_cwd, server_count_text
-from poolctl.cli.supervisor_requests import ask, selected
-from poolctl.config import MASK, MOST_WORKERS
+from poolctl.cli.render import relative_to_cwd, server_count_text
+from poolctl.cli.supervisor_requests import Request, ask, selected
+from poolctl.config import MASK
 from poolctl.control.answers import ErrorEntry, Item, Result, item_from_config
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
@@ -37,8 +23,7 @@ from poolctl.selection.selector import missing_selection_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Literal
+    from collections.abc import Callable, Mapping, Sequence
 
     from poolctl.config import Problem
 
@@ -48,89 +33,81 @@ _SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 # Maximum number of attempts to write, because other commands may edit the files at the same time.
 _ATTEMPTS = 20
 
-# Maximum number of servers named in a suggested command.
-_MOST_NAMES = 10
-
 
 def change_servers(
-    request: CommandRequest,
+    verb: str,
+    place: Place,
+    selection: ExplicitSelection,
     report: Callable[[Result], str],
     write: Callable[[WriteBack, list[str]], None] | None = None,
     *,
+    timeout: float | None = None,
+    save: Save | None = None,
     options: Mapping[str, object] | None = None,
-    works_offline: bool = False,
     removes: bool = False,
 ) -> Outcome:
     """Change the selected servers in the running pool and, with --save, in the files; returns when this is done.
 
-    `report` returns the final line about the servers. `write` applies the change to the draft of the files; None if
-    files cannot store it. With `works_offline`, only the files are changed if no supervisor runs. With `removes`,
+    `report` returns the final line about the servers. `write` applies the change to the draft of the files, which alone
+    are changed if no supervisor runs. Without it the change is a live state that files cannot store. With `removes`,
     servers that are only in the files are removed from them.
     """
-    save = should_save(request)
-    pool = find_pool(request)
-    _require_selection(request, pool)
+    pool = find_pool(place)
+    _require_selection(verb, place, selection, pool)
+    saves = save is not None and save.save and write is not None
+    sent = {"all": selection.everything, **(options or {}), **({"saves": True} if saves else {})}
+    request = Request(verb, place, selection, sent, timeout)
 
     def live() -> Outcome:
-        more = {**(options or {}), **({"saves": True} if save and write is not None else {})}
-        result = ask(request, pool, more=more)
+        result = ask(request, pool)
         return Outcome.of(result, _final_line(result, report))
 
-    if not save or write is None:
+    if save is None or not save.save or write is None:
         outcome = live()
-        if save:
-            outcome.warnings.append(
-                f"{request.verb} is a live state that no file stores: nothing was written"
-            )
+        if save is not None and save.save:
+            outcome.warnings.append(f"{verb} is a live state that no file stores: nothing was written")
         return outcome
-    request.selector(), request.verb_options()  # a wrong value is reported before anything is read
-    files = WriteBack(pool, request)
-    items, running = _selected_items_and_is_live(
-        files, request, pool, works_offline=works_offline, removes=removes
-    )
+    selection.selector()  # a mistake in it is reported before anything is read
+    files = WriteBack(pool, allow_empty=selection.allow_empty, dry_run=save.dry_run)
+    items, running = _selected_items_and_is_live(files, request, pool, removes=removes)
     write(files, [item.name for item in items])
     return files.apply_and_write(
         live if running else lambda: _files_only_outcome(files, items, report, removes=removes)
     )
 
 
-def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
+def _require_selection(verb: str, place: Place, selection: ExplicitSelection, pool: PoolRef) -> None:
     """Raise UsageError unless there is either a selection or --all, because a live change has no default selection."""
-    if not request.selector().selects_all:
-        if request.get("all"):
-            raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
-    elif not request.get("all"):
-        needed = missing_selection_error(request.verb, _count_pool_servers(request, pool))
+    if not selection.selector().selects_all:
+        if selection.everything:
+            raise UsageError(f"{verb}: --all and a selection cannot be combined")
+    elif not selection.everything:
+        needed = missing_selection_error(verb, _count_pool_servers(place, pool))
         raise UsageError(needed.message, hint=needed.hint)
 
 
-def _count_pool_servers(request: CommandRequest, pool: PoolRef) -> int | None:
+def _count_pool_servers(place: Place, pool: PoolRef) -> int | None:
     """The number of servers in the pool; None if no supervisor answers and the files cannot be used."""
-    asked = CommandRequest(
-        "list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True}
-    )
     try:
-        return len(selected(asked, pool).items)
+        return len(selected(replace(place, quiet=True), Filters(), pool, command="list").items)
     except (Failure, PoolError, ControlError):
         return None
 
 
 def _selected_items_and_is_live(
-    files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
+    files: WriteBack, request: Request, pool: PoolRef, *, removes: bool
 ) -> tuple[Sequence[Item], bool]:
     """Return the selected servers, and True to change the running pool or False to change only the files.
 
-    False is returned if no supervisor runs, or if `removes` is set and the running pool has no selected server. Without
-    `works_offline`, a missing supervisor raises NoSupervisor instead. Raises Failure if the selection fails.
+    False is returned if no supervisor runs, or if `removes` is set and the running pool has no selected server. Raises
+    Failure if the selection fails.
     """
     if not files.supervised:
-        if not works_offline:
-            raise NoSupervisor
-        return select_from_files(request, pool), False
-    chosen = ask(CommandRequest("list", request.values), pool, "list")
+        return select_from_files(request.selection, pool), False
+    chosen = ask(Request("list", request.place, request.selection), pool)
     if chosen.exit_code == exit_codes.NOTHING_MATCHED and removes:
         # A server already removed from the running pool can still be removed from the files.
-        return select_from_files(request, pool), False
+        return select_from_files(request.selection, pool), False
     if chosen.exit_code:
         raise Failure(Outcome.of(chosen))
     return chosen.items, True
@@ -157,10 +134,14 @@ def _final_line(result: Result, report: Callable[[Result], str]) -> str:
 class WriteBack:
     """Writes a change to a pool's configuration files: `now` is the unchanged configuration, `draft` the new files."""
 
-    def __init__(self, pool: PoolRef, request: CommandRequest) -> None:
-        """Read the pool's files. Raises PoolValidateError if they are unreadable, Failure (exit 5) if invalid."""
+    def __init__(self, pool: PoolRef, *, allow_empty: bool = False, dry_run: bool = False) -> None:
+        """Read the pool's files. Raises PoolValidateError if they are unreadable, Failure (exit 5) if invalid.
+
+        With `dry_run` nothing is changed. With `allow_empty` the new files need no server.
+        """
         self.pool = pool
-        self.request = request
+        self._allow_empty = allow_empty
+        self._dry_run = dry_run
         from poolctl.config import Draft
 
         files: Sequence[str] = ()
@@ -211,7 +192,7 @@ class WriteBack:
         if instructions := self.draft.manual_changes():
             raise Failure(self._refusal(instructions))
         config = self.draft.load_validated()
-        if config.is_empty and not self.request.get("allow_empty"):
+        if config.is_empty and not self._allow_empty:
             raise Failure(no_server_outcome(self.pool))
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
@@ -234,10 +215,10 @@ class WriteBack:
     def apply_and_write(self, live: Callable[[], Outcome]) -> Outcome:
         """Check the new files, call `live` to change the running servers, and write the files; return the outcome.
 
-        With --dry-run, only check the new files, and return their difference from the present ones.
+        For a dry run, only check the new files, and return their difference from the present ones.
         """
         self.validate_draft()
-        if self.request.get("dry_run"):
+        if self._dry_run:
             difference = self.draft.difference()
             code = exit_codes.NOT_AS_DESIRED if difference else exit_codes.DONE
             extra = {"difference": difference}
@@ -290,148 +271,6 @@ def _fail(outcome: Outcome, exit_code: int, message: str, hint: str) -> None:
     outcome.exit_code = exit_code
 
 
-def _enabled_lines(result: Result) -> Iterator[str]:
-    before, dependents = set(result.unchanged or ()), set(result.dependents or ())
-    if enabled := [each for each in result.items if each.name not in before | dependents]:
-        ready = f", {sum(each.ready for each in enabled)} ready"
-        if all(each.state == "stopped" for each in enabled):
-            ready = ""  # the pool has no supervisor
-        yield f"{server_count_text(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
-    known = [each for each in result.items if each.name in before]
-    resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
-    if others := len(known) - len(resting):
-        yield f"{server_count_text(others)} enabled already"
-    if len(resting) == 1:
-        (one,) = resting
-        yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
-    elif resting:
-        names = " ".join(each.name for each in resting) if len(resting) <= _MOST_NAMES else "NAME..."
-        yield f"{server_count_text(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"
-
-
-def _scale(request: CommandRequest) -> Outcome:
-    save = should_save(request)
-    if request.get("auto"):
-        if save:
-            hint = "leave out --save: a reload returns to the triggers, too"
-            raise UsageError("scale: --auto changes no file", hint=hint)
-        return change_servers(
-            request,
-            lambda result: f"{server_count_text(len(result.items))} scaled by triggers",
-            options={"auto": True},
-        )
-    *words, last = request.get("targets") or [""]
-    workers = _parse_worker_count(last)
-
-    def scaled_line(result: Result) -> str:
-        scaled = sum(each.workers == workers for each in result.items)
-        return (
-            f"{server_count_text(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
-        )
-
-    return change_servers(
-        CommandRequest("scale", {**request.values, "targets": words}),
-        scaled_line,
-        lambda files, names: files.scale_in_draft(names, workers),
-        options={"workers": workers},
-    )
-
-
-def _parse_worker_count(word: str) -> int:
-    if not word:
-        raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
-    if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
-        hint = "the last word is the number: poolctl scale web 4"
-        if word == "0":
-            hint = "use poolctl stop to stop all workers"
-        raise UsageError(f"scale: {word!r} is not a number from 1 to {MOST_WORKERS}", hint=hint)
-    return int(word)
-
-
-def _make_command_module(
-    section: Literal["Lifecycle", "Change"],
-    help: str,
-    example: str,
-    options: Sequence[Option | Sequence[Option]],
-    report: Callable[[Result], str],
-    write: Callable[[WriteBack, list[str]], None] | None = None,
-    *,
-    removes: bool = False,
-) -> SimpleNamespace:
-    """Return a substitute for a command's module: an object with the attributes `COMMAND` and `perform`.
-
-    The function `perform` calls `change`, which explains the arguments `report`, `write` and `removes`.
-    """
-
-    def perform(request: CommandRequest) -> Outcome:
-        return change_servers(request, report, write, works_offline=write is not None, removes=removes)
-
-    command = Command(help, EXPLICIT_SELECTION, *options, section=section, examples=(example,))
-    return SimpleNamespace(COMMAND=command, perform=perform)
-
-
-def _count(done: Sequence[bool], words: str) -> str:
+def count_text(done: Sequence[bool], words: str) -> str:
     """A line such as `2 of 3 servers disabled`: the number of true values in `done`, then `words`."""
     return f"{server_count_text(sum(done), len(done))} {words}"
-
-
-COMMANDS = {
-    "drain": _make_command_module(
-        "Lifecycle",
-        "Take servers out of rotation; they keep answering.",
-        "poolctl drain users           then: poolctl undrain users",
-        (OUTPUT, TIMEOUT, SAVE),
-        lambda result: _count([each.state == "draining" for each in result.items], "out of rotation"),
-    ),
-    "undrain": _make_command_module(
-        "Lifecycle",
-        "Put drained servers back into rotation.",
-        "poolctl undrain --all         every drained server",
-        (OUTPUT, TIMEOUT, SAVE),
-        lambda result: _count([each.ready for each in result.items], "in rotation"),
-    ),
-    "enable": _make_command_module(
-        "Lifecycle",
-        "Enable servers and start them.",
-        "poolctl enable --all          every disabled server",
-        CHANGE_OPTIONS,
-        lambda result: "\n".join(_enabled_lines(result)),
-        lambda files, names: files.set_disabled_in_draft(names, False),
-    ),
-    "disable": _make_command_module(
-        "Lifecycle",
-        "Stop servers, and keep them stopped until enabled.",
-        "poolctl disable users --save  also after the next start",
-        CHANGE_OPTIONS,
-        lambda result: (
-            _count([each.state == "disabled" for each in result.items], "disabled")
-            + dependents_text(result, "stopped")
-        ),
-        lambda files, names: files.set_disabled_in_draft(names, True),
-    ),
-    "remove": _make_command_module(
-        "Change",
-        "Stop servers, and take them out of the pool.",
-        "poolctl remove docs --save    from the running pool and from its file",
-        (*CHANGE_OPTIONS, NO_DEPS),
-        lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
-        lambda files, names: files.remove_in_draft(names),
-        removes=True,
-    ),
-    "scale": SimpleNamespace(
-        COMMAND=Command(
-            "Change the number of workers: scale web 4.",
-            targets("TARGET... N", "Names or addresses, then the number."),
-            EXPLICIT_SELECTION[1:],
-            flag("--auto", "Let the server's triggers set the number again."),
-            CHANGE_OPTIONS,
-            section="Change",
-            examples=(
-                "poolctl scale users 4         until the next reload",
-                "poolctl scale --tag api 4 --save",
-                "poolctl scale users --auto    as scale.triggers say",
-            ),
-        ),
-        perform=_scale,
-    ),
-}

@@ -15,6 +15,7 @@ from poolctl.logs.log_line import JsonRecord, LogLine, local_clock_time, parse_r
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
+    from typing import TextIO
 
     from poolctl.control.server_answers import ServerDescription
 
@@ -34,7 +35,7 @@ class PrefixedLineFormatter:
 
     With `records`, JSON lines are rendered as text. `times` adds a time after the name: STAMPS the full timestamp,
     SHORT_TIMES the time of day, only for lines that contain no time. `request_ids` names the servers whose access logs
-    are shown with request IDs; None means all servers.
+    are shown with request IDs; None means all servers. The lines are for the `stream`, by default standard output.
     """
 
     def __init__(
@@ -44,13 +45,15 @@ class PrefixedLineFormatter:
         times: str = NO_TIMES,
         records: bool = False,
         request_ids: Container[str] | None = None,
+        stream: TextIO | None = None,
     ) -> None:
         width = max(map(len, names), default=0)
         self._times = times
         self._records = records
         self._request_ids = request_ids
-        self._colours = coloured(sys.stdout)
-        self._terminal = sys.stdout.isatty()
+        stream = stream or sys.stdout
+        self._colours = coloured(stream)
+        self._terminal = stream.isatty()
         self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
         if self._colours:
             self._prefixes = {

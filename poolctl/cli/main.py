@@ -1,8 +1,5 @@
 """The command's entry point: it never prints a traceback, and Ctrl-C at any time exits with 130.
 
-The fast lane parses and runs frequent commands with the standard library alone, because importing Typer takes several
-times as long as a bare interpreter start. Command lines that are not simple go to the Typer application.
-
 This module is loaded before the rest of the command, so that Ctrl-C is handled during all other imports.
 """
 
@@ -19,11 +16,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from poolctl.cli.outcome import Outcome
-
 INTERRUPTED = 130
-DEBUG_VARIABLE = "POOLCTL_DEBUG"
-REPORT_TO = "the project's issue tracker"
 _ctrl_c_raises = False  # otherwise Ctrl-C kills the process at once
 
 
@@ -41,15 +34,15 @@ def main(args: Sequence[str] | None = None) -> int:
             reset_inherited_signals()
             _replace_streams_by_whole_ones()
             disable_pydantic_plugins()
-            code = _run(sys.argv[1:])
+            code = _run(None)
             _ctrl_c_raises = False  # nothing to clean up
         except KeyboardInterrupt:
             pass  # after the command had completed
         _exit(code)
-    return _run(list(args))
+    return _run(args)
 
 
-def _run(words: list[str]) -> int:
+def _run(args: Sequence[str] | None) -> int:
     try:
         if sys.platform == "win32":  # a basic import failed: os.geteuid, fcntl
             sys.stderr.write(
@@ -57,16 +50,16 @@ def _run(words: list[str]) -> int:
             )
             return 1
         _prepare_streams()
-        if words[:1] == ["__complete"]:
-            from poolctl.cli.command_line import module_of
+        from poolctl.cli.app import app
 
-            return int(module_of("completion").complete(words[1:]))
-        return _print_outcome(_perform(words))
-    except BaseException as error:
-        try:
-            return _explain(error, words)
-        except KeyboardInterrupt:
-            return INTERRUPTED  # Ctrl-C again while the first was being reported
+        app(args, prog_name="poolctl")
+        return 0  # never: it exits
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    except BaseException as error:  # of an import
+        from poolctl.cli.report import explain
+
+        return explain(error)
 
 
 def _exit(code: int) -> NoReturn:
@@ -77,104 +70,6 @@ def _exit(code: int) -> NoReturn:
     except OSError:
         pass
     os._exit(code)
-
-
-def _perform(words: list[str]) -> Outcome:
-    global _ctrl_c_raises
-    from poolctl.cli.command_line import parse_simple_command_line, perform
-
-    request = parse_simple_command_line(words)
-    _ctrl_c_raises = True  # lets the command clean up
-    if request is None:
-        from poolctl.cli.typer_app import perform_args
-
-        return perform_args(words)
-    return perform(request)
-
-
-def _print_outcome(outcome: Outcome) -> int:
-    """Print the outcome; returns the exit code. A reader that has closed the pipe (`| head`) is not a failure."""
-    from poolctl.cli.render import show
-
-    if outcome.changed is not None:
-        from poolctl.cli.reload_plan import drift_line
-
-        outcome.notes.append(drift_line(outcome.changed))
-    if outcome.exit_code == INTERRUPTED and _is_stdout_blocked():
-        _discard_stdout()  # a flush would wait for a reader that has stopped reading, until a second Ctrl-C
-    try:
-        code = show(outcome)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_stdout()
-        return outcome.exit_code
-    except OSError as error:
-        code = _report_lost_output(error)
-        return outcome.exit_code or code
-    return code
-
-
-def _report_lost_output(error: OSError) -> int:
-    _discard_stdout()
-    try:
-        sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
-    except OSError:
-        pass  # both are on the same full disk
-    return 1
-
-
-def _explain(error: BaseException, words: list[str]) -> int:
-    from poolctl.cli.command_line import json_form
-    from poolctl.cli.outcome import Outcome, outcome_of
-    from poolctl.cli.output import OutputError
-
-    try:
-        if isinstance(error, BrokenPipeError):
-            _discard_stdout()
-            return 0
-        if isinstance(error, OutputError):
-            return _report_lost_output(error)
-        outcome = outcome_of(error)
-        if outcome is None:
-            if os.environ.get(DEBUG_VARIABLE):
-                import traceback
-
-                traceback.print_exception(error)
-            outcome = Outcome.failed(1, *_unexpected_error(error))
-        if form := json_form(words):
-            outcome.form = form
-        elif isinstance(error, KeyboardInterrupt):
-            outcome.errors = []  # the user knows that it was interrupted
-        return _print_outcome(outcome)
-    except BrokenPipeError:
-        _discard_stdout()
-        return 1
-
-
-def _unexpected_error(error: BaseException) -> tuple[str, str]:
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, (ImportError, SyntaxError)):
-        # No application code is imported here, so an upgrade was interrupted, or a library was removed.
-        try:
-            from poolctl.installation import reinstall_command
-
-            command = reinstall_command()
-        except (ImportError, SyntaxError):
-            command = ""
-        hint = f"install it again{command and f': {command}'}; a running pool serves on"
-        return f"this installation of poolctl is incomplete ({said})", hint
-    if isinstance(error, FileNotFoundError) and _is_working_directory_removed():
-        return "the working directory has been removed", "change to a directory that exists"
-    hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl doctor"
-    return f"internal error ({said})", hint
-
-
-def _is_working_directory_removed() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return True
-    return False
 
 
 def _replace_streams_by_whole_ones() -> None:
@@ -203,26 +98,10 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _is_stdout_blocked() -> bool:
-    """Whether a write to standard output would block."""
-    import select
-
-    from poolctl.cli.render import stdout_fd
-
-    poll = select.poll()
-    if (descriptor := stdout_fd()) >= 0:
-        poll.register(descriptor, select.POLLOUT)
-    return descriptor >= 0 and not poll.poll(0)
-
-
-def _discard_stdout() -> None:
-    """Discard buffered output, so that the interpreter's final flush prints no error."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError, AttributeError):
-        pass
+def let_ctrl_c_raise() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt, so that the command can clean up."""
+    global _ctrl_c_raises
+    _ctrl_c_raises = True
 
 
 def install_ctrl_c() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from poolctl import exit_codes
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.options import Filters
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import problem_text, rests_until_named
@@ -59,22 +59,22 @@ def no_server_outcome(ref: PoolRef) -> Outcome:
     return Outcome.failed(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 
-def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
-    """The items selected by the request. Raises Failure (exit 4) if nothing matches."""
-    selector = request.selector()
+def choose(items: Sequence[Server], selection: Filters) -> list[Server]:
+    """The selected items. Raises Failure (exit 4) if nothing matches."""
+    selector = selection.selector()
     try:
         return select(items, selector)
     except NothingMatched as nothing:
         raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, nothing.message, nothing.hint)) from None
 
 
-def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
+def select_from_files(selection: Filters, ref: PoolRef) -> list[Item]:
     """Return the selected servers in the files. Servers whose workers have outlived the supervisor count as started.
 
     Raises the exceptions of `load` and `choose`.
     """
-    config = load(ref, allow_empty=bool(request.get("allow_empty")))
-    return choose(items_of_unsupervised_pool(servers_with_chosen_ports(config, ref), ref), request)
+    config = load(ref, allow_empty=selection.allow_empty)
+    return choose(items_of_unsupervised_pool(servers_with_chosen_ports(config, ref), ref), selection)
 
 
 def servers_with_chosen_ports(
@@ -110,18 +110,20 @@ def described(server: ServerConfig) -> ServerDescription:
     return ServerDescription(**vars(item_from_config(server)), config=server.to_dict(), origin=server.origin)
 
 
-def described_from_files(request: CommandRequest, ref: PoolRef) -> list[ServerDescription]:
-    """Descriptions of the selected servers in the files; secrets are masked unless `--reveal` is given.
+def described_from_files(
+    selection: Filters, ref: PoolRef, *, reveal: bool = False
+) -> list[ServerDescription]:
+    """Descriptions of the selected servers in the files; secrets are masked unless `reveal`.
 
     Raises Failure if nothing matches.
     """
-    config = load(ref, allow_empty=bool(request.get("allow_empty")))
+    config = load(ref, allow_empty=selection.allow_empty)
     items = [described(server) for server in servers_with_chosen_ports(config, ref)]
     items = _with_routes(items, config)
-    if not request.get("reveal"):
+    if not reveal:
         hidden = values_to_mask(config.secret_variable_names, os.environ)
         items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
-    return choose(items, request)
+    return choose(items, selection)
 
 
 def _with_routes(items: list[ServerDescription], config: Configuration) -> list[ServerDescription]:

@@ -14,7 +14,7 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
+    from poolctl.cli.options import Place
 
 
 class PoolRef:
@@ -43,7 +43,7 @@ class PoolRef:
         return f"{pool_paths.state_dir(os.environ, self.key)}/logs"
 
 
-def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
+def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
     """Find the pool named by -c, --pool or $POOLCTL_CONFIG, or else the pool of the working directory.
 
     A running pool is found even if its files are missing, with a warning. If the pool does not run, raises
@@ -51,8 +51,8 @@ def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
     missing files cause neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for
     --pool with -c.
     """
-    paths = request.get("config") or []
-    name = request.get("pool")
+    paths = [*map(str, place.config or ())]
+    name = place.pool
     if name is not None:
         if paths:
             raise UsageError(
@@ -66,11 +66,11 @@ def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
     try:
         files = find_config(paths, os.environ, cwd)
     except ConfigNotFound:
-        if running := _pool_without_file(cwd, request, missing_ok=missing_ok):
+        if running := _pool_without_file(cwd, place, missing_ok=missing_ok):
             return running
         raise
     is_file_gone = os.path.isdir(files[0]) and not default_file(files[0])
-    if is_file_gone and (running := _pool_without_file(files[0], request, missing_ok=missing_ok)):
+    if is_file_gone and (running := _pool_without_file(files[0], place, missing_ok=missing_ok)):
         return running
     pool = PoolRef(files, _pool_at(files[0]).directory)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
@@ -80,15 +80,15 @@ def find_pool(request: CommandRequest, *, missing_ok: bool = False) -> PoolRef:
 
             errors = [ErrorEntry.of(missing_file(file)) for file in missing]
             raise Failure(Outcome(errors=errors, exit_code=INVALID_CONFIGURATION))
-        _warn_of_missing(missing, request)
+        _warn_of_missing(missing, place)
     return pool
 
 
-def _pool_without_file(directory: str, request: CommandRequest, *, missing_ok: bool) -> PoolRef | None:
+def _pool_without_file(directory: str, place: Place, *, missing_ok: bool) -> PoolRef | None:
     """The running pool of a file that was found in the directory when the pool started, but is gone; else None."""
     running = next(filter(_is_running_or_orphaned, map(_pool_at, candidate_files(directory))), None)
     if running is not None and not missing_ok:
-        _warn_of_missing(running.files, request)
+        _warn_of_missing(running.files, place)
     return running
 
 
@@ -112,8 +112,8 @@ def _is_running_or_orphaned(pool: PoolRef) -> bool:
     return os.path.isdir(pool.directory) and has_orphans(pool.directory)
 
 
-def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
-    if not request.quiet:
+def _warn_of_missing(files: list[str], place: Place) -> None:
+    if not place.quiet:
         for file in files:
             sys.stderr.write(
                 f"warning: {printable(relative_to_cwd(file))} no longer exists, but its pool is running\n"

@@ -13,15 +13,16 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from time import monotonic, sleep
 from typing import TypeVar
 
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import abbreviated_list, printable, relative_to_cwd
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.config import directory_of
 from poolctl.config.files.read_file import SUFFIXES
 from poolctl.control.answers import ReloadResult, Result
@@ -48,9 +49,7 @@ Answer = TypeVar("Answer", bound=Result)
 class PoolWatcher:
     """Applies changes to the running pool; `say` is called with a line about changed code before it is applied."""
 
-    def __init__(
-        self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
-    ) -> None:
+    def __init__(self, request: Request, pool: PoolRef, say: Callable[[str], None], since: float) -> None:
         """Start watching. Only code that is saved after `since`, a Unix time, makes a server restart.
 
         Raises Failure if files cannot be watched, NoSupervisor if the pool does not run.
@@ -171,14 +170,15 @@ class PoolWatcher:
     def _ask_catching_errors(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
     ) -> Answer:
-        values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
-        if self._request.verb == "run":
-            values |= {"quiet": True, "verbose": False}  # no progress between the lines of the servers
-        if verb == "reload":
-            values["env"] = self._request.get("env")
+        # Of the command's own options a restart takes those about waiting, and a reload all.
+        own = {
+            key: value for key, value in self._request.options.items() if verb == "reload" or key == "wait"
+        }
         try:
-            request = CommandRequest(verb, {**values, "targets": names or []})
-            return ask_for(kind, request, self._pool, more=options)
+            request = replace(
+                self._request, verb=verb, selection=Selection(targets=names), options={**own, **options}
+            )
+            return ask_for(kind, request, self._pool)
         except ControlError as failure:
             code = failure.exit_code
             return kind(errors=(error(code, failure.message, failure.hint),), exit_code=code)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import TextIO, TypeGuard
 
-    from poolctl.cli.command_line import CommandRequest
     from poolctl.control.answers import ErrorEntry, Item, Result
     from poolctl.control.server_answers import MeasuredServer
     from poolctl.json_form import Table
@@ -160,8 +159,8 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
 
 
 def set_table_text(
-    request: CommandRequest,
     outcome: Outcome,
+    output: str | None,
     lines: Sequence[object],
     columns: Sequence[str],
     names: Iterable[str],
@@ -174,16 +173,16 @@ def set_table_text(
     """
     if outcome.errors:
         return outcome
-    if request.output in ("", "table", "wide"):
+    if output in (None, "table", "wide"):
         header = "  ".join(columns).replace("_", " ").upper() + "\n"
         width = terminal_width_or_zero(sys.stdout)
-        if request.output == "wide":
+        if output == "wide":
             dispensable, width = (), width and max(width, WIDE_COLUMNS)
         elif dispensable:
             empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
             dispensable = [*dict.fromkeys([*empty, *dispensable])]
         outcome.text = table(lines, columns, coloured(sys.stdout), width, dispensable) or header
-    elif request.output == "name":
+    elif output == "name":
         outcome.text = "".join(f"{printable(name)}\n" for name in names)
     return outcome
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.options import Filters, Place
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.render import NAMES_SHOWN, abbreviated_list, printable
@@ -24,7 +26,6 @@ from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from threading import Timer
     from typing import Any, TypeVar
 
@@ -44,15 +45,30 @@ CRASH_LOOP = (
 _LAUNCHES = 4  # maximum launches of a pool that other commands stop at once
 
 
-def ask(
-    request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
-) -> Result:
+EVERYWHERE, EVERYTHING = Place(), Filters()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks of a pool's supervisor: `verb`, for the selected servers, with options of the protocol.
+
+    `command` is the command's name if that is another. A `timeout` is in seconds.
+    """
+
+    verb: str
+    place: Place = EVERYWHERE
+    selection: Filters = EVERYTHING
+    options: Mapping[str, object] = field(default_factory=dict)
+    timeout: float | None = None
+    command: str = ""
+
+
+def ask(request: Request, pool: PoolRef) -> Result:
     """Send the request to the supervisor, and return its answer.
 
-    `verb` replaces the command's name, and `more` is added to the options. Raises UsageError for a
-    bad option, SelectorError for a bad selection, ControlError, and Failure if a change continues after Ctrl-C.
+    Raises SelectorError for a bad selection, ControlError, and Failure if a change continues after Ctrl-C.
     """
-    document = _send_request_for_document(request, pool, verb, more)
+    document = _send_request_for_document(request, pool)
     try:
         items = [JsonObject(**each) for each in document.get("items") or ()]
         errors = [JsonObject(**each) for each in document.get("errors") or ()]
@@ -68,38 +84,30 @@ def _result(members: Mapping[str, object]) -> Result:
     return result  # type: ignore[no-any-return]
 
 
-def ask_for(
-    kind: type[Answer],
-    request: CommandRequest,
-    pool: PoolRef,
-    verb: str = "",
-    more: Mapping[str, object] | None = None,
-) -> Answer:
+def ask_for(kind: type[Answer], request: Request, pool: PoolRef) -> Answer:
     """Send a request to the pool as `ask` does, but return the answer as an instance of the class `kind`."""
-    result = value_of(kind, _send_request_for_document(request, pool, verb, more))
+    result = value_of(kind, _send_request_for_document(request, pool))
     await_exit_if_pool_ends(result)
     return result
 
 
-def _send_request_for_document(
-    request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None
-) -> Table:
-    options = {**request.verb_options(), **(more or {})}
-    with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
+def _send_request_for_document(request: Request, pool: PoolRef) -> Table:
+    command = request.command or request.verb
+    with Progress(command, quiet=request.place.quiet, verbose=request.place.verbose) as progress:
         body = {
-            "selector": request.selector().to_dict(),
-            "options": {**options, "progress": progress.wanted},
+            "selector": request.selection.selector().to_dict(),
+            "options": {"timeout": request.timeout, **request.options, "progress": progress.wanted},
         }
         try:
-            document = _call(pool, verb or request.verb, body, progress, request.seconds("timeout"))
+            document = _call(pool, request.verb, body, progress, request.timeout)
         except KeyboardInterrupt:
             from poolctl.control.protocol import CHANGING_VERBS
             from poolctl.feature import features
 
             of_features = (verb for feature in features() for verb in feature.changing)
-            if request.verb not in CHANGING_VERBS.union(of_features):
+            if command not in CHANGING_VERBS.union(of_features):
                 raise
-            hint = f"the {request.verb} continues in the background: poolctl status"
+            hint = f"the {command} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
     if progress.warnings:
         document["warnings"] = [*dict.fromkeys([*progress.warnings, *(document.get("warnings") or ())])]
@@ -135,7 +143,7 @@ def _socket_identity(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
+def ask_or_launch(request: Request, pool: PoolRef) -> Result:
     """Like ask(), but launches a missing supervisor, which validates the files itself.
 
     Also raises ControlError if it cannot start, and Failure (exit 5) for a pool without servers.
@@ -143,11 +151,9 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
     try:
         return ask(request, pool)
     except (NoSupervisor, SupervisorEnded):  # the previous one may have been about to exit
-        if not pool.files or request.get("pool"):
+        if not pool.files or request.place.pool:
             raise
-    # mistakes in the command are reported before anything is launched
-    request.verb_options()
-    request.selector()
+    request.selection.selector()  # a mistake in it is reported before anything is launched
     log_start = supervisor_log_size(pool)
     try:
         result = _launch_and_ask(request, pool)
@@ -159,7 +165,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, so nothing is left behind.
         return _result({**vars(result), "ended": _end_idle(pool)})
-    if is_empty(result) and not request.get("allow_empty"):
+    if is_empty(result) and not request.selection.allow_empty:
         from poolctl.cli.offline import no_server_outcome
 
         _end_idle(pool)
@@ -174,14 +180,14 @@ def is_empty(result: Result) -> bool:
     return not (result.items or result.exit_code or result.without_servers)
 
 
-def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
+def _launch_and_ask(request: Request, pool: PoolRef) -> Result:
     refuse_without_linux()
     from poolctl.supervisor.launch import launch
 
     for _ in range(_LAUNCHES):
         launch(pool.files, os.environ)  # its socket listens at once; it answers when started
         try:
-            return ask(request, pool, "start")
+            return ask(replace(request, verb="start", command=request.verb), pool)
         except NoSupervisor:
             pass  # another command stopped it before this request was handled
     raise NoSupervisor
@@ -222,7 +228,9 @@ def refuse_without_linux() -> None:
         )
 
 
-def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) -> Result:
+def selected(
+    place: Place, selection: Filters, pool: PoolRef, *, command: str, measured: bool = False
+) -> Result:
     """The selected servers with their current state, from the supervisor, or from the files if none runs.
 
     If `measured` the supervisor adds their figures, such as memory. Raises Failure if nothing is selected.
@@ -232,24 +240,24 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
         if measured:
             from poolctl.control.server_answers import StatsResult
 
-            result = ask_for(StatsResult, request, pool, "stats", {"files": True})
+            result = ask_for(
+                StatsResult, Request("stats", place, selection, {"files": True}, command=command), pool
+            )
         else:
-            result = ask(request, pool, "list")
+            result = ask(Request("list", place, selection, command=command), pool)
     except NoSupervisor:
         if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
         from poolctl.control.answers import Result
 
-        return Result(items=tuple(select_from_files(request, pool)))
+        return Result(items=tuple(select_from_files(selection, pool)))
     if result.exit_code:
         raise Failure(Outcome.of(result))
     return result
 
 
-def ask_or_read_files(
-    request: CommandRequest, pool: PoolRef
-) -> tuple[Sequence[ServerDescription], Result | None]:
+def ask_or_read_files(request: Request, pool: PoolRef) -> tuple[Sequence[ServerDescription], Result | None]:
     """Details of the selected servers, and the supervisor's answer.
 
     If no supervisor runs, the details are read from the files, and the answer is None. Raises Failure if nothing is
@@ -258,13 +266,13 @@ def ask_or_read_files(
     from poolctl.control.server_answers import ShowResult
 
     try:
-        result = ask_for(ShowResult, request, pool, "show")
+        result = ask_for(ShowResult, request, pool)
     except NoSupervisor:
         if not pool.files:
             raise
         from poolctl.cli.offline import described_from_files
 
-        return described_from_files(request, pool), None
+        return described_from_files(request.selection, pool, reveal=bool(request.options.get("reveal"))), None
     if result.exit_code:
         raise Failure(Outcome.of(result))
     return result.items, result

@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from poolctl.cli.command_line import FORMATS, names
 from poolctl.cli.main import main
+from poolctl.cli.options import FORMATS
 from poolctl.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED, TIMED_OUT
+from tests.commands import names
 from tests.real_pool import Done, RealPool
 
 # What a command needs besides its form, if it needs anything. None of them changes the pool.
 ARGUMENTS = {
-    "add": "new --command true --save --dry-run", "backends": "list", "completion": "bash",
+    "add": "new --command true --save --dry-run", "backends": "",
     "disable": "a --save --dry-run", "drain": "off", "enable": "a --save --dry-run", "events": "-n 3",
     "export": "systemd", "filter": "name a", "import": "Procfile", "init": "elsewhere", "logs": "-n 3",
     "register": "svc", "reload": "--dry-run", "remove": "a --save --dry-run",

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from poolctl.cli.command_line import command_named, names
+from tests.commands import command_named, names
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 from tests.terminal import Terminal
@@ -155,17 +155,11 @@ def test_an_empty_value_of_an_option_is_a_usage_error(pool: RealPool, option: st
 
 
 def test_no_command_takes_an_empty_word_for_everything(pool: RealPool) -> None:
-    commands = [
-        (verb, command)
-        for verb in names()
-        if (command := command_named(verb)) and verb not in ("register", "serve")
-    ]
-    for verb, command in commands:
-        for each in [*command.arguments, *command.selection]:
-            if each.takes_value and each.key != "shell":
-                words = (
-                    [each.spellings[-1], ""] if each.spellings else ["name", ""] if verb == "filter" else [""]
-                )
+    for verb in names():
+        for each in [] if verb in ("register", "serve") else command_named(verb).params:
+            is_argument = each.param_type_name == "argument"
+            if is_argument or getattr(each, "rich_help_panel", "") == "Selection" and not each.is_flag:
+                words = [each.opts[-1], ""] if not is_argument else ["name", ""] if verb == "filter" else [""]
                 done = pool.run(verb, *words)
                 assert (done.code, done.stdout) == (2, ""), str(done)
 

@@ -6,14 +6,19 @@ import os
 import shlex
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date, datetime, time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command_line import CHANGE_OPTIONS, Command, CommandRequest, Option, should_save
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, Save, Wait, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.supervisor_requests import ask
+from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.config import directory_of
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.json_form import Table
@@ -31,47 +36,74 @@ LISTS: dict[str, Callable[[str], list[str]]] = {
 # Options that set keys of the server, by name.
 KEYS = {"bind": "bind", "app": "app", "program": "command"}
 
-COMMAND = Command(
-    "Add a server to the running pool.",
-    Option("server", "NAME", "The new server's name."),
-    Option("--bind", "ADDRESS", "The address it listens on."),
-    Option("--app", "MODULE:ATTRIBUTE", "The application it serves."),
-    Option("--command", "WORDS", "The program that it runs, instead of an application.", key="program"),
-    Option("--set", "KEY=VALUE", "Another key: workers=2, env.LEVEL=debug.", kind="list"),
-    Option("-f, --file", "FILE", "Add the servers of this file instead.", completes="files"),
-    CHANGE_OPTIONS,
-    section="Change",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class NewServer:
+    """The server to add, from options instead of a file."""
+
+    server: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The new server's name.")] = None
+    bind: Annotated[
+        str | None, typer.Option("--bind", metavar="ADDRESS", help="The address it listens on.")
+    ] = None
+    app: Annotated[
+        str | None, typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="The application it serves.")
+    ] = None
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--command", metavar="WORDS", help="The program that it runs, instead of an application."
+        ),
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another key: workers=2, env.LEVEL=debug."),
+    ] = None
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",
         "poolctl add files --bind :8084 --command 'caddy run' --save",
         "poolctl add queue --command 'celery --app shop worker'      without a port",
         "poolctl add -f more.toml      every server of that file",
     ),
 )
+@with_options
+def add(
+    place: Place,
+    new: NewServer,
+    wait: Wait,
+    save: Save,
+    file: Annotated[
+        Path | None,
+        typer.Option("-f", "--file", metavar="FILE", help="Add the servers of this file instead."),
+    ] = None,
+    output: Form = None,
+) -> Outcome:
+    """Add a server to the running pool."""
+    pool = find_pool(place)
+    tables, base_dir = server_tables_with_base_dir(new, file, pool)
 
+    def add_each(base_dir: str) -> Outcome:
+        return _combined([_add_one(place, wait, save.save, pool, table, base_dir) for table in tables])
 
-def perform(request: CommandRequest) -> Outcome:
-    """Add and start one server, or every server of a file; with --save also write them to the pool's files."""
-    save = should_save(request)
-    pool = find_pool(request)
-    tables, base_dir = server_tables_with_base_dir(request, pool)
-    if not save:
-        return _combined([_add_one(request, pool, table, base_dir) for table in tables])
-    request.verb_options()  # a wrong value is reported before anything is read
+    if not save.save:
+        return add_each(base_dir)
     from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
 
-    files = WriteBack(pool, request)
+    files = WriteBack(pool, dry_run=save.dry_run)
     home = files.draft.file_for_new_server().base_dir
-    tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
+    tables = [relocated(table, base_dir if file else home, home) for table in tables]
     _refuse_taken(files, tables, home)
     for table in tables:
         _refuse_invalid_server(files, table, home)
         files.draft.add(table)
     if files.supervised:
-        return files.apply_and_write(
-            lambda: _combined([_add_one(request, pool, table, home) for table in tables])
-        )
+        return files.apply_and_write(lambda: add_each(home))
     return files.apply_and_write(lambda: _offline_add_outcome(files, tables))
 
 
@@ -110,37 +142,34 @@ def _offline_add_outcome(files: WriteBack, tables: list[Table]) -> Outcome:
     return Outcome(items, message="\n".join(f"added {name}, not started" for name in names))
 
 
-def server_tables_with_base_dir(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
+def server_tables_with_base_dir(new: NewServer, file: Path | None, pool: PoolRef) -> tuple[list[Table], str]:
     """The server tables to add, as they would be in a file, and the directory to which their relative paths refer."""
-    file = request.get("file")
-    options = [o for o in ("server", *KEYS, "set") if request.get(o)]
     if file is None:
         first = pool.files[0] if pool.files else "."
-        return [_from_options(request)], os.path.abspath(directory_of(first))
-    if options:
-        named = "NAME" if options[0] == "server" else f"--{KEYS.get(options[0], options[0])}"
+        return [_from_options(new)], os.path.abspath(directory_of(first))
+    if given := [name for name, value in vars(new).items() if value]:
+        named = "NAME" if given[0] == "server" else f"--{KEYS.get(given[0], given[0])}"
         raise UsageError(f"{named} and -f cannot be combined", hint="put it into the file")
     path = os.path.abspath(file)
     return _from_file(path), os.path.dirname(path)
 
 
-def _from_options(request: CommandRequest) -> Table:
+def _from_options(new: NewServer) -> Table:
     from poolctl.config import merged
 
-    name = request.get("server")
-    if not name:
+    if not new.server:
         raise UsageError(
             "add: the new server's name is missing",
             hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE, or NAME --command WORDS",
         )
-    table: Table = {"name": name}
+    table: Table = {"name": new.server}
     for option, key in KEYS.items():
-        if request.get(option) is not None:
-            table[key] = request.get(option)
+        if (value := getattr(new, option)) is not None:
+            table[key] = value
     given = set(table)
     if "command" in table:
         table["command"] = _split_command("--command", "command", str(table["command"]))
-    for word in request.get("set") or []:
+    for word in new.set or []:
         setting = _parsed_setting(word)
         if taken := sorted(setting.keys() & given):
             raise UsageError(f"--set {word}: {taken[0]!r} is given twice", hint="give it once")
@@ -205,12 +234,11 @@ def _from_file(path: str) -> list[Table]:
     return data
 
 
-def _add_one(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) -> Outcome:
-    plain = CommandRequest(
-        "add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
-    )
-    saves = {"saves": True} if request.get("save") else {}
-    result = ask(plain, pool, more={"server": table, "base_dir": base_dir, **saves})
+def _add_one(place: Place, wait: Wait, saves: bool, pool: PoolRef, table: Table, base_dir: str) -> Outcome:
+    options = {"wait": not wait.no_wait, "server": table, "base_dir": base_dir}
+    if saves:
+        options["saves"] = True
+    result = ask(Request("add", place, options=options, timeout=wait.timeout), pool)
     added = [f"added {item.name}, {'ready' if item.ready else item.state}" for item in result.items]
     return Outcome.of(result, "".join(added[:1]))
 

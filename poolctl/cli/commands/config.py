@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from typing import Annotated
 
-from poolctl.cli.command_line import FORMATS, REVEAL, SELECTION, Command, CommandRequest, flag, output
+import typer
+
+from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import choose, described, load, servers_with_chosen_ports
+from poolctl.cli.options import FORMATS, Place, Reveal, Selection, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.supervisor_requests import ask
+from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.config import MASK, escaped, masked, server_table, table_text, values_to_mask
 from poolctl.errors import ControlError
 from poolctl.json_form import Table
@@ -22,38 +26,49 @@ if TYPE_CHECKING:
 # Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
 
-COMMAND = Command(
-    "Print the effective configuration.",
-    SELECTION,
-    output("toml (default), table, wide, json, jsonl, name, FIELD…", "toml", *FORMATS),
-    REVEAL,
-    flag("--schema", "Print the JSON Schema of the files instead, for editors."),
-    section="Files",
-    examples=("poolctl config users -o toml", "poolctl config --schema > pool.schema.json"),
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples("poolctl config users -o toml", "poolctl config --schema > pool.schema.json"),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """The selected servers' configuration as TOML that can be loaded again, or as JSON; or the JSON Schema of files."""
-    if request.get("schema"):
+@with_options
+def config(
+    place: Place,
+    selection: Selection,
+    output: Annotated[
+        str | None,
+        forms("toml", *FORMATS, help="toml (default), table, wide, json, jsonl, name, FIELD…"),
+    ] = None,
+    reveal: Reveal = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the files instead, for editors.")
+    ] = False,
+) -> Outcome:
+    """Print the effective configuration."""
+    if schema:
         from poolctl.config import json_schema
 
         return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
-    pool = find_pool(request)
-    config = load(pool, allow_empty=bool(request.get("allow_empty")))
-    servers = servers_with_chosen_ports(config, pool)
-    items = choose(_with_running_state([described(server) for server in servers], request, pool), request)
-    settings: Table = config.settings.to_dict()
-    tables = config.tables.to_dict()
+    pool = find_pool(place)
+    loaded = load(pool, allow_empty=selection.allow_empty)
+    servers = servers_with_chosen_ports(loaded, pool)
+    items = [described(server) for server in servers]
+    if output not in (None, "toml") or selection.state or selection.health:  # else the state has no use
+        items = _with_running_state(items, pool)
+    items = choose(items, selection)
+    settings: Table = loaded.settings.to_dict()
+    tables = loaded.tables.to_dict()
     note = ""
-    if not request.get("reveal"):
-        hidden = values_to_mask(config.secret_variable_names, os.environ)
+    if not reveal:
+        hidden = values_to_mask(loaded.secret_variable_names, os.environ)
         items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
         tables = masked(tables, hidden=hidden)
         shown = repr(([each.config for each in items], tables))
         note = f"# {MASK} stands for secrets, which --reveal shows\n" if MASK in shown else ""
-    outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
-    if request.output in ("", "toml"):
+    outcome = Outcome(items, warnings=[str(warning) for warning in loaded.warnings])
+    if output in (None, "toml"):
         limited = {server.name for server in servers if server.restart.is_limited}
         outcome.text = note + "\n".join(
             [
@@ -65,7 +80,7 @@ def perform(request: CommandRequest) -> Outcome:
                 ),
             ]
         )
-    elif request.output == "json":
+    elif output == "json":
         outcome.extra = {"pool": settings, **tables}
     return outcome
 
@@ -80,17 +95,10 @@ def _table_as_toml(name: str, table: Table | list[Table]) -> str:
     )
 
 
-def _with_running_state(
-    items: list[ServerDescription], request: CommandRequest, pool: PoolRef
-) -> list[ServerDescription]:
-    """Return `items` with the state that the supervisor reports; unchanged if the supervisor does not answer.
-
-    The supervisor is not asked if the state has no use: for TOML output without the options --state and --health.
-    """
-    if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
-        return items
+def _with_running_state(items: list[ServerDescription], pool: PoolRef) -> list[ServerDescription]:
+    """Return `items` with the state that the supervisor reports; unchanged if the supervisor does not answer."""
     try:
-        running = {item.name: item for item in ask(CommandRequest("list", {}), pool).items}
+        running = {item.name: item for item in ask(Request("list"), pool).items}
     except ControlError:
         return items
     return [

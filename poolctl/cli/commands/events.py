@@ -6,19 +6,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Annotated
 
-from poolctl.cli.command_line import (
-    LINES_OUTPUT,
-    SELECTION,
-    SINCE,
-    Command,
-    CommandRequest,
-    Option,
-    check_line_format,
-    flag,
-    validate_choice,
-)
+import typer
+
+from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import warning_of_unusable_files
+from poolctl.cli.options import (
+    Follow,
+    LineForm,
+    Place,
+    Selection,
+    Since,
+    examples,
+    line_count,
+    line_limit,
+    one_of,
+    with_options,
+)
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, local_time, paint, print_diagnostics, printable, stdout_fd
@@ -34,37 +39,45 @@ _RETRY_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
 _KIND_WIDTH = max(map(len, KINDS))
 
-COMMAND = Command(
-    "Show events: lifecycle, health, recovery, who did what.",
-    SELECTION,
-    LINES_OUTPUT,
-    flag("-f, --follow", "Keep following new events."),
-    Option("-n, --lines", "N", 'The last N events (default 100), or "all".'),
-    SINCE,
-    Option("--kind", "KIND", "Only this kind: lifecycle, health, audit, recovery, …", kind="list"),
-    section="Look",
-    examples=("poolctl events -f", "poolctl events users --since 1h --kind recovery"),
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand, epilog=examples("poolctl events -f", "poolctl events users --since 1h --kind recovery")
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Print the last events, and with -f new ones until interrupted. `-o json` prints JSON lines."""
-    check_line_format(request)
-    for kind in request.get("kind") or ():
-        validate_choice("--kind", kind, KINDS)
-    lines, since = request.line_limit(), request.log_timestamp("since")
-    pool = find_pool(request)
+@with_options
+def events(
+    place: Place,
+    selection: Selection,
+    output: LineForm = None,
+    follow: Follow = False,
+    lines: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--lines", metavar="N", parser=line_count, help='The last N events (default 100), or "all".'
+        ),
+    ] = None,
+    since: Since = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind", metavar="KIND", help="Only this kind: lifecycle, health, audit, …", **one_of(KINDS)
+        ),
+    ] = None,
+) -> Outcome:
+    """Show events: lifecycle, health, recovery, who did what."""
+    pool = find_pool(place)
     names = None
-    if not request.selector().selects_all:
-        names = [item.name for item in selected(request, pool).items]
-    watched = _EventStream(pool, EventFilter(names, request.get("kind") or (), since))
-    if watched.warning and not request.quiet:
+    if not selection.selector().selects_all:
+        names = [item.name for item in selected(place, selection, pool, command="events").items]
+    watched = _EventStream(pool, EventFilter(names, kind or (), since or ""))
+    if watched.warning and not place.quiet:
         print_diagnostics(Outcome(warnings=[watched.warning]))  # at once: -f does not end
     try:
-        past = _recent(watched.path, watched.wanted, lines)
-        write = _writer(request, [*(names or ()), *(each.server for each in past)])
+        past = _recent(watched.path, watched.wanted, line_limit(lines, since))
+        write = _writer(output, place.verbose, [*(names or ()), *(each.server for each in past)])
         watched.show_wanted(past, write)
-        if request.get("follow"):
+        if follow:
             watched.follow_forever(write)
     except KeyboardInterrupt:
         return Outcome.of_stream(INTERRUPTED)
@@ -155,10 +168,10 @@ def _configured_path(pool: PoolRef) -> str:
     return str(table.path or "") if table else ""
 
 
-def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[JournalEvent], None]:
-    if request.output in ("json", "jsonl"):
+def _writer(output: str | None, verbose: bool, names: Iterable[str]) -> Callable[[JournalEvent], None]:
+    if output in ("json", "jsonl"):
         return lambda event: print(json.dumps(event.to_json()))
-    colours, wide = coloured(sys.stdout), request.output == "wide" or request.verbose
+    colours, wide = coloured(sys.stdout), output == "wide" or verbose
     width = max([len(name) for name in names] or [0])
 
     def write(event: JournalEvent) -> None:

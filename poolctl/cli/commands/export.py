@@ -7,10 +7,14 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
-from poolctl.cli.command_line import Command, CommandRequest, Option, flag, output, validate_choice
+import typer
+
+from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import load
+from poolctl.cli.options import Place, examples, forms, one_of, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import (
@@ -25,26 +29,47 @@ from poolctl.feature import features
 from poolctl.platform import user_name
 
 SYSTEMS = ("systemd", *(name for feature in features() for name in feature.exports))
-COMMAND = Command(
-    "Write the pool as files for another system.",
-    Option("system", "SYSTEM", f"{' or '.join(SYSTEMS)}.", words=SYSTEMS, required=True),
-    Option(
-        "--directory",
-        "DIRECTORY",
-        "Write the files here instead of printing them.",
-        key="into",
-        completes="directories",
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The system to export the pool for, and where to write its files."""
+
+    system: Annotated[
+        str,
+        typer.Argument(
+            metavar="SYSTEM",
+            help=f"{' or '.join(SYSTEMS)}.",
+            **one_of(SYSTEMS),
+        ),
+    ]
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory", metavar="DIRECTORY", help="Write the files here instead of printing them."
+        ),
+    ] = None
+    for_user: Annotated[
+        bool, typer.Option("--user", help="Write units for the user's own service manager.")
+    ] = False
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("--listen", metavar="NAME=ADDRESS", help="Address that systemd opens for fd:NAME."),
+    ] = None
+
+
+ExportForm = Annotated[
+    str | None,
+    forms(
+        "json",
+        "jsonl",
+        "name",
+        fields=("name", "text"),
+        help="json, jsonl, name, or FIELD,FIELD…; default: the files' texts",
+        hint="--directory {} writes the files there",
     ),
-    output("json, jsonl, name, or FIELD,FIELD…; default: the files' texts", "json", "jsonl", "name"),
-    flag("--user", "Write units for the user's own service manager.", key="for_user"),
-    Option("--listen", "NAME=ADDRESS", "Address that systemd opens for fd:NAME.", kind="list"),
-    section="Files",
-    fields=("name", "text"),
-    examples=(
-        "poolctl export systemd --directory /etc/systemd/system",
-        *(f"poolctl export {name}" for name in SYSTEMS[1:]),
-    ),
-)
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,36 +90,42 @@ class ExportedFile:
     text: str
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Print the pool's files for the given SYSTEM, such as systemd; with --directory write them into that directory."""
-    system = str(request.get("system"))
-    validate_choice("export", system, SYSTEMS)
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
+        "poolctl export systemd --directory /etc/systemd/system",
+        *(f"poolctl export {name}" for name in SYSTEMS[1:]),
+    ),
+)
+@with_options
+def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
+    """Write the pool as files for another system."""
+    system = wanted.system
     made = next(
         (feature.load(feature.exports[system]) for feature in features() if system in feature.exports), _units
     )
-    files: Files = made(request)
-    directory = request.get("into")
-    outcome = _write_files(str(directory), files) if directory else _printed(request, files.texts)
+    files: Files = made(place, wanted)
+    outcome = _write_files(str(wanted.into), files) if wanted.into else _printed(output, files.texts)
     outcome.warnings += files.warnings
     return outcome
 
 
-def refuse_systemd_options(request: CommandRequest) -> None:
+def refuse_systemd_options(wanted: Wanted) -> None:
     """Raise UsageError for an option that only systemd units use."""
-    for key, option in (("for_user", "--user"), ("listen", "--listen")):
-        if request.get(key):
-            hint = f"poolctl export {request.get('system')}, without {option}"
+    for option, given in (("--user", wanted.for_user), ("--listen", wanted.listen)):
+        if given:
+            hint = f"poolctl export {wanted.system}, without {option}"
             raise UsageError(f"{option} is for systemd", hint=hint)
 
 
-def _units(request: CommandRequest) -> Files:
+def _units(place: Place, wanted: Wanted) -> Files:
     from poolctl.supervisor.active_configuration import default_name
 
-    ref = find_pool(request)
+    ref = find_pool(place)
     config = load(ref)
     name = config.settings.name or default_name(ref.files[0])
     listen = {}
-    for given in request.get("listen") or []:
+    for given in wanted.listen or []:
         key, equals, address = given.partition("=")
         if not (equals and key and address):
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
@@ -103,7 +134,7 @@ def _units(request: CommandRequest) -> Files:
     pool = ServicePool(
         name, ref.files, list(config), _poolctl_command(), os.environ, listen, _user(), seconds
     )
-    of_user = bool(request.get("for_user"))
+    of_user = wanted.for_user
     try:
         texts = units(pool, of_user=of_user)
     except ValueError as wrong:
@@ -128,9 +159,9 @@ def _user() -> str:
     return user_name(os.geteuid()) if os.geteuid() else ""
 
 
-def _printed(request: CommandRequest, texts: Mapping[str, str]) -> Outcome:
+def _printed(output: str | None, texts: Mapping[str, str]) -> Outcome:
     outcome = Outcome([ExportedFile(name=name, text=text) for name, text in texts.items()])
-    if request.output in ("", "table", "wide"):
+    if output in (None, "table", "wide"):
         outcome.text = "\n".join(f"# {name}\n{text}" for name, text in texts.items())
     return outcome
 

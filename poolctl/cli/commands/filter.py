@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
-from poolctl.cli.command_line import FILTERS, OUTPUT, Command, CommandRequest, Option, validate_choice
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Filters, Form, Place, examples, with_options
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import field_text
@@ -18,49 +22,52 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_PLACE = ("config", "pool", "quiet", "verbose")
+app = typer.Typer(add_completion=False)
 
-FIELDS = tuple(field.value for field in Field)
-COMMAND = Command(
-    "List servers whose name, bind or expose matches a pattern.",
-    Option("filter_field", "FIELD", "name, bind or expose.", words=FIELDS, required=True),
-    Option("pattern", "PATTERN", "The field's exact value, ignoring case."),
-    OUTPUT,
-    FILTERS,
-    Option("--regex", "RE", "Regular expression that the field must match."),
-    Option("--target", "FIELD", "Print this field of each match, one per line.", words=FIELDS),
-    section="Look",
-    examples=(
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl filter name users     exact match, ignoring case",
         "poolctl filter bind --regex '^127\\.' --target expose",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """The matching servers, or with --target one field of each. Selector options narrow the result further."""
-    field = validate_choice("FIELD", request.get("filter_field"), FIELDS)
-    target = request.get("target")
-    if target is not None:
-        validate_choice("--target", target, FIELDS)
-        if request.get("output") is not None:
-            raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
-    pattern, regex = request.get("pattern"), request.get("regex")
+@with_options
+def filter_servers(
+    place: Place,
+    filters: Filters,
+    field: Annotated[Field, typer.Argument(metavar="FIELD", help="name, bind or expose.")],
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="The field's exact value, ignoring case.")
+    ] = None,
+    output: Form = None,
+    regex: Annotated[
+        str | None,
+        typer.Option("--regex", metavar="RE", help="Regular expression that the field must match."),
+    ] = None,
+    target: Annotated[
+        Field | None,
+        typer.Option("--target", metavar="FIELD", help="Print this field of each match, one per line."),
+    ] = None,
+) -> Outcome:
+    """List servers whose name, bind or expose matches a pattern."""
+    if target is not None and output is not None:
+        raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
     if pattern is None and regex is None:
         hint = f"poolctl filter {field} PATTERN, or poolctl filter {field} --regex RE; poolctl list lists all servers"
         raise UsageError("filter: the pattern is missing", hint=hint)
     pattern, expressions = pattern or "", [] if regex is None else [regex]
     check_expressions("--regex", expressions)
-    selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
-    whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
-    everything = selected(whole, find_pool(request)).items
+    selector = replace(filters, invert=False, allow_empty=True).selector()
+    whole = Filters(allow_empty=filters.allow_empty)
+    everything = selected(place, whole, find_pool(place), command="filter").items
     narrowed = select(everything, selector)
     matched = matching_values("--regex", expressions, {field_text(item, field) for item in narrowed})
-    matches = value_test(Field(field), pattern, matched)
+    matches = value_test(field, pattern, matched)
     found = [item for item in narrowed if matches(field_text(item, field))]
-    if request.get("invert"):
+    if filters.invert:
         found = [item for item in everything if item not in found]
-    if not found and not request.get("allow_empty"):
+    if not found and not filters.allow_empty:
         return Outcome.failed(
             NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, everything)
         )

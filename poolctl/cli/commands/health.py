@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from types import SimpleNamespace
+from typing import Annotated
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, flag, validate_choice
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import latency, set_table_text
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.server_answers import HealthReportItem, HealthResult
 from poolctl.json_form import field_names
-from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
+from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
 from poolctl.units import format_duration
 
 COLUMNS = {
@@ -20,39 +25,41 @@ COLUMNS = {
     SIMPLE: ("name", "kind", "status"),
 }
 
-COMMAND = Command(
-    "Show the health of the servers and the gateway's routes.",
-    Option(
-        "--depth",
-        "DEPTH",
-        "full, summary (without addresses and errors) or simple. Default: full.",
-        words=DEPTHS,
-    ),
-    flag("--routes", "The routes only."),
-    OUTPUT,
-    section="Look",
-    fields=tuple(field_names(HealthReportItem)),
-    examples=("poolctl health --depth simple -o json",),
-    notes=(
-        "Exit 3: a route does not serve, or a server that should run is not ready.",
-        "napping: the next request wakes it; error: it has failed for good;",
-        "unknown: no answer yet, or stopped, disabled or drained on purpose.",
-    ),
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Print the health of routes and servers. Raises NoSupervisor."""
-    depth = validate_choice("--depth", request.get("depth") or FULL, DEPTHS)
-    result = ask_for(
-        HealthResult,
-        request,
-        find_pool(request),
-        more={"depth": depth, "routes": bool(request.get("routes"))},
-    )
+class Depth(StrEnum):
+    """How much the report tells."""
+
+    FULL = FULL
+    SUMMARY = SUMMARY
+    SIMPLE = SIMPLE
+
+
+@app.command(cls=PoolCommand, epilog=examples("poolctl health --depth simple -o json"))
+@with_options
+def health(
+    place: Place,
+    depth: Annotated[
+        Depth,
+        typer.Option(
+            "--depth", metavar="DEPTH", help="full, summary (without addresses and errors) or simple."
+        ),
+    ] = Depth.FULL,
+    routes: Annotated[bool, typer.Option("--routes", help="The routes only.")] = False,
+    output: Annotated[str | None, forms(fields=field_names(HealthReportItem))] = None,
+) -> Outcome:
+    """Show the health of the servers and the gateway's routes.
+
+    Exit 3: a route does not serve, or a server that should run is not ready. A route is napping if the next request
+    wakes it, error if it has failed for good, and unknown without an answer yet, or if it is stopped, disabled or
+    drained on purpose.
+    """
+    options = {"depth": depth.value, "routes": routes}
+    result = ask_for(HealthResult, Request("health", place, options=options), find_pool(place))
     names = (each.name for each in result.items)
     lines = [_health_row(each) for each in result.items]
-    return set_table_text(request, Outcome.of(result), lines, COLUMNS[depth], names)
+    return set_table_text(Outcome.of(result), output, lines, COLUMNS[depth], names)
 
 
 def _health_row(health: HealthReportItem) -> SimpleNamespace:

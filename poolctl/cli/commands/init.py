@@ -6,8 +6,13 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
+from typing import Annotated
 
-from poolctl.cli.command_line import Command, CommandRequest, Option, flag
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.config import FILE_NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
@@ -74,51 +79,59 @@ _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/mai
 
 STARTERS = {name: (starter, feature) for feature in features() for name, starter in feature.starters.items()}
 
-COMMAND = Command(
-    "Write a starter pool.toml, or the file that -c names.",
-    Option(
-        "directory", "DIRECTORY", "Where to write; default: the working directory.", completes="directories"
-    ),
-    flag("--app", "Also write a tiny application.", key="with_app"),
-    *(flag(f"--{name}", starter.help) for name, (starter, _) in STARTERS.items()),
-    flag("--force", "Overwrite existing files."),
-    section="Get started",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl init --app            with a tiny application to start with",
         *(starter.example for starter, _ in STARTERS.values()),
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Write the files. Existing files are kept (exit 8) unless --force is given."""
-    path = _target_path(request)
-    directory = os.path.dirname(path) or "."
-    found = "" if request.get("with_app") else existing_app(directory)
-    with_app = bool(request.get("with_app"))
+@with_options
+def init(
+    place: Place,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIRECTORY]", help="Where to write; default: the working directory."),
+    ] = None,
+    with_app: Annotated[bool, typer.Option("--app", help="Also write a tiny application.")] = False,
+    gateway: Annotated[
+        bool,
+        typer.Option(
+            "--gateway",
+            help="Write one with a gateway: two servers behind one port.",
+            hidden="gateway" not in STARTERS,
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+) -> Outcome:
+    """Write a starter pool.toml, or the file that -c names."""
+    path = _target_path(place, directory)
+    home = os.path.dirname(path) or "."
+    found = "" if with_app else existing_app(home)
     if not with_app:
         # Before the user is asked.
-        _refuse_existing([path] if os.path.lexists(path) and not request.get("force") else [])
-        with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _ask_to_write_app(
-            request
+        _refuse_existing([path] if os.path.lexists(path) and not force else [])
+        with_app = not (found or os.path.lexists(os.path.join(home, APP_FILE))) and _ask_to_write_app(
+            quiet=place.quiet
         )
     app = found or "hello:app"
-    name = (
-        re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
-    )
-    chosen = (
-        feature.load(starter.module) for option, (starter, feature) in STARTERS.items() if request.get(option)
-    )
-    starter = next(chosen, None)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(home))).strip("-.") or "pool"
+    starter = None
+    if gateway:
+        template, feature = STARTERS["gateway"]
+        starter = feature.load(template.module)
     pool = starter.POOL if starter else POOL
     texts = {os.path.basename(path): pool.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
     if with_app:
         texts[APP_FILE] = APP
-    _write(directory, texts, force=bool(request.get("force")))
-    written = " and ".join(os.path.normpath(os.path.join(directory, file)) for file in texts)
-    start = f"poolctl -c {shlex.quote(path)} start" if request.get("config") else "poolctl start"
+    _write(home, texts, force=force)
+    written = " and ".join(os.path.normpath(os.path.join(home, file)) for file in texts)
+    start = f"poolctl -c {shlex.quote(path)} start" if place.config else "poolctl start"
     outcome = Outcome(message=f"wrote {written}; next: {start}")
-    if not with_app and not found and not os.path.exists(os.path.join(directory, APP_FILE)):
+    if not with_app and not found and not os.path.exists(os.path.join(home, APP_FILE)):
         outcome.message = f"wrote {written}; next: name your application in it, then {start}"
         outcome.warnings = [
             f"{app!r} does not exist yet: name your application, or create it with poolctl init --app --force"
@@ -128,17 +141,16 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _target_path(request: CommandRequest) -> str:
+def _target_path(place: Place, directory: Path | None) -> str:
     """The path of the file to write: from -c, else pool.toml in the directory. UsageError for an unsuitable path."""
-    named = request.get("config") or []
-    directory = request.get("directory")
+    named = [*map(str, place.config or ())]
     if not named:
         return os.path.join(directory or ".", FILE_NAMES[0])
     if directory is not None or len(named) > 1:
         raise UsageError("init writes one file", hint="poolctl init DIRECTORY, or poolctl -c FILE init")
     if not named[0].endswith(".toml") or os.path.basename(named[0]) == PYPROJECT:
         raise UsageError(f"init writes a new TOML file, not {named[0]!r}", hint="-c NAME.toml")
-    return str(named[0])
+    return named[0]
 
 
 def existing_app(directory: str) -> str:
@@ -154,9 +166,9 @@ def existing_app(directory: str) -> str:
     return ""
 
 
-def _ask_to_write_app(request: CommandRequest) -> bool:
+def _ask_to_write_app(*, quiet: bool) -> bool:
     """Ask whether to write a tiny application. Without a terminal, or with --quiet, return False without asking."""
-    if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+    if quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     while True:
         sys.stderr.write(f"Write a tiny application ({APP_FILE}) too? [Y/n] ")

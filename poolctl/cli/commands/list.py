@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
-from poolctl.cli.command_line import FIELDS, OUTPUT, SELECTION, UPTIME, Command, CommandRequest
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import FIELDS, UPTIME, Place, Selection, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import FIGURES, footer_of, terminal_width_or_zero
 from poolctl.cli.supervisor_requests import selected
 
-COMMAND = Command(
-    "List servers.",
-    SELECTION,
-    OUTPUT,
-    section="Look",
-    fields=(*FIELDS, UPTIME, *FIGURES),
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl list -o wide",
         "poolctl list --state failed --state backoff -o name",
         "poolctl list -o json          for scripts; other commands take -o json too",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """The selected servers with their current state, from the supervisor.
-
-    If no supervisor runs, list the servers in the files. A server with surviving workers is then shown as running.
-    """
-    pool = find_pool(request)
-    measured = request.output == "wide" or not {*FIGURES}.isdisjoint(request.output.split(","))
-    result = selected(request, pool, measured=measured)
+@with_options
+def list_servers(
+    place: Place,
+    selection: Selection,
+    output: Annotated[str | None, forms(fields=(*FIELDS, UPTIME, *FIGURES))] = None,
+) -> Outcome:
+    """List servers."""
+    pool = find_pool(place)
+    measured = output == "wide" or not {*FIGURES}.isdisjoint((output or "").split(","))
+    result = selected(place, selection, pool, command="list", measured=measured)
     outcome, gateway = Outcome.of(result, form="table"), result.gateway
-    if not outcome.items and request.output not in ("json", "jsonl"):
+    if not outcome.items and output not in ("json", "jsonl"):
         outcome.notes.append(
-            "the pool has no servers" if request.selector().selects_all else "no server matches"
+            "the pool has no servers" if selection.selector().selects_all else "no server matches"
         )
     if gateway is not None:
         outcome.extra["gateway"] = gateway

@@ -6,79 +6,150 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import typer
 
 from poolctl.cli import log_rendering
-from poolctl.cli.command_line import (
-    FOLLOW,
-    LINES_OUTPUT,
-    SELECTION,
-    SINCE,
-    Command,
-    CommandRequest,
-    Option,
-    check_line_format,
-    flag,
-    validate_choice,
-)
+from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import load
+from poolctl.cli.options import (
+    BadValue,
+    Follow,
+    LineForm,
+    Place,
+    Selection,
+    Since,
+    examples,
+    line_count,
+    line_limit,
+    near_or_all,
+    one_of,
+    timestamp,
+    with_options,
+)
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, print_diagnostics, stdout_fd
-from poolctl.cli.supervisor_requests import ask, ask_or_read_files
+from poolctl.cli.supervisor_requests import Request, ask, ask_or_read_files
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
+from poolctl.logs import log_tail
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
-from poolctl.logs.log_tail import follow, merged_tails
-from poolctl.selection.selector import LISTS, expression_error
+from poolctl.selection.selector import expression_error
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
 _OF_GATEWAY = ("[gateway]", "[access]")
 
-COMMAND = Command(
-    "Show the servers' output.",
-    SELECTION,
-    LINES_OUTPUT,
-    FOLLOW,
-    Option("-n, --lines, --tail", "N", 'The last N lines of each server (default 100), or "all".'),
-    SINCE,
-    Option("--until", "TIME", 'Nothing newer than this: "10m", or an ISO 8601 time.'),
-    Option("--grep", "RE", "Only lines in which this regular expression matches.", kind="list"),
-    Option(
-        "--level",
-        "LEVEL",
-        "Only lines of at least this level: debug, info, warning, error, critical.",
-        words=LEVELS,
-    ),
-    flag("-t, --timestamps", "Show the time of each line (default on a terminal)."),
-    flag("--no-timestamps", "Do not show times, even on a terminal."),
-    flag("--raw", "Print lines unchanged, without the servers' names."),
-    flag("--gateway", "The gateway's own log and access log; no servers unless selected."),
-    flag("--reopen", "Reopen log files (after logrotate)."),
-    section="Look",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+def _level(text: str) -> str:
+    if (level := canonical_level(text)) not in LEVELS:
+        raise BadValue(f"unknown value {text!r}", near_or_all(level, LEVELS))
+    return level
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which lines to print."""
+
+    lines: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--lines",
+            "--tail",
+            metavar="N",
+            parser=line_count,
+            help='The last N lines of each server (default 100), or "all".',
+        ),
+    ] = None
+    since: Since = None
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until", metavar="TIME", parser=timestamp, help='Nothing newer: "10m", or an ISO 8601 time.'
+        ),
+    ] = None
+    grep: Annotated[
+        list[str] | None,
+        typer.Option("--grep", metavar="RE", help="Only lines in which this regular expression matches."),
+    ] = None
+    level: Annotated[
+        str | None,
+        typer.Option(
+            "--level",
+            metavar="LEVEL",
+            help="Only lines of at least this level: debug, info, warning, error, critical.",
+            parser=_level,
+            autocompletion=one_of(LEVELS)["autocompletion"],
+        ),
+    ] = None
+
+    def line_filter(self, *, levels: bool) -> LineFilter:
+        """What a line must match. Raises SelectorError for an invalid expression of --grep."""
+        grep = _line_search("--grep", self.grep) if self.grep else None
+        return LineFilter(until=self.until or "", least=self.level or "", matches=grep, levels=levels)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl logs -f               of all servers, merged",
         "poolctl logs users --since 10m",
         "poolctl logs --level error --grep timeout",
         "poolctl logs -f --gateway     what the gateway reports, and its access log",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Print the last lines, and with -f new ones until interrupted. `-o json` prints JSON lines."""
-    check_line_format(request)
-    _check_options(request)
-    if request.get("reopen"):
-        return _reopen(request)
-    lines, since = request.line_limit(), request.log_timestamp("since")
-    wanted = _filter(request)
-    pool = find_pool(request)
-    paths, request_ids = _log_files_and_names_with_ids(request, pool)
-    text_of = _line_formatter(request, list(paths), request_ids)
+@with_options
+def logs(
+    place: Place,
+    selection: Selection,
+    wanted: Wanted,
+    output: LineForm = None,
+    follow: Follow = False,
+    timestamps: Annotated[
+        bool,
+        typer.Option("-t", "--timestamps", help="Show the time of each line (default on a terminal)."),
+    ] = False,
+    no_timestamps: Annotated[
+        bool, typer.Option("--no-timestamps", help="Do not show times, even on a terminal.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print lines unchanged, without the servers' names.")
+    ] = False,
+    gateway: Annotated[
+        bool,
+        typer.Option("--gateway", help="The gateway's own log and access log; no servers unless selected."),
+    ] = False,
+    reopen: Annotated[bool, typer.Option("--reopen", help="Reopen log files (after logrotate).")] = False,
+) -> Outcome:
+    """Show the servers' output."""
+    if raw and output:
+        raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
+    if timestamps and (no_timestamps or raw):
+        raise UsageError(f"--timestamps and {'--raw' if raw else '--no-timestamps'} cannot be combined")
+    if follow and wanted.until:
+        raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
+    if reopen:
+        return _reopen(place)
+    is_wide = place.verbose or output == "wide"
+    times = log_rendering.SHORT_TIMES if sys.stdout.isatty() else log_rendering.NO_TIMES
+    if timestamps or is_wide:
+        times = log_rendering.STAMPS
+    if no_timestamps:
+        times = log_rendering.NO_TIMES
+    lines, since = line_limit(wanted.lines, wanted.since), wanted.since or ""
+    line_filter = wanted.line_filter(levels=(output or "").startswith("json"))
+    pool = find_pool(place)
+    paths, request_ids = _log_files_and_names_with_ids(place, selection, pool, gateway=gateway)
+    text_of = _line_formatter(output, raw, times, list(paths), paths.keys() if is_wide else request_ids)
     if _OF_GATEWAY[0] in paths:
         text_of = _without_keys_of_gateway(text_of)
 
@@ -89,19 +160,19 @@ def perform(request: CommandRequest) -> Outcome:
         errors = [error(FAILED, f"{paths[name]} cannot be read: {failure.strerror}", name=name)]
         print_diagnostics(Outcome(errors=errors))  # at once: -f does not end
 
-    if request.get("follow"):
+    if follow:
         try:
-            for line in follow(
-                paths, lines=lines, since=since, wanted=wanted, unreadable=report, reader=stdout_fd()
+            for line in log_tail.follow(
+                paths, lines=lines, since=since, wanted=line_filter, unreadable=report, reader=stdout_fd()
             ):
                 sys.stdout.write(text_of(line))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             return Outcome.of_stream(INTERRUPTED)
-    found = merged_tails(paths, lines, since=since, wanted=wanted, unreadable=report)
+    found = log_tail.merged_tails(paths, lines, since=since, wanted=line_filter, unreadable=report)
     for line in found:
         sys.stdout.write(text_of(line))
-    selects = bool(since) or any(request.get(each) for each in ("until", "level", "grep"))
+    selects = bool(since or wanted.until or wanted.level or wanted.grep)
     if not found and paths.keys() == set(_OF_GATEWAY) and not selects:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
     elif not found and sys.stdout.isatty():
@@ -109,59 +180,43 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _check_options(request: CommandRequest) -> None:
-    if request.get("raw") and request.output:
-        raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
-    if request.get("timestamps") and (request.get("no_timestamps") or request.get("raw")):
-        other = "--raw" if request.get("raw") else "--no-timestamps"
-        raise UsageError(f"--timestamps and {other} cannot be combined")
-    if request.get("follow") and request.get("until"):
-        raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
-
-
-def _filter(request: CommandRequest) -> LineFilter:
-    until, word = request.log_timestamp("until"), request.get("level")
-    least = validate_choice("--level", canonical_level(word), LEVELS) if word is not None else ""
-    expressions = request.get("grep")
-    grep = _line_search("--grep", expressions) if expressions else None
-    return LineFilter(until=until, least=least, matches=grep, levels=request.output.startswith("json"))
-
-
-def _log_files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
+def _log_files_and_names_with_ids(
+    place: Place, selection: Selection, pool: PoolRef, *, gateway: bool
+) -> tuple[dict[str, str], Set[str]]:
     """The log files by displayed name, and the names whose lines show request IDs."""
     try:
-        return _files_and_names_with_ids(request, pool)
+        return _files_and_names_with_ids(place, selection, pool, gateway=gateway)
     except Failure as failure:
-        targets = request.get("targets") or []
+        targets = selection.targets or []
         missing = failure.outcome.exit_code == NOTHING_MATCHED and GATEWAY in targets
-        if not missing or not _has_gateway(request, pool):
+        if not missing or not _has_gateway(place, pool):
             raise
     # No server has this name.
-    values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
-    return _files_and_names_with_ids(CommandRequest(request.verb, values), pool)
+    selection = replace(selection, targets=[each for each in targets if each != GATEWAY])
+    return _files_and_names_with_ids(place, selection, pool, gateway=True)
 
 
-def _files_and_names_with_ids(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
-    gateway = bool(request.get("gateway"))
-    if gateway and not _has_gateway(request, pool):
+def _files_and_names_with_ids(
+    place: Place, selection: Selection, pool: PoolRef, *, gateway: bool
+) -> tuple[dict[str, str], Set[str]]:
+    if gateway and not _has_gateway(place, pool):
         hint = "a [gateway] or a [[route]] in the file adds one"
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
-    servers = not gateway or not request.selector().selects_all
-    items = ask_or_read_files(request, pool)[0] if servers else ()
+    servers = not gateway or not selection.selector().selects_all
+    items = ask_or_read_files(Request("show", place, selection, command="logs"), pool)[0] if servers else ()
     paths = log_rendering.log_paths(items, pool.logs_directory)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
         paths |= dict(zip(_OF_GATEWAY, files, strict=True))
     shown = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
-    return paths, paths.keys() if _is_wide(request) else shown
+    return paths, shown
 
 
-def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
+def _has_gateway(place: Place, pool: PoolRef) -> bool:
     """Whether the pool has a gateway, according to its supervisor or else its files."""
-    whole = CommandRequest(request.verb, {**request.values, **dict.fromkeys((*LISTS, "invert"))})
     try:
-        return ask(whole, pool, "list").gateway is not None
+        return ask(Request("list", place, command="logs"), pool).gateway is not None
     except NoSupervisor:
         if not pool.files:
             raise
@@ -169,18 +224,16 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
 
 
 def _line_formatter(
-    request: CommandRequest, names: list[str], request_ids: Set[str]
+    output: str | None, raw: bool, times: str, names: list[str], request_ids: Set[str]
 ) -> Callable[[LogLine], str]:
-    if request.output.startswith("json"):
+    if (output or "").startswith("json"):
         return _json_line
-    if request.get("raw"):
+    if raw:
         if not sys.stdout.isatty():
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
         return lambda line: f"{log_rendering.terminal_text(line.text, colours=colours)}\n"
-    return log_rendering.PrefixedLineFormatter(
-        names, times=_time_style(request), records=True, request_ids=request_ids
-    ).line
+    return log_rendering.PrefixedLineFormatter(names, times=times, records=True, request_ids=request_ids).line
 
 
 def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[LogLine], str]:
@@ -195,22 +248,10 @@ def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[Log
     return shown
 
 
-def _is_wide(request: CommandRequest) -> bool:
-    return request.verbose or request.output == "wide"
-
-
-def _time_style(request: CommandRequest) -> str:
-    if request.get("no_timestamps"):
-        return log_rendering.NO_TIMES
-    if request.get("timestamps") or _is_wide(request):
-        return log_rendering.STAMPS
-    return log_rendering.SHORT_TIMES if sys.stdout.isatty() else log_rendering.NO_TIMES
-
-
-def _reopen(request: CommandRequest) -> Outcome:
+def _reopen(place: Place) -> Outcome:
     """Have all log files reopened after another program has moved them; return when this is done."""
     try:
-        result = ask(request, find_pool(request), "reopen")
+        result = ask(Request("reopen", place, command="logs"), find_pool(place))
     except NoSupervisor:
         return Outcome(message="nothing is running")
     return Outcome.of(result, "" if result.exit_code else "log files reopened")

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, flag
+from typing import Annotated
+
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, Selection, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.server_answers import MetricsResult, StatsResult
 
-COMMAND = Command(
-    "Print the pool's metrics for Prometheus.",
-    SELECTION,
-    OUTPUT,
-    flag("--openmetrics", "Use the OpenMetrics format."),
-    section="Look",
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """The metrics as text; with -o json the selected servers with their figures. Raises NoSupervisor."""
-    pool = find_pool(request)
-    if request.output:
-        return Outcome.of(ask_for(StatsResult, request, pool, "stats"))
-    options = {"openmetrics": bool(request.get("openmetrics"))}
-    result = ask_for(MetricsResult, request, pool, more=options)
+@app.command(cls=PoolCommand)
+@with_options
+def metrics(
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    openmetrics: Annotated[bool, typer.Option("--openmetrics", help="Use the OpenMetrics format.")] = False,
+) -> Outcome:
+    """Print the pool's metrics for Prometheus."""
+    pool = find_pool(place)
+    if output:
+        return Outcome.of(ask_for(StatsResult, Request("stats", place, selection, command="metrics"), pool))
+    result = ask_for(MetricsResult, Request("metrics", place, selection, {"openmetrics": openmetrics}), pool)
     return Outcome.of(result, text=None if result.exit_code else result.text)

@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import count_ready_and_expected, relative_to_cwd, table
 from poolctl.control import pool_paths
@@ -17,7 +20,7 @@ from poolctl.json_form import to_json
 
 ANSWER_SECONDS = 2.0
 
-COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section="Machine")
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +38,19 @@ class RunningPool:
     message: str | None = None
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """All pools with name, files, the supervisor's pid, and the number of ready servers."""
+@app.command(cls=PoolCommand)
+@with_options
+def pools(place: Place, output: Form = None) -> Outcome:
+    """List this user's running pools, wherever their files are."""
     found = [
         pool
         for path in pool_paths.existing_pool_directories(os.environ)
         if (pool := _query_pool_and_ready_text(path)) is not None
     ]
-    pools = [pool for pool, _ in found]
-    outcome = Outcome(pools)
-    if not pools and request.output not in ("json", "jsonl"):
+    outcome = Outcome([pool for pool, _ in found])
+    if not found and output not in ("json", "jsonl"):
         outcome.notes.append("no pool of this user is running")
-    if request.output in ("", "table", "wide"):
+    if output in (None, "table", "wide"):
         rows = [
             SimpleNamespace(
                 name=pool.name, pid=pool.pid, ready=ready, files=" ".join(map(relative_to_cwd, pool.files))

@@ -3,59 +3,73 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from time import time
+from typing import Annotated
 
-from poolctl.cli.command_line import (
-    ALLOW_EXPIRED,
-    CALLER_ENV,
-    WAIT_OPTIONS,
-    WATCH,
-    Command,
-    CommandRequest,
-    flag,
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import (
+    AllowExpired,
+    CallerEnv,
+    Form,
+    Place,
+    Wait,
+    Watch,
+    caller_env,
+    examples,
+    with_options,
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
 from poolctl.cli.render import coloured, relative_to_cwd, show
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
 
-COMMAND = Command(
-    "Apply the changed file: start, stop, restart what differs.",
-    WAIT_OPTIONS,
-    flag("--dry-run", "Print the difference, change nothing; exit 3 if there is one."),
-    WATCH,
-    CALLER_ENV,
-    ALLOW_EXPIRED,
-    section="Change",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",
         "poolctl reload                apply them",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Apply or, with --dry-run, print the changes of the files since the pool read them."""
-    dry_run = bool(request.get("dry_run"))
-    if request.get("watch") and dry_run:
+@with_options
+def reload(
+    place: Place,
+    wait: Wait,
+    output: Form = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the difference, change nothing; exit 3 if there is one.")
+    ] = False,
+    watch: Watch = False,
+    env: CallerEnv = False,
+    allow_expired: AllowExpired = False,
+) -> Outcome:
+    """Apply the changed file: start, stop, restart what differs."""
+    if watch and dry_run:
         raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
-    pool = find_pool(request)
-    if request.get("watch"):
-        return _watch(request, pool)
-    result = ask_for(ReloadResult, request, pool, more={"dry_run": dry_run})
+    pool = find_pool(place)
+    options = {"wait": not wait.no_wait, "force": allow_expired, **caller_env(env)}
+    request = Request("reload", place, options=options, timeout=wait.timeout)
+    if watch:
+        return _watch(request, pool, output)
+    result = ask_for(ReloadResult, replace(request, options={**options, "dry_run": dry_run}), pool)
     outcome = Outcome.of(result, plan_text(result, coloured(sys.stdout), dry_run=dry_run))
     outcome.painted = True
-    outcome.warnings += _started_with_other_files_warnings(request, pool)
+    outcome.warnings += _started_with_other_files_warnings(place, pool)
     return outcome
 
 
-def _started_with_other_files_warnings(request: CommandRequest, pool: PoolRef) -> list[str]:
+def _started_with_other_files_warnings(place: Place, pool: PoolRef) -> list[str]:
     """Return a warning if several -c options are given and the pool's supervisor has read other files; otherwise []."""
-    if len(request.get("config") or ()) < 2:
+    if len(place.config or ()) < 2:
         return []
     files = Client(pool.socket).ping().files or pool.files
     if list(files) == pool.files:
@@ -66,25 +80,25 @@ def _started_with_other_files_warnings(request: CommandRequest, pool: PoolRef) -
     ]
 
 
-def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
+def _watch(request: Request, pool: PoolRef, output: str | None) -> Outcome:
     """Reload now and on every change, until Ctrl-C or the end of the pool."""
     from poolctl.cli.reload_on_change import PoolWatcher
 
     ended = Outcome(message="the pool has been stopped")
 
     def say(line: str) -> None:
-        if not request.quiet:
+        if not request.place.quiet:
             print(line, file=sys.stderr)
 
     try:
         for result in PoolWatcher(request, pool, say, time()).apply_changes(now=True):
             lines = change_lines(result, coloured(sys.stdout))
-            outcome = Outcome.of(result, "\n".join(lines), form=request.output)
+            outcome = Outcome.of(result, "\n".join(lines), form=output or "")
             outcome.painted = True
-            outcome.quiet = request.quiet
+            outcome.quiet = request.place.quiet
             show(outcome)
             sys.stdout.flush()
     except KeyboardInterrupt:
         ended = Outcome(exit_code=INTERRUPTED)
-    ended.streamed = bool(request.output)
+    ended.streamed = bool(output)
     return ended

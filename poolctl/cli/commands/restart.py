@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import (
-    ALLOW_EXPIRED,
-    CALLER_ENV,
-    NO_DEPS,
-    SELECTION,
-    WAIT_OPTIONS,
-    Command,
-    CommandRequest,
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import (
+    AllowExpired,
+    CallerEnv,
+    Form,
+    NoDeps,
+    Place,
+    Selection,
+    Wait,
+    caller_env,
+    examples,
+    with_options,
 )
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import last_run_outcome_line, ready_line, server_count_text, still_running_text
-from poolctl.cli.supervisor_requests import ask_or_launch, notify_systemd_of_keeper_pid
+from poolctl.cli.supervisor_requests import Request, ask_or_launch, notify_systemd_of_keeper_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.control.answers import Result
 
-COMMAND = Command(
-    "Replace servers without refusing a connection.",
-    SELECTION,
-    WAIT_OPTIONS,
-    NO_DEPS,
-    CALLER_ENV,
-    ALLOW_EXPIRED,
-    section="Lifecycle",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl restart --tag api     new processes are ready before old ones end",
         "poolctl restart --not users   all but this",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Restart the selected servers; returns when each is ready or has failed, with the reason."""
-    pool = find_pool(request)
-    result = ask_or_launch(request, pool)
+@with_options
+def restart(
+    place: Place,
+    selection: Selection,
+    wait: Wait,
+    output: Form = None,
+    no_deps: NoDeps = False,
+    env: CallerEnv = False,
+    allow_expired: AllowExpired = False,
+) -> Outcome:
+    """Replace servers without refusing a connection."""
+    pool = find_pool(place)
+    options = {"wait": not wait.no_wait, "deps": not no_deps, "force": allow_expired, **caller_env(env)}
+    result = ask_or_launch(Request("restart", place, selection, options, wait.timeout), pool)
     if not result.ended:
         notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)
     if result.errors:
         return Outcome.of(result, _restarted_line(result))
-    return Outcome.of(result, _done_line(result, waited=not request.get("no_wait")))
+    return Outcome.of(result, _done_line(result, waited=not wait.no_wait))
 
 
 def _done_line(result: Result, *, waited: bool) -> str:

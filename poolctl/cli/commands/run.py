@@ -6,24 +6,28 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from functools import partial
+from typing import Annotated
 
-from poolctl.cli.command_line import (
-    NO_DEPS,
-    OUTPUT,
-    SELECTION,
-    TIMEOUT,
-    WATCH,
-    Command,
-    CommandRequest,
-    Option,
-    flag,
-    validate_choice,
+import typer
+
+from poolctl.cli.group import TakesProgram
+from poolctl.cli.options import (
+    Form,
+    NoDeps,
+    Place,
+    Selection,
+    Timeout,
+    Watch,
+    duration,
+    examples,
+    with_options,
 )
-from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.run_session.signals import blocked_signals, noted_signals, status_after, stopping_signals
-from poolctl.cli.supervisor_requests import refuse_without_linux, supervisor_log_size
+from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.errors import ControlError
@@ -32,47 +36,90 @@ from poolctl.file_access import why_not_executable
 
 FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
 
-COMMAND = Command(
-    "Run the pool in the foreground, or around a command: -- CMD…",
-    SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    NO_DEPS,
-    WATCH,
-    flag("--no-access-log", "Log no requests, even if the file enables it."),
-    flag("--debug", "Run a single server in this process, so that breakpoints work."),
-    Option("--log-format", "FORM", "Servers' output as text (default) or json."),
-    Option("--stop-timeout", "DURATION", "Time limit for stopping everything (default as PID 1: 8s)."),
-    section="Get started",
-    takes_command=True,
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+class LogFormat(StrEnum):
+    """The form in which the servers' output is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.command(
+    cls=TakesProgram,
+    epilog=examples(
         "poolctl run                   until Ctrl-C",
         "poolctl run --watch           applies changed code and configuration",
         "poolctl run -- pytest tests   until the tests end; exits with their code",
         "poolctl run --debug users     this server alone; breakpoint() stops here",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Run the pool until it stops. The exit code says how it ended."""
-    if request.get("debug"):
+@with_options
+def run(
+    ctx: typer.Context,
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    timeout: Timeout = None,
+    no_deps: NoDeps = False,
+    watch: Watch = False,
+    no_access_log: Annotated[
+        bool, typer.Option("--no-access-log", help="Log no requests, even if the file enables it.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Run a single server in this process, so that breakpoints work.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            metavar="FORM",
+            envvar=FORMAT_VARIABLE,
+            show_envvar=False,
+            help="Servers' output as text (default) or json.",
+        ),
+    ] = None,
+    stop_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--stop-timeout",
+            metavar="DURATION",
+            parser=duration,
+            help="Time limit for stopping everything (default as PID 1: 8s).",
+        ),
+    ] = None,
+) -> Outcome:
+    """Run the pool in the foreground, or around a command."""
+    command = ctx.args
+    if debug:
         from poolctl.cli.foreground_server import run_server_in_foreground
 
-        run_server_in_foreground(request)
+        source = ctx.get_parameter_source("log_format")
+        not_with = {
+            "a command": command,
+            "--watch": watch,
+            "-o": output,
+            "--log-format": source is not None and source.name == "COMMANDLINE",
+            "--stop-timeout": stop_timeout,
+            "--timeout": timeout,
+            "--no-deps": no_deps,
+        }
+        for option, given in not_with.items():
+            if given:
+                raise UsageError(f"--debug and {option} cannot be combined", hint="poolctl run --debug NAME")
+        run_server_in_foreground(place, selection, access_log=not no_access_log)
     refuse_without_linux()
-    limit_seconds = request.seconds("stop_timeout")
+    limit_seconds = stop_timeout
     if os.getpid() == 1:  # in a container
         from poolctl.cli.run_session.init_process import STOP_SECONDS, continue_in_child
 
         limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds
         continue_in_child(limit_seconds)
-    command = request.get("command") or []
     path = program(command, os.environ) if command else ""
-    pool = find_pool(request)
-    request.selector(), request.verb_options()  # a wrong value is reported before anything runs
-    form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
-    objects = validate_choice("--log-format", form, ("text", "json")) == "json"
+    pool = find_pool(place)
+    selection.selector()  # a mistake in it is reported before anything runs
+    prints_logs = not command and not output
     _refuse_running(pool)
     stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
     with blocked_signals(stop_signals):
@@ -80,21 +127,27 @@ def perform(request: CommandRequest) -> Outcome:
         with noted_signals(stop_signals, partial(status_after, has_command=bool(command))) as noted:
             from poolctl.supervisor.launch import launch
 
-            keeper = launch(pool.files, supervisor_environment(request), lifeline=True)
+            keeper = launch(
+                pool.files,
+                supervisor_environment(no_access_log=no_access_log, prints_logs=prints_logs),
+                lifeline=True,
+            )
         import asyncio  # now, while the supervisor starts
 
         from poolctl.cli.run_session.session import RunSession
 
         session = RunSession(
-            request,
+            Request("start", place, selection, {"deps": not no_deps}, timeout),
             pool,
             keeper,
             command=command,
             path=path,
             stop_signals=stop_signals,
             limit_seconds=limit_seconds,
-            objects=objects,
-            prints_logs=prints_logs(request),
+            objects=log_format == LogFormat.JSON,
+            output=output,
+            watch=watch,
+            prints_logs=prints_logs,
         )
         return asyncio.run(session.run(noted, log_start))
 
@@ -108,21 +161,16 @@ def _refuse_running(pool: PoolRef) -> None:
     raise ControlError(message, exit_code=CONFLICT, hint="stop it with poolctl stop")
 
 
-def prints_logs(request: CommandRequest) -> bool:
-    """Whether to print the servers' output: only if no command follows `--` and no option -o is given."""
-    return not request.get("command") and not request.output
-
-
-def supervisor_environment(request: CommandRequest) -> Mapping[str, str]:
+def supervisor_environment(*, no_access_log: bool, prints_logs: bool) -> Mapping[str, str]:
     """The environment of the pool's processes: this command's, and a variable that turns access logs on or off.
 
     --no-access-log turns them off. Otherwise they are on if the servers' output is printed to a terminal.
     """
-    if request.get("no_access_log"):
+    if no_access_log:
         from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
         return {**os.environ, NO_ACCESS_LOG_VARIABLE: "1"}
-    if prints_logs(request) and sys.stdout.isatty():
+    if prints_logs and sys.stdout.isatty():
         return {**os.environ, ACCESS_LOG_VARIABLE: "1"}
     return os.environ
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Annotated
 
-from poolctl.cli.command_line import OUTPUT, REVEAL, SELECTION, Command, CommandRequest, flag
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, Reveal, Selection, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
@@ -19,7 +23,7 @@ from poolctl.cli.render import (
     stack_lines,
     window_end_text,
 )
-from poolctl.cli.supervisor_requests import ask_or_read_files
+from poolctl.cli.supervisor_requests import Request, ask_or_read_files
 from poolctl.config import masked, value_text
 from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
@@ -33,28 +37,30 @@ _DEFAULT = "default"
 _NEXT_LINE = "\n" + " " * 13
 _WIDTH = 78  # the width of the line that lists the keys with default values
 
-COMMAND = Command(
-    "Show everything about servers.",
-    SELECTION,
-    OUTPUT,
-    flag("--full", "Show values at their defaults as well."),
-    REVEAL,
-    section="Look",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl show users            each configured value with its origin",
         "poolctl show users --full     the defaults of the others, too",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """The servers with their running state and their configuration."""
-    items, answer = ask_or_read_files(request, find_pool(request))
-    if not request.get("reveal"):
+@with_options
+def show(
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    full: Annotated[bool, typer.Option("--full", help="Show values at their defaults as well.")] = False,
+    reveal: Reveal = False,
+) -> Outcome:
+    """Show everything about servers."""
+    items, answer = ask_or_read_files(Request("show", place, selection, {"reveal": reveal}), find_pool(place))
+    if not reveal:
         items = [replace(item, config=masked(item.config)) for item in items]
     text = None
-    if not request.output:
-        full = bool(request.get("full"))
+    if not output:
         text = "\n".join(_text(item, coloured(sys.stdout), full=full) for item in items)
     outcome = Outcome(items, warnings=answer.warnings if answer else (), text=text)
     outcome.changed = answer.changed if answer else None

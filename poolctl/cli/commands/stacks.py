@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
-from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, Selection, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import coloured, paint, printable
-from poolctl.cli.supervisor_requests import ask_for, selected
+from poolctl.cli.supervisor_requests import Request, ask_for, selected
 from poolctl.control.client import NoSupervisor
 from poolctl.control.server_answers import StacksResult
 from poolctl.feature import features
@@ -17,39 +21,42 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
 
-COMMAND = Command(
-    "Show what the threads and tasks of workers do now.",
-    SELECTION,
-    OUTPUT,
-    section="Look",
-    fields=("name", "worker", "pid", "source", "problem", "place"),
-    notes=(
-        "The workers go on; one whose event loop hangs answers as well.",
-        "Without a supervisor the processes of `poolctl serve` answer.",
-    ),
-    examples=("poolctl stacks users          where it hangs, the innermost call first",),
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand, epilog=examples("poolctl stacks users          where it hangs, the innermost call first")
 )
+@with_options
+def show_stacks(
+    place: Place,
+    selection: Selection,
+    output: Annotated[
+        str | None, forms(fields=("name", "worker", "pid", "source", "problem", "place"))
+    ] = None,
+) -> Outcome:
+    """Show what the threads and tasks of workers do now.
 
-
-def perform(request: CommandRequest) -> Outcome:
-    """The stacks from the supervisor, or from each process of `poolctl serve`. Raises NoSupervisor if neither runs."""
-    pool = find_pool(request)
+    The workers go on; one whose event loop hangs answers as well. Without a supervisor the processes of `poolctl serve`
+    answer.
+    """
+    pool = find_pool(place)
     try:
-        result = ask_for(StacksResult, request, pool)
+        result = ask_for(StacksResult, Request("stacks", place, selection), pool)
     except NoSupervisor:
         parts = [feature.load(feature.stacks) for feature in features() if feature.stacks]
         found = [each for stacks_in in parts for each in stacks_in(pool.directory)]
         if not found:
             raise
-        if not request.selector().selects_all:
-            names = {each.name for each in selected(request, pool).items}
+        if not selection.selector().selects_all:
+            names = {each.name for each in selected(place, selection, pool, command="stacks").items}
             found = [each for each in found if each.name in names]
         result = StacksResult(items=tuple(found))
     outcome = Outcome.of(result)
-    if request.output in ("", "table", "wide") and not outcome.errors:
+    if output in (None, "table", "wide") and not outcome.errors:
         colours = coloured(sys.stdout)
         outcome.text = "\n".join(_text(each, colours) for each in result.items)
-    elif request.output == "name":
+    elif output == "name":
         outcome.text = "".join(f"{printable(each.worker)}\n" for each in result.items)
     return outcome
 

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, NoDeps, Place, Selection, Wait, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
-from poolctl.cli.supervisor_requests import ask_or_launch, notify_systemd_of_keeper_pid
+from poolctl.cli.supervisor_requests import Request, ask_or_launch, notify_systemd_of_keeper_pid
 
 _RETRYING_STATES = ("starting", "backoff")
 _MOST_NAMES = 3
 
-COMMAND = Command(
-    "Start servers; return when each is ready.",
-    SELECTION,
-    WAIT_OPTIONS,
-    NO_DEPS,
-    section="Lifecycle",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl start                 everything",
         "poolctl start users 'api-*'   these, and their dependencies",
         "poolctl start --tag api --timeout 1m",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Start the selected servers; returns when each is ready or has failed, with the reason."""
-    pool = find_pool(request)
-    result = ask_or_launch(request, pool)
+@with_options
+def start(
+    place: Place, selection: Selection, wait: Wait, output: Form = None, no_deps: NoDeps = False
+) -> Outcome:
+    """Start servers; return when each is ready."""
+    pool = find_pool(place)
+    options = {"wait": not wait.no_wait, "deps": not no_deps}
+    result = ask_or_launch(Request("start", place, selection, options, wait.timeout), pool)
     if not result.ended:
         notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)
     failed = {error.name for error in result.errors}
     found = address_lines(item for item in result.items if item.name not in failed)
-    lines = [ready_line(result, waited=not request.get("no_wait")), *found]
+    lines = [ready_line(result, waited=not wait.no_wait), *found]
     outcome = Outcome.of(result, "\n".join(filter(None, lines)))
     trying = [
         printable(each.name)

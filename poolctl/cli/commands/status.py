@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
-from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, flag
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, Selection, examples, with_options
 from poolctl.cli.outcome import Outcome, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import (
@@ -16,7 +20,7 @@ from poolctl.cli.render import (
     stack_lines,
     terminal_width_or_zero,
 )
-from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
+from poolctl.cli.supervisor_requests import CRASH_LOOP, Request, ask, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.units import format_size
@@ -32,41 +36,43 @@ if TYPE_CHECKING:
 # Docker's HEALTHCHECK accepts only 0 and 1.
 UNHEALTHY = 1
 
-COMMAND = Command(
-    "Show whether every enabled server is ready (exit 0) or not (3).",
-    SELECTION,
-    OUTPUT,
-    flag("--healthcheck", "Exit with 1 instead of 3, as container health checks expect."),
-    section="Look",
-    notes=(
-        "Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",
-        "A table that cannot be served, such as [gateway] or [metrics], is a warning.",
-    ),
-    examples=("poolctl status && echo all is well",),
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Summarize the selected servers; exit 0 if every enabled one is ready, else 3, or 1 with --healthcheck."""
-    if not request.get("healthcheck"):
-        return _status(request)
+@app.command(cls=PoolCommand, epilog=examples("poolctl status && echo all is well"))
+@with_options
+def status(
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    healthcheck: Annotated[
+        bool,
+        typer.Option("--healthcheck", help="Exit with 1 instead of 3, as container health checks expect."),
+    ] = False,
+) -> Outcome:
+    """Show whether every enabled server is ready (exit 0) or not (3).
 
+    Exit 0: all servers that should run are ready; 3: not all, or no supervisor. A table that cannot be served, such as
+    gateway or metrics, is a warning.
+    """
+    if not healthcheck:
+        return _status(place, selection, output)
     try:
-        outcome = _status(request)
+        outcome = _status(place, selection, output)
     except Exception as error:
         outcome = outcome_of(error) or Outcome.failed(UNHEALTHY, str(error))
     outcome.exit_code = min(outcome.exit_code, UNHEALTHY)
     return outcome
 
 
-def _status(request: CommandRequest) -> Outcome:
-    pool = find_pool(request)
+def _status(place: Place, selection: Selection, output: str | None) -> Outcome:
+    pool = find_pool(place)
     try:
-        result = ask(request, pool)
+        result = ask(Request("status", place, selection), pool)
     except NoSupervisor:
         from poolctl.cli.offline import select_from_files, summary_of
 
-        items = select_from_files(request, pool)
+        items = select_from_files(selection, pool)
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
@@ -80,9 +86,14 @@ def _status(request: CommandRequest) -> Outcome:
         return outcome
     outcome.extra["summary"] = summary
     outcome.message = "\n".join(_summary_lines(result.items, summary))
-    if request.verbose and not request.output:
+    if place.verbose and not output:
         outcome.message += "".join(f"\n    {line}" for line in _process_lines(summary))
-        outcome.message += "".join(f"\n    {line}" for line in _stacks_of_hung(request, pool, result.items))
+        outcome.message += "".join(
+            f"\n    {line}"
+            for line in _stacks_of_hung(
+                Request("show", place, selection, command="status"), pool, result.items
+            )
+        )
     if result.gateway is not None:
         outcome.extra["gateway"] = result.gateway
         outcome.message += f"\n{gateway_line(result.gateway, terminal_width_or_zero(sys.stdout))}"
@@ -108,14 +119,14 @@ def _process_lines(summary: Table) -> list[str]:
     return [f"{name.ljust(names)}  {pid.ljust(pids)}  {memory}" for name, pid, memory in rows]
 
 
-def _stacks_of_hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:
+def _stacks_of_hung(request: Request, pool: PoolRef, items: Sequence[Item]) -> list[str]:
     """For each server that is not ready, the stacks of its last worker that hung or was not ready in time."""
     late = {item.name for item in items if not item.ready and item.state not in AT_REST}
     if not late:
         return []
     from poolctl.control.server_answers import ShowResult
 
-    details = ask_for(ShowResult, request, pool, "show").items
+    details = ask_for(ShowResult, request, pool).items
     return [
         line for each in details if each.name in late and each.stacks for line in stack_lines(each.stacks)
     ]

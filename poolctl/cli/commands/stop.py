@@ -8,15 +8,19 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, NoDeps, Place, Selection, Wait, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import abbreviated_list, dependents_text, server_count_text
-from poolctl.cli.supervisor_requests import ask
+from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.json_form import Table, from_json
+from poolctl.states import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,29 +32,30 @@ _KILL_SECONDS = 5.0
 _MOST_NAMES = 5
 _ENDED: Table = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
 
-COMMAND = Command(
-    "Stop servers; without a selection the supervisor too.",
-    SELECTION,
-    WAIT_OPTIONS,
-    NO_DEPS,
-    section="Lifecycle",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl stop                  everything, and the supervisor",
         "poolctl stop users            only this server and its dependents",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Stop the selected servers; returns when each has stopped or failed to stop, with the reason."""
-    pool = find_pool(request)
+@with_options
+def stop(
+    place: Place, selection: Selection, wait: Wait, output: Form = None, no_deps: NoDeps = False
+) -> Outcome:
+    """Stop servers; without a selection the supervisor too."""
+    pool = find_pool(place)
+    options = {"wait": not wait.no_wait, "deps": not no_deps}
     try:
-        result = ask(request, pool)
+        result = ask(Request("stop", place, selection, options, wait.timeout), pool)
     except NoSupervisor:
-        return _stop_without_supervisor(request, pool)
+        return _stop_without_supervisor(selection, pool, wait.timeout, listed=bool(output))
     if result.exit_code and not result.items:
         return Outcome.of(result)
-    message = _stopped_line(result, waited=not request.get("no_wait"))
+    message = _stopped_line(result, waited=not wait.no_wait)
     with contextlib.suppress(ControlError):  # others can change the state directory: the next start says so
         if result.ended and os.path.isdir(pool.logs_directory):
             message += f"\nlogs: {pool.logs_directory}"
@@ -69,7 +74,7 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
 
 
 def _from_files(
-    request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]
+    selection: Selection, pool: PoolRef, otherwise: Sequence[Item]
 ) -> tuple[Sequence[Item], list[str]]:
     """Return the selected servers, as read from the files, and warnings.
 
@@ -79,43 +84,45 @@ def _from_files(
     from poolctl.cli.offline import select_from_files, warning_of_unusable_files
 
     try:
-        return select_from_files(request, pool), []
+        return select_from_files(selection, pool), []
     except (Failure, PoolError) as failure:
-        if request.selector().selects_all:
+        if selection.selector().selects_all:
             return otherwise, [warning_of_unusable_files(failure, "servers that do not run are not listed")]
         raise
 
 
-def _stop_without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
+def _stop_without_supervisor(
+    selection: Selection, pool: PoolRef, timeout: float | None, *, listed: bool
+) -> Outcome:
     """Stop selected servers whose workers still run; without a selection, all of them and the features' processes."""
     from poolctl.runners.local import has_orphans
     from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
     if has_orphans(pool.directory):
-        return _stop_orphans(request, pool)
-    everything = request.selector().selects_all
+        return _stop_orphans(selection, pool, timeout)
+    everything = selection.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
-    items, warnings = ([], []) if everything and not request.output else _from_files(request, pool, [])
+    items, warnings = ([], []) if everything and not listed else _from_files(selection, pool, [])
     forget_servers_to_run(pool.directory, None if everything else {each.name for each in items})
     remove_stale_files(pool.directory)
     return Outcome(items, warnings=warnings, message="nothing is running")
 
 
-def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
+def _stop_orphans(selection: Selection, pool: PoolRef, timeout: float | None) -> Outcome:
     # Apart from _without_supervisor, because this imports asyncio, and most pools leave nothing behind.
     from poolctl.feature import features
     from poolctl.runners.local import find_orphans
     from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
-    everything = request.selector().selects_all
+    everything = selection.selector().selects_all
     found = find_orphans(pool.directory)
     running = dict.fromkeys(str(each.said["server"]) for each in found)
     known = [from_json(Item, {"name": name}) for name in running if name]
-    items, warnings = _from_files(request, pool, known)
+    items, warnings = _from_files(selection, pool, known)
     names = {each.name for each in items}
     forget_servers_to_run(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
-    limit_seconds = request.seconds("timeout") or _STOP_SECONDS
+    limit_seconds = timeout or _STOP_SECONDS
     warnings += _stop_or_kill(chosen, limit_seconds)
     for orphan in found:
         orphan.close()

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from poolctl import __version__
 from poolctl.bootstrap import installed_build
-from poolctl.cli.command_line import OUTPUT, TIMEOUT, Command, CommandRequest, flag
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, Selection, Timeout, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
-from poolctl.cli.supervisor_requests import ask
+from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.control.answers import Result
 from poolctl.control.client import Client
 
-COMMAND = Command(
-    "Upgrade a running pool to this version of poolctl.",
-    OUTPUT,
-    TIMEOUT,
-    flag("--restart", "Also replace the servers' workers, as restart does."),
-    flag(
-        "--allow-same-version",
-        "Replace keeper and supervisor even if they are of this build.",
-        key="force",
-    ),
-    section="Machine",
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Replace the pool's keeper and supervisor processes by this build, and with --restart the workers as well."""
-    pool = find_pool(request)
+@app.command(cls=PoolCommand)
+@with_options
+def upgrade(
+    place: Place,
+    output: Form = None,
+    timeout: Timeout = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Also replace the servers' workers, as restart does.")
+    ] = False,
+    same_version: Annotated[
+        bool,
+        typer.Option(
+            "--allow-same-version", help="Replace keeper and supervisor even if they are of this build."
+        ),
+    ] = False,
+) -> Outcome:
+    """Upgrade a running pool to this version of poolctl."""
+    pool = find_pool(place)
     client = Client(pool.socket)
     about = client.ping()
     before = about.version
-    upgraded = client.upgrade(force=bool(request.get("force")))
+    upgraded = client.upgrade(force=same_version)
     result: Result = upgraded
     if result.exit_code:
         return Outcome.of(result)
     if upgraded.upgraded_from is None:
         message = f"the pool already runs poolctl {before}"
-        if not request.get("restart"):
+        if not restart:
             return Outcome.of(
                 result, f"{message}, this build; upgrade --allow-same-version replaces its processes"
             )
@@ -50,9 +59,8 @@ def perform(request: CommandRequest) -> Outcome:
     serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
     whose = "its" if len(serving) == 1 else "their"
     how = f"{server_count_text(len(serving))} kept {whose} workers; poolctl upgrade --restart replaces them"
-    if request.get("restart") and serving:
-        values = {**request.values, "targets": serving, "force": False}
-        result = ask(CommandRequest("restart", values), pool)
+    if restart and serving:
+        result = ask(Request("restart", place, Selection(targets=serving), timeout=timeout), pool)
         failed = {error.name for error in result.errors}
         how = f"{server_count_text(sum(name not in failed for name in serving), of=len(serving))} restarted"
     return Outcome.of(result, f"{message}: {how}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from poolctl.cli.command_line import ALLOW_EMPTY, OUTPUT, Command, CommandRequest, flag
+import typer
+
+from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import no_server_outcome, servers_with_chosen_ports
+from poolctl.cli.options import Form, Place, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
@@ -16,22 +19,27 @@ from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 if TYPE_CHECKING:
     from poolctl.config import Configuration
 
-COMMAND = Command(
-    "Check the pool's files; report every problem.",
-    OUTPUT,
-    flag("--import", "Also import every app.", key="import_apps"),
-    ALLOW_EMPTY,
-    section="Get started",
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl validate --import     import the applications too",
         "poolctl -c pool.toml -c production.toml validate",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Check the files, their paths and, with --import, the applications; returns all problems or `N servers, ok`."""
-    pool = find_pool(request, missing_ok=True)
+@with_options
+def validate(
+    place: Place,
+    output: Form = None,
+    import_apps: Annotated[bool, typer.Option("--import", help="Also import every app.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Accept files without a server.")
+    ] = False,
+) -> Outcome:
+    """Check the pool's files; report every problem."""
+    pool = find_pool(place, missing_ok=True)
     from poolctl.config import load
     from poolctl.errors import PoolValidateError
 
@@ -39,18 +47,14 @@ def perform(request: CommandRequest) -> Outcome:
         config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
         return _with_exit_code(Outcome(errors=error_entries(unreadable)))
-    outside = config.check_external(import_apps=bool(request.get("import_apps")))
-    items = (
-        [item_from_config(server) for server in servers_with_chosen_ports(config, pool)]
-        if request.output
-        else []
-    )
+    outside = config.check_external(import_apps=import_apps)
+    items = [item_from_config(server) for server in servers_with_chosen_ports(config, pool)] if output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
-    if not outcome.errors and config.is_empty and not request.get("allow_empty"):
+    if not outcome.errors and config.is_empty and not allow_empty:
         outcome.errors = no_server_outcome(pool).errors
     outcome.message = (
-        "" if outcome.errors else f"{_content_summary(config)}, ok{_not_imported_remark(config, request)}"
+        "" if outcome.errors else f"{_content_summary(config)}, ok{_not_imported_remark(config, import_apps)}"
     )
     outcome.notes = [] if outcome.errors else [*_wsgi_note(config), *_secrets_not_passed_note(config)]
     return _with_exit_code(outcome)
@@ -63,8 +67,8 @@ def _content_summary(config: Configuration) -> str:
     return f"no server, {routes} route{'s' * (routes > 1)}"
 
 
-def _not_imported_remark(config: Configuration, request: CommandRequest) -> str:
-    if request.get("import_apps") or all(server.command for server in config):
+def _not_imported_remark(config: Configuration, import_apps: bool) -> str:
+    if import_apps or all(server.command for server in config):
         return ""
     return " (applications not imported: --import)"
 

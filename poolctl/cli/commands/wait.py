@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from time import monotonic, sleep
+from typing import Annotated
 
-from poolctl.cli.command_line import GOALS, OUTPUT, SELECTION, TIMEOUT, Command, CommandRequest, Option
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, Selection, Timeout, examples, one_of, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
-from poolctl.cli.supervisor_requests import ask
+from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
+from poolctl.states import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,38 +26,43 @@ if TYPE_CHECKING:
 # One stat per interval is cheap, and a new supervisor is noticed without delay.
 POLL_SECONDS = 0.05
 
-COMMAND = Command(
-    "Wait until servers are ready, stopped, healthy, or in a state.",
-    SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    Option("--for", "GOAL", "ready (default), stopped, healthy, or any state.", key="goal", words=GOALS),
-    section="Lifecycle",
-    examples=("poolctl wait users --for ready --timeout 30s", "poolctl wait --for stopped"),
+GOALS = ("ready", "stopped", "healthy", "running", *State)
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples("poolctl wait users --for ready --timeout 30s", "poolctl wait --for stopped"),
 )
+@with_options
+def wait(
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    timeout: Timeout = None,
+    goal: Annotated[
+        str,
+        typer.Option("--for", metavar="GOAL", help="ready, stopped, healthy, or any state.", **one_of(GOALS)),
+    ] = "ready",
+) -> Outcome:
+    """Wait until servers are ready, stopped, healthy, or in a state.
 
-
-def perform(request: CommandRequest) -> Outcome:
-    """Wait until the selected servers match `--for`, or time out (exit 124).
-
-    While no supervisor runs it keeps trying, but `--for stopped` is then satisfied at once.
+    While no supervisor runs it keeps trying; stopped is then satisfied at once. Exits with 124 after the timeout.
     """
-    seconds = request.seconds("timeout")
-    deadline = None if seconds is None else monotonic() + seconds
-    goal = str(request.verb_options().get("for") or "ready")
-    pool = find_pool(request)
+    deadline = None if timeout is None else monotonic() + timeout
+    pool = find_pool(place)
     selected: list[Item] | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            result = ask(CommandRequest("wait", {**request.values, "timeout": left}), pool)
+            result = ask(Request("wait", place, selection, {"for": goal}, left), pool)
         except SupervisorEnded:
             continue  # the next call shows whether there is a new supervisor
         except NoSupervisor:
             if selected is None:
                 from poolctl.cli.offline import select_from_files
 
-                selected = select_from_files(request, pool) if pool.files else []
+                selected = select_from_files(selection, pool) if pool.files else []
             if goal == "stopped":
                 return Outcome(selected, message=f"{server_count_text(len(selected))} stopped")
             if left == 0:

@@ -1,30 +1,39 @@
-"""`poolctl walk [TARGET…] -- CMD…`: runs CMD for each server; prints outputs unmixed, and failures at the end."""
+"""`poolctl walk [TARGET…] -- CMD…`: runs CMD for each server; prints each line of output as it arrives."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from queue import Empty, Full, Queue
 from types import FrameType
+from typing import Annotated, TextIO
+
+import typer
 
 from poolctl.address import parse
-from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, Option, flag
+from poolctl.cli.group import TakesProgram
+from poolctl.cli.log_rendering import PrefixedLineFormatter
+from poolctl.cli.options import Form, Place, Selection, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
-from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import coloured, field_text, paint, printable
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import field_text
 from poolctl.cli.supervisor_requests import selected
 from poolctl.config import fill_placeholders
 from poolctl.control.answers import ErrorEntry, Item
-from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
+from poolctl.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 from poolctl.file_access import why_execution_failed
 from poolctl.json_form import from_json
 from poolctl.keeper.left_children import end_processes, left_children, shell_status
 from poolctl.keeper.reap import deliver
+from poolctl.logs.log_line import LogLine
 from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
@@ -33,32 +42,30 @@ PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 POLL_SECONDS = 0.2
 
-COMMAND = Command(
-    "Run a command once for each server: walk [TARGET…] -- CMD…",
-    SELECTION,
-    OUTPUT,
-    Option("-j, --jobs", "N", "Run this many at once (default 1)."),
-    flag("--fail-fast", "Start no more commands after the first failure."),
-    section="Look",
-    takes_command=True,
-    notes=(
-        "In CMD {name}, {bind}, {host}, {port}, {expose}, {state}, {pid}, {pids} and",
-        "{tags} are replaced; its environment has them as POOLCTL_NAME and so on.",
-    ),
-    examples=(
-        "poolctl walk -- curl -fsS '{expose}/health'",
-        "poolctl walk --tag api -j 4 -- sh -c 'echo $POOLCTL_NAME $POOLCTL_PIDS'",
-    ),
-)
+app = typer.Typer(add_completion=False)
+
+
+# The script of these is the word after an option that ends in c.
+_SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox")
+_MOST_LINES_WAITING = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerRun(Item):
-    """The result of the command for one server: exit code and output."""
+    """The result of the command for one server: exit code and output; of output that was streamed, the last lines."""
 
     exit_code: int
     stdout: str
     stderr: str
+
+
+@dataclass(frozen=True)
+class OutputLine:
+    """A line that the command has written for a server, without its line break."""
+
+    name: str
+    text: str
+    is_error: bool
 
 
 class Terminated(BaseException):
@@ -92,44 +99,56 @@ def termination_as_exception(*numbers: int) -> Iterator[None]:
 
 
 class ParallelWalk:
-    """Runs a command once for each server, `jobs` at once. `children` are the running subprocesses."""
+    """Runs a command once for each server, `jobs` at once. `children` are the running subprocesses.
+
+    With `keep` the output goes into the results, otherwise each line is passed on as it arrives.
+    """
 
     def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
         self.command = command
         self.jobs = jobs
         self.fail_fast = fail_fast
-        self.keep = keep  # the output goes into the document, not to the terminal
+        self.keep = keep
+        self.found: Queue[OutputLine | ServerRun] = Queue(_MOST_LINES_WAITING)
         self.children: set[subprocess.Popen[bytes]] = set()
         self.ending = False
         # A child is either registered before the children are stopped, or not started: an interrupt while a thread
         # is being started leaves a thread that the thread pool does not know and does not wait for.
         self.start_lock = threading.Lock()
 
-    def run_concurrently(self, items: Sequence[Item]) -> Iterator[ServerRun]:
-        """Run the command for each item, `jobs` at once, and yield each run when it has ended.
+    def run_concurrently(self, items: Sequence[Item]) -> Iterator[OutputLine | ServerRun]:
+        """Run the command for each item, `jobs` at once; yield each line of output, and each run when it has ended.
 
         If it is interrupted or terminated, all children are stopped.
         """
-        from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+        from concurrent.futures import Future, ThreadPoolExecutor
 
         waiting = list(reversed(items))
-        running: dict[Future[ServerRun], None] = {}
+        running = 0
+        tasks: list[Future[None]] = []
         failed = False
         ending = termination_as_exception(signal.SIGTERM, signal.SIGHUP)
         with ending, subreaper(), ThreadPoolExecutor(self.jobs) as threads:
             try:
                 while running or (waiting and not (failed and self.fail_fast)):
-                    while waiting and len(running) < self.jobs and not (failed and self.fail_fast):
-                        running[threads.submit(self._run, waiting.pop())] = None
-                    done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
-                    for future in done:
-                        del running[future]
-                        failed = failed or future.result().exit_code != 0
-                        yield future.result()
+                    while waiting and running < self.jobs and not (failed and self.fail_fast):
+                        tasks.append(threads.submit(self._run, waiting.pop()))
+                        running += 1
+                    try:
+                        found = self.found.get(timeout=POLL_SECONDS)
+                    except Empty:
+                        for each in tasks:
+                            if each.done():
+                                each.result()  # raises what has gone wrong in it
+                        continue
+                    if isinstance(found, ServerRun):
+                        running -= 1
+                        failed = failed or found.exit_code != 0
+                    yield found
             finally:
                 self._end_children()
 
-    def _run(self, item: Item) -> ServerRun:
+    def _run(self, item: Item) -> None:
         argv = expand_placeholders(self.command, item)
         try:
             child = self._start_unless_ending(argv, environment(item))
@@ -138,17 +157,43 @@ class ParallelWalk:
             reason = str(failure)
             if isinstance(failure, OSError):
                 reason = why_execution_failed(argv[0], os.environ.get("PATH", os.defpath), failure)
-            return _run_result(item, code, stderr=f"{argv[0]}: {reason}\n")
+            text = f"{argv[0]}: {reason}"
+            if not self.keep:
+                self._pass_on(OutputLine(item.name, text, is_error=True))
+            self._pass_on(_run_result(item, code, stderr=f"{text}\n"))
+            return
         if child is None:
-            return _run_result(item, INTERRUPTED)
+            return
         # In a thread, because processes that the child leaves behind may keep its output open.
         ending = threading.Thread(target=self._end_left, args=(child.pid, item.name))
         ending.start()
-        output, errors = child.communicate()
-        ending.join()
+        texts = [b"", b""]
+        readers = [
+            threading.Thread(target=self._read, args=(item.name, child, texts, is_error))
+            for is_error in (False, True)
+        ]
+        for each in readers:
+            each.start()
+        for each in (*readers, ending):
+            each.join()
+        child.wait()
         self.children.discard(child)
-        texts = (each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
-        return _run_result(item, shell_status(child.returncode), *texts)
+        self._pass_on(_run_result(item, shell_status(child.returncode), *map(_decoded, texts)))
+
+    def _read(self, name: str, child: subprocess.Popen[bytes], texts: list[bytes], is_error: bool) -> None:
+        stream = child.stderr if is_error else child.stdout
+        assert stream is not None
+        with stream:
+            for line in stream:
+                texts[is_error] = texts[is_error] + line if self.keep else line
+                if not self.keep:
+                    self._pass_on(OutputLine(name, _decoded(line).removesuffix("\n"), is_error))
+
+    def _pass_on(self, found: OutputLine | ServerRun) -> None:
+        while not self.ending:
+            with contextlib.suppress(Full):
+                self.found.put(found, timeout=POLL_SECONDS)
+                return
 
     def _end_left(self, pid: int, name: str) -> None:
         """Wait until the child has exited, and end the processes that it has left behind."""
@@ -172,7 +217,7 @@ class ParallelWalk:
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE if self.keep else subprocess.STDOUT,
+                stderr=subprocess.PIPE,
             )
             self.children.add(child)
             return child
@@ -190,59 +235,86 @@ class ParallelWalk:
                 child.wait()
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Run CMD for the selected servers in the file's order; exit 1 if it fails for any server."""
-    jobs = _parallelism(request)
-    pool = find_pool(request)
-    items = _selected(request, pool)
-    command = request.get("command") or []
-    as_text = not request.output
+@app.command(
+    cls=TakesProgram,
+    epilog=examples(
+        "poolctl walk -- curl -fsS '{expose}/health'",
+        "poolctl walk --tag api -j 4 -- sh -c 'echo $POOLCTL_NAME $POOLCTL_PIDS'",
+    ),
+)
+@with_options
+def walk(
+    ctx: typer.Context,
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", metavar="N", min=1, max=1000, help="Run this many at once.")
+    ] = 1,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Start no more commands after the first failure.")
+    ] = False,
+) -> Outcome:
+    """Run a command once for each server.
+
+    In CMD {name}, {bind}, {host}, {port}, {expose}, {state}, {pid}, {pids} and {tags} are replaced; its environment has
+    them as POOLCTL_NAME and so on, which is how the script of a shell gets them.
+    """
+    command = ctx.args
+    _refuse_placeholders_in_script(command)
+    items = _selected(place, selection, has_command=bool(command))
     if not command:
         lines = "".join("\t".join(field_text(item, field) for field in LINE) + "\n" for item in items)
-        return Outcome(items, text=lines if as_text else None)
-    walk = ParallelWalk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
+        return Outcome(items, text=None if output else lines)
+    walk = ParallelWalk(command, jobs=jobs, fail_fast=fail_fast, keep=bool(output))
+    names = [] if place.quiet else [item.name for item in items]
+    writers = [_line_writer(stream, names) for stream in (sys.stdout, sys.stderr)]
     done: list[ServerRun] = []
-    for run in walk.run_concurrently(items):
-        done.append(run)
-        if as_text:
-            _print_server_output(run, without_heading=request.quiet)
+    for found in walk.run_concurrently(items):
+        if isinstance(found, ServerRun):
+            done.append(found)
+        else:
+            writers[found.is_error](found)
     order = {item.name: at for at, item in enumerate(items)}
     done.sort(key=lambda run: order[run.name])
     errors = [_failure(run) for run in done if run.exit_code]
-    return Outcome(
-        done,
-        errors=errors,
-        exit_code=FAILED if errors else 0,
-        text="" if as_text else None,
-    )
+    return Outcome(done, errors=errors, exit_code=FAILED if errors else 0, text=None if output else "")
 
 
-def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
+def _line_writer(stream: TextIO, names: list[str]) -> Callable[[OutputLine], None]:
+    """A function that writes a line at once, after its server's name if there are `names`."""
+    formatter = PrefixedLineFormatter(names, stream=stream)
+
+    def write(line: OutputLine) -> None:
+        stream.write(formatter.line(LogLine(line.text, name=line.name)) if names else f"{line.text}\n")
+        stream.flush()
+
+    return write
+
+
+def _selected(place: Place, selection: Selection, *, has_command: bool) -> Sequence[Item]:
     try:
-        return selected(request, pool).items
+        return selected(place, selection, find_pool(place), command="walk").items
     except Failure as failure:
         outcome = failure.outcome
-        many = len(request.get("targets") or ()) > 1
-        if outcome.exit_code == NOTHING_MATCHED and many and not request.get("command"):
+        many = len(selection.targets or ()) > 1
+        if outcome.exit_code == NOTHING_MATCHED and many and not has_command:
             hint = outcome.errors[0].hint + "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
             outcome.errors[0] = from_json(ErrorEntry, {**as_json(outcome.errors[0]), "hint": hint})
         raise
 
 
-def _parallelism(request: CommandRequest) -> int:
-    text = request.get("jobs") or "1"
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 1000:
-        raise UsageError(f"--jobs: {text!r} is not a number from 1 to 1000")
-    return int(text)
-
-
-def _print_server_output(run: ServerRun, *, without_heading: bool) -> None:
-    if not without_heading:
-        head = f"==> {printable(run.name)} <=="
-        sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
-    body = run.stdout + run.stderr
-    sys.stdout.write(body if not body or body.endswith("\n") else f"{body}\n")
-    sys.stdout.flush()
+def _refuse_placeholders_in_script(command: Sequence[str]) -> None:
+    """Raise UsageError for a placeholder in a shell's script, where the value would be read as a part of the script."""
+    names = [os.path.basename(word) for word in command]
+    shell = next((at for at, name in enumerate(names) if name in _SHELLS), len(names))
+    for option, script in pairwise(command[shell:]):
+        if re.fullmatch(r"-[a-zA-Z]*c[a-zA-Z]*", option):
+            if found := re.search(rf"\{{({'|'.join(WORDS)})\}}", script):
+                message = f"{found[0]} in the script of a shell would be read as a part of the script"
+                hint = f'use "${PREFIX}{found[1].upper()}", which walk sets in its environment'
+                raise UsageError(message, hint=hint)
+            return
 
 
 def _failure(run: ServerRun) -> ErrorEntry:
@@ -251,6 +323,10 @@ def _failure(run: ServerRun) -> ErrorEntry:
     message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
     entry = error(FAILED, message, name=run.name, bind=run.bind)
     return replace(entry, error="ErrorCommand")
+
+
+def _decoded(output: bytes) -> str:
+    return output.decode("utf-8", "backslashreplace")
 
 
 def _run_result(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> ServerRun:

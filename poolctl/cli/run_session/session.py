@@ -8,17 +8,24 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING
 
 from poolctl.cli import render
-from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import no_server_outcome
+from poolctl.cli.options import Place
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
 from poolctl.cli.reload_plan import change_lines
-from poolctl.cli.supervisor_requests import Progress, await_exit_if_pool_ends, is_empty, startup_failure
+from poolctl.cli.supervisor_requests import (
+    Progress,
+    Request,
+    await_exit_if_pool_ends,
+    is_empty,
+    startup_failure,
+)
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import (
@@ -57,13 +64,14 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 class RunSession:
     """One invocation of `poolctl run`. Its pool ends when `keeper.lifeline` is closed.
 
-    `command` is the user's, empty without one, and `path` its program. `stop_signals` are blocked. `limit_seconds`
-    limits the time to stop the pool. With `objects`, lines are JSON objects. `prints_logs` adds the servers' output.
+    `request` is the one to start the servers. `command` is the user's, empty without one, and `path` its program.
+    `stop_signals` are blocked. `limit_seconds` limits the time to stop the pool. With `objects`, lines are JSON
+    objects. `output` is the form of the result; `watch` applies changed files; `prints_logs` adds the servers' output.
     """
 
     def __init__(
         self,
-        request: CommandRequest,
+        request: Request,
         pool: PoolRef,
         keeper: LaunchedKeeper,
         *,
@@ -72,6 +80,8 @@ class RunSession:
         stop_signals: Sequence[int],
         limit_seconds: float | None,
         objects: bool,
+        output: str | None,
+        watch: bool,
         prints_logs: bool,
     ) -> None:
         self.outcome = Outcome()
@@ -82,6 +92,9 @@ class RunSession:
         self._path = path
         self._limit_seconds = limit_seconds
         self._objects = objects
+        self._output_form = output
+        self._watches = watch
+        self._quiet = request.place.quiet
         self._begun = time()
         self._client = AsyncClient(pool.socket)
         # Under a service manager SIGHUP is not the hangup of a terminal, but the order to reload (systemd.service(5)).
@@ -91,7 +104,7 @@ class RunSession:
         self._output: ServerOutput | None = None
         if prints_logs:
             lost = self._orders.add_lost_reader
-            self._output = ServerOutput(pool, lost, times=request.verbose, objects=objects)
+            self._output = ServerOutput(pool, lost, times=request.place.verbose, objects=objects)
         self._servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._failures: dict[str, str] = {}  # the reasons of the servers that did not start
@@ -122,7 +135,7 @@ class RunSession:
             if not await self._orders.unless_ordered(self._start()):
                 self._flush_diagnostics()
                 return self.outcome.exit_code
-            if self._request.get("watch"):
+            if self._watches:
                 await self._orders.unless_ordered(self._start_watch())
             if self._command:
                 return await self._run_command()
@@ -141,13 +154,14 @@ class RunSession:
         After a failed start, it continues only if no user's command is given and at least one server is alive.
         """
         request = self._request
-        body = {"selector": request.selector().to_dict(), "options": request.verb_options()}
+        options = {"timeout": request.timeout, **request.options}
+        body = {"selector": request.selection.selector().to_dict(), "options": options}
         if self._output is not None:
             self._output.start()
         self._events.start()
-        quiet = request.quiet or not self._command  # without a command, the logs show the progress
+        quiet = self._quiet or not self._command  # without a command, the logs show the progress
         with Progress("start", quiet=quiet) as progress:
-            result = await self._client.ask(Result, "start", body, progress, request.seconds("timeout"))
+            result = await self._client.ask(Result, "start", body, progress, request.timeout)
         self.outcome, self._servers, self._gateway = Outcome.of(result), result.items, result.gateway
         self._failures = {each.name: each.message for each in result.errors if each.name}
         self._print_held_events()
@@ -156,7 +170,7 @@ class RunSession:
         if warning := await in_thread(same_name_warning, self._pool):
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
-            if is_empty(result) and not request.get("allow_empty"):
+            if is_empty(result) and not request.selection.allow_empty:
                 self.outcome = no_server_outcome(self._pool)
             return not self.outcome.exit_code
         alive = any(item.state in _ALIVE for item in self._servers)
@@ -174,7 +188,7 @@ class RunSession:
         ]
         ready = sum(item.ready for item in expected)
         line = f"{render.server_count_text(ready, len(expected))} ready"
-        if not (self._request.output or self._objects):
+        if not (self._output_form or self._objects):
             for address in render.address_lines(self._servers):
                 self._say(address)
         if self._gateway is not None and (serves := render.serves_line(self._gateway)):
@@ -206,7 +220,7 @@ class RunSession:
             self._path,
             self._command,
             environment,
-            stdout=self._stderr.fileno() if self._request.output else None,
+            stdout=self._stderr.fileno() if self._output_form else None,
             lifeline=self._keeper.lifeline,
             unwanted=lambda: bool(read_exit(self._pool.directory)),  # it has ended by itself
         )
@@ -223,7 +237,9 @@ class RunSession:
 
     async def _start_watch(self) -> None:
         """Begin to apply changes of files. The watch is made in a thread, because directories may be slow."""
-        watcher = await in_thread(PoolWatcher, self._request, self._pool, self._say, self._begun)
+        # No progress between the lines of the servers.
+        request = replace(self._request, place=Place(quiet=True), options={})
+        watcher = await in_thread(PoolWatcher, request, self._pool, self._say, self._begun)
         self._tasks.append(asyncio.create_task(self._apply_changes(watcher)))
 
     async def _apply_changes(self, watcher: PoolWatcher) -> None:
@@ -295,7 +311,7 @@ class RunSession:
     async def _order_stop(self, options: dict[str, object]) -> None:
         try:
             # The servers' last lines show the progress.
-            with Progress("stop", quiet=self._request.quiet or self._output is not None) as progress:
+            with Progress("stop", quiet=self._quiet or self._output is not None) as progress:
                 result = await self._client.ask(Result, "stop", {"options": options}, progress)
         except ControlError:
             return  # it has ended already
@@ -336,19 +352,19 @@ class RunSession:
         if self._has_run:
             for line in death_lines(died, os.path.basename(self._command[0]), logs):
                 self._say(line, "error")
-        if not self._request.quiet:
+        if not self._quiet:
             sys.stderr.write(log_sections(logs, objects=self._objects))
 
     # Messages.
 
     def _flush_diagnostics(self) -> None:
         """Print the problems so far and clear them; with -o json and jsonl keep them for the output at the end."""
-        if self._request.output not in ("json", "jsonl"):
+        if self._output_form not in ("json", "jsonl"):
             self._explain(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
 
     def _explain(self, outcome: Outcome) -> None:
-        outcome.quiet = self._request.quiet
+        outcome.quiet = self._quiet
         render.print_diagnostics(outcome)
 
     def _print_held_events(self) -> None:
@@ -361,7 +377,7 @@ class RunSession:
         if self._is_starting:  # the result of the start may have the same cause
             self._held_events.append((event, text, level))
             return
-        if self._request.quiet or self._is_reported(event):
+        if self._quiet or self._is_reported(event):
             return
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
@@ -374,5 +390,5 @@ class RunSession:
         return bool(self._command and event.next_step) and failure.startswith(event.cause or event.message)
 
     def _say(self, text: str, level: str = "info") -> None:
-        if not self._request.quiet:
+        if not self._quiet:
             sys.stderr.write(own_line(text, level, objects=self._objects))

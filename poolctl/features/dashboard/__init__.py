@@ -1,10 +1,12 @@
 """The dashboard: a web page about the pool."""
 
-from poolctl.feature import Feature, UpgradeRehearsal
+from poolctl.feature import Feature, FeatureCommand, UpgradeRehearsal
 
 FEATURE = Feature(
     package=__name__,
-    commands={"dashboard": "command"},
+    commands={
+        "dashboard": FeatureCommand("command", "Look", "Print the link to the dashboard, token included."),
+    },
     tables={"dashboard": "table:Dashboard"},
     supervisor="page:DashboardPart",
     web="site:DashboardSite",

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 
 from ._answers import DashboardLinkResult
 
-COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section="Look")
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Print the dashboard's link with the login token after `#`, which browsers do not send. Raises NoSupervisor."""
-    result = ask_for(DashboardLinkResult, request, find_pool(request))
+@app.command(cls=PoolCommand)
+@with_options
+def dashboard(place: Place, output: Form = None) -> Outcome:
+    """Print the link to the dashboard, token included.
+
+    The token stands after `#`, which browsers do not send.
+    """
+    result = ask_for(DashboardLinkResult, Request("dashboard", place), find_pool(place))
     text = None
     if link := result.dashboard:
         web = link.url.startswith("http")

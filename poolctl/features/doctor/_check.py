@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address
-from poolctl.cli.command_line import ENDED
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import named_addresses, scalar_bind_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, error_entries
@@ -19,6 +18,7 @@ from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.keeper import pool_files
 from poolctl.routing.route_report import RouteReport
+from poolctl.states import ENDED
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig

@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from itertools import zip_longest
+from typing import Annotated
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, flag
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Place, with_options
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable
@@ -21,34 +25,40 @@ _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]
 
-COMMAND = Command(
-    "Diagnose this machine and pool, and suggest fixes.",
-    OUTPUT,
-    flag("--notify", "Also send a test notification to each [[notify]] receiver."),
-    section="Machine",
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Print one line per check; exit 1 if there is a problem. With --quiet only warnings and problems."""
+@app.command(cls=PoolCommand)
+@with_options
+def doctor(
+    place: Place,
+    output: Form = None,
+    notify: Annotated[
+        bool, typer.Option("--notify", help="Also send a test notification to each receiver.")
+    ] = False,
+) -> Outcome:
+    """Diagnose this machine and pool, and suggest fixes.
+
+    Exits with 1 if there is a problem. With --quiet only warnings and problems are printed.
+    """
     from . import _check_isolation, _check_machine, _check_pool
 
-    pool, found = _pool(request)
+    pool, found = _pool(place)
     context = CheckContext(pool, os.environ)
     checks = (*_check_pool.CHECKS, *_check_isolation.CHECKS, *_check_machine.CHECKS)
     findings = [*found, *(finding for check in checks for finding in _run_check(check, context))]
-    if request.get("notify"):
-        findings += _notification_results(request, pool)
+    if notify:
+        findings += _notification_results(place, pool)
     problems = sum(finding.status == PROBLEM for finding in findings)
-    shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
+    shown = [finding for finding in findings if not (place.quiet and finding.status == OK)]
     outcome = Outcome(shown, exit_code=FAILED if problems else DONE)
-    if request.output in ("", "table", "wide"):
+    if output in (None, "table", "wide"):
         outcome.text = _table(shown)
         outcome.message = ""
     return outcome
 
 
-def _notification_results(request: CommandRequest, pool: PoolRef | None) -> Iterable[CheckResult]:
+def _notification_results(place: Place, pool: PoolRef | None) -> Iterable[CheckResult]:
     """Send a test notification to each receiver; whether it has arrived is a result of its own."""
     from poolctl.features.notify.trial import send_test_notifications
 
@@ -56,7 +66,7 @@ def _notification_results(request: CommandRequest, pool: PoolRef | None) -> Iter
         yield problem("notify", "no pool was found", "poolctl -c FILE doctor --notify")
         return
     try:
-        sent = send_test_notifications(request, pool)
+        sent = send_test_notifications(place, pool)
     except (ControlError, Failure) as error:
         errors = error.outcome.errors if isinstance(error, Failure) else [error]
         yield from (problem("notify", each.message, each.hint or "poolctl validate") for each in errors)
@@ -72,12 +82,12 @@ def _notification_results(request: CommandRequest, pool: PoolRef | None) -> Iter
         yield from (problem("notify", each.message, each.hint) for each in sent.errors)
 
 
-def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
+def _pool(place: Place) -> tuple[PoolRef | None, list[CheckResult]]:
     """Return (pool, []), or (None, [problem]); (None, []) if no configuration was named and none was found."""
     try:
-        return find_pool(request, missing_ok=True), []
+        return find_pool(place, missing_ok=True), []
     except ConfigNotFound as missing:
-        named = request.get("config") or os.environ.get("POOLCTL_CONFIG")
+        named = place.config or os.environ.get("POOLCTL_CONFIG")
         return None, [problem("pool", missing.message, missing.hint or "poolctl init")] if named else []
     except ControlError as error:
         return None, [problem("pool", error.message, error.hint or "poolctl pools lists the running ones")]

@@ -1,10 +1,17 @@
 """The gateway: routes requests to servers by host and path, as configured in [gateway], [[route]] and [[stream]]."""
 
-from poolctl.feature import DetachedProcesses, Feature, InitTemplate
+from poolctl.feature import DetachedProcesses, Feature, FeatureCommand, InitTemplate
 
 FEATURE = Feature(
     package=__name__,
-    commands={"routes": "routes_command", "backends": "backends_command"},
+    commands={
+        "routes": FeatureCommand(
+            "routes_command", "Look", "List the gateway's routes; explain which one a URL takes."
+        ),
+        "backends": FeatureCommand(
+            "backends_command", "Look", "List the gateway's backends; disable, enable or drain some."
+        ),
+    },
     tables={"gateway": "table:GatewayConfig", "route": "table:RouteConfig", "stream": "table:StreamConfig"},
     rules="rules:GatewayRules",
     labels=("route.",),

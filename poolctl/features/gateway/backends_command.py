@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from types import SimpleNamespace
+from typing import Annotated
 
-from poolctl.cli.command_line import BACKEND_ACTIONS, OUTPUT, Command, CommandRequest, Option, validate_choice
+import typer
+
+from poolctl.cli import completion
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, duration, examples, forms, with_options
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable, set_table_text
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
 from poolctl.logs.log_line import seconds_of
@@ -21,63 +27,80 @@ COLUMNS = (
 WIDE = (*COLUMNS[:7], "conn", "in_flight", "waiting", "requests", "errors", "why")
 DISPENSABLE = ("since", "in_flight", "routes", "errors", "conn")
 
-COMMAND = Command(
-    "List the gateway's backends; disable, enable or drain some.",
-    Option(
-        "words",
-        "[disable|enable|drain NAME…]",
-        "What to do with which backends: names of servers, or URLs. Default: list all.",
-        kind="list",
-        completes="backends",
-    ),
-    Option(
-        "--for",
-        "DURATION",
-        'How long to disable them; 0: until enabled. Default: traffic_re_enable in [gateway], "30s".',
-        key="duration",
-    ),
-    OUTPUT,
-    section="Look",
-    fields=("backend", *field_names(BackendReport)),
-    examples=(
+app = typer.Typer(add_completion=False)
+
+
+class BackendAction(StrEnum):
+    """What to do with backends instead of listing them."""
+
+    DISABLE = "disable"
+    ENABLE = "enable"
+    DRAIN = "drain"
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
         "poolctl backends disable users --for 30s",
         "poolctl backends drain users     then: poolctl backends enable users",
     ),
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """List the backends, or perform an action on the named ones and list these. Raises UsageError and NoSupervisor."""
-    action, *names = request.get("words") or [""]
+@with_options
+def backends(
+    place: Place,
+    action: Annotated[
+        BackendAction | None,
+        typer.Argument(metavar="[disable|enable|drain]", help="What to do with backends. Default: list all."),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="Names of servers, or URLs.", autocompletion=completion.backends
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--for",
+            metavar="DURATION",
+            parser=duration,
+            help="How long to disable them; 0: until enabled. Default: traffic_re_enable of the gateway, 30s.",
+        ),
+    ] = None,
+    output: Annotated[str | None, forms(fields=("backend", *field_names(BackendReport)))] = None,
+) -> Outcome:
+    """List the gateway's backends; disable, enable or drain some."""
     if action:
-        return _change(request, validate_choice("backends", action, BACKEND_ACTIONS), names)
-    if request.get("duration") is not None:
+        return _change(place, action, names or [], seconds, output)
+    if seconds is not None:
         raise UsageError(
             "--for belongs to `backends disable`", hint="poolctl backends disable NAME --for 30s"
         )
-    result = ask_for(HostsResult, request, find_pool(request), "hosts")
-    return _table_outcome(request, result)
+    request = Request("hosts", place, command="backends")
+    return _table_outcome(output, ask_for(HostsResult, request, find_pool(place)))
 
 
-def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
+def _change(
+    place: Place, action: BackendAction, names: list[str], seconds: float | None, output: str | None
+) -> Outcome:
     if not names:
         raise UsageError(f"backends {action}: which backends?", hint="`poolctl backends` lists them")
-    seconds = request.seconds("duration", "--for")
-    if seconds is not None and action != "disable":
+    if seconds is not None and action != BackendAction.DISABLE:
         raise UsageError(
             f"--for does not belong to `backends {action}`", hint="it says how long a backend is disabled"
         )
-    options = {"op": action, "hosts": names, "for": seconds}
-    result = ask_for(HostsResult, request, find_pool(request), "host", options)
-    if request.output:
-        return _table_outcome(request, result)
+    options = {"op": action.value, "hosts": names, "for": seconds}
+    request = Request("host", place, options=options, command="backends")
+    result = ask_for(HostsResult, request, find_pool(place))
+    if output:
+        return _table_outcome(output, result)
     return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
 
 
-def _table_outcome(request: CommandRequest, result: HostsResult) -> Outcome:
+def _table_outcome(output: str | None, result: HostsResult) -> Outcome:
     lines = [_line(each) for each in result.items]
-    columns, names = WIDE if request.output == "wide" else COLUMNS, (each.host for each in result.items)
-    return set_table_text(request, Outcome.of(result), lines, columns, names, DISPENSABLE)
+    columns, names = WIDE if output == "wide" else COLUMNS, (each.host for each in result.items)
+    return set_table_text(Outcome.of(result), output, lines, columns, names, DISPENSABLE)
 
 
 def _line(host: BackendReport) -> SimpleNamespace:

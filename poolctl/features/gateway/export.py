@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from poolctl.address import parse
-from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.commands.export import Files, refuse_systemd_options
+from poolctl.cli.commands.export import Files, Wanted, refuse_systemd_options
 from poolctl.cli.offline import load
+from poolctl.cli.options import Place
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import Configuration, Finding, TLSConfig, certificate_names, read_regular_truncated
@@ -36,16 +36,16 @@ _OF_RUNNING_POOL = {
 }
 
 
-def files(request: CommandRequest) -> Files:
+def files(place: Place, wanted: Wanted) -> Files:
     """The files for the pool's routes, and a warning for each key that has no effect without poolctl's supervisor."""
-    refuse_systemd_options(request)
-    config = load(find_pool(request), allow_empty=True)
+    refuse_systemd_options(wanted)
+    config = load(find_pool(place), allow_empty=True)
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
     streams = [each for each in routes if isinstance(each, StreamRoute) and each.provider == FILE]
     listeners, commands = [], []
-    directory = request.get("into") or ""
+    directory = str(wanted.into or "")
     for number, each in enumerate(gateway.bind, 1):
         listener, bundles = _listener_with_shell_commands(each, f"listener-{number}", directory)
         listeners.append(listener)

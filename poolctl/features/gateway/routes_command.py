@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from types import SimpleNamespace
+from typing import Annotated
 from urllib.parse import quote
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, validate_choice
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, examples, forms, one_of, with_options
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import latency, printable, set_table_text
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import MatchingRoutesResult, RoutesResult, excluded_routes_for_host
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
@@ -33,32 +38,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_WARNED = 5
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
 
-COMMAND = Command(
-    "List the gateway's routes; explain which one a URL takes.",
-    Option(
-        "words", "[explain URL]",
-        "A URL, or its host and path: explain which route it takes, and why. Default: list all.",
-        kind="list", words=("explain",),
-    ),
-    Option("--method", "METHOD", "The method of the request to explain. Default: GET.", words=METHODS),
-    Option(
-        "--header", "'NAME: VALUE'", "A header of the request to explain; repeatable. Host replaces the URL's host.",
-        kind="list",
-    ),
-    OUTPUT,
-    section="Look",
-    fields=(*field_names(RouteReport), "matched"),
-    examples=(
-        "poolctl routes explain https://users.example.com/v1/users",
-        "poolctl routes explain /v1/users --method POST --header 'X-Beta: 1'",
-    ),
-    notes=(
-        "explain asks the supervisor for the table in force, or else reads the files.",
-        "A header named by header_for_host of [gateway] replaces the URL's host, too.",
-        "It exits with 4 if no route takes the URL.",
-        "WAITING (-o wide): requests that wait now for a busy backend.",
-    ),
-)  # fmt: skip
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,34 +58,75 @@ class ExplainedRoute:
         return "yes" if self.matched else "no"
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """List the routes; for the action `explain`, say which one a URL takes. Raises UsageError and NoSupervisor."""
-    action, *words = request.get("words") or [""]
+class RoutesAction(StrEnum):
+    """What to do instead of listing the routes."""
+
+    EXPLAIN = "explain"
+
+
+@app.command(
+    cls=PoolCommand,
+    epilog=examples(
+        "poolctl routes explain https://users.example.com/v1/users",
+        "poolctl routes explain /v1/users --method POST --header 'X-Beta: 1'",
+    ),
+)
+@with_options
+def routes(
+    place: Place,
+    action: Annotated[
+        RoutesAction | None,
+        typer.Argument(
+            metavar="[explain]", help="Explain which route a URL takes, and why. Default: list all."
+        ),
+    ] = None,
+    url: Annotated[str | None, typer.Argument(metavar="[URL]", help="A URL, or its host and path.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="The method of the request to explain. Default: GET.",
+            autocompletion=one_of(METHODS)["autocompletion"],
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--header",
+            metavar="'NAME: VALUE'",
+            help="A header of the request to explain; repeatable. Host replaces the URL's host.",
+        ),
+    ] = None,
+    output: Annotated[str | None, forms(fields=(*field_names(RouteReport), "matched"))] = None,
+) -> Outcome:
+    """List the gateway's routes; explain which one a URL takes.
+
+    explain asks the supervisor for the table in force, or else reads the files, and exits with 4 if no route takes the
+    URL. A header named by header_for_host of the gateway replaces the URL's host, too. WAITING (-o wide): requests that
+    wait now for a busy backend.
+    """
     if action:
-        validate_choice("routes", action, ("explain",))
-        if len(words) != 1:
+        if url is None:
             raise UsageError(
                 "routes explain: which URL?", hint="poolctl routes explain http://users.example.com/v1"
             )
-        return _explain(
-            request,
-            ExplainedRequest(words[0], (request.get("method") or "GET").upper(), request.get("header")),
-        )
-    if request.get("method") is not None or request.get("header"):
+        return _explain(place, output, ExplainedRequest(url, (method or "GET").upper(), header))
+    if method is not None or header:
         raise UsageError(
             "--method and --header belong to `routes explain`",
             hint="poolctl routes explain URL --method POST",
         )
-    result = ask_for(RoutesResult, request, find_pool(request))
-    columns: tuple[str, ...] = WIDE if request.output == "wide" else COLUMNS
+    result = ask_for(RoutesResult, Request("routes", place), find_pool(place))
+    columns: tuple[str, ...] = WIDE if output == "wide" else COLUMNS
     if columns == WIDE and any(each.machines for each in result.items):
         columns = (*WIDE[:4], "machines", *WIDE[4:])
     lines = [_line(each) for each in result.items]
     outcome = Outcome.of(result)
     outcome.warnings += _warnings(result)
     names = (each.alias for each in result.items)
-    outcome = set_table_text(request, outcome, lines, columns, names, DISPENSABLE)
-    if request.output == "wide" and result.refused:
+    outcome = set_table_text(outcome, output, lines, columns, names, DISPENSABLE)
+    if output == "wide" and result.refused:
         refused = ", ".join(f"{count} with {code}" for code, count in sorted(result.refused.items()))
         outcome.text = f"{outcome.text or ''}Refused without a route: {refused}\n"
     return outcome
@@ -172,11 +193,11 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip().lower(), value.strip()
 
 
-def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
+def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outcome:
     if asked.normal is None:
         why = "backends differ in how they read its path"
         return Outcome.failed(NOTHING_MATCHED, f"{asked} is refused (400): {why}")
-    known = _candidates(request, asked)
+    known = _candidates(place, asked)
     if known.exit_code:
         return Outcome.of(known)
     asked.set_host_from_header(known.header_for_host)
@@ -206,10 +227,10 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
             ],
         },
     )
-    shown = [each for each in candidates if request.verbose or host_pattern(each.host).covers(asked.host)]
+    shown = [each for each in candidates if place.verbose or host_pattern(each.host).covers(asked.host)]
     others = known.total - len(shown)
-    outcome = set_table_text(request, outcome, shown, EXPLAINED, [match.alias] if match else [])
-    if request.output in ("", "table", "wide"):
+    outcome = set_table_text(outcome, output, shown, EXPLAINED, [match.alias] if match else [])
+    if output in (None, "table", "wide"):
         more = f"and {others} of other hosts\n" if others else ""
         more += "".join(
             f"excluded: {printable(each.alias)}: {printable(each.reason)}\n" for each in known.excluded
@@ -218,12 +239,12 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     return outcome
 
 
-def _candidates(request: CommandRequest, asked: ExplainedRequest) -> MatchingRoutesResult:
+def _candidates(place: Place, asked: ExplainedRequest) -> MatchingRoutesResult:
     """The routes that may match: from the supervisor's active table or, without a supervisor, from the files."""
-    pool = find_pool(request)
+    pool = find_pool(place)
     try:
         options = {"op": "explain", "host": asked.host, "path": asked.normal, "headers": asked.headers}
-        return ask_for(MatchingRoutesResult, request, pool, "routes", options)
+        return ask_for(MatchingRoutesResult, Request("routes", place, options=options), pool)
     except NoSupervisor:
         if not pool.files:
             raise

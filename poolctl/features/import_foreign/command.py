@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from poolctl.cli.command_line import Command, CommandRequest, Option, flag
+import typer
+
+from poolctl.cli.group import TakesProgram
+from poolctl.cli.options import Place, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.render import server_count_text
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -17,61 +21,68 @@ if TYPE_CHECKING:
 
     from ._foreign_pool import ForeignPool, RenderedPoolFile
 
-COMMAND = Command(
-    "Make a pool.toml of another tool's file or command line.",
-    Option(
-        "sources",
-        "FILE",
-        "A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service; several units, or a compose "
-        "file and others that override it.",
-        kind="list",
-        completes="files",
-    ),
-    Option("-o, --output", "FILE", "Write this file instead of printing it.", key="into", completes="files"),
-    flag("--force", "Overwrite an existing file."),
-    section="Get started",
-    takes_command=True,
-    examples=(
+app = typer.Typer(add_completion=False)
+DEFAULT_TARGET = "pool.toml"
+_ANY_MODE = 0o666  # less the umask
+
+
+@app.command(
+    cls=TakesProgram,
+    epilog=examples(
         "poolctl import Procfile -o pool.toml",
         "poolctl import docker-compose.yml > pool.toml",
         "poolctl import web.service worker.service -o pool.toml",
         "poolctl import -- gunicorn -w 4 -b :8000 shop.wsgi",
     ),
-    notes=("Settings without an equivalent become comments that name the file's line.",),
 )
-DEFAULT_TARGET = "pool.toml"
-_ANY_MODE = 0o666  # less the umask
+@with_options
+def import_foreign(
+    ctx: typer.Context,
+    place: Place,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service; several units, or a "
+            "compose file and others that override it.",
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write this file instead of printing it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> Outcome:
+    """Make a pool.toml of another tool's file or command line.
 
-
-def perform(request: CommandRequest) -> Outcome:
-    """Print or write the pool.toml. An existing file is kept (exit 8) unless --force is given."""
-    sources, words = request.get("sources") or (), request.get("command")
-    if bool(sources) == bool(words):
+    Settings without an equivalent become comments that name the file's line.
+    """
+    files, words = [*map(str, sources or ())], ctx.args
+    if bool(files) == bool(words):
         raise UsageError("import takes a file, or a command after --", hint="poolctl import Procfile")
-    into = request.get("into")
     target = os.path.abspath(into or DEFAULT_TARGET)
-    _check_overwrite_allowed(target, bool(into), force=bool(request.get("force")))
+    _check_overwrite_allowed(target, bool(into), force=force)
     from poolctl.config.values.problems import Problem
 
     from ._command_lines import pool_of_command
     from ._foreign_pool import Unreadable, place_prefix, pool_text
 
     try:
-        pool = pool_of_command(words) if words else _pool_of_files(sources)
+        pool = pool_of_command(words) if words else _pool_of_files(files)
     except Problem as problem:
         from poolctl.control.answers import ErrorEntry
 
         raise Failure(Outcome(errors=[ErrorEntry.of(problem)], exit_code=INVALID_CONFIGURATION)) from None
     except Unreadable as unreadable:
-        place = place_prefix(sources[0], unreadable.line) or f"{sources[0]}: " if sources else ""
-        failed = Outcome.failed(INVALID_CONFIGURATION, place + unreadable.message, unreadable.hint)
+        where = place_prefix(files[0], unreadable.line) or f"{files[0]}: " if files else ""
+        failed = Outcome.failed(INVALID_CONFIGURATION, where + unreadable.message, unreadable.hint)
         raise Failure(failed) from None
-    base_dir = os.path.dirname(os.path.abspath(sources[0])) if sources else os.getcwd()
-    name = os.path.basename(sources[0]) if sources else shlex.join(words)
+    base_dir = os.path.dirname(os.path.abspath(files[0])) if files else os.getcwd()
+    name = os.path.basename(files[0]) if files else shlex.join(words)
     mode = _ANY_MODE
-    for file in (*sources, *pool.files):
+    for file in (*files, *pool.files):
         mode &= os.stat(file).st_mode
-    return _write_or_print(pool_text(pool, name, base_dir, target), into, mode)
+    return _write_or_print(pool_text(pool, name, base_dir, target), str(into) if into else None, mode)
 
 
 def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None:

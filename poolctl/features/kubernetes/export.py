@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.commands.export import Files, refuse_systemd_options
+from poolctl.cli.commands.export import Files, Wanted, refuse_systemd_options
 from poolctl.cli.offline import load
+from poolctl.cli.options import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.json_form import Table
 
@@ -34,10 +34,10 @@ def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _block)
 
 
-def files(request: CommandRequest) -> Files:
+def files(place: Place, wanted: Wanted) -> Files:
     """One file per server, in the order to apply them, one for all routes, and a warning for each ignored key."""
-    refuse_systemd_options(request)
-    ref = find_pool(request)
+    refuse_systemd_options(wanted)
+    ref = find_pool(place)
     found = compile_pool(load(ref), ref.files)
     objects_of_files = [*found.objects.items()]
     if found.routes:
@@ -47,7 +47,7 @@ def files(request: CommandRequest) -> Files:
         f"{number:0{digits}}-{name}.yaml": _text(objects)
         for number, (name, objects) in enumerate(objects_of_files, 1)
     }
-    next_commands = f"kubectl apply -f {shlex.quote(request.get('into') or 'DIRECTORY')}"
+    next_commands = f"kubectl apply -f {shlex.quote(str(wanted.into or 'DIRECTORY'))}"
     return Files(texts=texts, made_by=_MADE_BY, next_commands=next_commands, warnings=found.warnings)
 
 

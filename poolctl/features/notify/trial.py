@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.config import directory_of
 from poolctl.control.client import NoSupervisor
 
 from ._send import NotifyResult
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
+    from poolctl.cli.options import Place
     from poolctl.cli.pool_ref import PoolRef
 
 
-def send_test_notifications(request: CommandRequest, pool: PoolRef) -> NotifyResult:
+def send_test_notifications(place: Place, pool: PoolRef) -> NotifyResult:
     """Have the supervisor send test notifications; if none runs, send them with this command's environment."""
     try:
-        return ask_for(NotifyResult, request, pool, "notify")
+        return ask_for(NotifyResult, Request("notify", place), pool)
     except NoSupervisor:
         return _send_without_supervisor(pool)
 

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
+from typing import Annotated
+
+import typer
+
+from poolctl.cli import completion
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import printable
-from poolctl.json_form import field_names
-from poolctl.routing.route_report import RegisteredServiceReport, with_absolute_socket_path
+from poolctl.cli.supervisor_requests import Request
+from poolctl.routing.route_report import with_absolute_socket_path
 
-from .register import send_registration_request
+from .register import RegistrationForm, send_registration_request
 
-COMMAND = Command(
-    "Take out a service that has registered.",
-    Option("service", "NAME", "The name under which it is registered.", required=True),
-    Option("--to", "URL", "Its URL. Default: every service of this name."),
-    OUTPUT,
-    section="Change",
-    fields=tuple(field_names(RegisteredServiceReport)),
-    examples=("poolctl unregister users --to http://10.0.0.7:9000",),
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request: CommandRequest) -> Outcome:
-    """Unregister the service. Raises NoSupervisor."""
-    options = {"name": request.get("service"), "to": with_absolute_socket_path(request.get("to") or "")}
+@app.command(cls=PoolCommand, epilog=examples("poolctl unregister users --to http://10.0.0.7:9000"))
+@with_options
+def unregister(
+    place: Place,
+    service: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The name under which it is registered.", autocompletion=completion.routes
+        ),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="URL", help="Its URL. Default: every service of this name."),
+    ] = None,
+    output: RegistrationForm = None,
+) -> Outcome:
+    """Take out a service that has registered."""
+    options = {"name": service, "to": with_absolute_socket_path(to or "")}
     return send_registration_request(
-        request, options, lambda each: f"{printable(each.name)}: {printable(each.url)} is unregistered"
+        Request("unregister", place, options=options),
+        output,
+        lambda each: f"{printable(each.name)}: {printable(each.url)} is unregistered",
     )

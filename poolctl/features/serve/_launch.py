@@ -8,8 +8,8 @@ import socket
 from typing import NoReturn
 
 from poolctl.address import AddressError, parse
-from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.foreground_server import ForegroundServer, prepare_single_server
+from poolctl.cli.options import Place, Selection
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import Probe, ServerConfig
@@ -22,31 +22,30 @@ from poolctl.listeners.open_listener import open_listener
 
 from ._stacks_client import socket_path
 
-_OF_APPS = {"health_address": "--health", "stop_delay": "--stop-delay"}
 
-
-def become_server(request: CommandRequest) -> NoReturn:
+def become_server(
+    place: Place, selection: Selection, *, listen: str | None, health: str | None, stop_delay: float
+) -> NoReturn:
     """Replace this process by the selected server (exec). Raises UsageError and Failure."""
-    pool = find_pool(request)
-    server = prepare_single_server(request, pool, "poolctl serve")
-    delay_seconds = request.seconds("stop_delay") or 0.0
+    pool = find_pool(place)
+    server = prepare_single_server(selection, pool, "poolctl serve")
     if server.command:
-        for key, option in _OF_APPS.items():
-            if request.get(key):
+        for option, given in (("--health", health), ("--stop-delay", stop_delay)):
+            if given:
                 hint = "leave it out; probe the command's own address, and delay its SIGTERM in the container"
                 raise UsageError(f"{option} needs an app, and {server.name} is a command", hint=hint)
-    if request.get("listen_on"):
-        server = _listening_on(server, str(request.get("listen_on")))
+    if listen:
+        server = _listening_on(server, listen)
     foreground = ForegroundServer.with_open_listeners(server)
-    health = _open_health_listeners(str(request.get("health_address") or ""))
+    listeners = _open_health_listeners(health or "")
     stacks = [] if server.command else _open_stacks_socket(pool)
     foreground.spec.update(
         expose=server.expose,
         stacks=bool(stacks),
-        stop_delay_seconds=delay_seconds,
+        stop_delay_seconds=stop_delay,
         probes={} if server.command else _http_probes(server),
     )
-    foreground.become("features.serve", more=[*health, *stacks])
+    foreground.become("features.serve", more=[*listeners, *stacks])
 
 
 def _listening_on(server: ServerConfig, address: str) -> ServerConfig:

@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 from time import monotonic
+from typing import Annotated
 
-from poolctl.cli.command_line import SELECTION, Command, CommandRequest, Option, flag, output, validate_choice
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Place, Selection, duration, examples, forms, near_or_all, one_of, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.gateway_answers import RoutesResult
 from poolctl.control.server_answers import StatsResult
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
@@ -20,54 +24,63 @@ from ._boards import ROUTE_ORDERS, SERVER_ORDERS, PoolView, RouteBoard, ServerBo
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
 
-COMMAND = Command(
-    "Show servers live (press ? for the keys).",
-    SELECTION,
-    output("json prints the view's figures as JSON.", "json"),
-    flag("--once", "Print one view and exit."),
-    Option("--interval", "DURATION", 'Time between updates (default "2s").'),
-    Option(
-        "--sort",
-        "COLUMN",
-        f"{', '.join(SERVER_ORDERS)}; of routes {', '.join(ROUTE_ORDERS)}.",
-        words=tuple(dict.fromkeys((*SERVER_ORDERS, *ROUTE_ORDERS))),
-    ),
-    flag("--routes", "Start with the gateway's routes instead of the servers (Tab switches)."),
-    section="Look",
-    examples=("poolctl top --sort memory", "poolctl top --routes --sort errors"),
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand, epilog=examples("poolctl top --sort memory", "poolctl top --routes --sort errors")
 )
-
-
-def perform(request: CommandRequest) -> Outcome:
-    """Show the pool's live view until the user quits; with `-o json`, return its data once. Raises NoSupervisor."""
-    if request.output not in ("", "json"):
-        raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
-    orders = ROUTE_ORDERS if request.get("routes") else SERVER_ORDERS
-    sort = validate_choice("--sort", request.get("sort") or "problems", tuple(orders))
-    interval_seconds = request.seconds("interval")
-    if interval_seconds is None:
-        interval_seconds = INTERVAL_SECONDS
-    pool = find_pool(request)
-    result = ask_for(StatsResult, request, pool, "stats", None if request.output else {"errors": True})
+@with_options
+def top(
+    place: Place,
+    selection: Selection,
+    output: Annotated[str | None, forms("json", help="json prints the view's figures as JSON.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and exit.")] = False,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", metavar="DURATION", parser=duration, help="Time between updates."),
+    ] = INTERVAL_SECONDS,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort",
+            metavar="COLUMN",
+            help=f"{', '.join(SERVER_ORDERS)}; of routes {', '.join(ROUTE_ORDERS)}.",
+            **one_of((*SERVER_ORDERS, *ROUTE_ORDERS)),
+        ),
+    ] = None,
+    routes: Annotated[
+        bool,
+        typer.Option(
+            "--routes", help="Start with the gateway's routes instead of the servers (Tab switches)."
+        ),
+    ] = False,
+) -> Outcome:
+    """Show servers live (press ? for the keys)."""
+    orders = ROUTE_ORDERS if routes else SERVER_ORDERS
+    sort = sort or "problems"
+    if sort not in orders:
+        raise UsageError(f"--sort: unknown value {sort!r}", hint=near_or_all(sort, orders))
+    pool = find_pool(place)
+    options = {} if output else {"errors": True}
+    result = ask_for(StatsResult, Request("stats", place, selection, options, command="top"), pool)
     if result.exit_code:
         raise Failure(Outcome.of(result))
-    if request.output:
+    if output:
         return Outcome(result.items, extra={"gateway": result.gateway} if result.gateway else None)
-    servers = ServerBoard(sort="problems" if request.get("routes") else sort)
-    view = PoolView(
-        pool, request.selector().to_dict(), max(interval_seconds, _LEAST_INTERVAL_SECONDS), servers
-    )
+    servers = ServerBoard(sort="problems" if routes else sort)
+    view = PoolView(pool, selection.selector().to_dict(), max(interval, _LEAST_INTERVAL_SECONDS), servers)
     view.update(result)
-    if request.get("routes"):
+    if routes:
         if view.gateway is None:
             hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
             raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
         view.routes = RouteBoard(sort=sort)
         view.routes.receive(view.client.ask(RoutesResult, "routes").items, monotonic())
-    if not request.get("once"):
+    if not once:
         if _is_terminal():
             return _live(view)
-        if not request.quiet:
+        if not place.quiet:
             sys.stderr.write(
                 "not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n"
             )

@@ -1,0 +1,68 @@
+"""`poolctl enable`: enables servers and starts them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.live_change import change_servers
+from poolctl.cli.options import ExplicitSelection, Form, Place, Save, Wait, examples, with_options
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.render import dependents_text, server_count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from poolctl.control.answers import Result
+
+app = typer.Typer(add_completion=False)
+
+# Maximum number of servers named in a suggested command.
+_MOST_NAMES = 10
+
+
+@app.command(cls=PoolCommand, epilog=examples("poolctl enable --all          every disabled server"))
+@with_options
+def enable(
+    place: Place,
+    selection: ExplicitSelection,
+    wait: Wait,
+    save: Save,
+    output: Form = None,
+) -> Outcome:
+    """Enable servers and start them."""
+
+    def report(result: Result) -> str:
+        return "\n".join(_enabled_lines(result))
+
+    return change_servers(
+        "enable",
+        place,
+        selection,
+        report,
+        lambda files, names: files.set_disabled_in_draft(names, False),
+        timeout=wait.timeout,
+        save=save,
+        options={"wait": not wait.no_wait},
+    )
+
+
+def _enabled_lines(result: Result) -> Iterator[str]:
+    before, dependents = set(result.unchanged or ()), set(result.dependents or ())
+    if enabled := [each for each in result.items if each.name not in before | dependents]:
+        ready = f", {sum(each.ready for each in enabled)} ready"
+        if all(each.state == "stopped" for each in enabled):
+            ready = ""  # the pool has no supervisor
+        yield f"{server_count_text(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
+    known = [each for each in result.items if each.name in before]
+    resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
+    if others := len(known) - len(resting):
+        yield f"{server_count_text(others)} enabled already"
+    if len(resting) == 1:
+        (one,) = resting
+        yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
+    elif resting:
+        names = " ".join(each.name for each in resting) if len(resting) <= _MOST_NAMES else "NAME..."
+        yield f"{server_count_text(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"

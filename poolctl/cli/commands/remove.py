@@ -1,0 +1,47 @@
+"""`poolctl remove`: stops servers, and takes them out of the pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.live_change import change_servers
+from poolctl.cli.options import ExplicitSelection, Form, NoDeps, Place, Save, Wait, examples, with_options
+from poolctl.cli.outcome import Outcome
+
+if TYPE_CHECKING:
+    from poolctl.control.answers import Result
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    cls=PoolCommand, epilog=examples("poolctl remove docs --save    from the running pool and from its file")
+)
+@with_options
+def remove(
+    place: Place,
+    selection: ExplicitSelection,
+    wait: Wait,
+    save: Save,
+    output: Form = None,
+    no_deps: NoDeps = False,
+) -> Outcome:
+    """Stop servers, and take them out of the pool."""
+
+    def report(result: Result) -> str:
+        return "\n".join(f"removed {each.name} {each.bind}" for each in result.items)
+
+    return change_servers(
+        "remove",
+        place,
+        selection,
+        report,
+        lambda files, names: files.remove_in_draft(names),
+        timeout=wait.timeout,
+        save=save,
+        options={"wait": not wait.no_wait, "deps": not no_deps},
+        removes=True,
+    )

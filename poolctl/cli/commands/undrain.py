@@ -1,0 +1,43 @@
+"""`poolctl undrain`: puts drained servers back into rotation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.live_change import change_servers, count_text
+from poolctl.cli.options import (
+    ExplicitSelection,
+    Form,
+    LiveSave,
+    Place,
+    Save,
+    Timeout,
+    examples,
+    with_options,
+)
+from poolctl.cli.outcome import Outcome
+
+if TYPE_CHECKING:
+    from poolctl.control.answers import Result
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(cls=PoolCommand, epilog=examples("poolctl undrain --all         every drained server"))
+@with_options
+def undrain(
+    place: Place,
+    selection: ExplicitSelection,
+    output: Form = None,
+    timeout: Timeout = None,
+    save: LiveSave = False,
+) -> Outcome:
+    """Put drained servers back into rotation."""
+
+    def report(result: Result) -> str:
+        return count_text([each.ready for each in result.items], "in rotation")
+
+    return change_servers("undrain", place, selection, report, timeout=timeout, save=Save(save))

@@ -1,0 +1,127 @@
+"""What the shells complete; the pool is asked only when Tab is pressed. Nothing here fails or prints anything."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+import typer
+
+ANSWER_SECONDS = 1.0
+VARIABLE = "_POOLCTL_COMPLETE"  # set by Typer's scripts
+
+
+def _quietly(
+    find: Callable[[typer.Context, str], Iterable[str]],
+) -> Callable[[typer.Context, str], list[str]]:
+    def offers(ctx: typer.Context, incomplete: str) -> list[str]:
+        try:
+            return [word for word in find(ctx, incomplete) if word.startswith(incomplete)]
+        except (Exception, SystemExit):
+            return []
+
+    return offers
+
+
+@_quietly
+def targets(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """Names of servers and, once one is begun, addresses; nothing behind `--`, where the shell completes files."""
+    if ctx.meta.get("program"):
+        return
+    for each in _servers(ctx):
+        yield each["name"]
+        if incomplete:
+            yield each["bind"]
+
+
+@_quietly
+def tags(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """The servers' tags."""
+    return sorted({tag for each in _servers(ctx) for tag in each["tags"]})
+
+
+@_quietly
+def backends(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """The gateway's backends."""
+    return [each["host"] for each in _ask_pool(ctx, "hosts") or ()]
+
+
+@_quietly
+def routes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """The aliases of the gateway's routes."""
+    return [each["alias"] for each in _ask_pool(ctx, "routes") or ()]
+
+
+@_quietly
+def pools(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """The names of running pools."""
+    from poolctl.control.pool_paths import runtime_root_candidates
+
+    roots = [root for root in runtime_root_candidates(os.environ) if os.path.isdir(root)]
+    return sorted({entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")})
+
+
+def _pool(ctx: typer.Context) -> Any:
+    """The pool that -c or --pool names, before the command or after it; a `~` in the path of -c is expanded here."""
+    from pathlib import Path
+
+    from poolctl.cli.options import Place
+    from poolctl.cli.pool_ref import find_pool
+
+    given = {**ctx.find_root().params, **{key: value for key, value in ctx.params.items() if value}}
+    files = [Path(each).expanduser() for each in given.get("config") or ()]
+    return find_pool(Place(config=files, pool=given.get("pool")), missing_ok=True)
+
+
+def _servers(ctx: typer.Context) -> list[dict[str, Any]]:
+    found = _ask_pool(ctx, "list")
+    return [*_servers_in_files(_pool(ctx).files)] if found is None else found
+
+
+def _ask_pool(ctx: typer.Context, verb: str) -> list[dict[str, Any]] | None:
+    """The items in a running pool's answer to this verb; None if it does not answer within ANSWER_SECONDS."""
+    from poolctl.control.client import Client
+    from poolctl.errors import ControlError
+
+    try:
+        document = Client(_pool(ctx).socket, silence_seconds=ANSWER_SECONDS).call(verb, timeout=0.0)
+    except ControlError:
+        return None
+    return list(document["items"])
+
+
+def _servers_in_files(paths: Iterable[str]) -> Iterable[dict[str, Any]]:
+    """Yield each server in the files as a table of name, bind and tags. Nothing is validated."""
+    from poolctl.config import read_documents
+
+    for document in read_documents([*paths])[0]:
+        tables = document.data if isinstance(document.data, list) else document.data.get("server", [])
+        for each in [table for table in tables if isinstance(table, dict)]:
+            texts = {key: str(each.get(key) or "") for key in ("name", "bind")}
+            yield {**texts, "tags": [*map(str, each.get("tags") or ())]}
+
+
+@contextlib.contextmanager
+def whole_words() -> Generator[None, None, None]:
+    """While bash completes: join the words that it has split at `:` and `=`, and print what follows the last colon.
+
+    Typer's script hands over COMP_WORDS as bash has it: `127.0.0.1:80` is three words, of which it replaces one.
+    """
+    if os.environ.get(VARIABLE) != "complete_bash":
+        yield
+        return
+    joined = list[str]()
+    for word in os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]:
+        if joined and (word in (":", "=") or joined[-1][-1:] in (":", "=")):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
+    known = "".join(joined[-1].rpartition("=")[2].rpartition(":")[:2])
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        print(*(line.removeprefix(known) for line in printed.getvalue().splitlines()), sep="\n")

@@ -1,0 +1,349 @@
+"""The options that several commands share: dataclasses with a field for each option, and types of single options.
+
+A command's function takes the dataclasses as parameters; `with_options` shows Typer their fields.
+"""
+
+import difflib
+import functools
+import inspect
+import os
+import select
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from typing import Annotated, Any
+
+import typer
+
+from poolctl.cli import completion
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.exit_codes import DONE
+from poolctl.selection.selector import LISTS, Selector
+from poolctl.states import State, Status
+from poolctl.units import parse_duration
+
+FORMATS = ("table", "wide", "json", "jsonl", "name")
+# The fields that every Item has.
+FIELDS = (
+    "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts", "tags",
+)  # fmt: skip
+UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
+STDIN = "-"  # the target that stands for the names on standard input
+ALL_LINES = -1
+DEFAULT_LINES = 100
+_MOST_DIGITS = 9
+
+
+class BadValue(typer.BadParameter):
+    """Raised for a value of an option or argument, which the command line names. `hint` is the way out of it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def with_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Let a command take dataclasses of options: Typer sees their fields, the command gets the objects."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
+    for each in inspect.signature(command, eval_str=True).parameters.values():
+        kind = each.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            fields = inspect.signature(kind, eval_str=True).parameters
+            groups[each.name] = kind, [*fields]
+            parameters += fields.values()
+        else:
+            parameters.append(each)
+
+    @functools.wraps(command)
+    def with_fields(**values: Any) -> object:
+        for name, (kind, fields) in groups.items():
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+        return command(**values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([each.replace(kind=keyword) for each in parameters])
+    with_fields.__dict__["__signature__"] = signature
+    return with_fields
+
+
+def examples(*lines: str) -> str:
+    """The `epilog` of a command with examples: a paragraph for each, as Typer prints them line by line."""
+    return "\n\n".join(("Examples:", *lines))
+
+
+def one_of(words: Iterable[str], otherwise: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Settings of an option whose value is one of the words, which are known only at run time; else use an enum.
+
+    `otherwise` has hints for other words.
+    """
+    known = tuple(dict.fromkeys(words))
+
+    def parse(text: str) -> str:
+        if text in known:
+            return text
+        raise BadValue(f"unknown value {text!r}", (otherwise or {}).get(text) or near_or_all(text, known))
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in known if word.startswith(incomplete)]
+
+    return {"parser": parse, "autocompletion": complete}
+
+
+def near_or_all(text: str, known: Iterable[str]) -> str:
+    """A hint at the known word that was probably meant, or else at all of them."""
+    words = [*known]
+    near = difflib.get_close_matches(text, words, 1)
+    near = near or [word for word in words if len(text) > 2 and word.startswith(text)]
+    return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(words)}"
+
+
+def forms(*words: str, fields: Iterable[str] = (*FIELDS, UPTIME), help: str = "", hint: str = "") -> Any:
+    """The option -o with these forms and, where `name` is one of them, with a comma-separated list of these fields."""
+    known = words or FORMATS
+    names = tuple(fields) if "name" in known else ()
+
+    def parse(text: str) -> str:
+        texts = [word.strip() for word in text.removeprefix("=").split(",")]  # other tools accept -o=json
+        for word in texts:
+            if word not in (names if len(texts) > 1 and names else (*known, *names)):
+                near = near_or_all(word, [*dict.fromkeys((*known, *names))])
+                raise BadValue(f"unknown value {word!r}", hint.format(word) or near)
+        return ",".join(texts)
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        offered = names if comma else dict.fromkeys((*known, *names))
+        return [before + comma + word for word in offered if word.startswith(last)]
+
+    help = help or "table, wide, json, jsonl, name, or FIELD,FIELD…"
+    return typer.Option("-o", "--output", metavar="FORM", help=help, parser=parse, autocompletion=complete)
+
+
+def duration(text: str) -> float:
+    """The duration in seconds."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise BadValue(str(error)) from None
+
+
+def timestamp(text: str) -> str:
+    """The timestamp, as logs have it, of an ISO 8601 time, or of a duration ago."""
+    from poolctl.logs.log_line import stamp
+
+    example = "2026-01-31T12:00:00Z"
+    if text[:4].isdigit() and text[4:5] == "-":
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise BadValue(f"{text!r} is not a time", f"{example}, or 10m") from None
+        return stamp(moment.astimezone(UTC).timestamp())  # a time without a zone is in local time
+    try:
+        return stamp(time() - parse_duration(text))
+    except ValueError:
+        raise BadValue(f"{text!r} is not a time", f'"10m" is ten minutes ago; or a time: {example}') from None
+
+
+def line_count(text: str) -> int:
+    """The number of lines; ALL_LINES for "all"."""
+    if text == "all":
+        return ALL_LINES
+    if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
+        raise BadValue(f"{text!r} is not a number of lines", 'a number, or "all"')
+    return int(text)
+
+
+def line_limit(lines: int | None, since: str | None) -> int | None:
+    """The number of lines or events to print; None means all. The default is 100, or all after a time."""
+    if lines is None:
+        return None if since else DEFAULT_LINES
+    return None if lines == ALL_LINES else lines
+
+
+def _or_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """`poolctl -c x list` means `poolctl list -c x`; files given before and after the command are joined."""
+    before = ctx.parent.params.get(param.name or "") if ctx.parent else None
+    if not before:
+        return value
+    return [*before, *(value or ())] if isinstance(before, list | tuple) else value or before
+
+
+def names_from_input(targets: list[str], command: str) -> list[str]:
+    """The names on standard input, which the target `-` stands for, else the targets themselves.
+
+    Without any names raises Failure with exit code 0, because nothing is to be done: no names never mean everything.
+    """
+    if STDIN not in targets:
+        return targets
+    if len(targets) > 1:
+        message = "-: names from standard input cannot be combined with other targets"
+        raise UsageError(message, hint="write all of them to standard input, one a line")
+    if os.isatty(0):
+        message = "-: standard input is a terminal; names are read from a pipe or a file"
+        raise UsageError(message, hint=f"poolctl filter name --regex RE -o name | poolctl {command} -")
+    lines = _read_stdin().decode(errors="backslashreplace").splitlines()
+    if names := [line.strip() for line in lines if line.strip()]:
+        return names
+    outcome = Outcome(exit_code=DONE)
+    outcome.notes.append("no names on standard input: nothing was done")
+    raise Failure(outcome)
+
+
+def _names_if_input(ctx: typer.Context, value: list[str] | None) -> list[str] | None:
+    return names_from_input(value, ctx.info_name or "") if value and not ctx.resilient_parsing else value
+
+
+def _read_stdin() -> bytearray:
+    """Everything up to the end of standard input, also where reading does not block."""
+    text = bytearray()
+    while True:
+        select.select([0], [], [])
+        try:
+            chunk = os.read(0, 65536)
+        except BlockingIOError:
+            continue
+        if not chunk:
+            return text
+        text += chunk
+
+
+_place = functools.partial(
+    typer.Option, rich_help_panel="Global options", show_default=False, callback=_or_given_before
+)
+_select = functools.partial(typer.Option, rich_help_panel="Selection", show_default=False)
+_match = functools.partial(_select, metavar="RE")
+_option = functools.partial(typer.Option, show_default=False)
+_targets = functools.partial(
+    typer.Argument, metavar="[TARGET]...", show_default=False, autocompletion=completion.targets
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which pool a command is about, and how much it says; these options may also precede the command."""
+
+    config: Annotated[
+        list[Path] | None,
+        _place("-c", "--config", metavar="FILE", help="The pool's file; repeatable, later ones override."),
+    ] = None
+    pool: Annotated[
+        str | None,
+        _place("--pool", metavar="NAME", help="Name of a running pool.", autocompletion=completion.pools),
+    ] = None
+    quiet: Annotated[bool, _place("-q", "--quiet", help="Print only results and errors.")] = False
+    verbose: Annotated[bool, _place("-v", "--verbose", help="Print more details.")] = False
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The options that select servers."""
+
+    name: Annotated[list[str] | None, _match("--name", help="Whose name matches the expression.")] = None
+    bind: Annotated[list[str] | None, _match("--bind", help="Whose address matches it.")] = None
+    expose: Annotated[list[str] | None, _match("--expose", help="Whose exposed address matches it.")] = None
+    tag: Annotated[
+        list[str] | None,
+        _select("--tag", metavar="TAG", help="With this tag.", autocompletion=completion.tags),
+    ] = None
+    state: Annotated[
+        list[State] | None, _select("--state", metavar="STATE", help="In this state.", case_sensitive=False)
+    ] = None
+    health: Annotated[
+        list[Status] | None,
+        _select("--health", metavar="HEALTH", help="unknown, ok, warn or ko.", case_sensitive=False),
+    ] = None
+    invert: Annotated[bool, _select("--not", help="All other servers.")] = False
+    allow_empty: Annotated[bool, _select("--allow-empty", help="Do not fail when nothing matches.")] = False
+
+    def selector(self) -> Selector:
+        """What the supervisor and the files are searched for. Raises SelectorError for an invalid expression."""
+        lists: dict[str, Any] = {key: getattr(self, key, None) or () for key in LISTS}
+        return Selector(**lists, invert=self.invert, allow_empty=self.allow_empty)
+
+
+@dataclass(frozen=True)
+class Selection(Filters):
+    """Which servers a command is about; all of them by default."""
+
+    targets: Annotated[
+        list[str] | None,
+        _targets(
+            help="Names or addresses; * and ? are wildcards; - reads them from standard input.",
+            callback=_names_if_input,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ExplicitSelection(Selection):
+    """Which servers a command is about that never acts on all of them by default."""
+
+    everything: Annotated[bool, _select("--all", help="Every server of the pool.")] = False
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a command waits for its result."""
+
+    timeout: Annotated[
+        float | None,
+        _option(
+            "--timeout", parser=duration, metavar="DURATION", help='Give up after this time, such as "30s".'
+        ),
+    ] = None
+    no_wait: Annotated[bool, _option("--no-wait", help="Return at once, without waiting.")] = False
+
+
+@dataclass(frozen=True)
+class Save:
+    """Whether a change, which otherwise lasts until a reload, is written to the pool's files."""
+
+    save: Annotated[
+        bool, _option("--save", help="Also write the change to the TOML file, comments kept.")
+    ] = False
+    dry_run: Annotated[
+        bool, _option("--dry-run", help="Print what --save would write; exit 3 if the file would change.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.dry_run and not self.save:
+            raise UsageError("--dry-run shows what --save would write", hint="add --save")
+
+
+Form = Annotated[str | None, forms()]
+LineForm = Annotated[str | None, forms(*FORMATS[:4], help="table (default), wide, or json for JSON lines.")]
+LiveSave = Annotated[
+    bool, _option("--save", help="Has no effect: the change is a live state that no file stores.")
+]
+Timeout = Annotated[
+    float | None,
+    _option("--timeout", parser=duration, metavar="DURATION", help='Give up after this time, such as "30s".'),
+]
+NoDeps = Annotated[bool, _option("--no-deps", help="Ignore dependencies: act on the selected servers only.")]
+CallerEnv = Annotated[
+    bool, _option("--env", help="Use this command's environment instead of the supervisor's.")
+]
+AllowExpired = Annotated[
+    bool, _option("--allow-expired", help="Let expired certificates replace valid ones.")
+]
+Reveal = Annotated[bool, _option("--reveal", help="Show secrets instead of masking them.")]
+Watch = Annotated[
+    bool, _option("--watch", help="Keep running; reload when the configuration or code changes.")
+]
+Follow = Annotated[bool, _option("-f", "--follow", help="Keep following what is new.")]
+Since = Annotated[
+    str | None,
+    _option("--since", parser=timestamp, metavar="TIME", help='Nothing older: "10m", or an ISO 8601 time.'),
+]
+
+
+def caller_env(wanted: bool) -> dict[str, object]:
+    """The protocol's option with this command's environment, in which relative paths are made absolute."""
+    if not wanted:
+        return {}
+    from poolctl.config.values.path_variables import with_absolute_paths
+
+    return {"env": with_absolute_paths(os.environ)}

@@ -1,0 +1,30 @@
+"""The commands as Typer knows them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import typer
+
+from poolctl.cli.app import app
+
+
+@cache
+def group() -> Any:
+    return typer.main.get_command(app)
+
+
+def names() -> list[str]:
+    return sorted(group().commands)
+
+
+@cache
+def command_named(name: str) -> Any:
+    """The command of the module, which is imported for it."""
+    return group().imported(name)
+
+
+def spellings(command: Any) -> list[str]:
+    """The spellings of its options."""
+    return [spelling for param in command.params for spelling in param.opts if spelling.startswith("-")]
