@@ -167,9 +167,9 @@ docs: dev
 
 completions: dev
 	@mkdir -p completions
-	@$(BIN)/poolctl completion bash >completions/poolctl.bash
-	@$(BIN)/poolctl completion zsh >completions/_poolctl
-	@$(BIN)/poolctl completion fish >completions/poolctl.fish
+	@_POOLCTL_COMPLETE=source_bash $(BIN)/poolctl >completions/poolctl.bash
+	@_POOLCTL_COMPLETE=source_zsh $(BIN)/poolctl >completions/_poolctl
+	@_POOLCTL_COMPLETE=source_fish $(BIN)/poolctl >completions/poolctl.fish
 	@$(BIN)/python docs/site/manual.py >docs/poolctl.1
 
 release:

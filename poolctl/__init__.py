@@ -18,7 +18,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
         # Until install_ctrl_c() has run, because the interpreter's own handler would raise during the import below.
         _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
 
-        from poolctl.cli.main import install_ctrl_c
+        from poolctl.cli.interrupts import install_ctrl_c
 
         install_ctrl_c()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -28,3 +29,9 @@ def command_named(name: str) -> Any:
 def spellings(command: Any) -> list[str]:
     """The spellings of its options."""
     return [spelling for param in command.params for spelling in param.opts if spelling.startswith("-")]
+
+
+def parsed(words: Sequence[str]) -> Any:
+    """The context of the command that the words name, parsed but not run."""
+    at = next(at for at, word in enumerate(words) if word in group().commands)
+    return command_named(words[at]).make_context(words[at], [*words[:at], *words[at + 1 :]])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from poolctl.cli.command_line import COMMON, SECTIONS, Command, Option, command_named, names
+import typer
+
+from poolctl.cli.app import app
 from poolctl.exit_codes import NAMES
 
+_GROUP: Any = typer.main.get_command(app)
 WHAT = "runs web servers and workers from one file, and restarts them without dropping a request"
 FILES = (
     ("pool.toml, pool.yaml, pool.yml, pool.json", "The pool's file, looked up in the working directory."),
@@ -38,35 +42,43 @@ def _head() -> Iterator[str]:
     yield "[\\fIOPTIONS\\fR] \\fICOMMAND\\fR [\\fIARGUMENTS\\fR]"
     yield ".SH OPTIONS"
     yield "Every command takes these, before or after its name."
-    yield from _options(COMMON)
+    yield from _options(_in_panel(_GROUP.imported("list"), "Global options"))
 
 
 def _commands() -> Iterator[str]:
-    declared = {name: command for name in names() if (command := command_named(name))}
-    for section in SECTIONS:
-        yield f".SH {section.upper()}"
-        for name, command in declared.items():
-            if command.section == section:
-                yield from _command(name, command)
+    for panel in dict.fromkeys(each.rich_help_panel for each in _GROUP.commands.values()):
+        yield f".SH {panel.upper()}"
+        for name, listed in _GROUP.commands.items():
+            if listed.rich_help_panel == panel:
+                yield from _command(name, _GROUP.imported(name))
 
 
-def _command(name: str, command: Command) -> Iterator[str]:
-    arguments = " ".join(each.metavar for each in command.arguments)
-    yield f".SS poolctl {name} {_text(arguments)}".rstrip()
-    yield _text(command.help)
-    yield from _options([*command.arguments, *command.own])
-    if command.selection:
+def _in_panel(command: Any, *panels: str | None) -> list[Any]:
+    return [
+        each
+        for each in command.params
+        if getattr(each, "rich_help_panel", None) in panels and not each.hidden
+    ]
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    help, *notes = command.help.split("\n\n")
+    _, *words = command.collect_usage_pieces(typer.Context(command, info_name=name))
+    yield f".SS poolctl {name} {_text(' '.join(words))}".rstrip()
+    yield _text(help)
+    yield from _options(_in_panel(command, None))
+    if selection := [each for each in _in_panel(command, "Selection") if each.param_type_name == "option"]:
         yield ".P"
         yield "Options that select servers: " + ", ".join(
-            f"\\fB{_text(each.spellings[-1])}\\fR" for each in command.selection
+            f"\\fB{_text(each.opts[-1])}\\fR" for each in selection
         )
-    for each in command.notes:
+    for each in notes:
         yield ".P"
-        yield _text(each)
-    if command.examples:
+        yield _text(" ".join(each.split()))
+    if command.epilog:
         yield ".P"
         yield ".EX"
-        yield from map(_text, command.examples)
+        yield from map(_text, command.epilog.split("\n\n")[1:])
         yield ".EE"
 
 
@@ -79,11 +91,12 @@ def _rest() -> Iterator[str]:
     yield from _entries(FILES)
 
 
-def _options(options: Iterable[Option]) -> Iterator[str]:
-    return _entries(
-        (", ".join(each.spellings) + (f" {each.metavar}" if each.metavar else ""), each.help)
-        for each in options
-    )
+def _options(options: Iterable[Any]) -> Iterator[str]:
+    for each in options:
+        is_option = each.param_type_name == "option"
+        spelled = ", ".join(each.opts) if is_option else ""
+        metavar = "" if is_option and each.is_flag else (each.metavar or "").strip("[].")
+        yield from _entries([(f"{spelled} {metavar}", each.help or "")])
 
 
 def _entries(entries: Iterable[tuple[str, str]]) -> Iterator[str]:

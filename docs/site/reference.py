@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import poolctl
 from poolctl import exit_codes
-from poolctl.cli.command_line import COMMON, SECTIONS, Command, Option, command_named, names
+from poolctl.cli.app import app
 from poolctl.config.rules.json_schema import json_schema
 from poolctl.units import format_duration, format_size
 
@@ -74,54 +75,56 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def commands() -> str:
     """Every command with its options and examples, in the order of `poolctl help --all`."""
-    declared = {name: command for name in names() if (command := command_named(name))}
+    group: Any = typer.main.get_command(app)
     parts = [
         "# Commands",
         "Generated from the declarations that `poolctl help COMMAND` prints.",
         "Every command takes these options, before or after its name:",
-        _option_table(COMMON),
+        _option_table(in_panel(group.imported("list"), "Global options")),
     ]
-    for section in SECTIONS:
-        parts.append(f"## {section}")
-        for name, command in declared.items():
-            if command.section == section:
-                parts += _command(name, command)
+    for panel in dict.fromkeys(each.rich_help_panel for each in group.commands.values()):
+        parts.append(f"## {panel}")
+        for name, listed in group.commands.items():
+            if listed.rich_help_panel == panel:
+                parts += _command(name, group.imported(name))
     return "\n\n".join(parts) + "\n"
 
 
-def _command(name: str, command: Command) -> Iterator[str]:
-    words = ["poolctl", name]
-    words += ["[OPTIONS]"] if command.own or command.selection else []
-    words += [_argument(each) for each in command.arguments]
-    words += ["[-- COMMAND…]"] if command.takes_command else []
+def in_panel(command: Any, *panels: str | None) -> list[Any]:
+    """The parameters of the command under these headings of its help; None is the first, without a name."""
+    return [
+        each
+        for each in command.params
+        if getattr(each, "rich_help_panel", None) in panels and not each.hidden
+    ]
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    help, *notes = command.help.split("\n\n")
+    own, selection = in_panel(command, None), in_panel(command, "Selection")
     yield f"### {name}"
-    yield _markdown(command.help)
-    yield f"```text\n{' '.join(words)}\n```"
-    if listed := [*command.arguments, *command.own]:
-        yield _option_table(listed)
-    if command.selection:
+    yield _markdown(help)
+    context = typer.Context(command, info_name=name)
+    yield f"```text\npoolctl {name} {' '.join(command.collect_usage_pieces(context))}\n```"
+    if own:
+        yield _option_table(own)
+    if selection:
         yield "Options that select servers:"
-        yield _option_table(command.selection)
-    for each in command.notes:
-        yield _markdown(each)
-    if command.examples:
-        yield "```text\n" + "\n".join(command.examples) + "\n```"
+        yield _option_table(selection)
+    for each in notes:
+        yield _markdown(" ".join(each.split()))
+    if command.epilog:
+        yield "```text\n" + "\n".join(command.epilog.split("\n\n")[1:]) + "\n```"
 
 
-def _argument(argument: Option) -> str:
-    name = argument.metavar + ("…" if argument.kind == "list" else "")
-    return name if argument.required else f"[{name}]"
-
-
-def _option_table(options: Any) -> str:
+def _option_table(options: list[Any]) -> str:
     rows = ["| option | meaning |", "|---|---|"]
     for each in options:
-        spelled = ", ".join(f"`{one}`" for one in each.spellings)
-        metavar = f"`{each.metavar}`" if each.metavar else ""
-        words = f" One of {', '.join(f'`{word}`' for word in each.words)}." if each.words else ""
-        rows.append(
-            f"| {' '.join(filter(None, (spelled, metavar)))} | {_cell(_markdown(each.help) + words)} |"
-        )
+        is_option = each.param_type_name == "option"
+        metavar = "" if is_option and each.is_flag else (each.metavar or "").strip("[].")
+        spelled = ", ".join(f"`{one}`" for one in each.opts if is_option)
+        names = " ".join(filter(None, (spelled, metavar and f"`{metavar}`")))
+        rows.append(f"| {names} | {_cell(_markdown(each.help or ''))} |")
     return "\n".join(rows)
 
 

@@ -8,7 +8,8 @@ import typer
 
 from poolctl import __version__
 from poolctl.cli.group import PoolGroup
-from poolctl.cli.options import Place, with_options
+from poolctl.cli.options import with_options
+from poolctl.cli.place import Place
 from poolctl.exit_codes import USAGE
 from poolctl.feature import features
 

@@ -53,20 +53,11 @@ def routes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     return [each["alias"] for each in _ask_pool(ctx, "routes") or ()]
 
 
-@_quietly
-def pools(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """The names of running pools."""
-    from poolctl.control.pool_paths import runtime_root_candidates
-
-    roots = [root for root in runtime_root_candidates(os.environ) if os.path.isdir(root)]
-    return sorted({entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")})
-
-
 def _pool(ctx: typer.Context) -> Any:
     """The pool that -c or --pool names, before the command or after it; a `~` in the path of -c is expanded here."""
     from pathlib import Path
 
-    from poolctl.cli.options import Place
+    from poolctl.cli.place import Place
     from poolctl.cli.pool_ref import find_pool
 
     given = {**ctx.find_root().params, **{key: value for key, value in ctx.params.items() if value}}

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from poolctl import bootstrap
 from poolctl.cli.offline import choose, load, servers_with_chosen_ports
-from poolctl.cli.options import Filters, Place
+from poolctl.cli.options import Filters
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, ids_to_start_interpreter_as, interpreter, with_resolved_references
 from poolctl.config.values.path_variables import with_absolute_paths

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from poolctl.cli import completion, report
+from poolctl.cli import completion, interrupts, report
 from poolctl.cli.outcome import Outcome
 from poolctl.selection.selector import empty_value_error
 
@@ -86,9 +86,7 @@ class PoolCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; from here on Ctrl-C raises KeyboardInterrupt, so that it can clean up."""
-        from poolctl.cli import main
-
-        main.let_ctrl_c_raise()
+        interrupts.let_ctrl_c_raise()
         outcome = super().invoke(ctx)
         if isinstance(outcome, Outcome):
             outcome.form = ctx.params.get("output") or outcome.form

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from poolctl import exit_codes
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
-from poolctl.cli.options import ExplicitSelection, Filters, Place, Save
+from poolctl.cli.options import ExplicitSelection, Filters, Save
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import relative_to_cwd, server_count_text
 from poolctl.cli.supervisor_requests import Request, ask, selected

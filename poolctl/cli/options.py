@@ -11,7 +11,6 @@ import select
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from time import time
 from typing import Annotated, Any
 
@@ -163,14 +162,6 @@ def line_limit(lines: int | None, since: str | None) -> int | None:
     return None if lines == ALL_LINES else lines
 
 
-def _or_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
-    """`poolctl -c x list` means `poolctl list -c x`; files given before and after the command are joined."""
-    before = ctx.parent.params.get(param.name or "") if ctx.parent else None
-    if not before:
-        return value
-    return [*before, *(value or ())] if isinstance(before, list | tuple) else value or before
-
-
 def names_from_input(targets: list[str], command: str) -> list[str]:
     """The names on standard input, which the target `-` stands for, else the targets themselves.
 
@@ -210,31 +201,12 @@ def _read_stdin() -> bytearray:
         text += chunk
 
 
-_place = functools.partial(
-    typer.Option, rich_help_panel="Global options", show_default=False, callback=_or_given_before
-)
 _select = functools.partial(typer.Option, rich_help_panel="Selection", show_default=False)
 _match = functools.partial(_select, metavar="RE")
 _option = functools.partial(typer.Option, show_default=False)
 _targets = functools.partial(
     typer.Argument, metavar="[TARGET]...", show_default=False, autocompletion=completion.targets
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which pool a command is about, and how much it says; these options may also precede the command."""
-
-    config: Annotated[
-        list[Path] | None,
-        _place("-c", "--config", metavar="FILE", help="The pool's file; repeatable, later ones override."),
-    ] = None
-    pool: Annotated[
-        str | None,
-        _place("--pool", metavar="NAME", help="Name of a running pool.", autocompletion=completion.pools),
-    ] = None
-    quiet: Annotated[bool, _place("-q", "--quiet", help="Print only results and errors.")] = False
-    verbose: Annotated[bool, _place("-v", "--verbose", help="Print more details.")] = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.options import Place
+    from poolctl.cli.place import Place
 
 
 class PoolRef:

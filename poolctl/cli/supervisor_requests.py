@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from poolctl.cli.options import Filters, Place
+from poolctl.cli.options import Filters
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.render import NAMES_SHOWN, abbreviated_list, printable
 from poolctl.control.client import (

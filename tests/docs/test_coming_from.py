@@ -135,7 +135,7 @@ def test_each_command_of_node_runs(real_pool: RealPool) -> None:
 
 
 def test_each_command_that_is_named_is_one() -> None:
-    from poolctl.cli.command_line import names
+    from tests.commands import names
 
     named = set(re.findall(r"`poolctl ([a-z]+)", PAGE))
     assert named

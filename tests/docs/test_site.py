@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.cli.command_line import names
 from poolctl.config.rules.json_schema import json_schema
+from tests.commands import names
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(ROOT.glob("docs/site/*.toml"))

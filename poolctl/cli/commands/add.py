@@ -15,8 +15,9 @@ import typer
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, Save, Wait, examples, with_options
+from poolctl.cli.options import Form, Save, Wait, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.config import directory_of

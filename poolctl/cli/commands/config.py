@@ -11,8 +11,9 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import choose, described, load, servers_with_chosen_ports
-from poolctl.cli.options import FORMATS, Place, Reveal, Selection, examples, forms, with_options
+from poolctl.cli.options import FORMATS, Reveal, Selection, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.config import MASK, escaped, masked, server_table, table_text, values_to_mask

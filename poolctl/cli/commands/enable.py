@@ -8,8 +8,9 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.live_change import change_servers
-from poolctl.cli.options import ExplicitSelection, Form, Place, Save, Wait, examples, with_options
+from poolctl.cli.options import ExplicitSelection, Form, Save, Wait, examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.render import dependents_text, server_count_text
 
 if TYPE_CHECKING:

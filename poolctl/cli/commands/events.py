@@ -15,7 +15,6 @@ from poolctl.cli.offline import warning_of_unusable_files
 from poolctl.cli.options import (
     Follow,
     LineForm,
-    Place,
     Selection,
     Since,
     examples,
@@ -25,6 +24,7 @@ from poolctl.cli.options import (
     with_options,
 )
 from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, local_time, paint, print_diagnostics, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected

@@ -14,8 +14,9 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import load
-from poolctl.cli.options import Place, examples, forms, one_of, with_options
+from poolctl.cli.options import examples, forms, one_of, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import (
     ServerConfig,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Filters, Form, Place, examples, with_options
+from poolctl.cli.options import Filters, Form, examples, with_options
 from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import field_text
 from poolctl.cli.supervisor_requests import selected

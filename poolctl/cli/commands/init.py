@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Place, examples, with_options
+from poolctl.cli.options import examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.config import FILE_NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.feature import features

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import FIELDS, UPTIME, Place, Selection, examples, forms, with_options
+from poolctl.cli.options import FIELDS, UPTIME, Selection, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import FIGURES, footer_of, terminal_width_or_zero
 from poolctl.cli.supervisor_requests import selected

@@ -18,7 +18,6 @@ from poolctl.cli.options import (
     BadValue,
     Follow,
     LineForm,
-    Place,
     Selection,
     Since,
     examples,
@@ -30,6 +29,7 @@ from poolctl.cli.options import (
     with_options,
 )
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, print_diagnostics, stdout_fd
 from poolctl.cli.supervisor_requests import Request, ask, ask_or_read_files

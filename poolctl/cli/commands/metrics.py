@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, Selection, with_options
+from poolctl.cli.options import Form, Selection, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.server_answers import MetricsResult, StatsResult

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, with_options
+from poolctl.cli.options import Form, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.render import count_ready_and_expected, relative_to_cwd, table
 from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult

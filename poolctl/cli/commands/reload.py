@@ -10,18 +10,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import (
-    AllowExpired,
-    CallerEnv,
-    Form,
-    Place,
-    Wait,
-    Watch,
-    caller_env,
-    examples,
-    with_options,
-)
+from poolctl.cli.options import AllowExpired, CallerEnv, Form, Wait, Watch, caller_env, examples, with_options
 from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
 from poolctl.cli.render import coloured, relative_to_cwd, show

@@ -10,7 +10,6 @@ from poolctl.cli.options import (
     CallerEnv,
     Form,
     NoDeps,
-    Place,
     Selection,
     Wait,
     caller_env,
@@ -18,6 +17,7 @@ from poolctl.cli.options import (
     with_options,
 )
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import last_run_outcome_line, ready_line, server_count_text, still_running_text
 from poolctl.cli.supervisor_requests import Request, ask_or_launch, notify_systemd_of_keeper_pid

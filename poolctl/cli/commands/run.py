@@ -13,18 +13,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import TakesProgram
-from poolctl.cli.options import (
-    Form,
-    NoDeps,
-    Place,
-    Selection,
-    Timeout,
-    Watch,
-    duration,
-    examples,
-    with_options,
-)
+from poolctl.cli.options import Form, NoDeps, Selection, Timeout, Watch, duration, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.run_session.signals import blocked_signals, noted_signals, status_after, stopping_signals
 from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size

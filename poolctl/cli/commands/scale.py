@@ -10,17 +10,9 @@ import typer
 from poolctl.cli import completion
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.live_change import change_servers
-from poolctl.cli.options import (
-    ExplicitSelection,
-    Form,
-    Place,
-    Save,
-    Wait,
-    examples,
-    names_from_input,
-    with_options,
-)
+from poolctl.cli.options import ExplicitSelection, Form, Save, Wait, examples, names_from_input, with_options
 from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.render import server_count_text
 from poolctl.config import MOST_WORKERS
 

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, Reveal, Selection, examples, with_options
+from poolctl.cli.options import Form, Reveal, Selection, examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
     coloured,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, NoDeps, Place, Selection, Wait, examples, with_options
+from poolctl.cli.options import Form, NoDeps, Selection, Wait, examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
 from poolctl.cli.supervisor_requests import Request, ask_or_launch, notify_systemd_of_keeper_pid

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, Selection, examples, with_options
+from poolctl.cli.options import Form, Selection, examples, with_options
 from poolctl.cli.outcome import Outcome, outcome_of
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import (
     AT_REST,

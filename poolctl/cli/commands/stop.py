@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, NoDeps, Place, Selection, Wait, examples, with_options
+from poolctl.cli.options import Form, NoDeps, Selection, Wait, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import abbreviated_list, dependents_text, server_count_text
 from poolctl.cli.supervisor_requests import Request, ask

@@ -8,17 +8,9 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.live_change import change_servers, count_text
-from poolctl.cli.options import (
-    ExplicitSelection,
-    Form,
-    LiveSave,
-    Place,
-    Save,
-    Timeout,
-    examples,
-    with_options,
-)
+from poolctl.cli.options import ExplicitSelection, Form, LiveSave, Save, Timeout, examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 
 if TYPE_CHECKING:
     from poolctl.control.answers import Result

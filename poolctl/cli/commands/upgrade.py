@@ -9,8 +9,9 @@ import typer
 from poolctl import __version__
 from poolctl.bootstrap import installed_build
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, Selection, Timeout, with_options
+from poolctl.cli.options import Form, Selection, Timeout, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
 from poolctl.cli.supervisor_requests import Request, ask

@@ -9,8 +9,9 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import no_server_outcome, servers_with_chosen_ports
-from poolctl.cli.options import Form, Place, examples, with_options
+from poolctl.cli.options import Form, examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
 from poolctl.control.answers import ErrorEntry, error_entries, item_from_config

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, Selection, Timeout, examples, one_of, with_options
+from poolctl.cli.options import Form, Selection, Timeout, examples, one_of, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
 from poolctl.cli.supervisor_requests import Request, ask

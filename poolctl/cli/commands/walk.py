@@ -21,8 +21,9 @@ import typer
 from poolctl.address import parse
 from poolctl.cli.group import TakesProgram
 from poolctl.cli.log_rendering import PrefixedLineFormatter
-from poolctl.cli.options import Form, Place, Selection, examples, with_options
+from poolctl.cli.options import Form, Selection, examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import field_text
 from poolctl.cli.supervisor_requests import selected

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli import render
 from poolctl.cli.offline import no_server_outcome
-from poolctl.cli.options import Place
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
 from poolctl.cli.reload_plan import change_lines

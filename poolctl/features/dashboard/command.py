@@ -7,8 +7,9 @@ from urllib.parse import quote
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, with_options
+from poolctl.cli.options import Form, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import Request, ask_for
 

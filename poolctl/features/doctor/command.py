@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Place, with_options
+from poolctl.cli.options import Form, with_options
 from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config import ConfigNotFound

@@ -10,8 +10,8 @@ from dataclasses import replace
 from poolctl.address import parse
 from poolctl.cli.commands.export import Files, Wanted, refuse_systemd_options
 from poolctl.cli.offline import load
-from poolctl.cli.options import Place
 from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import Configuration, Finding, TLSConfig, certificate_names, read_regular_truncated
 from poolctl.config.model.pool_tables import Located

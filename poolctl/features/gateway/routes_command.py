@@ -12,8 +12,9 @@ from urllib.parse import quote
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Place, examples, forms, one_of, with_options
+from poolctl.cli.options import examples, forms, one_of, with_options
 from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import latency, printable, set_table_text
 from poolctl.cli.supervisor_requests import Request, ask_for

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from poolctl.cli.group import TakesProgram
-from poolctl.cli.options import Place, examples, with_options
+from poolctl.cli.options import examples, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.render import server_count_text
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 

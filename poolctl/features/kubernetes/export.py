@@ -10,7 +10,7 @@ import yaml
 
 from poolctl.cli.commands.export import Files, Wanted, refuse_systemd_options
 from poolctl.cli.offline import load
-from poolctl.cli.options import Place
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.json_form import Table
 

@@ -12,7 +12,7 @@ from poolctl.control.client import NoSupervisor
 from ._send import NotifyResult
 
 if TYPE_CHECKING:
-    from poolctl.cli.options import Place
+    from poolctl.cli.place import Place
     from poolctl.cli.pool_ref import PoolRef
 
 

@@ -9,8 +9,9 @@ import typer
 
 from poolctl.cli import completion
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Place, duration, examples, forms, with_options
+from poolctl.cli.options import duration, examples, forms, with_options
 from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import Request, ask_for

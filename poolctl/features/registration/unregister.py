@@ -8,8 +8,9 @@ import typer
 
 from poolctl.cli import completion
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Place, examples, with_options
+from poolctl.cli.options import examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import Request
 from poolctl.routing.route_report import with_absolute_socket_path

@@ -9,8 +9,9 @@ from typing import NoReturn
 
 from poolctl.address import AddressError, parse
 from poolctl.cli.foreground_server import ForegroundServer, prepare_single_server
-from poolctl.cli.options import Place, Selection
+from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import Probe, ServerConfig
 from poolctl.control.pool_paths import ensure_pool_dir

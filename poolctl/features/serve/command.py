@@ -8,7 +8,8 @@ import typer
 
 from poolctl.cli import completion
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Place, Selection, duration, examples, with_options
+from poolctl.cli.options import Selection, duration, examples, with_options
+from poolctl.cli.place import Place
 
 app = typer.Typer(add_completion=False)
 

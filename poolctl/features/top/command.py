@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Place, Selection, duration, examples, forms, near_or_all, one_of, with_options
+from poolctl.cli.options import Selection, duration, examples, forms, near_or_all, one_of, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.gateway_answers import RoutesResult
