@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from poolctl import exit_codes
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
-from poolctl.cli.options import ExplicitSelection, Filters, Save
+from poolctl.cli.options import ExplicitSelection, Filters, Save, flags
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -44,19 +44,20 @@ def change_servers(
     *,
     timeout: float | None = None,
     save: Save | None = None,
+    works_offline: bool = True,
     options: Mapping[str, object] | None = None,
     removes: bool = False,
 ) -> Outcome:
     """Change the selected servers in the running pool and, with --save, in the files; returns when this is done.
 
-    `report` returns the final line about the servers. `write` applies the change to the draft of the files, which alone
-    are changed if no supervisor runs. Without it the change is a live state that files cannot store. With `removes`,
-    servers that are only in the files are removed from them.
+    `report` returns the final line about the servers. `write` applies the change to the draft of the files; without it
+    the change is a live state that files cannot store. If no supervisor runs, only the files are changed, unless
+    `works_offline` is false. With `removes`, servers that are only in the files are removed from them.
     """
     pool = find_pool(place)
     _require_selection(verb, place, selection, pool)
     saves = save is not None and save.save and write is not None
-    sent = {"all": selection.everything, **(options or {}), **({"saves": True} if saves else {})}
+    sent = {**flags(all=selection.everything, saves=saves), **(options or {})}
     request = Request(verb, place, selection, sent, timeout)
 
     def live() -> Outcome:
@@ -70,7 +71,9 @@ def change_servers(
         return outcome
     selection.selector()  # a mistake in it is reported before anything is read
     files = WriteBack(pool, allow_empty=selection.allow_empty, dry_run=save.dry_run)
-    items, running = _selected_items_and_is_live(files, request, pool, removes=removes)
+    items, running = _selected_items_and_is_live(
+        files, request, pool, works_offline=works_offline, removes=removes
+    )
     write(files, [item.name for item in items])
     return files.apply_and_write(
         live if running else lambda: _files_only_outcome(files, items, report, removes=removes)
@@ -96,14 +99,16 @@ def _count_pool_servers(place: Place, pool: PoolRef) -> int | None:
 
 
 def _selected_items_and_is_live(
-    files: WriteBack, request: Request, pool: PoolRef, *, removes: bool
+    files: WriteBack, request: Request, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
     """Return the selected servers, and True to change the running pool or False to change only the files.
 
-    False is returned if no supervisor runs, or if `removes` is set and the running pool has no selected server. Raises
-    Failure if the selection fails.
+    False is returned if no supervisor runs, or if `removes` is set and the running pool has no selected server. Without
+    `works_offline`, a missing supervisor raises NoSupervisor instead. Raises Failure if the selection fails.
     """
     if not files.supervised:
+        if not works_offline:
+            raise NoSupervisor
         return select_from_files(request.selection, pool), False
     chosen = ask(Request("list", request.place, request.selection), pool)
     if chosen.exit_code == exit_codes.NOTHING_MATCHED and removes:

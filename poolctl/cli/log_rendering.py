@@ -7,7 +7,7 @@ import re
 import sys
 import unicodedata
 
-from poolctl.cli.render import coloured, paint, printable
+from poolctl.cli.render import coloured, in_style, printable
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import level_place, stated_level, text_after_level
 from poolctl.logs.log_line import JsonRecord, LogLine, local_clock_time, parse_record
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from poolctl.control.server_answers import ServerDescription
 
 
-_COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
+_STYLES = (
+    "cyan", "yellow", "green", "magenta", "blue",
+    "bright_cyan", "bright_yellow", "bright_green", "bright_magenta", "bright_blue",
+)  # fmt: skip
 
 
 NO_TIMES, SHORT_TIMES, STAMPS = "", "short", "stamps"
@@ -57,7 +60,7 @@ class PrefixedLineFormatter:
         self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
         if self._colours:
             self._prefixes = {
-                name: paint(prefix, _COLOURS[at % len(_COLOURS)])
+                name: in_style(prefix, _STYLES[at % len(_STYLES)])
                 for at, (name, prefix) in enumerate(self._prefixes.items())
             }
 
@@ -84,7 +87,7 @@ class PrefixedLineFormatter:
         if (record is not None and record.time) or _TIMED.match(line.text):
             return ""
         time = local_clock_time(line.time)
-        return f"{paint(time, '2') if self._colours else time} "
+        return f"{in_style(time, 'dim') if self._colours else time} "
 
 
 def with_coloured_level(text: str) -> str:
@@ -92,7 +95,7 @@ def with_coloured_level(text: str) -> str:
     level, begin, end = level_place(text)
     if not level or "\x1b" in text:
         return text
-    return f"{text[:begin]}{paint(text[begin:end], _LEVEL_COLOURS[level.upper()])}{text[end:]}"
+    return f"{text[:begin]}{in_style(text[begin:end], _LEVEL_STYLES[level.upper()])}{text[end:]}"
 
 
 def json_line(line: LogLine) -> str:
@@ -114,13 +117,13 @@ def json_line(line: LogLine) -> str:
 
 
 _LEVEL_WIDTH = 5
-_LEVEL_COLOURS = {
-    **dict.fromkeys(("TRACE", "DEBUG"), "2"),
-    "INFO": "32",
-    "NOTICE": "36",
-    **dict.fromkeys(("WARN", "WARNING"), "33"),
-    **dict.fromkeys(("ERROR", "ERR"), "31"),
-    **dict.fromkeys(("CRITICAL", "FATAL", "ALERT", "PANIC"), "1;31"),
+_LEVEL_STYLES = {
+    **dict.fromkeys(("TRACE", "DEBUG"), "dim"),
+    "INFO": "green",
+    "NOTICE": "cyan",
+    **dict.fromkeys(("WARN", "WARNING"), "yellow"),
+    **dict.fromkeys(("ERROR", "ERR"), "red"),
+    **dict.fromkeys(("CRITICAL", "FATAL", "ALERT", "PANIC"), "bold red"),
 }
 _INDENT = "    "
 
@@ -132,9 +135,9 @@ def record_lines(record: JsonRecord, *, colours: bool = False) -> list[str]:
     time = printable(record.time)
     message = printable(record.message.strip("\n"), keep_lines=True)
     if colours:
-        level = paint(level, _LEVEL_COLOURS[record.level]) if record.level in _LEVEL_COLOURS else level
-        time = paint(time, "2") if time else ""
-        pairs = [paint(pair, "2") for pair in pairs]
+        level = in_style(level, _LEVEL_STYLES[record.level]) if record.level in _LEVEL_STYLES else level
+        time = in_style(time, "dim") if time else ""
+        pairs = [in_style(pair, "dim") for pair in pairs]
     first, *more = message.split("\n")
     lines = [" ".join(word for word in (level, time, first, *pairs) if word)]
     lines += [_INDENT + line for line in more]

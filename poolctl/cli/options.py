@@ -312,6 +312,11 @@ Since = Annotated[
 ]
 
 
+def flags(**given: bool) -> dict[str, object]:
+    """Those of the protocol's options that are given."""
+    return {name: True for name, is_given in given.items() if is_given}
+
+
 def caller_env(wanted: bool) -> dict[str, object]:
     """The protocol's option with this command's environment, in which relative paths are made absolute."""
     if not wanted:

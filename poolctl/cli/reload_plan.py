@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from poolctl.cli.render import (
-    paint,
     printable,
     problem_text,
     relative_to,
     relative_to_cwd,
     server_count_text,
     still_running_text,
+    styled,
 )
 from poolctl.control.answers import ChangedFiles, PlannedChange, ReloadResult, Result
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
@@ -19,25 +20,25 @@ from poolctl.json_form import Table, from_json
 
 _SHOWN_FILES = 3
 CODE_NOT_COMPARED = " (code is not compared: `poolctl restart` takes it)"
-# Sign, colour and summary word for each kind of change; changes of processes come first.
+# Sign, style and summary word for each kind of change; changes of processes come first.
 KINDS = {
-    "add": ("+", "32", "added"),
-    "remove": ("-", "31", "removed"),
-    "restart": ("~", "33", "restarted"),
-    "update": ("=", "36", "updated in place"),
-    "override": ("!", "35", "reset to the file"),
+    "add": ("+", "green", "added"),
+    "remove": ("-", "red", "removed"),
+    "restart": ("~", "yellow", "restarted"),
+    "update": ("=", "cyan", "updated in place"),
+    "override": ("!", "magenta", "reset to the file"),
 }
 
 
-def change_lines(result: Result, colours: bool = False) -> list[str]:
+def change_lines(result: Result, stream: TextIO | None = None) -> list[str]:
     """Return the lines of `plan_text` for a reload; for a restart due to new code, `~ NAME: code` per ready server."""
     if isinstance(result, ReloadResult):
-        return plan_text(result, colours, with_code=True).splitlines()
+        return plan_text(result, stream, with_code=True).splitlines()
     return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]
 
 
 def plan_text(
-    result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
+    result: ReloadResult, stream: TextIO | None = None, *, dry_run: bool = False, with_code: bool = False
 ) -> str:
     """Return the changes of a reload, one per line, and a summary; "" if it failed before the changes were known.
 
@@ -47,19 +48,19 @@ def plan_text(
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
     changes = result.changes or ()
-    lines = list(plan_lines(changes, colours))
+    lines = list(plan_lines(changes, stream))
     if result.exit_code not in (DONE, NOT_AS_DESIRED):
         return "\n".join([*lines, f"not everything could be applied{still_running_text(result)}"])
     remark = "" if changes or with_code else CODE_NOT_COMPARED
     return "\n".join([*lines, _summary(changes, dry_run=dry_run) + remark])
 
 
-def plan_lines(changes: Iterable[PlannedChange], colours: bool = False) -> Iterable[str]:
+def plan_lines(changes: Iterable[PlannedChange], stream: TextIO | None = None) -> Iterable[str]:
     """One line per change: `+ orders 127.0.0.1:8082`, `~ users: env.A, app`."""
     for change in changes:
-        sign, colour, _ = KINDS.get(change.change, ("?", "0", ""))
+        sign, style, _ = KINDS.get(change.change, ("?", "", ""))
         text = printable(f"{sign} {change.name}{_detail(change)}")
-        yield paint(text, colour) if colours else text
+        yield styled(text, style, stream) if stream else text
 
 
 def _detail(change: PlannedChange) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import TextIO, TypeGuard
 
+    from rich.console import Console
+
     from poolctl.control.answers import ErrorEntry, Item, Result
     from poolctl.control.server_answers import MeasuredServer
     from poolctl.json_form import Table
@@ -27,8 +29,8 @@ TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts
 WIDE = (*TABLE[:5], "expose", "first_pid", "workers", "uptime", "restarts", "tags")
 FIGURES = ("cpu", "memory")  # figures of the processes, after the workers in a wide table if measured
 WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
-# Columns omitted on a narrow terminal, in this order.
-DISPENSABLE = ("restarts", "uptime", "health", "pids")
+# Columns left out on a narrow terminal, in this order: what others imply, or what tells least about how a server is.
+DISPENSABLE = ("ready", "pids", "uptime", "next_run", "kept", "health", "restarts")
 RIGHT = frozenset((
     "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests",
     "refused", "errors", "p50", "p99",
@@ -37,24 +39,43 @@ HEADINGS = {"first_pid": "pids"}  # only the first pid is shown, next to the num
 # Columns shown if a server is a job with a schedule; the second only in a wide table.
 NEXT_RUN, LAST_RUN = "next_run", "last_run"
 KEPT = "kept"  # a column shown if a window keeps a server awake or asleep
-COLOURS = {
-    **dict.fromkeys(("running", "ok", "yes", "true", "completed", "active"), "32"),
-    **dict.fromkeys(("starting", "stopping", "draining", "backoff", "warn", "half-open"), "33"),
-    **dict.fromkeys(("failed", "ko", "open"), "31"),
-    **dict.fromkeys(("disabled", "stopped"), "2"),
-    "sleeping": "36",
+STYLES = {
+    **dict.fromkeys(("running", "ok", "yes", "true", "completed", "active"), "green"),
+    **dict.fromkeys(("starting", "stopping", "draining", "backoff", "warn", "half-open"), "yellow"),
+    **dict.fromkeys(("failed", "ko", "open"), "red"),
+    **dict.fromkeys(("disabled", "stopped"), "dim"),
+    "sleeping": "cyan",
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
+def is_rich(stream: TextIO) -> bool:
+    """Whether to print for people: to a terminal, or as if to one by FORCE_COLOR."""
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
 def coloured(stream: TextIO) -> bool:
     """Whether to write colors: the terminal supports them, and the user has not disabled them."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+    return is_rich(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def paint(text: str, colour: str) -> str:
-    """The text in a color (an SGR parameter, ECMA-48 §8.3.117)."""
-    return f"\x1b[{colour}m{text}\x1b[0m"
+def console(stream: TextIO) -> Console:
+    """Rich's console for a terminal. What servers print is never markup."""
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def in_style(text: str, style: str) -> str:
+    """The text in a style of Rich, such as "bold red"."""
+    from rich.style import Style
+
+    return Style.parse(style).render(text)
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """The text in a style of Rich if the stream shows colors."""
+    return in_style(text, style) if coloured(stream) else text
 
 
 def show(outcome: Outcome) -> int:
@@ -76,9 +97,7 @@ def show(outcome: Outcome) -> int:
     elif outcome.text is not None:
         sys.stdout.write(for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text)
     elif outcome.form:
-        sys.stdout.write(
-            text_of(outcome.items, outcome.form, coloured(sys.stdout), terminal_width_or_zero(sys.stdout))
-        )
+        sys.stdout.write(text_of(outcome.items, outcome.form))
         if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
             sys.stdout.write(f"\n{printable(outcome.footer, keep_lines=True)}\n")
     elif outcome.message and not outcome.quiet:
@@ -134,11 +153,10 @@ def _without_password(item: Item) -> object:
     return replace(item, expose=expose)
 
 
-def text_of(items: Sequence[object], output: str, colours: bool = False, width: int = 0) -> str:
+def text_of(items: Sequence[object], output: str) -> str:
     """The items as text in the form `output`: table, wide, or fields separated by tabs.
 
-    If a table does not fit into `width` columns, long cells are shortened, and then the least important columns are
-    omitted; a wide table keeps all columns.
+    If a table does not fit the terminal, columns that say least are left out; a wide table keeps all.
     """
     if output == "table" or output == "wide":
         servers = [item for item in items if is_server(item)]
@@ -152,8 +170,8 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
             at = WIDE.index("workers") + 1
             figures = FIGURES if any(_is_measured(item) for item in items) else ()
             columns = (*WIDE[:at], *figures, *WIDE[at:], *sometimes)
-            return table(items, columns, colours, width and max(width, WIDE_COLUMNS))
-        return table(items, TABLE + sometimes, colours, width, DISPENSABLE)
+            return table(items, columns, wide=True)
+        return table(items, TABLE + sometimes, DISPENSABLE)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
@@ -168,87 +186,94 @@ def set_table_text(
 ) -> Outcome:
     """Set the outcome's `text` to a table of `lines`, or with -o name to the `names`, and return the outcome.
 
-    If the table is too wide for the terminal, empty and then `dispensable` columns are omitted; -o wide keeps all.
+    If the table is too wide for the terminal, empty and then `dispensable` columns are left out; -o wide keeps all.
     An outcome with errors, or for another output format, is returned unchanged.
     """
     if outcome.errors:
         return outcome
     if output in (None, "table", "wide"):
         header = "  ".join(columns).replace("_", " ").upper() + "\n"
-        width = terminal_width_or_zero(sys.stdout)
         if output == "wide":
-            dispensable, width = (), width and max(width, WIDE_COLUMNS)
+            dispensable = ()
         elif dispensable:
             empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
             dispensable = [*dict.fromkeys([*empty, *dispensable])]
-        outcome.text = table(lines, columns, coloured(sys.stdout), width, dispensable) or header
+        outcome.text = table(lines, columns, dispensable, wide=output == "wide") or header
     elif output == "name":
         outcome.text = "".join(f"{printable(name)}\n" for name in names)
     return outcome
 
 
-_SHORT, _SHORTEST = 16, 12  # cells are shortened to the second limit only when no more columns can be omitted
+_SHORT = 16  # columns are left out before cells become shorter than this
 
 
 def table(
-    items: Sequence[object],
-    columns: Sequence[str],
-    colours: bool = False,
-    width: int = 0,
-    dispensable: Iterable[str] = (),
+    items: Sequence[object], columns: Sequence[str], dispensable: Iterable[str] = (), *, wide: bool = False
 ) -> str:
-    """A table with a header that fits into `width` characters, if possible; 0 means any width.
+    """A table with a header: on a terminal one of Rich that fits it, otherwise plain text of any width.
 
-    Long cells are shortened; if that is not enough, `dispensable` columns are left out in this order. Without items the
-    text is empty, for scripts.
+    If it does not fit, `dispensable` columns are left out in this order, and a last line says so; a `wide` table keeps
+    all. Without items the text is empty, for scripts.
     """
     if not items:
         return ""
-    titles = {column: HEADINGS.get(column, column).replace("_", " ").upper() for column in columns}
     cells = {column: [_cell(item, column) for item in items] for column in columns}
-    widths = {column: max(map(len, [titles[column], *cells[column]])) for column in columns}
-    if width:
-        widths = _fitted(widths, width, dispensable)
-    head = "  ".join(_pad(titles[column], column, widths[column]) for column in widths).rstrip()
-    lines = [paint(head, "1") if colours else head]
-    for row in zip(*(cells[column] for column in widths), strict=True):
-        texts = [_shortened(text, limit) for text, limit in zip(row, widths.values(), strict=True)]
-        padded = [_pad(text, *each) for text, each in zip(texts, widths.items(), strict=True)]
-        padded[-1] = padded[-1].rstrip()
-        if colours:
-            padded = [paint(p, COLOURS[t]) if t in COLOURS else p for p, t in zip(padded, texts, strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines) + "\n"
+    if is_rich(sys.stdout):
+        return _rich_table(cells, dispensable, wide=wide)
+    widths = {column: max(map(len, [_title(column), *texts])) for column, texts in cells.items()}
+    rows = [[_title(column) for column in columns], *map(list, zip(*cells.values(), strict=True))]
+    lines = [
+        "  ".join(
+            text.rjust(widths[column]) if column in RIGHT else text.ljust(widths[column])
+            for column, text in zip(columns, row, strict=True)
+        )
+        for row in rows
+    ]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _fitted(widths: Mapping[str, int], width: int, dispensable: Iterable[str]) -> dict[str, int]:
-    """The columns that fit into `width` characters, and their widths; `dispensable` ones are left out in order."""
-    limits = _shortened_columns(widths, width, _SHORT)
-    for column in dispensable:
-        if _table_width(limits) > width:
-            widths = {each: widths[each] for each in widths if each != column}
-            limits = _shortened_columns(widths, width, _SHORT)
-    return _shortened_columns(limits, width, _SHORTEST)
+def _title(column: str) -> str:
+    return HEADINGS.get(column, column).replace("_", " ").upper()
 
 
-def _shortened_columns(widths: Mapping[str, int], width: int, least: int) -> dict[str, int]:
-    """The column widths, reduced until the table fits into `width`: the widest first, and none below `least`."""
-    limits = dict(widths)
-    while _table_width(limits) > width and max(limits.values()) > least:
-        limits[max(limits, key=limits.__getitem__)] -= 1
-    return limits
+def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], *, wide: bool) -> str:
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
 
+    terminal = console(sys.stdout)
+    if wide:
+        terminal.width = max(terminal.width, WIDE_COLUMNS)
 
-def _table_width(columns: Mapping[str, int]) -> int:
-    return sum(columns.values()) + 2 * (len(columns) - 1)
+    def made(shown: Mapping[str, Sequence[str]], most: int | None = None) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for column in shown:
+            table.add_column(
+                Text(_title(column), no_wrap=True, overflow="ellipsis"),
+                justify="right" if column in RIGHT else "left",
+                max_width=most,
+            )
+        for row in zip(*shown.values(), strict=True):
+            table.add_row(
+                *(Text(text, STYLES.get(text, ""), no_wrap=True, overflow="ellipsis") for text in row)
+            )
+        return table
 
+    def fits(table: Table) -> bool:
+        options = terminal.options.update_width(10_000)
+        return Measurement.get(terminal, options, table).maximum <= terminal.width
 
-def _shortened(text: str, limit: int) -> str:
-    """The text, shortened to `limit` characters by an ellipsis in its middle if it is longer."""
-    if len(text) <= limit:
-        return text
-    end = (limit - 1) // 2
-    return f"{text[: limit - 1 - end]}…{text[-end:]}"
+    shown, left_out = dict(cells), []
+    for column in dispensable if not fits(made(shown)) else ():
+        if column in shown and not fits(made(shown, _SHORT)):
+            del shown[column]
+            left_out.append(_title(column))
+    with terminal.capture() as captured:
+        terminal.print(made(shown))
+        if left_out:
+            text = f"{', '.join(left_out)} left out: the terminal is too narrow; -o wide shows all"
+            terminal.print(Text(text, "dim"))
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def field_text(item: object, field: str) -> str:
@@ -282,15 +307,14 @@ def _cpu_or_memory_text(item: object, field: str) -> str:
 
 def print_diagnostics(outcome: Outcome) -> None:
     """Print warnings, notes and errors with their fixes to standard error; with --quiet only errors."""
-    for word, colour, texts in (("warning", "33", outcome.warnings), ("note", "36", outcome.notes)):
+    for word, style, texts in (("warning", "yellow", outcome.warnings), ("note", "cyan", outcome.notes)):
         if texts and not outcome.quiet:
-            label = _label(word, colour, coloured(sys.stderr))
+            label = styled(f"{word}:", f"bold {style}", sys.stderr)
             _print_lines(sys.stderr, [f"{label} {printable(text)}" for text in texts])
     if outcome.errors:
         as_result = outcome.errors_are_result and outcome.form in ("", "table", "wide")
         stream = sys.stdout if as_result else sys.stderr
-        colours = coloured(stream)
-        _print_lines(stream, _lines_of_errors(outcome.errors, colours))
+        _print_lines(stream, _lines_of_errors(outcome.errors, stream))
 
 
 def _print_lines(stream: TextIO, lines: list[str]) -> None:
@@ -298,7 +322,7 @@ def _print_lines(stream: TextIO, lines: list[str]) -> None:
     stream.write("\n".join(lines) + "\n")
 
 
-def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
+def _lines_of_errors(errors: Sequence[ErrorEntry], stream: TextIO) -> list[str]:
     """The errors in order; a hint shared by consecutive errors is printed once, after the last of them."""
     lines: list[str] = []
     for each, following in zip_longest(errors, errors[1:]):
@@ -306,25 +330,29 @@ def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
         is_repeated = (
             following is not None and following.hint == each.hint and not (each.file or following.file)
         )
-        lines += error_lines(each, colours, with_hint=not is_repeated)
+        lines += error_lines(each, stream, with_hint=not is_repeated)
     return lines
 
 
-def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = True) -> Iterable[str]:
-    """The lines of one error: its subject, the problem, and the fix."""
+def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bool = True) -> Iterable[str]:
+    """The lines of one error: its subject, the problem, and the fix; with the colors of the `stream`."""
+
+    def shown(text: str, style: str) -> str:
+        return styled(text, style, stream) if stream else text
+
     message = printable(each.message or "failed", keep_lines=True)
     hint = each.hint if with_hint else ""
     if each.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
-        where = paint(_place_of_error(each), "1") if colours else _place_of_error(each)
+        where = shown(_place_of_error(each), "bold")
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
     who = printable(each.name or each.bind or "")
     if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")):
         message = f"{who}: {message}"
-    yield f"{_label('error', '31', colours)} {message}"
-    label = f"  {paint('hint:', '36') if colours else 'hint:'} "
+    yield f"{shown('error:', 'bold red')} {message}"
+    label = f"  {shown('hint:', 'cyan')} "
     for line in hint.split("\n") if hint else ():
         yield label + printable(line)
         label = " " * len("  hint: ")  # further lines mark the place in an expression above
@@ -467,14 +495,6 @@ def _cell(item: object, column: str) -> str:
             # an inherited socket: its key does not contain its address
             return f"{field_text(item, column)} ({field_text(item, 'address')})"
     return field_text(item, column) or "-"
-
-
-def _pad(text: str, column: str, width: int) -> str:
-    return text.rjust(width) if column in RIGHT else text.ljust(width)
-
-
-def _label(word: str, colour: str, colours: bool) -> str:
-    return paint(f"{word}:", f"1;{colour}") if colours else f"{word}:"
 
 
 def server_count_text(count: int, of: int | None = None) -> str:

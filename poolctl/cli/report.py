@@ -1,10 +1,11 @@
 """Prints outcomes and errors, in JSON if the command line asks for it; no error is shown as a traceback."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 
@@ -47,11 +48,6 @@ OTHER_OPTIONS = {
     "--reload": ("--watch", "--watch"),
 }
 _IN_BACKGROUND = ("-d", "--detach", "--background", "--daemon")
-
-
-def is_rich(stream: TextIO) -> bool:
-    """Whether to print for people: to a terminal, or as if to one by FORCE_COLOR."""
-    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
 
 
 def print_outcome(outcome: Outcome) -> int:
@@ -140,9 +136,9 @@ def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) 
 
             message, hint = f"{name}: unknown value {typed!r}", near_or_all(typed, known)
     else:
-        message, _, near = message.partition(" Did you mean ")
+        message, near, *_ = [*re.split(r" Did you mean | \(Possible options: ", message), ""]
         message = message[:1].lower() + message[1:].rstrip(".")
-        hint = hint or (f"did you mean {near}" if near else "")
+        hint = hint or (f"did you mean {near.rstrip('?)')}?" if near else "")
     option = str(getattr(error, "option_name", ""))
     if ctx is None:
         return UsageError(message, hint=hint or "poolctl -h")

@@ -26,7 +26,7 @@ from poolctl.cli.options import (
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import coloured, local_time, paint, print_diagnostics, printable, stdout_fd
+from poolctl.cli.render import local_time, print_diagnostics, printable, stdout_fd, styled
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, JournalPositionResult, ProgressLine
@@ -36,7 +36,7 @@ from poolctl.exit_codes import FAILED, INTERRUPTED
 from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
 
 _RETRY_SECONDS = 0.5
-_COLOURS = {"error": "31", "warning": "33"}
+_STYLES = {"error": "red", "warning": "yellow"}
 _KIND_WIDTH = max(map(len, KINDS))
 
 app = typer.Typer(add_completion=False)
@@ -171,7 +171,7 @@ def _configured_path(pool: PoolRef) -> str:
 def _writer(output: str | None, verbose: bool, names: Iterable[str]) -> Callable[[JournalEvent], None]:
     if output in ("json", "jsonl"):
         return lambda event: print(json.dumps(event.to_json()))
-    colours, wide = coloured(sys.stdout), output == "wide" or verbose
+    wide = output == "wide" or verbose
     width = max([len(name) for name in names] or [0])
 
     def write(event: JournalEvent) -> None:
@@ -179,13 +179,13 @@ def _writer(output: str | None, verbose: bool, names: Iterable[str]) -> Callable
         name = printable(event.server or "-")
         width = max(width, len(name))
         text = printable(event.sentence)
-        colour = _COLOURS.get(event.severity)
+        style = _STYLES.get(event.severity)
         by = event.author if wide or event.kind == "audit" else ""
         words = [
             local_time(event.time, "%Y-%m-%d %H:%M:%S"),
             event.kind.ljust(_KIND_WIDTH),
             name.ljust(width),
-            paint(text, colour) if colours and colour else text,
+            styled(text, style, sys.stdout) if style else text,
         ]
         print("  ".join([*words, *([f"[{printable(by)}]"] if by else [])]))
 

@@ -10,12 +10,22 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import AllowExpired, CallerEnv, Form, Wait, Watch, caller_env, examples, with_options
+from poolctl.cli.options import (
+    AllowExpired,
+    CallerEnv,
+    Form,
+    Wait,
+    Watch,
+    caller_env,
+    examples,
+    flags,
+    with_options,
+)
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
-from poolctl.cli.render import coloured, relative_to_cwd, show
+from poolctl.cli.render import relative_to_cwd, show
 from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
@@ -47,12 +57,12 @@ def reload(
     if watch and dry_run:
         raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
     pool = find_pool(place)
-    options = {"wait": not wait.no_wait, "force": allow_expired, **caller_env(env)}
+    options = {"wait": not wait.no_wait, **flags(force=allow_expired), **caller_env(env)}
     request = Request("reload", place, options=options, timeout=wait.timeout)
     if watch:
         return _watch(request, pool, output)
     result = ask_for(ReloadResult, replace(request, options={**options, "dry_run": dry_run}), pool)
-    outcome = Outcome.of(result, plan_text(result, coloured(sys.stdout), dry_run=dry_run))
+    outcome = Outcome.of(result, plan_text(result, sys.stdout, dry_run=dry_run))
     outcome.painted = True
     outcome.warnings += _started_with_other_files_warnings(place, pool)
     return outcome
@@ -83,7 +93,7 @@ def _watch(request: Request, pool: PoolRef, output: str | None) -> Outcome:
 
     try:
         for result in PoolWatcher(request, pool, say, time()).apply_changes(now=True):
-            lines = change_lines(result, coloured(sys.stdout))
+            lines = change_lines(result, sys.stdout)
             outcome = Outcome.of(result, "\n".join(lines), form=output or "")
             outcome.painted = True
             outcome.quiet = request.place.quiet

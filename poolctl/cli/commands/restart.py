@@ -14,6 +14,7 @@ from poolctl.cli.options import (
     Wait,
     caller_env,
     examples,
+    flags,
     with_options,
 )
 from poolctl.cli.outcome import Outcome
@@ -48,7 +49,7 @@ def restart(
 ) -> Outcome:
     """Replace servers without refusing a connection."""
     pool = find_pool(place)
-    options = {"wait": not wait.no_wait, "deps": not no_deps, "force": allow_expired, **caller_env(env)}
+    options = {"wait": not wait.no_wait, "deps": not no_deps, **flags(force=allow_expired), **caller_env(env)}
     result = ask_or_launch(Request("restart", place, selection, options, wait.timeout), pool)
     if not result.ended:
         notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)

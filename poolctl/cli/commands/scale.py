@@ -84,6 +84,7 @@ def scale(
         None if auto else lambda files, names: files.scale_in_draft(names, workers),
         timeout=wait.timeout,
         save=save,
+        works_offline=False,
         options={"wait": not wait.no_wait, **({"auto": True} if auto else {"workers": workers})},
     )
 

@@ -9,19 +9,18 @@ from typing import Annotated
 import typer
 
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Reveal, Selection, examples, with_options
+from poolctl.cli.options import Form, Reveal, Selection, examples, flags, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
-    coloured,
     field_text,
     local_time,
     next_run,
-    paint,
     printable,
     relative_to_cwd,
     stack_lines,
+    styled,
     window_end_text,
 )
 from poolctl.cli.supervisor_requests import Request, ask_or_read_files
@@ -57,20 +56,22 @@ def show(
     reveal: Reveal = False,
 ) -> Outcome:
     """Show everything about servers."""
-    items, answer = ask_or_read_files(Request("show", place, selection, {"reveal": reveal}), find_pool(place))
+    items, answer = ask_or_read_files(
+        Request("show", place, selection, flags(reveal=reveal)), find_pool(place)
+    )
     if not reveal:
         items = [replace(item, config=masked(item.config)) for item in items]
     text = None
     if not output:
-        text = "\n".join(_text(item, coloured(sys.stdout), full=full) for item in items)
+        text = "\n".join(_text(item, full=full) for item in items)
     outcome = Outcome(items, warnings=answer.warnings if answer else (), text=text)
     outcome.changed = answer.changed if answer else None
     return outcome
 
 
-def _text(item: ServerDescription, colours: bool, *, full: bool) -> str:
+def _text(item: ServerDescription, *, full: bool) -> str:
     name = printable(item.name)
-    lines = [paint(name, "1") if colours else name]
+    lines = [styled(name, "bold", sys.stdout)]
     rows = [(key, field_text(item, key) or "-") for key in _RUNNING]
     if item.kept:
         rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {window_end_text(item)}".rstrip()))

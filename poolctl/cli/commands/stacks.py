@@ -12,7 +12,7 @@ from poolctl.cli.options import Selection, examples, forms, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import coloured, paint, printable
+from poolctl.cli.render import printable, styled
 from poolctl.cli.supervisor_requests import Request, ask_for, selected
 from poolctl.control.client import NoSupervisor
 from poolctl.control.server_answers import StacksResult
@@ -55,15 +55,14 @@ def show_stacks(
         result = StacksResult(items=tuple(found))
     outcome = Outcome.of(result)
     if output in (None, "table", "wide") and not outcome.errors:
-        colours = coloured(sys.stdout)
-        outcome.text = "\n".join(_text(each, colours) for each in result.items)
+        outcome.text = "\n".join(_text(each) for each in result.items)
     elif output == "name":
         outcome.text = "".join(f"{printable(each.worker)}\n" for each in result.items)
     return outcome
 
 
-def _text(stacks: WorkerStacks, colours: bool) -> str:
+def _text(stacks: WorkerStacks) -> str:
     pid = "" if stacks.pid is None else f" (pid {stacks.pid})"
     head = f"{printable(stacks.worker)}{pid}"
-    lines = [paint(head, "1") if colours else head, *(f"  {printable(line)}" for line in stacks.lines())]
+    lines = [styled(head, "bold", sys.stdout), *(f"  {printable(line)}" for line in stacks.lines())]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +35,9 @@ app = typer.Typer(add_completion=False)
 @with_options
 def validate(
     place: Place,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="More files, like those of -c.")
+    ] = None,
     output: Form = None,
     import_apps: Annotated[bool, typer.Option("--import", help="Also import every app.")] = False,
     allow_empty: Annotated[
@@ -40,6 +45,8 @@ def validate(
     ] = False,
 ) -> Outcome:
     """Check the pool's files; report every problem."""
+    if files:
+        place = replace(place, config=[*(place.config or ()), *files])
     pool = find_pool(place, missing_ok=True)
     from poolctl.config import load
     from poolctl.errors import PoolValidateError

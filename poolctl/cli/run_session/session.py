@@ -266,7 +266,7 @@ class RunSession:
 
     def _print_change(self, result: Result) -> None:
         """Print the outcome of a change of the files, between the servers' output."""
-        for line in change_lines(result, render.coloured(sys.stderr) and not self._objects):
+        for line in change_lines(result, None if self._objects else sys.stderr):
             self._say(line)
         self._explain(Outcome.of(result))
 

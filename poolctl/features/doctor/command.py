@@ -15,14 +15,14 @@ from poolctl.cli.options import Form, with_options
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import coloured, paint, printable
+from poolctl.cli.render import printable, styled
 from poolctl.config import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
 
 from ._check import OK, PROBLEM, WARNING, CheckContext, CheckResult, ok, problem, warning
 
-_COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
+_STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "red"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]
 
@@ -108,8 +108,7 @@ def _table(findings: list[CheckResult]) -> str:
     lines = []
     for finding, following in zip_longest(findings, findings[1:]):
         status = finding.status.ljust(len(PROBLEM))
-        if coloured(sys.stdout):
-            status = paint(status, _COLOURS[finding.status])
+        status = styled(status, _STYLES[finding.status], sys.stdout)
         lines.append(f"{status}  {finding.check.ljust(width)}  {printable(finding.message)}")
         if finding.fix and (following is None or following.fix != finding.fix):
             lines.append(f"{' ' * (len(PROBLEM) + width + 4)}→ {printable(finding.fix)}")

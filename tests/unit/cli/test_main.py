@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.main import install_ctrl_c, main
+from poolctl.cli.interrupts import install_ctrl_c
+from poolctl.cli.main import main
 from poolctl.installation import reinstall_command
 from tests.deadline import wait_until
 from tests.stand_in import always, item
