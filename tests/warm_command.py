@@ -118,9 +118,9 @@ def _become(
 
 def _import_all() -> None:
     """Everything that a command would import first."""
+    import poolctl.cli.app
     import poolctl.cli.commands.start
     import poolctl.cli.offline
-    import poolctl.cli.app
     import poolctl.supervisor.launch  # noqa: F401
     from poolctl.config import load
 

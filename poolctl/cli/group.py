@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import typer
@@ -42,9 +43,9 @@ class PoolGroup(TyperGroup):
         return typer.main.get_command(app)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
-        _refuse_empty_values(self, ctx)
-        return rest
+        own = next((at for at, word in enumerate(args) if word in self.commands), len(args))
+        _refuse_empty_words(self, ctx, args[:own])
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The commands and options by their panels, in a pipe."""
@@ -81,9 +82,8 @@ class PoolCommand(TyperCommand):
     """A command whose function returns an Outcome."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
-        _refuse_empty_values(self, ctx)
-        return rest
+        _refuse_empty_words(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; from here on Ctrl-C raises KeyboardInterrupt, so that it can clean up."""
@@ -130,13 +130,23 @@ class TakesProgram(PoolCommand):
         return [*super().collect_usage_pieces(ctx), "[-- CMD...]"]
 
 
-def _refuse_empty_values(command: Any, ctx: Any) -> None:
-    """Raise SelectorError for an empty value: it would match everything, or count as not given."""
-    for param in command.params if not ctx.resilient_parsing else ():
-        value = ctx.params.get(param.name)
-        if value == "" or (isinstance(value, list | tuple) and "" in value):
-            is_argument = param.param_type_name == "argument"
-            raise empty_value_error(_without_brackets(param.metavar) if is_argument else param.opts[-1])
+def _refuse_empty_words(command: Any, ctx: Any, args: list[str]) -> None:
+    """Raise SelectorError for an empty word: it would match everything, name this directory, or count as not given."""
+    options = {
+        spelling: param.opts[-1]
+        for param in command.params
+        if param.param_type_name == "option" and not param.is_flag
+        for spelling in param.opts
+    }
+    arguments = [
+        _without_brackets(each.metavar) for each in command.params if each.param_type_name == "argument"
+    ]
+    argument = arguments[0] if len(arguments) == 1 else "an argument"
+    for before, word in () if ctx.resilient_parsing else pairwise(["", *args]):
+        if not word:
+            raise empty_value_error(options.get(before, argument))
+        if word.endswith("=") and word[:-1] in options:
+            raise empty_value_error(options[word[:-1]])
 
 
 def _without_brackets(metavar: str | None) -> str:

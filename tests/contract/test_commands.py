@@ -67,7 +67,7 @@ def test_every_command_that_prints_servers_knows_every_form(real_pool: RealPool)
     assert real_pool.ok("list", "-o", "ready", "a").stdout == "false\n"
 
 
-def test_walk_replaces_placeholders_and_groups_output_of_parallel_runs(real_pool: RealPool) -> None:
+def test_walk_replaces_placeholders_and_names_the_server_of_each_line(real_pool: RealPool) -> None:
     port = real_pool.write_hello("web")["web"]
     text = server("web", port, 'tags = ["x", "y"]') + server("sock", f"unix:{real_pool.runtime}/s.sock")
     real_pool.write("pool.toml", text + server("six", "[::1]:9000", 'expose = "http://six.local"'))
@@ -78,11 +78,12 @@ def test_walk_replaces_placeholders_and_groups_output_of_parallel_runs(real_pool
         f"sock unix:{real_pool.runtime}/s.sock   unix:{real_pool.runtime}/s.sock stopped    {{other}} $sock",
         "six [::1]:9000 ::1 9000 http://six.local stopped    {other} $six",
     ]
-    meet = "touch {name}.here; while [ $(ls *.here | wc -l) -lt 3 ]; do sleep 0.01; done; echo two-{name}"
-    meet = f"echo one-{{name}}; {meet}"
-    together = real_pool.ok("walk", "-q", "--jobs", "3", "--", "sh", "-c", meet).stdout.splitlines()
-    assert sorted(together[0::2]) == ["one-six", "one-sock", "one-web"]
-    assert [line.replace("one", "two") for line in together[0::2]] == together[1::2], "each in one piece"
+    meet = "while [ $(ls *.here | wc -l) -lt 3 ]; do sleep 0.01; done; echo two >&2"
+    meet = f"echo one; touch $POOLCTL_NAME.here; {meet}"
+    together = real_pool.ok("walk", "--jobs", "3", "--", "sh", "-c", meet)
+    assert sorted(together.stdout.splitlines()) == ["six  | one", "sock | one", "web  | one"]
+    assert sorted(together.stderr.splitlines()) == ["six  | two", "sock | two", "web  | two"]
+    assert real_pool.run("walk", "--", "sh", "-c", "kill {pid}").code == 2, "a shell would read the value"
     failing = 'echo "$POOLCTL_NAME"; test "$POOLCTL_NAME" != sock || kill -9 $$'
     done = real_pool.run("walk", "-o", "json", "--", "sh", "-c", failing)
     assert done.code == 1

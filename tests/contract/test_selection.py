@@ -158,7 +158,7 @@ def test_no_command_takes_an_empty_word_for_everything(pool: RealPool) -> None:
     for verb in names():
         for each in [] if verb in ("register", "serve") else command_named(verb).params:
             is_argument = each.param_type_name == "argument"
-            if is_argument or getattr(each, "rich_help_panel", "") == "Selection" and not each.is_flag:
+            if is_argument or (getattr(each, "rich_help_panel", "") == "Selection" and not each.is_flag):
                 words = [each.opts[-1], ""] if not is_argument else ["name", ""] if verb == "filter" else [""]
                 done = pool.run(verb, *words)
                 assert (done.code, done.stdout) == (2, ""), str(done)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from poolctl.cli.app import app
 from tests.configuration import server
 from tests.features.doctor.test_check_machine import examined, only
 from tests.real_pool import RealPool
@@ -63,18 +66,16 @@ def test_quiet_says_nothing_when_all_is_well(poolctl: Command, monkeypatch: Any)
 def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     real_pool: RealPool, monkeypatch: Any
 ) -> None:
-    from poolctl.cli.command_line import CommandRequest
     from poolctl.features.doctor import _check_machine
-    from poolctl.features.doctor import command as doctor
 
     def explodes(case: object) -> list[Any]:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(_check_machine, "CHECKS", (explodes, *_check_machine.CHECKS))
     monkeypatch.chdir(real_pool.directory)
-    found = doctor.perform(CommandRequest("doctor", {"output": "json"})).items
-    assert [each.status for each in found if each.check == "explodes"] == ["warning"]
-    assert found[-1].check == "leftovers"
+    found = json.loads(CliRunner().invoke(app, ["doctor", "-o", "json"]).stdout)["items"]
+    assert [each["status"] for each in found if each["check"] == "explodes"] == ["warning"]
+    assert found[-1]["check"] == "leftovers"
 
 
 def test_a_fix_that_consecutive_problems_share_is_printed_once(poolctl: Command, directory: Path) -> None:

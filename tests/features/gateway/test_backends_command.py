@@ -12,7 +12,7 @@ from poolctl.control.pool_client import PoolClient
 from poolctl.errors import PoolParamError
 from tests.stand_in import always
 from tests.unit.cli.conftest import Command, Supervised
-from tests.unit.cli.test_completion import offered
+from tests.unit.cli.test_completion import complete
 
 UNTIL = datetime.fromisoformat("2026-01-31T12:00:30+00:00").astimezone()
 USERS: dict[str, Any] = {
@@ -148,10 +148,10 @@ def test_without_a_supervisor_it_is_6(poolctl: Command) -> None:
 def test_python_client_sends_the_same_orders(supervised: Supervised, poolctl: Command) -> None:
     with supervised(always(USERS)) as requests:
         poolctl("backends")
-        from poolctl.cli.command_line import CommandRequest
+        from poolctl.cli.place import Place
         from poolctl.cli.pool_ref import find_pool
 
-        pool = PoolClient(Client(find_pool(CommandRequest("list", {})).socket))
+        pool = PoolClient(Client(find_pool(Place()).socket))
         assert pool.hosts()["items"] == [USERS]
         pool.disable_host("users", for_seconds="1m")
         pool.disable_host("users")
@@ -171,24 +171,7 @@ def test_python_client_sends_the_same_orders(supervised: Supervised, poolctl: Co
         pool.enable_host("user")
 
 
-def test_backends_and_actions_are_completed(poolctl: Command, supervised: Supervised) -> None:
-    def words() -> list[str]:
-        return [line.partition("\t")[0] for line in poolctl("__complete", "backends", "").out.splitlines()]
-
-    with supervised(always(USERS)):
-        assert words() == ["disable", "enable", "drain", "users"]
-    assert words() == ["disable", "enable", "drain"]
-
-
-def test_backends_are_offered_behind_what_can_be_done_to_them(
-    poolctl: Command, supervised: Supervised
-) -> None:
+def test_backends_are_completed_behind_what_can_be_done_to_them(supervised: Supervised) -> None:
+    assert complete("fish", "poolctl backends ") == {"disable", "enable", "drain"}
     with supervised(always({"host": "users"}, {"host": "far"})):
-        assert offered(poolctl("__complete", "backends", "").out) == {
-            "disable",
-            "enable",
-            "drain",
-            "users",
-            "far",
-        }
-        assert offered(poolctl("__complete", "backends", "drain", "").out) == {"users", "far"}
+        assert complete("fish", "poolctl backends drain ") == {"users", "far"}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from poolctl import connect
-from poolctl.cli.command_line import parse_simple_command_line
 from poolctl.control.pool_client import PoolClient
 from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.registration._services import registration_of
@@ -18,6 +17,7 @@ from poolctl.features.registration.site import read_options
 from poolctl.features.registration.table import RegistrationTable
 from poolctl.routing import route_report
 from tests.certificates import certificate
+from tests.commands import parsed
 from tests.config_files import load_text
 
 TEXT = (Path(__file__).parents[3] / "docs" / "registration.md").read_text()
@@ -45,7 +45,7 @@ def test_commands_and_requests_are_understood() -> None:
     commands = [line.partition(" #")[0] for line in TEXT.splitlines() if line.startswith("poolctl ")]
     assert len(commands) == 3
     for command in commands:
-        assert parse_simple_command_line(shlex.split(command)[1:]) is not None, command
+        parsed(shlex.split(command)[1:])
     local, register, unregister = re.findall(r"-d '(.*)'", TEXT)
     findings: list[object] = []
     for body in (local, register):

@@ -35,7 +35,6 @@ LINES = {
     "list --name=x -qo name": 10,
     "status": 8,
     "version -v": 8,
-    "__complete servers": 4,
 }
 
 
@@ -44,13 +43,8 @@ LINES = {
     ("line", "module"),
     [
         ("list", False),
-        ("__complete servers", False),
         ("list", True),
-        *(
-            pytest.param(line, False, marks=pytest.mark.heavy)
-            for line in LINES
-            if line not in ("list", "__complete servers")
-        ),
+        *(pytest.param(line, False, marks=pytest.mark.heavy) for line in LINES if line != "list"),
     ],
 )
 def test_ctrl_c_while_the_command_starts_is_130_without_a_traceback(

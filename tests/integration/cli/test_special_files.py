@@ -55,5 +55,7 @@ def test_path_that_is_no_pool_file_is_5_with_the_reason(
         assert done.code == 5, done
         assert reason in done.stderr + done.stdout
         assert "internal error" not in done.stderr
-    assert real_pool.run("__complete", "-c", "x.toml", "stop", "")[1:] == (0, "", "")
+    env = {"_POOLCTL_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    line = {"_TYPER_COMPLETE_ARGS": "poolctl -c x.toml stop "}
+    assert real_pool.run(env=env | line)[1:] == (0, "", "")
     assert real_pool.processes() == {}

@@ -16,7 +16,7 @@ from tests.real_pool import RealPool
 
 COMMANDS = [
     ["list", "-o", "json"], ["list"], ["list", "-o", "jsonl"], ["show", "-o", "json"], ["config"],
-    ["config", "--schema"], ["validate", "-o", "json"], ["completion", "bash"], ["--version"],
+    ["config", "--schema"], ["validate", "-o", "json"], ["help", "--all"], ["--version"],
     ["--help"], ["run", "--help"], ["walk", "--", "echo", "x" * 200],
 ]  # fmt: skip
 ENVIRONMENTS = [{}, {"PYTHONUNBUFFERED": "1"}]

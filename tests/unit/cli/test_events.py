@@ -120,7 +120,7 @@ def test_events_are_selected_by_options(
         (["--kind", "wether"], 2, "unknown value 'wether'"),
         (["-n", "many"], 2, "not a number of lines"),
         (["--since", "2026-13-01"], 2, "not a time"),
-        (["-o", "name"], 2, "events -o: unknown form 'name'"),
+        (["-o", "name"], 2, "--output: unknown value 'name'"),
     ],
 )
 def test_wrong_arguments_of_events_are_refused(

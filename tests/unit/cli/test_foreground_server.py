@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from poolctl.cli import foreground_server
-from poolctl.cli.command_line import CommandRequest, parse_simple_command_line
 from poolctl.cli.foreground_server import ForegroundServer, prepare_single_server
+from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.errors import ControlError, PoolValidateError
 from tests.ports import claim_port
@@ -53,10 +54,8 @@ def port(directory: Path) -> int:
     return port
 
 
-def request(*words: str) -> tuple[CommandRequest, PoolRef]:
-    found = parse_simple_command_line(["run", *words])
-    assert found is not None
-    return found, find_pool(found)
+def request(*words: str) -> tuple[Selection, PoolRef]:
+    return Selection(targets=[*words]), find_pool(Place())
 
 
 def in_a_fork(work: Callable[[], Any]) -> tuple[int, bytes, bytes]:

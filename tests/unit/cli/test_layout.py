@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import poolctl
-from poolctl.cli import commands
-from poolctl.cli.command_line import SECTIONS, command_named, names
+from poolctl.cli.app import app
+from poolctl.cli.group import PoolGroup
+from tests.commands import command_named, names
 
 from .conftest import Command
 
@@ -58,11 +59,13 @@ def test_no_file_imports_a_command() -> None:
 
 
 @pytest.mark.parametrize("verb", names())
-def test_command_declares_section_and_help(verb: str) -> None:
-    command = command_named(verb)
-    assert command is not None
-    assert command.section in SECTIONS
-    assert command.help.endswith((".", "…")) or ": " in command.help
+def test_command_and_its_options_say_what_they_do(verb: str) -> None:
+    for text in (
+        command_named(verb).help,
+        *(getattr(each, "help", "") for each in command_named(verb).params),
+    ):
+        assert text
+        assert "[" not in text, "Rich would take it for a style"
 
 
 def test_a_package_holds_at_most_twenty_files() -> None:
@@ -82,38 +85,45 @@ def test_no_class_of_the_command_line_is_defined_twice() -> None:
 
 
 GREET = """
-from poolctl.cli.command_line import OUTPUT, Command, Option, targets
+from typing import Annotated
+
+import typer
+
+from poolctl.cli.group import PoolCommand
+from poolctl.cli.options import Form, Selection, examples, with_options
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
 
-COMMAND = Command(
-    "Greet servers.",
-    targets(),
-    OUTPUT,
-    Option("--with", "WORDS", "The words.", key="words", words=("hello", "welcome")),
-    section="Look",
-    examples=("poolctl greet users",),
-)
+app = typer.Typer(add_completion=False)
 
 
-def perform(request):
-    return Outcome(message=f"{request.get('words') or 'hello'} {' '.join(request.get('targets'))}")
+@app.command(cls=PoolCommand, epilog=examples("poolctl greet users"))
+@with_options
+def greet(
+    place: Place,
+    selection: Selection,
+    output: Form = None,
+    words: Annotated[str, typer.Option("--with", metavar="WORDS", help="The words.")] = "hello",
+) -> Outcome:
+    \"\"\"Greet servers.\"\"\"
+    return Outcome(message=f"{words} {' '.join(selection.targets or ())}")
 """
 
 
-def test_a_new_command_is_one_new_file(
+def test_a_new_command_is_one_new_file_and_a_line_in_the_list(
     poolctl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "greet.py").write_text(GREET)
-    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    monkeypatch.syspath_prepend(tmp_path)
+    known = [*app.registered_commands]
+    monkeypatch.setitem(PoolGroup.modules, "greet", "greet")
+    app.command("greet", help="Greet servers.", rich_help_panel="Look")(lambda: None)
     try:
         assert poolctl("greet", "users").out == "hello users\n"
-        assert (
-            poolctl("greet", "--wit", "welcome", "users").err.splitlines()[1]
-            == "  hint: did you mean --with?"
-        )
+        assert "did you mean --with?" in poolctl("greet", "--wit", "welcome", "users").err
         assert poolctl("-q", "greet", "users", "--with=welcome", "--", "orders") == (0, "", "")
         assert "poolctl greet users" in poolctl("greet", "--help").out
         assert re.search(r"^  greet +Greet servers\.$", poolctl("help", "--all").out, re.MULTILINE)
-        assert poolctl("__complete", "greet", "--with", "").out == "hello\nwelcome\n"
     finally:
-        sys.modules.pop("poolctl.cli.commands.greet", None)
+        app.registered_commands[:] = known
+        sys.modules.pop("greet", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command_line import FIELDS
+from poolctl.cli.options import FIELDS
 from poolctl.control.answers import Item
 from poolctl.json_form import field_names, from_json, to_json
 from tests.stand_in import always, item

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command_line import parse_simple_command_line
 from poolctl.cli.offline import choose, load, servers_with_chosen_ports, summary_of
+from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.feature import FEATURES
@@ -201,9 +201,7 @@ def test_routes_of_a_server_and_masked_secrets_are_in_its_description(
 
 
 def test_selection_that_matches_nothing_ends_the_command() -> None:
-    request = parse_simple_command_line(["list", "usres"])
-    assert request is not None
     with pytest.raises(Failure) as caught:
-        choose([server("users")], request)
+        choose([server("users")], Selection(targets=["usres"]))
     (error,) = caught.value.outcome.errors
     assert (caught.value.outcome.exit_code, error.hint) == (4, "did you mean 'users'?")

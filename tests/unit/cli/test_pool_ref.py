@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command_line import CommandRequest, names, parse_simple_command_line
-from poolctl.cli.outcome import Failure, UsageError, outcome_of
+from poolctl.cli.outcome import Failure, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
-from poolctl.cli.typer_app import perform_args
 from poolctl.config import ConfigNotFound
 from poolctl.control.client import NoSupervisor
 from poolctl.control.pool_paths import pool_key
 from poolctl.runners import local
+from tests.commands import names
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
 
-READ_NO_POOL = {"", "doctor", "completion", "pools", "init", "import"}
+READ_NO_POOL = {"", "doctor", "help", "pools", "init", "import"}
 # What a command needs beside its name, with every option that takes another way through it.
 WORDS = {
     "filter": [["name", "x"]],
@@ -47,24 +47,14 @@ WORDS = {
 LINES = [[verb, *words] for verb in names() if verb not in READ_NO_POOL for words in WORDS.get(verb, [[]])]
 
 
-def slow_lane(args: list[str]) -> int:
-    """The exit code of the command line when Typer reads it."""
-    try:
-        return perform_args(args).exit_code
-    except Exception as error:
-        outcome = outcome_of(error)
-        return outcome.exit_code if outcome else -1
-
-
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
-def test_a_named_file_that_does_not_exist_is_5_in_both_lanes_for_every_command_that_reads_a_pool(
+def test_a_named_file_that_does_not_exist_is_5_for_every_command_that_reads_a_pool(
     poolctl: Command, monkeypatch: pytest.MonkeyPatch, line: list[str]
 ) -> None:
     for args in (["-c", "gone.toml", *line], ["-c", "pool.toml", "-c", "gone.toml", *line]):
         said = poolctl(*args)
         assert said.code == 5, said
         assert "gone.toml: there is no such file" in said.err + said.out
-        assert slow_lane(args) == 5
     monkeypatch.setenv("POOLCTL_CONFIG", "gone.toml")
     assert poolctl(*line).code == 5
 
@@ -74,7 +64,7 @@ def test_each_of_several_missing_files_is_named(poolctl: Command) -> None:
     assert [Path(error["file"]).name for error in document["errors"]] == ["gone.toml", "lost.toml"]
 
 
-@pytest.mark.parametrize("line", [["config", "--schema"], ["completion", "bash"], ["pools"], ["help"]])
+@pytest.mark.parametrize("line", [["config", "--schema"], ["pools"], ["help"]])
 def test_commands_that_need_no_pool_ignore_a_missing_file(poolctl: Command, line: list[str]) -> None:
     assert poolctl("-c", "gone.toml", *line).code == 0
 
@@ -138,14 +128,8 @@ def test_a_pool_is_not_named_twice(poolctl: Command) -> None:
     assert poolctl("list", "--pool", "shop", "-c", "pool.toml").code == 2
 
 
-def request_of(*words: str) -> CommandRequest:
-    request = parse_simple_command_line([*words])
-    assert request is not None
-    return request
-
-
 def test_pool_has_the_key_and_the_socket_of_its_directory(directory: Path) -> None:
-    pool = find_pool(request_of("list"))
+    pool = find_pool(Place())
     assert pool.files == [str(directory / "pool.toml")]
     assert pool.key == pool_key(pool.files[0])
     assert (pool.directory, pool.socket) == (
@@ -183,16 +167,16 @@ def named(directory: Path) -> Iterator[Named]:
 
 def test_running_pool_is_found_by_its_name_with_its_files(directory: Path, named: Named) -> None:
     place = named("k1", "blog", ["/srv/blog.toml", "/srv/more.toml"])
-    pool = find_pool(request_of("list", "--pool", "blog"))
+    pool = find_pool(Place(pool="blog"))
     assert (pool.files, pool.directory) == (["/srv/blog.toml", "/srv/more.toml"], str(place))
     (place / "info.json").write_text('{"name": "blog", "files": "/srv/blog.toml"}')
-    assert find_pool(request_of("list", "--pool", "blog")).files == []
+    assert find_pool(Place(pool="blog")).files == []
     with pytest.raises(NoSupervisor) as caught:
-        find_pool(request_of("list", "--pool", "shop"))
+        find_pool(Place(pool="shop"))
     assert caught.value.message == "no running pool is named 'shop'"
     assert caught.value.hint == "start it from its file: poolctl -c FILE start"
     with pytest.raises(UsageError) as refused:
-        find_pool(request_of("list", "--pool", "blog", "-c", "a.toml"))
+        find_pool(Place(pool="blog", config=[Path("a.toml")]))
     assert (refused.value.message, refused.value.hint) == (
         "--pool and -c cannot be combined", "--pool names a running pool, -c a file",
     )  # fmt: skip
@@ -210,42 +194,42 @@ def test_other_pools_of_the_same_name_are_a_warning(directory: Path, named: Name
 
 
 def test_missing_files_are_not_checked_where_that_is_allowed(directory: Path) -> None:
-    assert find_pool(request_of("-c", "gone.toml", "init"), missing_ok=True).files == [
+    assert find_pool(Place(config=[Path("gone.toml")]), missing_ok=True).files == [
         str(directory / "gone.toml")
     ]
     with pytest.raises(Failure) as caught:
-        find_pool(request_of("-c", "gone.toml", "list"))
+        find_pool(Place(config=[Path("gone.toml")]))
     assert caught.value.outcome.exit_code == 5
     with pytest.raises(Failure):
-        find_pool(request_of("-c", "pool.toml/below", "list"))
+        find_pool(Place(config=[Path("pool.toml/below")]))
 
 
 def test_workers_that_are_left_behind_are_a_running_pool(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Path(find_pool(request_of("list")).directory)
+    place = Path(find_pool(Place()).directory)
     (directory / "pool.toml").unlink()
     with pytest.raises(ConfigNotFound):
-        find_pool(request_of("list"))
+        find_pool(Place())
     place.mkdir(parents=True, mode=0o700)
     with pytest.raises(ConfigNotFound):
-        find_pool(request_of("list"))
+        find_pool(Place())
     monkeypatch.setattr(local, "has_orphans", lambda found: found == str(place))
-    assert find_pool(request_of("list")).directory == str(place)
+    assert find_pool(Place()).directory == str(place)
     assert capsys.readouterr().err == "warning: pool.toml no longer exists, but its pool is running\n"
-    assert find_pool(request_of("list"), missing_ok=True).directory == str(place)
-    assert find_pool(request_of("-q", "list")).directory == str(place)
+    assert find_pool(Place(), missing_ok=True).directory == str(place)
+    assert find_pool(Place(quiet=True)).directory == str(place)
     assert capsys.readouterr().err == ""
 
 
 def test_supervisor_that_does_not_answer_exists(directory: Path) -> None:
-    pool = find_pool(request_of("list"))
+    pool = find_pool(Place())
     Path(pool.directory).mkdir(parents=True, mode=0o700)
     (directory / "pool.toml").unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(pool.socket)
         listener.listen()
-        assert find_pool(request_of("-q", "list")).directory == pool.directory
+        assert find_pool(Place(quiet=True)).directory == pool.directory
 
 
 def test_pool_is_found_from_a_directory_that_was_removed(
@@ -256,4 +240,4 @@ def test_pool_is_found_from_a_directory_that_was_removed(
     monkeypatch.chdir(gone)
     gone.rmdir()
     monkeypatch.setenv("PWD", str(directory))
-    assert find_pool(request_of("list")).files == [str(directory / "pool.toml")]
+    assert find_pool(Place()).files == [str(directory / "pool.toml")]

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from poolctl.cli import reload_on_change
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.reload_on_change import PoolWatcher, WatchSet, code_directories
+from poolctl.cli.supervisor_requests import Request
 from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.server_answers import ShowResult
 from poolctl.json_form import from_json
@@ -68,11 +69,10 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             return answered(*found, exit_code=code if verb == "reload" else 0, changes=list(changes), **more)
 
         with supervised(answer) as requests:
-            request = CommandRequest("reload", {})
             watched = Watched(directory, requests)
 
-            place = find_pool(request)
-            watcher = PoolWatcher(request, place, watched.lines.append, 0.0)
+            place = find_pool(Place())
+            watcher = PoolWatcher(Request("reload", options={"wait": True}), place, watched.lines.append, 0.0)
 
             def watch() -> None:
                 for result in watcher.apply_changes():

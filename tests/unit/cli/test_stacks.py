@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.commands import stacks as stacks_command
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
@@ -48,7 +48,7 @@ def test_forms_for_scripts_and_for_python(poolctl: Command, supervised: Supervis
         assert poolctl("stacks", "-o", "json").json["items"] == [HUNG]
         assert poolctl("stacks", "-o", "name").out == "users.1.0\n"
         assert poolctl("stacks", "-o", "worker,place").out == "users.1.0\tpay (shop/pay.py:42)\n"
-        pool = PoolClient(Client(find_pool(CommandRequest("stacks", {})).socket))
+        pool = PoolClient(Client(find_pool(Place()).socket))
         assert pool.stacks("users")["items"] == [HUNG]
 
 
@@ -81,7 +81,7 @@ def test_processes_of_a_feature_answer_without_a_supervisor(
     monkeypatch.setattr(stacks_command, "features", lambda: features)
     assert poolctl("stacks", "-o", "name") == (0, "users.1.0\ndb.1.0\n", "")
     assert poolctl("stacks", "orders", "-o", "name") == (0, "db.1.0\n", "")
-    assert asked == [find_pool(CommandRequest("stacks", {})).directory] * 2
+    assert asked == [find_pool(Place()).directory] * 2
     found.clear()
     said = poolctl("stacks")
     assert (said.code, said.out) == (6, "")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import pytest
 from rich.console import Console
 
 from poolctl.cli import supervisor_requests
-from poolctl.cli.command_line import CommandRequest, parse_simple_command_line
-from poolctl.cli.outcome import Failure, JsonObject, UsageError
+from poolctl.cli.options import Selection
+from poolctl.cli.outcome import Failure, JsonObject
+from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import (
     Progress,
+    Request,
     ask,
     ask_for,
     ask_or_launch,
@@ -151,10 +154,8 @@ def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, term: str, 
 class Asked:
     """A command's request, of a pool in `directory` whose file need not exist."""
 
-    def __init__(self, directory: Path, *words: str) -> None:
-        request = parse_simple_command_line(words)
-        assert request is not None
-        self.request = request
+    def __init__(self, directory: Path, verb: str, *targets: str, **more: Any) -> None:
+        self.request = Request(verb, selection=Selection(targets=[*targets]), **more)
         place = directory / "run" / pool_key(str(directory / "pool.toml"))
         self.pool = PoolRef([str(directory / "pool.toml")], str(place))
 
@@ -162,19 +163,19 @@ class Asked:
 def test_answer_has_the_supervisors_items_errors_and_exit_code(
     directory: Path, supervised: Supervised
 ) -> None:
-    asked = Asked(directory, "restart", "users", "--tag", "api")
+    asked = Asked(directory, "restart", "users", options={"wait": True, "shown": True})
     wrong = {"name": "orders", "message": "exited"}
     with supervised(always(item("users"), exit_code=1, errors=[wrong])) as requests:
-        found = ask(asked.request, asked.pool, more={"shown": True})
-        ask(asked.request, asked.pool, "list")
+        found = ask(asked.request, asked.pool)
+        ask(replace(asked.request, verb="list"), asked.pool)
     assert (found.exit_code, [each.name for each in found.items], [each.message for each in found.errors]) == (
         1, ["users"], ["exited"],
     )  # fmt: skip
     assert (found.warnings, found.ended) == ([], None)
     assert [verb for verb, _ in requests] == ["restart", "list"]
-    assert requests[0][1]["selector"] == asked.request.selector().to_dict()
+    assert requests[0][1]["selector"] == asked.request.selection.selector().to_dict()
     assert requests[0][1]["options"] == {
-        "timeout": None, "wait": True, "deps": True, "shown": True, "progress": False,
+        "timeout": None, "wait": True, "shown": True, "progress": False,
     }  # fmt: skip
 
 
@@ -209,9 +210,9 @@ def test_warnings_on_the_way_precede_those_of_the_answer_each_once(
 
 
 def test_answer_of_a_class_is_of_that_class(directory: Path, supervised: Supervised) -> None:
-    asked = Asked(directory, "metrics")
+    asked = Asked(directory, "metrics", options={"openmetrics": True})
     with supervised(always(text="up 1\n")) as requests:
-        found = ask_for(MetricsResult, asked.request, asked.pool, more={"openmetrics": True})
+        found = ask_for(MetricsResult, asked.request, asked.pool)
     assert (type(found), found.text) == (MetricsResult, "up 1\n")
     assert requests[0][1]["options"]["openmetrics"] is True
 
@@ -279,18 +280,18 @@ def test_nothing_is_launched_for_a_named_pool_or_without_files(directory: Path) 
     asked = Asked(directory, "start")
     with pytest.raises(NoSupervisor):
         ask_or_launch(asked.request, PoolRef([], asked.pool.directory))
-    named = CommandRequest("start", {**asked.request.values, "pool": "shop"})
+    named = replace(asked.request, place=Place(pool="shop"))
     with pytest.raises(NoSupervisor):
         ask_or_launch(named, asked.pool)
 
 
-@pytest.mark.parametrize("words", [["start", "--timeout", "soon"], ["start", "--state", "flying"]])
 def test_mistake_of_a_command_is_reported_before_anything_is_launched(
-    directory: Path, words: list[str]
+    directory: Path,
 ) -> None:
-    asked = Asked(directory, *words)
-    with pytest.raises((UsageError, SelectorError)):
-        ask_or_launch(asked.request, asked.pool)
+    asked = Asked(directory, "start")
+    wrong = replace(asked.request, selection=Selection(name=["("]))
+    with pytest.raises(SelectorError):
+        ask_or_launch(wrong, asked.pool)
     assert not (directory / "run").exists()
 
 
@@ -385,14 +386,18 @@ def test_servers_are_refused_where_the_system_has_no_processes_for_them(
     assert "poolctl.Pool serves in a Python process" in caught.value.hint
 
 
+def looked(request: Request, pool: PoolRef, *, measured: bool = False) -> Result:
+    return selected(request.place, request.selection, pool, command=request.verb, measured=measured)
+
+
 def test_servers_of_a_pool_that_does_not_run_are_those_of_its_files(directory: Path) -> None:
     asked = Asked(directory, "list", "users")
-    assert [each.name for each in selected(asked.request, asked.pool).items] == ["users"]
-    assert selected(asked.request, asked.pool).exit_code == 0
+    found = looked(asked.request, asked.pool)
+    assert ([each.name for each in found.items], found.exit_code) == (["users"], 0)
     shown, answer = ask_or_read_files(Asked(directory, "show", "users").request, asked.pool)
     assert ([each.name for each in shown], answer) == (["users"], None)
     without = PoolRef([], asked.pool.directory)
-    for look in (selected, ask_or_read_files):
+    for look in (looked, ask_or_read_files):
         with pytest.raises(NoSupervisor):
             look(asked.request, without)
 
@@ -404,7 +409,7 @@ def test_servers_of_a_running_pool_are_asked_for_with_or_without_their_figures(
     show = Asked(directory, "show", "users").request
     with supervised(always({**item("users"), "config": {}})) as requests:
         for measured in (False, True):
-            found = selected(asked.request, asked.pool, measured=measured)
+            found = looked(asked.request, asked.pool, measured=measured)
             assert [each.name for each in found.items] == ["users"]
         shown, answer = ask_or_read_files(show, asked.pool)
         assert ([each.name for each in shown], answer and answer.exit_code) == (["users"], 0)
@@ -412,7 +417,7 @@ def test_servers_of_a_running_pool_are_asked_for_with_or_without_their_figures(
         ("list", None), ("stats", True), ("show", None),
     ]  # fmt: skip
     with supervised(always(exit_code=4, errors=[{"message": "nothing matches"}])):
-        for get in (selected, ask_or_read_files):
+        for get in (looked, ask_or_read_files):
             with pytest.raises(Failure) as caught:
                 get(asked.request, asked.pool)
             assert (caught.value.outcome.exit_code, str(caught.value)) == (4, "nothing matches")
@@ -513,8 +518,8 @@ def launched(
     **values: Any,
 ) -> tuple[Any, Launches]:
     """What a start without a supervisor ends in, and its launches."""
-    request = CommandRequest("start", values)
-    pool = find_pool(request)
+    request = Request("start", selection=Selection(**values))
+    pool = find_pool(request.place)
     launches = Launches(Path(pool.directory), answers, failures)
     monkeypatch.setattr("poolctl.supervisor.launch.launch", launches)
     try:
@@ -566,7 +571,7 @@ def test_supervisor_that_was_launched_for_nothing_is_ended(
 def test_supervisor_that_ends_while_it_is_asked_has_written_why(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Path(find_pool(CommandRequest("start", {})).directory)
+    place = Path(find_pool(Place()).directory)
     place.mkdir(parents=True, mode=0o700)
     (place / "supervisor.log").write_text("from earlier\n")
     monkeypatch.setattr(

@@ -13,6 +13,7 @@ import pytest
 
 from poolctl.cli.commands import walk as walk_command
 from poolctl.cli.commands.walk import ParallelWalk, environment, expand_placeholders, placeholder_values
+from poolctl.keeper.left_children import shell_status
 from tests.deadline import wait_until
 from tests.stand_in import server
 
@@ -74,9 +75,9 @@ def test_placeholders_are_replaced_and_other_braces_kept() -> None:
     ]  # fmt: skip
 
 
-def test_output_is_grouped_in_the_files_order(poolctl: Command) -> None:
+def test_each_line_has_the_name_of_its_server(poolctl: Command) -> None:
     said = poolctl("walk", "--", "printf", "{name}")
-    assert said == (0, "==> users <==\nusers\n==> orders <==\norders\n", "")
+    assert said == (0, "users  | users\norders | orders\n", "")
     assert poolctl("walk", "-q", "orders", "--", "echo", "{bind}").out == "127.0.0.1:8082\n"
 
 
@@ -87,15 +88,14 @@ def test_without_a_command_each_server_is_a_line(poolctl: Command) -> None:
 
 
 def test_all_are_visited_and_failures_listed_at_the_end(poolctl: Command) -> None:
-    said = poolctl("walk", "--jobs", "4", "--", "sh", "-c", "echo to-{name}; echo no >&2; exit 3")
+    said = poolctl("walk", "--jobs", "4", "--", "sh", "-c", "echo to-$POOLCTL_NAME; echo no >&2; exit 3")
     assert said.code == 1
-    assert sorted(line for line in said.out.splitlines() if line.startswith("to-")) == [
-        "to-orders",
-        "to-users",
+    assert sorted(said.out.splitlines()) == ["orders | to-orders", "users  | to-users"]
+    assert sorted(said.err.splitlines()[:2]) == ["orders | no", "users  | no"]
+    assert said.err.splitlines()[2:] == [
+        "error: users: the command exited with 3: no",
+        "error: orders: the command exited with 3: no",
     ]
-    assert said.err == (
-        "error: users: the command exited with 3: no\nerror: orders: the command exited with 3: no\n"
-    )
 
 
 def test_fail_fast_begins_no_other(poolctl: Command) -> None:
@@ -185,16 +185,16 @@ def test_reason_why_a_command_cannot_run_is_its_output(
 
 
 def test_output_without_a_final_newline_gets_one_and_none_stays_none(poolctl: Command) -> None:
-    assert poolctl("walk", "users", "--", "printf", "a").out == "==> users <==\na\n"
-    assert poolctl("walk", "users", "--", "printf", "a\n").out == "==> users <==\na\n"
-    assert poolctl("walk", "users", "--", "true") == (0, "==> users <==\n", "")
+    assert poolctl("walk", "users", "--", "printf", "a").out == "users | a\n"
+    assert poolctl("walk", "users", "--", "printf", "a\n").out == "users | a\n"
+    assert poolctl("walk", "users", "--", "true") == (0, "", "")
     assert poolctl("walk", "users", "--", "false").err == "error: users: the command exited with 1\n"
 
 
 def test_as_many_commands_as_jobs_run_at_a_time(poolctl: Command, directory: Path) -> None:
-    meet = "touch {name}; for i in $(seq 500); do [ -e users ] && [ -e orders ] && exit 0; sleep 0.02; done; exit 1"
+    meet = "touch $POOLCTL_NAME; for i in $(seq 500); do [ -e users -a -e orders ] && exit 0; sleep 0.02; done; exit 1"
     assert poolctl("walk", "-q", "--jobs", "2", "--", "sh", "-c", meet).code == 0
-    alone = "[ $(ls *.run 2>/dev/null | wc -l) = 0 ] || exit 1; touch {name}.run; rm {name}.run"
+    alone = "[ $(ls *.run 2>/dev/null | wc -l) = 0 ] || exit 1; touch $POOLCTL_NAME.run; rm $POOLCTL_NAME.run"
     assert poolctl("walk", "-q", "--jobs", "1", "--", "sh", "-c", alone).code == 0
 
 
@@ -202,7 +202,7 @@ def test_as_many_commands_as_jobs_run_at_a_time(poolctl: Command, directory: Pat
 def test_jobs_are_from_1_to_1000(poolctl: Command, jobs: str, code: int) -> None:
     said = poolctl("walk", "users", "-q", "--jobs", jobs, "--", "true")
     assert said.code == code
-    assert code == 0 or said.err.startswith(f"error: --jobs: '{jobs}' is not a number from 1 to 1000")
+    assert code == 0 or said.err.startswith("error: --jobs: ")
 
 
 def test_several_targets_without_a_match_may_have_been_the_command(poolctl: Command) -> None:
@@ -219,11 +219,11 @@ def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
     monkeypatch.setattr(walk_command, "PATIENCE_SECONDS", 0.1)
     script = f"{'trap : TERM;' if ignores else ''} touch up; while :; do sleep 0.02; done"
     walk = ParallelWalk(["sh", "-c", script], jobs=1, fail_fast=False, keep=False)
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(walk._run(server("web")).exit_code))
+    found = walk.run_concurrently([server("web")])
+    thread = threading.Thread(target=lambda: next(found, None))
     thread.start()
     wait_until((directory / "up").exists)
+    (child,) = walk.children
     walk._end_children()
     thread.join(60)
-    assert found == [code]
-    assert walk._run(server("web")).exit_code == 130, "none is started any more"
+    assert shell_status(child.returncode) == code
