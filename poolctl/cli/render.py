@@ -63,7 +63,13 @@ def console(stream: TextIO) -> Console:
     """Rich's console for a terminal. What servers print is never markup."""
     from rich.console import Console
 
-    return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return Console(
+        file=stream,
+        color_system="auto" if coloured(stream) else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def in_style(text: str, style: str) -> str:
@@ -271,8 +277,8 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
     with terminal.capture() as captured:
         terminal.print(made(shown))
         if left_out:
-            text = f"{', '.join(left_out)} left out: the terminal is too narrow; -o wide shows all"
-            terminal.print(Text(text, "dim"))
+            text = f"{', '.join(left_out)} left out; -o wide shows all"
+            terminal.print(Text(text, "dim", no_wrap=True, overflow="ignore"), crop=False)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 

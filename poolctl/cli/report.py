@@ -128,7 +128,8 @@ def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) 
     hint = str(getattr(error, "hint", ""))
     message = error.format_message()
     if param is not None and not type(error).__name__.startswith("Missing"):
-        name = (param.metavar or "").strip("[].") if param.param_type_name == "argument" else param.opts[-1]
+        long = [spelling for spelling in param.opts if spelling.startswith("--")]
+        name = (param.metavar or "").strip("[].") if param.param_type_name == "argument" else long[0]
         message = f"{name}: {error.message.removeprefix('Value error, ')}"
         if " is not one of " in message:  # an enum
             typed, *known = message.partition(": ")[2].split("'")[1::2]
@@ -136,12 +137,14 @@ def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) 
 
             message, hint = f"{name}: unknown value {typed!r}", near_or_all(typed, known)
     else:
+        message = message.partition(". Choose from")[0]
         message, near, *_ = [*re.split(r" Did you mean | \(Possible options: ", message), ""]
         message = message[:1].lower() + message[1:].rstrip(".")
         hint = hint or (f"did you mean {near.rstrip('?)')}?" if near else "")
     option = str(getattr(error, "option_name", ""))
-    if ctx is None:
-        return UsageError(message, hint=hint or "poolctl -h")
+    if ctx is None:  # of an option without its value
+        verb = next((word for word in words if word in group.commands), "")
+        return UsageError(message, hint=" ".join(filter(None, ("poolctl", verb, "-h"))))
     if option:
         hint = _option_hint(option, ctx, group, words) or hint
     elif ctx.command is group and (verb := message.partition("'")[2].rpartition("'")[0]):

@@ -74,7 +74,7 @@ STANDARD_LIBRARY_ONLY = [
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "http", "worker", "web", "bootstrap", "config.files.read_file", "control.pool_paths",
-    "control.client", "cli.main", "cli.command_line", "cli.render",
+    "control.client", "cli.main", "cli.render",
 ]  # fmt: skip
 HEAVY = {
     "pydantic",
@@ -295,7 +295,9 @@ def test_the_check_sees_an_import_wherever_it_stands(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_small_processes_and_the_fast_lane_import_nothing_heavy(name: str, bare_modules: set[str]) -> None:
+def test_small_processes_and_what_commands_begin_with_import_nothing_heavy(
+    name: str, bare_modules: set[str]
+) -> None:
     imported = modules_after_importing(name) - bare_modules
     assert not imported & HEAVY
     if name in STANDARD_LIBRARY_ONLY:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from poolctl.cli.outcome import Failure, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.errors import ControlError, PoolValidateError
+from tests.commands import parsed
 from tests.ports import claim_port
 from tests.stand_in import always, item
 
@@ -55,7 +57,8 @@ def port(directory: Path) -> int:
 
 
 def request(*words: str) -> tuple[Selection, PoolRef]:
-    return Selection(targets=[*words]), find_pool(Place())
+    given = parsed(["run", *words]).params
+    return Selection(**{each.name: given[each.name] for each in fields(Selection)}), find_pool(Place())
 
 
 def in_a_fork(work: Callable[[], Any]) -> tuple[int, bytes, bytes]:

@@ -67,7 +67,7 @@ def test_interrupt_ends_following_with_130(
         raise KeyboardInterrupt
 
     followed = log_tail.follow
-    monkeypatch.setattr("poolctl.cli.commands.logs.follow", follow)
+    monkeypatch.setattr("poolctl.cli.commands.logs.log_tail.follow", follow)
     assert poolctl("logs", "users", "-f", "-n1") == (130, "users | new users\n", "")
 
 

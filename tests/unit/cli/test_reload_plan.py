@@ -20,6 +20,7 @@ from poolctl.json_form import from_json
 from tests.stand_in import always, item, server
 
 from .conftest import Command, Supervised
+from .test_render import Terminal
 
 CHANGED = "pool.toml has changed since the pool read it; `poolctl reload` applies it"
 
@@ -82,7 +83,7 @@ def change(kind: str, name: str = "a", **members: Any) -> PlannedChange:
     )
 
 
-def test_each_kind_of_change_has_its_sign_and_detail() -> None:
+def test_each_kind_of_change_has_its_sign_and_detail(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = [
         change("add"), change("remove"), change("restart", keys=["env.A", "app"]), change("restart", message="code"),
         change("restart"), change("update", keys=["tags"]), change("override", message="3 workers"),
@@ -92,7 +93,8 @@ def test_each_kind_of_change_has_its_sign_and_detail() -> None:
         "+ a 127.0.0.1:1", "- a 127.0.0.1:1", "~ a: env.A, app", "~ a: code", "~ a: changed", "= a: tags",
         "! a: 3 workers", "! a: a live change ends", "? a: x",
     ]  # fmt: skip
-    coloured = [*plan_lines(changes[:1], colours=True)]
+    monkeypatch.setenv("TERM", "xterm")
+    coloured = [*plan_lines(changes[:1], stream=Terminal())]
     assert coloured != [*plan_lines(changes[:1])]
     assert coloured[0].endswith("+ a 127.0.0.1:1\x1b[0m")
 

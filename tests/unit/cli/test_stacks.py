@@ -90,7 +90,8 @@ def test_processes_of_a_feature_answer_without_a_supervisor(
 def test_head_of_a_worker_is_bold_in_colours_and_has_its_pid_if_it_is_known(
     poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacks_command, "coloured", lambda stream: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     with supervised(always({**PROGRAM, "pid": None, "kernel": []})):
         assert poolctl("stacks").out == "\x1b[1mdb.1.0\x1b[0m\n  a program\n"
 

@@ -219,11 +219,21 @@ def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
     monkeypatch.setattr(walk_command, "PATIENCE_SECONDS", 0.1)
     script = f"{'trap : TERM;' if ignores else ''} touch up; while :; do sleep 0.02; done"
     walk = ParallelWalk(["sh", "-c", script], jobs=1, fail_fast=False, keep=False)
-    found = walk.run_concurrently([server("web")])
-    thread = threading.Thread(target=lambda: next(found, None))
+    children: list[subprocess.Popen[bytes]] = []
+
+    def end() -> None:
+        wait_until((directory / "up").exists)
+        children.extend(walk.children)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=end)
     thread.start()
-    wait_until((directory / "up").exists)
-    (child,) = walk.children
-    walk._end_children()
+    with pytest.raises(KeyboardInterrupt):
+        list(walk.run_concurrently([server("web")]))
     thread.join(60)
-    assert shell_status(child.returncode) == code
+    signal.signal(signal.SIGUSR1, before)
+    assert [shell_status(child.returncode) for child in children] == [code]
