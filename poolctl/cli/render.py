@@ -278,7 +278,7 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
         terminal.print(made(shown))
         if left_out:
             text = f"{', '.join(left_out)} left out; -o wide shows all"
-            terminal.print(Text(text, "dim", no_wrap=True, overflow="ignore"), crop=False)
+            terminal.print(Text(text, "dim"), soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 

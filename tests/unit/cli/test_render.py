@@ -105,8 +105,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     ("width", "left_out"),
     [
         (80, ""),
-        (65, "READY, PIDS"),
-        (50, "READY, PIDS, UPTIME, HEALTH"),
+        (65, "READY"),
+        (50, "READY, PIDS, UPTIME"),
         (20, "READY, PIDS, UPTIME, HEALTH, RESTARTS"),
     ],
 )
