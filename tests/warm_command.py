@@ -1,7 +1,7 @@
 """The command, forked from a process that has imported it. `start` and `run` fork their supervisor as well.
 
 Importing what reads a pool's files takes a command ten times as long as an interpreter's start. The tests of the
-command line and of both lanes, and what documents paste into a shell, start the installed command as users do.
+command line, and what documents paste into a shell, start the installed command as users do.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The command line. `main` is its entry point, `typer_app` the complete Typer application."""
+"""The command line. `main` is its entry point, `app` the Typer application with the list of all commands."""

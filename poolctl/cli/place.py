@@ -40,8 +40,7 @@ class Place:
         _place("-c", "--config", metavar="FILE", help="The pool's file; repeatable, later ones override."),
     ] = None
     pool: Annotated[
-        str | None,
-        _place("--pool", metavar="NAME", help="Name of a running pool.", autocompletion=_pools),
+        str | None, _place("--pool", metavar="NAME", help="Name of a running pool.", autocompletion=_pools)
     ] = None
     quiet: Annotated[bool, _place("-q", "--quiet", help="Print only results and errors.")] = False
     verbose: Annotated[bool, _place("-v", "--verbose", help="Print more details.")] = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
+TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
     from poolctl.config.checks.interpreter import *

@@ -39,8 +39,7 @@ def config(
     place: Place,
     selection: Selection,
     output: Annotated[
-        str | None,
-        forms("toml", *FORMATS, help="toml (default), table, wide, json, jsonl, name, FIELD…"),
+        str | None, forms("toml", *FORMATS, help="toml (default), table, wide, json, jsonl, name, FIELD…")
     ] = None,
     reveal: Reveal = False,
     schema: Annotated[

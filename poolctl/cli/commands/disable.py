@@ -22,11 +22,7 @@ app = typer.Typer(add_completion=False)
 @app.command(cls=PoolCommand, epilog=examples("poolctl disable users --save  also after the next start"))
 @with_options
 def disable(
-    place: Place,
-    selection: ExplicitSelection,
-    wait: Wait,
-    save: Save,
-    output: Form = None,
+    place: Place, selection: ExplicitSelection, wait: Wait, save: Save, output: Form = None
 ) -> Outcome:
     """Stop servers, and keep them stopped until enabled."""
 

@@ -27,11 +27,7 @@ _MOST_NAMES = 10
 @app.command(cls=PoolCommand, epilog=examples("poolctl enable --all          every disabled server"))
 @with_options
 def enable(
-    place: Place,
-    selection: ExplicitSelection,
-    wait: Wait,
-    save: Save,
-    output: Form = None,
+    place: Place, selection: ExplicitSelection, wait: Wait, save: Save, output: Form = None
 ) -> Outcome:
     """Enable servers and start them."""
 

@@ -38,12 +38,7 @@ class Wanted:
     """The system to export the pool for, and where to write its files."""
 
     system: Annotated[
-        str,
-        typer.Argument(
-            metavar="SYSTEM",
-            help=f"{' or '.join(SYSTEMS)}.",
-            **one_of(SYSTEMS),
-        ),
+        str, typer.Argument(metavar="SYSTEM", help=f"{' or '.join(SYSTEMS)}.", **one_of(SYSTEMS))
     ]
     into: Annotated[
         Path | None,

@@ -20,8 +20,7 @@ def _names(ctx: typer.Context, incomplete: str) -> list[str]:
 def show_help(
     ctx: typer.Context,
     command: Annotated[
-        str | None,
-        typer.Argument(metavar="[COMMAND]", help="The command to explain.", autocompletion=_names),
+        str | None, typer.Argument(metavar="[COMMAND]", help="The command to explain.", autocompletion=_names)
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="List every command.")] = False,
 ) -> None:

@@ -115,8 +115,7 @@ def logs(
     output: LineForm = None,
     follow: Follow = False,
     timestamps: Annotated[
-        bool,
-        typer.Option("-t", "--timestamps", help="Show the time of each line (default on a terminal)."),
+        bool, typer.Option("-t", "--timestamps", help="Show the time of each line (default on a terminal).")
     ] = False,
     no_timestamps: Annotated[
         bool, typer.Option("--no-timestamps", help="Do not show times, even on a terminal.")

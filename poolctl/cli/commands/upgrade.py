@@ -14,7 +14,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
-from poolctl.cli.supervisor_requests import Request, ask
+from poolctl.cli.supervisor_requests import Progress, Request, ask
 from poolctl.control.answers import Result
 from poolctl.control.client import Client
 
@@ -42,7 +42,8 @@ def upgrade(
     client = Client(pool.socket)
     about = client.ping()
     before = about.version
-    upgraded = client.upgrade(force=same_version)
+    with Progress("upgrade", quiet=place.quiet):
+        upgraded = client.upgrade(force=same_version)
     result: Result = upgraded
     if result.exit_code:
         return Outcome.of(result)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
-TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
+TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
     from poolctl.config.model.section import EnvFile
     from poolctl.config.model.server_keys import ServerKeys

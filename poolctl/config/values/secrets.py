@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
+TYPE_CHECKING = False  # typing itself would take every command two milliseconds
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any

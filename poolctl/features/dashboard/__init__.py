@@ -5,7 +5,7 @@ from poolctl.feature import Feature, FeatureCommand, UpgradeRehearsal
 FEATURE = Feature(
     package=__name__,
     commands={
-        "dashboard": FeatureCommand("command", "Look", "Print the link to the dashboard, token included."),
+        "dashboard": FeatureCommand("command", "Look", "Print the link to the dashboard, token included.")
     },
     tables={"dashboard": "table:Dashboard"},
     supervisor="page:DashboardPart",

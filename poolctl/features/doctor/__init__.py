@@ -5,6 +5,6 @@ from poolctl.feature import Feature, FeatureCommand
 FEATURE = Feature(
     package=__name__,
     commands={
-        "doctor": FeatureCommand("command", "Machine", "Diagnose this machine and pool, and suggest fixes."),
+        "doctor": FeatureCommand("command", "Machine", "Diagnose this machine and pool, and suggest fixes.")
     },
 )

@@ -10,6 +10,6 @@ FEATURE = Feature(
     commands={
         "import": FeatureCommand(
             "command", "Get started", "Make a pool.toml of another tool's file or command line."
-        ),
+        )
     },
 )

@@ -31,8 +31,7 @@ def unregister(
         ),
     ],
     to: Annotated[
-        str | None,
-        typer.Option("--to", metavar="URL", help="Its URL. Default: every service of this name."),
+        str | None, typer.Option("--to", metavar="URL", help="Its URL. Default: every service of this name.")
     ] = None,
     output: RegistrationForm = None,
 ) -> Outcome:

@@ -9,7 +9,7 @@ FEATURE = Feature(
             "command",
             "Lifecycle",
             "Run one server as one process, for a container: no supervisor, no restarts.",
-        ),
+        )
     },
     stacks="_stacks_client:stacks_in",
 )

@@ -5,6 +5,6 @@ from poolctl.feature import Feature, FeatureCommand
 FEATURE = Feature(
     package=__name__,
     commands={
-        "top": FeatureCommand("command", "Look", "Show servers live (press ? for the keys).", first=True),
+        "top": FeatureCommand("command", "Look", "Show servers live (press ? for the keys).", first=True)
     },
 )

@@ -38,8 +38,7 @@ def top(
     output: Annotated[str | None, forms("json", help="json prints the view's figures as JSON.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one view and exit.")] = False,
     interval: Annotated[
-        float,
-        typer.Option("--interval", metavar="DURATION", parser=duration, help="Time between updates."),
+        float, typer.Option("--interval", metavar="DURATION", parser=duration, help="Time between updates.")
     ] = INTERVAL_SECONDS,
     sort: Annotated[
         str | None,
