@@ -336,7 +336,7 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
 
 
 def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
-    """At most three similar names, or else addresses with the same or a similar port. Ignores * and ?.
+    """At most three similar names, or names with this part, or else addresses with the same or a similar port. Ignores * and ?.
 
     For a target without a port: similar names, or else similar addresses.
     """
@@ -344,8 +344,11 @@ def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
     names = [item.name for item in items]
     binds = [item.bind for item in items]
     port = target.rpartition(":")[2]
-    if near := similar_words(bare, names):
-        return near
+    part = bare.casefold().replace("_", "-")
+    if near := similar_words(bare, names) or [
+        name for name in names if part and part in name.casefold().replace("_", "-").split("-")
+    ]:
+        return near[:_NEAR_NAMES]
     if not port.isdigit():
         return similar_words(bare, binds)
     by_port = {bind.rpartition(":")[2]: bind for bind in reversed(binds)}

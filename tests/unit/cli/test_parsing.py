@@ -201,3 +201,8 @@ def test_words_of_the_command_line_are_read_in_the_hooks_alone() -> None:
             ):
                 reading.add(path.name)
     assert reading == {"group.py"}
+
+
+def test_a_name_is_suggested_by_one_of_its_parts(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text('[[server]]\nname = "users-api"\ncommand = ["true"]\n')
+    assert poolctl("list", "api").err.splitlines()[1] == "  hint: did you mean 'users-api'?"

@@ -552,7 +552,10 @@ def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.Monk
     assert text is not None
     assert text.splitlines()[1].split()[-1] == "now"
     monkeypatch.setenv("COLUMNS", "10")
-    assert listed(monkeypatch, "", line, stream=Screen()) == "ALIAS\na\\x1b\nLAST SEEN left out; -o wide shows all\n"
+    assert (
+        listed(monkeypatch, "", line, stream=Screen())
+        == "ALIAS\na\\x1b\nLAST SEEN left out; -o wide shows all\n"
+    )
     assert listed(monkeypatch, "wide", line, stream=Screen()) == text, "every column, on any terminal"
     long = SimpleNamespace(alias="a" * 60, last_seen="now")
     assert "a" * 60 in (listed(monkeypatch, "wide", long, stream=Screen()) or "")
