@@ -106,7 +106,6 @@ def test_document_has_the_checks_as_items(poolctl: Command) -> None:
     ("named", "message", "fix"),
     [
         ((), None, None),
-        (("-c", ""), "the configuration file's name is empty", "give -c FILE a path"),
         (
             ("--pool", "nowhere"),
             "no running pool is named 'nowhere'",

@@ -273,7 +273,6 @@ def test_explanation_that_the_supervisor_refuses_is_its_error(
     [
         (["explian", "/"], "did you mean 'explain'?", ""),
         (["explain"], "routes explain: which URL?", "poolctl routes explain http://users.example.com/v1"),
-        (["explain", "/a", "/b"], "routes explain: which URL?", "poolctl routes explain http://"),
         (["--method", "GET"], "--method and --header belong to `routes explain`", "routes explain URL --method POST"),
         (["--header", "x: 1"], "--method and --header belong to `routes explain`", "routes explain URL --method POST"),
         (["explain", "/", "--header", "x"], "--header: 'x' is not a header", "--header 'X-Beta: 1'"),
