@@ -60,13 +60,12 @@ class UpgradeRehearsal:
 
 @dataclass(frozen=True, kw_only=True)
 class InitTemplate:
-    """The template of a pool file that an option of `init` selects; `help` and `example` are for `init --help`.
+    """The template of a pool file that an option of `init` selects; `example` is for `init --help`.
 
     `module` names a module with two attributes. `POOL` is the template. `warnings` is a function that returns a list of
     warnings about missing libraries.
     """
 
-    help: str
     example: str
     module: str
 

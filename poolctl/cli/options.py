@@ -256,16 +256,17 @@ class ExplicitSelection(Selection):
     everything: Annotated[bool, _select("--all", help="Every server of the pool.")] = False
 
 
+Timeout = Annotated[
+    float | None,
+    _option("--timeout", parser=duration, metavar="DURATION", help='Give up after this time, such as "30s".'),
+]
+
+
 @dataclass(frozen=True)
 class Wait:
     """How long a command waits for its result."""
 
-    timeout: Annotated[
-        float | None,
-        _option(
-            "--timeout", parser=duration, metavar="DURATION", help='Give up after this time, such as "30s".'
-        ),
-    ] = None
+    timeout: Timeout = None
     no_wait: Annotated[bool, _option("--no-wait", help="Return at once, without waiting.")] = False
 
 
@@ -289,10 +290,6 @@ Form = Annotated[str | None, forms()]
 LineForm = Annotated[str | None, forms(*FORMATS[:4], help="table (default), wide, or json for JSON lines.")]
 LiveSave = Annotated[
     bool, _option("--save", help="Has no effect: the change is a live state that no file stores.")
-]
-Timeout = Annotated[
-    float | None,
-    _option("--timeout", parser=duration, metavar="DURATION", help='Give up after this time, such as "30s".'),
 ]
 NoDeps = Annotated[bool, _option("--no-deps", help="Ignore dependencies: act on the selected servers only.")]
 CallerEnv = Annotated[

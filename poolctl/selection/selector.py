@@ -336,7 +336,7 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
 
 
 def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
-    """At most three similar names, or names with this part, or else addresses with the same or a similar port. Ignores * and ?.
+    """At most three similar names, names with this part, or addresses with the same or a similar port. Ignores * and ?.
 
     For a target without a port: similar names, or else similar addresses.
     """

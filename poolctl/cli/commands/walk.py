@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from queue import Empty, Full, Queue
@@ -117,7 +117,7 @@ class ParallelWalk:
         # is being started leaves a thread that the thread pool does not know and does not wait for.
         self.start_lock = threading.Lock()
 
-    def run_concurrently(self, items: Sequence[Item]) -> Iterator[OutputLine | ServerRun]:
+    def run_concurrently(self, items: Sequence[Item]) -> Generator[OutputLine | ServerRun, None, None]:
         """Run the command for each item, `jobs` at once; yield each line of output, and each run when it has ended.
 
         If it is interrupted or terminated, all children are stopped.
@@ -267,11 +267,12 @@ def walk(
     names = [] if place.quiet else [item.name for item in items]
     writers = [_line_writer(stream, names) for stream in (sys.stdout, sys.stderr)]
     done: list[ServerRun] = []
-    for found in walk.run_concurrently(items):
-        if isinstance(found, ServerRun):
-            done.append(found)
-        else:
-            writers[found.is_error](found)
+    with contextlib.closing(walk.run_concurrently(items)) as everything:
+        for found in everything:
+            if isinstance(found, ServerRun):
+                done.append(found)
+            else:
+                writers[found.is_error](found)
     order = {item.name: at for at, item in enumerate(items)}
     done.sort(key=lambda run: order[run.name])
     errors = [_failure(run) for run in done if run.exit_code]

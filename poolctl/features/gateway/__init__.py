@@ -20,7 +20,6 @@ FEATURE = Feature(
     changing=("host",),
     starters={
         "gateway": InitTemplate(
-            help="Write one with a gateway: two servers behind one port.",
             example="poolctl init --app --gateway  with two servers behind one port",
             module="starter",
         )
