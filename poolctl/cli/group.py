@@ -73,6 +73,8 @@ class PoolGroup(TyperGroup):
             sys.stdout.flush()
         except typer.Exit as ended:
             code = ended.exit_code
+        except SystemExit:  # of --install-completion
+            raise
         except BaseException as error:
             code = report.explain(error, self, words)
         sys.exit(code)

@@ -245,7 +245,7 @@ def test_version_is_printed(pool: RealPool) -> None:
 @pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(pool: RealPool) -> None:
     script = " ".join(pool.command())
-    for command in ("list", "config --schema", "config", "show", "completion bash"):
+    for command in ("list", "config --schema", "config", "show", "help --all"):
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {script} {command} | head -c 1"],
             cwd=pool.directory, env=pool.env, capture_output=True, text=True, timeout=60,
@@ -258,7 +258,7 @@ def test_a_reader_that_stops_reading_is_no_error(pool: RealPool) -> None:
 def test_a_full_disk_is_one_clear_error(pool: RealPool) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    for command in ("list", "config --schema", "completion bash"):
+    for command in ("list", "config --schema", "help --all"):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
                 [*pool.command(), *command.split()],

@@ -56,7 +56,7 @@ def _level(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedLines:
     """Which lines to print."""
 
     lines: Annotated[
@@ -111,7 +111,7 @@ class Wanted:
 def logs(
     place: Place,
     selection: Selection,
-    wanted: Wanted,
+    wanted: WantedLines,
     output: LineForm = None,
     follow: Follow = False,
     timestamps: Annotated[

@@ -57,5 +57,6 @@ def test_path_that_is_no_pool_file_is_5_with_the_reason(
         assert "internal error" not in done.stderr
     env = {"_POOLCTL_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     line = {"_TYPER_COMPLETE_ARGS": "poolctl -c x.toml stop "}
-    assert real_pool.run(env=env | line)[1:] == (0, "", "")
+    done = real_pool.run(env=env | line)
+    assert (done.code, done.stdout.strip(), done.stderr) == (0, "", "")
     assert real_pool.processes() == {}
