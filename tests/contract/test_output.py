@@ -117,12 +117,12 @@ def test_no_colour_and_no_progress_where_there_is_no_terminal(pool: RealPool) ->
 def test_walk_runs_a_command_per_server_with_its_environment(pool: RealPool) -> None:
     pool.ok("start")
     variables = ["NAME", "BIND", "HOST", "PORT", "EXPOSE", "STATE", "PID", "PIDS", "TAGS"]
-    script = f"echo {' '.join(f'$POOLCTL_{name}' for name in variables)} {{name}}"
+    script = f"echo {' '.join(f'$POOLCTL_{name}' for name in variables)}"
     output = pool.ok("walk", "--", "sh", "-c", script).stdout
     for name, item in pool.items().items():
         port = pool.ports[name]
         pid = item["pids"][0]
-        line = f"{name} 127.0.0.1:{port} 127.0.0.1 {port} {item['expose']} running {pid} {pid} x,y {name}"
+        line = f"{name} 127.0.0.1:{port} 127.0.0.1 {port} {item['expose']} running {pid} {pid} x,y"
         assert line in output
 
 
