@@ -69,12 +69,12 @@ ALIASES = {"gateway/operator.py"}
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "json_form", "feature", "file_access", "installation", "selection", "http.messages", "http.http_client", "routing",
-    "gateway.routes", "gateway.operator", "private_directory",
+    "json_form", "feature", "file_access", "installation", "selection", "routing",
+    "gateway.routes", "private_directory",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "http", "worker", "web", "bootstrap", "config.files.read_file", "control.pool_paths",
-    "control.client", "cli.main", "cli.command_line", "cli.render",
+    "control.client", "gateway.operator", "cli.main", "cli.command_line", "cli.render",
 ]  # fmt: skip
 HEAVY = {
     "pydantic",
