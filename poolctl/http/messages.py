@@ -65,15 +65,8 @@ class ResponseReader:
     """
 
     def __init__(self, request: h11.Request, body: bytes = b"", *, max_body_bytes: float = math.inf) -> None:
-        """Raises ValueError if the request's Content-Length is not that of its body."""
-        self._connection = connection = h11.Connection(h11.CLIENT, _LINE_BYTES)
-        try:
-            self.payload = connection.send(request)
-            if body:
-                self.payload += connection.send(h11.Data(data=body))
-            self.payload += connection.send(h11.EndOfMessage())
-        except h11.LocalProtocolError as error:
-            raise ValueError(str(error)) from None
+        self._connection = h11.Connection(h11.CLIENT, _LINE_BYTES)
+        self.payload = self._connection.send(request) + body
         self.head: h11.Response | None = None
         self.complete = False
         self._max_body_bytes = max_body_bytes
