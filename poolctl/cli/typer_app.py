@@ -259,6 +259,7 @@ OTHER_COMMANDS = {
     "apply": "reload",
     "reread": "reload",
     "update": "reload",
+    "rollout": "restart",
     "check": "validate",
     "version": "--version",
 }

@@ -30,7 +30,7 @@ from poolctl.config.values.plain import (
     truth_if_interpolated,
     values_in,
 )
-from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
+from poolctl.config.values.problems import Finding, KeyPath, Tree, key_of_another_tool, shown
 from poolctl.selection.regular_expressions import BadExpression, check
 
 DEEPEST_LOOK = 5
@@ -131,7 +131,8 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
         if key in NORMALISERS:
             found[key] = NORMALISERS[key](value, base_dir)
     for key in INTERNAL & found.keys():
-        findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key))))
+        unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key)))
+        findings.append(key_of_another_tool((key,), "") or unknown)
     if "listen" in found:
         bind = found.pop("listen")
         if "bind" in found:
