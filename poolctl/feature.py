@@ -47,18 +47,6 @@ class DetachedProcesses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpgradeRehearsal:
-    """A rehearsal of an upgrade: before the real pool, a small temporary pool with the feature's process is upgraded.
-
-    `tables` are added to the temporary pool's file. After the temporary pool's upgrade, its supervisor must execute the
-    request `verb`, which fails if the feature's process does not work under the new version.
-    """
-
-    tables: Mapping[str, Mapping[str, object]]
-    verb: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class InitTemplate:
     """The template of a pool file that an option of `init` selects; `help` and `example` are for `init --help`.
 
@@ -94,7 +82,6 @@ class Feature:
     exports: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""
-    trial: UpgradeRehearsal | None = None
     starters: Mapping[str, InitTemplate] = field(default_factory=dict)  # by the name of the option of `init`
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)

@@ -141,7 +141,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._over.wait()
         if self._replacement is not None:
-            await self._upgrade_keeper_and_exit(*self._replacement)
+            await self._exit_for_next_version(*self._replacement)
         await self._end()
         # Awaited, because a keeper that has not received the message would start another supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -562,16 +562,12 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
         self._begin_to_stop()
 
-    async def _upgrade_keeper_and_exit(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
-        """Have the keeper execute another version of itself, which starts its own supervisor; then end this process."""
+    async def _exit_for_next_version(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
+        """Have the keeper start another version's supervisor, and then that version of itself; end this process."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
-        for name, (meta, _) in [*self._keeper.entries.items()]:
-            if isinstance(meta, dict) and "mark" in meta:
-                # Without its mark the successor replaces the process, even if its build has the same version.
-                self._keeper.send({"op": "note", "name": name, "meta": {**meta, "mark": ""}})
         order = {
-            "op": "renew",
+            "op": "upgrade",
             "argv": [*keeper, self.directory],
             "supervisor": [*supervisor, self.directory, *self.files],
         }

@@ -17,7 +17,7 @@ from poolctl.cli.render import (
     terminal_width_or_zero,
 )
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
-from poolctl.control.client import NoSupervisor
+from poolctl.control.client import NoSupervisor, SupervisorFailed
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.units import format_size
 
@@ -72,6 +72,13 @@ def _status(request: CommandRequest) -> Outcome:
             exit_code=NOT_AS_DESIRED,
             message=_no_supervisor_line(items, pool),
             extra={"summary": summary_of(items, pool)},
+        )
+    except SupervisorFailed as failed:
+        return Outcome(
+            exit_code=NOT_AS_DESIRED,
+            message=failed.message,
+            warnings=[failed.hint],
+            extra={"summary": {"servers": 0, "ready": 0, "states": {}}},
         )
     outcome = Outcome.of(result)
     summary: Table | None = getattr(result, "summary")  # noqa: B009 (a member of this answer alone)

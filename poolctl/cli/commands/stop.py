@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import abbreviated_list, dependents_text, server_count_text
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
-from poolctl.control.client import NoSupervisor
+from poolctl.control.client import NoSupervisor, SupervisorFailed, wait_for_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.json_form import Table, from_json
 
@@ -48,6 +49,16 @@ def perform(request: CommandRequest) -> Outcome:
         result = ask(request, pool)
     except NoSupervisor:
         return _stop_without_supervisor(request, pool)
+    except SupervisorFailed as failed:
+        if not request.selector().selects_all:
+            raise
+        # The keeper stops the servers by itself.
+        os.kill(failed.keeper_pid, signal.SIGTERM)
+        wait_for_exit(failed.keeper_pid)
+        outcome = _stop_without_supervisor(request, pool)
+        outcome.message = "the keeper has stopped all servers, and has ended"
+        outcome.warnings.append(failed.message)
+        return outcome
     if result.exit_code and not result.items:
         return Outcome.of(result)
     message = _stopped_line(result, waited=not request.get("no_wait"))

@@ -1029,15 +1029,9 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     caplog.set_level("INFO", "poolctl.supervisor")
     whole.begin()
     whole.ask("start")
-    store = whole.keeper.keeper.store
-    for name, meta in (("marked", {"mark": "7", "pid": 3}), ("plain", {"pid": 4}), ("text", "mark")):
-        store.put(name, meta, [])
     whole.parts.clear()
 
     async def hand_over() -> None:
-        link = whole.sites[0].keeper
-        for name, meta in (("marked", {"mark": "7", "pid": 3}), ("plain", {"pid": 4}), ("text", "mark")):
-            link.send({"op": "put", "name": name, "meta": meta})
         whole.supervisor.hand_over(["new", "keeper"], ["new", "supervisor"])
 
     whole.loop.run_until_complete(hand_over())
@@ -1049,9 +1043,8 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     assert whole.late == [("health watched", 0.0), ("log closed", 0.02), ("exit 0", 0.02)]
     assert whole.parts == ["flush"]
     assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
-        {"op": "note", "name": "marked", "meta": {"mark": "", "pid": 3}},
         {
-            "op": "renew", "argv": ["new", "keeper", str(whole.directory)],
+            "op": "upgrade", "argv": ["new", "keeper", str(whole.directory)],
             "supervisor": ["new", "supervisor", str(whole.directory), "/srv/pool.toml"],
         },
     ]  # fmt: skip
