@@ -25,8 +25,8 @@ from poolctl.runners.local.zygotes import InterpreterZygoteIdentity
 from poolctl.runners.worker_spec import user_ids
 from poolctl.worker.process_setup import START_VARIABLES
 
-from .verbs.upgrade import TakeoverCheckReport
 from .takeover.state_store import NotUnderstood, decoded
+from .verbs.upgrade import TakeoverCheckReport
 
 # The only variables passed on: those that an interpreter and its libraries need, without secrets.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", *START_VARIABLES)
