@@ -211,6 +211,11 @@ class LeftOver:
     _sent: dict[int, int] = field(default_factory=dict)
 
     @property
+    def only_finishes(self) -> bool:
+        """Whether it has closed its listeners, and ends with its last request."""
+        return self.note.drain_seconds != 0 and not self.listens
+
+    @property
     def pidfds(self) -> Collection[int]:
         """The pidfds of the processes that have to end."""
         return self._pidfds.values()
@@ -286,19 +291,19 @@ def end_left_overs(
     notes: Iterable[ProcessNote],
     *,
     limit_seconds: float | None = None,
-    on_released: Callable[[Sequence[LeftOver]], object] = lambda finishing: None,
+    on_released: Callable[[Sequence[LeftOver]], object] = lambda sessions: None,
 ) -> list[LeftOver]:
     """End these processes, each within the time of its note, at most `limit_seconds`; return how each has ended.
 
-    `on_released` is called once none of them listens any more, with those that still finish their requests. Blocks.
+    `on_released` is called once those that are left listen no more, and only finish their requests. Blocks.
     """
     sessions = [LeftOver(note) for note in notes]
     began, last_began, released = time.monotonic(), None, False
     while left := _still_running(sessions):
         seconds = time.monotonic() - began
-        if not released and not any(each.listens for each in left):
+        if not released and all(each.only_finishes for each in left):
             released = True
-            on_released(left)
+            on_released(sessions)
         if last_began is None and all(each.note.drain_seconds is None for each in left):
             last_began = seconds
         limits = [each.kill_after(limit_seconds, last_began) for each in left]
@@ -308,7 +313,7 @@ def end_left_overs(
             break  # they cannot be killed
         _await_exit(left, limits, began, None if released else _LISTENS_AGAIN_SECONDS)
     if not released:
-        on_released(left)
+        on_released(sessions)
     return sessions
 
 

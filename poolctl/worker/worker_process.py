@@ -210,6 +210,15 @@ class WorkerProcess:
         else:
             self.stop()  # it has accepted nothing
 
+    def drain_alone(self) -> None:
+        """Drain, and close the listeners, which no pool holds any more: they are free for the next one."""
+        self.server.on_left = self._close_listeners
+        self.drain()
+
+    def _close_listeners(self) -> None:
+        for each in self.listeners:
+            each.close()
+
     def stop(self, *, migrate: bool = False) -> None:
         if self.server.started:
             self.server.stop(migrate=migrate)
@@ -296,7 +305,7 @@ class ControlSocket:
         if received is None:
             # A socket at end of file stays readable, so it must not be watched.
             self.ignore()
-            self.worker.drain()
+            self.worker.drain_alone()
             return False
         self.perform(*received)
         return True

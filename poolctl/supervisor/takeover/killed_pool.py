@@ -30,18 +30,28 @@ class KilledPool:
         others = [note for note in noted if note.pid not in known]
         self.left = await in_daemon_thread(lambda: living(others)) if others else ()
         if self.left:
-            released: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+            released = asyncio.Event()
             self._ending = asyncio.ensure_future(self._end(self.left, released))
-            self._report([_notice(self.left, await released)])
+            await released.wait()
 
-    async def _end(self, left: Sequence[ProcessNote], released: asyncio.Future[list[str]]) -> None:
-        loop = asyncio.get_running_loop()
+    async def _end(self, left: Sequence[ProcessNote], released: asyncio.Event) -> None:
+        loop, told = asyncio.get_running_loop(), list[str]()
 
-        def on_released(finishing: Sequence[LeftOver]) -> None:
-            loop.call_soon_threadsafe(released.set_result, [each.note.label for each in finishing])
+        def begin_new_pool() -> None:
+            self._report(told)
+            released.set()
 
-        ended = await in_daemon_thread(lambda: end_left_overs(left, on_released=on_released))
-        self._report([warning for each in ended for warning in each.warnings])
+        def on_released(sessions: Sequence[LeftOver]) -> None:
+            told.extend(_messages(sessions))
+            loop.call_soon_threadsafe(begin_new_pool)
+
+        try:
+            ended = await in_daemon_thread(lambda: end_left_overs(left, on_released=on_released))
+            self._report([warning for each in ended for warning in each.warnings if warning not in told])
+        except Exception:
+            logger.exception("what a killed pool has left could not be ended")
+        finally:
+            released.set()
 
     def _report(self, messages: Sequence[str]) -> None:
         self._notices += messages
@@ -55,6 +65,8 @@ class KilledPool:
         return notices
 
 
-def _notice(left: Sequence[ProcessNote], finishing: Sequence[str]) -> str:
-    rest = ", ".join(dict.fromkeys(finishing))
-    return left_over_text(note.label for note in left) + (f"; still finishing: {rest}" if rest else "; ended")
+def _messages(sessions: Sequence[LeftOver]) -> list[str]:
+    rest = ", ".join(dict.fromkeys(each.note.label for each in sessions if each.pidfds))
+    what = left_over_text(each.note.label for each in sessions)
+    warnings = [warning for each in sessions if not each.pidfds for warning in each.warnings]
+    return [f"{what}; still finishing: {rest}" if rest else f"{what}; ended", *warnings]
