@@ -311,7 +311,9 @@ class HelperProcess(HelperChild, LinkHandler):
             return None
         meta = reply["meta"]
         known = {"pid": meta["pid"], "start": meta["start"]}
-        return cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
+        process = cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
+        process.answered()  # it already runs: the long time for a first answer is not for it
+        return process
 
     @property
     def is_gone(self) -> bool:

@@ -609,6 +609,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             return
         self._replacing = True
         if self._keeper.whole:
+            self.runner.kill_zygotes()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             hand_over_to_new_keeper(
                 self.directory, command, self._keeper.recorded_entries(), stop_pool=self._terminating

@@ -419,14 +419,16 @@ class LocalRunner(Runner):
     def kill_zygotes_and_switch_keeper(self, keeper_pid: int) -> None:
         """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
         self.children.keeper_pid = keeper_pid
-        app_zygotes = self.app_zygotes.processes
-        for pid, start in (*self.zygotes.processes, *app_zygotes):
-            if start is not None:
-                # Kill the previous keeper's zygotes: their forks would not become children of this keeper.
-                signal_process(pid, start, signal.SIGKILL, group=True)
+        self.kill_zygotes()
         workers = (worker.process for worker in self._workers.values())
-        for pid, start in (*app_zygotes, *workers, *self._left_groups.leaders):
+        for pid, start in (*self.app_zygotes.processes, *workers, *self._left_groups.leaders):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
+
+    def kill_zygotes(self) -> None:
+        """Kill the zygotes of a dead keeper: their forks would not become children of the next one."""
+        for pid, start in (*self.zygotes.processes, *self.app_zygotes.processes):
+            if start is not None:
+                signal_process(pid, start, signal.SIGKILL, group=True)
 
     def _kill_suspended_zygotes(self) -> None:
         """Kill zygotes that two checks in a row find stopped (SIGSTOP), so that no fork has to wait for them.
