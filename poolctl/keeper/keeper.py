@@ -478,6 +478,7 @@ class Shutdown:
         """
         if self.begun and not self.last:
             pool_files.remove_left_states(self._directory)
+            pool_files.unlink_quietly(os.path.join(self._directory, pool_files.PROCESSES))
         self._reaper.kill_all(KILLED_SECONDS)
         self._store.clear()
 

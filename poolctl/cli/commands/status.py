@@ -129,16 +129,10 @@ def _stacks_of_hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item
 
 
 def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
-    from poolctl.feature import features
-    from poolctl.keeper import pool_files
+    from poolctl.runners.left_overs import left_over_text, left_overs
 
-    serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
-    found = [server_count_text(serving)] if serving else []
-    processes = [each.processes for each in features() if each.processes is not None]
-    found += [each.label for each in processes if pool_files.find_listeners(pool.directory, *each.sockets)]
-    if found:
-        rest = f"{' and '.join(found)} {'are' if serving > 1 or len(found) > 1 else 'is'}"
-        return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"
+    if left := left_overs(pool.directory):
+        return f"no supervisor is running, {left_over_text(each.label for each in left)}; `poolctl stop` ends them"
     return f"no supervisor is running, {server_count_text(len(items))} stopped"
 
 

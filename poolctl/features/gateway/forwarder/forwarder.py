@@ -1,21 +1,20 @@
-"""The forwarder's process: carries out the supervisor's orders, and outlives keeper and supervisor."""
+"""The forwarder's process: carries out the supervisor's orders."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from poolctl.json_form import Table, from_json
-from poolctl.keeper import pool_files, wire
-from poolctl.runners.process_link import Link
-from poolctl.runners.supervised_process import LINK_FD, AdoptionMessages, SupervisedProcess
+from poolctl.keeper import wire
+from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
 
 from .waiting import AwaitedTarget, WaitingRoom
 
-HOLD, AWAIT = "hold", "await"
+AWAIT = "await"
 # How long connections may last after the order to end.
 _DRAIN_SECONDS = 8.0
 _AT_ONCE = 64  # connections in a message
@@ -31,41 +30,21 @@ class Item(Protocol):
         """Stop using the sockets; returns when connections have ended, or after `seconds`."""
 
 
-class HeldListener:
-    """Duplicates of a listener of the gateway, for the next pool."""
-
-    def __init__(self, value: Table, sockets: Sequence[socket.socket]) -> None:
-        self.value = value
-        self.sockets = sockets
-
-    def change(self, value: Table) -> None:
-        """Describe the listener by this value from now on."""
-        self.value = value
-
-    async def drain(self, seconds: float) -> None:
-        """Close the duplicates."""
-        for each in self.sockets:
-            each.close()
-
-
 class Forwarder(SupervisedProcess):
     """Carries out orders, each with a `key` that is unique among those of its kind, a `value`, and sockets:
 
-    - `hold` (a ListenerSettings): keep duplicates of a listener of the gateway for the next pool.
     - `await` (an AwaitedTarget, with `uids`): keep connections waiting for a target.
 
     An order with the sockets of an earlier one changes only the value. `keep` has the names of all orders that are
     still in force. `wake` is sent for each connection that begins to wait, with the key of its target and a number (see
-    WaitingRoom). `directory` is where the process can be adopted; without one, or without orders, it ends when keeper
-    and supervisor are gone.
+    WaitingRoom).
 
     A replaced process answers each `give_waiting` with some of the connections that wait, finally with none; its
     successor gets them by `waiting`. After the order to end, it exits with the last connection that it copies.
     """
 
-    def __init__(self, directory: str = "", fd: int = LINK_FD) -> None:
+    def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
-        self._directory = directory
         self._items: dict[tuple[str, str], tuple[Item, list[int]]] = {}  # with the inodes of the sockets
         self._draining: set[asyncio.Task[None]] = set()
         self._is_replaced = False
@@ -103,8 +82,6 @@ class Forwarder(SupervisedProcess):
         self._items[name] = self._item(order, sockets), inodes
 
     def _item(self, order: wire.Message, sockets: list[socket.socket]) -> Item:
-        if order["t"] == HOLD:
-            return HeldListener(order["value"], sockets)
         return WaitingRoom(
             sockets[0], from_json(AwaitedTarget, order["value"]), frozenset(order["uids"]), self._wake
         )
@@ -144,20 +121,7 @@ class Forwarder(SupervisedProcess):
 
     def on_link_lost(self) -> None:
         self._is_alone.set()
-        # Without orders it is not in the keeper's store: its supervisor was replaced while it started.
-        if self._directory and self._items and not self._is_replaced:
-            self.listen_for_adoption(self._directory, pool_files.FORWARDER)
-        else:
-            super().on_link_lost()
-
-    def adopted(self, link: Link) -> None:
-        super().adopted(link)
-        self._is_alone.clear()
-
-    def messages_for_adopter(self) -> AdoptionMessages:
-        for item, _ in self._items.values():
-            if isinstance(item, HeldListener):
-                yield {"t": "listener", "listener": item.value}, item.sockets
+        super().on_link_lost()
 
     async def end_service(self) -> None:
         if self._is_replaced:

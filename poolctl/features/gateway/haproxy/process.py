@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
-import itertools
-import json
 import os
 import re
 import secrets
@@ -28,10 +26,9 @@ from typing import Any
 from poolctl.config import ids_of
 from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
-from poolctl.json_form import Table, to_json
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
-from poolctl.keeper.reap import await_exit, signal_process
-from poolctl.platform import copy_descriptor, process_start, processes, replace_file
+from poolctl.platform import process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
 from poolctl.runners.helper_process import HelperChild, HelperKind, HelperLog
@@ -42,15 +39,13 @@ from poolctl.runners.process_link import (
     Link,
     LinkLost,
     Refused,
-    close_fds,
     identity,
-    kill,
 )
 
 from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
-from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup, joined_commands
+from .setup import RUNTIME_FD, HaproxySetup, joined_commands
 from .sleeping import WAKING
-from .syntax import alerts_in, quoted
+from .syntax import alerts_in
 
 GATEWAY = HelperKind(
     name="gateway",
@@ -59,6 +54,8 @@ GATEWAY = HelperKind(
     entry=fd_store.GATEWAY_LINK,
     ready_seconds=60.0,  # with ten thousand routes it needs ten
     end_seconds=30.0,
+    stop_signal=signal.SIGUSR1,
+    drain_seconds=30.0,
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds=0.0,
     calm_seconds=1.0,
@@ -68,8 +65,6 @@ GATEWAY = HelperKind(
 MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
 _PROCESS_FILE = "process.cfg"
-# The variable of its environment that says what its listeners are, for a pool that finds it as an orphan.
-_LISTENERS = "GATEWAY_LISTENERS"
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
@@ -390,7 +385,7 @@ class HaproxyProcesses:
     async def _start(
         self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str, setup: HaproxySetup
     ) -> HaproxyProcess:
-        path = os.path.join(self.directory, f"{pool_files.GATEWAY}.{secrets.token_hex(4)}")
+        path = os.path.join(self.directory, f"{pool_files.GATEWAY}{secrets.token_hex(4)}")
         with socket.socket(socket.AF_UNIX) as runtime:
             runtime.bind(path)
             os.chmod(path, 0o600)
@@ -418,12 +413,12 @@ class HaproxyProcesses:
         return process
 
     async def _spawn(
-        self, starting: Coroutine[Any, Any, int], kind: HelperKind, mark: str, path: str
+        self, starting: Coroutine[Any, Any, Table], kind: HelperKind, mark: str, path: str
     ) -> HaproxyProcess:
-        """The process whose pid `starting` returns; it is known to `end_all` even after a cancellation."""
+        """The process whose identity `starting` returns; it is known to `end_all` even after a cancellation."""
 
-        def process_of(pid: int) -> HaproxyProcess:
-            return self._add(HaproxyProcess(kind, identity(pid), mark, path))
+        def process_of(known: Table) -> HaproxyProcess:
+            return self._add(HaproxyProcess(kind, known, mark, path))
 
         spawning = asyncio.ensure_future(starting)
         try:
@@ -467,10 +462,8 @@ class HaproxyProcesses:
 
 def _process_section(setup: HaproxySetup) -> Iterator[str]:
     """What HAProxy needs as a child of the keeper. It reads its files, with keys, before it changes to its user."""
-    listeners = json.dumps([(to_json(each), count) for each, count in setup.listeners])
     yield "global"
     yield f"    stats socket fd@{RUNTIME_FD} level admin"
-    yield f"    setenv {_LISTENERS} {quoted(listeners)}"
     if setup.user:
         uid, gid = ids_of(setup.user)
         yield from (f"    uid {uid}", f"    gid {gid}")
@@ -513,57 +506,3 @@ def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tup
         place = re.search(rf"\[[^][]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)
         if place is not None and (server := servers.get(int(place[1]))) is not None:
             yield server, place[2]
-
-
-class Orphan:
-    """A HAProxy process that has outlived keeper and supervisor, found by its runtime socket. Methods block."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        text = self._ask("show info")
-        self.pid = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pid:"))
-        self.start = process_start(self.pid) or 0
-
-    def _ask(self, command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_ORPHAN_SECONDS)
-            sock.connect(self.path)
-            sock.sendall(command.encode() + b"\n")
-            return b"".join(iter(lambda: sock.recv(65536), b"")).decode("utf-8", "replace")
-
-    def listeners(self) -> list[tuple[Table, list[int]]]:
-        """The settings of its listeners, with duplicates of their descriptors; empty if these are not permitted."""
-        settings = self._ask(f"show env {_LISTENERS}").partition("=")[2]
-        numbers, found = itertools.count(FIRST_LISTENER_FD), list[tuple[Table, list[int]]]()
-        try:
-            for listener, count in json.loads(settings):
-                found.append((listener, []))
-                found[-1][1].extend(copy_descriptor(self.pid, next(numbers)) for _ in range(count))
-        except OSError:
-            close_fds([fd for _, fds in found for fd in fds])
-            return []
-        return found
-
-    def retire(self) -> None:
-        """Have it accept no more, and end with its last connection. Raises OSError."""
-        for row in csv.DictReader(self._ask("show stat").lstrip("# ").splitlines()):
-            if row["svname"] == "FRONTEND":
-                self._ask(f"shutdown frontend {row['pxname']}")
-        signal_process(self.pid, self.start, signal.SIGUSR1)
-
-    def end(self, timeout_seconds: float) -> bool:
-        """Let it finish its requests, and kill it after the timeout; returns whether it ended by itself."""
-        signal_process(self.pid, self.start, signal.SIGUSR1)
-        if await_exit(self.pid, self.start, timeout_seconds):
-            return True
-        kill({"pid": self.pid, "start": self.start})
-        return False
-
-
-def orphans(directory: str) -> list[Orphan]:
-    """The HAProxy processes of the pool in this directory that accept, the youngest first. Blocks."""
-    found = []
-    for path in pool_files.find_listeners(directory, pool_files.GATEWAY):
-        with contextlib.suppress(OSError, StopIteration):
-            found.append(Orphan(path))
-    return sorted(found, key=lambda each: each.start, reverse=True)

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.json_form import Table
-from poolctl.keeper import fd_store, pool_files, rendezvous, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventBus
-from poolctl.platform import peer_credentials, process_start
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.process_link import Link, LinkLost, close_fds
+from poolctl.runners.process_link import LinkLost, close_fds
 from poolctl.supervisor.active_configuration import SupervisorContext
-
-from .listeners import put_listeners
 
 _BACKLOG = 4096
 _RETIRES_SECONDS = 5.0
-_ORPHAN_SECONDS = 2.0
 # The length of the path in a sockaddr_un. HAProxy fills abstract names up to it (`abns@`).
 _PATH_BYTES = 108
 
@@ -60,8 +54,7 @@ class Forwarding(HelperOwner[HelperProcess]):
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         self.on_wake: Callable[[str, int], None] = lambda key, number: None
         self._events = events
-        kind = replace(FORWARDER, argv=(*FORWARDER.argv, environment.directory))
-        self._helper = environment.helpers.add(kind, self, HelperProcess)
+        self._helper = environment.helpers.add(FORWARDER, self, HelperProcess)
         # None until they are known: an adopted forwarder keeps the orders of the previous supervisor.
         self._orders: Mapping[OrderName, Order] | None = None
         self._sent: dict[OrderName, Order] = {}
@@ -203,48 +196,3 @@ def _opened() -> WaitingListener:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return WaitingListener(name, sock)
-
-
-class OrphanedForwarder(NamedTuple):
-    """A forwarder that has outlived keeper and supervisor, and the listeners of the gateway that it holds."""
-
-    pid: int
-    start: int
-    sock: socket.socket
-    mark: str
-    listeners: Sequence[tuple[Table, list[int]]]
-
-    def hand_to_keeper(self, keeper: Link) -> None:
-        """Put the listeners and the link into the keeper's store. Does not wait."""
-        put_listeners(keeper, self.listeners)
-        meta = {"pid": self.pid, "start": self.start, "mark": self.mark}
-        keeper.send({"op": "put", "name": FORWARDER.entry, "meta": meta}, [self.sock.fileno()])
-
-    def end(self) -> None:
-        """Have it exit."""
-        with contextlib.suppress(OSError):
-            wire.send(self.sock, {"t": "end"})
-
-    def close(self) -> None:
-        """Close this process's duplicates."""
-        self.sock.close()
-        close_fds([fd for _, fds in self.listeners for fd in fds])
-
-
-def orphaned_forwarders(directory: str) -> list[OrphanedForwarder]:
-    """The forwarders of the pool in this directory that have outlived it; the caller closes them. Blocks."""
-    found = []
-    for sock, answer in rendezvous.connect_to_all(directory, pool_files.FORWARDER, _ORPHAN_SECONDS):
-        pid, uid, _ = peer_credentials(sock)  # of the process that listens
-        sock.settimeout(_ORPHAN_SECONDS)
-        listeners: list[tuple[Table, list[int]]] = []
-        while answer is not None and answer[0].get("t") == "listener":
-            listeners.append((answer[0]["listener"], answer[1]))
-            answer = rendezvous.receive_or_none(sock)
-        mark = "" if answer is None else str(answer[0].get("mark"))
-        orphan = OrphanedForwarder(pid, process_start(pid) or 0, sock, mark, listeners)
-        if mark and uid == os.geteuid():
-            found.append(orphan)
-        else:
-            orphan.close()
-    return found

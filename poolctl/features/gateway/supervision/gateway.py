@@ -18,7 +18,6 @@ from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
-from poolctl.json_form import to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.context import without_keys
@@ -28,13 +27,12 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.local_runner import RoutePublisher
 from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.local.server_sockets import WorkerRoutes
-from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
+from poolctl.runners.process_link import LinkLost, Refused
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
-from ..forwarder.forwarder import HOLD
 from ..haproxy.configuration import NOWHERE
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import (
@@ -42,8 +40,6 @@ from ..haproxy.process import (
     HaproxyProcess,
     HaproxyProcesses,
     HaproxyRefusal,
-    Orphan,
-    orphans,
 )
 from ..haproxy.setup import (
     MAINTENANCE,
@@ -68,8 +64,6 @@ from .forwarding import (
     Forwarding,
     Order,
     OrderName,
-    OrphanedForwarder,
-    orphaned_forwarders,
 )
 from .hosts import HostStates
 from .listeners import (
@@ -80,7 +74,6 @@ from .listeners import (
     certificates_from_json,
     certificates_to_json,
     plan_of,
-    put_listeners,
 )
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
@@ -531,8 +524,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self, plan: GatewayPlan, facts: Mapping[str, ServerFacts]
     ) -> Iterator[tuple[OrderName, Order]]:
         """The forwarder's orders: see Forwarder."""
-        for key, listener in plan.listeners.items():
-            yield (HOLD, key), Order(to_json(listener), self._listeners.of(key))
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
         yield from self._awaited.orders(facts, uids)
 
@@ -642,7 +633,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return False
         with contextlib.suppress(HaproxyRefusal, LinkLost, Refused, TimeoutError):
             async with asyncio.timeout(_RELEASES_SECONDS):
-                await self.forwarding.release([(HOLD, key) for key in listeners])
                 if process.accepts and self._has_any(listeners):
                     process.mark = ""
                     await process.stop_accepting()
@@ -722,52 +712,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self.processes.end_all(self._helper.log)
         await self.forwarding.aclose()
         self._awaited.close()
-
-
-async def hand_orphans_to_keeper(environment: SupervisorContext) -> None:
-    """Give the keeper the HAProxy and the forwarder that have outlived their pool, so that they are adopted.
-
-    The listeners come from the forwarder, or without one from HAProxy, if that is permitted (ptrace(2)).
-    """
-    keeper, directory = environment.keeper, environment.directory
-    reply, _ = await keeper.call({"op": "get", "name": GATEWAY.entry})
-    if reply.get("meta"):
-        return
-    forwarders = await asyncio.to_thread(orphaned_forwarders, directory)
-    for number, forwarder in enumerate(forwarders):
-        with contextlib.closing(forwarder):
-            if number:
-                forwarder.end()
-            else:
-                forwarder.hand_to_keeper(keeper)
-                await _watch(keeper, forwarder)
-    found = await asyncio.to_thread(orphans, directory)
-    listeners = await asyncio.to_thread(found[0].listeners) if found and not forwarders else []
-    put_listeners(keeper, listeners)
-    for number, orphan in enumerate(found):
-        if number or not (forwarders or listeners):
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(orphan.retire)
-            continue
-        meta = {"pid": orphan.pid, "start": orphan.start, "path": orphan.path}
-        keeper.send({"op": "put", "name": GATEWAY.entry, "meta": meta})
-        await _watch(keeper, orphan)
-        logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
-    close_fds([fd for _, fds in listeners for fd in fds])
-
-
-async def _watch(keeper: Link, process: Orphan | OrphanedForwarder) -> None:
-    # The answer confirms that the keeper has everything: if we die now, the next supervisor finds it there.
-    with contextlib.suppress(Refused):
-        await keeper.call({"op": "watch", "pid": process.pid, "start": process.start})
-
-
-def end_orphans(directory: str, timeout_seconds: float) -> list[tuple[int, bool]]:
-    """End what has outlived the pool; returns each HAProxy's pid, and whether it ended by itself in time. Blocks."""
-    for forwarder in orphaned_forwarders(directory):
-        with contextlib.closing(forwarder):
-            forwarder.end()
-    return [(each.pid, each.end(timeout_seconds)) for each in orphans(directory)]
 
 
 class GatewayPart(FeaturePart):
