@@ -264,11 +264,11 @@ def test_live_changes_are_in_force_in_the_next_pool(pool: RealPool, until: Any, 
     before = pool.items()
     kill_both(pool, until)
     pool.ok("start", "many")
-    after = pool.items()
-    same = ("state", "workers")
-    assert {name: [item[key] for key in same] for name, item in after.items()} == {
-        name: [item[key] for key in same] for name, item in before.items()
-    }
+
+    def states(items: dict[str, Any]) -> dict[str, Any]:
+        return {name: (item["state"], item["workers"]) for name, item in items.items()}
+
+    until(lambda: states(pool.items()) == states(before), what=lambda: str(states(pool.items())))
     plan = pool.run("reload", "--dry-run", "-o", "json").json["changes"]
     assert {(change["name"], change["change"]) for change in plan} == {
         (name, "override") for name in ("many", "out", "off", "gone", "extra")
