@@ -204,6 +204,25 @@ def test_supervisor_of_another_environment_that_dies_while_it_adopts_is_replaced
     assert str(newer) in real_pool.processes()[keeper]
 
 
+def test_supervisor_that_dies_while_it_adopts_is_tried_again_where_the_old_environment_is_gone(
+    real_pool: RealPool, newer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = copied(tmp_path_factory.mktemp("removed"))
+    real_pool.write_hello("users")
+    assert by(place, real_pool, "start").code == 0
+    (path,) = [each for each in real_pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
+    wait_until(lambda: Client(str(path)).ping().build)
+    before = facts(real_pool)
+    shutil.rmtree(place)
+    break_(newer, "supervisor/supervisor.py", ADOPTS, FLAW)
+    done = by(newer, real_pool, "upgrade")
+    assert done.code == 1, done
+    assert f"{FAILED}; the servers keep serving, without a supervisor" in done.stderr
+    break_(newer, "supervisor/supervisor.py", FLAW, ADOPTS)
+    assert by(newer, real_pool, "upgrade").code == 0
+    assert (facts(real_pool), version(real_pool)) == (before, NEW)
+
+
 @pytest.fixture
 def failed(real_pool: RealPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of the package under which the pool was started; its supervisor has died in an upgrade there."""
