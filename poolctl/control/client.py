@@ -98,12 +98,9 @@ class Client:
 
     @property
     def _silence_seconds(self) -> float:
+        limit = self._longest_silence_seconds
         has_failed = os.path.exists(f"{os.path.dirname(self.socket_path)}/{fd_store.NO_SUPERVISOR}")
-        return (
-            min(self._longest_silence_seconds, _FAILED_SECONDS)
-            if has_failed
-            else self._longest_silence_seconds
-        )
+        return min(limit, _FAILED_SECONDS) if has_failed else limit
 
     def __repr__(self) -> str:
         return f"<Client {self.socket_path}>"

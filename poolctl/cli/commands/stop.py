@@ -46,7 +46,8 @@ def perform(request: CommandRequest) -> Outcome:
             raise
         # The keeper stops the servers by itself.
         os.kill(failed.keeper_pid, signal.SIGTERM)
-        wait_for_exit(failed.keeper_pid)
+        if not wait_for_exit(failed.keeper_pid):
+            raise
         outcome = _stop_without_supervisor(request, pool)
         outcome.message = "the keeper has stopped all servers, and has ended"
         outcome.warnings.append(failed.message)
