@@ -31,8 +31,7 @@ class CheckContext:
     """The input of a check: reading from it never raises.
 
     Data that cannot be read is empty, and `problems` or `supervisor_problem` give the reason. `pool` is None if no file
-    was given or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that
-    still serve while their supervisor is gone.
+    was given or found. `items` are the servers of the running supervisor.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -46,7 +45,6 @@ class CheckContext:
         self.gateway: Table | None = None
         self.routes: Sequence[RouteReport] = ()
         self.changed: Table | None = None  # changed files not yet read by the pool
-        self.still_served: set[str] = set()
         self.supervisor_problem = ""
         if pool is not None:
             self._load(pool)
@@ -93,8 +91,8 @@ class CheckContext:
 
     @property
     def served(self) -> set[str]:
-        """The servers whose sockets are held by the supervisor or by surviving processes of a killed pool."""
-        return self.still_served | {item.name for item in self.items if item.state not in ENDED}
+        """The servers whose sockets are held by the supervisor."""
+        return {item.name for item in self.items if item.state not in ENDED}
 
     @property
     def addresses(self) -> dict[str, Address]:

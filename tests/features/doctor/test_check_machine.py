@@ -28,6 +28,8 @@ from poolctl.feature import FEATURES
 from poolctl.features.doctor import _check_machine
 from poolctl.features.doctor._check import CheckResult
 from poolctl.listeners.open_listener import BACKLOG
+from poolctl.platform import process_start
+from poolctl.runners.left_overs import ProcessNote, ProcessNotes
 from tests.deadline import wait_until
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
@@ -794,24 +796,27 @@ def test_directories_that_others_can_change_are_problems(machine: Machine, direc
 
 
 def test_entries_of_the_runtime_directory_that_belong_to_no_pool_are_leftovers(
-    machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, directories: Path
 ) -> None:
     run = directories / "run"
     assert found(_check_machine.leftovers(machine.context)) == [("ok", "none")]
-    for name in ("gone", "orphans", "empty"):
+    for name in ("gone", "left", "empty"):
         (run / name).mkdir(parents=True)
     (run / "gone" / "control.sock").touch()
-    (run / "orphans" / "control.sock").touch()
+    (run / "left" / "control.sock").touch()
     (run / "@shop").symlink_to("gone")
     (run / "@lost").symlink_to("nowhere")
-    monkeypatch.setattr(_check_machine, "has_orphans", lambda path: path == f"{run}/orphans")
-    results = list(_check_machine.leftovers(machine.context))
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
+        note = ProcessNote(process.pid, process_start(process.pid) or 0, "web")
+        ProcessNotes(f"{run}/left").close([note])
+        results = list(_check_machine.leftovers(machine.context))
+        process.kill()
     assert [(each.status, each.message, each.fix) for each in results] == [
         ("warning", f"{run}/@lost is a dangling link", f"rm {run}/@lost"),
         ("warning", f"{run}/gone: its supervisor is gone, its socket is left over",
          f"rm -r {run}/gone {run}/@shop"),
-        ("problem", f"{run}/orphans: its supervisor is gone, its processes still serve",
-         "poolctl start adopts them, poolctl stop stops them"),
+        ("problem", f"{run}/left: 1 process of a killed pool was left over: web",
+         "poolctl start or poolctl stop ends them"),
     ]  # fmt: skip
 
 

@@ -6,20 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget
-from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.forwarding import Forwarding, Order, WaitingListeners
 from poolctl.json_form import to_json
-from poolctl.keeper import pool_files, rendezvous
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
-from tests.deadline import until, wait_until
+from tests.deadline import until
 from tests.descriptors import run
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import is_alive
@@ -57,10 +54,10 @@ class Stage:
         self.forwarding.on_wake = lambda *wake: self.woken.append(wake)
         self.waiting = WaitingListeners(environment)
 
-    def await_order(self, port: int, **keys: Any) -> Order:
+    def await_order(self, port: int, key: str = KEY, **keys: Any) -> Order:
         """The order to keep connections waiting for a target at this port."""
-        target = AwaitedTarget(key=KEY, address=("127.0.0.1", str(port)), seconds=20.0, **keys)
-        return Order(to_json(target), [self.waiting.of(KEY).sock], {"uids": [os.geteuid()]})
+        target = AwaitedTarget(key=key, address=("127.0.0.1", str(port)), seconds=20.0, **keys)
+        return Order(to_json(target), [self.waiting.of(key).sock], {"uids": [os.geteuid()]})
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection of a client that connects where HAProxy does."""
@@ -186,35 +183,6 @@ def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_h
     run(work())
 
 
-def test_listeners_are_given_to_whoever_adopts_a_forwarder_that_was_left_alone(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made:
-            settings = ListenerSettings(bind="127.0.0.1:53")
-            with socket.create_server(("127.0.0.1", 0)) as held:
-                made.forwarding.apply({("hold", settings.bind): Order(to_json(settings), [held])})
-                await made.forwarding.wait_until_applied()
-                inode = os.fstat(held.fileno()).st_ino
-            process = made.environment.helpers.pids["forwarder"]
-            assert process == made.keeper.pids[-1]
-            link: Any = next(iter(made.environment.helpers)).process
-            link.stop_watching()
-            link.link.close()
-            await asyncio.to_thread(
-                wait_until, lambda: pool_files.find_listeners(str(tmp_path), pool_files.FORWARDER)
-            )
-            (found,) = await asyncio.to_thread(
-                lambda: [*rendezvous.connect_to_all(str(tmp_path), pool_files.FORWARDER, 10.0)]
-            )
-            sock, (message, (fd,)) = found  # type: ignore[misc]
-            assert message == {"t": "listener", "listener": to_json(settings)}
-            assert os.fstat(fd).st_ino == inode
-            os.close(fd)
-            sock.close()
-            os.kill(process, signal.SIGTERM)
-
-    run(work())
-
-
 def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> None:
     class ListingKeeper(HelperKeeper):
         async def call(self, message: Any, fds: Any = ()) -> Any:
@@ -245,19 +213,19 @@ def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_i
 
     async def work() -> None:
         async with stage(tmp_path) as made:
-            with socket.create_server(("127.0.0.1", 0)) as held:
-                made.forwarding.apply({("hold", "x"): Order({}, [held])})
-                await made.forwarding.wait_until_applied()
-                process: Any = next(iter(made.environment.helpers)).process
-                earlier = made.await_order(1)
-                content = {"t": "await", "key": KEY, "value": earlier.value, **earlier.fields}
-                process.link.send(content, earlier.sockets)
-                await process.wait_until_performed()
-                inode = os.fstat(earlier.sockets[0].fileno()).st_ino
-                assert inode in open_sockets(process.pid)
-                made.forwarding.use(process, is_new=False)
-                await until(lambda: inode not in open_sockets(process.pid))
-                assert os.fstat(held.fileno()).st_ino in open_sockets(process.pid)
+            kept = made.await_order(1, "http://kept")
+            made.forwarding.apply({("await", "http://kept"): kept})
+            await made.forwarding.wait_until_applied()
+            process: Any = next(iter(made.environment.helpers)).process
+            earlier = made.await_order(1)
+            content = {"t": "await", "key": KEY, "value": earlier.value, **earlier.fields}
+            process.link.send(content, earlier.sockets)
+            await process.wait_until_performed()
+            inode = os.fstat(earlier.sockets[0].fileno()).st_ino
+            assert inode in open_sockets(process.pid)
+            made.forwarding.use(process, is_new=False)
+            await until(lambda: inode not in open_sockets(process.pid))
+            assert os.fstat(kept.sockets[0].fileno()).st_ino in open_sockets(process.pid)
 
     run(work())
 

@@ -84,7 +84,7 @@ class Stage:
         self.script.chmod(0o755)
         self.says()
         self.keeper = ExecutingKeeper()
-        self.log = HelperLog(str(directory), "gateway", None)
+        self.log = HelperLog(str(directory), GATEWAY, None, None)
         self.processes = processes_of(directory)
         self.use()
         self.started: list[HaproxyProcess] = []

@@ -17,10 +17,9 @@ from poolctl.cli.typer_app import perform_args
 from poolctl.config import ConfigNotFound
 from poolctl.control.client import NoSupervisor
 from poolctl.control.pool_paths import pool_key
-from poolctl.runners import local
 from tests.stand_in import always, item
 
-from .conftest import Command, Supervised
+from .conftest import Command, Leave, Supervised
 
 READ_NO_POOL = {"", "doctor", "completion", "pools", "init", "import"}
 # What a command needs beside its name, with every option that takes another way through it.
@@ -220,8 +219,8 @@ def test_missing_files_are_not_checked_where_that_is_allowed(directory: Path) ->
         find_pool(request_of("-c", "pool.toml/below", "list"))
 
 
-def test_workers_that_are_left_behind_are_a_running_pool(
-    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_processes_that_are_left_behind_are_a_running_pool(
+    directory: Path, capsys: pytest.CaptureFixture[str], leave: Leave
 ) -> None:
     place = Path(find_pool(request_of("list")).directory)
     (directory / "pool.toml").unlink()
@@ -230,7 +229,7 @@ def test_workers_that_are_left_behind_are_a_running_pool(
     place.mkdir(parents=True, mode=0o700)
     with pytest.raises(ConfigNotFound):
         find_pool(request_of("list"))
-    monkeypatch.setattr(local, "has_orphans", lambda found: found == str(place))
+    leave("users")
     assert find_pool(request_of("list")).directory == str(place)
     assert capsys.readouterr().err == "warning: pool.toml no longer exists, but its pool is running\n"
     assert find_pool(request_of("list"), missing_ok=True).directory == str(place)
