@@ -492,7 +492,7 @@ class Helper(Generic[Child]):
 
     def end_process(self) -> None:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
-        if (process := self._take_process()) is not None:
+        if (process := self.release()) is not None:
             process.end()
 
     def kill_process(self) -> None:
@@ -511,7 +511,7 @@ class Helper(Generic[Child]):
     def close(self) -> None:
         """Have the process exit, and start no other."""
         self.stop_attempts()
-        if (process := self._take_process()) is not None:
+        if (process := self.release()) is not None:
             process.close()
         self._notify_changed()
 
@@ -540,7 +540,8 @@ class Helper(Generic[Child]):
             if process.pid == pid:
                 process.record_exit(exit_)
 
-    def _take_process(self) -> Child | None:
+    def release(self) -> Child | None:
+        """Return the process in use, and use it no more: its exit is no event then."""
         self._cancel_idle_end()
         if (process := self.process) is not None:
             self.process = self.latest = None

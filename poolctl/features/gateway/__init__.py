@@ -20,6 +20,9 @@ FEATURE = Feature(
     },
     exports={"haproxy": "export:files"},
     processes=DetachedProcesses(
-        label="the gateway", entry="forwarder link", sockets=("g", "f"), end="supervision.gateway:end_orphans"
+        label="the gateway",
+        entry="gateway link",
+        sockets=("g",),
+        end="supervision.gateway:end_left_processes",
     ),
 )

@@ -33,7 +33,7 @@ from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind
 from poolctl.worker import tally
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
-from .gateway import GatewayManager, GatewayPart, hand_orphans_to_keeper
+from .gateway import GatewayManager, GatewayPart
 from .hosts import UnknownHost, find_host
 from .metrics import gateway_metrics
 from .statistics import GatewayStatistics, RouteReporter
@@ -256,7 +256,6 @@ class PoolGateway(FeaturePart):
 
     async def hand_survivors_to_keeper(self) -> None:
         self._is_left = True
-        await hand_orphans_to_keeper(self.site.environment)
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
