@@ -289,6 +289,7 @@ def _route_backend(
     ]
     lines += [
         *_retries(route, addresses),
+        *_h2_rules(route, addresses),
         *_http_rewrite_rules(route),
         *_response_rules(route),
         *_context_rules(route, keys),
@@ -368,7 +369,7 @@ def _stream_backend(
         asks = listener.asks_for_certificate
         lines += head_rules(settings.max_head_bytes, log)
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
-        lines += _limits_of_the_program()
+        lines += [*_limits_of_the_program(), *_h2_rules(route, addresses)]
     else:
         lines.append("    no option abortonclose")  # the client may have sent all that it has to say
     lines += _balance(route)
@@ -500,6 +501,16 @@ def _single_execution_rules() -> Iterator[str]:
     yield "    http-request set-header Connection close if { var(txn.once) -m found }"
 
 
+def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterator[str]:
+    """The rule by which servers of gRPC believe that trailers reach the client: HAProxy passes them on."""
+    endpoints = (
+        addresses.endpoints.get(each.server) if each.server else Endpoint.of_url(each.url)
+        for each in route.to
+    )
+    if any(each is not None and each.h2 for each in endpoints):
+        yield "    http-request set-header TE trailers"
+
+
 def _connection_name(
     route: Route | StreamRoute, endpoint: Endpoint | None, version: tuple[int, int]
 ) -> Iterator[str]:
@@ -629,6 +640,8 @@ def _options(endpoint: Endpoint | None, target: Target) -> Iterator[str]:
         yield f"ssl verify {verified}"
     elif endpoint.tls:
         yield "ssl verify none"
+    if endpoint.h2:
+        yield "alpn h2" if endpoint.tls else "proto h2"
 
 
 def _idle_connections(times: Timeouts) -> str:

@@ -255,7 +255,7 @@ def parts_of(
         sockets += each.sockets
         listeners.append(_listener(each, first, bundles, authorities))
     places = ServerAddresses(
-        {name: _endpoint(each.bind, each.tls) for name, each in facts.items()},
+        {name: _endpoint(each.bind, each.tls, each.h2) for name, each in facts.items()},
         {name: each.processes for name, each in facts.items() if each.processes is not None},
         waiting,
         {name: each.numbered for name, each in facts.items() if each.processes is not None},
@@ -279,7 +279,7 @@ def parts_of(
 def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapping[str, int]:
     """The host names in the addresses of these targets, each with one of its ports. `facts` are about servers."""
     endpoints = (
-        _endpoint(facts[key].bind, facts[key].tls) if key in facts else _endpoint_of_url(key)
+        _endpoint(facts[key].bind, facts[key].tls, facts[key].h2) if key in facts else _endpoint_of_url(key)
         for key in targets
     )
     return {each.host: each.port for each in endpoints if each is not None and has_host_name(each)}
@@ -342,9 +342,9 @@ def _states(
 
 
 @lru_cache(maxsize=65536)
-def _endpoint(bind: str, tls: bool) -> Endpoint | None:
+def _endpoint(bind: str, tls: bool, h2: bool) -> Endpoint | None:
     with contextlib.suppress(ValueError):
-        return Endpoint.of_server(bind, tls) if bind else None
+        return Endpoint.of_server(bind, tls, h2) if bind else None
     return None
 
 
