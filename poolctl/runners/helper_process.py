@@ -146,8 +146,11 @@ class HelperLog:
         self._pipes.register_pipe(pipe, known["pid"])
         return known
 
-    def note(self, known: Table) -> None:
-        """Note the process with this identity, in case that it outlives keeper and supervisor."""
+    def note(self, known: Table, drain_seconds: float | None = None) -> None:
+        """Note the process with this identity, in case that it outlives keeper and supervisor.
+
+        `drain_seconds` replaces that of its kind.
+        """
         if self._notes is not None and known["start"] is not None:
             kind = self._kind
             note = ProcessNote(
@@ -156,7 +159,7 @@ class HelperLog:
                 kind.label,
                 stop_signal=kind.stop_signal,
                 stop_seconds=kind.end_seconds,
-                drain_seconds=kind.drain_seconds,
+                drain_seconds=kind.drain_seconds if drain_seconds is None else drain_seconds,
             )
             self._notes.add(note)
 
@@ -519,7 +522,7 @@ class Helper(Generic[Child]):
 
     def end_process(self) -> None:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
-        if (process := self._take_process()) is not None:
+        if (process := self.release()) is not None:
             process.end()
 
     def kill_process(self) -> None:
@@ -538,7 +541,7 @@ class Helper(Generic[Child]):
     def close(self) -> None:
         """Have the process exit, and start no other."""
         self.stop_attempts()
-        if (process := self._take_process()) is not None:
+        if (process := self.release()) is not None:
             process.close()
         self._notify_changed()
 
@@ -567,7 +570,8 @@ class Helper(Generic[Child]):
             if process.pid == pid:
                 process.record_exit(exit_)
 
-    def _take_process(self) -> Child | None:
+    def release(self) -> Child | None:
+        """Return the process in use, and use it no more: its exit is no event then."""
         self._cancel_idle_end()
         if (process := self.process) is not None:
             self.process = self.latest = None

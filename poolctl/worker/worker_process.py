@@ -126,11 +126,16 @@ class WorkerProcess:
     def _on_server_ready(self) -> None:
         announce_heartbeats(self.server.server_state.tally)
         self.server.server_state.on_limit = self._report_request_limit_reached
-        self.server.on_left = lambda: self.control.send_or_drop({"event": "left"})
+        self.server.on_left = self._on_left
         self._inform(_STARTED)
         self.control.send_or_drop(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
+
+    def _on_left(self) -> None:
+        for each in self.listeners:
+            each.close()  # without keeper and supervisor nobody else has them: their addresses become free
+        self.control.send_or_drop({"event": "left"})
 
     def _report_request_limit_reached(self) -> None:
         # The replacement starts first: this worker serves until it is ordered to drain.
@@ -209,15 +214,6 @@ class WorkerProcess:
             self.server.drain(migrate=migrate)
         else:
             self.stop()  # it has accepted nothing
-
-    def drain_alone(self) -> None:
-        """Drain, and close the listeners, which no pool holds any more: they are free for the next one."""
-        self.server.on_left = self._close_listeners
-        self.drain()
-
-    def _close_listeners(self) -> None:
-        for each in self.listeners:
-            each.close()
 
     def stop(self, *, migrate: bool = False) -> None:
         if self.server.started:
@@ -305,7 +301,7 @@ class ControlSocket:
         if received is None:
             # A socket at end of file stays readable, so it must not be watched.
             self.ignore()
-            self.worker.drain_alone()
+            self.worker.drain()
             return False
         self.perform(*received)
         return True

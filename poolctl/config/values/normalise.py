@@ -498,6 +498,9 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             if table.get(key) is not None:
                 fix = "take it out: the worker of an app ends in order by itself"
                 yield Finding((key,), f"{key} is for a command", fix)
+    if "backend_protocol" in table and not table.get("command"):
+        message = "backend_protocol is for a command: an app speaks HTTP/1.1 with the gateway"
+        yield Finding(("backend_protocol",), message, "take it out")
     if "forward" in table and table.get("socket") != PROXIED:
         message = "forward is for a command whose connections HAProxy forwards"
         yield Finding(("forward",), message, 'add socket = "proxied", or take it out')

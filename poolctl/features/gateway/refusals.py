@@ -110,7 +110,7 @@ class _Check(NamedTuple):
             for each in streams
         ]
         listeners = listeners or [HaproxyListener((_ANY_ADDRESS,))]  # HAProxy refuses to have none
-        settings = settings_of(self.gateway)
+        settings = replace(settings_of(self.gateway), user="")  # who has checks of its own
         made = configuration_of(settings, listeners, http, streams, self.addresses, self.keys)
         # An address that is not known needs no name service.
         texts = {_FILE: made.with_addresses({}).text(), **made.all_files}

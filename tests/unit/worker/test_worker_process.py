@@ -109,7 +109,7 @@ class Ordered:
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         self.orders.append(message)
 
-    def drain_alone(self) -> None:
+    def drain(self) -> None:
         self.drains += 1
 
 

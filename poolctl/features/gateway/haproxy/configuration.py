@@ -20,6 +20,7 @@ from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value
 from poolctl.routing.networks import EVERY
 from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts, TrafficLimits
 
+from ..program import user_and_group
 from ..settings import HTTP, Endpoint, GatewaySettings
 from .access_log import access_log_rules
 from .choice import ROUTES, choice_rules, reading_rules, route_entries, use_backend_rules
@@ -53,8 +54,6 @@ from .syntax import (
 NOWHERE = "ipv4@127.0.0.1:1"
 # A name that cannot be resolved must not keep the others from being served.
 _RESOLVED_AT_START = "init-addr last,libc,none"
-# HAProxy closes the connections of idle clients at random times within this period after SIGUSR1.
-CLOSE_SPREAD_SECONDS = 1.0
 # HAProxy's name of each policy. "sticky" without a cookie is round-robin; with one the cookie chooses.
 POLICIES = {
     "round-robin": "roundrobin",
@@ -79,6 +78,28 @@ WAIT = ":wait"  # ends the name of the server at which connections wait for anot
 _OWN_LIMITS = "24d"
 # Requests that may be executed twice (RFC 9110 §9.2.2).
 _IDEMPOTENT = "{ method GET HEAD OPTIONS PUT DELETE TRACE }"
+
+
+# The section by which a replaced process passes on what its clients still ask, its only server, and their listener: the
+# next process has the new rules and addresses. In the section's requests these headers have its key, and whether the
+# client uses TLS.
+NEXT = "next"
+_NEXT_KEY, _NEXT_TLS = "X-Poolctl-Next", "X-Poolctl-TLS"
+
+
+class ProcessPlaces(NamedTuple):
+    """What a process has besides its listeners, in HAProxy's syntax: the address of its runtime socket, and its logs.
+
+    Every process accepts at `next_bind`, which is at the address `next`, what the one before it passes on with `key`;
+    "" if nothing is passed on.
+    """
+
+    runtime: str = ""
+    log: str = "stderr"
+    access_log: str = "stdout"
+    next_bind: str = ""
+    next: str = ""
+    key: str = ""
 
 
 class HaproxyServer(NamedTuple):
@@ -268,6 +289,7 @@ def _route_backend(
     ]
     lines += [
         *_retries(route, addresses),
+        *_h2_rules(route, addresses),
         *_http_rewrite_rules(route),
         *_response_rules(route),
         *_context_rules(route, keys),
@@ -334,6 +356,7 @@ def _stream_backend(
     addresses: ServerAddresses,
     version: tuple[int, int],
     settings: GatewaySettings,
+    log: str,
 ) -> HaproxyBackend:
     name, trusted = unique_name(f"stream:{route.alias}", names), settings.trusted_proxies
     lines = [
@@ -344,9 +367,9 @@ def _stream_backend(
     ]
     if route.protocol == HTTP:
         asks = listener.asks_for_certificate
-        lines += head_rules(settings.max_head_bytes)
+        lines += head_rules(settings.max_head_bytes, log)
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
-        lines += _limits_of_the_program()
+        lines += [*_limits_of_the_program(), *_h2_rules(route, addresses)]
     else:
         lines.append("    no option abortonclose")  # the client may have sent all that it has to say
     lines += _balance(route)
@@ -478,6 +501,16 @@ def _single_execution_rules() -> Iterator[str]:
     yield "    http-request set-header Connection close if { var(txn.once) -m found }"
 
 
+def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterator[str]:
+    """The rule by which servers of gRPC believe that trailers reach the client: HAProxy passes them on."""
+    endpoints = (
+        addresses.endpoints.get(each.server) if each.server else Endpoint.of_url(each.url)
+        for each in route.to
+    )
+    if any(each is not None and each.h2 for each in endpoints):
+        yield "    http-request set-header TE trailers"
+
+
 def _connection_name(
     route: Route | StreamRoute, endpoint: Endpoint | None, version: tuple[int, int]
 ) -> Iterator[str]:
@@ -607,6 +640,8 @@ def _options(endpoint: Endpoint | None, target: Target) -> Iterator[str]:
         yield f"ssl verify {verified}"
     elif endpoint.tls:
         yield "ssl verify none"
+    if endpoint.h2:
+        yield "alpn h2" if endpoint.tls else "proto h2"
 
 
 def _idle_connections(times: Timeouts) -> str:
@@ -658,12 +693,11 @@ def configuration_of(
     streams: Iterable[StreamRoute],
     addresses: ServerAddresses,
     keys: Mapping[str, str] = {},
-    log_target: str = "stdout",
+    places: ProcessPlaces = ProcessPlaces(),  # noqa: B008  immutable
 ) -> HaproxyConfiguration:
     """The configuration for these routes.
 
-    `keys` has for each application the key by which its workers recognize HAProxy's headers. The
-    access log, if there is one, is written to `log_target`.
+    `keys` has for each application the key by which its workers recognize HAProxy's headers.
     """
     ordered, names = match.in_order(routes), set[str]()
     # Not in the order of precedence: that changes at run time.
@@ -678,30 +712,34 @@ def configuration_of(
     resumes = not any(each.asks_for_certificate for each in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
     lines = [
-        *_global(settings, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
+        *_global(settings, places, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
         *(loads_refusal() if refuses_uploads else ()),
     ]
     lines += _defaults(settings, ordered)
+    # What a client's certificate says cannot be passed on.
+    passes_on = bool(places.next) and not any(each.asks_for_certificate for each in fronts)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
         lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
         lines += proxy_protocol_rules(fronts, settings.trusted_proxies)
         if settings.access_log:
-            lines += access_log_rules(log_target, as_json=settings.access_log == "json")
+            lines += access_log_rules(places.access_log, as_json=settings.access_log == "json")
         # Browsers open connections in advance, and would show a 408 as the response to a later request.
         lines.append("    option http-ignore-probes")
         # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
-        # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
+        # answered, and then the connection closed. A WebSocket stays.
         lines += [
             "    option idle-close-on-response",
             "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
-            *_request_rules_before_routing(settings, fronts, ordered),
+            *(_passing_on_rules(places) if passes_on else ()),
+            *_request_rules_before_routing(settings, fronts, ordered, places),
             *_failure_rules(_ALWAYS_FAILURES),
             *_unanswered_rules(),
         ]
         lines += choice_rules(chosen, NO_ROUTE)
         lines += [
             f"    default_backend {NO_ROUTE}",
+            *(_next_section(places) if passes_on else ()),
             "",
             f"backend {NO_ROUTE}",
             "    http-request return status 404 content-type text/plain string 'Not Found'",
@@ -720,7 +758,7 @@ def configuration_of(
     sections = [section for _, section in backends] + [each for each in passed if each is not None]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
-        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings)
+        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings, places.log)
         for stream in streams
         if stream.alias in binds
     ]
@@ -750,8 +788,38 @@ def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) 
     return _ADDED_BYTES + certificate + max(added, default=0)
 
 
-def _global(settings: GatewaySettings, *, resumes: bool, added_bytes: int) -> Iterator[str]:
+def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
+    """Rules by which a replaced process passes on requests as they are, and this one accepts them from it alone."""
+    yield f"    bind {places.next_bind} name {NEXT} accept-proxy"
+    yield f"    acl has_next nbsrv({NEXT}) gt 0"
+    yield "    http-request allow if { stopping } has_next"
+    yield f"    use_backend {NEXT} if {{ stopping }} has_next"
+    key = f"{{ req.fhdr({_NEXT_KEY.lower()}) -m str {places.key} }}"
+    yield f"    http-request deny deny_status 403 if {{ so_name {NEXT} }} !{key}"
+    tls = f"{{ req.fhdr({_NEXT_TLS.lower()}) -m found }}"
+    yield f"    http-request set-var(txn.tls) bool(true) if {{ so_name {NEXT} }} {tls}"
+    yield "    acl uses_tls var(txn.tls) -m bool"
+
+
+def _next_section(places: ProcessPlaces) -> Iterator[str]:
+    """The section of the next process; its server is enabled when this process is replaced."""
+    yield from ("", f"backend {NEXT}")
+    yield f"    http-request set-header {_NEXT_KEY} {places.key}"
+    yield f"    http-request set-header {_NEXT_TLS} 1 if {{ ssl_fc }}"
+    yield f"    server {NEXT} {places.next} send-proxy-v2 disabled"
+
+
+def _global(
+    settings: GatewaySettings, places: ProcessPlaces, *, resumes: bool, added_bytes: int
+) -> Iterator[str]:
     yield "global"
+    if places.runtime:
+        yield f"    stats socket {places.runtime} level admin"
+    if settings.user:
+        # After it has read its files, with keys.
+        user, group = user_and_group(settings.user)
+        yield f"    user {user}"
+        yield f"    group {group}"
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
     yield "    default-path config"
@@ -761,7 +829,6 @@ def _global(settings: GatewaySettings, *, resumes: bool, added_bytes: int) -> It
     yield "    no strict-limits"
     if settings.max_connections:
         yield f"    maxconn {settings.max_connections}"
-    yield f"    close-spread-time {duration(CLOSE_SPREAD_SECONDS)}"
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
@@ -787,10 +854,13 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
 
 
 def _request_rules_before_routing(
-    settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
+    settings: GatewaySettings,
+    fronts: Sequence[HaproxyListener],
+    routes: Sequence[Route],
+    places: ProcessPlaces,
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
-    yield from head_rules(settings.max_head_bytes, has_access_log=bool(settings.access_log))
+    yield from head_rules(settings.max_head_bytes, places.log, has_access_log=bool(settings.access_log))
     for condition in _INVALID:
         yield f"    http-request deny deny_status 400 if {condition}"
     yield f"    http-request deny {_VERSION_NOT_SUPPORTED} unless {{ req.ver 1.0 1.1 }} or {{ fc_http_major 2 }}"
