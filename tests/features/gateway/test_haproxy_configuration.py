@@ -534,9 +534,9 @@ def test_configuration_without_routes_is_written_as_a_whole() -> None:
 
 
 def section_lines(route: Route, endpoints: dict[str, Endpoint] = LOCAL) -> list[str]:
-    return [
-        line.strip() for line in section(made(route, endpoints=endpoints), "backend route:a").splitlines()
-    ]
+    """The lines of the route's section, without comments."""
+    lines = map(str.strip, section(made(route, endpoints=endpoints), "backend route:a").splitlines())
+    return [each for each in lines if not each.startswith("#")]
 
 
 @pytest.mark.parametrize(
