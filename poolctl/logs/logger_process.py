@@ -19,9 +19,8 @@ The logger sends `up` when it has begun, answers pings, and sends these reports:
 - `error` with `message`: an order that could not be carried out.
 
 When descriptor 3 is closed, no supervisor or keeper is left to start a new logger. This one then continues until every
-pipe has ended, or a new pool takes over the pipes (see PipeHandover). It can be killed at any time: output is moved
-from pipes into the files in memory, and from there, noted, into log files, so that no line is lost or repeated. The
-keeper also holds the read ends and the files in memory.
+pipe has ended. It can be killed at any time: output is moved from pipes into the files in memory, and from there,
+noted, into log files, so that no line is lost or repeated. The keeper also holds the read ends and the files in memory.
 """
 
 from __future__ import annotations

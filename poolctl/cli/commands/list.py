@@ -25,10 +25,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The selected servers with their current state, from the supervisor.
-
-    If no supervisor runs, list the servers in the files. A server with surviving workers is then shown as running.
-    """
+    """The selected servers with their current state, from the supervisor; those in the files if none runs."""
     pool = find_pool(request)
     measured = request.output == "wide" or not {*FIGURES}.isdisjoint(request.output.split(","))
     result = selected(request, pool, measured=measured)
