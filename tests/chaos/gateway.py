@@ -538,7 +538,8 @@ CHANGE_GATEWAY = (
     "reload_of_an_address",
 )  # fmt: skip
 EVENTS = (
-    "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_servers", "reload_that_fails", "death_of_the_supervisor", "death_of_the_keeper",
+    "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_servers", "reload_that_fails",
+    "death_of_the_supervisor", "death_of_the_keeper",
     "death_of_the_forwarder", "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
     "pause_of_the_supervisor", "pause_of_the_gateway", "stopped_forwarder", "stopped_supervisor_without_a_keeper",
     "upgrade",
