@@ -17,7 +17,7 @@ GROUPS = {
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
     "scaling": "servers with triggers: how long until a new worker answers, and what watching a hundred costs",
     "preload": "start, wake and crash of servers of a heavy framework that is imported once",
-    "probing": "what it costs the supervisor to probe a thousand times a second",
+    "probing": "what it costs the supervisor to probe a thousand servers every five seconds",
     "usage": "what it costs the supervisor to know what a thousand workers use",
     "counting": "what it costs a request to be counted",
     "memory": "the memory of a worker beside a fork of stock uvicorn",

@@ -31,34 +31,6 @@ FEATURES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetachedProcesses:
-    """The processes of a feature that continue to serve clients while no supervisor runs.
-
-    `label` is their name in messages, and `entry` the name of the keeper's connection to one of them. The names of
-    their socket files begin with one of `sockets` and a dot. A supervisor that finds any of them at startup loads the
-    feature, needed or not. `end` names a function that ends processes left without a keeper. The function takes the
-    pool's directory and a limit in seconds, and returns a list of (pid, whether the process ended by itself).
-    """
-
-    label: str
-    entry: str
-    sockets: tuple[str, ...]
-    end: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpgradeRehearsal:
-    """A rehearsal of an upgrade: before the real pool, a small temporary pool with the feature's process is upgraded.
-
-    `tables` are added to the temporary pool's file. After the temporary pool's upgrade, its supervisor must execute the
-    request `verb`, which fails if the feature's process does not work under the new version.
-    """
-
-    tables: Mapping[str, Mapping[str, object]]
-    verb: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class InitTemplate:
     """The template of a pool file that an option of `init` selects; `example` is for `init --help`.
 
@@ -99,14 +71,15 @@ class Feature:
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
-    processes: DetachedProcesses | None = None  # started by this part
+    # The keeper's entry of the process that this part starts: a supervisor that finds it there loads the part, even if
+    # the configuration no longer needs it.
+    entry: str = ""
     changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
     web: str = ""  # the class of what is served at the address of its table: see web.site.Site
     # The systems that `export` writes files for: functions that make cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""
-    trial: UpgradeRehearsal | None = None
     starters: Mapping[str, InitTemplate] = field(default_factory=dict)  # by the name of the option of `init`
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)

@@ -320,8 +320,13 @@ def group_members(group: int) -> Iterator[int]:
             is_member = pid != group and os.getpgid(pid) == group
         except ProcessLookupError:
             continue
-        if is_member and _stat_fields(pid)[:1] not in ([], [b"Z"]):
+        if is_member and is_running(pid):
             yield pid
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process with this pid that has not ended; one that was not waited for has."""
+    return _stat_fields(pid)[:1] not in ([], [b"Z"])
 
 
 def processes() -> list[int]:

@@ -126,10 +126,10 @@ class ExecutingKeeper(HelperKeeper):
         """Keep nothing, so that a process ends with its link, also after a test that does not end it."""
 
     def start(self, message: wire.Message, fds: Sequence[Any]) -> int:
-        argv, numbers = [*message["argv"]], [fd.fileno() for fd in fds]
-        unset = message.get("without", ())
+        argv, numbers = [*message["argv"]], [fd if isinstance(fd, int) else fd.fileno() for fd in fds]
+        unset, output = message.get("without", ()), message["output"] or numbers.pop()
         try:
-            pid = spawn(argv, None, numbers, message["output"], session=message["session"], without=unset)
+            pid = spawn(argv, None, numbers, output, session=message["session"], without=unset)
         except OSError as error:
             refused = Refused(str(error))
             refused.errno = error.errno

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# What another run has made, such as the trial of an upgrade, is gone by then.
+# What another run has made is gone by then.
 SETTLE_SECONDS = 20.0
 
 

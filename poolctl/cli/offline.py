@@ -1,11 +1,10 @@
-"""A pool without a supervisor: its servers according to the files and the surviving workers."""
+"""A pool without a supervisor: its servers according to the files."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +23,6 @@ from poolctl.selection.selector import NothingMatched, select
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
     from poolctl.control.server_answers import ServerDescription
-    from poolctl.runners.local.takeover import LocalOrphan
 
 Server = TypeVar("Server", bound=Item)
 
@@ -69,12 +67,12 @@ def choose(items: Sequence[Server], selection: Filters) -> list[Server]:
 
 
 def select_from_files(selection: Filters, ref: PoolRef) -> list[Item]:
-    """Return the selected servers in the files. Servers whose workers have outlived the supervisor count as started.
+    """Return the selected servers in the files.
 
     Raises the exceptions of `load` and `choose`.
     """
     config = load(ref, allow_empty=selection.allow_empty)
-    return choose(items_of_unsupervised_pool(servers_with_chosen_ports(config, ref), ref), selection)
+    return choose([*map(item_from_config, servers_with_chosen_ports(config, ref))], selection)
 
 
 def servers_with_chosen_ports(
@@ -138,29 +136,6 @@ def _with_routes(items: list[ServerDescription], config: Configuration) -> list[
     return [replace(each, routes=found.get(each.name, ())) for each in items]
 
 
-def items_of_unsupervised_pool(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
-    """The servers with their state: stopped or disabled, or served by workers that have survived their supervisor."""
-    from poolctl.keeper import pool_files
-    from poolctl.runners.local import find_orphans, has_orphans
-
-    if not has_orphans(ref.directory):
-        return [item_from_config(server) for server in servers]
-    from poolctl.runners.worker_spec import usable_user_id
-
-    found = find_orphans(ref.directory)
-    records = pool_files.read_left_state(ref.directory).get("servers") or {}
-    items = []
-    for server in servers:
-        # A worker of another user may only claim to be a worker of this server.
-        uid = usable_user_id(server)
-        its = [each for each in found if each.said["server"] == server.name and each.uid == uid]
-        restarts = records.get(server.name, {}).get("restarts", 0)
-        items.append(_running_item(server, its, restarts) if its else item_from_config(server))
-    for orphan in found:
-        orphan.close()
-    return items
-
-
 def summary_of(items: list[Item], ref: PoolRef) -> Table:
     """The summary of a pool without a supervisor, as in the answer to `status`."""
     return {
@@ -173,18 +148,3 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
         "states": Counter(item.state for item in items),
         "health": Counter(item.health for item in items),
     }
-
-
-def _running_item(server: ServerConfig, its: list[LocalOrphan], restarts: int) -> Item:
-    ready = [each.said.get("ready_at") for each in its if not server.job]
-    since = [float(at) for at in ready if at is not None]
-    uptime = time.monotonic() - min(since) if since else 0.0
-    return replace(
-        item_from_config(server),
-        state="running" if since else "starting",
-        ready=bool(since),
-        health="ok" if since else "unknown",
-        pids=tuple(sorted(each.pid for each in its)),
-        uptime_seconds=round(uptime, 3),
-        restarts=restarts,
-    )

@@ -75,7 +75,7 @@ def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
     pool = PoolRef(files, _pool_at(files[0]).directory)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
-        if not _is_running_or_orphaned(pool):
+        if not _is_running_or_left(pool):
             from poolctl.control.answers import ErrorEntry
 
             errors = [ErrorEntry.of(missing_file(file)) for file in missing]
@@ -86,7 +86,7 @@ def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
 
 def _pool_without_file(directory: str, place: Place, *, missing_ok: bool) -> PoolRef | None:
     """The running pool of a file that was found in the directory when the pool started, but is gone; else None."""
-    running = next(filter(_is_running_or_orphaned, map(_pool_at, candidate_files(directory))), None)
+    running = next(filter(_is_running_or_left, map(_pool_at, candidate_files(directory))), None)
     if running is not None and not missing_ok:
         _warn_of_missing(running.files, place)
     return running
@@ -102,14 +102,14 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _is_running_or_orphaned(pool: PoolRef) -> bool:
-    """Whether the pool runs, even if its control socket was removed, or workers have survived its supervisor."""
+def _is_running_or_left(pool: PoolRef) -> bool:
+    """Whether the pool runs, even if its control socket was removed, or was killed and has left processes."""
     from poolctl.control import pool_lock
-    from poolctl.runners.local import has_orphans
+    from poolctl.runners.left_overs import left_overs
 
     if pool_paths.listens(pool.socket) or pool_lock.is_held(pool.directory):
         return True
-    return os.path.isdir(pool.directory) and has_orphans(pool.directory)
+    return bool(left_overs(pool.directory))
 
 
 def _warn_of_missing(files: list[str], place: Place) -> None:

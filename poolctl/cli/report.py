@@ -34,6 +34,7 @@ OTHER_COMMANDS = {
     "apply": "reload",
     "reread": "reload",
     "update": "reload",
+    "rollout": "restart",
     "check": "validate",
     "completion": "--install-completion",
     "version": "--version",

@@ -176,7 +176,7 @@ class StatusResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeResult(Result):
-    """The answer of `upgrade`: the pid of the supervisor to be replaced, None if it already has this build."""
+    """The answer of `upgrade`: the pid of the replaced supervisor, 0 without one, None if it already has this build."""
 
     upgraded_from: int | None = None
 

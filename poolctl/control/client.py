@@ -17,6 +17,7 @@ from poolctl import __version__, exit_codes
 from poolctl.control import pool_paths
 from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
+from poolctl.keeper import fd_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ FORBIDDEN = 403
 _BEGINNING = b"HTTP/1."
 # A connection to a dead supervisor waits in the backlog: after this time without data it has to answer a ping.
 SILENCE_SECONDS = 10.0
+_FAILED_SECONDS = 0.5  # instead, once the keeper could not start a supervisor several times
 # The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
 GRACE_SECONDS = 5.0
 _READ_BYTES = 256 * 1024
@@ -61,6 +63,14 @@ class NoSupervisor(ControlError):
         super().__init__(message, exit_code=exit_codes.NO_SUPERVISOR, hint=hint)
 
 
+class SupervisorFailed(ControlError):
+    """The supervisor has ended, and no other can be started; the message tells why. The servers keep serving."""
+
+    def __init__(self, message: str, hint: str, keeper_pid: int) -> None:
+        super().__init__(message, exit_code=exit_codes.CONFLICT, hint=hint)
+        self.keeper_pid = keeper_pid
+
+
 class SupervisorEnded(ControlError):
     """The supervisor ended during the request."""
 
@@ -84,7 +94,13 @@ class Client:
     ) -> None:
         self.socket_path = socket_path
         self._output = output
-        self._silence_seconds = silence_seconds
+        self._longest_silence_seconds = silence_seconds
+
+    @property
+    def _silence_seconds(self) -> float:
+        limit = self._longest_silence_seconds
+        has_failed = os.path.exists(f"{os.path.dirname(self.socket_path)}/{fd_store.NO_SUPERVISOR}")
+        return min(limit, _FAILED_SECONDS) if has_failed else limit
 
     def __repr__(self) -> str:
         return f"<Client {self.socket_path}>"
@@ -186,15 +202,27 @@ class Client:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
         Returns the result once the new supervisor answers. Returns at once if the old supervisor refuses: then the
-        result has errors. Without `force`, an old supervisor that already has this build is kept. Raises NoSupervisor.
-        Raises ControlError with exit code 8 if the pool's version is too old, and with 1 if the old supervisor has
-        agreed but was not replaced.
+        result has errors. Without `force`, an old supervisor that already has this build is kept. If no supervisor can
+        be started, has the keeper try this version; `upgraded_from` is then 0. Raises NoSupervisor. Raises ControlError
+        with exit code 8 if the pool's version is too old, and with 1 if the old supervisor has agreed but was not
+        replaced.
         """
         from dataclasses import replace
 
         from poolctl.control.answers import Result, UpgradeResult
 
-        before = self.ping()
+        log = f"{os.path.dirname(self.socket_path)}/supervisor.log"
+        try:
+            log_start = os.stat(log).st_size
+        except OSError:
+            log_start = 0
+        try:
+            before = self.ping()
+        except SupervisorFailed as failed:
+            self._order_upgrade_of_keeper(failed.keeper_pid)
+            self._await_successor(0, log_start)
+            now = self.ask(Result, "list", {"options": {"counts": True}})
+            return UpgradeResult(items=now.items, changed=now.changed, upgraded_from=0)
         if before.protocol < PROTOCOL:  # a newer pool refuses by itself
             which = "an earlier build of " if before.version == __version__ else ""
             raise ControlError(
@@ -207,15 +235,57 @@ class Client:
         if result.exit_code or not result.upgraded_from:
             return result
         wait_for_exit(result.upgraded_from, _HANDOVER_SECONDS)
-        about = self.ping()  # answered once the successor is ready
-        if about.version != __version__ or about.supervisor_pid == result.upgraded_from:
-            raise ControlError(
-                f"the pool still runs poolctl {about.version}",
-                exit_code=exit_codes.FAILED,
-                hint="see supervisor.log in its runtime directory",
-            )
+        self._await_successor(result.upgraded_from, log_start)
         now = self.ask(Result, "list", {"options": {"counts": True}})
         return replace(result, items=now.items, changed=now.changed)
+
+    def _order_upgrade_of_keeper(self, keeper_pid: int) -> None:
+        """Have a keeper without a supervisor start this version's, and then this version of itself."""
+        import signal
+
+        from poolctl.platform import replace_file
+
+        directory, options = os.path.dirname(self.socket_path), upgrade_options()
+        order = {
+            "argv": [*options["keeper"], directory],
+            "supervisor": [*options["supervisor"], directory, *pool_paths.read_info(directory)["files"]],
+        }
+        replace_file(f"{directory}/{fd_store.UPGRADE}", json.dumps(order).encode())
+        try:
+            os.unlink(f"{directory}/{fd_store.NO_SUPERVISOR}")
+        except OSError:
+            pass
+        os.kill(keeper_pid, signal.SIGUSR1)
+
+    def _await_successor(self, previous: int, log_start: int) -> None:
+        """Return when a supervisor of this version answers, other than the pid `previous`.
+
+        Raises ControlError if none does: with the reason, if it was logged after `log_start`.
+        """
+        from poolctl import bootstrap
+
+        deadline = monotonic() + _HANDOVER_SECONDS
+        state = "the servers keep serving, without a supervisor"
+        while True:
+            try:
+                about = self.ping(_FAILED_SECONDS)  # answered once the successor is ready
+                with open(f"/proc/{about.supervisor_pid}/cmdline") as file:
+                    words = file.read().split("\0")
+            except (ControlError, OSError):
+                if self._silence_seconds > _FAILED_SECONDS and monotonic() < deadline:
+                    continue
+                break
+            if about.supervisor_pid != previous and os.path.abspath(bootstrap.__file__) in words:
+                return
+            state = f"the pool still runs poolctl {about.version}"
+            break
+        log = f"{os.path.dirname(self.socket_path)}/supervisor.log"
+        why = failure_reason(log, log_start, records=False)
+        raise ControlError(
+            f"poolctl {__version__} could not take over{f': {why}' if why else ''}; {state}",
+            exit_code=exit_codes.FAILED,
+            hint=f"repair that version, then repeat poolctl upgrade; see {log}",
+        )
 
     def _receive_chunks_with_liveness_checks(
         self, connection: socket, deadline: float | None
@@ -700,8 +770,12 @@ def _silence_error(socket_path: str, seconds: float) -> ControlError:
             hint = f"kill -CONT {keeper}"
         elif _process_state_letter(keeper) not in _DEAD:
             why = failure_reason(f"{directory}/supervisor.log")
-            message = f"{message}, and cannot be restarted{f': {why}' if why else ''}"
-            hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
+            message = f"the supervisor has ended, and cannot be restarted{f': {why}' if why else ''}"
+            hint = (
+                "the servers keep serving; the keeper tries again within 30 s, "
+                f"poolctl upgrade at once with the version installed now; see {directory}/supervisor.log"
+            )
+            return SupervisorFailed(message, hint, keeper)
     return ControlError(message, exit_code=exit_codes.CONFLICT, hint=hint)
 
 
@@ -714,19 +788,19 @@ def _process_state_letter(pid: int) -> str:
         return ""
 
 
-def failure_reason(log_path: str, start: int = 0) -> str:
+def failure_reason(log_path: str, start: int = 0, *, records: bool = True) -> str:
     """The reason why a program has ended, from its log after the position `start`; "" if nothing was written since.
 
-    The reason is the last line, or the fatal error and the exception of an interpreter that could not run.
+    The reason is the last line, or the fatal error and the exception of an interpreter that could not run. Without
+    `records`, lines that begin with a time do not count: a successor may have written them.
     """
     try:
         with open(log_path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             # A log that is shorter than before was emptied because it had become too large.
             file.seek(max(0 if start > size else start, size - _LOG_BYTES))
-            lines = [
-                line.strip() for line in file.read().decode(errors="replace").split("\n") if line.strip()
-            ]
+            texts = map(str.strip, file.read().decode(errors="replace").split("\n"))
+            lines = [line for line in texts if line and (records or not line[0].isdigit())]
     except OSError:
         return ""
     end = lines[-_DETAILS:]

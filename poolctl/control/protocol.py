@@ -1,4 +1,4 @@
-"""Constants of the control protocol: its version, the verbs that change servers, and options to test an upgrade.
+"""Constants of the control protocol: its version, the verbs that change servers, and the option that checks an upgrade.
 
 Separate from the module `answers`, because few commands need that module, and its import takes long.
 """
@@ -10,8 +10,6 @@ SCHEMA = 1
 # before does not understand raises it: a pool with a lower number is not taken over.
 PROTOCOL = 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
-TRY = "--try"  # lets another version take over a small pool
-TRIED = "POOLCTL_TRIED"  # an environment variable: the running version makes the trial
 
 # Verbs that change servers. The supervisor completes them even if the caller stops waiting; features declare further
 # ones (`Feature.changing`).

@@ -1,5 +1,4 @@
-"""HTTP/1.1 for all of poolctl: a strict reader of responses, an asyncio client, and a small server that uses h11.
+"""HTTP/1.1 for all of poolctl, framed by h11: an asyncio client, a small asyncio server, and a reader of responses.
 
-The reader (`messages`) does no I/O and needs the standard library only; asyncio is imported by `http_client` and
-`http_server` alone, and h11 by `http_server`.
+The reader (`messages`) does no I/O.
 """

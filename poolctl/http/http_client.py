@@ -16,7 +16,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .messages import BadMessage, ResponseHead, ResponseReader, request_head
+import h11
+
+from .messages import BadMessage, ResponseReader, request_head
 
 _READ_BYTES = 256 * 1024
 
@@ -28,9 +30,9 @@ class NoResponse(ConnectionError):
 class StreamedResponse:
     """A response whose head has been read, and whose body is read on demand."""
 
-    def __init__(self, head: ResponseHead, message: ResponseReader, stream: asyncio.StreamReader) -> None:
+    def __init__(self, head: h11.Response, message: ResponseReader, stream: asyncio.StreamReader) -> None:
         self.head = head
-        self.status = head.status
+        self.status = head.status_code
         self._message = message
         self._stream = stream
 
@@ -69,7 +71,7 @@ async def exchange(
     `asyncio.timeout`. Raises OSError, BadMessage for a response that is not HTTP, NoResponse, and ValueError for a
     request that cannot be written.
     """
-    head = request_head(method, target, fields)
+    message = ResponseReader(request_head(method, target, fields), body)
     if isinstance(where, str):
         stream, writer = await asyncio.open_unix_connection(where, limit=_READ_BYTES)
     elif proxy is not None and tls is not None:
@@ -81,18 +83,21 @@ async def exchange(
             *where, limit=_READ_BYTES, ssl=tls, server_hostname=server_name
         )
     try:
-        writer.write(head + body)
+        writer.write(message.payload)
         with contextlib.suppress(ConnectionError):
             await writer.drain()  # a server that refuses the rest has sent the reason
-        message = ResponseReader(head_only=method == "HEAD")
-        while message.head is None:
-            await _read_more_into(message, stream)
-        yield StreamedResponse(message.head, message, stream)
+        yield StreamedResponse(await _read_head_of(message, stream), message, stream)
     finally:
         # Not close(), which would wait for a server that does not read, or that does not end its TLS.
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def _read_head_of(message: ResponseReader, stream: asyncio.StreamReader) -> h11.Response:
+    while message.head is None:
+        await _read_more_into(message, stream)
+    return message.head
 
 
 async def _read_more_into(message: ResponseReader, stream: asyncio.StreamReader) -> None:
@@ -130,13 +135,14 @@ class ForwardProxy(NamedTuple):
         stream, writer = await asyncio.open_connection(self.host, self.port, limit=limit)
         try:
             authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            writer.write(request_head("CONNECT", authority, [("host", authority), *self.fields]))
+            message = ResponseReader(request_head("CONNECT", authority, [("host", authority), *self.fields]))
+            writer.write(message.payload)
             try:
-                head = ResponseHead(await stream.readuntil(b"\r\n\r\n"))
-            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, BadMessage):
+                await _read_head_of(message, stream)
+            except (NoResponse, BadMessage):
                 raise ProxyError(f"the proxy {self.host}:{self.port} does not answer with HTTP") from None
-            if head.status // 100 != 2:
-                raise ProxyError(f"the proxy {self.host}:{self.port} answered {head.status}")
+            if message.status // 100 != 2:
+                raise ProxyError(f"the proxy {self.host}:{self.port} answered {message.status}")
             await writer.start_tls(tls, server_hostname=host)
         except BaseException:
             writer.transport.abort()

@@ -19,16 +19,13 @@ from typing import Protocol
 
 import h11
 
-from .messages import MAX_HEAD_BYTES, MOST_FIELDS, BadMessage
+from .messages import END_OF_HEAD, MAX_HEAD_BYTES, MOST_FIELDS, UNFIT, BadMessage, next_event
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024
-_END_OF_HEAD = b"\r\n\r\n"
-# What h11 accepts, but servers read differently (RFC 9112 §2.2, §3.2, §5.2, §6.3): a control character, a line that
-# ends without CRLF, a folded field, a list of lengths, a fragment. A CR may be the last byte received so far.
-_ambiguous = re.compile(
-    rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)|\n[\t ]|\n(?i:content-length):[^\r]*,|\A[^\r]*#"
-).search
+# What h11 accepts, but servers read differently (RFC 9112 §2.2, §3.2, §5.2, §6.3): UNFIT, a folded field, a list of
+# lengths, a fragment.
+_ambiguous = re.compile(UNFIT + rb"|\n[\t ]|\n(?i:content-length):[^\r]*,|\A[^\r]*#").search
 _is_host = re.compile(rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*").fullmatch  # RFC 9110 §7.2, RFC 3986 §3.2.2
 _ACCEPT_AGAIN_SECONDS = 0.1
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1024 * 1024
@@ -320,7 +317,7 @@ async def _receive_head(
     A body in chunks is refused (RFC 9112 §6.3): no client needs one here.
     """
     checked = 0
-    while (end := received.find(_END_OF_HEAD, max(0, checked - 3))) < 0:
+    while (end := received.find(END_OF_HEAD, max(0, checked - 3))) < 0:
         _check_characters(received, checked)
         if len(received) > limits.head_bytes:
             raise BadMessage("the head is too large", 431)
@@ -329,12 +326,12 @@ async def _receive_head(
         if not more:
             raise BadMessage("the request is incomplete")
         received += more
-    head = received[: end + len(_END_OF_HEAD)]
+    head = received[: end + len(END_OF_HEAD)]
     if len(head) > limits.head_bytes:
         raise BadMessage("the head is too large", 431)
     _check_characters(head)
     connection.receive_data(received)
-    request = _next_event(connection)
+    request = next_event(connection)
     assert isinstance(request, h11.Request)
     names = [name for name, _ in request.headers]
     hosts = [value for name, value in request.headers if name == b"host"]
@@ -364,7 +361,7 @@ async def _receive_body(
     connection: h11.Connection, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> bytes:
     body = bytearray()
-    while not isinstance(event := _next_event(connection), h11.EndOfMessage):
+    while not isinstance(event := next_event(connection), h11.EndOfMessage):
         if isinstance(event, h11.Data):
             body += event.data
             continue
@@ -373,14 +370,6 @@ async def _receive_body(
             writer.write(connection.send(go_on) or b"")
         connection.receive_data(await stream.read(_READ_BYTES))
     return bytes(body)
-
-
-def _next_event(connection: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-    """What has been received next. Raises BadMessage, also for the end of the connection."""
-    try:
-        return connection.next_event()
-    except h11.RemoteProtocolError as error:
-        raise BadMessage(str(error), error.error_status_hint) from None
 
 
 async def _await_disconnect(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:

@@ -42,3 +42,7 @@ SUPERVISOR = "supervisor"
 
 # Passed to a supervisor that has crashed repeatedly within a minute: its automatic actions may be the cause.
 CALM = "--calm"
+
+# Files in the pool's directory. The first exists while no supervisor can be started; in the second, a client names the
+# supervisor and the keeper of another version, before it sends SIGUSR1 to the keeper.
+NO_SUPERVISOR, UPGRADE = "no-supervisor", "upgrade.json"

@@ -22,9 +22,13 @@ A supervisor that has lost its keeper gives the new keeper a plan with `supervis
 
 In the second form the client is the program that holds the other end of LINK_FD; when it exits, everything ends.
 
-The pool shuts down within a time limit, with or without a supervisor. The keeper upgrades itself by execve(2), which
-keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable descriptor; the rest
-of its state is passed to the next program in a file in memory.
+The pool shuts down within a time limit, with or without a supervisor.
+
+For an upgrade, the next version's supervisor is started first. Once it has adopted the pool, the keeper upgrades itself
+by execve(2), which keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable
+descriptor; the rest of its state is passed to the next program in a file in memory. If the next supervisor exits before
+that, the earlier one is started, unless it has been removed or replaced on disk. SIGUSR1 asks a keeper without a
+supervisor to start the one named in the file fd_store.UPGRADE.
 """
 
 from __future__ import annotations
@@ -105,6 +109,13 @@ class Store:
     def keeps_group(self, pid: int) -> bool:
         """Whether the process is a worker whose process group is left running when it exits."""
         return any(meta["pid"] == pid and meta.get("keeps_group") for meta in self.values(*_WORKERS))
+
+    def release_to_another_version(self) -> None:
+        """Drop the zygotes, and clear the marks of helpers: a supervisor of another version starts its own."""
+        self.clear(*fd_store.OF_THE_VERSION)
+        for meta, _ in self._entries.values():
+            if isinstance(meta, dict) and "mark" in meta:
+                meta["mark"] = ""
 
     def rows(self) -> list[tuple[str, object, list[int]]]:
         """All entries, as tuples of name, value and descriptors. The store still owns the descriptors."""
@@ -267,34 +278,40 @@ _CALM_FROM = 5
 
 
 class SupervisorProcess:
-    """Starts the supervisor, and restarts it with backoff when it exits, a limited number of times.
+    """Starts the supervisor, and restarts it with backoff when it exits.
 
-    All times are in seconds on one monotonic clock.
+    `candidate` is the next version's supervisor during an upgrade, else empty: it is started instead of `command`, and
+    replaces `command` once it has adopted the pool (`has_adopted`). All times are in seconds on one monotonic clock.
     """
 
     def __init__(self, command: list[str], directory: str, now: float) -> None:
         self.command = command
+        self.candidate: list[str] = []
         self.pid = 0
         self.due: float | None = now if command else None
         self._log = os.path.join(directory, "supervisor.log")
         self._failures = 0
         self._deaths: list[float] = []
         self._started = 0.0
-        self._adopted = False
+        self.has_adopted = False
+        self._running = command  # started last
 
     def start(self, now: float) -> socket.socket | None:
         """Start the supervisor; return the keeper's end of the link. On failure, schedule a retry and return None."""
-        self._started, self._adopted = now, False
+        self._started, self.has_adopted = now, False
+        self._running = self.candidate or self.command
         with contextlib.ExitStack() as if_failed:
             try:
                 ours, theirs = wire.pair()
                 if_failed.enter_context(ours)
                 with theirs:
                     recreate_pool_directory(os.path.dirname(self._log))
-                    command = [*self.command, fd_store.CALM] if self.calm else self.command
-                    self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
+                    calm = [fd_store.CALM] if self.calm else []
+                    self.pid = spawn(
+                        [*self._running, *calm], None, [theirs.fileno()], self._log, session=False
+                    )
             except OSError as error:
-                log_failure(self._log, self.command, error)
+                log_failure(self._log, self._running, error)
                 self.schedule_restart(now)
                 return None
             if_failed.pop_all()
@@ -303,11 +320,31 @@ class SupervisorProcess:
 
     def record_start(self, pid: int, now: float) -> None:
         """Record that the process `pid`, a running child of the keeper, is the supervisor."""
-        self.pid, self._started, self.due, self._adopted = pid, now, None, False
+        self.pid, self._started, self.due, self.has_adopted = pid, now, None, False
 
-    def record_adoption(self) -> None:
-        """Record that the supervisor now manages the pool."""
-        self._adopted = True
+    def record_adoption(self) -> bool:
+        """Record that the supervisor now manages the pool; return whether it is the candidate."""
+        is_candidate = bool(self.candidate) and self._running == self.candidate
+        self.has_adopted, self.command, self.candidate = True, self._running, []
+        return is_candidate
+
+    def try_candidate(self, command: list[str], now: float) -> None:
+        """Start the supervisor of another version, at once or after the exit of the one that runs."""
+        self.candidate, self._failures, self._deaths = command, 0, []
+        if not self.pid:
+            self.due = now
+
+    def give_candidate_up(self) -> bool:
+        """Return to the earlier command if the candidate has exited, and its interpreter and program are still there.
+
+        Returns whether this was done. In the same environment both commands are equal: there is nothing to return to.
+        """
+        has_failed = bool(self.candidate) and self._running == self.candidate != self.command
+        # See bootstrap.command: the words before and after the interpreter's option.
+        if not has_failed or not all(map(os.path.exists, self.command[:3:2])):
+            return False
+        self.candidate = []
+        return True
 
     def schedule_restart(self, now: float) -> None:
         """Schedule the restart of a supervisor that has exited.
@@ -319,8 +356,8 @@ class SupervisorProcess:
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
         self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
         pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
-        self.due = now if self._adopted and not self.calm else now + pause
-        self._adopted = False
+        self.due = now if self.has_adopted and not self.calm else now + pause
+        self.has_adopted = False
 
     @property
     def calm(self) -> bool:
@@ -335,6 +372,7 @@ class SupervisorProcess:
 
 # Each of these signals requests the shutdown of the pool.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+UPGRADE = signal.SIGUSR1
 
 STOP_SECONDS = 30.0
 # How long a supervisor may take to confirm a shutdown. Then the keeper stops the workers, and finally kills them.
@@ -344,7 +382,7 @@ LAST_OUTPUT_SECONDS = 1.0
 
 
 class Signals:
-    """The signals that this process receives: exits of children, and requests to shut down.
+    """The signals that this process receives: exits of children, and requests to shut down or to upgrade.
 
     Its descriptor becomes readable when a signal has arrived; the signal handlers do nothing.
     """
@@ -354,18 +392,18 @@ class Signals:
         for end in (self._wake, self._waker):
             end.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, *ENDING):
+        for number in (signal.SIGCHLD, *ENDING, UPGRADE):
             signal.signal(number, lambda *_: None)
-        # `ENDING` was blocked during execve(2), and others by the caller.
+        # These were blocked during execve(2), and others by the caller.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def fileno(self) -> int:
         """The descriptor that is readable when `read` has something to report."""
         return self._wake.fileno()
 
-    def read(self) -> bool:
-        """Read the received signals; returns whether one of them requests the shutdown."""
-        return any(number in ENDING for number in self._wake.recv(4096))
+    def read(self) -> bytes:
+        """Return the numbers of the received signals. Raises BlockingIOError if there are none."""
+        return self._wake.recv(4096)
 
 
 class Shutdown:
@@ -397,6 +435,11 @@ class Shutdown:
         if self.due is None:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
+
+    def expect_no_supervisor(self, now: float) -> None:
+        """If the shutdown has been requested, stop the workers now, without a supervisor."""
+        if self.due is not None and not self.alone:
+            self.due = now
 
     def set_stop_deadline(self, seconds: float = 0.0) -> None:
         """Set the time limit of a supervisor that has confirmed the shutdown and needs `seconds` to stop the servers.
@@ -435,6 +478,7 @@ class Shutdown:
         """
         if self.begun and not self.last:
             pool_files.remove_left_states(self._directory)
+            pool_files.unlink_quietly(os.path.join(self._directory, pool_files.PROCESSES))
         self._reaper.kill_all(KILLED_SECONDS)
         self._store.clear()
 
@@ -443,57 +487,6 @@ class Shutdown:
 
     def _is_there(self, pid: int) -> bool:
         return is_child(pid) or pid in self._reaper.watcher.starts or pid in self._reaper.left_groups
-
-
-def try_execute_next_keeper(
-    argv: list[str], supervisor: list[str], store: Store, reaper: Reaper, open_files: tuple[int, int]
-) -> None:
-    """Replace this process by the next version of the keeper: `argv`, with one more argument for the state.
-
-    `supervisor` is the argument vector of the supervisor that it starts. Returns only if the program cannot be
-    executed, or the state not be written; this keeper then continues with its state unchanged.
-    """
-    # The next supervisor creates new ones.
-    store.clear(*fd_store.OF_THE_VERSION)
-    state = {
-        "entries": (rows := store.rows()),
-        "unheard": reaper.unacknowledged,
-        "sequence": reaper.sequence,
-        "watched": reaper.watcher.starts,
-        "left_groups": reaper.left_groups.leaders,
-        "open_files": open_files,
-    }
-    try:
-        file = memory_file("poolctl-keeper", json.dumps(state).encode())
-    except OSError:
-        return
-    kept = [file, *(fd for _, _, fds in rows for fd in fds)]
-    # Signals that arrive now stay pending for the next program.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        for fd in kept:
-            os.set_inheritable(fd, True)
-        os.execv(argv[0], [*argv, json.dumps({"supervisor": supervisor, "restored": file})])
-    except OSError:
-        for fd in kept:
-            os.set_inheritable(fd, False)
-        os.close(file)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def restore_state_and_file_limits(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
-    """Restore the state that was saved in `file` before execve(2); return the saved open-files limits for workers."""
-    state: wire.Message = json.loads(read_file(file))
-    os.close(file)
-    for name, meta, fds in state["entries"]:
-        _keep(store, name, meta, fds)
-    reaper.resume(
-        state["unheard"],
-        state["sequence"],
-        {int(pid): start for pid, start in state["watched"].items()},
-        state["left_groups"],
-    )
-    return tuple(state["open_files"])
 
 
 class Keeper:
@@ -507,6 +500,7 @@ class Keeper:
         self.store = Store()
         self.reaper = Reaper(self.store.keeps_group)
         self._directory = directory
+        self._no_supervisor = os.path.join(directory, fd_store.NO_SUPERVISOR)
         self._supervisor = SupervisorProcess(supervisor, directory, time.monotonic())
         self._watchdog = HungProcessDetector(0.0)
         self._lifeline = -1
@@ -514,11 +508,14 @@ class Keeper:
         self._client: Channel | None = None
         self._donor: DonorSupervisor | None = None
         self._shutdown = Shutdown(self.store, self.reaper, directory)
-        # The argument vectors of the next version and its supervisor.
-        self._next: tuple[list[str], list[str]] | None = None
+        # The argument vectors of the next version and its supervisor, which is started when this one has exited.
+        self._requested: tuple[list[str], list[str]] | None = None
+        self._next: list[str] = []  # the argument vector of the next version
+        self._is_next_due = False  # its supervisor has adopted the pool
 
     def take_over_descriptors(self, plan: wire.Message) -> None:
         """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""
+        pool_files.unlink_quietly(self._no_supervisor)
         if "donor" in plan:
             self._begin_from_donor(
                 DonorSupervisor(wire.socket_from_fd(plan["donor"]), plan["donor_process"], time.monotonic())
@@ -533,8 +530,20 @@ class Keeper:
 
     def resume(self, file: int) -> None:
         """Restore the state in `file`, written by the keeper that this process was before execve(2)."""
-        self._open_files = restore_state_and_file_limits(file, self.store, self.reaper)
+        state: wire.Message = json.loads(read_file(file))
+        os.close(file)
+        for name, meta, fds in state["entries"]:
+            _keep(self.store, name, meta, fds)
+        watched = {int(pid): start for pid, start in state["watched"].items()}
+        self.reaper.resume(state["unheard"], state["sequence"], watched, state["left_groups"])
+        self._open_files = tuple(state["open_files"])
         self._take_lifeline()
+        now = time.monotonic()
+        self._supervisor.record_start(state["supervisor_pid"], now)
+        self._supervisor.record_adoption()
+        self._client = Channel(wire.socket_from_fd(state["client"]))
+        self._watchdog = HungProcessDetector(now)
+        self._watchdog.received(now)
 
     def _begin_from_donor(self, donor: DonorSupervisor) -> None:
         """Begin to receive the donor's descriptors. If another keeper holds the lock, refuse the donor and exit."""
@@ -581,7 +590,10 @@ class Keeper:
                 self._donor.ping_or_kill(time.monotonic())
             if self._shutdown.enforce_limits_and_check_over(time.monotonic(), self._supervisor.pid):
                 break
+            if self._is_next_due:
+                self._try_execute_next_version()
         self._shutdown.kill_and_close_store()
+        pool_files.unlink_quietly(self._no_supervisor)
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         wait_or_kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
         pool_files.clean_up_pool_directory(self._directory)
@@ -591,12 +603,28 @@ class Keeper:
         if sock is not None:
             self.begin_client_session(sock)
         else:
-            self._end_if_no_longer_needed()
+            self._choose_next_supervisor()
 
-    def _end_if_no_longer_needed(self) -> None:
-        """Let `run` end if the supervisor cannot be started and the store holds no sockets or workers."""
-        if self._supervisor.given_up and not self.store.holds_work:
-            self._shutdown.over = True
+    def _choose_next_supervisor(self) -> None:
+        """Choose the version of the supervisor to start after one has exited, or could not be started.
+
+        If that has happened repeatedly, `run` ends if the store holds no sockets or workers; else clients are told.
+        """
+        if self._requested is not None:
+            self._try_version(*self._requested)
+        elif self._supervisor.give_candidate_up():
+            self.store.release_to_another_version()
+        if self._supervisor.given_up:
+            with contextlib.suppress(OSError):
+                os.close(os.open(self._no_supervisor, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._shutdown.over = self._shutdown.over or not self.store.holds_work
+            self._shutdown.expect_no_supervisor(time.monotonic())
+
+    def _try_version(self, argv: list[str], supervisor: list[str]) -> None:
+        """Have `run` start the supervisor of another version, and after it has adopted the pool the keeper `argv`."""
+        self._requested, self._next = None, argv
+        self._supervisor.try_candidate(supervisor, time.monotonic())
+        self.store.release_to_another_version()
 
     def _ping_or_kill_supervisor(self, now: float) -> None:
         if self._watchdog.check_for_hang(now):
@@ -635,12 +663,23 @@ class Keeper:
         return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
     def _process_signals(self) -> None:
-        to_end = self._signals.read()
+        received = self._signals.read()
         # First the entries of processes that have already exited: they tell what becomes of the process groups.
         self._perform_arrived_requests()
         self._process_exit_reports(self.reaper.reap())
-        if to_end:
+        if not {*ENDING}.isdisjoint(received):
             self._request_shutdown()
+        elif UPGRADE in received:
+            self._try_version_of_client()
+
+    def _try_version_of_client(self) -> None:
+        """Start the supervisor that a client has named in a file, unless a supervisor manages the pool."""
+        path = os.path.join(self._directory, fd_store.UPGRADE)
+        with contextlib.suppress(OSError, ValueError, LookupError), open(path, "rb") as file:
+            os.unlink(path)
+            order = json.load(file)
+            if not self._supervisor.has_adopted and not self._shutdown.begun:
+                self._try_version(order["argv"], order["supervisor"])
 
     def _process_exit_reports(self, reports: list[wire.Message]) -> None:
         for report in reports:
@@ -649,17 +688,51 @@ class Keeper:
                 self._perform_arrived_requests()
                 self._close_client()
                 self._supervisor.schedule_restart(time.monotonic())
+                self._choose_next_supervisor()
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
-                self._execute_next_version_if_requested()
-                self._end_if_no_longer_needed()
             elif self._client is not None:
                 self._client.send(report)
 
-    def _execute_next_version_if_requested(self) -> None:
-        """Execute the next version, if the supervisor has requested it and exited."""
-        following, self._next = self._next, None
-        if following is not None:
-            try_execute_next_keeper(*following, self.store, self.reaper, self._open_files)
+    def _try_execute_next_version(self) -> None:
+        """Replace this process by the next version of the keeper, which continues with the connected supervisor.
+
+        Does nothing while messages to the supervisor or signals wait. Also returns if the program cannot be executed,
+        or the state not be written: this keeper then continues with its state unchanged.
+        """
+        client = self._client
+        if client is None or client.blocked or not self._supervisor.has_adopted or self._donor is not None:
+            return
+        signals = select.poll()
+        signals.register(self._signals, select.POLLIN)
+        # Signals that arrive from here on stay pending for the next program.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, UPGRADE))
+        kept: list[int] = []
+        try:
+            if self._shutdown.begun or signals.poll(0):
+                return
+            self._is_next_due = False
+            state = {
+                "entries": (rows := self.store.rows()),
+                "unheard": self.reaper.unacknowledged,
+                "sequence": self.reaper.sequence,
+                "watched": self.reaper.watcher.starts,
+                "left_groups": self.reaper.left_groups.leaders,
+                "open_files": self._open_files,
+                "client": client.sock.fileno(),
+                "supervisor_pid": self._supervisor.pid,
+            }
+            file = memory_file("poolctl-keeper", json.dumps(state).encode())
+            kept += [file, client.sock.fileno(), *(fd for _, _, fds in rows for fd in fds)]
+            for fd in kept:
+                os.set_inheritable(fd, True)
+            plan = {"supervisor": self._supervisor.command, "restored": file}
+            os.execv(self._next[0], [*self._next, json.dumps(plan)])
+        except OSError:
+            for fd in kept:
+                os.set_inheritable(fd, False)
+            _close(kept[:1])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _terminate_if_lifeline_closed(self) -> None:
         if not os.read(self._lifeline, 4096):
@@ -678,6 +751,8 @@ class Keeper:
             self._client.send({"event": "terminate"})
         elif not self.store.holds_work:
             self._shutdown.over = True
+        elif self._supervisor.given_up:
+            self._shutdown.expect_no_supervisor(time.monotonic())
 
     def _serve_channel(self, fd: int, events: int) -> None:
         for channel in (self._client, self._donor):
@@ -776,10 +851,9 @@ class Keeper:
             self._shutdown.over = True
         elif operation == "last":
             self._shutdown.last = True
-        elif operation == "renew":
+        elif operation == "upgrade":
             if not self._shutdown.begun:
-                # Executed once the supervisor, which is shutting down, has exited.
-                self._next = message["argv"], message["supervisor"]
+                self._requested = message["argv"], message["supervisor"]
         elif operation == "terminating":
             self._shutdown.set_stop_deadline(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
@@ -787,7 +861,9 @@ class Keeper:
         elif operation == "whole":
             self._schedule_supervisor_start()
         elif operation == "adopted":
-            self._supervisor.record_adoption()
+            if self._supervisor.record_adoption():
+                self._is_next_due = True
+            pool_files.unlink_quietly(self._no_supervisor)
             if self._donor is not None:
                 self._donor.send({"event": "adopted"})
         elif operation not in ("ping", "pong"):

@@ -1,7 +1,4 @@
-"""The files in a pool's directory: its lock, its sockets, and the desired state that a killed pool leaves behind.
-
-A process that outlives keeper and supervisor can be found by its socket there.
-"""
+"""The files in a pool's directory: its lock, and the desired state that a killed pool leaves behind."""
 
 from __future__ import annotations
 
@@ -13,13 +10,12 @@ import os
 from ..platform import boot_identity, replace_file
 from . import wire
 
-# The name of a socket's file is the kind of process, a dot, and a random part.
-WORKER, LOGGER, GATEWAY, FORWARDER = "w", "l", "g", "f"
-_LISTENS = b"00010000"  # __SO_ACCEPTCON
+GATEWAY = "g."  # the names of the runtime sockets of HAProxy begin with this
 _SOCKET_TABLE = "/proc/net/unix"
 
 DESIRED = "wanted.json"
 REGISTRATIONS = "registrations.json"
+PROCESSES = "processes"  # see runners.left_overs
 CONTEXT_SECRET = "gateway-secret"  # the gateway authenticates to workers by a value derived from this secret
 _CONTROL = "control.sock"
 _LOCK = "lock"
@@ -32,42 +28,16 @@ def unlink_quietly(path: str) -> None:
 
 
 def remove_stale_sockets(directory: str) -> None:
-    """Remove the files of sockets that no process has open. The pool of this directory must not be running.
-
-    Sockets that are open but not listening are kept: a worker may still be importing its application.
-    """
-    files = _socket_files(directory, WORKER, LOGGER, GATEWAY, FORWARDER)
-    states = _unix_socket_flags() if files else {}
-    for path in files:
-        if states is not None and os.fsencode(path) not in states:
-            unlink_quietly(path)
-
-
-def find_listeners(directory: str, *kinds: str) -> list[str]:
-    """Return the paths of the pool's sockets of these kinds that listen; all if the kernel does not tell which do."""
-    files = _socket_files(directory, *kinds)
-    states = _unix_socket_flags() if files else {}
-    return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]
-
-
-def _socket_files(directory: str, *kinds: str) -> list[str]:
-    prefixes = tuple(f"{kind}." for kind in kinds)
-    try:
-        return [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.startswith(prefixes)]
-    except OSError:
-        return []
-
-
-def _unix_socket_flags() -> dict[bytes, bytes] | None:
-    """The flags of all Unix sockets that have a path, by path; None if the kernel's table cannot be read."""
-    try:
-        with open(_SOCKET_TABLE, "rb") as table:
-            # Num RefCount Protocol Flags Type St Inode Path
-            rows = [row.rstrip(b"\n").split(None, 7) for row in table]
-    except OSError:
-        return None
-    # Accepted connections have their listener's path, but not the listening flag: sorted, the listener wins.
-    return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
+    """Remove the files of sockets that no process has open. The pool of this directory must not be running."""
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(directory) if name.startswith(GATEWAY)]
+        if names:
+            with open(_SOCKET_TABLE, "rb") as table:
+                # Num RefCount Protocol Flags Type St Inode Path
+                used = {row.rstrip(b"\n").split(None, 7)[-1] for row in table}
+            for path in (f"{directory}/{name}" for name in names):
+                if os.fsencode(path) not in used:
+                    unlink_quietly(path)
 
 
 def write_left_state(directory: str, content: bytes, name: str = DESIRED) -> None:

@@ -386,37 +386,6 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
     return True
 
 
-def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
-    """Whether the process with this start time exits within the timeout. Blocks."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        return process_start(pid) != start or bool(poll.poll(timeout_seconds * 1000))
-    finally:
-        os.close(process)
-
-
-def await_group_end(leader: int, timeout_seconds: float) -> bool:
-    """Whether the rest of the process group of an exited leader ends within the timeout. Blocks.
-
-    The leader's pid must not have been reused.
-    """
-    groups, until = GroupWatcher(), time.monotonic() + timeout_seconds
-    try:
-        poll = select.poll()
-        poll.register(groups, select.POLLIN)
-        left = groups.watch(leader)
-        while left and poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            left = not groups.unwatch_empty()
-        return not left
-    finally:
-        groups.close()
-
-
 def wait_or_kill_children(patience_seconds: float) -> None:
     """Kill and reap all children and their process groups, after giving them `patience_seconds` to exit.
 

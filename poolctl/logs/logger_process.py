@@ -19,9 +19,8 @@ The logger sends `up` when it has begun, answers pings, and sends these reports:
 - `error` with `message`: an order that could not be carried out.
 
 When descriptor 3 is closed, no supervisor or keeper is left to start a new logger. This one then continues until every
-pipe has ended, or a new pool takes over the pipes (see PipeHandover). It can be killed at any time: output is moved
-from pipes into the files in memory, and from there, noted, into log files, so that no line is lost or repeated. The
-keeper also holds the read ends and the files in memory.
+pipe has ended. It can be killed at any time: output is moved from pipes into the files in memory, and from there,
+noted, into log files, so that no line is lost or repeated. The keeper also holds the read ends and the files in memory.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.keeper import wire
 from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.platform import memory_file, name_process, raise_descriptor_limit
 
@@ -49,7 +47,6 @@ from .log_file import LogFile
 from .log_line import as_json, stamp, with_timestamp_prefix
 
 _REPORT_EVERY_SECONDS = 1.0
-_ORPHAN_CHECK_SECONDS = 0.2
 _SYNC_BYTES = 4 * 1024 * 1024
 _SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
@@ -206,7 +203,6 @@ class OutputStream:
         self.id, self.pid = str(order["id"]), int(order["pid"])
         self.fd = fd
         self.file = file
-        self.order = order
         self.dropped_bytes = 0
         self._name, self._format = str(order["name"]), order.get("format")
         self._spool = spool
@@ -300,7 +296,6 @@ class OutputLogger:
 
     def __init__(self, link: SupervisorLink, directory: str | None = None) -> None:
         self._directory = directory
-        self._handover: PipeHandover | None = None
         self._link = link
         self._control = link.sock
         self._epoll = select.epoll()
@@ -329,46 +324,21 @@ class OutputLogger:
                     self._receive_orders()
                     if self._link.is_lost:
                         self._epoll.unregister(fd)
-                elif self._handover is not None and self._handover.has(fd):
-                    streams = list(self._streams.values())
-                    self._end_ordered = self._handover.serve(fd, streams, self._spool.fds)
                 elif fd in self._streams:
                     self._pump_and_may_have_more(self._streams[fd])
-            if self._link.is_lost:
-                self._listen_for_takeover()
             self._rotate_old()
             self._report_dropped_if_due()
             self._send_reports()
-        taken = self._handover is not None and self._handover.taken
-        spooled = self._handover is not None and self._handover.spool_taken
         for stream in list(self._streams.values()):
-            if not taken:
-                self._pump_backlog(stream)
-            self._end(stream, spooled=spooled)
-        if self._handover is not None:
-            self._handover.stop_listening()
+            self._pump_backlog(stream)
+            self._end(stream)
         self._epoll.close()
         self._link.close()
         self._spool.close()
 
-    def _listen_for_takeover(self) -> None:
-        """Listen for a new pool to take over the servers' pipes, after supervisor and keeper have exited.
-
-        Called repeatedly, because the listener's file may be removed: no pool would find this process.
-        """
-        if self._directory is None or not self._streams:
-            return
-        with contextlib.suppress(OSError):
-            if self._handover is None:
-                self._handover = PipeHandover(self._directory, self._epoll)
-            else:
-                self._handover.listen_again_if_removed()
-
     def _timeout(self) -> float:
         times = [] if self._age_at is None else [self._age_at]
         times += [self._report_at] if self._streams_with_loss else []
-        if self._link.is_lost and self._directory is not None:
-            times.append(time.monotonic() + _ORPHAN_CHECK_SECONDS)
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
@@ -429,7 +399,7 @@ class OutputLogger:
         known = self._by_id.get(stream.id)
         if known is not None:
             if os.path.sameopenfile(known.fd, fd) and known.file is file:
-                known.pid, known.order = stream.pid, order
+                known.pid = stream.pid
                 return
             self._pump_backlog(known)
             self._end(known)
@@ -462,12 +432,11 @@ class OutputLogger:
             if not self._pump_and_may_have_more(stream):
                 return
 
-    def _end(self, stream: OutputStream, *, spooled: bool = False) -> None:
+    def _end(self, stream: OutputStream) -> None:
         if self._streams.pop(stream.fd, None) is None:
             return
         del self._by_id[stream.id]
-        if not spooled:
-            stream.store_incomplete_line(time.time())
+        stream.store_incomplete_line(time.time())
         self._queue_loss_report(stream)
         self._streams_with_loss.discard(stream)
         self._epoll.unregister(stream.fd)
@@ -505,77 +474,6 @@ class OutputLogger:
             self._reports.clear()
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
         self._epoll.modify(self._control.fileno(), wanted)
-
-
-class PipeHandover:
-    """The listener through which a logger without supervisor and keeper hands over its streams to a new pool.
-
-    Each client gets all streams with their pipes, then the message `over` with the files of the spool. A client that
-    answers with the message `taken` owns the streams from then on, and with `spool` in it the files. Then the
-    attributes `taken` and `spool_taken` become true, and the logger exits.
-    """
-
-    def __init__(self, directory: str, epoll: select.epoll) -> None:
-        self.taken = self.spool_taken = False
-        self._epoll = epoll
-        self._directory = directory
-        self._connections: dict[int, socket.socket] = {}
-        self._listen()
-
-    def _listen(self) -> None:
-        self._listener, self._path = rendezvous.bind_new_socket(self._directory, pool_files.LOGGER)
-        self._listener.listen()
-        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-
-    def listen_again_if_removed(self) -> None:
-        """Listen at a new path if the listener's file was removed. Raises OSError; then the listener is unchanged."""
-        if not os.path.lexists(self._path):
-            before = self._listener
-            self._listen()
-            self._epoll.unregister(before.fileno())
-            before.close()
-
-    def has(self, fd: int) -> bool:
-        """Whether the descriptor is the listener or one of its connections."""
-        return fd == self._listener.fileno() or fd in self._connections
-
-    def serve(self, fd: int, streams: Sequence[OutputStream], spool: list[int]) -> bool:
-        """Accept a client and send `streams` if `fd` is the listener; read a client's answer if `fd` is its connection.
-
-        Returns True if the answer says that the client has taken over the streams; otherwise False.
-        """
-        if fd != self._listener.fileno():
-            self._finish_handover(fd)
-            return self.taken
-        connection = rendezvous.accept(self._listener, {0, os.geteuid()})
-        if connection is None:
-            return False
-        connection.settimeout(1.0)
-        try:
-            for stream in streams:
-                wire.send(connection, stream.order, [stream.fd])
-            wire.send(connection, {"t": "over"}, spool)
-        except (OSError, wire.WireError):
-            connection.close()
-            return False
-        self._connections[connection.fileno()] = connection
-        self._epoll.register(connection.fileno(), select.EPOLLIN)
-        return False
-
-    def stop_listening(self) -> None:
-        """Stop listening."""
-        pool_files.unlink_quietly(self._path)
-        for sock in (self._listener, *self._connections.values()):
-            self._epoll.unregister(sock.fileno())
-            sock.close()
-        self._connections.clear()
-
-    def _finish_handover(self, fd: int) -> None:
-        received = rendezvous.receive_or_none(self._connections[fd])
-        self.taken = received is not None and received[0].get("t") == "taken"
-        self.spool_taken = received is not None and self.taken and bool(received[0].get("spool"))
-        self._epoll.unregister(fd)
-        self._connections.pop(fd).close()
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ class ProbeConnection(asyncio.Protocol):
         self._request, self._reply, self._on_result = request, request.new_reply(), on_result
         self.replying = False
         if self._transport is not None:
-            self._transport.write(request.payload)
+            self._transport.write(self._reply.payload)
 
     def is_accepted(self) -> bool | None:
         """Whether the worker has accepted the connection; None if the kernel does not report it."""
@@ -113,8 +113,8 @@ class ProbeConnection(asyncio.Protocol):
         self._transport = transport
         if self.closed:
             transport.abort()
-        elif self._request is not None:
-            transport.write(self._request.payload)
+        elif self._reply is not None:
+            transport.write(self._reply.payload)
 
     def data_received(self, data: bytes) -> None:
         if self._reply is None:
@@ -456,33 +456,31 @@ class HttpProbeRequest:
     __slots__ = (
         "_body",
         "_expression",
-        "_head_only",
         "_judging",
         "_label",
         "_plain",
+        "_request",
         "_slow_until",
         "_statuses",
-        "payload",
     )
 
     def __init__(self, probe: Probe, *, exposed_url: str, reusable: bool = True) -> None:
         assert probe.http is not None
         self._label = f"{probe.method} {probe.http}"
-        self._head_only = probe.method == "HEAD"
         self._statuses = statuses(probe.status)
         self._body = probe.body
         self._plain = probe.body is not None and is_plain(probe.body)
         self._expression: Expression | None = None
         self._judging: asyncio.Future[None] | None = None
         self._slow_until = 0.0
-        self.payload = request_head(
+        self._request = request_head(
             probe.method,
             quote(probe.http, safe=_UNQUOTED),
             _request_header_fields(probe, exposed_url, reusable=reusable).items(),
         )
 
     def new_reply(self) -> ResponseReader:
-        return ResponseReader(head_only=self._head_only, max_body_bytes=MAX_BODY_BYTES)
+        return ResponseReader(self._request, max_body_bytes=MAX_BODY_BYTES)
 
     def judge(self, reply: Reply, on_result: OnResult) -> None:
         """Judge the response, and call `on_result` with the problem, or with "" for a right response.

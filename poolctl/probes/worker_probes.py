@@ -80,7 +80,7 @@ class Hysteresis:
         return probe.fall_count_warn, Status.WARN
 
 
-GRAIN_SECONDS = 0.02
+GRAIN_SECONDS = 0.1
 # A worker that is not ready yet is probed more often.
 _FIRST_PAUSE_SECONDS = 0.02
 _FACTOR = 1.5
@@ -89,7 +89,7 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 def call_at_rounded_time(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
-    """Schedule `run` for about `when` (loop time): up to 10 ms early or late, so that probes share wake-ups."""
+    """Schedule `run` for about `when` (loop time): up to 50 ms early or late, so that probes share wake-ups."""
     loop = asyncio.get_running_loop()
     moment = round(when / GRAIN_SECONDS) * GRAIN_SECONDS
     return loop.call_at(moment if moment > loop.time() else when, run)

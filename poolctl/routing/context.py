@@ -36,7 +36,7 @@ _SAFE = (
 )
 # In a `context_value`, after the name.
 _KEY_AND_ALIAS = re.compile(f":[0-9a-f]{{{KEY_CHARACTERS}}}:(?:[0-9a-f]{{2}})*")
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
 
 Scope = Mapping[str, Any]
 

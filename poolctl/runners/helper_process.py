@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
 
+from .left_overs import ProcessNote, ProcessNotes
 from .process_link import (
     PING,
     HasDescriptor,
@@ -77,6 +79,9 @@ class HelperKind:
     idle_seconds: float | None = None
     ready_seconds: float = 30.0
     end_seconds: float = 10.0
+    # How a process ends that has outlived keeper and supervisor: see ProcessNote.
+    stop_signal: int = signal.SIGTERM
+    drain_seconds: float | None = 0.0
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 30.0
     calm_seconds: float = 60.0  # after a longer life the pauses begin again with the first
@@ -109,10 +114,13 @@ class HelperLog:
     file: why the first process of a pool cannot start has to be known at once.
     """
 
-    def __init__(self, directory: str, name: str, pipes: LogPipes | None) -> None:
-        self.path = os.path.join(directory, f"{name}.log")
-        self._name = name
+    def __init__(
+        self, directory: str, kind: HelperKind, pipes: LogPipes | None, notes: ProcessNotes | None
+    ) -> None:
+        self.path = os.path.join(directory, f"{kind.name}.log")
+        self._kind = kind
         self._pipes = pipes
+        self._notes = notes
 
     async def spawn(
         self,
@@ -120,20 +128,40 @@ class HelperLog:
         argv: Sequence[str],
         fds: Sequence[int | HasDescriptor],
         unset_variables: Sequence[str] | None = None,
-    ) -> int:
-        """Have the keeper start a program that prints to this log, and return its pid: see process_link.spawn."""
+    ) -> Table:
+        """Have the keeper start a program that prints to this log; return its identity: see process_link.spawn."""
         if self._pipes is None or not self._pipes.is_logger_up:
-            return await spawn(keeper, argv, self.path, fds, unset_variables)
-        pipe, write = self._pipes.create_log_pipe(f"[{self._name}]", self.path, "raw", _LIMITS)
+            known = identity(await spawn(keeper, argv, self.path, fds, unset_variables))
+            self.note(known)
+            return known
+        pipe, write = self._pipes.create_log_pipe(f"[{self._kind.name}]", self.path, "raw", _LIMITS)
         try:
-            pid = await spawn(keeper, argv, write, fds, unset_variables)
+            known = identity(await spawn(keeper, argv, write, fds, unset_variables))
         except BaseException:
             self._pipes.discard(pipe)
             raise
         finally:
             os.close(write)
-        self._pipes.register_pipe(pipe, pid)
-        return pid
+        self.note(known)
+        self._pipes.register_pipe(pipe, known["pid"])
+        return known
+
+    def note(self, known: Table, drain_seconds: float | None = None) -> None:
+        """Note the process with this identity, in case that it outlives keeper and supervisor.
+
+        `drain_seconds` replaces that of its kind.
+        """
+        if self._notes is not None and known["start"] is not None:
+            kind = self._kind
+            note = ProcessNote(
+                known["pid"],
+                known["start"],
+                kind.label,
+                stop_signal=kind.stop_signal,
+                stop_seconds=kind.end_seconds,
+                drain_seconds=kind.drain_seconds if drain_seconds is None else drain_seconds,
+            )
+            self._notes.add(note)
 
     async def wait_until_stored(self) -> None:
         """Wait until the file has all that was printed so far, or a second has passed."""
@@ -270,11 +298,11 @@ class HelperProcess(HelperChild, LinkHandler):
         ours, theirs = wire.pair()
         try:
             with theirs:
-                pid = await log.spawn(keeper, kind.argv, [theirs], () if kind.knows_secrets else None)
+                known = await log.spawn(keeper, kind.argv, [theirs], () if kind.knows_secrets else None)
         except BaseException:
             ours.close()
             raise
-        process = cls(kind, ours, identity(pid), mark)
+        process = cls(kind, ours, known, mark)
         process.output_start = output_start
         return process
 
@@ -286,7 +314,9 @@ class HelperProcess(HelperChild, LinkHandler):
             return None
         meta = reply["meta"]
         known = {"pid": meta["pid"], "start": meta["start"]}
-        return cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
+        process = cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
+        process.answered()  # it already runs: the long time for a first answer is not for it
+        return process
 
     @property
     def is_gone(self) -> bool:
@@ -492,7 +522,7 @@ class Helper(Generic[Child]):
 
     def end_process(self) -> None:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
-        if (process := self._take_process()) is not None:
+        if (process := self.release()) is not None:
             process.end()
 
     def kill_process(self) -> None:
@@ -511,7 +541,7 @@ class Helper(Generic[Child]):
     def close(self) -> None:
         """Have the process exit, and start no other."""
         self.stop_attempts()
-        if (process := self._take_process()) is not None:
+        if (process := self.release()) is not None:
             process.close()
         self._notify_changed()
 
@@ -540,7 +570,8 @@ class Helper(Generic[Child]):
             if process.pid == pid:
                 process.record_exit(exit_)
 
-    def _take_process(self) -> Child | None:
+    def release(self) -> Child | None:
+        """Return the process in use, and use it no more: its exit is no event then."""
         self._cancel_idle_end()
         if (process := self.process) is not None:
             self.process = self.latest = None
@@ -601,6 +632,7 @@ class Helper(Generic[Child]):
         process = await self._source.adopt(self._keeper, self.kind)
         if process is not None:
             self._register(process)
+            self.log.note(process.known)
             self._manage(process, is_new=False)
         self._early_exits = None
 
@@ -708,8 +740,9 @@ class Helpers:
     The first one is the logger, whose owner sets `pipes`: all others print to these.
     """
 
-    def __init__(self, keeper: Link, directory: str) -> None:
+    def __init__(self, keeper: Link, directory: str, notes: ProcessNotes | None = None) -> None:
         self.directory = directory
+        self._notes = notes
         self.pipes: LogPipes | None = None
         self._keeper = keeper
         self._helpers: list[Helper[Any]] = []
@@ -724,7 +757,7 @@ class Helpers:
 
     def add(self, kind: HelperKind, owner: HelperOwner[Child], source: ProcessSource[Child]) -> Helper[Child]:
         """Make a helper of this kind."""
-        log = HelperLog(self.directory, kind.name, self.pipes)
+        log = HelperLog(self.directory, kind, self.pipes, self._notes)
         helper = Helper(self._keeper, log, kind, owner, source)
         self._helpers.append(helper)
         return helper

@@ -411,8 +411,12 @@ async def spawn(
     output: str | int,
     fds: Sequence[int | HasDescriptor],
     unset_variables: Sequence[str] | None = None,
+    *,
+    session: bool = True,
 ) -> int:
-    """Have the keeper start a program in a new session, with `fds` as its descriptors 3, 4 …, and return its pid.
+    """Have the keeper start a program, with `fds` as its descriptors 3, 4 …, and return its pid.
+
+    With `session` it leads a new session, whose processes the keeper ends with it.
 
     The program's output is `output`: a file to which it is appended, or a descriptor. The variables in
     `unset_variables`, by default the withheld variables, are removed from its environment. Raises LinkLost, or Refused
@@ -420,7 +424,7 @@ async def spawn(
     """
     path, write = (None, [output]) if isinstance(output, int) else (output, [])
     left_out = withheld_variables() if unset_variables is None else unset_variables
-    order = {"op": "spawn", "argv": argv, "output": path, "session": True, "without": left_out}
+    order = {"op": "spawn", "argv": argv, "output": path, "session": session, "without": left_out}
     reply, _ = await keeper.call(order, [*fds, *write])
     return int(reply["pid"])
 

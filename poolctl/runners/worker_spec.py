@@ -23,7 +23,6 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
 from poolctl.routing.networks import in_every_form
-from poolctl.worker.process_setup import spec_digest
 
 from .runner_protocol import app_state
 from .withheld_variables import environment_for_programs, withheld_variables
@@ -112,14 +111,6 @@ def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
         stop_signal=None,
         tls=False,
     )
-
-
-def worker_digest(server: ServerConfig) -> int | None:
-    """The digest of the specification that a new worker would get; None if no worker can be started."""
-    try:
-        return spec_digest(worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0)))
-    except ServerError:
-        return None
 
 
 def preload_spec(

@@ -1,6 +1,6 @@
 """Runs the supervisor: `supervisor DIRECTORY FILE…`. File descriptor 3 is a socket to the keeper, its parent process.
 
-With CHECK or TRY as the first argument, it tests an upgrade instead.
+`supervisor CHECK FILE…` checks whether this version can take over a pool instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 from poolctl.config import disable_pydantic_plugins
-from poolctl.control.protocol import CHECK, TRY
+from poolctl.control.protocol import CHECK
 from poolctl.keeper.fd_store import CALM
 from poolctl.platform import grow_descriptor_table, name_process
 
@@ -18,14 +18,12 @@ _GARBAGE = (20_000, 20, 20)
 
 
 def main() -> None:
-    """Run the supervisor until its pool is stopped, or run the requested test of an upgrade; then exit."""
+    """Run the supervisor until its pool is stopped, or check whether an upgrade is possible; then exit."""
     disable_pydantic_plugins()
-    if sys.argv[1] in (CHECK, TRY):
-        from .takeover_trial import print_takeover_check, try_takeover_by
+    if sys.argv[1] == CHECK:
+        from .upgrade_check import print_takeover_check
 
-        sys.exit(
-            print_takeover_check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:])
-        )
+        sys.exit(print_takeover_check(sys.argv[2:]))
     # Imports create no garbage, and collection would take a tenth of their time.
     gc.disable()
     directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)

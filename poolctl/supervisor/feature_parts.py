@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.feature import DetachedProcesses, Feature, features
-from poolctl.keeper import pool_files
+from poolctl.feature import Feature, features
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import GiveSamples
 from poolctl.runners.local.local_runner import LocalRunner
@@ -60,8 +59,8 @@ class FeaturePart:
         """The handlers of the verbs that the feature declares in `Feature.verbs`."""
         return {}
 
-    async def hand_survivors_to_keeper(self) -> None:
-        """Pass the sockets of the feature's process to the current keeper if the process has outlived a keeper."""
+    def take_over_process(self) -> None:
+        """Called before `apply_tables` if an earlier supervisor has left the feature's process (see Feature.entry)."""
 
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables, except [[server]]. Called at the start and after each change."""
@@ -155,20 +154,17 @@ class FeatureParts:
             if feature.sections:
                 self._get_or_create_part(feature)
 
-    async def hand_survivors_to_keeper(self) -> None:
-        """Pass the features' processes that have outlived their keeper to the new keeper."""
+    async def take_over_processes(self) -> None:
+        """Create the part of each feature whose process an earlier supervisor has left."""
         for feature in _features():
-            if feature.processes is not None and await self._are_there(feature.processes):
-                await self._get_or_create_part(feature).hand_survivors_to_keeper()
+            if feature.entry and await self._is_there(feature.entry):
+                self._get_or_create_part(feature).take_over_process()
 
-    async def _are_there(self, processes: DetachedProcesses) -> bool:
-        directory = self._environment.directory
-        if pool_files.find_listeners(directory, *processes.sockets):
-            return True
-        _, fds = await self._environment.keeper.call({"op": "get", "name": processes.entry})
+    async def _is_there(self, entry: str) -> bool:
+        reply, fds = await self._environment.keeper.call({"op": "get", "name": entry})
         for fd in fds:
             os.close(fd)
-        return bool(fds)
+        return bool(fds or reply.get("meta"))
 
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables to all parts, after creating the parts that the tables need."""

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
@@ -39,7 +39,7 @@ from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.local import has_orphans
+from poolctl.runners.left_overs import ProcessNotes
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import AdoptedWorker
@@ -60,6 +60,7 @@ from .observers.pool_metrics import HealthReporter, PoolMetrics, metrics_address
 from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier
 from .takeover.keeper_replacement import KeeperExitWatchdog, KeeperWatch, hand_over_to_new_keeper
+from .takeover.killed_pool import KilledPool
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon, VerbContext
 from .verbs.verbs import AUDITED, Verbs
@@ -81,7 +82,6 @@ _CALM_SECONDS = 300.0
 _AFTER_START_SECONDS = 1.0
 _BETWEEN_IMPORTS_SECONDS = 0.02
 _SIGNALLED = 128
-_LATE_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 _CHECK_SECONDS = 1.0
 # The interval of checks for a change that inotify(7) does not report: a parent directory was renamed.
 _SELDOM_SECONDS = 60.0
@@ -141,7 +141,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._over.wait()
         if self._replacement is not None:
-            await self._upgrade_keeper_and_exit(*self._replacement)
+            await self._exit_for_next_version(*self._replacement)
         await self._end()
         # Awaited, because a keeper that has not received the message would start another supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -155,7 +155,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
-        self._helpers = Helpers(self._keeper, self.directory)
+        self._notes = ProcessNotes(self.directory)
+        self._helpers = Helpers(self._keeper, self.directory, self._notes)
         environments: dict[str, Mapping[str, str]] = {}
         site = RunnerContext(
             keeper=self._keeper,
@@ -165,8 +166,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             directory=self.directory,
             logs_directory=logs,
             environments=environments,
+            notes=self._notes,
         )
-        self.runner = LocalRunner(site, self.directory)
+        self.runner = LocalRunner(site)
         self.runner.events = self
         self._clock = Clock()
         self._store = StateStore(self._keeper, self.directory)
@@ -179,6 +181,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._configuration, self._keeper, self.directory, state_directory, self._helpers
         )
         self.events = EventBus(self._clock)
+        self._killed = KilledPool(self.events)
         self._web = WebServer(self._environment, self.events)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
@@ -203,12 +206,12 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         """
         self._control = ControlServer(self._handle, DescriptorReserve())
         servers = await self._configuration.take_over()
-        is_first = servers is None
+        self._is_first = servers is None
         if servers is None:
             self._control.replace_listener(listener)
             servers = await self._configuration.try_read_first_servers()
         await self._create_core_with_parts(servers)
-        await self._adopt_workers_and_start_recording(servers)
+        await self._adopt_workers_and_start_recording()
         if not self._calm:
             watch_health(self.core, self.runner, self.events)
         self.core.observers.add(self._on_entry_changed)
@@ -216,7 +219,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             # Adopted workers may differ from the record, and the core may already have reported that.
             self._on_entry_changed(entry)
         await self._register_verbs_and_serve_metrics()
-        if not is_first:
+        if not self._is_first:
             self._control.replace_listener(listener)
         self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
@@ -225,8 +228,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._report_calm_and_schedule_restart()
             return
         self.core.observers.add(self._end_if_mandatory_failed)
-        if not self._configuration.problems:
-            self._adopting_late = asyncio.ensure_future(self._adopt_late())
 
     async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
         self._configuration.subscribe_and_notify(self._set_journal)
@@ -240,13 +241,12 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self.core, self.runner, self._statistics.send_samples_to, self._totals, self._store, self._web
         )
 
-    async def _adopt_workers_and_start_recording(self, servers: list[ServerConfig]) -> None:
-        # While the files have problems, no worker is started, and workers of a killed pool wait.
-        searched = None if self._configuration.problems else {each.name: each for each in servers}
-        if searched is not None:
-            await self._parts.hand_survivors_to_keeper()
+    async def _adopt_workers_and_start_recording(self) -> None:
+        # While the files have problems, no worker is started, and what is left of a killed pool waits.
+        if not self._configuration.problems:
+            await self._parts.take_over_processes()
         adopted = await restore_and_adopt_workers(
-            self.core, self.runner, self._store, self._configuration.placed, searched
+            self.core, self.runner, self._store, self._configuration.placed, self._end_left_overs
         )
         if adopted:
             logger.info("adopted %d workers", adopted)
@@ -263,6 +263,16 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
                 "config", "port changed",
                 server=name, before=before, after=port, message=message, severity="warning",
             )  # fmt: skip
+
+    async def _end_left_overs(self, known: Collection[int | None]) -> None:
+        """End what a killed pool has left.
+
+        If this supervisor has a predecessor, only the servers' processes count that the keeper does not know: both
+        were killed before a new keeper knew all of them.
+        """
+        if not self._configuration.problems:
+            noted = [each for each in self._notes.earlier if self._is_first or each.server]
+            await self._killed.end(noted, known)
 
     async def _run_deferred_startup(self) -> None:
         """Import modules that a start does not need, before an upgrade can replace the package's files."""
@@ -327,9 +337,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     async def _wait_until_ready_for(self, request: Request) -> None:
         """Wait until the configuration files have been read, so that commands can be handled.
 
-        If the request is to stop the whole pool, reading is cancelled, unless workers of a killed pool still run.
+        If the request is to stop the whole pool, reading is cancelled.
         """
-        if _stops_everything(request) and not has_orphans(self.directory):
+        if _stops_everything(request):
             self._configuration.cancel_first_read()
         try:
             await self._begun.wait()
@@ -347,11 +357,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
                 self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
                 self._control.replace_listener(listener)
             self._store.rewrite_file()
+            self._notes.rewrite()
             self._save_timer.save_now()
-
-    async def _adopt_late(self) -> None:
-        if await store_late_orphans(self.core, self.runner):
-            self._exit_for_successor()
 
     def _exit_for_successor(self) -> None:
         """Save the state and exit without stopping anything; the keeper then starts a successor, which takes over."""
@@ -395,6 +402,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             await part.aclose()
         self.events.close()
         self._configuration.close()
+        self._notes.close(self._killed.left)
 
     def _begin_to_stop(self) -> None:
         """Begin to stop every server in order, after which the supervisor ends. Repeated calls have no effect."""
@@ -461,6 +469,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             return result
         self._save_at_once()
         result = await self._parts.wait_for_effects(verb, call, result)
+        if verb == "start":
+            result = replace(result, warnings=(*result.warnings, *self._killed.take_notices()))
         if verb not in OPENING_VERBS or call.options.get("dry_run") or self._metrics is None:
             return result
         await self._metrics.wait_for_opening_attempt()
@@ -562,16 +572,12 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
         self._begin_to_stop()
 
-    async def _upgrade_keeper_and_exit(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
-        """Have the keeper execute another version of itself, which starts its own supervisor; then end this process."""
+    async def _exit_for_next_version(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
+        """Have the keeper start another version's supervisor, and then that version of itself; end this process."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
-        for name, (meta, _) in [*self._keeper.entries.items()]:
-            if isinstance(meta, dict) and "mark" in meta:
-                # Without its mark the successor replaces the process, even if its build has the same version.
-                self._keeper.send({"op": "note", "name": name, "meta": {**meta, "mark": ""}})
         order = {
-            "op": "renew",
+            "op": "upgrade",
             "argv": [*keeper, self.directory],
             "supervisor": [*supervisor, self.directory, *self.files],
         }
@@ -599,6 +605,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             return
         self._replacing = True
         if self._keeper.whole:
+            self.runner.kill_zygotes()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             hand_over_to_new_keeper(
                 self.directory, command, self._keeper.recorded_entries(), stop_pool=self._terminating
@@ -643,20 +650,20 @@ async def restore_and_adopt_workers(
     runner: LocalRunner,
     store: StateStore,
     placed: Mapping[str, ServerConfig],
-    searched: Mapping[str, ServerConfig] | None,
+    end_others: Callable[[Collection[int | None]], Awaitable[None]],
 ) -> int:
     """Restore the recorded desired state and adopt the running workers; return the number of adopted workers.
 
     `placed` has, by worker id, the original configuration of workers whose server's configuration has changed. A
-    running server without a recorded state is kept running. Orphans, whose keeper and supervisor have died, are adopted
-    too for the servers in `searched`, and replaced if their configuration has changed.
+    running server without a recorded state is kept running. `end_others` ends noted processes other than those with
+    these pids, before a server is started.
     """
-    orphans = {} if searched is None else await runner.rescue_orphans_and_check_outdated(searched)
     recorded = await store.restore_and_get_recorded_names(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = await runner.adopt_workers_and_end_others(servers, placed)
+    await end_others(runner.pids)
     running = {each.placement.server for each in adopted.workers if not each.leaving}
-    unknown = (running | set(orphans)) - recorded
+    unknown = running - recorded
     for name in unknown:
         core.mark_found_running(core.entries[name])
     for each in adopted.workers:
@@ -665,35 +672,7 @@ async def restore_and_adopt_workers(
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
     _adopt_listeners_and_resume(core, adopted.endpoints)
-    for name, outdated in orphans.items():
-        if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
-            logger.info("%s is configured differently now: it is replaced", name)
-            core.restart(core.entries[name])
     return len(adopted.workers)
-
-
-async def store_late_orphans(core: Core, runner: LocalRunner) -> bool:
-    """Search for two minutes for orphans (workers whose keeper and supervisor died) that did not answer earlier.
-
-    Return True as soon as orphans are found: their sockets are then in the keeper's store, and the caller exits so that
-    its successor adopts them. Return False if none is found. An orphan whose server already runs again is stopped.
-    """
-    for pause in _LATE_PAUSES_SECONDS:
-        await asyncio.sleep(pause)
-        waiting = {
-            name: entry.config
-            for name, entry in core.entries.items()
-            if not entry.observed.workers and not core.endpoints(entry.config)
-        }
-        names = await runner.rescue_orphans_and_check_outdated(waiting, late=True)
-        for name in names:
-            # The server may have failed because these workers had its address, or have been removed meanwhile.
-            if entry := core.entries.get(name):
-                core.mark_found_running(entry)
-        if names:
-            logger.info("found late: %s", ", ".join(sorted(names)))
-            return True
-    return False
 
 
 def _adopted_worker(found: AdoptedWorker) -> Worker:

@@ -14,9 +14,7 @@ import resource
 import signal
 import sys
 import traceback
-from binascii import crc32
 from collections.abc import Callable, Mapping
-from json import JSONEncoder
 from typing import Any, NoReturn
 
 from ..bootstrap import command
@@ -46,16 +44,7 @@ _POOL_VARIABLES = (
     "WATCHDOG_USEC",
 )
 
-# The members of a specification that come from the server's configuration, not from the machine or the command that
-# started the pool.
-_KEYS = (
-    "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "interface", "requests",
-    "stop_seconds", "threads", "umask", "user", "uvicorn",
-)  # fmt: skip
-
 Spec = dict[str, Any]
-
-_ENCODER = JSONEncoder(sort_keys=True)  # which the application cannot replace, unlike json.dumps
 
 
 class SetupFailed(Exception):
@@ -305,8 +294,3 @@ def switch_to_user(uid: int, gid: int) -> None:
     if not done:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-
-
-def spec_digest(spec: Spec) -> int:
-    """The digest of a specification; equal digests mean that the server's configuration has not changed."""
-    return crc32(_ENCODER.encode({key: spec[key] for key in _KEYS if key in spec}).encode())

@@ -88,14 +88,6 @@ def create_tally_page() -> int:
     return fd
 
 
-def is_tally_page(fd: int) -> bool:
-    """Whether the descriptor is a tally page: a memory file of the expected size, sealed against resizing."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == _FILE_BYTES
-    except OSError:
-        return False
-
-
 def map_page(fd: int) -> memoryview:
     """Map the tally page `fd` as a sequence of writable 64-bit integers; the descriptor may be closed afterwards."""
     return memoryview(mmap.mmap(fd, SIZE_BYTES)).cast("Q")

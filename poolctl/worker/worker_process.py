@@ -2,7 +2,7 @@
 
 Orders arrive and events leave through the control socket, and no call blocks. A heartbeat is answered without a
 message: it is noted on a page of memory that the supervisor reads. A worker whose keeper and supervisor have
-both exited continues to serve, and a later supervisor can adopt it with a new control socket.
+both exited drains, and exits.
 
 Processes that the application forks do not keep the worker's sockets and signal handlers (see ForkedChildCleanup).
 """
@@ -13,21 +13,20 @@ import asyncio
 import atexit
 import contextlib
 import os
-import select
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from time import monotonic, monotonic_ns, process_time_ns
+from time import monotonic_ns, process_time_ns
 from typing import NoReturn
 
 import uvicorn
 
-from ..keeper import pool_files, rendezvous, wire
+from ..keeper import wire
 from ..platform import name_process
 from . import imports, process_setup
-from .process_setup import BEAT, FIRST_LISTENER_FD, Spec, spec_digest
+from .process_setup import BEAT, FIRST_LISTENER_FD, Spec
 from .serving.accepting import AdoptionPair
 from .serving.connection_state import PoolServerState
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
@@ -44,7 +43,6 @@ _STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
 _NONE_ASKED = 1  # earlier than any heartbeat
-_ORPHAN_CHECK_SECONDS = 0.2
 UNCOUNTED = "POOLCTL_UNCOUNTED"  # an environment variable for benchmarks: nothing is counted
 
 
@@ -60,12 +58,11 @@ class WorkerProcess:
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         self.routes = RouteContexts(spec["server"], self.listeners, secure=spec["tls"] is not None)
-        self.control = ControlSocket(process_setup.CONTROL_FD, self, self.tally_fd + 1)
+        self.control = ControlSocket(process_setup.CONTROL_FD, self)
         self.signalled: int | None = None
         self.expired = False
         self.accepting_ordered = False  # whether an order has decided if this worker accepts
         self.idleness: IdleTimer | None = None
-        self.ready_at: float | None = None
         STACK_DUMP.enable_for_page(self.tally_fd, lambda: self.control.send_or_drop(_STACKS))
         self.forked = ForkedChildCleanup(self)
 
@@ -127,29 +124,23 @@ class WorkerProcess:
         self.control.ignore()
 
     def _on_server_ready(self) -> None:
-        self.ready_at = monotonic()
         announce_heartbeats(self.server.server_state.tally)
         self.server.server_state.on_limit = self._report_request_limit_reached
-        self.server.on_left = lambda: self.control.send_or_drop({"event": "left"})
+        self.server.on_left = self._on_left
         self._inform(_STARTED)
         self.control.send_or_drop(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
+    def _on_left(self) -> None:
+        for each in self.listeners:
+            each.close()  # without keeper and supervisor nobody else has them: their addresses become free
+        self.control.send_or_drop({"event": "left"})
+
     def _report_request_limit_reached(self) -> None:
         # The replacement starts first: this worker serves until it is ordered to drain.
         self.expired = True
         self.control.send_or_drop({"event": "expired"})
-
-    def greeting(self) -> tuple[wire.Message, list[int]]:
-        held = [*self.listeners, *(self.adoption or ())]
-        message = {
-            "ready_at": self.ready_at,
-            "leaving": self.server.should_exit,
-            "listeners": len(self.listeners),
-            "tally": True,
-        }
-        return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         match message.get("order"):
@@ -255,22 +246,11 @@ class WorkerProcess:
 
 
 class ControlSocket:
-    """Receives orders for the worker and sends its events.
+    """Receives orders for the worker and sends its events. If keeper and supervisor have exited, the worker drains."""
 
-    When keeper and supervisor have both exited, the worker listens in the pool's directory for a supervisor that adopts
-    it. If the worker's user cannot enter the directory, `bound_fd` is a socket bound there in advance.
-    """
-
-    def __init__(self, fd: int, worker: WorkerProcess, bound_fd: int) -> None:
+    def __init__(self, fd: int, worker: WorkerProcess) -> None:
         self.worker = worker
-        place = worker.spec["orphanage"]
-        is_bound = place is not None and place["bound"]
-        self._bound = Socket(fileno=bound_fd) if is_bound else None
-        self._orphan: OrphanListener | None = None
         self._tally: memoryview | None = None
-        self._take(fd)
-
-    def _take(self, fd: int) -> None:
         self._sock = Socket(fileno=fd)
         self._sock.setblocking(False)
 
@@ -294,18 +274,6 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
-    def take_orders_from(self, fd: int, orphan_listener_fd: int | None) -> None:
-        """Take orders from the socket `fd` from now on: a supervisor has adopted this worker.
-
-        `orphan_listener_fd` is a bound socket on which to listen if the worker is orphaned again; None: the worker
-        binds one then.
-        """
-        self._orphan = None
-        self._bound = None if orphan_listener_fd is None else Socket(fileno=orphan_listener_fd)
-        self._sock.close()
-        self._take(fd)
-        self.start_reading_orders(self._tally)
-
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Carry out an order; closes the descriptors."""
         try:
@@ -315,11 +283,9 @@ class ControlSocket:
                 os.close(fd)
 
     def close_in_child(self) -> None:
-        """Close everything in a process that the application has forked."""
-        orphans = () if self._orphan is None else self._orphan.sockets
-        for sock in (self._sock, *orphans, *([] if self._bound is None else [self._bound])):
-            with contextlib.suppress(OSError):
-                os.close(sock.detach())
+        """Close the socket in a process that the application has forked."""
+        with contextlib.suppress(OSError):
+            os.close(self._sock.detach())
 
     def _handle_order_if_waiting(self) -> bool:
         if answer_if_heartbeat(self._sock, self._tally):
@@ -335,18 +301,10 @@ class ControlSocket:
         if received is None:
             # A socket at end of file stays readable, so it must not be watched.
             self.ignore()
-            self._listen_as_orphan_or_stop()
+            self.worker.drain()
             return False
         self.perform(*received)
         return True
-
-    def _listen_as_orphan_or_stop(self) -> None:
-        if self.worker.spec["orphanage"] is None:
-            self.worker.stop()
-            return
-        # Without a socket the worker cannot be found, but it still serves.
-        with contextlib.suppress(OSError):
-            self._orphan = OrphanListener(self, self._bound)
 
 
 def announce_heartbeats(tally: memoryview | None) -> None:
@@ -371,115 +329,6 @@ def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> boo
         tally[BEAT_CPU_NS] = process_time_ns()
         tally[BEAT_ANSWERED_NS] = asked
     return True
-
-
-class OrphanListener:
-    """The listener of a worker without supervisor, in the pool's directory. Sends the worker's state to each client.
-
-    `bound` is a socket that was bound in advance; if it is None, the worker binds one itself. A new supervisor adopts
-    the worker by the order `adopt`. Then the listener is closed.
-
-    The order comes with up to three descriptors. The first is the worker's new control socket. If `bound` was given, a
-    bound socket follows, for the next time that the worker loses its supervisor. If nothing reads the worker's output,
-    the last descriptor is a new output pipe.
-    """
-
-    def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
-        self._control = control
-        self._worker = control.worker
-        self._spec = spec = control.worker.spec
-        # The users whose supervisors are accepted: root, and the user who started the pool.
-        self._uids = {0} if spec["user"] is not None else {0, os.geteuid()}
-        self._loop = asyncio.get_running_loop()
-        self._connections: list[socket.socket] = []
-        self._path = ""
-        if bound is None:
-            bound, self._path = rendezvous.bind_new_socket(spec["orphanage"]["directory"], pool_files.WORKER)
-        self._needs_another = not self._path
-        self._listen(bound)
-        self._check_repeatedly()
-
-    @property
-    def sockets(self) -> tuple[socket.socket, ...]:
-        """The listening socket, and the sockets of the clients that are connected to it."""
-        return self._listener, *self._connections
-
-    def _close_and_unlink(self) -> None:
-        self._checking.cancel()
-        for sock in self.sockets:
-            self._loop.remove_reader(sock.fileno())
-            sock.close()
-        self._connections.clear()
-        if self._path:
-            pool_files.unlink_quietly(self._path)
-
-    def _listen(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._listener.listen()
-        self._loop.add_reader(self._listener.fileno(), self._accept_and_send_greeting)
-
-    def _check_repeatedly(self) -> None:
-        # The logger may exit later, or may not have closed the pipe yet.
-        if output_is_unread():
-            # An application that prints must not fail because the logger has been killed too.
-            process_setup.discard_output()
-        if self._path and not os.path.lexists(self._path):
-            with contextlib.suppress(OSError):
-                self._listen_at_new_path()
-        self._checking = self._loop.call_later(_ORPHAN_CHECK_SECONDS, self._check_repeatedly)
-
-    def _listen_at_new_path(self) -> None:
-        """Replace the listener, whose file was removed: no supervisor would find this worker."""
-        listener, self._path = rendezvous.bind_new_socket(
-            self._spec["orphanage"]["directory"], pool_files.WORKER
-        )
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
-        self._listen(listener)
-
-    def _accept_and_send_greeting(self) -> None:
-        connection = rendezvous.accept(self._listener, self._uids)
-        if connection is None:
-            return
-        message, fds = self._worker.greeting()
-        about = {"event": "orphan", "deaf": output_is_unread(), "pid": os.getpid()}
-        message = {**about, **self._spec["orphanage"], "likeness": spec_digest(self._spec), **message}
-        try:
-            wire.send(connection, message, fds)
-        except OSError:
-            connection.close()
-            return
-        self._connections.append(connection)
-        self._loop.add_reader(connection.fileno(), self._read_and_perform_order, connection)
-
-    def _read_and_perform_order(self, connection: socket.socket) -> None:
-        received = rendezvous.receive_or_none(connection)
-        if received is None:
-            self._loop.remove_reader(connection.fileno())
-            self._connections.remove(connection)
-            connection.close()
-            return
-        message, fds = received
-        if message.get("order") == "adopt" and fds:
-            self._close_and_unlink()
-            control, *output = fds
-            bound = output.pop(0) if self._needs_another and output else None
-            for fd in output:
-                os.dup2(fd, 1)
-                os.dup2(fd, 2)
-                os.close(fd)
-            self._control.take_orders_from(control, bound)
-        else:
-            self._control.perform(message, fds)
-
-
-def output_is_unread() -> bool:
-    """Whether no process reads the output: its pipe has no reader, or it was redirected to /dev/null."""
-    poll = select.poll()
-    poll.register(1, select.POLLOUT)
-    return any(events & select.POLLERR for _, events in poll.poll(0)) or (
-        os.path.samestat(os.fstat(1), os.stat(os.devnull))
-    )
 
 
 class IdleTimer:

@@ -310,12 +310,6 @@ class GatewayChaos:
     def death_of_the_forwarder_and_the_keeper(self) -> None:
         self._kill("forwarder", "keeper")
 
-    def death_of_keeper_and_supervisor(self) -> None:
-        self._kill("keeper", "supervisor")
-
-    def death_of_keeper_supervisor_and_gateway(self) -> None:
-        self._kill("keeper", "supervisor", "gateway")
-
     def stopped_supervisor_without_a_keeper(self) -> None:
         """The kernel continues the process."""
         info = self.pool.info()
@@ -478,9 +472,7 @@ class GatewayChaos:
         killed = time.monotonic()
         for name in names:
             os.kill(pids[name], signal.SIGKILL)
-        if {"keeper", "supervisor"} <= {*names}:
-            self._command("start")
-        elif "gateway" in names:
+        if "gateway" in names:
             wait_until(lambda: not is_alive(pids["gateway"]))
             if (status := get(self.ports["plain"], "/one").status) != 200:
                 raise Fault(f"the first answer after HAProxy's death is {status}")
@@ -539,16 +531,15 @@ def _answers(report: Report) -> int:
 KILL_GATEWAY = (
     "death_of_the_gateway", "stopped_gateway", "death_of_the_gateway_and_the_forwarder",
     "death_of_the_gateway_and_the_supervisor", "death_of_the_gateway_and_the_keeper",
-    "death_of_keeper_supervisor_and_gateway",
 )  # fmt: skip
 # Kept connections end after a response.
 CHANGE_GATEWAY = (
-    *KILL_GATEWAY, "reload_of_routes", "reload_of_listeners", "reload_with_another_server",
-    "death_of_keeper_and_supervisor",
+    *KILL_GATEWAY, "reload_of_routes", "reload_of_listeners", "reload_of_certificates", "reload_with_another_server",
+    "reload_of_an_address",
 )  # fmt: skip
 EVENTS = (
-    "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_certificates", "reload_of_servers",
-    "reload_of_an_address", "reload_that_fails", "death_of_the_supervisor", "death_of_the_keeper",
+    "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_servers", "reload_that_fails",
+    "death_of_the_supervisor", "death_of_the_keeper",
     "death_of_the_forwarder", "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
     "pause_of_the_supervisor", "pause_of_the_gateway", "stopped_forwarder", "stopped_supervisor_without_a_keeper",
     "upgrade",

@@ -67,9 +67,9 @@ class Watch:
                 load.stop()
 
     @contextlib.contextmanager
-    def without(self, server: str) -> Iterator[None]:
-        """Pause requests to the server; earlier ones still count."""
-        paused = {key: self.loads.pop(key) for key in list(self.loads) if key[0] == server}
+    def without(self, *servers: str) -> Iterator[None]:
+        """Pause requests to the servers; earlier ones still count."""
+        paused = {key: self.loads.pop(key) for key in list(self.loads) if key[0] in servers}
         reports = [(key, load.stop()) for key, load in paused.items()]
         try:
             self._judge(iter(reports))

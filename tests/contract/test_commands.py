@@ -102,10 +102,7 @@ def test_walk_lists_every_pid_beginning_with_the_first(real_pool: RealPool) -> N
     real_pool.ok("start")
     pids = ",".join(map(str, real_pool.items()["web"]["pids"]))
     script = 'echo "$POOLCTL_PIDS $POOLCTL_PID"'
-    assert (
-        real_pool.ok("walk", "-q", "--", "sh", "-c", script).stdout
-        == f"{pids} {pids.partition(',')[0]}\n"
-    )
+    assert real_pool.ok("walk", "-q", "--", "sh", "-c", script).stdout == f"{pids} {pids.partition(',')[0]}\n"
 
 
 def test_dependents_are_started_after_and_stopped_before_unless_left_out(

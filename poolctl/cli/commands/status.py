@@ -22,7 +22,7 @@ from poolctl.cli.render import (
     terminal_width_or_zero,
 )
 from poolctl.cli.supervisor_requests import CRASH_LOOP, Request, ask, ask_for
-from poolctl.control.client import NoSupervisor
+from poolctl.control.client import NoSupervisor, SupervisorFailed
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.units import format_size
 
@@ -80,6 +80,13 @@ def _status(place: Place, selection: Selection, output: str | None) -> Outcome:
             message=_no_supervisor_line(items, pool),
             extra={"summary": summary_of(items, pool)},
         )
+    except SupervisorFailed as failed:
+        return Outcome(
+            exit_code=NOT_AS_DESIRED,
+            message=failed.message,
+            warnings=[failed.hint],
+            extra={"summary": {"servers": 0, "ready": 0, "states": {}}},
+        )
     outcome = Outcome.of(result)
     summary: Table | None = getattr(result, "summary")  # noqa: B009 (a member of this answer alone)
     if summary is None:
@@ -134,16 +141,10 @@ def _stacks_of_hung(request: Request, pool: PoolRef, items: Sequence[Item]) -> l
 
 
 def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
-    from poolctl.feature import features
-    from poolctl.keeper import pool_files
+    from poolctl.runners.left_overs import left_over_text, left_overs
 
-    serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
-    found = [server_count_text(serving)] if serving else []
-    processes = [each.processes for each in features() if each.processes is not None]
-    found += [each.label for each in processes if pool_files.find_listeners(pool.directory, *each.sockets)]
-    if found:
-        rest = f"{' and '.join(found)} {'are' if serving > 1 or len(found) > 1 else 'is'}"
-        return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"
+    if left := left_overs(pool.directory):
+        return f"no supervisor is running, {left_over_text(each.label for each in left)}; `poolctl stop` ends them"
     return f"no supervisor is running, {server_count_text(len(items))} stopped"
 
 

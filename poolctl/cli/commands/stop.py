@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from dataclasses import replace
+import signal
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,20 +17,14 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import abbreviated_list, dependents_text, server_count_text
 from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.control.answers import Item, Result
-from poolctl.control.client import NoSupervisor
+from poolctl.control.client import NoSupervisor, SupervisorFailed, wait_for_exit
 from poolctl.errors import ControlError, PoolError
-from poolctl.json_form import Table, from_json
 from poolctl.states import ENDED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from poolctl.runners.local.takeover import LocalOrphan
-
-_STOP_SECONDS = 10.0
-_KILL_SECONDS = 5.0
 _MOST_NAMES = 5
-_ENDED: Table = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
 
 app = typer.Typer(add_completion=False)
 
@@ -54,13 +47,28 @@ def stop(
         result = ask(Request("stop", place, selection, options, wait.timeout), pool)
     except NoSupervisor:
         return _stop_without_supervisor(selection, pool, wait.timeout, listed=bool(output))
+    except SupervisorFailed as failed:
+        if not selection.selector().selects_all:
+            raise
+        # The keeper stops the servers by itself.
+        os.kill(failed.keeper_pid, signal.SIGTERM)
+        if not wait_for_exit(failed.keeper_pid):
+            raise
+        outcome = _stop_without_supervisor(selection, pool, wait.timeout, listed=bool(output))
+        outcome.message = "the keeper has stopped all servers, and has ended"
+        outcome.warnings.append(failed.message)
+        return outcome
     if result.exit_code and not result.items:
         return Outcome.of(result)
     message = _stopped_line(result, waited=not wait.no_wait)
+    left, warnings = _end_left_overs(pool, None, wait.timeout) if result.ended else ("", [])
+    message = "\n".join(filter(None, (message, left)))
     with contextlib.suppress(ControlError):  # others can change the state directory: the next start says so
         if result.ended and os.path.isdir(pool.logs_directory):
             message += f"\nlogs: {pool.logs_directory}"
-    return Outcome.of(result, message)
+    outcome = Outcome.of(result, message)
+    outcome.warnings += warnings
+    return outcome
 
 
 def _stopped_line(result: Result, *, waited: bool) -> str:
@@ -74,12 +82,10 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
     return f"{line}{dependents_text(result)}{names and ': '}{names}"
 
 
-def _from_files(
-    selection: Selection, pool: PoolRef, otherwise: Sequence[Item]
-) -> tuple[Sequence[Item], list[str]]:
+def _from_files(selection: Selection, pool: PoolRef) -> tuple[Sequence[Item], list[str]]:
     """Return the selected servers, as read from the files, and warnings.
 
-    Invalid files must not prevent a stop of everything: without a selection, return `otherwise` and a warning. With a
+    Invalid files must not prevent a stop of everything: without a selection, return no servers and a warning. With a
     selection, raise the errors of `select_from_files`.
     """
     from poolctl.cli.offline import select_from_files, warning_of_unusable_files
@@ -88,70 +94,44 @@ def _from_files(
         return select_from_files(selection, pool), []
     except (Failure, PoolError) as failure:
         if selection.selector().selects_all:
-            return otherwise, [warning_of_unusable_files(failure, "servers that do not run are not listed")]
+            return [], [warning_of_unusable_files(failure, "servers that do not run are not listed")]
         raise
 
 
 def _stop_without_supervisor(
     selection: Selection, pool: PoolRef, timeout: float | None, *, listed: bool
 ) -> Outcome:
-    """Stop selected servers whose workers still run; without a selection, all of them and the features' processes."""
-    from poolctl.runners.local import has_orphans
+    """End what a killed pool has left: of the selected servers, or without a selection everything."""
     from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
-    if has_orphans(pool.directory):
-        return _stop_orphans(selection, pool, timeout)
     everything = selection.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
-    items, warnings = ([], []) if everything and not listed else _from_files(selection, pool, [])
-    forget_servers_to_run(pool.directory, None if everything else {each.name for each in items})
-    remove_stale_files(pool.directory)
-    return Outcome(items, warnings=warnings, message="nothing is running")
-
-
-def _stop_orphans(selection: Selection, pool: PoolRef, timeout: float | None) -> Outcome:
-    # Apart from _without_supervisor, because this imports asyncio, and most pools leave nothing behind.
-    from poolctl.feature import features
-    from poolctl.runners.local import find_orphans
-    from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
-
-    everything = selection.selector().selects_all
-    found = find_orphans(pool.directory)
-    running = dict.fromkeys(str(each.said["server"]) for each in found)
-    known = [from_json(Item, {"name": name}) for name in running if name]
-    items, warnings = _from_files(selection, pool, known)
-    names = {each.name for each in items}
-    forget_servers_to_run(pool.directory, None if everything else names)
-    chosen = [each for each in found if everything or each.said["server"] in names]
-    limit_seconds = timeout or _STOP_SECONDS
-    warnings += _stop_or_kill(chosen, limit_seconds)
-    for orphan in found:
-        orphan.close()
-    # After the servers, which may still be answering requests that it forwards.
-    others = []
-    for feature in features() if everything else ():
-        if (processes := feature.processes) is None:
-            continue
-        for pid, by_itself in feature.load(processes.end)(pool.directory, limit_seconds):
-            others.append(processes.label)
-            if not by_itself:
-                warnings.append(f"{processes.label}: pid {pid} had to be killed")
+    items, warnings = ([], []) if everything and not listed else _from_files(selection, pool)
+    names = None if everything else {each.name for each in items}
+    forget_servers_to_run(pool.directory, names)
+    message, said = _end_left_overs(pool, names, timeout)
     if everything:
         remove_stale_files(pool.directory)
-    ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
-    items = [replace(each, **_ENDED) if each.name in ended else each for each in items]
-    what = " and ".join([server_count_text(len(ended)), *dict.fromkeys(others)])
-    message = f"{what} stopped, left over from a pool whose keeper and supervisor were killed"
-    return Outcome(items, warnings=warnings, message=message)
+    return Outcome(items, warnings=[*warnings, *said], message=message or "nothing is running")
 
 
-def _stop_or_kill(chosen: list[LocalOrphan], limit_seconds: float) -> list[str]:
-    """Ask the workers to stop, and kill those that exceed the limit; returns a warning for each killed one."""
-    for orphan in chosen:
-        orphan.ask_to_end()
-    deadline = time.monotonic() + limit_seconds
-    late = [each for each in chosen if not each.await_end(max(0.0, deadline - time.monotonic()))]
-    for orphan in late:
-        orphan.kill()
-        orphan.await_end(_KILL_SECONDS)
-    return [f"{each.said['server'] or 'unknown'}: pid {each.pid} had to be killed" for each in late]
+def _end_left_overs(
+    pool: PoolRef, names: Collection[str] | None, timeout: float | None
+) -> tuple[str, list[str]]:
+    """End what is left of a killed pool: of these servers, or everything. Return a message, "" if nothing was left.
+
+    The second result are warnings. Blocks until all have ended.
+    """
+    from poolctl.control import pool_lock
+    from poolctl.keeper import pool_files
+
+    if not os.path.exists(f"{pool.directory}/{pool_files.PROCESSES}") or pool_lock.is_held(pool.directory):
+        return "", []
+    # Imported late, because most pools leave nothing behind.
+    from poolctl.runners.left_overs import end_left_overs, forget_ended, left_over_text, left_overs
+
+    left = [each for each in left_overs(pool.directory) if names is None or each.server in names]
+    ended = end_left_overs(left, limit_seconds=timeout)
+    forget_ended(pool.directory)
+    warnings = [warning for each in ended for warning in each.warnings]
+    return f"{left_over_text(each.label for each in left)}; ended" if left else "", warnings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
 from poolctl.cli.supervisor_requests import Progress, Request, ask
 from poolctl.control.answers import Result
-from poolctl.control.client import Client
+from poolctl.control.client import Client, SupervisorFailed
 
 app = typer.Typer(add_completion=False)
 
@@ -40,23 +41,27 @@ def upgrade(
     """Upgrade a running pool to this version of poolctl."""
     pool = find_pool(place)
     client = Client(pool.socket)
-    about = client.ping()
-    before = about.version
+    about = None
+    with contextlib.suppress(SupervisorFailed):
+        about = client.ping()
     with Progress("upgrade", quiet=place.quiet):
         upgraded = client.upgrade(force=same_version)
     result: Result = upgraded
     if result.exit_code:
         return Outcome.of(result)
-    if upgraded.upgraded_from is None:
-        message = f"the pool already runs poolctl {before}"
+    if about is None:
+        message = f"the pool, whose supervisor had failed, runs poolctl {__version__}"
+    elif upgraded.upgraded_from is None:
+        message = f"the pool already runs poolctl {about.version}"
         if not restart:
             return Outcome.of(
                 result, f"{message}, this build; upgrade --allow-same-version replaces its processes"
             )
     elif about.build == installed_build():
-        message = f"poolctl {before}, the same build, in new processes"
+        message = f"poolctl {__version__}, the same build, in new processes"
     else:
-        message = f"poolctl {before} → {__version__}" + (", another build" if before == __version__ else "")
+        build = ", another build" if about.version == __version__ else ""
+        message = f"poolctl {about.version} → {__version__}{build}"
     # A running job must not be started again.
     serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
     whose = "its" if len(serving) == 1 else "their"

@@ -77,6 +77,9 @@ class ServerKeys(Section):
         "and opens it itself. proxied: each process opens a port of its own ({port}, PORT), and HAProxy forwards "
         "connections to those that are ready.",
     )
+    backend_protocol: Literal["http/1.1", "h2"] = field(
+        "http/1.1", 'What the gateway speaks with a command: "h2" for HTTP/2, such as gRPC, also without TLS.'
+    )
     forward: Literal["http", "tcp"] = field(
         "http", "What HAProxy forwards to a proxied command: requests of HTTP, or connections."
     )
@@ -314,7 +317,7 @@ class ServerKeys(Section):
         if not self.listens:
             del found["bind"], found["expose"]
         if not self.command:
-            del found["stop_group"], found["stdin"]
+            del found["stop_group"], found["stdin"], found["backend_protocol"]
         if not self.is_proxied:
             del found["forward"]
         if self.address.kind != "unix":

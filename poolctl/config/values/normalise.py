@@ -30,7 +30,7 @@ from poolctl.config.values.plain import (
     truth_if_interpolated,
     values_in,
 )
-from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
+from poolctl.config.values.problems import Finding, KeyPath, Tree, key_of_another_tool, shown
 from poolctl.selection.regular_expressions import BadExpression, check
 
 DEEPEST_LOOK = 5
@@ -131,7 +131,8 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
         if key in NORMALISERS:
             found[key] = NORMALISERS[key](value, base_dir)
     for key in INTERNAL & found.keys():
-        findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key))))
+        unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key)))
+        findings.append(key_of_another_tool((key,), "") or unknown)
     if "listen" in found:
         bind = found.pop("listen")
         if "bind" in found:
@@ -497,6 +498,9 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             if table.get(key) is not None:
                 fix = "take it out: the worker of an app ends in order by itself"
                 yield Finding((key,), f"{key} is for a command", fix)
+    if "backend_protocol" in table and not table.get("command"):
+        message = "backend_protocol is for a command: an app speaks HTTP/1.1 with the gateway"
+        yield Finding(("backend_protocol",), message, "take it out")
     if "forward" in table and table.get("socket") != PROXIED:
         message = "forward is for a command whose connections HAProxy forwards"
         yield Finding(("forward",), message, 'add socket = "proxied", or take it out')

@@ -11,6 +11,11 @@ HTTP2 = (
     ' bind = [{ bind = ":443", tls = { cert = "FILE", key = "FILE" } }], and a [[route]] to the server'
 )
 
+UDP = (
+    "take it out: an app is HTTP and a stream is TCP; UDP is forwarded by nginx (stream), or by a [[server]] with"
+    ' command = ["socat", "UDP-LISTEN:53,fork", "UDP:HOST:53"]'
+)
+
 # By the name of the table, "" for a server's: what to write, or why to take the key out, and the keys of others.
 OTHER_TOOLS: dict[str, dict[str, str]] = {
     "": {
@@ -114,7 +119,10 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         " reloadextrafiles",
         'watch = { exclude = ["tests"] }': "reloadexclude reloadexcludes ignorewatch",
         "take it out: a program runs on this machine, not in a container": "volumes networks capadd capdrop privileged"
-        " securityopt networkmode extrahosts pullpolicy readonly tmpfs shmsize",
+        " securityopt networkmode extrahosts pullpolicy readonly tmpfs shmsize platform",
+        "take it out: new code that does not become ready never replaces the old, and a [[route]] sends a share of its"
+        " requests by the weight of a target": "rollout canary",
+        UDP: "protocol udp",
         HTTP2: "http2 maxconcurrentstreams maxreadframesize permitprohibitedciphersuites maxuploadbufferperconnection"
         " maxuploadbufferperstream",
         "take it out: poolctl has no equal": "serverheader dateheader usecolors reloaddelay"
@@ -127,6 +135,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "[gateway], and [[route]] tables": "gateway route routes",
         "workers = N below [defaults], or below a [[server]]": "workers",
         'env = { NAME = "value" } below [defaults], or below a [[server]]': "env environment",
+        "take it out: `poolctl export kubernetes` writes what a cluster applies": "platform",
     },
     "http": {HTTP2: "http2"},
     "hooks": {
@@ -205,8 +214,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'to = "HOST:PORT"': "proxypass upstream backend backends server servers target targets",
         'timeouts = { connect = "5s", idle = "10m" }': "timeout proxyconnecttimeout proxytimeout",
         'alias = "NAME"': "name id",
-        "take it out: a stream is TCP; UDP is forwarded by nginx (stream), or by a [[server]] with"
-        ' command = ["socat", "UDP-LISTEN:53,fork", "UDP:HOST:53"]': "protocol udp",
+        UDP: "protocol udp",
         "take it out: TLS is copied as it is, from the client to the target": "tls certificate sslcertificate",
     },
 }

@@ -166,20 +166,29 @@ MOST_NEAR = 5
 MISSPELT, SIMILAR = 0.75, 0.8
 
 
-def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
-    """Return the finding about the key at `path`, which is not one of the `known` keys of its table.
-
-    `table` is the table's name, or "" for a server. OTHER_TOOLS lists by this name which keys other tools have.
-    """
+def key_of_another_tool(path: KeyPath, table: str) -> Finding | None:
+    """Return the finding about the key at `path` if OTHER_TOOLS has it for its table: "" is a server's."""
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)
     word = plain_word(key[:60])
     fix = next((each for each, words in OTHER_TOOLS.get(parent, {}).items() if word in words.split()), "")
-    if fix:
-        fix = fix if fix.startswith("take it out") else f"write {fix}"
-        is_own = f"{key[:60]} = " in fix
-        message = f"{key[:60]!r} {'belongs elsewhere' if is_own else 'is a key of another tool'}"
-        return Finding(path, message, fix, key[:60])
+    if not fix:
+        return None
+    fix = fix if fix.startswith("take it out") else f"write {fix}"
+    is_own = f"{key[:60]} = " in fix
+    message = f"{key[:60]!r} {'belongs elsewhere' if is_own else 'is a key of another tool'}"
+    return Finding(path, message, fix, key[:60])
+
+
+def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
+    """Return the finding about the key at `path`, which is not one of the `known` keys of its table.
+
+    `table` is the table's name, or "" for a server.
+    """
+    if finding := key_of_another_tool(path, table):
+        return finding
+    key = str(path[-1])
+    word = plain_word(key[:60])
     if near := misspelt(key, known):
         hint = f"did you mean {near!r}?"
     elif len(known) <= MOST_NEAR:

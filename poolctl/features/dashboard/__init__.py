@@ -1,6 +1,6 @@
 """The dashboard: a web page about the pool."""
 
-from poolctl.feature import Feature, FeatureCommand, UpgradeRehearsal
+from poolctl.feature import Feature, FeatureCommand
 
 FEATURE = Feature(
     package=__name__,
@@ -11,5 +11,4 @@ FEATURE = Feature(
     supervisor="page:DashboardPart",
     web="site:DashboardSite",
     verbs=("dashboard", "history"),
-    trial=UpgradeRehearsal(tables={"dashboard": {"bind": "unix:dashboard.sock"}}, verb="dashboard"),
 )

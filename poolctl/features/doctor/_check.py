@@ -14,9 +14,7 @@ from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, Status
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.gateway_answers import RoutesResult
 from poolctl.errors import ControlError, PoolError
-from poolctl.feature import features
 from poolctl.json_form import Table
-from poolctl.keeper import pool_files
 from poolctl.routing.route_report import RouteReport
 from poolctl.states import ENDED
 
@@ -33,8 +31,7 @@ class CheckContext:
     """The input of a check: reading from it never raises.
 
     Data that cannot be read is empty, and `problems` or `supervisor_problem` give the reason. `pool` is None if no file
-    was given or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that
-    still serve while their supervisor is gone.
+    was given or found. `items` are the servers of the running supervisor.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -48,8 +45,6 @@ class CheckContext:
         self.gateway: Table | None = None
         self.routes: Sequence[RouteReport] = ()
         self.changed: Table | None = None  # changed files not yet read by the pool
-        self.still_served: set[str] = set()
-        self.has_orphans = False  # a process of a feature has outlived its pool
         self.supervisor_problem = ""
         if pool is not None:
             self._load(pool)
@@ -66,16 +61,6 @@ class CheckContext:
             self.problems = error_entries(error)
 
     def _read_state(self, pool: PoolRef) -> None:
-        from poolctl.cli.offline import items_of_unsupervised_pool
-
-        self.still_served = {
-            item.name for item in items_of_unsupervised_pool(self.servers, pool) if item.pids
-        }
-        self.has_orphans = any(
-            pool_files.find_listeners(pool.directory, *each.processes.sockets)
-            for each in features()
-            if each.processes is not None
-        )
         if not os.path.exists(pool.socket):
             return
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
@@ -106,21 +91,20 @@ class CheckContext:
 
     @property
     def served(self) -> set[str]:
-        """The servers whose sockets are held by the supervisor or by surviving processes of a killed pool."""
-        return self.still_served | {item.name for item in self.items if item.state not in ENDED}
+        """The servers whose sockets are held by the supervisor."""
+        return {item.name for item in self.items if item.state not in ENDED}
 
     @property
     def addresses(self) -> dict[str, Address]:
         """Return the addresses to check, by server name or by table, such as [gateway]. `auto` addresses are omitted.
 
-        Tables are included only if no supervisor answers. If a process such as the gateway has outlived the supervisor,
-        tables that may have several addresses are left out, because the process may still listen on the addresses.
+        Tables are included only if no supervisor answers.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
             found |= {f"[{name}]": address for name, address in scalar_bind_addresses(tables)}
-            for name, address in () if self.has_orphans else named_addresses(tables):
+            for name, address in named_addresses(tables):
                 if address is not None and found.get(name, address) == address:
                     found[name] = address
                 elif address is not None:  # a table may have several

@@ -24,7 +24,7 @@ from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, is_live, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
-from poolctl.runners.local import has_orphans
+from poolctl.runners.left_overs import left_over_text, left_overs
 
 from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text_or_empty, warning
 
@@ -455,9 +455,9 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not is_live(socket):
-            if has_orphans(path):
-                said = f"{path}: its supervisor is gone, its processes still serve"
-                yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")
+            if left := left_overs(path):
+                said = f"{path}: {left_over_text(each.label for each in left)}"
+                yield problem("leftovers", said, "poolctl start or poolctl stop ends them")
             elif os.path.lexists(socket):
                 said = f"{path}: its supervisor is gone, its socket is left over"
                 yield warning("leftovers", said, " ".join(["rm -r", path, *_links(root, name)]))

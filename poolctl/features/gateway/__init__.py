@@ -1,6 +1,6 @@
 """The gateway: routes requests to servers by host and path, as configured in [gateway], [[route]] and [[stream]]."""
 
-from poolctl.feature import DetachedProcesses, Feature, FeatureCommand, InitTemplate
+from poolctl.feature import Feature, FeatureCommand, InitTemplate
 
 FEATURE = Feature(
     package=__name__,
@@ -25,7 +25,5 @@ FEATURE = Feature(
         )
     },
     exports={"haproxy": "export:files"},
-    processes=DetachedProcesses(
-        label="the gateway", entry="forwarder link", sockets=("g", "f"), end="supervision.gateway:end_orphans"
-    ),
+    entry="gateway link",
 )

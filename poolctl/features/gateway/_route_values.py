@@ -9,12 +9,16 @@ from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_lo
 from poolctl.config.values.problems import shown
 from poolctl.routing.normal_path import normal_path
 
-TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
+TARGET_ALLOWED = (
+    'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT", "unix:/PATH", or for HTTP/2 '
+    '"h2c://HOST:PORT" or "https+h2://HOST:PORT"'
+)
 STREAM_TARGET_ALLOWED = 'a server\'s name, "tag:TAG" or "HOST:PORT"'
 HOST_ALLOWED = '"users.example.com", "*.example.com", a first label such as "users", or "" for every host'
 REDIRECT_ALLOWED = '"https", "https://HOST", "https://HOST/PATH" or "/PATH"'
 PATH_ALLOWED = 'a path such as "/v1"'
 TAG, UNIX = "tag:", "unix:"
+_TARGET_PORTS = {**PORTS, "h2c": PORTS["http"], "https+h2": PORTS["https"]}
 _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
 
 
@@ -83,7 +87,7 @@ def canonical_target(text: str) -> str:
         raise BadValue(f"{shown(text)} is no target{fix}", TARGET_ALLOWED)
     if scheme == "unix":
         return _connectable_address(text, TARGET_ALLOWED).key
-    if scheme not in PORTS:
+    if scheme not in _TARGET_PORTS:
         raise BadValue(f"{shown(text)} has the scheme {scheme[:20]!r}", TARGET_ALLOWED)
     authority, _, path = rest.partition("/")
     if "@" in authority:
@@ -95,7 +99,7 @@ def canonical_target(text: str) -> str:
         message = f"{shown(text)} has a path: a route keeps the client's path; strip_path removes its prefix"
         raise BadValue(message, TARGET_ALLOWED)
     bare = authority.rpartition("]")[2] if authority.startswith("[") else authority
-    with_port = authority if ":" in bare else f"{authority}:{PORTS[scheme]}"
+    with_port = authority if ":" in bare else f"{authority}:{_TARGET_PORTS[scheme]}"
     return f"{scheme}://{_connectable_address(with_port, TARGET_ALLOWED).key}"
 
 

@@ -23,7 +23,7 @@ from .haproxy.listeners import HaproxyCertificate, HaproxyListener
 from .program import program_path
 from .route_checks import locate_finding
 from .routes import ServerIndex, routes_of, written_routes
-from .settings import Endpoint, settings_of
+from .settings import H2, Endpoint, settings_of
 from .table import GatewayConfig, GatewayListener, StreamConfig
 
 _MADE_BY = "Made by `poolctl export haproxy`."
@@ -64,7 +64,10 @@ def files(place: Place, wanted: Wanted) -> Files:
         [replace(each, waiting_page=False, probe_responses=()) for each in routes if isinstance(each, Route)],
         streams,
         ServerAddresses(
-            {name: Endpoint.of_server(each.address.key, bool(each.tls)) for name, each in servers.items()}
+            {
+                name: Endpoint.of_server(each.address.key, bool(each.tls), each.backend_protocol == H2)
+                for name, each in servers.items()
+            }
         ),
     )
     warnings = [str(each) for each in config.located(_not_exported(config))]

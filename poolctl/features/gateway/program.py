@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pwd
 import re
@@ -110,6 +111,14 @@ def uid_of(user: str) -> int:
     with contextlib.suppress(KeyError):
         return pwd.getpwnam(user.partition(":")[0]).pw_uid
     return os.geteuid()
+
+
+def user_and_group(user: str) -> tuple[str, str]:
+    """The parts of "user:group"; of "user" also the group of that user, or "nogroup" if there is no such user."""
+    name, _, group = user.partition(":")
+    with contextlib.suppress(KeyError):
+        group = group or grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name
+    return name, group or "nogroup"
 
 
 def _is_user(name: str) -> bool:

@@ -60,6 +60,8 @@ SHOWN_NAMES = 3
 # How often HAProxy's counters are read, which decide about breakers.
 _COUNTED_SECONDS = 1.0
 
+_HTTPS = ("https://", "https+h2://")
+
 
 def route_problems(
     servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers = NONE
@@ -194,7 +196,7 @@ def _verification_problems(route: RouteConfig | StreamConfig) -> Iterator[Findin
     for index, target in enumerate(route.to if isinstance(route, RouteConfig) else ()):
         for key, value in (("ca", target.ca), ("sni", target.sni), ("verify", not target.verify)):
             path = ("to", index, key)
-            if value and not target.to.startswith("https://"):
+            if value and not target.to.startswith(_HTTPS):
                 yield Finding(
                     path, f"{key} is for an https:// target", 'take it out, or write to = "https://HOST"'
                 )
@@ -234,11 +236,13 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
             yield Finding(("to", index, "health"), message, "write health in the table of the server")
     probes: list[tuple[KeyPath, Probe | None]] = [(("health",), route.health)]
     probes += [(("to", index, "health"), target.health) for index, target in enumerate(targets)]
-    allowed = ("tcp",) if isinstance(route, StreamConfig) else ("http", "tcp")
+    speaks_h2 = any(each.to.startswith(("h2c://", "https+h2://")) for each in targets)
+    allowed = ("tcp",) if speaks_h2 or isinstance(route, StreamConfig) else ("http", "tcp")
     for path, probe in probes:
         for key in ("http", "tcp", "exec", "body"):
             if probe is not None and getattr(probe, key) and key not in allowed:
                 what = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
+                what = "a target that speaks HTTP/2" if speaks_h2 else what
                 message = f"{what} is not probed by {key}"
                 yield Finding((*path, key), message, f"allowed is {' or '.join(allowed)}")
     for index, target in enumerate(targets):
@@ -549,7 +553,7 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: Gateway
     if route.timeouts != gateway.timeouts:
         yield from _joined_timeouts(route.timeouts)
     for index, target in enumerate(route.to):
-        if target.to.startswith("https://") and (
+        if target.to.startswith(_HTTPS) and (
             message := unverifiable_address(target.to, sni=target.sni or "", verify=target.verify)
         ):
             yield Finding(("to", index), message, 'write sni = "NAME", a name in the certificate')

@@ -11,8 +11,8 @@ from poolctl.routing import match
 
 from .program import LEAST_VERSION, program_path, program_version, user_of_program
 
-HTTP = "http"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+HTTP, H2 = "http", "h2"
+_DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Endpoint(NamedTuple):
     """An address to connect to: `host` and `port` for "tcp", `path` for "unix".
 
     With `tls` the certificate is verified for `server_name`; "" means a server of this pool on this machine, whose
-    certificate is not verified.
+    certificate is not verified. `h2`: it speaks HTTP/2 instead of HTTP/1.1.
     """
 
     kind: str
@@ -105,28 +105,32 @@ class Endpoint(NamedTuple):
     path: str = ""
     tls: bool = False
     server_name: str = ""
+    h2: bool = False
 
     @classmethod
     def of_url(cls, url: str) -> Endpoint:
-        """The endpoint of http://HOST:PORT, https://HOST:PORT, unix:/PATH or HOST:PORT. Raises ValueError."""
+        """The endpoint of SCHEME://HOST:PORT, unix:/PATH or HOST:PORT. Raises ValueError.
+
+        SCHEME is http, https, h2c or https+h2.
+        """
         if url.startswith("unix:"):
             return cls("unix", path=url.removeprefix("unix:"))
         parts = urlsplit(url if "://" in url else f"tcp://{url}")
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
         if not parts.hostname or not port:
             raise ValueError(f"{url!r} names no host and port")
-        tls = parts.scheme == "https"
-        return cls("tcp", parts.hostname, port, tls=tls, server_name=parts.hostname if tls else "")
+        tls, h2 = parts.scheme.startswith("https"), parts.scheme in ("h2c", "https+h2")
+        return cls("tcp", parts.hostname, port, tls=tls, server_name=parts.hostname if tls else "", h2=h2)
 
     @classmethod
-    def of_server(cls, bind: str, tls: bool) -> Endpoint:
+    def of_server(cls, bind: str, tls: bool, h2: bool = False) -> Endpoint:
         """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
         address = parse(bind).connect_address
         if not address.listens:
             raise AddressError(f"{address.key} is no address to connect to")
         if address.kind == "unix":
-            return cls("unix", path=address.path, tls=tls)
-        return cls(address.kind, address.host, address.port or 0, tls=tls)
+            return cls("unix", path=address.path, tls=tls, h2=h2)
+        return cls(address.kind, address.host, address.port or 0, tls=tls, h2=h2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +141,7 @@ class ServerFacts:
     with None they always do. `processes` are the addresses of the ready processes of a proxied server, None for other
     servers; `numbered` has for each number of a process that of the newest one, "" while none is ready. `binds_itself`:
     the program opens its address; while the server restarts, the previous process may still serve there (`is_leaving`).
+    `h2`: it speaks HTTP/2 instead of HTTP/1.1.
     """
 
     bind: str = ""
@@ -149,6 +154,7 @@ class ServerFacts:
     numbered: tuple[str, ...] = ()
     binds_itself: bool = False
     is_leaving: bool = False
+    h2: bool = False
 
     @property
     def is_awaited(self) -> bool:

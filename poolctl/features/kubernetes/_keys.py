@@ -24,6 +24,7 @@ IGNORED: Mapping[str, str] = {
     "python": "the image's interpreter is used",
     "socket_mode": "a pod has no Unix socket that others could reach",
     "socket_owner": "a pod has no Unix socket that others could reach",
+    "backend_protocol": "the ingress has to be told what the program speaks",
     "forward": "connections go to the program itself",
     "preload": "each pod imports the application itself",
     "tags": "they select nothing on a cluster",

@@ -25,8 +25,8 @@ from poolctl.config import fill_placeholders
 from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
-from poolctl.http.http_client import exchange, proxy_for
-from poolctl.http.messages import BadMessage, ResponseHead
+from poolctl.http.http_client import StreamedResponse, exchange, proxy_for
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.runners.output_tail import OutputTail
@@ -113,7 +113,7 @@ class NotificationSender:
                 target = f"http://{headers['host']}{target}"
                 fields += proxy.fields
             async with exchange(address, "POST", target, fields, body, tls=tls, proxy=proxy) as response:
-                _check_status(headers["host"], response.head)
+                _check_status(headers["host"], response)
         except BadMessage:
             raise SendFailed(f"{where.hostname}: what it answers is not HTTP") from None
         except OSError as error:
@@ -189,14 +189,15 @@ class NotificationSender:
             output.close()
 
 
-def _check_status(host: str, head: ResponseHead) -> None:
+def _check_status(host: str, response: StreamedResponse) -> None:
     """Raise SendFailed unless the response is a success."""
-    if not 200 <= head.status < 300:
-        after = head.get(b"retry-after")
+    status = response.status
+    if not 200 <= status < 300:
+        after = dict(response.head.headers).get(b"retry-after", b"")
         # A receiver that rejects the request or the token will not accept it later.
-        again = head.status in (408, 425, 429) or head.status >= 500
-        redirect = ", a redirect, which is not followed" if head.status < 400 else ""
-        message = f"{host} answered {head.status}{redirect}"
+        again = status in (408, 425, 429) or status >= 500
+        redirect = ", a redirect, which is not followed" if status < 400 else ""
+        message = f"{host} answered {status}{redirect}"
         raise SendFailed(message, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
 
 

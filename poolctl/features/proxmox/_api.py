@@ -188,7 +188,7 @@ class ProxmoxApi:
                 if response.status == 401:
                     self._secrets = None  # the file may have another token by now
                 # The API gives its reasons in the status line.
-                reason = _short(response.head.status_line[13:].decode("latin-1").replace(token, "…"))
+                reason = _short(response.head.reason.decode("latin-1").replace(token, "…"))
                 raise ApiError(f"{self.host} answered {response.status} {reason}".rstrip(), response.status)
             async for piece in response.body():
                 body += piece

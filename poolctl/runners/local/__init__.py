@@ -1,6 +1,6 @@
 """The local runner, whose workers are processes of this machine.
 
-The functions here are for programs that start a supervisor, or look for what one has left, without an event loop.
+The functions here are for programs that start a supervisor, without an event loop.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import default_interpreter, directory_of
-from poolctl.feature import features
-from poolctl.keeper import fd_store, pool_files
+from poolctl.keeper import fd_store
 from poolctl.keeper.spawn import CompanionSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from .takeover import LocalOrphan
 
 
 def companions(
@@ -42,24 +39,6 @@ def companions(
             zygote, f"{directory}/zygotes.log", session=True, without=withheld_variables
         )
     return programs
-
-
-def has_orphans(directory: str) -> bool:
-    """Whether workers, the logger or processes of features of this pool run without keeper and supervisor."""
-    detached = [each.processes for each in features() if each.processes is not None]
-    kinds = (*(kind for each in detached for kind in each.sockets), pool_files.WORKER, pool_files.LOGGER)
-    return bool(pool_files.find_listeners(directory, *kinds))
-
-
-def find_orphans(directory: str) -> list[LocalOrphan]:
-    """The orphaned workers of the pool in this directory; the caller closes them. Blocks."""
-    if not has_orphans(directory):
-        return []
-    from .takeover import find_orphans_and_pipes
-
-    found, pipes = find_orphans_and_pipes(directory)
-    pipes.close()
-    return found
 
 
 def _is_unsafe_for_root(interpreter: str, env: Mapping[str, str]) -> bool:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -21,18 +22,26 @@ from dataclasses import dataclass, replace
 from poolctl.address import Address
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, certificate_validity, interpreter, missing_program
 from poolctl.errors import ServerError
-from poolctl.keeper import fd_store, pool_files, rendezvous, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.platform import memory_file, read_file
 
 from .. import worker_spec
 from ..helper_process import Helpers
+from ..left_overs import ProcessNote, ProcessNotes
 from ..process_link import HasDescriptor, KeeperLink, Link
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import Spec
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import OutputPipes
 from .server_sockets import AdoptionPairs, handover_group
-from .zygotes import AppZygote, AppZygotes, Children, InterpreterZygoteIdentity, Zygotes
+from .zygotes import (
+    AppZygote,
+    AppZygotes,
+    Children,
+    InterpreterZygoteIdentity,
+    ProcessIdentity,
+    Zygotes,
+)
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -51,6 +60,7 @@ class RunnerContext:
 
     A runner adds its helpers to `helpers`. `directory` contains the pool's runtime files. `environments` holds, by
     server name, the environments that replace the pool's own (`restart --env`); it changes while the pool runs.
+    Processes are noted in `notes`; None for a pool within a program, whose processes end with it.
     """
 
     keeper: KeeperLink
@@ -60,6 +70,7 @@ class RunnerContext:
     directory: str
     logs_directory: str
     environments: Mapping[str, Mapping[str, str]]
+    notes: ProcessNotes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +239,7 @@ class DescriptorBudget:
 
 
 class Forker:
-    """Creates worker processes.
-
-    Workers that lose keeper and supervisor listen in `adoption_directory`; if it is None they exit.
-    """
+    """Creates worker processes."""
 
     def __init__(
         self,
@@ -242,9 +250,7 @@ class Forker:
         app_zygotes: AppZygotes,
         output: OutputPipes,
         adoptions: AdoptionPairs,
-        adoption_directory: str | None,
     ) -> None:
-        self._adoption_directory = adoption_directory
         self._site = site
         self._children = children
         self._events = events
@@ -360,7 +366,6 @@ class Forker:
             if not hook:
                 spec["index"] = index
             spec["woken"] = woken
-            spec["orphanage"] = self._orphan_description(server, generation, index, output)
             group = None if server.command else handover_group(server)
             placement = Placement.of(server.name, generation, index)
             worker = LocalWorker(self._children, self._events, placement, server, output, group, private)
@@ -377,10 +382,7 @@ class Forker:
                 process = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
             pid, worker.start = process
-            # A program cannot report its state: if all other processes exit, the logger still knows its pid.
-            self._output.register_pipe(
-                output, pid, worker.start, generation=generation, index=index, hook=hook
-            )
+            self._output.register_pipe(output, pid)
             worker.placement = replace(
                 placement,
                 id=worker_spec.hook_id(server.name, hook) if hook else placement.id,
@@ -399,7 +401,8 @@ class Forker:
             kept: list[HasDescriptor] = [each for each in ours if each is not None]
             name = f"{fd_store.WORKER}{worker.placement.id}"
             self._site.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
-            # Recorded before it is ordered to begin, so that it is never unknown to the next supervisor.
+            # Recorded before it is ordered to begin, so that it is never unknown to the next supervisor or pool.
+            self._note(process, server)
             if server.command:
                 with contextlib.suppress(OSError):
                     wire.send(control, {"order": "go"})
@@ -427,7 +430,7 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
-        """Return the descriptors that the new worker inherits. Set `notify`, `tally` and `place` of `worker` as needed.
+        """Return the descriptors that the new worker inherits. Set `notify` and `tally` of `worker` as needed.
 
         The caller closes the stack `afterwards` after every fork, and `if_failed` only if the fork fails.
         """
@@ -447,13 +450,20 @@ class Forker:
             worker.tally = Tally.new()
             if_failed.callback(worker.tally.close)
             fds.append(worker.tally.fileno())
-        if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
-            bound, worker.place = rendezvous.bind_new_socket(
-                spec["orphanage"]["directory"], pool_files.WORKER
-            )
-            fds.append(afterwards.enter_context(bound).fileno())
-            if_failed.callback(pool_files.unlink_quietly, worker.place)
         return fds
+
+    def _note(self, process: ProcessIdentity, server: ServerConfig) -> None:
+        if self._site.notes is not None and process.start is not None:
+            note = ProcessNote(
+                process.pid,
+                process.start,
+                server.name,
+                server.name,
+                server.stop_signal_number if server.command else signal.SIGTERM,
+                server.stop_timeout,
+                0.0 if server.command else server.drain_timeout,
+            )
+            self._site.notes.add(note)
 
     def _zygote_identity(self, server: ServerConfig) -> InterpreterZygoteIdentity:
         """The zygote from which the server's processes are forked.
@@ -464,24 +474,6 @@ class Forker:
             # Any zygote can execute a command, which does not need the application's interpreter.
             return InterpreterZygoteIdentity(sys.executable)
         return InterpreterZygoteIdentity.for_user(_interpreter(server), worker_spec.user_ids(server))
-
-    def _orphan_description(
-        self, server: ServerConfig, generation: int, index: int, output: str
-    ) -> dict[str, object] | None:
-        """Where the worker listens if keeper and supervisor die, and its identity; None if it exits in that case."""
-        if self._adoption_directory is None:
-            return None
-        return {
-            "directory": self._adoption_directory,
-            "server": server.name,
-            "key": server.key,
-            "generation": generation,
-            "index": index,
-            "output": output,
-            "protocol": None if server.command else handover_group(server),
-            # A worker of another user cannot enter the directory, so it gets a socket that is already bound there.
-            "bound": not server.command and worker_spec.user_ids(server) is not None,
-        }
 
 
 def _interpreter(server: ServerConfig) -> str:

@@ -45,7 +45,6 @@ from .takeover import (
     Adopter,
     AdoptionResult,
     WorkerAdoption,
-    rescue_orphans_and_check_outdated,
     systemd_sockets,
     take_over,
     wait_briefly_for_reports,
@@ -93,20 +92,18 @@ class LocalRunner(Runner):
     Workers outlive their supervisor, as children of the keeper.
 
     The keeper's exit reports must be passed to `handle_exit_report`. If the keeper and this process have both died,
-    workers listen on sockets in `adoption_directory`; if that is None, workers exit.
+    workers drain and exit; what does not is ended by the next start or stop (see left_overs).
     """
 
     events = RunnerEventHandler()
     in_this_process = False
 
-    def __init__(self, site: RunnerContext, adoption_directory: str | None = None) -> None:
+    def __init__(self, site: RunnerContext) -> None:
         keeper = self.keeper = site.keeper
         self.children = Children(keeper, site.keeper_pid)
         self._turns = ImportLimit()
-        self.zygotes = Zygotes(keeper, self.children, site.directory)
-        self.output = OutputPipes(
-            keeper, site.helpers, site.logs_directory, self._current_events, adoption_directory
-        )
+        self.zygotes = Zygotes(keeper, self.children, site.directory, site.notes)
+        self.output = OutputPipes(keeper, site.helpers, site.logs_directory, self._current_events)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped
         self._kill_suspended_zygotes()
@@ -121,9 +118,7 @@ class LocalRunner(Runner):
             self.app_zygotes,
             self.output,
             self.adoptions,
-            adoption_directory,
         )
-        self._adoption_directory = adoption_directory
         self._workers = RunnerWorkers()
         self.tallies = Tallies(keeper, self._workers, self._current_events)
         self.heartbeats = WorkerHeartbeats(self._workers)
@@ -300,20 +295,10 @@ class LocalRunner(Runner):
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
 
-    async def rescue_orphans_and_check_outdated(
-        self, servers: Mapping[str, ServerConfig], *, late: bool = False
-    ) -> dict[str, bool]:
-        """Put orphans, workers whose keeper has died, under this pool's keeper. Stop those of unknown servers.
-
-        A later call of `adopt_workers_and_end_others` then adopts the orphans. Set `late` if that call has already been
-        made: the next supervisor adopts the orphans instead. Returns, by name of each server with orphans, whether one
-        of its orphans has an outdated configuration.
-        """
-        if self._adoption_directory is None:
-            return {}
-        return await rescue_orphans_and_check_outdated(
-            self.keeper, self.output, self._adoption_directory, servers, late=late
-        )
+    @property
+    def pids(self) -> set[int | None]:
+        """The pids of all workers, hooks, and exited leaders of groups that are left."""
+        return {*self._by_pid, *(leader.pid for leader in self._left_groups.leaders)}
 
     async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):
@@ -434,14 +419,16 @@ class LocalRunner(Runner):
     def kill_zygotes_and_switch_keeper(self, keeper_pid: int) -> None:
         """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
         self.children.keeper_pid = keeper_pid
-        app_zygotes = self.app_zygotes.processes
-        for pid, start in (*self.zygotes.processes, *app_zygotes):
-            if start is not None:
-                # Kill the previous keeper's zygotes: their forks would not become children of this keeper.
-                signal_process(pid, start, signal.SIGKILL, group=True)
+        self.kill_zygotes()
         workers = (worker.process for worker in self._workers.values())
-        for pid, start in (*app_zygotes, *workers, *self._left_groups.leaders):
+        for pid, start in (*self.app_zygotes.processes, *workers, *self._left_groups.leaders):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
+
+    def kill_zygotes(self) -> None:
+        """Kill the zygotes of a dead keeper: their forks would not become children of the next one."""
+        for pid, start in (*self.zygotes.processes, *self.app_zygotes.processes):
+            if start is not None:
+                signal_process(pid, start, signal.SIGKILL, group=True)
 
     def _kill_suspended_zygotes(self) -> None:
         """Kill zygotes that two checks in a row find stopped (SIGSTOP), so that no fork has to wait for them.

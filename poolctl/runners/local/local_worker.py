@@ -26,7 +26,7 @@ from poolctl.config import ServerConfig, masked_text
 from poolctl.daemon_threads import THREADS
 from poolctl.errors import ServerError
 from poolctl.json_form import from_json
-from poolctl.keeper import fd_store, pool_files
+from poolctl.keeper import fd_store
 from poolctl.listeners.sock_diag import (
     CONNECTED,
     LISTEN,
@@ -338,7 +338,6 @@ class LocalWorker(LinkHandler):
         self.start: int | None = None  # the start time of its process (see process_start)
         # The inodes of the sockets that listened at its port before it was started.
         self.earlier_listeners: Set[int] = frozenset()
-        self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_never_started: Callable[[], None] = lambda: None
         self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
         self._expired = False  # it has served `max_requests` requests
@@ -799,7 +798,6 @@ class LocalWorker(LinkHandler):
             "output": self.output,
             "protocol": self.handover_group,
             "notify": self.notify.path if self.notify is not None else None,
-            "place": self.place,
             "stop_signal": self.server.stop_signal_number,
             **({"keeps_group": True} if self.server.command else {}),
             **({"hook": self.hook} if self.hook else {}),
@@ -815,8 +813,6 @@ class LocalWorker(LinkHandler):
         """Record how the process exited, and complete all futures of this worker. A second call has no effect."""
         if self.exited.done():
             return
-        if self.place is not None:
-            pool_files.unlink_quietly(self.place)
         if self.control is not None:
             # Its last messages may arrive after the report of its exit.
             self.control.dispatch_arrived_messages()

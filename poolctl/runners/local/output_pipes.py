@@ -37,6 +37,7 @@ LOGGER = HelperKind(
     # Workers block once they have filled their pipes (64 KiB).
     first_pause_seconds=0.0,
     longest_pause_seconds=0.2,
+    drain_seconds=None,
 )
 _APPEND_SECONDS = 1.0
 _FILES_OF_A_REPORT = 3
@@ -67,11 +68,9 @@ class OutputPipes(HelperOwner[HelperProcess]):
         helpers: Helpers,
         logs_directory: str,
         events: Callable[[], RunnerEventHandler],
-        adoption_directory: str | None = None,
     ) -> None:
         self._keeper = keeper
-        directories = () if adoption_directory is None else (adoption_directory,)
-        kind = replace(LOGGER, argv=(*LOGGER.argv, *directories))
+        kind = replace(LOGGER, argv=(*LOGGER.argv, helpers.directory))
         self._helper = helpers.add(kind, self, HelperProcess)
         helpers.pipes = self
         self._log_rotation = InternalLogRotator(helpers.directory)
@@ -98,10 +97,6 @@ class OutputPipes(HelperOwner[HelperProcess]):
         await self._helper.adopt()
         self._helper.reconcile()
 
-    def begin(self, process: HelperProcess) -> None:
-        # Before it is up: if keeper and supervisor die now, workers that run a command are found only by the logger.
-        self._send_pipes(process)
-
     def use(self, process: HelperProcess, *, is_new: bool) -> None:
         # Also to an adopted logger: the keeper starts the first one without them.
         self._send_pipes(process)
@@ -115,34 +110,29 @@ class OutputPipes(HelperOwner[HelperProcess]):
         """The path of the server's log file."""
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
-    def registration_message(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
-        """The message that registers the pipe `key` with the logger. The process `pid` writes into the pipe."""
+    def _registration_message(self, key: str, server: ServerConfig) -> wire.Message:
+        """The message that registers the pipe `key` with the logger."""
         log = server.log
         return {
             "t": "add",
             "id": key,
             "name": server.name,
-            "command": bool(server.command),
-            "pid": pid,
-            "stop_signal": server.stop_signal_number,
+            "pid": 0,
             "path": self.path(server),
             "owner": _owner_of_log_directories(server),
             "format": log.format,
             **_rotation(log),
         }
 
-    def new_key(self, server: ServerConfig) -> str:
-        """A new key for a pipe of the server; unique, because a worker and its replacement have a pipe each."""
-        return self._new_key(server.name)
-
     def _new_key(self, name: str) -> str:
+        """A new key for a pipe; unique, because a worker and its replacement have a pipe each."""
         return f"{name}.{os.getpid()}.{next(self._numbers)}"
 
     def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
         self.paths[server.name] = self.path(server)
-        key = self.new_key(server)
-        write = self._add_pipe(key, self.registration_message(key, server))
+        key = self._new_key(server.name)
+        write = self._add_pipe(key, self._registration_message(key, server))
         give_output_to_user(write, server)
         return key, write
 
@@ -174,30 +164,12 @@ class OutputPipes(HelperOwner[HelperProcess]):
         self._pipes[key] = _Pipe(Descriptor(read), message, asyncio.Event())
         return write
 
-    def register_pipe(
-        self,
-        key: str,
-        pid: int,
-        start: int | None = None,
-        *,
-        generation: int = 1,
-        index: int | None = None,
-        hook: str = "",
-    ) -> None:
-        """Have the logger read a worker's output pipe, and record which process writes into the pipe.
-
-        `start` is the process's start time (see process_start). If keeper and supervisor die, a worker that runs a
-        command can be found only by this record. If the process runs one of the server's `hooks` instead of a worker,
-        `hook` is its name.
-        """
+    def register_pipe(self, key: str, pid: int) -> None:
+        """Have the logger read this pipe, into which the process `pid` writes."""
         if key not in self._pipes:
             return  # closed since
         read, message, _ = self._pipes[key]
-        message |= {"pid": pid, "generation": generation, "index": index}
-        if hook:
-            message["hook"] = hook
-        if start is not None:
-            message["start"] = start
+        message["pid"] = pid
         self._keeper.send({"op": "put", "name": entry_name(message), "meta": message}, [read])
         if self._helper.process is not None:
             self._helper.process.link.send(message, [read])

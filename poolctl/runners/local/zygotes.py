@@ -36,6 +36,7 @@ from poolctl.platform import parent_and_start, process_start, process_users
 from poolctl.units import format_duration
 
 from .. import process_link
+from ..left_overs import ProcessNote, ProcessNotes
 from ..process_link import Link, LinkHandler, LinkLost, Refused, sanitized_text_or_empty
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
 from ..withheld_variables import withheld_variables
@@ -245,9 +246,12 @@ class InterpreterZygoteIdentity(NamedTuple):
 class Zygotes:
     """Forks workers from zygotes. The zygotes' own (rare) output goes to files in `directory`."""
 
-    def __init__(self, keeper: Link, children: Children, directory: str) -> None:
+    def __init__(
+        self, keeper: Link, children: Children, directory: str, notes: ProcessNotes | None = None
+    ) -> None:
         self._keeper = keeper
         self._children = children
+        self._notes = notes
         self._output = os.path.join(directory, "zygotes.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
         self._processes: dict[Link, ProcessIdentity] = {}
@@ -270,7 +274,10 @@ class Zygotes:
         try:
             reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
             uid = None if source.user is None else source.user[0]
-            return await self._children.verified_process(reply, uid, process.start)
+            forked = await self._children.verified_process(reply, uid, process.start)
+            if role == "app":
+                self._note(forked)
+            return forked
         except Forged as error:
             zygote.cut_off(str(error))
             raise self._worker_failed(source, error) from error
@@ -394,6 +401,7 @@ class Zygotes:
             return None
         meta = reply.get("meta") or {}
         if meta.get("without", []) == self._without[key]:
+            self._note(_process_of(meta))
             return wire.socket_from_fd(fds[0]), _process_of(meta)
         for fd in fds:
             os.close(fd)
@@ -417,7 +425,12 @@ class Zygotes:
         self._keeper.send(
             {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
         )
+        self._note(_process_of(meta))
         return ours, _process_of(meta)
+
+    def _note(self, process: ProcessIdentity) -> None:
+        if self._notes is not None and process.start is not None:
+            self._notes.add(ProcessNote(process.pid, process.start, "a zygote"))
 
 
 class _Zygote(LinkHandler):

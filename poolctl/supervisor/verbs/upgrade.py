@@ -12,12 +12,13 @@ from asyncio.subprocess import PIPE
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poolctl import __version__, bootstrap
+from poolctl import __version__
 from poolctl.config import changed_files
 from poolctl.control.answers import ErrorEntry, Result, UpgradeResult, failure
 from poolctl.control.client import stop_and_start
-from poolctl.control.protocol import CHECK, PROTOCOL, TRIED, TRY
+from poolctl.control.protocol import CHECK, PROTOCOL
 from poolctl.core.configuration_diff import Kind
+from poolctl.core.server_entry import record_of
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
@@ -27,9 +28,8 @@ from ..takeover.state_store import encoded
 from .reload import Reload
 from .verb import Call, VerbContext, items
 
-# The trials have time limits of their own; this one is for a trial that hangs before they apply.
+_CHECK_SECONDS = 90.0
 _KILLED_SECONDS = 2.0
-_TRIAL_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,25 +62,21 @@ class Upgrade:
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, stop_and_start(self._files))
-        if not call.options.get("tried"):
-            if not call.options.get("force") and await self._build.is_running(
-                call.options.get("build") or ""
-            ):
-                return UpgradeResult(items=items(self._core, self._core.entries.values()))
-            if problem := await self._test_takeover(call):
-                return problem
+        is_forced = call.options.get("force")
+        if not is_forced and await self._build.is_running(call.options.get("build") or ""):
+            return UpgradeResult(items=items(self._core, self._core.entries.values()))
+        if problem := await self._problem_of_next_version(call):
+            return problem
         async with self._configuration.turn:  # a reload in progress is completed first
             self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
-    async def _test_takeover(self, call: Call) -> Result | None:
-        """Test the takeover: None if the next version has taken over a small pool, else the error to answer with."""
-        options, on_disk = call.options, not await self._build.is_replaced()
+    async def _problem_of_next_version(self, call: Call) -> Result | None:
+        """Have the next version check whether it can take over: None if it can, else the error to answer with."""
         in_force = encoded(self._configuration.snapshot(self._core))
-        env = {**os.environ, TRIED: "1"} if on_disk else None
-        said, failed = await _run_and_get_output_or_error(
-            [*options["supervisor"], CHECK, *self._files], in_force, env
-        )
+        desired = json.dumps({name: record_of(entry) for name, entry in self._core.entries.items()})
+        command = [*call.options["supervisor"], CHECK, *self._files]
+        said, failed = await _run_and_get_output_or_error(command, in_force + b"\n" + desired.encode())
         if not failed:
             try:
                 check = from_json(TakeoverCheckReport, json.loads(said))
@@ -89,14 +85,8 @@ class Upgrade:
             else:
                 if check.errors:
                     return Result(errors=check.errors, exit_code=INVALID_CONFIGURATION)
-                if check.problem and (differs := await self._refusal_if_files_differ(call, check.problem)):
-                    return differs
-        if on_disk and not failed:
-            argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *self._files)
-            _, failed = await _run_and_get_output_or_error(argv, in_force)
-        if not failed:
-            return None
-        message = f"poolctl {options.get('version')} cannot take over: {failed}"
+                return (check.problem and await self._refusal_if_files_differ(call, check.problem)) or None
+        message = f"poolctl {call.options.get('version')} cannot take over: {failed}"
         hint = "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
         return _refused(message, hint)
 
@@ -150,25 +140,21 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-async def _run_and_get_output_or_error(
-    command: list[str], given: bytes, env: dict[str, str] | None = None
-) -> tuple[str, str]:
+async def _run_and_get_output_or_error(command: list[str], given: bytes) -> tuple[str, str]:
     """Run the command with `given` as its input; returns its output and "", or "" and why it failed."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env
-        )
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         return "", f"{command[0]} cannot be run: {error.strerror}"
     try:
-        async with asyncio.timeout(_TRIAL_SECONDS):
+        async with asyncio.timeout(_CHECK_SECONDS):
             said, failed = await process.communicate(given)
     except TimeoutError:
         process.kill()
         with contextlib.suppress(TimeoutError):  # one of its children may keep the pipes open
             async with asyncio.timeout(_KILLED_SECONDS):
                 await process.wait()
-        return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"
+        return "", f"{command[0]} did not finish within {_CHECK_SECONDS:g} s"
     if process.returncode == 0:
         return said.decode(errors="replace"), ""
     reason = failed.decode(errors="replace").strip().rpartition("\n")[2]

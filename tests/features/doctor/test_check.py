@@ -87,7 +87,7 @@ def test_pool_without_a_supervisor_has_the_servers_of_its_file(pool: PoolRef) ->
     assert (list(context.problems), context.about, context.supervisor_problem) == ([], None, "")
     assert [server.name for server in context.servers] == ["web", "auto", "sleeper"]
     assert context.processes == 4 + 3 + 1 + 2
-    assert (context.served, context.has_orphans) == (set(), False)
+    assert context.served == set()
     assert keys(context) == {**ADDRESSES, "[metrics]": "127.0.0.1:9464"}
 
 

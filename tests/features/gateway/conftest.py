@@ -63,7 +63,7 @@ class GatewayPool:
     def process(self) -> int | None:
         """The pid of the HAProxy that serves; None unless there is exactly one."""
         # A supervisor that starts also runs `haproxy -v`.
-        found = [pid for pid, command in self.pool.processes().items() if "haproxy -db " in command]
+        found = [pid for pid, command in self.pool.processes().items() if "haproxy -D " in command]
         return found[0] if len(found) == 1 else None
 
     def named(self, name: str) -> list[int]:

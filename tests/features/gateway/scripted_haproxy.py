@@ -29,6 +29,17 @@ HEAD = (
 COLUMNS = HEAD.split(",")
 
 
+class LogFiles:
+    """In place of the pipes to the logger: the files themselves."""
+
+    def create_log_pipe(self, name: str, path: str, form: str, limits: object) -> tuple[str, int]:
+        return path, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def register_pipe(self, key: str, pid: int) -> None: ...
+
+    def discard(self, key: str) -> None: ...
+
+
 class ScriptedHaproxy:
     """Its counters are those of `count`; it answers as long as it is not `hung`."""
 

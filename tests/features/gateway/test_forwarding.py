@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget
-from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.forwarding import Forwarding, Order, WaitingListeners
 from poolctl.json_form import to_json
-from poolctl.keeper import pool_files, rendezvous
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
-from tests.deadline import until, wait_until
+from tests.deadline import until
 from tests.descriptors import run
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import is_alive
@@ -60,7 +58,7 @@ class Stage:
     def await_order(self, port: int, **keys: Any) -> Order:
         """The order to keep connections waiting for a target at this port."""
         target = AwaitedTarget(key=KEY, address=("127.0.0.1", str(port)), seconds=20.0, **keys)
-        return Order(to_json(target), [self.waiting.of(KEY).sock], {"uids": [os.geteuid()]})
+        return Order(to_json(target), self.waiting.of(KEY).sock, [os.geteuid()])
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection of a client that connects where HAProxy does."""
@@ -107,12 +105,12 @@ async def target(port: int = 0) -> AsyncIterator[int]:
 def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({("await", KEY): made.await_order(port, down=True)})
+            made.forwarding.apply({KEY: made.await_order(port, down=True)})
             asked = asyncio.ensure_future(made.ask("x"))
             while not made.woken:
                 await asyncio.sleep(0.005)
             assert made.woken == [(KEY, 1)]
-            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            made.forwarding.apply({KEY: made.await_order(port)})
             assert await asked == "got x"
 
     run(work())
@@ -121,7 +119,7 @@ def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> Non
 def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Path) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            made.forwarding.apply({KEY: made.await_order(port)})
             await made.forwarding.wait_until_applied()
             os.kill(made.keeper.pids[-1], signal.SIGKILL)
             assert await made.ask("x") == "got x"
@@ -135,10 +133,10 @@ def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_
 ) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            made.forwarding.apply({KEY: made.await_order(port)})
             reader, writer = await made.connect()
             assert await reader.readexactly(4) == b"got "
-            made.forwarding.apply({("await", KEY): made.await_order(port, down=True)})
+            made.forwarding.apply({KEY: made.await_order(port, down=True)})
             asked = [asyncio.ensure_future(made.ask(f"{each}")) for each in range(20)]
             await until(lambda: len(made.woken) == 21)
             (first,) = made.keeper.pids
@@ -147,7 +145,7 @@ def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_
             helper.reconcile()
             await until(lambda: len(made.woken) == 41)
             assert helper.pid != first
-            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            made.forwarding.apply({KEY: made.await_order(port)})
             assert await asyncio.gather(*asked) == [f"got {each}" for each in range(20)]
             assert is_alive(first)
             writer.write(b"a")
@@ -162,7 +160,7 @@ def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_
 def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            made.forwarding.apply({KEY: made.await_order(port)})
             await made.forwarding.wait_until_applied()
             made.forwarding.apply({})
             await made.keeper.wait_for_exits()
@@ -175,42 +173,13 @@ def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_h
 ) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({("await", KEY): made.await_order(port)})
+            made.forwarding.apply({KEY: made.await_order(port)})
             await made.forwarding.wait_until_applied()
             process: Any = next(iter(made.environment.helpers)).process
             environment: Any = made.environment
             Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
             await process.wait_until_performed()
             assert await made.ask("x") == "got x"
-
-    run(work())
-
-
-def test_listeners_are_given_to_whoever_adopts_a_forwarder_that_was_left_alone(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made:
-            settings = ListenerSettings(bind="127.0.0.1:53")
-            with socket.create_server(("127.0.0.1", 0)) as held:
-                made.forwarding.apply({("hold", settings.bind): Order(to_json(settings), [held])})
-                await made.forwarding.wait_until_applied()
-                inode = os.fstat(held.fileno()).st_ino
-            process = made.environment.helpers.pids["forwarder"]
-            assert process == made.keeper.pids[-1]
-            link: Any = next(iter(made.environment.helpers)).process
-            link.stop_watching()
-            link.link.close()
-            await asyncio.to_thread(
-                wait_until, lambda: pool_files.find_listeners(str(tmp_path), pool_files.FORWARDER)
-            )
-            (found,) = await asyncio.to_thread(
-                lambda: [*rendezvous.connect_to_all(str(tmp_path), pool_files.FORWARDER, 10.0)]
-            )
-            sock, (message, (fd,)) = found  # type: ignore[misc]
-            assert message == {"t": "listener", "listener": to_json(settings)}
-            assert os.fstat(fd).st_ino == inode
-            os.close(fd)
-            sock.close()
-            os.kill(process, signal.SIGTERM)
 
     run(work())
 
@@ -245,19 +214,19 @@ def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_i
 
     async def work() -> None:
         async with stage(tmp_path) as made:
-            with socket.create_server(("127.0.0.1", 0)) as held:
-                made.forwarding.apply({("hold", "x"): Order({}, [held])})
-                await made.forwarding.wait_until_applied()
-                process: Any = next(iter(made.environment.helpers)).process
-                earlier = made.await_order(1)
-                content = {"t": "await", "key": KEY, "value": earlier.value, **earlier.fields}
-                process.link.send(content, earlier.sockets)
+            kept = made.await_order(1)
+            made.forwarding.apply({KEY: kept})
+            await made.forwarding.wait_until_applied()
+            process: Any = next(iter(made.environment.helpers)).process
+            with socket.create_server(("127.0.0.1", 0)) as earlier:
+                content = {"t": "await", "key": "http://earlier", "value": kept.value, "uids": kept.uids}
+                process.link.send(content, [earlier])
                 await process.wait_until_performed()
-                inode = os.fstat(earlier.sockets[0].fileno()).st_ino
-                assert inode in open_sockets(process.pid)
-                made.forwarding.use(process, is_new=False)
-                await until(lambda: inode not in open_sockets(process.pid))
-                assert os.fstat(held.fileno()).st_ino in open_sockets(process.pid)
+                inode = os.fstat(earlier.fileno()).st_ino
+            assert inode in open_sockets(process.pid)
+            made.forwarding.use(process, is_new=False)
+            await until(lambda: inode not in open_sockets(process.pid))
+            assert os.fstat(kept.listener.fileno()).st_ino in open_sockets(process.pid)
 
     run(work())
 

@@ -21,7 +21,6 @@ from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
     GatewayPlan,
-    OpenListeners,
     plan_of,
 )
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
@@ -81,10 +80,6 @@ def plan(*listeners: ListenerSettings, **more: Any) -> GatewayPlan:
     return GatewayPlan(settings, by_key(*listeners), more.get("streams", {}), more.get("certificates", ()))
 
 
-async def released(listeners: OpenListeners) -> bool:
-    return True
-
-
 def is_open(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
@@ -95,7 +90,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
         port = claim_port()
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
         store: Any = Store()
-        listeners = GatewayListeners(store, released)
+        listeners = GatewayListeners(store)
         for wanted in (narrow, wide, narrow):
             assert await listeners.open_missing(by_key(wanted)) == []
             assert listeners.settings == by_key(wanted)
@@ -109,7 +104,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
 
 def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
     async def scenario() -> None:
-        listeners, path = GatewayListeners(Store(), released), tmp_path / "g.sock"
+        listeners, path = GatewayListeners(Store()), tmp_path / "g.sock"
         inodes = set()
         for mode in ("0666", "0600", "0660"):
             tables = Tables(
@@ -134,7 +129,7 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
 
 def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
     async def scenario() -> None:
-        listeners, path = GatewayListeners(Store(), released), tmp_path / "g.sock"
+        listeners, path = GatewayListeners(Store()), tmp_path / "g.sock"
         for owner, is_open in (("no-such-user", False), (None, True), ("no-such-user", True)):
             bind = ({"bind": f"unix:{path}", "owner": owner},)
             found = plan_of(Tables(gateway=GatewayConfig(bind=bind)), [], {})
@@ -158,7 +153,7 @@ def test_address_without_a_host_is_open_for_both_families() -> None:
     }  # fmt: skip
 
     async def scenario() -> None:
-        listeners, port = GatewayListeners(Store(), released), claim_port()
+        listeners, port = GatewayListeners(Store()), claim_port()
         narrow = http(f"0.0.0.0:{port}")
         for wanted in (replace(narrow, dual=True), narrow, replace(narrow, dual=True)):
             assert await listeners.open_missing(by_key(wanted)) == []
@@ -174,7 +169,7 @@ def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> No
         port = claim_port()
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
         store: Any = Store()
-        listeners = GatewayListeners(store, released)
+        listeners = GatewayListeners(store)
         assert await listeners.open_missing(by_key(narrow)) == []
         with socket.create_server(("127.0.0.2", port)):
             (error,) = await listeners.open_missing(by_key(wide))
@@ -288,7 +283,7 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
     async def scenario() -> None:
         listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
         store: Any = Predecessors(*listeners)
-        made = GatewayListeners(store, released)
+        made = GatewayListeners(store)
         await made.adopt()
         assert made.settings == by_key(*listeners)
         sockets = {each.bind: made.of(each.bind) for each in listeners}
@@ -310,7 +305,7 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
 def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
     async def scenario() -> None:
         store: Any = Store()
-        listeners, plain = GatewayListeners(store, released), http(f"127.0.0.1:{claim_port()}")
+        listeners, plain = GatewayListeners(store), http(f"127.0.0.1:{claim_port()}")
         assert await listeners.open_missing(by_key(plain)) == []
         sockets = [*listeners.of(plain.bind)]
         secure = replace(plain, tls=True)
@@ -323,22 +318,5 @@ def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
             ({"op": "put", "name": name, "meta": to_json(each)}, fds) for each in (plain, secure)
         ]
         await listeners.close_others(())
-
-    run(scenario())
-
-
-def test_closed_listener_refuses_connections_although_another_process_has_a_duplicate() -> None:
-    async def kept(listeners: OpenListeners) -> bool:
-        return False
-
-    async def scenario() -> None:
-        port = claim_port()
-        listeners, listener = GatewayListeners(Store(), kept), http(f"127.0.0.1:{port}")
-        assert await listeners.open_missing(by_key(listener)) == []
-        (sock,) = listeners.of(listener.bind)
-        with sock.dup():
-            assert is_open(port)
-            await listeners.close_others(())
-            assert not is_open(port)
 
     run(scenario())

@@ -20,6 +20,7 @@ import pytest
 from poolctl.features.gateway.haproxy.configuration import (
     UNANSWERED,
     HaproxyConfiguration,
+    ProcessPlaces,
     ServerAddresses,
     configuration_of,
     sticky_value,
@@ -533,9 +534,9 @@ def test_configuration_without_routes_is_written_as_a_whole() -> None:
 
 
 def section_lines(route: Route, endpoints: dict[str, Endpoint] = LOCAL) -> list[str]:
-    return [
-        line.strip() for line in section(made(route, endpoints=endpoints), "backend route:a").splitlines()
-    ]
+    """The lines of the route's section, without comments."""
+    lines = map(str.strip, section(made(route, endpoints=endpoints), "backend route:a").splitlines())
+    return [each for each in lines if not each.startswith("#")]
 
 
 @pytest.mark.parametrize(
@@ -830,8 +831,10 @@ async def haproxy_program(
         listeners = [HaproxyListener((f"fd@{listener.fileno()}",), accept_proxy=accept_proxy)]
         if socket_file:
             listeners.append(HaproxyListener((f"unix@{directory / socket_file}",)))
-        given, log = GatewaySettings(**settings), f"fd@{log_descriptor}"
-        configuration = configuration_of(given, listeners, routes, (), addresses, {}, log)
+        places = ProcessPlaces(access_log=f"fd@{log_descriptor}")
+        configuration = configuration_of(
+            GatewaySettings(**settings), listeners, routes, (), addresses, {}, places
+        )
         path = directory / "haproxy.cfg"
         runtime = f"global\n    stats socket {directory / 'runtime.sock'} level admin\n"
         files = {path.name: configuration.text(), "runtime.cfg": runtime, **configuration.all_files}

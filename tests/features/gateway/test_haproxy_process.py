@@ -22,16 +22,17 @@ from poolctl.features.gateway.haproxy.process import (
     HaproxyProcess,
     HaproxyProcesses,
     HaproxyRefusal,
+    end_processes,
 )
 from poolctl.keeper import wire
 from poolctl.runners.helper_process import HelperLog
 from tests.deadline import until
+from tests.features.gateway.scripted_haproxy import LogFiles
 from tests.helper_keeper import ExecutingKeeper
-from tests.processes import is_alive
 
-# Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
-# what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it (`warnings`);
-# `commands` gets each command.
+# Answers commands on its runtime socket, as a daemon, until SIGUSR1 or SIGTERM. `answers.json` has the answer to each
+# command, and what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it
+# (`warnings`); `commands` gets each command.
 PROGRAM = """
 import json, os, signal, socket, sys, time
 
@@ -41,36 +42,61 @@ text = answers().get("refuses", "") + answers().get("warnings", "")
 sys.stderr.write(text.replace("PID", str(os.getpid())))
 if "refuses" in answers():
     sys.exit(1)
-assert sys.argv[1:3] == ["-db", "-f"] and "fd@3" in open(sys.argv[-1]).read()
+assert sys.argv[1:3] == ["-D", "-f"]
+if os.fork():
+    sys.exit(0)
+os.setsid()
 listener = socket.socket(fileno=3)
 listener.setblocking(True)
+sessions = []
 
 def leave(number, frame):
     if "ignores" in answers():
         return
-    if "stays" not in answers() or number == signal.SIGTERM:
-        os._exit(0)
     listener.close()
-    while "stays" in answers():
+    if "stays" not in answers() or number == signal.SIGTERM:
+        if not sessions:
+            os._exit(0)
+    while "stays" in answers() or (sessions and number != signal.SIGTERM):
+        serve(sessions)
         time.sleep(0.01)
     os._exit(7)
+
+def serve(sessions):
+    for each in list(sessions):
+        each.settimeout(0.01)
+        try:
+            command = each.recv(4096).decode().strip()
+        except TimeoutError:
+            continue
+        if not command:
+            sessions.remove(each)
+            continue
+        answer(each, command, "\\n> ")
+
+def answer(connection, command, prompt=""):
+    with open(os.path.join(here, "commands"), "a") as file:
+        file.write(command + "\\n")
+    default = f"Pid: {os.getpid()}\\n" if command == "show info" else "\\n"
+    connection.sendall((answers().get(command, default) + prompt).encode())
 
 signal.signal(signal.SIGUSR1, leave)
 signal.signal(signal.SIGTERM, leave)
 while True:
     connection, _ = listener.accept()
-    command = connection.makefile("r").readline().strip()
-    with open(os.path.join(here, "commands"), "a") as file:
-        file.write(command + "\\n")
-    connection.sendall(answers().get(command, "\\n").encode())
-    connection.close()
+    command = connection.recv(4096).decode().strip()
+    if command == "prompt":
+        sessions.append(connection)
+        answer(connection, command, "\\n> ")
+    else:
+        answer(connection, command)
+        connection.close()
 """
 STATISTICS = "# pxname,svname,scur\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
-CLIENTS = "# pxname,svname,scur\ngateway,FRONTEND,{}\nstream:s,FRONTEND,0\n"
 
 
 def processes_of(directory: Path) -> HaproxyProcesses:
-    output: Any = SimpleNamespace(register_pipe=lambda key, pid: None, discard=lambda key: None)
+    output: Any = LogFiles()
     return HaproxyProcesses(str(directory), output, "access.log")
 
 
@@ -84,7 +110,7 @@ class Stage:
         self.script.chmod(0o755)
         self.says()
         self.keeper = ExecutingKeeper()
-        self.log = HelperLog(str(directory), "gateway", None)
+        self.log = HelperLog(str(directory), GATEWAY, None, None)
         self.processes = processes_of(directory)
         self.use()
         self.started: list[HaproxyProcess] = []
@@ -92,7 +118,7 @@ class Stage:
     def use(self, **changes: Any) -> None:
         """Start the next process with a setup that is like this."""
         setup = SimpleNamespace(
-            program=str(self.script), user="", access_log="", text="global\n", sockets=(), listeners=(),
+            program=str(self.script), user="", access_log="", text="global\n", sockets=(),
             files={"map": b"a b\n", "c.pem": b"pem"},
             start_commands=lambda: (), configuration=SimpleNamespace(servers_by_line_number=lambda: ()),
         )  # fmt: skip
@@ -139,6 +165,7 @@ class Stage:
     async def close(self) -> None:
         for each in self.started:
             each.signal(signal.SIGKILL)
+        end_processes(str(self.directory), signal.SIGKILL, 10.0)
         await self.keeper.wait_for_exits()
         await asyncio.gather(*(each.exited for each in self.started))
 
@@ -168,10 +195,10 @@ def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
         process = await stage.start()
         modes = stage.modes()
         assert modes.pop(".") == 0o700
-        assert modes == dict.fromkeys(("haproxy.cfg", "process.cfg", "map", "c.pem"), 0o600)
+        assert modes == dict.fromkeys(("haproxy.cfg", "map", "c.pem"), 0o600)
         assert os.stat(process.path).st_mode & 0o777 == 0o600
         assert stage.commands() == ["set server route:r/one state drain"]
-        assert await process.ask("show info") == "\n"
+        assert await process.ask("show info") == f"Pid: {process.pid}\n"
         assert process.up.is_set()
 
     play(scene)
@@ -180,12 +207,14 @@ def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
 def test_refusal_says_the_first_alerts(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         alerts = "".join(f"[ALERT]    (PID) : problem {number}\n" for number in range(5))
-        stage.says(refuses=f"[NOTICE]   (PID) : a note\n[ALERT]    (1) : of another process\n{alerts}")
+        stage.says(refuses=f"[NOTICE]   (PID) : a note\n{alerts}")
         with pytest.raises(HaproxyRefusal) as refused:
             await stage.start()
         assert str(refused.value) == "problem 0; problem 1; problem 2"
         stage.says(refuses="[NOTICE]   (PID) : a note\n")
-        with pytest.raises(HaproxyRefusal, match=r"ended at its start; see .*/gateway\.log"):
+        with pytest.raises(
+            HaproxyRefusal, match="program cannot be started: its runtime socket does not answer"
+        ):
             await stage.start()
 
     play(scene)
@@ -262,17 +291,14 @@ def test_process_without_a_runtime_socket_answers_nothing_and_still_ends_when_re
     play(scene)
 
 
-@pytest.mark.slow
 def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        stage.says(**{"show stat -1 1 -1": CLIENTS.format(0)}, stays=True)
+        stage.says(stays=True)
         first = await stage.start()
         second = await stage.replace(first)
-        frontends = ("gateway", "stream:s")
-        assert stage.commands() == [
-            f"{what} frontend {each}" for what in ("disable", "shutdown") for each in frontends
-        ]
-        await stage.processes.wait_until_idle_closed()
+        assert stage.commands() == ["set server next/next state ready"]
+        with pytest.raises(HaproxyRefusal):
+            await first.ask("show info")
         assert stage.processes.replaced_pids == [first.pid], "it has connections"
         assert not second.exited.done()
         stage.says()
@@ -283,25 +309,13 @@ def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play
     play(scene)
 
 
-@pytest.mark.slow
-def test_clients_of_a_replaced_process_have_a_second_before_idle_connections_are_closed(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(**{"show stat -1 1 -1": CLIENTS.format(1)}, stays=True)
-        first = await stage.start()
-        began = asyncio.get_running_loop().time()
-        await stage.replace(first)
-        await stage.processes.wait_until_idle_closed()
-        assert asyncio.get_running_loop().time() - began >= 2.0
-        assert stage.processes.replaced_pids == [first.pid], "it has connections"
-
-    play(scene)
-
-
-def test_oldest_replaced_process_is_ended_when_there_are_too_many(
-    play: Play, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", ["_MAX_REPLACED", "_MAX_REPLACED_BYTES"])
+def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
+    play: Play, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(haproxy_process, "_MOST_REPLACED", 2)
-    monkeypatch.setattr(haproxy_process, "CLOSE_SPREAD_SECONDS", 0.01)
+    most = {"_MAX_REPLACED": 2, "_MAX_REPLACED_BYTES": 2 << 20}
+    monkeypatch.setattr(haproxy_process, limit, most[limit])
+    monkeypatch.setattr(haproxy_process, "_EXIT_SECONDS", 0.1)
 
     async def scene(stage: Stage) -> None:
         ended: list[int] = []
@@ -310,12 +324,10 @@ def test_oldest_replaced_process_is_ended_when_there_are_too_many(
         process = await stage.start()
         for _ in range(3):
             process = await stage.replace(process)
-            await stage.processes.wait_until_idle_closed()
-        pids = [each.pid for each in stage.started]
-        assert ended == pids[:1]
         await stage.started[0].exited
-        await asyncio.sleep(0)
-        assert stage.processes.replaced_pids == pids[1:3]
+        await until(lambda: ended != [])
+        assert ended[0] == stage.started[0].pid
+        assert len(stage.processes.replaced_pids) <= 2
 
     play(scene)
 
@@ -330,7 +342,11 @@ def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Pl
         successor = processes_of(stage.directory)
         found = await successor.adopt(keeper, GATEWAY)
         assert found is not None
-        assert (found.pid, found.mark, await found.ask("show info")) == (used.pid, "mark", "\n")
+        assert (found.pid, found.mark, await found.ask("show info")) == (
+            used.pid,
+            "mark",
+            f"Pid: {used.pid}\n",
+        )
         assert successor.replaced_pids == [left.pid]
         other = processes_of(Path("/other"))
         stage.keeper.entries.clear()
@@ -338,18 +354,6 @@ def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Pl
         assert other.replaced_pids == []
         await successor.end_all(stage.log)
         await asyncio.gather(left.exited, used.exited, found.exited)
-
-    play(scene)
-
-
-def test_process_in_the_store_that_has_ended_is_not_adopted(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        process = await stage.start()
-        stage.hold(process)
-        process.signal(signal.SIGKILL)
-        await stage.keeper.wait_for_exits()
-        keeper: Any = stage.keeper
-        assert await processes_of(stage.directory).adopt(keeper, GATEWAY) is None
 
     play(scene)
 
@@ -416,7 +420,7 @@ def test_process_whose_start_is_given_up_is_ended_with_the_others(play: Play, is
         asyncio.get_running_loop().call_soon(answer.set)
         await asyncio.wait({starting})
         await stage.processes.end_all(stage.log)
-        assert not is_alive(stage.keeper.pids[0])
+        assert end_processes(str(stage.directory), signal.SIGKILL, 10.0) == []
 
     play(scene)
 

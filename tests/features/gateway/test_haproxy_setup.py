@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.haproxy.configuration import HaproxyBackend, ServerAddresses, configuration_of
+from poolctl.features.gateway.haproxy.configuration import (
+    HaproxyBackend,
+    ProcessPlaces,
+    ServerAddresses,
+    configuration_of,
+)
 from poolctl.features.gateway.haproxy.listeners import HaproxyCertificate, HaproxyListener
 from poolctl.features.gateway.haproxy.setup import (
     CertificateContents,
@@ -75,8 +80,8 @@ ANOTHER = HaproxyBackend("route:another", "another", False, (), ())
         (setup(ONE), setup(ONE), []),
         (
             setup(ONE)._replace(maps={"m.map": {"a": "1", "b": "2"}}),
-            setup(ONE)._replace(maps={"m.map": {"b": "3", "c": "4"}}),
-            ["set map m.map b 3", "add map m.map c 4", "del map m.map a"],
+            setup(ONE)._replace(maps={"m.map": {"a": "1", "b": "3"}}),
+            ["set map m.map b 3"],
         ),
         (setup(ONE), setup(ONE, states={"one": "maint"}), [state("one", "maint")]),
         (
@@ -130,11 +135,6 @@ ANOTHER = HaproxyBackend("route:another", "another", False, (), ())
         ),
         (
             setup(ONE),
-            setup(ONE, bundle=b"C\n\nD\n"),
-            ["set ssl cert c.pem <<\nC\nD\n", "commit ssl cert c.pem"],
-        ),
-        (
-            setup(ONE),
             setup(ONE, TWO, states={"two": "maint"}),
             [f"add server route:r/two 127.0.0.1:8082 {POOL}"],
         ),
@@ -161,7 +161,7 @@ ANOTHER = HaproxyBackend("route:another", "another", False, (), ())
         ),
     ],
 )
-def test_change_of_servers_and_certificates_is_made_by_commands(
+def test_change_of_members_is_made_by_commands(
     before: HaproxySetup, after: HaproxySetup, commands: list[str]
 ) -> None:
     assert runtime_commands(before, after) == commands
@@ -183,7 +183,8 @@ def test_change_of_servers_and_certificates_is_made_by_commands(
         (setup(ONE, hosts={"unix": ""}), setup(ONE)),
         (setup(URL), setup(URL, backend_limit=TrafficLimits(concurrency=9))),
         (setup(ONE), setup(ONE, Target(url="unix:/run/a;shutdown frontend gateway"))),
-        (setup(ONE), setup(ONE)._replace(bundles={})),
+        (setup(ONE), setup(ONE, bundle=b"C\n\nD\n")),
+        (setup(ONE), setup(ONE, path="/v1")),
         (setup(ONE), setup(ONE)._replace(bundles={"c.pem": b"A\n\nB\n", "d.pem": b"D"})),
         (setup(ONE), setup(ONE)._replace(authorities={"ca.pem": b""})),
         (setup(ONE), setup(ONE)._replace(configuration=setup(ONE).configuration._replace(files={"a": ""}))),
@@ -235,7 +236,8 @@ class Held:
     """Listeners with sockets of their own, and the targets of a route and a stream, as the supervisor has them."""
 
     def __init__(self) -> None:
-        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+        self.following = "abns@next", self.sockets[0], "KEY"
         self.stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))
         certificates = [
             CertificateContents(("a.example",), _rules(), [b"CERT\n\n", b"KEY\n"]),
@@ -244,8 +246,8 @@ class Held:
         https = ListenerSettings(bind=":8443", tls=True, accept_proxy=True)
         tcp = ListenerSettings(bind="127.0.0.1:5432", protocol="tcp", alias="pg")
         self.listeners = [
-            HeldListener(https, None, self.sockets[:2], certificates),
-            HeldListener(tcp, self.stream, self.sockets[2:]),
+            HeldListener(https, None, self.sockets[1:3], certificates),
+            HeldListener(tcp, self.stream, self.sockets[3:]),
         ]
         self.routes = [Route(alias="r", to=(ONE, TWO, Target(server="gone"), URL))]
         self.stage = FiguresStage()
@@ -265,7 +267,8 @@ class Held:
         self.stage.set_routes(*self.routes, self.stream)
         settings = GatewaySettings(program="/usr/sbin/haproxy", access_log=self.access_log)
         targets = self.stage.targets
-        parts = parts_of(settings, self.listeners, self.routes, targets.facts(), {}, self.addresses, {})
+        facts = targets.facts()
+        parts = parts_of(settings, self.listeners, self.routes, facts, {}, self.addresses, {}, self.following)
         return parts.with_states(parts.build(), targets.states(targets.keys))
 
     def states(self) -> list[str]:
@@ -295,15 +298,16 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
         HaproxyCertificate("certificate-2.pem", "certificate-2.pem.ca", "optional", "1.3", "AES"),
     )
     listeners = [
-        HaproxyListener(("fd@4", "fd@5"), "", "listener-4.crt-list", certificates, accept_proxy=True),
-        HaproxyListener(("fd@6",), "pg", "listener-6.crt-list"),
+        HaproxyListener(("fd@6", "fd@7"), "", "listener-6.crt-list", certificates, accept_proxy=True),
+        HaproxyListener(("fd@8",), "pg", "listener-8.crt-list"),
     ]
     endpoints = {
         "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True), "gone": None,
     }  # fmt: skip
     settings = GatewaySettings(program="/usr/sbin/haproxy")
+    places = ProcessPlaces("fd@3", "fd@4", "fd@9", "fd@5", "abns@next", "KEY")
     assert found.configuration == configuration_of(
-        settings, listeners, held.routes, [held.stream], ServerAddresses(endpoints)
+        settings, listeners, held.routes, [held.stream], ServerAddresses(endpoints), {}, places
     )
     assert found.text == found.configuration.text([("route:r", "two"), ("route:r", "gone")])
 
@@ -329,7 +333,7 @@ def test_states_that_follow_changes_are_those_of_a_setup_that_is_new(held: Held)
     held.stage.set_routes(*held.routes, held.stream)
     targets, random = held.stage.targets, Random(1)
     facts, waiting = targets.facts(), {"three": "abns@waiting"}
-    parts = parts_of(GatewaySettings(), held.listeners, held.routes, facts, {}, {}, waiting)
+    parts = parts_of(GatewaySettings(), held.listeners, held.routes, facts, {}, {}, waiting, held.following)
     built = followed = parts.build()
     seen = set()
     for _ in range(200):
@@ -355,10 +359,9 @@ def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) 
     digest = held.made().digest
     held.stage.hosts.disable("one")
     assert held.made().digest == digest
-    held.routes = [replace(held.routes[0], path="/v1")]
-    assert held.made().digest == digest, "it gets the current maps"
-    held.routes = [replace(held.routes[0], retries=2)]
-    assert held.made().digest != digest
+    for change in ({"path": "/v1"}, {"retries": 2}):
+        held.routes = [replace(held.routes[0], **change)]
+        assert held.made().digest != digest
 
 
 def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: Held) -> None:
@@ -380,65 +383,17 @@ def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: H
     ]
 
 
-def test_adopted_haproxy_gets_all_entries_of_maps() -> None:
-    made = setup(ONE)._replace(maps={"m.map": {"a": "1"}})
-    assert made.state_commands() == [state("one", "ready"), *replacement("m.map", "a 1")]
-
-
 def test_maps_but_that_of_routes_are_those_of_the_newest_setup_until_a_process_is_replaced() -> None:
     before = setup(ONE)._replace(maps={"m.map": {"a": "1"}, "routes.map": {"//*/": "route:r"}})
     after = setup(ONE)._replace(
-        maps={"m.map": {"a": "2"}, "new.map": {"b": "1"}, "routes.map": {"//*/": "route:new"}}
+        maps={"m.map": {"a": "2", "b": "1"}, "new.map": {"b": "1"}, "routes.map": {"//*/": "route:new"}}
     )
     assert before.with_states_of(after).maps == {"m.map": {"a": "2"}, "routes.map": {"//*/": "route:r"}}
 
 
-def replacement(name: str, *payloads: str) -> list[str]:
-    """The commands that replace the map as a whole, with one payload after the other."""
-    added = [f"add map @VERSION {name} <<\n{each}\n" for each in payloads]
-    return [f"prepare map {name}", *added, f"commit map @VERSION {name}"]
-
-
-def test_changed_routes_are_in_force_at_once_after_their_servers_and_before_others_leave() -> None:
-    before = setup(ONE, path="/v1")
-    assert runtime_commands(before, setup(ONE, path="/v2")) == replacement("routes.map", "//*/v2/ route:r")
-    assert runtime_commands(before, setup(TWO, path="/v2")) == [
-        f"add server route:r/two 127.0.0.1:8082 {POOL}",
-        state("two", "ready"),
-        *replacement("routes.map", "//*/v2/ route:r"),
-        "set server route:r/one state maint",
-        "del server route:r/one",
-    ]
-
-
-def test_removed_route_is_removed_by_commands_and_its_section_remains_without_servers() -> None:
-    after = setup(ONE)
-    configuration = after.configuration
-    left = configuration.backends[0]._replace(name="route:left")
-    before = after._replace(
-        configuration=configuration._replace(backends=(left, *configuration.backends)),
-        maps={"routes.map": {**after.maps["routes.map"], "//*/left/": "route:left"}},
-    )
-    assert runtime_commands(before, after) == [
-        *replacement("routes.map", "//*/ route:r"),
-        "set server route:left/one state maint",
-        "del server route:left/one",
-    ]
-
-
-def test_map_is_replaced_in_payloads_that_haproxy_can_buffer() -> None:
-    entries = {f"//h{number}.example/": "route:r" for number in range(2000)}
-    commands = setup(ONE)._replace(maps={"m.map": entries}).state_commands()
-    payloads = [each.partition("<<\n")[2] for each in commands if each.startswith("add map @VERSION m.map")]
-    assert "".join(payloads) == "".join(f"{key} {value}\n" for key, value in entries.items())
-    assert len(payloads) > 1
-    assert max(map(len, commands)) < 16_384
-    assert setup(ONE)._replace(maps={"m.map": {}}).state_commands()[1:] == replacement("m.map")
-
-
 def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
     held.routes = [Route(alias="r", to=(ONE, TWO), waiting_page=True), Route(alias="other", to=(TWO,))]
-    assert (held.made().maps["sleeping.map"], held.made().shows_waiting_page) == ({}, False)
+    assert (held.made().maps["sleeping.map"], held.made().shows_waiting_page) == ({"route:r": "awake"}, False)
     held.stage.servers["one"] = ServerFacts(bind="127.0.0.1:8081", state="stopped")
     made = held.made()
     assert (made.maps["sleeping.map"], made.shows_waiting_page) == ({"route:r": "asleep"}, True)
@@ -454,7 +409,7 @@ def test_access_log_is_written_to_the_descriptor_after_the_listeners(held: Held)
     held.access_log = "json"
     made = held.made()
     assert made.access_log == "json"
-    assert "    log fd@7 len 4096 format raw local0 err" in made.configuration.lines
+    assert "    log fd@9 len 4096 format raw local0 err" in made.configuration.lines
 
 
 def test_listener_with_tls_and_no_certificate_passes_it(held: Held) -> None:

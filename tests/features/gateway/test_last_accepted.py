@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 # Refuses a word, but not when it only checks a file.
 STUBBORN = """#!/bin/sh
-if [ "$1" = -db ] && grep -qs refuse-this "$3"; then
+if [ "$1" = -D ] && grep -qs refuse-this "$3"; then
     echo "[ALERT]    ($$) : config : it has a word that I refuse" >&2
     exit 1
 fi

@@ -117,7 +117,7 @@ def test_refusals_are_found_all_at_once(tmp_path: Path) -> None:
         bind = ":9000"
         to = "{LONG}"
         {SERVER}"""
-    found = [each.partition(": ")[0] for each in problems_of(tmp_path, text)]
+    found = sorted(each.partition(": ")[0] for each in problems_of(tmp_path, text))
     assert found == [
         "gateway.trusted_proxies[0]", "gateway.trusted_proxies[2]", "route[1].allow[0]", "route[1].allow[2]",
         "route[1].allow[4]", "route[1].to[1]", "stream[0].to",

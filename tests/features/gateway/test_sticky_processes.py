@@ -58,7 +58,7 @@ def test_client_stays_at_its_process_and_goes_to_another_one_when_that_ends(
         return reply
 
     def haproxy() -> list[int]:
-        return [pid for pid, command in real_pool.processes().items() if "haproxy -db " in command]
+        return [pid for pid, command in real_pool.processes().items() if "haproxy -D " in command]
 
     replies = [get(port) for _ in range(6)]
     found = {cookie_of(each): each.text for each in replies}

@@ -1,19 +1,25 @@
-"""Keeper and supervisor are both killed: servers serve on, and the next command takes them over or ends them."""
+"""Keeper and supervisor are both killed: what does not end by itself is ended by the next `start` or `stop`."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.http_get import get
-from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time, helper
-from tests.processes import is_alive
-from tests.real_pool import HELLO_APP, RealPool
+from tests.integration.processes.test_deaths import helper
+from tests.processes import children, command_line, is_alive
+from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
 
@@ -30,52 +36,105 @@ def kill_both(pool: RealPool, until: Any, first: str = "keeper") -> None:
     until(lambda: not any(" supervisor " in line for line in pool.processes().values()))
 
 
+# A download that goes on until the test lets it end, and prints at its end.
+SLOW_APP = """
+import asyncio, os
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while scope["path"] == "/download" and not os.path.exists("may-end"):
+        await send({"type": "http.response.body", "body": b"more\\n", "more_body": True})
+        await asyncio.sleep(0.02)
+    print("the end of", scope["path"], flush=True)
+    await send({"type": "http.response.body", "body": b"the end"})
+"""
+
+
+@contextlib.contextmanager
+def download(port: int) -> Iterator[list[str]]:
+    """A download that has begun; afterwards the list has what was received, or the error."""
+    received: list[str] = []
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(b"GET /download HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert client.recv(4096)
+
+        def receive() -> None:
+            try:
+                received.append(b"".join(iter(lambda: client.recv(65536), b"")).decode())
+            except OSError as error:
+                received.append(repr(error))
+
+        receiving = threading.Thread(target=receive)
+        receiving.start()
+        try:
+            yield received
+        finally:
+            receiving.join(60)
+
+
+def is_refused(port: int) -> bool:
+    try:
+        get(port)
+    except (ConnectionRefusedError, ConnectionResetError) as error:
+        return isinstance(error, ConnectionRefusedError)
+    return False
+
+
 @pytest.mark.capability
-def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> None:
-    ports = pool.write_hello("a", "b", "c", extra="workers = 2")
-    pool.ok("start", "a", "b")
-    pool.ok("restart", "a")
-    before = pool.items()
-    with asked_all_the_time(ports["a"]) as failures, asked_all_the_time(ports["b"]) as others:
+def test_a_worker_finishes_its_requests_and_the_next_start_does_not_wait_for_it(
+    pool: RealPool, until: Any
+) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("hello.py", SLOW_APP)
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    with download(port) as received:
         kill_both(pool, until)
-        for name in ("a", "b"):
-            until(lambda name=name: set(pool.items()[name]["pids"]) == set(before[name]["pids"]))
-        seen = pool.items()
-        assert {name: item["state"] for name, item in seen.items()} == {
-            "a": "running",
-            "b": "running",
-            "c": "stopped",
-        }
-        assert {name: item["restarts"] for name, item in seen.items()} == {"a": 1, "b": 0, "c": 0}
+        until(lambda: is_refused(port))
         assert pool.run("status").code == 3
-        pool.ok("start")
-        after = pool.items()
-        assert {name: set(item["pids"]) for name, item in after.items() if name != "c"} == {
-            name: set(item["pids"]) for name, item in before.items() if name != "c"
-        }
-        assert after["a"]["uptime_seconds"] > before["a"]["uptime_seconds"]
-        assert after["a"]["restarts"] == 1
-        assert after["c"]["ready"]
-        pool.ok("restart", "a")
-    assert failures == others == []
-    os.kill(after["b"]["pids"][0], signal.SIGKILL)
-    until(lambda: pool.items()["b"]["restarts"] == 1 and pool.items()["b"]["ready"])
-    pool.ok("stop")
+        assert "left over: " in pool.run("status").stdout
+        said = pool.ok("start").stderr
+        assert "of a killed pool were left over: the logger, web; still finishing: the logger, web" in said
+        assert pool.items()["web"]["pids"] != before
+        assert get(port).status == 200
+        assert is_alive(before[0])
+        pool.write("may-end", "")
+    assert received[0].endswith("the end\r\n0\r\n\r\n")
+    until(lambda: not is_alive(before[0]))
+    until(lambda: "the end of /download" in pool.ok("logs", "web").stdout)
+    done = pool.ok("stop")
+    assert "left over" not in done.stdout + done.stderr
     assert pool.processes() == {}
 
 
 @pytest.mark.parametrize("first", ["keeper", "supervisor"])
-def test_stop_ends_what_serves_whatever_became_of_the_file(pool: RealPool, until: Any, first: str) -> None:
-    port = pool.write_hello()["web"]
-    pool.ok("start")
+def test_idle_workers_and_helpers_end_by_themselves(pool: RealPool, until: Any, first: str) -> None:
+    port = pool.write_hello("web", "sleepy", extra='scale = { min = 0 }\ntls = "self-signed"')["web"]
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace('tls = "self-signed"', ""))
+    pool.ok("start", "web")
     kill_both(pool, until, first)
-    assert get(port).status == 200
-    pool.write("pool.toml", "[[server]]\nname = ")
-    done = pool.ok("stop")
-    assert "stopped" in done.stdout + done.stderr
     until(lambda: not pool.processes())
-    with pytest.raises(ConnectionRefusedError):
-        get(port)
+    assert is_refused(port)
+    assert pool.ok("stop").stdout == "nothing is running\n"
+    assert list(pool.runtime.glob("*/processes")) == []
+
+
+def test_stop_ends_programs_whatever_became_of_the_file(pool: RealPool, until: Any) -> None:
+    pool.write(
+        "pool.toml",
+        '[[server]]\nname = "queue"\ncommand = ["sleep", "600"]\nworkers = 2\n'
+        '[[server]]\nname = "other"\ncommand = ["sleep", "600"]\n',
+    )
+    pool.ok("start")
+    items = pool.items()
+    kill_both(pool, until)
+    assert all(is_alive(pid) for item in items.values() for pid in item["pids"])
+    assert "1 process of a killed pool was left over: other; ended" in pool.ok("stop", "other").stdout
+    assert is_alive(items["queue"]["pids"][0])
+    pool.write("pool.toml", "[[server]]\nname = ")
+    assert "queue" in pool.ok("stop").stdout
+    assert pool.processes() == {}
     assert list(pool.runtime.glob("*/control.sock")) == []
     assert list(pool.runtime.glob("@*")) == []
 
@@ -85,28 +144,115 @@ import pathlib, time
 
 async def app(scope, receive, send):
     assert scope["type"] == "http"
-    pathlib.Path("blocked").touch()
-    time.sleep(600)
+    if scope["path"] == "/block":
+        pathlib.Path("blocked").touch()
+        time.sleep(600)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
 """
 
 
-def test_stop_kills_a_worker_whose_event_loop_is_blocked(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello()["web"]
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_a_worker_whose_event_loop_is_blocked_is_killed(pool: RealPool, until: Any, command: str) -> None:
+    port = pool.write_hello(extra='stop_timeout = "1s"')["web"]
     pool.write("hello.py", BLOCKING)
     pool.ok("start")
+    (worker,) = pool.items()["web"]["pids"]
     with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.sendall(b"GET /block HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until((pool.directory / "blocked").exists)
-        (worker,) = pool.items()["web"]["pids"]
         kill_both(pool, until)
-        until(lambda: pool.items()["web"]["pids"] == [worker])
-        done = pool.ok("stop", "--timeout", "1s")
-    assert "1 server stopped" in done.stdout + done.stderr
-    assert f"pid {worker} had to be killed" in done.stdout + done.stderr
+        done = pool.ok(command)
+    assert f"web: pid {worker} had to be killed" in done.stderr
     assert not is_alive(worker)
+    if command == "start":
+        assert get(port).status == 200
+        pool.ok("stop")
+    assert pool.processes() == {}
 
 
-def test_live_changes_are_in_force_after_a_takeover(pool: RealPool, until: Any, free_port: Any) -> None:
+@pytest.mark.heavy
+def test_frozen_processes_end_too(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    (worker,) = pool.items()["web"]["pids"]
+    frozen = [worker, *(helper(pool, kind) for kind in ("logs", "zygote", "config_reader"))]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    kill_both(pool, until)
+    pool.ok("start")
+    until(lambda: not any(map(is_alive, frozen)))
+    assert get(port).status == 200
+
+
+# Starts two children, one of which has another environment, and says which.
+LEADER = """
+import subprocess, sys, time
+marked = subprocess.Popen(["sleep", "601"])
+unmarked = subprocess.Popen(["sleep", "602"], env={})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_what_a_killed_leader_has_left_is_ended_if_it_is_surely_the_pools(
+    pool: RealPool, until: Any, command: str
+) -> None:
+    pool.write("leader.py", LEADER)
+    pool.write("pool.toml", f'[[server]]\nname = "group"\ncommand = ["{sys.executable}", "leader.py"]\n')
+    pool.ok("start")
+    (leader,) = pool.items()["group"]["pids"]
+
+    def sleepers() -> dict[str, int]:
+        return {command_line(pid): pid for pid in children(leader)}
+
+    until(lambda: sleepers().keys() == {"sleep 601", "sleep 602"})
+    marked, unmarked = sleepers()["sleep 601"], sleepers()["sleep 602"]
+    os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
+    os.kill(pool.info()["keeper_pid"], signal.SIGSTOP)
+    os.kill(leader, signal.SIGKILL)
+    kill_frozen(pool, until)
+    until(lambda: not os.path.exists(f"/proc/{leader}"))
+    try:
+        done = pool.ok(command)
+        until(lambda: not is_alive(marked))
+        assert is_alive(unmarked)
+        assert f"group: pid {unmarked} may be left over from a killed pool, or a stranger" in done.stderr
+        assert f"kill {unmarked}" in done.stderr
+    finally:
+        os.kill(unmarked, signal.SIGKILL)
+
+
+def kill_frozen(pool: RealPool, until: Any) -> None:
+    pids = [pid for pid, line in pool.processes().items() if " keeper " in line or " supervisor " in line]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(is_alive, pids)))
+
+
+@pytest.mark.parametrize("change", ["boot", "start"])
+def test_a_stranger_with_a_noted_pid_is_never_ended(pool: RealPool, until: Any, change: str) -> None:
+    pool.write("pool.toml", '[[server]]\nname = "queue"\ncommand = ["sleep", "600"]\n')
+    pool.ok("start")
+    (program,) = pool.items()["queue"]["pids"]
+    kill_both(pool, until)
+    until(lambda: len(pool.processes()) == 2, what=lambda: f"the program and the logger: {pool.processes()}")
+    # As if the machine had booted since, or the pid had come round.
+    (file,) = {path.resolve() for path in pool.runtime.glob("*/processes")}
+    life, *notes = map(json.loads, file.read_text().splitlines())
+    if change == "boot":
+        life[0] = "another boot"
+    else:
+        notes = [[note[0], note[1] - 1, *note[2:]] for note in notes]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in [life, *notes]))
+    assert pool.ok("stop").stdout == "nothing is running\n"
+    pool.ok("start")
+    pool.ok("stop")
+    assert is_alive(program)
+    os.kill(program, signal.SIGKILL)
+
+
+def test_live_changes_are_in_force_in_the_next_pool(pool: RealPool, until: Any, free_port: Any) -> None:
     pool.write_hello("many", "out", "quiet", "off", "gone", "worn")
     pool.ok("start")
     pool.ok("add", "extra", "--bind", f"127.0.0.1:{free_port()}", "--app", "hello:app")
@@ -115,16 +261,14 @@ def test_live_changes_are_in_force_after_a_takeover(pool: RealPool, until: Any, 
     pool.ok("stop", "quiet")
     pool.ok("disable", "off")
     pool.ok("remove", "gone")
-    os.kill(pool.items()["worn"]["pids"][0], signal.SIGKILL)
-    until(lambda: pool.items()["worn"]["restarts"] == 1 and pool.items()["worn"]["ready"])
     before = pool.items()
     kill_both(pool, until)
     pool.ok("start", "many")
-    after = pool.items()
-    same = ("state", "pids", "workers", "restarts")
-    assert {name: [item[key] for key in same] for name, item in after.items()} == {
-        name: [item[key] for key in same] for name, item in before.items()
-    }
+
+    def states(items: dict[str, Any]) -> dict[str, Any]:
+        return {name: (item["state"], item["workers"]) for name, item in items.items()}
+
+    until(lambda: states(pool.items()) == states(before), what=lambda: str(states(pool.items())))
     plan = pool.run("reload", "--dry-run", "-o", "json").json["changes"]
     assert {(change["name"], change["change"]) for change in plan} == {
         (name, "override") for name in ("many", "out", "off", "gone", "extra")
@@ -172,166 +316,6 @@ def test_an_ordered_end_leaves_nothing_to_go_on_from(pool: RealPool, until: Any)
     assert [pool.items()["a"][key] for key in ("state", "workers")] == ["stopped", 1]
 
 
-def test_output_printed_meanwhile_is_kept_and_so_is_later_output(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello()["web"]
-    pool.write("chatty.py", CHATTY)
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
-    pool.ok("start")
-    kill_both(pool, until)
-
-    def lines() -> list[str]:
-        printed = pool.ok("logs", "web", "-n", "1000").stdout.splitlines()
-        return [line.rpartition("/")[2] for line in printed if "/line-" in line]
-
-    for number in range(10):
-        assert get(port, f"/line-{number}").status == 200
-    until(lambda: len(lines()) == 10)
-    get(port, "/begun,")
-    pool.ok("start")
-    get(port, "/ended")
-    for number in range(10, 20):
-        assert get(port, f"/line-{number}").status == 200
-    until(lambda: len(lines()) >= 20)
-    assert lines() == [f"line-{number}" for number in range(20)]
-    assert "/begun,/ended\n" in pool.ok("logs", "web", "--raw").stdout
-
-
-@pytest.mark.heavy
-def test_without_its_logger_too_it_serves_and_is_heard_again(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello()["web"]
-    pool.write("chatty.py", CHATTY)
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
-    pool.ok("start")
-    before = pool.items()["web"]["pids"]
-    logger = helper(pool, "logs")
-    os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
-    os.kill(logger, signal.SIGKILL)
-    until(lambda: not is_alive(logger))
-    kill_both(pool, until)
-    until(lambda: get(port, "/unheard").status == 200)
-    assert get(port, "/unheard").status == 200
-    pool.ok("start")
-    assert pool.items()["web"]["pids"] == before
-    assert get(port, "/heard").status == 200
-    until(lambda: "/heard" in pool.ok("logs", "web").stdout)
-
-
-def test_a_logger_that_is_just_starting_has_the_programs_of_the_pool(pool: RealPool, until: Any) -> None:
-    pool.write("pool.toml", '[[server]]\nname = "program"\ncommand = ["sleep", "600"]\n')
-    pool.ok("start")
-    before = [pid for pid, line in pool.processes().items() if line == "sleep 600"]
-    os.kill(helper(pool, "logs"), signal.SIGKILL)
-    (successor,) = until(
-        lambda: [pid for pid, line in pool.processes().items() if " logs" in line and is_alive(pid)]
-    )
-    os.kill(successor, signal.SIGSTOP)
-    kill_both(pool, until)
-    os.kill(successor, signal.SIGCONT)
-    until(lambda: [*pool.runtime.glob("*/l.*")])
-    pool.ok("start")
-    assert [pid for pid, line in pool.processes().items() if line == "sleep 600"] == before
-
-
-def test_programs_are_taken_over_where_the_system_allows_it(
-    pool: RealPool, until: Any, free_port: Any
-) -> None:
-    port = free_port()
-    pool.write(
-        "program.py",
-        """
-        import os, socket
-        listener = socket.socket(fileno=3)
-        while True:
-            connection, _ = listener.accept()
-            connection.recv(4096)
-            body = str(os.getpid()).encode()
-            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
-            connection.close()
-        """,
-    )
-    pool.write(
-        "pool.toml",
-        f'[[server]]\nname = "program"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "program.py"]\n'
-        '[[server]]\nname = "without-port"\ncommand = ["sleep", "600"]\n'
-        'health = { startup = { exec = ["true"] } }\n',
-    )
-    pool.ok("start")
-    pool.ok("restart")  # they are not of the first generation
-    before = pool.items()["program"]["pids"]
-    queue = pool.items()["without-port"]["pids"]
-    kill_both(pool, until)
-    until(lambda: pool.items()["program"]["pids"] == before)
-    assert get(port).text == str(before[0])
-    if os.geteuid() != 0 and Path("/proc/sys/kernel/yama/ptrace_scope").exists():
-        pytest.skip("this user may not take descriptors of other processes")
-    pool.ok("start")
-    assert pool.items()["program"]["pids"] == before
-    assert pool.items()["without-port"]["pids"] == queue
-    assert get(port).text == str(before[0])
-    pool.ok("restart", "program")
-    assert pool.items()["program"]["pids"] != before
-    assert get(port).status == 200
-
-
-@pytest.mark.heavy
-def test_a_server_that_has_left_the_file_is_ended(pool: RealPool, until: Any) -> None:
-    pool.write_hello("a", "b")
-    pool.ok("start")
-    (gone,) = pool.items()["b"]["pids"]
-    kill_both(pool, until)
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", text[: text.rindex("[[server]]")])
-    pool.ok("start")
-    until(lambda: not is_alive(gone))
-    assert list(pool.items()) == ["a"]
-
-
-@pytest.mark.heavy
-def test_a_server_whose_configuration_has_changed_is_replaced_and_no_other(
-    pool: RealPool, until: Any
-) -> None:
-    ports = pool.write_hello("a", "b", extra='env = { WORD = "one" }')
-    pool.write("hello.py", "import os\n" + HELLO_APP.replace('b"hello from "', 'os.environ["WORD"].encode()'))
-    pool.ok("start")
-    before = pool.items()
-    kill_both(pool, until)
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", text.replace('"one"', '"two"', 1))
-    with asked_all_the_time(ports["a"]) as failures:
-        pool.ok("start")
-    after = pool.items()
-    assert failures == []
-    assert (get(ports["a"]).text[:3], get(ports["b"]).text[:3]) == ("two", "one")
-    assert after["b"]["pids"] == before["b"]["pids"]
-    assert after["a"]["pids"] != before["a"]["pids"]
-    assert pool.run("reload", "--dry-run").code == 0
-
-
-SLOW = """
-import time
-from hello import app
-time.sleep(2.5)
-"""
-
-
-@pytest.mark.heavy
-def test_one_that_could_not_be_found_at_first_is_taken_over_later(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello()["web"]
-    pool.write("slow.py", SLOW)
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app"))
-    pool.ok("start", "--no-wait")
-    (worker,) = until(lambda: pool.items()["web"]["pids"])
-    kill_both(pool, until)
-    # It imports, and cannot say that it is there; but it has the address.
-    pool.run("start", "--no-wait")
-    # A supervisor gives way to another meanwhile: a command that is under way then ends with 8.
-    until(lambda: pool.run("status").code == 0)
-    assert pool.items()["web"]["pids"] == [worker]
-    assert get(port).status == 200
-    pool.ok("stop")
-    until(lambda: not pool.processes())
-
-
 @pytest.mark.heavy
 def test_a_start_with_a_broken_file_forgets_nothing_of_what_was_ordered_live(
     pool: RealPool, until: Any
@@ -351,3 +335,37 @@ def test_a_start_with_a_broken_file_forgets_nothing_of_what_was_ordered_live(
     items = pool.items()
     assert items["off"]["state"] == "disabled"
     assert len(items["many"]["pids"]) == 2
+
+
+@pytest.mark.heavy
+def test_gunicorn_is_ended_with_its_workers(pool: RealPool, until: Any) -> None:
+    pytest.importorskip("gunicorn")
+    port = pool.write_hello()["web"]
+    pool.write("wsgi.py", "def app(environ, start):\n    start('200 OK', [])\n    return [b'ok']\n")
+    pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\n'
+        f'command = ["{sys.executable}", "-m", "gunicorn", "-w", "3", "wsgi:app"]\n',
+    )
+    pool.ok("start")
+    (master,) = pool.items()["web"]["pids"]
+    kill_both(pool, until)
+    os.kill(master, signal.SIGKILL)
+    assert "were left over: the logger, web" in pool.ok("start").stderr
+    assert get(port).status == 200
+    pool.ok("stop")
+    assert pool.processes() == {}
+
+
+def test_a_full_disk_hinders_no_start(pool: RealPool, tmp_path: Path, until: Any) -> None:
+    pool.write_hello()
+    pool.ok("start")
+    (directory,) = {path.parent.resolve() for path in pool.runtime.glob("*/info.json")}
+    pool.ok("stop")
+    # A directory in the place of the file, which cannot be written then.
+    (directory / "processes").mkdir(parents=True)
+    pool.ok("start")
+    assert "processes that outlive the pool will not be found" in (directory / "supervisor.log").read_text()
+    pool.ok("restart")
+    pool.ok("stop")
+    subprocess.run(["rm", "-r", str(directory)], check=True)

@@ -6,15 +6,15 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.keeper import pool_files
 from tests.http_get import get
-from tests.integration.processes.test_both_killed import kill_both
+from tests.integration.processes.test_both_killed import BLOCKING, kill_both
 from tests.integration.processes.test_statistics import stats
 from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
@@ -191,91 +191,24 @@ def test_preloaded_application_that_names_another_process_as_its_worker_harms_no
 
 
 @pytest.mark.heavy
-def test_worker_of_another_user_that_has_lost_its_pool_is_adopted(hostile: RealPool, until: Any) -> None:
-    hostile.write("hostile.py", HOSTILE)
-    hostile.ok("start")
-    before = hostile.items()
-    for _ in range(2):  # the second time by a socket that came with the adoption
-        kill_both(hostile, until)
-        until(lambda: {name: item["pids"] for name, item in hostile.items().items()} == _pids(before))
-        hostile.ok("start")
-        assert _pids(hostile.items()) == _pids(before)
-    (bad,) = before["bad"]["pids"]
-    os.kill(bad, signal.SIGKILL)
-    until(lambda: hostile.items()["bad"]["ready"] and hostile.items()["bad"]["pids"] != [bad])
-    hostile.ok("stop")
-    until(lambda: not hostile.processes())
-    assert list(hostile.runtime.glob("*/w.*")) == []
-
-
-# Says of itself, as an orphan, what the words between the braces are.
-LIAR = """
-import sys
-frame = sys._getframe()
-while frame is not None and not hasattr(frame.f_locals.get("self"), "greeting"):
-    frame = frame.f_back
-worker = frame.f_locals["self"]
-honest = worker.greeting
-def greeting():
-    message, fds = honest()
-    return SAID
-worker.greeting = greeting
-from hello import app
-"""
-
-
-LIES = {
-    "silent": "{}, []",
-    "crowded": "{'pid': __import__('os').getpid(), 'server': [], 'generation': {}}, [0] * 250",
-    "unborn": "{**message, 'generation': -1}, fds",
-    "impostor": "{**message, 'server': 'good', 'key': 'GOOD'}, fds",
-    "crossed": "message, [1, *fds[1:]]",
-}
-
-
-@pytest.mark.heavy
-def test_orphans_that_lie_are_not_adopted_and_hinder_no_other(hostile: RealPool, until: Any) -> None:
-    address = f"127.0.0.1:{hostile.ports['good']}"
-    tables = [f'[[server]]\nname = "good"\nbind = "{address}"\napp = "hello:app"\n']
-    for name, said in LIES.items():
-        hostile.write(f"{name}.py", LIAR.replace("SAID", said.replace("GOOD", address)))
-        tables.append(
-            f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{claim_port()}"\napp = "{name}:app"\nuser = "nobody"\n'
-        )
-    hostile.write("pool.toml", "".join(tables))
-    hostile.ok("start")
-    before = _pids(hostile.items())
-    liars = {name: pids[0] for name, pids in before.items() if name != "good"}
-    assert liars.keys() == LIES.keys()
-    kill_both(hostile, until)
-    until(lambda: hostile.items()["good"]["pids"] == before["good"])
-    hostile.run("start")
-    until(
-        lambda: [name for name, pid in liars.items() if is_alive(pid)] == [],
-        what="they are killed, or told to end",
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_worker_of_another_user_that_does_not_end_is_ended(
+    hostile: RealPool, until: Any, command: str
+) -> None:
+    hostile.write(
+        "hostile.py", BLOCKING.replace('pathlib.Path("blocked").touch()', 'print("blocked", flush=True)')
     )
     hostile.ok("start")
-    assert hostile.items()["good"]["pids"] == before["good"]
-    assert [name for name, item in hostile.items().items() if not item["ready"]] == []
+    (bad,) = hostile.items()["bad"]["pids"]
+    with socket.create_connection(("127.0.0.1", hostile.ports["bad"])) as client:
+        client.sendall(b"GET /block HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: "blocked" in hostile.ok("logs", "bad").stdout)
+        kill_both(hostile, until)
+        assert is_alive(bad)
+        assert f"bad: pid {bad} had to be killed" in hostile.ok(command).stderr
+    assert not is_alive(bad)
     hostile.ok("stop")
-
-
-@pytest.mark.heavy
-def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any) -> None:
-    hostile.write("hostile.py", LIAR.replace("SAID", "{}, []"))
-    hostile.ok("start")
-    (good,) = hostile.items()["good"]["pids"]
-    directory = str(next(hostile.runtime.glob("*/supervisor.log")).parent.resolve())
-    kill_both(hostile, until)
-    # One that is stopped before it has noticed cannot be found.
-    until(lambda: len(pool_files.find_listeners(directory, pool_files.WORKER)) == 2, what="both are orphans")
-    os.kill(good, signal.SIGSTOP)
-    hostile.ok("stop", "--timeout", "1s")
     until(lambda: not hostile.processes())
-
-
-def _pids(items: dict[str, Any]) -> dict[str, list[int]]:
-    return {name: item["pids"] for name, item in items.items()}
 
 
 def test_workers_of_another_user_get_a_pair_that_the_one_before_has_never_had(hostile: RealPool) -> None:

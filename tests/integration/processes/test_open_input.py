@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes.test_both_killed import kill_both
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.processes import descriptors
 from tests.real_pool import RealPool
@@ -65,19 +64,12 @@ def kill_keeper_of_new_supervisor(pool: RealPool, until: Any) -> None:
     whole_again(pool, until, kill_keeper(pool))
 
 
-def start_again(pool: RealPool, until: Any) -> None:
-    kill_both(pool, until)
-    pool.ok("start")
-
-
 def upgrade(pool: RealPool, until: Any) -> None:
     pool.ok("upgrade", "--allow-same-version")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "happens", [kill_supervisor, replace_keeper, kill_keeper_of_new_supervisor, start_again, upgrade]
-)
+@pytest.mark.parametrize("happens", [kill_supervisor, replace_keeper, kill_keeper_of_new_supervisor, upgrade])
 def test_input_outlives_the_processes_of_the_pool(pool: RealPool, until: Any, happens: Any) -> None:
     pool.write("pool.toml", POOL)
     pool.ok("start")

@@ -170,11 +170,9 @@ def test_child_of_a_program_hears_the_stop_signal_when_keeper_and_supervisor_hav
     kill_both(pool, until)
     assert is_alive(child)
     pool.ok("start")
-    pool.ok("stop")
     assert asked(pool, "line") == ["SIGTERM"]
     assert not is_alive(child)
 
-    pool.ok("start")
     _, child = begun(pool, "line", until, 2)
     kill_both(pool, until)
     pool.ok("stop")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import venv
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import poolctl
 from poolctl.control.client import Client
 from poolctl.control.protocol import PROTOCOL
 from tests.deadline import wait_until
+from tests.http_get import get
 from tests.load import Load
 from tests.ports import claim_port
 from tests.processes import is_alive
@@ -65,12 +64,15 @@ def facts(pool: RealPool) -> dict[str, Any]:
     return {name: (item["pids"], item["state"], item["restarts"]) for name, item in pool.items().items()}
 
 
-@pytest.mark.capability
-def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool, newer: Path) -> None:
-    root = Path(__file__).parents[3]
-    pool.write_hello("users", "orders", extra=f'app_dir = "{root}"\nenv = {{ LEVEL = "info" }}')
+def write_echo(pool: RealPool, *names: str, extra: str = "") -> None:
+    pool.write_hello(*names, extra=f'app_dir = "{Path(__file__).parents[3]}"\n{extra}')
     text = (pool.directory / "pool.toml").read_text()
     pool.write("pool.toml", text.replace("hello:app", "tests.load.apps:app"))
+
+
+@pytest.mark.capability
+def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool, newer: Path) -> None:
+    write_echo(pool, "users", "orders", extra='env = { LEVEL = "info" }')
     pool.ok("start")
     pool.ok("scale", "orders", "2")
     os.kill(pool.items()["users"]["pids"][0], 9)
@@ -130,91 +132,141 @@ def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: P
     assert (facts(pool), pool.info()["supervisor_pid"]) == (before, supervisor)
 
 
-FLAWS = {
-    "keeper": (
-        "keeper/keeper.py",
-        "        self._open_files = restore_state_and_file_limits(",
-        "        exit('a flaw') #",
-    ),
-    "worker": (
-        "worker/worker_process.py",
-        "    worker = WorkerProcess(spec)",
-        "    raise RuntimeError('a flaw')",
-    ),
-    "logger": ("logs/logger_process.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
-    "web": (
-        "web/web_process.py",
-        "def main() -> None:",
-        "def main() -> None:\n    exit('a flaw')",
-    ),
-    "the application's interpreter": ("worker/zygote.py", "import gc", "import pydantic, gc"),
-}
-
-
 @pytest.mark.parametrize(
-    "parts",
+    ("file", "found", "flaw", "reason"),
     [
-        ("keeper", "the application's interpreter"),
-        pytest.param(("worker", "logger", "web"), marks=pytest.mark.heavy),
+        ("keeper/keeper.py", "import json", "import json, not_there", "No module named 'not_there'"),
+        ("logs/logger_process.py", "import os", "import os, not_there", "No module named 'not_there'"),
+        ("web/web_process.py", "import os", "import os, not_there", "No module named 'not_there'"),
+        ("worker/zygote.py", "import gc", "import gc, pydantic", "No module named 'pydantic'"),
+        (
+            "core/server_entry.py",
+            "entry.desired.state = Desired(",
+            'entry.desired.state = Desired("?" + ',
+            "'?",
+        ),
     ],
-    ids="-".join,
+    ids=["keeper", "logger", "web", "zygote", "saved state"],
 )
-def test_a_version_with_a_broken_part_is_refused_and_nothing_has_changed(
-    pool: RealPool, newer: Path, tmp_path: Path, parts: tuple[str, ...]
+def test_version_of_which_a_part_cannot_be_imported_or_read_the_state_is_refused(
+    pool: RealPool, newer: Path, tmp_path: Path, file: str, found: str, flaw: str, reason: str
 ) -> None:
     pool.write_hello("users", extra=f'python = "{interpreter_with_uvicorn_only(tmp_path / "venv")}"')
     pool.ok("start")
     before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
-    for part in parts:
-        file, found, flaw = FLAWS[part]
-        path = newer / "poolctl" / file
-        text = path.read_text()
-        assert found in text, part
-        path.write_text(text.replace(found, flaw, 1))
-        done = by(newer, pool, "upgrade", "--restart")
-        path.write_text(text)
-        assert done.code == 8, (part, str(done))
-        assert f"poolctl {NEW} cannot take over: " in done.stderr, part
-        assert "restarted" not in done.stdout, part
-        (logs,) = re.findall(r"\(its logs are in (\S+)\)", done.stderr)
-        assert Path(logs).is_relative_to(pool.runtime), part
-        assert Path(logs, "supervisor.log").exists(), part
-        assert not trials_with(tmp_path), part
-        assert (facts(pool), version(pool)) == (before, poolctl.__version__), part
-        assert (pool.info()["keeper_pid"], pool.info()["supervisor_pid"]) == (keeper, supervisor), part
-    assert pool.items()["users"]["ready"]
+    break_(newer, file, found, flaw)
+    done = by(newer, pool, "upgrade", "--restart")
+    assert done.code == 8, done
+    assert f"poolctl {NEW} cannot take over: " in done.stderr
+    assert reason in done.stderr
+    assert "nothing has changed" in done.stderr
+    assert (facts(pool), version(pool)) == (before, poolctl.__version__)
+    assert (pool.info()["keeper_pid"], pool.info()["supervisor_pid"]) == (keeper, supervisor)
 
 
-def trials_with(interpreter: Path) -> list[Path]:
-    """The directories of trials with an interpreter from that directory."""
-    found = []
-    for path in Path("/tmp").glob("poolctl-trial-*/pool.json"):
-        with contextlib.suppress(OSError):
-            if str(interpreter) in path.read_text():
-                found.append(path)
-    return found
+def break_(version: Path, file: str, found: str, flaw: str) -> None:
+    path = version / "poolctl" / file
+    text = path.read_text()
+    assert found in text
+    path.write_text(text.replace(found, flaw, 1))
 
 
-def test_an_upgrade_removes_what_a_trial_that_was_killed_has_left(pool: RealPool, newer: Path) -> None:
-    pool.write_hello("users")
-    pool.ok("start")
-    abandoned, running, recent = (
-        Path(tempfile.mkdtemp(prefix="poolctl-trial-", dir="/tmp")) for _ in range(3)
+ADOPTS = "    recorded = await store.restore_and_get_recorded_names(core.entries)\n"
+FLAW = "    raise RuntimeError('a flaw')\n"
+FAILED = "could not take over: RuntimeError: a flaw"
+
+
+def test_supervisor_of_another_environment_that_dies_while_it_adopts_is_replaced_by_the_old_one(
+    real_pool: RealPool, newer: Path
+) -> None:
+    write_echo(real_pool, "users")
+    real_pool.ok("start")
+    before, keeper = facts(real_pool), real_pool.info()["keeper_pid"]
+    break_(newer, "supervisor/supervisor.py", ADOPTS, FLAW)
+    load = Load([f"127.0.0.1:{real_pool.ports['users']}"], mode="new_connection", connections=4, pause=0.01)
+    load.start()
+    done = by(newer, real_pool, "upgrade")
+    report = load.stop()
+    assert done.code == 1, done
+    assert f"poolctl {NEW} {FAILED}; the pool still runs poolctl {poolctl.__version__}" in done.stderr
+    assert (report.failed, report.refused) == (0, 0), report
+    assert (facts(real_pool), version(real_pool), real_pool.info()["keeper_pid"]) == (
+        before,
+        poolctl.__version__,
+        keeper,
     )
-    (abandoned / "pool.json").touch()
-    lock = os.open(running, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        for each in (abandoned, running):
-            os.utime(each, (0, 0))
-        assert by(newer, pool, "upgrade").code == 0
-        assert not abandoned.exists()
-        assert running.exists(), "its process lives"
-        assert recent.exists(), "it may not be locked yet"
-    finally:
-        os.close(lock)
-        for each in (running, recent):
-            each.rmdir()
+    os.kill(before["users"][0][0], 9)
+    wait_until(lambda: (users := real_pool.items()["users"])["ready"] and users["restarts"] == 1)
+    break_(newer, "supervisor/supervisor.py", FLAW, ADOPTS)
+    before = facts(real_pool)
+    assert by(newer, real_pool, "upgrade").code == 0
+    assert (facts(real_pool), version(real_pool), real_pool.info()["keeper_pid"]) == (before, NEW, keeper)
+    assert str(newer) in real_pool.processes()[keeper]
+
+
+def test_supervisor_that_dies_while_it_adopts_is_tried_again_where_the_old_environment_is_gone(
+    real_pool: RealPool, newer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = copied(tmp_path_factory.mktemp("removed"))
+    real_pool.write_hello("users")
+    assert by(place, real_pool, "start").code == 0
+    (path,) = [each for each in real_pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
+    wait_until(lambda: Client(str(path)).ping().build)
+    before = facts(real_pool)
+    shutil.rmtree(place)
+    break_(newer, "supervisor/supervisor.py", ADOPTS, FLAW)
+    done = by(newer, real_pool, "upgrade")
+    assert done.code == 1, done
+    assert f"{FAILED}; the servers keep serving, without a supervisor" in done.stderr
+    break_(newer, "supervisor/supervisor.py", FLAW, ADOPTS)
+    assert by(newer, real_pool, "upgrade").code == 0
+    assert (facts(real_pool), version(real_pool)) == (before, NEW)
+
+
+@pytest.fixture
+def failed(real_pool: RealPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of the package under which the pool was started; its supervisor has died in an upgrade there."""
+    place = copied(tmp_path_factory.mktemp("place"))
+    real_pool.write_hello("users")
+    assert by(place, real_pool, "start").code == 0
+    break_(place, "supervisor/supervisor.py", ADOPTS, FLAW)
+    done = by(place, real_pool, "upgrade")
+    assert done.code == 1, done
+    assert f"{FAILED}; the servers keep serving, without a supervisor" in done.stderr
+    return place
+
+
+@pytest.mark.parametrize("repaired_in", ["same environment", "another environment"])
+def test_servers_serve_on_while_no_supervisor_can_adopt_them_until_a_second_upgrade(
+    real_pool: RealPool, failed: Path, newer: Path, repaired_in: str
+) -> None:
+    info = real_pool.info()
+    assert not is_alive(info["supervisor_pid"])
+    done = real_pool.run("status")
+    assert done.code == 3
+    assert "RuntimeError: a flaw" in done.stdout
+    assert get(real_pool.ports["users"]).status == 200
+    if repaired_in == "same environment":
+        break_(failed, "supervisor/supervisor.py", FLAW, ADOPTS)
+    done = by(failed if repaired_in == "same environment" else newer, real_pool, "upgrade")
+    assert done.code == 0, done
+    assert "whose supervisor had failed" in done.stdout
+    assert real_pool.info()["keeper_pid"] == info["keeper_pid"]
+    assert real_pool.items()["users"]["restarts"] == 0
+    os.kill(real_pool.items()["users"]["pids"][0], 9)
+    wait_until(lambda: (users := real_pool.items()["users"])["ready"] and users["restarts"] == 1)
+    real_pool.ok("stop")
+    assert real_pool.processes() == {}
+
+
+def test_pool_without_a_supervisor_is_stopped_by_its_keeper(real_pool: RealPool, failed: Path) -> None:
+    done = real_pool.run("stop")
+    assert done.code == 0, done
+    assert "RuntimeError: a flaw" in done.stderr
+    assert real_pool.processes() == {}
+    assert real_pool.run("status").code == 3
+    real_pool.ok("start")
+    assert get(real_pool.ports["users"]).status == 200
 
 
 def interpreter_with_uvicorn_only(place: Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import pytest
 
 from poolctl.cli.main import main
 from poolctl.control.pool_paths import pool_key
+from poolctl.platform import process_start
+from poolctl.runners.left_overs import ProcessNote, ProcessNotes
 from tests.stand_in import Answer, stand_in
 
 POOL = """\
@@ -81,3 +84,30 @@ def supervised(directory: Path) -> Supervised:
         return stand_in(place / "control.sock", answer)
 
     return serve
+
+
+Leave = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def leave(directory: Path) -> Iterator[Leave]:
+    """`leave(label)`: a process that keeper and supervisor have left when they were killed."""
+    left: dict[subprocess.Popen[bytes], ProcessNote] = {}
+
+    def note(label: str, *, server: str = "", is_deaf: bool = False) -> subprocess.Popen[bytes]:
+        script = "trap '' TERM; echo; exec sleep 600" if is_deaf else "echo; exec sleep 600"
+        process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        start = process_start(process.pid)
+        assert start is not None
+        left[process] = ProcessNote(process.pid, start, label, server, stop_seconds=0.1 if is_deaf else 60.0)
+        place = directory / "run" / pool_key(str(directory / "pool.toml"))
+        place.mkdir(parents=True, mode=0o700, exist_ok=True)
+        ProcessNotes(str(place)).close(left.values())
+        return process
+
+    yield note
+    for process in left:
+        process.kill()
+        process.communicate()

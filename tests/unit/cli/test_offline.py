@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +12,10 @@ from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.feature import FEATURES
-from poolctl.keeper import pool_files
-from poolctl.runners import local
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
-from tests.stand_in import always, server
+from tests.stand_in import server
 
-from .conftest import Command, Supervised
+from .conftest import Command
 
 
 def test_an_invalid_file_is_5_with_every_problem(poolctl: Command, directory: Path) -> None:
@@ -74,71 +70,6 @@ def test_search_in_logs_is_bounded_in_each_line_and_not_in_all(poolctl: Command,
     assert (said.code, said.out) == (2, "")
     assert "--grep: the regular expression takes more than" in said.err
     assert poolctl("logs", "--grep", "^a+b$").out.endswith("ab\n")
-
-
-class Worker:
-    """A worker that keeper and supervisor have left behind."""
-
-    def __init__(self, server: str, pid: int, ready_at: float | None = 0.0, uid: int | None = None) -> None:
-        self.pid = pid
-        self.uid = os.geteuid() if uid is None else uid
-        self.said = {"server": server, "ready_at": ready_at}
-        self.closed = False
-
-    def close(self) -> None:
-        self.closed = True
-
-
-Left = Callable[..., list[Worker]]
-
-
-@pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> Left:
-    """`left(*workers)`: these have lost their keeper and supervisor."""
-
-    def leave(*workers: Worker) -> list[Worker]:
-        monkeypatch.setattr(local, "has_orphans", lambda directory: True)
-        monkeypatch.setattr(local, "find_orphans", lambda directory: [*workers])
-        return [*workers]
-
-    return leave
-
-
-def test_servers_of_workers_that_are_left_behind_run(
-    poolctl: Command, left: Left, directory: Path, supervised: Supervised
-) -> None:
-    began = time.monotonic() - 100
-    workers = left(
-        Worker("users", 8, began),
-        Worker("users", 7, began - 50),
-        Worker("other", 9, began),
-        Worker("orders", 6, None),
-    )
-    with supervised(always()):
-        (place,) = (directory / "run").iterdir()
-    pool_files.write_left_state(str(place), b'{"servers": {"users": {"restarts": 3}}}')
-    users, orders = poolctl("list", "-o", "json").json["items"]
-    assert (users["state"], users["ready"], users["health"], users["pids"]) == ("running", True, "ok", [7, 8])
-    assert (150 <= users["uptime_seconds"] < 200, users["restarts"]) == (True, 3)
-    assert (orders["state"], orders["ready"], orders["health"], orders["pids"]) == (
-        "starting", False, "unknown", [6],
-    )  # fmt: skip
-    assert (orders["uptime_seconds"], orders["restarts"]) == (0.0, 0)
-    assert all(worker.closed for worker in workers)
-
-
-def test_worker_of_another_user_is_none_of_the_servers(poolctl: Command, left: Left) -> None:
-    left(Worker("users", 7, uid=os.geteuid() + 1))
-    assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["stopped", "disabled"]
-
-
-def test_job_that_is_left_behind_is_not_ready(poolctl: Command, left: Left, directory: Path) -> None:
-    (directory / "pool.toml").write_text(
-        '[[server]]\nname = "migrate"\njob = true\ncommand = ["sleep", "60"]\n'
-    )
-    left(Worker("migrate", 7, 5.0))
-    (job,) = poolctl("list", "-o", "json").json["items"]
-    assert (job["state"], job["ready"]) == ("starting", False)
 
 
 def test_summary_counts_states_and_health(directory: Path) -> None:

@@ -16,11 +16,10 @@ from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.config import ConfigNotFound
 from poolctl.control.client import NoSupervisor
 from poolctl.control.pool_paths import pool_key
-from poolctl.runners import local
 from tests.commands import names
 from tests.stand_in import always, item
 
-from .conftest import Command, Supervised
+from .conftest import Command, Leave, Supervised
 
 READ_NO_POOL = {"", "doctor", "help", "pools", "init", "import"}
 # What a command needs beside its name, with every option that takes another way through it.
@@ -204,8 +203,8 @@ def test_missing_files_are_not_checked_where_that_is_allowed(directory: Path) ->
         find_pool(Place(config=[Path("pool.toml/below")]))
 
 
-def test_workers_that_are_left_behind_are_a_running_pool(
-    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_processes_that_are_left_behind_are_a_running_pool(
+    directory: Path, capsys: pytest.CaptureFixture[str], leave: Leave
 ) -> None:
     place = Path(find_pool(Place()).directory)
     (directory / "pool.toml").unlink()
@@ -214,7 +213,7 @@ def test_workers_that_are_left_behind_are_a_running_pool(
     place.mkdir(parents=True, mode=0o700)
     with pytest.raises(ConfigNotFound):
         find_pool(Place())
-    monkeypatch.setattr(local, "has_orphans", lambda found: found == str(place))
+    leave("users")
     assert find_pool(Place()).directory == str(place)
     assert capsys.readouterr().err == "warning: pool.toml no longer exists, but its pool is running\n"
     assert find_pool(Place(), missing_ok=True).directory == str(place)

@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from poolctl import feature
-from poolctl.cli import offline
 from poolctl.cli.commands import status
-from poolctl.feature import DetachedProcesses, Feature
-from poolctl.keeper import pool_files
-from tests.stand_in import Send, always, item, result, server
+from tests.stand_in import Send, always, item, result
 
-from .conftest import Command, Supervised
+from .conftest import Command, Leave, Supervised
 
 
 def test_status_is_3_without_a_supervisor(poolctl: Command, directory: Path) -> None:
@@ -132,21 +128,7 @@ def test_verbose_status_has_the_stacks_of_servers_that_are_not_ready(
     assert verbs == ["status", "show", "status", "status"]
 
 
-def test_status_names_what_serves_without_a_supervisor(
-    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = [server("users"), server("orders", state="stopped", ready=False, pids=[])]
-    monkeypatch.setattr(offline, "items_of_unsupervised_pool", lambda servers, ref: found)
-    rest = "still serving; `poolctl start` adopts them\n"
-    assert poolctl("status").out == f"no supervisor is running, but 1 server is {rest}"
-    found.append(server("docs"))
-    assert poolctl("status").out == f"no supervisor is running, but 2 servers are {rest}"
-    processes = DetachedProcesses(label="the gateway", entry="g", sockets=("g",), end="end")
-    monkeypatch.setattr(
-        feature, "features", lambda: (Feature(package="x", processes=processes), Feature(package="y"))
-    )
-    del found[2]
-    monkeypatch.setattr(pool_files, "find_listeners", lambda directory, kind: ["g.1"] if kind == "g" else [])
-    assert poolctl("status").out == f"no supervisor is running, but 1 server and the gateway are {rest}"
-    del found[0]
-    assert poolctl("status").out == f"no supervisor is running, but the gateway is {rest}"
+def test_status_names_what_is_left_of_a_killed_pool(poolctl: Command, leave: Leave) -> None:
+    leave("users", server="users")
+    left = "1 process of a killed pool was left over: users"
+    assert poolctl("status") == (3, f"no supervisor is running, {left}; `poolctl stop` ends them\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -10,14 +11,12 @@ from typing import Any
 
 import pytest
 
-from poolctl import feature
 from poolctl.control.pool_paths import pool_key, state_dir
-from poolctl.feature import DetachedProcesses, Feature
 from poolctl.keeper import pool_files
-from poolctl.runners import local
+from poolctl.runners.left_overs import left_overs
 from tests.stand_in import Send, always, item, result
 
-from .conftest import Command, Supervised
+from .conftest import Command, Leave, Supervised
 
 
 def test_stop_names_the_first_of_many(poolctl: Command, supervised: Supervised) -> None:
@@ -119,33 +118,14 @@ def test_dependents_of_the_selected_servers_are_counted_apart(
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
-class Worker:
-    """A worker that keeper and supervisor have left behind; it ends when it is asked to, unless it is deaf."""
-
-    def __init__(self, server: str, pid: int, *, deaf: bool = False) -> None:
-        self.pid, self.uid = pid, os.geteuid()
-        self.said = {"server": server, "ready_at": 1.0}
-        self.deaf = deaf
-        self.log: list[object] = []
-
-    def ask_to_end(self) -> None:
-        self.log.append("ask")
-
-    def await_end(self, timeout_seconds: float) -> bool:
-        self.log.append(round(timeout_seconds))
-        return not self.deaf
-
-    def kill(self) -> None:
-        self.log.append("kill")
-
-    def close(self) -> None:
-        self.log.append("close")
+def desired_of(directory: Path) -> dict[str, str]:
+    found = pool_files.read_left_state(str(directory / "run" / pool_key(str(directory / "pool.toml"))))
+    return {name: each["desired"] for name, each in found.get("servers", {}).items()}
 
 
 @pytest.fixture
-def left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
-    """Workers of a pool whose keeper and supervisor were killed."""
-    workers = [Worker("users", 7), Worker("orders", 8, deaf=True), Worker("users", 9)]
+def killed(directory: Path) -> Path:
+    """The directory of a pool whose keeper and supervisor were killed."""
     place = directory / "run" / pool_key(str(directory / "pool.toml"))
     place.mkdir(parents=True, mode=0o700)
     (place / "lock").touch()
@@ -154,102 +134,53 @@ def left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     (place / "info.json").write_text("{}")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(place / "control.sock"))
-    monkeypatch.setattr(local, "has_orphans", lambda found: found == str(place))
-    monkeypatch.setattr(local, "find_orphans", lambda found: workers)
-    return workers
+    return place
 
 
-def desired_of(directory: Path) -> dict[str, str]:
-    found = pool_files.read_left_state(str(directory / "run" / pool_key(str(directory / "pool.toml"))))
-    return {name: each["desired"] for name, each in found.get("servers", {}).items()}
-
-
-REST = "stopped, left over from a pool whose keeper and supervisor were killed\n"
-
-
-def test_stop_of_what_is_left_of_a_killed_pool_asks_waits_and_kills(
-    poolctl: Command, directory: Path, left: list[Worker]
-) -> None:
+def test_stop_ends_what_is_left_of_a_killed_pool(poolctl: Command, killed: Path, leave: Leave) -> None:
+    left = (
+        leave("users", server="users"),
+        leave("orders", server="orders", is_deaf=True),
+        leave("the gateway"),
+    )
     said = poolctl("stop")
-    assert (said.code, said.out) == (0, f"2 servers {REST}")
-    assert said.err == "warning: orders: pid 8 had to be killed\n"
-    users, orders, also = left
-    assert users.log[-3:] == also.log[-3:] == ["ask", 10, "close"]
-    assert orders.log[-5:] == ["ask", 10, "kill", 5, "close"]
-    assert desired_of(directory) == {}
-    (place,) = (directory / "run").iterdir()
-    assert [path.name for path in place.iterdir()] == ["lock"], "nothing is left behind"
+    labels = "users, orders, the gateway"
+    assert (said.code, said.out) == (0, f"3 processes of a killed pool were left over: {labels}; ended\n")
+    assert said.err == f"warning: orders: pid {left[1].pid} had to be killed\n"
+    assert [-process.wait(0) for process in left] == [signal.SIGTERM, signal.SIGKILL, signal.SIGTERM]
+    assert [path.name for path in killed.iterdir()] == ["lock"], "nothing is left behind"
 
 
 def test_stop_of_one_server_leaves_the_others_of_a_killed_pool(
-    poolctl: Command, directory: Path, left: list[Worker]
+    poolctl: Command, directory: Path, killed: Path, leave: Leave
 ) -> None:
+    users, orders = (leave(name, server=name) for name in ("users", "orders"))
     said = poolctl("stop", "users", "--timeout", "3s", "-o", "json")
-    (users,) = said.json["items"]
-    assert (users["state"], users["ready"], users["health"], users["pids"], users["uptime_seconds"]) == (
-        "stopped", False, "unknown", [], 0.0,
-    )  # fmt: skip
-    asked = [[step for step in worker.log if step != "close"] for worker in left]
-    assert asked == [["ask", 3], [], ["ask", 3]]
-    assert all(worker.log[-1] == "close" for worker in left)
+    assert [(each["name"], each["state"]) for each in said.json["items"]] == [("users", "stopped")]
+    assert (users.wait(0), orders.poll()) == (-signal.SIGTERM, None)
     assert desired_of(directory) == {"users": "stopped", "orders": "running"}
-    (place,) = (directory / "run").iterdir()
-    assert (place / "info.json").exists()
+    assert [each.pid for each in left_overs(str(killed))] == [orders.pid]
+    assert (killed / "info.json").exists()
 
 
 def test_stop_of_a_killed_pool_whose_file_is_broken_needs_no_file(
-    poolctl: Command, directory: Path, left: list[Worker]
+    poolctl: Command, directory: Path, killed: Path, leave: Leave
 ) -> None:
+    users = leave("users", server="users")
     (directory / "pool.toml").write_text("broken [")
     assert poolctl("stop", "users").code == 5
-    assert all("ask" not in worker.log for worker in left)
-    said = poolctl("stop")
-    assert said.out == f"2 servers {REST}"
-    assert said.err.startswith("warning: pool.toml:1:")
-    assert "servers that do not run are not listed" in said.err
+    assert users.poll() is None
+    assert poolctl("stop") == (0, "1 process of a killed pool was left over: users; ended\n", "")
 
 
-def test_stop_ends_the_processes_of_features_after_the_workers(
-    poolctl: Command, directory: Path, left: list[Worker], monkeypatch: pytest.MonkeyPatch
+def test_stop_of_a_killed_pool_of_which_nothing_is_left_forgets_what_was_desired(
+    poolctl: Command, directory: Path, killed: Path
 ) -> None:
-    asked: list[tuple[str, float]] = []
-
-    class Lasting(Feature):
-        def load(self, reference: str) -> Any:
-            assert reference == "end"
-            assert "ask" in left[0].log
-
-            def end(place: str, seconds: float) -> list[tuple[int, bool]]:
-                asked.append((place, seconds))
-                return [(70, True), (71, False)]
-
-            return end
-
-    processes = DetachedProcesses(label="the gateway", entry="g", sockets=("g",), end="end")
-    declared = (Lasting(package="x", processes=processes), Feature(package="y"))
-    monkeypatch.setattr(feature, "features", lambda: declared)
-    said = poolctl("stop", "--timeout", "3s")
-    assert said.out == f"2 servers and the gateway {REST}"
-    assert "warning: the gateway: pid 71 had to be killed\n" in said.err
-    assert "pid 70" not in said.err
-    (place,) = (directory / "run").iterdir()
-    assert asked == [(str(place), 3.0)]
-    assert poolctl("stop", "users").out == f"1 server {REST}"
-    assert len(asked) == 1, "one server was selected"
-
-
-def test_stop_without_anything_that_serves_forgets_what_was_desired(
-    poolctl: Command, directory: Path, left: list[Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "has_orphans", lambda found: False)
     assert poolctl("stop", "users").out == "nothing is running\n"
     assert desired_of(directory) == {"users": "stopped", "orders": "running"}
-    (place,) = (directory / "run").iterdir()
-    assert not (place / "info.json").exists()
-    assert not (place / "control.sock").exists()
     assert [each["name"] for each in poolctl("stop", "-o", "json").json["items"]] == ["users", "orders"]
     assert desired_of(directory) == {}
-    assert all(worker.log == [] for worker in left)
+    assert [path.name for path in killed.iterdir()] == ["lock"]
 
 
 def test_stop_says_where_the_logs_are_when_the_pool_ends(

@@ -11,6 +11,7 @@ from poolctl.config.model.pool_tables import file_tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.other_tools import OTHER_TABLES, OTHER_TOOLS
 from poolctl.config.values.problems import plain_word, reset_suggestions, unknown_key
+from poolctl.feature import FEATURES
 from tests.config_files import load_text, told
 
 # Every key of a program of supervisord, of an app of pm2, every option of uvicorn and gunicorn, every key of a service
@@ -129,18 +130,36 @@ def test_key_of_another_tool_gets_what_there_is_instead(key: str, hint: str) -> 
     assert hint_for(key).startswith(hint)
 
 
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        (
-            '[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\nhttp = { http2 = true }\n',
-            "the gateway speaks HTTP/2",
-        ),
-        ('[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\nhttp2 = true\n', "the gateway speaks HTTP/2"),
-    ],
-)
-def test_key_of_what_poolctl_leaves_to_others_says_where_it_is(tmp_path: Path, text: str, where: str) -> None:
-    assert f"is a key of another tool; take it out: {where}" in told(tmp_path, text)
+# The header of each table, and its feature.
+HEADERS = {
+    "": ("[[server]]", ""),
+    "pool": ("[pool]", ""),
+    "http": ("[server.http]", ""),
+    "hooks": ("[server.hooks]", ""),
+    "triggers": ("[server.scale.triggers]", "scaling"),
+    "tls": ("[server.tls]", ""),
+    "gateway": ("[gateway]", "gateway"),
+    "timeouts": ("[gateway.timeouts]", "gateway"),
+    "route": ("[[route]]", "gateway"),
+    "stream": ("[[stream]]", "gateway"),
+}
+
+
+@pytest.mark.parametrize("table", OTHER_TOOLS)
+def test_each_key_of_another_tool_says_what_there_is_instead(tmp_path: Path, table: str) -> None:
+    header, feature = HEADERS[table]
+    if feature not in ("", *FEATURES):
+        pytest.skip("without its feature")
+    fixes = {word: fix for fix, words in OTHER_TOOLS[table].items() for word in words.split()}
+    problems = told(tmp_path, "\n".join(["[[server]]", header, *(f"{word} = 1" for word in fixes)]))
+    missing = [
+        word
+        for word, fix in fixes.items()
+        if not re.search(
+            rf"'{word}' (is a key of another tool|belongs elsewhere); (write )?{re.escape(fix)}", problems
+        )
+    ]
+    assert missing == []
 
 
 FIXES = [fix for fix in OTHER_TOOLS[""] if re.match(r"[a-z_]+ = ", fix)]

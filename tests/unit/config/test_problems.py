@@ -75,7 +75,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("Workers = 1", "'Workers'", "did you mean 'workers'?"),
     ("start-timeout = 1", "'start-timeout'", "start_timeout"),
     ("depends-on = []", "'depends-on'", "depends_on"),
-    ("address = 1", "'address'", "take it out"),
+    ("address = 1", "'address'", 'write bind = "HOST:PORT"'),
     ("base_dir = 'x'", "'base_dir'", "take it out"),
     ("restart = { polcy = 'no' }", "restart.polcy", "policy"),
 ]  # fmt: skip

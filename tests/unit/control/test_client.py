@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -511,14 +511,24 @@ UPGRADES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"exit_code": 8, "upgraded_from": 10**9}, {}, ""),
     ({"upgraded_from": 10**9}, {}, "list"),
     ({"upgraded_from": 10**9}, {"version": "0.0.1"}, "the pool still runs poolctl 0.0.1"),
-    ({"upgraded_from": 10**9}, {"supervisor_pid": 10**9}, f"the pool still runs poolctl {__version__}"),
 ]
+
+
+@pytest.fixture
+def successor() -> Iterator[int]:
+    """The pid of a process whose command line is that of a supervisor of this version."""
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", bootstrap.__file__]
+    with subprocess.Popen(argv) as process:
+        yield process.pid
+        process.kill()
 
 
 @pytest.mark.parametrize(("answer", "about", "outcome"), UPGRADES)
 def test_upgrade_is_done_when_another_supervisor_of_this_version_answers(
-    path: Path, answer: dict[str, Any], about: dict[str, Any], outcome: str
+    path: Path, successor: int, answer: dict[str, Any], about: dict[str, Any], outcome: str
 ) -> None:
+    about = {"supervisor_pid": os.getpid() if "version" in about else successor, **about}
+
     async def reply(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         if verb == "upgrade":
             return result(**answer)
@@ -548,7 +558,7 @@ def test_upgrade_is_done_when_another_supervisor_of_this_version_answers(
         assert requests[-1][1]["options"] == {"counts": True}
 
 
-def test_successor_is_asked_once_the_previous_supervisor_has_exited(path: Path) -> None:
+def test_successor_is_asked_once_the_previous_supervisor_has_exited(path: Path, successor: int) -> None:
     has_exited: list[bool] = []
     with subprocess.Popen(["sleep", "60"]) as previous:
 
@@ -557,7 +567,7 @@ def test_successor_is_asked_once_the_previous_supervisor_has_exited(path: Path) 
                 asyncio.get_running_loop().call_later(0.05, previous.kill)
                 return result(upgraded_from=previous.pid)
             has_exited.append(previous.poll() is not None)
-            return result(version=__version__, protocol=PROTOCOL)
+            return result(version=__version__, protocol=PROTOCOL, supervisor_pid=successor)
 
         with stand_in(path, reply):
             Client(str(path)).upgrade(force=True)

@@ -37,8 +37,6 @@ from poolctl.keeper.keeper import (
     Store,
     SupervisorProcess,
     fill_and_find_supervisor,
-    restore_state_and_file_limits,
-    try_execute_next_keeper,
 )
 from poolctl.keeper.reap import Reaper
 from poolctl.platform import process_start
@@ -443,64 +441,17 @@ seen = []
 for number in (signal.SIGCHLD, *map(int, sys.argv[1:])):
     os.kill(os.getpid(), number)
     assert select.select([signals.fileno()], [], [], 30)[0]
-    seen.append(signals.read())
+    seen.append([*signals.read()])
 print(seen)
 """
 
 
-def test_signals_that_end_the_pool_are_told_from_the_exit_of_a_child() -> None:
+def test_signals_are_read_with_their_numbers() -> None:
     numbers = [str(int(number)) for number in ENDING]
     done = subprocess.run(
         [sys.executable, "-c", SIGNALS, *numbers], capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.strip() == "[False, True, True, True]", done.stderr
-
-
-def test_next_program_has_the_state_of_the_one_before() -> None:
-    store, reaper = Store(), Reaper()
-    read, write = os.pipe()
-    os.set_inheritable(read, True)
-    file = os.memfd_create("state")
-    entries = f'[["listener:web", {{"key": "tcp"}}, [{read}]]]'
-    os.write(
-        file,
-        f'{{"entries": {entries}, "unheard": [], "sequence": 7, "watched": {{}}, "left_groups": [],'
-        ' "open_files": [64, 4096]}'.encode(),
-    )
-    try:
-        assert restore_state_and_file_limits(file, store, reaper) == (64, 4096)
-        assert store.rows() == [("listener:web", {"key": "tcp"}, [read])]
-        assert not os.get_inheritable(read)
-        assert reaper.sequence == 7
-    finally:
-        store.clear()
-        os.close(write)
-
-
-def test_keeper_that_cannot_execute_its_next_version_is_unchanged_but_for_its_zygotes() -> None:
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    with no_descriptor_left():
-        store, reaper = Store(), Reaper()
-        fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
-        for name, fd in zip(("listener:web", "zygote /bin/python", "appzygote web"), fds, strict=True):
-            store.put(name, 1, [fd])
-        try_execute_next_keeper(["/nowhere/python"], [], store, reaper, (1, 2))
-        assert store.rows() == [("listener:web", 1, fds[:1])]
-        assert not os.get_inheritable(fds[0])
-        store.clear()
-        reaper.close()
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
-
-
-def test_keeper_without_a_free_descriptor_stays_instead_of_executing_its_next_version() -> None:
-    store, reaper = Store(), Reaper()
-    fd = os.open(os.devnull, os.O_RDONLY)
-    store.put("listener:web", 1, [fd])
-    with no_free_descriptor():
-        try_execute_next_keeper([sys.executable], [], store, reaper, (1, 2))
-    assert store.rows() == [("listener:web", 1, [fd])]
-    store.clear()
-    reaper.watcher.close()
+    assert done.stdout.strip() == str([[int(each)] for each in (signal.SIGCHLD, *ENDING)]), done.stderr
 
 
 def planned(count: int) -> list[int]:
@@ -919,53 +870,54 @@ with open(sys.argv[1], "a") as file:
     assert pool.heard() == ["last"]
 
 
-REPLACED = """
-import os, sys, time
+UPGRADED = """
+import os, sys
 from poolctl.keeper import wire
-link, log = wire.socket_from_fd(3), sys.argv[1]
+link, (log, *words) = wire.socket_from_fd(3), sys.argv[1:]
 def say(*words):
     with open(log, "a") as file:
         print(*words, file=file)
-def ask(**message):
-    wire.send(link, message)
 def event(kind):
     while True:
         message, fds = wire.receive(link, wait=True)
-        if message.get("event") == kind:
+        if message.get("event", message.get("id")) == kind:
             return message
 hello = event("hello")
-say("hello", hello["pid"], hello["open_files"])
-if os.path.exists(log + ".renewed"):
-    say("exit", event("exit")["sequence"])
-    ask(op="list", id=1)
-    while (message := wire.receive(link, wait=True)[0]).get("id") != 1:
-        pass
-    say("entries", *(name for name, _ in message["entries"]))
-    ask(op="end")
-else:
-    open(log + ".renewed", "w").close()
+say(*words, "hello", hello["pid"], hello["open_files"])
+if not words:
     wire.send(link, {"op": "put", "name": "listener:web", "meta": 1}, [0])
+    wire.send(link, {"op": "put", "name": "logger", "meta": {"mark": "1"}}, [0])
     wire.send(link, {"op": "put", "name": "zygote /bin/python"}, [0])
-    program = [sys.executable, "-c", open(log + ".script").read(), log]
-    ask(op="renew", argv=NEXT, supervisor=[*program, "of the next version"])
-sys.exit(7)
+    program = [sys.executable, "-c", open(log + ".script").read(), log, "next"]
+    wire.send(link, {"op": "upgrade", "argv": NEXT, "supervisor": program})
+    sys.exit(7)
+say("exit", event("exit")["sequence"])
+wire.send(link, {"op": "adopted"})
+keeper = f"/proc/{os.getppid()}/cmdline"
+while EXECUTABLE and '"restored"' not in open(keeper).read():
+    pass
+wire.send(link, {"op": "list", "id": 1})
+say("entries", *map(tuple, event(1)["entries"]))
+wire.send(link, {"op": "end"})
 """
 
 
 @pytest.mark.parametrize("executable", [True, False])
-def test_keeper_executes_its_next_version_in_its_own_process_if_it_can(
+def test_keeper_executes_its_next_version_once_that_versions_supervisor_has_adopted(
     supervised: Callable[..., Supervised], tmp_path: Path, executable: bool
 ) -> None:
     following = command(sys.executable, "keeper", str(tmp_path)) if executable else ["/nowhere/python"]
-    script = REPLACED.replace("NEXT", repr(following))
+    script = UPGRADED.replace("NEXT", repr(following)).replace("EXECUTABLE", repr(executable))
     (tmp_path / "heard.script").write_text(script)
     pool = supervised(script)
     assert pool.process.wait(60) == 0
     first, second, *rest = pool.heard()
     assert first.startswith(f"hello {pool.process.pid} [")
-    assert second == first
-    # The exit of its own supervisor is known to the keeper that executed the next version.
-    assert rest == ["exit 1", "entries control listener:web"]
+    assert second == f"next {first}"
+    # Zygotes and marks are gone; the same supervisor goes on.
+    assert rest == [
+        "exit 1", "entries ('control', None) ('listener:web', 1) ('logger', {'mark': ''})",
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -1,59 +1,45 @@
-"""A pool's directory: sockets and desired state that outlive keeper and supervisor, its lock, and its removal."""
+"""A pool's directory: HAProxy's sockets and the desired state of a killed pool, its lock, and its removal."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 
 import pytest
 
-from poolctl.keeper import pool_files, rendezvous
-from poolctl.platform import peer_credentials
+from poolctl.keeper import pool_files
 from tests.deadline import wait_until
 from tests.descriptors import open_descriptors
-from tests.unit.keeper.test_rendezvous import listening
 
 
-def test_listening_socket_is_found_and_one_that_is_only_bound_is_not(tmp_path: Path) -> None:
-    bound, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
-    with bound:
-        assert os.path.dirname(path) == str(tmp_path)
-        assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == []
-        assert rendezvous.connect(path) is None
-        bound.listen()
-        assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
-        assert pool_files.find_listeners(str(tmp_path), pool_files.LOGGER) == []
-        client = rendezvous.connect(path)
-        assert client is not None
-        with client:
-            assert peer_credentials(client)[:2] == (os.getpid(), os.geteuid())
-    assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == []
-    assert rendezvous.connect(path) is None
+def bound(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    return sock
 
 
-def test_sweep_removes_only_sockets_that_no_process_has_open(tmp_path: Path) -> None:
-    (tmp_path / "wanted.json").write_text("{}")
-    stale, _ = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
-    stale.close()
-    bound, waiting = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
-    sock, path = listening(tmp_path)
-    with sock, bound:
+def test_sweep_removes_only_haproxys_sockets_that_no_process_has_open(tmp_path: Path) -> None:
+    for name in ("g.stale", "control.sock", "gone"):
+        bound(tmp_path / name).close()
+    with bound(tmp_path / "g.bound"), bound(tmp_path / "g.listening") as listener:
+        listener.listen()
         pool_files.remove_stale_sockets(str(tmp_path))
-        assert sorted(map(str, tmp_path.iterdir())) == sorted([path, waiting, str(tmp_path / "wanted.json")])
+    kept = {"control.sock", "gone", "g.bound", "g.listening"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    pool_files.remove_stale_sockets(str(tmp_path / "no such directory"))
 
 
-def test_listener_that_has_connections_is_still_found(tmp_path: Path) -> None:
-    sock, path = listening(tmp_path)
-    with sock:
-        client = rendezvous.connect(path)
-        ours = rendezvous.accept(sock, {os.geteuid()})
-        assert client is not None
-        assert ours is not None
-        with client, ours:
-            assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
+def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound(tmp_path / "g.stale").close()
+    monkeypatch.setattr(pool_files, "_SOCKET_TABLE", str(tmp_path / "gone"))
+    pool_files.remove_stale_sockets(str(tmp_path))
+    assert (tmp_path / "g.stale").exists()
 
 
 def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:
@@ -85,29 +71,6 @@ def test_unreadable_desired_state_is_empty(tmp_path: Path, text: str) -> None:
     (path,) = tmp_path.iterdir()
     path.write_bytes(text.encode("latin-1"))
     assert pool_files.read_left_state(str(tmp_path)) == {}
-
-
-def test_sweep_removes_the_sockets_of_every_kind_of_process_and_no_other_file(tmp_path: Path) -> None:
-    for kind in (pool_files.WORKER, pool_files.LOGGER, pool_files.GATEWAY, "x"):
-        rendezvous.bind_new_socket(str(tmp_path), kind)[0].close()
-    (tmp_path / "control.sock").touch()
-    pool_files.remove_stale_sockets(str(tmp_path))
-    assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["control", "x"]
-
-
-def test_directory_that_is_missing_holds_no_socket(tmp_path: Path) -> None:
-    assert pool_files.find_listeners(str(tmp_path / "gone"), pool_files.WORKER) == []
-    pool_files.remove_stale_sockets(str(tmp_path / "gone"))
-
-
-def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sock, path = rendezvous.bind_new_socket(str(tmp_path), pool_files.WORKER)
-    sock.close()
-    monkeypatch.setattr(pool_files, "_SOCKET_TABLE", str(tmp_path / "gone"))
-    pool_files.remove_stale_sockets(str(tmp_path))
-    assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
 
 
 def test_each_name_has_a_state_of_its_own_and_all_are_removed_together(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from poolctl.bootstrap import command
-from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.keeper import wire
 from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
@@ -774,105 +774,3 @@ def test_stream_that_is_handed_over_again_has_the_new_pid(session: Session) -> N
     os.write(write, b"hello\n")
     session.sync()
     assert json.loads((session.directory / "web.log").read_text())["pid"] == 43
-
-
-class Orphan(Session):
-    """A logger without a supervisor, which waits for a new pool. Its pipes belong to two servers."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.runtime = str(directory / "run")
-        self.add("web.0")
-        self.add("api.0", file="api.log")
-        self.control.close()
-        self.logger = OutputLogger(SupervisorLink(self.theirs), self.runtime)
-        self.thread = threading.Thread(target=self.logger.run)
-        self.thread.start()
-        self.path: str = wait_until(lambda: pool_files.find_listeners(self.runtime, pool_files.LOGGER))[0]
-
-    def ask(self) -> tuple[socket.socket, dict[str, tuple[Any, int]], list[int]]:
-        """A connection of a new pool, the streams that it was sent, by id, and the files of the spool."""
-        sock = rendezvous.connect(self.path)
-        assert sock is not None
-        sock.settimeout(DEADLINE_SECONDS)
-        found = {}
-        while (received := wire.receive(sock)) is not None and received[0] != {"t": "over"}:
-            order, (fd,) = received
-            found[order["id"]] = order, fd
-        assert received is not None
-        return sock, found, received[1]
-
-    def close(self) -> None:
-        super().close()
-        self.thread.join(DEADLINE_SECONDS)
-        assert not self.thread.is_alive()
-
-
-def close_all(streams: dict[str, tuple[Any, int]], spool: list[int]) -> None:
-    for fd in [*spool, *(fd for _, fd in streams.values())]:
-        os.close(fd)
-
-
-@pytest.fixture
-def orphan(tmp_path: Path) -> Iterator[Orphan]:
-    with no_descriptor_left():
-        orphan = Orphan(tmp_path)
-        yield orphan
-        orphan.close()
-
-
-@pytest.mark.parametrize("with_spool", [True, False])
-def test_new_pool_takes_the_pipes_of_a_logger_without_a_supervisor(orphan: Orphan, with_spool: bool) -> None:
-    os.write(orphan.writers["web.0"], b"stored\nnot yet")
-    wait_until(lambda: orphan.texts() == ["stored"])
-    sock, streams, spool = orphan.ask()
-    assert {id: (order["path"], order["pid"]) for id, (order, _) in streams.items()} == {
-        "web.0": (str(orphan.directory / "web.log"), 42),
-        "api.0": (str(orphan.directory / "api.log"), 42),
-    }
-    wire.send(sock, {"t": "taken", "spool": with_spool})
-    orphan.thread.join(DEADLINE_SECONDS)
-    os.write(orphan.writers["api.0"], b"hello\n")
-    taken = OutputSpool([os.dup(fd) for fd in spool])
-    assert taken.incomplete_line("web.0") == (b"not yet" if with_spool else b"")
-    taken.close()
-    assert os.read(streams["api.0"][1], 100) == b"hello\n"
-    assert orphan.texts() == (["stored"] if with_spool else ["stored", "not yet"])
-    assert orphan.texts("api.log") == []
-    assert os.listdir(orphan.runtime) == []
-    sock.close()
-    close_all(streams, spool)
-
-
-@pytest.mark.parametrize("answer", [None, {"t": "no"}])
-def test_logger_goes_on_when_a_new_pool_does_not_take_its_pipes(orphan: Orphan, answer: Any) -> None:
-    for _ in range(2):
-        sock, streams, spool = orphan.ask()
-        assert set(streams) == {"web.0", "api.0"}
-        if answer:
-            wire.send(sock, answer)
-            assert wire.receive(sock) is None
-        sock.close()
-        close_all(streams, spool)
-    for id in ("web.0", "api.0"):
-        os.write(orphan.writers[id], b"hello\n")
-    wait_until(lambda: orphan.texts() == orphan.texts("api.log") == ["hello"])
-
-
-def test_logger_without_streams_or_directory_waits_for_no_new_pool(tmp_path: Path) -> None:
-    session = Session(tmp_path)
-    session.control.close()
-    OutputLogger(SupervisorLink(session.theirs), str(tmp_path / "run")).run()
-    assert not (tmp_path / "run").exists()
-    session.close()
-
-
-def test_end_of_a_logger_without_a_supervisor_removes_its_socket(orphan: Orphan) -> None:
-    sock, streams, spool = orphan.ask()
-    for id in ("web.0", "api.0"):
-        os.close(orphan.writers.pop(id))
-    orphan.thread.join(DEADLINE_SECONDS)
-    assert not os.path.exists(orphan.path)
-    assert wire.receive(sock) is None
-    sock.close()
-    close_all(streams, spool)

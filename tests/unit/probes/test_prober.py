@@ -13,13 +13,16 @@ import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.config import Probe
+from poolctl.http.messages import MAX_HEAD_BYTES, MOST_CHUNKS
 from poolctl.probes.prober import (
+    MAX_BODY_BYTES,
     AcceptProber,
     EchoExchange,
     HttpProbeRequest,
@@ -35,6 +38,7 @@ from poolctl.probes.worker_probes import WorkerProbe
 from poolctl.selection.regular_expressions import SLOW, matching_texts, run_in_turn
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.http_corpus import LAST, RESPONSES, STREAM, ResponseCase
 from tests.processes import is_alive
 from tests.serving import turns
 
@@ -89,6 +93,12 @@ class Probed:
             while not self.results:
                 await asyncio.sleep(0)
         return self.results.pop()
+
+    async def send(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # refused already
+            await asyncio.get_running_loop().sock_sendall(self.ends[-1], data)
+        for _ in range(2):  # the prober reads it
+            await asyncio.sleep(0)
 
     async def answer(self, data: bytes) -> str:
         self.ends[-1].send(data)
@@ -151,6 +161,11 @@ def test_server_speaks_tls_if_it_terminates_it_and_a_program_if_its_url_says_so(
         ({"body": "ell"}, OK, ""),
         ({"body": "^bye"}, OK, "GET /health: status 200, and a body without '^bye'"),
         ({"method": "HEAD"}, b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", ""),
+        (
+            {"headers": {"Connection": "upgrade", "Upgrade": "websocket"}},
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+            "the response is not valid HTTP: it switches protocols",
+        ),
         ({}, b"nonsense\r\n\r\n", "the response is not valid HTTP: no HTTP/1.1 status line"),
         ({}, b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", ""),
     ],
@@ -160,6 +175,78 @@ def test_response_is_judged_by_status_and_body(probe: dict[str, Any], answer: by
         probed = Probed(http="/health", **probe)
         await probed.request()
         assert await probed.answer(answer) == problem
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("case", RESPONSES, ids=lambda case: case.name)
+def test_each_response_of_the_table_is_understood_or_refused(case: ResponseCase, *, whole: bool) -> None:
+    size = len(case.data) if whole else 1 if len(case.data) < 2000 else 97
+
+    async def scenario() -> None:
+        probed = Probed(http="/", status="404", method="HEAD" if case.head_only else "GET")
+        await probed.request()
+        for at in range(0, len(case.data), size):
+            await probed.send(case.data[at : at + size])
+        if not case.reusable:
+            with contextlib.suppress(OSError):  # refused already
+                probed.ends[-1].shutdown(socket.SHUT_WR)
+        verdict = await probed.verdict()
+        if not case.whole:
+            assert verdict == "it closed the connection"
+        elif case.status:
+            assert verdict.endswith(f": status {case.status}")
+        else:
+            assert verdict.startswith("the response is not valid HTTP: ")
+            assert "bytearray" not in verdict, "without what was received"
+        connections = 1 if case.reusable else 2
+        probed.prober.start(probed.results.append)
+        while len(probed.ends) < connections:
+            await asyncio.sleep(0)
+        assert b" / HTTP/1.1" in await probed.heard()
+        assert len(probed.ends) == connections
+
+    run(scenario)
+
+
+INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+CHUNK = b"1\r\na\r\n"
+LONG_HEAD = b"HTTP/1.1 204 No Content\r\nX: %b\r\n\r\n"
+BLANKS = b" " * 60_000
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (LONG_HEAD % (b"x" * (MAX_HEAD_BYTES - len(LONG_HEAD) + 2)), ""),
+        (LONG_HEAD % (b"x" * (MAX_HEAD_BYTES - len(LONG_HEAD) + 3)), "the head is too large"),
+        (b"HTTP/1.1 204 No Content\r\n" + b"X: y\r\n" * 100 + b"\r\n", ""),
+        (b"HTTP/1.1 204 No Content\r\n" + b"X: y\r\n" * 101 + b"\r\n", "more than 100 fields"),
+        (INTERIM * 20 + OK, ""),
+        (INTERIM * 21 + OK, "more than 20 interim responses"),
+        (STREAM + CHUNK * MOST_CHUNKS + LAST, ""),
+        (STREAM + CHUNK * (MOST_CHUNKS + 1) + LAST, f"more than {MOST_CHUNKS} chunks"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % 10**9 + b"x" * (MAX_BODY_BYTES + 1), ""),
+        # In quadratic time each would take half a minute.
+        (b"HTTP/1.1 204 No Content\r\nX:" + BLANKS + b"\0\r\n\r\n", "a control character, or a line"),
+        (b"HTTP/1.1 204 No Content\r\nX:" + BLANKS + b"\r|y\r\n\r\n", "a control character, or a line"),
+        (STREAM + b"0\r\nX:" + BLANKS + b"\0\r\n\r\n", "Receive buffer too long"),
+        (STREAM + b"1;" + BLANKS + b"\0\r\na\r\n", "Receive buffer too long"),
+    ],
+    ids=range(13),
+)
+def test_response_may_be_as_large_as_its_limits(answer: bytes, problem: str) -> None:
+    async def scenario() -> None:
+        probed = Probed()
+        await probed.request()
+        began = thread_time()
+        for piece in answer.split(b"|"):
+            await probed.send(piece)
+        verdict = await probed.verdict()
+        assert verdict.startswith(f"the response is not valid HTTP: {problem}" if problem else "")
+        assert bool(verdict) is bool(problem)
+        assert thread_time() - began < 5
 
     run(scenario)
 
@@ -249,6 +336,10 @@ def test_response_after_a_cancelled_probe_is_not_reported() -> None:
 
 def test_data_without_a_request_ends_the_connection() -> None:
     async def scenario() -> None:
+        early = Probed()
+        await early.request()
+        assert await early.answer(OK + b"more") == ""
+        assert await early.heard() == b""
         probed = Probed()
         await probed.request()
         assert await probed.answer(OK) == ""
@@ -669,7 +760,7 @@ def test_request_does_not_depend_on_the_worker() -> None:
         name="web", bind="127.0.0.1:1", app="a:b", expose="https://shop.example:8443/x", health="/ü"
     )
     assert server.health.readiness is not None
-    request = HttpProbeRequest(server.health.readiness, exposed_url=server.expose).payload
+    request = HttpProbeRequest(server.health.readiness, exposed_url=server.expose).new_reply().payload
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
 
 
@@ -678,15 +769,15 @@ def test_request_does_not_depend_on_the_worker() -> None:
 )
 def test_request_that_may_have_a_body_says_that_it_has_none(method: str, *, has_length: bool) -> None:
     probe = Probe(http="/", method=method)
-    payload = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1").payload
+    payload = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1").new_reply().payload
     assert (b"\r\nContent-Length: 0\r\n" in payload) is has_length
 
 
 def test_only_a_connection_that_is_not_used_again_is_closed_by_the_request() -> None:
     probe = Probe(http="/")
-    once = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1", reusable=False).payload
+    once = HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1", reusable=False).new_reply().payload
     assert b"\r\nConnection: close\r\n" in once
-    assert b"Connection" not in HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1").payload
+    assert b"Connection" not in HttpProbeRequest(probe, exposed_url="http://127.0.0.1:1").new_reply().payload
 
 
 def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(listener: socket.socket) -> None:

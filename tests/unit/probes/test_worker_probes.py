@@ -176,7 +176,7 @@ def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
 
     async def begin() -> None:
         for place in range(1000):
-            run(place, (place + 20) / 1000)
+            run(place, (place + 100) / 1000)
 
     def run(place: int, when: float) -> None:
         call_at_rounded_time(when, lambda: again(place))

@@ -227,10 +227,12 @@ class ScriptedRunner:
     ) -> AdoptionResult:
         return AdoptionResult()
 
-    async def rescue_orphans_and_check_outdated(
-        self, servers: Mapping[str, ServerConfig], *, late: bool = False
-    ) -> dict[str, bool]:
-        return {}
+    @property
+    def pids(self) -> set[int | None]:
+        return set()
+
+    def kill_zygotes(self) -> None:
+        pass
 
     async def end_left_groups(self) -> None:
         self.log.append("end left groups")

@@ -400,7 +400,7 @@ def test_entry_of_a_worker_has_what_another_supervisor_needs() -> None:
         meta = (await kept(runner))["worker:web.4.2"]
         assert (meta["server"], meta["key"], meta["generation"], meta["index"]) == ("web", server.key, 4, 2)
         assert (meta["pid"], meta["start"]) == (placement.pid, process_start(placement.pid or 0))
-        assert (meta["protocol"], meta["notify"], meta["place"]) == ("plain", None, None)
+        assert (meta["protocol"], meta["notify"]) == ("plain", None)
         assert "hook" not in meta
         hook = await runner.begin_hook(
             served(hooks={"before_start": ["sleep", "600"]}, name="other"), "before_start"

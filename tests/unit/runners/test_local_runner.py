@@ -399,14 +399,6 @@ def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
     adopting(work, tmp_path)
 
 
-def test_runner_without_a_directory_of_orphans_finds_none(tmp_path: Path) -> None:
-    async def work(it: Adopting) -> None:
-        assert await it.runner.rescue_orphans_and_check_outdated({"web": config()}) == {}
-
-    adopting(work, tmp_path)
-    adopting(work, tmp_path, adoption_directory=str(tmp_path))
-
-
 # The runner over a real keeper and real workers.
 
 

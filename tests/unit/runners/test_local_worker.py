@@ -1607,13 +1607,9 @@ def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(survives: 
     control(scenario)
 
 
-def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path: Path) -> None:
-    place = tmp_path / "socket"
-    place.touch()
-
+def test_worker_that_exits_settles_everything_and_its_last_words_count() -> None:
     async def scenario(it: Controlled) -> None:
         found = it.worker
-        found.place = str(place)
         wire.send(it.end, {"event": "failed", "message": "no such table"})
         disowned: list[str] = []
         found.on_never_started = lambda: disowned.append("disowned")
@@ -1635,7 +1631,6 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
             await found.connect_for_probe("http", False, [])
 
     control(scenario)
-    assert not place.exists()
 
 
 def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_once() -> None:
@@ -1740,7 +1735,7 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
 def test_facts_for_another_supervisor_are_complete() -> None:
     async def scenario() -> None:
         found = worker(bind="127.0.0.1:8080", command=["serve"], stop_signal="SIGINT")
-        found.start, found.ready_at, found.handover_group, found.place = 5, 1.5, "http", "/run/w.1"
+        found.start, found.ready_at, found.handover_group = 5, 1.5, "http"
         expected: dict[str, Any] = {
             "server": "web",
             "key": "127.0.0.1:8080",
@@ -1752,7 +1747,6 @@ def test_facts_for_another_supervisor_are_complete() -> None:
             "output": "web",
             "protocol": "http",
             "notify": None,
-            "place": "/run/w.1",
             "stop_signal": signal.SIGINT,
             "keeps_group": True,
         }

@@ -66,19 +66,14 @@ class Events:
 class Stage:
     """A runner's output beside a keeper, in a directory."""
 
-    def __init__(self, directory: Path, adoption_directory: str | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.keeper = Keeper()
         self.events = Events()
         keeper = cast(Link, self.keeper)
         self.helpers = Helpers(keeper, str(directory))
-        self.output = OutputPipes(
-            keeper,
-            self.helpers,
-            str(directory / "logs"),
-            lambda: cast(RunnerEventHandler, self.events),
-            adoption_directory,
-        )
+        events = cast(RunnerEventHandler, self.events)
+        self.output = OutputPipes(keeper, self.helpers, str(directory / "logs"), lambda: events)
 
     @property
     def logger(self) -> socket.socket:
@@ -110,23 +105,21 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def test_logger_is_started_with_the_directory_in_which_it_can_be_adopted(tmp_path: Path) -> None:
+def test_logger_is_started_with_the_directory_of_the_pool_and_a_spool(tmp_path: Path) -> None:
     async def work() -> None:
-        for directory in (None, "/run/pool"):
-            stage = Stage(tmp_path, directory)
-            await stage.start()
-            (spawned,) = stage.keeper.spawned
-            arguments = [] if directory is None else [directory]
-            assert [*spawned["argv"]] == command(sys.executable, "logs", *arguments, isolated=True)
-            assert spawned["output"] == str(tmp_path / "logger.log")
-            assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
-            _, fds = await stage.received("underway")
-            assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
-            assert len(fds) == 2
-            for fd in fds:
-                os.close(fd)
-            stage.close()
-            assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
+        stage = Stage(tmp_path)
+        await stage.start()
+        (spawned,) = stage.keeper.spawned
+        assert [*spawned["argv"]] == command(sys.executable, "logs", str(tmp_path), isolated=True)
+        assert spawned["output"] == str(tmp_path / "logger.log")
+        assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
+        _, fds = await stage.received("underway")
+        assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
+        assert len(fds) == 2
+        for fd in fds:
+            os.close(fd)
+        stage.close()
+        assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
 
     run(work())
 
@@ -184,20 +177,11 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         other, other_write = stage.output.create_pipe(server())
         assert key != other
         assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
-        stage.output.register_pipe(key, 42, 1234, generation=3, index=1)
-        stage.output.register_pipe(other, 43, hook="before_start")
-        usual = stage.output.registration_message(key, server(), 42) | {
-            "generation": 3,
-            "index": 1,
-            "start": 1234,
-        }
-        hook = stage.output.registration_message(other, server(), 43) | {
-            "generation": 1, "index": None, "hook": "before_start",
-        }  # fmt: skip
-        for expected in (usual, hook):
+        for id, pid in ((key, 42), (other, 43)):
+            stage.output.register_pipe(id, pid)
             message, (fd,) = await stage.received("add")
-            assert message == expected
-            assert stage.keeper.values("put")[f"output:{expected['id']}"] == expected
+            assert (message["id"], message["name"], message["pid"]) == (id, "web", pid)
+            assert stage.keeper.values("put")[f"output:{id}"] == message
             assert not os.get_blocking(fd)
             os.close(fd)
         os.write(write, b"x")
@@ -286,12 +270,16 @@ def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
             "keep": 3,
             "max_age": "1h",
         }
-        config = server(app=None, command=["program"], stop_signal="SIGINT", log=log)
-        assert stage.output.registration_message("web.1", config, 5) == {
-            "t": "add", "id": "web.1", "name": "web", "command": True, "pid": 5, "stop_signal": 2,
-            "path": str(tmp_path / "own.log"), "owner": None, "format": "json", "max_size": 1 << 20, "keep": 3,
-            "max_age": 3600,
+        await stage.start()
+        key, write = stage.output.create_pipe(server(log=log))
+        stage.output.register_pipe(key, 5)
+        message, (fd,) = await stage.received("add")
+        assert message == {
+            "t": "add", "id": key, "name": "web", "pid": 5, "path": str(tmp_path / "own.log"), "owner": None,
+            "format": "json", "max_size": 1 << 20, "keep": 3, "max_age": 3600,
         }  # fmt: skip
+        os.close(fd)
+        os.close(write)
         stage.close()
 
     run(work())

@@ -1,9 +1,8 @@
-"""What a server's configuration makes of a worker has a number, and what the machine makes of it has not."""
+"""What a server's configuration makes of a worker."""
 
 from __future__ import annotations
 
 import contextvars
-import marshal
 import os
 import pwd
 import sys
@@ -20,42 +19,10 @@ from poolctl.runners import worker_spec as specs
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
-from poolctl.worker.process_setup import read_spec, spec_digest
+from poolctl.worker.process_setup import read_spec
 from tests.asgi_apps import hello
 
 IMPORTS = "shop.web imports {!r}, which is "
-
-
-def number(*, interpreter: str = "python", **keys: Any) -> int:
-    server = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "app": "a:b"} | keys)
-    spec = worker_spec(server, interpreter=interpreter, listeners=1, tls_files=0, open_files=(1, 2))
-    # As the worker reads it.
-    return spec_digest(marshal.loads(marshal.dumps(spec)))
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"app": "a:c"},
-        {"factory": True},
-        {"env": {"A": "1"}},
-        {"cwd": "/tmp"},
-        {"http": {"keep_alive": 5}},
-        {"http": {"access_log": True}},
-        {"http": {"log_level": "debug"}},
-        {"drain_timeout": 1},
-        {"stop_timeout": 1},
-    ],
-)
-def test_another_configuration_is_another_number(keys: dict[str, Any]) -> None:
-    assert number(**keys) != number()
-
-
-@pytest.mark.parametrize(
-    "keys", [{}, {"interpreter": "/other/python"}, {"workers": 3}, {"tags": ["x"]}, {"restart": "always"}]
-)
-def test_digest_ignores_settings_that_need_no_new_worker(keys: dict[str, Any]) -> None:
-    assert number(**keys) == number()
 
 
 def server_of(**keys: Any) -> ServerConfig:
@@ -154,7 +121,6 @@ def test_user_that_is_the_pools_own_or_missing_is_no_other_user() -> None:
 def test_object_cannot_go_to_another_process() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
-    assert specs.worker_digest(server_of(app=app)) is None
     with pytest.raises(ServerError, match="its app is an object") as caught:
         specs.preload_spec(server_of(app=app), interpreter="", open_files=(1, 2))
     assert caught.value.name == "web"

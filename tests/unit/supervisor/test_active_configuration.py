@@ -293,7 +293,7 @@ def test_process_that_was_started_with_the_pool_answers_the_first_request(tmp_pa
 
     async def scenario() -> None:
         first, helpers = executing_helpers(str(tmp_path)), executing_helpers(str(tmp_path))
-        log = HelperLog(str(tmp_path), "config", None)
+        log = HelperLog(str(tmp_path), CONFIG_READER, None, None)
         process = await HelperProcess.spawn(first._keeper, log, CONFIG_READER, "")
         keeper: Any = helpers._keeper
         keeper.hold(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
-from poolctl.feature import DetachedProcesses, Feature
+from poolctl.feature import Feature
 from poolctl.keeper.keeper import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
@@ -49,8 +48,8 @@ class NotedPart(FeaturePart):
     async def greet(self, call: Call) -> Result:
         return Result(warnings=(f"hello from {self.name}",))
 
-    async def hand_survivors_to_keeper(self) -> None:
-        self.log.append(f"take in {self.name}")
+    def take_over_process(self) -> None:
+        self.log.append(f"take over {self.name}")
 
     def apply_tables(self, tables: Tables) -> None:
         self.log.append(f"apply {self.name}")
@@ -162,26 +161,17 @@ def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -
     run(work())
 
 
-def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
-    supervised: Make, log: list[str], tmp_path: Path
-) -> None:
-    def lasting(name: str) -> DetachedProcesses:
-        return DetachedProcesses(label=name, entry=name, sockets=(name,), end="")
-
+def test_process_that_an_earlier_supervisor_has_left_is_taken_over(supervised: Make, log: list[str]) -> None:
     async def work() -> None:
-        made = supervised(
-            feature("held", log, processes=lasting("held")), feature("found", log, processes=lasting("f")),
-            feature("absent", log, processes=lasting("absent")), feature("none", log),
-        )  # fmt: skip
+        entries = {name: feature(name, log, entry=name) for name in ("held", "noted", "absent")}
+        made = supervised(*entries.values(), feature("none", log))
         read, write = os.pipe()
         made.link.send({"op": "put", "name": "held", "meta": ""}, [read])
+        made.link.send({"op": "put", "name": "noted", "meta": {"pid": 7}})
         gc.collect()  # what earlier tests have left is not closed in between
         before = len(os.listdir("/proc/self/fd"))
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "f.1"))
-            listener.listen()
-            await made.parts.hand_survivors_to_keeper()
-        assert log == ["make held", "take in held", "make found", "take in found"]
+        await made.parts.take_over_processes()
+        assert log == ["make held", "take over held", "make noted", "take over noted"]
         assert len(os.listdir("/proc/self/fd")) == before, "descriptors of the keeper are closed"
         os.close(read)
         os.close(write)
@@ -249,10 +239,10 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         assert await part.extend("list", LIST, result) is result
         assert await part.wait_for_effect("stop", LIST, result) is result
         assert (await part.wait_for_effect("start", LIST, result)) == result
+        part.take_over_process()
         part.apply_tables(Tables())
         part.flush()
         await asyncio.gather(
-            part.hand_survivors_to_keeper(),
             part.wait_for_opening_attempt(),
             part.finish(),
             part.stop_serving(),

@@ -323,9 +323,9 @@ def test_dead_socket_and_name_are_removed_unless_the_pool_runs(pool: Pool) -> No
     with listen(str(pool.socket)):
         remove_stale_files(str(place))
         assert pool.socket.exists()
-    dead = place / "w.1"
-    with socket.socket(socket.AF_UNIX) as worker:
-        worker.bind(str(dead))
+    dead = place / "g.1"
+    with socket.socket(socket.AF_UNIX) as haproxy:
+        haproxy.bind(str(dead))
     remove_stale_files(str(place))
     assert sorted(each.name for each in place.iterdir()) == ["lock"]
     assert sorted(each.name for each in root.iterdir() if each.is_symlink()) == ["@other"]

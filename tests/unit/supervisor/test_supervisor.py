@@ -48,7 +48,6 @@ from poolctl.supervisor.supervisor import (
     RuntimeFiles,
     import_slowly,
     restore_and_adopt_workers,
-    store_late_orphans,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -58,7 +57,6 @@ from tests.notify_socket import NotifySocket
 from tests.real_pool import RealPool
 from tests.unit.core.ordered_core import RecordedEvents, run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
-from tests.virtual_loop import VirtualLoop
 
 from .test_state_store import StoreLink
 from .whole_supervisor import KEEPER_PID, Reader, RecordingPart, WholeSupervisor, own_limits
@@ -67,12 +65,9 @@ from .whole_supervisor import KEEPER_PID, Reader, RecordingPart, WholeSupervisor
 class Survivors(SlowRunner):
     """A runner whose workers may have outlived an earlier supervisor."""
 
-    def __init__(self, *left: AdoptedWorker, found: tuple[dict[str, bool], ...] = (), **more: Any) -> None:
+    def __init__(self, *left: AdoptedWorker, **more: Any) -> None:
         super().__init__()
         self.left = AdoptionResult(left, **more)
-        self.found = [*found]
-        self.searched: list[tuple[list[str], bool]] = []
-        self.moments: list[float] = []
 
     async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] | None = None
@@ -81,12 +76,9 @@ class Survivors(SlowRunner):
             self.running[each.placement.id] = asyncio.get_running_loop().create_future()
         return self.left
 
-    async def rescue_orphans_and_check_outdated(
-        self, servers: Mapping[str, ServerConfig], *, late: bool = False
-    ) -> dict[str, bool]:
-        self.searched.append((sorted(servers), late))
-        self.moments.append(asyncio.get_running_loop().time())
-        return self.found.pop(0) if self.found else {}
+    @property
+    def pids(self) -> set[int | None]:
+        return {each.placement.pid for each in self.left.workers}
 
 
 def survivor(server: ServerConfig, *, ready_at: float | None = 1.0, **more: Any) -> AdoptedWorker:
@@ -101,12 +93,14 @@ class Succession:
         self.core = Core(servers, runner, ManualClock(), RecordedEvents())
         self.link = StoreLink(Store())
         self.store = StateStore(self.link, str(directory))
-        self.servers = {each.name: each for each in servers}
+        self.known: list[set[int | None]] = []  # the pids that were no other processes, at each adoption
 
-    async def adopt(self, *, search: bool = True) -> int:
-        return await restore_and_adopt_workers(
-            self.core, self.runner, self.store, {}, self.servers if search else None
-        )
+    async def adopt(self) -> int:
+        async def end_others(known: set[int | None]) -> None:
+            assert self.core.runner.log == []
+            self.known.append(known)
+
+        return await restore_and_adopt_workers(self.core, self.runner, self.store, {}, end_others)
 
     def state(self, name: str = "web") -> str:
         return self.core.entries[name].state
@@ -129,6 +123,7 @@ def test_worker_that_runs_without_a_record_is_adopted_and_wanted(tmp_path: Path)
         )  # fmt: skip
         assert (after.state("other"), after.core.entries["other"].wanted) == ("stopped", False)
         assert after.core.runner.log == ["open web"]
+        assert after.known == [{4711}]
         await after.end()
 
     run(work())
@@ -160,42 +155,6 @@ def test_worker_in_the_state_that_it_reports_is_adopted_in_it(tmp_path: Path) ->
     run(work())
 
 
-def test_worker_found_of_a_server_that_has_changed_is_replaced_if_the_server_is_wanted(
-    tmp_path: Path,
-) -> None:
-    async def work() -> None:
-        server = web()
-        for outdated, serving in ((True, [2]), (False, [1])):
-            runner = Survivors(survivor(server), found=({"web": outdated},))
-            after = Succession(tmp_path, runner, server)
-            assert await after.adopt() == 1
-            assert runner.searched == [(["web"], False)]
-            await turns(60)
-            workers = after.core.entries["web"].observed.workers.values()
-            assert [each.generation for each in workers] == serving
-            await after.end()
-        runner = Survivors(survivor(server), found=({"web": True},))
-        after = Succession(tmp_path, runner, server)
-        after.core.entries["web"].set_desired(Desired.STOPPED)
-        await after.adopt()
-        await turns(60)
-        assert (after.state(), runner.log) == ("stopped", ["stop web.1.0 10"])
-        await after.end()
-
-    run(work())
-
-
-def test_workers_are_not_searched_for_while_the_files_are_wrong(tmp_path: Path) -> None:
-    async def work() -> None:
-        runner = Survivors(found=({"web": True},))
-        after = Succession(tmp_path, runner, web())
-        assert await after.adopt(search=False) == 0
-        assert (runner.searched, after.state()) == ([], "stopped")
-        await after.end()
-
-    run(work())
-
-
 def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs(tmp_path: Path) -> None:
     async def work() -> None:
         server = web()
@@ -212,43 +171,6 @@ def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs
         await before.end()
 
     run(work())
-
-
-def test_workers_that_were_busy_are_looked_for_again_for_two_minutes(tmp_path: Path) -> None:
-    loop = VirtualLoop()
-    runner = Survivors()
-    after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(store_late_orphans(after.core, after.runner)) is False
-    assert runner.searched == [(["other", "web"], True)] * 9
-    assert runner.moments == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.0, 61.0, 121.0]
-    after.link.end()
-    loop.close()
-
-
-def test_worker_found_late_is_left_to_a_successor_and_its_server_is_wanted(tmp_path: Path) -> None:
-    loop = VirtualLoop()
-    runner = Survivors(found=({}, {"removed": False, "web": False}))
-    after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(store_late_orphans(after.core, after.runner)) is True
-    assert len(runner.searched) == 2
-    assert [each.wanted for each in after.core.entries.values()] == [True, False]
-    loop.run_until_complete(after.end())
-    loop.close()
-
-
-def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
-    loop = VirtualLoop()
-    server = web()
-    runner = Survivors(survivor(server))
-    after = Succession(tmp_path, runner, server, web("other"))
-    loop.run_until_complete(after.adopt())
-    runner.searched.clear()
-    looking = loop.create_task(store_late_orphans(after.core, after.runner))
-    loop.pass_time(0.6)
-    assert runner.searched == [(["other"], True)]
-    looking.cancel()
-    loop.run_until_complete(after.end())
-    loop.close()
 
 
 @pytest.mark.parametrize(
@@ -474,7 +396,7 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
         {"op": "get", "name": "lock"}, {"op": "get", "name": "control"},
         {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
-        *({"op": "get", "name": each.processes.entry} for each in features() if each.processes),
+        *({"op": "get", "name": each.entry} for each in features() if each.entry),
         {"op": "get", "name": "wanted"}, {"op": "get", "name": "web listener metrics"},
         {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "lock"},
         {"op": "adopted"},
@@ -482,8 +404,7 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     assert [pid for pid, _ in whole.hangs] == [KEEPER_PID]
     assert json.loads((whole.directory / "info.json").read_text())["keeper_pid"] == KEEPER_PID
     assert os.readlink(whole.directory.parent / "@shop") == whole.directory.name
-    assert whole.runner.searched == [(["web"], False)]
-    assert whole.parts == ["adopt survivors", "apply tables []"]
+    assert whole.parts == ["take over process", "apply tables []"]
     assert whole.events() == [("supervisor started", "info", "")]
     whole.keeper.orders.clear()
     whole.keeper.send("ping")
@@ -597,29 +518,20 @@ def test_supervisor_answers_a_ping_while_it_reads_the_files_and_other_requests_a
     assert whole.end() == 0
 
 
-@pytest.mark.parametrize("orphans", [False, True])
-def test_stop_of_everything_ends_the_reading_unless_workers_were_left_behind(
-    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch, orphans: bool
-) -> None:
-    sought: list[Any] = []
-    monkeypatch.setattr(supervisor, "has_orphans", lambda place: sought.append(place) or orphans)
+def test_stop_of_everything_ends_the_reading(whole: WholeSupervisor) -> None:
     whole.reader.may_read = asyncio.Event()
     whole.begin()
     partial = whole.loop.create_task(whole.asking("stop", {"selector": {"targets": ["web"]}}))
     whole.pass_time(1)
-    assert (sought, partial.done()) == ([], False)
+    assert not partial.done()
     partial.cancel()
     stopping = whole.loop.create_task(whole.asking("stop"))
-    whole.pass_time(0.01)
-    assert (sought, stopping.done()) == ([str(whole.directory)], not orphans)
-    if orphans:
-        whole.reader.may_read.set()
     whole.pass_time(0.1)
     result = stopping.result()[-1]["result"]
     assert (result["ended"], result["keeper_pid"], result["errors"]) == (True, KEEPER_PID, [])
     whole.pass_time(0.1)
     assert whole.running.result() == 0
-    assert ("supervisor ended" in [event for event, *_ in whole.events()]) is orphans
+    assert "supervisor ended" not in [event for event, *_ in whole.events()]
 
 
 @pytest.mark.parametrize(("verb", "done"), [("start", True), ("list", False)])
@@ -652,7 +564,6 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     whole.reader.reading.problems.append(WRONG)
     pool_files.write_left_state(str(whole.directory), b'{"servers": {"web": {"desired": "run"}}}')
     whole.begin()
-    assert whole.runner.searched == []
     assert whole.parts == []
     result = whole.ask(verb)
     assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
@@ -707,8 +618,7 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
     assert whole.parts[2:] == [
         "stop serving True", "runner closed", "supervisor ended", "close part",
     ]  # fmt: skip
-    left = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks(whole.loop)]
-    assert left == ["Supervisor._adopt_late"], "which ends with the process"
+    assert not asyncio.all_tasks(whole.loop)
     assert not [name for name in open_files() if name.startswith(str(whole.state))]
     assert [order["op"] for order in whole.keeper.orders if order["op"] not in ("put", "ping")] == [
         "last", "end",
@@ -788,7 +698,7 @@ def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = web("web", mandatory=True)
-    whole.runner = Survivors(survivor(server), found=({}, {"other": False}))
+    whole.runner = Survivors(survivor(server))
     whole.took_over(server, web("other"))
     whole.begin(calm=True)
     assert whole.ask("ping")["calm"] is True
@@ -797,7 +707,6 @@ def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
     )  # fmt: skip
     assert "taking no action for 300 s: the supervisor has died too often" in caplog.text
     whole.pass_time(299)
-    assert whole.runner.searched == [(["other", "web"], False)]
     assert "health watched" not in [what for what, _ in whole.late]
     assert not whole.running.done()
     whole.parts.clear()
@@ -805,28 +714,6 @@ def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
     assert whole.late[-2:] == [("log closed", 300.0), ("exit 0", 300.0)]
     assert whole.parts == ["flush"]
     assert whole.keeper.did("last", "end") == []
-
-
-def test_supervisor_that_finds_workers_late_gives_way_to_one_that_adopts_them(
-    whole: WholeSupervisor,
-) -> None:
-    whole.runner = Survivors(found=({}, {"web": False}))
-    whole.begin()
-    whole.pass_time(0.4)
-    whole.parts.clear()
-    assert whole.exits(0.2) == 0
-    assert whole.late == [("health watched", 0.0), ("log closed", 0.5), ("exit 0", 0.5)]
-    assert whole.parts == ["flush"]
-    wanted = whole.stored("wanted")
-    assert wanted["web"]["desired"] == "run"
-
-
-def test_supervisor_of_wrong_files_does_not_look_for_workers_late(whole: WholeSupervisor) -> None:
-    whole.reader.reading.problems.append(WRONG)
-    whole.runner = Survivors(found=({}, {"web": False}))
-    whole.begin()
-    whole.pass_time(50)
-    assert (whole.runner.searched, whole.running.done()) == ([], False)
 
 
 def test_pool_that_is_to_terminate_stops_its_servers_once_and_says_how_long_that_may_take(
@@ -1029,15 +916,9 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     caplog.set_level("INFO", "poolctl.supervisor")
     whole.begin()
     whole.ask("start")
-    store = whole.keeper.keeper.store
-    for name, meta in (("marked", {"mark": "7", "pid": 3}), ("plain", {"pid": 4}), ("text", "mark")):
-        store.put(name, meta, [])
     whole.parts.clear()
 
     async def hand_over() -> None:
-        link = whole.sites[0].keeper
-        for name, meta in (("marked", {"mark": "7", "pid": 3}), ("plain", {"pid": 4}), ("text", "mark")):
-            link.send({"op": "put", "name": name, "meta": meta})
         whole.supervisor.hand_over(["new", "keeper"], ["new", "supervisor"])
 
     whole.loop.run_until_complete(hand_over())
@@ -1049,9 +930,8 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     assert whole.late == [("health watched", 0.0), ("log closed", 0.02), ("exit 0", 0.02)]
     assert whole.parts == ["flush"]
     assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
-        {"op": "note", "name": "marked", "meta": {"mark": "", "pid": 3}},
         {
-            "op": "renew", "argv": ["new", "keeper", str(whole.directory)],
+            "op": "upgrade", "argv": ["new", "keeper", str(whole.directory)],
             "supervisor": ["new", "supervisor", str(whole.directory), "/srv/pool.toml"],
         },
     ]  # fmt: skip

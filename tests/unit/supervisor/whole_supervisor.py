@@ -145,8 +145,8 @@ class RecordingPart(FeaturePart):
         self.note = note
         site.events.subscribe(lambda event: note(event.event) if event.event == "supervisor ended" else None)
 
-    async def hand_survivors_to_keeper(self) -> None:
-        self.note("adopt survivors")
+    def take_over_process(self) -> None:
+        self.note("take over process")
 
     async def scale_web(self, call: Call) -> Result:
         """A verb that changes a server at once."""
@@ -224,9 +224,9 @@ class WholeSupervisor:
                 super().create_initial_parts(*given)
                 self._parts["recording"] = pool.part = pool.part_class(self._site, pool.parts.append)
 
-            async def hand_survivors_to_keeper(self) -> None:
-                await super().hand_survivors_to_keeper()
-                await pool.part.hand_survivors_to_keeper()
+            async def take_over_processes(self) -> None:
+                await super().take_over_processes()
+                pool.part.take_over_process()
 
             def apply_tables(self, tables: Tables) -> None:
                 super().apply_tables(tables)
@@ -236,9 +236,7 @@ class WholeSupervisor:
                 super().add_to(verbs)
                 verbs.add("scale-web", pool.part.scale_web)
 
-        monkeypatch.setattr(
-            supervisor, "LocalRunner", lambda site, directory: self.sites.append(site) or self.runner
-        )
+        monkeypatch.setattr(supervisor, "LocalRunner", lambda site: self.sites.append(site) or self.runner)
         monkeypatch.setenv("POOLCTL_STATE_DIR", str(self.state.parent))
         monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(self.directory.parent))
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)

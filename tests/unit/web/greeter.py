@@ -137,10 +137,7 @@ async def served(site: Site) -> AsyncIterator[Callable[..., Awaitable[Answer]]]:
             ]
             async with exchange(where, method, path, given, body) as response:
                 content = b"".join([piece async for piece in response.body()])
-                lines = response.head.fields.decode().split("\r\n")
-                found = {
-                    name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)
-                }
+                found = {name.decode(): value.decode() for name, value in response.head.headers}
                 return response.status, found, content.decode()
 
         try:

@@ -456,11 +456,3 @@ def test_user_that_a_process_must_not_become_is_a_failure() -> None:
         return ""
 
     assert value_of(act) == "cannot become user 54322 of group 54322: Operation not permitted"
-
-
-def test_digest_depends_on_the_servers_settings_and_not_on_their_order_or_the_machine() -> None:
-    digest = process_setup.spec_digest({"app": "a:b", "cwd": "/srv"})
-    assert process_setup.spec_digest({"cwd": "/srv", "app": "a:b"}) == digest
-    assert process_setup.spec_digest({"app": "a:b", "cwd": "/srv", "python": "/usr/bin/python"}) == digest
-    assert process_setup.spec_digest({"app": "a:b", "cwd": "/other"}) != digest
-    assert process_setup.spec_digest({"app": "a:b"}) != digest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import subprocess
 import sys
@@ -54,7 +53,6 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
 def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
     fd = tally.create_tally_page()
     try:
-        assert tally.is_tally_page(fd)
         for size in (0, 1 << 30):
             with pytest.raises(PermissionError):
                 os.ftruncate(fd, size)
@@ -66,16 +64,6 @@ def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
         os.close(fd)
 
 
-def test_only_a_sealed_page_is_accepted_as_a_tally() -> None:
-    unsealed = os.memfd_create("x")
-    os.ftruncate(unsealed, tally.SIZE_BYTES)
-    pipe = os.pipe()
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (unsealed, *pipe, null):
-        assert not tally.is_tally_page(fd)
-        os.close(fd)
-
-
 def test_worker_that_has_not_begun_writes_no_stacks() -> None:
     fd = tally.create_tally_page()
     assert not tally.writes_stacks(fd)
@@ -83,15 +71,6 @@ def test_worker_that_has_not_begun_writes_no_stacks() -> None:
     assert tally.writes_stacks(fd)
     assert tally.read_tally_page(fd) is not None
     os.close(fd)
-
-
-def test_file_of_another_size_is_no_page() -> None:
-    fd, page = os.memfd_create("other", os.MFD_ALLOW_SEALING), tally.create_tally_page()
-    os.ftruncate(fd, tally.SIZE_BYTES)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    assert [tally.is_tally_page(each) for each in (fd, page)] == [False, True]
-    for each in (fd, page):
-        os.close(each)
 
 
 def test_every_number_has_its_slot_which_does_not_move_within_a_layout() -> None:

@@ -1,9 +1,10 @@
-"""A worker answers heartbeats, follows orders, waits to be adopted, and reports that it is idle."""
+"""A worker answers heartbeats, follows orders, reports that it is idle, and drains without a supervisor."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import resource
@@ -22,7 +23,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl import ServerConfig
-from poolctl.keeper import connection_handover, pool_files, rendezvous, wire
+from poolctl.keeper import connection_handover, wire
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.worker_spec import memory_files, spec_file, tls_contents, worker_spec
@@ -101,17 +102,15 @@ def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
 class Ordered:
     """A worker that records its orders."""
 
-    spec: Any = {"orphanage": None}  # noqa: RUF012
-
     def __init__(self) -> None:
         self.orders: list[wire.Message] = []
-        self.stops = 0
+        self.drains = 0
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         self.orders.append(message)
 
-    def stop(self) -> None:
-        self.stops += 1
+    def drain(self) -> None:
+        self.drains += 1
 
 
 def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_closed() -> None:
@@ -125,7 +124,7 @@ def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_cl
             wire.send(ours, {"order": "out"})
             os.close(write)
             worker = Ordered()
-            control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker), -1)
+            control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker))
             control.start_reading_orders(None)
             assert worker.orders == [{"order": "rest"}, {"order": "out"}]
             assert os.read(read, 1) == b""
@@ -143,16 +142,16 @@ def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_cl
         asyncio.run(scenario())
 
 
-def test_end_of_the_control_socket_stops_the_worker_once() -> None:
+def test_end_of_the_control_socket_drains_the_worker_once() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
         worker = Ordered()
-        control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker), -1)
+        control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker))
         control.start_reading_orders(None)
         ours.close()
-        await until(lambda: worker.stops)
+        await until(lambda: worker.drains)
         await turns()
-        assert (worker.stops, worker.orders) == (1, [])
+        assert (worker.drains, worker.orders) == (1, [])
         control.close_in_child()
 
     with no_descriptor_left():
@@ -362,7 +361,6 @@ class Running:
         self,
         directory: Path,
         app: str = "served:app",
-        bound: socket.socket | None = None,
         *,
         go: bool = True,
         preloaded: bool = False,
@@ -372,7 +370,7 @@ class Running:
         (directory / "leaving.py").write_text(LEAVING)
         self.listener = serving.listener()
         self.port = self.listener.getsockname()[1]
-        more = {name: keys.pop(name) for name in ("orphanage", "index", "woken", "user") if name in keys}
+        more = {name: keys.pop(name) for name in ("index", "woken") if name in keys}
         tls = keys.get("tls")
         config = ServerConfig(
             name="web", bind=f"127.0.0.1:{self.port}", app=app, app_dir=str(directory), cwd="/", **keys
@@ -387,11 +385,10 @@ class Running:
         self.page = os.fdopen(tally.create_tally_page(), "r+b", buffering=0)
         read, write = os.pipe()
         self.output = open(read, "rb", buffering=0)  # noqa: SIM115
-        spec_fd = spec_file({**spec, "orphanage": None, "index": 3} | more)
+        spec_fd = spec_file({**spec, "index": 3} | more)
         with theirs, memory_files(files) as tls_fds:
             ends = [self.listener.fileno(), *tls_fds, *(each.fileno() for each in self.pair)]
             fds = [spec_fd, theirs.fileno(), write, *ends, self.page.fileno()]
-            fds += [] if bound is None else [bound.fileno()]
             start = START.format(fds=fds, preloaded=preloaded)
             self.process = subprocess.Popen([sys.executable, "-c", start], pass_fds=fds)
         os.close(spec_fd)
@@ -666,11 +663,24 @@ def test_second_signal_stops_a_worker_that_drains(run_worker: RunWorker) -> None
         assert worker.end() == -signal.SIGTERM
 
 
+def is_refused(address: tuple[str, int]) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(address) == errno.ECONNREFUSED
+
+
 @pytest.mark.slow
-def test_worker_ends_with_its_supervisor_unless_it_can_be_adopted(run_worker: RunWorker) -> None:
-    worker = run_worker()
+def test_worker_without_a_supervisor_closes_its_listener_and_finishes_its_requests(
+    run_worker: RunWorker,
+) -> None:
+    worker = run_worker(drain_timeout=60)
     worker.ready()
-    worker.control.close()
+    address = "127.0.0.1", worker.port
+    with socket.create_connection(address, timeout=60) as client:
+        assert ask(client, "/x") == "/x"
+        worker.listener.close()
+        worker.control.close()
+        wait_until(lambda: is_refused(address))
+        assert ask(client, "/y") == "/y"
     assert worker.end() == 0
 
 
@@ -819,129 +829,5 @@ def test_forked_child_has_no_descriptor_of_the_worker_and_ends_by_its_own_signal
     worker.order("report")
     assert worker.event() == {"event": "ready", "leaving": False}, "the signal was not the worker's"
     wait_until(lambda: not is_alive(child))
-    worker.order("stop")
-    assert worker.end() == 0
-
-
-# A worker without keeper and supervisor.
-
-
-def orphaned(worker: Running, directory: Path) -> socket.socket:
-    """A connection to the worker, which has just lost its supervisor."""
-    worker.control.close()
-    return connected(directory)
-
-
-def connected(directory: Path) -> socket.socket:
-    path = wait_until(lambda: pool_files.find_listeners(str(directory), pool_files.WORKER))[0]
-    sock = rendezvous.connect(path)
-    assert sock is not None
-    sock.settimeout(60)
-    return sock
-
-
-def statement(sock: socket.socket) -> tuple[wire.Message, list[int]]:
-    received = wire.receive(sock, wait=True)
-    assert received is not None
-    return received
-
-
-@pytest.mark.slow
-def test_orphan_shows_its_state_and_descriptors_and_is_adopted(run_worker: RunWorker, tmp_path: Path) -> None:
-    directory = tmp_path / "pool"
-    worker = run_worker(orphanage={"directory": str(directory), "bound": False, "server": "web"})
-    worker.ready()
-    for _ in range(2):
-        other, sock = orphaned(worker, directory), connected(directory)
-        message, fds = statement(sock)
-        assert (message["event"], message["pid"]) == ("orphan", worker.process.pid)
-        assert (message["server"], message["listeners"], message["leaving"]) == ("web", 1, False)
-        assert (message["deaf"], message["tally"]) == (False, True)
-        assert 0 < message["ready_at"] <= time.monotonic()
-        held = [worker.listener, *worker.pair, worker.page]
-        assert all(os.path.sameopenfile(fd, each.fileno()) for fd, each in zip(fds, held, strict=True))
-        for fd in (*fds, *statement(other)[1]):
-            os.close(fd)
-        assert worker.get("/x") == "/x"
-        worker.control, theirs = wire.pair()
-        with theirs:
-            wire.send(sock, {"order": "adopt"}, [theirs.fileno()])
-        worker.order("report")
-        assert worker.event() == {"event": "ready", "leaving": False}
-        assert list(directory.iterdir()) == []
-        assert wire.receive(other, wait=True) is None
-        other.close()
-        sock.close()
-    worker.order("stop")
-    assert worker.end() == 0
-
-
-@pytest.mark.slow
-def test_orphan_takes_orders_without_an_adoption(run_worker: RunWorker, tmp_path: Path) -> None:
-    directory = tmp_path / "pool"
-    worker = run_worker(orphanage={"directory": str(directory), "bound": False})
-    worker.ready()
-    with orphaned(worker, directory) as sock:
-        for fd in statement(sock)[1]:
-            os.close(fd)
-        with connected(directory) as reader:
-            for fd in statement(reader)[1]:
-                os.close(fd)
-        assert worker.get("/x") == "/x"
-        wire.send(sock, {"order": "stop"})
-        assert worker.end() == 0
-
-
-@pytest.mark.slow
-def test_orphan_whose_output_is_lost_prints_into_nothing_until_it_gets_another_pipe(
-    run_worker: RunWorker, tmp_path: Path
-) -> None:
-    directory = tmp_path / "pool"
-    worker = run_worker(orphanage={"directory": str(directory), "bound": False})
-    worker.ready()
-    worker.output.close()
-    sock = orphaned(worker, directory)
-    message, fds = statement(sock)
-    assert message["deaf"]
-    for fd in fds:
-        os.close(fd)
-    assert worker.get("/print") == "/print"
-    worker.control, theirs = wire.pair()
-    read, write = os.pipe()
-    with theirs:
-        wire.send(sock, {"order": "adopt"}, [theirs.fileno(), write])
-    os.close(write)
-    worker.output = open(read, "rb", buffering=0)  # noqa: SIM115
-    worker.order("report")
-    worker.event()
-    assert worker.get("/print") == "/print"
-    worker.order("stop")
-    assert worker.text().splitlines()[0] == "printed"
-    sock.close()
-
-
-@pytest.mark.slow
-def test_worker_of_another_user_listens_on_the_sockets_that_were_bound_for_it(
-    run_worker: RunWorker, tmp_path: Path
-) -> None:
-    directory = tmp_path / "pool"
-    bound, path = rendezvous.bind_new_socket(str(directory), pool_files.WORKER)
-    user = (0, 0) if os.geteuid() == 0 else None  # a worker of another user follows root alone
-    worker = run_worker(bound=bound, orphanage={"directory": str(directory), "bound": True}, user=user)
-    bound.close()
-    worker.ready()
-    for _ in range(2):
-        sock = orphaned(worker, directory)
-        assert sock.getpeername() == path
-        for fd in statement(sock)[1]:
-            os.close(fd)
-        os.unlink(path)  # by the supervisor
-        worker.control, theirs = wire.pair()
-        bound, path = rendezvous.bind_new_socket(str(directory), pool_files.WORKER)
-        with theirs, bound:
-            wire.send(sock, {"order": "adopt"}, [theirs.fileno(), bound.fileno()])
-        worker.order("report")
-        worker.event()
-        sock.close()
     worker.order("stop")
     assert worker.end() == 0

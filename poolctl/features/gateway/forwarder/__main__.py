@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from poolctl.platform import name_process, raise_descriptor_limit
 
@@ -11,10 +10,10 @@ from .forwarder import Forwarder
 
 
 def main() -> None:
-    """Serve until the supervisor orders this process to end: `forwarder [DIRECTORY]`."""
+    """Serve until the supervisor orders this process to end."""
     name_process("poolctl-forward")
     raise_descriptor_limit()
-    asyncio.run(Forwarder(sys.argv[1] if sys.argv[1:] else "").serve_supervisor())
+    asyncio.run(Forwarder().serve_supervisor())
 
 
 if __name__ == "__main__":

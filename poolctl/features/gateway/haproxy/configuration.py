@@ -20,6 +20,7 @@ from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value
 from poolctl.routing.networks import EVERY
 from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts, TrafficLimits
 
+from ..program import user_and_group
 from ..settings import HTTP, Endpoint, GatewaySettings
 from .access_log import access_log_rules
 from .choice import ROUTES, choice_rules, reading_rules, route_entries, use_backend_rules
@@ -39,6 +40,7 @@ from .listeners import HaproxyListener, misdirected_request_rules, proxy_protoco
 from .sleeping import PAGE, PAGE_FILE, SLEEPING, WAKING, answers_for_sleeping, sleeping_rules
 from .syntax import (
     argument,
+    comment,
     duration,
     line_groups,
     literal,
@@ -53,8 +55,6 @@ from .syntax import (
 NOWHERE = "ipv4@127.0.0.1:1"
 # A name that cannot be resolved must not keep the others from being served.
 _RESOLVED_AT_START = "init-addr last,libc,none"
-# HAProxy closes the connections of idle clients at random times within this period after SIGUSR1.
-CLOSE_SPREAD_SECONDS = 1.0
 # HAProxy's name of each policy. "sticky" without a cookie is round-robin; with one the cookie chooses.
 POLICIES = {
     "round-robin": "roundrobin",
@@ -79,6 +79,28 @@ WAIT = ":wait"  # ends the name of the server at which connections wait for anot
 _OWN_LIMITS = "24d"
 # Requests that may be executed twice (RFC 9110 §9.2.2).
 _IDEMPOTENT = "{ method GET HEAD OPTIONS PUT DELETE TRACE }"
+
+
+# The section by which a replaced process passes on what its clients still ask, its only server, and their listener: the
+# next process has the new rules and addresses. In the section's requests these headers have its key, and whether the
+# client uses TLS.
+NEXT = "next"
+_NEXT_KEY, _NEXT_TLS = "X-Poolctl-Next", "X-Poolctl-TLS"
+
+
+class ProcessPlaces(NamedTuple):
+    """What a process has besides its listeners, in HAProxy's syntax: the address of its runtime socket, and its logs.
+
+    Every process accepts at `next_bind`, which is at the address `next`, what the one before it passes on with `key`;
+    "" if nothing is passed on.
+    """
+
+    runtime: str = ""
+    log: str = "stderr"
+    access_log: str = "stdout"
+    next_bind: str = ""
+    next: str = ""
+    key: str = ""
 
 
 class HaproxyServer(NamedTuple):
@@ -235,23 +257,21 @@ def _route_backend(
     version: tuple[int, int],
 ) -> HaproxyBackend:
     name = unique_name(f"route:{route.alias}", names)
-    lines = [
-        f"backend {name}",
-        *_access_and_redirect_rules(route),
-    ]
+    lines = [f"backend {name}", comment(_summary(route)), *_access_and_redirect_rules(route)]
     if route.redirect is not None:
         return HaproxyBackend(name, route.alias, False, (*lines, *_response_rules(route)), ())
     lines += [
-        *sleeping_rules(route, name),
-        *body_rules(route.max_body_bytes),
-        *queue_rules(route.backend_limit, len(route.to)),
-        *limit_rules(route, name),
-        *_balance(route),
+        *_named("waiting_page", sleeping_rules(route, name)),
+        *_named("max_body_size", body_rules(route.max_body_bytes)),
+        *_named("backend_limit", queue_rules(route.backend_limit, len(route.to))),
+        *_named("limit", limit_rules(route, name)),
+        *_named("policy", _balance(route)),
         *_reuse(route, keys),
     ]
     if route.buffer_requests:
         # Otherwise the timeout for the request's head would also apply to the buffered part of its body.
         lines += [
+            comment("buffer_requests"),
             "    option http-buffer-request",
             f"    timeout http-request {duration(route.timeouts.idle)}",
         ]
@@ -259,22 +279,44 @@ def _route_backend(
         secure = " secure" if route.sticky_secure else ""
         same_site = f"attr SameSite={route.sticky_same_site}"
         cookie = quoted(route.sticky_cookie)
+        lines.append(comment("sticky"))
         lines.append(f"    cookie {cookie} insert indirect nocache httponly{secure} {same_site}")
     times = route.timeouts
     lines += [
+        comment("timeouts"),
         f"    timeout connect {duration(times.connect)}",
         f"    timeout server {longest_duration((times.head, times.idle))}",
         f"    timeout tunnel {duration(times.idle)}",
     ]
     lines += [
         *_retries(route, addresses),
+        *_h2_rules(route, addresses),
         *_http_rewrite_rules(route),
         *_response_rules(route),
         *_context_rules(route, keys),
-        *_failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
+        *_named(
+            "breaker.statuses",
+            _failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
+        ),
+        *([comment("to")] if route.to else ()),
     ]
     servers = _servers(route, addresses, route.backend_limit, version, keys)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
+
+
+def _summary(route: Route) -> str:
+    """The requests that the route takes. Its targets change without another process: they are the servers below."""
+    return " ".join(
+        [f"{route.host or '*'}{route.path}", *route.methods, *(each.name for each in route.headers)]
+    )
+
+
+def _named(key: str, lines: Iterable[str]) -> Iterator[str]:
+    """The lines below a comment with the key that they are made from; nothing if there are none."""
+    for number, line in enumerate(lines):
+        if not number:
+            yield comment(key)
+        yield line
 
 
 def _passing_backend(
@@ -334,19 +376,21 @@ def _stream_backend(
     addresses: ServerAddresses,
     version: tuple[int, int],
     settings: GatewaySettings,
+    log: str,
 ) -> HaproxyBackend:
     name, trusted = unique_name(f"stream:{route.alias}", names), settings.trusted_proxies
     lines = [
         f"listen {name}",
+        comment(route.bind),
         f"    mode {route.protocol}",
         *listener.bind_lines(),
         *proxy_protocol_rules([listener], trusted),
     ]
     if route.protocol == HTTP:
         asks = listener.asks_for_certificate
-        lines += head_rules(settings.max_head_bytes)
+        lines += head_rules(settings.max_head_bytes, log)
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
-        lines += _limits_of_the_program()
+        lines += [*_limits_of_the_program(), *_h2_rules(route, addresses)]
     else:
         lines.append("    no option abortonclose")  # the client may have sent all that it has to say
     lines += _balance(route)
@@ -357,6 +401,7 @@ def _stream_backend(
         f"    timeout client {duration(route.timeouts.idle)}",
         f"    timeout server {duration(route.timeouts.idle)}",
     ]
+    lines.append(comment("to"))
     return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None, version))
 
 
@@ -430,6 +475,7 @@ def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
 def _access_and_redirect_rules(route: Route) -> Iterator[str]:
     """Rules that refuse clients outside `route.allow`, and that redirect requests if the route is a redirect."""
     if route.allow and EVERY not in route.allow:
+        yield comment("allow")
         for networks in network_groups(route.allow):
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
         yield "    http-request deny deny_status 403 unless client_is_allowed"
@@ -441,6 +487,7 @@ def _access_and_redirect_rules(route: Route) -> Iterator[str]:
             where = "https://%[var(txn.host)]%[pathq]"
         elif not (parts := urlsplit(to)).path and not parts.query:
             where += "%[pathq]"
+        yield comment("redirect")
         yield f"    http-request redirect location {quoted(where)} code {status}"
 
 
@@ -453,9 +500,13 @@ def _retries(route: Route, addresses: ServerAddresses) -> Iterator[str]:
     """
     failures = " junk-response response-timeout 502 503 504" if route.retries else ""
     waits = any(target.key in addresses.waiting for target in route.to)
+    yield comment("retries")
     yield f"    retries {max(route.retries, 1) + waits}"
     yield f"    retry-on conn-failure empty-response{failures}"
     if not route.repeatable:
+        yield comment(
+            "A request that must not be executed twice has a connection of its own: without `repeatable`."
+        )
         yield from _single_execution_rules()
 
 
@@ -478,6 +529,16 @@ def _single_execution_rules() -> Iterator[str]:
     yield "    http-request set-header Connection close if { var(txn.once) -m found }"
 
 
+def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterator[str]:
+    """The rule by which servers of gRPC believe that trailers reach the client: HAProxy passes them on."""
+    endpoints = (
+        addresses.endpoints.get(each.server) if each.server else Endpoint.of_url(each.url)
+        for each in route.to
+    )
+    if any(each is not None and each.h2 for each in endpoints):
+        yield "    http-request set-header TE trailers"
+
+
 def _connection_name(
     route: Route | StreamRoute, endpoint: Endpoint | None, version: tuple[int, int]
 ) -> Iterator[str]:
@@ -496,19 +557,29 @@ def _connection_name(
 def _http_rewrite_rules(route: Route) -> Iterator[str]:
     if route.strip_path and route.path != "/":
         prefix = quoted(f"^{re.escape(route.path)}/?(.*)$")
+        yield comment("strip_path")
         yield f"    http-request replace-path {prefix} '/\\1'"
         yield from _prefix_rules(route.path)
     if route.host_header:
+        yield comment("host_header")
         yield f"    http-request set-header Host {quoted(literal(route.host_header))}"
-    for name in (*(header.name for header in route.set_headers), *route.remove_headers):
-        alike = re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-"))
-        yield f"    http-request del-header {quoted(f'^{alike}$')} -m reg"
-    for header in (*route.set_headers, *route.add_headers):
-        yield f"    http-request add-header {quoted(header.name)} {quoted(literal(header.value))}"
+    for key, names in (
+        ("set_headers", [header.name for header in route.set_headers]),
+        ("remove_headers", route.remove_headers),
+    ):
+        for name in names:
+            alike = re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-"))
+            yield comment(f"{key}.{name}")
+            yield f"    http-request del-header {quoted(f'^{alike}$')} -m reg"
+    for key, headers in (("set_headers", route.set_headers), ("add_headers", route.add_headers)):
+        for header in headers:
+            yield comment(f"{key}.{header.name}")
+            yield f"    http-request add-header {quoted(header.name)} {quoted(literal(header.value))}"
 
 
 def _response_rules(route: Route) -> Iterator[str]:
     for header in route.response_headers:
+        yield comment(f"response_headers.{header.name}")
         yield f"    http-after-response set-header {quoted(header.name)} {quoted(literal(header.value))}"
 
 
@@ -607,6 +678,8 @@ def _options(endpoint: Endpoint | None, target: Target) -> Iterator[str]:
         yield f"ssl verify {verified}"
     elif endpoint.tls:
         yield "ssl verify none"
+    if endpoint.h2:
+        yield "alpn h2" if endpoint.tls else "proto h2"
 
 
 def _idle_connections(times: Timeouts) -> str:
@@ -658,12 +731,11 @@ def configuration_of(
     streams: Iterable[StreamRoute],
     addresses: ServerAddresses,
     keys: Mapping[str, str] = {},
-    log_target: str = "stdout",
+    places: ProcessPlaces = ProcessPlaces(),  # noqa: B008  immutable
 ) -> HaproxyConfiguration:
     """The configuration for these routes.
 
-    `keys` has for each application the key by which its workers recognize HAProxy's headers. The
-    access log, if there is one, is written to `log_target`.
+    `keys` has for each application the key by which its workers recognize HAProxy's headers.
     """
     ordered, names = match.in_order(routes), set[str]()
     # Not in the order of precedence: that changes at run time.
@@ -678,30 +750,37 @@ def configuration_of(
     resumes = not any(each.asks_for_certificate for each in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
     lines = [
-        *_global(settings, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
+        *_global(settings, places, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
         *(loads_refusal() if refuses_uploads else ()),
     ]
     lines += _defaults(settings, ordered)
+    # What a client's certificate says cannot be passed on.
+    passes_on = bool(places.next) and not any(each.asks_for_certificate for each in fronts)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
+        lines.append(comment("bind"))
         lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
-        lines += proxy_protocol_rules(fronts, settings.trusted_proxies)
+        lines += _named("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
         if settings.access_log:
-            lines += access_log_rules(log_target, as_json=settings.access_log == "json")
+            lines.append(comment("access_log"))
+            lines += access_log_rules(places.access_log, as_json=settings.access_log == "json")
         # Browsers open connections in advance, and would show a 408 as the response to a later request.
         lines.append("    option http-ignore-probes")
-        # After SIGUSR1, as if the process that runs HAProxy is killed, a client may send its next request: it is
-        # answered, and then the connection closed. `close-spread-time` alone leaves that to chance. A WebSocket stays.
         lines += [
+            comment("Once replaced, it answers the next request of each client, and closes the connection."),
             "    option idle-close-on-response",
             "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
-            *_request_rules_before_routing(settings, fronts, ordered),
+            *(_passing_on_rules(places) if passes_on else ()),
+            *_request_rules_before_routing(settings, fronts, ordered, places),
+            comment("Counters of failures, for the breakers."),
             *_failure_rules(_ALWAYS_FAILURES),
             *_unanswered_rules(),
+            comment("Which route: see routes.map."),
+            *choice_rules(chosen, NO_ROUTE),
         ]
-        lines += choice_rules(chosen, NO_ROUTE)
         lines += [
             f"    default_backend {NO_ROUTE}",
+            *(_next_section(places) if passes_on else ()),
             "",
             f"backend {NO_ROUTE}",
             "    http-request return status 404 content-type text/plain string 'Not Found'",
@@ -720,7 +799,7 @@ def configuration_of(
     sections = [section for _, section in backends] + [each for each in passed if each is not None]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
-        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings)
+        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings, places.log)
         for stream in streams
         if stream.alias in binds
     ]
@@ -750,30 +829,68 @@ def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) 
     return _ADDED_BYTES + certificate + max(added, default=0)
 
 
-def _global(settings: GatewaySettings, *, resumes: bool, added_bytes: int) -> Iterator[str]:
+def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
+    """Rules by which a replaced process passes on requests as they are, and this one accepts them from it alone."""
+    yield comment(
+        "A replaced process passes requests on as they are; the next one accepts them from it alone."
+    )
+    yield f"    bind {places.next_bind} name {NEXT} accept-proxy"
+    yield f"    acl has_next nbsrv({NEXT}) gt 0"
+    yield "    http-request allow if { stopping } has_next"
+    yield f"    use_backend {NEXT} if {{ stopping }} has_next"
+    key = f"{{ req.fhdr({_NEXT_KEY.lower()}) -m str {places.key} }}"
+    yield f"    http-request deny deny_status 403 if {{ so_name {NEXT} }} !{key}"
+    tls = f"{{ req.fhdr({_NEXT_TLS.lower()}) -m found }}"
+    yield f"    http-request set-var(txn.tls) bool(true) if {{ so_name {NEXT} }} {tls}"
+    yield "    acl uses_tls var(txn.tls) -m bool"
+
+
+def _next_section(places: ProcessPlaces) -> Iterator[str]:
+    """The section of the next process; its server is enabled when this process is replaced."""
+    yield from ("", f"backend {NEXT}")
+    yield f"    http-request set-header {_NEXT_KEY} {places.key}"
+    yield f"    http-request set-header {_NEXT_TLS} 1 if {{ ssl_fc }}"
+    yield f"    server {NEXT} {places.next} send-proxy-v2 disabled"
+
+
+def _global(
+    settings: GatewaySettings, places: ProcessPlaces, *, resumes: bool, added_bytes: int
+) -> Iterator[str]:
     yield "global"
+    if places.runtime:
+        yield f"    stats socket {places.runtime} level admin"
+    if settings.user:
+        yield comment("user: HAProxy has read its files, with keys, before it changes to it")
+        user, group = user_and_group(settings.user)
+        yield f"    user {user}"
+        yield f"    group {group}"
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
     yield "    default-path config"
+    yield comment("threads")
     yield f"    nbthread {settings.threads}"
-    # HAProxy allocates memory for each descriptor that it may open, and some systems do not limit their number.
+    yield comment(
+        "HAProxy allocates memory for each descriptor that it may open; some systems do not limit them."
+    )
     yield "    fd-hard-limit 500000"
     yield "    no strict-limits"
     if settings.max_connections:
+        yield comment("max_connections")
         yield f"    maxconn {settings.max_connections}"
-    yield f"    close-spread-time {duration(CLOSE_SPREAD_SECONDS)}"
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
     # The longest head takes at most four fifths of a buffer, so that rules see, and refuse, a somewhat longer one.
     head = max(_SMALLEST_BUFFER_BYTES, settings.max_head_bytes)
+    yield comment("max_head_size")
     yield f"    tune.bufsize {head + max(head // 4, head // 8 + added_bytes)}"
     yield f"    tune.maxrewrite {added_bytes}"
+    yield comment("An upload over HTTP/2 is not held up by round trips.")
     yield f"    tune.h2.fe.initial-window-size {_UPLOAD_WINDOW_BYTES}"
 
 
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
-    yield from ("", "defaults", "    mode http", "    option redispatch 1", "    retries 3")
+    yield from ("", "defaults gateway", "    mode http", "    option redispatch 1", "    retries 3")
     yield "    option abortonclose"  # aborts the request of a client that has disconnected
     yield f"    timeout http-request {duration(settings.head_seconds)}"
     if settings.keep_alive_seconds:
@@ -787,15 +904,22 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
 
 
 def _request_rules_before_routing(
-    settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
+    settings: GatewaySettings,
+    fronts: Sequence[HaproxyListener],
+    routes: Sequence[Route],
+    places: ProcessPlaces,
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
-    yield from head_rules(settings.max_head_bytes, has_access_log=bool(settings.access_log))
+    yield comment("max_head_size")
+    yield from head_rules(settings.max_head_bytes, places.log, has_access_log=bool(settings.access_log))
+    yield comment("Requests that RFC 9112 does not allow.")
     for condition in _INVALID:
         yield f"    http-request deny deny_status 400 if {condition}"
     yield f"    http-request deny {_VERSION_NOT_SUPPORTED} unless {{ req.ver 1.0 1.1 }} or {{ fc_http_major 2 }}"
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
-    # The steps would change the query, too: there each escape has the meaning that the application gives it.
+    yield comment(
+        "The path in its normal form. The query stays as it is: only the application knows its escapes."
+    )
     yield "    http-request set-var(txn.query) query"
     yield "    http-request set-pathq %[path] if { var(txn.query) -m len ge 1 }"
     for step in _NORMALIZATIONS:
@@ -803,6 +927,7 @@ def _request_rules_before_routing(
     yield "    http-request set-query %[var(txn.query)] if { var(txn.query) -m len ge 1 }"
     yield from reading_rules()
     unless = ""
+    yield comment("header_for_host")
     for field in dict.fromkeys((settings.header_for_host.lower(), "host")):
         host = rf"req.fhdr({argument(field)}),host_only,lower,regsub(\.$,)"
         yield f"    http-request set-var(txn.host) {quoted(host)}{unless}"
@@ -814,6 +939,7 @@ def _request_rules_before_routing(
         each.allow or each.client_limit or each.policy == IP_HASH for each in routes
     )
     asks = any(each.asks_for_certificate for each in fronts)
+    yield comment("trusted_proxies")
     yield from forwarding_rules(
         settings.trusted_proxies, needs_client=needs_client, asks_for_certificate=asks
     )

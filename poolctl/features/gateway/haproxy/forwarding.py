@@ -49,6 +49,7 @@ def forwarding_rules(
     With `needs_client` they set txn.client to the client's address. If an address `asks_for_certificate`, backends get
     that of the client in the field Client-Cert (RFC 9440).
     """
+    yield "    acl uses_tls ssl_fc"
     # The bytes in a tunnel would be requests that no rule has seen.
     yield "    http-request deny deny_status 405 if { method CONNECT TRACE }"
     yield from _hop_by_hop_rules()
@@ -67,8 +68,8 @@ def forwarding_rules(
         yield from _client_address(trusted)
     yield from _extended_hops()
     values = (
-        ("X-Forwarded-Proto", "https", "{ ssl_fc }"),
-        ("X-Forwarded-Proto", "http", "!{ ssl_fc }"),
+        ("X-Forwarded-Proto", "https", "uses_tls"),
+        ("X-Forwarded-Proto", "http", "!uses_tls"),
         ("X-Forwarded-Host", "%[req.fhdr(host)]", "{ req.fhdr(host) -m found }"),
     )
     for name, value, condition in values:
@@ -169,7 +170,7 @@ def _forwarded(trusted: Sequence[str]) -> Iterator[str]:
     yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""
     yield f"    http-request set-var(txn.node) str(unknown) unless {_HAS_ADDRESS}"
     yield "    http-request set-var(txn.scheme) str(http)"
-    yield "    http-request set-var(txn.scheme) str(https) if { ssl_fc }"
+    yield "    http-request set-var(txn.scheme) str(https) if uses_tls"
     host = quoted('regsub("[^][A-Za-z0-9._:-]",,g)')
     yield f"    http-request set-var(txn.said) req.fhdr(host),{host}"
     forwarded = quoted('for=%[var(txn.node)];proto=%[var(txn.scheme)];host="%[var(txn.said)]"')

@@ -101,8 +101,8 @@ class _RateLimit(NamedTuple):
         )
 
 
-def head_rules(most_bytes: int, *, has_access_log: bool = False) -> Iterator[str]:
-    """The rule that refuses a request with a larger head, and those by which HAProxy's log or the access log says so.
+def head_rules(most_bytes: int, log: str, *, has_access_log: bool = False) -> Iterator[str]:
+    """The rule that refuses a request with a larger head, and those by which the access log, or else `log`, says so.
 
     A head that does not fit into the buffer is refused before any rule.
     """
@@ -114,8 +114,8 @@ def head_rules(most_bytes: int, *, has_access_log: bool = False) -> Iterator[str
         yield f"    http-request set-var-fmt(txn.why) {quoted(f': {why}')} {if_larger}"
     else:
         asked = "%[req.fhdr(host),bytes(0,255)]%[path,bytes(0,512)]"
-        # HAProxy's own messages are less severe: it prints them, too.
-        yield f"    log stderr len {_LOG_LINE_BYTES} format raw local0 emerg"
+        # HAProxy's own messages are less severe.
+        yield f"    log {log} len {_LOG_LINE_BYTES} format raw local0 emerg"
         yield f"    log-format {quoted(f'[WARNING] %t: %HM %{{+E}}[var(txn.asked)] of %ci gets 431: {why}')}"
         yield "    http-request set-log-level silent"
         yield f"    http-request set-var-fmt(txn.asked) {quoted(asked)} {if_larger}"

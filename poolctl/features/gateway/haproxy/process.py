@@ -1,12 +1,11 @@
-"""HAProxy's processes: the keeper starts them on the pool's sockets, and they outlive supervisors.
+"""HAProxy's processes: the keeper adopts each as its child, and they outlive supervisors.
 
-A replaced process keeps its connections, and ends with the last of them:
+`haproxy -D` on the pool's sockets: the program that the keeper starts ends when the daemon serves, or says why it does
+not. No master: a running one takes no new descriptor; and with -W from 3.1 on, as with -db, each connection
+to the next process wakes a replaced one, because its listeners stay in the epoll(7) set that both share.
 
-- `disable frontend`, then `shutdown frontend` on its runtime socket: it accepts no more, and closes each connection
-  with its next response (HTTP/2: GOAWAY).
-- After the time for that, SIGUSR1: connections that were idle all the time are closed within `close-spread-time`.
-  Closing them at once would lose requests in transit: up to 3 of 100 busy connections.
-- Long responses, WebSockets and streams remain until they end.
+A replaced process gets SIGUSR1 and ends with its last stream. It has closed its listeners then. What its clients still
+ask on their connections it passes on to the next process: see `configuration.NEXT`.
 """
 
 from __future__ import annotations
@@ -14,43 +13,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
-import itertools
-import json
 import os
 import re
 import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from poolctl.config import ids_of
 from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
-from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.keeper.reap import await_exit, signal_process
-from poolctl.platform import copy_descriptor, process_start, processes, replace_file
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
+from poolctl.platform import memory_file, process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
 from poolctl.runners.helper_process import HelperChild, HelperKind, HelperLog
+from poolctl.runners.left_overs import ProcessNote, end_left_overs
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.output_pipes import OutputPipes
-from poolctl.runners.process_link import (
-    HasDescriptor,
-    Link,
-    LinkLost,
-    Refused,
-    close_fds,
-    identity,
-    kill,
-)
+from poolctl.runners.process_link import HasDescriptor, Link, Refused, identity, spawn
 
-from .configuration import CLOSE_SPREAD_SECONDS, RefusableServer
-from .setup import FIRST_LISTENER_FD, RUNTIME_FD, HaproxySetup, joined_commands
+from .configuration import NEXT, RefusableServer
+from .setup import HaproxySetup, joined_commands
 from .sleeping import WAKING
-from .syntax import alerts_in, quoted
+from .syntax import alerts_in
 
 GATEWAY = HelperKind(
     name="gateway",
@@ -59,36 +47,27 @@ GATEWAY = HelperKind(
     entry=fd_store.GATEWAY_LINK,
     ready_seconds=60.0,  # with ten thousand routes it needs ten
     end_seconds=30.0,
+    stop_signal=signal.SIGUSR1,
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds=0.0,
     calm_seconds=1.0,
     # It has no code of poolctl. Increased if an upgrade has to replace it although its configuration is the same.
-    version="1",
+    version="2",
 )
 MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
-_PROCESS_FILE = "process.cfg"
-# The variable of its environment that says what its listeners are, for a pool that finds it as an orphan.
-_LISTENERS = "GATEWAY_LISTENERS"
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
-# How long a connection to a replaced process must be unused to count as idle.
-_ANNOUNCES_SECONDS = 1.0
-# A process that is replaced because it hangs must not hold up its successor.
-_STOPS_SECONDS = 2.0
-# A closed listener that other processes have, too, stays in HAProxy's epoll(7) set: each connection to the next process
-# would wake the replaced one, which costs as much as serving it. A disabled one leaves the set at its next connection.
-_FORGETS_SECONDS = 0.1
-_MOST_REPLACED = 8
+# A hung process must not hold up its successor.
+_CLOSES_SECONDS, _CLOSES_POLL_SECONDS = 2.0, 0.005
+_MAX_REPLACED, _MAX_REPLACED_BYTES = 50, 1 << 30
 _MOST_ALERTS = 3
 _MOST_OUTPUT_BYTES = 256 * 1024
-# Kinds of proxies in "show stat".
-FRONTENDS, BACKENDS = 1, 2
-# What ends a response in a session.
-_PROMPT = b"\n> "
+_BACKENDS = 2  # the kind of proxies in "show stat"
+_PROMPT = b"\n> "  # ends a response in a session
 _MOST_ANSWERED_BYTES = 2**30
-_ORPHAN_SECONDS = 2.0
+_LIMITS = Log.unchecked({"max_size": MAX_SIZE_BYTES, "keep": 1})
 
 
 class HaproxyRefusal(ServerError):
@@ -96,16 +75,14 @@ class HaproxyRefusal(ServerError):
 
 
 class HaproxyProcess(HelperChild):
-    """A HAProxy process, which answers commands on the runtime socket at `path`.
+    """A HAProxy process, which answers commands on the runtime socket at `path`; "" for one that is replaced already.
 
-    It may also be a process that has a parent other than the keeper. Raises ProcessLookupError if it has ended before.
-    `accepts` is whether it may have listeners.
+    Raises ProcessLookupError if it has ended before.
     """
 
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
-        self.accepts = bool(path)
         self._fd = os.pidfd_open(self.pid)
         if process_start(self.pid) != known["start"]:
             os.close(self._fd)
@@ -127,7 +104,6 @@ class HaproxyProcess(HelperChild):
         # Any answer shows that it does not hang; its exit is noticed by its descriptor.
         with contextlib.suppress(HaproxyRefusal):
             await self.ask("show info")
-            self.up.set()
         self.answered()
 
     def save_to_keeper(self, keeper: Link) -> None:
@@ -149,23 +125,7 @@ class HaproxyProcess(HelperChild):
 
     async def ask(self, command: str) -> str:
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                reader, writer = await asyncio.open_unix_connection(self.path)
-                try:
-                    writer.write(command.encode() + b"\n")
-                    return (await reader.read()).decode("utf-8", "replace")
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError) as error:
-            raise HaproxyRefusal(
-                f"its runtime socket does not answer: {error or 'no answer in time'}"
-            ) from None
-
-    async def statistics(self, kind: int) -> list[dict[str, str]]:
-        """A row of figures for each proxy that is one of FRONTENDS or BACKENDS. Raises HaproxyRefusal."""
-        text = await self.ask(f"show stat -1 {kind} -1")
-        return await in_daemon_thread(lambda: [*csv.DictReader(text.lstrip("# ").splitlines())])
+        return await _ask(self.path, command, _ANSWER_SECONDS)
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
@@ -175,16 +135,30 @@ class HaproxyProcess(HelperChild):
             await self.ask(f"clear map {WAKING}")
         return found
 
-    async def stop_accepting(self) -> bool:
-        """Accept no more connections; returns whether clients are connected. Raises HaproxyRefusal."""
-        frontends = [row["pxname"] for row in await self.statistics(FRONTENDS)]
-        for each in frontends:
-            await self.ask(f"disable frontend {each}")
-        await asyncio.sleep(_FORGETS_SECONDS)
-        for each in frontends:
-            await self.ask(f"shutdown frontend {each}")
-        self.accepts = False
-        return any(int(row["scur"] or 0) for row in await self.statistics(FRONTENDS))
+    async def stop_accepting(self) -> None:
+        """Have the process end with its last stream; returns when it has closed its listeners, or hangs."""
+        self.stop_watching()  # its runtime socket does not answer after the signal
+        self.signal(signal.SIGUSR1)
+        with contextlib.suppress(HaproxyRefusal, TimeoutError):
+            async with asyncio.timeout(_CLOSES_SECONDS):
+                while not self.exited.done():
+                    await self.ask("show version")
+                    await asyncio.sleep(_CLOSES_POLL_SECONDS)
+
+
+async def _ask(path: str, command: str, timeout_seconds: float) -> str:
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(command.encode() + b"\n")
+                if answer := await reader.read():
+                    return answer.decode("utf-8", "replace")
+                raise ConnectionResetError("it has closed the connection")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        raise HaproxyRefusal(f"its runtime socket does not answer: {error or 'no answer in time'}") from None
 
 
 class RuntimeSession:
@@ -218,9 +192,14 @@ class RuntimeSession:
         return answer.removesuffix(_PROMPT).decode("utf-8", "replace")
 
     async def has_connections(self) -> bool:
-        """Whether the process has any job besides this session. Raises HaproxyRefusal."""
-        found = re.search(r"^Jobs: (\d+)", await self.ask("show info"), re.MULTILINE)
-        return found is not None and int(found[1]) > 1
+        """Whether clients are connected to the process. Raises HaproxyRefusal."""
+        return re.search(r"^CurrConns: 0$", await self.ask("show info"), re.MULTILINE) is None
+
+    async def has_requests(self, streams: Sequence[str]) -> bool:
+        """Whether requests are in progress, apart from the connections of the sections `streams`."""
+        text = await self.ask(f"show stat -1 {_BACKENDS} -1")
+        rows = csv.DictReader(text.lstrip("\n# ").splitlines())
+        return any(int(row["scur"] or 0) for row in rows if row["pxname"] not in streams)
 
     def close(self) -> None:
         """Close the session."""
@@ -228,7 +207,7 @@ class RuntimeSession:
 
 
 class HaproxyProcesses:
-    """Starts the pool's HAProxy with the setup `wanted`, and has replaced processes end with their last connection.
+    """Starts the pool's HAProxy with the setup `wanted`, and has replaced processes end with their last stream.
 
     The files of HAProxy are below `directory`, that of the pool. The logger, to which `output` leads, writes its lines
     about requests to the file `access_log`. `on_too_many` is called with the pid of a replaced
@@ -249,14 +228,9 @@ class HaproxyProcesses:
         self.refused: dict[RefusableServer, str] = {}
         self.on_too_many: Callable[[int], None] = lambda pid: None
         self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
-        self._running: set[HaproxyProcess] = set()  # all, also those that are not ready
-        # With the task that is done when no idle client is connected to it. The oldest first.
-        self._replaced: dict[HaproxyProcess, asyncio.Task[None]] = {}
-
-    @property
-    def replaced_accept(self) -> bool:
-        """Whether a replaced process may have listeners."""
-        return any(each.accepts for each in self._replaced)
+        self.drain_seconds = 0.0  # how long a process that has outlived its pool may finish its requests
+        self._replaced: dict[HaproxyProcess, None] = {}  # the oldest first
+        self._limiting: asyncio.Task[None] | None = None
 
     @property
     def replaced_pids(self) -> list[int]:
@@ -287,21 +261,19 @@ class HaproxyProcesses:
         while True:
             setup = wanted.without(refused)
             await in_daemon_thread(lambda setup=setup: self._write_files(setup))  # type: ignore[misc]
-            process = await self._start(keeper, log, kind, mark, setup)
-            try:
-                await process.wait_until_ready(log)
-                for command in joined_commands(setup.start_commands()):
-                    await process.ask(command)
+            process, alerts = await self._start(keeper, log, kind, mark, setup)
+            if process is not None:
                 break
-            except (LinkLost, TimeoutError) as error:
-                alerts = _alerts(log.path, process.pid)
-                found = dict(_refused_servers(setup, alerts))
-                if not found:
-                    raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or str(error)) from None
-                refused |= found
-            except BaseException:
-                process.end()
-                raise
+            found = dict(_refused_servers(setup, alerts))
+            if not found:
+                raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]))
+            refused |= found
+        try:
+            for command in joined_commands(setup.start_commands()):
+                await process.ask(command)
+        except BaseException:
+            process.end()
+            raise
         known, self.refused, self.started = self.refused, refused, setup
         for server, why in refused.items():
             if server not in known:
@@ -315,56 +287,47 @@ class HaproxyProcesses:
         if meta is not None and "path" in meta:
             known = {name: meta[name] for name in ("pid", "start")}
             with contextlib.suppress(OSError):
-                found = self._add(
-                    HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
-                )
+                found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
+                found.up.set()
                 found.watch()
-        arguments = self._arguments
-        for pid in await in_daemon_thread(lambda: _with_arguments(arguments)):
+        for pid in await in_daemon_thread(lambda: _pids_of(self.directory)):
             if found is None or pid != found.pid:
                 with contextlib.suppress(OSError):
-                    left = self._add(HaproxyProcess(kind, identity(pid)))
-                    self._add_replaced(left, self._close_idle(left))
+                    await self.retire(HaproxyProcess(kind, identity(pid)))
         return found
 
     async def retire(self, process: HaproxyProcess) -> None:
-        """Have a replaced process accept no more; it then closes idle connections, and ends with its last one.
-
-        Until its listeners are closed, both processes accept connections, each with its own routes.
-        """
-        stopping = asyncio.ensure_future(process.stop_accepting())
-        self._add_replaced(process, self._stop_and_close_idle(process, stopping))
-        await asyncio.wait({stopping}, timeout=_STOPS_SECONDS)
-
-    async def wait_until_idle_closed(self) -> None:
-        """Wait until no replaced process begins further requests of its clients: at most two seconds."""
-        if closing := [each for each in self._replaced.values() if not each.done()]:
-            await asyncio.wait(closing)
+        """Have a replaced process accept no more, and end with its last stream; returns when it accepts no more."""
+        self._replaced[process] = None
+        process.exited.add_done_callback(lambda _: self._replaced.pop(process, None))
+        if process.path:
+            with contextlib.suppress(HaproxyRefusal):
+                await process.ask(f"set server {NEXT}/{NEXT} state ready")
+        await process.stop_accepting()
+        self._limiting = asyncio.ensure_future(self._end_oldest_if_too_many(process))
 
     async def finish_requests(
         self, process: HaproxyProcess | None, seconds: float, streams: Sequence[str]
     ) -> None:
-        """Wait until no requests are in progress, at most `seconds`.
+        """Accept no more, and wait until no requests are in progress, at most `seconds`.
 
         Connections of the backends `streams` and idle connections do not count. A replaced process cannot be asked for
         its requests: it has the same time to end.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
-                # HAProxy reports no event when its last request ends.
-                while process is not None and await _has_requests(process, streams):
-                    await asyncio.sleep(_POLL_SECONDS)
+                if process is not None:
+                    with contextlib.closing(await RuntimeSession.open(process)) as session:
+                        await process.stop_accepting()
+                        # HAProxy reports no event when its last request ends.
+                        while await session.has_requests(streams):
+                            await asyncio.sleep(_POLL_SECONDS)
                 if self._replaced:
                     await asyncio.wait([each.exited for each in self._replaced])
 
     async def end_all(self, log: HelperLog) -> None:
         """End all processes immediately, and remove their files and their log; returns when they have ended."""
-        running = [*self._running]
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for each in running:
-                each.signal(number)
-            if left := [each.exited for each in running if not each.exited.done()]:
-                await asyncio.wait(left, timeout=_EXIT_SECONDS)
+        await in_daemon_thread(lambda: _end_processes(self.directory))
         await in_daemon_thread(
             lambda: shutil.rmtree(os.path.join(self.directory, _DIRECTORY), ignore_errors=True)
         )
@@ -372,119 +335,89 @@ class HaproxyProcesses:
         await log.wait_until_stored()
         pool_files.unlink_quietly(log.path)
 
-    @property
-    def _arguments(self) -> list[str]:
-        main, process = (
-            os.path.join(self.directory, _DIRECTORY, name) for name in (MAIN_FILE, _PROCESS_FILE)
-        )
-        return ["-db", "-f", main, "-f", process]
-
     def _write_files(self, setup: HaproxySetup) -> None:
         directory = os.path.join(self.directory, _DIRECTORY)
         create_private_directory(directory)
-        process = "".join(f"{line}\n" for line in _process_section(setup))
-        files = {MAIN_FILE: setup.text.encode(errors="surrogateescape"), _PROCESS_FILE: process.encode()}
-        for name, content in {**files, **setup.files}.items():
+        files = {MAIN_FILE: setup.text.encode(errors="surrogateescape"), **setup.files}
+        for name, content in files.items():
             replace_file(os.path.join(directory, name), content)
 
     async def _start(
         self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str, setup: HaproxySetup
-    ) -> HaproxyProcess:
-        path = os.path.join(self.directory, f"{pool_files.GATEWAY}.{secrets.token_hex(4)}")
-        with socket.socket(socket.AF_UNIX) as runtime:
-            runtime.bind(path)
-            os.chmod(path, 0o600)
-            runtime.listen()
-            runtime.setblocking(False)
-            requests, write = "", -1
-            if setup.access_log:
-                form = "raw" if setup.access_log == "json" else "text"
-                requests, write = self._output.create_log_pipe(
-                    "[gateway]", self._access_log, form, Log.with_defaults()
-                )
-            try:
-                fds: list[int | HasDescriptor] = [runtime, *setup.sockets, *([write] if requests else [])]
-                starting = log.spawn(keeper, [setup.program, *self._arguments], fds)
-                process = await self._spawn(starting, kind, mark, path)
-            except (Refused, OSError) as error:
-                pool_files.unlink_quietly(path)
-                self._output.discard(requests)
-                raise HaproxyRefusal(f"{setup.program} cannot be started: {error}") from None
-            finally:
-                if requests:
-                    os.close(write)
-        self._output.register_pipe(requests, process.pid)
+    ) -> tuple[HaproxyProcess | None, list[str]]:
+        """Start a process; returns it when it serves, or None and its alerts."""
+        path = os.path.join(self.directory, f"{pool_files.GATEWAY}{secrets.token_hex(4)}")
+        pipes = [self._output.create_log_pipe("[gateway]", log.path, "raw", _LIMITS)]
+        if setup.access_log:
+            form = "raw" if setup.access_log == "json" else "text"
+            pipes.append(
+                self._output.create_log_pipe("[gateway]", self._access_log, form, Log.with_defaults())
+            )
+        printed = memory_file("haproxy-output", b"")
+        try:
+            with socket.socket(socket.AF_UNIX) as runtime:
+                runtime.bind(path)
+                os.chmod(path, 0o600)
+                runtime.listen()
+                runtime.setblocking(False)
+                fds: list[int | HasDescriptor] = [runtime, pipes[0][1], *setup.sockets]
+                fds += [write for _, write in pipes[1:]]
+                # In the keeper's session: else the keeper would kill the daemon, which is in the group of the program
+                # that ends, before it has made a session of its own.
+                command = [setup.program, "-D", "-f", _main_file(self.directory)]
+                await spawn(keeper, command, printed, fds, session=False)
+            process = await self._answering(kind, mark, path)
+            log.note(process.known, drain_seconds=self.drain_seconds)
+            if output := os.pread(printed, _MOST_OUTPUT_BYTES, 0):
+                with contextlib.suppress(OSError):
+                    os.write(pipes[0][1], output)
+            for key, _ in pipes:
+                self._output.register_pipe(key, process.pid)
+            return process, []
+        except (Refused, HaproxyRefusal, OSError) as error:
+            pool_files.unlink_quietly(path)
+            # Shown and sent to others: the secrets in names of servers are left out.
+            output = os.pread(printed, _MOST_OUTPUT_BYTES, 0)
+            with contextlib.suppress(OSError):
+                os.write(pipes[0][1], output)
+            found = alerts_in(without_keys(output.decode("utf-8", "replace")))
+            for key, _ in pipes:
+                self._output.discard(key)
+            why = error.message if isinstance(error, HaproxyRefusal) else f"{setup.program}: {error}"
+            return None, found or [f"{setup.program} cannot be started: {why}"]
+        finally:
+            os.close(printed)
+            for _, write in pipes:
+                os.close(write)
+
+    async def _answering(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
+        """The process that answers at `path`. Raises HaproxyRefusal if none does: it has closed its socket then."""
+        answer = await _ask(path, "show info", kind.ready_seconds)
+        found = re.search(r"^Pid: (\d+)$", answer, re.MULTILINE)
+        if found is None:
+            raise HaproxyRefusal(f"it does not report its pid: {answer.strip()}")
+        process = HaproxyProcess(kind, identity(int(found[1])), mark, path)
+        process.up.set()
         process.watch()
         return process
 
-    async def _spawn(
-        self, starting: Coroutine[Any, Any, int], kind: HelperKind, mark: str, path: str
-    ) -> HaproxyProcess:
-        """The process whose pid `starting` returns; it is known to `end_all` even after a cancellation."""
-
-        def process_of(pid: int) -> HaproxyProcess:
-            return self._add(HaproxyProcess(kind, identity(pid), mark, path))
-
-        spawning = asyncio.ensure_future(starting)
-        try:
-            return process_of(await asyncio.shield(spawning))
-        except asyncio.CancelledError:
-            with contextlib.suppress(LinkLost, OSError):
-                process_of(await spawning)
-            raise
-
-    def _add(self, process: HaproxyProcess) -> HaproxyProcess:
-        self._running.add(process)
-        process.exited.add_done_callback(lambda _: self._running.discard(process))
-        return process
-
-    def _add_replaced(self, process: HaproxyProcess, closing: Coroutine[Any, Any, None]) -> None:
-        self._replaced[process] = asyncio.ensure_future(closing)
-        process.exited.add_done_callback(lambda _: self._replaced.pop(process, None))
-
-    async def _stop_and_close_idle(self, process: HaproxyProcess, stopping: asyncio.Task[bool]) -> None:
-        try:
-            has_clients = await stopping
-        except HaproxyRefusal:
-            has_clients = False
-        await asyncio.wait([process.exited], timeout=_ANNOUNCES_SECONDS * has_clients)
-        await self._close_idle(process)
-
-    async def _close_idle(self, process: HaproxyProcess) -> None:
-        process.stop_watching()  # its runtime socket does not answer after the signal
-        process.signal(signal.SIGUSR1)
-        await asyncio.wait([process.exited], timeout=CLOSE_SPREAD_SECONDS)
-        if not process.exited.done():
-            self._end_oldest_if_too_many()
-
-    def _end_oldest_if_too_many(self) -> None:
-        # Those that still close idle connections do not count, because most of them end soon.
-        with_streams = [process for process, closing in self._replaced.items() if closing.done()]
-        if len(with_streams) >= _MOST_REPLACED:
-            with_streams[0].signal(signal.SIGTERM)
-            self.on_too_many(with_streams[0].pid)
+    async def _end_oldest_if_too_many(self, replaced: HaproxyProcess) -> None:
+        await asyncio.wait([replaced.exited], timeout=_EXIT_SECONDS)
+        running = [*self._replaced]
+        sizes = await in_daemon_thread(lambda: [_memory_bytes(each.pid) for each in running])
+        while len(running) > _MAX_REPLACED or sum(sizes) > _MAX_REPLACED_BYTES:
+            running[0].signal(signal.SIGTERM)
+            self.on_too_many(running[0].pid)
+            del running[0], sizes[0]
 
 
-def _process_section(setup: HaproxySetup) -> Iterator[str]:
-    """What HAProxy needs as a child of the keeper. It reads its files, with keys, before it changes to its user."""
-    listeners = json.dumps([(to_json(each), count) for each, count in setup.listeners])
-    yield "global"
-    yield f"    stats socket fd@{RUNTIME_FD} level admin"
-    yield f"    setenv {_LISTENERS} {quoted(listeners)}"
-    if setup.user:
-        uid, gid = ids_of(setup.user)
-        yield from (f"    uid {uid}", f"    gid {gid}")
+def _main_file(directory: str) -> str:
+    return os.path.join(directory, _DIRECTORY, MAIN_FILE)
 
 
-async def _has_requests(process: HaproxyProcess, streams: Sequence[str]) -> bool:
-    return any(
-        int(row["scur"] or 0) for row in await process.statistics(BACKENDS) if row["pxname"] not in streams
-    )
-
-
-def _with_arguments(arguments: Sequence[str]) -> list[int]:
-    """The pids of the processes whose command lines end with these arguments. Blocks."""
-    wanted, found = [os.fsencode(each) for each in arguments], []
+def _pids_of(directory: str) -> list[int]:
+    """The pids of the HAProxy processes of the pool in this directory. Blocks."""
+    wanted, found = [b"-D", b"-f", os.fsencode(_main_file(directory))], []
     for pid in processes():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
@@ -492,18 +425,20 @@ def _with_arguments(arguments: Sequence[str]) -> list[int]:
     return found
 
 
-def _alerts(path: str, pid: int) -> list[str]:
-    """The alerts of this process in its log.
+def _memory_bytes(pid: int) -> int:
+    """The process's own memory, with its share of what others have, too; 0 if it has ended. Blocks."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+        if found := re.search(r"^Pss: +(\d+) kB", file.read(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return 0
 
-    They are shown and sent to others: the secrets in names of servers are left out.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_OUTPUT_BYTES))
-            output = without_keys(file.read().decode("utf-8", "replace"))
-    except FileNotFoundError:
-        return []  # it has printed nothing
-    return alerts_in(output, pid)
+
+def _end_processes(directory: str) -> None:
+    """End the HAProxy processes of the pool in this directory, and kill them after five seconds. Blocks."""
+    running = [(pid, start) for pid in _pids_of(directory) if (start := process_start(pid)) is not None]
+    end_left_overs(
+        ProcessNote(pid, start, GATEWAY.label, stop_seconds=_EXIT_SECONDS) for pid, start in running
+    )
 
 
 def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tuple[RefusableServer, str]]:
@@ -513,57 +448,3 @@ def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tup
         place = re.search(rf"\[[^][]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)
         if place is not None and (server := servers.get(int(place[1]))) is not None:
             yield server, place[2]
-
-
-class Orphan:
-    """A HAProxy process that has outlived keeper and supervisor, found by its runtime socket. Methods block."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        text = self._ask("show info")
-        self.pid = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pid:"))
-        self.start = process_start(self.pid) or 0
-
-    def _ask(self, command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_ORPHAN_SECONDS)
-            sock.connect(self.path)
-            sock.sendall(command.encode() + b"\n")
-            return b"".join(iter(lambda: sock.recv(65536), b"")).decode("utf-8", "replace")
-
-    def listeners(self) -> list[tuple[Table, list[int]]]:
-        """The settings of its listeners, with duplicates of their descriptors; empty if these are not permitted."""
-        settings = self._ask(f"show env {_LISTENERS}").partition("=")[2]
-        numbers, found = itertools.count(FIRST_LISTENER_FD), list[tuple[Table, list[int]]]()
-        try:
-            for listener, count in json.loads(settings):
-                found.append((listener, []))
-                found[-1][1].extend(copy_descriptor(self.pid, next(numbers)) for _ in range(count))
-        except OSError:
-            close_fds([fd for _, fds in found for fd in fds])
-            return []
-        return found
-
-    def retire(self) -> None:
-        """Have it accept no more, and end with its last connection. Raises OSError."""
-        for row in csv.DictReader(self._ask("show stat").lstrip("# ").splitlines()):
-            if row["svname"] == "FRONTEND":
-                self._ask(f"shutdown frontend {row['pxname']}")
-        signal_process(self.pid, self.start, signal.SIGUSR1)
-
-    def end(self, timeout_seconds: float) -> bool:
-        """Let it finish its requests, and kill it after the timeout; returns whether it ended by itself."""
-        signal_process(self.pid, self.start, signal.SIGUSR1)
-        if await_exit(self.pid, self.start, timeout_seconds):
-            return True
-        kill({"pid": self.pid, "start": self.start})
-        return False
-
-
-def orphans(directory: str) -> list[Orphan]:
-    """The HAProxy processes of the pool in this directory that accept, the youngest first. Blocks."""
-    found = []
-    for path in pool_files.find_listeners(directory, pool_files.GATEWAY):
-        with contextlib.suppress(OSError, StopIteration):
-            found.append(Orphan(path))
-    return sorted(found, key=lambda each: each.start, reverse=True)

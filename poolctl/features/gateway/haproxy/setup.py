@@ -19,6 +19,7 @@ from poolctl.routing.route_report import route_key, stream_key
 from ..settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from ..supervision.targets import READY as UP
 from ..supervision.targets import SLEEPING as RANK_SLEEPING
+from ..supervision.targets import STARTING as RANK_STARTING
 from ..supervision.targets import TargetsInUse, TargetStates
 from .choice import ROUTES
 from .configuration import (
@@ -28,24 +29,24 @@ from .configuration import (
     HaproxyBackend,
     HaproxyConfiguration,
     HaproxyServer,
+    ProcessPlaces,
     RefusableServer,
     ServerAddresses,
     configuration_of,
     has_host_name,
 )
 from .listeners import HaproxyCertificate, HaproxyListener
-from .sleeping import ASLEEP, SLEEPING, STARTS, WAKING, answers_for_sleeping
+from .sleeping import ASLEEP, AWAKE, SLEEPING, STARTS, WAKING, answers_for_sleeping
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
 # A backend with one of these lines gets no servers at run time: they would lack the cookie, or the right place.
 _FIXED = ("    cookie ", "    balance first")
-RUNTIME_FD = 3  # HAProxy's descriptors: its runtime socket, then its listeners
-FIRST_LISTENER_FD = 4
-# In commands: the version of a map that the last `prepare map` has created.
-VERSION = "@VERSION"
+# HAProxy's descriptors: its runtime socket, its log, then its listeners, of which the first one is that of NEXT.
+_RUNTIME_FD, _LOG_FD, _FIRST_LISTENER_FD = 3, 4, 5
 # HAProxy's buffer for a command is larger (see tune.bufsize).
 _BUFFERED_BYTES = 15_000
 _AND, _SETS_STATE = "; ", "set maxconn server "
+_SLEEP_OF_RANKS = {UP: AWAKE, RANK_STARTING: STARTS, RANK_SLEEPING: ASLEEP}
 
 
 class ServerState(NamedTuple):
@@ -82,10 +83,9 @@ class HaproxySetup(NamedTuple):
 
     `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
     by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is the form of the access log,
-    for which HAProxy has a pipe after its sockets. `maps` are the entries of the maps that change at run time, by file
-    name. `digest` identifies the set-up for a successor: it covers everything but these and the states of servers, and
-    includes servers that are left out. `users` are the sections of each target; `targets` are the states that `states`
-    and `maps` follow. `listeners` has the settings of each listener, and the number of its `sockets`.
+    for which HAProxy has a pipe after its sockets. `maps` are by file name. `digest` identifies the set-up for a
+    successor: it covers everything but the states of servers, and includes servers that are left out. `users` are the
+    sections of each target; `targets` are the states that `states` and `maps` follow.
     """
 
     program: str
@@ -101,7 +101,6 @@ class HaproxySetup(NamedTuple):
     maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     users: Mapping[str, Sequence[RoutedSection]] = MappingProxyType({})
     targets: TargetStates = TargetStates()
-    listeners: tuple[tuple[ListenerSettings, int], ...] = ()
 
     @property
     def text(self) -> str:
@@ -136,7 +135,8 @@ class HaproxySetup(NamedTuple):
         """The runtime commands that set the state of every server, and the entries of maps."""
         commands = [each.command(place) for place, each in self.states.items()]
         for name, entries in self.maps.items():
-            commands += _map_replacement_commands(name, entries)
+            if name != ROUTES:
+                commands += _map_commands(name, {}, entries)
         return commands
 
     def with_states_of(self, other: HaproxySetup) -> HaproxySetup:
@@ -144,7 +144,11 @@ class HaproxySetup(NamedTuple):
 
         The routes remain, as this setup may lack the sections of others.
         """
-        maps = {name: other.maps.get(name, entries) for name, entries in self.maps.items() if name != ROUTES}
+        maps = {
+            name: {key: other.maps.get(name, {}).get(key, value) for key, value in entries.items()}
+            for name, entries in self.maps.items()
+            if name != ROUTES
+        }
         return self._replace(
             states={place: other.states.get(place, state) for place, state in self.states.items()},
             maps={**self.maps, **maps},
@@ -185,21 +189,30 @@ class SetupParts(NamedTuple):
     bundles: Mapping[str, bytes]
     authorities: Mapping[str, bytes]
     sockets: tuple[socket.socket, ...]
-    held: tuple[tuple[ListenerSettings, int], ...]
+    next_address: str
+    next_key: str
 
     def build(self) -> HaproxySetup:
         """The setup without the states of its servers. With thousands of routes it takes a second."""
-        log_target = f"fd@{FIRST_LISTENER_FD + len(self.sockets)}"
+        own = ProcessPlaces(
+            runtime=f"fd@{_RUNTIME_FD}",
+            log=f"fd@{_LOG_FD}",
+            access_log=f"fd@{_FIRST_LISTENER_FD + len(self.sockets)}",
+            next_bind=f"fd@{_FIRST_LISTENER_FD}",
+            next=self.next_address,
+            key=self.next_key,
+        )
         made = configuration_of(
-            self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, log_target
+            self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, own
         ).with_addresses(self.addresses)
         program, user = self.settings.program, self.settings.user
         inodes = tuple(os.fstat(sock.fileno()).st_ino for sock in self.sockets)
-        whole = program, user, made.text(), made.files, self.bundles, self.authorities, inodes
+        chosen = made.maps.get(ROUTES)
+        whole = program, user, made.text(), made.files, chosen, self.bundles, self.authorities, inodes
         digest = hashlib.sha256(repr(whole).encode()).hexdigest()
         return HaproxySetup(
             program, user, self.settings.access_log, made, {}, self.bundles, self.authorities, self.sockets,
-            inodes, digest, made.maps, _users([*self.routes, *self.streams], made), listeners=self.held,
+            inodes, digest, made.maps, _users([*self.routes, *self.streams], made),
         )  # fmt: skip
 
     def with_states(self, setup: HaproxySetup, targets: TargetStates) -> HaproxySetup:
@@ -212,9 +225,8 @@ class SetupParts(NamedTuple):
         for section, route in {each.section.name: each for each in changed}.values():
             used = targets.in_use(route)
             states.update(_states(section, route, used, targets, self.places))
-            sleeping.pop(section.name, None)
-            if isinstance(route, Route) and answers_for_sleeping(route) and used.rank != UP:
-                sleeping[section.name] = ASLEEP if used.rank == RANK_SLEEPING else STARTS
+            if isinstance(route, Route) and answers_for_sleeping(route):
+                sleeping[section.name] = _SLEEP_OF_RANKS[used.rank]
         maps = {**setup.maps, SLEEPING: sleeping} if SLEEPING in setup.maps else setup.maps
         return setup._replace(states=states, maps=maps, targets=targets)
 
@@ -227,20 +239,23 @@ def parts_of(
     keys: Mapping[str, str],
     addresses: Mapping[str, str],
     waiting: Mapping[str, str],
+    following: tuple[str, socket.socket, str],
 ) -> SetupParts:
     """The parts of the setup by which HAProxy serves these listeners and routes.
 
     `facts` are about the routed servers, by name. `waiting` are the addresses where connections wait, by target.
+    `following` is where the next process accepts what a replaced one passes on: the address, the socket and the key.
     """
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
-    listeners, sockets = [], list[socket.socket]()
+    next_address, next_socket, next_key = following
+    listeners, sockets = [], [next_socket]
     for each in held:
-        first = FIRST_LISTENER_FD + len(sockets)
+        first = _FIRST_LISTENER_FD + len(sockets)
         sockets += each.sockets
         listeners.append(_listener(each, first, bundles, authorities))
     places = ServerAddresses(
-        {name: _endpoint(each.bind, each.tls) for name, each in facts.items()},
+        {name: _endpoint(each.bind, each.tls, each.h2) for name, each in facts.items()},
         {name: each.processes for name, each in facts.items() if each.processes is not None},
         waiting,
         {name: each.numbered for name, each in facts.items() if each.processes is not None},
@@ -256,14 +271,15 @@ def parts_of(
         bundles,
         authorities,
         tuple(sockets),
-        tuple((each.settings, len(each.sockets)) for each in held),
+        next_address,
+        next_key,
     )
 
 
 def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapping[str, int]:
     """The host names in the addresses of these targets, each with one of its ports. `facts` are about servers."""
     endpoints = (
-        _endpoint(facts[key].bind, facts[key].tls) if key in facts else _endpoint_of_url(key)
+        _endpoint(facts[key].bind, facts[key].tls, facts[key].h2) if key in facts else _endpoint_of_url(key)
         for key in targets
     )
     return {each.host: each.port for each in endpoints if each is not None and has_host_name(each)}
@@ -326,9 +342,9 @@ def _states(
 
 
 @lru_cache(maxsize=65536)
-def _endpoint(bind: str, tls: bool) -> Endpoint | None:
+def _endpoint(bind: str, tls: bool, h2: bool) -> Endpoint | None:
     with contextlib.suppress(ValueError):
-        return Endpoint.of_server(bind, tls) if bind else None
+        return Endpoint.of_server(bind, tls, h2) if bind else None
     return None
 
 
@@ -340,26 +356,26 @@ def _endpoint_of_url(url: str) -> Endpoint | None:
 
 
 def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
-    """The runtime commands that change one setup into the other; None if HAProxy has to be restarted."""
+    """The runtime commands that change one setup into the other; None if that takes another process.
+
+    At run time the members of backends change: their state, weight and address, and which there are.
+    """
     old, new = before.configuration, after.configuration
-    if (before.program, before.user, old.lines, old.files, before.inodes, before.authorities) != (
-        after.program, after.user, new.lines, new.files, after.inodes, after.authorities
-    ) or before.bundles.keys() != after.bundles.keys():  # fmt: skip
-        return None
-    sections = old.sections
-    if not sections.keys() >= new.sections.keys():
+    if (
+        (before.program, before.user, old.lines, old.files, before.inodes, before.authorities, before.bundles)
+        != (after.program, after.user, new.lines, new.files, after.inodes, after.authorities, after.bundles)
+        or [each._replace(servers=()) for each in old.backends]
+        != [each._replace(servers=()) for each in new.backends]
+        or before.maps.keys() != after.maps.keys()
+        or before.maps.get(ROUTES) != after.maps.get(ROUTES)
+    ):
         return None
     commands: list[str] = []
-    for name, content in after.bundles.items():
-        if before.bundles[name] != content:
-            commands += _certificate_commands(name, content)
     for name, entries in after.maps.items():
-        if name != ROUTES:
-            commands += _map_commands(name, before.maps.get(name, {}), entries)
+        commands += _map_commands(name, before.maps[name], entries)
     added: set[tuple[str, str]] = set()
-    for backend in new.backends:
-        previous = sections.pop(backend.name)
-        if previous == backend:
+    for previous, backend in zip(old.backends, new.backends, strict=True):
+        if previous.servers == backend.servers:
             continue
         found = _backend_update_commands(previous, backend)
         if found is None:
@@ -367,27 +383,14 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
         commands += found
         names = {each.name for each in previous.servers}
         added |= {(backend.name, each.name) for each in backend.servers if each.name not in names}
-    # HAProxy keeps the section of a removed route; no entry of a map leads to it.
-    for left in sections.values():
-        commands += _removal_commands(left, left.servers)
     for place, state in after.states.items():
         known = before.states.get(place)
         if place in added:
             known = ServerState(MAINTENANCE, state.limit)
         if known is not state and known != state:
             commands.append(state.command(place))
-    if (routes := after.maps.get(ROUTES, {})) != before.maps.get(ROUTES, {}):
-        commands += _map_replacement_commands(ROUTES, routes)
     # First give traffic to servers, then take it from others: between two commands one must be able to serve.
     return sorted(commands, key=_takes_traffic_away)
-
-
-def _map_replacement_commands(name: str, entries: Mapping[str, str]) -> Iterator[str]:
-    """The commands that replace all entries of the map at the same moment."""
-    yield f"prepare map {name}"
-    for lines in _buffered(f"{key} {value}\n" for key, value in entries.items()):
-        yield f"add map {VERSION} {name} <<\n{''.join(lines)}"
-    yield f"commit map {VERSION} {name}"
 
 
 def _buffered(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -416,9 +419,7 @@ def joined_commands(commands: Iterable[str]) -> Iterator[str]:
 def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
     for key, value in after.items():
         if before.get(key) != value:
-            yield f"{'set' if key in before else 'add'} map {name} {key} {value}"
-    for key in before.keys() - after.keys():
-        yield f"del map {name} {key}"
+            yield f"set map {name} {key} {value}"
 
 
 def _takes_traffic_away(command: str) -> bool:
@@ -427,8 +428,6 @@ def _takes_traffic_away(command: str) -> bool:
 
 def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
     old, new = ({each.name: each for each in backend.servers} for backend in (before, after))
-    if before._replace(servers=()) != after._replace(servers=()):
-        return None
     if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
         return None
     commands: list[str] = []
@@ -470,9 +469,3 @@ def _server_update_commands(place: str, before: HaproxyServer, after: HaproxySer
         if "unix@" in before.address + after.address or host.strip("0123456789abcdef.:"):
             yield None
         yield f"set server {place} addr {host} port {port}"
-
-
-def _certificate_commands(name: str, content: bytes) -> list[str]:
-    # An empty line ends the payload of a command.
-    lines = "\n".join(line for line in content.decode("ascii", "replace").splitlines() if line.strip())
-    return [f"set ssl cert {name} <<\n{lines}\n", f"commit ssl cert {name}"]

@@ -1,6 +1,6 @@
 """What HAProxy answers for servers that sleep or start: probes, requests for icons, and the waiting page.
 
-The map SLEEPING has the name of each backend section whose servers are not ready, and whether they are asleep. HAProxy
+The map SLEEPING has the name of each backend section with such answers, and whether its servers sleep. HAProxy
 puts the names of those whose waiting page was requested into the map WAKING.
 """
 
@@ -13,7 +13,7 @@ from poolctl.routing.route import Route
 from .syntax import line_groups, quoted
 
 SLEEPING, WAKING, PAGE_FILE = "sleeping.map", "waking.map", "waiting.html"
-ASLEEP, STARTS = "asleep", "starts"
+ASLEEP, STARTS, AWAKE = "asleep", "starts", "awake"
 _RELOAD_SECONDS = 1
 PAGE = f"""\
 <!doctype html>
@@ -63,7 +63,7 @@ def sleeping_rules(route: Route, section: str) -> Iterator[str]:
         yield "    acl navigates req.fhdr(sec-fetch-mode) -m str navigate"
         yield "    acl navigates req.fhdr_cnt(sec-fetch-mode) eq 0"
         page = (
-            "{ var(txn.sleep) -m found } { method GET } navigates "
+            f"{{ var(txn.sleep) -m str {ASLEEP} {STARTS} }} {{ method GET }} navigates "
             f"{{ req.fhdr(accept) -m reg -i {quoted(_HTML)} }}"
             " !{ req.fhdr(upgrade) -m found } !{ req.body_size gt 0 }"
         )

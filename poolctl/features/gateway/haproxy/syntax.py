@@ -11,6 +11,7 @@ from poolctl.routing.networks import EVERY, UNIX
 _NO_LIMIT, _NO_LIMIT_SECONDS = "24d", 24 * 86_400
 # A line has at most 64 words.
 VALUES_A_LINE = 20
+_COMMENT_CHARACTERS = 200
 
 
 def unique_name(text: str, taken: set[str]) -> str:
@@ -50,6 +51,12 @@ def longest_duration(times: Iterable[float]) -> str:
     """The longest of several time limits in HAProxy's syntax; a limit of 0 means no limit."""
     found = [*times]
     return duration(0.0 if 0.0 in found else max(found))
+
+
+def comment(text: str) -> str:
+    """A line of a section that explains the ones below it, or is the path of the key that they are made from."""
+    shown = "".join(each if each.isprintable() and each.isascii() else "?" for each in text)
+    return f"    # {shown[:_COMMENT_CHARACTERS]}"
 
 
 def line_groups(values: Sequence[str]) -> Iterator[str]:

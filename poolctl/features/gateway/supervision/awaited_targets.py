@@ -13,12 +13,10 @@ from collections.abc import Collection, Iterator, Mapping
 
 from poolctl.core.core import Core
 from poolctl.json_form import to_json
-from poolctl.supervisor.active_configuration import SupervisorContext
 
-from ..forwarder.forwarder import AWAIT
 from ..forwarder.waiting import AwaitedTarget
 from ..settings import Endpoint, MachineState, ServerFacts
-from .forwarding import Order, OrderName, WaitingListeners
+from .forwarding import Order, WaitingListeners
 from .outside_targets import MachineSource
 from .targets import Targets
 
@@ -31,11 +29,11 @@ class AwaitedTargets:
     Set `machines` to the feature that knows the machines behind URLs.
     """
 
-    def __init__(self, environment: SupervisorContext, core: Core, targets: Targets) -> None:
+    def __init__(self, listeners: WaitingListeners, core: Core, targets: Targets) -> None:
         self.machines: MachineSource | None = None
         self._core = core
         self._targets = targets
-        self._listeners = WaitingListeners(environment)
+        self._listeners = listeners
         # By machine: the number of the last wake, with the machine's count of answers at that time.
         self._wakes: dict[str, tuple[int, int]] = {}
         self._answered: dict[str, int] = {}  # by target: see AwaitedTarget
@@ -44,10 +42,9 @@ class AwaitedTargets:
         # The times until which services of started machines may not accept connections yet.
         self._starting_until: dict[str, float] = {}
 
-    async def adopt(self) -> None:
-        """Take over the listeners that an earlier supervisor has left. Raises LinkLost."""
-        await self._listeners.adopt()
-        self._unknown = {*self._listeners.keys}
+    def expect_machines(self, keys: Collection[str]) -> None:
+        """Count these targets, which an earlier supervisor had, as `unknown` until it is known what they are."""
+        self._unknown = {*keys}
 
     @property
     def unknown(self) -> Collection[str]:
@@ -68,13 +65,12 @@ class AwaitedTargets:
         self._listeners.close_others(keys)
         return {key: self._listeners.of(key).address for key in keys}
 
-    def orders(self, facts: Mapping[str, ServerFacts], uids: list[int]) -> Iterator[tuple[OrderName, Order]]:
-        """The forwarder's orders. Processes of the users `uids` may connect."""
+    def orders(self, facts: Mapping[str, ServerFacts], uids: list[int]) -> Iterator[tuple[str, Order]]:
+        """The forwarder's orders, by target. Processes of the users `uids` may connect."""
         for key in self._keys(facts):
             known = facts.get(key)
             target = self._awaited_machine(key) if known is None else self._awaited_server(key, known)
-            order = Order(to_json(target), [self._listeners.of(key).sock], {"uids": uids})
-            yield (AWAIT, key), order
+            yield key, Order(to_json(target), self._listeners.of(key).sock, uids)
 
     def wake(self, key: str, number: int) -> None:
         """Start the target if it is stopped, because a connection waits: the forwarder's wake with this number."""
@@ -91,10 +87,6 @@ class AwaitedTargets:
             self._core.wake(entry)
         elif self.machines is not None:
             self.machines.start_machine(key)
-
-    def close(self) -> None:
-        """Close the listeners."""
-        self._listeners.close_others(())
 
     def _keys(self, facts: Mapping[str, ServerFacts]) -> Iterator[str]:
         states = self.machines.states if self.machines is not None else {}

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.json_form import Table
-from poolctl.keeper import fd_store, pool_files, rendezvous, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventBus
-from poolctl.platform import peer_credentials, process_start
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.process_link import Link, LinkLost, close_fds
+from poolctl.runners.process_link import LinkLost, close_fds
 from poolctl.supervisor.active_configuration import SupervisorContext
-
-from .listeners import put_listeners
 
 _BACKLOG = 4096
 _RETIRES_SECONDS = 5.0
-_ORPHAN_SECONDS = 2.0
+_NEXT_PROCESS = ""  # the key of its listener, which is that of no target
 # The length of the path in a sockaddr_un. HAProxy fills abstract names up to it (`abns@`).
 _PATH_BYTES = 108
 
@@ -43,15 +38,11 @@ FORWARDER = HelperKind(
 
 
 class Order(NamedTuple):
-    """What the forwarder should do: the value of the order, further fields, and its sockets."""
+    """A target that the forwarder should await, as a table; its listener, and the users who may connect to it."""
 
     value: Table
-    sockets: Sequence[socket.socket]
-    fields: Table = {}  # noqa: RUF012  never changed
-
-
-# The kind of an order, and its key.
-OrderName = tuple[str, str]
+    listener: socket.socket
+    uids: Sequence[int]
 
 
 class Forwarding(HelperOwner[HelperProcess]):
@@ -60,31 +51,24 @@ class Forwarding(HelperOwner[HelperProcess]):
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         self.on_wake: Callable[[str, int], None] = lambda key, number: None
         self._events = events
-        kind = replace(FORWARDER, argv=(*FORWARDER.argv, environment.directory))
-        self._helper = environment.helpers.add(kind, self, HelperProcess)
+        self._helper = environment.helpers.add(FORWARDER, self, HelperProcess)
         # None until they are known: an adopted forwarder keeps the orders of the previous supervisor.
-        self._orders: Mapping[OrderName, Order] | None = None
-        self._sent: dict[OrderName, Order] = {}
+        self._orders: Mapping[str, Order] | None = None  # by target
+        self._sent: dict[str, Order] = {}
 
     @property
     def problem(self) -> str:
         """Why no forwarder runs, or ""."""
         return self._helper.problem
 
-    def apply(self, orders: Mapping[OrderName, Order]) -> None:
-        """Carry out these orders, and no others. The caller owns the sockets. Does not wait."""
+    def apply(self, orders: Mapping[str, Order]) -> None:
+        """Await these targets, and no others. The caller owns the listeners. Does not wait."""
         begins_or_ends = self._orders is None or bool(orders) != bool(self._orders)
         self._orders = dict(orders)
         if self._helper.process is not None:
             self._send_changes(self._helper.process, self._orders)
         if begins_or_ends:
             self._helper.reconcile()
-
-    async def release(self, names: Collection[OrderName]) -> None:
-        """Withdraw these orders; returns when the forwarder has closed their sockets. Raises LinkLost, Refused."""
-        if self._orders is not None and self._orders.keys() & names:
-            self.apply({name: order for name, order in self._orders.items() if name not in names})
-            await self.wait_until_applied()
 
     async def wait_until_applied(self) -> None:
         """Wait until the forwarder has carried out all orders. Raises LinkLost if it does not run."""
@@ -131,14 +115,13 @@ class Forwarding(HelperOwner[HelperProcess]):
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self._events.record("pool", event, message=message, **detail)
 
-    def _send_changes(self, process: HelperProcess, orders: Mapping[OrderName, Order]) -> None:
-        for name, order in orders.items():
-            if self._sent.get(name) != order:
-                kind, key = name
-                content = {"t": kind, "key": key, "value": order.value, **order.fields}
-                process.link.send(content, order.sockets)
+    def _send_changes(self, process: HelperProcess, orders: Mapping[str, Order]) -> None:
+        for key, order in orders.items():
+            if self._sent.get(key) != order:
+                content = {"t": "await", "key": key, "value": order.value, "uids": order.uids}
+                process.link.send(content, [order.listener])
         if self._sent.keys() - orders.keys() or not self._sent:
-            process.link.send({"t": "keep", "names": [*orders]})
+            process.link.send({"t": "keep", "keys": [*orders]})
         self._sent = dict(orders)
 
 
@@ -155,7 +138,10 @@ class WaitingListener(NamedTuple):
 
 
 class WaitingListeners:
-    """The listeners at which connections wait, by target. The keeper holds them for the next supervisor."""
+    """The listeners at which connections wait, by target, and the one for what a replaced HAProxy passes on.
+
+    The keeper holds them for the next supervisor.
+    """
 
     def __init__(self, environment: SupervisorContext) -> None:
         self._keeper = environment.keeper
@@ -163,7 +149,7 @@ class WaitingListeners:
 
     async def adopt(self) -> None:
         """Take over the listeners that the previous supervisor has left with the keeper. Raises LinkLost."""
-        after = fd_store.GATEWAY_WAITING
+        after = fd_store.GATEWAY_WAITING[:-1]
         while True:
             reply, _ = await self._keeper.call({"op": "list", "after": after})
             found = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_WAITING)]
@@ -177,9 +163,14 @@ class WaitingListeners:
             after = found[-1]
 
     @property
-    def keys(self) -> Collection[str]:
+    def keys(self) -> Set[str]:
         """The targets that have a listener."""
-        return self._open.keys()
+        return self._open.keys() - {_NEXT_PROCESS}
+
+    @property
+    def next_process(self) -> WaitingListener:
+        """The listener where a process gets what the one before passes on; it is opened if it is not open yet."""
+        return self.of(_NEXT_PROCESS)
 
     def of(self, key: str) -> WaitingListener:
         """The listener for this target; it is opened if it is not open yet."""
@@ -191,9 +182,17 @@ class WaitingListeners:
 
     def close_others(self, keys: Collection[str]) -> None:
         """Close the listeners of all targets but these."""
-        for key in self._open.keys() - keys:
-            self._keeper.send({"op": "drop", "name": f"{fd_store.GATEWAY_WAITING}{key}"})
-            self._open.pop(key).sock.close()
+        for key in self.keys - {*keys}:
+            self._close(key)
+
+    def close(self) -> None:
+        """Close all listeners."""
+        for key in [*self._open]:
+            self._close(key)
+
+    def _close(self, key: str) -> None:
+        self._keeper.send({"op": "drop", "name": f"{fd_store.GATEWAY_WAITING}{key}"})
+        self._open.pop(key).sock.close()
 
 
 def _opened() -> WaitingListener:
@@ -203,48 +202,3 @@ def _opened() -> WaitingListener:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return WaitingListener(name, sock)
-
-
-class OrphanedForwarder(NamedTuple):
-    """A forwarder that has outlived keeper and supervisor, and the listeners of the gateway that it holds."""
-
-    pid: int
-    start: int
-    sock: socket.socket
-    mark: str
-    listeners: Sequence[tuple[Table, list[int]]]
-
-    def hand_to_keeper(self, keeper: Link) -> None:
-        """Put the listeners and the link into the keeper's store. Does not wait."""
-        put_listeners(keeper, self.listeners)
-        meta = {"pid": self.pid, "start": self.start, "mark": self.mark}
-        keeper.send({"op": "put", "name": FORWARDER.entry, "meta": meta}, [self.sock.fileno()])
-
-    def end(self) -> None:
-        """Have it exit."""
-        with contextlib.suppress(OSError):
-            wire.send(self.sock, {"t": "end"})
-
-    def close(self) -> None:
-        """Close this process's duplicates."""
-        self.sock.close()
-        close_fds([fd for _, fds in self.listeners for fd in fds])
-
-
-def orphaned_forwarders(directory: str) -> list[OrphanedForwarder]:
-    """The forwarders of the pool in this directory that have outlived it; the caller closes them. Blocks."""
-    found = []
-    for sock, answer in rendezvous.connect_to_all(directory, pool_files.FORWARDER, _ORPHAN_SECONDS):
-        pid, uid, _ = peer_credentials(sock)  # of the process that listens
-        sock.settimeout(_ORPHAN_SECONDS)
-        listeners: list[tuple[Table, list[int]]] = []
-        while answer is not None and answer[0].get("t") == "listener":
-            listeners.append((answer[0]["listener"], answer[1]))
-            answer = rendezvous.receive_or_none(sock)
-        mark = "" if answer is None else str(answer[0].get("mark"))
-        orphan = OrphanedForwarder(pid, process_start(pid) or 0, sock, mark, listeners)
-        if mark and uid == os.geteuid():
-            found.append(orphan)
-        else:
-            orphan.close()
-    return found

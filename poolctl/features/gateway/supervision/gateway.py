@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Tables
@@ -18,7 +18,6 @@ from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
-from poolctl.json_form import to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.context import without_keys
@@ -28,13 +27,12 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.local_runner import RoutePublisher
 from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.local.server_sockets import WorkerRoutes
-from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
+from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
-from ..forwarder.forwarder import HOLD
 from ..haproxy.configuration import NOWHERE
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import (
@@ -42,12 +40,9 @@ from ..haproxy.process import (
     HaproxyProcess,
     HaproxyProcesses,
     HaproxyRefusal,
-    Orphan,
-    orphans,
 )
 from ..haproxy.setup import (
     MAINTENANCE,
-    VERSION,
     HaproxySetup,
     HeldListener,
     ServerState,
@@ -64,23 +59,15 @@ from ..table import GatewayConfig
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
 from .figures import GatewayFigures, Serving
-from .forwarding import (
-    Forwarding,
-    Order,
-    OrderName,
-    OrphanedForwarder,
-    orphaned_forwarders,
-)
+from .forwarding import Forwarding, WaitingListeners
 from .hosts import HostStates
 from .listeners import (
     Certificate,
     GatewayListeners,
     GatewayPlan,
-    OpenListeners,
     certificates_from_json,
     certificates_to_json,
     plan_of,
-    put_listeners,
 )
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
@@ -92,10 +79,8 @@ if TYPE_CHECKING:
 _SERVES_SECONDS = 10.0
 # Maximum time that a command waits until its changes are in force.
 _IN_FORCE_SECONDS = 20.0
-# A hung HAProxy must not delay the stop of a server for longer. An idle client of a replaced one needs two seconds.
+# A hung HAProxy must not delay the stop of a server for longer.
 _LEAVING_SECONDS = 5.0
-# If HAProxy or the forwarder hangs, its listeners are closed nevertheless.
-_RELEASES_SECONDS = 2.0
 # A request that HAProxy has just sent is on its way to the backlog, from which no other worker accepts.
 _ARRIVES_SECONDS = 0.05
 # HAProxy reports no event when it shows a waiting page.
@@ -109,7 +94,7 @@ _UNSTABLE_ENDS, _UNSTABLE_SECONDS = 3, 600.0
 # HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
     r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed"
-    r"|Transaction created|Committing [^\n]*\n?\.?\s*Success|New version created: (?P<version>\d+)|$)"
+    r"|$)"
 )
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -151,11 +136,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.processes.on_too_many = self._record_ended_process
         self.processes.on_refused_server = self._record_refused_server
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
-        self._listeners = GatewayListeners(environment.keeper, self._release_listeners)
+        self._listeners = GatewayListeners(environment.keeper)
+        self._waiting = WaitingListeners(environment)
         self._names = HostNames(self._on_address_found)
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
-        self._awaited = AwaitedTargets(environment, core, self.targets)
+        self._awaited = AwaitedTargets(self._waiting, core, self.targets)
         self._setup: HaproxySetup | None = None  # of the process in use; None if that was adopted
         self._replaced_setup: HaproxySetup | None = None  # of the previous process; None if that was adopted
         self._built: tuple[SetupParts, HaproxySetup] | None = None  # with the last states
@@ -322,7 +308,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 await self.routes.wait_until_current()
                 self._update()
                 await self._wait_until_followed()
-                await self.processes.wait_until_idle_closed()
         await asyncio.sleep(_ARRIVES_SECONDS)
 
     def _on_server_changed(self, entry: Entry) -> None:
@@ -435,7 +420,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         setup = self.processes.wanted = await self._build_setup(plan)
         if setup.shows_waiting_page and self._waking is None:
             self._waking = asyncio.ensure_future(self._wake_for_waiting_pages())
-        if not setup.sockets:
+        if not self._listeners.settings:
             return None
         if (process := self.gateway) is None:
             if self.processes.fallback is None:
@@ -451,7 +436,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _change(self, process: HaproxyProcess, setup: HaproxySetup) -> bool:
         """Change the running HAProxy to this setup by runtime commands; returns whether they suffice.
 
-        If they do not, at least the states of its servers are those of the setup.
+        If they do not, at least the states of its servers are those of the setup: a replaced process takes no commands.
         """
         before, after, suffices = self._setup, setup.without(self.processes.refused), True
         if before is None and process.mark != GATEWAY.mark_of(setup.digest):
@@ -467,19 +452,15 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             commands = runtime_commands(before, after) or []
         else:
             commands = found
-        version, is_counted = "", False
+        is_counted = False
         try:
             for command in joined_commands(commands):
                 if command.startswith("del server") and not is_counted:
                     is_counted = await self.figures.read()  # it takes the server's counters with it
-                order, line_end, payload = command.partition("\n")
-                answer = await process.ask(order.replace(VERSION, version) + line_end + payload)
-                performed = _PERFORMED.match(answer)
+                answer = await process.ask(command)
                 # A server that still has connections is deleted by the next start; until then it gets no new ones.
-                if performed is None and not command.startswith("del server"):
-                    raise HaproxyRefusal(f"{order}: {answer.strip()}")
-                if performed is not None and performed["version"]:
-                    version = f"@{performed['version']}"
+                if _PERFORMED.match(answer) is None and not command.startswith("del server"):
+                    raise HaproxyRefusal(f"{command}: {answer.strip()}")
         except HaproxyRefusal as refusal:
             logger.warning("HAProxy is started again: %s", without_keys(str(refusal)))
             process.mark = ""
@@ -517,8 +498,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self.routes.context_keys, self._names.addresses, self._awaited.open_listeners(facts)
         )  # fmt: skip
         self.targets.unknown = self._awaited.unknown
-        self.forwarding.apply(dict(self._orders(plan, facts)))
-        parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting)
+        uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
+        self.forwarding.apply(dict(self._awaited.orders(facts, uids)))
+        self.processes.drain_seconds = plan.settings.drain_seconds
+        following = self._waiting.next_process
+        next_one = following.address, following.sock, self.routes.next_process_key
+        parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)
         if self._built is None or self._built[0] != parts:
             self._built = parts, await in_daemon_thread(parts.build)
         before = self._built[1]
@@ -526,15 +511,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         setup = await in_daemon_thread(lambda: parts.with_states(before, states))
         self._built = parts, setup
         return setup
-
-    def _orders(
-        self, plan: GatewayPlan, facts: Mapping[str, ServerFacts]
-    ) -> Iterator[tuple[OrderName, Order]]:
-        """The forwarder's orders: see Forwarder."""
-        for key, listener in plan.listeners.items():
-            yield (HOLD, key), Order(to_json(listener), self._listeners.of(key))
-        uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
-        yield from self._awaited.orders(facts, uids)
 
     async def _wake_for_waiting_pages(self) -> None:
         """Wake the targets whose waiting page HAProxy has shown, as long as it may show one."""
@@ -633,27 +609,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, content)
         self._certificates = used
 
-    async def _release_listeners(self, listeners: OpenListeners) -> bool:
-        """Have HAProxy and the forwarder close these listeners, and return whether they do.
-
-        A HAProxy with one of them closes all its listeners, and is replaced.
-        """
-        if (process := self.gateway) is None:
-            return False
-        with contextlib.suppress(HaproxyRefusal, LinkLost, Refused, TimeoutError):
-            async with asyncio.timeout(_RELEASES_SECONDS):
-                await self.forwarding.release([(HOLD, key) for key in listeners])
-                if process.accepts and self._has_any(listeners):
-                    process.mark = ""
-                    await process.stop_accepting()
-                return not self.processes.replaced_accept
-        return False
-
-    def _has_any(self, listeners: OpenListeners) -> bool:
-        """Whether the HAProxy in use has one of these listeners, or may have."""
-        inodes = {os.fstat(each.fileno()).st_ino for sockets in listeners.values() for each in sockets}
-        return self._setup is None or not inodes.isdisjoint(self._setup.inodes)
-
     def _note_unserved(self, failures: Iterable[ServerError]) -> None:
         self._unserved = tuple(failures)
         problem = "; ".join(each.message for each in self._unserved)
@@ -672,7 +627,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _adopt(self) -> None:
         """Take over what an earlier supervisor has left."""
         await self._listeners.adopt()
-        await self._awaited.adopt()
+        await self._waiting.adopt()
+        self._awaited.expect_machines(self._waiting.keys)
         await self.forwarding.adopt()
         self._adopted = True
         if self.gateway is not None:
@@ -692,7 +648,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         # The sockets of a process that is just being started must not be closed before they are sent.
         self._helper.stop_attempts()
         await self._helper.wait_until_settled()
-        process, plan, setup = self.gateway, self._current, self._setup
+        process, plan, setup = self._helper.release(), self._current, self._setup
         await self._listeners.close_others(())
         if plan is not None:
             backends = setup.configuration.backends if setup is not None else ()
@@ -721,53 +677,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self._helper.aclose()
         await self.processes.end_all(self._helper.log)
         await self.forwarding.aclose()
-        self._awaited.close()
-
-
-async def hand_orphans_to_keeper(environment: SupervisorContext) -> None:
-    """Give the keeper the HAProxy and the forwarder that have outlived their pool, so that they are adopted.
-
-    The listeners come from the forwarder, or without one from HAProxy, if that is permitted (ptrace(2)).
-    """
-    keeper, directory = environment.keeper, environment.directory
-    reply, _ = await keeper.call({"op": "get", "name": GATEWAY.entry})
-    if reply.get("meta"):
-        return
-    forwarders = await asyncio.to_thread(orphaned_forwarders, directory)
-    for number, forwarder in enumerate(forwarders):
-        with contextlib.closing(forwarder):
-            if number:
-                forwarder.end()
-            else:
-                forwarder.hand_to_keeper(keeper)
-                await _watch(keeper, forwarder)
-    found = await asyncio.to_thread(orphans, directory)
-    listeners = await asyncio.to_thread(found[0].listeners) if found and not forwarders else []
-    put_listeners(keeper, listeners)
-    for number, orphan in enumerate(found):
-        if number or not (forwarders or listeners):
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(orphan.retire)
-            continue
-        meta = {"pid": orphan.pid, "start": orphan.start, "path": orphan.path}
-        keeper.send({"op": "put", "name": GATEWAY.entry, "meta": meta})
-        await _watch(keeper, orphan)
-        logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
-    close_fds([fd for _, fds in listeners for fd in fds])
-
-
-async def _watch(keeper: Link, process: Orphan | OrphanedForwarder) -> None:
-    # The answer confirms that the keeper has everything: if we die now, the next supervisor finds it there.
-    with contextlib.suppress(Refused):
-        await keeper.call({"op": "watch", "pid": process.pid, "start": process.start})
-
-
-def end_orphans(directory: str, timeout_seconds: float) -> list[tuple[int, bool]]:
-    """End what has outlived the pool; returns each HAProxy's pid, and whether it ended by itself in time. Blocks."""
-    for forwarder in orphaned_forwarders(directory):
-        with contextlib.closing(forwarder):
-            forwarder.end()
-    return [(each.pid, each.end(timeout_seconds)) for each in orphans(directory)]
+        self._waiting.close()
 
 
 class GatewayPart(FeaturePart):

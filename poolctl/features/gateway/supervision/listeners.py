@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -36,9 +36,6 @@ from ..settings import HTTP, GatewaySettings, ListenerSettings, settings_of
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
-
-# Listeners by their keys.
-OpenListeners = Mapping[str, Sequence[socket.socket]]
 
 
 class Certificate(NamedTuple):
@@ -268,14 +265,10 @@ def _without_password(key: bytes, path: str, password: str) -> bytes:
 
 
 class GatewayListeners:
-    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings).
+    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings)."""
 
-    Before listeners are closed, `release` has other processes close their duplicates; it returns whether they do.
-    """
-
-    def __init__(self, keeper: Link, release: Callable[[OpenListeners], Awaitable[bool]]) -> None:
+    def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._release = release
         self._opener = Opener()
         self.settings: dict[str, ListenerSettings] = {}
         self._open: dict[str, list[socket.socket]] = {}
@@ -334,6 +327,8 @@ class GatewayListeners:
                 if (each not in wanted or each == key) and overlaps(parse(other.bind), parse(listener.bind))
             ]
             previous = [self.settings[each] for each in outdated]
+            for name in outdated:
+                refuse_new_connections(self._open[name])  # HAProxy has them until it is replaced
             await self._close(outdated)
             try:
                 await self._open_one(key, listener, allowed)
@@ -354,21 +349,17 @@ class GatewayListeners:
 
     def _store_listener_in_keeper(self, key: str, listener: ListenerSettings) -> None:
         self.settings[key] = listener
-        put_listeners(self._keeper, [(to_json(listener), self._open[key])])
+        entry = f"{fd_store.GATEWAY_LISTENER}{key}"
+        self._keeper.send({"op": "put", "name": entry, "meta": to_json(listener)}, self._open[key])
 
     async def close_others(self, wanted: Collection[str]) -> None:
-        """Close all listeners that are not in `wanted`; connections to them are refused from now on."""
+        """Close all listeners that are not in `wanted`. HAProxy has closed its own, or is about to."""
         await self._close([key for key in self._open if key not in wanted])
 
     async def _close(self, keys: Sequence[str]) -> None:
-        # A duplicate that HAProxy has closed stays in its epoll(7) set as long as another process has the listener. If
-        # that is shut down, HAProxy takes the event for one of the connection that got the same number, and closes it.
-        is_released = not keys or await self._release({key: self._open[key] for key in keys})
         for key in keys:
             del self.settings[key]
             sockets = self._open.pop(key)
-            if not is_released:
-                refuse_new_connections(sockets)
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
@@ -379,13 +370,3 @@ async def _access_of(key: str, access: Mapping[str, tuple[str, str | None]]) -> 
         return PRIVATE
     mode, owner = access[key]
     return await in_daemon_thread(lambda: socket_access(mode, owner))
-
-
-def put_listeners(keeper: Link, listeners: Iterable[tuple[Table, Sequence[int | socket.socket]]]) -> None:
-    """Put listeners with their descriptors into the keeper's store, where the next supervisor finds them.
-
-    Each is a ListenerSettings in JSON. Does not wait.
-    """
-    for meta, fds in listeners:
-        name = f"{fd_store.GATEWAY_LISTENER}{from_json(ListenerSettings, meta).bind}"
-        keeper.send({"op": "put", "name": name, "meta": meta}, fds)

@@ -33,7 +33,7 @@ from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind
 from poolctl.worker import tally
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
-from .gateway import GatewayManager, GatewayPart, hand_orphans_to_keeper
+from .gateway import GatewayManager, GatewayPart
 from .hosts import UnknownHost, find_host
 from .metrics import gateway_metrics
 from .statistics import GatewayStatistics, RouteReporter
@@ -254,9 +254,8 @@ class PoolGateway(FeaturePart):
         # If the supervisor was killed during a reload, the file may no longer have a gateway.
         self._is_left = False
 
-    async def hand_survivors_to_keeper(self) -> None:
+    def take_over_process(self) -> None:
         self._is_left = True
-        await hand_orphans_to_keeper(self.site.environment)
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):

@@ -68,6 +68,7 @@ class RouteTableManager:
         self._secret = b""
         # By application: the key by which its workers recognize requests of the gateway.
         self.context_keys: Mapping[str, str] = {}
+        self.next_process_key = ""  # by which HAProxy recognizes what a replaced process passes on
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None
@@ -171,6 +172,7 @@ class RouteTableManager:
     async def _publish(self, routes: RouteSet) -> None:
         if not self._secret:
             self._secret = await in_daemon_thread(lambda: _load_or_create_secret(self._secret_path))
+            self.next_process_key = _key(self._secret, "", "")
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         fds = await in_daemon_thread(lambda: _write_tables(routes, generation), undo=_discard)
         outdated, outdated_too = self.table, self.worker_tables

@@ -29,7 +29,7 @@ from poolctl.states import State
 from poolctl.time_windows import until_text
 from poolctl.worker import tally
 
-from ..settings import Endpoint, MachineState, ProbeState, ServerFacts
+from ..settings import H2, Endpoint, MachineState, ProbeState, ServerFacts
 from .breaker import NO_CONNECTION, Breaker, Results
 from .counts import CONNECT, RESPONSE, TrafficCounts
 from .hosts import HostStates
@@ -145,6 +145,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         processes=processes,
         numbered=numbered,
         binds_itself=config.binds_itself,
+        h2=config.backend_protocol == H2,
         is_leaving=any(each.phase in LEAVING for each in entry.observed.workers.values()),
     )
 

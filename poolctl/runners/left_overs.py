@@ -1,0 +1,353 @@
+"""Notes the pool's processes, so that those that outlive keeper and supervisor can be ended by `start` or `stop`.
+
+A process is noted before it begins, in a file of the pool's directory. Pid and start time identify it, and it leads a
+session. Notes from before a boot, or from another PID namespace, count for nothing: their pids are strangers' now.
+
+What is left when keeper and supervisor were killed at once ends by itself, as soon as its requests are finished. What
+does not, such as a program, a hung worker or HAProxy, is ended here. If the leader of a session has ended, its pid may
+have come round: then only processes that have the server's name in their environment are ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from functools import partial
+
+from poolctl.keeper import pool_files
+from poolctl.keeper.reap import KILLED_SECONDS, deliver
+from poolctl.listeners.sock_diag import LISTEN, tcp_sockets, unix_sockets
+from poolctl.platform import (
+    boot_identity,
+    is_running,
+    process_start,
+    process_variable,
+    processes,
+    replace_file,
+    socket_inodes,
+)
+
+logger = logging.getLogger("poolctl.supervisor")
+
+STOP_SECONDS = 10.0
+_MOST_LINES_PER_PROCESS = 2
+_FEW_LINES = 200
+_LISTING_SECONDS = 5.0
+# The kernel does not report that a process has closed a listener.
+_LISTENS_AGAIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessNote:
+    """A process of the pool, and how it is ended if it is left over.
+
+    `server` is the name of its server; "" for one of the pool's own processes, which `label` names. `drain_seconds` is
+    the time for its requests, once it has closed its listeners; None: it ends after all others, as the logger does.
+    """
+
+    pid: int
+    start: int
+    label: str
+    server: str = ""
+    stop_signal: int = signal.SIGTERM
+    stop_seconds: float = STOP_SECONDS
+    drain_seconds: float | None = 0.0
+
+
+class ProcessNotes:
+    """The notes of a running pool. A file that cannot be written is logged, and hinders nothing.
+
+    `earlier` are the notes that were there before: of an earlier supervisor, or of a pool that was killed.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._path = os.path.join(directory, pool_files.PROCESSES)
+        self.earlier = _read(self._path)
+        self._notes = {note.pid: note for note in self.earlier}
+        self._file: int | None = None
+        self._lines = self._most_lines = 0
+        self._problem = ""
+
+    def add(self, note: ProcessNote) -> None:
+        """Note a process before it begins."""
+        if self._notes.get(note.pid) == note:
+            return
+        self._notes[note.pid] = note
+        self._lines += 1
+        if self._file is None or self._lines > self._most_lines:
+            self.rewrite()
+            return
+        try:
+            line = _line(note)
+            if os.write(self._file, line) < len(line):
+                self._close_file()
+        except OSError as error:
+            self._report(error)
+
+    def rewrite(self) -> None:
+        """Write the file anew, with the processes that are left of those that were noted."""
+        self._close_file()
+        self._notes = {note.pid: note for note in living(self._notes.values())}
+        self._lines = len(self._notes)
+        self._most_lines = self._lines * _MOST_LINES_PER_PROCESS + _FEW_LINES
+        try:
+            _write(self._path, self._notes.values())
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            self._problem = ""
+        except OSError as error:
+            self._report(error)
+
+    def close(self, left: Iterable[ProcessNote]) -> None:
+        """Forget the processes of this pool, which have ended, but not what is still `left` of an earlier one."""
+        self._close_file()
+        with contextlib.suppress(OSError):
+            _write_or_remove(self._path, living(left))
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _report(self, error: OSError) -> None:
+        self._close_file()
+        if self._problem != str(error):
+            self._problem = str(error)
+            logger.warning("processes that outlive the pool will not be found: %s", error)
+
+
+def left_overs(directory: str) -> list[ProcessNote]:
+    """The notes in the pool's directory of processes of which something is left. Reads /proc if there are any notes."""
+    return living(_read(os.path.join(directory, pool_files.PROCESSES)))
+
+
+def forget_ended(directory: str) -> None:
+    """Remove the notes of processes that have ended, and the file with the last one. Never raises."""
+    path = os.path.join(directory, pool_files.PROCESSES)
+    with contextlib.suppress(OSError):
+        if os.path.exists(path):
+            _write_or_remove(path, left_overs(directory))
+
+
+def _read(path: str) -> list[ProcessNote]:
+    try:
+        with open(path, "rb") as file:
+            life, *lines = file.read().splitlines()
+        if json.loads(life) != _life():
+            return []
+    except (OSError, ValueError):
+        return []
+    found = {}
+    for line in lines:
+        # A line may be incomplete, because the disk was full.
+        with contextlib.suppress(ValueError, TypeError):
+            note = ProcessNote(*json.loads(line))
+            found[note.pid] = note
+    return [*found.values()]
+
+
+def _life() -> list[object]:
+    """What is the same as long as a pid of this process's view names the same process."""
+    return [*boot_identity(), os.stat("/proc/self/ns/pid").st_ino]
+
+
+def _write(path: str, notes: Iterable[ProcessNote]) -> None:
+    replace_file(path, json.dumps(_life()).encode() + b"\n" + b"".join(map(_line, notes)))
+
+
+def _write_or_remove(path: str, notes: Collection[ProcessNote]) -> None:
+    if notes:
+        _write(path, notes)
+    else:
+        os.unlink(path)
+
+
+def _line(note: ProcessNote) -> bytes:
+    return json.dumps(astuple(note)).encode() + b"\n"
+
+
+def living(notes: Iterable[ProcessNote]) -> list[ProcessNote]:
+    """The notes of those processes of whose session something is left. Blocks."""
+    by_session = {note.pid: note for note in notes}
+    found = _members_of_sessions(by_session) if by_session else {}
+    return [note for pid, note in by_session.items() if found.get(pid)]
+
+
+def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int]]:
+    """The running processes of these sessions, by the pid of the leader. A session of a stranger has none."""
+    found: dict[int, list[int]] = {}
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            if (session := os.getsid(pid)) in notes:
+                found.setdefault(session, []).append(pid)
+    return {
+        session: running
+        for session, pids in found.items()
+        if process_start(session) in (None, notes[session].start)
+        and (running := [pid for pid in pids if is_running(pid)])
+    }
+
+
+@dataclass
+class LeftOver:
+    """A session that is being ended.
+
+    `seen` are the pids of its processes so far. `unmarked` are processes that may be strangers, because the session's
+    leader has ended: they are not ended.
+    """
+
+    note: ProcessNote
+    listens: bool = True
+    was_killed: bool = False
+    seen: set[int] = field(default_factory=set)
+    unmarked: set[int] = field(default_factory=set)
+    _pidfds: dict[int, int] = field(default_factory=dict)
+    _sent: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def only_finishes(self) -> bool:
+        """Whether it has closed its listeners, and ends with its last request."""
+        return self.note.drain_seconds != 0 and not self.listens
+
+    @property
+    def pidfds(self) -> Collection[int]:
+        """The pidfds of the processes that have to end."""
+        return self._pidfds.values()
+
+    def update(self, members: Iterable[int], listening: Collection[int]) -> None:
+        """Find out which processes of the session are left, and whether any of them listens."""
+        is_certain = process_start(self.note.pid) == self.note.start
+        current = {*members}
+        for pid in [*self._pidfds]:
+            if pid not in current:
+                os.close(self._pidfds.pop(pid))
+        for pid in current - self._pidfds.keys() - self.unmarked:
+            with contextlib.suppress(OSError):
+                self._hold_or_name(pid, is_certain=is_certain)
+        self.listens = any((socket_inodes(pid) or set()) & {*listening} for pid in self._pidfds)
+
+    def _hold_or_name(self, pid: int, *, is_certain: bool) -> None:
+        pidfd = os.pidfd_open(pid)
+        # From here on, reuse of the pid would be detected.
+        is_ours = is_certain or (
+            self.note.server != "" and process_variable(pid, "POOLCTL_NAME") == self.note.server
+        )
+        if is_ours and os.getsid(pid) == self.note.pid:
+            self._pidfds[pid] = pidfd
+            self.seen.add(pid)
+            return
+        os.close(pidfd)
+        self.unmarked.add(pid)
+
+    def signal_if_due(self, seconds: float, kill_after: float) -> None:
+        """Send the signals that are due after these `seconds`: SIGKILL to all after `kill_after`."""
+        note, leader = self.note, self.note.pid
+        number = note.stop_signal
+        if seconds >= kill_after:
+            number, self.was_killed = signal.SIGKILL, True
+        elif note.drain_seconds != 0:
+            if note.drain_seconds is not None and seconds >= note.drain_seconds and not self.listens:
+                number = signal.SIGTERM
+            elif number == signal.SIGTERM and not self.listens:
+                number = signal.SIGCONT  # it knows that it is alone, and finishes its requests
+        # As in a stop, the other processes of a session get the signal when its leader has ended.
+        to_all = number == signal.SIGKILL or leader not in self._pidfds
+        for pid, pidfd in self._pidfds.items():
+            if (to_all or pid == leader) and self._sent.get(pid) != number:
+                self._sent[pid] = number
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    deliver(partial(signal.pidfd_send_signal, pidfd), number)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What has to be said of the processes that have not ended by themselves."""
+        label, left = self.note.label, sorted(self._pidfds)
+        warnings = [f"{label}: pid {pid} could not be ended" for pid in left]
+        if self.was_killed and not left:
+            warnings.append(f"{label}: pid {self.note.pid} had to be killed")
+        return warnings + [
+            f"{label}: pid {pid} may be left over from a killed pool, or a stranger, and was not ended: "
+            f"if it is, kill {pid}"
+            for pid in sorted(self.unmarked)
+        ]
+
+    def kill_after(self, limit_seconds: float | None, last_began: float | None) -> float:
+        """After how many seconds it is killed. `last_began`: when only those were left that end after all others."""
+        note = self.note
+        if note.drain_seconds is None:
+            allowed = float("inf") if last_began is None else last_began + note.stop_seconds
+        else:
+            allowed = note.stop_seconds + (0.0 if self.listens else note.drain_seconds)
+        return allowed if limit_seconds is None else min(allowed, limit_seconds)
+
+
+def end_left_overs(
+    notes: Iterable[ProcessNote],
+    *,
+    limit_seconds: float | None = None,
+    on_released: Callable[[Sequence[LeftOver]], object] = lambda sessions: None,
+) -> list[LeftOver]:
+    """End these processes, each within the time of its note, at most `limit_seconds`; return how each has ended.
+
+    `on_released` is called once those that are left listen no more, and only finish their requests. Blocks.
+    """
+    sessions = [LeftOver(note) for note in notes]
+    began, last_began, released = time.monotonic(), None, False
+    while left := _still_running(sessions):
+        seconds = time.monotonic() - began
+        if not released and all(each.only_finishes for each in left):
+            released = True
+            on_released(sessions)
+        if last_began is None and all(each.note.drain_seconds is None for each in left):
+            last_began = seconds
+        limits = [each.kill_after(limit_seconds, last_began) for each in left]
+        for each, kill_after in zip(left, limits, strict=True):
+            each.signal_if_due(seconds, kill_after)
+        if all(seconds >= kill_after + KILLED_SECONDS for kill_after in limits):
+            break  # they cannot be killed
+        _await_exit(left, limits, began, None if released else _LISTENS_AGAIN_SECONDS)
+    if not released:
+        on_released(sessions)
+    return sessions
+
+
+def left_over_text(labels: Iterable[str]) -> str:
+    """A message that these processes were left over."""
+    found = [*labels]
+    names, many = ", ".join(dict.fromkeys(found)), len(found) > 1
+    return (
+        f"{len(found)} process{'es' * many} of a killed pool {'were' if many else 'was'} left over: {names}"
+    )
+
+
+def _still_running(left: list[LeftOver]) -> list[LeftOver]:
+    members = _members_of_sessions({each.note.pid: each.note for each in left})
+    listening = {*_listening_inodes()}
+    for each in left:
+        each.update(members.get(each.note.pid, ()), listening)
+    return [each for each in left if each.pidfds]
+
+
+def _listening_inodes() -> Iterator[int]:
+    until = time.monotonic() + _LISTING_SECONDS
+    yield from (each.inode for each in tcp_sockets(LISTEN, until))
+    yield from (inode for _, inode, _ in unix_sockets(LISTEN, until))
+
+
+def _await_exit(left: list[LeftOver], limits: list[float], began: float, pause_seconds: float | None) -> None:
+    """Wait until one of the processes has exited, another signal is due, or `pause_seconds` have passed."""
+    poll = select.poll()
+    for pidfd in (pidfd for each in left for pidfd in each.pidfds):
+        poll.register(pidfd, select.POLLIN)
+    seconds = time.monotonic() - began
+    drains = [each.note.drain_seconds or 0.0 for each in left]
+    moments = [*limits, *(limit + KILLED_SECONDS for limit in limits), *drains]
+    pauses = [moment - seconds for moment in moments if seconds < moment < float("inf")]
+    pauses += [] if pause_seconds is None else [pause_seconds]
+    poll.poll(min(pauses) * 1000 + 1 if pauses else None)

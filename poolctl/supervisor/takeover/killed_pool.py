@@ -1,0 +1,72 @@
+"""Ends what is left of a pool whose keeper and supervisor were both killed, before a new one opens its addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+
+from poolctl.monitor.event_queue import EventBus
+from poolctl.runners.left_overs import LeftOver, ProcessNote, end_left_overs, left_over_text, living
+from poolctl.runners.listener_opener import in_daemon_thread
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class KilledPool:
+    """The processes that are `left` of a killed pool, and messages about them for the client that starts the pool."""
+
+    def __init__(self, events: EventBus) -> None:
+        self.left: Sequence[ProcessNote] = ()
+        self._notices: list[str] = []
+        self._events = events
+        self._ending: asyncio.Task[None] | None = None
+
+    async def end(self, noted: Sequence[ProcessNote], known: Collection[int | None]) -> None:
+        """End these processes, without those whose pids are `known`; return once none of them listens any more.
+
+        Workers that finish their requests, and HAProxy, may end later.
+        """
+        others = [note for note in noted if note.pid not in known]
+        self.left = await in_daemon_thread(lambda: living(others)) if others else ()
+        if self.left:
+            released = asyncio.Event()
+            self._ending = asyncio.ensure_future(self._end(self.left, released))
+            await released.wait()
+
+    async def _end(self, left: Sequence[ProcessNote], released: asyncio.Event) -> None:
+        loop, told = asyncio.get_running_loop(), list[str]()
+
+        def begin_new_pool() -> None:
+            self._report(told)
+            released.set()
+
+        def on_released(sessions: Sequence[LeftOver]) -> None:
+            told.extend(_messages(sessions))
+            loop.call_soon_threadsafe(begin_new_pool)
+
+        try:
+            ended = await in_daemon_thread(lambda: end_left_overs(left, on_released=on_released))
+            self._report([warning for each in ended for warning in each.warnings if warning not in told])
+        except Exception:
+            logger.exception("what a killed pool has left could not be ended")
+        finally:
+            released.set()
+
+    def _report(self, messages: Sequence[str]) -> None:
+        self._notices += messages
+        for message in messages:
+            logger.warning(message)
+            self._events.record("pool", "left over", message=message, severity="warning")
+
+    def take_notices(self) -> list[str]:
+        """The messages that no client has been told yet."""
+        notices, self._notices = self._notices, []
+        return notices
+
+
+def _messages(sessions: Sequence[LeftOver]) -> list[str]:
+    rest = ", ".join(dict.fromkeys(each.note.label for each in sessions if each.pidfds))
+    what = left_over_text(each.note.label for each in sessions)
+    warnings = [warning for each in sessions if not each.pidfds for warning in each.warnings]
+    return [f"{what}; still finishing: {rest}" if rest else f"{what}; ended", *warnings]
