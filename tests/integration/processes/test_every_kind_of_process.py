@@ -156,8 +156,8 @@ KINDS = [
     Kind("zygote", "worker", lambda it: it.pids("worker zygote"), FullPool.restart),
     Kind("worker", "worker", lambda it: it.workers, lambda it: it.serve(it.web)),
 ]  # fmt: skip
-# The helpers but for the logger itself.
-HELPERS_WITH_PIPE = {"accept", "config", "web", "gateway", "forwarder"}
+# The helpers but for the logger itself, and HAProxy, whose log has another descriptor.
+HELPERS_WITH_PIPE = {"accept", "config", "web", "forwarder"}
 
 
 def test_every_part_that_a_pool_runs_is_tried() -> None:
