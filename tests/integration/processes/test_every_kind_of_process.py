@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,12 @@ class FullPool:
             app = "chatty:app"
             workers = 2
             recovery = {{ strategy = "replace", stuck_after = "2s" }}
+
+            [[server]]
+            name = "private"
+            bind = "127.0.0.1:auto"
+            command = ["{sys.executable}", "-m", "uvicorn", "hello:app", "--port", "{{port}}"]
+            socket = "proxied"
 
             [[server]]
             name = "sleepy"
