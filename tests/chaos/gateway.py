@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +54,7 @@ bind = [
     {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }},
 ]
 drain_timeout = "2s"
+{keys}
 [defaults]
 env = {{ EXECUTED = "{executed}", CHANGE = "{change}" }}
 drain_timeout = "2s"
@@ -118,8 +119,13 @@ class Client(NamedTuple):
     status: int = 200
 
     @property
+    def is_idle(self) -> bool:
+        """Whether its connections are idle for so long that nothing waits for its next request."""
+        return self.pause >= 1
+
+    @property
     def keeps(self) -> bool:
-        return self.mode in ("keep_alive", "bodies")
+        return self.mode in ("keep_alive", "bodies") and not self.is_idle
 
 
 CLIENTS = {
@@ -199,7 +205,17 @@ class Deaths(threading.Thread):
 class GatewayChaos:
     """The pool, its clients and the events, which are methods without arguments, by name."""
 
-    def __init__(self, seed: int, say: Callable[[str], None], *, deaths: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        say: Callable[[str], None],
+        *,
+        deaths: bool = False,
+        clients: Mapping[str, Client] = CLIENTS,
+        program: str = "",
+    ) -> None:
+        self.clients = clients
+        self.gateway_keys = f'program = "{program}"' if program else ""
         self.room = Path(tempfile.mkdtemp(prefix="pcg-", dir="/tmp"))
         self.directory, self.runtime = self.room / "d", self.room / "r"
         self.directory.mkdir()
@@ -228,7 +244,7 @@ class GatewayChaos:
                 paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=each.body_bytes,
                 pause=each.pause, patience=60.0, statuses=[each.status], echo=each.status == 200,
             )
-            for name, each in CLIENTS.items()
+            for name, each in clients.items()
         }  # fmt: skip
 
     # Events.
@@ -372,13 +388,13 @@ class GatewayChaos:
     ) -> None:
         wrong = [f"{each.decode()} was executed twice" for each in self._repeated()]
         deaths = self.deaths.new() if self.deaths is not None else 0
-        for kind, client in CLIENTS.items():
+        for kind, client in self.clients.items():
             earlier, now = before[kind], after[kind]
             outcome.complete += now.complete - earlier.complete
             failed = now.failed - earlier.failed
             closed = now.closed + now.idle_reset - earlier.closed - earlier.idle_reset
             outcome.lost += Counter({f"{kind} failed": failed, f"{kind} closed": closed})
-            excused = deaths * client.connections
+            excused = deaths * client.connections if self.may_lose(client) else 0
             if name in KILL_GATEWAY:
                 excused += client.connections
             # A successor that meets other processes than it has read of replaces HAProxy, which closes connections.
@@ -390,6 +406,10 @@ class GatewayChaos:
             if not self.keeps_going:
                 raise Fault(self.faults[-1])
             self.say(self.faults[-1])
+
+    def may_lose(self, client: Client) -> bool:
+        """Whether a killed worker may have had requests of this client."""
+        return True
 
     def _repeated(self) -> list[bytes]:
         """The POSTs that have been executed once more since the last call."""
@@ -413,7 +433,11 @@ class GatewayChaos:
         deadline = time.monotonic() + SETTLED_SECONDS
         while True:
             now = self._look() if before else {}
-            waiting = [kind for kind in now if _answers(now[kind]) < _answers(start[kind]) + ANSWERS]
+            waiting = [
+                kind
+                for kind in now
+                if not self.clients[kind].is_idle and _answers(now[kind]) < _answers(start[kind]) + ANSWERS
+            ]
             if not waiting:
                 return now
             if time.monotonic() > deadline:
@@ -506,7 +530,8 @@ class GatewayChaos:
     def _write(self) -> None:
         text = FILE.format(
             **self.ports, listener=LISTENER.format(**self.ports) * self.has_listener, second=self.second,
-            port=self.port, root=ROOT, python=sys.executable, executed=self.executed, change=self.changes,
+            port=self.port, keys=self.gateway_keys, root=ROOT, python=sys.executable, executed=self.executed,
+            change=self.changes,
         )  # fmt: skip
         (self.directory / "pool.toml").write_text(text + ROUTE * self.has_route)
 
@@ -539,8 +564,8 @@ CHANGE_GATEWAY = (
 )  # fmt: skip
 EVENTS = (
     "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_servers", "reload_that_fails",
-    "death_of_the_supervisor", "death_of_the_keeper",
-    "death_of_the_forwarder", "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
+    "death_of_the_supervisor", "death_of_the_keeper", "death_of_the_forwarder",
+    "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
     "pause_of_the_supervisor", "pause_of_the_gateway", "stopped_forwarder", "stopped_supervisor_without_a_keeper",
     "upgrade",
     *CHANGE_GATEWAY,

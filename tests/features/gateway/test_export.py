@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.environments import need_gateway
+from tests.ports import claim_port
 from tests.programs import program
+from tests.real_pool import RealPool
 from tests.unit.cli.conftest import Command
 
 FILES = """
@@ -183,3 +188,33 @@ def test_addresses_are_written_as_haproxy_names_them(poolctl: Command, directory
     assert "bind unix@/run/gateway.sock mode 0666\n" in text
     assert "bind unix@/run/stream.sock mode 0600 user root group mail\n" in text
     assert "bind ipv6@::1:8080\n" in text
+
+
+@pytest.mark.integration
+def test_export_prints_what_the_gateway_has_but_for_addresses_and_what_a_replaced_process_passes_on(
+    real_pool: RealPool,
+) -> None:
+    need_gateway()
+    real_pool.write(
+        "pool.toml",
+        f'[gateway]\nbind = "127.0.0.1:{claim_port()}"\ntrusted_proxies = ["10.0.0.1"]\n'
+        '[[route]]\nto = "http://127.0.0.1:9"\nlimit = { requests_per_second = 9, per_client = { concurrency = 3 } }\n'
+        '[[route]]\nalias = "a"\npath = "/a"\nto = ["h2c://127.0.0.1:9", "http://127.0.0.1:10"]\n'
+        'set_headers = { X-A = "b" }\n'
+        f'[[stream]]\nbind = "127.0.0.1:{claim_port()}"\nto = "127.0.0.1:9"\n',
+    )
+    real_pool.ok("start")
+    (used,) = wait_until(lambda: [*real_pool.runtime.rglob("haproxy.cfg")])
+    real_pool.ok("export", "haproxy", "--directory", "out")
+    printed = (real_pool.directory / "out" / "haproxy.cfg").read_text().splitlines()[1:]
+    own, others = (
+        [re.sub(r"^(    bind|    log) \S+", r"\1 ADDRESS", line) for line in lines]
+        for lines in (used.read_text().splitlines(), printed)
+    )
+    begin = own.index(
+        "    # A replaced process passes requests on as they are; the next one accepts them from it alone."
+    )
+    del own[begin : own.index("    acl uses_tls var(txn.tls) -m bool") + 1]
+    del own[own.index("backend next") : own.index("backend next") + 5]
+    own = [line for line in own if not line.startswith("    stats socket ")]
+    assert own == others

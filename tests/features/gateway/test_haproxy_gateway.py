@@ -31,7 +31,7 @@ from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventBus
-from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
+from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.active_configuration import SupervisorContext
@@ -261,6 +261,39 @@ def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_hapro
                 await stage.change("one", bind=bind)
             assert await stage.answers() == {"one", "two"}
             assert stage.pid == first
+
+    run(work())
+
+
+def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_their_route(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            began, writers = asyncio.Semaphore(0), list[asyncio.StreamWriter]()
+
+            async def keep_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writers.append(writer)
+                await reader.readuntil(b"\r\n\r\n")
+                began.release()
+
+            silent = await asyncio.start_server(keep_waiting, "127.0.0.1", 0)
+            stage.backends.append(silent)
+            stage.facts["one"] = replace(
+                stage.facts["one"], bind=f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+            )
+            for change in range(3):
+                limit = TrafficLimits(concurrency=2)
+                await stage.route(
+                    Route(alias="one", path=f"/{change}", to=(Target(server="one"),), limit=limit)
+                )
+                for _ in range(2):
+                    _, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+                    writers.append(writer)
+                    writer.write(f"GET /{change} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                    await began.acquire()
+                assert await stage.get(f"/{change}") == "503", "each process admits two"
+            assert len(stage.manager.processes.replaced_pids) == 2
+            for writer in writers:
+                writer.close()
 
     run(work())
 

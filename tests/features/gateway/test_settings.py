@@ -27,6 +27,8 @@ from poolctl.json_form import from_json, to_json
         ("http://shop.example", Endpoint("tcp", "shop.example", 80)),
         ("https://shop.example", Endpoint("tcp", "shop.example", 443, tls=True, server_name="shop.example")),
         ("https://[::1]:8443", Endpoint("tcp", "::1", 8443, tls=True, server_name="::1")),
+        ("h2c://10.0.0.7:50051", Endpoint("tcp", "10.0.0.7", 50051, h2=True)),
+        ("https+h2://a.b", Endpoint("tcp", "a.b", 443, tls=True, server_name="a.b", h2=True)),
         ("unix:/run/a.sock", Endpoint("unix", path="/run/a.sock")),
         ("10.0.0.5:5432", Endpoint("tcp", "10.0.0.5", 5432)),
         ("[::1]:53", Endpoint("tcp", "::1", 53)),
@@ -77,4 +79,4 @@ def test_listener_that_a_previous_version_stored_has_the_usual_values() -> None:
 
 
 def test_endpoint_of_a_server_that_does_not_listen_leads_nowhere() -> None:
-    assert tuple(Endpoint("none")) == ("none", "", 0, "", False, "")
+    assert tuple(Endpoint("none")) == ("none", "", 0, "", False, "", False)

@@ -14,7 +14,6 @@ from tests.features.gateway.conftest import ROUTES, SERVERS, GatewayPool, gatewa
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load
 from tests.ports import claim_port
-from tests.processes import is_alive
 from tests.programs import program
 
 __all__ = ["gateway", "newer"]
@@ -75,17 +74,12 @@ def test_adopted_haproxy_serves_and_is_changed_while_no_other_one_could_be_start
     assert gateway.process() == pid
 
 
-def test_upgrade_keeps_haproxy_whose_configuration_is_the_same_and_replaces_the_forwarder(
-    gateway: GatewayPool, newer: Path
-) -> None:
+def test_upgrade_keeps_haproxy_whose_configuration_is_the_same(gateway: GatewayPool, newer: Path) -> None:
     gateway.start()
     pid = gateway.until(gateway.process)
-    (forwarder,) = gateway.until(lambda: gateway.named("poolctl-forward"))
     with Load([gateway.port], "keep_alive", paths=["/one", "/two"], connections=4, pause=0.01) as running:
         done = by(newer, gateway.pool, "upgrade")
         assert done.code == 0, done
-        gateway.until(lambda: gateway.named("poolctl-forward") not in ([], [forwarder]))
-        gateway.until(lambda: not is_alive(forwarder))
         gateway.pool.ok("restart", "one")
     assert running.report.failed == 0, running.report
     assert gateway.process() == pid

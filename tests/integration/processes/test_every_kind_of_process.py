@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,12 @@ class FullPool:
             app = "chatty:app"
             workers = 2
             recovery = {{ strategy = "replace", stuck_after = "2s" }}
+
+            [[server]]
+            name = "private"
+            bind = "127.0.0.1:auto"
+            command = ["{sys.executable}", "-m", "uvicorn", "hello:app", "--port", "{{port}}"]
+            socket = "proxied"
 
             [[server]]
             name = "sleepy"
@@ -156,8 +163,8 @@ KINDS = [
     Kind("zygote", "worker", lambda it: it.pids("worker zygote"), FullPool.restart),
     Kind("worker", "worker", lambda it: it.workers, lambda it: it.serve(it.web)),
 ]  # fmt: skip
-# The helpers but for the logger itself.
-HELPERS_WITH_PIPE = {"accept", "config", "web", "gateway", "forwarder"}
+# The helpers but for the logger itself, and HAProxy, whose log has another descriptor.
+HELPERS_WITH_PIPE = {"accept", "config", "web", "forwarder"}
 
 
 def test_every_part_that_a_pool_runs_is_tried() -> None:
