@@ -184,7 +184,8 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
     found: dict[int, list[int]] = {}
     for pid in processes():
         with contextlib.suppress(OSError):
-            if (session := os.getsid(pid)) in notes:
+            # A process that has just been forked leads no session yet.
+            if (session := pid if pid in notes else os.getsid(pid)) in notes:
                 found.setdefault(session, []).append(pid)
     return {
         session: running
@@ -238,7 +239,7 @@ class LeftOver:
         is_ours = is_certain or (
             self.note.server != "" and process_variable(pid, "POOLCTL_NAME") == self.note.server
         )
-        if is_ours and os.getsid(pid) == self.note.pid:
+        if is_ours and self.note.pid in (pid, os.getsid(pid)):
             self._pidfds[pid] = pidfd
             self.seen.add(pid)
             return

@@ -22,13 +22,14 @@ from poolctl.features.gateway.haproxy.process import (
     HaproxyProcess,
     HaproxyProcesses,
     HaproxyRefusal,
-    end_processes,
 )
 from poolctl.keeper import wire
+from poolctl.platform import processes
 from poolctl.runners.helper_process import HelperLog
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import LogFiles
 from tests.helper_keeper import ExecutingKeeper
+from tests.processes import command_line
 
 # Answers commands on its runtime socket, as a daemon, until SIGUSR1 or SIGTERM. `answers.json` has the answer to each
 # command, and what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it
@@ -93,6 +94,15 @@ while True:
         connection.close()
 """
 STATISTICS = "# pxname,svname,scur\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
+
+
+def haproxies(directory: Path) -> list[str]:
+    """The command lines of the processes that are there."""
+    found = []
+    for pid in processes():
+        with contextlib.suppress(OSError):  # it has ended
+            found.append(command_line(pid))
+    return [line for line in found if str(directory / "haproxy") in line]
 
 
 def processes_of(directory: Path) -> HaproxyProcesses:
@@ -165,7 +175,7 @@ class Stage:
     async def close(self) -> None:
         for each in self.started:
             each.signal(signal.SIGKILL)
-        end_processes(str(self.directory), signal.SIGKILL, 10.0)
+        await self.processes.end_all(self.log)
         await self.keeper.wait_for_exits()
         await asyncio.gather(*(each.exited for each in self.started))
 
@@ -420,7 +430,7 @@ def test_process_whose_start_is_given_up_is_ended_with_the_others(play: Play, is
         asyncio.get_running_loop().call_soon(answer.set)
         await asyncio.wait({starting})
         await stage.processes.end_all(stage.log)
-        assert end_processes(str(stage.directory), signal.SIGKILL, 10.0) == []
+        assert not haproxies(stage.directory)
 
     play(scene)
 

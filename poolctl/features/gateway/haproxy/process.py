@@ -293,6 +293,8 @@ class HaproxyProcesses:
         for pid in await in_daemon_thread(lambda: _pids_of(self.directory)):
             if found is None or pid != found.pid:
                 with contextlib.suppress(OSError):
+                    if os.getsid(pid) != pid:
+                        continue  # the program that has started a daemon, and ends
                     await self.retire(HaproxyProcess(kind, identity(pid)))
         return found
 
@@ -435,10 +437,12 @@ def _memory_bytes(pid: int) -> int:
 
 def _end_processes(directory: str) -> None:
     """End the HAProxy processes of the pool in this directory, and kill them after five seconds. Blocks."""
-    running = [(pid, start) for pid in _pids_of(directory) if (start := process_start(pid)) is not None]
-    end_left_overs(
-        ProcessNote(pid, start, GATEWAY.label, stop_seconds=_EXIT_SECONDS) for pid, start in running
-    )
+    for _ in range(2):  # one that is just being started becomes another process
+        end_left_overs(
+            ProcessNote(pid, start, GATEWAY.label, stop_seconds=_EXIT_SECONDS)
+            for pid in _pids_of(directory)
+            if (start := process_start(pid)) is not None
+        )
 
 
 def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tuple[RefusableServer, str]]:
