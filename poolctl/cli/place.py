@@ -37,7 +37,13 @@ class Place:
 
     config: Annotated[
         list[Path] | None,
-        _place("-c", "--config", metavar="FILE", help="The pool's file; repeatable, later ones override."),
+        _place(
+            "-c",
+            "--config",
+            metavar="FILE",
+            readable=False,  # the configuration says what is wrong with it
+            help="The pool's file; repeatable, later ones override.",
+        ),
     ] = None
     pool: Annotated[
         str | None, _place("--pool", metavar="NAME", help="Name of a running pool.", autocompletion=_pools)

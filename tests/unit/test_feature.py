@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+
 from poolctl.feature import features
 
 LIST = """
@@ -30,10 +32,10 @@ def test_list_imports_no_part_of_a_feature_but_keys_of_servers(tmp_path: Path) -
 
 def test_every_reference_leads_to_a_part() -> None:
     for feature in features():
-        parts = (feature.commands, feature.tables, feature.sections, feature.exports)
+        parts = (feature.tables, feature.sections, feature.exports)
         for reference in (*(each for part in parts for each in part.values()), feature.supervisor):
             assert not reference or feature.load(reference) is not None
         for name, reference in feature.tables.items():
             assert feature.load(reference).table_name == name
-        for reference in feature.commands.values():
-            assert feature.load(reference).COMMAND
+        for command in feature.commands.values():
+            assert isinstance(feature.load(command.module).app, typer.Typer)

@@ -80,7 +80,9 @@ def add(
     save: Save,
     file: Annotated[
         Path | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Add the servers of this file instead."),
+        typer.Option(
+            "-f", "--file", metavar="FILE", readable=False, help="Add the servers of this file instead."
+        ),
     ] = None,
     output: Form = None,
 ) -> Outcome:

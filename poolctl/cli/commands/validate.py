@@ -36,7 +36,8 @@ app = typer.Typer(add_completion=False)
 def validate(
     place: Place,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="More files, like those of -c.")
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", readable=False, help="More files, like those of -c."),
     ] = None,
     output: Form = None,
     import_apps: Annotated[bool, typer.Option("--import", help="Also import every app.")] = False,

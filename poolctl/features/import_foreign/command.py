@@ -44,6 +44,7 @@ def import_foreign(
         list[Path] | None,
         typer.Argument(
             metavar="[FILE]...",
+            readable=False,
             help="A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service; several units, or a "
             "compose file and others that override it.",
         ),

@@ -298,7 +298,7 @@ def _route_backend(
             "breaker.statuses",
             _failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
         ),
-        *([comment("to")] if route.to else ()),
+        *(() if route.redirect else [comment("to")]),  # also if no service is registered yet
     ]
     servers = _servers(route, addresses, route.backend_limit, version, keys)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
