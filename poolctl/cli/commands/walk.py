@@ -307,7 +307,7 @@ def _refuse_placeholders_in_script(command: Sequence[str]) -> None:
     names = [os.path.basename(word) for word in command]
     shell = next((at for at, name in enumerate(names) if name in _SHELLS), len(names))
     for option, script in pairwise(command[shell:]):
-        if re.fullmatch(r"-[a-zA-Z]*c[a-zA-Z]*", option):
+        if re.fullmatch(r"-[abd-zA-Z]*c[a-zA-Z]*", option):
             if found := re.search(rf"\{{({'|'.join(WORDS)})\}}", script):
                 message = f"{found[0]} in the script of a shell would be read as a part of the script"
                 hint = f'use "${PREFIX}{found[1].upper()}", which walk sets in its environment'

@@ -279,7 +279,7 @@ def test_live_changes_are_in_force_in_the_next_pool(pool: RealPool, until: Any, 
     kill_both(pool, until)
     pool.ok("start", "many")
     assert pool.items()["quiet"]["state"] == "stopped"
-    assert pool.items()["gone"]["ready"]
+    until(lambda: pool.items()["gone"]["ready"])
 
 
 @pytest.mark.heavy

@@ -93,6 +93,16 @@ def test_start_whose_reader_is_killed_reads_once_more_and_then_fails_with_the_re
     assert ("the process that does it was killed by signal 9" in done.stderr) == (kills == "every")
 
 
+HIDDEN = """
+import os, sys
+if "config_reader" in sys.orig_argv:
+    raise ImportError("no pydantic here")
+sys.path.remove(os.environ["PYTHONPATH"])
+del sys.modules["pydantic"]
+import pydantic
+"""
+
+
 def test_reader_that_cannot_run_fails_the_first_start_with_the_reason(
     real_pool: RealPool, tmp_path: Path
 ) -> None:
@@ -100,7 +110,8 @@ def test_reader_that_cannot_run_fails_the_first_start_with_the_reason(
     pool.write_hello("a")
     hidden = tmp_path / "hidden" / "pydantic"
     hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('no pydantic here')\n")
+    # The command may import it too.
+    (hidden / "__init__.py").write_text(HIDDEN)
     done = pool.run("start", env={**pool.env, "PYTHONPATH": str(hidden.parent)})
     assert done.code == 8, done
     assert "no pydantic here" in done.stderr
