@@ -17,7 +17,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from poolctl.clock import HungProcessDetector, RateLimit
@@ -436,6 +436,18 @@ def close_fds(fds: Sequence[int]) -> None:
             os.close(fd)
 
 
+async def stored_entries(keeper: Link, prefix: str = "") -> AsyncIterator[tuple[str, Any]]:
+    """Yield name and value of each entry of the keeper's store whose name begins with `prefix`. Raises LinkLost."""
+    after = prefix[:-1]
+    while entries := (await keeper.call({"op": "list", "after": after}))[0]["entries"]:
+        for name, meta in entries:
+            if name.startswith(prefix):
+                yield name, meta
+            elif name > prefix:
+                return
+        after = entries[-1][0]
+
+
 class KeeperLink(Link):
     """A Link to the keeper that records the entries of the keeper's store, so that a new keeper can get all of them.
 
@@ -460,18 +472,12 @@ class KeeperLink(Link):
 
     async def fetch_missing_entries(self) -> None:
         """Add to `entries` what earlier supervisors put into the keeper's store, so that a new keeper gets it too."""
-        after = ""
         self._dropped = set()
-        while True:
-            reply, _ = await self.call({"op": "list", "after": after})
-            for name, _ in reply["entries"]:
-                after = name
-                if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
-                    await self._fetch_into_entries(name)
-            if not reply["entries"]:
-                self._dropped = None
-                self.whole = True
-                return
+        async for name, _ in stored_entries(self):
+            if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
+                await self._fetch_into_entries(name)
+        self._dropped = None
+        self.whole = True
 
     def reconnect(self, sock: socket.socket, receiver: LinkHandler) -> None:
         """Replace a dead keeper with the keeper at `sock`, and give it the recorded entries."""

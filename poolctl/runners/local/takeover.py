@@ -20,11 +20,7 @@ from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
 
-from ..process_link import (
-    HasDescriptor,
-    KeeperLink,
-    Link,
-)
+from ..process_link import HasDescriptor, KeeperLink, Link, stored_entries
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id
 from .local_worker import AdoptedWorker, LocalWorker, NotifySocket, Tally
@@ -55,17 +51,14 @@ class AdoptionResult:
 async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list[str]:
     """Pass each entry of the keeper's store to the adopter for its kind; returns the names of all entries."""
     names: list[str] = []
-    while True:
-        reply, _ = await keeper.call({"op": "list", "after": names[-1] if names else ""})
-        if not reply["entries"]:
-            return names
-        for name, meta in reply["entries"]:
-            names.append(name)
-            kind = next((kind for kind in adopters if name.startswith(kind)), None)
-            if kind is not None:
-                _, fds = await keeper.call({"op": "get", "name": name})
-                if owners := adopters[kind](name.removeprefix(kind), meta, fds):
-                    keeper.remember_entry(name, meta, owners)
+    async for name, meta in stored_entries(keeper):
+        names.append(name)
+        kind = next((kind for kind in adopters if name.startswith(kind)), None)
+        if kind is not None:
+            _, fds = await keeper.call({"op": "get", "name": name})
+            if owners := adopters[kind](name.removeprefix(kind), meta, fds):
+                keeper.remember_entry(name, meta, owners)
+    return names
 
 
 async def systemd_sockets(keeper: Link) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.process_link import LinkLost, close_fds
+from poolctl.runners.process_link import LinkLost, close_fds, stored_entries
 from poolctl.supervisor.active_configuration import SupervisorContext
 
 _BACKLOG = 4096
@@ -149,18 +149,10 @@ class WaitingListeners:
 
     async def adopt(self) -> None:
         """Take over the listeners that the previous supervisor has left with the keeper. Raises LinkLost."""
-        after = fd_store.GATEWAY_WAITING[:-1]
-        while True:
-            reply, _ = await self._keeper.call({"op": "list", "after": after})
-            found = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_WAITING)]
-            for entry in found:
-                reply, (fd,) = await self._keeper.call({"op": "get", "name": entry})
-                self._open[entry.removeprefix(fd_store.GATEWAY_WAITING)] = WaitingListener(
-                    reply["meta"]["name"], socket.socket(fileno=fd)
-                )
-            if not found:
-                return
-            after = found[-1]
+        async for entry, _ in stored_entries(self._keeper, fd_store.GATEWAY_WAITING):
+            reply, (fd,) = await self._keeper.call({"op": "get", "name": entry})
+            key = entry.removeprefix(fd_store.GATEWAY_WAITING)
+            self._open[key] = WaitingListener(reply["meta"]["name"], socket.socket(fileno=fd))
 
     @property
     def keys(self) -> Set[str]:

@@ -28,7 +28,7 @@ from poolctl.listeners.open_listener import (
 from poolctl.platform import memory_file
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
-from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.process_link import Link, LinkLost, stored_entries
 from poolctl.runners.socket_access import socket_access
 
 from ..haproxy.setup import CertificateContents
@@ -280,21 +280,13 @@ class GatewayListeners:
 
     async def adopt(self) -> None:
         """Take over the sockets that the previous supervisor has left with the keeper, unless they are open here."""
-        after = fd_store.GATEWAY_LISTENER
-        while True:
-            reply, _ = await self._keeper.call({"op": "list", "after": after})
-            names = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_LISTENER)]
-            for name in names:
-                key = name.removeprefix(fd_store.GATEWAY_LISTENER)
-                if key in self._open:
-                    continue
+        async for name, _ in stored_entries(self._keeper, fd_store.GATEWAY_LISTENER):
+            key = name.removeprefix(fd_store.GATEWAY_LISTENER)
+            if key not in self._open:
                 reply, fds = await self._keeper.call({"op": "get", "name": name})
                 self.settings[key] = from_json(ListenerSettings, reply["meta"])
                 self._open[key] = [socket.socket(fileno=fd) for fd in fds]
                 self._identities[key] = socket_file_identity(self.settings[key].bind)
-            if not names:
-                return
-            after = names[-1]
 
     async def open_missing(
         self,
