@@ -1,11 +1,12 @@
 """Notes the pool's processes, so that those that outlive keeper and supervisor can be ended by `start` or `stop`.
 
-A process is noted before it begins, in a file of the pool's directory. Pid and start time identify it, and it leads a
-session. Notes from before a boot, or from another PID namespace, count for nothing: their pids are strangers' now.
+A process is noted before it begins, in a file in the pool's directory. Its pid and start time identify it, and it leads
+a session. Notes from before a reboot, or from another PID namespace, are ignored: their pids may belong to other
+processes now.
 
-What is left when keeper and supervisor were killed at once ends by itself, as soon as its requests are finished. What
-does not, such as a program, a hung worker or HAProxy, is ended here. If the leader of a session has ended, its pid may
-have come round: then only processes that have the server's name in their environment are ended.
+If keeper and supervisor are killed at once, workers finish their requests and exit. Programs, hung workers and HAProxy
+do not, and are ended here. If the leader of a session has exited, its pid may have been reused: then only processes
+that have the server's name in their environment are ended.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass, field
 from functools import partial
 
@@ -62,7 +63,7 @@ class ProcessNote:
 
 
 class ProcessNotes:
-    """The notes of a running pool. A file that cannot be written is logged, and hinders nothing.
+    """The notes of a running pool. If the file cannot be written, that is logged, and the pool runs without it.
 
     `earlier` are the notes that were there before: of an earlier supervisor, or of a pool that was killed.
     """
@@ -199,29 +200,27 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
 class LeftOver:
     """A session that is being ended.
 
-    `seen` are the pids of its processes so far. `unmarked` are processes that may be strangers, because the session's
-    leader has ended: they are not ended.
+    `unmarked` are processes that may not be the pool's, because the session's leader has exited: they are not ended.
     """
 
     note: ProcessNote
     listens: bool = True
     was_killed: bool = False
-    seen: set[int] = field(default_factory=set)
     unmarked: set[int] = field(default_factory=set)
     _pidfds: dict[int, int] = field(default_factory=dict)
     _sent: dict[int, int] = field(default_factory=dict)
 
     @property
-    def only_finishes(self) -> bool:
-        """Whether it has closed its listeners, and ends with its last request."""
-        return self.note.drain_seconds != 0 and not self.listens
+    def drains(self) -> bool:
+        """Whether it closes its listeners first, and exits after its last request."""
+        return self.note.drain_seconds != 0
 
     @property
     def pidfds(self) -> Collection[int]:
         """The pidfds of the processes that have to end."""
         return self._pidfds.values()
 
-    def update(self, members: Iterable[int], listening: Collection[int]) -> None:
+    def update(self, members: Iterable[int], listening: Set[int]) -> None:
         """Find out which processes of the session are left, and whether any of them listens."""
         is_certain = process_start(self.note.pid) == self.note.start
         current = {*members}
@@ -231,7 +230,7 @@ class LeftOver:
         for pid in current - self._pidfds.keys() - self.unmarked:
             with contextlib.suppress(OSError):
                 self._hold_or_name(pid, is_certain=is_certain)
-        self.listens = any((socket_inodes(pid) or set()) & {*listening} for pid in self._pidfds)
+        self.listens = any((socket_inodes(pid) or set()) & listening for pid in self._pidfds)
 
     def _hold_or_name(self, pid: int, *, is_certain: bool) -> None:
         pidfd = os.pidfd_open(pid)
@@ -241,29 +240,29 @@ class LeftOver:
         )
         if is_ours and self.note.pid in (pid, os.getsid(pid)):
             self._pidfds[pid] = pidfd
-            self.seen.add(pid)
             return
         os.close(pidfd)
         self.unmarked.add(pid)
 
     def signal_if_due(self, seconds: float, kill_after: float) -> None:
         """Send the signals that are due after these `seconds`: SIGKILL to all after `kill_after`."""
-        note, leader = self.note, self.note.pid
-        number = note.stop_signal
-        if seconds >= kill_after:
-            number, self.was_killed = signal.SIGKILL, True
-        elif note.drain_seconds != 0:
-            if note.drain_seconds is not None and seconds >= note.drain_seconds and not self.listens:
-                number = signal.SIGTERM
-            elif number == signal.SIGTERM and not self.listens:
-                number = signal.SIGCONT  # it knows that it is alone, and finishes its requests
+        self.was_killed = self.was_killed or seconds >= kill_after
+        number = signal.SIGKILL if self.was_killed else self._polite_signal(seconds)
         # As in a stop, the other processes of a session get the signal when its leader has ended.
-        to_all = number == signal.SIGKILL or leader not in self._pidfds
+        to_all = self.was_killed or self.note.pid not in self._pidfds
         for pid, pidfd in self._pidfds.items():
-            if (to_all or pid == leader) and self._sent.get(pid) != number:
+            if (to_all or pid == self.note.pid) and self._sent.get(pid) != number:
                 self._sent[pid] = number
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     deliver(partial(signal.pidfd_send_signal, pidfd), number)
+
+    def _polite_signal(self, seconds: float) -> int:
+        if not self.drains or self.listens:
+            return self.note.stop_signal
+        if self.note.drain_seconds is not None and seconds >= self.note.drain_seconds:
+            return signal.SIGTERM
+        # A worker has seen that it is alone, and must not be stopped; HAProxy has not.
+        return signal.SIGCONT if self.note.stop_signal == signal.SIGTERM else self.note.stop_signal
 
     @property
     def warnings(self) -> list[str]:
@@ -302,7 +301,7 @@ def end_left_overs(
     began, last_began, released = time.monotonic(), None, False
     while left := _still_running(sessions):
         seconds = time.monotonic() - began
-        if not released and all(each.only_finishes for each in left):
+        if not released and all(each.drains and not each.listens for each in left):
             released = True
             on_released(sessions)
         if last_began is None and all(each.note.drain_seconds is None for each in left):
@@ -312,7 +311,8 @@ def end_left_overs(
             each.signal_if_due(seconds, kill_after)
         if all(seconds >= kill_after + KILLED_SECONDS for kill_after in limits):
             break  # they cannot be killed
-        _await_exit(left, limits, began, None if released else _LISTENS_AGAIN_SECONDS)
+        is_closing = any(each.drains and each.listens for each in left)
+        _await_exit(left, limits, began, _LISTENS_AGAIN_SECONDS if is_closing else None)
     if not released:
         on_released(sessions)
     return sessions
