@@ -42,7 +42,7 @@ def _head() -> Iterator[str]:
     yield "[\\fIOPTIONS\\fR] \\fICOMMAND\\fR [\\fIARGUMENTS\\fR]"
     yield ".SH OPTIONS"
     yield "Every command takes these, before or after its name."
-    yield from _options(_in_panel(_GROUP.imported("list"), "Global options"))
+    yield from _options(in_panel(_GROUP.imported("list"), "Global options"))
 
 
 def _commands() -> Iterator[str]:
@@ -53,7 +53,8 @@ def _commands() -> Iterator[str]:
                 yield from _command(name, _GROUP.imported(name))
 
 
-def _in_panel(command: Any, *panels: str | None) -> list[Any]:
+def in_panel(command: Any, *panels: str | None) -> list[Any]:
+    """The parameters of the command under these headings of its help; None is the first, without a name."""
     return [
         each
         for each in command.params
@@ -66,8 +67,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     _, *words = command.collect_usage_pieces(typer.Context(command, info_name=name))
     yield f".SS poolctl {name} {_text(' '.join(words))}".rstrip()
     yield _text(help)
-    yield from _options(_in_panel(command, None))
-    if selection := [each for each in _in_panel(command, "Selection") if each.param_type_name == "option"]:
+    yield from _options(in_panel(command, None))
+    if selection := [each for each in in_panel(command, "Selection") if each.param_type_name == "option"]:
         yield ".P"
         yield "Options that select servers: " + ", ".join(
             f"\\fB{_text(each.opts[-1])}\\fR" for each in selection

@@ -15,6 +15,7 @@ from typing import Any
 
 import tomlkit
 import typer
+from manual import in_panel
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -88,15 +89,6 @@ def commands() -> str:
             if listed.rich_help_panel == panel:
                 parts += _command(name, group.imported(name))
     return "\n\n".join(parts) + "\n"
-
-
-def in_panel(command: Any, *panels: str | None) -> list[Any]:
-    """The parameters of the command under these headings of its help; None is the first, without a name."""
-    return [
-        each
-        for each in command.params
-        if getattr(each, "rich_help_panel", None) in panels and not each.hidden
-    ]
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

@@ -9,11 +9,12 @@ import os
 import sys
 from signal import SIGINT, signal
 
+from poolctl.exit_codes import INTERRUPTED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-INTERRUPTED = 130
 _ctrl_c_raises = False  # otherwise Ctrl-C kills the process at once
 
 

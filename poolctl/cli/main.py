@@ -7,6 +7,7 @@ import os
 import sys
 
 from poolctl.cli import interrupts
+from poolctl.exit_codes import INTERRUPTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is None:
         # Imports create no garbage, and collections took a tenth of a short command's time.
         gc.set_threshold(50_000)
-        code = interrupts.INTERRUPTED
+        code = INTERRUPTED
         try:
             from poolctl.bootstrap import reset_inherited_signals
             from poolctl.config import disable_pydantic_plugins

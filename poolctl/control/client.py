@@ -211,9 +211,8 @@ class Client:
 
         from poolctl.control.answers import Result, UpgradeResult
 
-        log = f"{os.path.dirname(self.socket_path)}/supervisor.log"
         try:
-            log_start = os.stat(log).st_size
+            log_start = os.stat(self._supervisor_log).st_size
         except OSError:
             log_start = 0
         try:
@@ -238,6 +237,10 @@ class Client:
         self._await_successor(result.upgraded_from, log_start)
         now = self.ask(Result, "list", {"options": {"counts": True}})
         return replace(result, items=now.items, changed=now.changed)
+
+    @property
+    def _supervisor_log(self) -> str:
+        return f"{os.path.dirname(self.socket_path)}/supervisor.log"
 
     def _order_upgrade_of_keeper(self, keeper_pid: int) -> None:
         """Have a keeper without a supervisor start this version's, and then this version of itself."""
@@ -279,12 +282,11 @@ class Client:
                 return
             state = f"the pool still runs poolctl {about.version}"
             break
-        log = f"{os.path.dirname(self.socket_path)}/supervisor.log"
-        why = failure_reason(log, log_start, records=False)
+        why = failure_reason(self._supervisor_log, log_start, records=False)
         raise ControlError(
             f"poolctl {__version__} could not take over{f': {why}' if why else ''}; {state}",
             exit_code=exit_codes.FAILED,
-            hint=f"repair that version, then repeat poolctl upgrade; see {log}",
+            hint=f"repair that version, then repeat poolctl upgrade; see {self._supervisor_log}",
         )
 
     def _receive_chunks_with_liveness_checks(

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from poolctl.platform import memory_bytes
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.programs import program
@@ -124,11 +124,7 @@ class StructureChaos(GatewayChaos):
     def memory(self) -> tuple[int, int]:
         """How many processes HAProxy has, and their memory."""
         pids = [pid for pid, command in self.pool.processes().items() if command.endswith("haproxy.cfg")]
-        sizes = []
-        for pid in pids:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-                if found := re.search(r"^Pss: +(\d+) kB", file.read(), re.MULTILINE):
-                    sizes.append(int(found[1]) * 1024)
+        sizes = [size for pid in pids if (size := memory_bytes(pid))]
         return len(sizes), sum(sizes)
 
     def run_changes(self, changes: int, names: tuple[str, ...]) -> None:

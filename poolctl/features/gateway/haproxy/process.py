@@ -26,7 +26,7 @@ from poolctl.config.model.section import Log
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
-from poolctl.platform import memory_file, process_start, processes, replace_file
+from poolctl.platform import memory_bytes, memory_file, process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
 from poolctl.runners.helper_process import HelperChild, HelperKind, HelperLog
@@ -406,7 +406,7 @@ class HaproxyProcesses:
     async def _end_oldest_if_too_many(self, replaced: HaproxyProcess) -> None:
         await asyncio.wait([replaced.exited], timeout=_EXIT_SECONDS)
         running = [*self._replaced]
-        sizes = await in_daemon_thread(lambda: [_memory_bytes(each.pid) for each in running])
+        sizes = await in_daemon_thread(lambda: [memory_bytes(each.pid) or 0 for each in running])
         while len(running) > _MAX_REPLACED or sum(sizes) > _MAX_REPLACED_BYTES:
             running[0].signal(signal.SIGTERM)
             self.on_too_many(running[0].pid)
@@ -425,14 +425,6 @@ def _pids_of(directory: str) -> list[int]:
             if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
                 found.append(pid)
     return found
-
-
-def _memory_bytes(pid: int) -> int:
-    """The process's own memory, with its share of what others have, too; 0 if it has ended. Blocks."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        if found := re.search(r"^Pss: +(\d+) kB", file.read(), re.MULTILINE):
-            return int(found[1]) * 1024
-    return 0
 
 
 def _end_processes(directory: str) -> None:

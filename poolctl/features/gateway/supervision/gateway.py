@@ -93,8 +93,7 @@ _RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
 _UNSTABLE_ENDS, _UNSTABLE_SECONDS = 3, 600.0
 # HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
-    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed"
-    r"|$)"
+    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed|$)"
 )
 
 logger = logging.getLogger("poolctl.supervisor")
