@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from itertools import zip_longest
 
-from poolctl.cli.outcome import JsonObject, Outcome, as_json
+from poolctl.cli.outcome import Outcome, as_json
 from poolctl.control.protocol import SCHEMA
 
 TYPE_CHECKING = False
@@ -91,7 +92,9 @@ def show(outcome: Outcome) -> int:
     replaces both.
     """
     outcome.items = [
-        _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
+        replace(item, expose=with_masked_password(item.expose))
+        if is_server(item) and "@" in item.expose
+        else item
         for item in outcome.items
     ]
     if outcome.streamed:
@@ -148,15 +151,6 @@ def is_server(item: object) -> TypeGuard[Item]:
 
 def _is_measured(item: object) -> TypeGuard[MeasuredServer]:
     return is_server(item) and getattr(item, "stats", None) is not None
-
-
-def _without_password(item: Item) -> object:
-    expose = with_masked_password(item.expose)
-    if isinstance(item, JsonObject):
-        return JsonObject(**{**vars(item), "expose": expose})
-    from dataclasses import replace
-
-    return replace(item, expose=expose)
 
 
 def text_of(items: Sequence[object], output: str) -> str:
@@ -366,8 +360,6 @@ def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bo
 
 def problem_text(each: ErrorEntry) -> str:
     """The problem in one line, with its place and without its fix: `pool.toml:7:1: server[1].binf: unknown key`."""
-    from dataclasses import replace
-
     line = next(iter(error_lines(replace(each, hint="")))).partition("\n")[0]
     return line.removeprefix("error: ")
 
