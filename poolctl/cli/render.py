@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from poolctl.control.answers import ErrorEntry, Item, Result
-    from poolctl.control.server_answers import MeasuredServer
+    from poolctl.control.server_answers import MeasuredServer, ServerDescription
     from poolctl.json_form import Table
 
 
@@ -274,6 +274,29 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
             text = f"{', '.join(left_out)} left out; -o wide shows all"
             terminal.print(Text(text, "dim"), soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def dependency_lines(item: ServerDescription, servers: Mapping[str, ServerDescription]) -> list[str]:
+    """The tree of the servers that this one waits for, each with its state, for a terminal."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(tree: Tree, server: ServerDescription) -> None:
+        for each in server.config.get("depends_on") or ():
+            label = Text(printable(each["name"]))
+            if each["condition"] != "ready":
+                label.append(f" ({each['condition']})")
+            branch = tree.add(label)
+            if (needed := servers.get(each["name"])) is not None:
+                label.append(f" {needed.state}", STYLES.get(needed.state, ""))
+                grow(branch, needed)
+
+    tree = Tree("depends on")
+    grow(tree, item)
+    terminal = console(sys.stdout)
+    with terminal.capture() as captured:
+        terminal.print(tree, soft_wrap=True)
+    return [f"  {line.rstrip()}" for line in captured.get().splitlines()]
 
 
 def field_text(item: object, field: str) -> str:
