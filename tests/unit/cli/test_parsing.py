@@ -100,7 +100,7 @@ def test_program_after_the_dashes_is_left_alone() -> None:
 
 
 MISTAKES = [
-    ("lst", "error: no such command 'lst'", "did you mean 'list'?"),
+    ("lst", "error: no such command 'lst'", "did you mean 'list'"),
     ("ps", "error: no such command 'ps'", "here it is called: poolctl list"),
     ("list --nmae x", "error: no such option: --nmae", "did you mean --name"),
     ("list --state runing", "error: --state: unknown value 'runing'", "did you mean 'running'?"),
