@@ -6,6 +6,7 @@ With --save they change the files, too: that change is checked before the live c
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from poolctl import exit_codes
@@ -24,8 +25,6 @@ from poolctl.selection.selector import missing_selection_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from poolctl.config import Problem
 
 # A change that was made is saved, even if not for every server or not in time.

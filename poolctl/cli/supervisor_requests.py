@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from poolctl.cli.options import Filters
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.render import NAMES_SHOWN, abbreviated_list, printable
-from poolctl.control.answers import Result
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -24,20 +25,17 @@ from poolctl.control.client import (
 )
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
+from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from threading import Timer
-    from typing import TypeVar
 
     from rich.status import Status
 
-    from poolctl.control.answers import ProgressLine
     from poolctl.control.server_answers import ServerDescription
-    from poolctl.json_form import Table
 
-    Answer = TypeVar("Answer", bound=Result)
-
+Answer = TypeVar("Answer", bound=Result)
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "

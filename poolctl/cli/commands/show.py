@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -29,10 +30,6 @@ from poolctl.cli.supervisor_requests import Request, ask_or_read_files
 from poolctl.config import masked, value_text
 from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
