@@ -102,7 +102,10 @@ def show(outcome: Outcome) -> int:
     elif outcome.form == "json":
         sys.stdout.write(json.dumps(outcome.document(), default=str) + "\n")
     elif outcome.form == "jsonl":
-        sys.stdout.write(_json_lines(outcome))
+        lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
+        if outcome.text is not None and not outcome.items:  # such as a version
+            lines.insert(0, outcome.extra)
+        sys.stdout.writelines(json.dumps({"schema": SCHEMA, **line}, default=str) + "\n" for line in lines)
     elif outcome.text is not None:
         sys.stdout.write(for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text)
     elif outcome.form:
@@ -116,14 +119,6 @@ def show(outcome: Outcome) -> int:
         sys.stdout.write(f"{message}\n")
     print_diagnostics(outcome)
     return outcome.exit_code
-
-
-def _json_lines(outcome: Outcome) -> str:
-    """A line for each item, then one for each error. A result without items, such as a version, is a line as well."""
-    lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
-    if outcome.text is not None and not outcome.items:
-        lines.insert(0, outcome.extra)
-    return "".join(json.dumps({"schema": SCHEMA, **line}, default=str) + "\n" for line in lines)
 
 
 def terminal_width_or_zero(stream: TextIO) -> int:
@@ -367,7 +362,8 @@ def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bo
     hint = each.hint if with_hint else ""
     if each.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
-        where = shown(_place_of_error(each), "bold")
+        place = [relative_to_cwd(each.file), *(str(number) for number in (each.line, each.column) if number)]
+        where = shown(printable(":".join(place)), "bold")
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
@@ -385,11 +381,6 @@ def problem_text(each: ErrorEntry) -> str:
     """The problem in one line, with its place and without its fix: `pool.toml:7:1: server[1].binf: unknown key`."""
     line = next(iter(error_lines(replace(each, hint="")))).partition("\n")[0]
     return line.removeprefix("error: ")
-
-
-def _place_of_error(each: ErrorEntry) -> str:
-    numbers = [str(number) for number in (each.line, each.column) if number]
-    return printable(":".join([relative_to_cwd(each.file or ""), *numbers]))
 
 
 def relative_to_cwd(path: str) -> str:
