@@ -12,7 +12,7 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_b
 	test_benchmark_report.py test_conformance_collections.py test_mutants.py test_sdist.py test_release.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
-PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_command_line.py \
+PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/, \
 	cli/test_completion.py core/test_decide_properties.py)) \
 	$(shell grep -L mark.integration tests/features/gateway/test_*.py)
 PORTABLE = $(PORTABLE_UNIT) $(addprefix tests/integration/,runners processes/test_starting.py test_inline_runner.py test_embedding.py)

@@ -6,11 +6,12 @@ With --save they change the files, too: that change is checked before the live c
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from poolctl import exit_codes
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
-from poolctl.cli.options import ExplicitSelection, Filters, Save, flags
+from poolctl.cli.options import ExplicitSelection, Filters, Save, Wait, flags
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -24,13 +25,12 @@ from poolctl.selection.selector import missing_selection_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from poolctl.config import Problem
 
 # A change that was made is saved, even if not for every server or not in time.
 _SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 
+NO_SAVE = Save()
 # Maximum number of attempts to write, because other commands may edit the files at the same time.
 _ATTEMPTS = 20
 
@@ -39,11 +39,11 @@ def change_servers(
     verb: str,
     place: Place,
     selection: ExplicitSelection,
+    wait: Wait,
     report: Callable[[Result], str],
-    write: Callable[[WriteBack, list[str]], None] | None = None,
     *,
-    timeout: float | None = None,
-    save: Save | None = None,
+    save: Save = NO_SAVE,
+    write: Callable[[WriteBack, list[str]], None] | None = None,
     works_offline: bool = True,
     options: Mapping[str, object] | None = None,
     removes: bool = False,
@@ -51,24 +51,24 @@ def change_servers(
     """Change the selected servers in the running pool and, with --save, in the files; returns when this is done.
 
     `report` returns the final line about the servers. `write` applies the change to the draft of the files; without it
-    the change is a live state that files cannot store. If no supervisor runs, only the files are changed, unless
-    `works_offline` is false. With `removes`, servers that are only in the files are removed from them.
+    files cannot store the change. If no supervisor runs, only the files are changed, unless `works_offline` is false.
+    With `removes`, servers that are only in the files are removed from them.
     """
     pool = find_pool(place)
     _require_selection(verb, place, selection, pool)
-    saves = save is not None and save.save and write is not None
-    sent = {**flags(all=selection.everything, saves=saves), **(options or {})}
-    request = Request(verb, place, selection, sent, timeout)
+    sent = {
+        "wait": not wait.no_wait,
+        **flags(all=selection.everything, saves=save.save),
+        **(options or {}),
+    }
+    request = Request(verb, place, selection, sent, wait.timeout)
 
     def live() -> Outcome:
         result = ask(request, pool)
         return Outcome.of(result, _final_line(result, report))
 
-    if save is None or not save.save or write is None:
-        outcome = live()
-        if save is not None and save.save:
-            outcome.warnings.append(f"{verb} is a live state that no file stores: nothing was written")
-        return outcome
+    if write is None or not save.save:
+        return live()
     selection.selector()  # a mistake in it is reported before anything is read
     files = WriteBack(pool, allow_empty=selection.allow_empty, dry_run=save.dry_run)
     items, running = _selected_items_and_is_live(

@@ -6,19 +6,14 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Container, Iterable
+from typing import TextIO
 
 from poolctl.cli.render import coloured, in_style, printable
+from poolctl.control.server_answers import ServerDescription
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import level_place, stated_level, text_after_level
 from poolctl.logs.log_line import JsonRecord, LogLine, local_clock_time, parse_record
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
-    from typing import TextIO
-
-    from poolctl.control.server_answers import ServerDescription
-
 
 _STYLES = (
     "cyan", "yellow", "green", "magenta", "blue",

@@ -16,13 +16,13 @@ from poolctl.cli.render import problem_text, rests_until_named
 from poolctl.config import masked, values_to_mask
 from poolctl.control.answers import ErrorEntry, Item, error_entries, item_from_config
 from poolctl.control.pool_paths import state_dir
+from poolctl.control.server_answers import ServerDescription
 from poolctl.errors import PoolError
 from poolctl.json_form import Table
 from poolctl.selection.selector import NothingMatched, select
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
-    from poolctl.control.server_answers import ServerDescription
 
 Server = TypeVar("Server", bound=Item)
 

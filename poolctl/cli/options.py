@@ -288,9 +288,6 @@ class Save:
 
 Form = Annotated[str | None, forms()]
 LineForm = Annotated[str | None, forms(*FORMATS[:4], help="table (default), wide, or json for JSON lines.")]
-LiveSave = Annotated[
-    bool, _option("--save", help="Has no effect: the change is a live state that no file stores.")
-]
 NoDeps = Annotated[bool, _option("--no-deps", help="Ignore dependencies: act on the selected servers only.")]
 CallerEnv = Annotated[
     bool, _option("--env", help="Use this command's environment instead of the supervisor's.")

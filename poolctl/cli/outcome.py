@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from poolctl import exit_codes
 from poolctl.control.protocol import SCHEMA
 
@@ -30,19 +28,6 @@ class Failure(Exception):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.errors[0].message if outcome.errors else "")
         self.outcome = outcome
-
-
-class JsonObject(SimpleNamespace):
-    """An object of the supervisor's answer with its members as attributes; missing members are None.
-
-    Used instead of Result, Item and ErrorEntry, because importing `dataclasses` takes longer than everything else that
-    `list` or `status` does.
-    """
-
-    PRINTED = ()
-
-    def __getattr__(self, name: str) -> None:
-        return None
 
 
 class Outcome:
@@ -81,7 +66,7 @@ class Outcome:
         self.text = text
         self.footer = ""
         self.changed: Table | None = None
-        self.extra = dict(extra or {})
+        self.extra: Table = dict(extra or {})
 
     def __repr__(self) -> str:
         return f"<Outcome {self.exit_code}: {len(self.items)} items, {len(self.errors)} errors>"
@@ -127,8 +112,6 @@ class Outcome:
 
 def as_json(item: object, *names: str) -> Table:
     """Return the JSON form of an item, an error or an answer, with only the fields `*names` if names are given."""
-    if isinstance(item, JsonObject):
-        return vars(item)
     from poolctl.json_form import to_json
 
     return to_json(item, *names)

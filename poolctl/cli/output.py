@@ -37,7 +37,9 @@ class WholeFile(io.FileIO):
             except OSError as error:
                 raise OutputError(error.errno, error.strerror) from None
             if count is None:
-                _await_writable(self.fileno())
+                poll = select.poll()
+                poll.register(self.fileno(), select.POLLOUT)
+                poll.poll()
             else:
                 self.written_bytes += count
         return len(view)
@@ -116,9 +118,3 @@ class LineOutput:
             self._is_torn = self._is_torn or self._file.written_bytes > 0
         else:
             self._lost_lines, self._is_torn = 0, False
-
-
-def _await_writable(descriptor: int) -> None:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    poll.poll()

@@ -6,15 +6,12 @@ import os
 import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place
 from poolctl.cli.render import printable, relative_to_cwd
 from poolctl.config import ConfigNotFound, candidate_files, default_file, find_config, missing_file
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INVALID_CONFIGURATION
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.cli.place import Place
 
 
 class PoolRef:

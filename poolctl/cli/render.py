@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from itertools import zip_longest
 
-from poolctl.cli.outcome import JsonObject, Outcome, as_json
+from poolctl.cli.outcome import Outcome, as_json
 from poolctl.control.protocol import SCHEMA
 
 TYPE_CHECKING = False
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from poolctl.control.answers import ErrorEntry, Item, Result
-    from poolctl.control.server_answers import MeasuredServer
+    from poolctl.control.server_answers import MeasuredServer, ServerDescription
     from poolctl.json_form import Table
 
 
@@ -91,7 +92,9 @@ def show(outcome: Outcome) -> int:
     replaces both.
     """
     outcome.items = [
-        _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
+        replace(item, expose=with_masked_password(item.expose))
+        if is_server(item) and "@" in item.expose
+        else item
         for item in outcome.items
     ]
     if outcome.streamed:
@@ -99,7 +102,10 @@ def show(outcome: Outcome) -> int:
     elif outcome.form == "json":
         sys.stdout.write(json.dumps(outcome.document(), default=str) + "\n")
     elif outcome.form == "jsonl":
-        sys.stdout.write(_json_lines(outcome))
+        lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
+        if outcome.text is not None and not outcome.items:  # such as a version
+            lines.insert(0, outcome.extra)
+        sys.stdout.writelines(json.dumps({"schema": SCHEMA, **line}, default=str) + "\n" for line in lines)
     elif outcome.text is not None:
         sys.stdout.write(for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text)
     elif outcome.form:
@@ -113,14 +119,6 @@ def show(outcome: Outcome) -> int:
         sys.stdout.write(f"{message}\n")
     print_diagnostics(outcome)
     return outcome.exit_code
-
-
-def _json_lines(outcome: Outcome) -> str:
-    """A line for each item, then one for each error. A result without items, such as a version, is a line as well."""
-    lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
-    if outcome.text is not None and not outcome.items:
-        lines.insert(0, outcome.extra)
-    return "".join(json.dumps({"schema": SCHEMA, **line}, default=str) + "\n" for line in lines)
 
 
 def terminal_width_or_zero(stream: TextIO) -> int:
@@ -148,15 +146,6 @@ def is_server(item: object) -> TypeGuard[Item]:
 
 def _is_measured(item: object) -> TypeGuard[MeasuredServer]:
     return is_server(item) and getattr(item, "stats", None) is not None
-
-
-def _without_password(item: Item) -> object:
-    expose = with_masked_password(item.expose)
-    if isinstance(item, JsonObject):
-        return JsonObject(**{**vars(item), "expose": expose})
-    from dataclasses import replace
-
-    return replace(item, expose=expose)
 
 
 def text_of(items: Sequence[object], output: str) -> str:
@@ -282,6 +271,29 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
+def dependency_lines(item: ServerDescription, servers: Mapping[str, ServerDescription]) -> list[str]:
+    """The tree of the servers that this one waits for, each with its state, for a terminal."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(tree: Tree, server: ServerDescription) -> None:
+        for each in server.config.get("depends_on") or ():
+            label = Text(printable(each["name"]))
+            if each["condition"] != "ready":
+                label.append(f" ({each['condition']})")
+            branch = tree.add(label)
+            if (needed := servers.get(each["name"])) is not None:
+                label.append(f" {needed.state}", STYLES.get(needed.state, ""))
+                grow(branch, needed)
+
+    tree = Tree("depends on")
+    grow(tree, item)
+    terminal = console(sys.stdout)
+    with terminal.capture() as captured:
+        terminal.print(tree, soft_wrap=True)
+    return [f"  {line.rstrip()}" for line in captured.get().splitlines()]
+
+
 def field_text(item: object, field: str) -> str:
     """A field of an item for scripts: lists are joined by commas, unknown values are empty."""
     if field == "uptime" and is_server(item):
@@ -350,7 +362,8 @@ def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bo
     hint = each.hint if with_hint else ""
     if each.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
-        where = shown(_place_of_error(each), "bold")
+        place = [relative_to_cwd(each.file), *(str(number) for number in (each.line, each.column) if number)]
+        where = shown(printable(":".join(place)), "bold")
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
@@ -366,15 +379,8 @@ def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bo
 
 def problem_text(each: ErrorEntry) -> str:
     """The problem in one line, with its place and without its fix: `pool.toml:7:1: server[1].binf: unknown key`."""
-    from dataclasses import replace
-
     line = next(iter(error_lines(replace(each, hint="")))).partition("\n")[0]
     return line.removeprefix("error: ")
-
-
-def _place_of_error(each: ErrorEntry) -> str:
-    numbers = [str(number) for number in (each.line, each.column) if number]
-    return printable(":".join([relative_to_cwd(each.file or ""), *numbers]))
 
 
 def relative_to_cwd(path: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -147,19 +146,15 @@ def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) 
         verb = next((word for word in words if word in group.commands), "")
         return UsageError(message, hint=" ".join(filter(None, ("poolctl", verb, "-h"))))
     if option:
-        hint = _option_hint(option, ctx, group, words) or hint
+        hint = _option_hint(option, ctx) or hint
     elif ctx.command is group and (verb := message.partition("'")[2].rpartition("'")[0]):
         hint = f"here it is called: poolctl {OTHER_COMMANDS[verb]}" if verb in OTHER_COMMANDS else hint
     return UsageError(message, hint=hint or f"{ctx.command_path} -h")
 
 
-def _option_hint(option: str, ctx: Any, group: Any, words: Sequence[str]) -> str:
-    """A hint for an option that a command rejects: its correct position, or another name; or ""."""
-    at = next((at for at, word in enumerate(words) if word in group.commands), 0)
-    if ctx.command is group and at and option in _spellings(group.imported(words[at])):
-        moved = shlex.join(["poolctl", *words[at:], *words[:at]])
-        return f"options come after the command: {moved}"
-    spellings = _spellings(ctx.command)
+def _option_hint(option: str, ctx: Any) -> str:
+    """A hint for an option of another tool that a command rejects; or ""."""
+    spellings = [spelling for param in ctx.command.params for spelling in param.opts]
     needed, meant = OTHER_OPTIONS.get(option, ("", ""))
     if needed in spellings:
         return f"here it is called: {meant}"
@@ -168,10 +163,6 @@ def _option_hint(option: str, ctx: Any, group: Any, words: Sequence[str]) -> str
     if option in ("-a", "--all") and "--state" in spellings:
         return "without a selection, every server is meant"
     return ""
-
-
-def _spellings(command: Any) -> list[str]:
-    return [spelling for param in command.params for spelling in param.opts]
 
 
 def _unexpected_error(error: BaseException) -> tuple[str, str]:

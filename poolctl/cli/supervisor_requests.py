@@ -6,38 +6,36 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from poolctl.cli.options import Filters
-from poolctl.cli.outcome import Failure, JsonObject, Outcome
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.render import NAMES_SHOWN, abbreviated_list, printable
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import (
     Client,
     NoSupervisor,
     SupervisorEnded,
     failure_reason,
-    incompatible_answer_error,
     progress_line,
     value_of,
     wait_for_exit,
 )
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
+from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from threading import Timer
-    from typing import Any, TypeVar
 
     from rich.status import Status
 
-    from poolctl.control.answers import ProgressLine, Result
     from poolctl.control.server_answers import ServerDescription
-    from poolctl.json_form import Table
 
-    Answer = TypeVar("Answer", bound=Result)
-
+Answer = TypeVar("Answer", bound=Result)
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
@@ -69,26 +67,13 @@ def ask(request: Request, pool: PoolRef) -> Result:
 
     Raises SelectorError for a bad selection, ControlError, and Failure if a change continues after Ctrl-C.
     """
-    document = _send_request_for_document(request, pool)
-    try:
-        items = [JsonObject(**each) for each in document.get("items") or ()]
-        errors = [JsonObject(**each) for each in document.get("errors") or ()]
-    except TypeError:
-        raise incompatible_answer_error() from None
-    result = _result({"exit_code": 0, "warnings": [], **document, "items": items, "errors": errors})
-    await_exit_if_pool_ends(result)  # so that the next command finds no remains of this pool
-    return result
-
-
-def _result(members: Mapping[str, object]) -> Result:
-    result: Any = JsonObject(**members)
-    return result  # type: ignore[no-any-return]
+    return ask_for(Result, request, pool)
 
 
 def ask_for(kind: type[Answer], request: Request, pool: PoolRef) -> Answer:
     """Send a request to the pool as `ask` does, but return the answer as an instance of the class `kind`."""
     result = value_of(kind, _send_request_for_document(request, pool))
-    await_exit_if_pool_ends(result)
+    await_exit_if_pool_ends(result)  # so that the next command finds no remains of this pool
     return result
 
 
@@ -165,14 +150,14 @@ def ask_or_launch(request: Request, pool: PoolRef) -> Result:
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, so nothing is left behind.
-        return _result({**vars(result), "ended": _end_idle(pool)})
+        return replace(result, ended=_end_idle(pool))
     if is_empty(result) and not request.selection.allow_empty:
         from poolctl.cli.offline import no_server_outcome
 
         _end_idle(pool)
         raise Failure(no_server_outcome(pool))
     if warning := same_name_warning(pool):
-        return _result({**vars(result), "warnings": [*result.warnings, warning]})
+        return replace(result, warnings=(*result.warnings, warning))
     return result
 
 
@@ -213,7 +198,7 @@ def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_
 def _end_idle(pool: PoolRef) -> bool:
     """Stop the supervisor if it is idle, because launching it proved unnecessary; returns whether it has exited."""
     try:
-        result = _result(Client(pool.socket).call("stop", {"options": {"idle": True}}))
+        result = Client(pool.socket).ask(Result, "stop", {"options": {"idle": True}})
     except ControlError:
         return False  # stopped by another command
     await_exit_if_pool_ends(result)
@@ -236,12 +221,11 @@ def selected(
 
     If `measured` the supervisor adds their figures, such as memory. Raises Failure if nothing is selected.
     """
-    result: Result
     try:
         if measured:
             from poolctl.control.server_answers import StatsResult
 
-            result = ask_for(
+            result: Result = ask_for(
                 StatsResult, Request("stats", place, selection, {"files": True}, command=command), pool
             )
         else:
@@ -250,7 +234,6 @@ def selected(
         if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
-        from poolctl.control.answers import Result
 
         return Result(items=tuple(select_from_files(selection, pool)))
     if result.exit_code:

@@ -263,7 +263,8 @@ class Client:
     def _await_successor(self, previous: int, log_start: int) -> None:
         """Return when a supervisor of this version answers, other than the pid `previous`.
 
-        Raises ControlError if none does: with the reason, if it was logged after `log_start`.
+        Raises NoSupervisor once the pool has ended, and ControlError if none answers: with the reason, if it was logged
+        after `log_start`.
         """
         from poolctl import bootstrap
 
@@ -274,6 +275,8 @@ class Client:
                 about = self.ping(_FAILED_SECONDS)  # answered once the successor is ready
                 with open(f"/proc/{about.supervisor_pid}/cmdline") as file:
                     words = file.read().split("\0")
+            except NoSupervisor:
+                raise
             except (ControlError, OSError):
                 if self._silence_seconds > _FAILED_SECONDS and monotonic() < deadline:
                     continue

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import h11
 
-from .messages import END_OF_HEAD, MAX_HEAD_BYTES, MOST_FIELDS, UNFIT, BadMessage, next_event
+from .messages import END_OF_HEAD, MAX_HEAD_BYTES, MOST_FIELDS, UNFIT, UNFIT_CHARACTER, BadMessage, next_event
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024
@@ -354,7 +354,7 @@ async def _receive_head(
 
 def _check_characters(received: bytes, checked: int = 0) -> None:
     if _ambiguous(received, max(0, checked - 1)):
-        raise BadMessage("a control character, or a line that does not end with CRLF")
+        raise BadMessage(UNFIT_CHARACTER)
 
 
 async def _receive_body(

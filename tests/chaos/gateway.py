@@ -407,6 +407,25 @@ class GatewayChaos:
                 raise Fault(self.faults[-1])
             self.say(self.faults[-1])
 
+    def report(self, work: Callable[[], object]) -> int:
+        """Do the work, print what became of the requests, and return the exit status."""
+        began = time.monotonic()
+        try:
+            work()
+        except Fault as fault:
+            print(fault, file=sys.stderr)
+            return 1
+        finally:
+            for name, outcome in sorted(self.outcomes.items()):
+                print(f"{name.replace('_', ' ')}: {outcome}")
+        requests = sum(load.report.complete for load in self.loads.values())
+        print(f"{requests} requests complete in {time.monotonic() - began:.0f} s")
+        for name, load in self.loads.items():
+            print(f"{name}: {str(load.report).partition(chr(10))[0]}")
+        for fault in self.faults:
+            print(fault, file=sys.stderr)
+        return 1 if self.faults else 0
+
     def may_lose(self, client: Client) -> bool:
         """Whether a killed worker may have had requests of this client."""
         return True
@@ -597,18 +616,7 @@ def main() -> int:
     print(f"seed {options.seed}")
     with gateway_chaos(options.seed, lambda text: print(text, flush=True), deaths=options.deaths) as chaos:
         chaos.keeps_going = options.keep_going
-        try:
-            chaos.run(options.requests, tuple(options.only or ()))
-        except Fault as fault:
-            print(fault, file=sys.stderr)
-            return 1
-        finally:
-            for name, outcome in sorted(chaos.outcomes.items()):
-                print(f"{name.replace('_', ' ')}: {outcome}")
-    print(f"{sum(load.report.complete for load in chaos.loads.values())} requests complete")
-    for name, load in chaos.loads.items():
-        print(f"{name}: {str(load.report).partition(chr(10))[0]}")
-    return 1 if chaos.faults else 0
+        return chaos.report(lambda: chaos.run(options.requests, tuple(options.only or ())))
 
 
 if __name__ == "__main__":

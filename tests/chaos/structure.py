@@ -11,11 +11,9 @@ import argparse
 import contextlib
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 
 from poolctl.platform import memory_bytes
@@ -168,25 +166,8 @@ def main() -> int:
     print(f"seed {options.seed}")
     chaos = StructureChaos(options.seed, lambda text: print(text, flush=True), options.program)
     chaos.keeps_going = True
-    began = time.monotonic()
-    try:
-        chaos.run_changes(options.changes, tuple(options.only or CHANGES))
-    except Fault as fault:
-        print(fault, file=sys.stderr)
-        return 1
-    finally:
-        for name, outcome in sorted(chaos.outcomes.items()):
-            print(f"{name.replace('_', ' ')}: {outcome}")
-        chaos.close()
-        shutil.rmtree(chaos.room, ignore_errors=True)
-    print(
-        f"{sum(load.report.complete for load in chaos.loads.values())} requests, {time.monotonic() - began:.0f} s"
-    )
-    for name, load in chaos.loads.items():
-        print(f"{name}: {str(load.report).partition(chr(10))[0]}")
-    for each in chaos.faults:
-        print(each, file=sys.stderr)
-    return 1 if chaos.faults else 0
+    with contextlib.closing(chaos):
+        return chaos.report(lambda: chaos.run_changes(options.changes, tuple(options.only or CHANGES)))
 
 
 if __name__ == "__main__":

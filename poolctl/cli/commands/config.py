@@ -17,12 +17,9 @@ from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import Request, ask
 from poolctl.config import MASK, escaped, masked, server_table, table_text, values_to_mask
+from poolctl.control.server_answers import ServerDescription
 from poolctl.errors import ControlError
 from poolctl.json_form import Table
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.control.server_answers import ServerDescription
 
 # Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")

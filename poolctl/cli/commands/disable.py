@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from poolctl.cli.group import PoolCommand
@@ -12,9 +10,7 @@ from poolctl.cli.options import ExplicitSelection, Form, Save, Wait, examples, w
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.render import dependents_text
-
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -34,9 +30,8 @@ def disable(
         "disable",
         place,
         selection,
+        wait,
         report,
-        lambda files, names: files.set_disabled_in_draft(names, True),
-        timeout=wait.timeout,
         save=save,
-        options={"wait": not wait.no_wait},
+        write=lambda files, names: files.set_disabled_in_draft(names, True),
     )

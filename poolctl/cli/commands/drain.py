@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.live_change import change_servers, count_text
-from poolctl.cli.options import ExplicitSelection, Form, LiveSave, Save, Timeout, examples, with_options
+from poolctl.cli.options import ExplicitSelection, Form, Timeout, Wait, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
-
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -21,15 +17,11 @@ app = typer.Typer(add_completion=False)
 @app.command(cls=PoolCommand, epilog=examples("poolctl drain users           then: poolctl undrain users"))
 @with_options
 def drain(
-    place: Place,
-    selection: ExplicitSelection,
-    output: Form = None,
-    timeout: Timeout = None,
-    save: LiveSave = False,
+    place: Place, selection: ExplicitSelection, output: Form = None, timeout: Timeout = None
 ) -> Outcome:
     """Take servers out of rotation; they keep answering."""
 
     def report(result: Result) -> str:
         return count_text([each.state == "draining" for each in result.items], "out of rotation")
 
-    return change_servers("drain", place, selection, report, timeout=timeout, save=Save(save))
+    return change_servers("drain", place, selection, Wait(timeout), report)

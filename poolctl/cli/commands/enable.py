@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import typer
 
@@ -12,11 +12,7 @@ from poolctl.cli.options import ExplicitSelection, Form, Save, Wait, examples, w
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.render import dependents_text, server_count_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -38,11 +34,10 @@ def enable(
         "enable",
         place,
         selection,
+        wait,
         report,
-        lambda files, names: files.set_disabled_in_draft(names, False),
-        timeout=wait.timeout,
         save=save,
-        options={"wait": not wait.no_wait},
+        write=lambda files, names: files.set_disabled_in_draft(names, False),
     )
 
 

@@ -101,7 +101,12 @@ def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
         (feature.load(feature.exports[system]) for feature in features() if system in feature.exports), _units
     )
     files: Files = made(place, wanted)
-    outcome = _write_files(str(wanted.into), files) if wanted.into else _printed(output, files.texts)
+    if wanted.into:
+        outcome = _write_files(str(wanted.into), files)
+    else:
+        outcome = Outcome([ExportedFile(name=name, text=text) for name, text in files.texts.items()])
+        if output is None:
+            outcome.text = "\n".join(f"# {name}\n{text}" for name, text in files.texts.items())
     outcome.warnings += files.warnings
     return outcome
 
@@ -127,9 +132,10 @@ def _units(place: Place, wanted: Wanted) -> Files:
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
     seconds = config.tables.stop_seconds
-    pool = ServicePool(
-        name, ref.files, list(config), _poolctl_command(), os.environ, listen, _user(), seconds
-    )
+    script = os.path.join(os.path.dirname(sys.executable), "poolctl")
+    command = [script] if os.path.exists(script) else [sys.executable, "-m", "poolctl"]
+    user = user_name(os.geteuid()) if os.geteuid() else ""
+    pool = ServicePool(name, ref.files, list(config), command, os.environ, listen, user, seconds)
     of_user = wanted.for_user
     try:
         texts = units(pool, of_user=of_user)
@@ -143,23 +149,6 @@ def _units(place: Place, wanted: Wanted) -> Files:
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
         warnings = [f"the service lacks these variables: {', '.join(missing)}; put them into {file}"]
     return Files(texts=texts, made_by=MADE_BY, next_commands=commands, warnings=warnings)
-
-
-def _poolctl_command() -> list[str]:
-    script = os.path.join(os.path.dirname(sys.executable), "poolctl")
-    return [script] if os.path.exists(script) else [sys.executable, "-m", "poolctl"]
-
-
-def _user() -> str:
-    """The user as whom the exported service runs: the current user's name, or "" for root."""
-    return user_name(os.geteuid()) if os.geteuid() else ""
-
-
-def _printed(output: str | None, texts: Mapping[str, str]) -> Outcome:
-    outcome = Outcome([ExportedFile(name=name, text=text) for name, text in texts.items()])
-    if output in (None, "table", "wide"):
-        outcome.text = "\n".join(f"# {name}\n{text}" for name, text in texts.items())
-    return outcome
 
 
 def _write_files(directory: str, files: Files) -> Outcome:
@@ -339,7 +328,10 @@ def _systemd_listen_address(pool: ServicePool, server: ServerConfig) -> str:
     )
 
 
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_ESCAPES = {
+    **{chr(code): f"\\x{code:02x}" for code in (*range(32), 127)},
+    "\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r",
+}  # fmt: skip
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 Section = tuple[str, Sequence[tuple[str, str]]]
@@ -372,7 +364,7 @@ def quote_unit_word(value: str) -> str:
     value = value.replace("%", "%%")
     if _PLAIN.fullmatch(value):
         return value
-    return '"' + "".join(_ESCAPES.get(character, _escaped(character)) for character in value) + '"'
+    return '"' + "".join(_ESCAPES.get(character, character) for character in value) + '"'
 
 
 def systemd_command_line(argv: Sequence[str]) -> str:
@@ -385,7 +377,3 @@ def systemd_command_line(argv: Sequence[str]) -> str:
 def unit_name(name: str) -> str:
     """The name as the first part of a unit name (systemd.unit(5)): invalid characters become hyphens."""
     return re.sub(r"[^A-Za-z0-9:_.-]", "-", name)
-
-
-def _escaped(character: str) -> str:
-    return f"\\x{ord(character):02x}" if character < " " or character == "\x7f" else character

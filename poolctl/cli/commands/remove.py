@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from poolctl.cli.group import PoolCommand
@@ -11,9 +9,7 @@ from poolctl.cli.live_change import change_servers
 from poolctl.cli.options import ExplicitSelection, Form, NoDeps, Save, Wait, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
-
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -39,10 +35,10 @@ def remove(
         "remove",
         place,
         selection,
+        wait,
         report,
-        lambda files, names: files.remove_in_draft(names),
-        timeout=wait.timeout,
         save=save,
-        options={"wait": not wait.no_wait, "deps": not no_deps},
+        write=lambda files, names: files.remove_in_draft(names),
+        options={"deps": not no_deps},
         removes=True,
     )

@@ -22,10 +22,7 @@ from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import last_run_outcome_line, ready_line, server_count_text, still_running_text
 from poolctl.cli.supervisor_requests import Request, ask_or_launch, notify_systemd_of_keeper_pid
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,7 @@ from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.render import server_count_text
 from poolctl.config import MOST_WORKERS
-
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -80,12 +78,12 @@ def scale(
         "scale",
         place,
         selection,
+        wait,
         report,
-        None if auto else lambda files, names: files.scale_in_draft(names, workers),
-        timeout=wait.timeout,
         save=save,
+        write=None if auto else lambda files, names: files.scale_in_draft(names, workers),
         works_offline=False,
-        options={"wait": not wait.no_wait, **({"auto": True} if auto else {"workers": workers})},
+        options={"auto": True} if auto else {"workers": workers},
     )
 
 

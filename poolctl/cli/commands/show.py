@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -14,7 +15,9 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
+    dependency_lines,
     field_text,
+    is_rich,
     local_time,
     next_run,
     printable,
@@ -27,10 +30,6 @@ from poolctl.cli.supervisor_requests import Request, ask_or_read_files
 from poolctl.config import masked, value_text
 from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
@@ -63,13 +62,22 @@ def show(
         items = [replace(item, config=masked(item.config)) for item in items]
     text = None
     if not output:
-        text = "\n".join(_text(item, full=full) for item in items)
+        servers = _with_dependencies(items, place) if is_rich(sys.stdout) else {}
+        text = "\n".join(_text(item, servers, full=full) for item in items)
     outcome = Outcome(items, warnings=answer.warnings if answer else (), text=text)
     outcome.changed = answer.changed if answer else None
     return outcome
 
 
-def _text(item: ServerDescription, *, full: bool) -> str:
+def _with_dependencies(items: Iterable[ServerDescription], place: Place) -> Mapping[str, ServerDescription]:
+    """The servers by name, and all others of the pool if one of these depends on others."""
+    servers = {item.name: item for item in items}
+    if {each["name"] for item in items for each in item.config.get("depends_on") or ()} <= servers.keys():
+        return servers
+    return {item.name: item for item in ask_or_read_files(Request("show", place), find_pool(place))[0]}
+
+
+def _text(item: ServerDescription, servers: Mapping[str, ServerDescription], *, full: bool) -> str:
     name = printable(item.name)
     lines = [styled(name, "bold", sys.stdout)]
     rows = [(key, field_text(item, key) or "-") for key in _RUNNING]
@@ -97,6 +105,8 @@ def _text(item: ServerDescription, *, full: bool) -> str:
         routes = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in item.routes]
         rows.append(("routes", _NEXT_LINE.join(map(printable, routes)) or "-"))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
+    if servers and item.config.get("depends_on"):
+        lines += dependency_lines(item, servers)
     lines += ["  configuration", *_configuration(item.config, item.origin or {}, full=full)]
     return "\n".join(lines) + "\n"
 

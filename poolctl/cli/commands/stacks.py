@@ -17,10 +17,7 @@ from poolctl.cli.supervisor_requests import Request, ask_for, selected
 from poolctl.control.client import NoSupervisor
 from poolctl.control.server_answers import StacksResult
 from poolctl.feature import features
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.runners.stack_report import WorkerStacks
+from poolctl.runners.stack_report import WorkerStacks
 
 app = typer.Typer(add_completion=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -21,18 +22,12 @@ from poolctl.cli.render import (
     stack_lines,
     terminal_width_or_zero,
 )
-from poolctl.cli.supervisor_requests import CRASH_LOOP, Request, ask, ask_for
+from poolctl.cli.supervisor_requests import CRASH_LOOP, Request, ask_for
+from poolctl.control.answers import Item, StatusResult
 from poolctl.control.client import NoSupervisor, SupervisorFailed
 from poolctl.exit_codes import NOT_AS_DESIRED
+from poolctl.json_form import Table
 from poolctl.units import format_size
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-    from poolctl.json_form import Table
-
 
 # Docker's HEALTHCHECK accepts only 0 and 1.
 UNHEALTHY = 1
@@ -69,7 +64,7 @@ def status(
 def _status(place: Place, selection: Selection, output: str | None) -> Outcome:
     pool = find_pool(place)
     try:
-        result = ask(Request("status", place, selection), pool)
+        result = ask_for(StatusResult, Request("status", place, selection), pool)
     except NoSupervisor:
         from poolctl.cli.offline import select_from_files, summary_of
 
@@ -88,11 +83,10 @@ def _status(place: Place, selection: Selection, output: str | None) -> Outcome:
             extra={"summary": {"servers": 0, "ready": 0, "states": {}}},
         )
     outcome = Outcome.of(result)
-    summary: Table | None = getattr(result, "summary")  # noqa: B009 (a member of this answer alone)
-    if summary is None:
+    if result.summary is None:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
-    outcome.extra["summary"] = summary
+    summary = outcome.extra["summary"]
     outcome.message = "\n".join(_summary_lines(result.items, summary))
     if place.verbose and not output:
         outcome.message += "".join(f"\n    {line}" for line in _process_lines(summary))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 import typer
 
@@ -20,9 +20,6 @@ from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor, SupervisorFailed, wait_for_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.states import ENDED
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 _MOST_NAMES = 5
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.live_change import change_servers, count_text
-from poolctl.cli.options import ExplicitSelection, Form, LiveSave, Save, Timeout, examples, with_options
+from poolctl.cli.options import ExplicitSelection, Form, Timeout, Wait, examples, with_options
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
-
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -21,15 +17,11 @@ app = typer.Typer(add_completion=False)
 @app.command(cls=PoolCommand, epilog=examples("poolctl undrain --all         every drained server"))
 @with_options
 def undrain(
-    place: Place,
-    selection: ExplicitSelection,
-    output: Form = None,
-    timeout: Timeout = None,
-    save: LiveSave = False,
+    place: Place, selection: ExplicitSelection, output: Form = None, timeout: Timeout = None
 ) -> Outcome:
     """Put drained servers back into rotation."""
 
     def report(result: Result) -> str:
         return count_text([each.ready for each in result.items], "in rotation")
 
-    return change_servers("undrain", place, selection, report, timeout=timeout, save=Save(save))
+    return change_servers("undrain", place, selection, Wait(timeout), report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,42 +63,29 @@ def validate(
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
     if not outcome.errors and config.is_empty and not allow_empty:
         outcome.errors = no_server_outcome(pool).errors
-    outcome.message = (
-        "" if outcome.errors else f"{_content_summary(config)}, ok{_not_imported_remark(config, import_apps)}"
-    )
-    outcome.notes = [] if outcome.errors else [*_wsgi_note(config), *_secrets_not_passed_note(config)]
+    if not outcome.errors:
+        outcome.message = _summary_line(config, import_apps=import_apps)
+        outcome.notes = [*_notes(config)]
     return _with_exit_code(outcome)
 
 
-def _content_summary(config: Configuration) -> str:
+def _summary_line(config: Configuration, *, import_apps: bool) -> str:
     routes = config.tables.routes
-    if len(config) or not routes:
-        return server_count_text(len(config))
-    return f"no server, {routes} route{'s' * (routes > 1)}"
+    content = server_count_text(len(config))
+    if routes and not len(config):
+        content = f"no server, {routes} route{'s' * (routes > 1)}"
+    is_checked = import_apps or all(server.command for server in config)
+    return f"{content}, ok{'' if is_checked else ' (applications not imported: --import)'}"
 
 
-def _not_imported_remark(config: Configuration, import_apps: bool) -> str:
-    if import_apps or all(server.command for server in config):
-        return ""
-    return " (applications not imported: --import)"
-
-
-def _wsgi_note(config: Configuration) -> list[str]:
-    """A note about imported applications that are served by a2wsgi; [] if there are none."""
+def _notes(config: Configuration) -> Iterator[str]:
     names = [name for name, middleware in config.wsgi_middleware.items() if middleware == "a2wsgi"]
-    return [f"WSGI, served by a2wsgi: {', '.join(names)}"] if names else []
-
-
-def _secrets_not_passed_note(config: Configuration) -> list[str]:
-    """A note about environment variables that hold secrets of the pool and are not passed to servers; [] if none.
-
-    Without the note, a server that relies on such a variable would fail only when it runs in the pool.
-    """
-    names = sorted(config.secret_variable_names)
-    if not names:
-        return []
-    hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} passes it to a server'
-    return [f"not passed to servers: {', '.join(names)} (used by the pool itself); {hint}"]
+    if names:
+        yield f"WSGI, served by a2wsgi: {', '.join(names)}"
+    # A server that relies on such a variable would otherwise fail only when it runs in the pool.
+    if names := sorted(config.secret_variable_names):
+        hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} passes it to a server'
+        yield f"not passed to servers: {', '.join(names)} (used by the pool itself); {hint}"
 
 
 def _with_exit_code(outcome: Outcome) -> Outcome:

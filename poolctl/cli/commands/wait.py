@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import Annotated
 
@@ -14,15 +15,10 @@ from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import server_count_text
 from poolctl.cli.supervisor_requests import Request, ask
+from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 from poolctl.states import State
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item, Result
 
 # One stat per interval is cheap, and a new supervisor is noticed without delay.
 POLL_SECONDS = 0.05

@@ -45,17 +45,14 @@ class _InitProcess:
             if self._due is not None and monotonic() >= self._due:
                 return 128 + signal.SIGKILL if self._status is None else self._status
             if came is not None and came.si_signo != signal.SIGCHLD:
-                self._forward(came)
+                # The terminal sends its signals to the child as well.
+                if came.si_code != SI_KERNEL and self._status is None:
+                    os.kill(self._child, came.si_signo)
+                if came.si_signo in (signal.SIGTERM, signal.SIGINT):
+                    self._end_soon()
             alone = self._reap_and_check_childless()
             if self._status is not None and (alone or self._status <= 128):
                 return self._status
-
-    def _forward(self, came: signal.struct_siginfo) -> None:
-        # The terminal sends its signals to the child as well.
-        if came.si_code != SI_KERNEL and self._status is None:
-            os.kill(self._child, came.si_signo)
-        if came.si_signo in (signal.SIGTERM, signal.SIGINT):
-            self._end_soon()
 
     def _end_soon(self) -> None:
         if self._due is None:

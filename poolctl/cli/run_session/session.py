@@ -377,17 +377,14 @@ class RunSession:
         if self._is_starting:  # the result of the start may have the same cause
             self._held_events.append((event, text, level))
             return
-        if self._quiet or self._is_reported(event):
+        # The failed start, which ends a pool with a command, may have reported this death, with its place in the code.
+        failure = self._failures.get(event.server, "") if self._command and event.next_step else ""
+        if self._quiet or (failure and failure.startswith(event.cause or event.message)):
             return
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
             text = json.dumps(document)
         sys.stderr.write(f"{render.printable(text)}\n")
-
-    def _is_reported(self, event: JournalEvent) -> bool:
-        """Whether the failed start, which ends a pool with a command, has reported this death."""
-        failure = self._failures.get(event.server, "")  # it may also have the place in the code
-        return bool(self._command and event.next_step) and failure.startswith(event.cause or event.message)
 
     def _say(self, text: str, level: str = "info") -> None:
         if not self._quiet:

@@ -34,6 +34,7 @@ from typing import Any
 import h11
 import uvicorn
 
+from poolctl.http.messages import ServerConnection
 from poolctl.keeper.connection_handover import unread_bytes
 
 from ..tally import BOUNDS_NS, BUCKETS, LATENCY_NS, MALFORMED, STARTED, STATUS
@@ -607,6 +608,13 @@ class H11Connection(Http1Connection, H11Protocol):
 
     server_state: PoolServerState
 
+    def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        self._renew_parser()
+
+    def _renew_parser(self) -> None:
+        self.conn = ServerConnection(self.config.h11_max_incomplete_event_size or HEAD_BYTES)
+
     @property
     def between_requests(self) -> bool:
         conn = self.conn
@@ -636,7 +644,7 @@ class H11Connection(Http1Connection, H11Protocol):
             self.transport.close()  # h11 cannot find the end of what the client still sends
             return b""
         # h11 refuses to go on after an event that does not fit, such as a body after the head of a 204.
-        self.conn = h11.Connection(h11.SERVER, self.config.h11_max_incomplete_event_size or HEAD_BYTES)
+        self._renew_parser()
         pipelined: bytes = conn.trailing_data[0]
         return pipelined
 

@@ -202,21 +202,14 @@ def test_without_a_supervisor_only_the_file_changes(
     assert poolctl("validate").code == 0
 
 
-@pytest.mark.parametrize("args", [["scale", "users", "2"], ["drain", "users"], ["undrain", "--all"]])
+@pytest.mark.parametrize(
+    "args", [["scale", "users", "2", "--save"], ["drain", "users"], ["undrain", "--all"]]
+)
 def test_command_about_processes_still_needs_a_supervisor(
     poolctl: Command, file: Path, args: list[str]
 ) -> None:
-    assert poolctl(*args, "--save").code == 6
+    assert poolctl(*args).code == 6
     assert file.read_text() == COMMENTED
-
-
-def test_live_state_without_a_key_is_changed_with_a_warning(
-    poolctl: Command, supervised: Supervised, file: Path
-) -> None:
-    with supervised(always(item("users", state="draining"))):
-        said = poolctl("drain", "users", "--save")
-    assert said.code == 0
-    assert said.err == "warning: drain is a live state that no file stores: nothing was written\n"
 
 
 def test_change_that_the_file_has_already_is_not_written(poolctl: Command, file: Path) -> None:

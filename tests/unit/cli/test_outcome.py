@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.cli.outcome import Failure, JsonObject, Outcome, UsageError, as_json, error, outcome_of
+from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error, outcome_of
 from poolctl.config import ConfigNotFound
 from poolctl.control.answers import ErrorEntry, Item, ReloadResult, Result, StatusResult
 from poolctl.control.client import NoSupervisor
@@ -49,10 +49,7 @@ def test_outcome_of_a_stream_has_been_printed() -> None:
     assert not Outcome().streamed
 
 
-def test_object_of_an_answer_has_its_members_and_none_for_others() -> None:
-    found = JsonObject(name="a", tags=["x"])
-    assert (found.name, found.tags, found.state) == ("a", ["x"], None)
-    assert as_json(found) == {"name": "a", "tags": ["x"]}
+def test_json_form_has_the_fields_that_are_named() -> None:
     assert as_json(from_json(Item, item("a")), "name", "bind") == {"name": "a", "bind": "127.0.0.1:8081"}
 
 

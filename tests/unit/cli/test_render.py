@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli import render
-from poolctl.cli.outcome import JsonObject, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import (
     abbreviated_list,
     address_lines,
@@ -603,10 +603,8 @@ def test_footer_is_for_tables_on_a_terminal(
 
 def test_password_of_an_address_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     secret = replace(USERS, expose="http://me:secret@h")
-    for each in (secret, JsonObject(**to_json(secret))):
-        render.show(Outcome([each, OFF], form="name,expose"))
-        out = capsys.readouterr().out
-        assert out == "users\thttp://me:********@h\noff\thttp://127.0.0.1:80\n"
+    render.show(Outcome([secret, OFF], form="name,expose"))
+    assert capsys.readouterr().out == "users\thttp://me:********@h\noff\thttp://127.0.0.1:80\n"
     assert secret.expose == "http://me:secret@h"
 
 
@@ -683,7 +681,7 @@ def test_errors_are_coloured_by_their_parts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_outcome_is_escaped_on_a_terminal_wherever_it_comes_from(
     monkeypatch: pytest.MonkeyPatch, harmful: str
 ) -> None:
-    item = JsonObject(name="web", tags=[harmful], pids=(), expose=None)
+    item = replace(USERS, tags=(harmful,))
     failed = Outcome(errors=[failure("failed", name=harmful)])
     for outcome in (
         Outcome(text=f"\x1b[1mHEAD\x1b[0m\n{harmful}\n"),

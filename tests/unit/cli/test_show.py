@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,31 @@ def test_show_has_a_row_for_each_thing_that_there_is_to_say(poolctl: Command, su
     assert [*more].index("kept") == [*more].index("state") + 1
     assert more["kept"] == "asleep"
     assert shown(poolctl, supervised, routes=[])["routes"] == "-"
+
+
+def test_show_has_the_tree_of_dependencies_on_a_terminal_only(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "pool.toml").write_text(
+        "".join(
+            f'[[server]]\nname = "{name}"\ncommand = ["x"]\n{keys}\n'
+            for name, keys in (
+                ("shop", 'depends_on = ["api", { name = "schema", condition = "completed" }]'),
+                ("api", 'depends_on = ["db"]'),
+                ("schema", "job = true"),
+                ("db", "disabled = true"),
+            )
+        )
+    )
+    tree = [
+        "  depends on", "  ├── api stopped", "  │   └── db disabled", "  └── schema (completed) stopped",
+    ]  # fmt: skip
+    assert "depends on" not in poolctl("show", "shop").out
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}.items():
+        monkeypatch.setenv(name, value)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", poolctl("show", "shop").out).splitlines()
+    assert lines[lines.index(tree[0]) :][:4] == tree
+    assert "depends on" not in poolctl("show", "db").out
 
 
 def test_show_has_the_last_run_of_a_job_in_local_time(

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from poolctl.cli import supervisor_requests
 from poolctl.cli.options import Selection
-from poolctl.cli.outcome import Failure, JsonObject
+from poolctl.cli.outcome import Failure
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import (
@@ -36,11 +36,12 @@ from poolctl.cli.supervisor_requests import (
     supervisor_log_size,
 )
 from poolctl.control import sd_notify
-from poolctl.control.answers import ProgressLine, Result, ServerProgress
+from poolctl.control.answers import Item, ProgressLine, Result, ServerProgress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import MetricsResult
 from poolctl.errors import ControlError
+from poolctl.json_form import from_json
 from poolctl.selection.selector import SelectorError
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
@@ -171,7 +172,7 @@ def test_answer_has_the_supervisors_items_errors_and_exit_code(
     assert (found.exit_code, [each.name for each in found.items], [each.message for each in found.errors]) == (
         1, ["users"], ["exited"],
     )  # fmt: skip
-    assert (found.warnings, found.ended) == ([], None)
+    assert (found.warnings, found.ended) == ((), None)
     assert [verb for verb, _ in requests] == ["restart", "list"]
     assert requests[0][1]["selector"] == asked.request.selection.selector().to_dict()
     assert requests[0][1]["options"] == {
@@ -206,7 +207,7 @@ def test_warnings_on_the_way_precede_those_of_the_answer_each_once(
 
     asked = Asked(directory, "start")
     with supervised(answer):
-        assert ask(asked.request, asked.pool).warnings == ["slow", "late", "old"]
+        assert ask(asked.request, asked.pool).warnings == ("slow", "late", "old")
 
 
 def test_answer_of_a_class_is_of_that_class(directory: Path, supervised: Supervised) -> None:
@@ -347,14 +348,13 @@ def test_launch_that_matches_nothing_or_has_nothing_to_run_leaves_nothing_behind
     ("members", "empty"),
     [
         ({}, True),
-        ({"items": [1]}, False),
+        ({"items": (from_json(Item, item("web")),)}, False),
         ({"exit_code": 1}, False),
         ({"without_servers": True}, False),
     ],
 )
 def test_start_is_empty_without_servers_and_routes(members: dict[str, Any], empty: bool) -> None:
-    found: Any = JsonObject(**{"items": [], "exit_code": 0, **members})
-    assert is_empty(found) is empty
+    assert is_empty(Result(**members)) is empty
 
 
 def test_reason_of_a_failed_launch_is_what_its_supervisor_wrote_last(directory: Path) -> None:
@@ -533,7 +533,7 @@ def test_missing_supervisor_is_launched_with_the_files_and_asked(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, launches = launched(directory, monkeypatch, {"start": result(item("users"), warnings=["slow"])})
-    assert ([each.name for each in found.items], found.warnings) == (["users"], ["slow"])
+    assert ([each.name for each in found.items], found.warnings) == (["users"], ("slow",))
     assert launches.files == [[str(directory / "pool.toml")]]
     assert launches.verbs == [("start", None)]
 
@@ -565,7 +565,7 @@ def test_supervisor_that_was_launched_for_nothing_is_ended(
     assert found.outcome.exit_code == 5
     assert launches.verbs == [("start", None), ("stop", True)]
     found, launches = launched(directory, monkeypatch, {"start": result()}, allow_empty=True)
-    assert (found.items, launches.verbs) == ([], [("start", None)])
+    assert (found.items, launches.verbs) == ((), [("start", None)])
 
 
 def test_supervisor_that_ends_while_it_is_asked_has_written_why(

@@ -575,6 +575,18 @@ def test_successor_is_asked_once_the_previous_supervisor_has_exited(path: Path, 
     assert has_exited == [False, True, True]
 
 
+def test_upgrade_of_a_pool_that_ends_meanwhile_fails_at_once(path: Path) -> None:
+    async def reply(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "upgrade":
+            os.unlink(path)
+        return result(version=__version__, protocol=PROTOCOL, upgraded_from=10**9)
+
+    begun = time.monotonic()
+    with stand_in(path, reply), pytest.raises(NoSupervisor):
+        Client(str(path)).upgrade(force=True)
+    assert time.monotonic() - begun < 20
+
+
 def test_upgrade_names_this_version_and_the_commands_of_its_processes() -> None:
     assert upgrade_options() == {
         "version": __version__,

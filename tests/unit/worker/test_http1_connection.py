@@ -679,6 +679,62 @@ def test_head_that_is_too_large_is_answered_with_431(each_engine: Engine, what: 
     each_engine.run(scenario())
 
 
+POST = b"POST /echo HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"GET / HTTP/1.1\r\nhost: test\r\na:", b"\0\r\n\r\n"),
+        (b"GET / HTTP/1.1\r\nhost: test\r\na: b\r\n", b"\r|\r\n\r\n"),
+        (POST + b"1;", b"\n|\r\n"),
+        (POST + b"0;", b"\n|\r\n"),
+        (POST + b"0\r\na:", b"\0\r\n\r\n"),
+    ],
+    ids=["head", "fold", "chunk", "last chunk", "trailer"],
+)
+def test_time_for_blanks_before_a_control_character_grows_as_they_do(
+    each_engine: Engine, before: bytes, after: bytes, pieces: int
+) -> None:
+    async def seconds(port: int, blanks: int) -> float:
+        client = await Client.connect(port)
+        sent = before + b" " * blanks + after
+        begun = time.thread_time()
+        for at in range(0, len(sent), -(-len(sent) // pieces)):
+            client.writer.write(sent[at : at + -(-len(sent) // pieces)])
+            await turns(2)
+        assert (await client.answer())[0] == 400
+        return time.thread_time() - begun
+
+    async def scenario() -> None:
+        async with served(each_engine, Answering()) as (_, _app, port, _running):
+            shorter = min([await seconds(port, 10_000) for _ in range(3)])
+            assert min([await seconds(port, 60_000) for _ in range(3)]) < 12 * max(shorter, 0.002)
+
+    each_engine.run(scenario())
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_binary_body_in_chunks_and_pipelined_requests_are_read(each_engine: Engine, piece: int) -> None:
+    async def scenario() -> None:
+        async with served(each_engine, Answering()) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            body = bytes(range(256)) + b"\r\n\r\n"
+            head = b"POST /echo HTTP/1.1\r\nhost: test\r\n"
+            chunk = b"%X;a=b\r\n%b\r\n" % (len(body), body)
+            chunked = head + b"transfer-encoding: chunked\r\n\r\n" + chunk * 2 + b"0\r\nx: y\r\n\r\n"
+            plain = head + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+            sent = (chunked + plain) * 2
+            for at in range(0, len(sent), piece):
+                client.writer.write(sent[at : at + piece])
+                await asyncio.sleep(0)
+            for times in (2, 1, 2, 1):
+                assert (await client.answer())[2] == body * times
+
+    each_engine.run(scenario())
+
+
 @pytest.mark.parametrize("piece", [999, 1_000_000])
 def test_head_of_the_maximum_size_is_answered_and_so_is_the_next(each_engine: Engine, piece: int) -> None:
     async def scenario() -> None:
