@@ -1,9 +1,9 @@
-"""Values about the gateway: its settings, listeners, and the state of its targets."""
+"""Values about the gateway: its settings, its listeners, and addresses to connect to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from poolctl.address import AddressError, parse
@@ -131,64 +131,3 @@ class Endpoint(NamedTuple):
         if address.kind == "unix":
             return cls("unix", path=address.path, tls=tls, h2=h2)
         return cls(address.kind, address.host, address.port or 0, tls=tls, h2=h2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerFacts:
-    """A routed server: its address and its state. Its newest worker was ready at `ready_at`, a monotonic time.
-
-    `asleep_until` is the time before which requests do not wake it, in seconds since 1970; with 0 they never wake it,
-    with None they always do. `processes` are the addresses of the ready processes of a proxied server, None for other
-    servers; `numbered` has for each number of a process that of the newest one, "" while none is ready. `binds_itself`:
-    the program opens its address; while the server restarts, the previous process may still serve there (`is_leaving`).
-    `h2`: it speaks HTTP/2 instead of HTTP/1.1.
-    """
-
-    bind: str = ""
-    tls: bool = False
-    state: str = "stopped"
-    ready: bool = False
-    ready_at: float = 0.0
-    asleep_until: float | None = None
-    processes: tuple[str, ...] | None = None
-    numbered: tuple[str, ...] = ()
-    binds_itself: bool = False
-    is_leaving: bool = False
-    h2: bool = False
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether connections wait in the forwarder while it starts: the pool has no listener with a backlog."""
-        return self.binds_itself or self.processes is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineState:
-    """The supervisor's report about the container or virtual machine behind a URL (`host`).
-
-    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
-    `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
-    `state` is empty, there is no such machine.
-    """
-
-    RUNNING: ClassVar[str] = "running"
-    STOPPED: ClassVar[str] = "stopped"
-    STARTING: ClassVar[str] = "starting"
-    FAILED: ClassVar[str] = "failed"
-    UNKNOWN: ClassVar[str] = "unknown"
-
-    host: str
-    state: str = ""
-    why: str = ""
-    retry_seconds: float = 0.0
-    start_seconds: float = 60.0
-    answers: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeState:
-    """The state of a probed URL (`host`). If it fails probes, `why` is the reason; if it passes, `answered` is true."""
-
-    host: str
-    why: str = ""
-    answered: bool = False

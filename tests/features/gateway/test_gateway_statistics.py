@@ -13,11 +13,12 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.control.answers import Result
-from poolctl.features.gateway.settings import ListenerSettings, MachineState, ServerFacts
+from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.supervision.statistics import GatewayStatistics, RouteReporter
 from poolctl.features.gateway.table import GatewayConfig
+from poolctl.features.gateway.target import MachineState, TargetState
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
@@ -31,7 +32,7 @@ from tests.unit.supervisor.desk import Desk, part_site
 from tests.unit.supervisor.whole_supervisor import InTheSameThread
 from tests.virtual_loop import VirtualLoop
 
-from .scripted_haproxy import FiguresStage
+from .scripted_haproxy import FiguresStage, server
 
 
 async def _unchanged(result: Result) -> Result:
@@ -286,7 +287,7 @@ class RoutePool:
             streams=tuple(each for each in routes if isinstance(each, StreamRoute)),
         )
         self.stage = FiguresStage(*routes)
-        self.stage.servers["web"] = ServerFacts(bind="127.0.0.1:9001", state="running", ready=True)
+        self.stage.servers["web"] = server(bind="127.0.0.1:9001")
         self.config = ServerConfig(name="web", bind="127.0.0.1:9001", app="any:app")
         self.counted = blank_page().tolist()
         self.services: dict[str, list[Any]] | None = {}
@@ -445,10 +446,10 @@ def test_health_of_a_server_is_the_gateways_verdict_with_what_the_supervisor_kno
     pool = RoutePool(both := replace(SHOP, to=(Target(server="web"), Target(server="other"))))
     own = RouteHealth(status=HEALTHY, uptime_seconds=1.0, latency_seconds=0.25)
     assert pool.health(both) == own
-    pool.stage.servers["other"] = ServerFacts(state="running", ready=True)
+    pool.stage.servers["other"] = server()
     pool.stage.count(both, "web", stot=9, eresp=9)
     pool.stage.read_now()
-    pool.stage.servers["other"] = ServerFacts(state="stopped")
+    pool.stage.servers["other"] = server(TargetState.STOPPED)
     why = "breaker open: 9 failures, 10 s left"
     assert pool.health(both) == replace(own, status=UNHEALTHY, detail=why)
     pool.stage.hosts.disable("web")
@@ -460,7 +461,7 @@ def test_health_of_a_server_is_the_gateways_verdict_with_what_the_supervisor_kno
 def test_route_to_a_server_that_was_not_started_on_demand_is_no_fault() -> None:
     pool = RoutePool(SHOP)
     pool.state, pool.ready = "stopped", False
-    pool.stage.servers["web"] = ServerFacts(state="stopped")
+    pool.stage.servers["web"] = server(TargetState.STOPPED)
     assert pool.health(SHOP).is_faulty
     pool.rests = True
     assert not pool.health(SHOP).is_faulty

@@ -182,12 +182,11 @@ def test_very_long_time_is_still_a_date(clock: ManualClock) -> None:
     assert hosts.host_record("a").until == clock.time() + 10 * 365 * 86_400
 
 
-def test_default_time_and_header_follow_the_configuration(clock: ManualClock) -> None:
+def test_default_time_follows_the_configuration(clock: ManualClock) -> None:
     hosts, _ = manager(clock)
-    assert hosts.header_for_host == "Host"
-    hosts.configure(5.0, "X-Host")
+    hosts.re_enable_seconds = 5.0
     hosts.disable("a")
-    assert (remaining_seconds(hosts, "a"), hosts.header_for_host) == (5.0, "X-Host")
+    assert remaining_seconds(hosts, "a") == 5.0
 
 
 def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock) -> None:

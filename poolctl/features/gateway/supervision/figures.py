@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from poolctl.routing.route import Target
 from poolctl.routing.route_report import BackendReport
 
 from ..haproxy.configuration import HaproxyBackend
@@ -126,12 +127,12 @@ class GatewayFigures:
         if self._targets.record_results(results):
             self._changed()
         while self._targets.unexplained:
-            self._start(self._explain(self._targets.unexplained.pop()))
+            self._start(self._explain(*self._targets.unexplained.popitem()))
 
-    async def _explain(self, key: str) -> None:
+    async def _explain(self, key: str, target: Target) -> None:
         problem = ""
         with RepeatedWork(f"why no connection to {key} can be made").attempt():
-            problem = await connection_problem(self._targets.target(key), _EXPLAINED_SECONDS)
+            problem = await connection_problem(target, _EXPLAINED_SECONDS)
         self._targets.explain(key, problem)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -54,8 +54,9 @@ from ..haproxy.setup import (
 )
 from ..program import program_problem, uid_of
 from ..repeated_work import RepeatedWork
-from ..settings import ListenerSettings, ServerFacts
+from ..settings import ListenerSettings
 from ..table import GatewayConfig
+from ..target import ServerFacts, TargetState, facts_of, serving_state
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
 from .figures import GatewayFigures, Serving
@@ -71,7 +72,7 @@ from .listeners import (
 )
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
-from .targets import SLEEPING, Targets, facts_of
+from .targets import Targets
 
 if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
@@ -221,7 +222,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         """Start to apply these tables, and return at once."""
         self.tables = tables
         if (gateway := tables.get(GatewayConfig)) is not None:
-            self.hosts.configure(gateway.traffic_re_enable, gateway.header_for_host)
+            self.hosts.re_enable_seconds = gateway.traffic_re_enable
         self.probes.apply_tables(tables)
         self._schedule_recomputation()
         self._reconcile()
@@ -482,7 +483,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._update()
 
     async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
-        self.targets.follow(self.probes.reports, self.machines.states if self.machines is not None else {})
+        self.targets.probes = self.probes.targets
+        self.targets.machines = self.machines.states if self.machines is not None else {}
         routes = self.routes.routes
         facts = self.targets.facts()
         names = host_names(self.targets.keys, facts)
@@ -506,8 +508,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._built is None or self._built[0] != parts:
             self._built = parts, await in_daemon_thread(parts.build)
         before = self._built[1]
-        states = self.targets.states(before.users)
-        setup = await in_daemon_thread(lambda: parts.with_states(before, states))
+        now = self.targets.now(before.users)
+        setup = await in_daemon_thread(lambda: parts.with_states(before, now))
         self._built = parts, setup
         return setup
 
@@ -529,8 +531,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _wake_one_of_each(self, aliases: Collection[str]) -> None:
         """Start a target of each of these routes, if all that could serve it sleep."""
         for route in self.routes.routes.http:
-            if route.alias in aliases and (used := self.targets.in_use(route)).rank == SLEEPING:
-                self._awaited.start(next(each.key for each in route.to if each.key in used.serving))
+            if route.alias in aliases:
+                targets = self.targets.now(each.key for each in route.to).of(route)
+                if serving_state(targets.values()) is TargetState.SLEEPING:
+                    self._awaited.start(next(key for key, each in targets.items() if each.serves))
 
     def _on_wake(self, key: str, number: int) -> None:
         self._awaited.wake(key, number)

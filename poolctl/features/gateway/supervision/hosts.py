@@ -64,7 +64,7 @@ class HostStates:
     def __init__(self, now: Callable[[], float], *, wall: Callable[[], float] = time.time) -> None:
         self._now = now
         self.wall = wall
-        self.configure(re_enable_seconds=30.0, header_for_host="Host")
+        self.re_enable_seconds = 30.0  # for which a host is disabled if a command does not say how long
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
         self._listeners: list[Listener] = []
@@ -73,11 +73,6 @@ class HostStates:
     def next_expiry(self) -> float:
         """The monotonic time at which the next host becomes active again; infinity if none does."""
         return min(self._until.values(), default=math.inf)
-
-    def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
-        """Set the default time for which hosts are disabled, and the request header that contains the host name."""
-        self.re_enable_seconds = re_enable_seconds
-        self.header_for_host = header_for_host
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener(host, state, why)` after each change."""

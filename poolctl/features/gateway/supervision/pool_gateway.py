@@ -36,8 +36,7 @@ from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway import GatewayManager, GatewayPart
 from .hosts import UnknownHost, find_host
 from .metrics import gateway_metrics
-from .statistics import GatewayStatistics, RouteReporter
-from .targets import worker_counts
+from .statistics import GatewayStatistics, RouteReporter, worker_counts
 
 # If the pool has more routes, only those that match the host are explained.
 _MOST_EXPLAINED = 1000
@@ -139,8 +138,18 @@ class GatewayVerbs:
             return found, excluded_routes_for_host(host, not_served)
 
         found, excluded = await in_daemon_thread(covering)
+        targets = self.gateway.targets.now(dict.fromkeys(each.key for route in found for each in route.to))
         return MatchingRoutesResult(
-            header_for_host=name, generation=generation, total=len(routes), routes=found, excluded=excluded
+            header_for_host=name,
+            generation=generation,
+            total=len(routes),
+            routes=found,
+            excluded=excluded,
+            unavailable={
+                route.alias: reasons
+                for route in found
+                if (reasons := {key: each.reason for key, each in targets.of(route).items() if each.reason})
+            },
         )
 
     async def with_routes(self, result: Result) -> Result:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
-from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, UNKNOWN, RouteHealth, route_health
-from poolctl.routing.route_report import RequestedBackendState, RouteReport, route_key, static_route_report
+from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, RouteHealth, route_health
+from poolctl.routing.route_report import RouteReport, route_key, static_route_report
 from poolctl.runners.process_usage import ProcessUsages
 from poolctl.supervisor.observers.pool_metrics import health_reported_for_route
 from poolctl.supervisor.statistics import Totals, latency_seconds
@@ -23,10 +24,10 @@ from poolctl.worker.tally import Counts
 
 from ..repeated_work import RepeatedWork
 from ..settings import HTTP, ListenerSettings
+from ..target import Target
 from .counts import CONNECT, REFUSED, Traffic
 from .gateway import GatewayManager
 from .outside_targets import RoutedService
-from .targets import ONLY_FAILED, worker_counts
 
 # How often samples are taken for rates, even if no command asks for them.
 SAMPLE_SECONDS = 10.0
@@ -144,6 +145,13 @@ class GatewayStatistics:
         return sample
 
 
+def worker_counts(core: Core, entry: Entry) -> Iterator[Counts]:
+    """Yield each worker's counts of requests and connections; skip workers without counts, such as commands."""
+    for worker in entry.observed.workers.values():
+        if worker.placement is not None and (counts := core.runner.counts(worker.placement)) is not None:
+            yield counts
+
+
 def _url(listener: ListenerSettings) -> str:
     if listener.bind.startswith("unix:"):
         return listener.bind
@@ -167,6 +175,7 @@ class RouteReporter:
         self._totals = totals
         self._answered = answered
         self._queued = gateway.figures.queued
+        self._targets = gateway.targets.now(gateway.targets.keys)
         self._of_servers: dict[str, Counts] = {}
 
     def report_of(self, route: Route | StreamRoute) -> RouteReport:
@@ -207,12 +216,10 @@ class RouteReporter:
             return RouteHealth(status=HEALTHY)
         services = self._services_of(route) if isinstance(route, Route) else []
         probed = {each.url: each.health for each in services if each.is_serving and each.is_probed}
-        found, hosts = [], self._gateway.hosts
-        for target in route.to:
-            health = self._health(route, target.key)
-            is_unproven = health.status == UNKNOWN or health.detail == ONLY_FAILED
-            is_active = hosts.host_record(target.key).state == RequestedBackendState.ACTIVE
-            found.append(probed.get(target.key, health) if is_unproven and is_active else health)
+        found = []
+        for key, target in self._targets.of(route).items():
+            known = probed.get(key) if target.is_unproven else None
+            found.append(known or self._health(key, target))
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
@@ -237,8 +244,8 @@ class RouteReporter:
             self._of_servers[server] = found
         return self._of_servers[server]
 
-    def _health(self, route: Route | StreamRoute, key: str) -> RouteHealth:
-        entry, found = self._core.entries.get(key), self._gateway.targets.health(route, key)
+    def _health(self, key: str, target: Target) -> RouteHealth:
+        entry, found = self._core.entries.get(key), target.health
         if entry is None:
             return replace(found, latency_seconds=self._gateway.probes.latency_seconds(key))
         own = health_reported_for_route(self._core, entry)
