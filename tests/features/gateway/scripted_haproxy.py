@@ -104,7 +104,7 @@ class FiguresStage:
         self.haproxy = ScriptedHaproxy()
         self.is_running = True
         self.changes = 0
-        self.figures = GatewayFigures(self.targets, self._serving, self._count_change)
+        self.figures = GatewayFigures(self.targets, self._serving, self._count_change, self.clock.monotonic)
         self.set_routes(*routes)
 
     def set_routes(self, *routes: Route | StreamRoute) -> None:

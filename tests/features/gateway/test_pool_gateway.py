@@ -21,7 +21,6 @@ from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, parse_host_change
 from poolctl.features.gateway.supervision.route_tables import RouteSet
-from poolctl.features.gateway.supervision.statistics import GatewayStatistics
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.gateway.target import TargetState
 from poolctl.json_form import Table, from_json
@@ -115,7 +114,8 @@ class Manager(SimpleNamespace):
             masked_table_descriptor=self._table, subscribed=self._followed,
         )  # fmt: skip
         super().__init__(
-            gateway=self.stage.haproxy, tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None,
+            gateway=self.stage.haproxy, pid=os.getpid(), tables=Tables(gateway=GatewayConfig()), routes=routes,
+            machines=None,
             processes=SimpleNamespace(replaced_pids=[]), listeners=[], restarts=0, problem="", instability="",
             failures=[], why_unavailable="port 80 is in use", calls=[], late="", hosts=self.stage.hosts,
             probes=SimpleNamespace(latency_seconds=lambda url: None), targets=self.stage.targets,
@@ -169,7 +169,6 @@ class Stage(Desk):
         self.figures: FiguresStage = self.manager.stage
         self.gateway = GatewayVerbs(self.site)
         self.gateway.gateway = self.manager
-        self.gateway.statistics = GatewayStatistics(self.manager, self.core, totals)
         self.part._verbs = self.gateway
 
     def call(self, *targets: str, **options: Any) -> Call:

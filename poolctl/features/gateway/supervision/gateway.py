@@ -127,7 +127,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostStates(now), TrafficCounts()
         self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
-        self.figures = GatewayFigures(self.targets, self._serving, self._update)
+        self.figures = GatewayFigures(self.targets, self._serving, self._update, now)
         self.probes = TargetProbes(self._update)
         self.routes = RouteTableManager(self._on_routes_computed, environment.directory)
         self.processes = HaproxyProcesses(
@@ -207,6 +207,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def gateway(self) -> HaproxyProcess | None:
         """The HAProxy that serves; None while none does."""
         return self._helper.process
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the HAProxy that serves; None while none does."""
+        return None if self.gateway is None else self.gateway.pid
 
     @property
     def listeners(self) -> Collection[ListenerSettings]:

@@ -36,7 +36,7 @@ from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway import GatewayManager, GatewayPart
 from .hosts import UnknownHost, find_host
 from .metrics import gateway_metrics
-from .statistics import GatewayStatistics, RouteReporter, worker_counts
+from .statistics import RouteReporter, gateway_stats, gateway_status, worker_counts
 
 # If the pool has more routes, only those that match the host are explained.
 _MOST_EXPLAINED = 1000
@@ -54,7 +54,6 @@ class GatewayVerbs:
         self.gateway = GatewayManager(
             site.environment, site.core, site.runner.routing, site.runner.output, site.events, site.store
         )
-        self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
         self._core = site.core
         self._totals = site.totals
         self._over = site.over
@@ -275,7 +274,6 @@ class PoolGateway(FeaturePart):
                     self._parts.append(part)
                     part.connect(verbs.gateway)
             verbs.gateway.apply_tables(tables)
-            verbs.statistics.update_sampling()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -300,9 +298,10 @@ class PoolGateway(FeaturePart):
         if not call.selector.selects_all:
             return result
         if verb == "list":
-            return replace(result, gateway=to_json(verbs.statistics.status()))
+            return replace(result, gateway=to_json(gateway_status(verbs.gateway)))
         if verb in ("status", "stats"):
-            status = replace(verbs.statistics.status(), stats=await verbs.statistics.stats())
+            stats = await gateway_stats(verbs.gateway, self.site.core.runner.usages)
+            status = replace(gateway_status(verbs.gateway), stats=stats)
             result = replace(result, gateway=to_json(status))
         return await verbs.with_unhealthy_route_warning(result) if verb == "status" else result
 
@@ -327,7 +326,7 @@ class PoolGateway(FeaturePart):
 
     @property
     def pids(self) -> Mapping[str, int]:
-        pid = None if self._verbs is None else self._verbs.statistics.serving_pid
+        pid = None if self._verbs is None else self._verbs.gateway.pid
         return {} if pid is None else {"gateway": pid}
 
     async def metrics(self) -> Iterable[Family]:
@@ -356,7 +355,7 @@ class PoolGateway(FeaturePart):
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
         if whole and verb == "start" and manager.tables.get(GatewayConfig) is not None:
-            result = replace(result, gateway=to_json(verbs.statistics.status()))
+            result = replace(result, gateway=to_json(gateway_status(manager)))
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
@@ -378,7 +377,6 @@ class PoolGateway(FeaturePart):
 
     async def stop_serving(self) -> None:
         if self._verbs is not None:
-            self._verbs.statistics.close()
             await self._verbs.gateway.aclose()
 
 
