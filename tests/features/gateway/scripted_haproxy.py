@@ -96,7 +96,7 @@ class FiguresStage:
 
     def __init__(self, *routes: Route | StreamRoute) -> None:
         self.clock = ManualClock(100.0)
-        self.hosts = HostStates(self.clock.monotonic, wall=self.clock.time)
+        self.hosts = HostStates(self.clock.monotonic, lambda *_: None, wall=self.clock.time)
         self.counts = TrafficCounts()
         self.events: list[tuple[str, str, str]] = []
         self.servers: dict[str, ServerFacts] = {}

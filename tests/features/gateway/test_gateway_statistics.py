@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.supervision.statistics import RouteReporter
-from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.gateway.target import MachineState, TargetState
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Redirect, Route, StreamRoute, Target
@@ -57,8 +55,8 @@ class Stage(Desk):
         ]
         self.manager: Any = SimpleNamespace(
             gateway=self.stage.haproxy, pid=os.getpid(), problem="", instability="", restarts=2, listeners=listeners,
-            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,))), tables=Tables(gateway=GatewayConfig()),
-            is_configured=True, processes=SimpleNamespace(replaced_pids=[1, 2]), figures=self.stage.figures,
+            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,))), is_configured=True,
+            processes=SimpleNamespace(replaced_pids=[1, 2]), figures=self.stage.figures,
             counts=self.stage.counts,
         )  # fmt: skip
         part = PoolGateway(part_site(self.core, self.events))
@@ -99,7 +97,7 @@ def test_state_and_addresses_are_those_of_the_process() -> None:
         stage.manager.problem = "port 80 is in use"
         found = await stage.gateway("status")
         assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
-        stage.manager.tables = Tables()
+        stage.manager.is_configured = False
         assert await stage.gateway("list") is await stage.gateway("status") is None
 
     run(scenario())

@@ -124,6 +124,10 @@ class Manager(SimpleNamespace):
         self.table: socket.socket | None = None
         self.reported: list[Callable[[int], None]] = []
 
+    @property
+    def is_configured(self) -> bool:
+        return self.tables.get(GatewayConfig) is not None
+
     async def _done(self) -> None:
         self.calls.append("settled")
 

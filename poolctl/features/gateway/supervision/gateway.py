@@ -125,7 +125,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._events = events
         self._store = store
         now = asyncio.get_running_loop().time
-        self.hosts, self.counts = HostStates(now), TrafficCounts()
+        self.hosts, self.counts = HostStates(now, self._on_host_changed), TrafficCounts()
         self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
         self.figures = GatewayFigures(self.targets, self._serving, self._update, now)
         self.probes = TargetProbes(self._update)
@@ -162,7 +162,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._again: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         core.observers.add(self._on_server_changed)
-        self.hosts.subscribe(self._on_host_changed)
 
     @property
     def failures(self) -> tuple[ServerError, ...]:

@@ -186,16 +186,14 @@ class GatewayVerbs:
         opened = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
         return replace(row, connections=opened)
 
-    async def change_hosts(self, call: Call) -> HostsResult:
+    async def change_hosts(self, call: Call) -> Result:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
 
         If the gateway does not know one of the hosts, no host is changed, and the result has an error.
         """
         order = parse_host_change(call.options)
-        if self.gateway.tables.get(GatewayConfig) is None:
-            hint = "a [gateway] or a [[route]] in the file adds one"
-            problem = failure(PoolParamError, "the pool has no gateway", hint)
-            return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
+        if not self.gateway.is_configured:
+            return await no_gateway_to_change(call)
         await self.gateway.routes.wait_until_current()
         states, known, found, problems = self.gateway.hosts, self.gateway.targets.keys, [], []
         for name in order["hosts"]:
@@ -227,7 +225,7 @@ class GatewayVerbs:
         return RouteReporter(self.gateway, self._core, self._totals, answered=answered)
 
     def _unavailable(self) -> HostsResult:
-        if self.gateway.tables.get(GatewayConfig) is None:
+        if not self.gateway.is_configured:
             return HostsResult()
         message = f"the gateway does not answer: {self.gateway.why_unavailable}"
         problem = failure(PoolMonitorError, message, "poolctl events")
@@ -288,10 +286,7 @@ class PoolGateway(FeaturePart):
         }
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        verbs = self._verbs
-        if verbs is None:
-            return result
-        if verbs.gateway.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
             return result
         if verb == "show":
             return await verbs.with_routes(result)
@@ -330,14 +325,14 @@ class PoolGateway(FeaturePart):
         return {} if pid is None else {"gateway": pid}
 
     async def metrics(self) -> Iterable[Family]:
-        if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
             return []
         answered = await verbs.gateway.figures.read()
         healths, hosts = await verbs.healths(), verbs.backends()
         return [*gateway_metrics(verbs.gateway, hosts, healths, self._parts, answered=answered)]
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
-        if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
             return {}
         return await verbs.healths()
 
@@ -354,7 +349,7 @@ class PoolGateway(FeaturePart):
         if late := await manager.await_applied_or_warning(call.options.get("timeout")):
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
-        if whole and verb == "start" and manager.tables.get(GatewayConfig) is not None:
+        if whole and verb == "start" and manager.is_configured:
             result = replace(result, gateway=to_json(gateway_status(manager)))
         if not (whole and manager.failures):
             return self._warned(verb, result)
