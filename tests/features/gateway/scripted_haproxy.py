@@ -10,10 +10,13 @@ from typing import Any
 
 from poolctl.features.gateway.haproxy.configuration import NO_ROUTE, HaproxyBackend, HaproxyServer
 from poolctl.features.gateway.haproxy.process import HaproxyRefusal
+from poolctl.features.gateway.program import LEAST_VERSION
+from poolctl.features.gateway.settings import GatewaySettings
 from poolctl.features.gateway.supervision.counts import TrafficCounts
 from poolctl.features.gateway.supervision.figures import GatewayFigures, Serving
 from poolctl.features.gateway.supervision.hosts import HostStates
 from poolctl.features.gateway.supervision.targets import Targets
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.gateway.target import ServerFacts, Target, TargetState
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.runners.process_link import identity
@@ -84,6 +87,13 @@ def section_of(route: Route | StreamRoute) -> HaproxyBackend:
 
 def name_of(route: Route | StreamRoute) -> str:
     return f"{'stream' if isinstance(route, StreamRoute) else 'route'}:{route.alias}"
+
+
+def gateway_settings(
+    program: str = "", version: tuple[int, int] = LEAST_VERSION, user: str = "", **keys: Any
+) -> GatewaySettings:
+    """The settings of a gateway whose table has these keys."""
+    return GatewaySettings(GatewayConfig(**keys), program, version, user)
 
 
 def server(state: TargetState = TargetState.READY, reason: str = "", **facts: Any) -> ServerFacts:

@@ -28,11 +28,11 @@ from poolctl.features.gateway.haproxy.setup import (
     parts_of,
     runtime_commands,
 )
-from poolctl.features.gateway.settings import Endpoint, GatewaySettings, ListenerSettings
+from poolctl.features.gateway.settings import Endpoint, ListenerSettings
 from poolctl.features.gateway.supervision.breaker import Results
 from poolctl.features.gateway.target import TargetState
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
-from tests.features.gateway.scripted_haproxy import FiguresStage, server
+from tests.features.gateway.scripted_haproxy import FiguresStage, gateway_settings, server
 
 ONE, TWO = Target(server="one"), Target(server="two")
 
@@ -57,7 +57,7 @@ def setup(
         endpoints["one"] = Endpoint("unix", path="/run/one.sock")
     route = Route(alias="r", to=targets, **rules)
     made = configuration_of(
-        GatewaySettings(), [HaproxyListener(("fd@3",))], [route], [], ServerAddresses(endpoints)
+        gateway_settings(), [HaproxyListener(("fd@3",))], [route], [], ServerAddresses(endpoints)
     )
     names = [server.name for section in made.backends for server in section.servers]
     all_states = {("route:r", name): ServerState((states or {}).get(name, "ready")) for name in names}
@@ -258,7 +258,7 @@ class Held:
             "gone": server(TargetState.STOPPED, bind="no address"),
         }
         self.addresses: dict[str, str] = {}
-        self.access_log = ""
+        self.access_log: bool | str = False
 
     def close(self) -> None:
         for each in self.sockets:
@@ -266,7 +266,7 @@ class Held:
 
     def made(self) -> HaproxySetup:
         self.stage.set_routes(*self.routes, self.stream)
-        settings = GatewaySettings(program="/usr/sbin/haproxy", access_log=self.access_log)
+        settings = gateway_settings(program="/usr/sbin/haproxy", access_log=self.access_log)
         targets = self.stage.targets
         facts = targets.facts()
         parts = parts_of(settings, self.listeners, self.routes, facts, {}, self.addresses, {}, self.following)
@@ -305,7 +305,7 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
     endpoints = {
         "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True), "gone": None,
     }  # fmt: skip
-    settings = GatewaySettings(program="/usr/sbin/haproxy")
+    settings = gateway_settings(program="/usr/sbin/haproxy")
     places = ProcessPlaces("fd@3", "fd@4", "fd@9", "fd@5", "abns@next", "KEY")
     assert found.configuration == configuration_of(
         settings, listeners, held.routes, [held.stream], ServerAddresses(endpoints), {}, places
@@ -334,7 +334,7 @@ def test_states_that_follow_changes_are_those_of_a_setup_that_is_new(held: Held)
     held.stage.set_routes(*held.routes, held.stream)
     targets, random = held.stage.targets, Random(1)
     facts, waiting = targets.facts(), {"three": "abns@waiting"}
-    parts = parts_of(GatewaySettings(), held.listeners, held.routes, facts, {}, {}, waiting, held.following)
+    parts = parts_of(gateway_settings(), held.listeners, held.routes, facts, {}, {}, waiting, held.following)
     built = followed = parts.build()
     seen = set()
     for _ in range(200):

@@ -80,7 +80,7 @@ class HaproxySetup(NamedTuple):
     """A configuration with the executable, the states of servers, the contents of files, and the sockets.
 
     `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
-    by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is the form of the access log,
+    by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is that of [gateway],
     for which HAProxy has a pipe after its sockets. `maps` are by file name. `digest` identifies the set-up for a
     successor: it covers everything but the states of servers, and includes servers that are left out. `users` are the
     sections of each target; `targets` are those that `states` and `maps` follow.
@@ -88,7 +88,7 @@ class HaproxySetup(NamedTuple):
 
     program: str
     user: str
-    access_log: str
+    access_log: bool | str
     configuration: HaproxyConfiguration
     states: Mapping[tuple[str, str], ServerState]
     bundles: Mapping[str, bytes]
@@ -209,7 +209,7 @@ class SetupParts(NamedTuple):
         whole = program, user, made.text(), made.files, chosen, self.bundles, self.authorities, inodes
         digest = hashlib.sha256(repr(whole).encode()).hexdigest()
         return HaproxySetup(
-            program, user, self.settings.access_log, made, {}, self.bundles, self.authorities, self.sockets,
+            program, user, self.settings.table.access_log, made, {}, self.bundles, self.authorities, self.sockets,
             inodes, digest, made.maps, _users([*self.routes, *self.streams], made),
         )  # fmt: skip
 

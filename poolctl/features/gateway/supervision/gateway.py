@@ -505,7 +505,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.targets.unknown = self._awaited.unknown
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
         self.forwarding.apply(dict(self._awaited.orders(facts, uids)))
-        self.processes.drain_seconds = plan.settings.drain_seconds
+        self.processes.drain_seconds = plan.settings.table.drain_timeout
         following = self._waiting.next_process
         next_one = following.address, following.sock, self.routes.next_process_key
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)
@@ -660,7 +660,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if plan is not None:
             backends = setup.configuration.backends if setup is not None else ()
             streams = [each.name for each in backends if each.is_stream or each.passes_tls]
-            await self.processes.finish_requests(process, plan.settings.drain_seconds, streams)
+            await self.processes.finish_requests(process, plan.settings.table.drain_timeout, streams)
         await self._end_processes()
 
     async def aclose(self) -> None:
