@@ -131,10 +131,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.probes = TargetProbes(self._update)
         self.routes = RouteTableManager(self._on_routes_computed, environment.directory)
         self.processes = HaproxyProcesses(
-            environment.directory, output, os.path.join(environment.state_directory, GATEWAY_ACCESS_LOG)
+            environment.directory,
+            output,
+            os.path.join(environment.state_directory, GATEWAY_ACCESS_LOG),
+            lambda kind, message: events.record("pool", kind, message=message),
         )
-        self.processes.on_too_many = self._record_ended_process
-        self.processes.on_refused_server = self._record_refused_server
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
         self._listeners = GatewayListeners(environment.keeper)
         self._waiting = WaitingListeners(environment)
@@ -566,15 +567,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self._events.record("pool", event, message=message, **detail)
-
-    def _record_ended_process(self, pid: int) -> None:
-        message = f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
-        self._events.record("pool", "gateway connections ended", message=message)
-
-    def _record_refused_server(self, target: str, why: str) -> None:
-        message = f"{target} gets no requests, as HAProxy does not accept it: {why}"
-        logger.error("%s", message)
-        self._events.record("pool", "backend refused", message=message)
 
     # The listeners.
 
