@@ -93,6 +93,32 @@ def test_urls_are_used_unless_a_probe_a_machine_or_a_command_says_otherwise() ->
     assert [each.state for each in stage.found(all_).values()] == [DOWN, STOPPED, DRAINING]
 
 
+def test_targets_whose_machine_is_not_known_yet_wait_and_others_come_first() -> None:
+    both = route(A, B)
+    stage = FiguresStage(both)
+    stage.targets.unknown = {A}
+    assert (serving(stage, both), stage.found(both)[A].state) == ([B], STARTING)
+    stage.targets.probes = {B: FoundTarget(DOWN, "status 503")}
+    stage.hosts.drain(B)
+    assert (serving(stage, both), stage.found(both)[B].state) == ([A], DOWN), (
+        "a drained one that fails is down"
+    )
+
+
+def test_half_open_target_is_tested_only_if_no_other_is_more_ready() -> None:
+    both = route("one", "two")
+    stage = FiguresStage(both)
+    stage.servers |= {"one": server(), "two": server()}
+    fail(stage, both, "one")
+    stage.clock.advance(10)
+    stage.read_now()
+    assert serving(stage, both) == ["2:one", "two"]
+    stage.servers["one"] = server(SLEEPING)
+    assert serving(stage, both) == ["two"]
+    stage.servers |= {"one": server(), "two": server(STOPPED)}
+    assert serving(stage, both) == ["one"], "without a limit, as no other serves"
+
+
 def test_unreachable_target_is_open_at_once_then_tested_then_used_again() -> None:
     both = route(A, B)
     stage = FiguresStage(both)
