@@ -355,6 +355,31 @@ def test_states_that_follow_changes_are_those_of_a_setup_that_is_new(held: Held)
     assert len(seen) > 15, "the changes have an effect"
 
 
+@pytest.mark.parametrize(
+    ("state", "direct", "waiting", "page"),
+    [
+        (TargetState.READY, "ready", "ready", "awake"),
+        (TargetState.STARTING, "maint", "ready", "starts"),
+        (TargetState.SLEEPING, "maint", "ready", "asleep"),
+        (TargetState.DRAINING, "drain", "maint", "awake"),
+        (TargetState.DOWN, "maint", "maint", "awake"),
+    ],
+)
+def test_connections_to_a_target_that_is_not_ready_wait(
+    held: Held, state: TargetState, direct: str, waiting: str, page: str
+) -> None:
+    held.stage.servers["two"] = server(state, bind="127.0.0.1:8082")
+    held.routes = [Route(alias="r", to=(TWO,), waiting_page=True)]
+    held.stage.set_routes(*held.routes)
+    targets, addresses = held.stage.targets, {"two": "abns@waiting"}
+    parts = parts_of(
+        gateway_settings(), held.listeners, held.routes, targets.facts(), {}, {}, addresses, held.following
+    )
+    made = parts.with_states(parts.build(), targets.now(targets.keys))
+    assert [made.states["route:r", name].state for name in ("two", "two:wait")] == [direct, waiting]
+    assert made.maps["sleeping.map"] == {"route:r": page}
+
+
 def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) -> None:
     digest = held.made().digest
     held.stage.hosts.disable("one")
