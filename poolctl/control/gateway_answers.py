@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from poolctl.control.answers import Result
@@ -53,6 +53,7 @@ class MatchingRoutesResult(Result):
     """The answer of `routes` with the operation "explain": of the `total` routes, those that may match a request.
 
     `excluded` are routes for the request's host that are not served. The header `header_for_host` has the host.
+    `unavailable` has by alias, and target, why targets get no requests, or only some.
     """
 
     header_for_host: str = "Host"
@@ -60,6 +61,7 @@ class MatchingRoutesResult(Result):
     total: int = 0
     routes: tuple[Route, ...] = ()
     excluded: tuple[ExcludedRoute, ...] = ()
+    unavailable: Table = field(default_factory=dict)
 
 
 def excluded_routes_for_host(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:

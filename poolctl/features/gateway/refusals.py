@@ -69,7 +69,7 @@ def refusals(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]
         HaproxyListener((_ANY_ADDRESS,), alias=each.alias, accept_proxy=each.accept_proxy) for each in streams
     ]
     made = configuration_of(
-        replace(settings_of(gateway), user=""),  # who has checks of its own
+        settings_of(gateway)._replace(user=""),  # who has checks of its own
         listeners or [HaproxyListener((_ANY_ADDRESS,))],  # HAProxy refuses to have none
         http,
         streams,

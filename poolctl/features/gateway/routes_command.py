@@ -21,7 +21,7 @@ from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import MatchingRoutesResult, RoutesResult, excluded_routes_for_host
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
-from poolctl.json_form import field_names, to_json
+from poolctl.json_form import Table, field_names, to_json
 from poolctl.routing.match import explain, host_pattern, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import ExcludedRoute, Route
@@ -222,6 +222,7 @@ def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outco
         extra={
             "request": {"method": asked.method, "host": asked.host, "path": asked.normal},
             "route": match.alias if match else None,
+            "unavailable": known.unavailable.get(match.alias, {}) if match else {},
             "generation": known.generation,
             "excluded": [
                 {"alias": each.alias, "host": each.host, "why": each.reason} for each in known.excluded
@@ -236,7 +237,8 @@ def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outco
         more += "".join(
             f"excluded: {printable(each.alias)}: {printable(each.reason)}\n" for each in known.excluded
         )
-        outcome.text = f"{printable(_sentence(asked, match))}\n\n{outcome.text}{more}"
+        sentence = _sentence(asked, match, known.unavailable.get(match.alias, {}) if match else {})
+        outcome.text = f"{printable(sentence)}\n\n{outcome.text}{more}"
     return outcome
 
 
@@ -270,13 +272,14 @@ def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> MatchingRout
     )
 
 
-def _sentence(asked: ExplainedRequest, match: Route | None) -> str:
+def _sentence(asked: ExplainedRequest, match: Route | None, unavailable: Table) -> str:
     if match is None:
         return f"{asked} takes no route (404)"
     if match.redirect is not None:
         to, status = match.redirect.to, match.redirect.status
         return f"{asked} takes the route {match.alias}, which redirects to {to} ({status})"
-    targets = ", ".join(target.key for target in match.to) or "nothing"
+    why = {key: f" ({reason})" for key, reason in unavailable.items()}
+    targets = ", ".join(f"{target.key}{why.get(target.key, '')}" for target in match.to) or "nothing"
     changed = f"; the path is sent as {asked.normal}" if asked.normal != asked.path else ""
     return f"{asked} takes the route {match.alias}, which leads to {targets}{changed}"
 

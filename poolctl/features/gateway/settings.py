@@ -1,15 +1,18 @@
-"""Values about the gateway: its settings, listeners, and the state of its targets."""
+"""Values about the gateway: its settings, its listeners, and addresses to connect to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from poolctl.address import AddressError, parse
 from poolctl.routing import match
 
 from .program import LEAST_VERSION, program_path, program_version, user_of_program
+
+if TYPE_CHECKING:
+    from .table import GatewayConfig
 
 HTTP, H2 = "http", "h2"
 _DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
@@ -38,48 +41,28 @@ class ListenerSettings:
         return self.protocol, self.alias
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewaySettings:
-    """The table [gateway] as HAProxy needs it.
+class GatewaySettings(NamedTuple):
+    """The table [gateway], and the executable of HAProxy for it, of this `version`.
 
-    Networks in `trusted_proxies` ("10.0.0.0/8") are trusted to forward a client's address, and so are the peers on Unix
-    sockets if it has UNIX (see routing.networks). `program` is the path of HAProxy's executable of this `version`; it
-    runs as `user`, which may be "user:group", or as the pool's own user if that is "". `http2`: HTTP/2 is offered to
-    clients that use TLS. `access_log` is the form of its lines, "text" or "json"; "" if there is none.
+    It runs as `user`, which may be "user:group", or as the pool's own user if that is "".
     """
 
-    header_for_host: str = "Host"
-    trusted_proxies: tuple[str, ...] = ()
-    drain_seconds: float = 30.0
-    head_seconds: float = 10.0
-    keep_alive_seconds: float = 75.0
-    max_head_bytes: int = 16 * 1024
-    max_connections: int = 0
+    table: GatewayConfig
     program: str = ""
     version: tuple[int, int] = LEAST_VERSION
-    threads: int = 1
     user: str = ""
-    http2: bool = True
-    access_log: str = ""
+
+    @property
+    def trusted_proxies(self) -> tuple[str, ...]:
+        """The networks that are trusted to forward a client's address, and UNIX for the peers on Unix sockets."""
+        return tuple(map(str, self.table.trusted_proxies))
 
 
-def settings_of(gateway: Any) -> GatewaySettings:
+def settings_of(table: GatewayConfig) -> GatewaySettings:
     """Return HAProxy's settings from [gateway]. Blocks: executes HAProxy for its version."""
-    program = program_path(gateway.program)
+    program = program_path(table.program)
     return GatewaySettings(
-        header_for_host=gateway.header_for_host,
-        trusted_proxies=tuple(map(str, gateway.trusted_proxies)),
-        drain_seconds=gateway.drain_timeout,
-        head_seconds=gateway.head_timeout,
-        keep_alive_seconds=gateway.keep_alive,
-        max_head_bytes=gateway.max_head_size,
-        max_connections=gateway.max_connections or 0,
-        program=program,
-        version=program_version(program) or LEAST_VERSION,
-        threads=gateway.threads,
-        user=user_of_program(gateway.user),
-        http2=gateway.http2,
-        access_log="text" if gateway.access_log is True else gateway.access_log or "",
+        table, program, program_version(program) or LEAST_VERSION, user_of_program(table.user)
     )
 
 
@@ -131,64 +114,3 @@ class Endpoint(NamedTuple):
         if address.kind == "unix":
             return cls("unix", path=address.path, tls=tls, h2=h2)
         return cls(address.kind, address.host, address.port or 0, tls=tls, h2=h2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerFacts:
-    """A routed server: its address and its state. Its newest worker was ready at `ready_at`, a monotonic time.
-
-    `asleep_until` is the time before which requests do not wake it, in seconds since 1970; with 0 they never wake it,
-    with None they always do. `processes` are the addresses of the ready processes of a proxied server, None for other
-    servers; `numbered` has for each number of a process that of the newest one, "" while none is ready. `binds_itself`:
-    the program opens its address; while the server restarts, the previous process may still serve there (`is_leaving`).
-    `h2`: it speaks HTTP/2 instead of HTTP/1.1.
-    """
-
-    bind: str = ""
-    tls: bool = False
-    state: str = "stopped"
-    ready: bool = False
-    ready_at: float = 0.0
-    asleep_until: float | None = None
-    processes: tuple[str, ...] | None = None
-    numbered: tuple[str, ...] = ()
-    binds_itself: bool = False
-    is_leaving: bool = False
-    h2: bool = False
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether connections wait in the forwarder while it starts: the pool has no listener with a backlog."""
-        return self.binds_itself or self.processes is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineState:
-    """The supervisor's report about the container or virtual machine behind a URL (`host`).
-
-    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
-    `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
-    `state` is empty, there is no such machine.
-    """
-
-    RUNNING: ClassVar[str] = "running"
-    STOPPED: ClassVar[str] = "stopped"
-    STARTING: ClassVar[str] = "starting"
-    FAILED: ClassVar[str] = "failed"
-    UNKNOWN: ClassVar[str] = "unknown"
-
-    host: str
-    state: str = ""
-    why: str = ""
-    retry_seconds: float = 0.0
-    start_seconds: float = 60.0
-    answers: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeState:
-    """The state of a probed URL (`host`). If it fails probes, `why` is the reason; if it passes, `answered` is true."""
-
-    host: str
-    why: str = ""
-    answered: bool = False

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from poolctl.features.gateway.repeated_work import RepeatedWork
-from poolctl.features.gateway.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
+from poolctl.features.gateway.target import MachineState
 from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import replace_file
 from poolctl.units import format_duration

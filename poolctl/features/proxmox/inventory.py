@@ -16,8 +16,9 @@ from typing import NamedTuple
 from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.gateway.repeated_work import RepeatedWork
-from poolctl.features.gateway.settings import Endpoint, MachineState
+from poolctl.features.gateway.settings import Endpoint
 from poolctl.features.gateway.supervision.gateway import GatewayManager, GatewayPart
+from poolctl.features.gateway.target import MachineState
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import TargetMachineReport

@@ -10,11 +10,14 @@ from typing import Any
 
 from poolctl.features.gateway.haproxy.configuration import NO_ROUTE, HaproxyBackend, HaproxyServer
 from poolctl.features.gateway.haproxy.process import HaproxyRefusal
-from poolctl.features.gateway.settings import ServerFacts
+from poolctl.features.gateway.program import LEAST_VERSION
+from poolctl.features.gateway.settings import GatewaySettings
 from poolctl.features.gateway.supervision.counts import TrafficCounts
 from poolctl.features.gateway.supervision.figures import GatewayFigures, Serving
 from poolctl.features.gateway.supervision.hosts import HostStates
 from poolctl.features.gateway.supervision.targets import Targets
+from poolctl.features.gateway.table import GatewayConfig
+from poolctl.features.gateway.target import ServerFacts, Target, TargetState
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.runners.process_link import identity
 from tests.manual_clock import ManualClock
@@ -86,22 +89,32 @@ def name_of(route: Route | StreamRoute) -> str:
     return f"{'stream' if isinstance(route, StreamRoute) else 'route'}:{route.alias}"
 
 
+def gateway_settings(
+    program: str = "", version: tuple[int, int] = LEAST_VERSION, user: str = "", **keys: Any
+) -> GatewaySettings:
+    """The settings of a gateway whose table has these keys."""
+    return GatewaySettings(GatewayConfig(**keys), program, version, user)
+
+
+def server(state: TargetState = TargetState.READY, reason: str = "", **facts: Any) -> ServerFacts:
+    """What the supervisor knows about a server in this state."""
+    return ServerFacts(target=Target(state, reason), **facts)
+
+
 class FiguresStage:
     """The targets of routes and the gateway's figures, from a scripted HAProxy; `servers` are those of the pool."""
 
     def __init__(self, *routes: Route | StreamRoute) -> None:
         self.clock = ManualClock(100.0)
-        self.hosts = HostStates(self.clock.monotonic, wall=self.clock.time)
+        self.hosts = HostStates(self.clock.monotonic, lambda *_: None, wall=self.clock.time)
         self.counts = TrafficCounts()
         self.events: list[tuple[str, str, str]] = []
         self.servers: dict[str, ServerFacts] = {}
-        self.targets = Targets(
-            self.servers.get, self.hosts, self.counts, self._record, self.clock.monotonic, self.clock.time
-        )
+        self.targets = Targets(self.servers.get, self.hosts, self.counts, self._record, self.clock.monotonic)
         self.haproxy = ScriptedHaproxy()
         self.is_running = True
         self.changes = 0
-        self.figures = GatewayFigures(self.targets, self._serving, self._count_change)
+        self.figures = GatewayFigures(self.targets, self._serving, self._count_change, self.clock.monotonic)
         self.set_routes(*routes)
 
     def set_routes(self, *routes: Route | StreamRoute) -> None:
@@ -123,6 +136,10 @@ class FiguresStage:
 
     def count_unrouted(self, count: int) -> None:
         self.haproxy.count(NO_ROUTE, "BACKEND", stot=count, hrsp_4xx=count)
+
+    def found(self, route: Route | StreamRoute) -> dict[str, Target]:
+        """The targets of the route now, by key."""
+        return self.targets.now(self.targets.keys).of(route)
 
     async def read(self) -> bool:
         return await self.figures.read()

@@ -65,7 +65,7 @@ def logged(
     """The lines after `work(port)`, once there are `count` of them."""
 
     async def run() -> list[str]:
-        keys = {"access_log": "json" if as_json else "text", **settings}
+        keys = {"access_log": "json" if as_json else True, **settings}
         async with Log() as log, haproxy(directory, [route], log_descriptor=log.pipe, **keys) as port:
             await log.lines(1)  # of the connection that found the program serving
             found = asyncio.ensure_future(log.lines(count))

@@ -62,7 +62,7 @@ def test_head_over_http2_that_is_too_large_gets_431(tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_json", [False, True])
 def test_access_log_names_the_key_of_a_head_that_is_too_large(tmp_path: Path, as_json: bool) -> None:
     async def work() -> None:
-        form = "json" if as_json else "text"
+        form = "json" if as_json else True
         async with (
             Log() as log,
             haproxy(tmp_path, [APP], log_descriptor=log.pipe, access_log=form) as port,
@@ -83,7 +83,7 @@ def test_longest_head_reaches_a_server_with_all_that_is_added(tmp_path: Path, si
     async def work() -> None:
         long = (Header(name="x-added", value="v" * 4000),)
         route = Route(alias="a", to=WEB, add_headers=long, response_headers=long, sticky_cookie="c")
-        async with haproxy(tmp_path, [route], max_head_bytes=size, trusted_proxies=("127.0.0.1",)) as port:
+        async with haproxy(tmp_path, [route], max_head_size=size, trusted_proxies=("127.0.0.1",)) as port:
             hops = ", ".join(["192.0.2.7"] * 20)
             fields = head_of(size - 600) | {"X-Forwarded-For": hops}
             status, got = await ask(port, "GET", "a.test", "/", fields)

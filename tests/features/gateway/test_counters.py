@@ -66,7 +66,7 @@ def test_counts_are_those_of_all_processes() -> None:
     assert (shop.requests, shop.failures, shop.bytes_in, shop.bytes_out) == (24, 8, 44, 84)
     assert (web.requests, web.statuses) == (20, [0, 0, 16, 0, 0, 4])
     assert stage.counts.refused == {"404": 12}
-    assert stage.counts.total().requests == 24
+    assert stage.counts.total.requests == 24
     assert stage.reader.requests == {"shop": 12}, "those of this process"
 
 
@@ -77,7 +77,7 @@ def test_counts_of_routes_that_are_gone_stay_in_the_total() -> None:
     stage.read()
     stage.counts.retain_only([], ["shop"], [])
     assert ([*stage.counts.routes], [*stage.counts.streams]) == ([], ["shop"])
-    assert stage.counts.total().requests == 8
+    assert stage.counts.total.requests == 8
 
 
 def test_server_that_was_added_again_begins_at_0() -> None:

@@ -20,9 +20,9 @@ import pytest
 from poolctl.features.gateway.haproxy.configuration import ServerAddresses, configuration_of
 from poolctl.features.gateway.haproxy.listeners import HaproxyListener
 from poolctl.features.gateway.program import program_version
-from poolctl.features.gateway.settings import GatewaySettings
 from poolctl.routing.route import Route, StreamRoute, Target, Timeouts, TrafficLimits
 from tests.environments import need_gateway
+from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.load import http2
 from tests.ports import claim_port
 from tests.programs import program
@@ -136,7 +136,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             streams = [
                 StreamRoute(alias="a", bind="", to=to, protocol="http", timeouts=Timeouts(idle=0.0))
             ] * is_stream
-            settings = GatewaySettings(version=program_version(executable) or (0, 0))
+            settings = gateway_settings(version=program_version(executable) or (0, 0))
             made = configuration_of(settings, [listener], routes, streams, ServerAddresses({}))
             for name, text in {"haproxy.cfg": made.text(), **made.all_files}.items():
                 (tmp_path / name).write_text(text)

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
-from poolctl.features.gateway.settings import ServerFacts
 from poolctl.features.gateway.supervision import metrics
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.monitor.metrics import Family, render
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.routing.route_health import UNHEALTHY, RouteHealth
 
-from .scripted_haproxy import FiguresStage
+from .scripted_haproxy import FiguresStage, server
 
 OUT_URL = "http://10.0.0.7:9000"
 API = Route(alias="api", to=(Target(server="api"),))
@@ -39,7 +38,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.stage = stage = FiguresStage(API, OUT, DB)
-        stage.servers["api"] = ServerFacts(state="running", ready=True)
+        stage.servers["api"] = server()
         stage.hosts.drain("api")
         stage.haproxy.count("gateway", "FRONTEND", scur=4)
         stage.count_unrouted(1)

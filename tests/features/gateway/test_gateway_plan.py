@@ -16,7 +16,7 @@ from poolctl import TLSConfig
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.haproxy.setup import CertificateContents
-from poolctl.features.gateway.settings import GatewaySettings, ListenerSettings, settings_of
+from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.listeners import (
     Certificate,
     GatewayListeners,
@@ -204,22 +204,6 @@ def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
     found = plan(new, streams={new.bind: route}).limited_to(by_key(old, gone, http("127.0.0.1:4")))
     assert set(found.listeners) == {old.bind}
     assert found.streams[old.bind] is route
-
-
-def test_settings_are_those_of_the_table() -> None:
-    table = GatewayConfig(
-        bind=(":8080",), header_for_host="X-Host", trusted_proxies=("10.0.0.0/8",), drain_timeout=12.0,
-        head_timeout=13.0, keep_alive=14.0, max_head_size=20_000, max_connections=15, program="/opt/haproxy",
-        user="root", threads=3, http2=False, access_log=True,
-    )  # fmt: skip
-    user = "root" if os.geteuid() == 0 else ""
-    assert settings_of(table) == GatewaySettings(
-        header_for_host="X-Host", trusted_proxies=("10.0.0.0/8",), drain_seconds=12.0, head_seconds=13.0,
-        keep_alive_seconds=14.0, max_head_bytes=20_000, max_connections=15, program="/opt/haproxy", user=user,
-        threads=3, http2=False, access_log="text",
-    )  # fmt: skip
-    assert settings_of(GatewayConfig(bind=(":8080",), access_log="json")).access_log == "json"
-    assert settings_of(GatewayConfig(bind=(":8080",))).access_log == ""
 
 
 def test_plan_has_a_listener_for_each_address_and_stream() -> None:

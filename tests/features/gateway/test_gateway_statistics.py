@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,27 +10,25 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Tables
 from poolctl.control.answers import Result
-from poolctl.features.gateway.settings import ListenerSettings, MachineState, ServerFacts
+from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.route_tables import RouteSet
-from poolctl.features.gateway.supervision.statistics import GatewayStatistics, RouteReporter
-from poolctl.features.gateway.table import GatewayConfig
+from poolctl.features.gateway.supervision.statistics import RouteReporter
+from poolctl.features.gateway.target import MachineState, TargetState
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import SERVING, SILENT, RegisteredServiceReport, RouteReport
+from poolctl.runners.process_usage import ProcessUsages
 from poolctl.states import Status
 from poolctl.worker import tally
 from tests.manual_clock import ManualClock
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
-from tests.unit.supervisor.whole_supervisor import InTheSameThread
-from tests.virtual_loop import VirtualLoop
 
-from .scripted_haproxy import FiguresStage
+from .scripted_haproxy import FiguresStage, server
 
 
 async def _unchanged(result: Result) -> Result:
@@ -49,6 +46,7 @@ class Stage(Desk):
     def __init__(self) -> None:
         super().__init__(web())
         self.stage = FiguresStage(SHOP, DB)
+        self.runner.usages = ProcessUsages()
         listeners = [
             ListenerSettings(bind="0.0.0.0:80"),
             ListenerSettings(bind="0.0.0.0:443", tls=True),
@@ -56,17 +54,13 @@ class Stage(Desk):
             ListenerSettings(bind="unix:/run/shop.sock"),
         ]
         self.manager: Any = SimpleNamespace(
-            gateway=self.stage.haproxy, problem="", instability="", restarts=2, listeners=listeners,
-            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,))), tables=Tables(gateway=GatewayConfig()),
-            is_configured=True, processes=SimpleNamespace(replaced_pids=[1, 2]), figures=self.stage.figures,
+            gateway=self.stage.haproxy, pid=os.getpid(), problem="", instability="", restarts=2, listeners=listeners,
+            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,))), is_configured=True,
+            processes=SimpleNamespace(replaced_pids=[1, 2]), figures=self.stage.figures,
             counts=self.stage.counts,
         )  # fmt: skip
-        totals: Any = None
-        self.statistics = GatewayStatistics(self.manager, self.core, totals)
         part = PoolGateway(part_site(self.core, self.events))
-        verbs: Any = SimpleNamespace(
-            with_unhealthy_route_warning=_unchanged, gateway=self.manager, statistics=self.statistics
-        )
+        verbs: Any = SimpleNamespace(with_unhealthy_route_warning=_unchanged, gateway=self.manager)
         part._verbs = verbs
         self.await_effects_and_extend_result = part.extend  # type: ignore[method-assign]
 
@@ -97,13 +91,13 @@ def test_state_and_addresses_are_those_of_the_process() -> None:
         stage.manager.routes.routes = routes._replace(streams=(StreamRoute(alias="db", bind=":1"),))
         found = await stage.gateway("list")
         assert (found["state"], found["problem"], found["routes"]) == ("running", "it was restarted twice", 2)
-        stage.manager.gateway = None
+        stage.manager.pid = None
         away = {"state": "starting", "problem": "it was restarted twice", "pid": None, "routes": 2}
         assert await stage.gateway("list") == {**whole, **away, "uptime_seconds": 0.0}
         stage.manager.problem = "port 80 is in use"
         found = await stage.gateway("status")
         assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
-        stage.manager.tables = Tables()
+        stage.manager.is_configured = False
         assert await stage.gateway("list") is await stage.gateway("status") is None
 
     run(scenario())
@@ -140,7 +134,7 @@ def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
         refused = await stage.stats()
         assert (refused["requests_total"], refused["refused_total"]) == (14, 2)
         stage.serve(20, 500)
-        stage.clock.advance(10)
+        stage.stage.clock.advance(10)
         second = await stage.stats()
         assert (second["requests_per_second"], second["errors_per_second"]) == (2.2, 2.0)
         stage.stage.haproxy.hung = True
@@ -167,43 +161,20 @@ def test_status_has_all_figures() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("moments", "compared"),
-    [
-        ((0, 0.9), None),
-        ((0, 1), 0),
-        # A sample is kept when the last one is 5 s old, and rates are over at least 4 s if possible.
-        ((0, 4, 4.9), 0),
-        ((0, 4.9, 5.5), 0),
-        ((0, 4.9, 9), 0),
-        ((0, 5, 6), 0),
-        ((0, 5, 8.9), 0),
-        ((0, 5, 9), 5),
-        ((0, 5, 10, 15, 18.9), 10),
-        ((0, 5, 10, 15, 19), 15),
-        ((0, 20, 21), 0),
-    ],
-)
-def test_rates_are_since_a_sample_that_is_some_seconds_old(
-    moments: tuple[float, ...], compared: float | None
-) -> None:
+def test_rates_are_those_of_the_last_four_seconds_and_none_after_the_gateway_was_hung() -> None:
     async def scenario() -> None:
-        stage = Stage()
-        counted: dict[float, int] = {}
-        for number, moment in enumerate(moments):
-            stage.clock.advance(moment - stage.clock.monotonic())
-            stage.serve(2**number, 200)
-            stage.serve(10**number, 500)
-            counted[moment] = sum(2**each + 10**each for each in range(number + 1))
-            found = await stage.stats()
-        rates = found["requests_per_second"], found["errors_per_second"]
-        if compared is None:
-            assert rates == (None, None)
-        else:
-            first, seconds = moments.index(compared) + 1, moments[-1] - compared
-            errors = sum(10**number for number in range(first, len(moments)))
-            requests = counted[moments[-1]] - counted[compared]
-            assert rates == (round(requests / seconds, 3), round(errors / seconds, 3))
+        stage, found = Stage(), []
+        for number in range(8):
+            found.append((await stage.stats())["requests_per_second"])
+            stage.serve(2**number)
+            stage.stage.clock.advance(0.5)
+            await stage.stats()
+            stage.stage.clock.advance(0.5)
+        assert found == [None, 1, (1 + 2) / 2, 2.333, 15 / 4, 30 / 4, 60 / 4, 120 / 4]
+        stage.stage.haproxy.hung = True
+        assert await stage.stats() is None
+        stage.stage.haproxy.hung = False
+        assert (await stage.stats())["requests_per_second"] is None
 
     run(scenario())
 
@@ -215,66 +186,11 @@ def test_counts_of_another_process_are_added_to_those_before() -> None:
         await stage.stats()
         stage.stage.replace_haproxy()
         stage.serve(5)
-        stage.clock.advance(10)
+        stage.stage.clock.advance(10)
         found = await stage.stats()
         assert (found["requests_total"], found["requests_per_second"]) == (105, 0.5)
 
     run(scenario())
-
-
-def test_samples_are_taken_while_there_is_a_gateway() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        stage.statistics.update_sampling()
-        await asyncio.sleep(0)
-        stage.serve(20)
-        while (await stage.stats())["requests_per_second"] is None:
-            stage.clock.advance(10)
-        stage.manager.is_configured = False
-        stage.statistics.update_sampling()
-        assert stage.statistics._sampling is None
-
-    run(scenario())
-
-
-def test_samples_are_taken_every_ten_seconds_and_dropped_while_the_gateway_is_hung() -> None:
-    loop = VirtualLoop()
-    loop.set_default_executor(InTheSameThread())
-
-    async def rate() -> Any:
-        return (await stage.stats())["requests_per_second"]
-
-    async def follow() -> None:
-        stage.statistics.update_sampling()
-        stage.statistics.update_sampling()
-
-    def pass_time(seconds: float) -> None:
-        stage.clock.advance(seconds)
-        loop.pass_time(seconds)
-
-    try:
-        stage = Stage()
-        loop.run_until_complete(follow())
-        pass_time(0)
-        assert stage.stage.haproxy.asked == 1
-        pass_time(9.9)
-        assert stage.stage.haproxy.asked == 1
-        pass_time(0.2)
-        assert stage.stage.haproxy.asked == 2
-        stage.clock.advance(4)
-        stage.serve(5)
-        assert loop.run_until_complete(rate()) == 1.25
-        stage.stage.haproxy.hung = True
-        pass_time(10)
-        stage.stage.haproxy.hung = False
-        assert loop.run_until_complete(rate()) is None, "no sample is left"
-        stage.statistics.close()
-        asked = stage.stage.haproxy.asked
-        pass_time(100)
-        assert stage.stage.haproxy.asked == asked
-        assert loop.run_until_complete(rate()) is None
-    finally:
-        loop.close()
 
 
 class RoutePool:
@@ -286,7 +202,7 @@ class RoutePool:
             streams=tuple(each for each in routes if isinstance(each, StreamRoute)),
         )
         self.stage = FiguresStage(*routes)
-        self.stage.servers["web"] = ServerFacts(bind="127.0.0.1:9001", state="running", ready=True)
+        self.stage.servers["web"] = server(bind="127.0.0.1:9001")
         self.config = ServerConfig(name="web", bind="127.0.0.1:9001", app="any:app")
         self.counted = blank_page().tolist()
         self.services: dict[str, list[Any]] | None = {}
@@ -445,10 +361,10 @@ def test_health_of_a_server_is_the_gateways_verdict_with_what_the_supervisor_kno
     pool = RoutePool(both := replace(SHOP, to=(Target(server="web"), Target(server="other"))))
     own = RouteHealth(status=HEALTHY, uptime_seconds=1.0, latency_seconds=0.25)
     assert pool.health(both) == own
-    pool.stage.servers["other"] = ServerFacts(state="running", ready=True)
+    pool.stage.servers["other"] = server()
     pool.stage.count(both, "web", stot=9, eresp=9)
     pool.stage.read_now()
-    pool.stage.servers["other"] = ServerFacts(state="stopped")
+    pool.stage.servers["other"] = server(TargetState.STOPPED)
     why = "breaker open: 9 failures, 10 s left"
     assert pool.health(both) == replace(own, status=UNHEALTHY, detail=why)
     pool.stage.hosts.disable("web")
@@ -460,7 +376,7 @@ def test_health_of_a_server_is_the_gateways_verdict_with_what_the_supervisor_kno
 def test_route_to_a_server_that_was_not_started_on_demand_is_no_fault() -> None:
     pool = RoutePool(SHOP)
     pool.state, pool.ready = "stopped", False
-    pool.stage.servers["web"] = ServerFacts(state="stopped")
+    pool.stage.servers["web"] = server(TargetState.STOPPED)
     assert pool.health(SHOP).is_faulty
     pool.rests = True
     assert not pool.health(SHOP).is_faulty

@@ -41,6 +41,7 @@ from poolctl.routing.route import (
     TrafficLimits,
 )
 from tests.certificates import certificate
+from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.programs import program
 
 WEB = (Target(server="web"),)
@@ -62,7 +63,7 @@ def made(
     keys: dict[str, str] | None = None,
 ) -> HaproxyConfiguration:
     return configuration_of(
-        settings or GatewaySettings(), listeners, routes, streams, ServerAddresses(endpoints), keys or {}
+        settings or gateway_settings(), listeners, routes, streams, ServerAddresses(endpoints), keys or {}
     )
 
 
@@ -99,7 +100,7 @@ def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp
         waiting={"web": "unix@/wait", "http://10.0.0.7:80": "unix@/machine"},
     )
     route = Route(alias="ä", to=(*WEB, Target(url="http://10.0.0.7:80")))
-    found = configuration_of(GatewaySettings(), (ANY,), (route,), (), addresses, {"web": "0123456789abcdef"})
+    found = configuration_of(gateway_settings(), (ANY,), (route,), (), addresses, {"web": "0123456789abcdef"})
     lines = found.text().splitlines()
     of_web = ":0123456789abcdef:c3a4"
     assert [each.split()[1] for each in lines if each.startswith("    server ")] == [
@@ -207,7 +208,7 @@ def test_any_number_of_values_and_any_time_is_accepted(tmp_path: Path) -> None:
         backend_limit=TrafficLimits(concurrency=1, queue=1, queue_seconds=1e7),
     )
     redirect = Route(alias="old", host="old.example", redirect=Redirect(to="https"), set_headers=MARK)
-    check(made(many, redirect, settings=GatewaySettings(head_seconds=1e7)), tmp_path)
+    check(made(many, redirect, settings=gateway_settings(head_timeout=1e7)), tmp_path)
 
 
 ODD = "x!#$%&'*+.^_`|~"  # every character that a name may have beside letters and digits (RFC 9110 §5.6.2)
@@ -298,7 +299,7 @@ def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str
 @pytest.mark.parametrize(("size_bytes", "status"), [(1000, 200), (9000, 431)])
 def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, status: int) -> None:
     async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_bytes=8192) as port:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_size=8192) as port:
             assert (await ask(port, "GET", "a", "/", {"X-A": "a" * size_bytes}))[0] == status
             assert (await ask(port, "GET", "a", f"/{'a' * size_bytes}", {}))[0] == status
 
@@ -307,7 +308,7 @@ def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, st
 
 def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_408(tmp_path: Path) -> None:
     async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], head_seconds=0.1) as port:
+        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], head_timeout=0.1) as port:
             for sent, status in ((b"", []), (b"GET / HTTP/1.1\r\n", [b"408"])):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(sent)
@@ -387,8 +388,8 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     (tmp_path / "a.pem").write_bytes(cert.read_bytes() + key.read_bytes())
     (tmp_path / "ca.pem").write_bytes(cert.read_bytes())
-    settings = GatewaySettings(
-        max_connections=100, keep_alive_seconds=0.0, header_for_host="X-Host",
+    settings = gateway_settings(
+        max_connections=100, keep_alive=0.0, header_for_host="X-Host",
         trusted_proxies=tuple(f"10.{number}.0.0/16" for number in range(50)),
     )  # fmt: skip
     certificates = (
@@ -414,7 +415,9 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     tls = "bind :::8443 v4v6 name 8443.crt-list ssl crt-list 8443.crt-list alpn"
     assert f"{tls} h2,http/1.1 no-tls-tickets\n" in configuration.text()
     assert "tune.ssl.cachesize 0\n" in configuration.text()
-    http1 = made(settings=replace(settings, http2=False), listeners=listeners[:1])
+    http1 = made(
+        settings=settings._replace(table=settings.table.with_values(http2=False)), listeners=listeners[:1]
+    )
     assert f"{tls} http/1.1 no-tls-tickets\n" in http1.text()
     open_to_all = made(listeners=[listeners[0]._replace(certificates=certificates[:1])])
     assert open_to_all.files == {"8443.crt-list": "a.pem [ssl-min-ver TLSv1.2]\n", UNANSWERED: ""}
@@ -423,7 +426,10 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     assert "cachesize" not in open_to_all.text()
     assert "maxconn 7" in section(configuration, "listen stream:pg")
     check(configuration, tmp_path)
-    trusting = made(settings=replace(settings, trusted_proxies=("*",)), listeners=listeners[:1])
+    trusting = made(
+        settings=settings._replace(table=settings.table.with_values(trusted_proxies=("*",))),
+        listeners=listeners[:1],
+    )
     assert "{ src 0.0.0.0/0 ::/0 }" in trusting.text()
     check(trusting, tmp_path)
 
@@ -450,14 +456,14 @@ def test_disabled_server_is_written_as_such() -> None:
 
 def every_rule() -> HaproxyConfiguration:
     """The configuration of a pool that uses as many keys as possible."""
-    settings = GatewaySettings(
+    settings = gateway_settings(
         max_connections=100,
-        keep_alive_seconds=0.0,
+        keep_alive=0.0,
         header_for_host="X-Host",
         trusted_proxies=("10.0.0.0/8", "192.0.2.1"),
-        drain_seconds=7.5,
-        head_seconds=3.0,
-        max_head_bytes=32_768,
+        drain_timeout=7.5,
+        head_timeout=3.0,
+        max_head_size=32_768,
     )
     demanding = HaproxyCertificate(
         "b.pem", "ca.pem", "required", names=("B.example.", "*.b.example", "10.0.0.1")
@@ -621,7 +627,7 @@ def test_server_is_reached_at_its_endpoint(endpoint: Endpoint, line: str) -> Non
 
 
 def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:
-    settings = GatewaySettings(trusted_proxies=("*",))
+    settings = gateway_settings(trusted_proxies=("*",))
     lines = made(Route(alias="a", to=WEB, allow=("10.0.0.0/8",)), settings=settings).lines
     assert "    http-request set-var(txn.client) src" in lines
     assert not any("client_is_proxy" in line for line in lines)
@@ -636,7 +642,7 @@ def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:
 
 @pytest.mark.parametrize(("size_bytes", "buffer"), [(4096, 20_480), (16_384, 20_480), (65_536, 81_920)])
 def test_buffer_is_a_quarter_larger_than_the_longest_head(size_bytes: int, buffer: int) -> None:
-    lines = made(settings=GatewaySettings(max_head_bytes=size_bytes)).lines
+    lines = made(settings=gateway_settings(max_head_size=size_bytes)).lines
     assert f"    tune.bufsize {buffer}" in lines
 
 
@@ -833,7 +839,7 @@ async def haproxy_program(
             listeners.append(HaproxyListener((f"unix@{directory / socket_file}",)))
         places = ProcessPlaces(access_log=f"fd@{log_descriptor}")
         configuration = configuration_of(
-            GatewaySettings(**settings), listeners, routes, (), addresses, {}, places
+            gateway_settings(**settings), listeners, routes, (), addresses, {}, places
         )
         path = directory / "haproxy.cfg"
         runtime = f"global\n    stats socket {directory / 'runtime.sock'} level admin\n"
@@ -1025,7 +1031,7 @@ def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
         StreamRoute(alias=each, bind="", to=(Target(url="10.0.0.5:5432"),), accept_proxy=each == "pg")
         for each in ("pg", "my")
     ]
-    settings = GatewaySettings(trusted_proxies=trusted)
+    settings = gateway_settings(trusted_proxies=trusted)
     configuration = made(Route(alias="a", to=WEB), settings=settings, listeners=listeners, streams=streams)
     check(configuration, tmp_path)
     text = section(configuration, "frontend gateway")

@@ -23,12 +23,12 @@ from poolctl.clock import Clock
 from poolctl.config import Tables, TLSConfig
 from poolctl.features.gateway.haproxy import host_names
 from poolctl.features.gateway.haproxy.setup import HaproxySetup
-from poolctl.features.gateway.settings import ServerFacts
 from poolctl.features.gateway.supervision import gateway as manager
 from poolctl.features.gateway.supervision.gateway import GatewayManager
 from poolctl.features.gateway.supervision.listeners import GatewayPlan
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener
+from poolctl.features.gateway.target import ServerFacts, TargetState
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
@@ -38,7 +38,7 @@ from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.certificates import certificate
 from tests.deadline import until
-from tests.features.gateway.scripted_haproxy import LogFiles
+from tests.features.gateway.scripted_haproxy import LogFiles, server
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.ports import claim_port
 from tests.programs import program
@@ -152,7 +152,7 @@ class Stage:
         backend = await asyncio.start_server(answer, "127.0.0.1", 0)
         self.backends.append(backend)
         port = backend.sockets[0].getsockname()[1]
-        self.facts[name] = ServerFacts(bind=f"127.0.0.1:{port}", state="running", ready=True)
+        self.facts[name] = server(bind=f"127.0.0.1:{port}")
 
     async def change(self, name: str, **changes: Any) -> None:
         """Change what is known of a server; returns when HAProxy knows it."""
@@ -249,9 +249,9 @@ def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_hapro
         async with gateway(short) as stage:
             first, one = stage.pid, stage.facts["one"]
             assert await stage.answers() == {"one", "two"}
-            await stage.change("one", ready=False, state="stopping")
+            await stage.change("one", target=server(TargetState.DOWN).target)
             assert await stage.answers() == {"two"}
-            await stage.change("one", ready=True, state="running")
+            await stage.change("one", target=server().target)
             assert await stage.answers() == {"one", "two"}
             # Another address, as after a restart on another port.
             await stage.change("one", bind=stage.facts["two"].bind)
@@ -307,12 +307,12 @@ def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(sh
             core.entries["one"], core.wake = "one", woken.put_nowait
             await stage.route(Route(alias="paged", to=(Target(server="one"),), waiting_page=True))
             pid = stage.pid
-            await stage.change("one", ready=False, state="sleeping")
+            await stage.change("one", target=server(TargetState.SLEEPING).target)
             assert await stage.get(accept="text/html") == "503"
             assert await woken.get() == "one"
-            await stage.change("one", state="starting")
+            await stage.change("one", target=server(TargetState.STARTING).target)
             assert await stage.get(accept="text/html") == "503"
-            await stage.change("one", ready=True, state="running")
+            await stage.change("one", target=server().target)
             assert await stage.get(accept="text/html") == "one"
             assert stage.pid == pid
             assert woken.empty()
@@ -353,7 +353,7 @@ def test_process_that_has_ended_gets_nothing_more_before_the_next_update(short: 
 def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
-            stage.facts["one"] = replace(stage.facts["one"], ready=False, state="stopping")
+            stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
             await stage.manager.announce_workers_exit("one")
             assert await stage.answers() == {"two"}
             # With a change of routes another HAProxy serves, and gets what idle clients of the one before still ask.
@@ -373,9 +373,9 @@ def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -> None
 def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
-            await stage.change("one", ready=False, state="sleeping")
+            await stage.change("one", target=server(TargetState.SLEEPING).target)
             assert await stage.answers() == {"two"}
-            await stage.change("two", ready=False, state="stopped")
+            await stage.change("two", target=server(TargetState.STOPPED).target)
             assert await stage.answers() == {"one"}
 
     run(work())
@@ -426,13 +426,13 @@ def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_
 
     async def work() -> None:
         async with gateway(short) as stage:
-            await stage.change("one", ready=False, state="stopping")
+            await stage.change("one", target=server(TargetState.DOWN).target)
             first = stage.pid
             for number in range(5):
                 stage.publish(BOTH, Route(alias="two", path=f"/{number}", to=(Target(server="two"),)))
                 await stage.manager._helper.wait_until_settled()
-            stage.facts["one"] = replace(stage.facts["one"], ready=True, state="running")
-            stage.facts["two"] = replace(stage.facts["two"], ready=False, state="stopping")
+            stage.facts["one"] = replace(stage.facts["one"], target=server().target)
+            stage.facts["two"] = replace(stage.facts["two"], target=server(TargetState.DOWN).target)
             stage.manager.report_machines()
             await stage.manager._helper.wait_until_settled()
             assert (stage.pid, await stage.answers()) == (first, {"one"})
@@ -485,7 +485,7 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follo
             assert ("gateway failed", refusal) in stage.events
             assert stage.pid == first
             assert await stage.answers(ssl=context()) == {"one", "two"}
-            await stage.change("one", ready=False, state="stopping")
+            await stage.change("one", target=server(TargetState.DOWN).target)
             assert await stage.answers(ssl=context()) == {"two"}
             stage.tls.pop()
             await stage.configure()
@@ -511,7 +511,7 @@ def test_certificate_is_used_until_its_files_have_another_one(short: Path, files
             await stage.configure()
             assert str(cert) in stage.manager.problem
             assert ("gateway failed", stage.manager.problem) in stage.events
-            await stage.change("one", ready=False, state="stopping")
+            await stage.change("one", target=server(TargetState.DOWN).target)
             assert await stage.answers(ssl=context()) == {"two"}
             assert stage.pid == first
             before = stage.manager.gateway
@@ -543,7 +543,7 @@ def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_ser
             assert "too long" in events[0]
             # Other changes need no other process, and report nothing again.
             second = stage.pid
-            await stage.change("one", ready=False, state="stopping")
+            await stage.change("one", target=server(TargetState.DOWN).target)
             await stage.route(replace(routes[0], to=(Target(server="two"), bad)), routes[1])
             assert (await stage.answers(), stage.pid) == ({"two"}, second)
             assert len([kind for kind, _ in stage.events if kind == "backend refused"]) == 2
@@ -636,7 +636,9 @@ def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) 
             for number in range(1, 4):
                 before = stage.manager.gateway
                 assert before is not None
-                await stage.change("one", ready=bool(number % 2))
+                await stage.change(
+                    "one", target=server(TargetState.READY if number % 2 else TargetState.DOWN).target
+                )
                 os.kill(before.pid, signal.SIGKILL)
                 await before.exited
                 assert await stage.answers() == ({"one", "two"} if number % 2 else {"two"})
@@ -687,12 +689,12 @@ def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_again(s
         async with gateway(short) as stage:
             first = stage.pid
             await stage.change("two", bind=stage.facts["one"].bind)  # changed by a command since its start
-            stage.facts["one"] = replace(stage.facts["one"], ready=False, state="stopping")
+            stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
             await stage.succeed()
             assert (stage.pid, await stage.answers()) == (first, {"one"})
-            await stage.change("two", ready=False, state="stopping")
+            await stage.change("two", target=server(TargetState.DOWN).target)
             assert await stage.get() == "503"
-            await stage.change("one", ready=True, state="running")
+            await stage.change("one", target=server().target)
             assert (stage.pid, await stage.answers()) == (first, {"one"})
 
     run(work())
@@ -727,7 +729,7 @@ def test_certificate_that_cannot_be_read_leaves_the_listeners_and_the_states_of_
             first, stage.tls = stage.pid, [TLSConfig(cert="/no/such.pem")]
             await stage.configure()
             assert stage.manager.problem == "cannot read /no/such.pem: No such file or directory"
-            await stage.change("one", ready=False, state="stopped")
+            await stage.change("one", target=server(TargetState.STOPPED).target)
             assert (stage.pid, await stage.answers()) == (first, {"two"})
 
     run(work())
@@ -744,9 +746,9 @@ def test_successor_that_cannot_start_another_haproxy_changes_the_states_of_the_a
             assert "No such file or directory" in stage.manager.problem
             assert await stage.answers() == {"one", "two"}
             for name in ("one", "two"):
-                await stage.change(name, ready=False, state="stopped")
+                await stage.change(name, target=server(TargetState.STOPPED).target)
                 assert name not in await stage.answers()
-                await stage.change(name, ready=True, state="running")
+                await stage.change(name, target=server().target)
             assert (stage.pid, await stage.answers()) == (first, {"one", "two"})
 
     run(work())
@@ -775,7 +777,7 @@ def test_successor_knows_the_addresses_of_hosts_while_no_name_server_answers(
             first, is_there = stage.pid, False
             await stage.succeed()
             assert (stage.pid, await stage.get("/a")) == (first, "one")
-            await stage.change("one", ready=False, state="stopping")
+            await stage.change("one", target=server(TargetState.DOWN).target)
             assert await stage.answers() == {"two"}
             ends.set()
 

@@ -105,9 +105,11 @@ def haproxies(directory: Path) -> list[str]:
     return [line for line in found if str(directory / "haproxy") in line]
 
 
-def processes_of(directory: Path) -> HaproxyProcesses:
+def processes_of(
+    directory: Path, record: Callable[[str, str], object] = lambda *event: None
+) -> HaproxyProcesses:
     output: Any = LogFiles()
-    return HaproxyProcesses(str(directory), output, "access.log")
+    return HaproxyProcesses(str(directory), output, "access.log", record)
 
 
 class Stage:
@@ -121,7 +123,8 @@ class Stage:
         self.says()
         self.keeper = ExecutingKeeper()
         self.log = HelperLog(str(directory), GATEWAY, None, None)
-        self.processes = processes_of(directory)
+        self.events: list[tuple[str, str]] = []
+        self.processes = processes_of(directory, lambda *event: self.events.append(event))
         self.use()
         self.started: list[HaproxyProcess] = []
 
@@ -250,8 +253,6 @@ def test_refusal_has_the_lines_on_which_an_alert_continues(play: Play) -> None:
 
 def test_server_whose_line_is_refused_is_left_out_alone_and_reported_once(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        reported: list[tuple[str, str]] = []
-        stage.processes.on_refused_server = lambda target, why: reported.append((target, why))
         server = ("route:r", HaproxyServer("bad", "https://bad.example", "10.0.0.1:443", "", 1, ""))
 
         def without(refused: Any) -> Any:
@@ -266,7 +267,10 @@ def test_server_whose_line_is_refused_is_left_out_alone_and_reported_once(play: 
         for _ in range(2):
             stage.says(refuses=alert)
             await stage.start()
-        assert reported == [("https://bad.example", "'server r/bad' : no such CA")]
+        why = (
+            "https://bad.example gets no requests, as HAProxy does not accept it: 'server r/bad' : no such CA"
+        )
+        assert stage.events == [("backend refused", why)]
 
     play(scene)
 
@@ -328,15 +332,15 @@ def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
     monkeypatch.setattr(haproxy_process, "_EXIT_SECONDS", 0.1)
 
     async def scene(stage: Stage) -> None:
-        ended: list[int] = []
-        stage.processes.on_too_many = ended.append
         stage.says(stays=True)
         process = await stage.start()
         for _ in range(3):
             process = await stage.replace(process)
         await stage.started[0].exited
-        await until(lambda: ended != [])
-        assert ended[0] == stage.started[0].pid
+        await until(lambda: stage.events != [])
+        kind, message = stage.events[0]
+        assert kind == "gateway connections ended"
+        assert f"(pid {stage.started[0].pid})" in message
         assert len(stage.processes.replaced_pids) <= 2
 
     play(scene)

@@ -28,10 +28,11 @@ from poolctl.features.gateway.haproxy.setup import (
     parts_of,
     runtime_commands,
 )
-from poolctl.features.gateway.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
+from poolctl.features.gateway.settings import Endpoint, ListenerSettings
 from poolctl.features.gateway.supervision.breaker import Results
+from poolctl.features.gateway.target import TargetState
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
-from tests.features.gateway.scripted_haproxy import FiguresStage
+from tests.features.gateway.scripted_haproxy import FiguresStage, gateway_settings, server
 
 ONE, TWO = Target(server="one"), Target(server="two")
 
@@ -56,7 +57,7 @@ def setup(
         endpoints["one"] = Endpoint("unix", path="/run/one.sock")
     route = Route(alias="r", to=targets, **rules)
     made = configuration_of(
-        GatewaySettings(), [HaproxyListener(("fd@3",))], [route], [], ServerAddresses(endpoints)
+        gateway_settings(), [HaproxyListener(("fd@3",))], [route], [], ServerAddresses(endpoints)
     )
     names = [server.name for section in made.backends for server in section.servers]
     all_states = {("route:r", name): ServerState((states or {}).get(name, "ready")) for name in names}
@@ -252,12 +253,12 @@ class Held:
         self.routes = [Route(alias="r", to=(ONE, TWO, Target(server="gone"), URL))]
         self.stage = FiguresStage()
         self.stage.servers |= {
-            "one": ServerFacts(bind="127.0.0.1:8081", state="running", ready=True),
-            "two": ServerFacts(bind="127.0.0.1:8082", tls=True, state="sleeping"),
-            "gone": ServerFacts(bind="no address", state="stopped"),
+            "one": server(bind="127.0.0.1:8081"),
+            "two": server(TargetState.SLEEPING, bind="127.0.0.1:8082", tls=True),
+            "gone": server(TargetState.STOPPED, bind="no address"),
         }
         self.addresses: dict[str, str] = {}
-        self.access_log = ""
+        self.access_log: bool | str = False
 
     def close(self) -> None:
         for each in self.sockets:
@@ -265,11 +266,11 @@ class Held:
 
     def made(self) -> HaproxySetup:
         self.stage.set_routes(*self.routes, self.stream)
-        settings = GatewaySettings(program="/usr/sbin/haproxy", access_log=self.access_log)
+        settings = gateway_settings(program="/usr/sbin/haproxy", access_log=self.access_log)
         targets = self.stage.targets
         facts = targets.facts()
         parts = parts_of(settings, self.listeners, self.routes, facts, {}, self.addresses, {}, self.following)
-        return parts.with_states(parts.build(), targets.states(targets.keys))
+        return parts.with_states(parts.build(), targets.now(targets.keys))
 
     def states(self) -> list[str]:
         """The states of the route's servers, and of the stream's."""
@@ -304,7 +305,7 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
     endpoints = {
         "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True), "gone": None,
     }  # fmt: skip
-    settings = GatewaySettings(program="/usr/sbin/haproxy")
+    settings = gateway_settings(program="/usr/sbin/haproxy")
     places = ProcessPlaces("fd@3", "fd@4", "fd@9", "fd@5", "abns@next", "KEY")
     assert found.configuration == configuration_of(
         settings, listeners, held.routes, [held.stream], ServerAddresses(endpoints), {}, places
@@ -329,30 +330,54 @@ def test_states_that_follow_changes_are_those_of_a_setup_that_is_new(held: Held)
         Route(alias="page", to=(TWO, three), waiting_page=True),
         Route(alias="url", to=(URL, three)),
     ]
-    held.stage.servers["three"] = ServerFacts(bind="127.0.0.1:8083", state="running", ready=True)
+    held.stage.servers["three"] = server(bind="127.0.0.1:8083")
     held.stage.set_routes(*held.routes, held.stream)
     targets, random = held.stage.targets, Random(1)
     facts, waiting = targets.facts(), {"three": "abns@waiting"}
-    parts = parts_of(GatewaySettings(), held.listeners, held.routes, facts, {}, {}, waiting, held.following)
+    parts = parts_of(gateway_settings(), held.listeners, held.routes, facts, {}, {}, waiting, held.following)
     built = followed = parts.build()
     seen = set()
     for _ in range(200):
         key = random.choice(["one", "two", "three"])
         if random.random() < 0.5:
-            state = random.choice(["running", "running", "sleeping", "starting", "stopped"])
-            held.stage.servers[key] = replace(held.stage.servers[key], state=state, ready=state == "running")
+            state = random.choice([*TargetState, TargetState.READY])
+            held.stage.servers[key] = replace(held.stage.servers[key], target=server(state).target)
         elif random.random() < 0.5:
             random.choice([held.stage.hosts.disable, held.stage.hosts.drain, held.stage.hosts.enable])(key)
         else:
             held.stage.clock.advance(6.0)
             targets.record_results({("r", key): Results(failed=3)} if key != "three" else {})
-            targets.unknown = random.choice([(), ("three",)])
-        states = targets.states(built.users)
+        states = targets.now(built.users)
         new = parts.with_states(built, states)
         followed = parts.with_states(followed, states)
         assert (followed.states, followed.maps) == (new.states, new.maps)
         seen |= {(place, state) for place, state in new.states.items()}
     assert len(seen) > 15, "the changes have an effect"
+
+
+@pytest.mark.parametrize(
+    ("state", "direct", "waiting", "page"),
+    [
+        (TargetState.READY, "ready", "ready", "awake"),
+        (TargetState.STARTING, "maint", "ready", "starts"),
+        (TargetState.SLEEPING, "maint", "ready", "asleep"),
+        (TargetState.DRAINING, "drain", "maint", "awake"),
+        (TargetState.DOWN, "maint", "maint", "awake"),
+    ],
+)
+def test_connections_to_a_target_that_is_not_ready_wait(
+    held: Held, state: TargetState, direct: str, waiting: str, page: str
+) -> None:
+    held.stage.servers["two"] = server(state, bind="127.0.0.1:8082")
+    held.routes = [Route(alias="r", to=(TWO,), waiting_page=True)]
+    held.stage.set_routes(*held.routes)
+    targets, addresses = held.stage.targets, {"two": "abns@waiting"}
+    parts = parts_of(
+        gateway_settings(), held.listeners, held.routes, targets.facts(), {}, {}, addresses, held.following
+    )
+    made = parts.with_states(parts.build(), targets.now(targets.keys))
+    assert [made.states["route:r", name].state for name in ("two", "two:wait")] == [direct, waiting]
+    assert made.maps["sleeping.map"] == {"route:r": page}
 
 
 def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) -> None:
@@ -394,11 +419,11 @@ def test_maps_but_that_of_routes_are_those_of_the_newest_setup_until_a_process_i
 def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
     held.routes = [Route(alias="r", to=(ONE, TWO), waiting_page=True), Route(alias="other", to=(TWO,))]
     assert (held.made().maps["sleeping.map"], held.made().shows_waiting_page) == ({"route:r": "awake"}, False)
-    held.stage.servers["one"] = ServerFacts(bind="127.0.0.1:8081", state="stopped")
+    held.stage.servers["one"] = server(TargetState.STOPPED, bind="127.0.0.1:8081")
     made = held.made()
     assert (made.maps["sleeping.map"], made.shows_waiting_page) == ({"route:r": "asleep"}, True)
     assert made.files["sleeping.map"] == b"route:r asleep\n"
-    held.stage.servers["two"] = replace(held.stage.servers["two"], state="starting")
+    held.stage.servers["two"] = replace(held.stage.servers["two"], target=server(TargetState.STARTING).target)
     assert (held.made().maps["sleeping.map"], held.made().shows_waiting_page) == (
         {"route:r": "starts"},
         False,
@@ -415,7 +440,7 @@ def test_access_log_is_written_to_the_descriptor_after_the_listeners(held: Held)
 def test_listener_with_tls_and_no_certificate_passes_it(held: Held) -> None:
     held.listeners[0] = held.listeners[0]._replace(certificates=[])
     held.routes = [Route(alias="r", to=(TWO,))]
-    held.stage.servers["two"] = replace(held.stage.servers["two"], state="running", ready=True)
+    held.stage.servers["two"] = replace(held.stage.servers["two"], target=server().target)
     made = held.made()
     assert "frontend passing" in made.configuration.lines
     assert made.states["tls:r", "two"].state == "ready"

@@ -24,9 +24,12 @@ def clock() -> ManualClock:
 
 
 def manager(clock: ManualClock) -> tuple[HostStates, list[tuple[str, str, str]]]:
-    made, changes = HostStates(clock.monotonic, wall=clock.time), []  # type: HostStates, list[tuple[str, str, str]]
-    made.subscribe(lambda host, state, why: changes.append((host, str(state), why)))
-    return made, changes
+    changes: list[tuple[str, str, str]] = []
+
+    def note(host: str, state: RequestedBackendState, why: str) -> None:
+        changes.append((host, str(state), why))
+
+    return HostStates(clock.monotonic, note, wall=clock.time), changes
 
 
 def remaining_seconds(hosts: HostStates, host: str) -> float:
@@ -62,15 +65,19 @@ def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -
 
 
 def test_hosts_that_expire_together_are_reported_once_each_and_all_are_active(clock: ManualClock) -> None:
-    hosts, changes = manager(clock)
-    inactive: list[int] = []
-    hosts.subscribe(lambda *_: inactive.append(len(hosts.to_json()["hosts"])))
+    changes, inactive = list[str](), list[int]()
+
+    def note(host: str, *_: str) -> None:
+        changes.append(host)
+        inactive.append(len(hosts.to_json()["hosts"]))
+
+    hosts = HostStates(clock.monotonic, note, wall=clock.time)
     names = [f"host-{number}" for number in range(200)]
     for name in names:
         hosts.disable(name, 5)
     clock.advance(5)
     hosts.enable_expired()
-    assert [change[0] for change in changes[len(names) :]] == names
+    assert changes[len(names) :] == names
     assert inactive[len(names) :] == [0] * len(names)
 
 
@@ -182,12 +189,11 @@ def test_very_long_time_is_still_a_date(clock: ManualClock) -> None:
     assert hosts.host_record("a").until == clock.time() + 10 * 365 * 86_400
 
 
-def test_default_time_and_header_follow_the_configuration(clock: ManualClock) -> None:
+def test_default_time_follows_the_configuration(clock: ManualClock) -> None:
     hosts, _ = manager(clock)
-    assert hosts.header_for_host == "Host"
-    hosts.configure(5.0, "X-Host")
+    hosts.re_enable_seconds = 5.0
     hosts.disable("a")
-    assert (remaining_seconds(hosts, "a"), hosts.header_for_host) == (5.0, "X-Host")
+    assert remaining_seconds(hosts, "a") == 5.0
 
 
 def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock) -> None:

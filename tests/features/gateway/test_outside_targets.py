@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from poolctl.config import Probe, Tables, load
-from poolctl.features.gateway.settings import ProbeState
 from poolctl.features.gateway.supervision.outside_targets import (
     ProbedTarget,
     TargetProbes,
     UrlProbes,
     probe_url,
 )  # fmt: skip
+from poolctl.features.gateway.target import Target, TargetState
 from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing.route_report import SERVING, STARTING
 from tests.certificates import certificate
@@ -59,10 +59,9 @@ class Stage:
         self.changed = asyncio.Event()
         self.probes = TargetProbes(self.changed.set)
 
-    async def until(self, url: str, **found: Any) -> None:
-        wanted = ProbeState(host=url, **found)
+    async def until(self, url: str, wanted: Target) -> None:
         async with asyncio.timeout(60):
-            while self.probes.reports.get(url) != wanted:
+            while self.probes.targets.get(url) != wanted:
                 self.changed.clear()
                 await self.changed.wait()
 
@@ -88,13 +87,13 @@ def test_target_that_accepts_no_connection_fails_and_one_that_does_has_answered(
         gone, there = f"{scheme}127.0.0.1:{claim_port()}", f"{scheme}127.0.0.1:{service.port}"
         text = f'{table}\nto = ["{gone}", "{there}"]\nhealth = {{ tcp = true, {FAST} }}\n'
         stage.probes.apply_tables(tables(text))
-        assert stage.probes.reports[gone] == ProbeState(host=gone), "not known yet"
-        await stage.until(there, answered=True)
+        assert stage.probes.targets[gone] == Target(answers=None), "not known yet"
+        await stage.until(there, Target())
         async with asyncio.timeout(60):
-            while not stage.probes.reports[gone].why:
+            while not stage.probes.targets[gone].reason:
                 stage.changed.clear()
                 await stage.changed.wait()
-        assert stage.probes.reports[gone].why.startswith("no connection")
+        assert stage.probes.targets[gone].reason.startswith("no connection")
         assert stage.probes.latency_seconds(gone) is None
         latency = stage.probes.latency_seconds(there)
         assert latency is not None
@@ -108,17 +107,17 @@ def test_target_is_out_after_its_failures_and_back_after_a_success() -> None:
         url = f"http://127.0.0.1:{service.port}"
         one = f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'
         stage.probes.apply_tables(tables(one))
-        await stage.until(url, answered=True)
+        await stage.until(url, Target())
         service.status = "503 Service Unavailable"
-        await stage.until(url, why="GET /up: status 503")
+        await stage.until(url, Target(TargetState.DOWN, "GET /up: status 503"))
         service.status = "204 No Content"
-        await stage.until(url, answered=True)
+        await stage.until(url, Target())
         stage.probes.apply_tables(tables(one))
-        assert stage.probes.reports[url].answered, "the same probe: what is known stays"
+        assert stage.probes.targets[url].answers, "the same probe: what is known stays"
         stage.probes.apply_tables(tables(one.replace("/up", "/other")))
-        assert stage.probes.reports == {url: ProbeState(host=url)}
+        assert stage.probes.targets == {url: Target(answers=None)}
         stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\n'))
-        assert stage.probes.reports == {}
+        assert stage.probes.targets == {}
 
     run(work)
 
@@ -128,7 +127,7 @@ def test_only_a_changed_result_is_reported() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"
         stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-        await stage.until(url, answered=True)
+        await stage.until(url, Target())
         stage.changed.clear()
         asked = service.asked
         async with asyncio.timeout(60):
@@ -489,10 +488,10 @@ def test_probes_list_the_targets_of_the_tables() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"
         stage.probes.apply_tables(tables(""))
-        assert stage.probes.reports == {}
+        assert stage.probes.targets == {}
         stage.changed.clear()
         stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-        assert [*stage.probes.reports] == [url]
+        assert [*stage.probes.targets] == [url]
         assert stage.changed.is_set()
         assert stage.probes.latency_seconds("http://other") is None
 
@@ -501,17 +500,17 @@ def test_probes_list_the_targets_of_the_tables() -> None:
 
 def test_result_of_a_target_is_reported_to_the_gateway() -> None:
     target = ProbedTarget("http://web", probe(fall_count_warn=1, fall_count_ko=1))
-    assert (target.report, target.latency_seconds) == (ProbeState(host="http://web"), None)
+    assert (target.result, target.latency_seconds) == (Target(answers=None), None)
     target.record("no connection", 0.1)
-    assert target.report == ProbeState(host="http://web"), "it gets requests until enough probes have failed"
+    assert target.result == Target(answers=None), "it gets requests until enough probes have failed"
     assert target.latency_seconds is None
     target.record("no answer", 0.2)
-    assert target.report == ProbeState(host="http://web", why="no answer")
+    assert target.result == Target(TargetState.DOWN, "no answer")
     target.record("refused", 0.2)
-    assert target.report == ProbeState(host="http://web", why="refused")
+    assert target.result == Target(TargetState.DOWN, "refused")
     target.record("", 0.3)
-    assert (target.report, target.latency_seconds) == (ProbeState(host="http://web", answered=True), 0.3)
+    assert (target.result, target.latency_seconds) == (Target(), 0.3)
     target.record("", 0.3)
     target.record("no answer", 0.2)
-    assert target.report == ProbeState(host="http://web", answered=True)
+    assert target.result == Target()
     assert target.latency_seconds is None

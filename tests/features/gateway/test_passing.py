@@ -13,9 +13,10 @@ import pytest
 
 from poolctl.features.gateway.haproxy.configuration import ServerAddresses, configuration_of
 from poolctl.features.gateway.haproxy.listeners import HaproxyListener
-from poolctl.features.gateway.settings import Endpoint, GatewaySettings
+from poolctl.features.gateway.settings import Endpoint
 from poolctl.routing.route import Redirect, Route, Target, TrafficLimits
 from tests.certificates import certificate
+from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.features.gateway.test_haproxy_configuration import check
 from tests.programs import program
 
@@ -41,7 +42,7 @@ async def passing(directory: Path, routes: Sequence[Route]) -> AsyncIterator[int
     endpoints["plain"] = endpoints["secure"]._replace(tls=False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         bind = HaproxyListener((f"fd@{listener.fileno()}",), passes_tls=True)
-        settings = GatewaySettings(head_seconds=1.0)
+        settings = gateway_settings(head_timeout=1.0)
         made = configuration_of(settings, [bind], routes, [], ServerAddresses(endpoints))
         path = directory / "haproxy.cfg"
         path.write_text(made.text())
@@ -107,7 +108,7 @@ def test_addresses_that_pass_tls_and_others_are_served_together(tmp_path: Path) 
     listeners = [HaproxyListener(("127.0.0.1:8080",)), HaproxyListener(("127.0.0.1:8443",), passes_tls=True)]
     endpoints = {"secure": Endpoint("tcp", "127.0.0.1", 9443, tls=True)}
     routes = [Route(alias="a", to=SECURE)]
-    made = configuration_of(GatewaySettings(), listeners, routes, [], ServerAddresses(endpoints))
+    made = configuration_of(gateway_settings(), listeners, routes, [], ServerAddresses(endpoints))
     assert [(each.name, each.passes_tls, len(each.servers)) for each in made.backends] == [
         ("route:a", False, 1),
         ("tls:a", True, 1),

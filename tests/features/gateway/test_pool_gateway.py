@@ -19,11 +19,10 @@ from poolctl.control.answers import Result
 from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
-from poolctl.features.gateway.settings import ServerFacts
 from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, parse_host_change
 from poolctl.features.gateway.supervision.route_tables import RouteSet
-from poolctl.features.gateway.supervision.statistics import GatewayStatistics
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.features.gateway.target import TargetState
 from poolctl.json_form import Table, from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.helper_process import Helpers
@@ -39,7 +38,7 @@ from tests.unit.core.ordered_core import run, web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk, part_site
 
-from .scripted_haproxy import FiguresStage
+from .scripted_haproxy import FiguresStage, server
 
 LOOK = """
 import sys
@@ -109,13 +108,14 @@ class Manager(SimpleNamespace):
 
     def __init__(self) -> None:
         self.stage = FiguresStage(*ROUTES.served)
-        self.stage.servers["web"] = ServerFacts(state="running", ready=True)
+        self.stage.servers["web"] = server()
         routes = SimpleNamespace(
             routes=ROUTES, generation=7, services=None, table=None, wait_until_current=self._done,
             masked_table_descriptor=self._table, subscribed=self._followed,
         )  # fmt: skip
         super().__init__(
-            gateway=self.stage.haproxy, tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None,
+            gateway=self.stage.haproxy, pid=os.getpid(), tables=Tables(gateway=GatewayConfig()), routes=routes,
+            machines=None,
             processes=SimpleNamespace(replaced_pids=[]), listeners=[], restarts=0, problem="", instability="",
             failures=[], why_unavailable="port 80 is in use", calls=[], late="", hosts=self.stage.hosts,
             probes=SimpleNamespace(latency_seconds=lambda url: None), targets=self.stage.targets,
@@ -123,6 +123,10 @@ class Manager(SimpleNamespace):
         )  # fmt: skip
         self.table: socket.socket | None = None
         self.reported: list[Callable[[int], None]] = []
+
+    @property
+    def is_configured(self) -> bool:
+        return self.tables.get(GatewayConfig) is not None
 
     async def _done(self) -> None:
         self.calls.append("settled")
@@ -169,7 +173,6 @@ class Stage(Desk):
         self.figures: FiguresStage = self.manager.stage
         self.gateway = GatewayVerbs(self.site)
         self.gateway.gateway = self.manager
-        self.gateway.statistics = GatewayStatistics(self.manager, self.core, totals)
         self.part._verbs = self.gateway
 
     def call(self, *targets: str, **options: Any) -> Call:
@@ -350,7 +353,7 @@ def test_list_status_and_stats_of_the_whole_pool_have_the_gateway() -> None:
 
 def test_status_warns_of_routes_that_do_not_serve() -> None:
     async def scene(stage: Stage) -> None:
-        stage.figures.servers["web"] = ServerFacts(state="failed")
+        stage.figures.servers["web"] = server(TargetState.FAILED, "the server is failed")
         (warning,) = (await stage.extended("status", result=Result(warnings=()))).warnings
         assert (
             warning == "the route shop is error (the server is failed), and 2 more: poolctl health --routes"
@@ -359,7 +362,7 @@ def test_status_warns_of_routes_that_do_not_serve() -> None:
         healths = await stage.part.route_healths()
         assert [*healths] == ["shop", "out", "out (stream)"]
         await stage.ask("start")
-        stage.figures.servers["web"] = ServerFacts(state="running", ready=True)
+        stage.figures.servers["web"] = server()
         stage.manager.routes.routes = ROUTES._replace(http=ROUTES.http[:1], streams=())
         assert (await stage.extended("status")).warnings == ()
 

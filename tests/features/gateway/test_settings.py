@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from poolctl.features.gateway.program import (
     LEAST_VERSION,
     program_path,
     program_version,
-    user_of_program,
 )
 from poolctl.features.gateway.settings import (
     Endpoint,
@@ -58,11 +59,14 @@ def test_server_is_reached_on_this_machine(bind: str, endpoint: Endpoint) -> Non
     assert Endpoint.of_server(bind, tls=True).tls
 
 
-def test_settings_have_the_same_defaults_as_the_table() -> None:
-    found = settings_of(GatewayConfig())
+def test_settings_have_the_program_and_user_for_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     path = program_path(None)
-    version = program_version(path) or LEAST_VERSION
-    assert found == GatewaySettings(program=path, version=version, user=user_of_program(None))
+    table = GatewayConfig(user="root", trusted_proxies=("10.0.0.0/8", "unix"))
+    found = settings_of(table)
+    assert found == GatewaySettings(table, path, program_version(path) or LEAST_VERSION, "root")
+    assert found.trusted_proxies == ("10.0.0.0/8", "unix")
+    assert settings_of(GatewayConfig(program="/opt/haproxy")).program == "/opt/haproxy"
 
 
 def test_listener_that_a_previous_version_stored_has_the_usual_values() -> None:

@@ -140,6 +140,55 @@ def test_failing_target_gets_no_requests_while_another_one_serves(
         thread.join()
 
 
+SEVERAL = """
+[[route]]
+alias = "all"
+to = ["one", "two", "asleep", "broken", "http://no-such-host.invalid:80"]
+[[server]]
+name = "asleep"
+bind = "127.0.0.1:{asleep}"
+app = "tests.load.apps:app"
+scale = {{ min = 0, idle = "1h", asleep = ["* * * * *"] }}
+[[server]]
+name = "broken"
+bind = "127.0.0.1:{broken}"
+app = "tests.load.no_such_module:app"
+restart = {{ limit = 1, backoff = {{ initial = "10ms" }} }}
+"""
+
+
+def test_all_commands_and_metrics_say_alike_why_a_target_gets_no_requests(gateway: GatewayPool) -> None:
+    gateway.write(SEVERAL.format(asleep=claim_port(), broken=claim_port()))
+    gateway.pool.run("start")
+    gateway.until(lambda: gateway.pool.items()["broken"]["state"] == "failed")
+    gateway.pool.ok("stop", "two")
+    url, why = "http://no-such-host.invalid:80", "kept asleep"
+    expected = {
+        "one": (True, "healthy", ""),
+        "two": (False, "unknown", "the server is stopped"),
+        "asleep": (False, "unknown", why),
+        "broken": (False, "error", "the server is failed"),
+        url: (False, "unhealthy", "no address is found for no-such-host.invalid"),
+    }
+
+    def backends() -> dict[str, tuple[bool, str, str]]:
+        items = gateway.pool.ok("backends", "-o", "json").json["items"]
+        return {each["host"]: (each["available"], each["health"], each["why"]) for each in items}
+
+    gateway.until(lambda: backends() == expected, what=lambda: str(backends()))
+    explained = gateway.pool.ok("routes", "explain", "/", "-o", "json").json["unavailable"]
+    assert explained == {key: reason for key, (*_, reason) in expected.items() if reason}
+    assert (
+        f"leads to one, two (the server is stopped), asleep ({why})"
+        in gateway.pool.ok("routes", "explain", "/").stdout
+    )
+    metrics = gateway.pool.ok("metrics").stdout
+    for key, (is_available, health, _) in expected.items():
+        assert f'poolctl_host_available{{host="{key}"}} {int(is_available)}' in metrics
+        assert f'poolctl_host_health{{host="{key}",status="{health}"}} 1' in metrics
+    assert [gateway.get("/").status for _ in range(5)] == [200] * 5
+
+
 @pytest.mark.capability
 def test_stream_leaves_out_a_target_that_cannot_be_reached(
     gateway: GatewayPool, service: ServiceServer

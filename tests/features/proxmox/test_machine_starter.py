@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.features.gateway.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
+from poolctl.features.gateway.target import MachineState
 from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox._api import Guest
 from poolctl.features.proxmox._machine_starter import MachinePowerManager

@@ -352,7 +352,7 @@ def _passing_frontend(
     yield from (line for each in listeners for line in each.bind_lines())
     yield from proxy_protocol_rules(listeners, settings.trusted_proxies)
     yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
-    yield f"    tcp-request inspect-delay {duration(settings.head_seconds)}"
+    yield f"    tcp-request inspect-delay {duration(settings.table.head_timeout)}"
     host = quoted(r"regsub(\.$,)")
     yield f"    tcp-request content set-var(sess.host) req.ssl_sni,lower,{host}"
     yield "    tcp-request content set-var(sess.name) var(sess.host)"
@@ -388,7 +388,7 @@ def _stream_backend(
     ]
     if route.protocol == HTTP:
         asks = listener.asks_for_certificate
-        lines += head_rules(settings.max_head_bytes, log)
+        lines += head_rules(settings.table.max_head_size, log)
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
         lines += [*_limits_of_the_program(), *_h2_rules(route, addresses)]
     else:
@@ -759,11 +759,11 @@ def configuration_of(
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
         lines.append(comment("bind"))
-        lines += [line for each in fronts for line in each.bind_lines(http2=settings.http2)]
+        lines += [line for each in fronts for line in each.bind_lines(http2=settings.table.http2)]
         lines += _named("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
-        if settings.access_log:
+        if settings.table.access_log:
             lines.append(comment("access_log"))
-            lines += access_log_rules(places.access_log, as_json=settings.access_log == "json")
+            lines += access_log_rules(places.access_log, as_json=settings.table.access_log == "json")
         # Browsers open connections in advance, and would show a 408 as the response to a later request.
         lines.append("    option http-ignore-probes")
         lines += [
@@ -868,20 +868,20 @@ def _global(
     yield "    expose-experimental-directives"
     yield "    default-path config"
     yield comment("threads")
-    yield f"    nbthread {settings.threads}"
+    yield f"    nbthread {settings.table.threads}"
     yield comment(
         "HAProxy allocates memory for each descriptor that it may open; some systems do not limit them."
     )
     yield "    fd-hard-limit 500000"
     yield "    no strict-limits"
-    if settings.max_connections:
+    if settings.table.max_connections:
         yield comment("max_connections")
-        yield f"    maxconn {settings.max_connections}"
+        yield f"    maxconn {settings.table.max_connections}"
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
     # The longest head takes at most four fifths of a buffer, so that rules see, and refuse, a somewhat longer one.
-    head = max(_SMALLEST_BUFFER_BYTES, settings.max_head_bytes)
+    head = max(_SMALLEST_BUFFER_BYTES, settings.table.max_head_size)
     yield comment("max_head_size")
     yield f"    tune.bufsize {head + max(head // 4, head // 8 + added_bytes)}"
     yield f"    tune.maxrewrite {added_bytes}"
@@ -892,9 +892,9 @@ def _global(
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
     yield from ("", "defaults gateway", "    mode http", "    option redispatch 1", "    retries 3")
     yield "    option abortonclose"  # aborts the request of a client that has disconnected
-    yield f"    timeout http-request {duration(settings.head_seconds)}"
-    if settings.keep_alive_seconds:
-        yield f"    timeout http-keep-alive {duration(settings.keep_alive_seconds)}"
+    yield f"    timeout http-request {duration(settings.table.head_timeout)}"
+    if settings.table.keep_alive:
+        yield f"    timeout http-keep-alive {duration(settings.table.keep_alive)}"
     else:
         yield "    option httpclose"
     yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
@@ -911,7 +911,9 @@ def _request_rules_before_routing(
 ) -> Iterator[str]:
     """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
     yield comment("max_head_size")
-    yield from head_rules(settings.max_head_bytes, places.log, has_access_log=bool(settings.access_log))
+    yield from head_rules(
+        settings.table.max_head_size, places.log, has_access_log=bool(settings.table.access_log)
+    )
     yield comment("Requests that RFC 9112 does not allow.")
     for condition in _INVALID:
         yield f"    http-request deny deny_status 400 if {condition}"
@@ -928,14 +930,14 @@ def _request_rules_before_routing(
     yield from reading_rules()
     unless = ""
     yield comment("header_for_host")
-    for field in dict.fromkeys((settings.header_for_host.lower(), "host")):
+    for field in dict.fromkeys((settings.table.header_for_host.lower(), "host")):
         host = rf"req.fhdr({argument(field)}),host_only,lower,regsub(\.$,)"
         yield f"    http-request set-var(txn.host) {quoted(host)}{unless}"
         unless = " unless { var(txn.host) -m len ge 1 }"
     yield from misdirected_request_rules(fronts)
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
-    needs_client = bool(settings.access_log) or any(
+    needs_client = bool(settings.table.access_log) or any(
         each.allow or each.client_limit or each.policy == IP_HASH for each in routes
     )
     asks = any(each.asks_for_certificate for each in fronts)

@@ -158,7 +158,9 @@ class CounterReader:
         results: dict[tuple[str, str], Results],
     ) -> None:
         if row.name == _BACKEND:
-            self._traffic_of(section).add(_traffic_of_route(found, section))
+            traffic = _traffic_of_route(found, section)
+            self._traffic_of(section).add(traffic)
+            self.counts.total.add(traffic)
             if not section.is_stream:
                 self.requests[section.alias] = self.requests.get(section.alias, 0) + found["stot"]
         elif target := section.target_of(row.name):

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import logging
 import os
 import re
 import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from poolctl.config.model.section import Log
@@ -68,6 +69,8 @@ _BACKENDS = 2  # the kind of proxies in "show stat"
 _PROMPT = b"\n> "  # ends a response in a session
 _MOST_ANSWERED_BYTES = 2**30
 _LIMITS = Log.unchecked({"max_size": MAX_SIZE_BYTES, "keep": 1})
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class HaproxyRefusal(ServerError):
@@ -210,24 +213,25 @@ class HaproxyProcesses:
     """Starts the pool's HAProxy with the setup `wanted`, and has replaced processes end with their last stream.
 
     The files of HAProxy are below `directory`, that of the pool. The logger, to which `output` leads, writes its lines
-    about requests to the file `access_log`. `on_too_many` is called with the pid of a replaced
-    process that is ended although it has connections, because there are too many of them. `on_refused_server` is called
-    with a target, and the reason why HAProxy does not accept it; the others are served.
+    about requests to the file `access_log`. `record(kind, message)` is called with the events "gateway connections
+    ended", of a replaced process that is ended because there are too many of them, and "backend refused", of a target
+    that HAProxy does not accept; the others are served.
     """
 
-    def __init__(self, directory: str, output: OutputPipes, access_log: str) -> None:
+    def __init__(
+        self, directory: str, output: OutputPipes, access_log: str, record: Callable[[str, str], object]
+    ) -> None:
         self.directory = directory
         self._output = output
         self._access_log = access_log
+        self._record = record
         self.wanted: HaproxySetup | None = None
         # Started if HAProxy refuses `wanted`: what the last process had, set as long as there is none.
         self.fallback: HaproxySetup | None = None
         # That of the latest process, without the servers that it refuses.
         self.started: HaproxySetup | None = None
-        # The servers that the process in use does not have, and why.
-        self.refused: dict[RefusableServer, str] = {}
-        self.on_too_many: Callable[[int], None] = lambda pid: None
-        self.on_refused_server: Callable[[str, str], None] = lambda target, why: None
+        # The servers that the process in use does not have.
+        self.refused: Collection[RefusableServer] = ()
         self.drain_seconds = 0.0  # how long a process that has outlived its pool may finish its requests
         self._replaced: dict[HaproxyProcess, None] = {}  # the oldest first
         self._limiting: asyncio.Task[None] | None = None
@@ -274,10 +278,11 @@ class HaproxyProcesses:
         except BaseException:
             process.end()
             raise
-        known, self.refused, self.started = self.refused, refused, setup
-        for server, why in refused.items():
-            if server not in known:
-                self.on_refused_server(server[1].key, why)
+        known, self.refused, self.started = self.refused, refused.keys(), setup
+        for server in refused.keys() - known:
+            message = f"{server[1].key} gets no requests, as HAProxy does not accept it: {refused[server]}"
+            logger.error("%s", message)
+            self._record("backend refused", message)
         return process
 
     async def adopt(self, keeper: Link, kind: HelperKind) -> HaproxyProcess | None:
@@ -409,7 +414,11 @@ class HaproxyProcesses:
         sizes = await in_daemon_thread(lambda: [memory_bytes(each.pid) or 0 for each in running])
         while len(running) > _MAX_REPLACED or sum(sizes) > _MAX_REPLACED_BYTES:
             running[0].signal(signal.SIGTERM)
-            self.on_too_many(running[0].pid)
+            pid = running[0].pid
+            message = (
+                f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
+            )
+            self._record("gateway connections ended", message)
             del running[0], sizes[0]
 
 

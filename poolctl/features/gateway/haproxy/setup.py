@@ -16,11 +16,9 @@ from poolctl.json_form import Table
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import route_key, stream_key
 
-from ..settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
-from ..supervision.targets import READY as UP
-from ..supervision.targets import SLEEPING as RANK_SLEEPING
-from ..supervision.targets import STARTING as RANK_STARTING
-from ..supervision.targets import TargetsInUse, TargetStates
+from ..settings import Endpoint, GatewaySettings, ListenerSettings
+from ..supervision.targets import TargetsNow
+from ..target import ServerFacts, Target, TargetState, serving_state
 from .choice import ROUTES
 from .configuration import (
     NOWHERE,
@@ -46,7 +44,7 @@ _RUNTIME_FD, _LOG_FD, _FIRST_LISTENER_FD = 3, 4, 5
 # HAProxy's buffer for a command is larger (see tune.bufsize).
 _BUFFERED_BYTES = 15_000
 _AND, _SETS_STATE = "; ", "set maxconn server "
-_SLEEP_OF_RANKS = {UP: AWAKE, RANK_STARTING: STARTS, RANK_SLEEPING: ASLEEP}
+_SLEEP = {TargetState.READY: AWAKE, TargetState.STARTING: STARTS, TargetState.SLEEPING: ASLEEP}
 
 
 class ServerState(NamedTuple):
@@ -82,15 +80,15 @@ class HaproxySetup(NamedTuple):
     """A configuration with the executable, the states of servers, the contents of files, and the sockets.
 
     `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
-    by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is the form of the access log,
+    by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is that of [gateway],
     for which HAProxy has a pipe after its sockets. `maps` are by file name. `digest` identifies the set-up for a
     successor: it covers everything but the states of servers, and includes servers that are left out. `users` are the
-    sections of each target; `targets` are the states that `states` and `maps` follow.
+    sections of each target; `targets` are those that `states` and `maps` follow.
     """
 
     program: str
     user: str
-    access_log: str
+    access_log: bool | str
     configuration: HaproxyConfiguration
     states: Mapping[tuple[str, str], ServerState]
     bundles: Mapping[str, bytes]
@@ -100,7 +98,7 @@ class HaproxySetup(NamedTuple):
     digest: str
     maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     users: Mapping[str, Sequence[RoutedSection]] = MappingProxyType({})
-    targets: TargetStates = TargetStates()
+    targets: TargetsNow = TargetsNow()
 
     @property
     def text(self) -> str:
@@ -211,11 +209,11 @@ class SetupParts(NamedTuple):
         whole = program, user, made.text(), made.files, chosen, self.bundles, self.authorities, inodes
         digest = hashlib.sha256(repr(whole).encode()).hexdigest()
         return HaproxySetup(
-            program, user, self.settings.access_log, made, {}, self.bundles, self.authorities, self.sockets,
+            program, user, self.settings.table.access_log, made, {}, self.bundles, self.authorities, self.sockets,
             inodes, digest, made.maps, _users([*self.routes, *self.streams], made),
         )  # fmt: skip
 
-    def with_states(self, setup: HaproxySetup, targets: TargetStates) -> HaproxySetup:
+    def with_states(self, setup: HaproxySetup, targets: TargetsNow) -> HaproxySetup:
         """A copy of a setup that was built from these parts, with these states of its targets.
 
         It costs as much as has changed since the states of the given setup.
@@ -223,10 +221,10 @@ class SetupParts(NamedTuple):
         changed = (each for key in targets.changed_since(setup.targets) for each in setup.users.get(key, ()))
         states, sleeping = dict(setup.states), dict(setup.maps.get(SLEEPING, {}))
         for section, route in {each.section.name: each for each in changed}.values():
-            used = targets.in_use(route)
-            states.update(_states(section, route, used, targets, self.places))
+            found = targets.of(route)
+            states.update(_states(section, route, found, self.places))
             if isinstance(route, Route) and answers_for_sleeping(route):
-                sleeping[section.name] = _SLEEP_OF_RANKS[used.rank]
+                sleeping[section.name] = _SLEEP[serving_state(found.values())]
         maps = {**setup.maps, SLEEPING: sleeping} if SLEEPING in setup.maps else setup.maps
         return setup._replace(states=states, maps=maps, targets=targets)
 
@@ -321,24 +319,23 @@ def _users(
 def _states(
     section: HaproxyBackend,
     route: Route | StreamRoute,
-    used: TargetsInUse,
-    targets: TargetStates,
+    targets: Mapping[str, Target],
     places: ServerAddresses,
 ) -> Iterator[tuple[tuple[str, str], ServerState]]:
     """Yield the states of the section's servers by (backend, server).
 
-    A target with an address for waiting gets no connections until it is up.
+    A target with an address for waiting gets no connections until it is ready.
     """
     limit = route.backend_limit.concurrency if isinstance(route, Route) and route.backend_limit else 0
     for server in section.servers:
         key = server.key.removesuffix(WAIT)
-        is_waiting = server.key == f"{key}{WAIT}"
-        is_used = key in used.serving or key in used.tested
-        if key in places.waiting and not is_waiting:
-            is_used = is_used and targets.is_up(key)
-        state = READY if is_used and server.address != NOWHERE else MAINTENANCE
-        state = DRAIN if server.key in used.draining else state
-        yield (section.name, server.name), ServerState(state, limit, used.tested.get(key, 0))
+        target, is_direct = targets[key], server.key == key
+        serves = target.serves and server.address != NOWHERE
+        if is_direct and key in places.waiting:
+            serves = serves and target.state is TargetState.READY
+        drains = is_direct and target.state is TargetState.DRAINING
+        state = DRAIN if drains else READY if serves else MAINTENANCE
+        yield (section.name, server.name), ServerState(state, limit, target.probes if target.serves else 0)
 
 
 @lru_cache(maxsize=65536)

@@ -15,7 +15,8 @@ from poolctl.core.core import Core
 from poolctl.json_form import to_json
 
 from ..forwarder.waiting import AwaitedTarget
-from ..settings import Endpoint, MachineState, ServerFacts
+from ..settings import Endpoint
+from ..target import MachineState, ServerFacts, TargetState
 from .forwarding import Order, WaitingListeners
 from .outside_targets import MachineSource
 from .targets import Targets
@@ -98,7 +99,7 @@ class AwaitedTargets:
         # A program that has just opened its address may not be ready: no attempt before it is, unless the one before
         # still serves there.
         address = next(iter(facts.processes or ()), "")
-        if facts.binds_itself and (facts.ready or facts.is_leaving):
+        if facts.binds_itself and (facts.target.state is TargetState.READY or facts.is_leaving):
             address = facts.bind
         return AwaitedTarget(
             key=key,
@@ -106,7 +107,7 @@ class AwaitedTargets:
             seconds=self._core.entries[key].config.start_timeout,
             down=not address,
             answered=self._answered.get(key, 0),
-            problem=self._targets.state(key).why,
+            problem=self._targets.target(key).reason,
         )
 
     def _awaited_machine(self, key: str) -> AwaitedTarget:

@@ -45,19 +45,10 @@ class TrafficCounts:
         self.streams: defaultdict[str, Traffic] = defaultdict(Traffic)
         self.backends: defaultdict[str, Traffic] = defaultdict(Traffic)
         self.refused: defaultdict[str, int] = defaultdict(int)
-        self._former = Traffic()  # of routes that are no longer configured
+        self.total = Traffic()  # of all routes and streams, also those that are no longer configured
 
     def retain_only(self, routes: Iterable[str], streams: Iterable[str], backends: Iterable[str]) -> None:
         """Forget all other routes, streams and targets, which are no longer configured."""
-        for counted, kept in ((self.routes, {*routes}), (self.streams, {*streams})):
-            for alias in counted.keys() - kept:
-                self._former.add(counted.pop(alias))
-        for key in self.backends.keys() - {*backends}:
-            del self.backends[key]
-
-    def total(self) -> Traffic:
-        """The counts of all routes and streams together, which never decrease."""
-        found = Traffic()
-        for each in (self._former, *self.routes.values(), *self.streams.values()):
-            found.add(each)
-        return found
+        for counted, kept in ((self.routes, routes), (self.streams, streams), (self.backends, backends)):
+            for key in counted.keys() - {*kept}:
+                del counted[key]

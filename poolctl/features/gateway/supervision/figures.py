@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from poolctl.routing.route import Target
 from poolctl.routing.route_report import BackendReport
 
 from ..haproxy.configuration import HaproxyBackend
@@ -21,6 +22,7 @@ from .targets import Targets
 
 # How often counters are read, and the maximum share of time for it: those of thousands of routes are megabytes.
 _INTERVAL_SECONDS, _SHARE = 1.0, 0.05
+_READINGS = 5  # over which rates are computed
 # A hung HAProxy must not delay commands for longer.
 _ANSWER_SECONDS = 3.0
 # The time limit for connecting to a target to find out why HAProxy could not.
@@ -36,6 +38,19 @@ class Serving(NamedTuple):
     backends: Mapping[str, HaproxyBackend]
 
 
+class Rates(NamedTuple):
+    """The requests and failures of each second."""
+
+    requests: float
+    errors: float
+
+
+class _Reading(NamedTuple):
+    at: float
+    requests: int
+    errors: int
+
+
 class GatewayFigures:
     """Reads the counters of HAProxy about once a second into the targets' counts and breakers.
 
@@ -45,12 +60,18 @@ class GatewayFigures:
     """
 
     def __init__(
-        self, targets: Targets, serving: Callable[[], Serving | None], changed: Callable[[], None]
+        self,
+        targets: Targets,
+        serving: Callable[[], Serving | None],
+        changed: Callable[[], None],
+        now: Callable[[], float],
     ) -> None:
         self.counted: Callable[[HaproxyProcess, dict[str, int]], None] = lambda process, requests: None
         self._targets = targets
         self._serving = serving
         self._changed = changed
+        self._now = now  # a monotonic clock
+        self._readings: deque[_Reading] = deque(maxlen=_READINGS)  # a second apart
         self._current = self._previous = CounterReader(targets.counts)
         self._is_history = False  # whether the next figures are of the time before this supervisor
         self._replaced: set[CounterReader] = set()
@@ -79,6 +100,7 @@ class GatewayFigures:
         async with self._reading:
             serving, reader = self._serving(), self._current
             if serving is None:
+                self._readings.clear()
                 return False
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
@@ -86,9 +108,24 @@ class GatewayFigures:
             except (HaproxyRefusal, TimeoutError) as error:
                 if not serving.process.exited.done():
                     logger.warning("HAProxy does not report its figures: %s", error or "no answer in time")
+                self._readings.clear()
                 return False
             await self._add(text, reader, serving)
+            reading = self._present()
+            if not self._readings or reading.at - self._readings[-1].at >= _INTERVAL_SECONDS:
+                self._readings.append(reading)
         return True
+
+    def rates(self) -> Rates | None:
+        """The rates of the last seconds; None until they are known."""
+        now, before = self._present(), self._readings[0] if self._readings else None
+        if before is None or (seconds := now.at - before.at) < _INTERVAL_SECONDS:
+            return None
+        return Rates((now.requests - before.requests) / seconds, (now.errors - before.errors) / seconds)
+
+    def _present(self) -> _Reading:
+        counts, total = self._targets.counts, self._targets.counts.total
+        return _Reading(self._now(), total.requests + sum(counts.refused.values()), total.failures)
 
     async def _read_often(self, reader: CounterReader) -> None:
         reading = RepeatedWork("the counters of the gateway")
@@ -126,12 +163,12 @@ class GatewayFigures:
         if self._targets.record_results(results):
             self._changed()
         while self._targets.unexplained:
-            self._start(self._explain(self._targets.unexplained.pop()))
+            self._start(self._explain(*self._targets.unexplained.popitem()))
 
-    async def _explain(self, key: str) -> None:
+    async def _explain(self, key: str, target: Target) -> None:
         problem = ""
         with RepeatedWork(f"why no connection to {key} can be made").attempt():
-            problem = await connection_problem(self._targets.target(key), _EXPLAINED_SECONDS)
+            problem = await connection_problem(target, _EXPLAINED_SECONDS)
         self._targets.explain(key, problem)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

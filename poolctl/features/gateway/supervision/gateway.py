@@ -54,8 +54,9 @@ from ..haproxy.setup import (
 )
 from ..program import program_problem, uid_of
 from ..repeated_work import RepeatedWork
-from ..settings import ListenerSettings, ServerFacts
+from ..settings import ListenerSettings
 from ..table import GatewayConfig
+from ..target import ServerFacts, TargetState, facts_of, serving_state
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
 from .figures import GatewayFigures, Serving
@@ -71,7 +72,7 @@ from .listeners import (
 )
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
-from .targets import SLEEPING, Targets, facts_of
+from .targets import Targets
 
 if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
@@ -124,16 +125,17 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._events = events
         self._store = store
         now = asyncio.get_running_loop().time
-        self.hosts, self.counts = HostStates(now), TrafficCounts()
+        self.hosts, self.counts = HostStates(now, self._on_host_changed), TrafficCounts()
         self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
-        self.figures = GatewayFigures(self.targets, self._serving, self._update)
+        self.figures = GatewayFigures(self.targets, self._serving, self._update, now)
         self.probes = TargetProbes(self._update)
         self.routes = RouteTableManager(self._on_routes_computed, environment.directory)
         self.processes = HaproxyProcesses(
-            environment.directory, output, os.path.join(environment.state_directory, GATEWAY_ACCESS_LOG)
+            environment.directory,
+            output,
+            os.path.join(environment.state_directory, GATEWAY_ACCESS_LOG),
+            lambda kind, message: events.record("pool", kind, message=message),
         )
-        self.processes.on_too_many = self._record_ended_process
-        self.processes.on_refused_server = self._record_refused_server
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
         self._listeners = GatewayListeners(environment.keeper)
         self._waiting = WaitingListeners(environment)
@@ -161,7 +163,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._again: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         core.observers.add(self._on_server_changed)
-        self.hosts.subscribe(self._on_host_changed)
 
     @property
     def failures(self) -> tuple[ServerError, ...]:
@@ -208,6 +209,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         return self._helper.process
 
     @property
+    def pid(self) -> int | None:
+        """The pid of the HAProxy that serves; None while none does."""
+        return None if self.gateway is None else self.gateway.pid
+
+    @property
     def listeners(self) -> Collection[ListenerSettings]:
         """The listeners that are open, or are to be opened."""
         return () if self._current is None else self._current.listeners.values()
@@ -221,7 +227,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         """Start to apply these tables, and return at once."""
         self.tables = tables
         if (gateway := tables.get(GatewayConfig)) is not None:
-            self.hosts.configure(gateway.traffic_re_enable, gateway.header_for_host)
+            self.hosts.re_enable_seconds = gateway.traffic_re_enable
         self.probes.apply_tables(tables)
         self._schedule_recomputation()
         self._reconcile()
@@ -482,7 +488,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._update()
 
     async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
-        self.targets.follow(self.probes.reports, self.machines.states if self.machines is not None else {})
+        self.targets.probes = self.probes.targets
+        self.targets.machines = self.machines.states if self.machines is not None else {}
         routes = self.routes.routes
         facts = self.targets.facts()
         names = host_names(self.targets.keys, facts)
@@ -499,15 +506,15 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.targets.unknown = self._awaited.unknown
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
         self.forwarding.apply(dict(self._awaited.orders(facts, uids)))
-        self.processes.drain_seconds = plan.settings.drain_seconds
+        self.processes.drain_seconds = plan.settings.table.drain_timeout
         following = self._waiting.next_process
         next_one = following.address, following.sock, self.routes.next_process_key
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)
         if self._built is None or self._built[0] != parts:
             self._built = parts, await in_daemon_thread(parts.build)
         before = self._built[1]
-        states = self.targets.states(before.users)
-        setup = await in_daemon_thread(lambda: parts.with_states(before, states))
+        now = self.targets.now(before.users)
+        setup = await in_daemon_thread(lambda: parts.with_states(before, now))
         self._built = parts, setup
         return setup
 
@@ -529,8 +536,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _wake_one_of_each(self, aliases: Collection[str]) -> None:
         """Start a target of each of these routes, if all that could serve it sleep."""
         for route in self.routes.routes.http:
-            if route.alias in aliases and (used := self.targets.in_use(route)).rank == SLEEPING:
-                self._awaited.start(next(each.key for each in route.to if each.key in used.serving))
+            if route.alias in aliases:
+                targets = self.targets.now(each.key for each in route.to).of(route)
+                if serving_state(targets.values()) is TargetState.SLEEPING:
+                    self._awaited.start(next(key for key, each in targets.items() if each.serves))
 
     def _on_wake(self, key: str, number: int) -> None:
         self._awaited.wake(key, number)
@@ -558,15 +567,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self._events.record("pool", event, message=message, **detail)
-
-    def _record_ended_process(self, pid: int) -> None:
-        message = f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
-        self._events.record("pool", "gateway connections ended", message=message)
-
-    def _record_refused_server(self, target: str, why: str) -> None:
-        message = f"{target} gets no requests, as HAProxy does not accept it: {why}"
-        logger.error("%s", message)
-        self._events.record("pool", "backend refused", message=message)
 
     # The listeners.
 
@@ -652,7 +652,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if plan is not None:
             backends = setup.configuration.backends if setup is not None else ()
             streams = [each.name for each in backends if each.is_stream or each.passes_tls]
-            await self.processes.finish_requests(process, plan.settings.drain_seconds, streams)
+            await self.processes.finish_requests(process, plan.settings.table.drain_timeout, streams)
         await self._end_processes()
 
     async def aclose(self) -> None:

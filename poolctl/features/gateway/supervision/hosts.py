@@ -14,8 +14,6 @@ from poolctl.routing.route_report import RequestedBackendState
 # Ten years: longer than any intended pause, and short enough for a valid date.
 _MOST_SECONDS = 10 * 365 * 86_400.0
 
-Listener = Callable[[str, RequestedBackendState, str], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRecord:
@@ -56,32 +54,29 @@ def find_host(name: str, known: Iterable[str]) -> str:
 class HostStates:
     """The state of each host (active, disabled or draining); a host is a server's name or a URL.
 
-    A host that was disabled for a limited time becomes active again when the time is over. Call `enable_expired` at
-    `next_expiry`, so that the callbacks passed to `subscribe` are called; `host_record` is correct even before. `now`
-    is a monotonic clock, `wall` returns seconds since 1970.
+    `changed(host, state, why)` is called after each change. A host that was disabled for a limited time becomes active
+    again when the time is over. Call `enable_expired` at `next_expiry`, so that this is reported; `host_record` is
+    correct even before. `now` is a monotonic clock, `wall` returns seconds since 1970.
     """
 
-    def __init__(self, now: Callable[[], float], *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        changed: Callable[[str, RequestedBackendState, str], None],
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._now = now
+        self._changed = changed
         self.wall = wall
-        self.configure(re_enable_seconds=30.0, header_for_host="Host")
+        self.re_enable_seconds = 30.0  # for which a host is disabled if a command does not say how long
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
-        self._listeners: list[Listener] = []
 
     @property
     def next_expiry(self) -> float:
         """The monotonic time at which the next host becomes active again; infinity if none does."""
         return min(self._until.values(), default=math.inf)
-
-    def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
-        """Set the default time for which hosts are disabled, and the request header that contains the host name."""
-        self.re_enable_seconds = re_enable_seconds
-        self.header_for_host = header_for_host
-
-    def subscribe(self, listener: Listener) -> None:
-        """Call `listener(host, state, why)` after each change."""
-        self._listeners.append(listener)
 
     def host_record(self, host: str) -> HostRecord:
         """The current record of the host."""
@@ -119,14 +114,14 @@ class HostStates:
         now = self._now()
         expired = [host for host, until in self._until.items() if until <= now]
         why = "the time for which it was disabled is over"
-        # All of them before the first callback, which may call this method.
+        # Update all hosts first: callbacks may re-enter.
         for host in expired:
             self._record(host, RequestedBackendState.ACTIVE, why, 0.0)
         for host in expired:
-            self._report(host, RequestedBackendState.ACTIVE, why)
+            self._changed(host, RequestedBackendState.ACTIVE, why)
 
     def forget(self, hosts: Iterable[str]) -> None:
-        """Remove hosts that are no longer configured. Callbacks passed to `subscribe` are not called."""
+        """Remove hosts that are no longer configured. `changed` is not called."""
         for host in hosts:
             self._records.pop(host, None)
             self._until.pop(host, None)
@@ -137,7 +132,7 @@ class HostStates:
         return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
-        """Restore the states from a predecessor's `to_json`. Callbacks are called for states that still apply.
+        """Restore the states from a predecessor's `to_json`. `changed` is called for states that still apply.
 
         Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """
@@ -157,11 +152,7 @@ class HostStates:
         self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
     ) -> None:
         self._record(host, state, why, seconds, since=since)
-        self._report(host, state, why)
-
-    def _report(self, host: str, state: RequestedBackendState, why: str) -> None:
-        for listener in self._listeners:
-            listener(host, state, why)
+        self._changed(host, state, why)
 
     def _record(
         self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None

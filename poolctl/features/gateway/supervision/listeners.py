@@ -9,7 +9,7 @@ import ssl
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from poolctl.address import overlaps, parse
 from poolctl.config import Tables, TLSConfig, certificate_names, openssl_reason, read_regular_truncated
@@ -176,7 +176,7 @@ def plan_of(
 
 
 def _read_certificates(
-    gateway: Any, env: Mapping[str, str], known: Collection[Certificate]
+    gateway: GatewayConfig, env: Mapping[str, str], known: Collection[Certificate]
 ) -> Iterable[Certificate]:
     for listener in gateway.bind:
         for tls in () if isinstance(listener.tls, bool) else listener.tls:

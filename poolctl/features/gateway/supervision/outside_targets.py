@@ -18,7 +18,8 @@ from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.probes.prober import statuses
 from poolctl.probes.worker_probes import Hysteresis, call_at_rounded_time
-from poolctl.routing.route import AnyRoute, Route, StreamRoute, Target
+from poolctl.routing import route as routing
+from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import (
     FAILING,
@@ -32,7 +33,8 @@ from poolctl.units import format_duration
 
 from ..repeated_work import RepeatedWork
 from ..routes import probes_as_sent
-from ..settings import Endpoint, MachineState, ProbeState, unverifiable_address
+from ..settings import Endpoint, unverifiable_address
+from ..target import MachineState, Target, TargetState
 
 # Maximum probes at once and per second. With many services, each is probed less often than configured.
 _AT_ONCE, _PER_SECOND = 32, 100
@@ -130,7 +132,7 @@ S = TypeVar("S", bound=ProbedService)
 class UrlProbeState(Generic[S]):
     """The repeated probe of one service."""
 
-    def __init__(self, service: S, probe: Probe, target: Target) -> None:
+    def __init__(self, service: S, probe: Probe, target: routing.Target) -> None:
         self.service = service
         self.probe = probe
         self.target = target
@@ -153,7 +155,7 @@ class UrlProbes(Generic[S]):
         self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
         self._pause: asyncio.TimerHandle | None = None
 
-    def watch(self, service: S, probe: Probe | None, target: Target = Target()) -> None:  # noqa: B008  immutable
+    def watch(self, service: S, probe: Probe | None, target: routing.Target = routing.Target()) -> None:  # noqa: B008  immutable
         """Probe the service repeatedly as `probe` says, beginning at once. If `probe` is None, stop probing it.
 
         `target` says how a certificate is verified.
@@ -228,7 +230,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def probe_url(url: str, probe: Probe, target: Target = Target()) -> str:  # noqa: B008  immutable
+async def probe_url(url: str, probe: Probe, target: routing.Target = routing.Target()) -> str:  # noqa: B008  immutable
     """Send one probe to this URL; returns the problem, or "" for a success.
 
     `target` says how a certificate is verified.
@@ -262,7 +264,7 @@ async def probe_url(url: str, probe: Probe, target: Target = Target()) -> str:  
         return f"no connection: {_reason(error)}"
 
 
-async def connection_problem(target: Target, timeout_seconds: float) -> str:
+async def connection_problem(target: routing.Target, timeout_seconds: float) -> str:
     """Why no connection to this target's URL can be made, found by an attempt; "" if it can be made."""
     endpoint = Endpoint.of_url(target.url)
     try:
@@ -292,7 +294,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _verification(endpoint: Endpoint, target: Target) -> tuple[ssl.SSLContext | None, str | None]:
+def _verification(endpoint: Endpoint, target: routing.Target) -> tuple[ssl.SSLContext | None, str | None]:
     """The TLS context for a connection, and the name that is verified. Raises OSError."""
     if not endpoint.tls:
         return None, None
@@ -315,7 +317,7 @@ def _context_of_system() -> ssl.SSLContext:
 class ProbedTarget:
     """A target and its probe results. After enough failures, its `state` is FAILING and it gets no requests."""
 
-    def __init__(self, url: str, probe: Probe, target: Target = Target()) -> None:  # noqa: B008  immutable
+    def __init__(self, url: str, probe: Probe, target: routing.Target = routing.Target()) -> None:  # noqa: B008  immutable
         self.url = url
         self.probe = probe
         self.target = target
@@ -335,13 +337,11 @@ class ProbedTarget:
             self.state = SERVING
 
     @property
-    def report(self) -> ProbeState:
-        """The state of the target for the gateway."""
-        return ProbeState(
-            host=self.url,
-            why=self.why if self.state == FAILING else "",
-            answered=self.state == SERVING,
-        )
+    def result(self) -> Target:
+        """What the probes have found."""
+        if self.state == FAILING:
+            return Target(TargetState.DOWN, self.why)
+        return Target(answers=True if self.state == SERVING else None)
 
 
 class TargetProbes:
@@ -366,9 +366,9 @@ class TargetProbes:
         self._changed()
 
     @property
-    def reports(self) -> dict[str, ProbeState]:
-        """The state of each probed URL, by the URL: whether it answers, or why it gets no requests."""
-        return {url: each.report for url, each in self._targets.items()}
+    def targets(self) -> dict[str, Target]:
+        """What the probes of each URL have found, by the URL."""
+        return {url: each.result for url, each in self._targets.items()}
 
     def latency_seconds(self, url: str) -> float | None:
         """How long the last probe of this URL took; None if it failed, or the URL is not probed."""
@@ -380,7 +380,7 @@ class TargetProbes:
         self._probes.close()
 
     def _record_probe_result(self, target: ProbedTarget, problem: str, latency_seconds: float) -> None:
-        before = target.report
+        before = target.result
         target.record(problem, latency_seconds)
-        if target.report != before:
+        if target.result != before:
             self._changed()

@@ -36,8 +36,7 @@ from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway import GatewayManager, GatewayPart
 from .hosts import UnknownHost, find_host
 from .metrics import gateway_metrics
-from .statistics import GatewayStatistics, RouteReporter
-from .targets import worker_counts
+from .statistics import RouteReporter, gateway_stats, gateway_status, worker_counts
 
 # If the pool has more routes, only those that match the host are explained.
 _MOST_EXPLAINED = 1000
@@ -55,7 +54,6 @@ class GatewayVerbs:
         self.gateway = GatewayManager(
             site.environment, site.core, site.runner.routing, site.runner.output, site.events, site.store
         )
-        self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
         self._core = site.core
         self._totals = site.totals
         self._over = site.over
@@ -139,8 +137,18 @@ class GatewayVerbs:
             return found, excluded_routes_for_host(host, not_served)
 
         found, excluded = await in_daemon_thread(covering)
+        targets = self.gateway.targets.now(dict.fromkeys(each.key for route in found for each in route.to))
         return MatchingRoutesResult(
-            header_for_host=name, generation=generation, total=len(routes), routes=found, excluded=excluded
+            header_for_host=name,
+            generation=generation,
+            total=len(routes),
+            routes=found,
+            excluded=excluded,
+            unavailable={
+                route.alias: reasons
+                for route in found
+                if (reasons := {key: each.reason for key, each in targets.of(route).items() if each.reason})
+            },
         )
 
     async def with_routes(self, result: Result) -> Result:
@@ -178,16 +186,14 @@ class GatewayVerbs:
         opened = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
         return replace(row, connections=opened)
 
-    async def change_hosts(self, call: Call) -> HostsResult:
+    async def change_hosts(self, call: Call) -> Result:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
 
         If the gateway does not know one of the hosts, no host is changed, and the result has an error.
         """
         order = parse_host_change(call.options)
-        if self.gateway.tables.get(GatewayConfig) is None:
-            hint = "a [gateway] or a [[route]] in the file adds one"
-            problem = failure(PoolParamError, "the pool has no gateway", hint)
-            return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
+        if not self.gateway.is_configured:
+            return await no_gateway_to_change(call)
         await self.gateway.routes.wait_until_current()
         states, known, found, problems = self.gateway.hosts, self.gateway.targets.keys, [], []
         for name in order["hosts"]:
@@ -219,7 +225,7 @@ class GatewayVerbs:
         return RouteReporter(self.gateway, self._core, self._totals, answered=answered)
 
     def _unavailable(self) -> HostsResult:
-        if self.gateway.tables.get(GatewayConfig) is None:
+        if not self.gateway.is_configured:
             return HostsResult()
         message = f"the gateway does not answer: {self.gateway.why_unavailable}"
         problem = failure(PoolMonitorError, message, "poolctl events")
@@ -266,7 +272,6 @@ class PoolGateway(FeaturePart):
                     self._parts.append(part)
                     part.connect(verbs.gateway)
             verbs.gateway.apply_tables(tables)
-            verbs.statistics.update_sampling()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -281,19 +286,17 @@ class PoolGateway(FeaturePart):
         }
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        verbs = self._verbs
-        if verbs is None:
-            return result
-        if verbs.gateway.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
             return result
         if verb == "show":
             return await verbs.with_routes(result)
         if not call.selector.selects_all:
             return result
         if verb == "list":
-            return replace(result, gateway=to_json(verbs.statistics.status()))
+            return replace(result, gateway=to_json(gateway_status(verbs.gateway)))
         if verb in ("status", "stats"):
-            status = replace(verbs.statistics.status(), stats=await verbs.statistics.stats())
+            stats = await gateway_stats(verbs.gateway, self.site.core.runner.usages)
+            status = replace(gateway_status(verbs.gateway), stats=stats)
             result = replace(result, gateway=to_json(status))
         return await verbs.with_unhealthy_route_warning(result) if verb == "status" else result
 
@@ -318,18 +321,18 @@ class PoolGateway(FeaturePart):
 
     @property
     def pids(self) -> Mapping[str, int]:
-        pid = None if self._verbs is None else self._verbs.statistics.serving_pid
+        pid = None if self._verbs is None else self._verbs.gateway.pid
         return {} if pid is None else {"gateway": pid}
 
     async def metrics(self) -> Iterable[Family]:
-        if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
             return []
         answered = await verbs.gateway.figures.read()
         healths, hosts = await verbs.healths(), verbs.backends()
         return [*gateway_metrics(verbs.gateway, hosts, healths, self._parts, answered=answered)]
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
-        if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
             return {}
         return await verbs.healths()
 
@@ -346,8 +349,8 @@ class PoolGateway(FeaturePart):
         if late := await manager.await_applied_or_warning(call.options.get("timeout")):
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
-        if whole and verb == "start" and manager.tables.get(GatewayConfig) is not None:
-            result = replace(result, gateway=to_json(verbs.statistics.status()))
+        if whole and verb == "start" and manager.is_configured:
+            result = replace(result, gateway=to_json(gateway_status(manager)))
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
@@ -369,7 +372,6 @@ class PoolGateway(FeaturePart):
 
     async def stop_serving(self) -> None:
         if self._verbs is not None:
-            self._verbs.statistics.close()
             await self._verbs.gateway.aclose()
 
 

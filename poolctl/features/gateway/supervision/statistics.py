@@ -2,146 +2,72 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
-from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, UNKNOWN, RouteHealth, route_health
-from poolctl.routing.route_report import RequestedBackendState, RouteReport, route_key, static_route_report
+from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, RouteHealth, route_health
+from poolctl.routing.route_report import RouteReport, route_key, static_route_report
 from poolctl.runners.process_usage import ProcessUsages
 from poolctl.supervisor.observers.pool_metrics import health_reported_for_route
 from poolctl.supervisor.statistics import Totals, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..repeated_work import RepeatedWork
 from ..settings import HTTP, ListenerSettings
-from .counts import CONNECT, REFUSED, Traffic
+from ..target import Target
+from .counts import CONNECT, REFUSED
 from .gateway import GatewayManager
 from .outside_targets import RoutedService
-from .targets import ONLY_FAILED, worker_counts
 
-# How often samples are taken for rates, even if no command asks for them.
-SAMPLE_SECONDS = 10.0
-_LEAST_SECONDS, _WINDOW_SECONDS = 1.0, 4.0
 _NONE = [0] * tally.COUNTED
 
 
-class _Sample(NamedTuple):
-    at: float
-    total: Traffic
-    unrouted: int  # requests without a route
-    connections: int
+def gateway_status(manager: GatewayManager) -> GatewayStatus:
+    """The state of the gateway (running, starting or failed), without its request statistics."""
+    routes, pid = manager.routes.routes, manager.pid
+    return GatewayStatus(
+        state="running" if pid is not None else "failed" if manager.problem else "starting",
+        problem=manager.problem or manager.instability,
+        pid=pid,
+        addresses=tuple(map(_url, manager.listeners)),
+        routes=len(routes.http) + len(routes.streams),
+        uptime_seconds=0.0 if pid is None else round(age_seconds(pid), 3),
+        restarts=manager.restarts,
+    )
 
-    @property
-    def requests(self) -> int:
-        return self.total.requests + self.unrouted
+
+async def gateway_stats(manager: GatewayManager, usages: ProcessUsages) -> GatewayStats | None:
+    """The gateway's request statistics and resource usage; None while HAProxy does not answer."""
+    figures, counts = manager.figures, manager.counts
+    if not await figures.read():
+        return None
+    await usages.measure([manager.pid])
+    usage, rates = usages.of(manager.pid), figures.rates()
+    total, refused = counts.total, sum(counts.refused.values())
+    return GatewayStats(
+        requests_total=total.requests + refused,
+        refused_total=refused,
+        errors_total=total.failures,
+        requests_per_second=None if rates is None else round(rates.requests, 3),
+        errors_per_second=None if rates is None else round(rates.errors, 3),
+        connections=figures.connections,
+        memory_bytes=usage.memory_bytes,
+        cpu_percent=None if usage.cpu_percent is None else round(usage.cpu_percent, 2),
+        replaced_processes=len(manager.processes.replaced_pids),
+    )
 
 
-class GatewayStatistics:
-    """Samples the counts of the gateway's process at an interval and on request."""
-
-    def __init__(self, manager: GatewayManager, core: Core, totals: Totals) -> None:
-        self._manager = manager
-        self._core = core
-        self._totals = totals
-        self._usages = ProcessUsages(core.clock)
-        self._samples: deque[_Sample] = deque(maxlen=3)
-        self._sampling: asyncio.Task[None] | None = None
-
-    def update_sampling(self) -> None:
-        """Start or stop taking samples, if the gateway was added or removed."""
-        if not self._manager.is_configured:
-            self.close()
-        elif self._sampling is None:
-            self._sampling = asyncio.ensure_future(self._sample_often())
-
-    def close(self) -> None:
-        """Stop taking samples."""
-        if self._sampling is not None:
-            self._sampling.cancel()
-            self._sampling = None
-        self._samples.clear()
-
-    @property
-    def serving_pid(self) -> int | None:
-        """The pid of HAProxy; None while it does not run."""
-        process = self._manager.gateway
-        return None if process is None else process.pid
-
-    def status(self) -> GatewayStatus:
-        """The state of the gateway (running, starting or failed), without its request statistics."""
-        manager, routes, pid = self._manager, self._manager.routes.routes, self.serving_pid
-        state = "running" if pid is not None else "failed" if manager.problem else "starting"
-        return GatewayStatus(
-            state=state,
-            problem=manager.problem or manager.instability,
-            pid=pid,
-            addresses=tuple(map(_url, manager.listeners)),
-            routes=len(routes.http) + len(routes.streams),
-            uptime_seconds=0.0 if pid is None else round(age_seconds(pid), 3),
-            restarts=manager.restarts,
-        )
-
-    async def stats(self) -> GatewayStats | None:
-        """The gateway's request statistics and resource usage; None while HAProxy does not answer."""
-        now = await self._sample()
-        if now is None:
-            return None
-        older = [each for each in self._samples if now.at - each.at >= _LEAST_SECONDS]
-        recent = [each for each in older if now.at - each.at >= _WINDOW_SECONDS]
-        before = recent[-1] if recent else older[0] if older else None
-        if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
-            self._samples.append(now)
-        await self._usages.measure([self.serving_pid])
-        usage = self._usages.of(self.serving_pid)
-        seconds = now.at - before.at if before is not None else 0.0
-        requests, errors = now.requests, now.total.failures
-        return GatewayStats(
-            requests_total=requests,
-            refused_total=now.unrouted,
-            errors_total=errors,
-            requests_per_second=round((requests - before.requests) / seconds, 3) if before else None,
-            errors_per_second=round((errors - before.total.failures) / seconds, 3) if before else None,
-            connections=now.connections,
-            memory_bytes=usage.memory_bytes,
-            cpu_percent=None if usage.cpu_percent is None else round(usage.cpu_percent, 2),
-            replaced_processes=len(self._manager.processes.replaced_pids),
-        )
-
-    async def _sample_often(self) -> None:
-        sampling = RepeatedWork("the statistics of the gateway")
-        while True:
-            with sampling.attempt():
-                sample = await self._sample()
-                if sample is None:
-                    self._samples.clear()
-                else:
-                    self._samples.append(sample)
-                    await self._usages.measure([self.serving_pid], memory=False)
-            await asyncio.sleep(SAMPLE_SECONDS)
-
-    async def _sample(self) -> _Sample | None:
-        manager = self._manager
-        if not await manager.figures.read():
-            return None
-        counts = manager.counts
-        sample = _Sample(
-            self._core.clock.monotonic(),
-            counts.total(),
-            sum(counts.refused.values()),
-            manager.figures.connections,
-        )
-        if self._samples and sample.requests < self._samples[-1].requests:
-            self._samples.clear()
-        return sample
+def worker_counts(core: Core, entry: Entry) -> Iterator[Counts]:
+    """Yield each worker's counts of requests and connections; skip workers without counts, such as commands."""
+    for worker in entry.observed.workers.values():
+        if worker.placement is not None and (counts := core.runner.counts(worker.placement)) is not None:
+            yield counts
 
 
 def _url(listener: ListenerSettings) -> str:
@@ -167,6 +93,7 @@ class RouteReporter:
         self._totals = totals
         self._answered = answered
         self._queued = gateway.figures.queued
+        self._targets = gateway.targets.now(gateway.targets.keys)
         self._of_servers: dict[str, Counts] = {}
 
     def report_of(self, route: Route | StreamRoute) -> RouteReport:
@@ -207,12 +134,10 @@ class RouteReporter:
             return RouteHealth(status=HEALTHY)
         services = self._services_of(route) if isinstance(route, Route) else []
         probed = {each.url: each.health for each in services if each.is_serving and each.is_probed}
-        found, hosts = [], self._gateway.hosts
-        for target in route.to:
-            health = self._health(route, target.key)
-            is_unproven = health.status == UNKNOWN or health.detail == ONLY_FAILED
-            is_active = hosts.host_record(target.key).state == RequestedBackendState.ACTIVE
-            found.append(probed.get(target.key, health) if is_unproven and is_active else health)
+        found = []
+        for key, target in self._targets.of(route).items():
+            known = probed.get(key) if target.is_unproven else None
+            found.append(known or self._health(key, target))
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
@@ -237,8 +162,8 @@ class RouteReporter:
             self._of_servers[server] = found
         return self._of_servers[server]
 
-    def _health(self, route: Route | StreamRoute, key: str) -> RouteHealth:
-        entry, found = self._core.entries.get(key), self._gateway.targets.health(route, key)
+    def _health(self, key: str, target: Target) -> RouteHealth:
+        entry, found = self._core.entries.get(key), target.health
         if entry is None:
             return replace(found, latency_seconds=self._gateway.probes.latency_seconds(key))
         own = health_reported_for_route(self._core, entry)

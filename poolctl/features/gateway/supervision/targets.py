@@ -1,181 +1,71 @@
-"""The targets of routes: servers of the pool and URLs, whether they get requests, and why not."""
+"""The targets of the current routes: which get requests, and why the others do not."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from poolctl.core.core import Core
-from poolctl.core.decide import LEAVING
-from poolctl.core.schedules import asleep_until
-from poolctl.core.server_entry import Entry
 from poolctl.logs.log_line import stamp
-from poolctl.routing.route import Route, StreamRoute, Target
-from poolctl.routing.route_health import (
-    ERROR,
-    HEALTHY,
-    NAPPING,
-    UNHEALTHY,
-    UNKNOWN,
-    RouteHealth,
-    route_health,
-)
-from poolctl.routing.route_health import STARTING as ROUTE_STARTING
+from poolctl.routing import route as routing
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route_health import route_health
 from poolctl.routing.route_report import BackendReport, BreakerState, RequestedBackendState, route_key
-from poolctl.states import State
-from poolctl.time_windows import until_text
-from poolctl.worker import tally
 
-from ..settings import H2, Endpoint, MachineState, ProbeState, ServerFacts
+from ..settings import Endpoint
+from ..target import MachineState, ServerFacts, Target, TargetState
 from .breaker import NO_CONNECTION, Breaker, Results
 from .counts import CONNECT, RESPONSE, TrafficCounts
 from .hosts import HostStates
 
-# Targets of a lower rank are preferred: a connection to a starting server waits until it is ready, and a sleeping one
-# is woken only when no other can serve.
-READY, STARTING, SLEEPING = 0, 1, 2
-_HEALTH_OF_RANKS = {STARTING: ROUTE_STARTING, SLEEPING: NAPPING}
-_RANK_OF_STATES = {State.STARTING.value: STARTING, State.SLEEPING.value: SLEEPING}
-_RANK_OF_MACHINES = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STARTING}
-# Server states that result from a stop, disable or drain command.
-_ORDERED_STATES = (State.STOPPED.value, State.DISABLED.value, State.DRAINING.value)
+_OF_MACHINES = {MachineState.STOPPED: TargetState.SLEEPING, MachineState.STARTING: TargetState.STARTING}
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
-_NOT_ANSWERED, ONLY_FAILED = "it has not answered yet", "all its requests have failed so far"
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
 AnyServedRoute = Route | StreamRoute
 
 
-@dataclass(frozen=True, slots=True)
-class TargetState:
-    """Whether a target gets requests: not if there is a reason `why`. `by_command`: the reason is not a failure."""
+class TargetsNow(NamedTuple):
+    """The targets at one moment, by key, and by `route_key` and key those whose breaker on this route is not closed."""
 
-    rank: int = READY
-    why: str = ""
-    by_command: bool = False
-    failed: bool = False
-    draining: bool = False
+    by_key: Mapping[str, Target] = MappingProxyType({})
+    on_routes: Mapping[tuple[str, str], Target] = MappingProxyType({})
 
-
-class TargetsInUse(NamedTuple):
-    """The targets to which a route's requests go now.
-
-    `draining` ones only serve clients whose cookie names them. `tested` ones get at most this number of concurrent
-    requests, because their breaker is half-open. `rank` is that of the `serving` ones; READY without any.
-    """
-
-    serving: set[str]
-    draining: set[str]
-    tested: dict[str, int]
-    rank: int = READY
-
-
-class TargetStates(NamedTuple):
-    """The states of targets at one moment.
-
-    `breakers` are those that are not closed, by `route_key` and target. The `unknown` targets may be in another state.
-    """
-
-    states: Mapping[str, TargetState] = MappingProxyType({})
-    breakers: Mapping[tuple[str, str], BreakerState] = MappingProxyType({})
-    unknown: frozenset[str] = frozenset()
-
-    def changed_since(self, before: TargetStates) -> list[str]:
-        """The targets whose states differ: routes to all others have the same targets in use."""
-        places = self.breakers.keys() | before.breakers.keys()
-        changed = {key for name, key in places if self._breaker(name, key) != before._breaker(name, key)}
-        changed |= self.unknown ^ before.unknown
+    def changed_since(self, before: TargetsNow) -> list[str]:
+        """The keys of targets that differ: routes to all others have the same targets that serve."""
+        places = self.on_routes.keys() | before.on_routes.keys()
+        changed = {each[1] for each in places if self.on_routes.get(each) != before.on_routes.get(each)}
         return [
-            key for key, state in self.states.items() if key in changed or before.states.get(key) != state
+            key for key, target in self.by_key.items() if key in changed or before.by_key.get(key) != target
         ]
 
-    def is_up(self, key: str) -> bool:
-        """Whether the target accepts connections, as far as is known: it need not be woken, nor is it starting."""
-        return self.states[key].rank == READY and key not in self.unknown
-
-    def in_use(self, route: AnyServedRoute) -> TargetsInUse:
-        """The targets that get the route's requests now: the ready ones, else the starting, else the sleeping ones.
+    def of(self, route: AnyServedRoute) -> dict[str, Target]:
+        """The route's targets by key. The ready ones serve, else the starting ones, else the sleeping ones.
 
         Breakers do not matter while all others are open, too.
         """
-        name, states = route_key(route), {target.key: self.states[target.key] for target in route.to}
-        able = [key for key, each in states.items() if not each.why]
-        closed = [key for key in able if self._breaker(name, key) is BreakerState.CLOSED]
-        best = min((states[key].rank for key in closed or able), default=READY)
-        return TargetsInUse(
-            serving={key for key in closed or able if states[key].rank == best},
-            draining={key for key, each in states.items() if each.draining},
-            tested={
-                key: route.breaker.probes
-                for key in able
-                if closed and states[key].rank <= best and self._breaker(name, key) is BreakerState.HALF_OPEN
-            },
-            rank=best,
-        )
-
-    def _breaker(self, route: str, key: str) -> BreakerState:
-        return self.breakers.get((route, key), BreakerState.CLOSED)
-
-
-def facts_of(core: Core, entry: Entry) -> ServerFacts:
-    """The server's current address and its state."""
-    config, state = entry.config, entry.state
-    endpoints = core.endpoints(config)
-    waits = bool(endpoints) or config.is_proxied or config.binds_itself
-    if entry.listener.armed is not None:
-        # Even while its last worker is still draining: a connection wakes the server.
-        state = State.SLEEPING
-    elif state is State.BACKOFF and waits and not entry.refuses:
-        state = State.STARTING
-    elif state is State.STARTING and not waits:
-        # The address is not open yet: a connection would be refused.
-        state = State.STOPPED
-    processes, numbered = _processes(entry) if config.is_proxied else (None, ())
-    return ServerFacts(
-        bind=endpoints[0] if endpoints else config.key,
-        tls=bool(config.tls),
-        state=state,
-        ready=entry.ready and not entry.out_of_rotation,
-        ready_at=max((each.ready_at or 0.0 for each in entry.observed.ready), default=0.0),
-        asleep_until=asleep_until(entry),
-        processes=processes,
-        numbered=numbered,
-        binds_itself=config.binds_itself,
-        h2=config.backend_protocol == H2,
-        is_leaving=any(each.phase in LEAVING for each in entry.observed.workers.values()),
-    )
-
-
-def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The addresses of a proxied server's ready processes: of all, and of the newest one of each index, or ""."""
-    ready = [
-        (each, each.placement.address)
-        for each in entry.observed.ready
-        if each.placement is not None and not each.ko and each.exit is None
-    ]
-    newest = {each.index: address for each, address in sorted(ready, key=lambda pair: pair[0].generation)}
-    return (
-        tuple(address for _, address in ready),
-        tuple(newest.get(index, "") for index in range(entry.size)),
-    )
-
-
-def worker_counts(core: Core, entry: Entry) -> Iterator[tally.Counts]:
-    """Yield each worker's counts of requests and connections; skip workers without counts, such as commands."""
-    for worker in entry.observed.workers.values():
-        if worker.placement is not None and (counts := core.runner.counts(worker.placement)) is not None:
-            yield counts
+        name = route_key(route)
+        found = {each.key: self.on_routes.get((name, each.key), self.by_key[each.key]) for each in route.to}
+        able = [each for each in found.values() if each.can_serve]
+        closed = [each for each in able if each.breaker is BreakerState.CLOSED]
+        best = min((each.state for each in closed or able), default=None)
+        for key, target in found.items():
+            if best is None or not target.can_serve:
+                continue
+            if closed and target.breaker is not BreakerState.CLOSED:
+                is_tested = target.breaker is BreakerState.HALF_OPEN and target.state <= best
+                found[key] = target._replace(serves=is_tested)
+            else:
+                found[key] = target._replace(serves=target.state is best, probes=0)
+        return found
 
 
 class Targets:
     """The targets of the current routes. `event(kind, **data)` is called when a breaker opens or closes.
 
-    The state of a target comes from the supervisor's facts about a server of the pool (`facts` returns None for another
-    target), from an operator's commands (`hosts`), from probes, from machines, and from the breakers, which get what
+    What is known about a server of the pool comes from the supervisor (`facts` returns None for another target), and
+    about others from probes and machines; from an operator's commands (`hosts`), and from the breakers, which get what
     HAProxy has counted by `record_results`. `now` is the monotonic clock of the facts and of `hosts`.
     """
 
@@ -186,28 +76,22 @@ class Targets:
         counts: TrafficCounts,
         event: Callable[..., object],
         now: Callable[[], float],
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.hosts = hosts
         self.counts = counts
         self.routes: tuple[AnyServedRoute, ...] = ()
-        self.probes: Mapping[str, ProbeState] = {}
+        self.probes: Mapping[str, Target] = {}  # what the probes of URLs have found
         self.machines: Mapping[str, MachineState] = {}
-        self.unknown: Collection[str] = ()  # targets whose state is not known yet
+        self.unknown: Collection[str] = ()  # targets whose machine is not known yet
         self.unresolved: Collection[str] = ()  # host names whose address is not known
         self._facts = facts
         self._event = event
         self._now = now
-        self._wall = wall
         self._users: dict[str, list[AnyServedRoute]] = {}  # the routes to each target
         self._by_key: dict[str, AnyServedRoute] = {}
         self._breakers: dict[tuple[str, str], Breaker] = {}  # by route and target, once it had results
-        self._answered, self._failed = set[str](), set[str]()
-        self.unexplained: set[str] = set()  # targets to which no connection could be made, for `explain`
-
-    def follow(self, probes: Mapping[str, ProbeState], machines: Mapping[str, MachineState]) -> None:
-        """Use these reports, by target, from now on."""
-        self.probes, self.machines = probes, machines
+        self._answers: dict[str, bool] = {}  # whether a target has ever answered, once it had results
+        self.unexplained: dict[str, routing.Target] = {}  # no connection could be made to them, for `explain`
 
     def set_routes(self, routes: Iterable[AnyServedRoute]) -> None:
         """Use the targets of these routes, and forget all others."""
@@ -220,8 +104,7 @@ class Targets:
                     users.append(route)
         gone = before - self._users.keys()
         self.hosts.forget(gone)
-        self._answered -= gone
-        self._failed -= gone
+        self._answers = {key: each for key, each in self._answers.items() if key not in gone}
         self._by_key = {route_key(each): each for each in self.routes}
         breakers, self._breakers = self._breakers, {}
         for (name, key), breaker in breakers.items():
@@ -238,59 +121,52 @@ class Targets:
         """The names of servers, and the URLs, to which routes lead."""
         return [*self._users]
 
-    def target(self, key: str) -> Target:
-        """The first target of the routes with this key."""
-        users = self._users.get(key, ())
-        return next((each for route in users for each in route.to if each.key == key), Target(url=key))
-
     def facts(self) -> dict[str, ServerFacts]:
         """The facts about each server to which a route leads, by name."""
         found = {key: self._facts(key) for key in self._users}
         return {key: each for key, each in found.items() if each is not None}
 
-    def state(self, key: str) -> TargetState:
-        """The state of a target."""
+    def target(self, key: str) -> Target:
+        """The target as it is for all routes."""
         record = self.hosts.host_record(key)
-        facts = self._facts(key)
-        own = self._url_state(key) if facts is None else self._server_state(facts)
         if record.state == RequestedBackendState.DISABLED:
-            return TargetState(own.rank, record.why, by_command=True)
-        if record.state == RequestedBackendState.DRAINING and not own.why:
-            return TargetState(own.rank, record.why, by_command=True, draining=True)
-        return own
+            return Target(TargetState.STOPPED, record.why)
+        facts = self._facts(key)
+        found = self._outside(key) if facts is None else facts.target
+        if record.state == RequestedBackendState.DRAINING and found.can_serve:
+            return Target(TargetState.DRAINING, record.why)
+        return found
 
-    def states(self, keys: Iterable[str]) -> TargetStates:
-        """The present states of these targets, and all breakers."""
-        breakers = {place: each.state for place, each in self._breakers.items() if not each.is_closed}
-        return TargetStates({key: self.state(key) for key in keys}, breakers, frozenset(self.unknown))
+    def now(self, keys: Iterable[str]) -> TargetsNow:
+        """The targets with these keys at this moment."""
+        by_key = {key: self.target(key) for key in keys}
+        return TargetsNow(
+            by_key,
+            {
+                (name, key): by_key[key]._replace(
+                    breaker=each.state,
+                    reason=by_key[key].reason or each.describe_problem(self._now()),
+                    probes=each.rule.probes if each.state is BreakerState.HALF_OPEN else 0,
+                )
+                for (name, key), each in self._breakers.items()
+                if key in by_key and not each.is_closed
+            },
+        )
 
-    def _server_state(self, facts: ServerFacts) -> TargetState:
-        if facts.ready:
-            return TargetState()
-        if facts.asleep_until is not None:
-            why = f"kept asleep {until_text(facts.asleep_until or None, self._wall())}".rstrip()
-            return TargetState(why=why, by_command=True)
-        if (rank := _RANK_OF_STATES.get(facts.state)) is not None:
-            return TargetState(rank)
-        what = "not ready" if facts.state == State.RUNNING else facts.state
-        ordered, failed = facts.state in _ORDERED_STATES, facts.state == State.FAILED
-        return TargetState(why=f"the server is {what}", by_command=ordered, failed=failed)
-
-    def _url_state(self, key: str) -> TargetState:
+    def _outside(self, key: str) -> Target:
         if "://" not in key and not key.startswith("unix:") and ":" not in key:
-            return TargetState(why="there is no such server")
-        machine, probe = self.machines.get(key), self.probes.get(key)
+            return Target(TargetState.DOWN, "there is no such server")
+        machine = self.machines.get(key)
         if machine is not None and machine.state == MachineState.FAILED:
-            return TargetState(why=machine.why)
-        if machine is not None and machine.state in _RANK_OF_MACHINES:
-            return TargetState(_RANK_OF_MACHINES[machine.state])
+            return Target(TargetState.DOWN, machine.why)
+        if machine is not None and machine.state in _OF_MACHINES:
+            return Target(_OF_MACHINES[machine.state])
         if self.unresolved and (name := Endpoint.of_url(key).host) in self.unresolved:
-            return TargetState(why=f"no address is found for {name}")
-        return TargetState(why=probe.why if probe is not None else "")
-
-    def in_use(self, route: AnyServedRoute) -> TargetsInUse:
-        """The targets that get the route's requests now."""
-        return self.states(target.key for target in route.to).in_use(route)
+            return Target(TargetState.DOWN, f"no address is found for {name}")
+        if key in self.unknown:
+            return Target(TargetState.STARTING)
+        probed = self.probes.get(key, Target(answers=None))
+        return probed._replace(answers=probed.answers or self._answers.get(key))
 
     def record_results(self, results: Mapping[tuple[str, str], Results]) -> bool:
         """Record what HAProxy has counted, by `route_key` and target, since the last call.
@@ -311,23 +187,23 @@ class Targets:
             # The supervisor knows better whether a server of the pool can be reached.
             found = found._replace(unreached=0)
         if found.answered:
-            self._answered.add(key)
+            self._answers[key] = True
         elif found.failed or found.unreached:
-            self._failed.add(key)
+            self._answers.setdefault(key, False)
         breaker = self._breakers.setdefault((route_key(route), key), Breaker(route.breaker))
-        before, blocked = breaker.state, self.state(key).why
+        before, target = breaker.state, self.target(key)
         is_new = facts is not None and facts.ready_at > breaker.since
-        if before is not BreakerState.CLOSED and (blocked or is_new):
+        if before is not BreakerState.CLOSED and (is_new or not target.can_serve):
             breaker.close()  # its results are outdated
         else:
             breaker.record(found, self._now(), is_dispensable=self._is_dispensable(route, key))
         if before is BreakerState.CLOSED and not breaker.is_closed:
             if breaker.why == NO_CONNECTION:
-                self.unexplained.add(key)
+                self.unexplained[key] = next(each for each in route.to if each.key == key)
             else:
                 self._event("breaker opened", host=key, why=breaker.why)
         elif before is not BreakerState.CLOSED and breaker.is_closed:
-            self._event("breaker closed", host=key, why=blocked or "it gets requests again")
+            self._event("breaker closed", host=key, why=target.reason or "it gets requests again")
         return breaker.state is not before
 
     def _is_dispensable(self, route: AnyServedRoute, key: str) -> bool:
@@ -335,77 +211,46 @@ class Targets:
         keys = {target.key for target in route.to}
         closed = {each for each in keys - {key} if self._breaker_state(route, each) is BreakerState.CLOSED}
         most = route.breaker.max_open * len(keys) + _ROUNDING
-        return len(keys) - len(closed) <= most and any(not self.state(each).why for each in closed)
+        return len(keys) - len(closed) <= most and any(self.target(each).can_serve for each in closed)
 
     def _breaker_state(self, route: AnyServedRoute, key: str) -> BreakerState:
         breaker = self._breakers.get((route_key(route), key))
         return BreakerState.CLOSED if breaker is None else breaker.state
 
-    def _breaker_problem(self, route: AnyServedRoute, key: str) -> str:
-        breaker = self._breakers.get((route_key(route), key))
-        return "" if breaker is None else breaker.describe_problem(self._now())
-
     def explain(self, key: str, why: str) -> None:
         """Record why no connection to the target can be made; "" if that is not known."""
-        self.unexplained.discard(key)
         reason = f"{NO_CONNECTION}: {why}" if why else NO_CONNECTION
         for (_, each), breaker in self._breakers.items():
             if each == key and breaker.why == NO_CONNECTION:
                 breaker.why = reason
         self._event("breaker opened", host=key, why=reason)
 
-    def health(self, route: AnyServedRoute, key: str) -> RouteHealth:
-        """The target's health on this route."""
-        state = self.state(key)
-        if state.why:
-            status = UNKNOWN if state.by_command else ERROR if state.failed else UNHEALTHY
-            return RouteHealth(status=status, detail=state.why)
-        if problem := self._breaker_problem(route, key):
-            return RouteHealth(status=UNHEALTHY, detail=problem)
-        if state.rank != READY:
-            return RouteHealth(status=_HEALTH_OF_RANKS[state.rank])
-        probe = self.probes.get(key)
-        if self._facts(key) is not None or key in self._answered or (probe is not None and probe.answered):
-            return RouteHealth(status=HEALTHY)
-        if key in self._failed:
-            return RouteHealth(status=UNHEALTHY, detail=ONLY_FAILED)
-        return RouteHealth(status=UNKNOWN, detail=_NOT_ANSWERED)
-
     def reports(
         self, in_flight: Mapping[tuple[str, str], int], queued: Mapping[str, int]
     ) -> Iterator[BackendReport]:
         """A report on each target. `in_flight` is by `route_key` and target, `queued` by `route_key`."""
-        states = self.states(self._users)
-        used = {name: states.in_use(route) for name, route in self._by_key.items()}
+        now = self.now(self._users)
+        of_routes = {name: now.of(route) for name, route in self._by_key.items()}
         for key, users in self._users.items():
+            record, traffic = self.hosts.host_record(key), self.counts.backends[key]
             names = [*map(route_key, users)]
-            yield self._report(
-                key,
-                users,
-                is_used=any(key in used[name].serving or key in used[name].tested for name in names),
-                forwarded=sum(in_flight.get((name, key), 0) for name in names),
+            found = [of_routes[name][key] for name in names]
+            breakers = {each.breaker for each in found}
+            forwarded = sum(in_flight.get((name, key), 0) for name in names)
+            yield BackendReport(
+                host=key,
+                routes=tuple(dict.fromkeys(each.alias for each in users)),
+                state=record.state,
+                since=stamp(record.since) if record.since else "",
+                until=stamp(record.until) if record.until else "",
+                available=found[0].can_serve
+                and (BreakerState.CLOSED in breakers or any(each.serves for each in found)),
+                why=next((each.reason for each in found if each.reason), ""),
+                health=route_health(each.health for each in found).status,
+                breaker=next(each for each in _BREAKER_ORDER if each in breakers),
+                connections=forwarded,
+                in_flight=forwarded,
                 waiting=sum(queued.get(name, 0) for name in names),
+                requests=traffic.requests,
+                errors=traffic.failures + traffic.errors[CONNECT] + traffic.errors[RESPONSE],
             )
-
-    def _report(
-        self, key: str, users: list[AnyServedRoute], *, is_used: bool, forwarded: int, waiting: int
-    ) -> BackendReport:
-        record, state, traffic = self.hosts.host_record(key), self.state(key), self.counts.backends[key]
-        breakers = {self._breaker_state(each, key) for each in users}
-        problems = (self._breaker_problem(each, key) for each in users)
-        return BackendReport(
-            host=key,
-            routes=tuple(dict.fromkeys(each.alias for each in users)),
-            state=record.state,
-            since=stamp(record.since) if record.since else "",
-            until=stamp(record.until) if record.until else "",
-            available=not state.why and (is_used or BreakerState.CLOSED in breakers),
-            why=state.why or next(filter(None, problems), ""),
-            health=route_health(self.health(each, key) for each in users).status,
-            breaker=next(each for each in _BREAKER_ORDER if each in breakers),
-            connections=forwarded,
-            in_flight=forwarded,
-            waiting=waiting,
-            requests=traffic.requests,
-            errors=traffic.failures + traffic.errors[CONNECT] + traffic.errors[RESPONSE],
-        )

@@ -1,0 +1,183 @@
+"""Whether a target of a route gets requests, and why not; what the supervisor and other features know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, NamedTuple
+
+from poolctl.core.core import Core
+from poolctl.core.decide import LEAVING
+from poolctl.core.schedules import asleep_until
+from poolctl.core.server_entry import Entry
+from poolctl.routing import route_health as health
+from poolctl.routing.route_health import RouteHealth
+from poolctl.routing.route_report import BreakerState
+from poolctl.states import State
+from poolctl.time_windows import until_text
+
+from .settings import H2
+
+
+class TargetState(IntEnum):
+    """The state of a target; of several, those with the lowest state get the requests, and none from DRAINING on.
+
+    A connection to a STARTING target waits until it is ready, one to a SLEEPING target wakes it. A DRAINING target only
+    serves clients whose cookie names it. A target is STOPPED by a command, so that this is no failure.
+    """
+
+    READY, STARTING, SLEEPING, DRAINING, STOPPED, DOWN, FAILED = range(7)
+
+
+_HEALTH = {
+    TargetState.READY: health.HEALTHY,
+    TargetState.STARTING: health.STARTING,
+    TargetState.SLEEPING: health.NAPPING,
+    TargetState.DRAINING: health.UNKNOWN,
+    TargetState.STOPPED: health.UNKNOWN,
+    TargetState.DOWN: health.UNHEALTHY,
+    TargetState.FAILED: health.ERROR,
+}
+
+
+class Target(NamedTuple):
+    """A target of a route: its state, and the reason why it gets no requests, or few of them.
+
+    `answers` is whether its requests and probes succeed, None before the first one. While its breaker is half-open, it
+    gets at most `probes` requests at once. `serves` is whether it gets requests now: see `TargetsNow.of`.
+    """
+
+    state: TargetState = TargetState.READY
+    reason: str = ""
+    answers: bool | None = True
+    breaker: BreakerState = BreakerState.CLOSED
+    probes: int = 0
+    serves: bool = False
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether it would get requests if there were no other target."""
+        return self.state < TargetState.DRAINING
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether only its first good answer will show that it serves."""
+        return self.state is TargetState.READY and not (self.reason or self.answers)
+
+    @property
+    def health(self) -> RouteHealth:
+        """The health of a route that has only this target."""
+        if self.is_unproven:
+            status = health.UNKNOWN if self.answers is None else health.UNHEALTHY
+            why = "it has not answered yet" if self.answers is None else "all its requests have failed so far"
+            return RouteHealth(status=status, detail=why)
+        status = _HEALTH[self.state]
+        if self.can_serve and self.breaker is not BreakerState.CLOSED:
+            status = health.UNHEALTHY
+        return RouteHealth(status=status, detail=self.reason)
+
+
+def serving_state(targets: Iterable[Target]) -> TargetState:
+    """The state of those targets that serve; READY if none does."""
+    return max((each.state for each in targets if each.serves), default=TargetState.READY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """A routed server as a target, and its address. Its newest worker was ready at `ready_at`, a monotonic time.
+
+    `processes` are the addresses of the ready processes of a proxied server, None for other servers; `numbered` has for
+    each number of a process that of the newest one, "" while none is ready. `binds_itself`: the program opens its
+    address; while the server restarts, the previous process may still serve there (`is_leaving`). `h2`: it speaks
+    HTTP/2 instead of HTTP/1.1.
+    """
+
+    target: Target
+    bind: str = ""
+    tls: bool = False
+    ready_at: float = 0.0
+    processes: tuple[str, ...] | None = None
+    numbered: tuple[str, ...] = ()
+    binds_itself: bool = False
+    is_leaving: bool = False
+    h2: bool = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether connections wait in the forwarder while it starts: the pool has no listener with a backlog."""
+        return self.binds_itself or self.processes is not None
+
+
+def facts_of(core: Core, entry: Entry) -> ServerFacts:
+    """The server's current address and its state."""
+    config, endpoints = entry.config, core.endpoints(entry.config)
+    processes, numbered = _processes(entry) if config.is_proxied else (None, ())
+    return ServerFacts(
+        target=_target_of(core, entry, waits=bool(endpoints) or config.is_proxied or config.binds_itself),
+        bind=endpoints[0] if endpoints else config.key,
+        tls=bool(config.tls),
+        ready_at=max((each.ready_at or 0.0 for each in entry.observed.ready), default=0.0),
+        processes=processes,
+        numbered=numbered,
+        binds_itself=config.binds_itself,
+        h2=config.backend_protocol == H2,
+        is_leaving=any(each.phase in LEAVING for each in entry.observed.workers.values()),
+    )
+
+
+def _target_of(core: Core, entry: Entry, *, waits: bool) -> Target:
+    """The server as a target; `waits`: connections can be made before it is ready."""
+    if entry.ready and not entry.out_of_rotation:
+        return Target()
+    if (until := asleep_until(entry)) is not None:
+        why = f"kept asleep {until_text(until or None, core.clock.time())}".rstrip()
+        return Target(TargetState.STOPPED, why)
+    # Even while its last worker is still draining, a connection to a sleeping server wakes it.
+    if entry.listener.armed is not None or entry.state is State.SLEEPING:
+        return Target(TargetState.SLEEPING)
+    if waits and (entry.state is State.STARTING or (entry.state is State.BACKOFF and not entry.refuses)):
+        return Target(TargetState.STARTING)
+    # The address of a starting server may not be open yet: a connection would be refused.
+    found = State.STOPPED if entry.state is State.STARTING else entry.state
+    why = f"the server is {'not ready' if found is State.RUNNING else found.value}"
+    if found in (State.STOPPED, State.DISABLED, State.DRAINING):
+        return Target(TargetState.STOPPED, why)
+    return Target(TargetState.FAILED if found is State.FAILED else TargetState.DOWN, why)
+
+
+def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The addresses of a proxied server's ready processes: of all, and of the newest one of each index, or ""."""
+    ready = [
+        (each, each.placement.address)
+        for each in entry.observed.ready
+        if each.placement is not None and not each.ko and each.exit is None
+    ]
+    newest = {each.index: address for each, address in sorted(ready, key=lambda pair: pair[0].generation)}
+    return (
+        tuple(address for _, address in ready),
+        tuple(newest.get(index, "") for index in range(entry.size)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineState:
+    """The supervisor's report about the container or virtual machine behind a URL (`host`).
+
+    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
+    `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
+    `state` is empty, there is no such machine.
+    """
+
+    RUNNING: ClassVar[str] = "running"
+    STOPPED: ClassVar[str] = "stopped"
+    STARTING: ClassVar[str] = "starting"
+    FAILED: ClassVar[str] = "failed"
+    UNKNOWN: ClassVar[str] = "unknown"
+
+    host: str
+    state: str = ""
+    why: str = ""
+    retry_seconds: float = 0.0
+    start_seconds: float = 60.0
+    answers: int = 0
