@@ -5,23 +5,6 @@ All names are imported on first use, so that small processes and fast commands i
 
 from __future__ import annotations
 
-import sys
-
-# The command, or `python -m poolctl`: from here on Ctrl-C ends it without a traceback, even during imports.
-if sys.argv[0].rpartition("/")[2] == "poolctl" or (
-    sys.argv[0] == "-m" and sys.orig_argv[1:3] == ["-m", "poolctl"]
-):
-    import signal as _signal
-    from os import _exit
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        # Until install_ctrl_c() has run, because the interpreter's own handler would raise during the import below.
-        _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
-
-        from poolctl.cli.interrupts import install_ctrl_c
-
-        install_ctrl_c()
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig, TLSConfig
@@ -97,4 +80,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

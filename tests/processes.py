@@ -56,16 +56,6 @@ def process_name(pid: int) -> str:
         return ""
 
 
-def reads_files(pid: int) -> bool:
-    """Whether this is the process that reads a pool's files, and then ends by itself. False for one that is gone."""
-    return process_name(pid) == "poolctl-config"
-
-
-def lasting_children(pid: int) -> list[int]:
-    """Its children without the one that reads the files of a pool."""
-    return [each for each in children(pid) if not reads_files(each)]
-
-
 def descriptors(pid: int) -> dict[int, str]:
     """What each open descriptor of the process points to."""
     found = {}

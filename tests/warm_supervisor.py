@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import NoReturn
 
 from poolctl import bootstrap
-from poolctl.config_reader import __main__ as config_reader
 from poolctl.keeper import spawn
 from poolctl.logs import logger_process
 from poolctl.supervisor import __main__ as supervisor
@@ -36,12 +35,11 @@ _spawn = spawn.spawn
 
 
 def import_all() -> None:
-    """Import what a supervisor, its reader, the logger and a zygote import when they start."""
+    """Import what a supervisor, the logger and a zygote import when they start."""
     import poolctl.logs.internal_log
     import poolctl.runners.local.local_runner
     import poolctl.supervisor.supervisor
     import poolctl.worker.zygote  # noqa: F401
-    from poolctl.config import Surroundings
     from poolctl.feature import features
     from poolctl.worker.imports import import_libraries
 
@@ -50,7 +48,6 @@ def import_all() -> None:
             with contextlib.suppress(ImportError):  # a library of an extra, on a plain installation
                 feature.load(feature.supervisor)
 
-    config_reader.ConfigRequestHandler().added(Surroundings(), {}, "/", {})
     import_libraries()
 
 
@@ -124,7 +121,6 @@ def _run_zygote() -> None:
 # The main functions of forked processes, by the beginning of the command that would execute them.
 _FORKED = (
     (bootstrap.command(sys.executable, "supervisor"), supervisor.main),
-    (bootstrap.command(sys.executable, "config_reader"), config_reader.main),
     (bootstrap.command(sys.executable, "worker", "zygote"), _run_zygote),
     (bootstrap.command(sys.executable, "logs", isolated=True), logger_process.main),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from signal import SIGINT, signal
+from signal import SIGINT, default_int_handler, getsignal, signal
 
 from poolctl.exit_codes import INTERRUPTED
 
@@ -31,7 +31,9 @@ def let_ctrl_c_raise() -> None:
 
 
 def install_ctrl_c() -> None:
-    """Install the handler for Ctrl-C. Must not be called if SIGINT is ignored (nohup, `&` without job control)."""
+    """Install the handler for Ctrl-C, unless SIGINT is ignored (nohup, `&` without job control)."""
+    if getsignal(SIGINT) is not default_int_handler:
+        return
     signal(SIGINT, _handle_sigint)
     sys.unraisablehook = _exit_on_discarded_interrupt
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` and return its exit code; never raises. Without `args` it runs sys.argv and exits."""
     if args is None:
+        interrupts.install_ctrl_c()
         # Imports create no garbage, and collections took a tenth of a short command's time.
         gc.set_threshold(50_000)
         code = INTERRUPTED

@@ -101,11 +101,12 @@ def servers_with_chosen_ports(
     return servers
 
 
-def described(server: ServerConfig) -> ServerDescription:
+def described(server: ServerConfig, config: Configuration) -> ServerDescription:
     """A server with its effective configuration and the origin of each value."""
     from poolctl.control.server_answers import ServerDescription
 
-    return ServerDescription(**vars(item_from_config(server)), config=server.to_dict(), origin=server.origin)
+    item = vars(item_from_config(server))
+    return ServerDescription(**item, config=server.to_dict(), origin=config.origin_of(server))
 
 
 def described_from_files(
@@ -116,7 +117,7 @@ def described_from_files(
     Raises Failure if nothing matches.
     """
     config = load(ref, allow_empty=selection.allow_empty)
-    items = [described(server) for server in servers_with_chosen_ports(config, ref)]
+    items = [described(server, config) for server in servers_with_chosen_ports(config, ref)]
     items = _with_routes(items, config)
     if not reveal:
         hidden = values_to_mask(config.secret_variable_names, os.environ)

@@ -13,6 +13,7 @@ import sys
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
+    from poolctl.config.checks.external_checks import *
     from poolctl.config.checks.interpreter import *
     from poolctl.config.configuration import *
     from poolctl.config.edit import *
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from poolctl.config.loader import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.section import *
+    from poolctl.config.model.server_keys import *
+    from poolctl.config.model.server_tables import *
     from poolctl.config.rules.conflicts import *
     from poolctl.config.rules.json_schema import *
     from poolctl.config.values.normalise import *
@@ -33,9 +36,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover openssl_reason",
+    "checks.external_checks": "ExternalChecks",
     "checks.interpreter": "Trusted find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
     "interpreter missing_module missing_program start_options",
-    "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate "
+    "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",
     "files.assemble": "Document read_documents variables_referenced_without_default",
@@ -46,11 +50,13 @@ _MODULES = {
     "variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
-    "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
+    "model.section": "Section Table refuse",
+    "model.server_keys": "ServerConfig relocated",
+    "model.server_tables": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart TLSConfig",
     "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
     "scalar_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",
-    "values.normalise": "merged required_variables relocated",
+    "values.normalise": "merged required_variables",
     "values.plain": "MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",

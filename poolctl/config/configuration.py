@@ -1,7 +1,4 @@
-"""The content of configuration files: the servers of a pool, and the problems of invalid servers.
-
-The process that reads the files sends the content to the supervisor as a `Reading`.
-"""
+"""The content of configuration files: the servers of a pool, and the problems of invalid servers."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from typing import TYPE_CHECKING, overload
 
 from poolctl.config.files.marks import Marks
 from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, secret_variable_names
-from poolctl.config.model.section import TLSConfig, refuse
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig, ServerKeys
+from poolctl.config.model.server_tables import TLSConfig
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
 from poolctl.config.values.normalise import misspelt_placeholders, probe_and_hook_commands
 from poolctl.config.values.plain import OPEN_FILES_OF_POOL
@@ -23,31 +20,6 @@ from poolctl.errors import ServerError
 
 if TYPE_CHECKING:
     from poolctl.config.files.assemble import Origins
-
-
-class ServerConfig(ServerKeys):
-    """One server of the pool. All paths are absolute, durations in seconds, sizes in bytes.
-
-    The constructor resolves relative paths from the working directory. For invalid values and unknown keywords it
-    raises PoolValidateError, which lists every problem.
-    """
-
-    if TYPE_CHECKING:  # each key may have every form that a file may give it, or be a timedelta
-
-        def __init__(self, /, *, name: str, **keys: Tree) -> None: ...
-
-    def validate(self, *, import_app: bool = True) -> None:
-        """Check references outside the file: other files, certificates, interpreter, importable app.
-
-        Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
-        """
-        # Imported here, because loading files does not need it.
-        from poolctl.config.checks.external_checks import ExternalChecks
-
-        checks = ExternalChecks(os.environ, withheld=secret_variable_names([self], Tables()))
-        checks.check([self], import_apps=import_app)
-        if checks.problems:
-            refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
 
 
 class Configuration(Sequence[ServerConfig]):
@@ -108,7 +80,8 @@ class Configuration(Sequence[ServerConfig]):
         found: list[tuple[ServerKeys | None, Finding]] = [*shared_users(self._servers)]
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
-            found += [(server, finding) for finding in _warnings_of(server, disabled)]
+            ignored = self._ignored_log_keys(server)
+            found += [(server, each) for each in _warnings_of(server, disabled, self._origins, ignored)]
         problems = self.located(found)
         labels = (name for each in self._servers for name in each.labels)
         for rules in rules_of(self.tables.by_name(), labels):
@@ -121,6 +94,27 @@ class Configuration(Sequence[ServerConfig]):
         A finding comes with its server, or with None if it concerns a table other than a server.
         """
         return [self._located(*each) for each in found]
+
+    def origin_of(self, server: ServerConfig) -> dict[str, str] | None:
+        """`{"http.loop": "/etc/pool.toml:7", …}` for the keys of a server that files set; None if it is in no file."""
+        if self._origins is None:
+            return None
+        ignored = self._ignored_log_keys(server)
+        return {key: place for key, place in self._origins.of(server.name).items() if key not in ignored}
+
+    def file_of_each_server(self) -> dict[str, str]:
+        """Each server's file, by the server's name; empty if all servers are in one file."""
+        if self._origins is None or len(self._origins.documents) < 2:
+            return {}
+        return {server.name: self._origins.file_of(server.name) for server in self._servers}
+
+    def _ignored_log_keys(self, server: ServerConfig) -> tuple[str, ...]:
+        """The keys that files set of the server's log, but that a log which is printed does not heed."""
+        log = server.log
+        if self._origins is None or log.path is not None or not {"max_size", "keep"} <= log.model_fields_set:
+            return ()
+        found = self._origins.of(server.name)
+        return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in found and key in found)
 
     @property
     def secret_variable_names(self) -> frozenset[str]:
@@ -231,7 +225,9 @@ def no_certificate() -> Finding:
     return Finding(("tls",), "tls = true, and there is no default certificate", hint)
 
 
-def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Finding]:
+def _warnings_of(
+    server: ServerConfig, disabled: Container[str], origins: Origins | None, ignored: Iterable[str]
+) -> Iterator[Finding]:
     for index, wanted in enumerate(server.depends_on):
         if wanted.name in disabled and not server.disabled:
             message = f"{wanted.name!r} is disabled, and this server waits for it"
@@ -244,8 +240,8 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
         yield Finding(("command",), BINDS_ITSELF, hint)
     env = server.env if server.command else {}
     yield from misspelt_placeholders(server.command or (), env, probe_and_hook_commands(server))
-    if ignored := server.ignored_log_keys:
-        own = server.origins.of(server.name, inherited=False)
+    if ignored and origins is not None:
+        own = origins.of(server.name, inherited=False)
         # In the defaults, a size may be meant for the logs of other servers.
         for key in (key for key in ignored if key in own or "log.path" not in own):
             _, name = path = tuple(key.split("."))
@@ -255,7 +251,7 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             message = f"{MASK} is a secret that `poolctl config` has masked, not its value"
             hint = "write the value or a reference to a variable; poolctl config --reveal shows the value"
             yield Finding(("env", name), message, hint)
-    if not server.job and "stdin" not in server.given:
+    if not server.job and "stdin" not in server.model_fields_set:
         written = " ".join(server.command or ()).split()
         programs = (name for word in written[:4] for name in WATCHING if f"/{word}".endswith(f"/{name}"))
         if "--watch" in written and (program := next(programs, "")):
@@ -318,6 +314,7 @@ class Reading:
 
     marks: Marks
     problems: list[dict[str, Tree]] = field(default_factory=list)
+    configuration: Configuration | None = None
     name: str | None = None
     servers: list[ServerConfig] = field(default_factory=list)
     surroundings: Surroundings = field(default_factory=Surroundings)

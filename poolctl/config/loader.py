@@ -8,7 +8,7 @@ from functools import cache
 
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
-from poolctl.config.configuration import Configuration, ServerConfig, Surroundings, missing_settings
+from poolctl.config.configuration import Configuration, Surroundings, missing_settings
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
 from poolctl.config.model.pool_tables import (
@@ -19,8 +19,9 @@ from poolctl.config.model.pool_tables import (
     rules_of,
     table_names,
 )
-from poolctl.config.model.section import SLEEP_KEYS, Section, refuse, validated
-from poolctl.config.model.server_keys import Scale
+from poolctl.config.model.section import Section, refuse, validated
+from poolctl.config.model.server_keys import Scale, ServerConfig, normalised
+from poolctl.config.model.server_tables import SLEEP_KEYS
 from poolctl.config.rules.conflicts import (
     ServerReferenceValues,
     conflicts,
@@ -35,7 +36,6 @@ from poolctl.config.values.normalise import (
     add_derived_values,
     interpolate,
     merged,
-    normalise,
     ready_after_obstacle,
 )
 from poolctl.config.values.plain import placeholders
@@ -201,7 +201,7 @@ def _lacks_certificate(tls: Tree) -> bool:
 
 
 def _needs_address(name: str, value: Tree) -> bool:
-    return any(map(placeholders, value if isinstance(value, list) else (value,)))
+    return any(map(placeholders, value if isinstance(value, (list, tuple)) else (value,)))
 
 
 def _probes_address(kind: str, probe: Tree) -> bool:
@@ -238,7 +238,7 @@ def added_server(
     """
     reset_suggestions()
     findings: list[Finding] = []
-    own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
+    own = normalised(interpolate(dict(table), env, findings), base_dir, findings)
     whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(own)
     python = default_interpreter(base_dir, env)
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
@@ -272,7 +272,6 @@ class _ConfigurationBuilder:
             findings: list[Finding] = []
             handlers, python = self.settings.handlers, self.interpreter(entry.base_dir)
             table = self.defaults.merged_with(entry.table)
-            table["origins"] = self.origins
             server, address = _server_of(table, entry.base_dir, handlers, python, findings)
             for finding in findings:
                 self._report(entry, finding)
@@ -336,7 +335,13 @@ class _ConfigurationBuilder:
         tags = [self.defaults.raw.get("tags", ()), *(each.table.get("tags", ()) for each in broken)]
         unfinished = NamesOfInvalidServers(
             {each.name for each in broken},
-            {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
+            {
+                tag
+                for each in tags
+                if broken and isinstance(each, (list, tuple))
+                for tag in each
+                if isinstance(tag, str)
+            },
             {
                 name
                 for name, raw in self.assembly.tables.items()

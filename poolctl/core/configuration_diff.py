@@ -24,8 +24,6 @@ LIVE_KEYS = frozenset(
 _SOCKET_ACCESS = frozenset({"socket_mode", "socket_owner", "user"})
 # Running processes load new certificates.
 _CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
-# Keys that record the origin of a value, or are derived from another key.
-_DERIVED = frozenset({"address", "base_dir", "derived_expose", "origins"})
 
 
 class Kind(StrEnum):
@@ -150,9 +148,7 @@ def _override_changes(before: CurrentServer, server: ServerConfig) -> list[Chang
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
     """The keys whose values differ, in the order of their declaration. A key in a table is written as `http.loop`."""
     keys: list[str] = []
-    for name in ServerConfig.keys_of:
-        if name in _DERIVED:
-            continue
+    for name in ServerConfig.model_fields:
         one, other = getattr(before, name), getattr(after, name)
         if name == "bind":
             if tuple(before.address) != tuple(after.address):  # a single address, or one for each IP family
@@ -168,7 +164,7 @@ def _differing_keys(name: str, one: object, other: object) -> list[str]:
     if isinstance(one, Section) and type(one) is type(other):
         below = [
             key
-            for field_name in one.keys_of
+            for field_name in type(one).model_fields
             if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
             for key in _differing_keys(f"{name}.{field_name}", a, b)
         ]

@@ -428,7 +428,7 @@ class Core:
     def set_dependencies(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these servers instead of those in its configuration."""
         if entry.config.depends_on != dependencies:
-            self.change(entry, entry.config.with_values(depends_on=dependencies), live=True)
+            self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
 
     def set_app_state(self, entry: Entry, values: Mapping[str, object]) -> None:
         """Set the values in `scope["state"]` for applications of workers started from now on."""

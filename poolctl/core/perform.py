@@ -745,7 +745,12 @@ class Executor:
         """Whether to start the program again without the pool's listener, which may prevent it from binding."""
         config = worker.config
         return (
-            not (entry.observed.socket_found or "socket" in config.given or config.binds_itself or config.job)
+            not (
+                entry.observed.socket_found
+                or "socket" in config.model_fields_set
+                or config.binds_itself
+                or config.job
+            )
             and bool(config.command)
             and not any("{fd}" in word for word in config.command or ())
             and worker.config is entry.config
@@ -758,7 +763,7 @@ class Executor:
     def _switch_socket_opener(self, entry: Entry, found: str) -> None:
         entry.observed.socket_found = found
         socket = "program" if found == "tried" else "pool"
-        self._servers.replace_config(entry, entry.config.with_values(socket=socket))
+        self._servers.replace_config(entry, entry.config.model_copy(update={"socket": socket}))
         self._queue.touch(entry, progressed=True)
 
     def _check_use_of_pool_socket(self, entry: Entry, worker: Worker) -> None:
@@ -791,7 +796,7 @@ class Executor:
             entry.wanted
             and entry.may_overlap
             and config.takes_pool_socket
-            and "overlap" not in config.given
+            and "overlap" not in config.model_fields_set
             and worker.placement is not None
             and worker.ready_at is None
             and not worker.given_up

@@ -301,7 +301,9 @@ class Entry:
     def may_overlap(self) -> bool:
         """Whether two generations may run at once: no configuration forbids it, and no start has shown the contrary."""
         workers = self.observed.workers.values()
-        is_impossible = self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.given
+        is_impossible = (
+            self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.model_fields_set
+        )
         may = self.config.may_overlap and all(each.config.may_overlap for each in workers)
         return may and not is_impossible
 

@@ -13,7 +13,7 @@ LOCK = "lock"
 # Links to helper processes, and the record of the logger's move in progress. Zygotes (per interpreter, and per
 # application) belong to the version that started them.
 LOGGER, UNDERWAY = "logger", "logger-underway"
-ACCEPTOR, CONFIG_READER = "acceptor", "config reader"
+ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 # Sockets and workers, named by a server's key, a worker's id, or a number. A left group is named by the pid of the

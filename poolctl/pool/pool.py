@@ -7,6 +7,8 @@ import builtins
 import concurrent.futures
 import os
 import platform
+import signal
+import threading
 from collections import Counter
 from collections.abc import (
     Callable,
@@ -160,9 +162,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         context: PoolContext | None = None,
         runner: Runner | None = None,
     ) -> None:
-        """Create a pool of these servers; a later server replaces an earlier one with the same address.
+        """Create a pool of these servers.
 
-        Raises PoolAddError if different addresses overlap or no port is free, PoolParamError for a wrong argument.
+        Raises PoolAddError if two addresses are the same or overlap or no port is free, PoolParamError for a wrong
+        argument.
         """
         if isinstance(servers, (Server, ServerConfig)) or not isinstance(servers, Iterable):
             raise PoolParamError(f"a pool takes a list of servers, and this is {servers!r}", hint="Pool([…])")
@@ -281,16 +284,24 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _store_each(
         self, servers: Iterable[Server | ServerConfig], problems: Iterable[ServerError] = ()
     ) -> None:
-        """Add the servers that can be added. Raises PoolAddError with `problems` and the failures, if there are any."""
+        """Add the servers that can be added. Raises PoolAddError with `problems` and the failures, if there are any.
+
+        Of servers with the same address none is added: nobody means to have a part of a list only.
+        """
         errors = [*problems]
-        for server in servers:
+        stored: dict[str, list[Server]] = {}
+        for each in servers:
             try:
-                if isinstance(server, Server):
-                    self.store(server)
-                else:
-                    self.store_new(server)
+                server = each if isinstance(each, Server) else self.store_new(each)
+                self.store(server)
+                stored.setdefault(server.bind, []).append(server)
             except PoolAddError as error:
                 errors += error.exceptions
+        for bind, rivals in stored.items():
+            if len(rivals) > 1:
+                self.delete(bind)
+                message = f"the address {bind} is given to {' and '.join(repr(each.name) for each in rivals)}"
+                errors += [error_about(each.config, message, "choose another address") for each in rivals]
         if errors:
             count = len(errors)
             raised = PoolAddError(f"{count} server{'s' * (count != 1)} cannot be added", errors)
@@ -555,7 +566,44 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
         self._started = False
-        return super()._stop(timeout)
+        return self._stop_with_runner(super()._stop(timeout))
+
+    async def _stop_with_runner(self, stop: Coroutine[None, None, None]) -> None:
+        try:
+            await stop
+        finally:
+            if self._shared.runner is not None:
+                from poolctl.runners.embedded_runner import ProcessRunner  # loaded, if it is one
+
+                if isinstance(self._shared.runner, ProcessRunner):
+                    await self._shared.runner.end_if_unused()
+
+    def run_until_signal(self) -> None:
+        """Start the pool, wait for SIGINT or SIGTERM, and stop it, each request in progress answered.
+
+        Blocks; for the main thread of a program. A second Ctrl-C does what it did before. Raises PoolStartError and
+        PoolStopError as `start` and `stop` do, PoolParamError in another thread.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise PoolParamError(
+                "signals arrive in the main thread", hint="call it there, or use start and stop"
+            )
+        told = threading.Event()
+        before = {
+            each: signal.signal(each, lambda *_: told.set()) for each in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            starting = loop_thread.submit(self._start(None))
+            starting.add_done_callback(lambda done: _set_if_failed(done, told))
+            told.wait()
+            # A start that the signal ends is no failure.
+            failure = starting.exception() if starting.done() and not starting.cancelled() else None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.stop_sync()
+        if failure is not None:
+            raise failure
 
     def _chosen(self) -> tuple[Sequence[Server], Holds]:
         return [*self._snapshot().values()], self._holds
@@ -911,7 +959,9 @@ def _files(server: Server) -> Mapping[str, str]:
 
 
 def _with_tls(config: ServerConfig, default: TLSConfig | None) -> ServerConfig:
-    return config.with_values(tls=default) if config.tls is True and default is not None else config
+    return (
+        config.model_copy(update={"tls": default}) if config.tls is True and default is not None else config
+    )
 
 
 def _key_or_empty(bind: str) -> str:
@@ -1031,3 +1081,8 @@ class PoolConfig(Configuration):
 
 def _problem(server: ServerConfig, finding: Finding) -> Problem:
     return problem_of(finding, name=server.name, bind=server.bind)
+
+
+def _set_if_failed(future: concurrent.futures.Future[None], event: threading.Event) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        event.set()

@@ -157,7 +157,7 @@ class Shared:
             app = self._select_app_from_handlers(config)
             if app is not None:
                 found["app"] = app
-        return config.with_values(**found) if found else config
+        return config.model_copy(update=found) if found else config
 
     def _select_app_from_handlers(self, config: ServerConfig) -> object:
         key = config.handler_key
@@ -813,7 +813,7 @@ def dependencies_among(
             if other is not None and not _reaches(other, handle, edges):
                 edges.setdefault(handle, []).append(other)
                 renamed = names[other] != dependency.name
-                mine.append(dependency.with_values(name=names[other]) if renamed else dependency)
+                mine.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
         found[handle] = tuple(mine)
     return found
 
@@ -1118,7 +1118,7 @@ class StartOperation:
         dependencies = needed[each.handle]
         if self._holds is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
-        return each.config.with_values(name=names[each.handle], depends_on=dependencies)
+        return each.config.model_copy(update={"name": names[each.handle], "depends_on": dependencies})
 
     def _start_restart_or_refuse(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry

@@ -116,6 +116,12 @@ class ProcessRunner(LocalRunner):
         if not self._opened and self._ending is None:
             self._ending = asyncio.ensure_future(self._end_keeper())
 
+    async def end_if_unused(self) -> None:
+        """End the keeper and the processes beside it, if no server is open; the next one starts them anew."""
+        self._end_if_idle()
+        if self._ending is not None:
+            await self._ending
+
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """The last lines of the server's output; empty if no keeper has been started yet."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []

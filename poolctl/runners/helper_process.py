@@ -24,7 +24,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 from poolctl import __version__
-from poolctl.config.model.section import Log
+from poolctl.config.model.server_tables import Log
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
@@ -50,7 +50,7 @@ from .runner_protocol import Exit
 _STATUS_SECONDS = 5.0
 _STORED_SECONDS = 1.0
 # Small: the pool's directory is often in memory.
-_LIMITS = Log.unchecked({"max_size": MAX_SIZE_BYTES, "keep": 1})
+_LIMITS = Log(max_size=MAX_SIZE_BYTES, keep=1)
 _SECOND_PAUSE_SECONDS = 0.2
 
 logger = logging.getLogger("poolctl.supervisor")

@@ -100,17 +100,18 @@ def hook_id(server: str, hook: str) -> str:
 def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
     """The server's configuration with the named command of its `hooks` in place of its application or command."""
     words = () if server.hooks is None else getattr(server.hooks, hook) or ()
-    return server.with_values(
-        app=None,
-        command=words,
-        handler_key="",
-        job=False,
-        notify=False,
-        preload=False,
-        stdin="null",
-        stop_signal=None,
-        tls=False,
-    )
+    changes = {
+        "app": None,
+        "command": words,
+        "handler_key": "",
+        "job": False,
+        "notify": False,
+        "preload": False,
+        "stdin": "null",
+        "stop_signal": None,
+        "tls": False,
+    }
+    return server.model_copy(update=changes)
 
 
 def preload_spec(

@@ -1,7 +1,6 @@
 """The configuration that the pool runs with: read from files or taken over, and saved for the next supervisor.
 
-Files are read, and servers validated, in a separate process (poolctl/config_reader/__main__.py). The process is started
-with the pool or when it is needed, and ends when it has not been used for a while.
+Files are read, and servers validated, in a thread (configuration_reader.py).
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ import asyncio
 import json
 import logging
 import os
-import pickle
 import re
-import sys
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from poolctl import __version__
-from poolctl.bootstrap import command
 from poolctl.config import (
+    Configuration,
     Finding,
     Marks,
     Reading,
@@ -36,270 +32,26 @@ from poolctl.config import (
     secret_variable_names,
     with_resolved_references,
 )
-from poolctl.config_reader.__main__ import MOST_BYTES, MOST_KEPT
-from poolctl.control.answers import ErrorEntry, Result, failure
-from poolctl.control.client import failure_reason
+from poolctl.control.answers import ErrorEntry, failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
-from poolctl.errors import PoolError, PoolStartError, PoolValidateError, ServerError
+from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
-from poolctl.keeper import fd_store, wire
 from poolctl.listeners.port_ledger import PortLedger
-from poolctl.platform import memory_file, process_cpu_ns, read_json_object, read_sealed_file, replace_file
-from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
-from poolctl.runners.process_link import Link, LinkLost, Refused, close_fds
+from poolctl.platform import read_json_object, replace_file
+from poolctl.runners.helper_process import Helpers
+from poolctl.runners.process_link import Link
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
+from .configuration_reader import ConfigurationReader, ReaderFailed
 from .takeover.state_store import SavedDesiredState, StateStore, StoredConfiguration
 
-CONFIG_READER = HelperKind(
-    name="config",
-    label="the configuration reader",
-    argv=(*command(sys.executable, "config_reader"),),
-    entry=fd_store.CONFIG_READER,
-    knows_secrets=True,  # ${VAR} in a file
-    on_demand=True,
-    idle_seconds=10.0,
-)
-# Time limit of operations that do not depend on the user's disk.
-_ADD_SECONDS = 30.0
-_STALLED_SECONDS = 20.0
-_STALLED_CHECKS = 20
-
-ExternalFindings = tuple[list[dict[str, Any]], list[str]]
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 
 logger = logging.getLogger("poolctl.supervisor")
-
-
-class ReaderFailed(Exception):
-    """Failure of the process that reads files. `installed` is poolctl's version on disk if the supervisor's differs."""
-
-    def __init__(self, message: str, hint: str, installed: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.installed = installed
-
-    @property
-    def result(self) -> Result:
-        """Return the failed command's result, whose only error is this failure and whose exit code is 8."""
-        return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
-
-
-class _Stalled(Exception):
-    """The process that reads the configuration files has used no processor time for too long."""
-
-
-def _digests(reading: Reading) -> dict[str, str]:
-    return {path: mark.digest for path, mark in reading.marks.items()}
-
-
-def _read_and_unpickle(fd: int) -> Any:
-    return pickle.loads(read_sealed_file(fd, wire.SEALS, MOST_BYTES))
-
-
-async def _wait_unless_stalled(
-    answer: Awaitable[Any], pid_of_reader: Callable[[], int], stalled_seconds: float
-) -> Any:
-    """Wait for the answer; returns it. Raises _Stalled if the process uses no processor time for `stalled_seconds`."""
-    answering = asyncio.ensure_future(answer)
-    used_ns, stalled_checks = None, 0
-    try:
-        # Counts checks instead of seconds, because no checks are made while the whole machine is paused.
-        while stalled_checks < _STALLED_CHECKS:
-            await asyncio.wait({answering}, timeout=stalled_seconds / _STALLED_CHECKS)
-            if answering.done():
-                return answering.result()
-            pid = pid_of_reader()
-            before_ns, used_ns = used_ns, process_cpu_ns(pid)
-            stalled_checks = stalled_checks + 1 if used_ns == before_ns else 0
-        message = f"the process that does it (pid {pid}) has used no processor time"
-        raise _Stalled(f"{message} for {stalled_seconds:g} s")
-    finally:
-        answering.cancel()
-        await asyncio.wait({answering})
-
-
-class ConfigurationReader(HelperOwner[HelperProcess]):
-    """Has configuration files read by a helper process. Must be used on the running event loop.
-
-    Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
-    for example because memory is exhausted, the request is repeated once in a new process.
-    """
-
-    def __init__(
-        self, helpers: Helpers, kind: HelperKind = CONFIG_READER, *, stalled_seconds: float = _STALLED_SECONDS
-    ) -> None:
-        self._helper = helpers.add(kind, self, HelperProcess)
-        self._stalled_seconds = stalled_seconds
-        self._turn = asyncio.Lock()
-        self._answered: HelperProcess | None = None  # the process that has answered a request last
-        self._number = 0
-        # By number: the requests whose results the process keeps, and the contents of the files at that time.
-        self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
-
-    async def adopt(self) -> None:
-        """Use the process that was started with the pool, or left by an earlier supervisor. Raises LinkLost."""
-        await self._helper.adopt()
-
-    async def read(
-        self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
-    ) -> tuple[int, Reading]:
-        """Read the files; return a number for `check_external`, and the configuration or its problems.
-
-        `${VAR}` refers to `env`, or to this process's environment if `env` is None. Raises ReaderFailed if the reader
-        process gives no usable answer. With `first`, which the start of a pool sets, also raises ReaderFailed if the
-        reader process uses no processor time for 20 seconds.
-        """
-        self._number += 1
-        request = ("read", self._number, [*files], env and dict(env), access_log)
-        try:
-            found: Reading = await self._ask(
-                *request, stalled_seconds=self._stalled_seconds if first else None
-            )
-        except _Stalled as stalled:
-            hint = "a disk or name service that does not answer? poolctl validate reads the same files"
-            raise ReaderFailed(f"{' and '.join(files)} cannot be read: {stalled}", hint) from None
-        self._readings[request[1]] = request, _digests(found)
-        if len(self._readings) > MOST_KEPT:
-            del self._readings[next(iter(self._readings))]
-        return request[1], found
-
-    async def check_external(self, number: int, names: Collection[str]) -> ExternalFindings:
-        """Check the files, users and programs that the servers called `names` refer to; return problems and warnings.
-
-        `read` returns the `number` of a configuration. The warnings are about all servers of the configuration. Raises
-        ReaderFailed if the check is impossible, for example because the files have changed since they were read.
-        """
-        request = ("outside", number, [*names])
-        found: ExternalFindings | None = await self._ask(*request)
-        if found is None and number in self._readings:
-            # The process that has read them has ended since.
-            reading, digests = self._readings[number]
-            if _digests(await self._ask(*reading)) != digests:
-                raise ReaderFailed("the files have changed since they were read", "try again")
-            found = await self._ask(*request)
-        if found is None:
-            raise ReaderFailed("the process that has read the files has ended", "try again")
-        return found
-
-    async def server_of_table(
-        self,
-        surroundings: Surroundings,
-        table: Mapping[str, object],
-        base_dir: str,
-        env: Mapping[str, str] | None,
-    ) -> ServerConfig:
-        """Validate the `table` of the command `add`; return the server. Raises PoolValidateError, ReaderFailed.
-
-        The server inherits the defaults in `surroundings`. Paths in the table are relative to `base_dir`.
-        """
-        given = (surroundings, dict(table), base_dir, env and dict(env))
-        found: ServerConfig | PoolError = await self._ask("added", *given, seconds=_ADD_SECONDS)
-        if isinstance(found, PoolError):
-            raise found
-        return found
-
-    async def origins(
-        self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
-    ) -> dict[str, dict[str, str] | None]:
-        """Return the FILE:LINE where each key of the named servers is set, by server and key.
-
-        Returns {} if the files cannot be loaded, or differ from the state recorded in `marks`. Raises ReaderFailed.
-        """
-        found: dict[str, dict[str, str] | None]
-        found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
-        return found
-
-    def end(self) -> None:
-        """End the reader process, if there is one; it is started again when it is needed."""
-        self._helper.end_process()
-
-    def close(self) -> None:
-        """End the reader process, if there is one, for good."""
-        self._helper.close()
-
-    async def _ask(
-        self, *request: object, seconds: float | None = None, stalled_seconds: float | None = None
-    ) -> Any:
-        content = pickle.dumps(request)
-        was_killed = False
-        async with self._turn:
-            while True:
-                try:
-                    async with asyncio.timeout(seconds):
-                        answer = self._exchange(content)
-                        if stalled_seconds is not None:
-                            answer = _wait_unless_stalled(answer, lambda: self._helper.pid, stalled_seconds)
-                        return await answer
-                except TimeoutError:
-                    self._helper.kill_process()
-                    silent = f"the process that reads the files has not answered for {seconds:g} s"
-                    raise ReaderFailed(silent, f"try again; see {self._helper.log.path}") from None
-                except (_Stalled, asyncio.CancelledError):
-                    self._helper.kill_process()
-                    raise
-                except LinkLost as lost:
-                    was_killed = await self._repeat_or_fail(lost, was_killed=was_killed)
-
-    async def _repeat_or_fail(self, lost: LinkLost, *, was_killed: bool) -> bool:
-        """Return if the request should be repeated, with whether its process was killed. Raises ReaderFailed."""
-        process, cause = self._helper.latest, lost.__cause__
-        if isinstance(lost, Refused):
-            raise ReaderFailed(f"the files cannot be read: {lost}", "try again") from None
-        number = cause.errno if isinstance(cause, Refused | OSError) else None  # None for a TimeoutError
-        if process is None or isinstance(cause, Refused) or number:
-            why = os.strerror(number) if number else str(lost)
-            failed = f"the files cannot be read: {self._helper.kind.argv[0]} cannot be run: {why}"
-            raise ReaderFailed(failed, "is poolctl being installed at this moment? Try again") from lost
-        if process is self._answered:
-            self._answered = None
-            return was_killed  # it may have ended long ago, which is no failure
-        exit_ = await process.wait_briefly_for_exit()
-        if exit_ is not None and exit_.signal is not None and not was_killed:
-            return True
-        if exit_ is None:
-            how = "has closed its link"
-        elif exit_.signal is not None:
-            how = f"was killed by signal {exit_.signal}"
-        else:
-            how = f"ended with status {exit_.status}"
-        log = self._helper.log
-        await log.wait_until_stored()
-        why = failure_reason(log.path, process.output_start)
-        failed = f"the files cannot be read: the process that does it {how}{f': {why}' if why else ''}"
-        raise ReaderFailed(failed, f"see {log.path}" if why else "try again") from None
-
-    async def _exchange(self, content: bytes) -> Any:
-        """Send a request, and return the answer. Raises LinkLost, or ReaderFailed if the answer is unusable."""
-        try:
-            file = memory_file("poolctl-request", content, wire.SEALS)
-        except OSError as error:
-            raise ReaderFailed(f"the files cannot be read: {error.strerror or error}", "try again") from error
-        try:
-            reply, fds = await self._helper.ask({"t": "request"}, [file])
-        finally:
-            os.close(file)
-        self._answered = self._helper.process
-        try:
-            installed = str(reply.get("version"))
-            if installed != __version__:
-                message = f"poolctl {installed} is installed, and this pool runs {__version__}"
-                raise ReaderFailed(message, "poolctl upgrade", installed)
-            # In a thread, so that the event loop is not blocked.
-            return await asyncio.to_thread(_read_and_unpickle, *fds)
-        except ReaderFailed:
-            raise
-        except Exception as error:
-            hint = "if poolctl is being installed at this moment, try again"
-            raise ReaderFailed(
-                f"what was read from the files cannot be taken over: {error!r}", hint
-            ) from error
-        finally:
-            close_fds(fds)
 
 
 @dataclass
@@ -314,7 +66,7 @@ class ConfigurationLoadResult:
     tables: Tables = field(default_factory=Tables)
     marks: Marks | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # the file of each server, if there are several
-    number: int = 0  # the number of the reading; 0 without a reading
+    configuration: Configuration | None = None  # as it was read; None without a reading
     unreadable: list[ErrorEntry] = field(default_factory=list)  # problems of env files
     remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.check_external
 
@@ -372,11 +124,9 @@ class ActiveConfiguration:
 
     async def take_over(self) -> list[ServerConfig] | None:
         """Take over the previous supervisor's configuration; returns its servers, or None if none was stored."""
-        await self._reader.adopt()
         stored = await self._store.configuration()
         if stored is None:
             return None
-        self._reader.end()  # only a first start needs it now
         self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
         self._environment = stored.environment
@@ -410,9 +160,7 @@ class ActiveConfiguration:
     async def _read_and_activate(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read_without_activating(
-                keep=saved.added_servers, first=True, stopped=not saved.servers
-            )
+            resolved = await self.read_without_activating(keep=saved.added_servers, stopped=not saved.servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.activate(resolved)
@@ -422,10 +170,6 @@ class ActiveConfiguration:
         except ReaderFailed as failed:
             self.problems, self.exit_code = list(failed.result.errors), failed.result.exit_code
             return []
-
-    def close(self) -> None:
-        """End the reader process, if there is one."""
-        self._reader.close()
 
     def subscribe_and_notify(
         self, subscriber: Callable[[Tables], None], *, every_reload: bool = False
@@ -442,7 +186,6 @@ class ActiveConfiguration:
         environment: Mapping[str, str] | None = None,
         *,
         keep: Collection[str] = (),
-        first: bool = False,
         stopped: bool = False,
     ) -> ConfigurationLoadResult:
         """Read the files without activating them; return their servers, or else their problems.
@@ -450,13 +193,10 @@ class ActiveConfiguration:
         `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
         its `auto` port even if the files no longer contain the server. Set `stopped` only if no server runs: if another
         program has taken a server's `auto` port, the server then gets a new port, recorded in `moved_ports`.
-        Raises ReaderFailed if the reader process fails. A reader process that hangs counts as failed only with `first`.
+        Raises ReaderFailed.
         """
-        number, reading = await self._reader.read(
-            self.files,
-            environment or self._environment,
-            access_log=ACCESS_LOG_VARIABLE in os.environ,
-            first=first,
+        reading = await self._reader.read(
+            self.files, environment or self._environment, access_log=ACCESS_LOG_VARIABLE in os.environ
         )
         name = default_name(self.files[0])
         problems = [from_json(ErrorEntry, problem) for problem in reading.problems]
@@ -474,7 +214,7 @@ class ActiveConfiguration:
             tables=reading.tables,
             marks=reading.marks,
             files=reading.files,
-            number=number,
+            configuration=reading.configuration,
             unreadable=[from_json(ErrorEntry, each) for each in reading.unreadable],
         )
 
@@ -485,10 +225,10 @@ class ActiveConfiguration:
 
         Stores the warnings about all servers of `resolved` in `resolved.remarks`. Raises ReaderFailed.
         """
-        if not resolved.number:
+        if resolved.configuration is None:
             return []
-        problems, resolved.remarks = await self._reader.check_external(resolved.number, names)
-        return [from_json(ErrorEntry, problem) for problem in problems]
+        problems, resolved.remarks = await self._reader.check_external(resolved.configuration, names)
+        return problems
 
     async def key_origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
         """Return the FILE:LINE where each key of the named servers is set, by server and key.
@@ -593,7 +333,7 @@ class ActiveConfiguration:
             each.name: ServerReferenceValues(each.address, None if each.derived_expose else each.expose)
             for each in (*there, server)
         }
-        if found := [*reference_findings(vars(server), named)]:
+        if found := [*reference_findings(dict(server), named)]:
             refuse(server.name, found, server.name, server.bind)
         (server,) = self._self_binding.apply_to(with_resolved_references([server], there))
         withhold_variables(secret_variable_names([server], Tables()))
@@ -703,7 +443,9 @@ class SelfBindingProgramsFile(ProgramsFile):
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""
         return [
-            each.with_values(socket="program") if "socket" not in each.given and self.has(each) else each
+            each.model_copy(update={"socket": "program"})
+            if "socket" not in each.model_fields_set and self.has(each)
+            else each
             for each in servers
         ]
 

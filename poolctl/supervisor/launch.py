@@ -167,19 +167,13 @@ def _start_keeper(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, CompanionSpec]:
-    """Return the commands of the supervisor, its reader and the runner's processes, such as the logger, by their names.
+    """Return the commands of the supervisor and the runner's processes, such as the logger, by their names.
 
     The environment variables `without` are not passed to the runner's processes.
     """
     log = f"{pool_directory}/supervisor.log"
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
-    programs = {
-        fd_store.SUPERVISOR: CompanionSpec(supervisor, log, session=False),
-        # So that it loads its libraries while the supervisor loads its own.
-        fd_store.CONFIG_READER: CompanionSpec(
-            bootstrap.command(sys.executable, "config_reader"), f"{pool_directory}/config.log", session=True
-        ),
-    }
+    programs = {fd_store.SUPERVISOR: CompanionSpec(supervisor, log, session=False)}
     return programs | companions(files, pool_directory, env, without)
 
 

@@ -50,8 +50,9 @@ from poolctl.states import Status
 from poolctl.units import format_duration
 from poolctl.worker.tally import Counts
 
-from . import feature_parts
-from .active_configuration import ActiveConfiguration, ConfigurationReader, SupervisorContext
+from . import configuration_reader, feature_parts
+from .active_configuration import ActiveConfiguration, SupervisorContext
+from .configuration_reader import ConfigurationReader
 from .feature_parts import OPENING_VERBS, FeatureParts
 from .health import watch_health
 from .launch import listen
@@ -173,7 +174,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._clock = Clock()
         self._store = StateStore(self._keeper, self.directory)
         self._save_timer = SaveTimer(self._save_changes)
-        reader = ConfigurationReader(self._helpers)
+        reader = ConfigurationReader()
         self._configuration = ActiveConfiguration(
             self.files, state_directory, self._store, environments, reader
         )
@@ -278,7 +279,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         """Import modules that a start does not need, before an upgrade can replace the package's files."""
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
-        await import_slowly(feature_parts.modules())
+        await import_slowly([*configuration_reader.modules(), *feature_parts.modules()])
 
     def _set_journal(self, tables: Tables) -> None:
         environment = self._environment
@@ -401,7 +402,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         for part in reversed([*self._parts]):
             await part.aclose()
         self.events.close()
-        self._configuration.close()
         self._notes.close(self._killed.left)
 
     def _begin_to_stop(self) -> None:

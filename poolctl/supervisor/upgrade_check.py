@@ -44,7 +44,7 @@ def print_takeover_check(files: Sequence[str]) -> str | None:
     problem, errors = "", []
     servers: Sequence[ServerConfig] = []
     try:
-        stored = decoded(in_force, validate=True)
+        stored = decoded(in_force)
         servers = stored.servers
         errors = [each.to_dict() for each in Configuration(servers, stored.tables).startup_problems()]
     except NotUnderstood as unsupported:

@@ -19,7 +19,6 @@ MIB = 1024 * 1024
 OWN = ("keeper", "supervisor", "logger", "zygote")
 # A supervisor imports modules for a reload on first use. `endless` is stricter.
 MOST_GROWTH_BYTES = 12 * MIB
-# A configuration reader that the last reload has started ends after 10 idle seconds.
 QUIET_SECONDS = 18.0
 
 

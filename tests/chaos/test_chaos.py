@@ -16,7 +16,6 @@ from tests.chaos.run import ROLES, VERBS, run
 from tests.chaos.stage import Fault, Stage
 from tests.chaos.watch import Watch
 from tests.deadline import wait_until
-from tests.processes import reads_files
 
 pytestmark = pytest.mark.slow
 
@@ -72,9 +71,6 @@ def test_the_same_seed_is_the_same_program() -> None:
 def test_the_checks_detect_a_refused_request_an_unexcused_cut_and_leftovers(stage: Stage) -> None:
     stage.ok("start")
     items = stage.settled()
-    for pid in filter(reads_files, stage.pool.processes()):
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(map(reads_files, stage.pool.processes())))
     quiet = leaks.take(stage)
     stage.ok("reload")
     leaks.same(stage, quiet)

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -395,3 +395,23 @@ def test_config_makes_a_pool_of_its_valid_servers_and_names_the_others() -> None
         config.pool()
     assert [*caught.value.pool] == ["127.0.0.1:8081"]
     assert copy.copy(config) is not None
+
+
+def test_two_servers_of_a_list_with_one_address_are_an_error_of_both(free_port: Callable[[], int]) -> None:
+    port = free_port()
+    with pytest.raises(PoolAddError) as caught:
+        Pool(
+            [
+                ServerConfig(name="users", bind=f":{port}", app="a:b"),
+                ServerConfig(name="other", bind="127.0.0.1:auto", app="a:b"),
+                ServerConfig(name="orders", bind=f"*:{port}", app="a:b"),
+            ]
+        )
+    assert [each.name for each in caught.value.exceptions] == ["users", "orders"]
+    assert all(f"0.0.0.0:{port}" in each.message for each in caught.value.exceptions)
+    assert caught.value.pool is not None
+    assert [each.name for each in caught.value.pool.values()] == ["other"]
+
+
+def test_package_shows_its_public_names_alone() -> None:
+    assert dir(poolctl) == sorted(poolctl.__all__)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +35,7 @@ from poolctl import (
     State,
     Status,
 )
+from tests.deadline import wait_until
 
 Make = Callable[..., ServerConfig]
 
@@ -356,3 +360,94 @@ def test_server_removed_during_a_start_is_not_started(make: Make) -> None:
     assert server.ready, "by itself it may be started"
     server.stop_sync()
     pool.stop_sync()
+
+
+UNTIL_SIGNAL = """
+import signal, sys
+from poolctl import Pool, ServerConfig
+from tests.contract.test_python_running import failing, hello
+
+before = signal.getsignal(signal.SIGINT)
+pool = Pool([ServerConfig(name="web", bind=sys.argv[1], app=hello)])
+pool.run_until_signal()
+assert signal.getsignal(signal.SIGINT) is before
+print("stopped", pool.is_running)
+"""
+FAILS = UNTIL_SIGNAL.replace("app=hello", "app=failing")
+
+
+def ended(program: str, bind: str, told: signal.Signals | None) -> tuple[int, str]:
+    """The status and output of the program, which gets the signal when its server answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, bind],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        if told is not None:
+            wait_until(lambda: not refused(bind), what="the server answers")
+            process.send_signal(told)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_pool_runs_until_a_signal_and_stops_then(free_port: Callable[[], int], told: signal.Signals) -> None:
+    bind = f"127.0.0.1:{free_port()}"
+    status, said = ended(UNTIL_SIGNAL, bind, told)
+    assert (status, said.endswith("stopped False\n")) == (0, True), said
+    assert refused(bind)
+
+
+def test_pool_that_cannot_start_does_not_wait_for_a_signal(free_port: Callable[[], int]) -> None:
+    status, said = ended(FAILS, f"127.0.0.1:{free_port()}", None)
+    assert (status, "PoolStartError" in said) == (1, True), said
+
+
+def test_signals_are_for_the_main_thread() -> None:
+    with ThreadPoolExecutor(1) as threads, pytest.raises(PoolParamError, match="main thread"):
+        threads.submit(Pool().run_until_signal).result()
+
+
+MANY = """
+import gc, os, sys
+from poolctl import Pool, ServerConfig
+from poolctl.runners.embedded_runner import ProcessRunner
+
+counts = []
+for _ in range(4):
+    pool = Pool(
+        [ServerConfig(name="web", bind="127.0.0.1:auto", command=[sys.executable, "-m", "http.server", "{port}"])],
+        runner=ProcessRunner(),
+    )
+    pool.start_sync()
+    pool.stop_sync()
+    del pool
+    gc.collect()
+    counts.append(len(os.listdir("/proc/self/fd")))
+assert counts[-1] <= counts[0], counts
+"""
+
+
+def test_pool_of_processes_leaves_nothing_open() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", MANY],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_import_touches_no_signal_handler_of_a_script_with_the_name_of_the_command(tmp_path: Path) -> None:
+    script = tmp_path / "poolctl"
+    script.write_text(
+        "import signal, poolctl\nfrom poolctl import Pool\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

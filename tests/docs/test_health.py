@@ -21,11 +21,11 @@ def test_example_is_valid(real_pool: RealPool) -> None:
 def test_probes_and_defaults_are_those_of_the_model() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ?`?([^`|]*?)`? ?\|", TEXT, re.MULTILINE))
     kinds = {"startup", "readiness", "liveness"}
-    assert kinds == set(Health.keys_of)
+    assert kinds == set(Health.model_fields)
     default = Probe(tcp=True)
     for key in ("interval", "timeout"):
         assert rows[key] == f'"{format_duration(getattr(default, key))}"', key
     for key in ("jitter", "fall_count_warn", "fall_count_ko", "rise_count_ko", "rise_count_warn"):
         assert rows[key] == f"{getattr(default, key):g}", key
     assert (rows["status"], rows["method"]) == (f'"{default.status}"', f'"{default.method}"')
-    assert set(rows) - kinds == set(Probe.keys_of) - {"http", "tcp", "exec"}
+    assert set(rows) - kinds == set(Probe.model_fields) - {"http", "tcp", "exec"}

@@ -27,4 +27,4 @@ def test_defaults_are_those_of_the_model() -> None:
     assert rows["limit"] == str(default.limit)
     for key in ("initial", "max"):
         assert f'{key} = "{format_duration(getattr(default.backoff, key))}"' in rows["backoff"]
-    assert set(rows) == set(Recovery.keys_of)
+    assert set(rows) == set(Recovery.model_fields)

@@ -70,7 +70,7 @@ def test_unix_socket_gets_another_mode_without_a_new_instance(
     pool.start_sync()
     instance, inode = get(before.bind).body, path.stat().st_ino
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
-    pool.apply_sync([before.with_values(socket_mode="0600")])
+    pool.apply_sync([before.model_copy(update={"socket_mode": "0600"})])
     assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_ino) == (0o600, inode)
     assert get(before.bind).body == instance
     path.unlink()
@@ -88,7 +88,7 @@ def test_unix_sockets_that_cannot_be_changed_are_reported_in_the_order_of_the_se
     for server in servers:
         (short_path / server.name).unlink()
     with pytest.raises(PoolRestartError) as caught:
-        pool.apply_sync([server.with_values(socket_mode="0600") for server in servers])
+        pool.apply_sync([server.model_copy(update={"socket_mode": "0600"}) for server in servers])
     assert [problem.name for problem in caught.value.exceptions] == list("abcdef")
 
 
@@ -102,7 +102,14 @@ def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path)
     assert instances(servers) == before, "equal configurations touch nothing"
     assert [server.pids for server in pool.values()] == pids
     new = config(directory, "new")
-    pool.apply_sync([same, tagged.with_values(tags=("x",)), other.with_values(drain_timeout=1.0), new])
+    pool.apply_sync(
+        [
+            same,
+            tagged.model_copy(update={"tags": ("x",)}),
+            other.model_copy(update={"drain_timeout": 1.0}),
+            new,
+        ]
+    )
     after = instances([same, tagged, other])
     assert after[:2] == before[:2]
     assert after[2] != before[2]
@@ -120,9 +127,9 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
     pool.start_sync()
     before = instances(servers)
     changed = [
-        a.with_values(app="tests.asgi_apps:nothing"),
+        a.model_copy(update={"app": "tests.asgi_apps:nothing"}),
         {"name": "b", "bind": b.bind, "app": b.app, "workers": "many"},
-        c.with_values(drain_timeout=1.0),
+        c.model_copy(update={"drain_timeout": 1.0}),
     ]
     with pytest.raises(PoolRestartError) as caught:
         pool.apply_sync(changed)
@@ -132,7 +139,7 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
     assert after[2] != before[2]
     with pytest.raises(ConnectionRefusedError):
         get(d.address.port)
-    pool.apply_sync([a, b, c.with_values(drain_timeout=1.0)])
+    pool.apply_sync([a, b, c.model_copy(update={"drain_timeout": 1.0})])
     assert instances([a, b, c]) == after
     assert {server.state for server in pool.values()} == {State.RUNNING}
 
@@ -153,7 +160,7 @@ def test_apply_under_load_loses_no_request(pool: Pool, mode: str) -> None:
             wait_until(lambda enough=answered + 100: load.look().complete > enough)
             pool.apply_sync(
                 [
-                    changed.with_values(drain_timeout=20.0 + number),
+                    changed.model_copy(update={"drain_timeout": 20.0 + number}),
                     same,
                     ServerConfig(name=f"new-{number}", bind=f"127.0.0.1:{claim_port()}", app=same.app),
                 ]

@@ -51,7 +51,7 @@ def config(
     pool = find_pool(place)
     loaded = load(pool, allow_empty=selection.allow_empty)
     servers = servers_with_chosen_ports(loaded, pool)
-    items = [described(server) for server in servers]
+    items = [described(server, loaded) for server in servers]
     if output not in (None, "toml") or selection.state or selection.health:  # else the state has no use
         items = _with_running_state(items, pool)
     items = choose(items, selection)

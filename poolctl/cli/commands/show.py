@@ -145,7 +145,8 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
 def _default_values() -> Table:
     from poolctl.config import Section, ServerConfig
 
-    return dict(_flattened(Section.to_dict(ServerConfig.with_defaults())))
+    example = ServerConfig(name="example", bind=":80")
+    return dict(_flattened(Section.to_dict(example)))
 
 
 def _default_keys_comment(keys: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.section import TLSConfig
+from poolctl.config.model.server_tables import TLSConfig
 from poolctl.config.values.problems import Finding, Problem
 
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"

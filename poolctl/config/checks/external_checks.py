@@ -23,8 +23,8 @@ from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks import interpreter
 from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env_files
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
-from poolctl.config.model.section import EnvFile, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_tables import EnvFile, TLSConfig
 from poolctl.config.values.normalise import probe_and_hook_commands
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding, KeyPath

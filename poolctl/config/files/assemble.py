@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from poolctl.config.files import read_file
 from poolctl.config.files.parsers import parse, positions
 from poolctl.config.model.pool_tables import file_tables, header, is_listed, meant_table, model_of_table
-from poolctl.config.model.section import Table
-from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.values.normalise import interpolate, merged, normalise, required_variables
+from poolctl.config.model.section import Table, keys_of
+from poolctl.config.model.server_keys import ServerConfig, normalised
+from poolctl.config.values.normalise import interpolate, merged, required_variables
 from poolctl.config.values.problems import (
     Finding,
     KeyPath,
@@ -86,7 +86,7 @@ class Document:
         """Return `path` without parts that the file omits, such as index 0 where `bind = ":80"` stands for a list."""
         here, found = self.data, []
         for part in path:
-            if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):
+            if isinstance(here, str) or (part == 0 and not isinstance(here, list)):
                 continue  # the value stands alone for a list of one, or for a table with this key
             found.append(part)
             inside = isinstance(here, dict) or (isinstance(here, list) and isinstance(part, int))
@@ -222,7 +222,7 @@ class Assembly:
                 (key,), f"{key!r} is {shown(value)}, not a table", _header_hint(document, key, value)
             )
         elif model is not None:
-            table = model.with_absolute_paths(value, document.data[key], document.base_dir)
+            table = model.in_long_form(value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
             self._merge_into_defaults(document, value)
@@ -235,12 +235,11 @@ class Assembly:
         name = model.table_name
         written = document.data[name]
         for index, table in enumerate(tables):
-            for key in table.keys() - set(model.keys_allowed_in_files()) & model.keys_of.keys():
+            for key in (table.keys() & model.model_fields.keys()) - {*keys_of(model)}:
                 yield Finding((name, index, key), f"unknown key {key!r}", "take it out")
         base_dir = document.base_dir
         self.tables[name] = [
-            model.with_absolute_paths(each, as_is, base_dir)
-            for each, as_is in zip(tables, written, strict=True)
+            model.in_long_form(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
@@ -251,7 +250,7 @@ class Assembly:
             label: at for at, each in enumerate(known) if isinstance(label := each.get(model.merged_by), str)
         }
         for index, table in enumerate(tables):
-            own = model.with_absolute_paths(table, written[index], document.base_dir)
+            own = model.in_long_form(table, written[index], document.base_dir)
             label = own.get(model.merged_by)
             at = earlier.pop(label, None) if isinstance(label, str) else None
             if at is None:
@@ -263,7 +262,7 @@ class Assembly:
 
     def _merge_into_defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []
-        table = normalise(value, document.base_dir, findings)
+        table = normalised(value, document.base_dir, findings)
         if "name" in table:
             findings.append(Finding(("name",), "a name cannot be a default", "take it out: names are unique"))
             del table["name"]
@@ -278,7 +277,7 @@ class Assembly:
                 yield Finding(path, f"a server is a table, and this is {shown(value)}", "write name = …")
                 continue
             own: list[Finding] = []
-            table = normalise(value, document.base_dir, own)
+            table = normalised(value, document.base_dir, own)
             name = table.get("name")
             name = name if isinstance(name, str) else ""
             entry = self._by_name.get(name) if name else None
@@ -300,7 +299,7 @@ def _unknown_table_hint(document: Document, key: str, value: Tree) -> str:
     """The table that was meant, or where the key belongs, or all tables that a file may have."""
     if meant := meant_table(key):
         return _header_hint(document, meant, value)
-    if key in ServerKeys.keys_allowed_in_files():
+    if key in ServerConfig.keys_in_files():
         server, defaults = (_shown_header(document, each) for each in ("server", "defaults"))
         if document.kind == "toml" and isinstance(value, dict):
             of_server, of_all = (f"[{each.strip('[]')}.{key}]" for each in (server, defaults))
@@ -321,7 +320,7 @@ def _header_hint(document: Document, table: str, value: Tree) -> str:
         return f"write {shown_header}"
     inner = value.items() if isinstance(value, dict) else ()
     names = [name for name, each in inner if isinstance(each, (dict, list))]
-    if table == "server" and names and names[0] not in ServerKeys.keys_allowed_in_files():
+    if table == "server" and names and names[0] not in ServerConfig.keys_in_files():
         equals = " =" if document.kind == "toml" else ":"
         return f"write {shown_header}, and name{equals} {json_text(names[0])}"
     return f"write {shown_header}, {'with two brackets' if document.kind == 'toml' else 'a list of tables'}"
@@ -348,10 +347,7 @@ _KEYS_OF_SHORT_FORMS = {
 
 
 class Origins:
-    """Finds where the values of a pool's servers are set.
-
-    All instances compare equal, so that servers with equal keys are equal even if they come from different files.
-    """
+    """Finds where the values of a pool's servers are set."""
 
     def __init__(
         self, documents: list[Document], entries: list[ServerTable], parts: Mapping[KeyPath, list[Source]]
@@ -360,11 +356,6 @@ class Origins:
         self._parts = parts
         self._defaults: list[Source] = [(document, ("defaults",)) for document in documents]
         self._entries = {entry.name: entry for entry in reversed(entries)}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Origins)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def place(self, entry: ServerTable | str, path: KeyPath) -> Place:
         """The place of a server's key, or of the server's table if no file has the key."""

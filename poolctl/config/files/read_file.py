@@ -19,8 +19,8 @@ from poolctl.safe_open import open_to_read
 
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
-    from poolctl.config.model.section import EnvFile
     from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.model.server_tables import EnvFile
     from poolctl.config.values.problems import Problem, Tree
 
 FILE_NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")

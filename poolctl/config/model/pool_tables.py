@@ -3,71 +3,81 @@
 A feature's tables are in modules of the feature, which are imported only when a file has such a table.
 """
 
-# ruff: noqa: F403, F405 (the types of keys)
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from pydantic import Field
 
 from poolctl.address import Address
-from poolctl.config.model.section import Section, Table, field, validated
+from poolctl.config.model.section import Section, Table, validated
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.other_tools import OTHER_TABLES
 from poolctl.config.values.problems import Finding, KeyPath, Tree, misspelt, plain_word
 from poolctl.config.values.toml_text import key_text
+from poolctl.config.values.value_types import (
+    Bind,
+    FileCount,
+    FilePath,
+    Handlers,
+    MetricsPath,
+    Name,
+    PortRange,
+    PositiveOrNone,
+    Size,
+)
 from poolctl.feature import features
 from poolctl.routing.route import AnyRoute
-
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import *
-
 
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
-class PoolSettings(Section):
+class PoolSettings(Section, frozen=True):
     """The table [pool]."""
 
     table = "pool"
 
-    name: Name | None = field(None, "The name of the pool. Left out: derived from the path of the file.")
-    port_range: PortRange = field((20000, 29999), "The range from which `auto` chooses ports.")
-    handlers: Handlers | None = field(
-        None,
-        '"module:function" that returns a mapping of applications by handler_key, for servers without an '
-        "app.",
-    )
+    name: Name | None = None
+    """The name of the pool. Left out: derived from the path of the file."""
+    port_range: PortRange = Field(default="20000-29999", validate_default=True)
+    """The range from which `auto` chooses ports."""
+    handlers: Handlers | None = None
+    """"module:function" that returns a mapping of applications by handler_key, for servers without an app."""
 
     def to_dict(self) -> dict[str, Tree]:
         """The settings as they would be written in a file, without unset keys."""
         return super().to_dict() | {"port_range": "-".join(map(str, self.port_range))}
 
 
-class MetricsTable(Table):
+class MetricsTable(Table, frozen=True):
     """[metrics]: the endpoint for a Prometheus server."""
 
     table_name: ClassVar[str] = "metrics"
 
-    bind: Bind = field("127.0.0.1:9464", "The address that Prometheus reads.")
-    path: MetricsPath = field("/metrics", "The path at which the metrics are served.")
+    bind: Bind = "127.0.0.1:9464"
+    """The address that Prometheus reads."""
+    path: MetricsPath = "/metrics"
+    """The path at which the metrics are served."""
 
 
-class EventsTable(Table):
+class EventsTable(Table, frozen=True):
     """[events]: the file to which the pool's events are logged."""
 
     table_name: ClassVar[str] = "events"
-    paths: ClassVar[tuple[str, ...]] = ("path",)
 
-    path: FilePath | None = field(
-        None,
-        "The file. Left out: events.jsonl in the state directory; "
-        '"-", "/dev/stdout" and "/dev/stderr": the same, of at most 2 MiB.',
-    )
-    max_size: Size = field(10 * 1024 * 1024, "The size at which the file is rotated.")
-    keep: FileCount = field(5, "Number of rotated files that are kept.")
-    max_age: Positive | None = field(None, "The age at which the file is rotated. Left out: never.")
+    path: FilePath | None = None
+    """The file. Left out: events.jsonl in the state directory; "-", "/dev/stdout" and "/dev/stderr": the same, of at
+    most 2 MiB.
+    """
+    max_size: Size = Field(default="10MiB", validate_default=True)
+    """The size at which the file is rotated."""
+    keep: FileCount = 5
+    """Number of rotated files that are kept."""
+    max_age: PositiveOrNone = Field(default=None, validate_default=True)
+    """The age at which the file is rotated. Left out: never."""
 
     @classmethod
     def with_derived_values(cls, table: dict[str, Tree]) -> dict[str, Tree]:
@@ -338,7 +348,7 @@ def _list_of(
         if table is not None:
             found.append(table)
             if table.label in labels:
-                place = (*path, index, *(("name",) if "name" in table.given else ()))
+                place = (*path, index, *(("name",) if "name" in table.model_fields_set else ()))
                 findings.append(Finding(place, f"the name {table.label!r} is taken", 'add name = "…"'))
             labels.add(table.label)
     return tuple(found)

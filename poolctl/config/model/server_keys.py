@@ -1,15 +1,18 @@
 """The keys of one server, validated and immutable."""
 
-# ruff: noqa: F403, F405 (the types of keys)
 from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Strict, Tag
 
 from poolctl.address import Address
-from poolctl.config.model import section
-from poolctl.config.model.section import (
+from poolctl.config.model import server_tables
+from poolctl.config.model.section import Section, forms_of, long_form, refuse, with_feature_keys
+from poolctl.config.model.server_tables import (
     Dependency,
     EnvFile,
     Health,
@@ -19,193 +22,293 @@ from poolctl.config.model.section import (
     Log,
     Recovery,
     Restart,
-    Section,
     TLSConfig,
     Watch,
-    field,
-    hidden,
-    refuse,
-    required,
-    validated,
-    with_feature_keys,
 )
-from poolctl.config.values.plain import EMPTY, INTERNAL, PROXIED, binds_itself, exposed_url
-from poolctl.config.values.problems import Finding, Tree, reset_suggestions
+from poolctl.config.values.normalise import NO_ADDRESS, add_derived_values, nul_findings
+from poolctl.config.values.plain import (
+    EMPTY,
+    MOST_WORKERS,
+    PROXIED,
+    binds_itself,
+    exposed_url,
+    number_if_interpolated,
+)
+from poolctl.config.values.problems import Finding, Tree, key_of_another_tool, shown
 from poolctl.config.values.secrets import masked_arguments
+from poolctl.config.values.value_types import (
+    TABLE,
+    TEXT,
+    TRUTH,
+    Accepts,
+    App,
+    ArgumentOrNone,
+    Duration,
+    Environment,
+    FileMode,
+    FilePath,
+    Interpreter,
+    Labels,
+    Name,
+    OrSingle,
+    OsText,
+    Positive,
+    Schedule,
+    ServerBind,
+    Short,
+    Text,
+    Truth,
+    Umask,
+    UrlPath,
+    Words,
+    by_form,
+)
 
 if TYPE_CHECKING:
-    from poolctl.config.model.section import Scale as Scale
-    from poolctl.config.values.value_types import *
+    from poolctl.config.model.server_tables import Scale as Scale
 else:
-    Scale = with_feature_keys(section.Scale)
+    Scale = with_feature_keys(server_tables.Scale)
+
+# What the program sets: files cannot.
+_OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose"})
+WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
+Policy = Literal["no", "on-failure", "always"]
+Strategy = Literal["restart", "replace", "disable", "notify", "none"]
+_NAME = Short("name", 'the name of a server, or { name = "db", condition = "started" }')
+_PROBED_PATH = Short("readiness.http", 'a path such as "/ready", or a table', UrlPath)
+_POLICY = Short("policy", '"no", "on-failure", "always", or a table', Policy, "no")
+_STRATEGY = Short("strategy", '"restart", "replace", "disable", "notify", "none", or a table', Strategy)
+_ServerTLS = Annotated[
+    Annotated[Truth, Tag(TRUTH)] | Annotated[TLSConfig, Tag(TABLE)],
+    by_form('true, false, or { cert = "FILE", key = "FILE" }'),
+]
+_EnvFile = Annotated[
+    Annotated[FilePath, Tag(TEXT)] | Annotated[EnvFile, Tag(TABLE)],
+    by_form('a path, or { path = "FILE", expand = false }'),
+]
 
 
-class ServerKeys(Section):
+class ServerConfig(Section, frozen=True):
     """One server of the pool. All paths are absolute, durations in seconds, sizes in bytes.
 
     The constructor resolves relative paths from the working directory. For invalid values and unknown keywords it
     raises PoolValidateError, which lists every problem.
     """
 
-    name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
-    bind: OsText = required(
-        description="The address that it listens on, unique in the pool. A job has no address, nor has a program "
-        "without a port.",
-        derived=True,
-    )
-    expose: OsText = required(
-        description="The address that clients use: a URL. Left out: derived from bind and tls.", derived=True
-    )
-    app: Tree = field(None, 'The ASGI or WSGI application: "module:attribute".')
-    factory: Truth = field(False, "Whether app is a function that returns the application.")
-    interface: Literal["auto", "asgi", "wsgi"] = field(
-        "auto",
-        "How the app is called; auto takes an app that requires two arguments for one of WSGI.",
-    )
-    app_dir: FilePath = field(".", "The directory, or ZIP archive, that goes first on the import path.")
-    python: FilePath | None = field(
-        None,
-        "The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv next to "
-        "the file, then poolctl's own interpreter.",
-    )
-    command: Argument | None = field(
-        None, "A program to run instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."
-    )
-    socket: Literal["pool", "program", "proxied"] = field(
-        "pool",
-        "Who opens the listening socket of a command: the pool, or a program that is given its address "
-        "and opens it itself. proxied: each process opens a port of its own ({port}, PORT), and HAProxy forwards "
-        "connections to those that are ready.",
-    )
-    backend_protocol: Literal["http/1.1", "h2"] = field(
-        "http/1.1", 'What the gateway speaks with a command: "h2" for HTTP/2, such as gRPC, also without TLS.'
-    )
-    forward: Literal["http", "tcp"] = field(
-        "http", "What HAProxy forwards to a proxied command: requests of HTTP, or connections."
-    )
-    socket_mode: FileMode = field(
-        "0666",
-        "The mode of the file of a Unix socket, whatever the umask. Who can enter its directory, and may write by this "
-        "mode, can connect.",
-    )
-    socket_owner: Text | None = field(
-        None,
-        'The user, or "user:group", that the file of a Unix socket belongs to. Left out: the user that the server runs '
-        "as.",
-    )
-    stdin: Literal["null", "open"] = field(
-        "null", "The standard input of a command: /dev/null, or a pipe that never ends."
-    )
-    notify: Truth = field(False, "The command reports READY=1 on NOTIFY_SOCKET when it is ready.")
-    ready_after: Duration = field(
-        1.0, "How long a program without a port, a probe and notify has to run until it is ready."
-    )
-    job: Truth = field(False, "The command runs to completion and has no address.")
-    every: Schedule | None = field(
-        None,
-        'When a job runs: minute, hour, day, month and weekday as in cron, such as "0 3 * * *", in the '
-        "pool's time zone (TZ).",
-    )
-    overlap: Truth = field(True, "Whether old and new workers may run at the same time during a restart.")
-    handler_key: str = field("", "The key of the application that [pool] handlers returns for this server.")
-    env: Environment = field(
-        EMPTY,
-        "Environment variables; they take precedence over env_file. For a command, {port}, {host} and "
-        "{bind} are replaced.",
-    )
-    env_file: tuple[Annotated[FilePath | EnvFile, PathOr()], ...] = field(
-        (),
-        "Files of environment variables; later files take precedence. ${NAME} and ${NAME:-default} are replaced, "
-        "except in files of the form { path, expand = false }. Left out: .env next to the file, if it exists.",
-    )
-    cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
-    user: Text | None = field(None, 'The user, or "user:group", that the server runs as; needs root.')
-    umask: Umask | None = field(
-        None,
-        'The umask of its processes, such as "0027". Left out: the umask of the shell that started the pool.',
-    )
-    scale: Scale = field(Scale.with_defaults(), "The number of workers.")
-    preload: Truth = field(False, "Import the app once, and fork the workers from that process.")
-    tags: Words = field((), "Words by which commands select the server.")
-    labels: Labels = field(
-        EMPTY,
-        "Names and values for other tools; labels that begin with route. define a route of the gateway.",
-    )
-    disabled: Truth = field(False, "The server is listed and never started.")
-    on_demand: Truth = field(
-        False,
-        "The server is started by its name, or by a server that depends on it, but not with all others.",
-    )
-    mandatory: Truth = field(False, "Whether the whole pool stops when this server has failed.")
-    depends_on: tuple[Dependency, ...] = field((), "The servers that this one waits for when it starts.")
-    tls: Annotated[TLSConfig | bool, TRUTH_OR_TLS] = field(
-        False, "false, true for the certificate of [defaults.tls] or set_default_tls, or a table of its own."
-    )
-    http: Http = field(Http.with_defaults(), "How HTTP is served.")
-    start_timeout: Positive = field(30.0, "Maximum time until the server is ready.")
-    stop_timeout: Duration = field(
-        10.0, "Maximum time that its processes take to end; after that they are killed."
-    )
+    name: Name
+    """Unique in the pool; letters, digits, dots, underscores and hyphens."""
+    bind: ServerBind = Field(default_factory=str)
+    """The address that it listens on, unique in the pool. A job has no address, nor has a program without a port."""
+    expose: OsText = Field(default_factory=str)
+    """The address that clients use: a URL. Left out: derived from bind and tls."""
+    app: App = None
+    """The ASGI or WSGI application: "module:attribute"."""
+    factory: Truth = False
+    """Whether app is a function that returns the application."""
+    interface: Literal["auto", "asgi", "wsgi"] = "auto"
+    """How the app is called; auto takes an app that requires two arguments for one of WSGI."""
+    app_dir: FilePath = "."
+    """The directory, or ZIP archive, that goes first on the import path."""
+    python: Interpreter | None = None
+    """The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv next to the file, then
+    poolctl's own interpreter.
+    """
+    command: ArgumentOrNone = Field(default=None, validate_default=True)
+    """A program to run instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."""
+    socket: Literal["pool", "program", "proxied"] = "pool"
+    """Who opens the listening socket of a command: the pool, or a program that is given its address and opens it
+    itself. proxied: each process opens a port of its own ({port}, PORT), and HAProxy forwards connections to those
+    that are ready.
+    """
+    backend_protocol: Literal["http/1.1", "h2"] = "http/1.1"
+    """What the gateway speaks with a command: "h2" for HTTP/2, such as gRPC, also without TLS."""
+    forward: Literal["http", "tcp"] = "http"
+    """What HAProxy forwards to a proxied command: requests of HTTP, or connections."""
+    socket_mode: FileMode = "0666"
+    """The mode of the file of a Unix socket, whatever the umask. Who can enter its directory, and may write by this
+    mode, can connect.
+    """
+    socket_owner: Text | None = None
+    """The user, or "user:group", that the file of a Unix socket belongs to. Left out: the user that the server runs
+    as.
+    """
+    stdin: Literal["null", "open"] = "null"
+    """The standard input of a command: /dev/null, or a pipe that never ends."""
+    notify: Truth = False
+    """The command reports READY=1 on NOTIFY_SOCKET when it is ready."""
+    ready_after: Duration = Field(default="1s", validate_default=True)
+    """How long a program without a port, a probe and notify has to run until it is ready."""
+    job: Truth = False
+    """The command runs to completion and has no address."""
+    every: Schedule | None = None
+    """When a job runs: minute, hour, day, month and weekday as in cron, such as "0 3 * * *", in the pool's time zone
+    (TZ).
+    """
+    overlap: Truth = True
+    """Whether old and new workers may run at the same time during a restart."""
+    handler_key: str = ""
+    """The key of the application that [pool] handlers returns for this server."""
+    env: Environment = Field(default=EMPTY, validate_default=True)
+    """Environment variables; they take precedence over env_file. For a command, {port}, {host} and {bind} are
+    replaced.
+    """
+    env_file: Accepts[
+        Annotated[tuple[_EnvFile, ...], Strict(False), OrSingle()], str | Sequence[str | EnvFile]
+    ] = Field(default=(), validate_default=True)
+    """Files of environment variables; later files take precedence. ${NAME} and ${NAME:-default} are replaced, except
+    in files of the form { path, expand = false }. Left out: .env next to the file, if it exists.
+    """
+    cwd: FilePath = "."
+    """The working directory. Left out: the directory of the file."""
+    user: Text | None = None
+    """The user, or "user:group", that the server runs as; needs root."""
+    umask: Umask | None = None
+    """The umask of its processes, such as "0027". Left out: the umask of the shell that started the pool."""
+    scale: Scale = Scale()
+    """The number of workers."""
+    preload: Truth = False
+    """Import the app once, and fork the workers from that process."""
+    tags: Words = Field(default=(), validate_default=True)
+    """Words by which commands select the server."""
+    labels: Labels = Field(default=EMPTY, validate_default=True)
+    """Names and values for other tools; labels that begin with route. define a route of the gateway."""
+    disabled: Truth = False
+    """The server is listed and never started."""
+    on_demand: Truth = False
+    """The server is started by its name, or by a server that depends on it, but not with all others."""
+    mandatory: Truth = False
+    """Whether the whole pool stops when this server has failed."""
+    depends_on: Accepts[
+        Annotated[
+            tuple[
+                Annotated[
+                    Dependency,
+                    _NAME,
+                ],
+                ...,
+            ],
+            Strict(False),
+        ],
+        Sequence[str | Dependency],
+    ] = Field(default=(), validate_default=True)
+    """The servers that this one waits for when it starts."""
+    tls: _ServerTLS = False
+    """false, true for the certificate of [defaults.tls] or set_default_tls, or a table of its own."""
+    http: Http = Http()
+    """How HTTP is served."""
+    start_timeout: Positive = Field(default="30s", validate_default=True)
+    """Maximum time until the server is ready."""
+    stop_timeout: Duration = Field(default="10s", validate_default=True)
+    """Maximum time that its processes take to end; after that they are killed."""
     stop_signal: (
         Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
-    ) = field(None, "The signal that asks a command to stop. Left out: SIGTERM.")
-    stop_group: Literal["after", "together", "leader"] = field(
-        "after",
-        "Which processes of a command get its stop signal: its leader, and after that has ended the rest of its"
-        " group; all of them together; or the leader alone.",
+    ) = None
+    """The signal that asks a command to stop. Left out: SIGTERM."""
+    stop_group: Literal["after", "together", "leader"] = "after"
+    """Which processes of a command get its stop signal: its leader, and after that has ended the rest of its group;
+    all of them together; or the leader alone.
+    """
+    drain_timeout: Duration = Field(default="30s", validate_default=True)
+    """Maximum time for its connections to end when a worker is stopped."""
+    hooks: Hooks | None = None
+    """Commands that run once at an ordered start and stop of the server, not at a restart, a crash or a wake."""
+    health: Annotated[Accepts[Health, Health | str], _PROBED_PATH] = Field(
+        default=Health(), validate_default=True
     )
-    drain_timeout: Duration = field(30.0, "Maximum time for its connections to end when a worker is stopped.")
-    hooks: Hooks | None = field(
-        None,
-        "Commands that run once at an ordered start and stop of the server, not at a restart, a crash or a wake.",
-    )
-    health: Health = field(
-        Health.with_defaults(), 'The probes; a string is the path of the readiness probe: "/ready".'
-    )
-    restart: Restart = field(
-        Restart.with_defaults(),
-        'Whether a worker is started again after it has ended; a string is the policy: "always".',
-    )
-    recovery: Recovery = field(
-        Recovery.with_defaults(),
-        'What is done when liveness is ko or a worker is stuck; a string is the strategy: "replace".',
-    )
-    limits: Limits = field(Limits.with_defaults(), "Resources that a worker may use.")
-    log: Log = field(Log.with_defaults(), "Where its output is written.")
-    watch: Watch | None = field(
-        None, "The files besides code that `--watch` watches, and the files that it ignores."
-    )
+    """The probes; a string is the path of the readiness probe: "/ready"."""
+    restart: Annotated[
+        Accepts[Restart, Restart | Policy],
+        _POLICY,
+    ] = Field(default=Restart(), validate_default=True)
+    """Whether a worker is started again after it has ended; a string is the policy: "always"."""
+    recovery: Annotated[
+        Accepts[Recovery, Recovery | Strategy],
+        _STRATEGY,
+    ] = Field(default=Recovery(), validate_default=True)
+    """What is done when liveness is ko or a worker is stuck; a string is the strategy: "replace"."""
+    limits: Limits = Limits()
+    """Resources that a worker may use."""
+    log: Log = Log()
+    """Where its output is written."""
+    watch: Watch | None = None
+    """The files besides code that `--watch` watches, and the files that it ignores."""
 
-    image: Text | None = field(None, "The image with the application, for an export to a cluster.")
+    image: Text | None = None
+    """The image with the application, for an export to a cluster."""
 
-    address: KnownAddress = hidden()
-    base_dir: str = hidden("")
-    handlers: str | None = hidden(None)
-    derived_expose: bool = hidden(False)
-    origins: Tree = hidden(None)
+    _address: Address = PrivateAttr(NO_ADDRESS)
+    _base_dir: str = PrivateAttr("")
+    _handlers: str | None = PrivateAttr(None)
+    _derived_expose: bool = PrivateAttr(False)
 
-    def __init__(self, /, **data: Tree) -> None:
-        from poolctl.config.values.normalise import add_derived_values, normalise, nul_findings
+    if TYPE_CHECKING:
+        # The minimum number of workers while the server is awake: scale.min, or 1 if scale.min is 0. As an argument,
+        # it is short for a scale of as many workers.
+        workers: int = 1
+    else:
 
-        reset_suggestions()
-        base_dir = os.getcwd()
-        findings: list[Finding] = nul_findings(data)
-        table = normalise(data, base_dir, findings)
-        add_derived_values(table, base_dir, findings)
-        findings += Scale.rules(table)
-        made = validated(ServerKeys, table, findings)
-        if findings or made is None:
-            name, bind = data.get("name"), data.get("bind", data.get("listen"))
-            who = name if isinstance(name, str) else "the server"
-            refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
-        self.__setstate__((vars(made), made.given))
+        @property
+        def workers(self) -> int:
+            return max(self.scale.min, 1)
 
     @classmethod
-    def keys_allowed_in_files(cls) -> tuple[str, ...]:
+    def completed(cls, data: dict[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+        base_dir = os.getcwd()
+        findings += nul_findings(data)
+        table = normalised(data, base_dir, findings)
+        add_derived_values(table, base_dir, findings)
+        findings += Scale.rules(table)
+        return table
+
+    @classmethod
+    def filled(cls, table: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(table, dict):
+            return validate(table)
+        made = validate({key: value for key, value in table.items() if key not in _OF_PROGRAM})
+        return made._set_by_program(**{name: table[name] for name in _OF_PROGRAM & table.keys()})
+
+    def _set_by_program(self, **values: Any) -> Self:
+        for name, value in values.items():
+            setattr(self, f"_{name}", value)
+        return self
+
+    @property
+    def address(self) -> Address:
+        """The address of `bind`."""
+        return self._address
+
+    @property
+    def base_dir(self) -> str:
+        """The directory of the server's file."""
+        return self._base_dir
+
+    @property
+    def handlers(self) -> str | None:
+        """The `handlers` of [pool], for a server without an app."""
+        return self._handlers
+
+    @property
+    def derived_expose(self) -> bool:
+        """Whether `expose` follows from the address, because it was not given."""
+        return self._derived_expose
+
+    @property
+    def values_of_program(self) -> dict[str, Any]:
+        """The values that the program sets, as the table of a server has them before it is validated."""
+        return {name: getattr(self, f"_{name}") for name in sorted(_OF_PROGRAM)}
+
+    @classmethod
+    def refuse(cls, data: Mapping[str, Tree], findings: list[Finding]) -> NoReturn:
+        name, bind = data.get("name"), data.get("bind", data.get("listen"))
+        who = name if isinstance(name, str) else "the server"
+        refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
+
+    @classmethod
+    def keys_in_files(cls) -> tuple[str, ...]:
         """The keys that files can set, including the short form `workers` and the other name `listen`."""
-        names = list(super().keys_allowed_in_files())
-        names.insert(names.index("scale"), "workers")  # of scale
-        names.insert(names.index("bind") + 1, "listen")  # golib's word
+        names = list(super().keys_in_files())
+        names.insert(names.index("scale"), "workers")
+        names.insert(names.index("bind") + 1, "listen")
         return tuple(names)
 
     @property
@@ -217,11 +320,6 @@ class ServerKeys(Section):
     def key(self) -> str:
         """The server's key in the pool: its canonical bind address, `job:NAME` or `process:NAME`."""
         return self.bind
-
-    @property
-    def workers(self) -> int:
-        """The minimum number of workers while the server is awake: scale.min, or 1 if scale.min is 0."""
-        return max(self.scale.min, 1)
 
     @property
     def idle_seconds(self) -> float:
@@ -259,7 +357,7 @@ class ServerKeys(Section):
 
     def at_private_address(self, address: Address) -> Self:
         """A copy of a proxied server for one of its processes, which opens this address itself."""
-        return self.at(address).with_values(socket="program")
+        return self.at(address).model_copy(update={"socket": "program"})
 
     @property
     def env_file_paths(self) -> tuple[str, ...]:
@@ -289,25 +387,6 @@ class ServerKeys(Section):
             return self.overlap and not self.listens and (self.workers > 1 or self.notify)
         return self.overlap
 
-    @property
-    def origin(self) -> dict[str, str] | None:
-        """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files set; None if the files are not known here.
-
-        They are unknown for a server that was made in Python, or sent by another process.
-        """
-        if self.origins is None:
-            return None
-        ignored = self.ignored_log_keys
-        return {key: place for key, place in self.origins.of(self.name).items() if key not in ignored}
-
-    @property
-    def ignored_log_keys(self) -> tuple[str, ...]:
-        """The keys that files set of its log, but that a log which is printed does not heed; () if that is unknown."""
-        if self.origins is None or self.log.path is not None or not {"max_size", "keep"} <= self.log.given:
-            return ()
-        found = self.origins.of(self.name)
-        return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in found and key in found)
-
     def to_dict(self) -> dict[str, Tree]:
         """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None."""
         found = super().to_dict()
@@ -327,9 +406,9 @@ class ServerKeys(Section):
         found["restart"] = {"policy": self.restart_policy, **found["restart"]}
         return found
 
-    def replace(self, /, **changes: Tree) -> Self:
+    def replace(self, /, **changes: Any) -> Self:
         """Return a validated copy of the server, with the given keywords as new values. Raises PoolValidateError."""
-        given = {key: getattr(self, key) for key in self.given - INTERNAL}
+        given = {key: getattr(self, key) for key in self.model_fields_set}
         if self.derived_expose and (not self.listens or changes.keys() & {"bind", "listen", "tls"}):
             given.pop("expose", None)
         if "listen" in changes or not self.listens:
@@ -337,22 +416,31 @@ class ServerKeys(Section):
         if "workers" in changes:
             given.pop("scale", None)
         made = type(self)(**(given | changes))
-        kept = {key: getattr(self, key) for key in ("base_dir", "handlers", "origins")}
+        kept: dict[str, Tree] = {"base_dir": self.base_dir, "handlers": self.handlers}
         if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
             kept["address"] = self.address
-        return made.with_values(**kept)
+        return made._set_by_program(**kept)
+
+    def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
+        """Check references outside the file: other files, certificates, interpreter, importable app.
+
+        Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
+        """
+        # Imported here, because loading files does not need it.
+        from poolctl.config import ExternalChecks, Tables, secret_variable_names
+
+        checks = ExternalChecks(os.environ, withheld=secret_variable_names([self], Tables()))
+        checks.check([self], import_apps=import_app)
+        if checks.problems:
+            refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
 
     def at(self, address: Address) -> Self:
         """A copy of the server with another address, for example with the port that was chosen for `auto`."""
-        changes: dict[str, Tree] = {"address": address, "bind": address.key}
+        changes: dict[str, Tree] = {"bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed_url(address, bool(self.tls))
-        return self.with_values(**changes)
-
-    def __getstate__(self) -> tuple[dict[str, Tree], set[str]]:
-        # The texts of the files stay where they were read.
-        return vars(self) | {"origins": None}, self.given
+        return self.model_copy(update=changes)._set_by_program(address=address)
 
     def __hash__(self) -> int:
         return hash((self.name, self.bind))
@@ -366,3 +454,57 @@ class ServerKeys(Section):
         return f"<ServerConfig {' '.join(part for part in (self.name, self.bind, serves) if part)}>"
 
     __str__ = __repr__
+
+
+def normalised(table: Mapping[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
+    """The table of a server (or of the defaults) of a file in `base_dir`, with every key in its long form."""
+    found = dict(table)
+    for key in _OF_PROGRAM & found.keys():
+        unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key)))
+        findings.append(key_of_another_tool((key,), "") or unknown)
+    if "listen" in found:
+        bind = found.pop("listen")
+        if "bind" in found:
+            message = "both 'listen' and 'bind' are given"
+            findings.append(Finding(("listen",), message, "they mean the same: keep 'bind'"))
+        found.setdefault("bind", bind)
+    found = long_form(ServerConfig, found, base_dir)
+    if "workers" in found:
+        findings += _expand_workers(found)
+    return found
+
+
+def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
+    written = table.pop("workers")
+    workers = number_if_interpolated(written)
+    number = isinstance(workers, int) and not isinstance(workers, bool)
+    if "scale" in table:
+        yield Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them")
+    elif number and 1 <= workers <= MOST_WORKERS:
+        table["scale"] = {"min": workers, "max": workers}
+    else:
+        hint = f"allowed is {WORKERS_ALLOWED}" if number else "expected a whole number"
+        message = f"{shown(written)} is not allowed here"
+        yield Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED)
+
+
+def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, Tree]:
+    """Return a server's table for a file in `new_dir` instead of `base_dir`: relative paths are made absolute."""
+    if os.path.abspath(base_dir) == os.path.abspath(new_dir):
+        return table
+    found = dict(table)
+    forms = forms_of(ServerConfig)
+    for key, value in table.items():
+        form = forms.get("bind" if key == "listen" else key)
+        # The value of a reference is not known yet.
+        if form is not None and form.has_paths and "${" not in str(value):
+            long = form.long(value, base_dir)
+            found[key] = list(long) if isinstance(long, tuple) else long
+    # In `new_dir` their defaults would be different.
+    found.setdefault("cwd", base_dir)
+    if "command" not in found:
+        found.setdefault("app_dir", base_dir)
+    return found
+
+
+ServerKeys = ServerConfig

@@ -253,7 +253,7 @@ def with_resolved_references(servers: Iterable[Server], others: Iterable[ServerK
     References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays.
     """
     servers = list(servers)
-    referring = [each for each in servers if next(_texts_with_references(vars(each)), None) is not None]
+    referring = [each for each in servers if next(_texts_with_references(dict(each)), None) is not None]
     if not referring:
         return servers
     there: list[ServerKeys] = [*others, *servers]
@@ -275,7 +275,7 @@ def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, s
         changes["env"] = type(server.env)(env)
     if server.command:
         changes["command"] = tuple(_reference.sub(address, word) for word in server.command)
-    return server.with_values(**changes)
+    return server.model_copy(update=changes)
 
 
 def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[KeyPath, str]]:

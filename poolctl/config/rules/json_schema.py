@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import core_schema, to_jsonable_python
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core import to_jsonable_python
 
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
-from poolctl.config.model.section import EnvFile, Section, model_of
+from poolctl.config.model.section import Section, Table
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.plain import MOST_WORKERS
 from poolctl.config.values.problems import Tree
@@ -19,14 +19,9 @@ Schema = dict[str, Tree]
 
 
 class _Generator(GenerateJsonSchema):
-    """Generates nested tables as separate definitions, and their default values in the form used in files."""
-
-    def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> Schema:
-        kind: type[Section] = schema["function"]["function"].__self__  # type: ignore[union-attr]
-        return self.generate_inner({**model_of(kind).__pydantic_core_schema__, "ref": kind.__name__})
-
     def encode_default(self, dft: Tree) -> Tree:
-        return to_jsonable_python(dft, fallback=Section.to_dict)
+        # A table that is left out is a table without keys.
+        return {} if isinstance(dft, Section) else to_jsonable_python(dft)
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -35,23 +30,23 @@ INTERPOLATED = {
     "pattern": r"\$\{",
     "description": "A variable of the environment, expanded when the file is read.",
 }
-APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
 FORMATS: dict[str, Callable[..., str]] = {"seconds": format_duration, "bytes": format_size}
-SHORT_FORMS: Schema = {
-    "tls": {"type": "boolean"},
-    "health": {"type": "string", "pattern": "^/"},
-    "restart": {"enum": ["no", "on-failure", "always"]},
-    "recovery": {"enum": ["restart", "replace", "disable", "notify", "none"]},
-}
 
 
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
-    definitions: dict[str, Schema] = {}
-    server = _section_schema(ServerKeys, definitions)
-    definitions["EnvFile"] = _section_schema(EnvFile, definitions)
-    _add_short_forms(server["properties"])
-    definitions["Server"] = {**server, "title": "Server", "required": ["name"]}
+    tables: dict[str, type[Table]] = MODELS | {
+        name: each.load(part) for each in features() for name, part in each.tables.items()
+    }
+    models: list[type[Section]] = [ServerKeys, PoolSettings, *tables.values()]
+    _, schema = models_json_schema([(each, "validation") for each in models], schema_generator=_Generator)
+    definitions: dict[str, Schema] = schema["$defs"]
+    for table in definitions.values():
+        for name, key in table.get("properties", {}).items():
+            _complete(name, key, definitions)
+    server = definitions.pop(ServerKeys.__name__)
+    _add_other_names(server["properties"])
+    definitions["Server"] = {**server, "title": "Server"}
     definitions["Defaults"] = {
         "title": "Defaults",
         "description": "Every key of a server except its name. A server's own key takes precedence; tables are merged.",
@@ -59,67 +54,62 @@ def json_schema() -> Schema:
         "properties": {key: value for key, value in server["properties"].items() if key != "name"},
         "additionalProperties": False,
     }
-    definitions["Pool"] = {**_section_schema(PoolSettings, definitions), "title": "Pool"}
+    definitions["Pool"] = {**definitions.pop(PoolSettings.__name__), "title": "Pool"}
     servers = {
         "type": "array",
         "items": {"$ref": "#/$defs/Server"},
         "description": "The servers of the pool.",
     }
-    tables: Schema = {
+    properties: Schema = {
         "pool": {"$ref": "#/$defs/Pool", "description": "Settings of the pool as a whole."},
         "defaults": {"$ref": "#/$defs/Defaults", "description": "Defaults of every server."},
         "server": servers,
     }
-    for key, model in (
-        MODELS | {name: each.load(part) for each in features() for name, part in each.tables.items()}
-    ).items():
-        table = definitions[model.__name__] = _section_schema(model, definitions)
-        tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
+    for key, model in tables.items():
+        description = definitions[model.__name__]["description"]
+        properties[key] = {"$ref": f"#/$defs/{model.__name__}", "description": description}
         if model.listed:
-            tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
+            properties[key] = {"type": "array", "items": properties[key], "description": description}
     for rules in rules_of(table_names()):
         rules.complete_schema(definitions)
     return {
         "$schema": DIALECT,
         "title": "poolctl configuration",
         "description": "A pool of HTTP servers. A list of servers alone is allowed as well.",
-        "anyOf": [{"type": "object", "properties": tables, "additionalProperties": False}, servers],
+        "anyOf": [{"type": "object", "properties": properties, "additionalProperties": False}, servers],
         # Editors complete these keys, but no keys inside of `anyOf`.
-        "properties": tables,
+        "properties": properties,
         "$defs": definitions,
     }
 
 
-def _section_schema(model: type[Section], definitions: dict[str, Schema]) -> Schema:
-    schema = model_of(model).model_json_schema(schema_generator=_Generator)
-    inner: dict[str, Schema] = schema.pop("$defs", {})
-    inner.pop("Address", None)
-    for table in (schema, *inner.values()):
-        for name, key in table.get("properties", {}).items():
-            key.setdefault("title", name.replace("_", " ").capitalize())
-            if "$ref" in key:
-                key["title"] = name.replace("_", " ").capitalize()
-                key.setdefault("description", inner[key["$ref"].rpartition("/")[2]]["description"])
-            for part in key.get("anyOf", ()):
-                if "unit" in part:  # the unit is the key's, also where it may be left out
-                    key["unit"] = part.pop("unit")
-            _make_default_readable(key)
-            _allow_interpolation(key)
-    definitions |= inner
-    return schema
+def _complete(name: str, key: Schema, definitions: dict[str, Schema]) -> None:
+    """Complete what pydantic says of a key: its title and description, its unit and default, and `${VAR}`."""
+    key.setdefault("title", name.replace("_", " ").capitalize())
+    if "$ref" in key:
+        key.setdefault("description", definitions[key["$ref"].rpartition("/")[2]]["description"])
+    key["description"] = " ".join(key["description"].split())
+    _merge_alternatives(key)
+    for part in key.get("anyOf", ()):
+        if "unit" in part:  # the unit is the key's, also where it may be left out
+            key["unit"] = part.pop("unit")
+    if key.get("default") is None:
+        key.pop("default", None)
+    elif key.get("unit") in FORMATS and not isinstance(key["default"], str):
+        key["default"] = FORMATS[key["unit"]](key["default"])
+    _allow_interpolation(key)
 
 
-def _make_default_readable(key: Schema) -> None:
-    """Write the default of a key as in a file, with units; remove a default that means "not given"."""
-    default = key.pop("default", None)
-    if isinstance(default, dict):
-        default = {}  # a table that is left out is a table without keys
-    elif key.get("unit") in FORMATS and default is not None:
-        default = FORMATS[key["unit"]](default)
-    elif isinstance(default, list) and len(default) == 2 and "pattern" in key:
-        default = "-".join(map(str, default))
-    if default is not None:
-        key["default"] = default
+def _merge_alternatives(key: Schema) -> None:
+    """Write alternatives in one list, `anyOf`, however deep pydantic has them."""
+    if isinstance(items := key.get("items"), dict):
+        _merge_alternatives(items)
+    found: list[Schema] = []
+    for part in [*key.pop("anyOf", ()), *key.pop("oneOf", ())]:
+        _merge_alternatives(part)
+        found += part["anyOf"] if part.keys() == {"anyOf"} else [part]
+    if found:
+        key["anyOf"] = [each for at, each in enumerate(found) if each not in found[:at]]
 
 
 def _allow_interpolation(key: Schema) -> None:
@@ -134,11 +124,7 @@ def _allow_interpolation(key: Schema) -> None:
         key["anyOf"].append(INTERPOLATED)
 
 
-def _add_short_forms(keys: Schema) -> None:
-    keys["app"] |= {"type": "string", "pattern": APP_PATTERN}
-    keys["bind"]["examples"] = [
-        *("127.0.0.1:8080", ":8080", "[::1]:8080", "127.0.0.1:auto", "unix:/run/a.sock", "fd:3"),
-    ]
+def _add_other_names(keys: Schema) -> None:
     keys["listen"] = {
         **keys["bind"],
         "title": "Listen",
@@ -151,12 +137,3 @@ def _add_short_forms(keys: Schema) -> None:
         "default": 1,
         "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}, INTERPOLATED],
     }
-    for name, short in SHORT_FORMS.items():
-        reference = keys[name].pop("$ref", None) or keys[name].pop("allOf", [{}])[0].get("$ref")
-        keys[name]["anyOf"] = [short, {"$ref": reference}]
-    kept = {name: value for name, value in keys["env_file"].items() if name not in ("type", "items")}
-    file = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/EnvFile"}]}
-    keys["env_file"] = {**kept, "anyOf": [*file["anyOf"], {"type": "array", "items": file}]}
-    keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
-    keys["labels"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
-    keys["env"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "integer"}]}

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.values.plain import (
-    INTERNAL,
     LONGEST_SOCKET_PATH_BYTES,
-    MOST_WORKERS,
     PLACEHOLDERS,
     PROXIED,
     STANDARD_STREAMS,
@@ -25,18 +23,14 @@ from poolctl.config.values.plain import (
     exposed_url,
     host_and_port,
     is_port,
-    number_if_interpolated,
     placeholders,
     truth_if_interpolated,
     values_in,
 )
-from poolctl.config.values.problems import Finding, KeyPath, Tree, key_of_another_tool, shown
+from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, check
 
 DEEPEST_LOOK = 5
-WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
-# Keys whose values are relative to the directory of their file.
-PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls", "watch")
 # Of a log that is printed, for `logs` and the causes of failures: the file and its predecessor together.
 _SMALL_LOG_BYTES = 2 * 1024 * 1024
 # Stands for an invalid address, so that the model reports only problems of the other keys.
@@ -124,40 +118,6 @@ def _path_within_server(path: KeyPath) -> KeyPath:
     return path[2:] if path[:1] == ("server",) else path[isinstance(path[0] if path else "", int) :]
 
 
-def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
-    """A copy of the table of a server (or of the defaults) with every key in its long form; problems are findings."""
-    found = dict(table)
-    for key, value in table.items():
-        if key in NORMALISERS:
-            found[key] = NORMALISERS[key](value, base_dir)
-    for key in INTERNAL & found.keys():
-        unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key)))
-        findings.append(key_of_another_tool((key,), "") or unknown)
-    if "listen" in found:
-        bind = found.pop("listen")
-        if "bind" in found:
-            message = "both 'listen' and 'bind' are given"
-            findings.append(Finding(("listen",), message, "they mean the same: keep 'bind'"))
-        found.setdefault("bind", bind)
-    if "workers" in found:
-        findings += _expand_workers(found)
-    return found
-
-
-def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
-    written = table.pop("workers")
-    workers = number_if_interpolated(written)
-    number = isinstance(workers, int) and not isinstance(workers, bool)
-    if "scale" in table:
-        yield Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them")
-    elif number and 1 <= workers <= MOST_WORKERS:
-        table["scale"] = {"min": workers, "max": workers}
-    else:
-        hint = f"allowed is {WORKERS_ALLOWED}" if number else "expected a whole number"
-        message = f"{shown(written)} is not allowed here"
-        yield Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED)
-
-
 def absolute(value: Tree, base_dir: str) -> Tree:
     """The path made absolute from the directory of its file; a value that is not a path is returned unchanged."""
     if not isinstance(value, str) or not value or value in STANDARD_STREAMS:
@@ -167,14 +127,16 @@ def absolute(value: Tree, base_dir: str) -> Tree:
     return os.path.normpath(os.path.join(base_dir, value))
 
 
-def _python(value: Tree, base_dir: str) -> Tree:
+def absolute_interpreter(value: Tree, base_dir: str) -> Tree:
+    """The path of an interpreter, or that of a virtual environment."""
     path = absolute(value, base_dir)
     # A virtual environment is named by its directory.
     is_directory = isinstance(path, str) and os.path.isdir(path.encode("utf-8", "surrogateescape"))
     return os.path.join(path, "bin", "python") if is_directory else path
 
 
-def _bind(value: Tree, base_dir: str) -> Tree:
+def absolute_address(value: Tree, base_dir: str) -> Tree:
+    """The address, with the path of a Unix socket made absolute."""
     if isinstance(value, str) and value.lstrip()[:5].lower() == "unix:":
         try:
             return canonical(value, base_dir=base_dir)
@@ -183,80 +145,11 @@ def _bind(value: Tree, base_dir: str) -> Tree:
     return value
 
 
-def _restart(value: Tree, base_dir: str) -> Tree:
-    # YAML reads a bare `no` as a truth value.
-    value = "no" if value is False else value
-    return {"policy": value} if isinstance(value, str) else value
-
-
-def _depends_on(value: Tree, base_dir: str) -> Tree:
-    if not isinstance(value, (list, tuple)):
-        return value
-    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in value)
-
-
-def _env_file(value: Tree, base_dir: str) -> Tree:
-    if isinstance(value, (str, dict)) and value:
-        value = (value,)
-    if not isinstance(value, (list, tuple)):
-        return value
-    return tuple(
-        _with_absolute_paths(each, base_dir, "path") if isinstance(each, dict) else absolute(each, base_dir)
-        for each in value
-    )
-
-
-def _with_absolute_paths(table: Tree, base_dir: str, *keys: str) -> Tree:
-    if not isinstance(table, dict):
-        return table
-    return {key: absolute(value, base_dir) if key in keys else value for key, value in table.items()}
-
-
-def _watch_with_absolute_patterns(value: Tree, base_dir: str) -> Tree:
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: [_absolute_pattern(each, base_dir) for each in inner]
-        if isinstance(inner, (list, tuple))
-        else inner
-        for key, inner in value.items()
-    }
-
-
-def _absolute_pattern(value: Tree, base_dir: str) -> Tree:
+def absolute_pattern(value: Tree, base_dir: str) -> Tree:
     """A file pattern made absolute; a name without a slash matches in every directory."""
     if isinstance(value, str) and value and "/" not in value.rstrip("/"):
         value = f"**/{value}"
     return absolute(value, base_dir)
-
-
-def _flattened_labels(value: Tree, base_dir: str) -> Tree:
-    # An unquoted `route.host = "a"` in TOML is a nested table.
-    if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
-        return value
-    found: dict[str, Tree] = {}
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            found |= {f"{key}.{name}": each for name, each in _flattened_labels(inner, base_dir).items()}
-        else:
-            found[key] = inner
-    return found
-
-
-NORMALISERS: dict[str, Callable[[Tree, str], Tree]] = {
-    **dict.fromkeys(("app_dir", "cwd"), absolute),
-    **dict.fromkeys(("bind", "listen"), _bind),
-    "depends_on": _depends_on,
-    "env_file": _env_file,
-    "health": lambda value, _: {"readiness": {"http": value}} if isinstance(value, str) else value,
-    "labels": _flattened_labels,
-    "log": lambda value, base_dir: _with_absolute_paths(value, base_dir, "path"),
-    "python": _python,
-    "recovery": lambda value, _: {"strategy": value} if isinstance(value, str) else value,
-    "restart": _restart,
-    "tls": lambda value, base_dir: _with_absolute_paths(value, base_dir, "cert", "key", "ca"),
-    "watch": _watch_with_absolute_patterns,
-}
 
 
 def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
@@ -267,23 +160,6 @@ def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
         return []
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return [finding for key, inner in items for finding in nul_findings(inner, (*path, key))]
-
-
-def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, Tree]:
-    """Return a server's table for a file in `new_dir` instead of `base_dir`: relative paths are made absolute."""
-    if os.path.abspath(base_dir) == os.path.abspath(new_dir):
-        return table
-    found = dict(table)
-    for key in PATHS:
-        # The value of a reference is not known yet.
-        if key in found and "${" not in str(found[key]):
-            value = NORMALISERS[key](found[key], base_dir)
-            found[key] = list(value) if isinstance(value, tuple) else value
-    # In `new_dir` their defaults would be different.
-    found.setdefault("cwd", base_dir)
-    if "command" not in found:
-        found.setdefault("app_dir", base_dir)
-    return found
 
 
 def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:

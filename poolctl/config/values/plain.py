@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from poolctl.config.values.problems import Tree
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
-# Values that a server carries, and files cannot give.
-INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 PORTS = {"http": 80, "https": 443}
 # Paths of a log that name the standard output or error of the pool, not a file.
 STANDARD_STREAMS = (

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, get_args, overload
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
-    InstanceOf,
     Strict,
     StringConstraints,
-    ValidationError,
     WithJsonSchema,
     WrapValidator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from poolctl import units
-from poolctl.address import CONTROLS, Address, AddressError, parse
-from poolctl.config.values.normalise import PROBES, app_findings
+from poolctl.address import CONTROLS, AddressError, parse
+from poolctl.config.values.normalise import (
+    absolute,
+    absolute_address,
+    absolute_interpreter,
+    absolute_pattern,
+    app_findings,
+)
 from poolctl.config.values.plain import (
     MOST_WORKERS,
     NAME_PATTERN,
@@ -33,18 +42,38 @@ from poolctl.config.values.plain import (
     refuse_long_path,
     truth_if_interpolated,
 )
-from poolctl.config.values.problems import (
-    Finding,
-    KeyPath,
-    Tree,
-    nearest,
-    shortened_printable,
-    shown,
-    unknown_key,
-)
+from poolctl.config.values.problems import Tree, shown
 from poolctl.config.values.shell_line import words_fix
 from poolctl.routing.networks import EVERY, UNIX
 from poolctl.time_windows import parse_time_zone, parse_window
+
+Read = TypeVar("Read", covariant=True)
+Given = TypeVar("Given", contravariant=True)
+
+if TYPE_CHECKING:
+
+    class Accepts(Generic[Read, Given]):
+        """The type of a key that is read as `Read`, and may be given as `Given` (compare `Mapped` of SQLAlchemy).
+
+        Type checkers take a constructor's argument from `__set__`, and the type of an attribute from `__get__`. `None`
+        belongs inside the brackets: `Accepts[…] | None` would be no descriptor.
+        """
+
+        @overload
+        def __get__(self, table: None, owner: Any) -> Self: ...
+        @overload
+        def __get__(self, table: object, owner: Any) -> Read: ...
+        def __get__(self, table: Any, owner: Any) -> Any: ...
+        def __set__(self, table: Any, value: Given) -> None: ...
+
+else:
+
+    class Accepts:
+        """At run time `Accepts[float, float | str]` is `float`: a validator converts what is given."""
+
+        def __class_getitem__(cls, types: tuple[Any, Any]) -> Any:
+            return types[0]
+
 
 ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
 YEAR_SECONDS = 366 * 86400.0
@@ -201,14 +230,110 @@ def _word_list(value: Tree) -> Tree:
     return _list(value)
 
 
+@dataclass(frozen=True)
+class Relative:
+    """The mark of a key with a path: in a file, it starts at the directory of that file.
+
+    `absolute(value, directory)` returns the value with an absolute path.
+    """
+
+    absolute: Callable[[Tree, str], Tree]
+
+
+@dataclass(frozen=True)
+class Short:
+    """The mark of a table that may be given as a text, which sets this key of it: `health = "/ready"`.
+
+    `allowed` describes the texts and the table. `text` is the type of the text, for the JSON Schema. `false` is the
+    text that YAML reads as false if it is not quoted.
+    """
+
+    key: str
+    allowed: str
+    text: Any = str
+    false: str = ""
+
+    def long(self, value: Tree) -> Tree:
+        """The table that the text means; other values are returned unchanged."""
+        if value is False and self.false:
+            value = self.false
+        if isinstance(value, str) and value:
+            for part in reversed(self.key.split(".")):
+                value = {part: value}
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def table_of(value: Tree) -> Tree:
+            found = self.long(value)
+            if not isinstance(found, (dict, BaseModel, NoneType)):
+                raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
+            return found
+
+        table = handler(source)
+        either = core_schema.union_schema([handler.generate_schema(self.text), table])
+        return core_schema.no_info_before_validator_function(table_of, table, json_schema_input_schema=either)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The mark of a table of texts whose names may have dots: an unquoted one is a table within it."""
+
+    def long(self, value: Tree) -> Tree:
+        """The table with dotted names instead of tables within it."""
+        if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
+            return value
+        found: dict[str, Tree] = {}
+        for key, inner in value.items():
+            if isinstance(inner, dict):
+                found |= {f"{key}.{name}": each for name, each in self.long(inner).items()}
+            else:
+                found[key] = inner
+        return found
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        texts = handler(source)
+        either = handler.generate_schema(dict[str, str | dict[str, Any]])
+        return core_schema.no_info_before_validator_function(
+            self.long, texts, json_schema_input_schema=either
+        )
+
+
+@dataclass(frozen=True)
+class OrSingle:
+    """The mark of a list whose only element may be given alone. It may be empty unless `needs` says what it needs."""
+
+    needs: str = ""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def listed(value: Tree) -> Tree:
+            if not isinstance(value, (list, tuple)):
+                return (value,)
+            if not value and self.needs:
+                raise BadValue("an empty list is not allowed here", self.needs)
+            return value
+
+        elements = handler(source)
+        several: Any = {**elements, "min_length": int(bool(self.needs))}
+        either = core_schema.union_schema([handler.generate_schema(get_args(source)[0]), several])
+        return core_schema.no_info_before_validator_function(
+            listed, elements, json_schema_input_schema=either
+        )
+
+
 _from_text = BeforeValidator(number_if_interpolated)
-Duration = Annotated[float, *_duration(0.0)]  # 0 means "none" or "at once"
-Positive = Annotated[float, *_duration(0.001)]  # for keys for which 0 is meaningless: a timeout, an interval
-Size = Annotated[int, *_size(1, LARGEST_BYTES, "1 byte to 1 EiB")]
+_Seconds = Annotated[float, *_duration(0.0)]  # 0 means "none" or "at once"
+_PositiveSeconds = Annotated[float, *_duration(0.001)]  # 0 is meaningless: a timeout, an interval
+Duration = Accepts[_Seconds, float | str | timedelta]
+DurationOrNone = Accepts[_Seconds | None, float | str | timedelta | None]
+Positive = Accepts[_PositiveSeconds, float | str | timedelta]
+PositiveOrNone = Accepts[_PositiveSeconds | None, float | str | timedelta | None]
+_Bytes = Annotated[int, *_size(1, LARGEST_BYTES, "1 byte to 1 EiB")]
+Size = Accepts[_Bytes, int | str]
+SizeOrNone = Accepts[_Bytes | None, int | str | None]
 # uvicorn's parsers are given at least the minimum in one piece; no client needs more than the maximum.
-HeadSize = Annotated[int, *_size(4096, 2**30, "4KiB to 1GiB")]
+HeadSize = Accepts[Annotated[int, *_size(4096, 2**30, "4KiB to 1GiB")], int | str]
 # HAProxy has several buffers of this size for each request, and knows no longer header.
-GatewayHeadSize = Annotated[int, *_size(4096, 2**20, "4KiB to 1MiB")]
+GatewayHeadSize = Accepts[Annotated[int, *_size(4096, 2**20, "4KiB to 1MiB")], int | str]
 AtLeastOne = Annotated[int, Field(ge=1), _from_text]
 Count = Annotated[int, Field(ge=1, le=1000), _from_text]
 FileCount = Annotated[int, Field(ge=0, le=10_000), _from_text]
@@ -229,17 +354,30 @@ FilePath = Annotated[
     WrapValidator(_passing_undecoded_bytes),
     AfterValidator(_file_path),
     Field(json_schema_extra={"format": "path"}),
+    Relative(absolute),
 ]
-Proxies = Annotated[tuple[Text, ...], BeforeValidator(checked_networks)]
-TrustedPeers = Annotated[tuple[Text, ...], BeforeValidator(_trusted_peers)]
-Windows = Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)]
+Interpreter = Annotated[FilePath, Relative(absolute_interpreter)]
+Proxies = Accepts[Annotated[tuple[Text, ...], BeforeValidator(checked_networks)], Sequence[str]]
+TrustedPeers = Accepts[Annotated[tuple[Text, ...], BeforeValidator(_trusted_peers)], Sequence[str]]
+Windows = Accepts[Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)], Sequence[str]]
 Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
-Patterns = Annotated[
-    tuple[Annotated[Text, WrapValidator(_passing_undecoded_bytes)], ...], BeforeValidator(_list)
+Patterns = Accepts[
+    Annotated[
+        tuple[Annotated[Text, WrapValidator(_passing_undecoded_bytes), Relative(absolute_pattern)], ...],
+        BeforeValidator(_list),
+    ],
+    Sequence[str],
 ]
-Bind = Annotated[OsText, AfterValidator(_checked_bind)]
-Argument = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_word_list)]
+Bind = Annotated[OsText, AfterValidator(_checked_bind), Relative(absolute_address)]
+ServerBind = Annotated[  # checked by a rule
+    OsText,
+    Relative(absolute_address),
+    Field(examples=["127.0.0.1:8080", ":8080", "[::1]:8080", "127.0.0.1:auto", "unix:/run/a.sock", "fd:3"]),
+]
+_Command = Annotated[tuple[OsText, ...], Field(min_length=1), BeforeValidator(_word_list)]
+Argument = Accepts[_Command, Sequence[str]]
+ArgumentOrNone = Accepts[_Command | None, Sequence[str] | None]
 
 PATH_PATTERN = rf"^/[^\x20{CONTROLS}]*$"
 PLAIN_PATH_PATTERN = r"^/[^\x00-\x20\x7f?#]*$"
@@ -255,7 +393,7 @@ Method = Annotated[str, Field(pattern=METHOD_PATTERN)]
 Statuses = Annotated[str, Field(pattern=STATUS_PATTERN)]
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
 # A list becomes a tuple, the only conversion; it needs no Python code to run.
-Words = Annotated[tuple[Word, ...], Strict(False)]
+Words = Accepts[Annotated[tuple[Word, ...], Strict(False)], Sequence[str]]
 
 
 def _environment(value: Tree) -> Tree:
@@ -278,51 +416,37 @@ TOPIC_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 COOKIE_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
 HeaderName = Annotated[str, StringConstraints(pattern=HEADER_PATTERN)]
 HeaderValue = Annotated[str, StringConstraints(pattern=HEADER_VALUE_PATTERN)]
-Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)]
-Labels = Annotated[dict[str, str], AfterValidator(FrozenDict)]
-Environment = Annotated[dict[str, OsText], BeforeValidator(_environment), AfterValidator(FrozenDict)]
+Headers = Accepts[Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)], Mapping[str, str]]
+Labels = Accepts[
+    Annotated[dict[str, str], AfterValidator(FrozenDict), Flat()], Mapping[str, str | Mapping[str, Any]]
+]
+Environment = Accepts[
+    Annotated[
+        dict[str, OsText],
+        BeforeValidator(_environment, json_schema_input_type=dict[str, str | int]),
+        AfterValidator(FrozenDict),
+    ],
+    Mapping[str, str | int],
+]
 
 
-class TruthOr:
-    """A pydantic annotation for `table | bool`, or for `tuple[table, ...] | bool`, which also accepts a single table.
-
-    A plain union would give an error for each alternative; this gives one error, which names the values `allowed`.
-    """
-
-    def __init__(self, allowed: str) -> None:
-        self.allowed = allowed
-
-    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
-        form, *_ = get_args(source)
-        is_list = get_origin(form) is tuple
-        table = get_args(form)[0] if is_list else form
-
-        def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
-            value = truth_if_interpolated(value)
-            if isinstance(value, bool):
-                return value
-            found = tuple(value) if is_list and isinstance(value, (list, tuple)) else (value,)
-            if not found or not all(isinstance(each, (dict, table)) for each in found):
-                raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
-            return validate(found if is_list else value)
-
-        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(form))
+# The forms that a value may have, as tags of a union's alternatives: the errors are those of the form that was given,
+# and the tag is no part of a key's path.
+TRUTH, TEXT, TABLE, LIST = "<truth>", "<text>", "<table>", "<list>"
 
 
-class PathOr:
-    """A pydantic annotation for `FilePath | table`, with the errors of the form that is given."""
-
-    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
-        path, table = get_args(source)
-
-        def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
-            return table.nested(value) if isinstance(value, (dict, table)) else validate(value)
-
-        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(path))
+def _form(value: Tree) -> str | None:
+    value = truth_if_interpolated(value)
+    if isinstance(value, bool):
+        return TRUTH
+    if isinstance(value, (dict, BaseModel)):
+        return TABLE
+    return TEXT if isinstance(value, str) else LIST if isinstance(value, (list, tuple)) else None
 
 
-TRUTH_OR_TLS = TruthOr('true, false, or { cert = "FILE", key = "FILE" }')
-KnownAddress = InstanceOf[Address]
+def by_form(allowed: str) -> Discriminator:
+    """Select the alternative of a union by the form of the value; `allowed` describes all of them."""
+    return Discriminator(_form, custom_error_type="not_allowed", custom_error_message=allowed)
 
 
 MODE_ALLOWED = 'a mode of files in quotes, such as "0660"'
@@ -347,11 +471,17 @@ def _valid_handlers(value: Tree) -> Tree:
     return value
 
 
+App = Annotated[
+    Any, WithJsonSchema({"type": "string", "pattern": r"^[^\s:]+:[^\s:]+$|\$\{"})
+]  # checked by a rule
 MetricsPath = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]
-PortRange = Annotated[
-    tuple[int, int],
-    BeforeValidator(_port_range),
-    WithJsonSchema({"type": "string", "pattern": r"^\s*\d{1,5}\s*-\s*\d{1,5}\s*$"}),
+PortRange = Accepts[
+    Annotated[
+        tuple[int, int],
+        BeforeValidator(_port_range),
+        WithJsonSchema({"type": "string", "pattern": r"^\s*\d{1,5}\s*-\s*\d{1,5}\s*$"}),
+    ],
+    str,
 ]
 Handlers = Annotated[str, BeforeValidator(_valid_handlers)]
 
@@ -366,116 +496,3 @@ def _mode_text(value: Tree) -> Tree:
 FileMode = Annotated[
     str, BeforeValidator(_mode_text), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3}$"})
 ]
-
-# A list of tables becomes a tuple.
-AS_TUPLE = Strict(False)
-
-
-# Keyed by pydantic's names of errors, up to the first underscore; for names with several meanings, the whole name.
-EXPECTED = {
-    "string": "a string",
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "bool": "true or false",
-    "tuple": "a list",
-    "dict": "a table",
-    "mapping": "a table",
-    "model": "a table",
-    "too": "a value that is not empty",
-    "string_too_short": "a value that is not empty",
-}
-FIX_BY_TYPE = {
-    "a string": 'put it in quotes: "…"',
-    "a list": 'put it in brackets: ["…"]',
-    "true or false": "write true or false, without quotes",
-}
-BOUNDS = {
-    "greater_than": ("gt", "more than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than_equal": ("le", "at most"),
-}
-PATTERNS = {
-    NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
-    WORD_PATTERN: "a word without blanks and commas",
-    PATH_PATTERN: 'a path such as "/ready"',
-    PLAIN_PATH_PATTERN: 'a path without a query, such as "/metrics"',
-    METHOD_PATTERN: 'a method such as "GET"',
-    HEADER_PATTERN: 'the name of a header, such as "X-Beta"',
-    HEADER_VALUE_PATTERN: "text without line breaks and other control characters",
-    HOST_HEADER_PATTERN: 'a host such as "example.com"',
-    COOKIE_PATTERN: 'the name of a cookie, such as "backend"',
-    TLS_NAME_PATTERN: 'a host name such as "example.com"',
-    TOPIC_PATTERN: "letters, digits, underscores and hyphens, at most 64 of them",
-    UMASK_PATTERN: 'octal digits: "0022"',
-    STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
-}
-# Tables with a short form.
-SHORT_FORMS = {
-    "restart": '"no", "on-failure", "always", or a table',
-    "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
-    "health": 'a path such as "/ready", or a table',
-    "redirect": '"https", a URL, or a table such as { to = "https://example.com", status = 301 }',
-    "sticky": 'the name of a cookie, such as "backend", or a table such as { secure = true }',
-    "timeouts": 'a table such as { connect = "5s", idle = "60s" }',
-    "limit": "a table such as { concurrency = 100 }",
-    "backend_limit": "a table such as { concurrency = 100 }",
-    "breaker": "a table such as { failures = 5 }",
-    "headers": 'a table such as { "X-Beta" = "1" }',
-    "add_headers": 'a table such as { "X-Beta" = "1" }',
-    "set_headers": 'a table such as { "X-Beta" = "1" }',
-    "response_headers": 'a table such as { "Strict-Transport-Security" = "max-age=31536000" }',
-}
-
-
-def findings_of(
-    error: ValidationError, keys_at: Callable[[KeyPath], tuple[str, ...]], table: str
-) -> list[Finding]:
-    """Convert each of pydantic's errors to a finding, in the order of the keys in the file.
-
-    `keys_at` returns the known keys of the table at a path, for suggestions. `table` is the name of the validated table
-    in files, such as "gateway"; for a server's table it is "".
-    """
-    return [_finding(details, keys_at, table) for details in error.errors(include_url=False)]
-
-
-def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table: str) -> Finding:
-    kind: str = details["type"]
-    path: KeyPath = tuple(details["loc"])
-    context = details.get("ctx", {})
-    value = details.get("input")
-    if kind == "extra_forbidden":
-        return unknown_key(path, keys_at(path[:-1]), table)
-    if kind == "missing":
-        return Finding(path, f"{path[-1]!r} is missing", f"add {path[-1]} = …")
-    if kind == "value_error":
-        cause = context["error"]
-        allowed = getattr(cause, "allowed", "")
-        hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
-        hint = getattr(cause, "hint", "") or hint
-        return Finding(path, str(cause), hint, shown(value), allowed)
-    found, allowed = shown(value), _allowed(kind, context)
-    if allowed == "a table":
-        allowed = SHORT_FORMS.get(str(path[-1]) if path else "", allowed)
-    message, hint = f"{found} is not allowed here", f"allowed is {allowed}"
-    if not allowed:
-        message, hint = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}", ""
-    if kind == "literal_error" and isinstance(value, str):
-        near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
-        hint = f'did you mean "{near}"? {hint}' if near else hint
-    if allowed == "a table" and path[-2:-1] == ("health",) and path[-1] in PROBES and isinstance(value, str):
-        hint = f'write {path[-1]} = {{ http = "{shortened_printable(value)}" }}'
-    if allowed in FIX_BY_TYPE and isinstance(value, (str, int, float)):
-        hint = f"expected {allowed}: {FIX_BY_TYPE[allowed]}"
-    return Finding(path, message, hint, found, allowed)
-
-
-def _allowed(error_type: str, context: dict[str, Any]) -> str:
-    if error_type == "literal_error":
-        return str(context["expected"]).replace("'", '"')
-    if error_type in BOUNDS:
-        key, words = BOUNDS[error_type]
-        return f"{words} {context[key]}"
-    if error_type == "string_pattern_mismatch":
-        return PATTERNS.get(context["pattern"], f"what matches {context['pattern']}")
-    return EXPECTED.get(error_type) or EXPECTED.get(error_type.partition("_")[0], "")

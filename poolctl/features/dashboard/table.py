@@ -7,34 +7,36 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from shlex import quote
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
+
+from pydantic import Field
 
 from poolctl.address import parse
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.section import Table, TLSConfig, field
+from poolctl.config.model.section import Table
+from poolctl.config.model.server_tables import TLSOrFalse
 from poolctl.config.values.problems import Finding, Problem, Tree
+from poolctl.config.values.value_types import Bind, FilePath, Text, Truth, Words
 from poolctl.installation import install_command
 
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import Bind, FilePath, Text, Truth, Words
 
-
-class Dashboard(Table):
+class Dashboard(Table, frozen=True):
     """[dashboard]: the web page of the pool."""
 
     table_name: ClassVar[str] = "dashboard"
-    paths: ClassVar[tuple[str, ...]] = ("token_file",)
 
-    bind: Bind = field("127.0.0.1:9465", "The address of the page.")
-    token_file: FilePath | None = field(
-        None, "A file that holds the token. Left out: dashboard.token in the state directory."
-    )
-    token_env: Text | None = field(None, "The environment variable that holds the token.")
-    hosts: Words = field(
-        (), "Host names under which browsers may open the page, besides addresses and localhost."
-    )
-    tls: TLSConfig | Literal[False] = field(False, "The certificate of the page.")
-    insecure: Truth = field(False, "Let other machines reach the page without tls.")
+    bind: Bind = "127.0.0.1:9465"
+    """The address of the page."""
+    token_file: FilePath | None = None
+    """A file that holds the token. Left out: dashboard.token in the state directory."""
+    token_env: Text | None = None
+    """The environment variable that holds the token."""
+    hosts: Words = Field(default=(), validate_default=True)
+    """Host names under which browsers may open the page, besides addresses and localhost."""
+    tls: TLSOrFalse = False
+    """The certificate of the page."""
+    insecure: Truth = False
+    """Let other machines reach the page without tls."""
 
     def findings(self) -> Iterator[Finding]:
         if self.token_env and self.token_file:

@@ -13,8 +13,8 @@ from poolctl.config.checks.certificate_checks import certificate_names, check_ce
 from poolctl.config.checks.external_checks import check_socket_owner, check_user
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
-from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_tables import Probe, TLSConfig
 from poolctl.config.values.normalise import account_findings, no_socket_file
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
@@ -44,6 +44,7 @@ from .table import (
     RouteLimit,
     RouteTarget,
     RouteTimeouts,
+    StreamBreaker,
     StreamConfig,
     StreamTarget,
 )
@@ -169,7 +170,7 @@ def _socket_file_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig
     for place, each in _listeners(gateway, streams):
         address = parse(each.bind)
         for key in ("mode", "owner"):
-            if key in each.given and address.kind != "unix":
+            if key in each.model_fields_set and address.kind != "unix":
                 yield no_socket_file((*place, key), address)
         yield from account_findings((*place, "owner"), each.owner)
 
@@ -301,7 +302,8 @@ def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
         if limit.burst and not limit.requests_per_second:
             message = "a burst without a rate has no effect"
             yield Finding((*path, "burst"), message, "add requests_per_second")
-    if route.breaker.rate and route.breaker.window < _COUNTED_SECONDS:
+    breaker: StreamBreaker = route.breaker  # for mypy, an inherited key has the types that may be given
+    if breaker.rate and breaker.window < _COUNTED_SECONDS:
         message = "failures are counted once a second"
         yield Finding(("breaker", "window"), message, 'write window = "1s", or more')
 
@@ -543,7 +545,7 @@ def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
     if head != idle:
         longer, shorter = ("head", "idle") if not head or (idle and head > idle) else ("idle", "head")
         limit = getattr(timeouts, longer)
-        path = ("timeouts", longer if longer in timeouts.given else shorter)
+        path = ("timeouts", longer if longer in timeouts.model_fields_set else shorter)
         message = f"HAProxy has one limit for head and idle, and {longer} is the longer one"
         yield Finding(path, message, f'write {shorter} = "{format_duration(limit)}" as well')
 
@@ -670,7 +672,7 @@ def _program_problems(
         listed += [("stream", each.index) for each in tables.all(StreamConfig)]
         proxied = next((each for each in servers if each.is_proxied), None)
         # A [gateway] that is made for streams or proxied servers alone has only the key `bind`, which is empty.
-        is_written = gateway.given and (gateway.bind or gateway.given != {"bind"})
+        is_written = gateway.model_fields_set and (gateway.bind or gateway.model_fields_set != {"bind"})
         if gateway.program:
             yield None, Finding(("gateway", "program"), *problem)
         elif listed and not is_written:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.section import Probe, validated
+from poolctl.config.model.section import validated
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_tables import Probe
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import FrozenDict, Interpolated
 from poolctl.config.values.problems import Finding, KeyPath, Tree
@@ -130,7 +131,7 @@ def probe_with_host(probe: Probe, host: str) -> Probe:
     """The probe with this Host ("": none), unless its own headers have one: applications check it."""
     if not host or any(name.lower() == "host" for name in probe.headers):
         return probe
-    return probe.with_values(headers=FrozenDict({"Host": host, **probe.headers}))
+    return probe.model_copy(update={"headers": FrozenDict({"Host": host, **probe.headers})})
 
 
 def is_outside(target: str) -> bool:
@@ -314,7 +315,7 @@ def _cookie_of_target(first: str) -> str:
 
 def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """Create the route that `config` describes, with these resolved targets."""
-    sticky = config.sticky or RouteSticky.with_defaults()
+    sticky = config.sticky or RouteSticky()
     cookie = sticky.cookie or _cookie_of_target(config.to[0].to if config.to else alias)
     times = config.timeouts
     return Route(

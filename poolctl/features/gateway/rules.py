@@ -19,7 +19,7 @@ from .route_checks import (
     startup_problems,
 )
 from .routes import routes_of
-from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
+from .table import INDEX, GatewayConfig, RouteConfig, StreamConfig
 
 Kind = TypeVar("Kind", bound=Table)
 
@@ -38,7 +38,7 @@ def _list_of(
                 hint += ", or register = true for services that register themselves, or redirect = …"
             findings.append(Finding((name, index, missing), message, hint))
         elif made is not None:
-            found.append(made.with_values(index=index))
+            found.append(made.model_copy(update={"index": index}))
     return tuple(found)
 
 
@@ -71,7 +71,7 @@ class GatewayRules(TableRules):
         given = raw.get("gateway", {})
         gateway = _validated(GatewayConfig, given, ("gateway",), own)
         if gateway is not None and "bind" not in given and "gateway" not in raw and "route" not in raw:
-            gateway = gateway.with_values(bind=())  # streams have addresses of their own
+            gateway = gateway.model_copy(update={"bind": ()})  # streams have addresses of their own
         defaults = gateway.defaults_of_routes() if gateway else {}
         routes = _list_of(
             RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own
@@ -107,21 +107,6 @@ class GatewayRules(TableRules):
             yield BoundAddress(place, name, parse(stream.bind))
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
-        """Extend the JSON Schema: allow short forms, and require a target in a route.
-
-        Instead of `to`, a route may have `redirect`, or `register` and `alias`.
-        """
-        tls = definitions["GatewayListener"]["properties"]["tls"]
-        kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
-        tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]
-        for table, key in (("GatewayConfig", "bind"), ("RouteConfig", "to"), ("StreamConfig", "to")):
-            found = definitions[table]["properties"][key]
-            each = {"anyOf": [{"type": "string"}, found.pop("items")]}
-            found.pop("type")
-            found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": int(key == "to")}]
-        definitions["GatewayConfig"]["properties"]["bind"]["default"] = DEFAULT_BIND
-        for key in ("redirect", "sticky", "health"):
-            definitions["RouteConfig"]["properties"][key]["anyOf"].append({"type": "string"})
-        definitions["RouteTarget"]["properties"]["health"]["anyOf"].append({"type": "string"})
+        """Require a target in a route: instead of `to`, it may have `redirect`, or `register` and `alias`."""
         registrable = {"properties": {"register": {"const": True}}, "required": ["register", "alias"]}
         definitions["RouteConfig"]["anyOf"] = [{"required": ["to"]}, {"required": ["redirect"]}, registrable]

@@ -5,90 +5,94 @@ Few pools have a gateway: this module is imported when a file has one of these t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
-from poolctl.address import AddressError, canonical
-from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, hidden, required
-from poolctl.config.values.normalise import NORMALISERS, absolute
+from pydantic import Field, Strict
+from pydantic.json_schema import SkipJsonSchema
+
+from poolctl.config.model.section import Section, Table
+from poolctl.config.model.server_tables import Probe
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree
+from poolctl.config.values.value_types import (
+    ADDRESS_ALLOWED,
+    Accepts,
+    AtLeastOne,
+    Bind,
+    Duration,
+    FileMode,
+    FilePath,
+    GatewayHeadSize,
+    HeaderName,
+    Headers,
+    OrSingle,
+    Positive,
+    Proxies,
+    Share,
+    Short,
+    SizeOrNone,
+    Text,
+    TrustedPeers,
+    Truth,
+    Word,
+)
 
-from ._route_values import HOST_ALLOWED, UNIX, name_of_target
+from ._route_values import HOST_ALLOWED, STREAM_TARGET_ALLOWED, TARGET_ALLOWED, UNIX, name_of_target
+from .value_types import (
+    NONE_IF_EMPTY,
+    AccessLog,
+    Certificates,
+    CookieName,
+    HeaderNames,
+    Host,
+    HostHeader,
+    Methods,
+    Number,
+    OutsideProbe,
+    Policy,
+    Rate,
+    RedirectText,
+    Retries,
+    RoutePath,
+    Statuses,
+    StreamPolicy,
+    StreamTargetText,
+    TargetText,
+    Threads,
+    TlsName,
+    UrlPaths,
+    Weight,
+)
 
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import (
-        AtLeastOne,
-        Bind,
-        Duration,
-        FileMode,
-        FilePath,
-        GatewayHeadSize,
-        HeaderName,
-        Headers,
-        Positive,
-        Proxies,
-        Share,
-        Size,
-        Text,
-        TrustedPeers,
-        Truth,
-        Word,
-    )
-
-    from .value_types import (
-        LISTENERS,
-        PATH_OF_PROBE,
-        REDIRECT,
-        STICKY_COOKIE,
-        STREAM_TARGETS,
-        TARGETS,
-        TRUTH_OR_CERTIFICATES,
-        AccessLog,
-        CookieName,
-        HeaderNames,
-        Host,
-        HostHeader,
-        Methods,
-        Number,
-        Policy,
-        Rate,
-        RedirectText,
-        Retries,
-        RoutePath,
-        Statuses,
-        StreamPolicy,
-        StreamTargetText,
-        TargetText,
-        Threads,
-        TlsName,
-        UrlPaths,
-        Weight,
-    )
-
-KINDS = "poolctl.features.gateway.value_types"
 INDEX = "index"
 DEFAULT_BIND = ":8080"
+AT_LEAST_ONE = OrSingle("at least one target")
+STICKY_ALLOWED = 'the name of a cookie, such as "backend", or a table such as { secure = true }'
+REDIRECT_FORMS = '"https", a URL, or a table such as { to = "https://example.com", status = 301 }'
 
+
+# `register` is a key of [[route]], and a method of pydantic's metaclass, which no table uses.
+warnings.filterwarnings("ignore", 'Field name "register"')
 
 _MODE = "The mode of the file of a Unix socket, whatever the umask."
 _OWNER = 'The user, or "user:group", that the file of a Unix socket belongs to. Left out: the pool\'s user.'
 
 
-class GatewayListener(Section):
+class GatewayListener(Section, frozen=True):
     """An address of the gateway."""
 
-    bind: Bind = required(description="The address.")
-    mode: FileMode = field("0666", _MODE)
-    owner: Text | None = field(None, _OWNER)
-    tls: Annotated[tuple[TLSConfig, ...] | bool, TRUTH_OR_CERTIFICATES] = field(
-        False,
-        "Its certificate, or a list of certificates from which the client's host selects one. true: "
-        "connections are passed to servers that have tls.",
-    )
-    accept_proxy_protocol: Truth = field(
-        False, "Connections from trusted_proxies begin with a header of the PROXY protocol."
-    )
+    bind: Bind
+    """The address."""
+    mode: FileMode = Field(default="0666", description=_MODE)
+    owner: Text | None = Field(default=None, description=_OWNER)
+    tls: Certificates = False
+    """Its certificate, or a list of certificates from which the client's host selects one. true: connections are
+    passed to servers that have tls.
+    """
+    accept_proxy_protocol: Truth = False
+    """Connections from trusted_proxies begin with a header of the PROXY protocol."""
 
     def to_dict(self) -> dict[str, Tree]:
         """Return the table as it would be written in a file, with `mode` only for a Unix socket."""
@@ -102,176 +106,159 @@ def _without_mode_of_port(
     return {key: value for key, value in found.items() if key != "mode" or is_socket}
 
 
-class RouteTimeouts(Section):
+class RouteTimeouts(Section, frozen=True):
     """Timeouts of a request."""
 
-    connect: Positive = field(5.0, "Maximum time to connect to the backend.")
-    head: Duration = field(60.0, "Maximum time until the head of the response has arrived; 0 is no limit.")
-    idle: Duration = field(60.0, "Maximum time without data in a body or a WebSocket; 0 is no limit.")
-    total: Duration = field(
-        0.0, "Maximum time for the whole request, on a cluster: HAProxy has no such limit. 0 is no limit."
-    )
-    keep_alive: Duration = field(
-        1.0,
-        "How long an idle connection to a program or a URL is kept open, less than they keep it; 0 closes it after"
-        " each response. Connections to the apps of the pool stay open.",
-    )
+    connect: Positive = Field(default="5s", validate_default=True)
+    """Maximum time to connect to the backend."""
+    head: Duration = Field(default="1m", validate_default=True)
+    """Maximum time until the head of the response has arrived; 0 is no limit."""
+    idle: Duration = Field(default="1m", validate_default=True)
+    """Maximum time without data in a body or a WebSocket; 0 is no limit."""
+    total: Duration = Field(default="0s", validate_default=True)
+    """Maximum time for the whole request, on a cluster: HAProxy has no such limit. 0 is no limit."""
+    keep_alive: Duration = Field(default="1s", validate_default=True)
+    """How long an idle connection to a program or a URL is kept open, less than they keep it; 0 closes it after each
+    response. Connections to the apps of the pool stay open.
+    """
 
 
-class BackendLimit(Section):
+class BackendLimit(Section, frozen=True):
     """The limit of the requests in progress at a backend; further ones wait in the queue, or get 503."""
 
-    concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
-    queue: Number = field(0, "Maximum number of requests that wait.")
-    queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
+    concurrency: Number = 0
+    """Maximum number of requests in progress; 0 is no limit."""
+    queue: Number = 0
+    """Maximum number of requests that wait."""
+    queue_timeout: Positive = Field(default="5s", validate_default=True)
+    """Maximum time that a request waits."""
 
 
-class ClientLimit(Section):
+class ClientLimit(Section, frozen=True):
     """Limits for the requests of each client; requests above a limit are refused with status 429."""
 
-    concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
-    requests_per_second: Rate = field(0.0, "Maximum number of new requests a second; 0 is no limit.")
-    burst: Number = field(0, "Number of requests that may arrive at once above the rate.")
+    concurrency: Number = 0
+    """Maximum number of requests in progress; 0 is no limit."""
+    requests_per_second: Rate = 0.0
+    """Maximum number of new requests a second; 0 is no limit."""
+    burst: Number = 0
+    """Number of requests that may arrive at once above the rate."""
 
 
-class RouteLimit(ClientLimit):
+class RouteLimit(ClientLimit, frozen=True):
     """Limits for all requests of a route together, and `per_client` for the requests of each client.
 
     Requests above the limits of the route are refused with status 503.
     """
 
-    per_client: ClientLimit = field(ClientLimit.with_defaults(), "The limit of each client, by its address.")
+    per_client: ClientLimit = ClientLimit()
+    """The limit of each client, by its address."""
 
 
-class RouteRedirect(Section):
+class RouteRedirect(Section, frozen=True):
     """Redirects clients to a URL; a plain string sets only `to`."""
 
-    to: RedirectText = required(
-        description='"https" for the same URL with https, a URL, or a path of the same host; a URL without a path '
-        "gets the path of the request."
-    )
-    status: Literal[301, 308] = field(
-        308, "The status of the redirect: 308 keeps the method of the request, 301 may not."
-    )
+    to: RedirectText
+    """"https" for the same URL with https, a URL, or a path of the same host; a URL without a path gets the path of
+    the request.
+    """
+    status: Literal[301, 308] = 308
+    """The status of the redirect: 308 keeps the method of the request, 301 may not."""
 
 
-class RouteSticky(Section):
+class RouteSticky(Section, frozen=True):
     """The cookie that keeps a client with its backend; a plain string sets only `cookie`."""
 
-    cookie: CookieName | None = field(
-        None, "The name of the cookie. Left out: one that only routes with the same first target share."
-    )
-    secure: Truth = field(False, "Browsers send the cookie only with TLS.")
-    same_site: Literal["lax", "strict", "none"] = field(
-        "lax", "With which requests from other sites browsers send the cookie; none needs secure."
-    )
+    cookie: CookieName | None = None
+    """The name of the cookie. Left out: one that only routes with the same first target share."""
+    secure: Truth = False
+    """Browsers send the cookie only with TLS."""
+    same_site: Literal["lax", "strict", "none"] = "lax"
+    """With which requests from other sites browsers send the cookie; none needs secure."""
 
 
-class StreamBreaker(Section):
+class StreamBreaker(Section, frozen=True):
     """The circuit breaker of a stream: when a failing target gets no more connections."""
 
-    failures: Number = field(5, "Consecutive failures that open the breaker; 0 turns this off.")
-    rate: Share = field(
-        0.5, "Share of failed requests within the window that opens the breaker; 0 turns this off."
-    )
-    minimum_requests: AtLeastOne = field(
-        20, "Minimum number of requests within the window before rate applies."
-    )
-    window: Positive = field(10.0, "The time over which rate is measured.")
-    open_for: Positive = field(10.0, "How long the breaker stays open.")
-    probes: AtLeastOne = field(1, "Maximum number of concurrent requests that try the backend after that.")
+    failures: Number = 5
+    """Consecutive failures that open the breaker; 0 turns this off."""
+    rate: Share = 0.5
+    """Share of failed requests within the window that opens the breaker; 0 turns this off."""
+    minimum_requests: AtLeastOne = 20
+    """Minimum number of requests within the window before rate applies."""
+    window: Positive = Field(default="10s", validate_default=True)
+    """The time over which rate is measured."""
+    open_for: Positive = Field(default="10s", validate_default=True)
+    """How long the breaker stays open."""
+    probes: AtLeastOne = 1
+    """Maximum number of concurrent requests that try the backend after that."""
 
 
-class RouteBreaker(StreamBreaker):
+class RouteBreaker(StreamBreaker, frozen=True):
     """The circuit breaker of a route: when a failing backend gets no more requests."""
 
-    statuses: Statuses = field(
-        (), "Statuses of responses that count as failures, in addition to 502, 503 and 504."
-    )
-    max_open: Share = field(
-        0.5,
-        "Maximum share of a route's backends that responses can take out at the same time; the last one "
-        "that serves always stays.",
-    )
+    statuses: Statuses = Field(default=(), validate_default=True)
+    """Statuses of responses that count as failures, in addition to 502, 503 and 504."""
+    max_open: Share = 0.5
+    """Maximum share of a route's backends that responses can take out at the same time; the last one that serves
+    always stays.
+    """
 
 
-class _WithAbsoluteSocketPaths(Table):
-    """Base of tables with addresses: relative paths of Unix sockets are made absolute, also in nested tables."""
-
-    @classmethod
-    def with_absolute_paths(
-        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
-    ) -> dict[str, Tree]:
-        return _with_absolute_addresses(table, base_dir)
-
-
-class GatewayConfig(_WithAbsoluteSocketPaths):
+class GatewayConfig(Table, frozen=True):
     """[gateway]: the addresses where clients reach the servers by host and path, and the defaults of all routes."""
 
     table: ClassVar[str] = "gateway"
     table_name: ClassVar[str] = "gateway"
 
-    bind: Annotated[tuple[GatewayListener, ...], LISTENERS] = field(
-        (GatewayListener.unchecked({"bind": DEFAULT_BIND}),),
-        "The address, or a list of addresses; { bind, tls } for HTTPS. [] where there are only streams.",
-    )
-    program: FilePath | None = field(
-        None,
-        "The path of HAProxy. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin, then in a wheel.",
-    )
-    threads: Threads = field(
-        1, "Number of HAProxy's threads. With more than one, limits of requests are approximate."
-    )
-    user: Text | None = field(
-        None,
-        'Of a pool of root: the user, or "user:group", that HAProxy runs as. Left out: haproxy, or nobody if there '
-        "is no such user.",
-    )
-    http2: Truth = field(True, "Offer HTTP/2 to clients that use TLS.")
-    header_for_host: HeaderName = field(
-        "Host",
-        "The header that names the host of a request. Requests without it, and all requests if it is left"
-        " out, use Host.",
-    )
-    traffic_re_enable: Positive = field(
-        30.0, "How long a backend stays disabled before it gets traffic again."
-    )
-    trusted_proxies: TrustedPeers = field(
-        (),
-        "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted; unix is for the "
-        "clients of a Unix socket.",
-    )
-    head_timeout: Positive = field(
-        10.0, "Maximum time until the head of a request has arrived, with the TLS handshake."
-    )
-    max_head_size: GatewayHeadSize = field(
-        16 * 1024,
-        "Maximum size of the head of a request; larger ones get 431. Each of HAProxy's buffers is a quarter larger.",
-    )
-    max_connections: AtLeastOne | None = field(
-        None,
-        "Maximum number of open connections; further ones wait in the backlog. Left out: what the limit of "
-        "descriptors allows.",
-    )
-    keep_alive: Duration = field(
-        75.0, "How long an idle connection is kept open; 0 closes it after each response."
-    )
-    drain_timeout: Duration = field(
-        30.0, "Maximum time for requests and connections to end when the pool stops."
-    )
-    access_log: AccessLog = field(
-        False,
-        "Log a line for each request to gateway-access.log in the state directory; json: an object.",
-    )
-    timeouts: RouteTimeouts = field(
-        RouteTimeouts.with_defaults(), "The default timeouts of routes; a route replaces single keys."
-    )
-    backend_limit: BackendLimit = field(
-        BackendLimit.with_defaults(), "The default limit of each backend; a route replaces single keys."
-    )
-    breaker: RouteBreaker = field(
-        RouteBreaker.with_defaults(), "The default breaker of each backend; a route replaces single keys."
-    )
+    bind: Accepts[
+        Annotated[
+            tuple[Annotated[GatewayListener, Short("bind", ADDRESS_ALLOWED)], ...],
+            Strict(False),
+            OrSingle(),
+        ],
+        str | GatewayListener | Sequence[str | GatewayListener],
+    ] = Field(default=DEFAULT_BIND, validate_default=True)
+    """The address, or a list of addresses; { bind, tls } for HTTPS. [] where there are only streams."""
+    program: FilePath | None = None
+    """The path of HAProxy. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin, then in a wheel."""
+    threads: Threads = 1
+    """Number of HAProxy's threads. With more than one, limits of requests are approximate."""
+    user: Text | None = None
+    """Of a pool of root: the user, or "user:group", that HAProxy runs as. Left out: haproxy, or nobody if there is no
+    such user.
+    """
+    http2: Truth = True
+    """Offer HTTP/2 to clients that use TLS."""
+    header_for_host: HeaderName = "Host"
+    """The header that names the host of a request. Requests without it, and all requests if it is left out, use Host.
+    """
+    traffic_re_enable: Positive = Field(default="30s", validate_default=True)
+    """How long a backend stays disabled before it gets traffic again."""
+    trusted_proxies: TrustedPeers = Field(default=(), validate_default=True)
+    """Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted; unix is for the clients
+    of a Unix socket.
+    """
+    head_timeout: Positive = Field(default="10s", validate_default=True)
+    """Maximum time until the head of a request has arrived, with the TLS handshake."""
+    max_head_size: GatewayHeadSize = Field(default="16KiB", validate_default=True)
+    """Maximum size of the head of a request; larger ones get 431. Each of HAProxy's buffers is a quarter larger."""
+    max_connections: AtLeastOne | None = None
+    """Maximum number of open connections; further ones wait in the backlog. Left out: what the limit of descriptors
+    allows.
+    """
+    keep_alive: Duration = Field(default="75s", validate_default=True)
+    """How long an idle connection is kept open; 0 closes it after each response."""
+    drain_timeout: Duration = Field(default="30s", validate_default=True)
+    """Maximum time for requests and connections to end when the pool stops."""
+    access_log: AccessLog = False
+    """Log a line for each request to gateway-access.log in the state directory; json: an object."""
+    timeouts: RouteTimeouts = RouteTimeouts()
+    """The default timeouts of routes; a route replaces single keys."""
+    backend_limit: BackendLimit = BackendLimit()
+    """The default limit of each backend; a route replaces single keys."""
+    breaker: RouteBreaker = RouteBreaker()
+    """The default breaker of each backend; a route replaces single keys."""
 
     @property
     def has_startup_warnings(self) -> bool:
@@ -294,38 +281,43 @@ class GatewayConfig(_WithAbsoluteSocketPaths):
 
 
 def _without_unset_limits(table: Table, found: dict[str, Tree]) -> dict[str, Tree]:
-    unset = [key for key, value in table if isinstance(value, (BackendLimit, RouteLimit)) and not value.given]
+    unset = [
+        key
+        for key, value in table
+        if isinstance(value, (BackendLimit, RouteLimit)) and not value.model_fields_set
+    ]
     return {key: value for key, value in found.items() if key not in unset}
 
 
-class RouteTarget(Section):
+class RouteTarget(Section, frozen=True):
     """A target of a route; a plain string sets only `to`."""
 
-    to: TargetText = required(description="A server's name, tag:TAG for the servers with that tag, or a URL.")
-    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
-    health: Annotated[Probe | None, PATH_OF_PROBE] = field(
-        None, "How a URL is probed. Left out: as the route says."
-    )
-    ca: FilePath | None = field(
-        None, "The CA certificates that verify an https:// target, a PEM file. Left out: the system's."
-    )
-    sni: TlsName | None = field(
-        None, "The name that an https:// target is asked for, and has in its certificate. Left out: its host."
-    )
-    verify: Truth = field(True, "Verify the certificate of an https:// target.")
+    to: TargetText
+    """A server's name, tag:TAG for the servers with that tag, or a URL."""
+    weight: Weight = 1
+    """Its share of the traffic, relative to the other targets."""
+    health: OutsideProbe = Field(default=None, validate_default=True)
+    """How a URL is probed. Left out: as the route says."""
+    ca: FilePath | None = None
+    """The CA certificates that verify an https:// target, a PEM file. Left out: the system's."""
+    sni: TlsName | None = None
+    """The name that an https:// target is asked for, and has in its certificate. Left out: its host."""
+    verify: Truth = True
+    """Verify the certificate of an https:// target."""
 
 
-class StreamTarget(Section):
+class StreamTarget(Section, frozen=True):
     """A target of a stream; a plain string sets only `to`."""
 
-    to: StreamTargetText = required(
-        description="A server's name, tag:TAG for the servers with that tag, or HOST:PORT."
-    )
-    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
-    health: Probe | None = field(None, "How HOST:PORT is probed. Left out: as the stream says.")
+    to: StreamTargetText
+    """A server's name, tag:TAG for the servers with that tag, or HOST:PORT."""
+    weight: Weight = 1
+    """Its share of the traffic, relative to the other targets."""
+    health: Probe | None = Field(default=None, validate_default=True)
+    """How HOST:PORT is probed. Left out: as the stream says."""
 
 
-class RouteConfig(_WithAbsoluteSocketPaths):
+class RouteConfig(Table, frozen=True):
     """[[route]]: which requests it matches, and the servers that answer them."""
 
     table: ClassVar[str] = "route"
@@ -334,69 +326,81 @@ class RouteConfig(_WithAbsoluteSocketPaths):
     is_route: ClassVar[bool] = True
     merged_by: ClassVar[str] = "alias"
 
-    alias: Word | None = field(
-        None, "Its name, unique among the routes. Left out: the name of its first target."
-    )
-    host: Host = field("", f"{HOST_ALLOWED}.")
-    path: RoutePath = field(
-        "/", 'The prefix of the path, in whole segments: "/v1" matches /v1 and /v1/users, not /v10.'
-    )
-    methods: Methods = field((), "The methods of the requests. Left out: all.")
-    headers: Headers = field(EMPTY, 'Headers that a request must have; "" matches any value.')
-    to: Annotated[tuple[RouteTarget, ...], TARGETS] = field(
-        (), "The targets: names of servers, tag:TAG, or URLs."
-    )
-    register: Truth = field(
-        False, "Services may register as backends while the pool runs; then `to` is optional."
-    )
-    policy: Policy = field("round-robin", "How one of several backends is chosen.")
-    sticky: Annotated[RouteSticky | None, STICKY_COOKIE] = field(
-        None, "The name of the cookie that keeps a client with its backend, or a table."
-    )
-    strip_path: Truth = field(False, "Remove the route's prefix from the path before the backend sees it.")
-    host_header: HostHeader = field(
-        "", "The Host header that the backend gets. Left out: as the client sent it."
-    )
-    add_headers: Headers = field(
-        EMPTY, "Headers that are added to requests, after the client's headers of that name."
-    )
-    set_headers: Headers = field(EMPTY, "Headers of requests that replace the client's headers of that name.")
-    remove_headers: HeaderNames = field((), "Names of headers that are removed from requests.")
-    response_headers: Headers = field(
-        EMPTY, "Headers of responses that replace the backend's headers of that name."
-    )
-    redirect: Annotated[RouteRedirect | None, REDIRECT] = field(
-        None, "Redirect clients to a URL instead of forwarding them."
-    )
-    allow: Proxies = field((), "Addresses or networks of clients that may use the route; others get 403.")
-    context_headers: Truth = field(False, "Send the route's context to the backend as headers.")
-    retries: Retries = field(
-        0, "Maximum number of times that a failed request is tried on another backend, if it may be repeated."
-    )
-    max_body_size: Size | None = field(None, "Maximum size of the body of a request. Left out: no limit.")
-    buffer_requests: Truth = field(
-        False,
-        "Read a body, as far as it fits into a buffer, before the backend gets the request: for a server that "
-        "answers few requests at once, behind slow clients.",
-    )
-    repeatable: Truth = field(
-        False,
-        "Its requests may be executed twice, whatever their method, as searches by POST: they share connections to the "
-        "backend, and are retried as those with GET.",
-    )
-    limit: RouteLimit = field(RouteLimit.with_defaults(), "Limits of the route as a whole.")
-    backend_limit: BackendLimit = field(BackendLimit.with_defaults(), "The limit of each of its backends.")
-    timeouts: RouteTimeouts = field(RouteTimeouts.with_defaults(), "Timeouts of its requests.")
-    breaker: RouteBreaker = field(
-        RouteBreaker.with_defaults(), "When a failing backend gets no more requests."
-    )
-    health: Annotated[Probe | None, PATH_OF_PROBE] = field(
-        None, 'How its URLs are probed: a path ("/ready"), or a table like a server\'s readiness probe.'
-    )
-    waiting_page: Truth = field(False, "Show a waiting page to browsers while the server wakes up.")
-    probe_responses: UrlPaths = field((), "Paths that get 200 while the server sleeps, without waking it.")
+    alias: Word | None = None
+    """Its name, unique among the routes. Left out: the name of its first target."""
+    host: Host = Field(default="", description=f"{HOST_ALLOWED}.")
+    path: RoutePath = "/"
+    """The prefix of the path, in whole segments: "/v1" matches /v1 and /v1/users, not /v10."""
+    methods: Methods = Field(default=(), validate_default=True)
+    """The methods of the requests. Left out: all."""
+    headers: Headers = Field(default=EMPTY, validate_default=True)
+    """Headers that a request must have; "" matches any value."""
+    to: Accepts[
+        Annotated[
+            tuple[Annotated[RouteTarget, Short("to", TARGET_ALLOWED)], ...],
+            Strict(False),
+            AT_LEAST_ONE,
+        ],
+        str | RouteTarget | Sequence[str | RouteTarget],
+    ] = Field(default=())  # type: ignore[arg-type]  # not validated: it may be left out
+    """The targets: names of servers, tag:TAG, or URLs."""
+    register: Truth = False
+    """Services may register as backends while the pool runs; then `to` is optional."""
+    policy: Policy = "round-robin"
+    """How one of several backends is chosen."""
+    sticky: Accepts[
+        Annotated[RouteSticky | None, Short("cookie", STICKY_ALLOWED), NONE_IF_EMPTY],
+        RouteSticky | str | None,
+    ] = Field(default=None, validate_default=True)
+    """The name of the cookie that keeps a client with its backend, or a table."""
+    strip_path: Truth = False
+    """Remove the route's prefix from the path before the backend sees it."""
+    host_header: HostHeader = ""
+    """The Host header that the backend gets. Left out: as the client sent it."""
+    add_headers: Headers = Field(default=EMPTY, validate_default=True)
+    """Headers that are added to requests, after the client's headers of that name."""
+    set_headers: Headers = Field(default=EMPTY, validate_default=True)
+    """Headers of requests that replace the client's headers of that name."""
+    remove_headers: HeaderNames = Field(default=(), validate_default=True)
+    """Names of headers that are removed from requests."""
+    response_headers: Headers = Field(default=EMPTY, validate_default=True)
+    """Headers of responses that replace the backend's headers of that name."""
+    redirect: Accepts[
+        Annotated[RouteRedirect | None, Short("to", REDIRECT_FORMS)], RouteRedirect | str | None
+    ] = Field(default=None, validate_default=True)
+    """Redirect clients to a URL instead of forwarding them."""
+    allow: Proxies = Field(default=(), validate_default=True)
+    """Addresses or networks of clients that may use the route; others get 403."""
+    context_headers: Truth = False
+    """Send the route's context to the backend as headers."""
+    retries: Retries = 0
+    """Maximum number of times that a failed request is tried on another backend, if it may be repeated."""
+    max_body_size: SizeOrNone = Field(default=None, validate_default=True)
+    """Maximum size of the body of a request. Left out: no limit."""
+    buffer_requests: Truth = False
+    """Read a body, as far as it fits into a buffer, before the backend gets the request: for a server that answers few
+    requests at once, behind slow clients.
+    """
+    repeatable: Truth = False
+    """Its requests may be executed twice, whatever their method, as searches by POST: they share connections to the
+    backend, and are retried as those with GET.
+    """
+    limit: RouteLimit = RouteLimit()
+    """Limits of the route as a whole."""
+    backend_limit: BackendLimit = BackendLimit()
+    """The limit of each of its backends."""
+    timeouts: RouteTimeouts = RouteTimeouts()
+    """Timeouts of its requests."""
+    breaker: RouteBreaker = RouteBreaker()
+    """When a failing backend gets no more requests."""
+    health: OutsideProbe = Field(default=None, validate_default=True)
+    """How its URLs are probed: a path ("/ready"), or a table like a server's readiness probe."""
+    waiting_page: Truth = False
+    """Show a waiting page to browsers while the server wakes up."""
+    probe_responses: UrlPaths = Field(default=(), validate_default=True)
+    """Paths that get 200 while the server sleeps, without waking it."""
 
-    index: int = hidden(0)  # its position among the tables of the files
+    index: SkipJsonSchema[int] = Field(default=0, exclude=True, repr=False, init=False)
 
     @property
     def label(self) -> str:
@@ -417,14 +421,16 @@ class RouteConfig(_WithAbsoluteSocketPaths):
         return found | {"register": True}
 
 
-class StreamTimeouts(Section):
+class StreamTimeouts(Section, frozen=True):
     """Timeouts of a stream's connections."""
 
-    connect: Positive = field(5.0, "Maximum time to connect to the target.")
-    idle: Duration = field(600.0, "Maximum time without traffic in either direction; 0 is no limit.")
+    connect: Positive = Field(default="5s", validate_default=True)
+    """Maximum time to connect to the target."""
+    idle: Duration = Field(default="10m", validate_default=True)
+    """Maximum time without traffic in either direction; 0 is no limit."""
 
 
-class StreamConfig(_WithAbsoluteSocketPaths):
+class StreamConfig(Table, frozen=True):
     """[[stream]]: an address whose TCP connections are forwarded to other addresses."""
 
     table: ClassVar[str] = "stream"
@@ -433,29 +439,35 @@ class StreamConfig(_WithAbsoluteSocketPaths):
     is_route: ClassVar[bool] = True
     merged_by: ClassVar[str] = "alias"
 
-    alias: Word | None = field(
-        None, "Its name, unique among the streams. Left out: the name of its first target."
-    )
-    bind: Bind = required(description="The address that clients connect to.")
-    mode: FileMode = field("0666", _MODE)
-    owner: Text | None = field(None, _OWNER)
-    to: Annotated[tuple[StreamTarget, ...], STREAM_TARGETS] = required(
-        description="The targets: names of servers, tag:TAG, or HOST:PORT."
-    )
-    policy: StreamPolicy = field("round-robin", "How one of several backends is chosen.")
-    accept_proxy_protocol: Truth = field(
-        False, "Connections from the trusted_proxies of [gateway] begin with a header of the PROXY protocol."
-    )
-    max_connections: Number = field(
-        0, "Maximum number of open connections; 0: what the limit of descriptors allows."
-    )
-    timeouts: StreamTimeouts = field(StreamTimeouts.with_defaults(), "Timeouts of its connections.")
-    health: Probe | None = field(None, "How its targets are probed: { tcp = true }.")
-    breaker: StreamBreaker = field(
-        StreamBreaker.with_defaults(), "When a failing target gets no more connections."
-    )
+    alias: Word | None = None
+    """Its name, unique among the streams. Left out: the name of its first target."""
+    bind: Bind
+    """The address that clients connect to."""
+    mode: FileMode = Field(default="0666", description=_MODE)
+    owner: Text | None = Field(default=None, description=_OWNER)
+    to: Accepts[
+        Annotated[
+            tuple[Annotated[StreamTarget, Short("to", STREAM_TARGET_ALLOWED)], ...],
+            Strict(False),
+            AT_LEAST_ONE,
+        ],
+        str | StreamTarget | Sequence[str | StreamTarget],
+    ]
+    """The targets: names of servers, tag:TAG, or HOST:PORT."""
+    policy: StreamPolicy = "round-robin"
+    """How one of several backends is chosen."""
+    accept_proxy_protocol: Truth = False
+    """Connections from the trusted_proxies of [gateway] begin with a header of the PROXY protocol."""
+    max_connections: Number = 0
+    """Maximum number of open connections; 0: what the limit of descriptors allows."""
+    timeouts: StreamTimeouts = StreamTimeouts()
+    """Timeouts of its connections."""
+    health: Probe | None = Field(default=None, validate_default=True)
+    """How its targets are probed: { tcp = true }."""
+    breaker: StreamBreaker = StreamBreaker()
+    """When a failing target gets no more connections."""
 
-    index: int = hidden(0)  # its position among the tables of the files
+    index: SkipJsonSchema[int] = Field(default=0, exclude=True, repr=False, init=False)
 
     @property
     def label(self) -> str:
@@ -465,28 +477,3 @@ class StreamConfig(_WithAbsoluteSocketPaths):
     def to_dict(self) -> dict[str, Tree]:
         """Return the table as it would be written in a file, with `mode` only for a Unix socket."""
         return _without_mode_of_port(self, super().to_dict())
-
-
-def _with_absolute_addresses(table: Mapping[str, Tree], base_dir: str) -> dict[str, Tree]:
-    """The table with relative paths of sockets and certificates resolved against `base_dir`."""
-    return {
-        key: _absolute_addresses(key, value, base_dir) if key in ("bind", "to", "tls", "ca") else value
-        for key, value in table.items()
-    }
-
-
-def _absolute_addresses(key: str, value: Tree, base_dir: str) -> Tree:
-    if isinstance(value, (list, tuple)):
-        return [_absolute_addresses(key, each, base_dir) for each in value]
-    if key == "tls":
-        return NORMALISERS["tls"](value, base_dir)
-    if isinstance(value, dict):
-        return _with_absolute_addresses(value, base_dir)
-    if key == "ca":
-        return absolute(value, base_dir)
-    if isinstance(value, str) and value.lower().startswith(UNIX):
-        try:
-            return canonical(value, base_dir=base_dir)
-        except AddressError:
-            return value
-    return value

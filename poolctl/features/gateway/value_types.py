@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, Tag
 
+from poolctl.config.model.server_tables import Probe, TLSConfig
 from poolctl.config.values import value_types
+from poolctl.config.values.normalise import absolute_address
 from poolctl.config.values.plain import BadValue, number_if_interpolated, truth_if_interpolated
 from poolctl.config.values.problems import Tree, shown
+from poolctl.config.values.value_types import (
+    LIST,
+    TABLE,
+    TRUTH,
+    Accepts,
+    OrSingle,
+    Relative,
+    Short,
+    Truth,
+    by_form,
+)
 from poolctl.routing.route import POLICIES, STICKY
 
 from . import _route_values
@@ -19,44 +32,9 @@ _STREAM_POLICIES = tuple(each for each in POLICIES if each != STICKY)
 StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
-class ShortForm:
-    """Annotation for `tuple[table, ...]`: in a file, the value may be a list, one table, or a string.
-
-    Elements of the list are tables or strings. A string is short for a table that has only the key `key`. `allowed`
-    describes the valid values in messages.
-    """
-
-    def __init__(self, key: str, allowed: str) -> None:
-        self.key = key
-        self.allowed = allowed
-
-    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
-        table, *_ = get_args(source)
-
-        def tables(value: Tree) -> Tree:
-            found = value if isinstance(value, (list, tuple)) else (value,)
-            if not found and self.key == "to":
-                raise BadValue("an empty list is not allowed here", "at least one target")
-            for each in found:
-                if not isinstance(each, (str, dict, table)):
-                    raise BadValue(f"{shown(each)} is not allowed here", self.allowed)
-            return tuple({self.key: each} if isinstance(each, str) else each for each in found)
-
-        return core_schema.no_info_before_validator_function(tables, handler(source))
-
-
-TRUTH_OR_CERTIFICATES = value_types.TruthOr(
-    '{ cert = "FILE", key = "FILE" }, a list of such tables, true or false'
-)
-LISTENERS = ShortForm("bind", value_types.ADDRESS_ALLOWED)
-TARGETS = ShortForm("to", _route_values.TARGET_ALLOWED)
-STREAM_TARGETS = ShortForm("to", _route_values.STREAM_TARGET_ALLOWED)
-
-
-def _expand_probe_shorthand(value: Tree) -> Tree:
-    if isinstance(value, dict) and value.keys() == {"readiness"}:  # as the health of a server
-        value = value["readiness"]
-    return {"http": value} if isinstance(value, str) else value
+def _readiness(value: Tree) -> Tree:
+    # As the health of a server.
+    return value["readiness"] if isinstance(value, dict) and value.keys() == {"readiness"} else value
 
 
 def _access_log(value: Tree) -> Tree:
@@ -66,20 +44,18 @@ def _access_log(value: Tree) -> Tree:
     return value
 
 
-def _redirect(value: Tree) -> Tree:
-    return {"to": value} if isinstance(value, str) else value
-
-
-def _sticky(value: Tree) -> Tree:
-    return ({"cookie": value} if value else None) if isinstance(value, str) else value
+def _none_if_empty(value: Tree) -> Tree:
+    return None if value == "" else value
 
 
 _from_text = BeforeValidator(number_if_interpolated)
 AccessLog = Annotated[bool | Literal["json"], BeforeValidator(_access_log)]
 Host = Annotated[str, AfterValidator(_route_values.canonical_route_host)]
 RoutePath = Annotated[str, AfterValidator(_route_values.canonical_route_path)]
-TargetText = Annotated[str, AfterValidator(_route_values.canonical_target)]
-StreamTargetText = Annotated[str, AfterValidator(_route_values.canonical_stream_target)]
+TargetText = Annotated[str, AfterValidator(_route_values.canonical_target), Relative(absolute_address)]
+StreamTargetText = Annotated[
+    str, AfterValidator(_route_values.canonical_stream_target), Relative(absolute_address)
+]
 CookieName = Annotated[str, StringConstraints(pattern=value_types.COOKIE_PATTERN, min_length=1)]
 TlsName = Annotated[str, StringConstraints(pattern=value_types.TLS_NAME_PATTERN)]
 HostHeader = Annotated[str, StringConstraints(pattern=value_types.HOST_HEADER_PATTERN)]
@@ -88,11 +64,24 @@ Number = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
 Threads = Annotated[int, Field(ge=1, le=64), _from_text]  # of one thread group of HAProxy
 Retries = Annotated[int, Field(ge=0, le=10), _from_text]
 Rate = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False), _from_text]
-Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ...], Strict(False)]
-HeaderNames = Annotated[tuple[value_types.HeaderName, ...], Strict(False)]
-Methods = Annotated[tuple[value_types.Method, ...], Strict(False)]
-UrlPaths = Annotated[tuple[value_types.UrlPath, ...], Strict(False)]
+Statuses = Accepts[
+    Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ...], Strict(False)], Sequence[int]
+]
+HeaderNames = Accepts[Annotated[tuple[value_types.HeaderName, ...], Strict(False)], Sequence[str]]
+Methods = Accepts[Annotated[tuple[value_types.Method, ...], Strict(False)], Sequence[str]]
+UrlPaths = Accepts[Annotated[tuple[value_types.UrlPath, ...], Strict(False)], Sequence[str]]
 RedirectText = Annotated[str, AfterValidator(_route_values.canonical_redirect_target)]
-REDIRECT = BeforeValidator(_redirect)
-STICKY_COOKIE = BeforeValidator(_sticky)
-PATH_OF_PROBE = BeforeValidator(_expand_probe_shorthand)
+NONE_IF_EMPTY = BeforeValidator(_none_if_empty)
+READINESS = BeforeValidator(_readiness)
+# A probe of an address outside the pool; a path stands for a probe with http.
+OutsideProbe = Accepts[
+    Annotated[
+        Probe | None, Short("http", 'a path such as "/ready", or a table', value_types.UrlPath), READINESS
+    ],
+    Probe | str | None,
+]
+_Certificates = Annotated[tuple[TLSConfig, ...], Strict(False), OrSingle("at least one certificate")]
+Certificates = Annotated[
+    Annotated[Truth, Tag(TRUTH)] | Annotated[_Certificates, Tag(TABLE)] | Annotated[_Certificates, Tag(LIST)],
+    by_form('{ cert = "FILE", key = "FILE" }, a list of such tables, true or false'),
+]

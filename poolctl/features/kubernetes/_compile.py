@@ -62,7 +62,11 @@ def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
         routes = compile_routes(servers, {each.name: each for each in moved}, config.tables, pool, hidden)
         _raise_if_problems(config, routes.problems)
     places = {each.name: f"{each.name}:{each.address.port}" for each in moved if each.listens}
-    found = ((each, f) for each in servers for f in ignored_keys(each, is_routed=is_routed))
+    found = (
+        (each, finding)
+        for each in servers
+        for finding in ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed)
+    )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
     warnings += [
         f"{each.name} does not wait for {needed.name}, which has no port"

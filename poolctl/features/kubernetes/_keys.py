@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Finding, ServerConfig, masked
@@ -116,9 +116,14 @@ def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
         yield Finding(("kubernetes", "ingress_class"), message, "kubectl get ingressclass lists them")
 
 
-def ignored_keys(server: ServerConfig, *, is_routed: bool = False) -> Iterator[Finding]:
-    """The server's keys that are ignored on Kubernetes; with `is_routed`, labels for routes are not among them."""
-    in_files = {key.partition(".")[0] for key in server.origin or ()}
+def ignored_keys(
+    server: ServerConfig, origin: Iterable[str], *, is_routed: bool = False
+) -> Iterator[Finding]:
+    """The server's keys that are ignored on Kubernetes; with `is_routed`, labels for routes are not among them.
+
+    `origin` has the keys that files set.
+    """
+    in_files = {key.partition(".")[0] for key in origin}
     for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
         if key in in_files and getattr(server, key) and not routing:

@@ -87,7 +87,7 @@ def objects_of(
     labels = {POOL: pool.name, SERVER: server.name}
     port = server.address.port if server.listens else None
     if port is not None:
-        server = server.with_values(address=parse(f"0.0.0.0:{port}"), bind=f"0.0.0.0:{port}")
+        server = server.at(parse(f"0.0.0.0:{port}"))
     config = {_CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
     variables = added_environment(server)
     config_name = _with_digest(f"{pool.name}-{server.name}", config)
@@ -161,11 +161,11 @@ def digest_of(content: Mapping[str, object]) -> str:
 def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
     """A configuration file with this server alone, for use inside the image."""
     values = server.to_dict()
-    table = {key: values[key] for key in _CARRIED if key in server.given and key in values}
+    table = {key: values[key] for key in _CARRIED if key in server.model_fields_set and key in values}
     table |= {"name": server.name, **({"bind": server.bind} if server.listens else {})}
     for key in ("app_dir", "cwd"):
         table[key] = _in_image(str(values[key]), server.base_dir, pool.settings.directory)
-    if "log" in server.given:
+    if "log" in server.model_fields_set:
         table["log"] = {"format": server.log.format}
     if server.limits.open_files is not None:
         table["limits"] = {"open_files": server.limits.open_files}

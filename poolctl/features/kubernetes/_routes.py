@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from poolctl.config import Finding, ServerConfig
+from poolctl.config import Finding, Section, ServerConfig
 from poolctl.config.model.pool_tables import Located, Tables
 from poolctl.features.gateway.route_checks import locate_finding
 from poolctl.features.gateway.routes import ServerIndex, WrittenRoute, written_routes
@@ -189,9 +189,9 @@ def _unsupported_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iter
 def _is_used(config: RouteConfig, key: str) -> bool:
     """Whether the key is given, in the route or as a default of routes, with a value that has an effect."""
     value = getattr(config, key)
-    if hasattr(value, "given"):
-        return bool(value.given)
-    return bool(value) and value != RouteConfig.keys_of[key].default
+    if isinstance(value, Section):
+        return bool(value.model_fields_set)
+    return bool(value) and value != RouteConfig.model_fields[key].default
 
 
 def _ignored_keys(config: RouteConfig, pool: SharedSettings) -> Iterator[Finding]:
@@ -204,7 +204,7 @@ def _ignored_keys(config: RouteConfig, pool: SharedSettings) -> Iterator[Finding
     if is_ingress and host_pattern(config.host).tier == DOMAIN:
         yield Finding(("host",), "an Ingress matches one label in the place of *")
     mapped = set() if is_ingress else {"total"}
-    if names := sorted(config.timeouts.given - mapped):
+    if names := sorted(config.timeouts.model_fields_set - mapped):
         yield Finding(("timeouts",), f"{', '.join(names)}: the cluster's gateway has limits of its own")
 
 

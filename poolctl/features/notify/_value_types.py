@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from poolctl.config.values.plain import BadValue, host_and_port, is_port
-from poolctl.config.values.value_types import TOPIC_PATTERN
+from poolctl.config.values.value_types import TOPIC_PATTERN, Accepts
 
 _KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool"]
 
@@ -24,4 +25,4 @@ def _url(text: str) -> str:
 
 Url = Annotated[str, AfterValidator(_url)]
 Topic = Annotated[str, Field(pattern=TOPIC_PATTERN)]
-Kinds = Annotated[tuple[_KINDS, ...], Field(strict=False)]
+Kinds = Accepts[Annotated[tuple[_KINDS, ...], Field(strict=False)], Sequence[_KINDS]]

@@ -4,66 +4,73 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from poolctl.config.model.section import Table, field, hidden, required
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+
+from poolctl.config.model.section import Table
 from poolctl.config.values.problems import Finding, Tree
+from poolctl.config.values.value_types import (
+    ArgumentOrNone,
+    Duration,
+    FilePath,
+    Name,
+    Positive,
+    Text,
+    Truth,
+    Words,
+)
 
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import (
-        Argument,
-        Duration,
-        FilePath,
-        Name,
-        Positive,
-        Text,
-        Truth,
-        Words,
-    )
+from ._value_types import Kinds, Topic, Url
 
-    from ._value_types import Kinds, Topic, Url
-
-KINDS = "poolctl.features.notify._value_types"
 _SOURCES = ("url", "url_env", "url_file")
 
 
-class Notify(Table):
+class Notify(Table, frozen=True):
     """[[notify]]: a receiver of notifications about problems and their end."""
 
     table_name: ClassVar[str] = "notify"
     listed: ClassVar[bool] = True
-    paths: ClassVar[tuple[str, ...]] = ("url_file", "token_file", "ca")
 
-    name: Name | None = field(
-        None, "Its name in events and in `poolctl doctor --notify`. Left out: its type."
-    )
-    type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = required(
-        description="How notifications are sent."
-    )
-    url: Url | None = field(None, "The receiver's URL; for ntfy and gotify the server's.")
-    url_env: Text | None = field(None, "The environment variable that holds the url.")
-    url_file: FilePath | None = field(None, "A file that holds the url.")
-    token_env: Text | None = field(None, "The environment variable that holds the token.")
-    token_file: FilePath | None = field(None, "A file that holds the token.")
-    topic: Topic | None = field(None, "The topic of ntfy.")
-    command: Argument | None = field(None, "A program that reads the message from standard input.")
-    events: Kinds = field(("lifecycle", "health", "recovery", "pool"), "The kinds of events that are sent.")
-    servers: Words = field((), 'Names or wildcards of servers, or "tag:TAG". Left out: all.')
-    min_severity: Literal["info", "warning", "error"] = field("warning", "The lowest severity that is sent.")
-    resolved: Truth = field(True, "Also send the end of a problem.")
-    delay: Duration = field(
-        1.0,
-        "How long events are gathered before they are sent; a problem that ends in this time is not sent.",
-    )
-    repeat: Duration = field(4 * 3600.0, "The time after which a lasting problem is sent again; 0 is never.")
-    timeout: Positive = field(10.0, "Maximum time of one attempt.")
-    retry_for: Duration = field(3600.0, "How long failed attempts are repeated, with growing delays.")
-    ca: FilePath | None = field(
-        None,
-        "The CA certificates that the receiver's certificate is checked against. Left out: the system's.",
-    )
+    name: Name | None = None
+    """Its name in events and in `poolctl doctor --notify`. Left out: its type."""
+    type: Literal["webhook", "ntfy", "gotify", "slack", "command"]
+    """How notifications are sent."""
+    url: Url | None = None
+    """The receiver's URL; for ntfy and gotify the server's."""
+    url_env: Text | None = None
+    """The environment variable that holds the url."""
+    url_file: FilePath | None = None
+    """A file that holds the url."""
+    token_env: Text | None = None
+    """The environment variable that holds the token."""
+    token_file: FilePath | None = None
+    """A file that holds the token."""
+    topic: Topic | None = None
+    """The topic of ntfy."""
+    command: ArgumentOrNone = Field(default=None, validate_default=True)
+    """A program that reads the message from standard input."""
+    events: Kinds = Field(default=("lifecycle", "health", "recovery", "pool"), validate_default=True)
+    """The kinds of events that are sent."""
+    servers: Words = Field(default=(), validate_default=True)
+    """Names or wildcards of servers, or "tag:TAG". Left out: all."""
+    min_severity: Literal["info", "warning", "error"] = "warning"
+    """The lowest severity that is sent."""
+    resolved: Truth = True
+    """Also send the end of a problem."""
+    delay: Duration = Field(default="1s", validate_default=True)
+    """How long events are gathered before they are sent; a problem that ends in this time is not sent."""
+    repeat: Duration = Field(default="4h", validate_default=True)
+    """The time after which a lasting problem is sent again; 0 is never."""
+    timeout: Positive = Field(default="10s", validate_default=True)
+    """Maximum time of one attempt."""
+    retry_for: Duration = Field(default="1h", validate_default=True)
+    """How long failed attempts are repeated, with growing delays."""
+    ca: FilePath | None = None
+    """The CA certificates that the receiver's certificate is checked against. Left out: the system's."""
 
-    written: str | None = hidden(None)
+    written: SkipJsonSchema[str | None] = Field(default=None, exclude=True, repr=False, init=False)
 
     @property
     def label(self) -> str:
@@ -76,10 +83,10 @@ class Notify(Table):
         return found | {"url": self.written} if self.written else found
 
     @classmethod
-    def with_absolute_paths(
-        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
+    def in_long_form(
+        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], directory: str
     ) -> dict[str, Tree]:
-        found = super().with_absolute_paths(table, written, base_dir)
+        found = super().in_long_form(table, written, directory)
         url = written.get("url")
         return found | {"written": url} if isinstance(url, str) and "${" in url else found
 

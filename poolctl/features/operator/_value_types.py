@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from poolctl.address import AddressError, parse
+from poolctl.config.values.normalise import absolute_address
 from poolctl.config.values.plain import PORTS, BadValue, refuse_long_path
-from poolctl.config.values.value_types import PLAIN_PATH_PATTERN, FileMode
+from poolctl.config.values.value_types import PLAIN_PATH_PATTERN, FileMode, Relative
 
 __all__ = ["Endpoint", "FileMode", "OperatorUrl"]
 
@@ -39,5 +40,6 @@ def _operator_url(text: str) -> str:
     return text.rstrip("/")
 
 
-OperatorUrl = Annotated[str, AfterValidator(_operator_url)]
+# It may be a Unix socket.
+OperatorUrl = Annotated[str, AfterValidator(_operator_url), Relative(absolute_address)]
 Endpoint = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]

@@ -4,69 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
 from poolctl.address import LOOPBACKS, AddressError, overlaps, parse
-from poolctl.config.model.section import Table, TLSConfig, field
-from poolctl.config.values.normalise import NORMALISERS
+from poolctl.config.model.section import Table
+from poolctl.config.model.server_tables import TLSOrFalse
 from poolctl.config.values.plain import PORTS
 from poolctl.config.values.problems import Finding, Problem, Tree
+from poolctl.config.values.value_types import Bind, FilePath, Positive, Proxies, Text
 
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import Bind, FilePath, Positive, Proxies, Text
+from ._value_types import Endpoint, FileMode, OperatorUrl
 
-    from ._value_types import Endpoint, FileMode, OperatorUrl
-
-KINDS = "poolctl.features.operator._value_types"
 # Keys that have no effect without `bind`, and without `url`.
 _OF_BIND = ("mode", "trusted")
 _OF_URL = ("retry", "ca")
 
 
-class OperatorTable(Table):
+class OperatorTable(Table, frozen=True):
     """[operator]: where the gateway sends reports of requests (url), and where the pool accepts such reports (bind)."""
 
     table_name: ClassVar[str] = "operator"
-    paths: ClassVar[tuple[str, ...]] = ("ca",)
 
-    url: OperatorUrl | None = field(None, "The URL of the operator that is told about requests.")
-    endpoint: Endpoint = field("/informer/incoming-request", "The path of the endpoint.")
-    retry: Positive = field(30.0, "Minimum time between two messages to the operator about the same service.")
-    namespace: Text | None = field(
-        None,
-        "The namespace that is sent to the operator; if set, bind accepts no other one. Left out: the "
-        "pool's name.",
-    )
-    token_env: Text | None = field(
-        None, "The environment variable that holds the token: the one for url, or the one of bind's clients."
-    )
-    ca: FilePath | None = field(
-        None,
-        "The CA certificates that the operator's certificate is checked against. Left out: the system's.",
-    )
-    bind: Bind | None = field(None, "The address at which this pool is an operator for others.")
-    mode: FileMode = field("0600", "The mode of the file of a Unix socket, which decides who may use it.")
-    tls: TLSConfig | Literal[False] = field(
-        False,
-        "The certificate of bind, also presented to the operator. With ca, clients with a certificate of "
-        "these authorities may use bind.",
-    )
-    trusted: Proxies = field(
-        (), "Addresses or networks whose clients may use bind without token or certificate."
-    )
-
-    @classmethod
-    def with_absolute_paths(
-        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
-    ) -> dict[str, Tree]:
-        found = super().with_absolute_paths(table, written, base_dir)
-        if "url" in found:
-            found["url"] = NORMALISERS["bind"](found["url"], base_dir)  # it may be a Unix socket
-        return found
+    url: OperatorUrl | None = None
+    """The URL of the operator that is told about requests."""
+    endpoint: Endpoint = "/informer/incoming-request"
+    """The path of the endpoint."""
+    retry: Positive = Field(default="30s", validate_default=True)
+    """Minimum time between two messages to the operator about the same service."""
+    namespace: Text | None = None
+    """The namespace that is sent to the operator; if set, bind accepts no other one. Left out: the pool's name."""
+    token_env: Text | None = None
+    """The environment variable that holds the token: the one for url, or the one of bind's clients."""
+    ca: FilePath | None = None
+    """The CA certificates that the operator's certificate is checked against. Left out: the system's."""
+    bind: Bind | None = None
+    """The address at which this pool is an operator for others."""
+    mode: FileMode = "0600"
+    """The mode of the file of a Unix socket, which decides who may use it."""
+    tls: TLSOrFalse = False
+    """The certificate of bind, also presented to the operator. With ca, clients with a certificate of these
+    authorities may use bind.
+    """
+    trusted: Proxies = Field(default=(), validate_default=True)
+    """Addresses or networks whose clients may use bind without token or certificate."""
 
     def findings(self) -> Iterator[Finding]:
-        given = self.given
+        given = self.model_fields_set
         if self.url is None and self.bind is None:
             fix = "add url, of an operator to inform, or bind, to be one"
             yield Finding((), "neither url nor bind is given", fix)

@@ -7,8 +7,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
+from poolctl.config.values.normalise import absolute
 from poolctl.config.values.plain import BadValue, truth_if_interpolated
 from poolctl.config.values.problems import Tree, shown
+from poolctl.config.values.value_types import Relative
 
 _API_ALLOWED = '"https://HOST:8006"'
 _VERIFY_ALLOWED = 'true, or the file of the CA that has signed the certificate ("pve-root-ca.pem")'
@@ -46,9 +48,14 @@ def _validated_verify(value: Tree) -> Tree:
     return value
 
 
+def _absolute_unless_truth(value: Tree, directory: str) -> Tree:
+    return value if isinstance(truth_if_interpolated(value), bool) else absolute(value, directory)
+
+
 ApiUrl = Annotated[str, AfterValidator(_api_url)]
 Verify = Annotated[
     bool | str,
     BeforeValidator(_validated_verify),
+    Relative(_absolute_unless_truth),
     WithJsonSchema({"anyOf": [{"const": True}, {"type": "string", "format": "path"}]}),
 ]

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+from pydantic import Field
 
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.section import Table, field, required
-from poolctl.config.values.normalise import absolute
-from poolctl.config.values.plain import truth_if_interpolated
-from poolctl.config.values.problems import Finding, Problem, Tree
+from poolctl.config.model.section import Table
+from poolctl.config.values.problems import Finding, Problem
+from poolctl.config.values.value_types import Duration, FilePath, Positive, Text, Truth, Words
 
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import Duration, FilePath, Positive, Text, Truth, Words
+from ._value_types import ApiUrl, Verify
 
-    from ._value_types import ApiUrl, Verify
-
-KINDS = "poolctl.features.proxmox._value_types"
 _TOKEN_ALLOWED = "USER@REALM!TOKENID=SECRET"
 _TOKEN = re.compile(r"[^\s!=@]+@[^\s!=@]+![^\s!=@]+=[!-~]+", re.ASCII)
 
@@ -28,41 +25,33 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
-class ProxmoxTable(Table):
+class ProxmoxTable(Table, frozen=True):
     """[proxmox]: links routes to the nodes, containers and virtual machines of a Proxmox VE cluster."""
 
     table: ClassVar[str] = "proxmox"
     table_name: ClassVar[str] = "proxmox"
-    paths: ClassVar[tuple[str, ...]] = ("token_file",)
 
-    url: ApiUrl = required(description="The URL of the API, with https.")
-    token_env: Text | None = field(
-        None, f"The environment variable that holds the API token, {_TOKEN_ALLOWED}."
+    url: ApiUrl
+    """The URL of the API, with https."""
+    token_env: Text | None = Field(
+        default=None, description=f"The environment variable that holds the API token, {_TOKEN_ALLOWED}."
     )
-    token_file: FilePath | None = field(None, "A file that holds the token.")
-    verify: Verify = field(
-        True, "true checks the certificate against the system's CAs, a path against the CAs of that file."
-    )
-    nodes: Words = field((), "The nodes whose machines are linked. Left out: all.")
-    refresh: Positive = field(30.0, "The time between two readings of the inventory.")
-    timeout: Positive = field(5.0, "Maximum time until the API answers.")
-    start: Truth = field(
-        True, "Start the stopped container or virtual machine of a route at its first request."
-    )
-    start_timeout: Positive = field(60.0, "Maximum time of the start; requests that wait longer get 503.")
-    idle: Duration = field(
-        0.0, "How long a machine that a request has started stays up without further requests; 0: for ever."
-    )
-
-    @classmethod
-    def with_absolute_paths(
-        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
-    ) -> dict[str, Tree]:
-        found = super().with_absolute_paths(table, written, base_dir)
-        verify = table.get("verify")
-        if isinstance(verify, str) and not isinstance(truth_if_interpolated(verify), bool):
-            found["verify"] = absolute(verify, base_dir)
-        return found
+    token_file: FilePath | None = None
+    """A file that holds the token."""
+    verify: Verify = True
+    """true checks the certificate against the system's CAs, a path against the CAs of that file."""
+    nodes: Words = Field(default=(), validate_default=True)
+    """The nodes whose machines are linked. Left out: all."""
+    refresh: Positive = Field(default="30s", validate_default=True)
+    """The time between two readings of the inventory."""
+    timeout: Positive = Field(default="5s", validate_default=True)
+    """Maximum time until the API answers."""
+    start: Truth = True
+    """Start the stopped container or virtual machine of a route at its first request."""
+    start_timeout: Positive = Field(default="1m", validate_default=True)
+    """Maximum time of the start; requests that wait longer get 503."""
+    idle: Duration = Field(default="0s", validate_default=True)
+    """How long a machine that a request has started stays up without further requests; 0: for ever."""
 
     def findings(self) -> Iterator[Finding]:
         if self.token_env and self.token_file:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from poolctl.clock import Clock
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.section import Probe, Table, field, required, validated
+from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.features.gateway.routes import build_route
@@ -25,12 +27,12 @@ from poolctl.routing.route_report import FAILING, SERVING, SILENT, STARTING, Reg
 from poolctl.states import Status
 from poolctl.units import format_duration
 
+from ._value_types import Duration, Host, OutsideProbe, RoutePath, ServiceName, ServiceUrl, Weight
+
 if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerKeys
 
-    from ._value_types import PATH_OF_PROBE, Duration, Host, RoutePath, ServiceName, ServiceUrl, Weight
 
-KINDS = "poolctl.features.registration._value_types"
 MOST_SERVICES = 10_000
 # The maximum for one client of [registration].
 MOST_OF_CLIENT = 1_000
@@ -47,18 +49,25 @@ _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 _NOT_PROBED = ("exec", "tcp", "body")
 
 
-class RegistrationRequest(Table):
+class RegistrationRequest(Table, frozen=True):
     """A service's request: the route that it wants to be a backend of, its URL, and its time-to-live."""
 
     table: ClassVar[str] = "registration"
 
-    name: ServiceName = required(description="The alias of a route.")
-    to: ServiceUrl = required(description="Its URL.")
-    ttl: Duration = field(0.0, "It is silent after this time without a heartbeat; 0: never.")
-    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
-    host: Host | None = field(None, "The host of a route of its own.")
-    path: RoutePath | None = field(None, "The path of a route of its own.")
-    probe: Annotated[Probe | None, PATH_OF_PROBE] = field(None, "How its health is checked.")
+    name: ServiceName
+    """The alias of a route."""
+    to: ServiceUrl
+    """Its URL."""
+    ttl: Duration = Field(default="0s", validate_default=True)
+    """It is silent after this time without a heartbeat; 0: never."""
+    weight: Weight = 1
+    """Its share of the traffic, relative to the other targets."""
+    host: Host | None = None
+    """The host of a route of its own."""
+    path: RoutePath | None = None
+    """The path of a route of its own."""
+    probe: OutsideProbe = Field(default=None, validate_default=True)
+    """How its health is checked."""
 
     @property
     def has_place(self) -> bool:
@@ -228,7 +237,7 @@ class Registrations:
                 message = f"{settings.to} is registered as {settings.name!r} by another client"
                 raise RegistrationRefused(message, "unregister it there, or with `poolctl unregister`")
             if settings.probe is None:
-                settings = settings.with_values(probe=service.settings.probe)
+                settings = settings.model_copy(update={"probe": service.settings.probe})
             word = CHANGED if settings != service.settings else REFRESHED
             if service.state == SILENT or settings.probe != service.settings.probe:
                 word = RECOVERED if service.state == SILENT else word

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, StringConstraints
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import shortened_printable, shown
 from poolctl.config.values.value_types import Duration, Word
-from poolctl.features.gateway.value_types import PATH_OF_PROBE, Host, RoutePath, TargetText, Weight
+from poolctl.features.gateway.value_types import Host, OutsideProbe, RoutePath, TargetText, Weight
 
-__all__ = ["PATH_OF_PROBE", "Duration", "Host", "RoutePath", "ServiceName", "ServiceUrl", "Weight"]
+__all__ = ["Duration", "Host", "OutsideProbe", "RoutePath", "ServiceName", "ServiceUrl", "Weight"]
 
 _URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
 _LONGEST_NAME = 200

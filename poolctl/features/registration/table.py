@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
+
+from pydantic import Field, Strict
 
 from poolctl.address import parse
-from poolctl.config.model.section import Section, Table, TLSConfig, field, required
+from poolctl.config.model.section import Section, Table
+from poolctl.config.model.server_tables import TLSOrFalse
 from poolctl.config.values.problems import Finding, Tree, shortened_printable
-
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import AS_TUPLE, Bind, FileMode, Name, Proxies, Text, Words
-
-KINDS = "poolctl.config.values.value_types"
+from poolctl.config.values.value_types import Accepts, Bind, FileMode, Name, Proxies, Text, Words
 
 
-class RegistrationClient(Section):
+class RegistrationClient(Section, frozen=True):
     """A client of [registration]: its token, and which services it may register."""
 
-    name: Name | None = field(None, "Its name in events. Left out: the name of its variable.")
-    token_env: Text = required(description="The environment variable that holds its token.")
-    routes: Words = required(description="The aliases of the routes whose backends it may register.")
-    allow: Proxies = field(
-        (),
-        "Networks that its requests must come from and its services must be in. Left out: any network, "
-        "and this machine's loopback addresses for clients on this machine.",
-    )
+    name: Name | None = None
+    """Its name in events. Left out: the name of its variable."""
+    token_env: Text
+    """The environment variable that holds its token."""
+    routes: Words
+    """The aliases of the routes whose backends it may register."""
+    allow: Proxies = Field(default=(), validate_default=True)
+    """Networks that its requests must come from and its services must be in. Left out: any network, and this machine's
+    loopback addresses for clients on this machine.
+    """
 
     @property
     def label(self) -> str:
@@ -34,22 +35,20 @@ class RegistrationClient(Section):
         return self.name or self.token_env
 
 
-class RegistrationTable(Table):
+class RegistrationTable(Table, frozen=True):
     """[registration]: services in containers and on other machines register here, with a token."""
 
     table: ClassVar[str] = "registration"
     table_name: ClassVar[str] = "registration"
 
-    bind: Bind = required(description="The address.")
-    mode: FileMode = field("0600", "The mode of the file of a Unix socket, which decides who may use it.")
-    tls: TLSConfig | Literal[False] = field(
-        False,
-        "The certificate of bind. With ca, clients have to present a certificate of these authorities as "
-        "well.",
-    )
-    client: Annotated[tuple[RegistrationClient, ...], AS_TUPLE] = required(
-        description="The clients that may register services."
-    )
+    bind: Bind
+    """The address."""
+    mode: FileMode = "0600"
+    """The mode of the file of a Unix socket, which decides who may use it."""
+    tls: TLSOrFalse = False
+    """The certificate of bind. With ca, clients have to present a certificate of these authorities as well."""
+    client: Accepts[Annotated[tuple[RegistrationClient, ...], Strict(False)], Sequence[RegistrationClient]]
+    """The clients that may register services."""
 
     def findings(self) -> Iterator[Finding]:
         address = parse(self.bind)
@@ -58,7 +57,7 @@ class RegistrationTable(Table):
             yield Finding(
                 ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 or a Unix socket"
             )
-        if "mode" in self.given and address.kind != "unix":
+        if "mode" in self.model_fields_set and address.kind != "unix":
             yield Finding(("mode",), f"{self.bind} is no Unix socket: it has no mode", "take it out")
         if not self.client:
             fix = 'add [[registration.client]] with token_env = "…" and routes = ["…"]'

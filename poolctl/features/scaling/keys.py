@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
 
-from poolctl.config.model import section
-from poolctl.config.model.section import Section, field
+from pydantic import Field
+
+from poolctl.config.model import server_tables
+from poolctl.config.model.section import Section
 from poolctl.config.values.problems import Finding, Tree
-
-if TYPE_CHECKING:
-    from poolctl.config.values.value_types import Duration, Positive, Threshold
+from poolctl.config.values.value_types import Duration, Positive, PositiveOrNone, Threshold
 
 _TRIGGERS = ("scale", "triggers")
 _KEYS = ("triggers", "window", "cooldown")
 
 
-class Triggers(Section):
+class Triggers(Section, frozen=True):
     """Targets: workers are added when any figure is above its target, and removed when all are below theirs."""
 
-    in_flight: Threshold | None = field(None, "Requests in progress per worker.")
-    queue: Threshold | None = field(None, "Connections waiting to be accepted, per worker.")
-    requests_per_second: Threshold | None = field(None, "Requests a second per worker.")
-    p50: Positive | None = field(None, "The median response time.")
-    p99: Positive | None = field(None, "The response time that 99 % of the requests do not exceed.")
-    cpu: Threshold | None = field(None, "Processor cores used per worker, such as 0.8.")
+    in_flight: Threshold | None = None
+    """Requests in progress per worker."""
+    queue: Threshold | None = None
+    """Connections waiting to be accepted, per worker."""
+    requests_per_second: Threshold | None = None
+    """Requests a second per worker."""
+    p50: PositiveOrNone = Field(default=None, validate_default=True)
+    """The median response time."""
+    p99: PositiveOrNone = Field(default=None, validate_default=True)
+    """The response time that 99 % of the requests do not exceed."""
+    cpu: Threshold | None = None
+    """Processor cores used per worker, such as 0.8."""
 
     @property
     def targets(self) -> dict[str, float]:
@@ -32,24 +37,27 @@ class Triggers(Section):
         return {trigger: target for trigger, target in self if target is not None}
 
 
-NO_TRIGGERS = Triggers.with_defaults()
+NO_TRIGGERS = Triggers()
 
 
-class Cooldown(Section):
+class Cooldown(Section, frozen=True):
     """The pauses between two changes of the number of workers."""
 
-    up: Duration = field(5.0, "Minimum time between two increases.")
-    down: Duration = field(60.0, "How long every trigger must stay below its target before a decrease.")
+    up: Duration = Field(default="5s", validate_default=True)
+    """Minimum time between two increases."""
+    down: Duration = Field(default="1m", validate_default=True)
+    """How long every trigger must stay below its target before a decrease."""
 
 
-class Scale(section.Scale):
+class Scale(server_tables.Scale, frozen=True):
     """Bounds on the number of workers, and the triggers that change it."""
 
-    triggers: Triggers = field(NO_TRIGGERS, "Targets that change the number of workers between min and max.")
-    window: Positive = field(10.0, "The time over which the figures of the triggers are averaged.")
-    cooldown: Cooldown = field(
-        Cooldown.with_defaults(), "The pauses between two changes of the number of workers by triggers."
-    )
+    triggers: Triggers = NO_TRIGGERS
+    """Targets that change the number of workers between min and max."""
+    window: Positive = Field(default="10s", validate_default=True)
+    """The time over which the figures of the triggers are averaged."""
+    cooldown: Cooldown = Cooldown()
+    """The pauses between two changes of the number of workers by triggers."""
 
     def to_dict(self) -> dict[str, Tree]:
         """The table as written in a file. For a server without triggers, the keys about triggers are left out."""

@@ -105,7 +105,7 @@ class HealthEndpoint:
         from poolctl.config import Probe
         from poolctl.probes.prober import HttpProbeRequest, RequestProber
 
-        probe = Probe.unchecked(values)
+        probe = Probe(**values)
         prober = RequestProber(
             HttpProbeRequest(probe, exposed_url=self._expose), application.connect, tls=False
         )

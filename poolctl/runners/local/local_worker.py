@@ -843,7 +843,7 @@ class LocalWorker(LinkHandler):
 def _fix_for_early_end(server: ServerConfig) -> str:
     """What may keep a program running that ended by itself with status 0 before it was ready."""
     fixes = ["keep it in the foreground"]
-    if "stdin" not in server.given:
+    if "stdin" not in server.model_fields_set:
         fixes.append('write stdin = "open" if it ends at the end of its input')
     if not server.listens:
         fixes.append("write job = true if it runs to its end")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
-from poolctl.config.model.section import Log
+from poolctl.config.model.server_tables import Log
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire

@@ -22,9 +22,9 @@ from poolctl.clock import Clock
 from poolctl.config import Finding, Marks, Section, ServerConfig, Surroundings, Tables
 from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import model_of_table
-from poolctl.config.model.section import sections_of, validated
-from poolctl.config.values.plain import FrozenDict, Interpolated
-from poolctl.config.values.problems import KeyPath, Tree
+from poolctl.config.model.section import validated
+from poolctl.config.values.plain import Interpolated
+from poolctl.config.values.problems import KeyPath, Tree, dotted
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
@@ -256,23 +256,23 @@ def encoded(configuration: StoredConfiguration) -> bytes:
     return json.dumps(document, default=_section_as_json).encode()
 
 
-def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
-    """Decode the configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
+def decoded(content: bytes) -> StoredConfiguration:
+    """Decode the configuration, with its checks: another version may have written it. Raises NotUnderstood."""
     try:
-        return _configuration(json.loads(content), _TableDecoder(validate))
+        return _configuration(json.loads(content))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise NotUnderstood(f"it cannot be read: {error!r}") from error
 
 
-def _configuration(document: Table, reader: _TableDecoder) -> StoredConfiguration:
+def _configuration(document: Table) -> StoredConfiguration:
     if document["version"] != VERSION:
         raise NotUnderstood(f"version {document['version']} of its form is not known")
     defaults, marks = document["defaults"], document["files"]
     from_environment = {tuple(path) for path in defaults["from_environment"]}
     return StoredConfiguration(
         document["name"],
-        [reader.server(each) for each in document["servers"]],
-        {name: reader.server(each) for name, each in document["placed"].items()},
+        [_server(each) for each in document["servers"]],
+        {name: _server(each) for name, each in document["placed"].items()},
         document["missing"],
         Surroundings(
             _decode_defaults(defaults["values"], from_environment), defaults["base_dir"], defaults["handlers"]
@@ -280,7 +280,7 @@ def _configuration(document: Table, reader: _TableDecoder) -> StoredConfiguratio
         tuple(document["port_range"]),
         document["environment"],
         document["environments"],
-        Tables(**{name: reader.decode_table(name, each) for name, each in document["tables"].items()}),
+        Tables(**{name: _tables(name, each) for name, each in document["tables"].items()}),
         None if marks is None else {path: _mark(each) for path, each in marks.items()},
     )
 
@@ -289,58 +289,36 @@ def _section_as_json(section: Tree) -> Table:
     """A table as a JSON object: the keys that were set, and internal values that files cannot set."""
     if not isinstance(section, Section):
         raise TypeError(f"{type(section).__name__} has no form in JSON")
-    values, given = section.__getstate__()
-    hidden = {name: key.default for name, key in section.keys_of.items() if key.hidden}
-    found = {
-        name: value
-        for name, value in values.items()
-        if (value != hidden[name] if name in hidden else name in given)
-    }
-    if isinstance(address := found.get("address"), Address):
-        names = ("kind", "host", "port", "path", "name", "dual")
+    found = {name: value for name, value in section if name in section.model_fields_set and value is not None}
+    if isinstance(section, ServerConfig):
+        address, names = section.address, ("kind", "host", "port", "path", "name", "dual")
+        found |= section.values_of_program
         found["address"] = {name: getattr(address, name) for name in names}
     return found
 
 
-class _TableDecoder:
-    """Decodes tables from JSON. With `validate` it checks the values, because another version may have written them."""
+def _server(document: Table) -> ServerConfig:
+    address = dict(document["address"])
+    return _table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
-    def __init__(self, validate: bool) -> None:
-        self._validate = validate
 
-    def server(self, document: Table) -> ServerConfig:
-        address = dict(document["address"])
-        return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
+def _tables(name: str, document: Tree) -> Tree:
+    """The table [name], or the list of tables [[name]]; not for [[server]]. Raises NotUnderstood."""
+    model = model_of_table(name)
+    if model is None:
+        raise NotUnderstood(f"there is no [{name}] any more")
+    if isinstance(document, list):
+        return tuple(_table(model, each) for each in document)
+    return _table(model, document)
 
-    def decode_table(self, name: str, document: Tree) -> Tree:
-        """Decode the table [name], or the list of tables [[name]]; not for [[server]]. Raises NotUnderstood."""
-        model = model_of_table(name)
-        if model is None:
-            raise NotUnderstood(f"there is no [{name}] any more")
-        return self._frozen_value(model, document)
 
-    def _table(self, kind: type[Kind], document: Table) -> Kind:
-        sections = sections_of(kind)
-        values = {name: self._frozen_value(sections.get(name), value) for name, value in document.items()}
-        for name in values.keys() - kind.keys_of.keys():
-            raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
-        made = kind.unchecked(values)
-        for name in kind.keys_of.keys() - vars(made).keys():
-            raise NotUnderstood(f"{kind.__name__} needs {name!r} now")
-        findings: list[Finding] = []
-        if self._validate and validated(kind, values, findings) is None:
-            found = (
-                f"{'.'.join(map(str, each.path))!r} in {kind.__name__}: {each.message}" for each in findings
-            )
-            raise NotUnderstood("; ".join(found))
-        return made
-
-    def _frozen_value(self, kind: type[Section] | None, value: Tree) -> Tree:
-        if isinstance(value, list):
-            return tuple(self._frozen_value(kind, each) for each in value)
-        if isinstance(value, dict):
-            return FrozenDict(value) if kind is None else self._table(kind, value)
-        return value
+def _table(kind: type[Kind], document: Table) -> Kind:
+    findings: list[Finding] = []
+    made = validated(kind, document, findings)
+    if made is None:
+        found = (f"{dotted(each.path)!r} in {kind.__name__}: {each.message}" for each in findings)
+        raise NotUnderstood("; ".join(found))
+    return made
 
 
 def _mark(document: Table) -> Mark:

@@ -45,7 +45,8 @@ from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
-from ..active_configuration import ConfigurationLoadResult, ReaderFailed
+from ..active_configuration import ConfigurationLoadResult
+from ..configuration_reader import ReaderFailed
 from .changing_verbs import check_pool_file_limit, expired_certificate_error
 from .verb import Call, Operation, VerbContext, error_of_kind, items
 

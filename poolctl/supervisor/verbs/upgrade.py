@@ -23,7 +23,7 @@ from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 
-from ..active_configuration import ReaderFailed
+from ..configuration_reader import ReaderFailed
 from ..takeover.state_store import encoded
 from .reload import Reload
 from .verb import Call, VerbContext, items

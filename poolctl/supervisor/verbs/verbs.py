@@ -18,7 +18,7 @@ from poolctl.json_form import Table
 from poolctl.platform import user_name
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 
-from ..active_configuration import ReaderFailed
+from ..configuration_reader import ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
 from .reload import ConfigurationDrift, Reload

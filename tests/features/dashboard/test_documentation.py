@@ -21,7 +21,7 @@ def test_example_is_valid(real_pool: RealPool) -> None:
 
 def test_table_has_every_key_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", TEXT, re.MULTILINE))
-    assert set(rows) == set(Dashboard.keys_of)
+    assert set(rows) == set(Dashboard.model_fields)
     default = Dashboard()
     assert rows["bind"] == f'`"{default.bind}"`'
     assert rows["hosts"] == f"`{list(default.hosts)}`"

@@ -837,7 +837,7 @@ def test_disks_of_logs_elsewhere_are_checked_once(
     machine.context.servers = [SimpleNamespace(log=SimpleNamespace(path=path)) for path in logs]
     machine.context.config = SimpleNamespace(tables=Tables())
     assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
-    machine.context.config = SimpleNamespace(tables=Tables(events=EventsTable.unchecked({"path": "/disk/e"})))
+    machine.context.config = SimpleNamespace(tables=Tables(events=EventsTable(path="/disk/e")))
     machine.context.servers = []
     assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
     machine.context.config = None

@@ -416,7 +416,8 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     assert f"{tls} h2,http/1.1 no-tls-tickets\n" in configuration.text()
     assert "tune.ssl.cachesize 0\n" in configuration.text()
     http1 = made(
-        settings=settings._replace(table=settings.table.with_values(http2=False)), listeners=listeners[:1]
+        settings=settings._replace(table=settings.table.model_copy(update={"http2": False})),
+        listeners=listeners[:1],
     )
     assert f"{tls} http/1.1 no-tls-tickets\n" in http1.text()
     open_to_all = made(listeners=[listeners[0]._replace(certificates=certificates[:1])])
@@ -427,7 +428,7 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     assert "maxconn 7" in section(configuration, "listen stream:pg")
     check(configuration, tmp_path)
     trusting = made(
-        settings=settings._replace(table=settings.table.with_values(trusted_proxies=("*",))),
+        settings=settings._replace(table=settings.table.model_copy(update={"trusted_proxies": ("*",)})),
         listeners=listeners[:1],
     )
     assert "{ src 0.0.0.0/0 ::/0 }" in trusting.text()

@@ -79,7 +79,7 @@ def test_paths_of_a_file_elsewhere_begin_there(poolctl: Callable[..., Said], tmp
     _, text, _ = poolctl("import", "shop/Procfile")
     for key in ("cwd", "app_dir"):
         assert f'{key} = "{tmp_path}/shop"' in text
-    assert f'env_file = ["{tmp_path}/shop/.env"]' in text
+    assert f'env_file = "{tmp_path}/shop/.env"' in text
 
 
 def test_what_is_missing_on_this_machine_is_a_warning(poolctl: Callable[..., Said], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from poolctl.config import ServerConfig
+from poolctl.config.model.section import keys_of
 from poolctl.features.kubernetes._keys import IGNORED, MAPPED, UNSUPPORTED
 from poolctl.features.kubernetes._objects import _WAIT
 from tests.configuration import server
@@ -98,7 +99,7 @@ def test_files_are_those_of_the_example(poolctl: Any, directory: Path) -> None:
 
 
 def test_each_key_of_a_server_is_in_one_list() -> None:
-    keys = [name for name, key in ServerConfig.keys_of.items() if not key.hidden]
+    keys = [*keys_of(ServerConfig)]
     assert sorted([*MAPPED, *IGNORED, *UNSUPPORTED]) == sorted(keys)
 
 

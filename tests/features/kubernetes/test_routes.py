@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.model.section import validated
+from poolctl.config.model.section import keys_of, validated
 from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.kubernetes._objects import SharedSettings
 from poolctl.features.kubernetes._routes import (
@@ -78,7 +78,7 @@ def export(poolctl: Any, directory: Path) -> Any:
 
 
 def test_each_key_of_a_route_is_in_one_list() -> None:
-    keys = [name for name, key in RouteConfig.keys_of.items() if not key.hidden]
+    keys = [*keys_of(RouteConfig)]
     assert sorted([*ROUTE_MAPPED, *HTTP_ROUTE_ONLY, *ROUTE_IGNORED, *ROUTE_UNSUPPORTED]) == sorted(keys)
 
 

@@ -24,7 +24,7 @@ def test_examples_are_valid(tmp_path: Path, example: str) -> None:
 
 def test_keys_and_defaults_are_those_of_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", TEXT, re.MULTILINE)
-    assert {key for key, _ in rows} == set(OperatorTable.keys_of)
+    assert {key for key, _ in rows} == set(OperatorTable.model_fields)
     defaults = dict(row for row in rows if row[1].startswith('`"'))
     assert defaults == {
         "endpoint": f'`"{OperatorTable().endpoint}"`',

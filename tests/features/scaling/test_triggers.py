@@ -185,7 +185,7 @@ def test_latencies_are_the_quantiles_of_their_names() -> None:
 
 
 def test_each_key_has_a_trigger() -> None:
-    assert list(TRIGGERS) == list(Triggers.keys_of)
+    assert list(TRIGGERS) == list(Triggers.model_fields)
 
 
 def test_docs_describe_each_trigger() -> None:

@@ -152,10 +152,7 @@ class Answering:
         await writer.wait_closed()
 
 
-PROBES = {
-    kind: Probe.with_defaults().with_values(http=f"/{kind}", timeout=60).to_dict()
-    for kind in ("startup", "readiness", "liveness")
-}
+PROBES = {kind: Probe(http=f"/{kind}", timeout=60).to_dict() for kind in ("startup", "readiness", "liveness")}
 START, READY, LIVE = "/startup", "/readiness", "/liveness"
 
 

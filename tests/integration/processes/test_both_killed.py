@@ -176,7 +176,7 @@ def test_frozen_processes_end_too(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
-    frozen = [worker, *(helper(pool, kind) for kind in ("logs", "zygote", "config_reader"))]
+    frozen = [worker, *(helper(pool, kind) for kind in ("logs", "zygote"))]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     kill_both(pool, until)

@@ -156,7 +156,6 @@ KINDS = [
     Kind("supervisor", "supervisor", lambda it: [it.pool.info()["supervisor_pid"]], FullPool.reload),
     Kind("logger", "logs", lambda it: it.own("logger"), FullPool.log),
     Kind("accept", "acceptor", lambda it: it.own("accept"), FullPool.wake),
-    Kind("config", "config_reader", lambda it: it.own("config"), FullPool.reload),
     Kind("web", "web", lambda it: it.own("web"), lambda it: it.serve(it.page)),
     Kind("gateway", HAPROXY, lambda it: it.own("gateway"), lambda it: it.serve(it.gateway)),
     Kind("forwarder", "features.gateway.forwarder", lambda it: it.own("forwarder"), lambda it: it.serve(it.gateway)),
@@ -164,7 +163,7 @@ KINDS = [
     Kind("worker", "worker", lambda it: it.workers, lambda it: it.serve(it.web)),
 ]  # fmt: skip
 # The helpers but for the logger itself, and HAProxy, whose log has another descriptor.
-HELPERS_WITH_PIPE = {"accept", "config", "web", "forwarder"}
+HELPERS_WITH_PIPE = {"accept", "web", "forwarder"}
 
 
 def test_every_part_that_a_pool_runs_is_tried() -> None:

@@ -8,7 +8,7 @@ import resource
 import signal
 from typing import Any
 
-from tests.processes import children, command_line, descriptors, is_alive, lasting_children, stat
+from tests.processes import children, command_line, descriptors, is_alive, stat
 from tests.real_pool import RealPool
 
 LIMITS = """
@@ -54,7 +54,7 @@ def test_the_keeper_is_the_parent_of_everything_and_each_worker_leads_its_sessio
     for pid in pids:
         found = stat(pid)
         assert (found.parent, found.group, found.session) == (keeper, pid, pid)
-    others = [command_line(pid) for pid in lasting_children(keeper) if pid not in pids]
+    others = [command_line(pid) for pid in children(keeper) if pid not in pids]
     assert len(others) == 3, others  # supervisor, logger, zygote
     assert stat(keeper).session == keeper or stat(keeper).session != stat(os.getpid()).session
 
@@ -112,7 +112,7 @@ def test_restarting_leaks_no_descriptor(pool: RealPool, until: Any) -> None:
     known = pool.info()
     pids = [known["keeper_pid"], known["supervisor_pid"]]
     workers = pool.items()["web"]["pids"]
-    pids += [pid for pid in lasting_children(known["keeper_pid"]) if pid not in workers]
+    pids += [pid for pid in children(known["keeper_pid"]) if pid not in workers]
     assert len(pids) == 5  # the supervisor is there twice; logger and zygote
     before = {pid: len(descriptors(pid)) for pid in pids}
     for _ in range(4):

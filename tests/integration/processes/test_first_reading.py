@@ -14,16 +14,20 @@ from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from tests.deadline import wait_until
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import children, command_line, descriptors, stat
+from tests.processes import descriptors, stat
 from tests.real_pool import RealPool
 
-# The process that the first supervisor starts works until a file appears.
+# The disk of the first supervisor answers when a file appears.
 SLOW = """
-import os, sys, time
+import os, sys, threading, time
 
-if "config_reader" in sys.orig_argv:
-    while not os.path.exists({gate!r}):
+def slow(path, *given, **options):
+    while threading.current_thread().name == "poolctl-reader" and not os.path.exists({gate!r}):
         time.sleep(0.01)
+    return opens(path, *given, **options)
+
+if "supervisor" in sys.orig_argv:
+    opens, os.open = os.open, slow
 """
 
 
@@ -32,6 +36,7 @@ class SlowPool:
 
     def __init__(self, pool: RealPool, directory: Path) -> None:
         self.pool = pool
+        pool.warm = False  # a supervisor that is forked runs no such hook
         self._gate = directory / "gate"
         hook = directory / "hook"
         hook.mkdir()
@@ -171,15 +176,3 @@ def test_start_whose_supervisor_is_killed_during_the_reading_fails_and_leaves_no
     assert (code, "the supervisor ended before it answered" in said) == (8, True), said
     wait_until(lambda: not slow.pool.processes())
     assert not [*slow.pool.runtime.glob("*/control.sock")]
-
-
-@pytest.mark.heavy
-def test_start_whose_reader_is_killed_at_work_reads_once_more(slow: SlowPool) -> None:
-    starting = slow.spawn("start")
-    keeper = stat(slow.supervisor()).parent
-    (reader,) = [pid for pid in children(keeper) if "config_reader" in command_line(pid)]
-    os.kill(reader, signal.SIGKILL)
-    slow.open()
-    code, said = ended(starting)
-    assert code == 0, said
-    assert slow.pool.items()["web"]["ready"]

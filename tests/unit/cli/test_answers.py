@@ -245,7 +245,7 @@ def test_item_of_a_file_is_stopped_or_disabled() -> None:
         ("api",),
     )
     assert (found.uptime_seconds, found.restarts) == (0.0, 0)
-    assert item_of(config.with_values(disabled=True)).state == "disabled"
+    assert item_of(config.model_copy(update={"disabled": True})).state == "disabled"
 
 
 def test_program_without_a_port_is_not_exposed() -> None:

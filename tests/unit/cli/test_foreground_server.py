@@ -179,7 +179,9 @@ def test_program_has_its_listener_from_3_on_and_none_of_the_pools_own_variables(
 
 
 def test_program_that_is_gone_ends_the_process_with_the_shells_status(port: int) -> None:
-    server = prepare_single_server(*request("users"), "run").with_values(command=("/no/such/program",))
+    server = prepare_single_server(*request("users"), "run").model_copy(
+        update={"command": ("/no/such/program",)}
+    )
 
     def become() -> None:
         ForegroundServer.with_open_listeners(server).become("worker")
@@ -202,7 +204,7 @@ def test_app_is_run_by_its_interpreter_with_specification_listeners_and_more(
     (directory / "pool.toml").write_text(
         f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "json:loads"\n'
     )
-    server = prepare_single_server(*request("web"), "run").with_values(python=str(python))
+    server = prepare_single_server(*request("web"), "run").model_copy(update={"python": str(python)})
 
     def become() -> None:
         one, other = socket.socketpair()

@@ -430,7 +430,7 @@ def test_the_paths_of_a_server_from_elsewhere_still_lead_there(
         "name": "x",
         "bind": f"unix:{directory}/more/x.sock",
         "app": "a:b",
-        "env_file": [f"{directory}/more/.env"],
+        "env_file": f"{directory}/more/.env",
         "cwd": f"{directory}/more",
         "app_dir": f"{directory}/more",
     }

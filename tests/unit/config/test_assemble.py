@@ -95,11 +95,11 @@ def test_paths_are_taken_from_the_file_that_holds_them(tmp_path: Path) -> None:
 def test_origin_names_file_and_line_of_every_key(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text("[defaults]\nstop_timeout = 3\n" + SERVER + "http.loop = 'asyncio'\n")
     (tmp_path / "prod.yaml").write_text("server:\n- name: web\n  listen: :80\n")
-    (server,) = PoolConfig.load([tmp_path / "base.toml", tmp_path / "prod.yaml"], {})
-    assert server.origin is not None
-    assert server.origin["stop_timeout"] == f"{tmp_path}/base.toml:2"
-    assert server.origin["bind"] == f"{tmp_path}/prod.yaml:3"
-    assert server.origin["http.loop"] == f"{tmp_path}/base.toml:7"
+    config = PoolConfig.load([tmp_path / "base.toml", tmp_path / "prod.yaml"], {})
+    origin = config.origin_of(config[0]) or {}
+    assert origin["stop_timeout"] == f"{tmp_path}/base.toml:2"
+    assert origin["bind"] == f"{tmp_path}/prod.yaml:3"
+    assert origin["http.loop"] == f"{tmp_path}/base.toml:7"
 
 
 def test_origin_of_a_value_that_yaml_repeats_is_where_it_is_repeated(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_origin_of_a_value_that_yaml_repeats_is_where_it_is_repeated(tmp_path: P
         "- name: b\n  bind: :2\n  app: a:b\n  restart: *r\n"
         "- <<: *a\n  name: c\n  bind: :3\n  restart:\n    <<: *r\n    window: 8\n"
     )
-    _, b, c = PoolConfig.load([tmp_path / "pool.yaml"], {})
+    _, b, c = config = PoolConfig.load([tmp_path / "pool.yaml"], {})
     file = f"{tmp_path}/pool.yaml"
     keys = ("app", "restart.policy", "restart.window")
-    assert [(b.origin or {})[key] for key in keys] == [f"{file}:11", f"{file}:12", f"{file}:12"]
-    assert [(c.origin or {})[key] for key in keys] == [f"{file}:13", f"{file}:16", f"{file}:18"]
+    assert [(config.origin_of(b) or {})[key] for key in keys] == [f"{file}:11", f"{file}:12", f"{file}:12"]
+    assert [(config.origin_of(c) or {})[key] for key in keys] == [f"{file}:13", f"{file}:16", f"{file}:18"]
 
 
 def test_all_problems_of_all_files_are_reported_in_the_files_order(tmp_path: Path) -> None:
@@ -310,12 +310,6 @@ def test_name_among_the_defaults_names_no_server(tmp_path: Path) -> None:
     assert [server.name for server in config] == []
 
 
-def test_origins_are_equal_so_that_equal_servers_are() -> None:
-    assert Origins([], [], {}) == Origins([], [], {})
-    assert (Origins([], [], {}) == 3) is False
-    assert Origins([], [], {}).of("nobody") == {}
-
-
 def test_place_of_a_key_is_that_of_the_last_file_that_has_it(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("[defaults]\nstop_timeout = 1\n" + SERVER)
     (tmp_path / "b.toml").write_text(
@@ -351,11 +345,10 @@ def test_certificate_of_the_defaults_is_an_origin_of_servers_that_ask_for_it(tmp
         '[defaults.tls]\ncert = "c.pem"\n'
         '[[server]]\nname = "plain"\nbind = ":1"\n[[server]]\nname = "asks"\nbind = ":2"\ntls = true\n'
     )
-    plain, asks = load_text(tmp_path, text)
-    assert plain.origin is not None
-    assert asks.origin is not None
-    assert not any(key.startswith("tls") for key in plain.origin)
-    assert asks.origin["tls.cert"] == f"{tmp_path}/pool.toml:2"
+    config = load_text(tmp_path, text)
+    plain, asks = (config.origin_of(each) or {} for each in config)
+    assert not any(key.startswith("tls") for key in plain)
+    assert asks["tls.cert"] == f"{tmp_path}/pool.toml:2"
 
 
 def test_text_that_replaces_a_file_is_read_instead(tmp_path: Path) -> None:

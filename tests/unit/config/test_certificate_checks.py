@@ -19,7 +19,7 @@ from poolctl.config.checks.certificate_checks import (
     certificate_validity,
     check_certificates,
 )
-from poolctl.config.model.section import TLSConfig
+from poolctl.config.model.server_tables import TLSConfig
 from tests.certificates import certificate
 
 NOW = datetime.datetime.now(datetime.UTC)

@@ -220,7 +220,7 @@ def test_reference_works_in_a_command_and_in_defaults(tmp_path: Path) -> None:
     found = with_resolved_references(config)
     assert found[-1].command == ("c", "--to=8081", "{port}")
     assert {each.env["USERS"] for each in found} == {"http://localhost:8081"}
-    assert found[-1].given == config[-1].given | {"env"}
+    assert found[-1].model_fields_set == config[-1].model_fields_set | {"env"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 from poolctl.config import ServerConfig, json_schema
 from poolctl.config.model.pool_tables import model_of_table
 from poolctl.config.rules.json_schema import INTERPOLATED
-from poolctl.config.values.plain import INTERNAL
 
 SCHEMA = json_schema()
 TABLES: dict[str, Any] = SCHEMA["$defs"]
@@ -33,7 +32,7 @@ def test_every_reference_leads_somewhere(table: str, key: str) -> None:
 
 def test_schema_has_the_models_keys_and_no_others() -> None:
     server = set(TABLES["Server"]["properties"])
-    assert server == (set(ServerConfig.keys_of) - INTERNAL) | {"listen", "workers"}
+    assert server == set(ServerConfig.keys_in_files())
     assert set(TABLES["Defaults"]["properties"]) == server - {"name"}
     assert TABLES["Server"]["required"] == ["name"]
     assert set(TABLES["Pool"]["properties"]) == {"name", "port_range", "handlers"}
@@ -89,9 +88,9 @@ def test_variable_may_stand_for_a_number_a_truth_value_or_a_choice(
 def test_the_short_forms_are_allowed() -> None:
     server = TABLES["Server"]["properties"]
     assert {"type": "boolean"} in server["tls"]["anyOf"]
-    assert {"enum": ["no", "on-failure", "always"]} in server["restart"]["anyOf"]
+    assert {"type": "string", "enum": ["no", "on-failure", "always"]} in server["restart"]["anyOf"]
     assert {"type": "string"} in server["depends_on"]["items"]["anyOf"]
-    assert {"type": "string"} in server["env_file"]["anyOf"]
+    assert {"type": "string", "minLength": 1, "format": "path"} in server["env_file"]["anyOf"]
     assert TABLES["EnvFile"]["properties"].keys() == {"path", "expand"}
 
 

@@ -199,7 +199,7 @@ def test_server_that_is_added_has_the_defaults_of_the_files(tmp_path: Path) -> N
     table = {"name": "new", "bind": "127.0.0.1:1", "app": "a:b", "cwd": "work", "env": {"B": "${X}"}}
     made = added_server(surroundings, table, str(tmp_path / "more"), {"X": "2"})
     assert (made.stop_timeout, made.env) == (3.0, {"A": "1", "B": "2"})
-    assert (made.cwd, made.origin) == (str(tmp_path / "more" / "work"), None)
+    assert made.cwd == str(tmp_path / "more" / "work")
     with pytest.raises(PoolValidateError) as caught:
         added_server(surroundings, {"name": "new", "bind": "x", "binf": 1}, str(tmp_path), {})
     text = str(caught.value.exceptions)

@@ -12,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
+from poolctl.config.model.server_keys import normalised, relocated
 from poolctl.config.values.normalise import (
     absolute,
     add_derived_values,
     interpolate,
     merged,
     misspelt_placeholders,
-    normalise,
     nul_findings,
-    relocated,
     required_variables,
 )
 from poolctl.config.values.problems import Finding
@@ -155,10 +154,10 @@ def test_escaped_text_is_interpolated_to_itself(value: Any) -> None:
         ("recovery", {}, {}),
         ("health", "/live", {"readiness": {"http": "/live"}}),
         ("health", {"liveness": {}}, {"liveness": {}}),
-        ("depends_on", ["a", {"name": "b"}], ({"name": "a"}, {"name": "b"})),
+        ("depends_on", ["a", {"name": "b"}], [{"name": "a"}, {"name": "b"}]),
         ("depends_on", "a", "a"),
-        ("env_file", ["a", "/b"], ("/base/a", "/b")),
-        ("env_file", "a", ("/base/a",)),
+        ("env_file", ["a", "/b"], ["/base/a", "/b"]),
+        ("env_file", "a", "/base/a"),
         ("env_file", "", ""),
         ("env_file", 5, 5),
         (
@@ -188,18 +187,18 @@ def test_short_form_is_written_out_and_paths_are_those_of_the_file(
     key: str, written: Any, value: Any
 ) -> None:
     findings: list[Finding] = []
-    assert normalise({key: written}, "/base", findings) == {key: value}
+    assert normalised({key: written}, "/base", findings) == {key: value}
     assert findings == []
 
 
 def test_python_of_a_directory_is_that_of_its_virtual_environment(tmp_path: Path) -> None:
-    assert normalise({"python": "."}, str(tmp_path), []) == {"python": str(tmp_path / "bin" / "python")}
+    assert normalised({"python": "."}, str(tmp_path), []) == {"python": str(tmp_path / "bin" / "python")}
 
 
 def test_workers_are_a_scale_with_both_limits() -> None:
     findings: list[Finding] = []
     for workers in (1, 3):
-        assert normalise({"workers": workers}, "/", findings) == {"scale": {"min": workers, "max": workers}}
+        assert normalised({"workers": workers}, "/", findings) == {"scale": {"min": workers, "max": workers}}
     assert findings == []
 
 
@@ -216,7 +215,7 @@ def test_workers_are_a_scale_with_both_limits() -> None:
 )
 def test_contradiction_of_short_forms_has_its_fix(table: dict[str, Any], said: str, hint: str) -> None:
     findings: list[Finding] = []
-    found = normalise(table, "/", findings)
+    found = normalised(table, "/", findings)
     (finding,) = findings
     assert said in finding.message
     assert hint in finding.hint
@@ -225,12 +224,12 @@ def test_contradiction_of_short_forms_has_its_fix(table: dict[str, Any], said: s
 
 
 def test_listen_is_another_name_of_bind() -> None:
-    assert normalise({"listen": ":1"}, "/", []) == {"bind": ":1"}
+    assert normalised({"listen": ":1"}, "/", []) == {"bind": ":1"}
 
 
 def test_key_of_the_model_alone_is_unknown_in_a_file() -> None:
     findings: list[Finding] = []
-    assert normalise({"base_dir": "/x", "cwd": "/y"}, "/", findings) == {"cwd": "/y"}
+    assert normalised({"base_dir": "/x", "cwd": "/y"}, "/", findings) == {"cwd": "/y"}
     assert [(each.path, each.message, each.found) for each in findings] == [
         (("base_dir",), "unknown key 'base_dir'", "'/x'")
     ]
@@ -253,7 +252,7 @@ def test_server_that_moves_to_another_directory_keeps_its_paths() -> None:
     assert relocated(table, "/old", "/old/.") == table
     moved = relocated(table, "/old", "/new")
     assert moved == {
-        **table, "env_file": ["/old/x.env"], "cwd": "/old", "app_dir": "/old",
+        **table, "env_file": "/old/x.env", "cwd": "/old", "app_dir": "/old",
     }  # fmt: skip
     program = relocated({"command": ["x"], "cwd": "sub"}, "/old", "/new")
     assert program == {"command": ["x"], "cwd": "/old/sub"}

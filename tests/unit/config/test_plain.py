@@ -1,4 +1,4 @@
-"""Validated tables are plain values: a process that only uses them does without what validates."""
+"""Values that need no model: limits, texts from the environment, frozen tables, addresses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.config import ServerConfig, load
+from poolctl.config import ServerConfig
 from poolctl.config.values.plain import (
     BadValue,
     FrozenDict,
@@ -27,51 +27,6 @@ from poolctl.config.values.plain import (
     truth_if_interpolated,
     values_in,
 )
-
-FILE = """
-[pool]
-name = "shop"
-[metrics]
-[events]
-keep = 2
-[[server]]
-name = "web"
-bind = "127.0.0.1:8081"
-app = "shop:app"
-tls = { cert = "a.pem", password_env = "KEY" }
-health = "/ready"
-restart = "always"
-scale = { min = 1, max = 3 }
-env = { A = 1 }
-tags = ["api"]
-"""
-USES = """
-import pickle, sys
-servers, tables = pickle.load(open(sys.argv[1], "rb"))
-server = servers[0]
-assert server.health.readiness.http == "/ready"
-assert server.with_values(name="other").name == "other"
-assert server.at(server.address.with_port(9)).bind == "127.0.0.1:9"
-assert pickle.loads(pickle.dumps(server)) == server
-assert server.to_dict()["restart"]["policy"] == "always"
-assert tables.to_dict()["events"] == tables.by_name()["events"].to_dict()
-from poolctl.config import conflicts, dependency_findings, named_addresses, secret_variable_names
-conflicts([(name, address) for name, address in named_addresses(tables)])
-assert secret_variable_names(servers, tables) == {"KEY"}
-assert not list(dependency_findings(servers))
-found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
-assert not found, found
-"""
-
-
-def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_path: Path) -> None:
-    (tmp_path / "pool.toml").write_text(FILE)
-    config = load(tmp_path / "pool.toml", {})
-    assert not config.problems
-    (tmp_path / "values").write_bytes(pickle.dumps(([*config], config.tables)))
-    command = [sys.executable, "-c", USES, str(tmp_path / "values")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

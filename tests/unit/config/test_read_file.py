@@ -38,7 +38,7 @@ from poolctl.config.files.read_file import (
     read_text,
     variables_named_by_env_keys,
 )
-from poolctl.config.model.section import EnvFile
+from poolctl.config.model.server_tables import EnvFile
 from poolctl.errors import PoolValidateError, ServerError
 from poolctl.platform import user_name
 from tests.config_files import SERVER, told

@@ -13,7 +13,7 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.config.files.read_file import variables_named_by_env_keys
 from poolctl.config.loader import load
-from poolctl.config.model.section import Section, model_of
+from poolctl.config.model.section import Section
 from poolctl.config.values.secrets import MASK, is_secret, masked, masked_file_text
 from poolctl.errors import PoolValidateError
 
@@ -31,10 +31,10 @@ tls = { cert = "c", key = "k", password_env = "G" }
 
 
 def env_keys(model: Any, prefix: str = "") -> Iterator[str]:
-    for name in model.keys_of:
+    for name, field in model.model_fields.items():
         if name.endswith("_env"):
             yield prefix + name
-        annotation = model_of(model).model_fields[name].annotation
+        annotation = field.annotation
         for inner in (annotation, *getattr(annotation, "__args__", ())):
             if isinstance(inner, type) and issubclass(inner, Section):
                 yield from env_keys(inner, f"{prefix}{name}.")

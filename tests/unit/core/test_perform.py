@@ -881,7 +881,7 @@ def started(stage: Stage) -> None:
 def test_hook_that_a_reload_takes_out_while_it_waits_is_not_run(stage: Stage) -> None:
     stage.order(stage.core.start, stage.web)
     assert stage.under_way() == [], "its dependency does not run"
-    stage.order(stage.core.change, stage.web, stage.web.config.with_values(hooks=None), live=True)
+    stage.order(stage.core.change, stage.web, stage.web.config.model_copy(update={"hooks": None}), live=True)
     stage.order(stage.core.start, stage.db)
     stage.finish("open", "place", "ready")
     stage.finish("open", "place", "ready")

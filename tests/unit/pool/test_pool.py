@@ -381,7 +381,10 @@ def test_names_of_the_package_are_those_of_the_api(name: str) -> None:
 @pytest.mark.slow
 def test_a_server_costs_the_pool_at_most_150_bytes() -> None:
     base = config("s", "127.0.0.1:1")
-    many = [base.at(base.address.with_port(port)).with_values(name=f"s{port}") for port in range(1, 5_001)]
+    many = [
+        base.at(base.address.with_port(port)).model_copy(update={"name": f"s{port}"})
+        for port in range(1, 5_001)
+    ]
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -482,7 +485,11 @@ def test_stopped_server_stays_stopped_and_a_failed_one_is_tried_again_when_it_di
     runner.script.clear()
     runner.log.clear()
     pool.apply_sync(
-        [servers[0].with_values(stop_timeout=1), servers[1].with_values(stop_timeout=1), *servers[2:]]
+        [
+            servers[0].model_copy(update={"stop_timeout": 1}),
+            servers[1].model_copy(update={"stop_timeout": 1}),
+            *servers[2:],
+        ]
     )
     assert states(pool) == {
         "stopped": "stopped",

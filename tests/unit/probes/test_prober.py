@@ -746,7 +746,7 @@ def test_program_runs_with_the_servers_user_and_the_groups_of_its_user_or_the_on
 
     async def scenario() -> None:
         probed = Probed(exec=["sh", "-c", "echo $(id -u) $(id -g) $(id -G); exit 1"])
-        server = probed.server.with_values(user=f"daemon:{group}" if group else "daemon")
+        server = probed.server.model_copy(update={"user": f"daemon:{group}" if group else "daemon"})
         probed.prober = probed.make(server)
         probed.prober.start(probed.results.append)
         _, _, found = (await probed.verdict()).rpartition(": ")

@@ -318,14 +318,14 @@ def test_renewed_certificate_is_used_by_new_handshakes_and_an_unusable_one_is_re
         worker.reload_tls(server)  # nothing to renew yet
         await stage.started()
         new_cert, new_key = certificate(tmp_path, "new")
-        renewed = server.with_values(tls=TLSConfig(cert=str(new_cert), key=str(new_key)))
+        renewed = server.model_copy(update={"tls": TLSConfig(cert=str(new_cert), key=str(new_key))})
         worker.reload_tls(renewed)
         assert await shown(stage.port) == new_cert.read_text()
         with pytest.raises(ServerError, match="its certificates cannot be used") as caught:
-            worker.reload_tls(server.with_values(tls=TLSConfig(cert=str(cert), key=str(new_key))))
+            worker.reload_tls(server.model_copy(update={"tls": TLSConfig(cert=str(cert), key=str(new_key))}))
         assert (caught.value.name, caught.value.bind) == ("web", server.bind)
         assert await shown(stage.port) == new_cert.read_text()
-        worker.reload_tls(server.with_values(tls=False))
+        worker.reload_tls(server.model_copy(update={"tls": False}))
         await stage.close()
 
     run(scenario())
@@ -425,7 +425,7 @@ def test_client_authority_that_a_renewal_replaces_is_no_longer_trusted(tmp_path:
         stage = Stage(tls=requiring(first[0]))
         stage.worker.start([stage.listener])
         assert await answer_to(first, stage.port) == "hello"
-        stage.worker.reload_tls(stage.worker.server.with_values(tls=requiring(second[0])))
+        stage.worker.reload_tls(stage.worker.server.model_copy(update={"tls": requiring(second[0])}))
         assert await answer_to(second, stage.port) == "hello"
         with pytest.raises((OSError, EOFError)):
             await answer_to(first, stage.port)

@@ -25,9 +25,7 @@ from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call, VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
-from tests.helper_keeper import executing_helpers
 from tests.manual_clock import ManualClock
-from tests.temporary_directory import temporary_directory
 from tests.unit.runners.scripted_runner import SlowRunner
 
 
@@ -36,8 +34,7 @@ class Files(ActiveConfiguration):
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
         keeper: Any = None
-        directory = temporary_directory(self)  # for the log of a reader, which `add` starts
-        reader = ConfigurationReader(executing_helpers(directory))
+        reader = ConfigurationReader()
         super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {}, reader)
         self.written = list(servers)
         self.wrong: list[ErrorEntry] = []

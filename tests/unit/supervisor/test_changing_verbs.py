@@ -619,7 +619,7 @@ def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_exp
         await desk.ask("start")
         entry.observed.certificate_ends = now + 1000
         assert expired_certificate_error(entry, entry.config, now) is not None
-        assert expired_certificate_error(entry, entry.config.with_values(tls=False), now) is None
+        assert expired_certificate_error(entry, entry.config.model_copy(update={"tls": False}), now) is None
         for ends in (None, now, now - 1):
             entry.observed.certificate_ends = ends
             assert expired_certificate_error(entry, entry.config, now) is None, ends

@@ -19,7 +19,6 @@ from poolctl.keeper import pool_files
 from poolctl.keeper.spawn import CompanionSpec
 from poolctl.runners.local.output_pipes import LOGGER
 from poolctl.supervisor import launch as launching
-from poolctl.supervisor.active_configuration import CONFIG_READER
 from poolctl.supervisor.launch import (
     LaunchedKeeper,
     forget_servers_to_run,
@@ -121,7 +120,7 @@ def test_helpers_that_the_keeper_starts_run_like_those_that_replace_them(pool: P
     pool.env[pool_paths.ACCESS_LOG_VARIABLE] = "1"
     pool.launch()
     started = dict(zip(keeper.plan["begun"], keeper.companions, strict=True))
-    for kind, arguments in ((CONFIG_READER, []), (LOGGER, [str(pool.directory)])):
+    for kind, arguments in ((LOGGER, [str(pool.directory)]),):
         companion = started[kind.entry]
         assert companion.argv == [*kind.argv, *arguments]
         assert companion.output == f"{pool.directory}/{kind.name}.log"

@@ -38,7 +38,6 @@ from poolctl.supervisor.verbs.verb import VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
 from tests.deadline import wait_until
-from tests.helper_keeper import executing_helpers
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 
@@ -407,9 +406,7 @@ class DeskWithFiles(Desk):
         file.write_text(text)
         link: Any = None
         store = store or StateStore(link, str(directory))
-        files = ActiveConfiguration(
-            [str(file)], str(directory), store, {}, ConfigurationReader(executing_helpers(str(directory)))
-        )
+        files = ActiveConfiguration([str(file)], str(directory), store, {}, ConfigurationReader())
         resolved = await files.read_without_activating()
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
@@ -585,7 +582,7 @@ def test_successor_knows_what_its_predecessor_has_read(tmp_path: Path) -> None:
         desk = await DeskWithFiles.begun(tmp_path, store=store)
         store.save(desk.core.entries, desk.files.take_unsaved(desk.core))
         desk.file.write_text(WEB + EXTRA)
-        reader = ConfigurationReader(executing_helpers(str(tmp_path)))
+        reader = ConfigurationReader()
         left = StateStore(link, str(tmp_path))
         successor = ActiveConfiguration([str(desk.file)], str(tmp_path), left, {}, reader)
         assert [server.name for server in await successor.take_over() or ()] == ["web"]

@@ -23,7 +23,7 @@ import pytest
 from poolctl import ServerConfig, __version__, bootstrap
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
-from poolctl.config.model.section import Health, Probe
+from poolctl.config.model.server_tables import Health, Probe
 from poolctl.control import pool_lock
 from poolctl.control.answers import Result
 from poolctl.control.client import Client, SupervisorEnded, messages_async, read_exit
@@ -36,13 +36,11 @@ from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
-from poolctl.runners.helper_process import Helper, HelperOwner, HelperProcess, Helpers
 from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import Exit, Placement
-from poolctl.supervisor import feature_parts, supervisor
-from poolctl.supervisor.active_configuration import CONFIG_READER
+from poolctl.supervisor import configuration_reader, feature_parts, supervisor
 from poolctl.supervisor.supervisor import (
     HeldLock,
     RuntimeFiles,
@@ -386,7 +384,7 @@ def whole(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeSu
 def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: WholeSupervisor) -> None:
     whole.directory.chmod(0o755)
     whole.begin()
-    assert whole.reader.asked == [(["/srv/pool.toml"], None, False, True)]
+    assert whole.reader.asked == [(["/srv/pool.toml"], None, False)]
     (site,) = whole.sites
     assert (site.keeper_pid, site.open_files, site.environments) == (KEEPER_PID, (100, 200), {})
     assert (site.directory, site.logs_directory) == (str(whole.directory), str(whole.state / "logs"))
@@ -459,7 +457,7 @@ def test_successor_takes_the_configuration_over_and_its_workers(
     whole.runner = Survivors(survivor(server))
     whole.took_over(server, web("other"))
     whole.begin()
-    assert (whole.reader.asked, whole.reader.is_closed) == ([], True)
+    assert whole.reader.asked == []
     assert whole.keeper.did("put") == []
     assert "adopted 1 workers" in caplog.text
     whole.pass_time(0.1)
@@ -579,7 +577,6 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     assert [order["op"] for order in whole.keeper.did("last", "end")] == ["last", "end"]
     assert pool_files.read_left_state(str(whole.directory))["servers"] == {"web": {"desired": "run"}}
     assert whole.events() == []
-    assert whole.reader.is_closed
 
 
 def open_files() -> list[str]:
@@ -624,7 +621,6 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
         "last", "end",
     ]  # fmt: skip
     assert [event for event, *_ in whole.events()] == ["supervisor started", "supervisor ended"]
-    assert whole.reader.is_closed
 
 
 def test_supervisor_waits_for_the_keeper_to_hear_of_its_end_for_fifteen_seconds(
@@ -677,7 +673,7 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole.pass_time(0.2)
     assert whole.ask("ping")["build"] == "12ab"
     whole.pass_time(100)
-    names = feature_parts.modules()
+    names = [*configuration_reader.modules(), *feature_parts.modules()]
     imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
     assert whole.late == [("health watched", 0.0), *imports, ("memory released", 10.0)]
     assert whole.end() == 0
@@ -771,38 +767,6 @@ def test_exits_that_the_keeper_reports_reach_the_runner_in_order(whole: WholeSup
     whole.keeper.send("exit", pid=3)
     whole.pass_time()
     assert reported == [1, 2, 3]
-    assert whole.end() == 0
-
-
-def test_exit_reported_before_the_helpers_are_made_is_known_while_the_files_are_read(
-    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pid = KEEPER_PID + 1
-    link, theirs = wire.pair()
-    meta = {"pid": pid, "start": None, "mark": __version__}
-    whole.keeper.keeper.store.put(CONFIG_READER.entry, meta, [link.detach()])
-    made: list[Helper[HelperProcess]] = []
-    whole.runner.handle_exit_report = lambda report: None
-
-    def make_reader(helpers: Helpers) -> Reader:
-        made.append(helpers.add(CONFIG_READER, HelperOwner(), HelperProcess))
-        monkeypatch.setattr(whole.reader, "adopt", made[0].adopt)
-        return whole.reader
-
-    monkeypatch.setattr(supervisor, "ConfigurationReader", make_reader)
-    whole.reader.may_read = asyncio.Event()
-    whole.begin(hello=False)
-    whole.keeper.send("exit", pid=pid, status=None, signal=signal.SIGKILL)
-    whole.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
-    whole.pass_time()
-    process = made[0].process
-    assert process is not None
-    found = whole.loop.run_until_complete(process.wait_briefly_for_exit())
-    assert found is not None
-    assert found.signal == signal.SIGKILL
-    theirs.close()
-    whole.reader.may_read.set()
-    whole.pass_time()
     assert whole.end() == 0
 
 

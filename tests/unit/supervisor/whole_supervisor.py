@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Reading, Tables
+from poolctl.config import Configuration, Reading, Tables
 from poolctl.control import pool_lock
 from poolctl.control.answers import Result
 from poolctl.control.client import messages_async
@@ -63,30 +63,18 @@ class Reader:
         self.reading = Reading({}, servers=list(servers), tables=tables or Tables(), **more)
         self.may_read: asyncio.Event | None = None
         self.asked: list[Any] = []
-        self.is_closed = False
 
-    async def read(
-        self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
-    ) -> tuple[int, Reading]:
-        self.asked.append((list(files), env, access_log, first))
+    async def read(self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool) -> Reading:
+        self.asked.append((list(files), env, access_log))
         if self.may_read is not None:
             await self.may_read.wait()
-        return len(self.asked), self.reading
+        return self.reading
 
-    async def check_external(self, number: int, names: Collection[str]) -> Any:
+    async def check_external(self, configuration: Configuration, names: Collection[str]) -> Any:
         return [], []
 
     async def origins(self, *given: Any) -> dict[str, Any]:
         return {}
-
-    async def adopt(self) -> None:
-        pass
-
-    def end(self) -> None:
-        self.is_closed = True
-
-    def close(self) -> None:
-        self.is_closed = True
 
 
 class KeeperEnd(LinkHandler):
@@ -253,7 +241,7 @@ class WholeSupervisor:
         monkeypatch.setattr(logging, "shutdown", lambda: self.note("log closed"))
         monkeypatch.setattr(supervisor, "FeatureParts", Parts)
         monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
-        monkeypatch.setattr(supervisor, "ConfigurationReader", lambda helpers: self.reader)
+        monkeypatch.setattr(supervisor, "ConfigurationReader", lambda: self.reader)
         monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *given: self.hangs.append(given))
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))

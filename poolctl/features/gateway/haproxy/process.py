@@ -23,7 +23,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from poolctl.config.model.section import Log
+from poolctl.config.model.server_tables import Log
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
@@ -68,7 +68,7 @@ _MOST_OUTPUT_BYTES = 256 * 1024
 _BACKENDS = 2  # the kind of proxies in "show stat"
 _PROMPT = b"\n> "  # ends a response in a session
 _MOST_ANSWERED_BYTES = 2**30
-_LIMITS = Log.unchecked({"max_size": MAX_SIZE_BYTES, "keep": 1})
+_LIMITS = Log(max_size=MAX_SIZE_BYTES, keep=1)
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -357,9 +357,7 @@ class HaproxyProcesses:
         pipes = [self._output.create_log_pipe("[gateway]", log.path, "raw", _LIMITS)]
         if setup.access_log:
             form = "raw" if setup.access_log == "json" else "text"
-            pipes.append(
-                self._output.create_log_pipe("[gateway]", self._access_log, form, Log.with_defaults())
-            )
+            pipes.append(self._output.create_log_pipe("[gateway]", self._access_log, form, Log()))
         printed = memory_file("haproxy-output", b"")
         try:
             with socket.socket(socket.AF_UNIX) as runtime:

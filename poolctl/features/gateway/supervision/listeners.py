@@ -71,7 +71,7 @@ def certificates_from_json(rows: Iterable[Table]) -> tuple[Certificate, ...]:
             CertificateContents(
                 tuple(row["names"]), row["settings"], [each.encode("latin-1") for each in row["contents"]]
             ),
-            TLSConfig.unchecked(row["tls"]),
+            TLSConfig(**row["tls"]),
         )
         for row in rows
     )

@@ -1,1 +1,0 @@
-"""The process that reads configuration files, and validates servers, for the supervisor."""

@@ -1,0 +1,221 @@
+"""Files are read in a thread, which is given up if the disk does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolctl
+from poolctl.config import Configuration, Reading, Surroundings
+from poolctl.errors import PoolValidateError
+from poolctl.supervisor import configuration_reader
+from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
+
+WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\ntags = ["${TAG:-none}"]\n'
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    async def bounded() -> Any:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(bounded())
+
+
+async def read(*files: Path, env: dict[str, str] | None = None) -> Reading:
+    return await ConfigurationReader().read([str(file) for file in files], env, access_log=False)
+
+
+def test_files_are_read_with_the_variables_given_and_problems_have_their_places(tmp_path: Path) -> None:
+    good, bad = tmp_path / "pool.toml", tmp_path / "bad.toml"
+    good.write_text(WEB)
+    bad.write_text("[[server]]\nbinf = 1\n")
+    reading = run(read(good, env={"TAG": "secret"}))
+    assert ([each.name for each in reading.servers], reading.problems) == (["web"], [])
+    assert reading.servers[0].tags == ("secret",)
+    problems = run(read(bad)).problems
+    assert {(each["file"], each["line"]) for each in problems} == {(str(bad), 1), (str(bad), 2)}
+    assert "there is no such file" in str(run(read(tmp_path / "none.toml")).problems)
+
+
+def test_of_several_files_the_one_of_each_server_is_named(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(WEB)
+    other.write_text(WEB.replace("web", "api").replace("9001", "9002"))
+    assert run(read(one, other)).files == {"web": str(one), "api": str(other)}
+    assert run(read(one)).files == {}
+
+
+def test_what_is_outside_is_looked_at_for_the_servers_asked_about(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB + 'env_file = "missing.env"\n')
+
+    async def scenario() -> None:
+        configuration = (await read(file)).configuration
+        assert configuration is not None
+        problems, warnings = await ConfigurationReader().check_external(configuration, ["web"])
+        assert "missing.env" in problems[0].message
+        assert await ConfigurationReader().check_external(configuration, []) == ([], warnings)
+
+    run(scenario())
+
+
+def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_are_raised(
+    tmp_path: Path,
+) -> None:
+    around = Surroundings({"tags": ["all"]}, str(tmp_path))
+    table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app"}
+    reader = ConfigurationReader()
+    assert run(reader.server_of_table(around, table, str(tmp_path), None)).tags == ("all",)
+    with pytest.raises(PoolValidateError) as refused:
+        run(reader.server_of_table(around, {**table, "no_such_key": 1}, str(tmp_path), None))
+    assert "unknown key 'no_such_key'" in str(refused.value)
+
+
+def test_places_of_keys_are_known_until_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader, marks = ConfigurationReader(), (await read(file)).marks
+        found = await reader.origins([str(file)], None, marks, ["web", "added"])
+        assert found.keys() == {"web"}
+        assert (found["web"] or {})["tags"] == f"{file}:5"
+        file.write_text("\n" + WEB)
+        assert await reader.origins([str(file)], None, marks, ["web"]) == {}
+
+    run(scenario())
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk that does not answer before the event is set."""
+    answers, load = threading.Event(), configuration_reader.load
+
+    def slow(*given: Any, **options: Any) -> Configuration:
+        answers.wait(30)
+        return load(*given, **options)
+
+    monkeypatch.setattr(configuration_reader, "load", slow)
+    yield answers
+    answers.set()
+
+
+def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
+    tmp_path: Path, disk: threading.Event
+) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(stalled_seconds=0.3)
+        with pytest.raises(ReaderFailed) as failed:
+            await reader.read([str(file), "more.toml"], None, access_log=False)
+        assert str(failed.value) == f"{file} and more.toml cannot be read: nothing was read for 0.3 s"
+        assert failed.value.result.exit_code == 8
+        disk.set()
+        assert len((await reader.read([str(file)], None, access_log=False)).servers) == 1
+
+    run(scenario())
+
+
+def test_reading_that_works_is_waited_for_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = configuration_reader.load
+
+    def works(*given: Any, **options: Any) -> Configuration:
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            sum(range(1000))
+        return load(*given, **options)
+
+    monkeypatch.setattr(configuration_reader, "load", works)
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+    reader = ConfigurationReader(stalled_seconds=1.0)
+    assert len(run(reader.read([str(file)], None, access_log=False)).servers) == 1
+
+
+def test_cancelled_reading_leaves_the_way_free_for_the_next_one(
+    tmp_path: Path, disk: threading.Event
+) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader = ConfigurationReader()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await reader.read([str(file)], None, access_log=False)
+        disk.set()
+        assert len((await reader.read([str(file)], None, access_log=False)).servers) == 1
+
+    run(scenario())
+
+
+def test_error_that_nobody_expected_and_another_version_on_disk_are_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **options: Any) -> Configuration:
+        raise ImportError("no library here")
+
+    monkeypatch.setattr(configuration_reader, "load", broken)
+    with pytest.raises(ReaderFailed, match="no library here"):
+        run(read(tmp_path / "pool.toml"))
+    monkeypatch.setattr("poolctl.bootstrap.installed_version", lambda: "99.1.2")
+    with pytest.raises(ReaderFailed) as failed:
+        run(read(tmp_path / "pool.toml"))
+    assert str(failed.value) == f"poolctl 99.1.2 is installed, and this pool runs {poolctl.__version__}"
+    assert (failed.value.installed, failed.value.hint) == ("99.1.2", "poolctl upgrade")
+
+
+REPLACED = """
+import asyncio, importlib, sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from pathlib import Path
+
+from poolctl.supervisor import configuration_reader
+
+for name in configuration_reader.modules():
+    importlib.import_module(name)
+(file,) = map(Path, sys.argv[1:])
+# From now on nothing can be imported but the standard library.
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
+library = str(Path(asyncio.__file__).parents[1])
+sys.path[:] = [library, f"{library}/lib-dynload"]
+reader = configuration_reader.ConfigurationReader()
+reading = asyncio.run(reader.read([str(file)], {}, access_log=False))
+assert (len(reading.servers), reading.problems) == (1, []), reading.problems
+asyncio.run(reader.check_external(reading.configuration, ["web"]))
+"""
+EVERYTHING = """
+[pool]
+name = "shop"
+[metrics]
+[events]
+[operator]
+bind = "127.0.0.1:8080"
+trusted = ["10.0.0.0/8"]
+[[notify]]
+type = "command"
+command = ["true"]
+[kubernetes]
+image = "shop"
+"""
+
+
+@pytest.mark.slow
+def test_files_are_read_after_every_package_has_been_removed(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(EVERYTHING + WEB)
+    done = subprocess.run([sys.executable, "-c", REPLACED, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
