@@ -27,8 +27,9 @@ def command_named(name: str) -> Any:
 
 
 def spellings(command: Any) -> list[str]:
-    """The spellings of its options."""
-    return [spelling for param in command.params for spelling in param.opts if spelling.startswith("-")]
+    """The spellings of the options in its help."""
+    shown = [param for param in command.params if not getattr(param, "hidden", False)]
+    return [spelling for param in shown for spelling in param.opts if spelling.startswith("-")]
 
 
 def parsed(words: Sequence[str]) -> Any:

@@ -23,7 +23,7 @@ FILES = {"bash": "poolctl.bash", "zsh": "_poolctl", "fish": "poolctl.fish"}
 # Lines whose last word is being completed, and the words that are offered for it.
 OFFERED = [
     ("sta", {"start", "status", "stacks"}),
-    ("rou", {"routes"}),  # not in --help
+    ("undr", {"undrain"}),  # not in --help
     ("-c pool.toml lis", {"list"}),
     ("help lis", {"list"}),
     ("start us", {"users"}),
