@@ -87,7 +87,7 @@ def objects_of(
     labels = {POOL: pool.name, SERVER: server.name}
     port = server.address.port if server.listens else None
     if port is not None:
-        server = server.at(parse(f"0.0.0.0:{port}"))
+        server = server.at(parse(f"0.0.0.0:{port}")).model_copy(update={"expose": server.expose})
     config = {_CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
     variables = added_environment(server)
     config_name = _with_digest(f"{pool.name}-{server.name}", config)

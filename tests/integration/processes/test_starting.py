@@ -36,7 +36,7 @@ def test_ps_shows_what_each_process_is_for(pool: RealPool, free_port: Any, until
         file.write(f'\n[dashboard]\nbind = "127.0.0.1:{free_port()}"\n')
     pool.ok("start")
     names = {"poolctl-keeper", "poolctl-superv.", "poolctl-logger", "poolctl-zygote", "poolctl-web", "web"}
-    until(lambda: process_names(pool) - {"poolctl-config"} == names)
+    until(lambda: process_names(pool) == names)
 
 
 def test_a_command_substitution_returns(pool: RealPool) -> None:
