@@ -91,8 +91,10 @@ from .server import (
     handle_in_process,
     order_stop,
     resting_dependencies,
+    seconds,
     with_port,
 )
+from .server import stop as stop_in_order
 
 Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
@@ -566,11 +568,11 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
         self._started = False
-        return self._stop_with_runner(super()._stop(timeout))
+        return self._stop_with_runner(self._chosen()[0], seconds(timeout))
 
-    async def _stop_with_runner(self, stop: Coroutine[None, None, None]) -> None:
+    async def _stop_with_runner(self, servers: Sequence[Server], limit: float | None) -> None:
         try:
-            await stop
+            await stop_in_order(servers, limit)
         finally:
             if self._shared.runner is not None:
                 from poolctl.runners.embedded_runner import ProcessRunner  # loaded, if it is one

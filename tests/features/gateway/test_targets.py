@@ -83,7 +83,7 @@ def test_urls_are_used_unless_a_probe_a_machine_or_a_command_says_otherwise() ->
     all_ = route(A, B, C)
     stage = FiguresStage(all_)
     assert serving(stage, all_) == [A, B, C]
-    stage.targets.probes = {A: FoundTarget(DOWN, "status 503")}
+    stage.targets.probed = {A: FoundTarget(DOWN, "status 503")}
     stage.targets.machines = {B: MachineState(host=B, state=MachineState.STOPPED)}
     assert serving(stage, all_) == [C]
     stage.hosts.drain(C)
@@ -98,7 +98,7 @@ def test_targets_whose_machine_is_not_known_yet_wait_and_others_come_first() -> 
     stage = FiguresStage(both)
     stage.targets.unknown = {A}
     assert (serving(stage, both), stage.found(both)[A].state) == ([B], STARTING)
-    stage.targets.probes = {B: FoundTarget(DOWN, "status 503")}
+    stage.targets.probed = {B: FoundTarget(DOWN, "status 503")}
     stage.hosts.drain(B)
     assert (serving(stage, both), stage.found(both)[B].state) == ([A], DOWN), (
         "a drained one that fails is down"

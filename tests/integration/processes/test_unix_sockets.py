@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import http.client
 import os
@@ -130,7 +131,8 @@ def test_socket_file_of_a_killed_pool_is_replaced_with_the_rights_of_the_next(po
     path = write(pool, socket_owner="nobody")
     pool.ok("start")
     for pid in pool.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ends with the others
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not pool.processes())
     assert access(path) == ("0666", "nobody", "nogroup")
     write(pool, socket_mode="0600")

@@ -488,7 +488,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._update()
 
     async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
-        self.targets.probes = self.probes.targets
+        self.targets.probed = self.probes.targets
         self.targets.machines = self.machines.states if self.machines is not None else {}
         routes = self.routes.routes
         facts = self.targets.facts()

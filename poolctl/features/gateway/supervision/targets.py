@@ -80,7 +80,7 @@ class Targets:
         self.hosts = hosts
         self.counts = counts
         self.routes: tuple[AnyServedRoute, ...] = ()
-        self.probes: Mapping[str, Target] = {}  # what the probes of URLs have found
+        self.probed: Mapping[str, Target] = {}  # what the probes of URLs have found
         self.machines: Mapping[str, MachineState] = {}
         self.unknown: Collection[str] = ()  # targets whose machine is not known yet
         self.unresolved: Collection[str] = ()  # host names whose address is not known
@@ -165,7 +165,7 @@ class Targets:
             return Target(TargetState.DOWN, f"no address is found for {name}")
         if key in self.unknown:
             return Target(TargetState.STARTING)
-        probed = self.probes.get(key, Target(answers=None))
+        probed = self.probed.get(key, Target(answers=None))
         return probed._replace(answers=probed.answers or self._answers.get(key))
 
     def record_results(self, results: Mapping[tuple[str, str], Results]) -> bool:
