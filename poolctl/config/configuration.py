@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from poolctl.config.files.marks import Marks
 from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, secret_variable_names
-from poolctl.config.model.server_keys import ServerConfig, ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import TLSConfig
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
 from poolctl.config.values.normalise import misspelt_placeholders, probe_and_hook_commands
@@ -77,7 +77,7 @@ class Configuration(Sequence[ServerConfig]):
 
         Warnings about files, users and programs are included only if `outside`, which checks those, was called before.
         """
-        found: list[tuple[ServerKeys | None, Finding]] = [*shared_users(self._servers)]
+        found: list[tuple[ServerConfig | None, Finding]] = [*shared_users(self._servers)]
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
             ignored = self._ignored_log_keys(server)
@@ -88,7 +88,7 @@ class Configuration(Sequence[ServerConfig]):
             problems += self.located(rules.warnings(self._servers, self.tables, complete=not self._problems))
         return [*problems, *self._external_warnings]
 
-    def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
+    def located(self, found: Iterable[tuple[ServerConfig | None, Finding]]) -> list[Problem]:
         """Convert findings to problems, with file and line if known.
 
         A finding comes with its server, or with None if it concerns a table other than a server.
@@ -179,7 +179,7 @@ class Configuration(Sequence[ServerConfig]):
         found = ((each, missing_settings(each, handler, tls)) for each in [*self._servers, *self._excluded])
         return [self._located(each, finding) for each, findings in found for finding in findings]
 
-    def _located(self, server: ServerKeys | None, finding: Finding) -> Problem:
+    def _located(self, server: ServerConfig | None, finding: Finding) -> Problem:
         if server is None:
             return problem_of(finding, self._origins.place_in_table(finding.path) if self._origins else None)
         place = self._origins.place(server.name, finding.path) if self._origins else None
@@ -208,7 +208,7 @@ LISTENING = frozenset(
 WATCHING = ("esbuild", "tailwindcss", "@tailwindcss/cli")
 
 
-def missing_settings(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
+def missing_settings(server: ServerConfig, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
     """The problems of a server that has no app, command or handlers, or has `tls = true` without a certificate.
 
     `handler` is true if Python code has set a handler for the pool, `tls` if it has set a default certificate.

@@ -62,21 +62,19 @@ class HelperKind:
 
     `argv` is its command, and `entry` its name in the keeper's store.
 
-    A kind with `on_demand` is started by the first request to it, and again by the first one after its exit; it ends
-    when it has had no request for `idle_seconds`, if set. Any other kind is started at once, and restarted after its
-    exit, with pauses that grow from `first_pause_seconds` to `longest_pause_seconds`. With `overlaps`, it is replaced
-    without a gap: the next process is up before the current one is ordered to end. It is replaced when its settings
-    or its `version` change: that of poolctl, whose code it runs.
+    A kind with `on_demand` is started by the first request to it, and again by the first one after its exit. Any
+    other kind is started at once, and restarted after its exit, with pauses that grow from `first_pause_seconds` to
+    `longest_pause_seconds`. With `overlaps`, it is replaced without a gap: the next process is up before the
+    current one is ordered to end. It is replaced when its settings or its `version` change: that of poolctl, whose
+    code it runs.
     """
 
     name: str
     label: str
     argv: tuple[str, ...]
     entry: str
-    knows_secrets: bool = False  # its environment has the withheld variables, too
     overlaps: bool = True
     on_demand: bool = False
-    idle_seconds: float | None = None
     ready_seconds: float = 30.0
     end_seconds: float = 10.0
     # How a process ends that has outlived keeper and supervisor: see ProcessNote.
@@ -127,16 +125,15 @@ class HelperLog:
         keeper: Link,
         argv: Sequence[str],
         fds: Sequence[int | HasDescriptor],
-        unset_variables: Sequence[str] | None = None,
     ) -> Table:
         """Have the keeper start a program that prints to this log; return its identity: see process_link.spawn."""
         if self._pipes is None or not self._pipes.is_logger_up:
-            known = identity(await spawn(keeper, argv, self.path, fds, unset_variables))
+            known = identity(await spawn(keeper, argv, self.path, fds))
             self.note(known)
             return known
         pipe, write = self._pipes.create_log_pipe(f"[{self._kind.name}]", self.path, "raw", _LIMITS)
         try:
-            known = identity(await spawn(keeper, argv, write, fds, unset_variables))
+            known = identity(await spawn(keeper, argv, write, fds))
         except BaseException:
             self._pipes.discard(pipe)
             raise
@@ -298,7 +295,7 @@ class HelperProcess(HelperChild, LinkHandler):
         ours, theirs = wire.pair()
         try:
             with theirs:
-                known = await log.spawn(keeper, kind.argv, [theirs], () if kind.knows_secrets else None)
+                known = await log.spawn(keeper, kind.argv, [theirs])
         except BaseException:
             ours.close()
             raise
@@ -457,9 +454,7 @@ class Helper(Generic[Child]):
         self._again = False
         self._work: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._idle: asyncio.TimerHandle | None = None
         self._pause_seconds = kind.first_pause_seconds
-        self._requests = 0
         self.failure: Exception | None = None  # the cause of `problem`
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()
@@ -516,19 +511,13 @@ class Helper(Generic[Child]):
 
         Raises LinkLost if it cannot run, or exits before it has answered; Refused if it reports an error.
         """
-        with self._in_use():
-            process = await self.wait_until_up()
-            return await process.ask(message, fds)
+        process = await self.wait_until_up()
+        return await process.ask(message, fds)
 
     def end_process(self) -> None:
         """Have the process exit, if there is one. It is started again when the helper is next needed."""
         if (process := self.release()) is not None:
             process.end()
-
-    def kill_process(self) -> None:
-        """Kill the process, because the request on which it works was given up."""
-        if (process := self.process or self.latest) is not None:
-            kill(process.known)
 
     def stop_attempts(self) -> None:
         """Start and replace no process from now on; the one in use stays. Attempts end soon: see wait_until_settled."""
@@ -572,7 +561,6 @@ class Helper(Generic[Child]):
 
     def release(self) -> Child | None:
         """Return the process in use, and use it no more: its exit is no event then."""
-        self._cancel_idle_end()
         if (process := self.process) is not None:
             self.process = self.latest = None
             self._keeper.send({"op": "drop", "name": self.kind.entry})
@@ -664,13 +652,11 @@ class Helper(Generic[Child]):
         self.process = self.latest = process
         process.exited.add_done_callback(lambda _: self._on_exited(process))
         self._owner.use(process, is_new=is_new)
-        self._schedule_idle_end()
 
     def _on_exited(self, process: Child) -> None:
         if self.process is not process:
             return
         self.process = None
-        self._cancel_idle_end()
         self.restarts += 1
         self._keeper.send({"op": "drop", "name": self.kind.entry})
         message = f"{self.kind.label}'s process has ended"
@@ -711,27 +697,6 @@ class Helper(Generic[Child]):
     def _notify_changed(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-    def _schedule_idle_end(self) -> None:
-        self._cancel_idle_end()
-        if self.kind.idle_seconds is not None and self.process is not None and not self._requests:
-            loop = asyncio.get_running_loop()
-            self._idle = loop.call_later(self.kind.idle_seconds, self.end_process)
-
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        self._requests += 1
-        self._cancel_idle_end()
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            self._schedule_idle_end()
-
-    def _cancel_idle_end(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
 
 
 class Helpers:

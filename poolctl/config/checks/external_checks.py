@@ -23,7 +23,7 @@ from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks import interpreter
 from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env_files
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import EnvFile, TLSConfig
 from poolctl.config.values.normalise import probe_and_hook_commands
 from poolctl.config.values.path_variables import with_absolute_paths
@@ -58,12 +58,12 @@ class ExternalChecks:
         self.withheld = withheld
         self.default_tls = default_tls
         self.now = datetime.now(UTC)
-        self.problems: list[tuple[ServerKeys, Finding]] = []
-        self.warnings: list[tuple[ServerKeys, Finding]] = []
-        self.wsgi: list[tuple[ServerKeys, str]] = []
+        self.problems: list[tuple[ServerConfig, Finding]] = []
+        self.warnings: list[tuple[ServerConfig, Finding]] = []
+        self.wsgi: list[tuple[ServerConfig, str]] = []
         self._seen: dict[Hashable, Found] = {}
 
-    def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
+    def check(self, servers: Sequence[ServerConfig], *, import_apps: bool = False) -> None:
         """Check everything the servers refer to; with `import_apps` also import their apps. Blocks until done."""
         for server in servers:
             self._check_server(server)
@@ -73,12 +73,12 @@ class ExternalChecks:
             troubled = {id(server) for server, _ in self.problems}
             self._check_imports([server for server in servers if id(server) not in troubled])
 
-    def check_env_files(self, server: ServerKeys) -> None:
+    def check_env_files(self, server: ServerConfig) -> None:
         """Check the server's env files and nothing else; add the findings to `problems` and `warnings`."""
         environment = frozenset({**server.address_variables, **server.env}.items())
         self._check_once(server, self._check_env_files, server.env_file, environment, bool(server.user))
 
-    def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
+    def collect_warnings(self, servers: Sequence[ServerConfig]) -> None:
         """Add the servers' warnings, and their unwritable log files, to `warnings`; discard all other problems."""
         known = len(self.problems)
         for server in servers:
@@ -87,7 +87,7 @@ class ExternalChecks:
         self.warnings += [each for each in self.problems[known:] if each[1].path == _LOG_PATH]
         del self.problems[known:]
 
-    def _check_server(self, server: ServerKeys) -> None:
+    def _check_server(self, server: ServerConfig) -> None:
         self._check_once(server, _check_directory, "cwd", server.cwd)
         if server.app_dir != server.cwd:
             self._check_once(server, _check_import_path, "app_dir", server.app_dir)
@@ -103,7 +103,7 @@ class ExternalChecks:
         if server.log.path:
             self._check_once(server, _check_log, server.log.path)
 
-    def _check_programs(self, server: ServerKeys) -> None:
+    def _check_programs(self, server: ServerConfig) -> None:
         commands = [*probe_and_hook_commands(server)]
         if server.command:
             commands.insert(0, (("command",), server.command))
@@ -112,14 +112,14 @@ class ExternalChecks:
             if finding := interpreter.missing_program(server, env, path, words):
                 self.problems.append((server, finding))
 
-    def _environment_of(self, server: ServerKeys) -> dict[str, str]:
+    def _environment_of(self, server: ServerConfig) -> dict[str, str]:
         own = {**self.env, **server.env}
         try:
             return {**self.env, **read_env_files(server, own), **server.env}
         except ServerError:  # reported by `check_env_files`
             return own
 
-    def _check_once(self, server: ServerKeys, check: Callable[..., Found], *at: Hashable) -> None:
+    def _check_once(self, server: ServerConfig, check: Callable[..., Found], *at: Hashable) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive
         if key not in self._seen:
             self._seen[key] = check(*at)
@@ -163,7 +163,7 @@ class ExternalChecks:
 
         return check_certificates(tls, self.env, self.now)
 
-    def _check_interpreters(self, servers: Sequence[ServerKeys]) -> None:
+    def _check_interpreters(self, servers: Sequence[ServerConfig]) -> None:
         using: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
@@ -174,9 +174,9 @@ class ExternalChecks:
         for python, finding in check_interpreters(using):
             self.problems += [(each, finding) for each in apps if each.python == python]
 
-    def _check_imports(self, servers: Sequence[ServerKeys]) -> None:
+    def _check_imports(self, servers: Sequence[ServerConfig]) -> None:
         env = with_absolute_paths(self._inherited_environment())
-        jobs: dict[ImportJob, list[ServerKeys]] = {}
+        jobs: dict[ImportJob, list[ServerConfig]] = {}
         for server in servers:
             target = server.handlers if server.app is None else server.app
             if not isinstance(target, str) or server.command:
@@ -209,7 +209,7 @@ class ExternalChecks:
             self.problems += [(server, finding) for server in jobs[job]]
 
 
-def runs_python_as_root(server: ServerKeys) -> bool:
+def runs_python_as_root(server: ServerConfig) -> bool:
     """Whether root runs the interpreter of the server's application; False for a command, or an unknown user."""
     if os.geteuid() != 0 or server.command or callable(server.app):
         return False
@@ -289,7 +289,7 @@ def _missing_accounts(path: KeyPath, account: str) -> list[Finding]:
 
 
 def check_tables(
-    tables: Tables, env: Mapping[str, str], servers: Sequence[ServerKeys]
+    tables: Tables, env: Mapping[str, str], servers: Sequence[ServerConfig]
 ) -> tuple[list[Finding], list[Finding]]:
     """Problems and warnings of all tables except servers. The path of a finding begins with the table's name.
 

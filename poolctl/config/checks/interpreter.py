@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
-    from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.model.server_keys import ServerConfig
     from poolctl.config.values.problems import Finding, KeyPath
 
 
@@ -173,7 +173,7 @@ def missing_module(missing: str, module: str, app_dir: str, python: str) -> tupl
 
 
 def missing_program(
-    server: ServerKeys,
+    server: ServerConfig,
     env: Mapping[str, str],
     path: KeyPath = ("command",),
     words: Sequence[str] | None = None,

@@ -19,7 +19,7 @@ from poolctl.safe_open import open_to_read
 
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
-    from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.model.server_keys import ServerConfig
     from poolctl.config.model.server_tables import EnvFile
     from poolctl.config.values.problems import Problem, Tree
 
@@ -412,7 +412,7 @@ def default_env_file(base_dir: str) -> tuple[str, ...]:
     return (path,) if os.path.isfile(path) else ()
 
 
-def read_env_files(server: ServerKeys, environment: Mapping[str, str]) -> dict[str, str]:
+def read_env_files(server: ServerConfig, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of a server's env files; later files take precedence. `environment` is the server's without them.
 
     Blocks on the disk. Raises ServerError for a file that cannot be read.

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from poolctl.address import Address
 from poolctl.config.model.section import Section, Table, validated
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.other_tools import OTHER_TABLES
 from poolctl.config.values.problems import Finding, KeyPath, Tree, misspelt, plain_word
 from poolctl.config.values.toml_text import key_text
@@ -182,7 +182,7 @@ class Tables:
 
 
 def secret_variable_names(
-    servers: Iterable[ServerKeys], tables: Tables, defaults: Mapping[str, Tree] | None = None
+    servers: Iterable[ServerConfig], tables: Tables, defaults: Mapping[str, Tree] | None = None
 ) -> frozenset[str]:
     """The variables named by `*_env` keys: they hold secrets of the pool, and are not passed to servers by default."""
     found = set(_env_key_values(defaults or {}))
@@ -208,7 +208,7 @@ def _env_key_values(table: Section | Mapping[str, Tree]) -> Iterator[str]:
 
 
 # The server whose keys the finding concerns; if None, the finding's path starts with a table of the file.
-Located = tuple[ServerKeys | None, Finding]
+Located = tuple[ServerConfig | None, Finding]
 
 
 class NamesOfInvalidServers(NamedTuple):
@@ -249,26 +249,28 @@ class TableRules:
         return {}
 
     def problems(
-        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers
+        self, servers: Iterable[ServerConfig], tables: Tables, unfinished: NamesOfInvalidServers
     ) -> Iterable[Located]:
         """Problems found by comparing the tables with each other and with the servers."""
         return ()
 
-    def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
+    def warnings(
+        self, servers: Iterable[ServerConfig], tables: Tables, *, complete: bool
+    ) -> Iterable[Located]:
         """Problems that do not prevent a start. `complete` is false if invalid servers are missing from `servers`."""
         return ()
 
-    def startup_problems(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[Located]:
+    def startup_problems(self, servers: Iterable[ServerConfig], tables: Tables) -> Iterable[Located]:
         """Problems that prevent a pool of these servers and tables from starting here. Blocks on the disk."""
         return ()
 
     def check(
-        self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
+        self, servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
     ) -> tuple[list[Finding], list[Finding]]:
         """Check files, variables and the like that tables refer to; return (problems, warnings). Blocks on the disk."""
         return [], []
 
-    def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute] | None:
+    def routes(self, servers: Iterable[ServerConfig], tables: Tables) -> Iterable[AnyRoute] | None:
         """Return the routes of servers and tables in order of precedence; None if the subclass defines no routes."""
         return None
 
@@ -303,7 +305,7 @@ def all_rules() -> Iterator[TableRules]:
             yield rules
 
 
-def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...] | None:
+def routes_of(servers: Iterable[ServerConfig], tables: Tables) -> tuple[AnyRoute, ...] | None:
     """The routes of these servers and tables in order of precedence; None for a pool without a gateway."""
     found = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
     routes = [each for each in found if each is not None]
@@ -311,7 +313,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def build_tables(
-    raw: Mapping[str, Tree], findings: list[Finding], servers: Iterable[ServerKeys] = ()
+    raw: Mapping[str, Tree], findings: list[Finding], servers: Iterable[ServerConfig] = ()
 ) -> Tables:
     """The valid tables of the merged files. Problems of invalid tables are added to the findings.
 

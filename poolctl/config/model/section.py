@@ -19,7 +19,7 @@ from poolctl.feature import features
 
 Kind = TypeVar("Kind", bound="Section")
 
-# Whether a table is validated as a part of another one, or by somebody who collects the problems of many.
+# True while `validated` collects the problems of a table: the tables within it leave theirs to it.
 _is_part: ContextVar[bool] = ContextVar("_is_part", default=False)
 
 

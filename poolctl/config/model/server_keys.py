@@ -498,13 +498,9 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
         form = forms.get("bind" if key == "listen" else key)
         # The value of a reference is not known yet.
         if form is not None and form.has_paths and "${" not in str(value):
-            long = form.long(value, base_dir)
-            found[key] = list(long) if isinstance(long, tuple) else long
+            found[key] = form.long(value, base_dir)
     # In `new_dir` their defaults would be different.
     found.setdefault("cwd", base_dir)
     if "command" not in found:
         found.setdefault("app_dir", base_dir)
     return found
-
-
-ServerKeys = ServerConfig

@@ -17,13 +17,13 @@ from typing import NamedTuple, TypeVar
 
 from poolctl.address import Address, find_overlapping_unequal, parse
 from poolctl.config.model.pool_tables import BoundAddress, Tables, rules_of
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.normalise import OPENING
 from poolctl.config.values.plain import address_parts
 from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, shortened_printable
 from poolctl.platform import user_name
 
-Server = TypeVar("Server", bound=ServerKeys)
+Server = TypeVar("Server", bound=ServerConfig)
 
 
 class _TakenAddress(NamedTuple):
@@ -67,12 +67,12 @@ def _spelt(address: Address) -> str:
     return f"{address.key} (IPv4 too)" if address.host == "::" else address.key
 
 
-def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Finding]]:
+def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig, Finding]]:
     """Warnings about servers that share a user in a pool with several users, one for each shared user.
 
     A pool whose servers all run as one user expects no isolation, and gets no warning.
     """
-    by_user: dict[str, list[ServerKeys]] = {}
+    by_user: dict[str, list[ServerConfig]] = {}
     for server in servers:
         by_user.setdefault((server.user or "").partition(":")[0], []).append(server)
     for user, sharing in by_user.items():
@@ -83,7 +83,7 @@ def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Fi
             yield first, Finding(("user",), message, "give each its own user if they must be isolated", user)
 
 
-def os_users_by_server(servers: Iterable[ServerKeys]) -> dict[str, str]:
+def os_users_by_server(servers: Iterable[ServerConfig]) -> dict[str, str]:
     """The name of the user that each server runs as, by the server's name. Accounts with the same uid get one name."""
     names: dict[str, str] = {}
     found: dict[str, str] = {}
@@ -169,7 +169,7 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                 waiting.append(iter(graph.get(step, ())))
 
 
-def maximum_pool_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
+def maximum_pool_stop_seconds(servers: Iterable[ServerConfig], more_seconds: float = 0.0) -> float:
     """Return the maximum time that a stop of all servers in dependency order takes, plus `more_seconds`.
 
     It is the time of the longest chain of dependencies if every server takes its maximum time, and then of what servers
@@ -247,7 +247,7 @@ def reference_findings(
                     yield finding._replace(found=match[0][:60])
 
 
-def with_resolved_references(servers: Iterable[Server], others: Iterable[ServerKeys] = ()) -> list[Server]:
+def with_resolved_references(servers: Iterable[Server], others: Iterable[ServerConfig] = ()) -> list[Server]:
     """The servers, with `${server.NAME.…}` references in `env` and `command` replaced by addresses.
 
     References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays.
@@ -256,7 +256,7 @@ def with_resolved_references(servers: Iterable[Server], others: Iterable[ServerK
     referring = [each for each in servers if next(_texts_with_references(dict(each)), None) is not None]
     if not referring:
         return servers
-    there: list[ServerKeys] = [*others, *servers]
+    there: list[ServerConfig] = [*others, *servers]
     known = {each.name: address_parts(each.expose, each.address) for each in there if not each.address.auto}
     names = {each.name for each in referring}
     return [_with_resolved_references(each, known) if each.name in names else each for each in servers]

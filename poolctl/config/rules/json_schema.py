@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
-from pydantic_core import to_jsonable_python
 
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
 from poolctl.config.model.section import Section, Table
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.plain import MOST_WORKERS
 from poolctl.config.values.problems import Tree
 from poolctl.feature import features
-from poolctl.units import format_duration, format_size
 
 Schema = dict[str, Tree]
 
@@ -21,7 +17,7 @@ Schema = dict[str, Tree]
 class _Generator(GenerateJsonSchema):
     def encode_default(self, dft: Tree) -> Tree:
         # A table that is left out is a table without keys.
-        return {} if isinstance(dft, Section) else to_jsonable_python(dft)
+        return {} if isinstance(dft, Section) else super().encode_default(dft)
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,7 +26,6 @@ INTERPOLATED = {
     "pattern": r"\$\{",
     "description": "A variable of the environment, expanded when the file is read.",
 }
-FORMATS: dict[str, Callable[..., str]] = {"seconds": format_duration, "bytes": format_size}
 
 
 def json_schema() -> Schema:
@@ -38,13 +33,13 @@ def json_schema() -> Schema:
     tables: dict[str, type[Table]] = MODELS | {
         name: each.load(part) for each in features() for name, part in each.tables.items()
     }
-    models: list[type[Section]] = [ServerKeys, PoolSettings, *tables.values()]
+    models: list[type[Section]] = [ServerConfig, PoolSettings, *tables.values()]
     _, schema = models_json_schema([(each, "validation") for each in models], schema_generator=_Generator)
     definitions: dict[str, Schema] = schema["$defs"]
     for table in definitions.values():
         for name, key in table.get("properties", {}).items():
             _complete(name, key, definitions)
-    server = definitions.pop(ServerKeys.__name__)
+    server = definitions.pop(ServerConfig.__name__)
     _add_other_names(server["properties"])
     definitions["Server"] = {**server, "title": "Server"}
     definitions["Defaults"] = {
@@ -95,8 +90,6 @@ def _complete(name: str, key: Schema, definitions: dict[str, Schema]) -> None:
             key["unit"] = part.pop("unit")
     if key.get("default") is None:
         key.pop("default", None)
-    elif key.get("unit") in FORMATS and not isinstance(key["default"], str):
-        key["default"] = FORMATS[key["unit"]](key["default"])
     _allow_interpolation(key)
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from poolctl.config.model.pool_tables import Located, Tables
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.problems import Finding, KeyPath
 from poolctl.routing.context import KEY_CHARACTERS, without_keys
 from poolctl.routing.route import Route, StreamRoute
@@ -55,7 +55,7 @@ _PEM = {
 }
 
 
-def refusals(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
+def refusals(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Located]:
     """Report what HAProxy refuses in the gateway, its routes and its streams. Blocks while HAProxy runs."""
     gateway = tables.get(GatewayConfig)
     if gateway is None or program_problem(program := program_path(gateway.program)):
@@ -244,7 +244,7 @@ def _listener(number: int, table: GatewayListener) -> HaproxyListener:
     )
 
 
-def _addresses(servers: Iterable[ServerKeys]) -> ServerAddresses:
+def _addresses(servers: Iterable[ServerConfig]) -> ServerAddresses:
     listening = [each for each in servers if each.listens]
     return ServerAddresses(
         {each.name: Endpoint.of_server(each.address.key, bool(each.tls)) for each in listening},
@@ -252,6 +252,6 @@ def _addresses(servers: Iterable[ServerKeys]) -> ServerAddresses:
     )
 
 
-def _keys(servers: Iterable[ServerKeys]) -> dict[str, str]:
+def _keys(servers: Iterable[ServerConfig]) -> dict[str, str]:
     """Keys as long as those by which applications recognize requests of the gateway."""
     return {each.name: "0" * KEY_CHARACTERS for each in servers if not each.command}

@@ -13,7 +13,7 @@ from poolctl.config.checks.certificate_checks import certificate_names, check_ce
 from poolctl.config.checks.external_checks import check_socket_owner, check_user
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import Probe, TLSConfig
 from poolctl.config.values.normalise import account_findings, no_socket_file
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
@@ -65,7 +65,7 @@ _HTTPS = ("https://", "https+h2://")
 
 
 def route_problems(
-    servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers = NONE
+    servers: Iterable[ServerConfig], tables: Tables, unfinished: NamesOfInvalidServers = NONE
 ) -> Iterator[Located]:
     """Report the errors in [gateway], the routes and the streams, including routes from servers' labels and `expose`.
 
@@ -498,7 +498,7 @@ def _overriding_route(
     return None
 
 
-def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterator[Located]:
+def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete: bool) -> Iterator[Located]:
     """Warnings about routes that do not work as expected, or are not served at all.
 
     If `complete` is false, servers may be missing because of errors: routes with an unknown target are skipped.
@@ -578,7 +578,7 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: Gateway
 
 
 def check_program_and_certificates(
-    servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
+    servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Return errors and warnings about certificates and users, with full key paths; and warnings about HAProxy.
 
@@ -616,7 +616,7 @@ def check_program_and_certificates(
     return problems, [*warnings, *_missing_certificate_warnings(tables, servers, names)]
 
 
-def _shared_user_warnings(user: str, servers: Iterable[ServerKeys]) -> Iterator[Finding]:
+def _shared_user_warnings(user: str, servers: Iterable[ServerConfig]) -> Iterator[Finding]:
     """Yield a warning if servers run as the user, or "user:group", that HAProxy of a pool of root changes to."""
     name = user.partition(":")[0]
     if sharing := [each.name for each in servers if each.user and each.user.partition(":")[0] == name]:
@@ -633,7 +633,7 @@ def _check_user(user: str) -> tuple[list[Finding], list[Finding]]:
     return problems, warnings
 
 
-def startup_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
+def startup_problems(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Located]:
     """Report HAProxy if it cannot run on this machine, and limits that it does not have."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
@@ -664,7 +664,7 @@ def _password_problems(gateway: GatewayConfig) -> Iterator[Finding]:
 
 
 def _program_problems(
-    servers: Iterable[ServerKeys], gateway: GatewayConfig, tables: Tables
+    servers: Iterable[ServerConfig], gateway: GatewayConfig, tables: Tables
 ) -> Iterator[Located]:
     """Report a HAProxy that cannot run, at the first table that needs it: a route, a stream or a proxied server."""
     if problem := program_problem(program_path(gateway.program)):
@@ -710,7 +710,7 @@ def _names_of(tls: TLSConfig) -> list[str]:
 
 
 def _missing_certificate_warnings(
-    tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
+    tables: Tables, servers: list[ServerConfig], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
     """Report hosts of routes for which a listener has no certificate.
 

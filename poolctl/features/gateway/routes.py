@@ -11,7 +11,7 @@ from typing import NamedTuple
 from poolctl.address import parse
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import validated
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import Probe
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import FrozenDict, Interpolated
@@ -66,12 +66,12 @@ class WrittenRoute(NamedTuple):
     alias: str
     config: RouteConfig | None
     key: KeyPath
-    server: ServerKeys | None = None
+    server: ServerConfig | None = None
     reason: str = ""
     problems: tuple[Finding, ...] = ()
 
 
-def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
+def routes_of(servers: Iterable[ServerConfig], tables: Tables) -> tuple[AnyRoute, ...]:
     """All routes of the pool in order of precedence; empty for a pool without a gateway.
 
     A route without enabled targets, or with a taken alias or host and path, becomes an ExcludedRoute with the reason.
@@ -142,15 +142,15 @@ def is_outside(target: str) -> bool:
 class ServerIndex:
     """An index of the pool's servers by name and by tag."""
 
-    def __init__(self, servers: Iterable[ServerKeys]) -> None:
-        self.by_name: dict[str, ServerKeys] = {}
-        self.by_tag: dict[str, list[ServerKeys]] = {}
+    def __init__(self, servers: Iterable[ServerConfig]) -> None:
+        self.by_name: dict[str, ServerConfig] = {}
+        self.by_tag: dict[str, list[ServerConfig]] = {}
         for server in servers:
             self.by_name[server.name] = server
             for tag in server.tags:
                 self.by_tag.setdefault(tag, []).append(server)
 
-    def servers_or_none_if_outside(self, target: str) -> list[ServerKeys] | None:
+    def servers_or_none_if_outside(self, target: str) -> list[ServerConfig] | None:
         """The servers with this name or tag (an empty list if unknown); None for an address outside the pool."""
         if target.startswith(TAG):
             return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
@@ -159,7 +159,7 @@ class ServerIndex:
         server = self.by_name.get(target)
         return [] if server is None else [server]
 
-    def servers_of(self, route: RouteConfig) -> list[ServerKeys]:
+    def servers_of(self, route: RouteConfig) -> list[ServerConfig]:
         """The servers that the route leads to."""
         return [server for target in route.to for server in self.servers_or_none_if_outside(target.to) or ()]
 
@@ -233,7 +233,7 @@ def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
     return found
 
 
-def _route_of_labels(server: ServerKeys, defaults: dict[str, Tree]) -> WrittenRoute:
+def _route_of_labels(server: ServerConfig, defaults: dict[str, Tree]) -> WrittenRoute:
     table: dict[str, Tree] = {}
     for name, text in server.labels.items():
         if not name.startswith(PREFIX):
@@ -264,18 +264,18 @@ def _route_of_labels(server: ServerKeys, defaults: dict[str, Tree]) -> WrittenRo
     return WrittenRoute(label, None if own else config, ("labels",), server, reason, tuple(problems))
 
 
-def kind_without_address(server: ServerKeys) -> str:
+def kind_without_address(server: ServerConfig) -> str:
     """The kind of a server without an address, for messages: "a job" or "a program without a port"."""
     return "a job" if server.job else "a program without a port"
 
 
 def _validated_route(
-    table: dict[str, Tree], server: ServerKeys, findings: list[Finding]
+    table: dict[str, Tree], server: ServerConfig, findings: list[Finding]
 ) -> RouteConfig | None:
     return validated(RouteConfig, {**table, "to": (server.name,)}, findings)
 
 
-def _public_host_and_path(server: ServerKeys) -> tuple[str, str] | None:
+def _public_host_and_path(server: ServerConfig) -> tuple[str, str] | None:
     """Return host and path of the URL `expose`; None for localhost, an IP address, or the server's own host or port."""
     scheme, separator, rest = server.expose.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
@@ -379,7 +379,7 @@ def _excluded(written: WrittenRoute, reason: str) -> ExcludedRoute:
     return ExcludedRoute(alias=written.alias, reason=reason, host=host, provider=provider)
 
 
-def _port_of(server: ServerKeys) -> StreamRoute:
+def _port_of(server: ServerConfig) -> StreamRoute:
     """The stream that forwards the port of a proxied server to its processes, without time limits."""
     times = Timeouts(connect=_CONNECT_SECONDS, head=0.0, idle=0.0)
     return StreamRoute(

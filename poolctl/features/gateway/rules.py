@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 from poolctl.address import parse
 from poolctl.config.model.pool_tables import BoundAddress, Located, TableRules, Tables
 from poolctl.config.model.section import Table, validated
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, KeyPath, Tree
 
@@ -91,7 +91,7 @@ class GatewayRules(TableRules):
     check = staticmethod(check_program_and_certificates)
     routes = staticmethod(routes_of)
 
-    def startup_problems(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
+    def startup_problems(self, servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Located]:
         from .refusals import refusals  # late: it is needed only where the pool is started
 
         servers = list(servers)

@@ -30,7 +30,7 @@ from poolctl.units import format_duration
 from ._value_types import Duration, Host, OutsideProbe, RoutePath, ServiceName, ServiceUrl, Weight
 
 if TYPE_CHECKING:
-    from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.model.server_keys import ServerConfig
 
 
 MOST_SERVICES = 10_000
@@ -410,7 +410,7 @@ Registered = tuple[RegistrationRequest, bool]
 
 def with_registrations(
     routes: Sequence[AnyRoute],
-    servers: Iterable[ServerKeys],
+    servers: Iterable[ServerConfig],
     tables: Tables,
     registered: Iterable[Registered],
 ) -> tuple[AnyRoute, ...]:

@@ -30,7 +30,6 @@ from poolctl.config.checks.external_checks import (
     unwritable_file_findings,
 )
 from poolctl.config.model.pool_tables import MetricsTable, TableRules, Tables
-from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath
 from tests.config_files import SERVER, load_text
@@ -461,7 +460,7 @@ class Rules(TableRules):
     """Rules that find something outside the files."""
 
     def check(
-        self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
+        self, servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
     ) -> tuple[list[Finding], list[Finding]]:
         assert ([each.name for each in servers], env) == (["web"], {"A": "1"})
         return [Finding(("metrics",), "wrong", "")], [Finding(("metrics",), "doubtful", "")]

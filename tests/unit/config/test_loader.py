@@ -12,7 +12,7 @@ import pytest
 from poolctl import PoolConfig
 from poolctl.config import Surroundings, TLSConfig, added_server, load, loader
 from poolctl.config.model.pool_tables import Located, MetricsTable, NamesOfInvalidServers, TableRules, Tables
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.problems import Finding
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
@@ -244,7 +244,7 @@ class Rules(TableRules):
         self.asked: list[tuple[list[str], NamesOfInvalidServers]] = []
 
     def problems(
-        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: NamesOfInvalidServers
+        self, servers: Iterable[ServerConfig], tables: Tables, unfinished: NamesOfInvalidServers
     ) -> Iterator[Located]:
         self.asked.append(([each.name for each in servers], unfinished))
         yield next(iter(servers)), Finding(("bind",), "is not right", "change it")

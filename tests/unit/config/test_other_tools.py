@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.config.model.pool_tables import file_tables
-from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.other_tools import OTHER_TABLES, OTHER_TOOLS
 from poolctl.config.values.problems import plain_word, reset_suggestions, unknown_key
 from poolctl.feature import FEATURES
@@ -99,12 +99,12 @@ ALIKE = {"stopsignal", "Restart", "SocketMode", "Sockets", "User", "UMask", "tim
 
 def hint_for(key: str) -> str:
     reset_suggestions()
-    return unknown_key((key,), ServerKeys.keys_in_files(), "").hint
+    return unknown_key((key,), ServerConfig.keys_in_files(), "").hint
 
 
 @pytest.mark.parametrize("keys", KEYS)
 def test_no_key_of_another_tool_gets_a_key_that_is_not_similar(keys: str) -> None:
-    known = ServerKeys.keys_in_files()
+    known = ServerConfig.keys_in_files()
     hints = {key: hint_for(key) for key in keys.split() if key not in known}
     proposed = {key for key, hint in hints.items() if hint.startswith(("similar", "did you mean"))}
     assert proposed <= ALIKE
@@ -190,7 +190,7 @@ def test_each_key_has_one_fix_in_its_table_and_none_is_a_key_of_ours() -> None:
         words = [word for text in fixes.values() for word in text.split()]
         assert sorted(words) == sorted({*words}), table
         assert all(word == plain_word(word) for word in words), table
-    known = {plain_word(key) for key in ServerKeys.keys_in_files()}
+    known = {plain_word(key) for key in ServerConfig.keys_in_files()}
     assert not known & {word for text in OTHER_TOOLS[""].values() for word in text.split()}
 
 

@@ -404,38 +404,6 @@ def test_request_to_a_process_that_ends_as_soon_as_it_is_up_fails() -> None:
     staged(work, ASKED)
 
 
-def test_unused_process_ends_so_long_after_its_last_request() -> None:
-    async def work(stage: Stage) -> None:
-        asked = asyncio.ensure_future(stage.helper.ask({"t": "question"}))
-        await stage.up()
-        await asyncio.sleep(50)
-        question = stage.keeper.heard()[-1]
-        await stage.keeper.say({"id": question["id"]})
-        await asked
-        await asyncio.sleep(9.9)
-        assert stage.helper.process is not None, "it was in use for a while"
-        await asyncio.sleep(0.2)
-        assert (stage.helper.process, stage.keeper.heard()[-1]) == (None, {"t": "end"})
-        assert (stage.helper.restarts, stage.owner.events) == (0, [])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("poolctl.runners.process_link.kill", lambda known: None)
-        staged(work, replace(ASKED, idle_seconds=10.0))
-
-
-def test_adopted_process_that_nobody_needs_ends_too() -> None:
-    async def work(stage: Stage) -> None:
-        ours, theirs = wire.pair()
-        stage.keeper.ends.append(theirs)
-        stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
-        await stage.helper.adopt()
-        assert stage.helper.pid == 1 << 23
-        await asyncio.sleep(10.1)
-        assert stage.helper.pid == 0
-
-    staged(work, replace(ASKED, idle_seconds=10.0))
-
-
 # Processes that are executed.
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,7 @@ from poolctl.errors import PoolValidateError
 from poolctl.supervisor import configuration_reader
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
 
-WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\ntags = ["${TAG:-none}"]\n'
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    async def bounded() -> Any:
-        async with asyncio.timeout(30):
-            return await work
-
-    return asyncio.run(bounded())
+from .test_active_configuration import WEB, run
 
 
 async def read(*files: Path, env: dict[str, str] | None = None) -> Reading:
@@ -80,19 +72,21 @@ def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_ar
     assert "unknown key 'no_such_key'" in str(refused.value)
 
 
-def test_places_of_keys_are_known_until_the_file_changes(tmp_path: Path) -> None:
-    file = tmp_path / "pool.toml"
-    file.write_text(WEB)
+def test_places_of_keys_are_known_until_the_file_changes(file: Path) -> None:
+    marks = run(read(file)).marks
+    found = run(ConfigurationReader().origins([str(file)], None, marks, ["web", "added"]))
+    assert found.keys() == {"web"}
+    assert found["web"]["tags"] == f"{file}:5"
+    file.write_text("\n" + WEB)
+    assert run(ConfigurationReader().origins([str(file)], None, marks, ["web"])) == {}
 
-    async def scenario() -> None:
-        reader, marks = ConfigurationReader(), (await read(file)).marks
-        found = await reader.origins([str(file)], None, marks, ["web", "added"])
-        assert found.keys() == {"web"}
-        assert (found["web"] or {})["tags"] == f"{file}:5"
-        file.write_text("\n" + WEB)
-        assert await reader.origins([str(file)], None, marks, ["web"]) == {}
 
-    run(scenario())
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file of a pool."""
+    found = tmp_path / "pool.toml"
+    found.write_text(WEB)
+    return found
 
 
 @pytest.fixture
@@ -110,11 +104,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
-    tmp_path: Path, disk: threading.Event
+    file: Path, disk: threading.Event
 ) -> None:
-    file = tmp_path / "pool.toml"
-    file.write_text(WEB)
-
     async def scenario() -> None:
         reader = ConfigurationReader(stalled_seconds=0.3)
         with pytest.raises(ReaderFailed) as failed:
@@ -128,7 +119,7 @@ def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
 
 
 def test_reading_that_works_is_waited_for_however_long_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = configuration_reader.load
 
@@ -139,18 +130,11 @@ def test_reading_that_works_is_waited_for_however_long_it_takes(
         return load(*given, **options)
 
     monkeypatch.setattr(configuration_reader, "load", works)
-    file = tmp_path / "pool.toml"
-    file.write_text(WEB)
     reader = ConfigurationReader(stalled_seconds=1.0)
     assert len(run(reader.read([str(file)], None, access_log=False)).servers) == 1
 
 
-def test_cancelled_reading_leaves_the_way_free_for_the_next_one(
-    tmp_path: Path, disk: threading.Event
-) -> None:
-    file = tmp_path / "pool.toml"
-    file.write_text(WEB)
-
+def test_cancelled_reading_leaves_the_way_free_for_the_next_one(file: Path, disk: threading.Event) -> None:
     async def scenario() -> None:
         reader = ConfigurationReader()
         with pytest.raises(TimeoutError):

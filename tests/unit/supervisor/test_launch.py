@@ -120,12 +120,11 @@ def test_helpers_that_the_keeper_starts_run_like_those_that_replace_them(pool: P
     pool.env[pool_paths.ACCESS_LOG_VARIABLE] = "1"
     pool.launch()
     started = dict(zip(keeper.plan["begun"], keeper.companions, strict=True))
-    for kind, arguments in ((LOGGER, [str(pool.directory)]),):
-        companion = started[kind.entry]
-        assert companion.argv == [*kind.argv, *arguments]
-        assert companion.output == f"{pool.directory}/{kind.name}.log"
-        assert companion.session
-        assert [*companion.without] == ([] if kind.knows_secrets else [pool_paths.ACCESS_LOG_VARIABLE])
+    companion = started[LOGGER.entry]
+    assert companion.argv == [*LOGGER.argv, str(pool.directory)]
+    assert companion.output == f"{pool.directory}/{LOGGER.name}.log"
+    assert companion.session
+    assert [*companion.without] == [pool_paths.ACCESS_LOG_VARIABLE]
 
 
 def test_lifeline_is_open_here_and_ends_with_the_caller(pool: Pool, keeper: Keeper) -> None:
