@@ -8,6 +8,7 @@ import concurrent.futures
 import os
 import platform
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import (
@@ -998,8 +999,9 @@ class PoolConfig(Configuration):
     ) -> PoolConfig:
         """Load the configuration from files and directories; later files override earlier files.
 
-        `env` (default: the process's) resolves `${VAR}`. Blocks on the disk. Raises PoolValidateError when a file
-        cannot be read or parsed; problems of single servers are in `.problems`.
+        `env` (default: the process's) resolves `${VAR}`. Servers that name no interpreter run in this one. Blocks on
+        the disk. Raises PoolValidateError when a file cannot be read or parsed; problems of single servers are in
+        `.problems`.
         """
         if env is not None and not isinstance(env, Mapping):
             raise PoolParamError(
@@ -1007,7 +1009,7 @@ class PoolConfig(Configuration):
             )
         config = cls()
         # A PoolConfig has the same attributes as a Configuration.
-        vars(config).update(vars(load(paths, env)))
+        vars(config).update(vars(load(paths, env, python=sys.executable)))
         return config
 
     def _exclude_conflicting(self, servers: list[ServerConfig]) -> list[ServerConfig]:
