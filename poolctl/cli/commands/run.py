@@ -20,11 +20,13 @@ from poolctl.cli.options import Form, NoDeps, Selection, Timeout, Watch, duratio
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.render import printable
 from poolctl.cli.run_session.application import USUAL_PORT, file_of_application, is_application
 from poolctl.cli.run_session.signals import blocked_signals, noted_signals, status_after, stopping_signals
 from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size
 from poolctl.config import ConfigNotFound
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.other_users import refuse_second_pool
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_dir_of_file
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_EXECUTABLE, NOT_FOUND
@@ -123,6 +125,8 @@ def run(
     with _pool_to_run(place, selection, port, command) as (pool, selection):
         selection.selector()  # a mistake in it is reported before anything runs
         _refuse_running(pool)
+        if note := refuse_second_pool(pool.files):
+            sys.stderr.write(f"note: {printable(note)}\n")
         prints_logs = not command and not output
         stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
         with blocked_signals(stop_signals):
