@@ -65,7 +65,7 @@ def find_config(
         return [os.path.normpath(os.path.join(cwd, path)) for path in named]
     for directory in (cwd, *_directories_above(cwd, env)):
         if found := default_file(directory):
-            if directory != cwd and not (_is_own(directory, env) and _is_own(found, env)):
+            if directory != cwd and not (is_own(directory, env) and is_own(found, env)):
                 hint = f"to use that of another user, name it: -c {found}"
                 raise ConfigNotFound(f"no configuration file of your own in {cwd} or above", hint)
             return [found]
@@ -101,8 +101,8 @@ def _device(path: str) -> int:
         return -1
 
 
-def _is_own(path: str, env: Mapping[str, str]) -> bool:
-    """Whether a path belongs to the user, to root or, for root, to the user of sudo."""
+def is_own(path: str, env: Mapping[str, str]) -> bool:
+    """Whether a path belongs to the user, to root or, for root, to the user of sudo ($SUDO_UID)."""
     user = os.geteuid()
     owners = {"0", str(user)} | ({env.get("SUDO_UID", "")} if user == 0 else set())
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,24 @@ def test_a_broken_environment_is_one_problem_that_names_it(tmp_path: Path) -> No
     assert told({}) == []
     file.write_text(SERVER + 'python = "/bin/sh"\n')
     assert told({"VIRTUAL_ENV": "/gone"}) == []
+
+
+def test_variables_come_from_the_environment_and_then_from_env_beside_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(SERVER + 'env_file = []\nenv = { A = "${A}", B = "${B:-b}", C = "${C}" }\n')
+    (tmp_path / ".env").write_text("A=1\nB='2'\nC=3\n")
+    (server,) = load(str(file), {"A": "", "C": "outside"})
+    assert server.env == {"A": "", "B": "2", "C": "outside"}
+    problems = [str(each) for each in load(str(file), {"C": ""}, env_files=False).problems]
+    assert ["variable A is not set" in each for each in problems] == [True]
+    (tmp_path / ".env").write_text('A="1\n')
+    (problem, *_) = load(str(file), {"C": ""}).problems
+    assert f"{tmp_path}/.env:1: " in str(problem)
+    if os.geteuid() == 0:
+        (tmp_path / ".env").write_text("A=1\n")
+        os.chown(tmp_path / ".env", 1234, -1)
+        assert load(str(file), {"C": ""}).problems
+        assert load(str(file), {"C": "", "SUDO_UID": "1234"}).problems == []
 
 
 def test_a_server_written_as_a_file_loads_as_itself(tmp_path: Path) -> None:
