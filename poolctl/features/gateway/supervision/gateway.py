@@ -558,8 +558,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def retire(self, process: HaproxyProcess) -> None:
         if (setup := self._replaced_setup) is not None:
             await self.figures.follow_replaced(Serving(process, setup.configuration.sections))
-        await self.processes.retire(process)
+        # First: from now on their connections would be accepted by nobody.
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
+        await self.processes.retire(process)
 
     def on_lost(self, process: HaproxyProcess) -> None:
         self.processes.fallback, self._setup = self._setup or self.processes.fallback, None
