@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget
-from poolctl.features.gateway.supervision.forwarding import Forwarding, Order, WaitingListeners
+from poolctl.features.gateway.supervision.forwarding import FORWARDER, Forwarding, Order, WaitingListeners
 from poolctl.json_form import to_json
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
@@ -163,6 +165,30 @@ def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
             made.forwarding.apply({KEY: made.await_order(port)})
             await made.forwarding.wait_until_applied()
             made.forwarding.apply({})
+            await made.keeper.wait_for_exits()
+
+    run(work())
+
+
+def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_forwarder(tmp_path: Path) -> None:
+    """A route is removed, and then the supervisor is replaced: neither may cut a WebSocket."""
+
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({KEY: made.await_order(port)})
+            reader, writer = await made.connect()
+            assert await reader.readexactly(4) == b"got "
+            (helper,) = made.environment.helpers
+            process: Any = helper.process
+            made.forwarding.apply({})
+            await until(lambda: helper.process is None)
+            process.link.close()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), FORWARDER.end_seconds + 1.0)
+            writer.write(b"a")
+            writer.write_eof()
+            assert await reader.read() == b"a"
+            writer.close()
             await made.keeper.wait_for_exits()
 
     run(work())
