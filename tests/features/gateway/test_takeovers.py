@@ -16,7 +16,6 @@ from tests.features.gateway.test_wake import open_websocket
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load
 from tests.ports import claim_port
-from tests.processes import is_alive
 from tests.programs import program
 
 __all__ = ["gateway", "newer"]
@@ -117,7 +116,7 @@ command = ["{sys.executable}", "-m", "uvicorn", "echo:app", "--port", "{{port}}"
         gateway.write(ROUTES + slow + dashboard)  # without its route
         gateway.pool.ok("reload")
         assert by(newer, gateway.pool, "upgrade").code == 0
-        gateway.until(lambda: is_alive(gateway.pool.info()["supervisor_pid"]))
+        gateway.until(lambda: {*gateway.named("poolctl-forward")} > {forwarder})
         take_over(gateway)
         assert forwarder in gateway.named("poolctl-forward")
         sock.sendall(b"\x81\x82\0\0\0\0yo")
