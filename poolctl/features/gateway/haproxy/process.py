@@ -301,6 +301,7 @@ class HaproxyProcesses:
                 found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
                 found.up.set()
                 found.watch()
+                found.answered()  # it already runs: the long time for a first answer is not for it
         for pid in await in_daemon_thread(lambda: _pids_of(self.directory)):
             if found is None or pid != found.pid:
                 with contextlib.suppress(OSError):
