@@ -81,10 +81,6 @@ class Forwarding(HelperOwner[ForwarderProcess]):
         if begins_or_ends:
             self._helper.reconcile()
 
-    async def wait_until_applied(self) -> None:
-        """Wait until the forwarder has carried out all orders. Raises LinkLost if it does not run."""
-        await (await self._helper.wait_until_up()).wait_until_performed()
-
     async def adopt(self) -> None:
         """Use the forwarder that an earlier supervisor has left, if there is one. Raises LinkLost."""
         await self._helper.adopt()
