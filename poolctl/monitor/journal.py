@@ -85,7 +85,10 @@ class JournalEvent(NamedTuple):
     def sentence(self) -> str:
         """The change with its cause and consequence, such as `starting → running (restart a)`."""
         what = self._change_text()
-        what = what if what.endswith(self.cause) else f"{what} ({self.cause})"
+        if self.message and self.cause.startswith(self.message):
+            what = what.removesuffix(self.message) + self.cause
+        elif not what.endswith(self.cause):
+            what = f"{what} ({self.cause})"
         return f"{what}; {self.next_step}" if self.next_step else what
 
     @property

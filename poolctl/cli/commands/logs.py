@@ -257,8 +257,10 @@ def _reopen(place: Place) -> Outcome:
 
 
 def _json_line(line: LogLine) -> str:
-    document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "level": line.level or None}
-    document["line"] = line.text
+    document: Table = {"time": line.time, "name": line.name}
+    if line.pid is not None:
+        document["pid"] = line.pid
+    document |= {"level": line.level or None, "line": line.text}
     if line.text.startswith("{"):
         record = parse_record(line.text)
         if record is not None:

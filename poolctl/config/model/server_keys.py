@@ -300,7 +300,7 @@ class ServerConfig(Section, frozen=True):
     @classmethod
     def refuse(cls, data: Mapping[str, Tree], findings: list[Finding]) -> NoReturn:
         name, bind = data.get("name"), data.get("bind", data.get("listen"))
-        who = name if isinstance(name, str) else "the server"
+        who = name if name and isinstance(name, str) else "the server"
         refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
 
     @classmethod

@@ -187,7 +187,7 @@ def test_contradictions_and_unknown_levels_are_usage_errors(
 def test_json_is_lines(poolctl: Command, logs: Path, form: str) -> None:
     documents = [json.loads(line) for line in poolctl("logs", "-o", form).out.splitlines()]
     assert documents[0] == {
-        "time": stamp(NOW - 7200), "name": "users", "pid": None, "level": None, "line": "old users",
+        "time": stamp(NOW - 7200), "name": "users", "level": None, "line": "old users",
     }  # fmt: skip
     assert len(documents) == 4
 

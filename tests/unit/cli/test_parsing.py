@@ -108,6 +108,7 @@ MISTAKES = [
     ("list --json", "error: no such option: --json", "here it is called: -o json"),
     ("start -f x", "error: no such option: -f", "here it is called: -c FILE"),
     ("start -d", "error: no such option: -d", "poolctl start runs servers in the background"),
+    ("restart --force", "error: no such option: --force", "restart replaces every selected process anyway"),
     ("list --all", "error: no such option: --all", "without a selection, every server is meant"),
     ("-n 5 logs", "error: no such option: -n", "poolctl -h"),
     ("start --timeout 3x", "error: --timeout: '3x' is not a duration", "poolctl start -h"),
