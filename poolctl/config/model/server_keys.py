@@ -484,6 +484,9 @@ def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
         table["scale"] = {"min": workers, "max": workers}
     else:
         hint = f"allowed is {WORKERS_ALLOWED}" if number else "expected a whole number"
+        if workers in ("auto", "max"):
+            count = len(os.sched_getaffinity(0))
+            hint = f"one for each processor of this machine is workers = {count}"
         message = f"{shown(written)} is not allowed here"
         yield Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED)
 
