@@ -74,7 +74,7 @@ class WantedLines:
     until: Annotated[
         str | None,
         typer.Option(
-            "--until", metavar="TIME", parser=timestamp, help='Nothing newer: "10m", or an ISO 8601 time.'
+            "--until", metavar="TIME", parser=timestamp, help="Nothing newer: 03:00, yesterday, 10m, …"
         ),
     ] = None
     grep: Annotated[

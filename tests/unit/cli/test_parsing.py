@@ -112,7 +112,7 @@ MISTAKES = [
     ("list --all", "error: no such option: --all", "without a selection, every server is meant"),
     ("-n 5 logs", "error: no such option: -n", "poolctl -h"),
     ("start --timeout 3x", "error: --timeout: '3x' is not a duration", "poolctl start -h"),
-    ("logs --since yesterday", "error: --since: 'yesterday' is not a time", "10m"),
+    ("logs --since soon", "error: --since: 'soon' is not a time", "03:00, yesterday"),
     ("logs -n some", "error: --lines: 'some' is not a number of lines", "all"),
     ("filter", "error: missing argument 'FIELD'", "poolctl filter -h"),
     ("list --name", "error: option '--name' requires an argument", "poolctl list -h"),
