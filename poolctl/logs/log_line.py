@@ -184,7 +184,7 @@ def _flat(fields: dict[str, object]) -> dict[str, object]:
             flat["body"] = message
         case {"level": _, "fields": {"message": _} as members}:  # tracing
             del flat["fields"]
-            flat |= members
+            flat |= {str(name): value for name, value in members.items()}
         case {"t": {"$date": moment}, "s": str(level), "msg": _}:  # MongoDB
             flat |= {"t": moment, "level": _MONGODB.get(level[:1], level)}
             del flat["s"]
