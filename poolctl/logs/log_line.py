@@ -182,9 +182,9 @@ def _flat(fields: dict[str, object]) -> dict[str, object]:
             flat["log.level"] = level
         case {"body": {"stringValue": message}}:  # OpenTelemetry
             flat["body"] = message
-        case {"level": _, "fields": {"message": _} as members}:  # tracing
+        case {"level": _, "fields": dict(members)} if "message" in members:  # tracing
             del flat["fields"]
-            flat |= {str(name): value for name, value in members.items()}
+            flat |= members
         case {"t": {"$date": moment}, "s": str(level), "msg": _}:  # MongoDB
             flat |= {"t": moment, "level": _MONGODB.get(level[:1], level)}
             del flat["s"]
