@@ -114,7 +114,9 @@ def test_an_event_is_the_same_after_it_was_written_and_read() -> None:
     assert (event.state, event_of(after="running").state) == ("", "running")
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"7", b"[]", b"{}", b'{"seq": "1"}', b'{"seq": null}'])
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"7", b"[]", b"{}", b'{"seq": "1"}', b'{"seq": null}', b"[" * 100_000, b"\xff"]
+)
 def test_a_line_without_a_number_is_no_event(line: bytes) -> None:
     assert parse_event(line) is None
     assert parse_event(b'{"seq": 0}') == JournalEvent("", 0, "", "")
