@@ -21,7 +21,7 @@ import typer
 from poolctl.cli import completion
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.exit_codes import DONE
-from poolctl.selection.selector import LISTS, Selector
+from poolctl.selection.selector import ENDED, LISTS, Selector
 from poolctl.states import State, Status
 from poolctl.units import NUMBER, SECONDS, parse_duration
 
@@ -83,8 +83,8 @@ def one_of(words: Iterable[str], otherwise: Mapping[str, str] | None = None) -> 
     known = tuple(dict.fromkeys(words))
 
     def parse(text: str) -> str:
-        if text in known:
-            return text
+        if text.lower() in known:
+            return text.lower()
         raise BadValue(f"unknown value {text!r}", (otherwise or {}).get(text) or near_or_all(text, known))
 
     def complete(incomplete: str) -> list[str]:
@@ -251,6 +251,9 @@ _targets = functools.partial(
 )
 
 
+_STATES = (*(each.value for each in State), ENDED)
+
+
 @dataclass(frozen=True)
 class Filters:
     """The options that select servers."""
@@ -263,7 +266,13 @@ class Filters:
         _select("--tag", metavar="TAG", help="With this tag.", autocompletion=completion.tags),
     ] = None
     state: Annotated[
-        list[State] | None, _select("--state", metavar="STATE", help="In this state.", case_sensitive=False)
+        list[str] | None,
+        _select(
+            "--state",
+            metavar="STATE",
+            help="In this state, or ended.",
+            **one_of(_STATES),
+        ),
     ] = None
     health: Annotated[
         list[Status] | None,

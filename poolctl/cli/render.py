@@ -45,6 +45,7 @@ STYLES = {
     **dict.fromkeys(("failed", "ko", "open"), "red"),
     **dict.fromkeys(("disabled", "stopped"), "dim"),
     "sleeping": "cyan",
+    "ended": "yellow",
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -300,6 +301,8 @@ def field_text(item: object, field: str) -> str:
     if field in FIGURES and is_server(item):
         return _cpu_or_memory_text(item, field)
     value = getattr(item, field, None)
+    if field == "state" and getattr(item, "ended", None):
+        value = "ended"
     if value is None:
         return ""
     if isinstance(value, bool):
