@@ -267,7 +267,7 @@ def _tcp(text: str) -> Address:
         return Address("tcp", host=canonical_ipv6(host_text), port=_port_or_none_if_auto(port_text[1:], text))
     host_text, colon, port_text = text.rpartition(":")
     if not colon:
-        fix = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
+        fix = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080", or "{text[:80]}:auto"'
         raise AddressError(f"{text[:80]!r} has no port", fix)
     if ":" in host_text:
         raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
@@ -317,7 +317,11 @@ def _port_or_none_if_auto(text: str, whole: str) -> int | None:
                 return socket.getservbyname(name, "tcp")
             except OSError:
                 continue
-        raise AddressError(f"{text!r} is not a service that this machine knows", "write the port's number")
+        from difflib import get_close_matches
+
+        is_auto = get_close_matches(text.lower(), ["auto"])
+        fix = f'write "{whole[: -len(text)]}auto"' if is_auto else "write the port's number, or auto"
+        raise AddressError(f"{text!r} is not a service that this machine knows", fix)
     raise AddressError(f"{text[:80]!r} is not a port", "ports are 1 to 65535, or auto")
 
 

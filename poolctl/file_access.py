@@ -52,8 +52,9 @@ def why_execution_failed(program: str, search_path: str, error: OSError) -> str:
     except FileNotFoundError:
         return "the working directory has been removed"
     found = next(_candidates(program, search_path, here), None)
-    is_hidden = error.errno == errno.EACCES and "/" in program  # below a directory that may not be entered
-    obstacle = why_not_executable(program, search_path, here) if found or is_hidden else None
+    # Not found by a relative path, or below a directory that may not be entered.
+    is_elsewhere = "/" in program and (program[0] != "/" or error.errno == errno.EACCES)
+    obstacle = why_not_executable(program, search_path, here) if found or is_elsewhere else None
     if found and obstacle is None and error.errno == errno.ENOEXEC:
         machine, foreign = os.uname().machine, _foreign_machine(_head(found))
         what = f"for {foreign}" if foreign else "not for this system"
@@ -88,7 +89,9 @@ def _program_obstacle(program: str, search_path: str, cwd: str, scripts_left: in
             return None
         first = first or obstacle
     if first is None and "/" in program:
-        first = _closed_directory(os.path.join(cwd, program))
+        path = os.path.normpath(os.path.join(cwd, program))
+        place = "" if os.path.isabs(program) else f": looked for {path}"
+        first = _closed_directory(path) or (f"{_NOT_THERE}{place}", _INSTALL)
     return first or (_NOT_THERE, _INSTALL)
 
 
@@ -156,7 +159,7 @@ def _script_obstacle(
     if obstacle is None:
         return None
     reason, fix = obstacle
-    if reason == _NOT_THERE:
+    if reason.startswith(_NOT_THERE):
         fix = f"install {wanted}, or correct the first line of {path}"
     return f"is a script for {wanted or 'an interpreter'}, which {reason}", fix
 

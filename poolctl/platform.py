@@ -221,14 +221,29 @@ def replace_file(path: str, content: bytes) -> None:
 
 def read_json_object(path: str) -> dict[str, Any]:
     """The JSON object in a file that `replace_file` has written; empty if the file is missing or damaged."""
+    return _json_object_or_none(path) or {}
+
+
+def damaged_files(directory: str) -> list[str]:
+    """The paths of the JSON files in this directory that hold no JSON object, so that they cannot be used."""
+    paths = (
+        os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(".json")
+    )
+    return [path for path in paths if _json_object_or_none(path) is None]
+
+
+def _json_object_or_none(path: str) -> dict[str, Any] | None:
+    """The JSON object in the file; empty if the file cannot be read, None if it is damaged."""
     import json
 
     try:
         with open(path, "rb") as file:
             content = json.load(file)
-    except (OSError, ValueError):
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def user_name(uid: int) -> str:

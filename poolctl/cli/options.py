@@ -7,11 +7,13 @@ import difflib
 import functools
 import inspect
 import os
+import re
 import select
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
-from datetime import UTC, datetime
-from time import time
+from datetime import UTC, datetime, timedelta
+from datetime import time as clock_time
+from time import tzname
 from typing import Annotated, Any
 
 import typer
@@ -19,9 +21,9 @@ import typer
 from poolctl.cli import completion
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.exit_codes import DONE
-from poolctl.selection.selector import LISTS, Selector
+from poolctl.selection.selector import ENDED, LISTS, Selector
 from poolctl.states import State, Status
-from poolctl.units import parse_duration
+from poolctl.units import NUMBER, SECONDS, parse_duration
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 # The fields that every Item has.
@@ -81,8 +83,8 @@ def one_of(words: Iterable[str], otherwise: Mapping[str, str] | None = None) -> 
     known = tuple(dict.fromkeys(words))
 
     def parse(text: str) -> str:
-        if text in known:
-            return text
+        if text.lower() in known:
+            return text.lower()
         raise BadValue(f"unknown value {text!r}", (otherwise or {}).get(text) or near_or_all(text, known))
 
     def complete(incomplete: str) -> list[str]:
@@ -129,21 +131,61 @@ def duration(text: str) -> float:
         raise BadValue(str(error)) from None
 
 
+_TIMES = '03:00, yesterday, "2026-01-31 12:00", 10m or "1 hour ago"'
+# The units of systemd.time(7) in seconds, besides those of durations.
+_UNITS = SECONDS | {
+    **dict.fromkeys(("second", "seconds", "sec"), 1.0),
+    **dict.fromkeys(("minute", "minutes", "min"), 60.0),
+    **dict.fromkeys(("hour", "hours", "hr"), 3600.0),
+    **dict.fromkeys(("day", "days"), 86400.0),
+    **dict.fromkeys(("week", "weeks"), 604800.0),
+    **dict.fromkeys(("month", "months", "M"), 30.44 * 86400),
+    **dict.fromkeys(("year", "years", "y"), 365.25 * 86400),
+}
+_DAYS = {"yesterday": -1, "today": 0, "tomorrow": 1}
+
+
 def timestamp(text: str) -> str:
-    """The timestamp, as logs have it, of an ISO 8601 time, or of a duration ago."""
+    """The timestamp, as logs have it, of a time as journalctl takes it, or of a duration ago."""
     from poolctl.logs.log_line import stamp
 
-    example = "2026-01-31T12:00:00Z"
-    if text[:4].isdigit() and text[4:5] == "-":
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise BadValue(f"{text!r} is not a time", f"{example}, or 10m") from None
-        return stamp(moment.astimezone(UTC).timestamp())  # a time without a zone is in local time
     try:
-        return stamp(time() - parse_duration(text))
-    except ValueError:
-        raise BadValue(f"{text!r} is not a time", f'"10m" is ten minutes ago; or a time: {example}') from None
+        return stamp(parse_time(text.strip(), datetime.now()).timestamp())
+    except (ValueError, KeyError, OverflowError, OSError):
+        raise BadValue(f"{text!r} is not a time", _TIMES) from None
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """The time that is meant, as systemd.time(7) has it; without a zone, as `now`, if it is in local time.
+
+    Raises ValueError, KeyError or OverflowError for any other text.
+    """
+    if text.startswith("@"):
+        return datetime.fromtimestamp(float(text[1:]), UTC)
+    # As `systemctl status` prints it: "Sun 2026-11-29 03:00:00 CET".
+    text = re.sub(r"^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", "", text)
+    before, _, zone = text.rpartition(" ")
+    is_utc = zone in ("UTC", "GMT")
+    text = before if is_utc or zone in tzname else text
+    day, _, clock = ("today", "", text) if re.match(r"\d\d?:", text) else text.partition(" ")
+    if day in _DAYS:
+        clock = f"0{clock}" if clock[1:2] == ":" else clock or "00:00"
+        today = now.astimezone(UTC) if is_utc else now
+        moment = datetime.combine(today + timedelta(days=_DAYS[day]), clock_time.fromisoformat(clock))
+    elif re.match(r"\d{4}-", text):
+        moment = datetime.fromisoformat(text)
+    else:
+        span = 0.0 if text == "now" else _span(text.removesuffix(" ago").lstrip("+-").strip())
+        return now.astimezone(UTC) + timedelta(seconds=span if text.startswith("+") else -span)
+    return moment.replace(tzinfo=UTC) if is_utc else moment
+
+
+def _span(text: str) -> float:
+    """The seconds of a span such as "10m", "2h 30min" or "1 hour"."""
+    if not re.fullmatch(rf"{NUMBER}(\s*[A-Za-z]+(\s*{NUMBER}\s*[A-Za-z]+)*)?", text):
+        raise ValueError(text)
+    parts = re.findall(rf"({NUMBER})\s*([A-Za-z]*)", text)
+    return sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
 
 
 def line_count(text: str) -> int:
@@ -209,6 +251,9 @@ _targets = functools.partial(
 )
 
 
+_STATES = (*(each.value for each in State), ENDED)
+
+
 @dataclass(frozen=True)
 class Filters:
     """The options that select servers."""
@@ -221,7 +266,13 @@ class Filters:
         _select("--tag", metavar="TAG", help="With this tag.", autocompletion=completion.tags),
     ] = None
     state: Annotated[
-        list[State] | None, _select("--state", metavar="STATE", help="In this state.", case_sensitive=False)
+        list[str] | None,
+        _select(
+            "--state",
+            metavar="STATE",
+            help="In this state, or ended.",
+            **one_of(_STATES),
+        ),
     ] = None
     health: Annotated[
         list[Status] | None,
@@ -302,7 +353,7 @@ Watch = Annotated[
 Follow = Annotated[bool, _option("-f", "--follow", help="Keep following what is new.")]
 Since = Annotated[
     str | None,
-    _option("--since", parser=timestamp, metavar="TIME", help='Nothing older: "10m", or an ISO 8601 time.'),
+    _option("--since", parser=timestamp, metavar="TIME", help="Nothing older: 03:00, yesterday, 10m, …"),
 ]
 
 

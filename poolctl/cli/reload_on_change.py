@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -186,7 +187,7 @@ class PoolWatcher:
 
 def _inotify_watch() -> DirectoryWatch:
     try:
-        return DirectoryWatch()
+        return DirectoryWatch(permissions=False)
     except (OSError, AttributeError) as error:
         hint = f"watching needs inotify(7), a feature of Linux, or {_POLL}"
         raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
@@ -312,8 +313,7 @@ class WatchSet:
                 if os.path.isfile(archive := _existing_part(top)):
                     self._scripts.setdefault(archive, []).append(item.name)
                 else:
-                    self._code.setdefault(top, []).append(item.name)
-                    paths += links_to_code(top)
+                    paths += self._add_code(item.name, top, links_to_code)
             if not config.get("job"):
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(each) for each in patterns]
@@ -330,6 +330,35 @@ class WatchSet:
         self._identities = {path: _identity(path) for path in self._paths}
         if before is not None:
             self._copy_state(before)
+
+    def _add_code(self, name: str, top: str, links_to_code: Callable[[str], list[str]]) -> list[str]:
+        """Add the server's directory of code, and the code behind its links, once each; returns the links.
+
+        What the server excludes is not entered. A link to a directory above leads to nothing new.
+        """
+        links: list[str] = []
+        seen: set[tuple[int, int]] = set()
+        waiting = [top]
+        while waiting:
+            here = waiting.pop()
+            self._code.setdefault(here, []).append(name)
+            for link in links_to_code(here):
+                links.append(link)
+                target = os.path.realpath(link)
+                try:
+                    status = os.stat(target)
+                except OSError:
+                    continue
+                identity = status.st_dev, status.st_ino
+                is_above = f"{here}/".startswith(f"{target.rstrip('/')}/")
+                if identity in seen or is_above or _matches(self._excluded[name], [_place(link), target]):
+                    continue
+                seen.add(identity)
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append(target)
+                else:
+                    self._scripts.setdefault(target, []).append(name)
+        return links
 
     def _copy_state(self, before: WatchSet) -> None:
         self._identities |= {

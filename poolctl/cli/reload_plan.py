@@ -117,7 +117,7 @@ def _drift_line(found: ChangedFiles, names: Sequence[str], place: str) -> str:
         return f"{changed}, and {'are' if many else 'is'} not valid: {place} ({rest})"
     counts = _change_counts_text(found)
     if found.applied:
-        return f"{what} {has} changed and no server was running: the pool has read {it} again{counts}"
+        return f"{what} {has} changed, and no server that differs was running: the pool has read {it} again{counts}"
     return f"{changed}; `poolctl reload` applies {it}{counts}"
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
-WIDE = (*TABLE[:5], "expose", "first_pid", "workers", "uptime", "restarts", "tags")
+WIDE = (*TABLE[:5], "expose", "pids", "workers", "uptime", "restarts", "tags")
 FIGURES = ("cpu", "memory")  # figures of the processes, after the workers in a wide table if measured
 WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
 # Columns left out on a narrow terminal, in this order: what others imply, or what tells least about how a server is.
@@ -36,7 +36,6 @@ RIGHT = frozenset((
     "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests",
     "refused", "errors", "p50", "p99",
 ))  # fmt: skip
-HEADINGS = {"first_pid": "pids"}  # only the first pid is shown, next to the number of workers
 # Columns shown if a server is a job with a schedule; the second only in a wide table.
 NEXT_RUN, LAST_RUN = "next_run", "last_run"
 KEPT = "kept"  # a column shown if a window keeps a server awake or asleep
@@ -46,6 +45,7 @@ STYLES = {
     **dict.fromkeys(("failed", "ko", "open"), "red"),
     **dict.fromkeys(("disabled", "stopped"), "dim"),
     "sleeping": "cyan",
+    "ended": "yellow",
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -228,7 +228,7 @@ def table(
 
 
 def _title(column: str) -> str:
-    return HEADINGS.get(column, column).replace("_", " ").upper()
+    return column.replace("_", " ").upper()
 
 
 def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], *, wide: bool) -> str:
@@ -301,6 +301,8 @@ def field_text(item: object, field: str) -> str:
     if field in FIGURES and is_server(item):
         return _cpu_or_memory_text(item, field)
     value = getattr(item, field, None)
+    if field == "state" and getattr(item, "ended", None):
+        value = "ended"
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -493,8 +495,6 @@ def _cell(item: object, column: str) -> str:
     if is_server(item):
         if column == "pids" and item.pids:
             return abbreviated_list([*map(str, item.pids)], 1)
-        if column == "first_pid" and item.pids:
-            return str(item.pids[0])
         if column == "workers" and len(item.pids) not in (0, item.workers):
             return f"{len(item.pids)}/{item.workers}"
         if column == KEPT and item.kept:

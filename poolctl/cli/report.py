@@ -160,6 +160,8 @@ def _option_hint(option: str, ctx: Any) -> str:
         return f"here it is called: {meant}"
     if option in _IN_BACKGROUND and ctx.info_name in ("start", "run"):
         return "poolctl start runs servers in the background, poolctl run in the foreground"
+    if option == "--force" and ctx.info_name == "restart":
+        return "restart replaces every selected process anyway; poolctl stop, then start, does not keep the old one"
     if option in ("-a", "--all") and "--state" in spellings:
         return "without a selection, every server is meant"
     return ""

@@ -17,6 +17,7 @@ from poolctl.config.values.plain import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
 from poolctl.errors import ServerError
+from poolctl.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from poolctl.config.files.assemble import Origins
@@ -263,6 +264,29 @@ def _warnings_of(
         for program in LISTENING.intersection((*words[:1], *(server.command or ())[1:3])):
             message = f"{program} listens on a port, which the pool does not know without 'bind'"
             yield Finding(("command",), message, 'add bind = "127.0.0.1:8080"')
+
+    ends_by_term = any(word == "--die-on-term" or "unix_signal:15" in word for word in server.command or ())
+    if "uwsgi" in words[:3] and not ends_by_term and "stop_signal" not in server.model_fields_set:
+        message = "uWSGI reloads at SIGTERM instead of ending, unless it is told die-on-term"
+        yield Finding(("command",), message, 'add stop_signal = "SIGINT"')
+    yield from _implausible_values(server)
+
+
+_LEAST_MEMORY_BYTES = 16 * 1024**2
+_LONG_START_SECONDS = 3600.0
+
+
+def _implausible_values(server: ServerConfig) -> Iterator[Finding]:
+    """Warnings of values that were surely meant in another unit."""
+    memory, seconds = server.limits.memory, server.start_timeout
+    if memory is not None and memory < _LEAST_MEMORY_BYTES:
+        message = f"every worker exceeds a limit of {format_size(memory)}, and is replaced again and again"
+        meant = f'write "{memory}MiB"' if 16 <= memory <= 2**20 else "allow at least 16MiB"
+        yield Finding(("limits", "memory"), message, f"{meant}; a number without a unit is bytes")
+    if seconds > _LONG_START_SECONDS:
+        message = f"a server that hangs is given up only after {format_duration(seconds)}"
+        meant = f'write "{format_duration(seconds / 1000)}"; ' if seconds % 1000 == 0 else ""
+        yield Finding(("start_timeout",), message, f"{meant}a number without a unit is seconds")
 
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:

@@ -34,7 +34,7 @@ class Item:
     tags: tuple[str, ...]
     address: str | None = None  # the address of an inherited socket
     on_demand: bool | None = None  # True if it starts only by name or for a dependent; otherwise left out
-    ended: bool | None = None  # True if it is stopped because it has exited with 0; otherwise left out
+    ended: Table | None = None  # status, signal and time, if it is stopped because it has ended by itself
     flapping: bool | None = None  # True while its workers die soon after they were ready; otherwise left out
     kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601

@@ -159,6 +159,43 @@ def _verb(received: ReceivedRequest) -> str:
     return "list" if verb == "servers" else verb
 
 
+# The types of options in JSON, by name; null is the default of each.
+_OPTION_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("all", "auto", "counts", "deps", "dry_run", "errors", "files", "follow", "force", "idle", "kill",
+         "openmetrics", "progress", "reveal", "routes", "saves", "wait"), (bool,)
+    ),
+    **dict.fromkeys(("after", "lines", "protocol", "requests", "workers"), (int,)),
+    "timeout": (int, float),
+    "for": (str, int, float),  # a state, or seconds
+    **dict.fromkeys(("env", "headers", "server"), (dict,)),
+    **dict.fromkeys(
+        ("base_dir", "build", "depth", "host", "method", "name", "namespace", "op", "path", "python", "service",
+         "since", "to", "version"), (str,)
+    ),
+    **dict.fromkeys(("hosts", "keeper", "kind", "receivers", "supervisor"), (list,)),
+}  # fmt: skip
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string",
+               dict: "an object", list: "a list of strings"}  # fmt: skip
+
+
+def _check_types(document: Table) -> None:
+    """Raise BadMessage for a selector or options of the wrong types."""
+    for name in ("selector", "options"):
+        if not isinstance(document.get(name) or {}, dict):
+            raise BadMessage(f"{name} must be an object")
+    for name, value in (document.get("selector") or {}).items():
+        if not isinstance(value, (list, bool)) and value is not None:
+            raise BadMessage(f"{name} of the selector must be a list of strings")
+    for name, value in (document.get("options") or {}).items():
+        kinds = _OPTION_TYPES.get(name)
+        if kinds is None or value is None:
+            continue
+        is_right = isinstance(value, kinds) and (kinds == (bool,) or not isinstance(value, bool))
+        if not is_right or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
+            raise BadMessage(f"the option {name} must be {_TYPE_NAMES[kinds[-1]]}")
+
+
 def _document(body: bytes) -> Table:
     if not body:
         return {}
@@ -168,4 +205,5 @@ def _document(body: bytes) -> Table:
         raise BadMessage(f"the body is no JSON: {error}") from error
     if not isinstance(document, dict):
         raise BadMessage("the body must be a JSON object")
+    _check_types(document)
     return document

@@ -195,7 +195,7 @@ def read_json_or_empty(path: str) -> Table:
     try:
         with open(path, "rb") as file:
             found = json.loads(file.read())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -230,16 +230,25 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     """Return the directory for files that outlive a pool's processes (logs, chosen ports), created on request.
 
     It is `$POOLCTL_STATE_DIR/KEY`; else in the pool's runtime directory if `$POOLCTL_RUNTIME_DIR` is set; else in
-    /var/lib for root, in the user's state directory for others. If not writable, the runtime directory is used.
-    Raises ControlError (exit code 7) if this user could use the directory, but another one can change or replace it.
+    /var/lib for root, in the user's state directory for others. If not writable, the runtime directory is used, but not
+    instead of a directory that the variable names. Raises ControlError (exit code 7) if that cannot be used, or if this
+    user could use the directory, but another one can change or replace it.
     """
     preferred, runtime = _preferred_state_dir(env, key), pool_dir(env, key)
-    fallback = f"{runtime}/state"
+    fallback, is_chosen = f"{runtime}/state", bool(env.get(STATE_VARIABLE))
     if preferred is not None:
-        with contextlib.suppress(OSError):
-            _check_state_dir(preferred, create=create, chosen=bool(env.get(STATE_VARIABLE)))
+        try:
+            _check_state_dir(preferred, create=create, chosen=is_chosen)
             if os.access(preferred, os.W_OK | os.X_OK):
                 return preferred
+            problem = "this user may not write there"
+        except OSError as error:
+            if is_chosen and not create and isinstance(error, FileNotFoundError):
+                return preferred  # a start makes it
+            problem = str(error.strerror)
+        if is_chosen:
+            fix = f"make a directory of this user there, or set {STATE_VARIABLE} to another one"
+            raise _not_permitted(f"cannot keep state in {preferred}: {problem}", fix)
     try:
         for path in (runtime, fallback):
             _check_state_dir(path, create=create)

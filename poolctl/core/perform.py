@@ -1159,7 +1159,7 @@ class Executor:
                 observed.next_step = "not restarted"
             case decide.StepAfterExit.DONE:
                 entry.set_desired(Desired.COMPLETED)
-                observed.next_step = "not restarted"
+                observed.ended_at, observed.next_step = self._clock.time(), "not restarted"
             case decide.StepAfterExit.FAILED:
                 observed.next_step = give_up_text(entry, verdict.restarts)
                 self._fail(entry)

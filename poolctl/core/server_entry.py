@@ -199,6 +199,7 @@ class ObservedState:
     slots: dict[int, Slot] = persisted(factory=dict)  # by worker index; those without history may be missing
     sleep_timer: asyncio.TimerHandle | None = transient(None)  # after a failure, until it may sleep again
     was_up: bool = persisted(False)  # it has been ready since its start
+    ended_at: float = persisted(0.0)  # when it last completed, in seconds since the epoch
     restarts: int = persisted(0)  # all restarts; one by command counts once the replacement is ready
     failures: int = transient(0)  # the number of failed starts and stops
     failure: ServerError | None = persisted(None)  # the last failed start or stop

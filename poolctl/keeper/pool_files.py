@@ -55,7 +55,7 @@ def read_left_state(directory: str, name: str = DESIRED) -> wire.Message:
         with open(os.path.join(directory, name), "rb") as file:
             found = json.loads(file.read())
         known = found["life"] == boot_identity() and found["life"][0] and isinstance(found["left"], dict)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
     return found["left"] if known else {}
 

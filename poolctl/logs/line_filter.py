@@ -11,29 +11,61 @@ from collections.abc import Callable, Iterable, Iterator
 from .log_line import LogLine, parse_record
 
 LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
-_WORDS = {
+# The usual words, in full and as short as loggers print them after a time.
+_WORDS = {level: level for level in LEVELS} | {
     "warn": "warning",
     "err": "error",
-    "fatal": "critical",
-    "crit": "critical",
-    "alert": "critical",
-    "emerg": "critical",
-    "emergency": "critical",
-    "panic": "critical",
+    "severe": "error",
     "notice": "info",
-    **{level: level for level in LEVELS},
+    **dict.fromkeys(("fatal", "crit", "alert", "emerg", "emergency", "panic"), "critical"),
 }
-_ANY = "|".join(_WORDS)
+_SHORT = {
+    **dict.fromkeys(("trc", "trac", "trce", "vrb", "silly"), "trace"),
+    **dict.fromkeys(("dbg", "debu", "dbug", "verbose", "fine"), "debug"),
+    **dict.fromkeys(("inf", "information", "note", "system", "log"), "info"),
+    "wrn": "warning",
+    "erro": "error",
+    **dict.fromkeys(("ftl", "fata", "pnc", "pani", "dpanic"), "critical"),
+}
+# Of one tool only: a character, as klog, Tornado, Redis and sd-daemon(3) have it, or words of npm, .NET and PHP.
+_OWN = {
+    **dict.fromkeys((*".-D7", "trce"), "debug"),
+    **dict.fromkeys("*I65", "info"),
+    **dict.fromkeys("#W4", "warning"),
+    **dict.fromkeys(("E", "3", "fail", "err!"), "error"),
+    **dict.fromkeys("CF210", "critical"),
+    "fatal error": "critical",
+    "parse error": "critical",
+    "recoverable fatal error": "error",
+    "deprecated": "warning",
+}
+_LEVELS_BY_WORD = _SHORT | _WORDS
 _PREFIXES = {word.upper() for word in _WORDS}
-# Tried in this order. The first word, after a time: uvicorn's "INFO:     …", logging's "ERROR:root:…".
-# In brackets: gunicorn's "[2026-11-20 08:47:34 +0000] [7] [INFO] …", nginx's "… [error] 7#0: …". As a member: logfmt's
-# "level=warn". In capitals between the other columns: "… - shop - ERROR - …", loguru's "… | ERROR    | …".
-_FORMS = (
-    re.compile(rf"^[\d\s:.,/TZ+-]*\[?({_ANY})\b[\]:\s]", re.IGNORECASE),
-    re.compile(rf"\[({_ANY})\]", re.IGNORECASE),
-    re.compile(rf"\b(?:level|lvl|severity)=\"?({_ANY})\b", re.IGNORECASE),
-    re.compile(rf"(?:^|[\s|])({_ANY.upper()})(?=[\s|:]|$)"),
+# klog's "E1129 04:35:03.123456    7 cart.go:3] …", Tornado's "[E 261129 04:35:03 web:7] …", Redis' "7:M 29 Nov 2026
+# 04:35:03.123 # …", sd-daemon's "<3>…", logrus' "ERRO[0000] …", npm's "npm ERR! …", .NET's "fail: Shop.Cart[0]",
+# "PHP Fatal error:  …"
+_OWN_FORMS = re.compile(
+    r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+:\d+\]"
+    r"|\[([DIWEC]) [\d-]{6,10} \d\d:\d\d:\d\d"
+    r"|\d+:[MSCX] \d\d \w{3} (?:\d{4} )?\d\d:\d\d:\d\d\.\d+ ([.*#-]) "
+    r"|<([0-7])>"
+    r"|(INFO|WARN|ERRO|DEBU|TRAC|FATA|PANI)\[\d{4}\] "
+    r"|npm (ERR!|error|WARN|warn|notice) "
+    r"|(fail|dbug|trce): \S+\[\d+\]"
+    r"|(?:\[[^\]]*\] )?PHP (Fatal error|Parse error|Recoverable fatal error|Warning|Notice|Deprecated):"
 )
+_DATE = (
+    r"(?:\d{4}[-/.]\d\d[-/.]\d\d[T ]|\d{1,2}[-/ ]\w{3}[-/ ]\d{4}[: ]|(?:\w{3} )?\w{3} +\d{1,2},? (?:\d{4} )?)"
+)
+_CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)? ?(?:Z|[AP]M|UTC|[+-]\d\d:?\d\d)?"
+_TIME = rf"(?:[A-Z], )?\[?{_DATE}?{_CLOCK}\]?"
+_GROUP = r"\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|<[^>]*>"
+_AFTER_TIME = re.compile(rf"{_TIME}[\s|:-]*\[?\s*")
+_TIME_OR_GROUP = re.compile(rf"{_TIME}|(?:[A-Z], )?(?:{_GROUP})")
+_SEPARATE_GROUP = re.compile(rf"(?<!\S)(?:{_GROUP})(?!\S)")
+_BEFORE_BRACKET = re.compile(rf"\[[^\]]*\]|{_DATE}?{_CLOCK}|[\s\d|-]")
+_AFTER_NAME = re.compile(r"[\w.-]+\s+(?:[-|]+\s+|\[\s*)")
+_MEMBERS = re.compile(r'(?:[\w.@-]+=(?:"[^"]*"|[^\s"]*)\s+)*(?:level|lvl|severity)="?')
 # The level is looked for in this many characters; the rest of the line is the message.
 _LONGEST_HEAD = 160
 # Terminal escape sequences such as colours (ECMA-48 §5.4).
@@ -42,16 +74,58 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 def canonical_level(word: str) -> str:
     """Map a word such as "WARN" or "err" to its level in LEVELS; any other word is only put into lower case."""
-    return _WORDS.get(word.lower(), word.lower())
+    return _LEVELS_BY_WORD.get(word.lower(), word.lower())
 
 
 def level_place(text: str) -> tuple[str, int, int]:
     """The level in a line of text, and the start and end of that word; ("", 0, 0) if there is none."""
     head = text[:_LONGEST_HEAD]
-    for form in _FORMS:
-        if found := form.search(head):
-            return _WORDS[found[1].lower()], *found.span(1)
+    if own := _OWN_FORMS.match(head):
+        at = own.lastindex or 0
+        return _OWN.get(own[at]) or _OWN.get(own[at].lower()) or canonical_level(own[at]), *own.span(at)
+    for word in re.finditer("[A-Za-z]+", head):
+        if word[0].lower() in _LEVELS_BY_WORD and _is_level(
+            word[0], head[: word.start()], head[word.end() :]
+        ):
+            return canonical_level(word[0]), *word.span()
     return "", 0, 0
+
+
+def _is_level(word: str, before: str, after: str) -> bool:
+    """Whether a word stands where loggers print the level, and not in a sentence, a name or a path."""
+    follows = after.lstrip()[:1]
+    in_full, capitals = word.lower() in _WORDS, word.isupper()
+    if len(before) <= 2 and not before.strip(" ["):  # "INFO:     …", "ERROR:root:…", "error: …", "[warn] …"
+        return in_full and (follows in (":", "]") or (capitals and after[:1] in (" ", "\t", "|")))
+    if before.endswith(("=", '="')):  # logfmt's "level=warn", among other members
+        times = _TIME_OR_GROUP.match(before)
+        return bool(_MEMBERS.fullmatch(before[times.end() :].lstrip() if times else before))
+    if after[:1] not in (" ", "\t", ":", "|", "]", "/"):
+        return False
+    # zerolog's "4:35AM ERR …", Serilog's "[04:35:03 ERR] …", Celery's "[…: ERROR/MainProcess] …"
+    if _AFTER_TIME.fullmatch(before):
+        return (
+            capitals
+            or follows in (":", "]", "|")
+            or after[0] in "\t/"
+            or bool(re.search(r"[+-]\d{4} $", before))
+        )
+    # gunicorn's "[…] [7] [INFO] …", structlog's "… [error    ] …", Apache's "[…] [core:error] …"
+    if follows == "]" and re.fullmatch(r"\[(\w+:)?", _BEFORE_BRACKET.sub("", before)):
+        return True
+    if not (capitals and in_full) and not (word == "LOG" and after.startswith(":  ")):
+        return False
+    if _AFTER_NAME.fullmatch(before):  # "shop - ERROR - …"
+        return True
+    if before.endswith("."):  # Monolog's "[…] shop.ERROR: …"
+        return after[:1] == ":" and bool(re.fullmatch(r"\[[^\]]*\] [\w-]+\.", before))
+    # "… - shop - ERROR - …", "… [main] ERROR …": in columns, where a sentence would have several plain words
+    begin = _TIME_OR_GROUP.match(before)
+    if begin is None or before[-1] not in " \t|[":
+        return False
+    columns = _SEPARATE_GROUP.sub("", before[begin.end() :])
+    plain = [column for column in columns.split() if column.isalpha() and column.islower()]
+    return len(plain) <= 1 and not {'"', "'"} & {*columns}
 
 
 def stated_level(text: str) -> str:

@@ -106,13 +106,28 @@ def _is_stamp(text: object) -> bool:
     return True
 
 
-_TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t")
-_LEVELS = ("level", "severity", "levelname", "lvl", "log.level", "loglevel", "level_name")
-_MESSAGES = ("message", "msg", "event", "@message", "text", "short_message")
-# Numeric levels: of Python's logging, and of pino and bunyan.
+# Names of members, of which case does not matter: of the text of a level, of its number, of the time and the message.
+_TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t", "@t", "asctime")
+_LEVELS = ("level_name", "levelname", "level", "severity", "lvl", "log.level", "loglevel", "@l", "severitytext",
+           "severity_text", "severitynumber", "severity_number", "priority")  # fmt: skip
+_MESSAGES = (
+    "message",
+    "msg",
+    "event",
+    "@message",
+    "text",
+    "short_message",
+    "@m",
+    "@mt",
+    "messagetemplate",
+    "body",
+)
+# Numeric levels: of Python's logging, of pino and bunyan, of OpenTelemetry, and of syslog(3).
 _NUMBERS = ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "INFO"), (10, "DEBUG"))
 _PINO: dict[float, str] = {10: "TRACE", 20: "DEBUG", 30: "INFO", 40: "WARN", 50: "ERROR", 60: "FATAL"}
-_PINO_SIGNS = ("pid", "hostname")
+_OPENTELEMETRY = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")  # four numbers each, from 1 on
+_MONGODB = {"F": "FATAL", "E": "ERROR", "W": "WARNING", "I": "INFO", "D": "DEBUG"}
+_SYSLOG = ("EMERG", "ALERT", "CRIT", "ERR", "WARNING", "NOTICE", "INFO", "DEBUG")
 # Seconds, milliseconds, microseconds or nanoseconds since the epoch: the unit that gives a plausible year.
 _LARGEST_SECONDS = 1e11
 
@@ -128,12 +143,11 @@ class JsonRecord:
 
     def __init__(self, fields: dict[str, object]) -> None:
         self.fields = fields
-        rest = dict(fields)
-        numbered = _take(rest, _LEVELS)
-        pino = all(sign in fields for sign in _PINO_SIGNS)
-        self.level = _level(numbered, pino)
-        self.time = _time_of_day_text(_take(rest, _TIMES))
-        self.message = _text(_take(rest, _MESSAGES))
+        rest = _flat(fields)
+        name, value = _take(rest, _LEVELS)
+        self.level = _level(name, value, fields)
+        self.time = _time_of_day_text(_take(rest, _TIMES)[1])
+        self.message = _text(_take(rest, _MESSAGES)[1])
         texts = {key: _text(value) for key, value in rest.items()}
         self.long = {key: text for key, text in texts.items() if "\n" in text.strip("\n")}
         self.rest = {key: text.strip("\n") for key, text in texts.items() if key not in self.long}
@@ -147,19 +161,43 @@ def parse_record(text: str) -> JsonRecord | None:
     if not (text.startswith("{") and text.rstrip().endswith("}")):
         return None
     try:
-        fields = json.loads(text)
-        if not any(key in fields for key in (*_MESSAGES, *_LEVELS)):
-            return None
-        return JsonRecord(fields)
+        record = JsonRecord(json.loads(text))
     except (ValueError, RecursionError):  # it may be nested more deeply than what can be written
         return None
+    return record if record.level or record.message else None
 
 
-def _take(fields: dict[str, object], names: tuple[str, ...]) -> object:
+def _flat(fields: dict[str, object]) -> dict[str, object]:
+    """The members of a record, with those that some loggers nest: loguru, ECS, OpenTelemetry, tracing, MongoDB."""
+    flat = dict(fields)
+    match fields:
+        case {"record": {"level": {"name": level}, "message": message, **more}}:  # loguru
+            extra = more.get("extra")
+            flat = {"level": level, "message": message, **(extra if isinstance(extra, dict) else {})}
+            flat |= {name: more[name] for name in ("name", "function", "line", "exception") if more.get(name)}
+            match more:
+                case {"time": {"timestamp": moment}}:
+                    flat["time"] = moment
+        case {"log": {"level": level}}:  # ECS
+            flat["log.level"] = level
+        case {"body": {"stringValue": message}}:  # OpenTelemetry
+            flat["body"] = message
+        case {"level": _, "fields": dict(members)} if "message" in members:  # tracing
+            del flat["fields"]
+            flat |= members
+        case {"t": {"$date": moment}, "s": str(level), "msg": _}:  # MongoDB
+            flat |= {"t": moment, "level": _MONGODB.get(level[:1], level)}
+            del flat["s"]
+    return flat
+
+
+def _take(fields: dict[str, object], names: tuple[str, ...]) -> tuple[str, object]:
+    """Remove the first of these members that is there; returns its name in lower case and its value."""
+    there = {key.lower(): key for key in reversed(fields)}
     for name in names:
-        if name in fields:
-            return fields.pop(name)
-    return None
+        if name in there:
+            return name, fields.pop(there[name])
+    return "", None
 
 
 def _text(value: object) -> str:
@@ -170,12 +208,20 @@ def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _level(value: object, pino: bool) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if pino:
-            return _PINO.get(value, str(value))
-        return next((word for least, word in _NUMBERS if value >= least), str(value))
-    return _text(value).upper()
+def _level(name: str, value: object, fields: dict[str, object]) -> str:
+    """The level in capitals; "" without one."""
+    if not name:
+        return "INFORMATION" if "@mt" in fields else ""  # Serilog's default
+    if name == "priority" or (isinstance(value, int) and "short_message" in fields):
+        number = _text(value)
+        return _SYSLOG[int(number)] if len(number) == 1 and number in "01234567" else number.upper()
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return _text(value).upper()
+    if name.startswith("severity") and name != "severity":
+        return _OPENTELEMETRY[min(max(int(value) - 1, 0) // 4, 5)]
+    if {"pid", "hostname"} <= fields.keys() or ("msg" in fields and isinstance(fields.get("time"), int)):
+        return _PINO.get(value, str(value))
+    return next((word for least, word in _NUMBERS if value >= least), str(value))
 
 
 def _time_of_day_text(value: object) -> str:

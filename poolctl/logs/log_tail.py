@@ -197,16 +197,30 @@ _EVENT = struct.Struct("iIII")
 _EVENTS_BYTES = 64 * 1024
 
 
+_ATTRIBUTES = 0x4
+_TOUCHED_SECONDS = 1.0
+
+
+def _is_touched(path: str) -> bool:
+    """Whether the last change of the file's attributes set the time of its content to now, as touch(1) does."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return True
+    return status.st_ctime - status.st_mtime < _TOUCHED_SECONDS
+
+
 class DirectoryWatch:
-    """Reports which files in some directories were written, moved, removed, or got other permissions.
+    """Reports which files in some directories were written, touched, moved, removed, or got other `permissions`.
 
     The constructor raises OSError where inotify is not available.
     """
 
-    __slots__ = ("_directories", "fd")
+    __slots__ = ("_directories", "_permissions", "fd")
 
-    def __init__(self) -> None:
+    def __init__(self, *, permissions: bool = True) -> None:
         self._directories: dict[int, str] = {}
+        self._permissions = permissions
         self.fd = checked(c_library().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add_if_new(self, directory: str, changes: int = _CHANGES) -> bool:
@@ -235,12 +249,14 @@ class DirectoryWatch:
             return found
         at = 0
         while at < len(events):
-            number, _, _, length = _EVENT.unpack_from(events, at)
+            number, mask, _, length = _EVENT.unpack_from(events, at)
             if number not in self._directories:
                 return None
             name = events[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
-            if directory := self._directories[number]:
-                found.add(os.path.join(directory, os.fsdecode(name)))
+            path = os.path.join(self._directories[number], os.fsdecode(name))
+            is_left_out = mask & _ATTRIBUTES and not self._permissions and not _is_touched(path)
+            if self._directories[number] and not is_left_out:
+                found.add(path)
             at += _EVENT.size + length
         return found
 

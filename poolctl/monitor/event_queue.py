@@ -11,7 +11,7 @@ from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
 from poolctl.logs.log_line import stamp
 
-from .journal import Journal, JournalEvent, newest_first
+from .journal import Journal, JournalEvent, newest_number_and_damage
 
 # Long enough to batch many events, short enough not to be noticed.
 _GATHER_SECONDS = 0.02
@@ -95,15 +95,18 @@ class EventBus:
             self.record("pool", "events left out", server=server, message=message, lost=left_out)
         return True
 
-    def write_to(self, journal: Journal) -> None:
-        """Write events to this journal from now on.
+    def write_to(self, journal: Journal) -> int:
+        """Write events to this journal from now on; returns how many damaged lines it ends with.
 
         Their numbers continue after the newest event of this queue or of the journal, whichever is higher.
         """
         self.close()
         self.journal = journal
         with contextlib.suppress(OSError):  # a journal that cannot be read can rarely be written
-            self._seq = max(self._seq, next((event.seq for event in newest_first(journal.path)), 0))
+            number, damaged = newest_number_and_damage(journal.path)
+            self._seq = max(self._seq, number)
+            return damaged
+        return 0
 
     @property
     def problem(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -85,7 +86,10 @@ class JournalEvent(NamedTuple):
     def sentence(self) -> str:
         """The change with its cause and consequence, such as `starting → running (restart a)`."""
         what = self._change_text()
-        what = what if what.endswith(self.cause) else f"{what} ({self.cause})"
+        if self.message and self.cause.startswith(self.message):
+            what = what.removesuffix(self.message) + self.cause
+        elif not what.endswith(self.cause):
+            what = f"{what} ({self.cause})"
         return f"{what}; {self.next_step}" if self.next_step else what
 
     @property
@@ -202,7 +206,7 @@ class Journal:
 
 
 def newest_first(path: str) -> Iterator[JournalEvent]:
-    """The events of a journal and its rotated files, newest first; incomplete lines are skipped."""
+    """The events of a journal and its rotated files, newest first; damaged lines are skipped."""
     log = OpenLog(path)
     try:
         for line in log.backwards():
@@ -213,11 +217,22 @@ def newest_first(path: str) -> Iterator[JournalEvent]:
         log.close()
 
 
+def newest_number_and_damage(path: str) -> tuple[int, int]:
+    """The number of the newest event, 0 without one, and how many damaged lines follow it."""
+    damaged = 0
+    with contextlib.closing(OpenLog(path)) as log:
+        for line in log.backwards():
+            if (event := parse_event(line)) is not None:
+                return event.seq, damaged
+            damaged += bool(line.strip(b"\0"))
+    return 0, damaged
+
+
 def parse_event(line: bytes) -> JournalEvent | None:
-    """The event on this line; None for an incomplete line, which a killed supervisor may leave."""
+    """The event on this line; None for a damaged line, as a killed supervisor may leave it."""
     try:
         table = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(table, dict) and isinstance(table.get("seq"), int)
     return JournalEvent.from_json(table) if whole else None

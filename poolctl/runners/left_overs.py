@@ -142,12 +142,12 @@ def _read(path: str) -> list[ProcessNote]:
             life, *lines = file.read().splitlines()
         if json.loads(life) != _life():
             return []
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     found = {}
     for line in lines:
         # A line may be incomplete, because the disk was full.
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             note = ProcessNote(*json.loads(line))
             found[note.pid] = note
     return [*found.values()]

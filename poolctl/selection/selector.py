@@ -39,6 +39,8 @@ __all__ = ["NothingMatched", "Selector", "SelectorError", "select"]
 LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
 # The fields that regular expressions select by.
 EXPRESSIONS = ("name", "bind", "expose")
+# A word for the state of servers that are stopped because they have ended by themselves.
+ENDED = "ended"
 _NEAR_NAMES = 3
 # A shell may replace `*` by thousands of words: the search for names near all of them would hold up the supervisor.
 _SHOWN_WORDS = 10
@@ -243,6 +245,8 @@ def _expression_test(selector: Selector, field: str, items: Sequence[Selectable]
 
 
 def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
+    if ENDED in words:
+        return lambda item: getattr(item, field) in words or bool(getattr(item, "ended", None))
     return lambda item: getattr(item, field) in words
 
 
@@ -280,6 +284,7 @@ def _canonical_choice(field: str, word: str) -> str:
     from poolctl.states import State, Status
 
     allowed = [str(member.value) for member in (State if field == "state" else Status)]
+    allowed += [ENDED] if field == "state" else []
     if word.casefold() in allowed:
         return word.casefold()
     near = similar_words(word, allowed)

@@ -370,7 +370,7 @@ class ActiveConfiguration:
     def _save_and_get_previously_warned(self, found: set[str]) -> set[str]:
         state = sorted(mark.digest for mark in (self.marks or {}).values())
         content = read_json_object(self._warned)
-        before = set(content["names"]) if content.get("files") == state else set()
+        before = set(content.get("names") or ()) if content.get("files") == state else set()
         if not found <= before:
             try_write_object(self._warned, {"files": state, "names": sorted(found | before)})
         return before

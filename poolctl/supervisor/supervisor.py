@@ -37,7 +37,7 @@ from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.platform import release_freed_memory, replace_file
+from poolctl.platform import damaged_files, release_freed_memory, replace_file
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.left_overs import ProcessNotes
 from poolctl.runners.local.forking import RunnerContext
@@ -183,6 +183,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         )
         self.events = EventBus(self._clock)
         self._killed = KilledPool(self.events)
+        self._damage = [f"{path} was damaged, and is not used" for path in damaged_files(state_directory)]
         self._web = WebServer(self._environment, self.events)
         self._parts = FeatureParts(self._environment, self.events)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
@@ -258,6 +259,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             EventRecorder(self.core, self.events, self._totals).record_start_and_observe(
                 adopted, self.identity()
             )
+        for message in self._damage:
+            logger.warning(message)
+            self.events.record("pool", "damaged", message=message, severity="warning")
         for name, (before, port) in self._configuration.moved_ports.items():
             message = f"another program uses port {before}: {port} was chosen"
             self.events.record(
@@ -285,7 +289,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         environment = self._environment
         path = os.path.join(environment.state_directory, JOURNAL)
         journal = Journal.configured(tables.get(EventsTable), path, environment.directory)
-        self.events.write_to(journal)
+        if (damaged := self.events.write_to(journal)) and not self._is_recording:
+            lines = f"{damaged} damaged line{'s' * (damaged > 1)}"
+            self._damage.append(f"{journal.path} ends with {lines}, which nobody can read: left out")
 
     async def _register_verbs_and_serve_metrics(self) -> None:
         context = VerbContext(
@@ -470,7 +476,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._save_at_once()
         result = await self._parts.wait_for_effects(verb, call, result)
         if verb == "start":
-            result = replace(result, warnings=(*result.warnings, *self._killed.take_notices()))
+            notices = (*self._killed.take_notices(), *self._damage)
+            self._damage = []
+            result = replace(result, warnings=(*result.warnings, *notices))
         if verb not in OPENING_VERBS or call.options.get("dry_run") or self._metrics is None:
             return result
         await self._metrics.wait_for_opening_attempt()

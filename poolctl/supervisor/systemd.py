@@ -43,9 +43,8 @@ class SystemdNotifier:
         """The request handler, extended so that systemd is notified of the beginning and end of each reload."""
 
         async def notified(request: Request, progress: Progress) -> object:
-            options = request.body.get("options")
-            dry_run = isinstance(options, dict) and options.get("dry_run")
-            if request.verb != "reload" or dry_run:
+            options = request.body.get("options") or {}
+            if request.verb != "reload" or options.get("dry_run"):
                 return await handle(request, progress)
             async with self._reloading():
                 return await handle(request, progress)

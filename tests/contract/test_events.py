@@ -130,7 +130,8 @@ def test_line_torn_by_a_kill_does_no_harm(real_pool: RealPool) -> None:
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: real_pool.run("status").code == 0 and real_pool.info()["supervisor_pid"] != before)
     # An event in between (a worker became ready) may still have been queued.
-    wait_until(lambda: told(real_pool)[-1]["event"] == "supervisor started")
+    wait_until(lambda: [each["event"] for each in told(real_pool)[-2:]] == ["supervisor started", "damaged"])
+    assert "ends with 1 damaged line" in told(real_pool)[-1]["message"]
     numbers = [each["seq"] for each in told(real_pool)]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     assert numbers[-1] > last

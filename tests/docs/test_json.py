@@ -20,6 +20,7 @@ PAGE = (ROOT / "docs/json.md").read_text()
 SELDOM = {
     "A server": {"ended", "flapping", "last_run", "next_run_at", "on_demand"},
     "A server in detail": {"stacks"},
+    "A line of a log": {"pid"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from tests.real_pool import RealPool
@@ -23,7 +24,7 @@ def test_commands_are_understood(real_pool: RealPool) -> None:
     assert len(commands) == 9
     for command in commands:
         if " -f" not in command:
-            assert real_pool.run(*command.split()).code in (0, 6), command
+            assert real_pool.run(*shlex.split(command)).code in (0, 6), command
     assert real_pool.run("top", "--sort", "requests", "--interval", "5s", "--once").code == 6
     assert real_pool.ok("logs", "--reopen")
 

@@ -78,6 +78,8 @@ def test_every_spelling_has_its_one_key(written: str, key: str) -> None:
         ("127.0.0.1:８０", "not a port"),
         ("127.0.0.1:80.0", "not a port"),
         ("127.0.0.1:no-such-service", "not a service"),
+        ("127.0.0.1:autoo", 'write "127.0.0.1:auto"'),
+        ("localhost", 'write "localhost:8080", or "localhost:auto"'),
         ("256.0.0.1:80", "IPv4"),
         ("127.1:80", "IPv4"),
         ("2130706433:80", "IPv4"),

@@ -123,8 +123,8 @@ def test_script_without_the_right_to_execute_gets_it(tmp_path: Path) -> None:
 def test_file_that_is_no_program_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert why(tmp_path / "folder") == ("is a directory", "name a program in it")
-    assert why(tmp_path / "gone") == ("is not there", "install it, or write its full path")
-    assert why_not_executable("./gone/job", PATH, str(tmp_path)) == why(tmp_path / "gone")
+    gone = f"is not there: looked for {tmp_path}/gone", "install it, or write its full path"
+    assert why(tmp_path / "gone") == why_not_executable("./folder/../gone", PATH, str(tmp_path)) == gone
     (tmp_path / "link").symlink_to("/no/such/file")
     assert why(tmp_path / "link")[0] == "is a link to /no/such/file, which is not there"
     (tmp_path / "loop").symlink_to("loop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -75,6 +76,11 @@ def filter_servers(
 def _suggestion(field: str, pattern: str, items: Sequence[Item]) -> str:
     import difflib
 
+    if "*" in pattern or "?" in pattern:
+        by_expression = "PATTERN is the whole value; an expression needs --regex RE"
+        if field == Field.NAME:
+            return f"{by_expression}, and wildcards work in poolctl list {shlex.quote(pattern)}"
+        return f"{by_expression}: poolctl filter {field} --regex RE"
     values = [field_text(item, field) for item in items]
     near = difflib.get_close_matches(pattern, values, n=1) if pattern else []
     return f"did you mean {near[0]!r}?" if near else "use --allow-empty to accept no match"

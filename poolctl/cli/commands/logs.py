@@ -74,7 +74,7 @@ class WantedLines:
     until: Annotated[
         str | None,
         typer.Option(
-            "--until", metavar="TIME", parser=timestamp, help='Nothing newer: "10m", or an ISO 8601 time.'
+            "--until", metavar="TIME", parser=timestamp, help="Nothing newer: 03:00, yesterday, 10m, …"
         ),
     ] = None
     grep: Annotated[
@@ -257,8 +257,10 @@ def _reopen(place: Place) -> Outcome:
 
 
 def _json_line(line: LogLine) -> str:
-    document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "level": line.level or None}
-    document["line"] = line.text
+    document: Table = {"time": line.time, "name": line.name}
+    if line.pid is not None:
+        document["pid"] = line.pid
+    document |= {"level": line.level or None, "line": line.text}
     if line.text.startswith("{"):
         record = parse_record(line.text)
         if record is not None:

@@ -147,7 +147,11 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
 
 
 def _summary_lines(items: Sequence[Item], summary: Table) -> list[str]:
-    resting = {state: sum(item.state == state and not item.ready for item in items) for state in AT_REST}
+    ended = [item for item in items if item.ended]
+    resting = {
+        state: sum(item.state == state and not item.ready and not item.ended for item in items)
+        for state in AT_REST
+    } | {"ended": len(ended)}
     words = [
         f"{server_count_text(*count_ready_and_expected(items))} ready",
         *(f"{n} {state}" for state, n in resting.items() if n),
@@ -158,5 +162,8 @@ def _summary_lines(items: Sequence[Item], summary: Table) -> list[str]:
     name = f"{summary['name']}: " if summary.get("name") else ""
     lines = [name + ", ".join(words)]
     late = [item for item in items if not item.ready and item.state not in AT_REST]
-    width = max((len(item.name) for item in late), default=0)
-    return lines + [f"  {item.name.ljust(width)}  {item.state}" for item in late]
+    missing = [item for item in ended if not item.on_demand]
+    width = max((len(item.name) for item in [*late, *missing]), default=0)
+    lines += [f"  {item.name.ljust(width)}  {item.state}" for item in late]
+    why = 'ended with status 0; restart = "always" restarts it'
+    return lines + [f"  {item.name.ljust(width)}  {why}" for item in missing]

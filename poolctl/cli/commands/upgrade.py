@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from poolctl import __version__
-from poolctl.bootstrap import installed_build
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.options import Form, Selection, Timeout, with_options
 from poolctl.cli.outcome import Outcome
@@ -45,7 +44,10 @@ def upgrade(
     with contextlib.suppress(SupervisorFailed):
         about = client.ping()
     with Progress("upgrade", quiet=place.quiet):
-        upgraded = client.upgrade(force=same_version)
+        upgraded = client.upgrade(force=False)
+        same_build = not upgraded.exit_code and upgraded.upgraded_from is None
+        if same_build and same_version:
+            upgraded = client.upgrade(force=True)
     result: Result = upgraded
     if result.exit_code:
         return Outcome.of(result)
@@ -57,7 +59,7 @@ def upgrade(
             return Outcome.of(
                 result, f"{message}, this build; upgrade --allow-same-version replaces its processes"
             )
-    elif about.build == installed_build():
+    elif same_build:
         message = f"poolctl {__version__}, the same build, in new processes"
     else:
         build = ", another build" if about.version == __version__ else ""

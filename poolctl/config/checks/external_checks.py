@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -102,6 +103,10 @@ class ExternalChecks:
             self._check_once(server, self._check_certificates, tls)
         if server.log.path:
             self._check_once(server, _check_log, server.log.path)
+        if server.limits.open_files:
+            self._check_once(server, _check_open_files, server.limits.open_files)
+        if isinstance(server.app, str):
+            self._check_once(server, _check_patching, server.app_dir, server.app.partition(":")[0])
 
     def _check_programs(self, server: ServerConfig) -> None:
         commands = [*probe_and_hook_commands(server)]
@@ -233,6 +238,32 @@ def _check_directory(key: str, path: str) -> Found:
         return [], []
     what = "is not a directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
+
+
+def _check_open_files(limit: int) -> Found:
+    """A warning if the kernel refuses this limit: setrlimit(2), RLIMIT_NOFILE."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/fs/nr_open") as file:
+        most = int(file.read())
+        if limit > most:
+            message = f"{limit} is above the kernel's limit of {most} open files (fs.nr_open)"
+            fix = f"write {most}, or raise it: sysctl fs.nr_open={limit}"
+            return [], [Finding(("limits", "open_files"), message, fix)]
+    return [], []
+
+
+_PATCHES = r"(?m)^\s*(?:from gevent import .*\bmonkey\b|(?:import|from) gevent\.monkey\b)"
+
+
+def _check_patching(app_dir: str, module: str) -> Found:
+    """A warning if the application's module has gevent patch the standard library, which asyncio does not survive."""
+    path = os.path.join(app_dir, *module.split("."))
+    for file in (f"{path}.py", f"{path}/__init__.py"):
+        with contextlib.suppress(OSError, UnicodeDecodeError), open(file, encoding="utf-8") as source:
+            if re.search(_PATCHES, source.read()):
+                message = f"{file} patches the standard library for gevent, and an app is served by asyncio"
+                fix = f'run it as a program: command = ["gunicorn", "-k", "gevent", "{module}:…"]'
+                return [], [Finding(("app",), message, fix)]
+    return [], []
 
 
 def _check_import_path(key: str, path: str) -> Found:

@@ -353,11 +353,11 @@ def _problem(path: str, message: str, hint: str, before: str | None = None) -> P
 # The parts of a file of variables, compiled on first use. All possessive, so that one long line cannot cause
 # backtracking.
 _BLANKS = r"(?:[ \t\r\n]++|#[^\n]*+)*+"
-_NAME = r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+"
-_END = r"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)"
+_NAME = r"(?:export[^\S\r\n]++)?([^\s=#'\"]++)[^\S\r\n]*+=[^\S\r\n]*+"
+_END = r"[^\S\n]*+(?:#[^\n]*+)?(?=\n|\Z)"
 _SINGLE, _DOUBLE = r"'((?:[^'\\]++|\\.)*+)'", r'"((?:[^"\\]++|\\.)*+)"'
 _PAIR = rf"(?s){_NAME}(?:{_SINGLE}{_END}|{_DOUBLE}{_END}|(?!['\"])([^\n]*+)){_BLANKS}"
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`", "\n": ""}
+_ESCAPES: dict[str, str] = dict(zip("abfnrtv\\'\"$`\n", [*"\a\b\f\n\r\t\v\\'\"$`", ""], strict=True))
 # What Linux passes to a program at most (execve(2)). References to references could make a short file a huge value,
 # and many references to one value a huge environment.
 LONGEST_VARIABLE, MOST_INSERTED = 128 * 1024, 8 * 1024 * 1024
@@ -380,9 +380,10 @@ def read_env_file(
 
     Blocks on the disk. Raises EnvFileError. For `for_another_user` see `read_regular_truncated`.
 
-    The file is understood as by python-dotenv. Blank lines and comments are skipped, `export` is allowed. In double
-    quotes backslashes escape; single quotes keep everything but an escaped quote; a value in quotes may span several
-    lines; without quotes it ends at ` #`. `${NAME}` and `${NAME:-default}` are replaced, except in single quotes, by
+    The file is understood as by python-dotenv, with the differences that docs/environment.md lists. Blank lines and
+    comments are skipped, `export` is allowed. In double quotes backslashes escape; single quotes keep everything but an
+    escaped quote; a value in quotes may span several lines; without quotes it ends at ` #`. `${NAME}` and
+    `${NAME:-default}` are replaced, except in single quotes, by
     the value in `environment`, in an earlier line, or in `earlier`.
     """
     path, expand = (file, True) if isinstance(file, str) else (file.path, file.expand)
@@ -437,7 +438,9 @@ def read_env_file(
             value = escape_or_reference.sub(replacement, double[:end])
             value += re.sub(r"(?s)\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), double[end:])
         else:
-            bare = re.split(r"(?:^|[ \t])#", bare, maxsplit=1)[0].rstrip()
+            # A comment begins after a blank: "A=#fff" is a colour, "A= # none" is empty.
+            is_empty = bare.startswith("#") and text[match.start(4) - 1] != "="
+            bare = "" if is_empty else re.split(r"\s#", bare, maxsplit=1)[0].rstrip()
             end = bare.rfind("}") + 1
             value = re.sub(_REFERENCE, replacement, bare[:end]) + bare[end:]
         found[name] = value

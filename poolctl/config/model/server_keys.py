@@ -307,7 +307,7 @@ class ServerConfig(Section, frozen=True):
     @classmethod
     def refuse(cls, data: Mapping[str, Tree], findings: list[Finding]) -> NoReturn:
         name, bind = data.get("name"), data.get("bind", data.get("listen"))
-        who = name if isinstance(name, str) else "the server"
+        who = name if name and isinstance(name, str) else "the server"
         refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
 
     @classmethod
@@ -494,6 +494,9 @@ def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
         table["scale"] = {"min": workers, "max": workers}
     else:
         hint = f"allowed is {WORKERS_ALLOWED}" if number else "expected a whole number"
+        if workers in ("auto", "max"):
+            count = len(os.sched_getaffinity(0))
+            hint = f"one for each processor of this machine is workers = {count}"
         message = f"{shown(written)} is not allowed here"
         yield Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED)
 

@@ -77,6 +77,10 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
         for path in sorted(found - {""}):
             concerned.setdefault(path, []).append(server.name)
     yield from unreadable
+    for path in dict.fromkeys(each for server in context.servers for each in _env_files(server)):
+        if os.path.exists(path) and os.stat(path).st_mode & stat.S_IROTH:
+            said = f"any user can read {path}, and what is secret in it"
+            yield warning("files", said, f"chmod o-r {shlex.quote(path)}")
     for path, names in concerned.items():
         who, fix = _who_and_fix(path, users[names[0]])
         yield warning("files", f"{who} can change {path}, and so what {', '.join(names)} runs", fix)
@@ -84,10 +88,13 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("files", ", ".join(context.pool.files))
 
 
+def _env_files(server: ServerConfig) -> list[str]:
+    return [file if isinstance(file, str) else file.path for file in server.env_file]
+
+
 def _files_of(server: ServerConfig, env: Mapping[str, str]) -> Iterator[str]:
     """The paths that decide what a server runs: of env files and of the application's code, or of its programs."""
-    for file in server.env_file:
-        yield file if isinstance(file, str) else file.path
+    yield from _env_files(server)
     hooks = [words for _, words in server.hooks or ()]
     for program, *arguments in filter(None, [server.command, *hooks]):
         if "/" in program:

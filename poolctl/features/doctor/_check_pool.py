@@ -164,10 +164,8 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
             said = f"{name} is {state} but its health is {item.health}"
             yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
     if context.items and not bad:
-        ready = sum(item.ready for item in context.items)
-        others = Counter(item.state for item in context.items if not item.ready)
-        counts = [f"{count} {state}" for state, count in others.items()]
-        yield ok("servers", ", ".join([f"{ready} of {len(context.items)} ready", *counts]))
+        states = Counter("ready" if item.ready else item.state for item in context.items)
+        yield ok("servers", ", ".join(f"{count} {state}" for state, count in states.items()))
 
 
 def left_processes(context: CheckContext) -> Iterator[CheckResult]:

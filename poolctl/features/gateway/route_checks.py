@@ -533,6 +533,16 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
             yield locate_finding(each, Finding(("to",), message, "enable a server, or name another target"))
         for finding in _no_effect_warnings(config, known, gateway):
             yield locate_finding(each, finding)
+        if config.path != "/" and not config.strip_path:
+            for server in known.servers_of(config):
+                if server.http.root_path == config.path and not server.command:
+                    yield server, _added_prefix(config.path)
+
+
+def _added_prefix(path: str) -> Finding:
+    """The warning of a `root_path` that was meant to take the route's path off: it is put before it."""
+    message = f"it is put before {path} of the route, so that the app gets {path}{path}/…"
+    return Finding(("http", "root_path"), message, "take it out, and add strip_path = true to the route")
 
 
 def _gateway_warnings(gateway: GatewayConfig) -> Iterator[Finding]:

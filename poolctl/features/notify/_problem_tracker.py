@@ -67,15 +67,23 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
     words = [f"{count} {_noun(status, count)}" for status, count in counts.items() if count]
-    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_server_names_suffix(lines)}"
+    title = _headline(lines[0]) if len(lines) == 1 else f"{', '.join(words)}{_server_names_suffix(lines)}"
     return Message(
         status,
         SEVERITIES[worst] if status != RESOLVED else INFO,
-        f"{pool}: {title.partition(chr(10))[0]}",
+        f"{pool}: {title}",
         tuple(line.text for line in lines),
         now,
         tuple(line.event for line in lines),
     )
+
+
+def _headline(line: MessageLine) -> str:
+    """What has happened to which server; the line itself says why."""
+    event = line.event
+    if line.status == RESOLVED:
+        return _end_text(event)
+    return f"{event.server}: {event.event}" if event.server else event.event
 
 
 def _server_names_suffix(lines: Sequence[MessageLine]) -> str:
@@ -257,7 +265,9 @@ def _text(event: JournalEvent) -> str:
     """The event's text, with the last output of a failed run."""
     text = f"{event.server}: {event.sentence}" if event.server else event.sentence
     output = event.detail.get("output")
-    return "\n".join([text, *(f"  {line}" for line in output)]) if isinstance(output, list) else text
+    if not isinstance(output, list) or (len(output) == 1 and text.endswith(str(output[0]))):
+        return text
+    return "\n".join([text, *(f"  {line}" for line in output)])
 
 
 def _text_with_stacks(event: JournalEvent) -> str:

@@ -18,7 +18,7 @@ from poolctl.features.gateway.repeated_work import RepeatedWork
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.gateway.target import MachineState
 from poolctl.monitor.event_queue import EventBus
-from poolctl.platform import replace_file
+from poolctl.platform import read_json_object, replace_file
 from poolctl.units import format_duration
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, ProxmoxApi
@@ -404,7 +404,6 @@ class MachinePowerManager:
 
     def _read_started(self) -> dict[int, float]:
         try:
-            with open(self._path, encoding="utf-8") as file:
-                return {int(vmid): float(at) for vmid, at in json.load(file).items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            return {int(vmid): float(at) for vmid, at in read_json_object(self._path).items()}
+        except (ValueError, TypeError):
             return {}

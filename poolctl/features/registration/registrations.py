@@ -37,7 +37,7 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.metrics import Family
-from poolctl.platform import replace_file
+from poolctl.platform import read_json_object, replace_file
 from poolctl.routing.match import sent_host
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegisteredServiceReport
@@ -413,13 +413,12 @@ class TargetRegistration(GatewayPart):
 
 def _pop_saved_services(path: str) -> Table:
     """Remove this file and return its content, whose `services` are a list; {} if it cannot be read or removed."""
+    found = read_json_object(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
         os.unlink(path)
-    except (OSError, ValueError):
+    except OSError:
         return {}
-    services = found.get("services") if isinstance(found, dict) else None
+    services = found.get("services")
     are_valid = isinstance(services, list) and all(isinstance(each, dict) for each in services)
     return found if are_valid else {}
 

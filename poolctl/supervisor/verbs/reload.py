@@ -127,11 +127,18 @@ class Reload:
             changes=lines,
         )
 
-    async def apply_to_stopped_pool(self, call: Call) -> ReloadResult:
-        """Apply the files to a pool in which no server runs; returns changes or errors. New servers are not started."""
+    async def apply_to_servers_at_rest(self, call: Call, working: Collection[str]) -> ReloadResult | None:
+        """Apply the files if they change none of the `working` servers; returns changes or errors, None if they do.
+
+        If a server works, files that add or remove servers, or change tables of the pool, are not applied either. New
+        servers are not started.
+        """
         async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             found = await self._difference(resolved)
+            at_rest = self._core.entries.keys() - {*working} & {each.name for each in resolved.servers}
+            if working and (found.problems or not {each.name for each in found.changes} <= at_rest):
+                return None
             if found.problems:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
             of_servers = [each for each in found.changes if not each.name.startswith("[")]
@@ -408,6 +415,14 @@ class _ChangedInputs(NamedTuple):
     variables: frozenset[tuple[str, str]]  # server names with the digests of their workers' env files
 
 
+def _works(entry: Entry) -> bool:
+    """Whether the server serves, sleeps, is scheduled, or starts without failures so far."""
+    workers = entry.observed.workers
+    starts = bool(workers) and not entry.observed.failures
+    is_ready = any(worker.ready_at is not None for worker in workers.values())
+    return entry.is_asleep or entry.on_schedule or starts or is_ready
+
+
 class ConfigurationDrift:
     """Detects changed files, and computes the effect of a reload once per change."""
 
@@ -439,33 +454,25 @@ class ConfigurationDrift:
         return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
 
     async def apply_if_at_rest(self, call: Call) -> ReloadResult | None:
-        """Apply changed files to a pool whose servers are all at rest; return the result of the reload.
+        """Apply changed files whose servers are all at rest, or fail; return the result of the reload.
 
-        Return None, and apply nothing, if a server runs, the pool is empty, or no file has changed. Also return None if
-        commands have changed servers, because such changes stay in effect until a reload.
+        Return None, and apply nothing, if the files change a server that works, the pool is empty, or no file has
+        changed. Also return None if commands have changed servers, because such changes stay in effect until a reload.
         """
-        if not self._core.entries or self._is_changed_live or self._has_working_server:
+        if not self._core.entries or self._is_changed_live:
             return None
         if (found := await self._find_changes()) is None:
             return None
-        result = await self._reload.apply_to_stopped_pool(call)
+        working = [entry.name for entry in self._core.entries.values() if _works(entry)]
+        result = await self._reload.apply_to_servers_at_rest(call, working)
+        if result is None:
+            return None
         counts = _counted(result.changes or ())
         if result.exit_code or not any(counts):
             return result
         added, removed, changed = counts
         applied = ChangedFiles(files=found.files, added=added, removed=removed, changed=changed, applied=True)
         return replace(result, changed=to_json(applied))
-
-    @property
-    def _has_working_server(self) -> bool:
-        """Whether a server serves, sleeps, is scheduled, or starts without failures so far."""
-        return any(
-            entry.is_asleep
-            or entry.on_schedule
-            or (entry.observed.workers and not entry.observed.failures)
-            or any(worker.ready_at is not None for worker in entry.observed.workers.values())
-            for entry in self._core.entries.values()
-        )
 
     @property
     def _is_changed_live(self) -> bool:

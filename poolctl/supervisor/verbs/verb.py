@@ -274,7 +274,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
         on_demand=config.on_demand or None,
-        ended=(entry.completed and entry.state == State.STOPPED) or None,
+        ended=_end_of(entry),
         flapping=entry.flapping or None,
         kept=kept or None,
         kept_until=_iso(entry.observed.window.until) if kept else None,
@@ -283,6 +283,13 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         if config.every is not None and entry.schedule.last_run
         else None,
     )
+
+
+def _end_of(entry: Entry) -> Table | None:
+    """How a program ended that is stopped because it ended by itself; None for other servers."""
+    if not (entry.completed and entry.state == State.STOPPED):
+        return None
+    return {"status": 0, "signal": None, "at": _iso(entry.observed.ended_at or None)}
 
 
 def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> ServerDetails:
@@ -349,7 +356,8 @@ def unhealthy_error(entry: Entry, complaint: str) -> ServerError:
 def complaint_of(core: Core, entry: Entry) -> str:
     """Why the server is unhealthy or not ready; "" if it is neither, or if the reason is unknown."""
     failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
-    return core.health.first_worker_problem(entry) or failure
+    ended = "ended with status 0" if _end_of(entry) else ""
+    return core.health.first_worker_problem(entry) or ended or failure
 
 
 def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:

@@ -90,7 +90,7 @@ def test_what_anyone_can_change_is_named_with_the_servers_that_run_it(
         "web.env",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).touch(0o640)
     for name in ("bin/program", "bin/script.sh"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch(0o755)
@@ -103,6 +103,15 @@ def test_what_anyone_can_change_is_named_with_the_servers_that_run_it(
     assert said(files_others_may_change, tmp_path, *two) == [
         ("warning", f"any user can change {opened}, and so what {whose} runs", f"chmod o-w {opened}")
     ]
+
+
+def test_env_file_that_anyone_can_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "web.env").touch(0o644)
+    two = [server(name, 'command = ["true"]', 'env_file = "web.env"') for name in ("one", "two")]
+    readable = ("warning", "any user can read web.env, and what is secret in it", "chmod o-r web.env")
+    assert said(files_others_may_change, tmp_path, *two)[:-1] == [readable]
+    (tmp_path / "web.env").chmod(0o640)
+    assert said(files_others_may_change, tmp_path, *two) == [("ok", "pool.toml", "")]
 
 
 def test_a_directory_with_the_sticky_bit_may_hold_files_but_no_modules(tmp_path: Path) -> None:

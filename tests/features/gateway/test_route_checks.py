@@ -433,6 +433,18 @@ def warned(directory: Path, text: str) -> list[str]:
     return [str(each).rpartition("pool.toml:")[2] for each in config.warnings]
 
 
+@pytest.mark.parametrize(
+    ("path", "strip", "count"), [("/api", False, 1), ("/api", True, 0), ("/other", False, 0), ("/", False, 0)]
+)
+def test_root_path_that_the_route_passes_on_is_a_warning(
+    tmp_path: Path, path: str, strip: bool, count: int
+) -> None:
+    text = server("api", bind=":1", app="a:b", http={"root_path": "/api"})
+    found = warned(tmp_path, "[gateway]\n" + text + route(to="api", path=path, strip_path=strip))
+    assert len(found) == count
+    assert all("the app gets /api/api/…; take it out, and add strip_path = true" in each for each in found)
+
+
 def test_route_to_disabled_servers_is_a_warning(tmp_path: Path) -> None:
     text = server("off", bind=":1", app="a:b", disabled=True) + route(to="off")
     (warning,) = warned(tmp_path, WEB + text)

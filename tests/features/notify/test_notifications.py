@@ -317,8 +317,8 @@ def test_problem_is_composed_after_the_delay_and_its_end_is_sent_too(play: Play)
         await receivers.until(lambda: len(receivers.sent) == 2)
         assert mail.to_dict() == {}
         first, second = (title for _, title in receivers.sent)
-        assert first.startswith("shop: web: ")
-        assert second.startswith("shop: web: running again after ")
+        assert first == "shop: web: failed"
+        assert second == "shop: web: running again"
 
     play(scene)
 

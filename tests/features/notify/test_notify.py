@@ -72,7 +72,8 @@ def test_every_receiver_is_notified_of_a_problem_and_its_end_and_no_secret_is_sh
     wait_until(lambda: len(there.taken) == 4)
     by_kind = {each.kind: each for each in there.taken}
     assert by_kind.keys() == {"ntfy", "gotify", "slack", "webhook"}
-    assert by_kind["ntfy"].title.startswith("shop: web: starting → failed (")
+    assert by_kind["ntfy"].title == "shop: web: failed"
+    assert by_kind["ntfy"].text.startswith("web: starting → failed (")
     assert by_kind["webhook"].body["status"] == "problem"
     assert by_kind["webhook"].body["events"][0]["server"] == "web"
     mine = real_pool.directory / "told.jsonl"

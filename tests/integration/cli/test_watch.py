@@ -127,7 +127,7 @@ def test_program_that_has_ended_is_started_again_when_its_code_changes(real_pool
     assert read_until(running, "restarting").endswith("task: task.sh changed, restarting\n")
     wait_until(lambda: "begun" in real_pool.ok("logs", "task").stdout)
     items = real_pool.run("list", "-o", "json").json["items"]
-    assert [item.get("ended") for item in items] == [None, True, None]
+    assert [(item.get("ended") or {}).get("status") for item in items] == [None, 0, None]
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
 

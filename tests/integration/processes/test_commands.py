@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from tests.configuration import server
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.processes import stat
 from tests.real_pool import RealPool
@@ -340,3 +343,19 @@ def test_a_program_is_not_ended_when_its_successor_cannot_be_started(pool: RealP
     (pool.directory / "away").rename(program)
     pool.ok("restart")
     assert pool.items()["web"]["pids"] != before
+
+
+def test_program_that_has_ended_is_told_apart_from_one_that_was_stopped(real_pool: RealPool) -> None:
+    work = server("work", command=["true"], restart="on-failure")
+    real_pool.write("pool.toml", work + server("off", command=["cat"]))
+    real_pool.run("start", "work")
+    wait_until(lambda: "ended" in real_pool.run("list", "-o", "name,state").stdout)
+    ended, off = real_pool.run("list", "-o", "json").json["items"]
+    assert (ended["state"], off["state"], "ended" in off) == ("stopped", "stopped", False)
+    assert (ended["ended"]["status"], ended["ended"]["signal"]) == (0, None)
+    assert abs(datetime.fromisoformat(ended["ended"]["at"]).timestamp() - time.time()) < 60
+    status = real_pool.run("status")
+    assert status.code == 3
+    assert 'work  ended with status 0; restart = "always" restarts it' in status.stdout
+    assert real_pool.run("list", "--state", "ended", "-o", "name").stdout == "work\n"
+    assert "ended with status 0" in real_pool.run("health").stdout

@@ -72,6 +72,26 @@ def test_start_refuses_a_state_directory_that_another_user_could_replace(pool: R
     pool.ok("start")
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("content", [NESTED, "[1]", '{"seq'], ids=["nested", "no object", "cut off"])
+def test_damaged_files_of_the_state_are_named_and_do_not_keep_a_pool_from_starting(
+    pool: RealPool, content: str
+) -> None:
+    state = started_and_stopped(pool)
+    with (state / "events.jsonl").open("a") as journal:
+        journal.write(f"{content}\n")
+    (state / "ports.json").write_text(content)
+    started = pool.ok("start")
+    assert f"{state}/ports.json was damaged, and is not used" in started.stderr
+    assert f"{state}/events.jsonl ends with 1 damaged line" in started.stderr
+    events = pool.ok("events").stdout
+    assert events.count("damaged: ") == 2
+    assert "starting → running" in events
+    assert "damaged" not in pool.ok("restart").stderr
+
+
 def test_directories_are_private_whatever_the_umask(pool: RealPool, short_path: Path) -> None:
     pool.env["POOLCTL_RUNTIME_DIR"] = str(pool.runtime / "a" / "run")
     pool.env["POOLCTL_STATE_DIR"] = str(short_path / "b" / "state")

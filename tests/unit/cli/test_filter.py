@@ -35,6 +35,8 @@ def test_filter_matches_a_field(poolctl: Command, args: list[str], names: str) -
         (["name"], 2, "--regex"),
         (["name", "xyz"], 4, "--allow-empty"),
         (["name", "usres"], 4, "did you mean 'users'?"),
+        (["name", "users*"], 4, "needs --regex RE, and wildcards work in poolctl list 'users*'"),
+        (["bind", "127*"], 4, "needs --regex RE: poolctl filter bind --regex RE"),
         (["nmae", "x"], 2, "did you mean 'name'?"),
         (["name", "--regex", "("], 2, "^"),
         (["name", "x", "--target", "colour"], 2, "one of: name"),

@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import tzname
 from typing import Any
 
 import pytest
 
 from poolctl.cli.log_rendering import terminal_text
 from poolctl.cli.main import main
+from poolctl.cli.options import BadValue, parse_time, timestamp
 from poolctl.control.pool_paths import pool_key
 from poolctl.feature import FEATURES
 from poolctl.logs import log_tail
@@ -57,6 +59,60 @@ def test_the_last_lines_of_each_server(poolctl: Command, logs: Path) -> None:
 )  # fmt: skip
 def test_lines_since_a_time(poolctl: Command, logs: Path, since: str) -> None:
     assert poolctl("logs", "users", "--since", since).out == "users | new users\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("03:00", "2026-11-29 03:00"),
+        ("3:00", "2026-11-29 03:00"),
+        ("23:59:59.5", "2026-11-29 23:59:59.5"),
+        ("today", "2026-11-29 00:00"),
+        ("yesterday", "2026-11-28 00:00"),
+        ("yesterday 18:00", "2026-11-28 18:00"),
+        ("tomorrow", "2026-11-30 00:00"),
+        ("now", "2026-11-29 12:30"),
+        ("1 hour ago", "2026-11-29 11:30"),
+        ("2h 30min ago", "2026-11-29 10:00"),
+        ("2 days 3 hours ago", "2026-11-27 09:30"),
+        ("-90s", "2026-11-29 12:28:30"),
+        ("+1 hour", "2026-11-29 13:30"),
+        ("90m", "2026-11-29 11:00"),
+        ("1.5 hours", "2026-11-29 11:00"),
+        ("60", "2026-11-29 12:29"),
+        ("1 week ago", "2026-11-22 12:30"),
+        ("@1767225600", "2026-01-01T00:00Z"),
+        ("2026-07-01", "2026-07-01 00:00"),
+        ("2026-07-01 12:00", "2026-07-01 12:00"),
+        ("2026-01-31T12:00:00Z", "2026-01-31T12:00Z"),
+        ("2026-01-31T12:00:00+05:00", "2026-01-31T07:00Z"),
+        (f"Sun 2026-11-29 03:00:00 {tzname[0]}", "2026-11-29 03:00"),
+        ("2026-11-29 03:00:00 UTC", "2026-11-29T03:00Z"),
+    ],
+)
+def test_times_are_those_of_journalctl(text: str, meant: str) -> None:
+    found = parse_time(text, datetime(2026, 11, 29, 12, 30))
+    assert found.timestamp() == datetime.fromisoformat(meant.replace(".5", ".500000")).timestamp()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "soon",
+        "25:00",
+        "12:60",
+        "3 parsecs ago",
+        "1 2",
+        "2026-13-01",
+        "yesterday noon",
+        "@",
+        "1h2",
+        f"{10**19}y",
+    ],
+)
+def test_text_that_is_no_time_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(BadValue, match="is not a time"):
+        timestamp(text)
 
 
 def test_interrupt_ends_following_with_130(
@@ -187,14 +243,14 @@ def test_contradictions_and_unknown_levels_are_usage_errors(
 def test_json_is_lines(poolctl: Command, logs: Path, form: str) -> None:
     documents = [json.loads(line) for line in poolctl("logs", "-o", form).out.splitlines()]
     assert documents[0] == {
-        "time": stamp(NOW - 7200), "name": "users", "pid": None, "level": None, "line": "old users",
+        "time": stamp(NOW - 7200), "name": "users", "level": None, "line": "old users",
     }  # fmt: skip
     assert len(documents) == 4
 
 
 @pytest.mark.parametrize(
     "args",
-    [["-n", "some"], ["-n", "-1"], ["--since", "yesterday"], ["--since", "2026-13-01"], ["-o", "name"]],
+    [["-n", "some"], ["-n", "-1"], ["--since", "some time"], ["--since", "2026-13-01"], ["-o", "name"]],
 )
 def test_unknown_words_are_a_usage_error(poolctl: Command, logs: Path, args: list[str]) -> None:
     assert poolctl("logs", *args).code == 2

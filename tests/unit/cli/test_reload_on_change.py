@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -306,6 +307,42 @@ def test_files_that_kubernetes_mounts_are_changed_by_a_switched_link(
         wait_until(lambda: len(pool.reports) == 2)
     assert pool.orders == [("reload", []), ("restart", ["web"])]
     assert pool.lines == ["web: code/app.py changed, restarting"]
+
+
+@pytest.mark.parametrize("keys", [{}, POLLED], ids=["inotify", "polled"])
+def test_code_behind_links_is_watched_where_it_is_unless_it_is_excluded(
+    watching: Watching, directory: Path, keys: dict[str, Any]
+) -> None:
+    shop = release(directory / "shop")
+    for name in ("shared", "inner", "generated", "single"):
+        release(directory / f"libs/{name}")
+    (shop / "shared").symlink_to("../libs/shared")
+    (shop / "twice").symlink_to("../libs/shared")
+    (shop / "generated").symlink_to("../libs/generated")
+    (shop / "single.py").symlink_to("../libs/single/app.py")
+    (shop / "above").symlink_to("..")
+    (directory / "libs/shared/inner").symlink_to("../inner")
+    (directory / "libs/inner/round").symlink_to("../shared")
+    exclude = {"watch": {**keys.get("watch", {}), "exclude": [str(directory / "libs/generated")]}}
+    with watching(shown("web", shop, **exclude)) as pool:
+        for count, name in enumerate(("shared", "inner", "single"), 1):
+            (directory / "libs/generated/app.py").write_text(f"x = {'2' * count}\n")
+            (directory / "app.py").write_text(f"x = {'2' * count}\n")
+            (directory / f"libs/{name}/app.py").write_text("x = 22\n")
+            wait_until(lambda count=count: len(pool.reports) == count)
+            assert pool.lines[-1].startswith(f"web: libs/{name}/app.py")
+    assert pool.orders == [("restart", ["web"])] * 3
+
+
+def test_permissions_are_no_change_and_a_touched_file_is_one(watching: Watching, directory: Path) -> None:
+    shop = release(directory / "shop")
+    os.utime(shop / "app.py", (1, 1))
+    (shop / "other.py").touch()
+    with watching(shown("web", shop)) as pool:
+        (shop / "app.py").chmod(0o600)
+        (shop / "other.py").touch()
+        wait_until(lambda: pool.reports)
+        assert pool.lines == ["web: shop/other.py changed, restarting"]
 
 
 def test_archive_that_is_replaced_is_changed_code(watching: Watching, directory: Path) -> None:

@@ -141,7 +141,7 @@ def test_detected_change_is_a_plan_or_the_servers_whose_code_was_replaced() -> N
         ({"files": ["/p/a"], "added": 1, "removed": 2, "changed": 3},
          "a has changed since the pool read it; `poolctl reload` applies it (+1 ~3 -2)"),
         ({"files": ["/p/a"], "added": 1, "removed": 0, "changed": 0, "applied": True},
-         "a has changed and no server was running: the pool has read it again (+1)"),
+         "a has changed, and no server that differs was running: the pool has read it again (+1)"),
         ({"files": ["/p/a"], "problem": {"code": 1, "message": "no", "file": "/p/a", "line": 7}, "problems": 1},
          "a has changed since the pool read it, and is not valid: a:7 (poolctl validate shows the fix)"),
         ({"files": ["/p/a", "/p/b"], "problem": {"code": 1, "message": "no"}, "problems": 3},

@@ -173,6 +173,12 @@ def test_a_wide_table_shows_cpu_and_memory_where_they_were_measured() -> None:
     assert "CPU" not in render.text_of([USERS], "wide")
 
 
+def test_program_that_has_ended_by_itself_is_not_called_stopped() -> None:
+    ended = replace(OFF, state="stopped", ended={"status": 0, "signal": None, "at": None})
+    assert render.text_of([ended], "table").splitlines()[1].split()[:2] == ["off", "ended"]
+    assert render.text_of([ended], "state") == "ended\n"
+
+
 def test_many_processes_are_counted_in_a_table() -> None:
     assert " 7 and 2 more " in render.text_of([server("users", pids=[7, 8, 9])], "table")
 

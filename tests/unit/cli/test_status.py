@@ -37,6 +37,18 @@ def test_status_names_servers_that_are_not_ready(poolctl: Command, supervised: S
     assert document["summary"]["states"] == states
 
 
+def test_status_names_programs_that_have_ended_by_themselves(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    stopped = {"ready": False, "state": "stopped", "uptime_seconds": 0.0}
+    ended = {**stopped, "ended": {"status": 0, "signal": None, "at": "2026-11-29T03:00:00Z"}}
+    items = [item("a", **stopped), item("work", **ended), item("tool", **ended, on_demand=True)]
+    with supervised(always(*items, exit_code=3, summary={"states": {"stopped": 3}})):
+        said = poolctl("status")
+    line = '  work  ended with status 0; restart = "always" restarts it\n'
+    assert said == (3, f"0 servers ready, 1 stopped, 2 ended\n{line}", "")
+
+
 SUMMARY = {"name": "shop", "should_run": 1, "states": {"running": 1}}
 
 

@@ -602,6 +602,33 @@ def test_program_that_watches_until_the_end_of_its_input_is_warned_of(
     assert all(each.hint == 'add stdin = "open"' for each in config.warnings)
 
 
+UWSGI = 'socket = "program"\ncommand = ["uwsgi", "--http-socket", ":{port}"'
+
+
+@pytest.mark.parametrize(
+    ("keys", "warned"),
+    [
+        ('app = "a:b"\nlimits.memory = 512', 'again and again; write "512MiB"; a number without a unit is bytes'),
+        ('app = "a:b"\nlimits.memory = "8MB"', "a limit of 7.6MiB, and is replaced again and again; allow at least"),
+        ('app = "a:b"\nlimits.memory = "16MiB"', ""),
+        ('app = "a:b"\nstart_timeout = 30000', 'only after 8h20m; write "30s"; a number without a unit is seconds'),
+        ('app = "a:b"\nstart_timeout = "1h"', ""),
+        (f"{UWSGI}]", 'instead of ending, unless it is told die-on-term; add stop_signal = "SIGINT"'),
+        (f'{UWSGI}]\nstop_signal = "SIGQUIT"', ""),
+        (f'{UWSGI}, "--die-on-term"]', ""),
+    ],
+)  # fmt: skip
+def test_value_that_is_surely_meant_otherwise_is_warned_of(tmp_path: Path, keys: str, warned: str) -> None:
+    config = load_text(tmp_path, f'[[server]]\nname = "a"\nbind = ":1"\n{keys}\n')
+    assert config.problems == []
+    assert [warned in str(each) for each in config.warnings] == [True] * bool(warned)
+
+
+def test_workers_auto_names_the_number_for_this_machine(tmp_path: Path) -> None:
+    (problem,) = load_text(tmp_path, f'{SERVER}workers = "auto"\n').problems
+    assert f"is workers = {len(os.sched_getaffinity(0))}" in str(problem)
+
+
 @pytest.mark.parametrize(
     ("users", "warned"),
     [

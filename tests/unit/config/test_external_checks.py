@@ -134,6 +134,29 @@ def test_old_interpreter_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "source", "told"),
+    [
+        ("limits.open_files = 1073741824", "", "is above the kernel's limit of "),
+        ("limits.open_files = 1024", "", ""),
+        (
+            "",
+            "from gevent import monkey; monkey.patch_all()\n",
+            "a.py patches the standard library for gevent",
+        ),
+        ("", "import gevent.monkey\n", 'run it as a program: command = ["gunicorn", "-k", "gevent", "a:…"]'),
+        ("", "# from gevent import monkey\nimport monkey\n", ""),
+    ],
+)
+def test_what_the_kernel_or_asyncio_refuses_is_a_warning(
+    tmp_path: Path, line: str, source: str, told: str
+) -> None:
+    (tmp_path / "a.py").write_text(source)
+    config = load_text(tmp_path, f'[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\n{line}\n')
+    assert config.check_external() == []
+    assert [told in str(each) for each in config.warnings] == [True] * bool(told)
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
         ('command = ["./gone"]', "'./gone' is not there"),

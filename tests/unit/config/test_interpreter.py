@@ -271,7 +271,11 @@ def test_the_path_of_programs_begins_with_their_environment(tmp_path: Path) -> N
         (["{program}"], "", ""),
         ([], "", ""),
         (["no-such"], "'no-such' is not there", "install it, or write its full path"),
-        (["./gone"], "'./gone' is not there", "install it, or write its full path"),
+        (
+            ["./gone"],
+            "'./gone' is not there: looked for {directory}/gone",
+            "install it, or write its full path",
+        ),
         (["./plain"], "'./plain' is not executable", "chmod +x {directory}/plain"),
         (["./folder"], "'./folder' is a directory", "name a program in it"),
         (
@@ -292,7 +296,7 @@ def test_program_is_looked_for_as_the_server_would(
     server = ServerConfig(name="a", command=["sh"], cwd=str(tmp_path))
     found = missing_program(server, {"PATH": "/bin"}, ("hooks",), words)
     assert ((found.message, found.hint, found.path) if found else ("", "", ())) == (
-        message, hint.format(directory=tmp_path), ("hooks", 0) if message else (),
+        message.format(directory=tmp_path), hint.format(directory=tmp_path), ("hooks", 0) if message else (),
     )  # fmt: skip
     assert missing_program(server, {"PATH": "/bin"}) is None
     assert missing_program(server, {"PATH": "/nowhere"}) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from dotenv.main import DotEnv
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from poolctl import PoolConfig, ServerConfig
@@ -51,7 +53,7 @@ from tests.growth import grows_too_fast, repeated
     [
         ("A=1\nB=two words\n", {"A": "1", "B": "two words"}),
         ("# c\n\n  A = 1  \nexport B=2", {"A": "1", "B": "2"}),
-        ("A=1 # c\nB=1#2\nC=# c\nD=\n", {"A": "1", "B": "1#2", "C": "", "D": ""}),
+        ("A=1 # c\nB=1#2\nC= # c\nD=\n", {"A": "1", "B": "1#2", "C": "", "D": ""}),
         ("A='x # \"y\" $Z \\n'\n", {"A": 'x # "y" $Z \\n'}),
         ('A="x\\ty\\n\\"z\\" \\\\ \\q" # c\n', {"A": 'x\ty\n"z" \\ \\q'}),
         ("A=\"one\ntwo\"\nB='one\ntwo'\nC=3\n", {"A": "one\ntwo", "B": "one\ntwo", "C": "3"}),
@@ -67,6 +69,36 @@ from tests.growth import grows_too_fast, repeated
 def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]) -> None:
     (tmp_path / "x.env").write_bytes(text.encode())
     assert read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False) == (variables, [])
+
+
+AS_DOTENV = [
+    "A=#1a73e8", "A=#secret # c", "A= # n", "A= #n", "A=\t#n", "A =#n", "A = #n", "A=#", "A=##", "A=a#b", "A=a #b",
+    "A=a\t#b", "A=a # b # c", "A='#x' # c", 'A="#x" # c', "A='a'#c", "A=b#", "A= ", "A=a'b", "A=it's # c",
+    "A=b\xa0#c", "A=\xa0b", "A=b\u3000#c", "A=1\u2028B=2", "export A=1", "export  A=1", "export=1", " A=1", "A\t=1",
+    "A=1\r\nB=2\r\n", "A=1\n\n\nB=2", "A==1", "A= b ", "A=b c", "A=1 B=2", "A+=1", "A-B=1", "A.B=1", "#A=1",
+    "  # c\nA=1", "\ufeffA=1", 'A=""', "A=''", 'A="a\nb"', "A='a\nb'", 'A="a\\nb\\tc"', 'A="\\a\\b\\f\\v\\r"',
+    "A=\"a\\'b\"", 'A="a\\"b"', 'A="a\\\\b"', 'A="a\\qb"', "A='a\\nb'", "A='a\\'b'", "A='a\\\\b'", "A=a\\nb", "A=x\\",
+    "A=\\${B}", "B=1\nA=${B}", 'B=1\nA="${B}"', "A=${B}", "A=${B:-x}", "A=${B:-}", "A=${B:-a b} # c", "A=${B:-#x}",
+    "A=$B", "A=$(date)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_DOTENV)
+def test_values_are_those_of_python_dotenv(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.env").write_bytes(text.encode())
+    theirs = DotEnv(None, stream=io.StringIO(text, newline=""), override=False).dict()
+    assert read_env_file(str(tmp_path / "x.env"), {}, for_another_user=False)[0] == theirs
+
+
+@given(st.text("a#'\" \t\\=", max_size=12))
+def test_value_without_quotes_is_that_of_python_dotenv(
+    tmp_path_factory: pytest.TempPathFactory, value: str
+) -> None:
+    assume(not value.lstrip().startswith(("'", '"')))
+    path = tmp_path_factory.getbasetemp() / "bare.env"
+    path.write_bytes(f"A={value}\nB=1\n".encode())
+    theirs = DotEnv(None, stream=io.StringIO(f"A={value}\nB=1\n"), override=False).dict()
+    assert read_env_file(str(path), {}, for_another_user=False)[0] == theirs
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ def test_server_is_written_with_its_app_and_without_an_address_that_it_lacks() -
         ({"name": "a" * 80, "bind": ":x"}, "a" * 60 + " has 1 problem", "a" * 80, ":x"),
         ({"bind": ":1", "app": "a:b"}, "the server has 1 problem", "", ":1"),
         ({"name": "a", "bind": 3, "app": "a:b"}, "a has 1 problem", "a", ""),
-        ({"name": "", "bind": ":1", "app": "a:b"}, " has 1 problem", "", ":1"),
+        ({"name": "", "bind": ":1", "app": "a:b"}, "the server has 1 problem", "", ":1"),
     ],
 )
 def test_refused_server_is_named(given: dict[str, Any], head: str, name: str, bind: str) -> None:

@@ -151,6 +151,36 @@ def test_wrong_requests_get_a_status(tmp_path: Path, data: bytes, code: int) -> 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"options": [1]}, "options must be an object"),
+        ({"selector": [1]}, "selector must be an object"),
+        ({"selector": {"targets": "web"}}, "targets of the selector must be a list of strings"),
+        ({"options": {"timeout": "soon"}}, "the option timeout must be a number"),
+        ({"options": {"timeout": True}}, "the option timeout must be a number"),
+        ({"options": {"wait": "no"}}, "the option wait must be true or false"),
+        ({"options": {"lines": "3"}}, "the option lines must be a whole number"),
+        ({"options": {"env": ["A=1"]}}, "the option env must be an object"),
+        ({"options": {"depth": {}}}, "the option depth must be a string"),
+        ({"options": {"hosts": [1]}}, "the option hosts must be a list of strings"),
+        ({"options": {"timeout": 0.5, "wait": None, "env": {"A": "1"}, "hosts": ["a"]}}, ""),
+        ({"options": [], "selector": None}, ""),
+    ],
+)
+def test_options_of_the_wrong_type_get_400(tmp_path: Path, body: dict[str, Any], problem: str) -> None:
+    content = json.dumps(body).encode()
+    head = f"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as path:
+            answer = await exchange(path, head + content)
+            assert status(answer) == (400 if problem else 200)
+            assert problem.encode() in answer
+
+    asyncio.run(scenario())
+
+
 @given(st.binary(max_size=300))
 @examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, data: bytes) -> None:

@@ -144,8 +144,15 @@ def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
     assert pool_paths.state_dir(env, "abc", create=True) == f"{short_path}/state/abc"
     assert os.stat(short_path / "state" / "abc").st_mode & 0o777 == 0o700
     (short_path / "file").touch()
-    env["POOLCTL_STATE_DIR"] = str(short_path / "file")
-    assert pool_paths.state_dir(env, "abc", create=True) == f"{short_path}/run/abc/state"
+    for path, why in (
+        (short_path / "file", "Not a directory"),
+        (Path("/proc/none"), "No such file or directory"),
+    ):
+        env["POOLCTL_STATE_DIR"] = str(path)
+        assert refusal(lambda: pool_paths.state_dir(env, "abc", create=True)) == (
+            f"cannot keep state in {path}/abc: {why}", 7,
+            "make a directory of this user there, or set POOLCTL_STATE_DIR to another one",
+        )  # fmt: skip
 
 
 def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,20 +343,20 @@ def test_full_backlog_counts_as_a_pool_that_runs(env: dict[str, str]) -> None:
         assert pool_paths.named_pool_dir(env, "shop") == places[0]
 
 
-def test_state_directory_is_used_only_if_it_can_be_written(
+def test_state_directory_of_the_variable_is_used_and_no_other_one(
     env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env["POOLCTL_STATE_DIR"] = str(short_path / "state")
-    assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc"
     fallback = short_path / "run" / "abc" / "state"
     fallback.mkdir(parents=True)
-    assert pool_paths.state_dir(env, "abc") == str(fallback), "nothing was made there"
+    assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc", "a start makes it"
     (short_path / "state" / "abc").mkdir(parents=True)
     assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc"
-    asked: list[int] = []
-    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode) or mode != os.W_OK | os.X_OK)
-    assert pool_paths.state_dir(env, "abc") == str(fallback)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    assert refusal(lambda: pool_paths.state_dir(env, "abc"))[0].endswith("this user may not write there")
     shutil.rmtree(short_path / "run")
+    monkeypatch.setattr(pool_paths, "_preferred_state_dir", lambda env, key: f"{short_path}/state/abc")
+    del env["POOLCTL_STATE_DIR"]
     assert pool_paths.state_dir(env, "abc", create=True) == str(fallback)
     assert fallback.stat().st_mode & 0o777 == 0o700
     assert pool_paths.ensure_pool_dir(env, "abc") == str(fallback.parent)
@@ -387,7 +394,10 @@ def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_the
     env = {"POOLCTL_STATE_DIR": str(home / "state"), "POOLCTL_RUNTIME_DIR": str(own)}
     os.seteuid(54321)
     try:
-        assert pool_paths.state_dir(env, "abc", create=True) == f"{own}/abc/state"
+        assert refusal(lambda: pool_paths.state_dir(env, "abc", create=True))[0].startswith(
+            "cannot keep state in"
+        )
+        assert pool_paths.state_dir({**env, "POOLCTL_STATE_DIR": ""}, "abc", create=True)
         os.seteuid(0)
         theirs = home / "poolctl" / "abc"
         theirs.mkdir(parents=True)

@@ -101,7 +101,7 @@ def rendered(**fields: Any) -> list[str]:
          "ERROR 12:00:00.000 hi n=1"),
         ({"level": 30, "time": 1769860800123, "pid": 7, "hostname": "h", "msg": "hi"},
          "INFO  12:00:00.123 hi pid=7 hostname=h"),
-        ({"levelname": "WARNING", "asctime": "x", "message": "hi"}, "WARNING hi asctime=x"),
+        ({"levelname": "WARNING", "asctime": "x", "message": "hi"}, "WARNING x hi"),
         ({"levelno": 20, "level": 20, "ts": 1769860800.25, "msg": "hi"}, "INFO  12:00:00.250 hi levelno=20"),
         ({"severity": "NOTICE", "message": "", "ok": True, "none": None, "deep": {"a": [1]}},
          'NOTICE ok=true none="" deep="{\\"a\\": [1]}"'),

@@ -37,6 +37,9 @@ def event_of(**keys: Any) -> JournalEvent:
     ({"kind": "wake", "event": "woken", "message": "sleeping → starting"}, "sleeping → starting"),
     ({"kind": "lifecycle", "event": "worker ended", "pid": 7, "message": "exited with status 3",
       "cause": "exited with status 3"}, "worker ended (pid 7): exited with status 3"),
+    ({"kind": "lifecycle", "event": "worker ended", "pid": 7, "message": "exited with status 0",
+      "cause": "exited with status 0 before it was ready", "next": "not restarted"},
+     "worker ended (pid 7): exited with status 0 before it was ready; not restarted"),
     ({"kind": "lifecycle", "event": "worker ended", "pid": 7}, "worker ended (pid 7)"),
     ({"kind": "lifecycle", "event": "worker ended", "message": "gone", "next": "started again in 1s"},
      "worker ended: gone; started again in 1s"),
@@ -111,7 +114,9 @@ def test_an_event_is_the_same_after_it_was_written_and_read() -> None:
     assert (event.state, event_of(after="running").state) == ("", "running")
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"7", b"[]", b"{}", b'{"seq": "1"}', b'{"seq": null}'])
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"7", b"[]", b"{}", b'{"seq": "1"}', b'{"seq": null}', b"[" * 100_000, b"\xff"]
+)
 def test_a_line_without_a_number_is_no_event(line: bytes) -> None:
     assert parse_event(line) is None
     assert parse_event(b'{"seq": 0}') == JournalEvent("", 0, "", "")

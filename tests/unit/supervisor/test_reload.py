@@ -1169,6 +1169,25 @@ def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_path: Pat
     run(scenario())
 
 
+def test_corrected_server_is_started_beside_those_that_run(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA, runner=SlowRunner(extra=FAILS))
+        assert (await desk.ask("start"))["exit_code"] == 1
+        web = desk.core.entries["web"].observed.workers.copy()
+        desk.file.write_text(WEB + 'tags = ["x"]\n' + EXTRA + 'tags = ["x"]\n')
+        changed = await desk.changed("start", timeout=0.05) or {}
+        assert "applied" not in changed, "a server that runs differs, too"
+        desk.file.write_text(WEB + EXTRA + 'tags = ["y"]\n')
+        desk.runner.script["extra"] = ""
+        answer = await desk.ask("start")
+        assert (answer["exit_code"], answer["changed"]["applied"]) == (0, True)
+        assert desk.states() == {"web": "running", "extra": "running"}
+        assert desk.core.entries["extra"].config.tags == ("y",)
+        assert desk.core.entries["web"].observed.workers == web
+
+    run(scenario())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "state", ["sleeping", "scheduled", "backoff", "failing", "serving again", "starting"]

@@ -158,17 +158,6 @@ def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) ->
     run(work())
 
 
-def test_request_of_another_form_is_left_to_its_handler(notified: NotifySocket) -> None:
-    async def work() -> None:
-        desk = Desk(web("a"))
-        handle = Served(notified, desk).notifier.wrap(desk.verbs.handle)
-        for verb in ("reload", "list"):
-            answer: Any = await handle(Request(verb, {"options": ["dry_run"]}, 1, 0), lambda line: None)
-            assert answer.errors[0].message == "selector and options must be objects"
-
-    run(work())
-
-
 def test_reload_during_the_end_of_a_ready_pool_is_not_announced(notified: NotifySocket) -> None:
     async def work() -> None:
         desk = Desk(web("a"))
