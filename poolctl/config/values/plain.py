@@ -177,6 +177,9 @@ def address_parts(expose: str, address: Address) -> dict[str, str]:
     return parts
 
 
+PROBES = ("startup", "readiness", "liveness")
+HOOKS = ("before_start", "after_stop")
+
 # Limits are defined here so that their users need not import pydantic.
 MOST_WORKERS = 10_000
 LONGEST_SOCKET_PATH_BYTES = 107

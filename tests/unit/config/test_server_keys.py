@@ -85,7 +85,7 @@ def test_hooks_are_lists_of_words_and_merge_with_the_defaults(tmp_path: Path) ->
             "hooks.before_start: a command is a list of words, not a line for",
         ),
         ('{ before_start = "migrate --all" }', 'write ["migrate", "--all"]'),
-        ('{ after_stop = [""] }', "hooks.after_stop[0]: the program's name is empty"),
+        ('{ after_stop = [""] }', "hooks.after_stop: the program's name is empty"),
         ("{ after_stop = [] }", "hooks.after_stop: "),
         ('{ before_strat = ["a"] }', "did you mean 'before_start'?"),
         ('{ pre_start = ["a"] }', "another tool; write before_start = "),
