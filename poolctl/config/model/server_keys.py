@@ -55,6 +55,7 @@ from poolctl.config.values.problems import (
     shown,
 )
 from poolctl.config.values.secrets import masked_arguments
+from poolctl.config.values.toml_text import json_text
 from poolctl.config.values.value_types import (
     TABLE,
     TEXT,
@@ -499,15 +500,10 @@ SOCKET_FILE_KEYS = ("socket_mode", "socket_owner")
 def _keys_of_apps_and_commands(server: ServerConfig) -> Iterator[Finding]:
     given = server.model_fields_set
     if server.command is None:
-        for key, value, text in (
-            ("notify", True, "true"),
-            ("job", True, "true"),
-            ("socket", "program", '"program"'),
-            ("socket", PROXIED, '"proxied"'),
-            ("stdin", "open", '"open"'),
-        ):
-            if key in given and getattr(server, key) == value:
-                yield Finding((key,), f"{key} = {text} needs a command", 'add command = ["prog", …]')
+        for key, without in (("notify", False), ("job", False), ("socket", "pool"), ("stdin", "null")):
+            if key in given and (value := getattr(server, key)) != without:
+                text = f"{key} = {json_text(value)}"
+                yield Finding((key,), f"{text} needs a command", 'add command = ["prog", …]')
         for key in ("stop_signal", "stop_group"):
             if key in given and getattr(server, key) is not None:
                 fix = "take it out: the worker of an app ends in order by itself"
@@ -568,9 +564,8 @@ def _keys_of_jobs(server: ServerConfig) -> Iterator[Finding]:
     if "socket" in server.model_fields_set and server.is_proxied:
         yield Finding(("socket",), "a job has no address to be forwarded", "take it out")
     if server.scale.min > 1:
-        yield Finding(
-            ("scale",), f"a job runs once, and this is {server.scale.min} workers", "write workers = 1"
-        )
+        message = f"a job runs once, and this is {server.scale.min} workers"
+        yield Finding(("scale",), message, "write workers = 1")
 
 
 def _keys_of_scaling(server: ServerConfig) -> Iterator[Finding]:

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.values.plain import (
-    LONGEST_SOCKET_PATH_BYTES,
     PLACEHOLDERS,
     STANDARD_STREAMS,
+    BadValue,
     Interpolated,
     exposed_url,
+    refuse_long_path,
     truth_if_interpolated,
 )
 from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
@@ -210,15 +211,14 @@ def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding:
         return Finding(("bind",), "a job has no address", "take out 'bind', or 'job'", shown(text))
     try:
         address = parse(text, base_dir=base_dir)
+        refuse_long_path(address)
     except AddressError as problem:
         return Finding(("bind",), problem.message, problem.hint, shown(text), "an address")
+    except BadValue as problem:
+        return Finding(("bind",), str(problem), f"choose {problem.allowed}")
     if not address.listens:
         fix = "write job = true instead of 'bind'" if address.kind == "job" else "take out 'bind'"
         return Finding(("bind",), f"{shown(text)} is not an address", fix)
-    if address.path and len(address.path.encode("utf-8", "surrogateescape")) > LONGEST_SOCKET_PATH_BYTES:
-        limit = f"{LONGEST_SOCKET_PATH_BYTES} bytes"
-        message = f"the path of the unix socket is longer than {limit}: {address.path}"
-        return Finding(("bind",), message, "choose a shorter one: the system allows no more (unix(7))")
     return address
 
 

@@ -238,6 +238,8 @@ EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "uni
 
 
 def _expose(expose: str) -> str:
+    if expose.lower().startswith(("unix:", "fd:")):
+        return expose
     head, scheme, rest = expose.partition("://")
     message, fix = "", 'write "http://HOST:PORT"'
     if not expose or not expose.isprintable() or " " in expose or (scheme and not rest):
@@ -253,7 +255,7 @@ def _expose(expose: str) -> str:
 
 def _wrong_authority(expose: str) -> tuple[str, str] | None:
     scheme, separator, rest = expose.rpartition("://")
-    if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
+    if "unix" in scheme.lower():
         return None
     if (found := host_and_port(rest)) is None:
         fix = 'write "http://HOST:PORT", an address of IPv6 in brackets: "http://[::1]:PORT"'
