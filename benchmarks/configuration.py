@@ -34,8 +34,16 @@ def run(options: Namespace) -> Iterator[Row]:
                 ours.append(_seconds(lambda p=path: _load(p, servers)))
             yield Row(
                 f"validate {servers} servers, {kind}", "s", ours, "bare parse", bare,
-                most_ratio=None if kind == "json" else 2,
+                most_ratio=None if kind == "json" else 4,
             )  # fmt: skip
+        path = Path(directory, "wrong.toml")
+        path.write_text(_toml(_entries(servers)).replace('app = "', 'ap = "'))
+        right = Path(directory, "pool.toml")
+        yield Row(
+            f"validate {servers} servers, each of them wrong", "s",
+            [_seconds(lambda: PoolConfig.load(path).problems) for _ in range(options.repeat)],
+            "all right", [_seconds(lambda: _load(right, servers)) for _ in range(options.repeat)], most_ratio=2,
+        )  # fmt: skip
 
 
 def _entries(count: int) -> list[dict[str, Any]]:

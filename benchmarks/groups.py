@@ -7,6 +7,7 @@ GROUPS = {
     "lifecycle": "start, restart and stop of N servers; their memory, and their cost when idle",
     "commands": "commands beside the start of a bare interpreter",
     "configuration": "loading and validating large files",
+    "reloading": "a changed server among a thousand: the reload, and the supervisor's answers meanwhile",
     "hostile": "files that want to do harm",
     "lookup": "the pool as a mapping",
     "routing": "the route table that applications read: writing, opening, look-up",

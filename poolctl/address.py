@@ -108,6 +108,11 @@ class Address(_Fields):
         return f"<Address {self.key}>"
 
     @property
+    def bind(self) -> str:
+        """The key, or `:PORT` for a dual address: the text from which `parse` makes this address."""
+        return f":{self.key.rpartition(':')[2]}" if self.dual else self.key
+
+    @property
     def listens(self) -> bool:
         """Whether clients can connect to the address; False for a job or a process, whose key has only a name."""
         return self.kind not in NAMED

@@ -54,9 +54,12 @@ def install_extra_command(extra: str, missing: Sequence[str] = ()) -> str:
     return install_command(sys.executable, *wanted)
 
 
-def install_module_command(python: str, module: str) -> str:
-    """The command that installs the distribution of a top-level module, such as `yaml`, into an environment."""
-    return install_command(python, _DISTRIBUTIONS.get(module, module))
+def install_module_command(python: str, module: str, *others: str) -> str:
+    """The command that installs the distribution of a top-level module, such as `yaml`, into an environment.
+
+    `others` are distributions that it needs as well.
+    """
+    return install_command(python, *others, _DISTRIBUTIONS.get(module, module))
 
 
 def reinstall_command() -> str:

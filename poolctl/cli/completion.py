@@ -62,7 +62,7 @@ def _pool(ctx: typer.Context) -> Any:
 
     given = {**ctx.find_root().params, **{key: value for key, value in ctx.params.items() if value}}
     files = [Path(each).expanduser() for each in given.get("config") or ()]
-    return find_pool(Place(config=files, pool=given.get("pool")), missing_ok=True)
+    return find_pool(Place(config=files, pool=given.get("pool"), quiet=True), missing_ok=True)
 
 
 def _servers(ctx: typer.Context) -> list[dict[str, Any]]:

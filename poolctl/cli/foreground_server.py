@@ -89,7 +89,7 @@ class ForegroundServer:
             contents = tls_contents(server)
             spec = worker_spec(
                 server,
-                interpreter=interpreter(server.python, server.base_dir, os.environ),
+                interpreter=interpreter(server.python),
                 listeners=len(listeners),
                 tls_files=len(contents),
                 open_files=resource.getrlimit(resource.RLIMIT_NOFILE),

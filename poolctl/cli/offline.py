@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 Server = TypeVar("Server", bound=Item)
 
 
-def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
+def load(ref: PoolRef, *, allow_empty: bool = False, env_files: bool = True) -> Configuration:
     """The pool's configuration from its files. Raises PoolValidateError if a file is unreadable.
 
+    Without `env_files`, `${VAR}` is not looked up in `.env` beside a file: its values stay on this machine.
     Raises Failure (exit 5) with all problems, and for a pool without servers unless `allow_empty`.
     """
     from poolctl.config import load as load_files
 
-    config = load_files(ref.files, os.environ)
+    config = load_files(ref.files, os.environ, env_files=env_files)
     if config.problems:
         errors, warnings = map(ErrorEntry.of, config.problems), map(str, config.warnings)
         code = exit_codes.INVALID_CONFIGURATION

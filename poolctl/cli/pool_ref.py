@@ -41,8 +41,9 @@ class PoolRef:
 
 
 def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
-    """Find the pool named by -c, --pool or $POOLCTL_CONFIG, or else the pool of the working directory.
+    """Find the pool named by -c, --pool or $POOLCTL_CONFIG, or else the pool of the working directory or one above it.
 
+    Of a file above it, a line on standard error names it.
     A running pool is found even if its files are missing, with a warning. If the pool does not run, raises
     ConfigNotFound if no file is named or found, and Failure (exit 5) if a named file is missing. With `missing_ok`,
     missing files cause neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for
@@ -66,6 +67,11 @@ def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
         if running := _pool_without_file(cwd, place, missing_ok=missing_ok):
             return running
         raise
+    if not (paths or os.environ.get("POOLCTL_CONFIG")) and os.path.dirname(files[0]) != cwd:
+        if running := _pool_without_file(cwd, place, missing_ok=missing_ok):
+            return running
+        if not place.quiet:
+            sys.stderr.write(f"note: this is the pool of {printable(files[0])}\n")
     is_file_gone = os.path.isdir(files[0]) and not default_file(files[0])
     if is_file_gone and (running := _pool_without_file(files[0], place, missing_ok=missing_ok)):
         return running

@@ -489,7 +489,9 @@ def _is_python_command(config: Table) -> bool:
     if any(path.endswith(CODE) for path in _scripts(config)):
         return True
     word = str(config["command"][0])
-    path = (config.get("env") or {}).get("PATH") or os.environ.get("PATH", os.defpath)
+    environment = os.path.dirname(config.get("python") or "")
+    path = f"{environment}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    path = (config.get("env") or {}).get("PATH") or path
     program = shutil.which(os.path.join(config.get("cwd") or "", word) if "/" in word else word, path=path)
     if program is None or os.path.basename(program).startswith("python"):
         return program is not None

@@ -168,12 +168,15 @@ def is_empty(result: Result) -> bool:
 
 def _launch_and_ask(request: Request, pool: PoolRef) -> Result:
     refuse_without_linux()
+    from poolctl.control.other_users import refuse_second_pool
     from poolctl.supervisor.launch import launch
 
+    note = refuse_second_pool(pool.files)
     for _ in range(_LAUNCHES):
         launch(pool.files, os.environ)  # its socket listens at once; it answers when started
         try:
-            return ask(replace(request, verb="start", command=request.verb), pool)
+            result = ask(replace(request, verb="start", command=request.verb), pool)
+            return replace(result, warnings=(*result.warnings, note)) if note else result
         except NoSupervisor:
             pass  # another command stopped it before this request was handled
     raise NoSupervisor

@@ -38,7 +38,8 @@ _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover openssl_reason",
     "checks.external_checks": "ExternalChecks",
     "checks.interpreter": "Trusted find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
-    "interpreter missing_module missing_program start_options",
+    "active_environment broken_environment environment_variables interpreter missing_module "
+    "missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",
@@ -51,8 +52,9 @@ _MODULES = {
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Section Table refuse",
-    "model.server_keys": "ServerConfig relocated",
-    "model.server_tables": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart TLSConfig",
+    "model.server_keys": "Scale ServerConfig relocated",
+    "model.server_tables": "Backoff Dependency Health Hooks Http Limits Log RecoveryBackoff Probe Recovery Restart "
+    "TLSConfig Watch",
     "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
     "scalar_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from poolctl.address import Address
-from poolctl.config.checks.interpreter import default_interpreter
+from poolctl.config.checks.interpreter import broken_environment, default_interpreter
 from poolctl.config.configuration import Configuration, Surroundings, missing_settings
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
@@ -52,10 +52,14 @@ def load(
     texts: Mapping[str, str] | None = None,
     *,
     access_log: bool = False,
+    python: str | None = None,
+    env_files: bool = True,
 ) -> Configuration:
     """The configuration of these files and directories; later files override earlier files. Blocks on the disk.
 
     `texts` replace the contents of some files, by path. `access_log` is the default of http.access_log.
+    `python` is the interpreter of servers that name none; by default that of the environment beside the file or active.
+    `env` and, with `env_files`, `.env` beside a file resolve its `${VAR}`.
 
     Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
@@ -64,12 +68,12 @@ def load(
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.abspath(path) for path in named]
     documents, unreadable = read_documents(files, texts)
-    assembly = Assembly(env)
+    assembly = Assembly(env, env_files=env_files)
     if access_log:
         assembly.defaults = {"http": {"access_log": True}}  # overridden by the files
     for document in documents:
         assembly.add(document)
-    config = _ConfigurationBuilder(assembly, env).build_config(files)
+    config = _ConfigurationBuilder(assembly, env, python).build_config(files)
     if unreadable:
         others = [
             problem
@@ -228,15 +232,15 @@ def _sleeps(key: str, value: Tree) -> bool:
 
 
 def _server_of(
-    table: dict[str, Tree], base_dir: str, handlers: str | None, python: str, findings: list[Finding]
+    table: dict[str, Tree], base_dir: str, handlers: str | None, python: str | None, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
     address = add_derived_values(table, base_dir, findings)
     if "env_file" not in table and (found := default_env_file(base_dir)):
         table["env_file"] = found
-    if "command" not in table:
-        table.setdefault("python", python)
-        if "app" not in table and handlers:
-            table["handlers"] = handlers
+    if "python" not in table:
+        table |= {"lacks_environment": True} if python is None else {"python": python}
+    if handlers and not table.keys() & {"app", "command"}:
+        table["handlers"] = handlers
     server = checked(ServerConfig, table, findings)
     wrong = {finding.path for finding in findings}
     if ("bind",) in wrong or (("name",) in wrong and address and not address.listens):
@@ -256,6 +260,8 @@ def added_server(
     own = normalised(interpolate(dict(table), env, findings), base_dir, findings)
     whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(own)
     python = default_interpreter(base_dir, env)
+    if python and "python" not in whole and (broken := broken_environment(python, env)):
+        findings.append(Finding(("python",), *broken, python))
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
     findings += missing_settings(server) if server else ()
     if findings or server is None:
@@ -266,13 +272,15 @@ def added_server(
 
 
 class _ConfigurationBuilder:
-    def __init__(self, assembly: Assembly, env: Mapping[str, str]) -> None:
+    def __init__(self, assembly: Assembly, env: Mapping[str, str], python: str | None) -> None:
         self.assembly = assembly
+        self.env = env
+        self.python = python
         self.origins = Origins(assembly.documents, assembly.entries, assembly.parts)
         self.problems: list[Problem] = list(assembly.problems)
         # The value of a bad reference is unknown, so no further problems of it are reported.
         self.unresolved = {problem.place for problem in assembly.problems}
-        self.interpreter = cache(lambda base_dir: default_interpreter(base_dir, env))
+        self.interpreter = cache(self._interpreter)
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
         self.defaults = Defaults(assembly.defaults, base_dir)
         self.settings = self._validate_settings()
@@ -285,8 +293,8 @@ class _ConfigurationBuilder:
             self._report(None, finding)
         for entry in self.assembly.entries:
             findings: list[Finding] = []
-            handlers, python = self.settings.handlers, self.interpreter(entry.base_dir)
-            table = self.defaults.merged_with(entry.table)
+            table, handlers = self.defaults.merged_with(entry.table), self.settings.handlers
+            python = "" if "python" in table else self.interpreter(entry.base_dir)
             server, address = _server_of(table, entry.base_dir, handlers, python, findings)
             for finding in findings:
                 self._report(entry, finding)
@@ -312,6 +320,13 @@ class _ConfigurationBuilder:
         config.settings, config.defaults = self.settings, self.assembly.defaults
         config.files, config._origins = files, self.origins
         return config
+
+    def _interpreter(self, base_dir: str) -> str | None:
+        """The interpreter of the servers of a directory's files that name none; if it is broken, that is a problem."""
+        python = self.python or default_interpreter(base_dir, self.env)
+        if python and (broken := broken_environment(python, self.env)):
+            self._report(None, Finding(("python",), *broken, python))
+        return python
 
     def _validate_settings(self) -> PoolSettings:
         table = self.assembly.settings

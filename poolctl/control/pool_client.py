@@ -53,15 +53,36 @@ class Change(TypedDict):
     message: str
 
 
-class ReloadDocument(TypedDict):
-    """The document that `poolctl reload -o json` prints."""
+class ServerItem(TypedDict):
+    """The current state of a server, as `poolctl list -o json` prints it."""
+
+    name: str
+    bind: str
+    expose: str | None  # None for a program without a port
+    state: str
+    ready: bool
+    health: str
+    pids: list[int]
+    workers: int
+    uptime_seconds: float
+    restarts: int
+    tags: list[str]
+
+
+class ServersDocument(TypedDict):
+    """The document that `poolctl list -o json` prints."""
 
     schema: int
-    items: list[dict[str, Any]]  # the servers, as `list` prints them
+    items: list[ServerItem]
     errors: list[dict[str, Any]]
     warnings: list[str]
-    changes: list[Change]
     exit_code: int
+
+
+class ReloadDocument(ServersDocument):
+    """The document that `poolctl reload -o json` prints."""
+
+    changes: list[Change]
 
 
 def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
@@ -119,13 +140,13 @@ class PoolClient:
         """Return the supervisor's version and process ids."""
         return to_json(self._client.ping())
 
-    def list(self, *targets: str, selector: Selection = None) -> Table:
+    def list(self, *targets: str, selector: Selection = None) -> ServersDocument:
         """Return the current state of the selected servers."""
-        return self._ask("list", PoolParamError, targets, selector)
+        return cast("ServersDocument", self._ask("list", PoolParamError, targets, selector))
 
     def filter(
         self, field: Field | str, pattern: str = "", regex: str = "", *, selector: Selection = None
-    ) -> Table:
+    ) -> ServersDocument:
         """Return the servers whose field equals `pattern`, ignoring case, or contains a match of `regex`.
 
         Nothing matches when both are empty. Raises PoolParamError if `regex` is invalid or takes too long.
@@ -134,11 +155,11 @@ class PoolClient:
 
         field = parse_field(field)
         document = self.list(selector={**(selector or {}), "allow_empty": True})
-        values = [item[field] or "" for item in document["items"]]
+        values = [item[field.value] or "" for item in document["items"]]
         matches = value_test(field, pattern, values_with_match(regex, values))
         return {**document, "items": [*compress(document["items"], map(matches, values))]}
 
-    def walk(self, fn: Callable[[Table], object], *targets: str, selector: Selection = None) -> bool:
+    def walk(self, fn: Callable[[ServerItem], object], *targets: str, selector: Selection = None) -> bool:
         """Call `fn` with each selected server as it is now, in order, until it returns False.
 
         Returns False if `fn` did, otherwise True.
@@ -184,9 +205,12 @@ class PoolClient:
         """
         return self._ask("show", PoolParamError, targets, selector, {"reveal": reveal})
 
-    def status(self, *targets: str, selector: Selection = None) -> Table:
+    def status(self, *targets: str, selector: Selection = None) -> ServersDocument:
         """Return the selected servers and their summary. Not being in the desired state is not an error here."""
-        return self._ask("status", PoolMonitorError, targets, selector, {}, None, ANSWERED)
+        return cast(
+            "ServersDocument",
+            self._ask("status", PoolMonitorError, targets, selector, {}, None, ANSWERED),
+        )
 
     def events(
         self,

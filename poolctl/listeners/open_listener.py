@@ -60,16 +60,23 @@ PRIVATE = SocketAccess(0o600)
 
 
 def open_listener(
-    address: Address, *, inherited: Inherited | None = None, access: SocketAccess = PRIVATE
+    address: Address,
+    *,
+    inherited: Inherited | None = None,
+    access: SocketAccess = PRIVATE,
+    beside: Sequence[socket.socket] | None = None,
 ) -> list[socket.socket]:
     """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one.
 
     `:8080` opens one for each IP version, `localhost` one for each loopback address of the name; `fd:NAME` takes the
     sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; the new
     file never gives more rights than `access`. Raises ListenError. Resolving a host name may block.
+
+    If `beside` is not None, TCP sockets are only bound, and share the port with these listeners of this user at
+    overlapping addresses, which get all connections until the caller listens.
     """
     if address.kind == "tcp":
-        sockets = _open_ports(address)
+        sockets = _open_ports(address, beside)
     elif address.kind == "unix":
         sockets = [_listen_on_path(address, access)]
     elif address.kind == "fd":
@@ -316,16 +323,18 @@ def describe(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _open_ports(address: Address) -> list[socket.socket]:
+def _open_ports(address: Address, beside: Sequence[socket.socket] | None) -> list[socket.socket]:
     opened: list[socket.socket] = []
     skipped: ListenError | None = None
     if address.port is None:
         raise ListenError(f"no port was chosen for {address.key}", bind=address.key)
     wanted = resolve_bind_targets(address)
+    for sock in beside or ():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         for target in wanted:
             try:
-                opened.append(_open_listening_socket(target, address.port, dual=address.dual))
+                opened.append(_open_port(target, address.port, dual=address.dual, beside=beside))
             except OSError as error:
                 problem = port_error(address, target.host, error)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
@@ -339,16 +348,20 @@ def _open_ports(address: Address) -> list[socket.socket]:
     return opened
 
 
-def _open_listening_socket(target: BindHost, port: int, *, dual: bool) -> socket.socket:
+def _open_port(
+    target: BindHost, port: int, *, dual: bool, beside: Sequence[socket.socket] | None
+) -> socket.socket:
     sock = socket.socket(target.family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, bool(beside))
         if target.family == socket.AF_INET6:
             # Always set, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(target.sockaddr(port))
-        sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may be detected here instead of in bind()
+        if beside is None:
+            sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may be detected here instead of in bind()
     except OSError:
         sock.close()
         raise

@@ -8,6 +8,7 @@ import concurrent.futures
 import os
 import platform
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import (
@@ -435,13 +436,13 @@ class Pool(Mapping[str, Server], StartAndStop):
         with LOCK:
             return self._servers.copy()
 
-    def _matching(self, field: Field, pattern: str, regex: str) -> dict[str, Server]:
+    def _matching(self, field: Field | str, pattern: str, regex: str) -> dict[str, Server]:
         if regex:  # it may take long, so the lock is not held meanwhile
             return matching(self._snapshot(), field, pattern, regex)
         with LOCK:
             return matching(self._servers, field, pattern, regex)
 
-    def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
+    def filter(self, field: Field | str, pattern: str = "", regex: str = "") -> Pool:
         """A view of the matching servers, which are the same objects as in this pool.
 
         A server removed from the view stays in this pool. A server removed from this pool stays in the view, but the
@@ -458,7 +459,9 @@ class Pool(Mapping[str, Server], StartAndStop):
         view._ports = Counter(server.address.port for server in view._servers.values())
         return view
 
-    def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
+    def list(
+        self, source: Field | str, target: Field | str, pattern: str = "", regex: str = ""
+    ) -> builtins.list[str]:
         """The `target` field of each server whose `source` field matches `pattern` or `regex`, as in `filter`."""
         target = parse_field(target)
         return [*member_values(self._matching(source, pattern, regex), target)]
@@ -998,8 +1001,9 @@ class PoolConfig(Configuration):
     ) -> PoolConfig:
         """Load the configuration from files and directories; later files override earlier files.
 
-        `env` (default: the process's) resolves `${VAR}`. Blocks on the disk. Raises PoolValidateError when a file
-        cannot be read or parsed; problems of single servers are in `.problems`.
+        `env` (default: the process's) resolves `${VAR}`. Servers that name no interpreter run in this one. Blocks on
+        the disk. Raises PoolValidateError when a file cannot be read or parsed; problems of single servers are in
+        `.problems`.
         """
         if env is not None and not isinstance(env, Mapping):
             raise PoolParamError(
@@ -1007,7 +1011,7 @@ class PoolConfig(Configuration):
             )
         config = cls()
         # A PoolConfig has the same attributes as a Configuration.
-        vars(config).update(vars(load(paths, env)))
+        vars(config).update(vars(load(paths, env, python=sys.executable)))
         return config
 
     def _exclude_conflicting(self, servers: list[ServerConfig]) -> list[ServerConfig]:

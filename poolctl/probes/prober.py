@@ -23,9 +23,9 @@ from poolctl.runners.output_tail import OutputTail
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
 from poolctl.runners.worker_spec import (
-    added_environment,
     give_output_to_user,
     probe_argument_vector,
+    program_environment,
     user_ids,
 )
 from poolctl.selection.regular_expressions import (
@@ -357,7 +357,7 @@ class ProgramProber:
         return subprocess.Popen(
             self._argv,
             cwd=server.cwd,
-            env={**environment_for_programs(), **added_environment(server), **self._values},
+            env={**environment_for_programs(), **program_environment(server), **self._values},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

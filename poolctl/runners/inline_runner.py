@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.config import ServerConfig, default_env_file, default_interpreter
+from poolctl.config import ServerConfig, default_env_file
 from poolctl.errors import ServerError
 from poolctl.listeners import open_listener
 from poolctl.listeners.open_listener import Identity, inherited_descriptors
@@ -239,7 +239,7 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
         used.append("limits.open_files")
     if server.http.log_level != "info":
         used.append("http.log_level")  # the loggers belong to the embedding program
-    if server.python and server.python not in _usual_interpreters(server):
+    if server.python and server.python != sys.executable:
         used.append("python")
     if used:
         raise _refusal(server, used)
@@ -252,8 +252,3 @@ def _refusal(server: ServerConfig, used: Sequence[str]) -> ServerError:
         bind=server.key,
         hint="run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())",
     )
-
-
-def _usual_interpreters(server: ServerConfig) -> tuple[str, str]:
-    # Servers of a file have a default interpreter.
-    return sys.executable, default_interpreter(server.base_dir, os.environ)

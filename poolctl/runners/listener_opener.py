@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from poolctl.address import Address
@@ -45,13 +45,17 @@ class Opener:
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
 
     async def listen(
-        self, address: Address, inherited: Inherited | None = None, access: SocketAccess = PRIVATE
+        self,
+        address: Address,
+        inherited: Inherited | None = None,
+        access: SocketAccess = PRIVATE,
+        beside: Sequence[socket.socket] | None = None,
     ) -> list[socket.socket]:
         """Open the sockets of the address, and return them (see `open_listener`).
 
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
-        open_it = functools.partial(open_listener, address, inherited=inherited, access=access)
+        open_it = functools.partial(open_listener, address, inherited=inherited, access=access, beside=beside)
         try:
             return await _run_resolving_work(address, open_it, undo=close_listener)
         except ListenError as error:

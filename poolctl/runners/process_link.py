@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from poolctl.clock import HungProcessDetector, RateLimit
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.reap import signal_process
-from poolctl.platform import process_start, waits_for_events
+from poolctl.platform import is_stopped, process_start, waits_for_events
 
 from .withheld_variables import withheld_variables
 
@@ -36,6 +36,8 @@ _MOST_CHARACTERS = 4000
 BURST = 100
 _PER_SECOND = 10.0
 _RETRY_SECONDS = 0.002
+# Longer than a process is stopped for a look at it.
+_STOPPED_SECONDS = 3.0
 _PAUSED_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 0.1
 
@@ -532,8 +534,9 @@ def identity(pid: int) -> wire.Message:
 class ProcessWatchdog:
     """Calls `ping` until `stop_watching`, and kills the process if it hangs. Used on the running loop.
 
-    Each call of `received` counts as an answer. A process that is waiting for events is not pinged. `name` is
-    for the log; `watchdog` sets the interval of the pings and the time limit for an answer.
+    Each call of `received` counts as an answer. A process that is waiting for events is not pinged, and one that a
+    signal has stopped hangs after three seconds without an answer. `name` is for the log; `watchdog` sets the interval
+    of the pings and the time limit for an answer.
 
     `known` is the process's pid and start time (see `identity`).
     """
@@ -576,15 +579,16 @@ class ProcessWatchdog:
         self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_kill)
 
     def _ping_or_kill(self) -> None:
-        now = self._loop.time()
-        if self._watchdog.check_for_hang(now):
+        now, pid = self._loop.time(), self._known.get("pid", 0)
+        hangs = self._watchdog.check_for_hang(now)
+        if hangs or (self.unanswered_seconds >= _STOPPED_SECONDS and is_stopped(pid)):
             self._timer = None
-            if "pid" in self._known:
-                logger.error("%s (pid %d) does not answer: killing it", self._name, self._known["pid"])
+            if pid:
+                logger.error("%s (pid %d) does not answer: killing it", self._name, pid)
                 kill(self._known)
             return
         if self._watchdog.mark_ping_sent_if_due(now):
-            if waits_for_events(self._known.get("pid", 0)):
+            if waits_for_events(pid):
                 # A process that waits for events does not hang, and need not be woken by a ping.
                 self._watchdog.received(now)
             else:

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from poolctl.config import (
     ServerConfig,
     default_interpreter,
+    environment_variables,
     fill_placeholders,
     ids_of,
+    interpreter,
     missing_module,
     read_env_files,
     read_regular_truncated,
@@ -41,13 +43,13 @@ def missing_module_hint(missing: str, server: ServerConfig) -> str:
     target = str(server.handlers if server.app is None else server.app)
     if not all(part.isidentifier() for part in missing.split(".")):
         return f"check {target}"  # the application has set the name, to any text
-    python = server.python or sys.executable
-    problem, fix = missing_module(missing, target.partition(":")[0], server.app_dir, python)
-    hint = f"{problem}; {fix}"
-    present = default_interpreter(server.base_dir, os.environ)
-    if python == sys.executable != present:
-        hint += f"; or poolctl reload, which uses {present}: it was not there when the pool read its files"
-    return hint
+    module = target.partition(":")[0]
+    if not server.lacks_environment:
+        return "; ".join(missing_module(missing, module, server.app_dir, interpreter(server.python)))
+    problem, fix = missing_module(missing, module, server.app_dir, sys.executable, server.base_dir)
+    if (present := default_interpreter(server.base_dir, os.environ)) is not None:
+        fix = f"poolctl reload, which uses {present}: it was not there when the pool read its files"
+    return f"{problem}; {fix}"
 
 
 def spec_file(spec: Spec) -> int:
@@ -134,7 +136,7 @@ def preload_spec(
         "app": _app_import_string(server),
         "app_dir": server.app_dir,
         "handlers": server.handlers,
-        "env": added_environment(server, env_base),
+        "env": (program_environment if server.command else added_environment)(server, env_base),
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
         # An import does not see these variables: they are missing in the environment of the zygote.
         "without": withheld_variables(),
@@ -174,6 +176,14 @@ def added_environment(server: ServerConfig, base: Mapping[str, str] | None = Non
     of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **own})
     # Withheld variables are removed from env files, which may contain them, but not from `env`.
     return with_absolute_paths({**of_address, **environment_for_programs(of_files), **own}, server.cwd)
+
+
+def program_environment(server: ServerConfig, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What `added_environment` adds, and for a command, hook or probe also PATH of the server's virtual environment."""
+    added = added_environment(server, base)
+    if "PATH" in added:
+        return added
+    return {**environment_variables(server, environment_for_programs(base)), **added}
 
 
 def argument_vector(server: ServerConfig) -> list[str]:

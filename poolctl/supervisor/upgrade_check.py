@@ -86,9 +86,10 @@ def _zygote_failure(servers: Iterable[ServerConfig]) -> str:
     """Start a zygote of this version in each interpreter of `servers`; return why one does not come up, or ""."""
     sources = {InterpreterZygoteIdentity(sys.executable): None}
     for server in servers:
-        with contextlib.suppress(ServerError):  # its user is unknown, so it has no zygote
-            path = interpreter(server.python, server.base_dir, os.environ)
-            sources[InterpreterZygoteIdentity.for_user(path, user_ids(server))] = None
+        if not server.command:
+            with contextlib.suppress(ServerError):  # its user is unknown, so it has no zygote
+                path = interpreter(server.python)
+                sources[InterpreterZygoteIdentity.for_user(path, user_ids(server))] = None
     failures = (f"{source.interpreter} {why}" for source in sources if (why := _start_failure(source)))
     return next(failures, "")
 

@@ -1,12 +1,13 @@
 """`python -m tests.chaos.gateway --requests 1000000`: the gateway's lifecycle under load; every request counts.
 
-Three servers behind one gateway, one of them a program on private ports, and clients of every kind all the time, two of
-which only ask for a page with an error. A sequence of events: restarts, reloads of every kind, changes of scale,
-upgrades to another version, killed and stopped processes. With `--deaths` a worker is killed every second as well.
-Invariants:
+Four servers behind one gateway, one of them a program on private ports and one that sleeps, and clients of every kind
+all the time, two of which only ask for a page with an error. A sequence of events: restarts, reloads of every kind,
+changes of scale, upgrades to another version, each kind of process killed, frozen, and frozen just before the keeper
+is killed. With `--deaths` a worker is killed every second as well. Invariants:
 
 - No request ever fails, except one on a connection that a killed HAProxy had: at most one per connection.
-- A killed worker fails the requests that it had: at most one per connection.
+- A killed or frozen worker fails the requests that it had: at most one per connection.
+- Nothing stays frozen.
 - Only a change of HAProxy's process closes a kept connection, not even the restart of its server.
 - A WebSocket is closed by its server with 1012, or with a killed HAProxy.
 - No POST is executed twice.
@@ -55,10 +56,19 @@ bind = [
 ]
 drain_timeout = "2s"
 {keys}
+[dashboard]
+bind = "127.0.0.1:{page}"
 [defaults]
 env = {{ EXECUTED = "{executed}", CHANGE = "{change}" }}
 drain_timeout = "2s"
 restart = {{ limit = 100000, window = "1s", backoff = {{ initial = "10ms", max = "50ms" }} }}
+recovery = {{ limit = 100000, window = "1s", backoff = {{ initial = "10ms", max = "50ms" }} }}
+[[server]]
+name = "sleepy"
+app = "tests.load.apps:app"
+app_dir = "{root}"
+bind = "127.0.0.1:auto"
+scale = {{ min = 0, idle = "500ms" }}
 [[server]]
 name = "one"
 app = "tests.load.apps:app"
@@ -81,6 +91,9 @@ workers = 2
 [[route]]
 path = "/pair"
 to = "pair"
+[[route]]
+path = "/sleepy"
+to = "sleepy"
 [[route]]
 path = "/one"
 to = "one"
@@ -117,6 +130,7 @@ class Client(NamedTuple):
     pause: float = 0.0
     body_bytes: int = 262_144
     status: int = 200
+    chunks: int = 20
 
     @property
     def is_idle(self) -> bool:
@@ -145,8 +159,16 @@ CLIENTS = {
     "new TLS": Client("new_connection", 2, "tls", paths=("/both",)),
     "HTTP/2": Client("http2", 2, "tls", paths=("/both",), pause=0.01),
     "WebSockets in TLS": Client("websocket", 2, "tls"),
+    "waking": Client("keep_alive", 1, paths=("/sleepy",), pause=1.0),
     "TCP streams": Client("keep_alive", 2, "tcp", pause=0.01),
 }
+
+# The names in ps of the kinds of process. HAProxy and the workers are known from `list`.
+KINDS = {
+    "keeper": "poolctl-keeper", "supervisor": "poolctl-superv.", "logger": "poolctl-logger",
+    "web": "poolctl-web", "accept": "poolctl-accept", "zygote": "poolctl-zygote", "worker": "",
+    "forwarder": "poolctl-forward", "gateway": "",
+}  # fmt: skip
 
 
 @dataclass
@@ -223,7 +245,7 @@ class GatewayChaos:
         self.pool = RealPool(self.directory, self.runtime)
         self.pool.warm = False  # each version executes its own commands
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
-        self.ports = {name: claim_port() for name in ("plain", "tls", "tcp", "spare")}
+        self.ports = {name: claim_port() for name in ("plain", "tls", "tcp", "spare", "page")}
         self.second, self.port, self.changes = "two", claim_port(), 0
         self.executed = self.room / "executed"
         self.executed.touch()
@@ -242,7 +264,7 @@ class GatewayChaos:
             name: Load(
                 [self.ports[each.port]], each.mode, connections=each.connections, tls=each.port == "tls",
                 paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=each.body_bytes,
-                pause=each.pause, patience=60.0, statuses=[each.status], echo=each.status == 200,
+                pause=each.pause, patience=60.0, statuses=[each.status], echo=each.status == 200, chunks=each.chunks,
             )
             for name, each in clients.items()
         }  # fmt: skip
@@ -292,24 +314,12 @@ class GatewayChaos:
 
     def upgrade(self) -> None:
         """Upgrade to another version, whose forwarder replaces this one. HAProxy has no code of poolctl, and stays."""
-        gateway, forwarder = self._gateway(), self._forwarder()
+        gateway, forwarder = self._gateway(), self._pid("forwarder")
         self._install_and_list_changed_files()
         self._command("upgrade")
         wait_until(lambda: not is_alive(forwarder), timeout_seconds=SETTLED_SECONDS)
         if (found := self._gateway()) != gateway and self.deaths is None:
             raise Fault(f"the upgrade has replaced HAProxy: {gateway}, {found}")
-
-    def death_of_the_supervisor(self) -> None:
-        self._kill("supervisor")
-
-    def death_of_the_keeper(self) -> None:
-        self._kill("keeper")
-
-    def death_of_the_gateway(self) -> None:
-        self._kill("gateway")
-
-    def death_of_the_forwarder(self) -> None:
-        self._kill("forwarder")
 
     def death_of_the_gateway_and_the_forwarder(self) -> None:
         self._kill("forwarder", "gateway")
@@ -326,23 +336,11 @@ class GatewayChaos:
     def death_of_the_forwarder_and_the_keeper(self) -> None:
         self._kill("forwarder", "keeper")
 
-    def stopped_supervisor_without_a_keeper(self) -> None:
-        """The kernel continues the process."""
-        info = self.pool.info()
-        os.kill(info["supervisor_pid"], signal.SIGSTOP)
-        os.kill(info["keeper_pid"], signal.SIGKILL)
-
     def pause_of_the_supervisor(self) -> None:
         self._pause(self.pool.info()["supervisor_pid"])
 
     def pause_of_the_gateway(self) -> None:
         self._pause(self._gateway())
-
-    def stopped_gateway(self) -> None:
-        self._freeze(self._gateway())
-
-    def stopped_forwarder(self) -> None:
-        self._freeze(self._forwarder())
 
     # Running and judging events.
 
@@ -374,7 +372,15 @@ class GatewayChaos:
         outcome = self.outcomes.setdefault(name, Outcome())
         self.pauses = outcome.pauses
         began = time.monotonic()
-        getattr(self, name)()
+        if name in DEATHS:
+            self._kill(DEATHS[name])
+        elif name in FREEZES:
+            self._freeze(FREEZES[name])
+        elif name in FREEZES_BEFORE_A_DEATH:
+            self._freeze(FREEZES_BEFORE_A_DEATH[name])
+            os.kill(self.pool.info()["keeper_pid"], signal.SIGKILL)
+        else:
+            getattr(self, name)()
         after = self._settle(before)
         outcome.times += 1
         outcome.seconds += (seconds := time.monotonic() - began)
@@ -394,11 +400,11 @@ class GatewayChaos:
             failed = now.failed - earlier.failed
             closed = now.closed + now.idle_reset - earlier.closed - earlier.idle_reset
             outcome.lost += Counter({f"{kind} failed": failed, f"{kind} closed": closed})
-            excused = deaths * client.connections if self.may_lose(client) else 0
-            if name in KILL_GATEWAY:
+            excused = self._excused(client, deaths, now.failures[len(earlier.failures) :])
+            if name in (*KILL_GATEWAY, *KILL_WORKER):
                 excused += client.connections
             # A successor that meets other processes than it has read of replaces HAProxy, which closes connections.
-            leaves = name in CHANGE_GATEWAY or deaths > 0
+            leaves = name in CHANGE_GATEWAY or name in KILL_WORKER or deaths > 0
             if failed > excused or (closed and client.keeps and not leaves):
                 wrong.append(f"{kind}: {failed} failed, {closed} closed, {excused} excused: {now}")
         if wrong:
@@ -406,6 +412,10 @@ class GatewayChaos:
             if not self.keeps_going:
                 raise Fault(self.faults[-1])
             self.say(self.faults[-1])
+
+    def _excused(self, client: Client, deaths: int, failures: list[str]) -> int:
+        """How many of these failures the deaths of workers excuse."""
+        return deaths * client.connections
 
     def report(self, work: Callable[[], object]) -> int:
         """Do the work, print what became of the requests, and return the exit status."""
@@ -425,10 +435,6 @@ class GatewayChaos:
         for fault in self.faults:
             print(fault, file=sys.stderr)
         return 1 if self.faults else 0
-
-    def may_lose(self, client: Client) -> bool:
-        """Whether a killed worker may have had requests of this client."""
-        return True
 
     def _repeated(self) -> list[bytes]:
         """The POSTs that have been executed once more since the last call."""
@@ -470,12 +476,18 @@ class GatewayChaos:
             return str(done)
         if (gateway := done.json["gateway"])["state"] != "running":
             return str(gateway)
-        if resting := [item for item in done.json["items"] if not item["ready"]]:
+        if resting := [
+            item
+            for item in done.json["items"]
+            if not item["ready"] and item["state"] not in ("sleeping", "stopped", "disabled")
+        ]:
             return str(resting)
         info = self.pool.info()
         if dead := [name for name in ("keeper_pid", "supervisor_pid") if not is_alive(info[name])]:
             return str(dead)
-        return "" if len(found := self._forwarders()) == 1 else f"the forwarders {found}"
+        if frozen := [pid for pid in self.pool.processes() if is_alive(pid) and stat(pid).state in "Tt"]:
+            return f"frozen processes {[f'{pid} {process_name(pid)}' for pid in frozen]}"
+        return "" if len(found := self._pids("forwarder")) == 1 else f"the forwarders {found}"
 
     def _look(self) -> dict[str, Report]:
         return {name: load.look() for name, load in self.loads.items()}
@@ -490,12 +502,23 @@ class GatewayChaos:
         init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
         self.pool.env["PYTHONPATH"] = str(place)
 
-    def _forwarders(self) -> list[int]:
-        return [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-forward"]
+    def _pids(self, kind: str) -> list[int]:
+        return [pid for pid in self.pool.processes() if process_name(pid) == KINDS[kind]]
 
-    def _forwarder(self) -> int:
-        (found,) = wait_until(self._forwarders, timeout_seconds=SETTLED_SECONDS)
-        return int(found)
+    def _pid(self, kind: str) -> int:
+        """A process of this kind, which runs now."""
+        if kind == "gateway":
+            return self._gateway()
+        if kind == "worker":
+            return int(
+                self.chance.choice(self.pool.items()[self.chance.choice(("one", self.second))]["pids"])
+            )
+        if kind == "zygote":
+            self._command("restart", "one")
+        pids = wait_until(
+            lambda: self._pids(kind), timeout_seconds=SETTLED_SECONDS, what=f"there is a {kind}"
+        )
+        return int(self.chance.choice(pids))
 
     def _gateway(self) -> int:
         """The HAProxy that accepts; others may still have streams."""
@@ -507,11 +530,7 @@ class GatewayChaos:
 
     def _kill(self, *names: str) -> None:
         """Kill these processes at once, and have them replaced; HAProxy's successor has to answer a waiting client."""
-        info = self.pool.info()
-        pids = {
-            "keeper": info["keeper_pid"], "supervisor": info["supervisor_pid"],
-            "gateway": self._gateway(), "forwarder": self._forwarder(),
-        }  # fmt: skip
+        pids = {name: self._pid(name) for name in names}
         killed = time.monotonic()
         for name in names:
             os.kill(pids[name], signal.SIGKILL)
@@ -521,15 +540,11 @@ class GatewayChaos:
                 raise Fault(f"the first answer after HAProxy's death is {status}")
             self.pauses.append(time.monotonic() - killed)
 
-    @staticmethod
-    def _freeze(pid: int) -> None:
-        """Stop a process that only the pool continues."""
+    def _freeze(self, kind: str) -> None:
+        """Stop a process; only the pool continues or replaces it."""
+        pid = self._pid(kind)
         os.kill(pid, signal.SIGSTOP)
-        for states in ("Tt", "RSDZ"):
-            wait_until(
-                lambda states=states: not is_alive(pid) or stat(pid).state in states,
-                timeout_seconds=SETTLED_SECONDS,
-            )
+        wait_until(lambda: not is_alive(pid) or stat(pid).state in "Tt")
 
     @staticmethod
     def _pause(pid: int) -> None:
@@ -571,24 +586,28 @@ def _answers(report: Report) -> int:
     return report.complete + report.messages
 
 
+DEATHS = {f"death_of_the_{kind}": kind for kind in KINDS}
+FREEZES = {f"stopped_{kind}": kind for kind in KINDS}
+FREEZES_BEFORE_A_DEATH = {f"stopped_{kind}_without_a_keeper": kind for kind in KINDS if kind != "keeper"}
 # Requests may fail, and connections end.
 KILL_GATEWAY = (
-    "death_of_the_gateway", "stopped_gateway", "death_of_the_gateway_and_the_forwarder",
-    "death_of_the_gateway_and_the_supervisor", "death_of_the_gateway_and_the_keeper",
+    "death_of_the_gateway", "stopped_gateway", "stopped_gateway_without_a_keeper",
+    "death_of_the_gateway_and_the_forwarder", "death_of_the_gateway_and_the_supervisor",
+    "death_of_the_gateway_and_the_keeper",
 )  # fmt: skip
+KILL_WORKER = ("death_of_the_worker", "stopped_worker", "stopped_worker_without_a_keeper")
 # Kept connections end after a response.
 CHANGE_GATEWAY = (
     *KILL_GATEWAY, "reload_of_routes", "reload_of_listeners", "reload_of_certificates", "reload_with_another_server",
     "reload_of_an_address",
 )  # fmt: skip
-EVENTS = (
+EVENTS = tuple(dict.fromkeys((
+    *DEATHS, *FREEZES, *FREEZES_BEFORE_A_DEATH,
     "restart_of_a_server", "restart_of_all", "change_of_scale", "reload_of_servers", "reload_that_fails",
-    "death_of_the_supervisor", "death_of_the_keeper", "death_of_the_forwarder",
     "death_of_the_forwarder_and_the_supervisor", "death_of_the_forwarder_and_the_keeper",
-    "pause_of_the_supervisor", "pause_of_the_gateway", "stopped_forwarder", "stopped_supervisor_without_a_keeper",
-    "upgrade",
+    "pause_of_the_supervisor", "pause_of_the_gateway", "upgrade",
     *CHANGE_GATEWAY,
-)  # fmt: skip
+)))  # fmt: skip
 
 
 @contextlib.contextmanager

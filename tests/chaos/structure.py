@@ -1,8 +1,9 @@
 """`python -m tests.chaos.structure --changes 300`: changes of the gateway's structure, none of which loses a request.
 
-After each change a program with two processes is restarted, and one of the two is killed: a request that this process
-had may fail, at most one per connection. Half of the kept clients pause for 1 to 60 s between requests. At the end an
-address that is no longer there refuses connections, and HAProxy has the memory that it had at the start.
+After each change a program with two processes is restarted, and one of the two is killed: of the requests under way at
+that moment a POST may be answered with 502, as it is not repeated; nothing else may fail. Half of the kept clients
+pause for 1 to 60 s between requests. An address that is no longer there refuses connections, that of a `proxied` server
+that is stopped answers with 503, and at the end HAProxy has the memory that it had at the start.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 from poolctl.platform import memory_bytes
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.http_get import get
+from tests.ports import claim_port
 from tests.programs import program
 
-from .gateway import CLIENTS, SETTLED_SECONDS, Client, GatewayChaos
+from .gateway import CLIENTS, ROOT, SETTLED_SECONDS, Client, GatewayChaos
 from .stage import Fault
 
 IDLE = {
@@ -29,23 +34,48 @@ IDLE = {
     for pause in (1, 7, 20, 60)
     for path in ("/pair", "/both")
 }
+LONG = {
+    "downloads": Client("stream", 4, chunks=100),
+    "slow uploads": Client("uploads", 4, paths=("/both/slow",), chunks=50),
+}
 STREAMS_SECONDS = 100.0
 MAX_GROWTH_BYTES = 20 << 20
+MORE = """
+[[route]]
+alias = "stream"
+path = "/stream"
+to = "one"
+"""
+SERVER = """
+[[server]]
+name = "extra"
+command = [
+    "{python}", "-m", "uvicorn", "tests.load.apps:app",
+    "--app-dir", "{root}", "--log-level", "critical", "--port", "{{port}}",
+]
+socket = "proxied"
+bind = "127.0.0.1:{extra}"
+"""
+# How a listener is removed, and added again.
+WAYS = {
+    "reload": ("reload",), "stop": ("start", "extra"), "disable": ("enable", "extra"), "remove": ("reload",),
+}  # fmt: skip
 
 
 class Kills:
-    """How many processes were killed since the last call of `new`."""
+    """The times at which processes were killed, and how many since the last call of `new`."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.times: list[float] = []
+        self._seen = 0
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def new(self) -> int:
-        count, self.count = self.count, 0
-        return count
+        seen, self._seen = self._seen, len(self.times)
+        return self._seen - seen
 
 
 class StructureChaos(GatewayChaos):
@@ -53,15 +83,37 @@ class StructureChaos(GatewayChaos):
 
     def __init__(self, seed: int, say: Callable[[str], None], executable: str) -> None:
         self.copies = 0
-        super().__init__(seed, say, clients={**CLIENTS, **IDLE})
+        super().__init__(seed, say, clients={**CLIENTS, **IDLE, **LONG})
         self.executable = executable
         self.kills = Kills()
         self.deaths = self.kills  # type: ignore[assignment]
         self.limit = 1000
+        self.ports["extra"] = claim_port()
+        self.has_listener = self.has_extra = True
+        self.removed = ""  # how the listener that is not there was removed
+        self.removals = 0
         self._use_another_program()
 
-    def may_lose(self, client: Client) -> bool:
-        return any(path.startswith("/pair") for path in client.paths)
+    def _excused(self, client: Client, deaths: int, failures: list[str]) -> int:
+        """How many of them are POSTs that a killed process had."""
+        excused = 0
+        for text in failures if client.mode == "bodies" and client.paths[0].startswith("/pair") else []:
+            if found := re.match(r"([\d.]+) .* status 502, request (\d+) of ([\d.]+) s", text):
+                ended, number, seconds = float(found[1]), int(found[2]), float(found[3])
+                executed = f"{client.paths[0]} {number:012}".encode() in self.posts
+                killed = max((time for time in self.kills.times if time <= ended), default=0.0)
+                excused += executed or ended - seconds <= killed
+                self.say(
+                    f"a POST {'executed' if executed else 'not executed'}, sent {killed - ended + seconds:.3f} s "
+                    f"before the kill: {text}"
+                )
+        return excused
+
+    def _write(self) -> None:
+        super()._write()
+        with (self.directory / "pool.toml").open("a") as file:
+            extra = SERVER.format(python=sys.executable, root=ROOT, **self.ports)
+            file.write(MORE + extra * self.has_extra)
 
     def _use_another_program(self) -> None:
         """Use the same program under another name, as after an upgrade of its package."""
@@ -75,17 +127,45 @@ class StructureChaos(GatewayChaos):
         path = self.room / f"haproxy-{self.copies}"
         self.gateway_keys = f'program = "{path}"\nmax_connections = {self.limit + 10_000}'
 
-    def route(self) -> None:
+    def route_added(self) -> None:
         self.reload_of_routes()
         self._restart_and_kill()
 
-    def listener(self) -> None:
-        self.reload_of_listeners()
-        if self._refuses(self.ports["spare"]) is self.has_listener:
-            raise Fault(
-                f"the listener is {'refused' if self.has_listener else 'still open'} after the reload"
-            )
+    route_removed = route_added
+
+    def listener_added(self) -> None:
+        self.has_listener = self.has_extra = True
+        self._write()
+        self._command(*WAYS[self.removed])
+        port, self.removed = self._port(), ""
+        if self._refuses(port):
+            raise Fault("an added listener refuses connections")
         self._restart_and_kill()
+
+    def listener_removed(self) -> None:
+        self.removed = list(WAYS)[self.removals % len(WAYS)]
+        self.removals += 1
+        self.has_listener = self.removed != "reload"
+        self.has_extra = self.removed != "remove"
+        if self.removed == "reload":
+            self._reload()
+        else:
+            self._command(self.removed, "extra", *(["--save"] if self.removed == "remove" else []))
+        if fault := self._fault_of_removed():
+            raise Fault(fault)
+        self._restart_and_kill()
+
+    def _fault_of_removed(self) -> str:
+        """What is wrong with the address that was removed last; "" if nothing is."""
+        port = self._port()
+        if self.removed not in ("stop", "disable"):
+            return "" if self._refuses(port) else f"a listener removed by {self.removed} accepts connections"
+        # HAProxy answers for a `proxied` server that is stopped.
+        status = get(port).status
+        return "" if status == 503 else f"after {self.removed} the status is {status}"
+
+    def _port(self) -> int:
+        return self.ports["spare" if self.removed == "reload" else "extra"]
 
     def renewed_certificate(self) -> None:
         self.reload_of_certificates()
@@ -110,7 +190,7 @@ class StructureChaos(GatewayChaos):
     def _restart_and_kill(self) -> None:
         self._command("restart", "pair")
         listed = self.pool.run("list", "pair", "-o", "json", timeout_seconds=SETTLED_SECONDS).json["items"][0]
-        self.kills.count += 1  # before a client notices
+        self.kills.times.append(time.time())
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(self.chance.choice(listed["pids"]), signal.SIGKILL)
 
@@ -140,17 +220,28 @@ class StructureChaos(GatewayChaos):
                 stack.enter_context(load)
             before = self._settle(self._look())
             for name in order:
-                before = self._event(name, before)
+                before = self._event(self._with_direction(name), before)
             self.say(f"processes of HAProxy and their memory before the last stream ends: {self.memory()}")
         wait_until(lambda: self.memory()[0] == 1, timeout_seconds=STREAMS_SECONDS)
         self.say(f"at the start {started}, at the end {self.memory()}")
         if self.memory()[1] - started[1] > MAX_GROWTH_BYTES:
             self.faults.append(f"HAProxy has grown from {started} to {self.memory()}")
-        if not self.has_listener and not self._refuses(self.ports["spare"]):
-            self.faults.append("a removed listener accepts connections")
+        if self.removed and (fault := self._fault_of_removed()):
+            self.faults.append(fault)
+
+    def _with_direction(self, name: str) -> str:
+        """The method for this change: what is there is removed, what is not is added."""
+        if name == "route":
+            return "route_removed" if self.has_route else "route_added"
+        if name == "listener":
+            return "listener_added" if self.removed else "listener_removed"
+        return name
 
 
-CHANGES = ("route", "listener", "renewed_certificate", "limits", "members", "upgrade_of_haproxy")
+# A route and a listener are added and removed in turn.
+CHANGES = (
+    "route", "route", "listener", "listener", "renewed_certificate", "limits", "members", "upgrade_of_haproxy",
+)  # fmt: skip
 
 
 def main() -> int:

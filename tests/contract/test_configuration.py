@@ -64,6 +64,19 @@ def test_the_lookup_order_is_option_variable_directory(real_pool: RealPool) -> N
     assert names(real_pool) == ["from-4"]
 
 
+def test_the_file_above_is_named_and_init_writes_here(real_pool: RealPool) -> None:
+    file = real_pool.write("pool.toml", '[[server]]\nname = "above"\nbind = ":8080"\napp = "hello:app"\n')
+    below = real_pool.directory / "src"
+    below.mkdir()
+    real_pool.env["CI"] = ""  # this is no repository
+    listed = real_pool.ok("list", "-o", "name", cwd=below)
+    assert (listed.stdout, listed.stderr) == ("above\n", f"note: this is the pool of {file}\n")
+    assert real_pool.ok("list", "-q", "-o", "name", cwd=below).stderr == ""
+    real_pool.ok("init", cwd=below)
+    assert (below / "pool.toml").exists()
+    assert real_pool.ok("list", "-o", "name", cwd=below).stdout != "above\n"
+
+
 @pytest.mark.parametrize("command", ["validate", "start", "list", "config", "run", "show"])
 def test_no_file_at_all_and_a_missing_one_are_exit_5(real_pool: RealPool, command: str) -> None:
     none = real_pool.run(command)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from tests.other_user import AS_OTHER_USER
-from tests.real_pool import RealPool
+from tests.real_pool import HELLO_APP, RealPool
 
 TWO = ("a", "b")
 
@@ -150,3 +151,32 @@ def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
         assert told["code"] == 7
         assert "POOLCTL_RUNTIME_DIR" in told["hint"], "it may be that directory which is another user's"
     assert real_pool.items()["web"]["ready"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts a process of another user")
+def test_a_pool_that_another_user_runs_is_named_and_not_run_twice(real_pool: RealPool) -> None:
+    file = real_pool.write("pool.toml", '[[server]]\nname = "beat"\ncommand = ["sleep", "600"]\n')
+    # What another user's supervisor looks like; its files cannot be seen by others.
+    words = [
+        "sh",
+        "-c",
+        "read line; exit",
+        "bootstrap.py",
+        "supervisor",
+        "/run/user/1234/poolctl/0",
+        str(file),
+    ]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, user=1234, cwd="/") as other:
+        who = f"user 1234 (pid {other.pid})"
+        started = real_pool.run("start")
+        assert started.code == 8
+        assert f"{who} runs a pool of {file} already" in started.stderr
+        assert real_pool.run("run").code == 8
+        status = real_pool.run("status")
+        assert status.code == 3
+        assert f"{who} runs a pool of this file" in status.stdout
+        auto = '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n'
+        real_pool.write("hello.py", HELLO_APP)
+        real_pool.write("pool.toml", auto)
+        assert f"{who} runs a pool of {file}, too" in real_pool.ok("start").stderr, "each has its own port"
+        real_pool.ok("stop")

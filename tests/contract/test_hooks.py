@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import sys
+import venv
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.http_get import get
+from tests.ports import claim_port
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
@@ -83,6 +85,42 @@ def test_hooks_run_once_for_an_ordered_start_and_stop_whatever_the_number_of_wor
     assert log.index("the hook before") < log.index("Application startup complete")
     real_pool.ok("stop")
     assert notes(real_pool) == ["before", "after", "before", "after"], "the end of the pool is a stop"
+
+
+def test_programs_are_those_of_the_environment_beside_the_file(real_pool: RealPool) -> None:
+    environment = real_pool.directory / ".venv"
+    venv.create(environment, symlinks=True, with_pip=False)
+    note = environment / "bin" / "note"
+    note.write_text('#!/bin/sh\necho "$VIRTUAL_ENV $(command -v python)" > "$1"\n')
+    note.chmod(0o755)
+    port = claim_port()
+    real_pool.write(
+        "pool.toml",
+        f"""
+[[server]]
+name = "migrate"
+command = ["note", "job"]
+job = true
+[[server]]
+name = "web"
+command = ["python", "-m", "http.server", "--bind", "{{host}}", "{{port}}"]
+bind = "127.0.0.1:{port}"
+hooks = {{ before_start = ["note", "hook"] }}
+health = {{ readiness = {{ exec = ["note", "probe"] }} }}
+[[server]]
+name = "own"
+command = ["sh", "-c", "command -v note || echo none > own"]
+job = true
+env = {{ PATH = "/usr/bin:/bin" }}
+""",
+    )
+    real_pool.ok("validate")
+    real_pool.ok("start")
+    expected = f"{environment} {environment}/bin/python\n"
+    for each in ("job", "hook", "probe"):
+        assert (real_pool.directory / each).read_text() == expected, each
+    assert (real_pool.directory / "own").read_text() == "none\n", "env has a PATH"
+    assert get(port).status == 200
 
 
 @pytest.mark.slow

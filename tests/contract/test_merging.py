@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -130,7 +131,9 @@ def test_relative_paths_are_relative_to_the_file_that_holds_them(real_pool: Real
     assert (a["log"]["path"], a["log"]["keep"]) == (f"{here}/base/a.log", 1)
 
 
-def test_the_interpreter_is_the_callers_then_the_files_then_our_own(real_pool: RealPool) -> None:
+def test_the_interpreter_is_of_an_environment_below_then_beside_then_active_then_our_own(
+    real_pool: RealPool,
+) -> None:
     def venv(name: str) -> str:
         python = real_pool.directory / name / "bin" / "python"
         python.parent.mkdir(parents=True)
@@ -144,7 +147,13 @@ def test_the_interpreter_is_the_callers_then_the_files_then_our_own(real_pool: R
     assert own not in (mine, callers)
     beside = venv(".venv")
     assert [each["python"] for each in shown(real_pool).values()] == [beside, mine]
-    assert [each["python"] for each in shown(real_pool, env=outside).values()] == [callers, mine]
+    assert [each["python"] for each in shown(real_pool, env=outside).values()] == [callers, mine], "below"
+    elsewhere = real_pool.directory.parent / "elsewhere"
+    (real_pool.directory / "callers").rename(elsewhere)
+    outside = {"VIRTUAL_ENV": str(elsewhere)}
+    assert [each["python"] for each in shown(real_pool, env=outside).values()] == [beside, mine]
+    shutil.rmtree(real_pool.directory / ".venv")
+    assert shown(real_pool, env=outside)["a"]["python"] == f"{elsewhere}/bin/python"
 
 
 def test_the_keys_of_golib_load_from_lists_and_their_apps_come_from_elsewhere(real_pool: RealPool) -> None:

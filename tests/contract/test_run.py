@@ -13,6 +13,8 @@ import pytest
 from tests.programs import program
 from tests.real_pool import RealPool
 
+GET = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/').status)"
+
 
 def refused(port: int) -> bool:
     with socket.socket() as probe:
@@ -55,6 +57,23 @@ def test_a_signal_while_the_pool_comes_up_leaves_nothing(
     running.communicate(timeout=50)
     assert running.returncode == code
     assert pool.processes() == {}
+
+
+def test_an_application_runs_without_a_file_and_is_a_target_with_one(real_pool: RealPool) -> None:
+    real_pool.env["CI"] = ""  # the directories above are looked at, as this is no repository
+    port = real_pool.write_hello("hello")["hello"]
+    assert "no server matches" in real_pool.run("run", "other:app").stderr
+    refused_port = real_pool.run("run", "hello", "-p", "1")
+    assert (refused_port.code, "--port is for an application" in refused_port.stderr) == (2, True)
+    (real_pool.directory / "pool.toml").unlink()
+    ask = [sys.executable, "-c", GET.format(port=port)]
+    done = real_pool.run("run", "hello:app", "-p", str(port), "--", *ask)
+    assert (done.code, done.stdout) == (0, "200\n"), done
+    assert "`poolctl init` writes one" in done.stderr
+    assert [*real_pool.runtime.rglob("pool.toml")] == [], "its file is gone"
+    none = real_pool.run("run", "--", "true")
+    assert (none.code, "poolctl import -- true" in none.stderr) == (5, True)
+    assert real_pool.run("run", "hello:app", "hello:app").code == 5
 
 
 def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:

@@ -76,7 +76,10 @@ class Exchange:
                 self.tally.counts["idle_reset" if error else "closed"] += 1
             return self._leave()
         kind = way_of(error) if error is not None else "truncated" if self.responses.within else "dropped"
-        return self._broken(kind, f"{self.target} {error or 'closed'}, request {self.under_way[0][0]}")
+        number, began = self.under_way[0]
+        return self._broken(
+            kind, f"{self.target} {error or 'closed'}, request {number} of {now - began:.3f} s"
+        )
 
     def look(self, now: float) -> None:
         """Fail what is overdue."""
@@ -111,7 +114,7 @@ class Exchange:
             return False
         number, began = self.under_way.popleft()
         if fault := self.fault(number, response):
-            self.tally.fail("wrong", f"{self.target} {fault}")
+            self.tally.fail("wrong", f"{self.target} {fault}, request {number} of {now - began:.3f} s")
         else:
             self.tally.complete(now, began)
         if response.closes and self.keeps:
@@ -202,6 +205,24 @@ class Chunked(Bodies):
         body = self._body(number)
         parts = [body[at : at + self.CHUNK_BYTES] for at in range(0, len(body), self.CHUNK_BYTES)]
         return head.encode() + b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in [*parts, b""])
+
+
+class Uploads(Bodies):
+    """Bodies in so many chunks, with a pause before each."""
+
+    def request(self, number: int) -> bytes:
+        head, end, body = super().request(number).partition(b"\r\n\r\n")
+        size = -(-len(body) // self.settings.chunks)
+        for chunk in range(self.settings.chunks):
+            part = body[chunk * size : (chunk + 1) * size]
+            self.generator.later(
+                (chunk + 1) * self.settings.chunk_pause, lambda part=part: self._send(number, part)
+            )
+        return head + end
+
+    def _send(self, number: int, part: bytes) -> None:
+        if self.under_way and self.under_way[0][0] == number:
+            self.connection.write(part)
 
 
 class Bodiless(Exchange):

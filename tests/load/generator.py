@@ -31,7 +31,7 @@ class Settings:
     tls: bool = False
     depth: int = 8  # for pipelined: requests in progress on one connection
     body_bytes: int = 65_536  # for bodies: the size of request and response bodies
-    chunks: int = 20  # for stream: chunks of one response, one each `chunk_pause`
+    chunks: int = 20  # for stream and uploads: chunks of one body, one each `chunk_pause`
     chunk_pause: float = 0.1
     pause: float = 0.0  # between an answer and the next request, or between two messages
     patience: float = 30.0  # the time after which a request counts as unanswered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .exchanges import Bodies, Bodiless, Chunked, Exchange, NewConnection, Pipelined, Streams
+from .exchanges import Bodies, Bodiless, Chunked, Exchange, NewConnection, Pipelined, Streams, Uploads
 from .http2 import Http2
 from .sessions import Events, WebSocket
 
@@ -18,6 +18,7 @@ MODES: dict[str, Callable[[Generator, str], Any]] = {
     "pipelined": Pipelined,
     "bodies": Bodies,
     "chunked": Chunked,
+    "uploads": Uploads,
     "bodiless": Bodiless,
     "http2": Http2,
     "stream": Streams,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from typing import Annotated
@@ -17,10 +20,14 @@ from poolctl.cli.options import Form, NoDeps, Selection, Timeout, Watch, duratio
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.render import printable
+from poolctl.cli.run_session.application import USUAL_PORT, file_of_application, is_application
 from poolctl.cli.run_session.signals import blocked_signals, noted_signals, status_after, stopping_signals
 from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size
+from poolctl.config import ConfigNotFound
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
+from poolctl.control.other_users import refuse_second_pool
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_dir_of_file
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_EXECUTABLE, NOT_FOUND
 from poolctl.file_access import why_not_executable
@@ -44,6 +51,7 @@ class LogFormat(StrEnum):
         "poolctl run --watch           applies changed code and configuration",
         "poolctl run -- pytest tests   until the tests end; exits with their code",
         "poolctl run --debug users     this server alone; breakpoint() stops here",
+        "poolctl run hello:app         this application, where there is no file",
     ),
 )
 @with_options
@@ -55,6 +63,12 @@ def run(
     timeout: Timeout = None,
     no_deps: NoDeps = False,
     watch: Watch = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", "-p", min=1, max=65535, help="The port of MODULE:APP, which runs without a file (8000)."
+        ),
+    ] = None,
     no_access_log: Annotated[
         bool, typer.Option("--no-access-log", help="Log no requests, even if the file enables it.")
     ] = False,
@@ -108,39 +122,70 @@ def run(
         limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds
         continue_in_child(limit_seconds)
     path = program(command, os.environ) if command else ""
-    pool = find_pool(place)
-    selection.selector()  # a mistake in it is reported before anything runs
-    prints_logs = not command and not output
-    _refuse_running(pool)
-    stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
-    with blocked_signals(stop_signals):
-        # Before there are threads, which `launch` must not find. Nothing could wait for a half-launched pool.
-        with noted_signals(stop_signals, partial(status_after, has_command=bool(command))) as noted:
-            from poolctl.supervisor.launch import launch
+    with _pool_to_run(place, selection, port, command) as (pool, selection):
+        selection.selector()  # a mistake in it is reported before anything runs
+        _refuse_running(pool)
+        if note := refuse_second_pool(pool.files):
+            sys.stderr.write(f"note: {printable(note)}\n")
+        prints_logs = not command and not output
+        stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
+        with blocked_signals(stop_signals):
+            # Before there are threads, which `launch` must not find. Nothing could wait for a half-launched pool.
+            with noted_signals(stop_signals, partial(status_after, has_command=bool(command))) as noted:
+                from poolctl.supervisor.launch import launch
 
-            keeper = launch(
-                pool.files,
-                supervisor_environment(no_access_log=no_access_log, prints_logs=prints_logs),
-                lifeline=True,
+                keeper = launch(
+                    pool.files,
+                    supervisor_environment(no_access_log=no_access_log, prints_logs=prints_logs),
+                    lifeline=True,
+                )
+            import asyncio  # now, while the supervisor starts
+
+            from poolctl.cli.run_session.session import RunSession
+
+            session = RunSession(
+                Request("start", place, selection, {"deps": not no_deps}, timeout),
+                pool,
+                keeper,
+                command=command,
+                path=path,
+                stop_signals=stop_signals,
+                limit_seconds=limit_seconds,
+                objects=log_format == LogFormat.JSON,
+                output=output,
+                watch=watch,
+                prints_logs=prints_logs,
             )
-        import asyncio  # now, while the supervisor starts
+            return asyncio.run(session.run(noted, log_start))
 
-        from poolctl.cli.run_session.session import RunSession
 
-        session = RunSession(
-            Request("start", place, selection, {"deps": not no_deps}, timeout),
-            pool,
-            keeper,
-            command=command,
-            path=path,
-            stop_signals=stop_signals,
-            limit_seconds=limit_seconds,
-            objects=log_format == LogFormat.JSON,
-            output=output,
-            watch=watch,
-            prints_logs=prints_logs,
-        )
-        return asyncio.run(session.run(noted, log_start))
+@contextlib.contextmanager
+def _pool_to_run(
+    place: Place, selection: Selection, port: int | None, command: Sequence[str]
+) -> Iterator[tuple[PoolRef, Selection]]:
+    """The pool of the file, and the servers to start; without a file a pool of the application that is the target.
+
+    Raises as `find_pool`, and UsageError for a port where there is a file.
+    """
+    try:
+        pool = find_pool(place)
+    except ConfigNotFound as missing:
+        application, *more = selection.targets or [""]
+        if more or not is_application(application):
+            if command and not application:
+                hint = f"poolctl import -- {shlex.join(command)}, where that is a server, writes one"
+                raise ConfigNotFound(missing.message, hint) from None
+            raise
+    else:
+        if port is not None:
+            hint = "change `bind` in the file"
+            raise UsageError("--port is for an application that runs without a file", hint=hint)
+        yield pool, selection
+        return
+    with file_of_application(application, port or USUAL_PORT) as file:
+        if not place.quiet:
+            sys.stderr.write(f"note: runs {application} without a file; `poolctl init` writes one\n")
+        yield PoolRef([file], pool_dir_of_file(os.environ, file)), replace(selection, targets=None)
 
 
 def _refuse_running(pool: PoolRef) -> None:

@@ -139,6 +139,10 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
 
     if left := left_overs(pool.directory):
         return f"no supervisor is running, {left_over_text(each.label for each in left)}; `poolctl stop` ends them"
+    from poolctl.control.other_users import running_elsewhere
+
+    if who := pool.files and running_elsewhere(pool.files[0]):
+        return f"no supervisor is running for this user; {who} runs a pool of this file"
     return f"no supervisor is running, {server_count_text(len(items))} stopped"
 
 

@@ -82,6 +82,13 @@ def _notes(config: Configuration) -> Iterator[str]:
     names = [name for name, middleware in config.wsgi_middleware.items() if middleware == "a2wsgi"]
     if names:
         yield f"WSGI, served by a2wsgi: {', '.join(names)}"
+    from poolctl.config import active_environment, directory_of
+
+    # In a unit nothing is active.
+    active = active_environment(os.environ)
+    is_below = any(f"{active}/".startswith(f"{directory_of(file)}/") for file in config.files)
+    if active and not is_below and any((each.python or "").startswith(f"{active}/") for each in config):
+        yield f"servers run in the active environment {active}; python = {active!r} names it"
     # A server that relies on such a variable would otherwise fail only when it runs in the pool.
     if names := sorted(config.secret_variable_names):
         hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} passes it to a server'

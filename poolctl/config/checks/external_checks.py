@@ -105,17 +105,22 @@ class ExternalChecks:
     def _check_programs(self, server: ServerConfig) -> None:
         commands: dict[KeyPath, tuple[str, ...]] = {("command",): server.command} if server.command else {}
         commands |= server.probe_and_hook_commands
-        env = self._environment_of(server) if commands else {}
+        if not commands:
+            return
+        env = self._environment_of(server)
+        if (environment := interpreter.programs_of(server)) and interpreter.runs_as_root(server.user):
+            self._check_once(server, _check_environment, environment)
         for path, words in commands.items():
             if finding := interpreter.missing_program(server, env, path, words):
                 self.problems.append((server, finding))
 
     def _environment_of(self, server: ServerConfig) -> dict[str, str]:
-        own = {**self.env, **server.env}
         try:
-            return {**self.env, **read_env_files(server, own), **server.env}
+            own = {**read_env_files(server, {**self.env, **server.env}), **server.env}
         except ServerError:  # reported by `check_env_files`
-            return own
+            own = {**server.env}
+        of_environment = {} if "PATH" in own else interpreter.environment_variables(server, self.env)
+        return {**self.env, **of_environment, **own}
 
     def _check_once(self, server: ServerConfig, check: Callable[..., Found], *at: Hashable) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive
@@ -181,7 +186,7 @@ class ExternalChecks:
                 continue
             own = with_absolute_paths(read_env_files(server, {**env, **server.env}) | server.env, server.cwd)
             job = ImportJob(
-                python=server.python or sys.executable,
+                python=interpreter.interpreter(server.python),
                 target=target,
                 factory=server.factory or server.app is None,
                 interface=server.interface,
@@ -190,6 +195,7 @@ class ExternalChecks:
                 env=tuple(sorted(own.items())),
                 user=server.user if os.geteuid() == 0 else None,
                 timeout_seconds=server.start_timeout,
+                without_environment=server.base_dir if server.lacks_environment else "",
             )
             jobs.setdefault(job, []).append(server)
         for job, finding, middleware in check_imports(list(jobs), env):
@@ -209,12 +215,15 @@ class ExternalChecks:
 
 def runs_python_as_root(server: ServerConfig) -> bool:
     """Whether root runs the interpreter of the server's application; False for a command, or an unknown user."""
-    if os.geteuid() != 0 or server.command or callable(server.app):
-        return False
-    try:
-        return server.user is None or interpreter.ids_of(server.user)[0] == 0
-    except KeyError:
-        return False
+    return not server.command and not callable(server.app) and interpreter.runs_as_root(server.user)
+
+
+def _check_environment(environment: str) -> Found:
+    path = interpreter.program_others_may_change(f"{environment}/bin")
+    if not path:
+        return [], []
+    message = f"others can change {path}, so {environment}/bin is at the end of root's PATH"
+    return [], [Finding(("python",), message, f"chown -R root {environment}, or set user", environment)]
 
 
 def _check_directory(key: str, path: str) -> Found:
@@ -367,6 +376,8 @@ class ImportJob(NamedTuple):
     env: tuple[tuple[str, str], ...]
     user: str | None
     timeout_seconds: float
+    # The directory of the files of servers that run in poolctl's own environment.
+    without_environment: str = ""
 
 
 def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
@@ -506,7 +517,9 @@ def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, st
     where = f" ({answer['where']})" if answer.get("where") else ""
     kind, missing, near = answer["kind"], str(answer.get("missing")), answer.get("near")
     if kind == "no module":
-        problem, fix = interpreter.missing_module(missing, module, job.app_dir, job.python)
+        problem, fix = interpreter.missing_module(
+            missing, module, job.app_dir, job.python, job.without_environment
+        )
         return f"{problem}{where}", fix
     if kind == "no attribute":
         return f"{module} has no {attribute!r}", f"did you mean {near!r}?" if near else "check app"

@@ -10,6 +10,7 @@ import contextlib
 import grp
 import os
 import pwd
+import shlex
 import stat
 import sys
 
@@ -25,25 +26,102 @@ if TYPE_CHECKING:
     from poolctl.config.values.problems import Finding, KeyPath
 
 
-def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> str:
-    """The absolute path of a server's interpreter. `python` is a file or a virtual environment; None: the default."""
+def interpreter(python: str | None) -> str:
+    """The absolute path of a server's interpreter. `python` is a file or a virtual environment; None: poolctl's own."""
     if python is None:
-        return default_interpreter(base_dir, env)
+        return sys.executable
     return _of_environment(python) if os.path.isdir(python) else python
 
 
-def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str:
-    """The interpreter of `$VIRTUAL_ENV`, or else of `.venv` in `base_dir`, or else the one that runs poolctl."""
-    for directory in (env.get("VIRTUAL_ENV", ""), os.path.join(base_dir, ".venv")):
-        if directory:
-            found = _of_environment(directory)
-            if os.access(found, os.X_OK):
-                return found
-    return sys.executable
+def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str | None:
+    """The interpreter of the environment that servers of a file in `base_dir` use; None if there is none.
+
+    The first of: an active environment below `base_dir`, as tox and nox have it; `.venv` in `base_dir`; an active
+    environment elsewhere. Whether it can be used is not checked: see `broken_environment`.
+    """
+    beside, active = os.path.join(base_dir, ".venv"), active_environment(env)
+    if os.path.isdir(beside) and not _is_below(active, base_dir):
+        return _of_environment(beside)
+    return _of_environment(active) if active else None
+
+
+def active_environment(env: Mapping[str, str]) -> str:
+    """The directory of the active virtual environment, or of conda's if it has Python and is not its base; or ""."""
+    if active := env.get("VIRTUAL_ENV", ""):
+        return active
+    conda = env.get("CONDA_PREFIX", "")
+    return conda if conda and _is_virtual(conda) and os.path.exists(_of_environment(conda)) else ""
+
+
+def broken_environment(python: str, env: Mapping[str, str]) -> tuple[str, str] | None:
+    """(problem, fix) if the interpreter of a default environment cannot be run; else None."""
+    if os.access(python, os.X_OK):
+        return None
+    environment = os.path.dirname(os.path.dirname(python))
+    again = f"python3 -m venv --clear {shlex.quote(environment)}"
+    if not os.path.isdir(environment):
+        fix = f"make it: {again}; or activate another one, or unset VIRTUAL_ENV"
+        return f"the active environment {environment} is not there", fix
+    why = "is not executable" if os.path.exists(python) else "is not there"
+    if os.path.islink(python):
+        why = f"is a link to {os.path.realpath(python)}, which {why}"
+    fix = f"make it again: {again}; or name another one with python"
+    return f"the environment {environment} is broken: bin/python {why}", fix
+
+
+def environment_variables(server: ServerConfig, env: Mapping[str, str]) -> dict[str, str]:
+    """PATH and VIRTUAL_ENV for the server's programs: its virtual environment comes first. {} if it has none.
+
+    What others may change goes last where root runs it.
+    """
+    environment = programs_of(server)
+    if not environment:
+        return {}
+    own = f"{environment}/bin"
+    places = [each for each in env.get("PATH", os.defpath).split(os.pathsep) if each != own]
+    is_last = runs_as_root(server.user) and program_others_may_change(own)
+    places.insert(len(places) if is_last else 0, own)
+    return {"PATH": os.pathsep.join(places), "VIRTUAL_ENV": environment}
+
+
+def programs_of(server: ServerConfig) -> str:
+    """The virtual environment whose programs a server's commands find; "" if it has none."""
+    environment = os.path.dirname(os.path.dirname(server.python or ""))
+    return environment if environment and _is_virtual(environment) else ""
+
+
+def program_others_may_change(directory: str) -> str:
+    """The first path by which others than root and the current user may change a directory's programs; or ""."""
+    trusted = Trusted()
+    return trusted.replaceable_component(directory) or _entry_others_may_write(directory, trusted)
+
+
+def runs_as_root(user: str | None) -> bool:
+    """Whether what a server of this user, USER or USER:GROUP, runs has root's rights. False for an unknown user."""
+    try:
+        return os.geteuid() == 0 and (user is None or ids_of(user)[0] == 0)
+    except KeyError:
+        return False
 
 
 def _of_environment(directory: str) -> str:
     return os.path.join(directory, "bin", "python")
+
+
+def _is_below(directory: str, above: str) -> bool:
+    return (
+        f"{os.path.abspath(directory)}/".startswith(f"{os.path.abspath(above).rstrip('/')}/")
+        if directory
+        else False
+    )
+
+
+def _is_virtual(directory: str) -> bool:
+    """Whether it is a virtual environment, or one of conda that is not its base."""
+    if os.path.exists(os.path.join(directory, "pyvenv.cfg")):
+        return True
+    has = {name: os.path.isdir(os.path.join(directory, name)) for name in ("conda-meta", "condabin")}
+    return has["conda-meta"] and not has["condabin"]
 
 
 def ids_to_start_interpreter_as(
@@ -156,8 +234,13 @@ def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, s
     return f"{who} can modify {path}, whose code this server runs as root", fix
 
 
-def missing_module(missing: str, module: str, app_dir: str, python: str) -> tuple[str, str]:
-    """(problem, fix) of an application's `module` whose import did not find the module `missing`."""
+def missing_module(
+    missing: str, module: str, app_dir: str, python: str, without_environment: str = ""
+) -> tuple[str, str]:
+    """(problem, fix) of an application's `module` whose import did not find the module `missing`.
+
+    `without_environment` is the directory of a file whose servers run in poolctl's own: nothing is installed there.
+    """
     if missing.partition(".")[0] == module.partition(".")[0]:
         named = module if f"{module}.".startswith(f"{missing}.") else missing
         return f"there is no module {named!r} in {app_dir}", "check app and app_dir"
@@ -169,6 +252,11 @@ def missing_module(missing: str, module: str, app_dir: str, python: str) -> tupl
     problem = f"{module} imports {missing!r}, which is not installed"
     if "." in missing:  # the package itself was found
         return problem, f"check its name, or install the package or version that has {missing}"
+    if without_environment:
+        environment = os.path.join(without_environment, ".venv")
+        make = f"python3 -m venv {shlex.quote(environment)}"
+        install = install_module_command(_of_environment(environment), missing, "uvicorn")
+        return problem, f"install it beside the file: {make} && {install}"
     return problem, f"install it there: {install_module_command(python, missing)}"
 
 

@@ -156,10 +156,11 @@ class ServerTable:
 
 
 class Assembly:
-    """The merged tables of all files."""
+    """The merged tables of all files. With `env_files`, `${VAR}` is also looked up in `.env` beside a file."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], *, env_files: bool = True) -> None:
         self.env = env
+        self._reads_env_files = env_files
         self.documents: list[Document] = []
         self.settings: dict[str, Tree] = {}
         self.defaults: dict[str, Tree] = {}
@@ -176,7 +177,7 @@ class Assembly:
         data = document.data
         # Most files have neither references nor escapes, and walking them costs a third of their validation.
         if "${" in document.text or "\\" in document.text:
-            data = interpolate(data, self.env, findings)
+            data = interpolate(data, self._variables_for(document, findings), findings)
         if isinstance(data, list):
             findings += self._merge_servers(document, data, ())
         elif isinstance(data, dict) and (foreign := read_file.foreign_format(document.path, data)):
@@ -189,6 +190,19 @@ class Assembly:
             message = f"the file holds {shown(data)}, not tables"
             findings.append(Finding((), message, "write [[server]] tables, or a list of servers"))
         self._report(document, findings)
+
+    def _variables_for(self, document: Document, findings: list[Finding]) -> Mapping[str, str]:
+        """The variables that `${VAR}` in this file means: the environment's, else those of `.env` beside the file."""
+        for path in read_file.default_env_file(document.base_dir) if self._reads_env_files else ():
+            if not read_file.is_own(path, self.env):
+                continue  # root takes no values from others
+            try:
+                found, _ = read_file.read_env_file(path, self.env, for_another_user=False)
+            except read_file.EnvFileError as problem:
+                findings.append(Finding((), str(problem), "fix the file"))
+            else:
+                return {**found, **self.env}
+        return self.env
 
     def _report(
         self,

@@ -51,9 +51,10 @@ def find_config(
 ) -> list[str]:
     """Absolute paths of the configuration files, symbolic links unresolved; later files override earlier ones.
 
-    `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory. Given paths
-    need not exist, so that a running pool is found even if its file is gone. A directory stands for its files, also
-    those that are added later. Raises ConfigNotFound if there is no file, or if a given path is empty.
+    `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory, or in the
+    nearest one above it that has any (see `_directories_above`). Given paths need not exist, so that a running pool is
+    found even if its file is gone. A directory stands for its files, also those that are added later. Raises
+    ConfigNotFound if there is no file, if a given path is empty, or if the file above belongs to another user.
     """
     cwd = os.getcwd() if cwd is None else cwd
     env = os.environ if env is None else env
@@ -62,13 +63,52 @@ def find_config(
         if "" in named:
             raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
         return [os.path.normpath(os.path.join(cwd, path)) for path in named]
-    if found := default_file(cwd):
-        return [found]
+    for directory in (cwd, *_directories_above(cwd, env)):
+        if found := default_file(directory):
+            if directory != cwd and not (is_own(directory, env) and is_own(found, env)):
+                hint = f"to use that of another user, name it: -c {found}"
+                raise ConfigNotFound(f"no configuration file of your own in {cwd} or above", hint)
+            return [found]
     hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
     if near := _near_miss(cwd):
         wanted = f"pool{os.path.splitext(near)[1].lower()}"
         hint = f"there is {near}: `poolctl -c {near} …`, or rename it to {wanted}"
     raise ConfigNotFound(f"no configuration file in {cwd}", hint)
+
+
+def _directories_above(cwd: str, env: Mapping[str, str]) -> list[str]:
+    """The directories above `cwd`, nearest first, in which a configuration file is looked for.
+
+    The last one is a repository's (`.git`), or the last one before $HOME or another file system. With $CI set there are
+    none outside a repository: what lies above a checkout belongs to the machine.
+    """
+    above: list[str] = []
+    home, device = os.path.realpath(env.get("HOME") or "/"), _device(cwd)
+    directory = cwd
+    while not (is_top := os.path.lexists(os.path.join(directory, ".git"))):
+        parent = os.path.dirname(directory)
+        if parent in (directory, home) or _device(parent) != device:
+            break
+        above.append(parent)
+        directory = parent
+    return above if is_top or not env.get("CI") else []
+
+
+def _device(path: str) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return -1
+
+
+def is_own(path: str, env: Mapping[str, str]) -> bool:
+    """Whether a path belongs to the user, to root or, for root, to the user of sudo ($SUDO_UID)."""
+    user = os.geteuid()
+    owners = {"0", str(user)} | ({env.get("SUDO_UID", "")} if user == 0 else set())
+    try:
+        return str(os.stat(path).st_uid) in owners
+    except OSError:
+        return False
 
 
 def _near_miss(cwd: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -91,7 +92,7 @@ else:
     Scale = with_feature_keys(server_tables.Scale)
 
 # What the program sets: files cannot.
-_OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose"})
+_OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 Policy = Literal["no", "on-failure", "always"]
 Strategy = Literal["restart", "replace", "disable", "notify", "none"]
@@ -131,8 +132,8 @@ class ServerConfig(Section, frozen=True):
     app_dir: FilePath = "."
     """The directory, or ZIP archive, that goes first on the import path."""
     python: Interpreter | None = None
-    """The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv next to the file, then
-    poolctl's own interpreter.
+    """The interpreter or virtual environment of the app, and of the programs that a command finds. Left out: an active
+    environment below the file, then .venv beside the file, then another active one, then poolctl's own.
     """
     command: ArgumentOrNone = Field(default=None, validate_default=True)
     """A program to run instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."""
@@ -261,6 +262,7 @@ class ServerConfig(Section, frozen=True):
     _base_dir: str = PrivateAttr("")
     _handlers: str | None = PrivateAttr(None)
     _derived_expose: bool = PrivateAttr(False)
+    _lacks_environment: bool = PrivateAttr(False)
 
     if TYPE_CHECKING:
         # The minimum number of workers while the server is awake: scale.min, or 1 if scale.min is 0. As an argument,
@@ -323,6 +325,11 @@ class ServerConfig(Section, frozen=True):
     def derived_expose(self) -> bool:
         """Whether `expose` follows from the address, because it was not given."""
         return self._derived_expose
+
+    @property
+    def lacks_environment(self) -> bool:
+        """Whether a server of a file runs in poolctl's own environment, because there is no other."""
+        return self._lacks_environment
 
     @property
     def values_of_program(self) -> dict[str, Any]:
@@ -429,6 +436,8 @@ class ServerConfig(Section, frozen=True):
             found = {"name": self.name, "app": app} | found | {"app": app}
         if not self.listens:
             del found["bind"], found["expose"]
+        if self.lacks_environment and not self.command:
+            found.setdefault("python", sys.executable)
         if not self.command:
             del found["stop_group"], found["stdin"], found["backend_protocol"]
         if not self.is_proxied:
@@ -451,6 +460,7 @@ class ServerConfig(Section, frozen=True):
             given.pop("scale", None)
         made = type(self)(**(given | changes))
         kept: dict[str, Tree] = {"base_dir": self.base_dir, "handlers": self.handlers}
+        kept["lacks_environment"] = made.python is None and self.lacks_environment
         if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
             kept["address"] = self.address

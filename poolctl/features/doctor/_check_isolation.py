@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Mapping
 from poolctl.config import (
     ServerConfig,
     Trusted,
+    environment_variables,
     find_path_others_may_change,
     ids_of,
     interpreter,
@@ -71,7 +72,7 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
         trusted = _trusted({own, uid}, users_of_group)
         found = {_changeable_path(each, trusted) for each in _files_of(server, context.env)}
         if uid and not server.command:  # `unsafe_root_interpreters` reports what root runs
-            python = interpreter(server.python, server.base_dir or os.getcwd(), context.env)
+            python = interpreter(server.python)
             found.add(find_path_others_may_change(python, context.env, trusted))
         for path in sorted(found - {""}):
             concerned.setdefault(path, []).append(server.name)
@@ -91,7 +92,10 @@ def _files_of(server: ServerConfig, env: Mapping[str, str]) -> Iterator[str]:
     for program, *arguments in filter(None, [server.command, *hooks]):
         if "/" in program:
             yield os.path.join(server.cwd, program)
-        elif path := shutil.which(program, path=server.env.get("PATH") or env.get("PATH")):
+        elif path := shutil.which(
+            program,
+            path=server.env.get("PATH") or environment_variables(server, env).get("PATH") or env.get("PATH"),
+        ):
             yield path
         # A script that the program interprets, or a file that configures it.
         yield from filter(os.path.isfile, (os.path.join(server.cwd, word) for word in arguments))

@@ -206,7 +206,7 @@ def packages(context: CheckContext) -> Iterator[CheckResult]:
     using: dict[str, list[ServerConfig]] = {}
     for server in context.servers:
         if not server.command:
-            python = interpreter(server.python, server.base_dir or os.getcwd(), context.env)
+            python = interpreter(server.python)
             using.setdefault(python, []).append(server)
     for python, servers in using.items():
         yield _package_result(python, servers)

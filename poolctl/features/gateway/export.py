@@ -39,7 +39,7 @@ _OF_RUNNING_POOL = {
 def files(place: Place, wanted: Wanted) -> Files:
     """The files for the pool's routes, and a warning for each key that has no effect without poolctl's supervisor."""
     refuse_systemd_options(wanted)
-    config = load(find_pool(place), allow_empty=True)
+    config = load(find_pool(place), allow_empty=True, env_files=False)
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")

@@ -363,7 +363,7 @@ def build_stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
     times = config.timeouts
     return StreamRoute(
         alias=config.label,
-        bind=parse(config.bind).key,
+        bind=parse(config.bind).bind,
         to=to,
         policy=config.policy,
         accept_proxy=config.accept_proxy_protocol,
@@ -384,7 +384,7 @@ def _port_of(server: ServerConfig) -> StreamRoute:
     times = Timeouts(connect=_CONNECT_SECONDS, head=0.0, idle=0.0)
     return StreamRoute(
         alias=server.name,
-        bind=server.address.key,
+        bind=server.address.bind,
         to=(Target(server=server.name),),
         protocol=server.forward,
         policy="least-connections",

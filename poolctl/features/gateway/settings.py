@@ -20,19 +20,17 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerSettings:
-    """One address of the gateway, in canonical form, and the number of its sockets.
+    """One address of the gateway, in canonical form (see Address.bind).
 
-    `dual`: it is open for both IPv4 and IPv6 (":8080"). `alias` is the route of a stream's listener. `tls`: it has
+    `alias` is the route of a stream's listener. `tls`: it has
     certificates, or passes connections to servers with TLS by the name in the ClientHello. `accept_proxy`: trusted
     proxies begin their connections with a header of the PROXY protocol.
     """
 
     bind: str
-    sockets: int = 1
     protocol: str = HTTP
     alias: str = ""
     tls: bool = False
-    dual: bool = False
     accept_proxy: bool = False
 
     @property

@@ -38,7 +38,7 @@ def files(place: Place, wanted: Wanted) -> Files:
     """One file per server, in the order to apply them, one for all routes, and a warning for each ignored key."""
     refuse_systemd_options(wanted)
     ref = find_pool(place)
-    found = compile_pool(load(ref), ref.files)
+    found = compile_pool(load(ref, env_files=False), ref.files)
     objects_of_files = [*found.objects.items()]
     if found.routes:
         objects_of_files.append(("routes", found.routes))

@@ -477,4 +477,4 @@ class Forker:
 
 
 def _interpreter(server: ServerConfig) -> str:
-    return interpreter(server.python, server.base_dir, os.environ)
+    return interpreter(server.python)

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget
-from poolctl.features.gateway.supervision.forwarding import Forwarding, Order, WaitingListeners
+from poolctl.features.gateway.supervision.forwarding import FORWARDER, Forwarding, Order, WaitingListeners
 from poolctl.json_form import to_json
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
@@ -54,6 +56,11 @@ class Stage:
         self.forwarding = Forwarding(environment, cast(Any, self.events))
         self.forwarding.on_wake = lambda *wake: self.woken.append(wake)
         self.waiting = WaitingListeners(environment)
+
+    async def applied(self) -> None:
+        """Wait until the forwarder has carried out all orders."""
+        (helper,) = self.environment.helpers
+        await (await helper.wait_until_up()).wait_until_performed()
 
     def await_order(self, port: int, **keys: Any) -> Order:
         """The order to keep connections waiting for a target at this port."""
@@ -120,7 +127,7 @@ def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Pa
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
             made.forwarding.apply({KEY: made.await_order(port)})
-            await made.forwarding.wait_until_applied()
+            await made.applied()
             os.kill(made.keeper.pids[-1], signal.SIGKILL)
             assert await made.ask("x") == "got x"
             assert made.events.recorded == ["forwarder ended"]
@@ -161,8 +168,32 @@ def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
             made.forwarding.apply({KEY: made.await_order(port)})
-            await made.forwarding.wait_until_applied()
+            await made.applied()
             made.forwarding.apply({})
+            await made.keeper.wait_for_exits()
+
+    run(work())
+
+
+def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_forwarder(tmp_path: Path) -> None:
+    """A route is removed, and then the supervisor is replaced: neither may cut a WebSocket."""
+
+    async def work() -> None:
+        async with stage(tmp_path) as made, target() as port:
+            made.forwarding.apply({KEY: made.await_order(port)})
+            reader, writer = await made.connect()
+            assert await reader.readexactly(4) == b"got "
+            (helper,) = made.environment.helpers
+            process: Any = helper.process
+            made.forwarding.apply({})
+            await until(lambda: helper.process is None)
+            process.link.close()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), FORWARDER.end_seconds + 1.0)
+            writer.write(b"a")
+            writer.write_eof()
+            assert await reader.read() == b"a"
+            writer.close()
             await made.keeper.wait_for_exits()
 
     run(work())
@@ -174,7 +205,7 @@ def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_h
     async def work() -> None:
         async with stage(tmp_path) as made, target() as port:
             made.forwarding.apply({KEY: made.await_order(port)})
-            await made.forwarding.wait_until_applied()
+            await made.applied()
             process: Any = next(iter(made.environment.helpers)).process
             environment: Any = made.environment
             Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
@@ -216,7 +247,7 @@ def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_i
         async with stage(tmp_path) as made:
             kept = made.await_order(1)
             made.forwarding.apply({KEY: kept})
-            await made.forwarding.wait_until_applied()
+            await made.applied()
             process: Any = next(iter(made.environment.helpers)).process
             with socket.create_server(("127.0.0.1", 0)) as earlier:
                 content = {"t": "await", "key": "http://earlier", "value": kept.value, "uids": kept.uids}

@@ -298,6 +298,17 @@ def test_reload_to_a_taken_address_fails_and_the_gateway_stays_where_it_is(gatew
 
 
 @pytest.mark.integration
+def test_address_that_becomes_wider_and_narrower_loses_no_connection(gateway: GatewayPool) -> None:
+    gateway.start()
+    text = (gateway.pool.directory / "pool.toml").read_text()
+    with load(gateway, "new_connection") as running:
+        for host in ("0.0.0.0", "", "127.0.0.1"):
+            gateway.pool.write("pool.toml", text.replace('bind = "127.0.0.1:', f'bind = "{host}:', 1))
+            gateway.pool.ok("reload")
+    assert running.report.failed == 0, running.report
+
+
+@pytest.mark.integration
 def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(shared: GatewayPool) -> None:
     pid = shared.until(shared.process)
     os.kill(pid, signal.SIGSTOP)

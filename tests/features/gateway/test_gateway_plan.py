@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -80,24 +81,50 @@ def plan(*listeners: ListenerSettings, **more: Any) -> GatewayPlan:
     return GatewayPlan(settings, by_key(*listeners), more.get("streams", {}), more.get("certificates", ()))
 
 
-def is_open(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+def accepting(listeners: GatewayListeners, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The listeners that get a connection to this address."""
+    with socket.socket() as client:
+        client.connect_ex((host, port))
+        found = []
+        for key in listeners.settings:
+            for sock in listeners.of(key):
+                with contextlib.suppress(OSError):
+                    sock.accept()[0].close()
+                    found.append(key)
+        return found
 
 
-def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_once() -> None:
+def listen(listeners: GatewayListeners, key: str) -> None:
+    """What HAProxy does when it has accepted its file."""
+    for sock in listeners.of(key):
+        sock.listen()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", ""), ("", "0.0.0.0"), ("", "127.0.0.1")],
+)
+def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listens(
+    before: str, after: str
+) -> None:
     async def scenario() -> None:
         port = claim_port()
-        narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
+        old, new = http(f"{before}:{port}"), http(f"{after}:{port}")
         store: Any = Store()
         listeners = GatewayListeners(store)
-        for wanted in (narrow, wide, narrow):
-            assert await listeners.open_missing(by_key(wanted)) == []
-            assert listeners.settings == by_key(wanted)
-            assert store.names == {f"gateway listener {wanted.bind}"}
-            assert is_open(port)
+        assert await listeners.open_missing(by_key(old)) == []
+        assert accepting(listeners, port) == []
+        listen(listeners, old.bind)
+        assert await listeners.open_missing(by_key(new)) == []
+        assert listeners.settings == by_key(old, new)
+        for _ in range(8):
+            assert accepting(listeners, port) == [old.bind]
+        listen(listeners, new.bind)
+        await listeners.close_others(by_key(new))
+        assert store.names == {f"gateway listener {new.bind}"}
+        assert accepting(listeners, port) == [new.bind]
+        assert bool(accepting(listeners, port, "127.0.0.2")) == (after != "127.0.0.1")
         await listeners.close_others(())
-        assert not is_open(port)
 
     run(scenario())
 
@@ -145,26 +172,19 @@ def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(t
 
 
 def test_address_without_a_host_is_open_for_both_families() -> None:
-    tables = Tables(gateway=GatewayConfig(bind=(":8080", "0.0.0.0:8081")))
-    found = plan_of(tables, (), {})
-    assert found is not None
-    assert {each.bind: each.dual for each in found.listeners.values()} == {
-        "0.0.0.0:8080": True, "0.0.0.0:8081": False,
-    }  # fmt: skip
-
     async def scenario() -> None:
         listeners, port = GatewayListeners(Store()), claim_port()
-        narrow = http(f"0.0.0.0:{port}")
-        for wanted in (replace(narrow, dual=True), narrow, replace(narrow, dual=True)):
-            assert await listeners.open_missing(by_key(wanted)) == []
-            families = {each.family for each in listeners.of(wanted.bind)}
-            assert families == ({socket.AF_INET, socket.AF_INET6} if wanted.dual else {socket.AF_INET})
+        tables = Tables(gateway=GatewayConfig(bind=(f":{port}",)))
+        found = plan_of(tables, (), {})
+        assert found is not None
+        assert await listeners.open_missing(found.listeners) == []
+        assert {each.family for each in listeners.of(f":{port}")} == {socket.AF_INET, socket.AF_INET6}
         await listeners.close_others(())
 
     run(scenario())
 
 
-def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> None:
+def test_narrower_address_stays_open_when_the_wider_one_cannot_be_opened() -> None:
     async def scenario() -> None:
         port = claim_port()
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
@@ -175,8 +195,8 @@ def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> No
             (error,) = await listeners.open_missing(by_key(wide))
         assert error.bind == wide.bind
         assert f"port {port} is in use" in error.message
-        assert listeners.settings == by_key(narrow)
-        assert is_open(port)
+        listen(listeners, narrow.bind)
+        assert accepting(listeners, port) == [narrow.bind]
         await listeners.close_others(())
 
     run(scenario())
@@ -212,14 +232,14 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
         gateway=GatewayConfig(bind=(web, GatewayListener(bind=":8443"))),
         stream=(StreamConfig(bind=":5432", to=("10.0.0.5:5432",)),),
     )
-    db = StreamRoute(alias="db", bind="0.0.0.0:5432", to=(Target(url="10.0.0.5:5432"),), accept_proxy=True)
+    db = StreamRoute(alias="db", bind=":5432", to=(Target(url="10.0.0.5:5432"),), accept_proxy=True)
     web_port = StreamRoute(alias="web", bind="127.0.0.1:53", to=(Target(server="web"),), protocol="http")
     found = plan_of(tables, (db, web_port), {})
     assert found is not None
     listeners = (
         ListenerSettings(bind="127.0.0.1:8080", accept_proxy=True),
-        ListenerSettings(bind="0.0.0.0:8443", dual=True),
-        ListenerSettings(bind="0.0.0.0:5432", protocol="tcp", alias="db", dual=True, accept_proxy=True),
+        ListenerSettings(bind=":8443"),
+        ListenerSettings(bind=":5432", protocol="tcp", alias="db", accept_proxy=True),
         ListenerSettings(bind="127.0.0.1:53", protocol="http", alias="web"),
     )
     assert found.listeners == by_key(*listeners)

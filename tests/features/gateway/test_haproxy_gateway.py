@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.address import parse
 from poolctl.clock import Clock
 from poolctl.config import Tables, TLSConfig
 from poolctl.features.gateway.haproxy import host_names
@@ -330,7 +331,10 @@ def test_process_that_has_ended_gets_nothing_more_before_the_next_update(short: 
             }
             proxied: Any = SimpleNamespace(
                 name="one",
-                config=SimpleNamespace(is_proxied=True, start_timeout=DEADLINE_SECONDS),
+                config=SimpleNamespace(
+                    is_proxied=True, start_timeout=DEADLINE_SECONDS, address=parse("127.0.0.1:1")
+                ),
+                wants_no_worker=True,  # it has no listener of its own here
                 observed=SimpleNamespace(workers=workers),
             )
             core: Any = stage.manager._core

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from tests.programs import program
 
 pytestmark = pytest.mark.integration
 
-# Refuses a word, but not when it only checks a file.
+# Refuses a word, but not when it only checks a file, until there is a file "patient" beside it.
 STUBBORN = """#!/bin/sh
-if [ "$1" = -D ] && grep -qs refuse-this "$3"; then
+if [ "$1" = -D ] && grep -qs refuse-this "$3" && [ ! -e "${{0%/*}}/patient" ]; then
     echo "[ALERT]    ($$) : config : it has a word that I refuse" >&2
     exit 1
 fi
@@ -95,3 +96,30 @@ def test_address_that_a_refused_change_leaves_is_served_after_a_death(
     gateway.port = old
     with pytest.raises(ConnectionRefusedError):
         gateway.get("/one")
+
+
+def test_address_that_a_refused_change_widens_is_served_and_moves_once_it_is_accepted(
+    gateway: GatewayPool, stubborn: str, tmp_path: Path
+) -> None:
+    """The wider address cannot be opened before the narrow one is closed: the port is the same."""
+    gateway.start(gateway=stubborn)
+    gateway.until(lambda: gateway.get("/one").status == 200)
+    gateway.write(MARKED, stubborn)
+    text = (gateway.pool.directory / "pool.toml").read_text()
+    narrow = f'"127.0.0.1:{gateway.port}"'
+    assert narrow in text
+    gateway.pool.write("pool.toml", text.replace(narrow, f'"0.0.0.0:{gateway.port}"'))
+    reload_refused(gateway)
+    for _ in range(2):
+        assert gateway.get("/one").status == 200
+        assert not accepts("127.0.0.2", gateway.port)
+        kill_haproxy(gateway)
+    assert gateway.get("/one").status == 200
+    (tmp_path / "patient").touch()
+    gateway.until(lambda: accepts("127.0.0.2", gateway.port))
+    gateway.until(lambda: gateway.get("/two").headers.get("x-mark") == "refuse-this")
+
+
+def accepts(host: str, port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((host, port)) == 0

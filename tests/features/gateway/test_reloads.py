@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -170,6 +172,29 @@ def test_reload_of_routes_and_servers_loses_no_request(clients: Clients) -> None
         assert {after[name].complete for name in ("WebSockets", "event streams")} == {0}, "they stay"
         clients.replace_server(with_routes=True)
     clients.judge()
+
+
+def test_idle_connection_that_is_used_again_during_a_replacement_is_not_reset(clients: Clients) -> None:
+    """Each client has an idle connection when a process is replaced, and uses it again at another moment."""
+    clients.write()
+    clients.pool.ok("start")
+    connections = [HTTPConnection("127.0.0.1", clients.ports["plain"], timeout=60) for _ in range(30)]
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor())
+        for each in connections:
+            stack.callback(each.close)
+        asked_again = 0
+        for _ in range(5):
+            done = executor.submit(clients.reload_routes)
+            while not done.done():
+                for each in connections:
+                    asked_again += each.sock is not None
+                    each.request("GET", "/")
+                    response = each.getresponse()
+                    response.read()
+                    assert response.status == 200
+            done.result()
+    assert asked_again > 5 * len(connections), asked_again
 
 
 @pytest.mark.heavy

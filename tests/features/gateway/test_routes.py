@@ -146,7 +146,7 @@ def test_stream_has_its_addresses_and_limits(tmp_path: Path) -> None:
     )
     (found,) = routes(tmp_path, MORE + text).values()
     assert isinstance(found, StreamRoute)
-    assert (found.alias, found.bind, found.protocol) == ("db", "0.0.0.0:5432", "tcp")
+    assert (found.alias, found.bind, found.protocol) == ("db", ":5432", "tcp")
     assert [each.key for each in found.to] == ["10.0.0.5:5432", "web", "more"]
     assert [each.weight for each in found.to] == [1, 2, 2]
     assert (found.max_connections, found.timeouts.idle, found.timeouts.connect) == (9, 60, 1)
@@ -408,7 +408,7 @@ def test_stream_has_every_key() -> None:
     )  # fmt: skip
     assert routes_of([], Tables(gateway=GatewayConfig(), stream=(stream,))) == (
         StreamRoute(
-            alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), policy="first",
+            alias="10.0.0.5:53", bind=":53", to=(Target(url="10.0.0.5:53"),), policy="first",
             accept_proxy=True, max_connections=9,
             timeouts=Timeouts(connect=1.0, head=0.0, idle=2.0),
             breaker=BreakerRule(

@@ -72,11 +72,9 @@ def test_settings_have_the_program_and_user_for_the_table(monkeypatch: pytest.Mo
 def test_listener_that_a_previous_version_stored_has_the_usual_values() -> None:
     given = {"bind": "127.0.0.1:80"}
     others = {
-        "sockets": 1,
         "protocol": "http",
         "alias": "",
         "tls": False,
-        "dual": False,
         "accept_proxy": False,
     }
     assert to_json(from_json(ListenerSettings, given)) == {**given, **others}

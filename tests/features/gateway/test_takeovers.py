@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.certificates import certificate
 from tests.features.gateway.conftest import ROUTES, SERVERS, GatewayPool, gateway
+from tests.features.gateway.test_wake import open_websocket
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load
 from tests.ports import claim_port
@@ -21,6 +23,16 @@ __all__ = ["gateway", "newer"]
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 HAPROXY = "own-haproxy"
+
+ECHO = """
+async def app(scope, receive, send):
+    if scope["type"] != "websocket":
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+"""
 
 
 def take_over(gateway: GatewayPool) -> None:
@@ -83,3 +95,30 @@ def test_upgrade_keeps_haproxy_whose_configuration_is_the_same(gateway: GatewayP
         gateway.pool.ok("restart", "one")
     assert running.report.failed == 0, running.report
     assert gateway.process() == pid
+
+
+def test_websocket_that_began_while_its_target_woke_lives_until_its_end(
+    gateway: GatewayPool, newer: Path
+) -> None:
+    dashboard = f'[dashboard]\nbind = "127.0.0.1:{claim_port()}"\n'
+    slow = f"""[[server]]
+name = "slow"
+bind = "127.0.0.1:{claim_port()}"
+socket = "proxied"
+scale = {{ min = 0, idle = 0 }}
+command = ["{sys.executable}", "-m", "uvicorn", "echo:app", "--port", "{{port}}"]
+"""
+    gateway.pool.write("echo.py", ECHO)
+    gateway.start(ROUTES + '[[route]]\nto = "slow"\npath = "/slow"\n' + slow)
+    gateway.until(lambda: gateway.pool.items()["slow"]["state"] == "sleeping")
+    (forwarder,) = gateway.until(lambda: gateway.named("poolctl-forward"))
+    with open_websocket(gateway.port, "/slow") as sock:
+        gateway.write(ROUTES + slow + dashboard)  # without its route
+        gateway.pool.ok("reload")
+        assert by(newer, gateway.pool, "upgrade").code == 0
+        gateway.until(lambda: {*gateway.named("poolctl-forward")} > {forwarder})
+        take_over(gateway)
+        assert forwarder in gateway.named("poolctl-forward")
+        sock.sendall(b"\x81\x82\0\0\0\0yo")
+        assert sock.recv(4) == b"\x81\x02yo"
+    gateway.until(lambda: forwarder not in gateway.named("poolctl-forward"))

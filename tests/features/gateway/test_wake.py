@@ -172,7 +172,7 @@ def test_half_a_head_and_a_closed_connection_wake_no_server(sleeper: GatewayPool
 
 
 @contextlib.contextmanager
-def websocket(port: int, path: str) -> Iterator[None]:
+def open_websocket(port: int, path: str) -> Iterator[socket.socket]:
     """An open WebSocket, through which a message went both ways."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock, sock.makefile("rb") as file:
         sock.sendall(
@@ -185,7 +185,7 @@ def websocket(port: int, path: str) -> Iterator[None]:
             pass
         sock.sendall(b"\x81\x82\0\0\0\0hi")
         assert file.read(4) == b"\x81\x02hi"
-        yield
+        yield sock
 
 
 @contextlib.contextmanager
@@ -205,11 +205,11 @@ def test_server_is_woken_and_stays_awake_for_whatever_is_open_through_the_gatewa
     route = f'[[stream]]\nbind = "127.0.0.1:{stream}"\nto = "two"\n'
     start(gateway, ROUTES + route)
     for kind, port, path, name in (
-        (websocket, gateway.port, "/one", "one"),
-        (websocket, gateway.port, "/two", "two"),
+        (open_websocket, gateway.port, "/one", "one"),
+        (open_websocket, gateway.port, "/two", "two"),
         (long_response, gateway.port, "/one", "one"),
         (long_response, gateway.port, "/two", "two"),
-        (websocket, stream, "/two", "two"),
+        (open_websocket, stream, "/two", "two"),
         (long_response, stream, "/two", "two"),
     ):
         gateway.until(lambda: states(gateway) == {"sleeping"})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.feature import FEATURES
 from tests.real_pool import RealPool
 from tests.stand_in import always, item
 from tests.terminal import Terminal
@@ -144,6 +145,8 @@ def test_tab_completes_what_a_running_pool_knows(
 ) -> None:
     if shutil.which(kind) is None:
         pytest.skip(f"no {kind} here")
+    if "unregister" in keys and "registration" not in FEATURES:
+        pytest.skip("without its feature")
     with supervised(always({**item("live"), "alias": "shop"})):
         assert typed(directory, kind, keys) == arguments
 

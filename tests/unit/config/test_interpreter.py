@@ -11,6 +11,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config.checks.interpreter import (
+    environment_variables,
     find_path_others_may_change,
     ids_to_start_interpreter_as,
     interpreter,
@@ -239,15 +240,26 @@ def test_path_that_another_user_may_change_is_named_with_the_fix(python: Path) -
     assert (problem.partition(" can")[0], fix) == ("user 4000000", f"chown -R root {site}")
 
 
-def test_interpreter_is_that_of_the_key_of_the_environment_or_of_poolctl(tmp_path: Path) -> None:
-    venv = tmp_path / ".venv"
-    (venv / "bin").mkdir(parents=True)
-    assert interpreter(str(venv), "/", {}) == f"{venv}/bin/python"
-    assert interpreter("/usr/bin/python3", "/", {}) == "/usr/bin/python3"
-    assert interpreter(None, str(tmp_path), {}) == sys.executable
-    (venv / "bin/python").symlink_to("/bin/sh")
-    assert interpreter(None, str(tmp_path), {}) == f"{venv}/bin/python"
-    assert interpreter(None, "/", {"VIRTUAL_ENV": str(venv)}) == f"{venv}/bin/python"
+def test_interpreter_is_a_file_that_of_an_environment_or_poolctls_own(tmp_path: Path) -> None:
+    assert interpreter(str(tmp_path)) == f"{tmp_path}/bin/python"
+    assert interpreter("/usr/bin/python3") == "/usr/bin/python3"
+    assert interpreter(None) == sys.executable
+
+
+def test_the_path_of_programs_begins_with_their_environment(tmp_path: Path) -> None:
+    own, python = f"{tmp_path}/bin", f"{tmp_path}/bin/python"
+    (tmp_path / "bin").mkdir()
+    env = {"PATH": f"/usr/bin:{own}:/bin"}
+    server = ServerConfig(name="a", bind="127.0.0.1:1", command=["b"])
+    named = server.replace(python=python)
+    assert environment_variables(server, env) == environment_variables(named, env) == {}
+    (tmp_path / "pyvenv.cfg").touch()
+    first = {"PATH": f"{own}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path)}
+    assert environment_variables(named, env) == first
+    if os.geteuid() == 0:
+        (tmp_path / "bin").chmod(0o777)
+        assert environment_variables(named, env) == {**first, "PATH": f"/usr/bin:/bin:{own}"}
+        assert environment_variables(named.replace(user="nobody"), env) == first
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,78 @@ def test_a_job_has_no_address(tmp_path: Path) -> None:
 
 
 def test_the_environment_chooses_the_interpreter(tmp_path: Path) -> None:
-    for name in ("env", ".venv"):
-        (tmp_path / name / "bin").mkdir(parents=True)
-        (tmp_path / name / "bin" / "python").symlink_to("/bin/sh")
-    (server,) = load_text(tmp_path, SERVER, env={"VIRTUAL_ENV": str(tmp_path / "env")})
-    assert server.python == str(tmp_path / "env" / "bin" / "python")
-    (server,) = load_text(tmp_path, SERVER)
-    assert server.python == str(tmp_path / ".venv" / "bin" / "python")
+    def environment(place: Path) -> str:
+        (place / "bin").mkdir(parents=True)
+        (place / "bin" / "python").symlink_to("/bin/sh")
+        (place / "pyvenv.cfg").touch()
+        return str(place)
+
+    def found(env: dict[str, str]) -> str | None:
+        (server,) = load(file, env)
+        return server.python and server.python.removesuffix("/bin/python")
+
+    pool = tmp_path / "pool"
+    tox, other, conda = (
+        environment(each) for each in (pool / ".tox/py", tmp_path / "env", tmp_path / "conda")
+    )
+    file = str(pool / "pool.toml")
+    Path(file).write_text(SERVER)
+    assert found({}) is None
+    assert found({"VIRTUAL_ENV": other}) == other
+    assert found({"CONDA_PREFIX": conda}) == conda
+    assert found({"VIRTUAL_ENV": other, "CONDA_PREFIX": conda}) == other
+    (tmp_path / "conda" / "pyvenv.cfg").rename(tmp_path / "conda" / "conda-meta")
+    assert found({"CONDA_PREFIX": conda}) is None
+    (tmp_path / "conda" / "conda-meta").unlink()
+    (tmp_path / "conda" / "conda-meta").mkdir()
+    assert found({"CONDA_PREFIX": conda}) == conda
+    (tmp_path / "conda" / "condabin").mkdir()
+    assert found({"CONDA_PREFIX": conda}) is None, "the base"
+    beside = environment(pool / ".venv")
+    assert found({}) == found({"VIRTUAL_ENV": other}) == found({"CONDA_PREFIX": conda}) == beside
+    assert found({"VIRTUAL_ENV": tox}) == tox
+    assert [each.python for each in load(file, {}, python="/p")] == ["/p"]
+
+
+def test_a_broken_environment_is_one_problem_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    file = tmp_path / "pool.toml"
+    file.write_text(SERVER + '[[server]]\nname = "work"\ncommand = ["true"]\n')
+
+    def told(env: dict[str, str]) -> list[str]:
+        return [str(each) for each in load(str(file), env).problems]
+
+    again = f"python3 -m venv --clear {tmp_path}/.venv"
+    broken = f"the environment {tmp_path}/.venv is broken: bin/python"
+    (problem,) = told({"VIRTUAL_ENV": "/gone"})
+    assert f"{broken} is not there; make it again: {again}" in problem
+    (tmp_path / ".venv/bin/python").symlink_to("/removed/python3")
+    (problem,) = told({})
+    assert f"{broken} is a link to /removed/python3, which is not there; make it again" in problem
+    (tmp_path / ".venv").rename(tmp_path / "moved")
+    (problem,) = told({"VIRTUAL_ENV": "/gone"})
+    assert "the active environment /gone is not there" in problem
+    assert told({}) == []
+    file.write_text(SERVER + 'python = "/bin/sh"\n')
+    assert told({"VIRTUAL_ENV": "/gone"}) == []
+
+
+def test_variables_come_from_the_environment_and_then_from_env_beside_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(SERVER + 'env_file = []\nenv = { A = "${A}", B = "${B:-b}", C = "${C}" }\n')
+    (tmp_path / ".env").write_text("A=1\nB='2'\nC=3\n")
+    (server,) = load(str(file), {"A": "", "C": "outside"})
+    assert server.env == {"A": "", "B": "2", "C": "outside"}
+    problems = [str(each) for each in load(str(file), {"C": ""}, env_files=False).problems]
+    assert ["variable A is not set" in each for each in problems] == [True]
+    (tmp_path / ".env").write_text('A="1\n')
+    (problem, *_) = load(str(file), {"C": ""}).problems
+    assert f"{tmp_path}/.env:1: " in str(problem)
+    if os.geteuid() == 0:
+        (tmp_path / ".env").write_text("A=1\n")
+        os.chown(tmp_path / ".env", 1234, -1)
+        assert load(str(file), {"C": ""}).problems
+        assert load(str(file), {"C": "", "SUDO_UID": "1234"}).problems == []
 
 
 def test_a_server_written_as_a_file_loads_as_itself(tmp_path: Path) -> None:

@@ -666,6 +666,24 @@ def test_contradiction_is_found_at_its_key_with_its_fix(
 
 
 @pytest.mark.parametrize(
+    ("table", "paths"),
+    [
+        (APP | {"name": 5, "notify": True}, [("name",), ("notify",)]),
+        (
+            APP | {"health": {"liveness": {"interval": "x", "tcp": True, "http": "/"}}},
+            [("health", "liveness", "interval"), ("health", "liveness")],
+        ),
+        (APP | {"tls": {"client_auth": "required"}, "notify": True}, [("tls", "cert"), ("notify",)]),
+        ({"command": 5, "notify": True, "bind": ":1"}, [("command",)]),
+    ],
+)
+def test_contradiction_is_found_beside_invalid_keys_that_it_does_not_concern(
+    table: dict[str, Any], paths: list[tuple[str, ...]]
+) -> None:
+    assert [path for path, _ in found_in(table)] == paths
+
+
+@pytest.mark.parametrize(
     "table",
     [
         APP

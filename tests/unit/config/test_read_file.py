@@ -277,6 +277,46 @@ def test_a_pyproject_without_the_section_is_none(tmp_path: Path, text: str) -> N
     assert "poolctl init" in caught.value.hint
 
 
+def test_the_nearest_file_above_is_found_up_to_the_repository_and_below_home(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "outer/inner"
+    deep = inner / "src/deep"
+    deep.mkdir(parents=True)
+    for directory in (tmp_path, outer, inner):
+        (directory / "pool.toml").touch()
+
+    def found(env: dict[str, str] | None = None, cwd: Path = deep) -> str:
+        try:
+            (file,) = find_config([], env or {}, str(cwd))
+        except ConfigNotFound:
+            return ""
+        return os.path.relpath(os.path.dirname(file), tmp_path)
+
+    assert (found(), found(cwd=inner), found(cwd=outer)) == ("outer/inner", "outer/inner", "outer")
+    (inner / "pool.toml").unlink()
+    assert found() == found({"HOME": str(tmp_path)}) == "outer"
+    assert found({"HOME": str(outer)}) == "", "below the home directory alone"
+    assert found({"HOME": str(outer)}, outer) == "outer", "the working directory is always looked at"
+    assert found({"CI": "true"}) == "", "outside a repository"
+    (outer / ".git").mkdir()
+    assert found({"CI": "true"}) == "outer"
+    (inner / ".git").touch()
+    assert found() == "", "another repository, such as a submodule"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_the_file_above_of_another_user_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    file = tmp_path / "pool.toml"
+    file.touch()
+    for path in (file, tmp_path):
+        os.chown(path, 1234, -1)
+        with pytest.raises(ConfigNotFound, match="of your own") as refused:
+            find_config([], {}, str(tmp_path / "src"))
+        assert refused.value.hint.endswith(f"-c {file}")
+        assert find_config([], {"SUDO_UID": "1234"}, str(tmp_path / "src")) == [str(file)]
+        os.chown(path, 0, -1)
+
+
 @pytest.mark.parametrize(
     ("names", "hint"),
     [

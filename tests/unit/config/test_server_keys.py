@@ -176,7 +176,6 @@ def test_env_file_left_out_is_the_one_next_to_the_file(tmp_path: Path) -> None:
     assert first.replace(tags=["x"]).env_file == first.env_file
     (defaults, _) = load_text(tmp_path, "[defaults]\nenv_file = []\n" + text)
     assert defaults.env_file == ()
-    assert "the environment variable A is not set" in told(tmp_path, text.replace("hello:app", "${A}:app"))
 
 
 def test_invalid_default_env_file_is_a_problem_that_names_the_way_out(tmp_path: Path) -> None:

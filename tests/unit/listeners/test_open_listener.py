@@ -172,7 +172,7 @@ def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.Mo
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
-def without_ipv6(target: BindHost, port: int, *, dual: bool) -> socket.socket:
+def without_ipv6(target: BindHost, port: int, **_: object) -> socket.socket:
     if target.family == socket.AF_INET6:
         raise OSError(errno.EAFNOSUPPORT, "no IPv6")
     return socket.socket(target.family)
@@ -181,7 +181,7 @@ def without_ipv6(target: BindHost, port: int, *, dual: bool) -> socket.socket:
 def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("poolctl.listeners.open_listener._open_listening_socket", without_ipv6)
+    monkeypatch.setattr("poolctl.listeners.open_listener._open_port", without_ipv6)
     with opened(":80") as sockets:
         assert [sock.family for sock in sockets] == [socket.AF_INET]
     with pytest.raises(ListenError, match=r"\[::1\]:80") as caught, no_descriptor_left():

@@ -22,7 +22,7 @@ from tests.unit.load.scripted import OK, Peer, scripted
 pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]  # of the tools of the tests
 
 PLAIN = Engine("asyncio", "httptools")
-MODES = ["keep_alive", "new_connection", "pipelined", "bodies", "stream", "websocket", "sse"]
+MODES = ["keep_alive", "new_connection", "pipelined", "bodies", "uploads", "stream", "websocket", "sse"]
 
 
 def loaded(act: Callable[[Peer], None], mode: str = "keep_alive", **options: Any) -> Report:

@@ -14,6 +14,7 @@ import pytest
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from poolctl import ServerConfig
+from poolctl.config import load
 from poolctl.errors import ServerError
 from poolctl.runners import worker_spec as specs
 from poolctl.runners.process_link import Descriptor
@@ -21,6 +22,7 @@ from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.process_setup import read_spec
 from tests.asgi_apps import hello
+from tests.config_files import SERVER
 
 IMPORTS = "shop.web imports {!r}, which is "
 
@@ -65,14 +67,20 @@ def test_missing_module_may_be_in_an_environment_that_is_newer_than_the_pool(
 ) -> None:
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.chdir(tmp_path)
-    server = ServerConfig(name="web", bind="127.0.0.1:1", app="shop:app", python=sys.executable)
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="shop:app")
     hint = specs.missing_module_hint("yaml", server)
-    assert hint.endswith(f"install it there: {sys.executable} -m pip install PyYAML")
+    assert hint.endswith(f"install it there: {sys.executable} -m pip install PyYAML"), (
+        "of a program's own server"
+    )
+    (tmp_path / "pool.toml").write_text(SERVER.replace("hello", "shop"))
+    (server,) = load("pool.toml", {})
+    new = f"python3 -m venv {tmp_path}/.venv && {tmp_path}/.venv/bin/python -m pip install uvicorn PyYAML"
+    assert specs.missing_module_hint("yaml", server).endswith(f"install it beside the file: {new}")
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.touch(0o755)
-    rest = f"; or poolctl reload, which uses {python}: it was not there when the pool read its files"
-    assert specs.missing_module_hint("yaml", server) == hint + rest
+    there = f"; poolctl reload, which uses {python}: it was not there when the pool read its files"
+    assert specs.missing_module_hint("yaml", server).endswith(there)
     other = server.replace(python="/env/bin/python")
     assert specs.missing_module_hint("yaml", other).endswith("/env/bin/python -m pip install PyYAML")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Any
 
 from poolctl.json_form import from_json
 from poolctl.keeper import wire
@@ -13,8 +12,6 @@ from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
 
 from .waiting import AwaitedTarget, WaitingRoom
 
-# How long connections may last after the order to end.
-_DRAIN_SECONDS = 8.0
 _AT_ONCE = 64  # connections in a message
 
 
@@ -26,15 +23,17 @@ class Forwarder(SupervisedProcess):
     WaitingRoom).
 
     A replaced process answers each `give_waiting` with some of the connections that wait, finally with none; its
-    successor gets them by `waiting`. After the order to end, it exits with the last connection that it copies.
+    successor gets them by `waiting`. After the order to end, it exits with the last connection that it copies, or with
+    the keeper, its parent: the supervisor may be replaced long before.
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
         self._rooms: dict[str, tuple[WaitingRoom, int]] = {}  # with the inode of the listener
-        self._draining: set[asyncio.Task[None]] = set()
-        self._is_replaced = False
-        self._is_alone = asyncio.Event()  # set when keeper and supervisor are gone
+        self._connections: set[asyncio.Task[None]] = (
+            set()
+        )  # of all rooms, also of targets that are not awaited any more
+        self._keeper_fd = os.pidfd_open(os.getppid())
 
     async def serve_supervisor(self) -> None:
         self._sock.setblocking(False)
@@ -61,22 +60,17 @@ class Forwarder(SupervisedProcess):
             listener.close()
             return
         if before is not None:
-            self._drain(before)
+            before.stop_accepting()
         listener.setblocking(False)
         target = from_json(AwaitedTarget, order["value"])
-        self._rooms[key] = WaitingRoom(listener, target, frozenset(order["uids"]), self._wake), inode
+        room = WaitingRoom(listener, target, frozenset(order["uids"]), self._wake, self._connections)
+        self._rooms[key] = room, inode
 
     def _drop_others(self, keys: set[str]) -> None:
         for key in self._rooms.keys() - keys:
-            self._drain(self._rooms.pop(key)[0])
-
-    def _drain(self, room: WaitingRoom) -> None:
-        task = asyncio.ensure_future(room.drain(_DRAIN_SECONDS))
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
+            self._rooms.pop(key)[0].stop_accepting()
 
     def _give_waiting(self, number: int) -> None:
-        self._is_replaced = True
         keys, clients = list[str](), list[socket.socket]()
         for key, (room, _) in self._rooms.items():
             clients += room.take_waiting(_AT_ONCE - len(clients))
@@ -95,21 +89,10 @@ class Forwarder(SupervisedProcess):
     def _wake(self, key: str, number: int) -> None:
         self.link.send({"t": "wake", "key": key, "number": number})
 
-    def on_link_lost(self) -> None:
-        self._is_alone.set()
-        super().on_link_lost()
-
     async def end_service(self) -> None:
-        if self._is_replaced:
-            await self._finish_connections()
         self._drop_others(set())
-        if self._draining:
-            await asyncio.wait(self._draining)
-
-    async def _finish_connections(self) -> None:
-        """Wait until the connections to targets have ended, or keeper and supervisor are gone."""
-        ends: list[asyncio.Future[Any]] = [
-            asyncio.gather(*(room.finish() for room, _ in self._rooms.values())),
-            asyncio.ensure_future(self._is_alone.wait()),
-        ]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        loop = asyncio.get_running_loop()
+        keeper_ended = loop.create_future()
+        loop.add_reader(self._keeper_fd, keeper_ended.cancel)
+        while self._connections and not keeper_ended.done():
+            await asyncio.wait([*self._connections, keeper_ended], return_when=asyncio.FIRST_COMPLETED)

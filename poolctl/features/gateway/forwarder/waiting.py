@@ -51,6 +51,7 @@ class WaitingRoom:
     `wake` is called with the target's key and a number for each connection that begins to wait, and again when the
     target is down and connections wait: it may have been stopped, or the supervisor replaced. Only processes of the
     users `uids` may connect: the listener may have an address that every user of the machine can connect to.
+    `connections` gets a task for each open connection.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WaitingRoom:
         target: AwaitedTarget,
         uids: frozenset[int],
         wake: Callable[[str, int], None],
+        connections: set[asyncio.Task[None]],
     ) -> None:
         self._listener = listener
         self._uids = uids
@@ -66,7 +68,7 @@ class WaitingRoom:
         self._wakes = target.answered
         self._target = target
         self._changed = asyncio.Event()  # set and replaced at each change of the target
-        self._serving: set[asyncio.Task[None]] = set()
+        self._connections = connections
         self._waiting: dict[socket.socket, asyncio.Task[None]] = {}
         self._pause: asyncio.TimerHandle | None = None
         self._start_accepting()
@@ -79,39 +81,24 @@ class WaitingRoom:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def drain(self, seconds: float) -> None:
-        """Stop accepting connections, which other processes with this listener get.
-
-        Returns when the connections have ended, or were ended after `seconds`.
-        """
-        self._stop_accepting()
-        if self._serving:
-            await asyncio.wait(self._serving, timeout=seconds)
-        for task in self._serving:
-            task.cancel()
-
-    def take_waiting(self, most: int) -> list[socket.socket]:
-        """Stop accepting connections, and return at most `most` of those that wait; the caller then owns them."""
-        self._stop_accepting()
-        taken = [*self._waiting][:most]
-        for client in taken:
-            self._waiting.pop(client).cancel()
-        return taken
-
-    async def finish(self) -> None:
-        """Wait until the connections have ended."""
-        if self._serving:
-            await asyncio.wait(self._serving)
-
-    def _start_accepting(self) -> None:
-        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
-
-    def _stop_accepting(self) -> None:
+    def stop_accepting(self) -> None:
+        """Accept no more connections, which other processes with this listener get; those that are open stay."""
         if self._pause is not None:
             self._pause.cancel()
         if self._listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
+
+    def take_waiting(self, most: int) -> list[socket.socket]:
+        """Stop accepting connections, and return at most `most` of those that wait; the caller then owns them."""
+        self.stop_accepting()
+        taken = [*self._waiting][:most]
+        for client in taken:
+            self._waiting.pop(client).cancel()
+        return taken
+
+    def _start_accepting(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
@@ -134,8 +121,8 @@ class WaitingRoom:
         client.setblocking(False)
         task = asyncio.ensure_future(self._serve(client))
         self._waiting[client] = task
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     async def _serve(self, client: socket.socket) -> None:
         reached = None

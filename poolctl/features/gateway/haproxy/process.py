@@ -27,6 +27,7 @@ from poolctl.config.model.server_tables import Log
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
+from poolctl.listeners.open_listener import BACKLOG, refuse_new_connections
 from poolctl.platform import memory_bytes, memory_file, process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
@@ -247,9 +248,14 @@ class HaproxyProcesses:
         Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
         """
         assert self.wanted is not None
+        unopened = [sock for sock in self.wanted.sockets if not _listens(sock)]
         try:
-            return await self._start_without_refused(keeper, log, kind, mark, self.wanted)
+            process = await self._start_without_refused(keeper, log, kind, mark, self.wanted)
+            for sock in unopened:
+                sock.listen(BACKLOG)  # HAProxy listens with a backlog of `max_connections`
+            return process
         except HaproxyRefusal as refusal:
+            refuse_new_connections(filter(_listens, unopened))
             if (fallback := self.fallback) is None:
                 raise
             with contextlib.suppress(HaproxyRefusal):
@@ -295,6 +301,7 @@ class HaproxyProcesses:
                 found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
                 found.up.set()
                 found.watch()
+                found.answered()  # it already runs: the long time for a first answer is not for it
         for pid in await in_daemon_thread(lambda: _pids_of(self.directory)):
             if found is None or pid != found.pid:
                 with contextlib.suppress(OSError):
@@ -418,6 +425,10 @@ class HaproxyProcesses:
             )
             self._record("gateway connections ended", message)
             del running[0], sizes[0]
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _main_file(directory: str) -> str:

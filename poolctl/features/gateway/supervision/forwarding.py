@@ -45,13 +45,24 @@ class Order(NamedTuple):
     uids: Sequence[int]
 
 
-class Forwarding(HelperOwner[HelperProcess]):
+class ForwarderProcess(HelperProcess):
+    """A forwarder. It has no time limit to end: it copies connections of clients."""
+
+    def end(self) -> None:
+        self.stop_watching()
+        self.link.send({"t": "end"})
+
+    def close(self) -> None:
+        self.kill_and_close()
+
+
+class Forwarding(HelperOwner[ForwarderProcess]):
     """Runs the forwarder while it has orders. `on_wake` is called with each wake (see AwaitedTarget)."""
 
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         self.on_wake: Callable[[str, int], None] = lambda key, number: None
         self._events = events
-        self._helper = environment.helpers.add(FORWARDER, self, HelperProcess)
+        self._helper = environment.helpers.add(FORWARDER, self, ForwarderProcess)
         # None until they are known: an adopted forwarder keeps the orders of the previous supervisor.
         self._orders: Mapping[str, Order] | None = None  # by target
         self._sent: dict[str, Order] = {}
@@ -70,10 +81,6 @@ class Forwarding(HelperOwner[HelperProcess]):
         if begins_or_ends:
             self._helper.reconcile()
 
-    async def wait_until_applied(self) -> None:
-        """Wait until the forwarder has carried out all orders. Raises LinkLost if it does not run."""
-        await (await self._helper.wait_until_up()).wait_until_performed()
-
     async def adopt(self) -> None:
         """Use the forwarder that an earlier supervisor has left, if there is one. Raises LinkLost."""
         await self._helper.adopt()
@@ -87,12 +94,12 @@ class Forwarding(HelperOwner[HelperProcess]):
     async def settings(self) -> str | None:
         return "" if self._orders else None
 
-    def use(self, process: HelperProcess, *, is_new: bool) -> None:
+    def use(self, process: ForwarderProcess, *, is_new: bool) -> None:
         self._sent = {}
         if self._orders is not None:
             self._send_changes(process, self._orders)
 
-    async def retire(self, process: HelperProcess) -> None:
+    async def retire(self, process: ForwarderProcess) -> None:
         try:
             async with asyncio.timeout(_RETIRES_SECONDS):
                 while self._helper.process is not None:
@@ -104,8 +111,7 @@ class Forwarding(HelperOwner[HelperProcess]):
         except (LinkLost, TimeoutError) as error:
             logger.warning("connections that wait in a replaced forwarder are not handed over: %r", error)
         finally:
-            # It is not killed after a while: it ends with its last connection, or when it hangs.
-            process.link.send({"t": "end"})
+            process.end()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         super().received(message, fds)
@@ -115,7 +121,7 @@ class Forwarding(HelperOwner[HelperProcess]):
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self._events.record("pool", event, message=message, **detail)
 
-    def _send_changes(self, process: HelperProcess, orders: Mapping[str, Order]) -> None:
+    def _send_changes(self, process: ForwarderProcess, orders: Mapping[str, Order]) -> None:
         for key, order in orders.items():
             if self._sent.get(key) != order:
                 content = {"t": "await", "key": key, "value": order.value, "uids": order.uids}

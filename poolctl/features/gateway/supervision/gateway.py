@@ -21,6 +21,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.context import without_keys
+from poolctl.routing.route import SERVER, StreamRoute
 from poolctl.routing.route_report import RequestedBackendState
 from poolctl.runners.helper_process import HelperOwner
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -320,7 +321,25 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
             self._leave_ended_processes(entry)
+            if self._is_outdated_by(entry):
+                self._reconcile()
             self._update()
+
+    def _is_outdated_by(self, entry: Entry) -> bool:
+        """Whether the address of a proxied server has to be opened or closed."""
+        if (plan := self._current) is None or not entry.config.is_proxied:
+            return False
+        return (entry.config.address.bind in plan.listeners) == entry.wants_no_worker
+
+    def _open_streams(self) -> list[StreamRoute]:
+        """The streams to listen for: the address of a proxied server is closed while it should not run."""
+        entries = self._core.entries
+        return [
+            each
+            for each in self.routes.routes.streams
+            if each.provider != SERVER
+            or ((entry := entries.get(each.alias)) is not None and not entry.wants_no_worker)
+        ]
 
     def _leave_ended_processes(self, entry: Entry) -> None:
         """Have HAProxy send nothing more to processes of a proxied server that have ended.
@@ -425,7 +444,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         setup = self.processes.wanted = await self._build_setup(plan)
         if setup.shows_waiting_page and self._waking is None:
             self._waking = asyncio.ensure_future(self._wake_for_waiting_pages())
-        if not self._listeners.settings:
+        if not plan.listeners:
+            await self._listeners.close_others(())
             return None
         if (process := self.gateway) is None:
             if self.processes.fallback is None:
@@ -558,8 +578,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def retire(self, process: HaproxyProcess) -> None:
         if (setup := self._replaced_setup) is not None:
             await self.figures.follow_replaced(Serving(process, setup.configuration.sections))
-        await self.processes.retire(process)
+        # First: from now on their connections would be accepted by nobody.
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
+        await self.processes.retire(process)
 
     def on_lost(self, process: HaproxyProcess) -> None:
         self.processes.fallback, self._setup = self._setup or self.processes.fallback, None
@@ -574,7 +595,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         """Make the plan, and open its listeners. Raises ServerError if that is impossible and no plan is in force."""
         if not self._adopted:
             await self._adopt()
-        streams, tables = self.routes.routes.streams, self.tables
+        streams, tables = self._open_streams(), self.tables
         env, known = self._environment.configuration.environment, self._certificates
         problems: list[ServerError] = []
         try:
@@ -660,12 +681,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._stop_changing()
         await self._end_processes()
         await self._listeners.close_others(())
-        self.figures.close()
         self.probes.close()
         self.routes.close()
 
     def _stop_changing(self) -> None:
         self._over = True
+        self.figures.close()  # a replaced process does not end before its figures are read
         self._names.close()
         for each in (self._again, self._expiry, self._postponed, self._waking):
             if each is not None:

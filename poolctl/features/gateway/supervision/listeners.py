@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -150,23 +150,19 @@ def plan_of(
         if (address := parse(table.bind)).kind == "unix"
     }
     for each in gateway.bind:
-        address = parse(each.bind)
         made = ListenerSettings(
-            bind=address.key,
+            bind=parse(each.bind).bind,
             protocol=HTTP,
             tls=bool(each.tls),
-            dual=address.dual,
             accept_proxy=each.accept_proxy_protocol,
         )
         listeners[made.bind] = made
     routes = {}
-    dual = {address.key for each in tables.all(StreamConfig) if (address := parse(each.bind)).dual}
     for stream in streams:
         made = ListenerSettings(
             bind=stream.bind,
             protocol=stream.protocol,
             alias=stream.alias,
-            dual=stream.bind in dual,
             accept_proxy=stream.accept_proxy,
         )
         listeners[made.bind] = made
@@ -180,7 +176,7 @@ def _read_certificates(
 ) -> Iterable[Certificate]:
     for listener in gateway.bind:
         for tls in () if isinstance(listener.tls, bool) else listener.tls:
-            bind = parse(listener.bind).key
+            bind = parse(listener.bind).bind
             used = next((each.contents for each in known if each.tls == tls), None)
             try:
                 found = _read_certificate(tls, env)
@@ -295,12 +291,13 @@ class GatewayListeners:
     ) -> list[ServerError]:
         """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
 
-        An outdated listener that occupies the address is closed first, and is reopened after an error. `access` has, by
-        key, the mode and owner of Unix sockets, including those that are open.
+        A port that is not open yet refuses connections until HAProxy listens. An outdated listener at an overlapping
+        address stays open, and serves, until HAProxy is replaced. `access` has, by key, the mode and owner of Unix
+        sockets, including those that are open.
         """
         problems: list[ServerError] = []
         for key, listener in wanted.items():
-            is_open = key in self._open and self.settings[key].dual == listener.dual
+            is_open = key in self._open
             if is_open and self.settings[key] != listener:
                 self._store_listener_in_keeper(key, listener)
             try:
@@ -312,32 +309,21 @@ class GatewayListeners:
                 continue
             if is_open:
                 continue
-            # A listener on a wider or narrower address would still hold the port.
+            address = parse(listener.bind)
             outdated = [
-                each
-                for each, other in self.settings.items()
-                if (each not in wanted or each == key) and overlaps(parse(other.bind), parse(listener.bind))
+                sock
+                for other, sockets in self._open.items()
+                if other not in wanted and overlaps(parse(other), address)
+                for sock in sockets
             ]
-            previous = [self.settings[each] for each in outdated]
-            for name in outdated:
-                refuse_new_connections(self._open[name])  # HAProxy has them until it is replaced
-            await self._close(outdated)
             try:
-                await self._open_one(key, listener, allowed)
+                self._open[key] = await self._opener.listen(address, access=allowed, beside=outdated)
             except ServerError as error:
                 problems.append(error)
-                for each in previous:
-                    with contextlib.suppress(ServerError):
-                        await self._open_one(each.bind, each, await _access_of(each.bind, access))
+                continue
+            self._identities[key] = socket_file_identity(listener.bind)
+            self._store_listener_in_keeper(key, listener)
         return problems
-
-    async def _open_one(self, key: str, listener: ListenerSettings, access: SocketAccess) -> None:
-        address = parse(listener.bind)
-        if listener.dual:
-            address = parse(f":{address.port}")
-        self._open[key] = await self._opener.listen(address, access=access)
-        self._identities[key] = socket_file_identity(listener.bind)
-        self._store_listener_in_keeper(key, listener)
 
     def _store_listener_in_keeper(self, key: str, listener: ListenerSettings) -> None:
         self.settings[key] = listener
@@ -346,12 +332,10 @@ class GatewayListeners:
 
     async def close_others(self, wanted: Collection[str]) -> None:
         """Close all listeners that are not in `wanted`. HAProxy has closed its own, or is about to."""
-        await self._close([key for key in self._open if key not in wanted])
-
-    async def _close(self, keys: Sequence[str]) -> None:
-        for key in keys:
+        for key in self._open.keys() - {*wanted}:
             del self.settings[key]
             sockets = self._open.pop(key)
+            refuse_new_connections(sockets)  # also if HAProxy hangs
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})

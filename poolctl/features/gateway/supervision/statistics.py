@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from poolctl.address import parse
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
@@ -74,7 +75,7 @@ def _url(listener: ListenerSettings) -> str:
     if listener.bind.startswith("unix:"):
         return listener.bind
     scheme = listener.protocol if listener.protocol != HTTP else "https" if listener.tls else "http"
-    return f"{scheme}://{listener.bind}"
+    return f"{scheme}://{parse(listener.bind).key}"
 
 
 class RouteReporter:

@@ -1,0 +1,61 @@
+"""The pool of a file that another user runs: each user has a runtime directory of their own, and so a pool of it."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.errors import ControlError
+from poolctl.exit_codes import CONFLICT
+from poolctl.platform import process_users, processes, status_of, user_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def running_elsewhere(first_file: str) -> str:
+    """Who else runs the pool of this file in this PID namespace, as a text: "user shop (pid 12)"; "" for nobody."""
+    own, path = os.geteuid(), os.path.realpath(first_file)
+    for pid in processes():
+        if _first_file_of_supervisor(pid) != path:
+            continue
+        users = process_users(pid)
+        if users and own not in users and len(status_of(pid).get(b"NSpid", b"").split()) == 1:
+            return f"user {user_name(min(users))} (pid {pid})"
+    return ""
+
+
+def _first_file_of_supervisor(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = os.fsdecode(file.read()).split("\0")
+        at = words.index("supervisor")
+    except (OSError, ValueError):
+        return ""
+    is_ours = words[at - 1].endswith("bootstrap.py") and len(words) > at + 2
+    return os.path.realpath(words[at + 2]) if is_ours else ""
+
+
+def refuse_second_pool(files: Sequence[str]) -> str:
+    """A note if another user runs the pool of these files, and both can: every address is chosen by the pool.
+
+    Returns "" if nobody else runs it. Raises ControlError (exit code 8) if a server has a fixed address, which the
+    other one has, or none, so that a scheduler or a queue would work twice.
+    """
+    who = running_elsewhere(files[0])
+    if not who:
+        return ""
+    from poolctl.config import load
+    from poolctl.errors import PoolError
+
+    try:
+        servers = [server for server in load(files) if not server.disabled]
+    except PoolError:
+        return ""  # the supervisor reports it
+    if any(not server.address.auto for server in servers):
+        raise ControlError(
+            f"{who} runs a pool of {files[0]} already",
+            exit_code=CONFLICT,
+            hint="stop that one as its user, or use another file",
+        )
+    return f"{who} runs a pool of {files[0]}, too"
