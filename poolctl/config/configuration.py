@@ -12,7 +12,7 @@ from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, sec
 from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import TLSConfig
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
-from poolctl.config.values.normalise import misspelt_placeholders, probe_and_hook_commands
+from poolctl.config.values.normalise import misspelt_placeholders
 from poolctl.config.values.plain import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
@@ -240,7 +240,7 @@ def _warnings_of(
         )
         yield Finding(("command",), BINDS_ITSELF, hint)
     env = server.env if server.command else {}
-    yield from misspelt_placeholders(server.command or (), env, probe_and_hook_commands(server))
+    yield from misspelt_placeholders(server.command or (), env, server.probe_and_hook_commands.items())
     if ignored and origins is not None:
         own = origins.of(server.name, inherited=False)
         # In the defaults, a size may be meant for the logs of other servers.

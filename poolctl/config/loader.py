@@ -19,8 +19,8 @@ from poolctl.config.model.pool_tables import (
     rules_of,
     table_names,
 )
-from poolctl.config.model.section import Section, refuse, validated
-from poolctl.config.model.server_keys import Scale, ServerConfig, normalised
+from poolctl.config.model.section import Section, checked, refuse, validated
+from poolctl.config.model.server_keys import SOCKET_FILE_KEYS, Scale, ServerConfig, normalised
 from poolctl.config.model.server_tables import SLEEP_KEYS
 from poolctl.config.rules.conflicts import (
     ServerReferenceValues,
@@ -32,14 +32,12 @@ from poolctl.config.rules.conflicts import (
 )
 from poolctl.config.values.normalise import (
     OPENING,
-    SOCKET_FILE_KEYS,
     add_derived_values,
     interpolate,
     merged,
-    ready_after_obstacle,
 )
-from poolctl.config.values.plain import placeholders
-from poolctl.config.values.problems import Finding, Problem, Tree, reset_suggestions
+from poolctl.config.values.plain import placeholders, truth_if_interpolated
+from poolctl.config.values.problems import Finding, KeyPath, Problem, Tree, reset_suggestions
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -119,12 +117,18 @@ class Defaults:
         else:
             for key in ("stdin", "stop_signal", "stop_group"):  # they apply only to servers with a command
                 trial.pop(key, None)
-        trial.setdefault("bind", "unix:/defaults" if trial.keys() & SOCKET_FILE_KEYS else "127.0.0.1:1")
+        trial.setdefault("bind", "unix:/defaults" if trial.keys() & {*SOCKET_FILE_KEYS} else "127.0.0.1:1")
         for key in ("job", "every", "ready_after"):
             trial.pop(key, None)
         add_derived_values(trial, base_dir, findings)
-        model = validated(ServerConfig, trial, findings)
-        self.findings = [finding for finding in findings if finding.path[0] in table]
+        part = checked(ServerConfig, trial, findings)
+        # Of triggers: each server may have its own scale.max.
+        of_servers: set[KeyPath] = set()
+        if part is not None and isinstance(scale := vars(part).get("scale"), Scale):
+            may_overlap = truth_if_interpolated(trial.get("overlap")) is not False
+            found = scale.findings_in_server(is_command="command" in trial, may_overlap=may_overlap)
+            of_servers = {("scale", *finding.path) for finding in found}
+        self.findings = [each for each in findings if each.path[0] in table and each.path not in of_servers]
         bad = {finding.path[0] for finding in self.findings}
         # Reported here, and not again for each server.
         self.raw = {key: value for key, value in self.raw.items() if key not in bad}
@@ -132,13 +136,10 @@ class Defaults:
             self.tls = None
             self._tls_is_invalid = True
         self.ready = self.raw | ({} if self.tls is None else {"tls": self.tls})
-        if model is not None:
+        if part is not None:
             # Validated once, not for each server.
-            self.ready |= {
-                key: each for key, each in model if key in self.ready and isinstance(each, Section)
-            }
-            if "scale" in self.raw and any(Scale.rules(trial)):
-                # Each server may have its own scale.max.
+            self.ready |= {key: each for key, each in part if key in self.ready and isinstance(each, Section)}
+            if of_servers:
                 self.ready["scale"] = self.raw["scale"]
 
     def merged_with(self, own: dict[str, Tree]) -> dict[str, Tree]:
@@ -163,10 +164,10 @@ class Defaults:
             displaced = COMMAND_KEYS
         if own.get("every") is not None:
             displaced |= NOT_FOR_SCHEDULES
-        if ready_after_obstacle(table, listens="bind" in table):
+        if "ready_after" in self.raw and not _is_ready_by_running(table):
             displaced |= {"ready_after"}
         if not str(table.get("bind")).startswith("unix:"):
-            displaced |= SOCKET_FILE_KEYS
+            displaced |= {*SOCKET_FILE_KEYS}
         for key in displaced:
             if key not in own:
                 table.pop(key, None)
@@ -200,6 +201,18 @@ class Defaults:
             table.pop("tls", None)
 
 
+def _is_ready_by_running(table: dict[str, Tree]) -> bool:
+    """Whether the table is of a program that shows in no other way that it is ready."""
+    health = table.get("health")
+    health = dict(health) if isinstance(health, (dict, Section)) else {}
+    shows = any(truth_if_interpolated(table.get(key)) is True for key in ("job", "notify"))
+    return (
+        "command" in table
+        and "bind" not in table
+        and not (shows or health.get("startup") or health.get("readiness"))
+    )
+
+
 def _lacks_certificate(tls: Tree) -> bool:
     return tls is True or (isinstance(tls, dict) and "cert" not in tls)
 
@@ -222,14 +235,16 @@ def _server_of(
     table: dict[str, Tree], base_dir: str, handlers: str | None, python: str | None, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
     address = add_derived_values(table, base_dir, findings)
-    findings += Scale.rules(table)
     if "env_file" not in table and (found := default_env_file(base_dir)):
         table["env_file"] = found
     if "python" not in table:
         table |= {"lacks_environment": True} if python is None else {"python": python}
     if handlers and not table.keys() & {"app", "command"}:
         table["handlers"] = handlers
-    server = validated(ServerConfig, table, findings)
+    server = checked(ServerConfig, table, findings)
+    wrong = {finding.path for finding in findings}
+    if ("bind",) in wrong or (("name",) in wrong and address and not address.listens):
+        address = None
     return None if findings else server, address
 
 

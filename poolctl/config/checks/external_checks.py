@@ -26,7 +26,6 @@ from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
 from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import EnvFile, TLSConfig
-from poolctl.config.values.normalise import probe_and_hook_commands
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.config.values.problems import Finding, KeyPath
 from poolctl.errors import ServerError
@@ -109,15 +108,14 @@ class ExternalChecks:
             self._check_once(server, _check_patching, server.app_dir, server.app.partition(":")[0])
 
     def _check_programs(self, server: ServerConfig) -> None:
-        commands = [*probe_and_hook_commands(server)]
-        if server.command:
-            commands.insert(0, (("command",), server.command))
+        commands: dict[KeyPath, tuple[str, ...]] = {("command",): server.command} if server.command else {}
+        commands |= server.probe_and_hook_commands
         if not commands:
             return
         env = self._environment_of(server)
         if (environment := interpreter.programs_of(server)) and interpreter.runs_as_root(server.user):
             self._check_once(server, _check_environment, environment)
-        for path, words in commands:
+        for path, words in commands.items():
             if finding := interpreter.missing_program(server, env, path, words):
                 self.problems.append((server, finding))
 

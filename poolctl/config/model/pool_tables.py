@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from pydantic import Field
 
 from poolctl.address import Address
-from poolctl.config.model.section import Section, Table, validated
+from poolctl.config.model.section import Section, Table, checked
 from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.values.other_tools import OTHER_TABLES
 from poolctl.config.values.problems import Finding, KeyPath, Tree, misspelt, plain_word
@@ -365,10 +365,10 @@ def _table(
 ) -> Table | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
-    found = validated(model, model.with_derived_values(table), own)
+    found = checked(model, model.with_derived_values(table), own)
     # Even an invalid address may be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
-    if found is not None:
-        own += [*found.findings(), *found.findings_against_other_tables(others)]
+    if found is not None and not own:
+        own += found.findings_against_other_tables(others)
     findings += [each._replace(path=(*path, *each.path)) for each in own]
     return None if own else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +21,7 @@ Kind = TypeVar("Kind", bound="Section")
 
 # True while `validated` collects the problems of a table: the tables within it leave theirs to it.
 _is_part: ContextVar[bool] = ContextVar("_is_part", default=False)
+is_within_validation = _is_part.get
 
 
 class Section(
@@ -43,30 +44,22 @@ class Section(
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_with_every_problem(cls, data: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        if _is_part.get() or not isinstance(data, dict):
-            return cls.filled(data, validate)
+        if is_within_validation() or not isinstance(data, dict):
+            return validate(data)
         reset_suggestions()
         findings: list[Finding] = []
-        table = cls.completed(data, findings)
-        made = validated(cls, table, findings, lambda each: cls.filled(each, validate))
-        if findings or made is None:
-            cls.refuse(data, findings)
+        made = validated(cls, data, findings, validate)
+        if made is None:
+            refuse(cls.__name__, findings)
         return made
 
-    @classmethod
-    def completed(cls, data: dict[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """What was given to the constructor, in the form that is validated; contradictions are added to `findings`."""
-        return data
+    def findings(self) -> Iterable[Finding]:
+        """Contradictions between the table's keys; their paths are relative to the table."""
+        return ()
 
-    @classmethod
-    def filled(cls, table: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """The table as an instance of this class. A class with values that only the program sets takes them out."""
-        return validate(table)
-
-    @classmethod
-    def refuse(cls, data: Mapping[str, Tree], findings: list[Finding]) -> NoReturn:
-        """Raise PoolValidateError with the problems of the arguments `data`."""
-        refuse(cls.__name__, findings)
+    def rules(self) -> Iterable[Iterable[Finding]]:
+        """The contradictions by rule: `checked` leaves out a rule that reads an invalid key, and runs the others."""
+        return (self.findings(),)
 
     @classmethod
     def keys_in_files(cls) -> tuple[str, ...]:
@@ -137,6 +130,62 @@ def validated(
         return None
     finally:
         _is_part.reset(token)
+
+
+def checked(
+    kind: type[Kind],
+    table: dict[str, Tree],
+    findings: list[Finding],
+    validate: Callable[[Tree], Kind] | None = None,
+) -> Kind | None:
+    """The valid part of a table; its problems, contradictions between valid keys included, are added to `findings`.
+
+    The part has no attribute for an invalid key. None if a key is missing that has no example to stand in for it.
+    """
+    wrong: list[Finding] = []
+    part = validated(kind, table, wrong, validate) or _valid_part(kind, table, [each.path for each in wrong])
+    for found in wrong, _contradictions(part) if part else ():
+        reported = {finding.path for finding in findings}
+        findings += [each for each in found if each.path not in reported]
+    return part
+
+
+def _valid_part(kind: type[Kind], table: dict[str, Tree], wrong: list[KeyPath]) -> Kind | None:
+    names = {str(path[0]) for path in wrong}
+    kept = {name: value for name, value in table.items() if name not in names}
+    for name in names & kind.model_fields.keys():
+        if examples := kind.model_fields[name].examples:
+            kept[name] = examples[0]
+    part = validated(kind, kept, [])
+    if part is None:
+        return None
+    for name in names:
+        vars(part).pop(name, None)
+        inner, within = tables_within(kind).get(name), [path[1:] for path in wrong if path[0] == name]
+        is_table = inner is not None and isinstance(table.get(name), dict) and all(within)
+        if inner and is_table and (found := _valid_part(inner, table[name], within)) is not None:
+            vars(part)[name] = found
+            part.model_fields_set.add(name)
+    return part
+
+
+def _contradictions(section: Section, path: KeyPath = ()) -> Iterator[Finding]:
+    for rule in section.rules():
+        try:
+            for finding in rule:
+                yield finding._replace(path=(*path, *finding.path))
+        except AttributeError as error:
+            # It reads a key that is invalid, which is reported already.
+            of = type(error.obj)
+            if not issubclass(of, Section) or error.name not in {
+                *of.model_fields,
+                *of.__private_attributes__,
+            }:
+                raise
+    for name in section.model_fields_set:
+        value = vars(section).get(name)
+        if isinstance(value, Section):
+            yield from _contradictions(value, (*path, name))
 
 
 @cache
@@ -264,10 +313,6 @@ class Table(Section, frozen=True):
     def with_derived_values(cls, table: dict[str, Tree]) -> dict[str, Tree]:
         """The table, merged from all files, with values that are derived from other keys."""
         return table
-
-    def findings(self) -> Iterable[Finding]:
-        """Contradictions between the table's keys; their paths are relative to the table."""
-        return ()
 
     def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
         """Return contradictions between this table and other tables. The path of each finding starts in this table.

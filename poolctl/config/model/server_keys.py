@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Strict, Tag
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Strict, Tag, model_validator
 
 from poolctl.address import Address
 from poolctl.config.model import server_tables
-from poolctl.config.model.section import Section, forms_of, long_form, refuse, with_feature_keys
+from poolctl.config.model.section import (
+    Section,
+    checked,
+    forms_of,
+    is_within_validation,
+    long_form,
+    refuse,
+    with_feature_keys,
+)
 from poolctl.config.model.server_tables import (
     Dependency,
     EnvFile,
@@ -26,33 +34,46 @@ from poolctl.config.model.server_tables import (
     TLSConfig,
     Watch,
 )
-from poolctl.config.values.normalise import NO_ADDRESS, add_derived_values, nul_findings
+from poolctl.config.values.normalise import add_derived_values, nul_findings
 from poolctl.config.values.plain import (
     EMPTY,
+    HOOKS,
     MOST_WORKERS,
+    PLACEHOLDERS,
+    PROBES,
     PROXIED,
     binds_itself,
     exposed_url,
     number_if_interpolated,
+    placeholders,
 )
-from poolctl.config.values.problems import Finding, Tree, key_of_another_tool, shown
+from poolctl.config.values.problems import (
+    Finding,
+    KeyPath,
+    Tree,
+    key_of_another_tool,
+    reset_suggestions,
+    shown,
+)
 from poolctl.config.values.secrets import masked_arguments
+from poolctl.config.values.toml_text import json_text
 from poolctl.config.values.value_types import (
     TABLE,
     TEXT,
     TRUTH,
     Accepts,
+    Account,
     App,
     ArgumentOrNone,
     Duration,
     Environment,
+    Expose,
     FileMode,
     FilePath,
     Interpreter,
     Labels,
     Name,
     OrSingle,
-    OsText,
     Positive,
     Schedule,
     ServerBind,
@@ -96,11 +117,11 @@ class ServerConfig(Section, frozen=True):
     raises PoolValidateError, which lists every problem.
     """
 
-    name: Name
+    name: Name = Field(examples=["web"])
     """Unique in the pool; letters, digits, dots, underscores and hyphens."""
     bind: ServerBind = Field(default_factory=str)
     """The address that it listens on, unique in the pool. A job has no address, nor has a program without a port."""
-    expose: OsText = Field(default_factory=str)
+    expose: Expose = Field(default_factory=str)
     """The address that clients use: a URL. Left out: derived from bind and tls."""
     app: App = None
     """The ASGI or WSGI application: "module:attribute"."""
@@ -129,7 +150,7 @@ class ServerConfig(Section, frozen=True):
     """The mode of the file of a Unix socket, whatever the umask. Who can enter its directory, and may write by this
     mode, can connect.
     """
-    socket_owner: Text | None = None
+    socket_owner: Account | None = None
     """The user, or "user:group", that the file of a Unix socket belongs to. Left out: the user that the server runs
     as.
     """
@@ -161,7 +182,7 @@ class ServerConfig(Section, frozen=True):
     """
     cwd: FilePath = "."
     """The working directory. Left out: the directory of the file."""
-    user: Text | None = None
+    user: Account | None = None
     """The user, or "user:group", that the server runs as; needs root."""
     umask: Umask | None = None
     """The umask of its processes, such as "0027". Left out: the umask of the shell that started the pool."""
@@ -237,7 +258,7 @@ class ServerConfig(Section, frozen=True):
     image: Text | None = None
     """The image with the application, for an export to a cluster."""
 
-    _address: Address = PrivateAttr(NO_ADDRESS)
+    _address: Address = PrivateAttr()
     _base_dir: str = PrivateAttr("")
     _handlers: str | None = PrivateAttr(None)
     _derived_expose: bool = PrivateAttr(False)
@@ -253,21 +274,32 @@ class ServerConfig(Section, frozen=True):
         def workers(self) -> int:
             return max(self.scale.min, 1)
 
+    @model_validator(mode="wrap")
     @classmethod
-    def completed(cls, data: dict[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def _refuse_with_every_problem(cls, data: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return validate(data)
+        if is_within_validation():
+            return cls._filled(data, validate)
+        reset_suggestions()
+        findings = nul_findings(data)
         base_dir = os.getcwd()
-        findings += nul_findings(data)
         table = normalised(data, base_dir, findings)
         add_derived_values(table, base_dir, findings)
-        findings += Scale.rules(table)
-        return table
+        made = checked(cls, table, findings, lambda each: cls._filled(each, validate))
+        if findings or made is None:
+            name, bind = data.get("name"), data.get("bind", data.get("listen"))
+            who = name if name and isinstance(name, str) else "the server"
+            refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
+        return made
 
     @classmethod
-    def filled(cls, table: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(table, dict):
-            return validate(table)
+    def _filled(cls, table: dict[str, Tree], validate: ModelWrapValidatorHandler[Self]) -> Self:
         made = validate({key: value for key, value in table.items() if key not in _OF_PROGRAM})
         return made._set_by_program(**{name: table[name] for name in _OF_PROGRAM & table.keys()})
+
+    def rules(self) -> Iterable[Iterable[Finding]]:
+        return (rule(self) for rule in RULES)
 
     def _set_by_program(self, **values: Any) -> Self:
         for name, value in values.items():
@@ -303,12 +335,6 @@ class ServerConfig(Section, frozen=True):
     def values_of_program(self) -> dict[str, Any]:
         """The values that the program sets, as the table of a server has them before it is validated."""
         return {name: getattr(self, f"_{name}") for name in sorted(_OF_PROGRAM)}
-
-    @classmethod
-    def refuse(cls, data: Mapping[str, Tree], findings: list[Finding]) -> NoReturn:
-        name, bind = data.get("name"), data.get("bind", data.get("listen"))
-        who = name if name and isinstance(name, str) else "the server"
-        refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
 
     @classmethod
     def keys_in_files(cls) -> tuple[str, ...]:
@@ -370,6 +396,14 @@ class ServerConfig(Section, frozen=True):
     def env_file_paths(self) -> tuple[str, ...]:
         """The paths of its env files."""
         return tuple(each if isinstance(each, str) else each.path for each in self.env_file)
+
+    @property
+    def probe_and_hook_commands(self) -> dict[KeyPath, tuple[str, ...]]:
+        """The commands of the probes and hooks, each by the path of its key."""
+        probes = ((kind, getattr(self.health, kind)) for kind in PROBES)
+        found: dict[KeyPath, Any] = {("health", kind, "exec"): probe and probe.exec for kind, probe in probes}
+        found |= {("hooks", name): getattr(self.hooks, name) for name in HOOKS if self.hooks}
+        return {path: command for path, command in found.items() if command}
 
     @property
     def address_variables(self) -> dict[str, str]:
@@ -464,6 +498,218 @@ class ServerConfig(Section, frozen=True):
         return f"<ServerConfig {' '.join(part for part in (self.name, self.bind, serves) if part)}>"
 
     __str__ = __repr__
+
+
+TAKE_THE_SOCKET = (
+    'let the program take the socket ({fd}, or LISTEN_FDS), write socket = "proxied", or write workers = 1'
+)
+# Keys of a server for the file of a Unix socket.
+SOCKET_FILE_KEYS = ("socket_mode", "socket_owner")
+
+
+def _keys_of_apps_and_commands(server: ServerConfig) -> Iterator[Finding]:
+    given = server.model_fields_set
+    if server.command is None:
+        for key, without in (("notify", False), ("job", False), ("socket", "pool"), ("stdin", "null")):
+            if key in given and (value := getattr(server, key)) != without:
+                text = f"{key} = {json_text(value)}"
+                yield Finding((key,), f"{text} needs a command", 'add command = ["prog", …]')
+        for key in ("stop_signal", "stop_group"):
+            if key in given and getattr(server, key) is not None:
+                fix = "take it out: the worker of an app ends in order by itself"
+                yield Finding((key,), f"{key} is for a command", fix)
+        if "backend_protocol" in given:
+            message = "backend_protocol is for a command: an app speaks HTTP/1.1 with the gateway"
+            yield Finding(("backend_protocol",), message, "take it out")
+    else:
+        if "app" in given and server.app is not None:
+            yield Finding(("command",), "both 'app' and 'command' are given", "keep one of them")
+        if "handler_key" in given and server.handler_key:
+            yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
+        if "tls" in given and server.tls:
+            fix = "take tls out, and give the program its certificates in its own way"
+            yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
+
+
+def _forwarded_connections(server: ServerConfig) -> Iterator[Finding]:
+    if "forward" in server.model_fields_set and not server.is_proxied:
+        message = "forward is for a command whose connections HAProxy forwards"
+        yield Finding(("forward",), message, 'add socket = "proxied", or take it out')
+
+
+def _factory_of_an_app(server: ServerConfig) -> Iterator[Finding]:
+    if server.factory and server.app is None:
+        yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
+
+
+def _schedule(server: ServerConfig) -> Iterator[Finding]:
+    if server.every is None:
+        return
+    if not server.job:
+        command = "" if server.command else ', and command = ["prog", …] instead of an app'
+        message = "every is for a job: a command that runs to its end"
+        yield Finding(("every",), message, f"add job = true{command}")
+        return
+    if server.mandatory:
+        message = "mandatory ends the pool when a server has failed, and a job with every runs again after a failed run"
+        yield Finding(("mandatory",), message, "take mandatory out, and have [[notify]] report a failed run")
+    if server.hooks and (server.hooks.before_start or server.hooks.after_stop):
+        message = "hooks belong to a start and a stop, which runs at certain times (every) do not have"
+        yield Finding(("hooks",), message, "take hooks out, and let the command do it")
+
+
+def _socket_of_gunicorn(server: ServerConfig) -> Iterator[Finding]:
+    words = server.command or ()
+    # As in `uv run gunicorn` and `python3 -m gunicorn`.
+    if any(word.rpartition("/")[2] == "gunicorn" for word in words[:3]):
+        for index, word in enumerate(words):
+            if "fd://" in word or "{fd}" in word:
+                message = f"gunicorn takes the socket from LISTEN_FDS, and {shown(word)} would pass it a second time"
+                yield Finding(("command", index), message, "leave out its --bind", word)
+
+
+def _keys_of_jobs(server: ServerConfig) -> Iterator[Finding]:
+    if not (server.job and server.command):
+        return
+    if "socket" in server.model_fields_set and server.is_proxied:
+        yield Finding(("socket",), "a job has no address to be forwarded", "take it out")
+    if server.scale.min > 1:
+        message = f"a job runs once, and this is {server.scale.min} workers"
+        yield Finding(("scale",), message, "write workers = 1")
+
+
+def _keys_of_scaling(server: ServerConfig) -> Iterator[Finding]:
+    scale, is_command = server.scale, server.command is not None
+    for finding in scale.findings_in_server(is_command=is_command, may_overlap=server.overlap):
+        yield finding._replace(path=("scale", *finding.path))
+
+
+def _missing_address(server: ServerConfig) -> str:
+    """What of a program without `bind` needs an address; "" if nothing does."""
+    command = server.command or ()
+    marks = {mark for word in (*command, *server.env.values()) for mark in placeholders(word)}
+    needs = [mark for mark in PLACEHOLDERS if mark in marks]
+    needs += ["{fd}"] * any(placeholders(word, ["{fd}"]) for word in command)
+    if not server.derived_expose:
+        needs.append("expose")
+    needs += ["tls"] * bool(server.tls)
+    needs += [f'socket = "{server.socket}"'] * (server.socket != "pool")
+    needs += ["scale.idle"] * bool(server.scale.idle)
+    for kind in PROBES:
+        if (probe := getattr(server.health, kind)) is not None:
+            needs += [f"health.{kind} ({key})" for key in ("http", "tcp") if getattr(probe, key)]
+    return " and ".join(filter(None, (", ".join(needs[:-1]), *needs[-1:])))
+
+
+def _address(server: ServerConfig) -> Iterator[Finding]:
+    address = server.address
+    if address.kind == "process":
+        if server.command is None:
+            fix = 'add bind = "127.0.0.1:8080", or another address'
+            yield Finding(("bind",), "'bind' is missing", fix)
+            return
+        if listed := _missing_address(server):
+            is_one = " and " not in listed
+            message = f"'bind' is missing, and {listed} need{'s' * is_one} an address"
+            fix = 'add bind = "127.0.0.1:8080"'
+            if server.socket == "pool":
+                probed = ", and is probed with exec" * ("health." in listed)
+                fix = f"{fix}, or take {listed} out: a program without a port needs no bind{probed}"
+            yield Finding(("bind",), message, fix)
+            return
+    if address.kind != "unix":
+        for key in SOCKET_FILE_KEYS:
+            if key in server.model_fields_set and getattr(server, key) is not None:
+                yield no_socket_file((key,), address)
+    yield from _unfilled_placeholders(server)
+
+
+def _readiness_by_running(server: ServerConfig) -> Iterator[Finding]:
+    obstacle = ""
+    if "ready_after" not in server.model_fields_set:
+        return
+    if server.command is None:
+        obstacle = "an app is ready when it has started"
+    elif server.job:
+        obstacle = "a job is ready when it has ended"
+    elif server.listens:
+        obstacle = "a program with an address is ready when it accepts connections"
+    elif server.notify:
+        obstacle = "with notify, a program is ready when it says so"
+    elif server.health.gated:
+        obstacle = "with a startup or readiness probe, a program is ready when it has passed"
+    if obstacle:
+        yield Finding(("ready_after",), f"ready_after has no effect: {obstacle}", "take it out")
+
+
+def _processes_of_commands(server: ServerConfig) -> Iterator[Finding]:
+    if not server.command or not (server.listens or server.job or server.scale.min == 0):
+        return
+    address, least = server.address, server.scale.min
+    if least == 0:
+        if not server.listens:
+            what = "a job" if server.job else "a program without 'bind'"
+            yield Finding(("scale", "min"), f"{what} is not woken by a request", "write workers = 1")
+        elif server.binds_itself:
+            message = "a program that binds by itself has no listener while it sleeps"
+            yield Finding(("scale", "min"), message, TAKE_THE_SOCKET)
+        elif server.scale.idle:
+            message = (
+                "the traffic of a command is not seen, so that it can wake, but not go to sleep when idle"
+            )
+            yield Finding(("scale", "idle"), message, "write idle = 0, or leave it out")
+    if server.listens and server.binds_itself:
+        if address.kind != "tcp":
+            yield _missing_port(server)
+        if least > 1:
+            message = f"{least} processes cannot all bind {address.key}"
+            yield Finding(("scale",), message, TAKE_THE_SOCKET)
+
+
+def _missing_port(server: ServerConfig) -> Finding:
+    key, fix = server.address.key, "let it take the socket: {fd}, or LISTEN_FDS"
+    named = [("env", name) for name, value in server.env.items() if placeholders(value)]
+    if any(map(placeholders, server.command or ())) or named:
+        message = f"{key} has no host and port for {{port}}, {{host}} and {{bind}}"
+        return Finding(named[0] if named else ("command",), message, fix)
+    return Finding(("socket",), f'socket = "program" is for a host and port, and this is {key}', fix)
+
+
+def _unfilled_placeholders(server: ServerConfig) -> Iterator[Finding]:
+    """The problems of probes and hooks that ask for a host and a port of an address without them."""
+    if server.address.kind == "tcp":
+        return
+    needed = [mark for mark in PLACEHOLDERS if mark != "{bind}" or not server.listens]
+    for path, words in server.probe_and_hook_commands.items():
+        found = {mark for word in words for mark in placeholders(word, needed)}
+        if found:
+            marks = " and ".join(mark for mark in needed if mark in found)
+            message = f"{server.address.key} has no host and port for {marks}"
+            yield Finding(path, message, "take it out, or double the braces to pass it on as it is")
+
+
+def no_socket_file(path: KeyPath, address: Address) -> Finding:
+    """The problem of a key for the file of a Unix socket, where the address is another."""
+    fix = "take it out, or bind a Unix socket: unix:/PATH"
+    if address.kind == "fd":
+        fix = "take it out, and write SocketMode=, SocketUser= and SocketGroup= into the .socket unit"
+    found = f"the address is {address.key}" if address.listens else "it has no address"
+    return Finding(path, f"{path[-1]} is for the file of a Unix socket, and {found}", fix)
+
+
+# The rules over several keys of a server. A rule that reads an invalid key is left out, so each is about a few keys.
+RULES: tuple[Callable[[ServerConfig], Iterable[Finding]], ...] = (
+    _keys_of_apps_and_commands,
+    _forwarded_connections,
+    _factory_of_an_app,
+    _schedule,
+    _socket_of_gunicorn,
+    _keys_of_jobs,
+    _keys_of_scaling,
+    _address,
+    _readiness_by_running,
+    _processes_of_commands,
+)
 
 
 def normalised(table: Mapping[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, Tag
@@ -18,6 +18,7 @@ from poolctl.config.values.value_types import (
     AtLeastOne,
     Count,
     Duration,
+    Expression,
     Factor,
     FileCount,
     FilePath,
@@ -77,9 +78,17 @@ class Scale(Section, frozen=True):
         """Whether a feature changes the number of workers between min and max."""
         return False
 
-    @classmethod
-    def rules(cls, server: Mapping[str, Tree]) -> Iterable[Finding]:
-        """Return problems of the keys that a feature adds to `scale`; `server` is the server's unvalidated table."""
+    def findings(self) -> Iterator[Finding]:
+        if self.min > self.max:
+            message = f"scale.max = {self.max} is below scale.min = {self.min}"
+            yield Finding(("max",), message, "raise scale.max, or lower scale.min")
+        for key in ("awake", "asleep"):
+            if self.min and key in self.model_fields_set and getattr(self, key):
+                message = f"{key} is for a server that can sleep, and scale.min is {self.min}"
+                yield Finding((key,), message, f"write min = 0, or take {key} out")
+
+    def findings_in_server(self, *, is_command: bool, may_overlap: bool) -> Iterable[Finding]:
+        """Return contradictions between the keys that a feature adds to `scale`, and other keys of the server."""
         return ()
 
     @classmethod
@@ -125,6 +134,11 @@ class TLSConfig(Section, frozen=True):
     """Cipher suites of TLS 1.2, in OpenSSL's notation."""
     warn_before: Duration = Field(default="14d", validate_default=True)
     """How long before the certificate expires a warning is given; 0 is never."""
+
+    def findings(self) -> Iterator[Finding]:
+        if self.client_auth != "none" and not self.ca:
+            fix = 'add ca = "FILE", the certificates that clients\' are checked against'
+            yield Finding(("client_auth",), f"client_auth = {self.client_auth!r} needs ca", fix)
 
 
 TLSOrFalse = Annotated[
@@ -272,8 +286,20 @@ class Probe(Section, frozen=True):
     """Headers of the request. Host, unless it is given, is the server's expose."""
     status: Statuses = Field(default="200-399", validate_default=True)
     """The statuses that count as success."""
-    body: str | None = None
+    body: Expression | None = None
     """A regular expression that must match within the body."""
+
+    def findings(self) -> Iterator[Finding]:
+        kinds = [kind for kind in ("http", "tcp", "exec") if getattr(self, kind)]
+        if len(kinds) != 1:
+            message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"
+            yield Finding((), message, "keep one of them" if kinds else 'add http = "/path"')
+        elif kinds != ["http"]:
+            for key in [
+                each for each in ("status", "body", "method", "headers") if each in self.model_fields_set
+            ]:
+                message = f"{key} is for a probe with http, and this is one with {kinds[0]}"
+                yield Finding((key,), message, f"take it out, or probe with http instead of {kinds[0]}")
 
 
 class Health(Section, frozen=True):

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from poolctl.config.values.normalise import PROBES
-from poolctl.config.values.plain import NAME_PATTERN
+from poolctl.config.values.plain import NAME_PATTERN, PROBES
 from poolctl.config.values.problems import (
     Finding,
     KeyPath,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 TYPE_CHECKING = False
@@ -63,7 +62,7 @@ def truth_if_interpolated(value: Tree) -> Tree:
 
 def refuse_long_path(address: Address) -> None:
     """Raise BadValue if the path of a Unix socket is too long for the system."""
-    if len(os.fsencode(address.path)) > LONGEST_SOCKET_PATH_BYTES:
+    if len(address.path.encode("utf-8", "surrogateescape")) > LONGEST_SOCKET_PATH_BYTES:
         message = (
             f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
         )
@@ -176,6 +175,9 @@ def address_parts(expose: str, address: Address) -> dict[str, str]:
         parts |= {"host": address.connect_address.host, "port": str(address.port)}
     return parts
 
+
+PROBES = ("startup", "readiness", "liveness")
+HOOKS = ("before_start", "after_stop")
 
 # Limits are defined here so that their users need not import pydantic.
 MOST_WORKERS = 10_000

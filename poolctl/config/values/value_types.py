@@ -31,13 +31,14 @@ from poolctl.config.values.normalise import (
     absolute_address,
     absolute_interpreter,
     absolute_pattern,
-    app_findings,
 )
 from poolctl.config.values.plain import (
     MOST_WORKERS,
     NAME_PATTERN,
     BadValue,
     FrozenDict,
+    host_and_port,
+    is_port,
     number_if_interpolated,
     refuse_long_path,
     truth_if_interpolated,
@@ -45,6 +46,7 @@ from poolctl.config.values.plain import (
 from poolctl.config.values.problems import Tree, shown
 from poolctl.config.values.shell_line import words_fix
 from poolctl.routing.networks import EVERY, UNIX
+from poolctl.selection.regular_expressions import BadExpression, check
 from poolctl.time_windows import parse_time_zone, parse_window
 
 Read = TypeVar("Read", covariant=True)
@@ -227,7 +229,105 @@ def _word_list(value: Tree) -> Tree:
     if isinstance(value, str):
         message = "a command is a list of words, not a line for a shell"
         raise BadValue(message, "a list of words", words_fix(value))
+    if isinstance(value, (list, tuple)) and value and value[0] == "":
+        raise BadValue("the program's name is empty", "a list of words", 'write ["prog", …]')
     return _list(value)
+
+
+EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
+
+
+def _expose(expose: str) -> str:
+    if expose.lower().startswith(("unix:", "fd:")):
+        return expose
+    head, scheme, rest = expose.partition("://")
+    message, fix = "", 'write "http://HOST:PORT"'
+    if not expose or not expose.isprintable() or " " in expose or (scheme and not rest):
+        message = f"{shown(expose)} is no address that clients could use"
+    elif scheme and head.lower() + scheme not in EXPOSE_SCHEMES:
+        message = f"{shown(expose)} has the scheme {head!r}"
+    elif wrong := _wrong_authority(expose):
+        message, fix = wrong
+    if message:
+        raise BadValue(message, "a URL", fix)
+    return expose
+
+
+def _wrong_authority(expose: str) -> tuple[str, str] | None:
+    scheme, separator, rest = expose.rpartition("://")
+    if "unix" in scheme.lower():
+        return None
+    if (found := host_and_port(rest)) is None:
+        fix = 'write "http://HOST:PORT", an address of IPv6 in brackets: "http://[::1]:PORT"'
+        return f"{shown(expose)} has no host that clients could use", fix
+    host, port = found
+    if not host and (separator or not port):
+        return f"{shown(expose)} has no host", 'write "http://HOST:PORT"'
+    if port == "auto" or is_port(port):
+        return None
+    return f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
+
+
+APP_ALLOWED = '"module:attribute"'
+_module_and_attribute = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+
+
+def is_module_and_attribute(text: str) -> bool:
+    """Whether the text is "module:attribute". A module may be called "py", but who writes app.py means the file."""
+    return bool(_module_and_attribute.fullmatch(text)) and not text.partition(":")[0].endswith(".py")
+
+
+def _app(app: Tree) -> Tree:
+    if app is None or callable(app) or (isinstance(app, str) and is_module_and_attribute(app)):
+        return app
+    if not isinstance(app, str):
+        raise BadValue(f"{shown(app)} is no app", APP_ALLOWED, f"write {APP_ALLOWED}")
+    module, _, attribute = app.partition(":")
+    if app.endswith(")"):
+        fix = f'write app = "{app.partition("(")[0]}" and factory = true'
+    elif "/" in app or module.endswith(".py"):
+        module = module.removeprefix("./").removesuffix(".py").replace("/", ".")
+        fix = f'write the module, not the file: "{module}:{attribute or "app"}"'
+    elif ":" not in app:
+        fix = f'write "{app}:app", if app is the name of the application in it'
+    else:
+        fix = 'write "module:attribute", such as "shop.users:app"'
+    raise BadValue(f"{shown(app)} is not module:attribute", APP_ALLOWED, fix)
+
+
+_user_and_group = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", re.ASCII)
+
+
+def _account(account: str) -> str:
+    if not _user_and_group.fullmatch(account):
+        fix = 'write "www-data" or "www-data:web"'
+        raise BadValue(f"{shown(account)} is not name[:group]", '"USER" or "USER:GROUP"', fix)
+    return account
+
+
+def _root_path(path: str) -> str:
+    if path and (path[0] != "/" or path[-1] == "/"):
+        inner = path.strip("/")
+        fix = f'write "/{inner}"' if inner else 'write ""'
+        raise BadValue(f"{shown(path)} does not begin with /, or ends with one", '"/PATH"', fix)
+    return path
+
+
+def _statuses(text: str) -> str:
+    for part in text.split(","):
+        least, dash, most = part.partition("-")
+        if dash and least > most:
+            raise BadValue(f"the range {shown(part)} holds no status", "statuses", f'write "{most}-{least}"')
+    return text
+
+
+def _expression(text: str) -> str:
+    try:
+        check(text)
+    except BadExpression as bad:
+        fix = bad.fix or "correct the regular expression"
+        raise BadValue(str(bad), "a regular expression", fix) from None
+    return text
 
 
 @dataclass(frozen=True)
@@ -387,10 +487,14 @@ WORD_PATTERN = rf"^[^\s,{CONTROLS}]+$"
 UMASK_PATTERN = r"^0?[0-7]{3}$"
 Umask = Annotated[str, StringConstraints(pattern=UMASK_PATTERN), BeforeValidator(_refuse_numeric_umask)]
 UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
-# Checked by a rule, with a fix.
-RootPath = Annotated[str, Field(json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"})]
+RootPath = Annotated[
+    str, AfterValidator(_root_path), Field(json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"})
+]
 Method = Annotated[str, Field(pattern=METHOD_PATTERN)]
-Statuses = Annotated[str, Field(pattern=STATUS_PATTERN)]
+Statuses = Annotated[str, Field(pattern=STATUS_PATTERN), AfterValidator(_statuses)]
+Expression = Annotated[str, AfterValidator(_expression)]
+Account = Annotated[str, AfterValidator(_account)]
+Expose = Annotated[OsText, AfterValidator(_expose)]
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
 # A list becomes a tuple, the only conversion; it needs no Python code to run.
 Words = Accepts[Annotated[tuple[Word, ...], Strict(False)], Sequence[str]]
@@ -466,14 +570,16 @@ def _port_range(value: object) -> tuple[int, int]:
 
 
 def _valid_handlers(value: Tree) -> Tree:
-    if isinstance(value, str) and app_findings(value):
+    if isinstance(value, str) and not is_module_and_attribute(value):
         raise BadValue(f"{value[:60]!r} is not module:function", '"module:function"')
     return value
 
 
 App = Annotated[
-    Any, WithJsonSchema({"type": "string", "pattern": r"^[^\s:]+:[^\s:]+$|\$\{"})
-]  # checked by a rule
+    Any,
+    AfterValidator(_app),
+    WithJsonSchema({"type": "string", "pattern": r"^[^\s:]+:[^\s:]+$|\$\{"}),
+]
 MetricsPath = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]
 PortRange = Accepts[
     Annotated[

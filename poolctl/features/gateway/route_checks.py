@@ -13,9 +13,8 @@ from poolctl.config.checks.certificate_checks import certificate_names, check_ce
 from poolctl.config.checks.external_checks import check_socket_owner, check_user
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
-from poolctl.config.model.server_keys import ServerConfig
+from poolctl.config.model.server_keys import ServerConfig, no_socket_file
 from poolctl.config.model.server_tables import Probe, TLSConfig
-from poolctl.config.values.normalise import account_findings, no_socket_file
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route
@@ -83,7 +82,6 @@ def route_problems(
     ):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
-    yield from ((None, finding) for finding in account_findings(("gateway", "user"), gateway.user))
     for problems in (_proxy_protocol_problems, _socket_file_problems):
         yield from ((None, finding) for finding in problems(gateway, tables.all(StreamConfig)))
     probed = probed_targets(tables)
@@ -172,7 +170,6 @@ def _socket_file_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig
         for key in ("mode", "owner"):
             if key in each.model_fields_set and address.kind != "unix":
                 yield no_socket_file((*place, key), address)
-        yield from account_findings((*place, "owner"), each.owner)
 
 
 def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
@@ -598,7 +595,7 @@ def check_program_and_certificates(
     warnings = [*_wheel_warnings(tables)]
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     gateway = tables.get(GatewayConfig)
-    if gateway and gateway.user and not any(account_findings(("user",), gateway.user)):
+    if gateway and gateway.user:
         wrong, doubtful = _check_user(gateway.user)
         problems += wrong
         warnings += doubtful
@@ -618,9 +615,8 @@ def check_program_and_certificates(
             each._replace(path=("route", route.index, *each.path)) for each in _authority_problems(route)
         ]
     for of_table, each in _listeners(gateway, tables.all(StreamConfig)):
-        path = (*of_table, "owner")
-        if each.owner and not any(account_findings(path, each.owner)):
-            wrong, doubtful = check_socket_owner(path, each.owner)
+        if each.owner:
+            wrong, doubtful = check_socket_owner((*of_table, "owner"), each.owner)
             problems += wrong
             warnings += doubtful
     return problems, [*warnings, *_missing_certificate_warnings(tables, servers, names)]

@@ -19,6 +19,7 @@ from poolctl.config.values.problems import Tree
 from poolctl.config.values.value_types import (
     ADDRESS_ALLOWED,
     Accepts,
+    Account,
     AtLeastOne,
     Bind,
     Duration,
@@ -33,7 +34,6 @@ from poolctl.config.values.value_types import (
     Share,
     Short,
     SizeOrNone,
-    Text,
     TrustedPeers,
     Truth,
     Word,
@@ -86,7 +86,7 @@ class GatewayListener(Section, frozen=True):
     bind: Bind
     """The address."""
     mode: FileMode = Field(default="0666", description=_MODE)
-    owner: Text | None = Field(default=None, description=_OWNER)
+    owner: Account | None = Field(default=None, description=_OWNER)
     tls: Certificates = False
     """Its certificate, or a list of certificates from which the client's host selects one. true: connections are
     passed to servers that have tls.
@@ -224,7 +224,7 @@ class GatewayConfig(Table, frozen=True):
     """The path of HAProxy. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin, then in a wheel."""
     threads: Threads = 1
     """Number of HAProxy's threads. With more than one, limits of requests are approximate."""
-    user: Text | None = None
+    user: Account | None = None
     """Of a pool of root: the user, or "user:group", that HAProxy runs as. Left out: haproxy, or nobody if there is no
     such user.
     """
@@ -444,7 +444,7 @@ class StreamConfig(Table, frozen=True):
     bind: Bind
     """The address that clients connect to."""
     mode: FileMode = Field(default="0666", description=_MODE)
-    owner: Text | None = Field(default=None, description=_OWNER)
+    owner: Account | None = Field(default=None, description=_OWNER)
     to: Accepts[
         Annotated[
             tuple[Annotated[StreamTarget, Short("to", STREAM_TARGET_ALLOWED)], ...],

@@ -11,7 +11,6 @@ from poolctl.config.model.section import Section
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.config.values.value_types import Duration, Positive, PositiveOrNone, Threshold
 
-_TRIGGERS = ("scale", "triggers")
 _KEYS = ("triggers", "window", "cooldown")
 
 
@@ -69,25 +68,20 @@ class Scale(server_tables.Scale, frozen=True):
         """Whether triggers change the number of workers."""
         return self.triggers is not NO_TRIGGERS and bool(self.triggers.targets)
 
-    @classmethod
-    def rules(cls, server: Mapping[str, Tree]) -> Iterator[Finding]:
+    def findings_in_server(self, *, is_command: bool, may_overlap: bool) -> Iterator[Finding]:
         """Find contradictions between triggers and other keys of the server."""
-        scale, command = server.get("scale"), server.get("command")
-        if not isinstance(scale, dict) or not scale.get("triggers"):
+        if not self.is_automatic:
             return
-        if command is not None and not isinstance(command, str):
+        if is_command:
             message = "a command counts no requests, and its number of workers stays as it is"
-            yield Finding(_TRIGGERS, message, "take triggers out, and write workers = N")
-        least, most = scale.get("min", 1), scale.get("max")
-        if isinstance(least, int) and (most is None or isinstance(most, int)):
-            highest = max(least, 1) if most is None else most
-            if highest <= max(least, 1):
-                always = f"{max(least, 1)} worker{'s' * (least > 1)}"
-                message = f"triggers start more than {always}, and scale.max is {highest}"
-                yield Finding(_TRIGGERS, message, f"write max = {2 * highest}, or take triggers out")
-        if server.get("overlap") is False:
+            yield Finding(("triggers",), message, "take triggers out, and write workers = N")
+        if self.max <= max(self.min, 1):
+            always = f"{max(self.min, 1)} worker{'s' * (self.min > 1)}"
+            message = f"triggers start more than {always}, and scale.max is {self.max}"
+            yield Finding(("triggers",), message, f"write max = {2 * self.max}, or take triggers out")
+        if not may_overlap:
             message = "overlap = false allows one worker, and triggers start more"
-            yield Finding(_TRIGGERS, message, "take triggers out, or overlap = false if it may run twice")
+            yield Finding(("triggers",), message, "take triggers out, or overlap = false if it may run twice")
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:

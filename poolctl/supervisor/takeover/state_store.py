@@ -299,6 +299,8 @@ def _section_as_json(section: Tree) -> Table:
 
 def _server(document: Table) -> ServerConfig:
     address = dict(document["address"])
+    if not document.get("expose"):  # of a server without an address
+        document = {key: value for key, value in document.items() if key != "expose"}
     return _table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
+from poolctl.config.model.section import checked
 from poolctl.config.model.server_keys import normalised, relocated
 from poolctl.config.values.normalise import (
     absolute,
@@ -279,9 +280,7 @@ def test_server_that_moves_to_another_directory_keeps_its_paths() -> None:
     ],
 )
 def test_address_that_cannot_be_is_a_finding_with_its_fix(table: dict[str, Any], said: str) -> None:
-    findings: list[Finding] = []
-    add_derived_values({"name": "web", "app": "a:b"} | table, "/", findings)
-    assert any(said in each.hint for each in findings)
+    assert any(said in fix for _, fix in found_in({"app": "a:b"} | table))
 
 
 def test_path_of_a_socket_may_be_as_long_as_the_system_allows() -> None:
@@ -292,18 +291,17 @@ def test_path_of_a_socket_may_be_as_long_as_the_system_allows() -> None:
         assert (address is not None and address.path == path, findings == []) == (allowed, allowed)
 
 
-def test_server_without_a_readable_address_has_a_stand_in() -> None:
+def test_server_without_a_readable_address_has_none() -> None:
     table: Any = {"name": "web", "app": "a:b", "bind": "?:?"}
     findings: list[Finding] = []
     assert add_derived_values(table, "/", findings) is None
     assert [(each.path, each.found, each.allowed) for each in findings] == [
         (("bind",), "'?:?'", "an address")
     ]
-    assert (table["bind"], table["expose"], table["address"].kind) == ("?", "?", "job")
+    assert not {"bind", "expose", "address"} & table.keys()
     for job, kind in ((True, "job"), (False, "process")):
         address = add_derived_values({"name": "web", "command": ["x"], "job": job}, "/", [])
         assert (address and address.kind, address and address.name) == (kind, "web")
-    assert add_derived_values({"command": ["x"], "name": 3}, "/", []) is None
 
 
 @pytest.mark.parametrize(
@@ -336,10 +334,7 @@ def test_scale_without_a_maximum_is_its_minimum_but_at_least_one(scale: Any, fou
     ],
 )
 def test_address_for_clients_may_be_any_of_these(expose: str) -> None:
-    findings: list[Finding] = []
-    table: Any = {"name": "web", "app": "a:b", "bind": ":1", "expose": expose}
-    add_derived_values(table, "/", findings)
-    assert (findings, table["expose"]) == ([], expose)
+    assert found_in({"app": "a:b", "bind": ":1", "expose": expose}) == []
 
 
 def test_derived_values_follow_from_the_address_and_the_file() -> None:
@@ -400,8 +395,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("job = true", "job", "address"),
     ("command = 'run me'", "command", '["run", "me"]'),
     ("command = ['x']", "both 'app' and 'command'", "keep one"),
-    ("command = []", "command", "keep one"),
-    ("command = ['']", "command[0]", "prog"),
+    ("command = []", "command", "not empty"),
+    ("command = ['']", "command", "prog"),
     ("expose = ''", "expose", "http://HOST:PORT"),
     ("expose = 'a b'", "expose", "http://HOST:PORT"),
     ("expose = 'ftp://x'", "expose", "http://HOST:PORT"),
@@ -557,7 +552,9 @@ APP: dict[str, Any] = {"app": "a:b", "bind": ":1"}
 def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
     """Path and fix of each finding about the keys of a server."""
     findings: list[Finding] = []
-    add_derived_values({"name": "web"} | table, "/", findings)
+    table = {"name": "web"} | table
+    add_derived_values(table, "/", findings)
+    checked(ServerConfig, table, findings)
     return [(each.path, f"{each.message}: {each.hint}") for each in findings]
 
 
@@ -567,7 +564,7 @@ def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
         (APP | {"notify": True}, ("notify",), "notify = true needs a command"),
         (APP | {"socket": "program"}, ("socket",), 'socket = "program" needs a command'),
         (APP | {"stdin": "open"}, ("stdin",), 'stdin = "open" needs a command'),
-        (APP | {"stop_signal": "INT"}, ("stop_signal",), "is for a command"),
+        (APP | {"stop_signal": "SIGINT"}, ("stop_signal",), "is for a command"),
         (APP | {"stop_group": "after"}, ("stop_group",), "is for a command"),
         (APP | {"ready_after": 1}, ("ready_after",), "an app is ready when it has started: take it out"),
         (PROGRAM | {"bind": ":1", "ready_after": 1}, ("ready_after",), "with an address"),
@@ -595,7 +592,7 @@ def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
         (PROGRAM | {"app": "a:b"}, ("command",), "keep one of them"),
         (PROGRAM | {"handler_key": "k"}, ("handler_key",), "a command has no handler"),
         (PROGRAM | {"bind": ":1", "tls": True}, ("tls",), "take tls out"),
-        ({"command": ["", "x"]}, ("command", 0), "name is empty"),
+        ({"command": ["", "x"]}, ("command",), "name is empty"),
         ({"bind": ":1", "command": ["gunicorn", "a:b", "--bind", "fd://3"]}, ("command", 3), "LISTEN_FDS"),
         ({"bind": ":1", "command": ["uv", "run", "/x/gunicorn", "{fd}"]}, ("command", 3), "LISTEN_FDS"),
         (PROGRAM | {"job": True, "scale": {"min": 2}}, ("scale",), "a job runs once, and this is 2 workers"),
@@ -612,10 +609,22 @@ def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
         ({"bind": "unix:/a", "command": ["x"], "env": {"P": "{port}"}}, ("env", "P"), "has no host and port"),
         (PROGRAM | {"bind": "unix:/a", "socket": "program"}, ("socket",), "is for a host and port"),
         (APP | {"scale": {"min": 3, "max": 2}}, ("scale", "max"), "scale.max = 2 is below scale.min = 3"),
-        (APP | {"scale": {"min": 1, "awake": ["x"]}}, ("scale", "awake"), "write min = 0, or take awake out"),
-        (APP | {"scale": {"asleep": ["x"]}}, ("scale", "asleep"), "scale.min is 1"),
-        (APP | {"tls": {"client_auth": "optional"}}, ("tls", "client_auth"), "'optional' needs ca"),
-        (APP | {"tls": {"client_auth": "required"}}, ("tls", "client_auth"), "'required' needs ca"),
+        (
+            APP | {"scale": {"min": 1, "awake": ["* 8 * * *"]}},
+            ("scale", "awake"),
+            "write min = 0, or take awake out",
+        ),
+        (APP | {"scale": {"asleep": ["* 8 * * *"]}}, ("scale", "asleep"), "scale.min is 1"),
+        (
+            APP | {"tls": {"cert": "x", "client_auth": "optional"}},
+            ("tls", "client_auth"),
+            "'optional' needs ca",
+        ),
+        (
+            APP | {"tls": {"cert": "x", "client_auth": "required"}},
+            ("tls", "client_auth"),
+            "'required' needs ca",
+        ),
         (APP | {"http": {"root_path": "a"}}, ("http", "root_path"), 'write "/a"'),
         (APP | {"http": {"root_path": "/a/"}}, ("http", "root_path"), 'write "/a"'),
         (APP | {"http": {"root_path": "/"}}, ("http", "root_path"), 'write ""'),
@@ -636,7 +645,7 @@ def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
             "this is one with exec",
         ),
         (
-            APP | {"health": {"liveness": {"http": "/", "status": "200, 399-300"}}},
+            APP | {"health": {"liveness": {"http": "/", "status": "200,399-300"}}},
             ("health", "liveness", "status"),
             'write "300-399"',
         ),
@@ -657,23 +666,41 @@ def test_contradiction_is_found_at_its_key_with_its_fix(
 
 
 @pytest.mark.parametrize(
+    ("table", "paths"),
+    [
+        (APP | {"name": 5, "notify": True}, [("name",), ("notify",)]),
+        (
+            APP | {"health": {"liveness": {"interval": "x", "tcp": True, "http": "/"}}},
+            [("health", "liveness", "interval"), ("health", "liveness")],
+        ),
+        (APP | {"tls": {"client_auth": "required"}, "notify": True}, [("tls", "cert"), ("notify",)]),
+        ({"command": 5, "notify": True, "bind": ":1"}, [("command",)]),
+    ],
+)
+def test_contradiction_is_found_beside_invalid_keys_that_it_does_not_concern(
+    table: dict[str, Any], paths: list[tuple[str, ...]]
+) -> None:
+    assert [path for path, _ in found_in(table)] == paths
+
+
+@pytest.mark.parametrize(
     "table",
     [
         APP
         | {
-            "scale": {"min": 0, "max": 3, "idle": 5, "awake": ["x"]},
+            "scale": {"min": 0, "max": 3, "idle": 5, "awake": ["* 8 * * *"]},
             "user": "www-data:web",
             "stop_timeout": 1,
         },
         APP | {"scale": {"min": 2, "max": 2}},
-        APP | {"tls": {"client_auth": "required", "ca": "x"}},
-        APP | {"tls": {"client_auth": "none"}},
+        APP | {"tls": {"cert": "x", "client_auth": "required", "ca": "x"}},
+        APP | {"tls": {"cert": "x", "client_auth": "none"}},
         APP | {"http": {"implementation": "h11", "root_path": "/a"}},
         APP | {"health": {"liveness": {"http": "/", "status": "200-299,304", "body": "ok", "tcp": False}}},
         APP | {"health": {"liveness": {"tcp": True}, "readiness": {"exec": ["x"]}}},
         PROGRAM,
         PROGRAM | {"bind": ":1", "scale": {"min": 0, "idle": 0}},
-        PROGRAM | {"bind": ":1", "scale": {"min": 3, "max": 3}, "notify": True, "stop_signal": "INT"},
+        PROGRAM | {"bind": ":1", "scale": {"min": 3, "max": 3}, "notify": True, "stop_signal": "SIGINT"},
         PROGRAM | {"job": True, "every": "0 3 * * *", "hooks": {"before_start": None}},
         {"bind": ":1", "command": ["x", "{port}"], "socket": "program", "env": {"A": "{host}"}},
         {"bind": ":1", "command": ["gunicorn", "a:b"]},
@@ -691,7 +718,7 @@ def test_keys_that_fit_together_are_no_finding(table: dict[str, Any]) -> None:
     [
         ({"command": ["x", "{port}"]}, "'bind' is missing, and {port} needs an address"),
         ({"command": ["x", "{fd}"]}, "{fd} needs"),
-        ({"command": "x {host}"}, "{host} needs"),
+        ({"command": ["x", "{host}"]}, "{host} needs"),
         (PROGRAM | {"env": {"AT": "{bind}"}}, "{bind} needs"),
         (PROGRAM | {"expose": "http://a", "tls": True}, "expose and tls need an address"),
         (PROGRAM | {"socket": "program"}, 'socket = "program" needs'),
