@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from typing import Any
 
 import pytest
 
+from tests.ports import claim_port
 from tests.programs import program
 from tests.real_pool import RealPool
 
@@ -74,6 +76,46 @@ def test_an_application_runs_without_a_file_and_is_a_target_with_one(real_pool: 
     none = real_pool.run("run", "--", "true")
     assert (none.code, "poolctl import -- true" in none.stderr) == (5, True)
     assert real_pool.run("run", "hello:app", "hello:app").code == 5
+
+
+@pytest.mark.parametrize(
+    ("servers", "code"),
+    [
+        ([("migrate", "exit 0", "job = true")], 0),
+        ([("once", "sleep 1.2; exit 3", 'restart = "no"'), ("job", "true", "job = true")], 3),
+        ([("killed", "sleep 1.2; kill -9 $$", 'restart = "no"')], 137),
+        ([("done", "sleep 1.2", 'restart = "on-failure"'), ("out", "sleep 600", "disabled = true")], 0),
+    ],
+)
+def test_run_ends_when_nothing_is_left_to_run(
+    real_pool: RealPool, servers: list[tuple[str, str, str]], code: int
+) -> None:
+    table = '[[server]]\nname = "{}"\ncommand = ["sh", "-c", "{}"]\n{}\n'
+    real_pool.write("pool.toml", "".join(table.format(*each) for each in servers))
+    done = real_pool.run("run")
+    assert done.code == code, done
+    assert "every server has ended" in done.stderr
+    assert real_pool.processes() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        '[[server]]\nname = "nightly"\njob = true\nevery = "0 3 * * *"\ncommand = ["true"]\n',
+        '[[server]]\nname = "later"\ncommand = ["sleep", "600"]\non_demand = true\n',
+        '[dashboard]\nbind = "127.0.0.1:{}"\n',
+    ],
+)
+def test_run_goes_on_while_something_may_start(real_pool: RealPool, until: Any, more: str) -> None:
+    job = '[[server]]\nname = "migrate"\njob = true\ncommand = ["true"]\n'
+    real_pool.write("pool.toml", job + more.format(claim_port()))
+    running = real_pool.spawn("run")
+    until(lambda: real_pool.run("list", "migrate", "-o", "state").stdout == "completed\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(1.5)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 0
 
 
 def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:

@@ -43,6 +43,9 @@ class PoolEventFollower:
         self._last = 0
         self._following: asyncio.Task[None] | None = None
         self.died: dict[str, list[Death]] = {}  # by server name, in the order of the first death
+        # Status and signal of the last worker of a server that ended by itself, and whether any server has changed.
+        self.exits: dict[str, tuple[object, object]] = {}
+        self.changed = asyncio.Event()
 
     def start(self) -> None:
         """Follow new events from now on; returns at once."""
@@ -75,6 +78,10 @@ class PoolEventFollower:
         if event.seq <= self._last:
             return
         self._last = event.seq
+        if event.kind == "lifecycle":
+            self.changed.set()
+        if event.event == "worker ended":
+            self.exits[event.server] = event.detail.get("status"), event.detail.get("signal")
         if event.next_step:
             deaths = self.died.setdefault(event.server, [])
             reason = event.cause or event.message

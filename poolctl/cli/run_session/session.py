@@ -27,7 +27,7 @@ from poolctl.cli.supervisor_requests import (
     startup_failure,
 )
 from poolctl.control import sd_notify
-from poolctl.control.answers import Item, ReloadResult, Result
+from poolctl.control.answers import Item, ReloadResult, Result, StatusResult
 from poolctl.control.client import (
     AsyncClient,
     Client,
@@ -40,6 +40,7 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
 from poolctl.monitor.journal import JournalEvent
 
+from ._end_of_work import end_of_work
 from ._failure_report import death_lines, find_logs, last_lines, log_sections
 from ._loop import in_thread, until_closed
 from ._pool_events import PoolEventFollower
@@ -179,7 +180,8 @@ class RunSession:
     async def _announce_and_wait(self) -> int:
         """Print addresses and problems, and wait until the pool has ended.
 
-        Returns 0 if a command has ended it; 1 if its processes were killed.
+        Returns 0 if a command has ended it; 1 if its processes were killed; and if every server has ended by itself,
+        what `end_of_work` says.
         """
         expected = [
             item
@@ -197,11 +199,46 @@ class RunSession:
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         self._say(f"{line}, Ctrl-C to stop")
         self._flush_diagnostics()  # failures are printed now, while other servers run
-        await until_closed(self._keeper.lifeline)  # the keeper holds the other end
+        if (status := await self._await_end()) is not None:
+            self._say("every server has ended")
+            return status
         if not await in_thread(self._was_killed):
             return DONE
         self._say("the pool's supervisor was killed; poolctl stop ends what it has left", "error")
         return FAILED
+
+    async def _await_end(self) -> int | None:
+        """Wait until the pool has ended, or has nothing left to run; then return the status of its servers."""
+        lifeline = asyncio.ensure_future(
+            until_closed(self._keeper.lifeline)
+        )  # the keeper holds the other end
+        work = asyncio.ensure_future(self._end_of_work())
+        try:
+            # With --watch a changed file may start a server again.
+            await asyncio.wait(
+                {lifeline} if self._watches else {lifeline, work}, return_when=asyncio.FIRST_COMPLETED
+            )
+            return work.result() if work.done() and not lifeline.done() else None
+        finally:
+            lifeline.cancel()
+            work.cancel()
+            await asyncio.gather(lifeline, work, return_exceptions=True)
+
+    async def _end_of_work(self) -> int:
+        """Wait until no server of this run can run any more; returns the exit status."""
+        names = {item.name for item in self._servers}
+        while True:
+            self._events.changed.clear()
+            try:
+                now = await self._client.ask(StatusResult, "status")
+            except ControlError:  # its successor sends the events again
+                await asyncio.sleep(_PATIENCE_SECONDS)
+                continue
+            items = [item for item in now.items if item.name in names or item.state != "stopped"]
+            processes = [each.name for each in now.summary.processes] if now.summary else []
+            if (status := end_of_work(items, processes, self._events.exits)) is not None:
+                return status
+            await self._events.changed.wait()
 
     def _was_killed(self) -> bool:
         """Whether the pool has ended without an order: its socket is then left, and nothing listens on it. Blocks."""

@@ -1,0 +1,38 @@
+"""Whether a pool has come to an end by itself: its last server has ended, and nothing can start one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from poolctl.control.answers import Item
+from poolctl.exit_codes import DONE, FAILED
+
+# The pool's own processes that have an address: a request to it may start a server.
+_WITH_ADDRESS = {"gateway", "web"}
+
+
+def end_of_work(
+    items: Sequence[Item], processes: Sequence[str], exits: Mapping[str, tuple[object, object]]
+) -> int | None:
+    """The exit status with which the pool has done its work; None while something runs, or may start.
+
+    It is 0, or the status of a server that has failed: 128 + N if signal N ended it. `processes` names the pool's own
+    processes, `exits` has (status, signal) of the last worker of each server that ended by itself.
+    """
+    if _WITH_ADDRESS & set(processes) or any(map(_may_run, items)):
+        return None
+    at_end = [item for item in items if item.ended or item.state in ("completed", "failed")]
+    if not at_end:
+        return None  # nothing has run yet
+    for item in at_end:
+        if item.state == "failed":
+            status, number = exits.get(item.name, (None, None))
+            return 128 + number if isinstance(number, int) else status if isinstance(status, int) else FAILED
+    return DONE
+
+
+def _may_run(item: Item) -> bool:
+    """Whether the server runs or may start. One that a command has stopped is for its user to start."""
+    if item.on_demand or item.next_run_at:
+        return True
+    return not item.ended and item.state not in ("completed", "failed", "disabled")
