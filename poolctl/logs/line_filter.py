@@ -63,7 +63,7 @@ _GROUP = r"\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|<[^>]*>"
 _AFTER_TIME = re.compile(rf"{_TIME}[\s|:-]*\[?\s*")
 _TIME_OR_GROUP = re.compile(rf"{_TIME}|(?:[A-Z], )?(?:{_GROUP})")
 _SEPARATE_GROUP = re.compile(rf"(?<!\S)(?:{_GROUP})(?!\S)")
-_BEFORE_BRACKET = re.compile(rf"\[[^\]]*\]|{_DATE}?{_CLOCK}|[\s\d|-]")
+_BEFORE_BRACKET = re.compile(rf"\[[^\[\]]*\]|{_DATE}?{_CLOCK}|[\s\d|-]")
 _AFTER_NAME = re.compile(r"[\w.-]+\s+(?:[-|]+\s+|\[\s*)")
 _MEMBERS = re.compile(r'(?:[\w.@-]+=(?:"[^"]*"|[^\s"]*)\s+)*(?:level|lvl|severity)="?')
 # The level is looked for in this many characters; the rest of the line is the message.
