@@ -38,7 +38,7 @@ from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
 from .process_setup import SPEC_FD, Spec, print_message
 from .serving import uvicorn_parts
-from .serving.uvicorn_parts import App, Receive, Scope, Send, omit_uvicorns_lines
+from .serving.uvicorn_parts import App, Receive, Scope, Send, keep_loggers_enabled, omit_uvicorns_lines
 from .serving.wsgi import WsgiApp
 from .tally import STACK_DUMP
 
@@ -143,6 +143,7 @@ def hide_poolctl_from_applications() -> None:
     own code must not import further modules of poolctl.
     """
     omit_uvicorns_lines()
+    keep_loggers_enabled()
     make_routes_module_importable()
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]

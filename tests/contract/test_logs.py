@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.configuration import server
-from tests.real_pool import RealPool
+from tests.http_get import get
+from tests.real_pool import HELLO_APP, RealPool
 
 Until = Callable[..., Any]
 
@@ -31,6 +32,21 @@ write(b"all ")
 write(b"written\n")
 time.sleep(1000)
 """
+
+
+def test_exception_is_logged_whatever_logging_the_application_sets_up(
+    real_pool: RealPool, until: Until
+) -> None:
+    port = real_pool.write_hello("web")["web"]
+    own = 'import logging.config\nlogging.config.dictConfig({"version": 1, "root": {"level": "WARNING"}})\n'
+    fails = HELLO_APP.replace(
+        '    await send({"type": "http.response.start"',
+        '    raise ValueError("no address")\n    await send({"type": "http.response.start"',
+    )
+    real_pool.write("hello.py", own + fails)
+    real_pool.ok("start")
+    assert get(port).status == 500
+    until(lambda: "ValueError: no address" in real_pool.ok("logs", "web", "-n", "all").stdout)
 
 
 @pytest.mark.capability

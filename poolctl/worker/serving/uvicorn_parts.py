@@ -254,6 +254,27 @@ def omit_uvicorns_lines() -> None:
     logging.getLogger("uvicorn.error").addFilter(is_wanted)
 
 
+class _EnabledLogger(logging.Logger):
+    """A logger that stays enabled: its level and its handlers say what is logged."""
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None: ...
+
+
+def keep_loggers_enabled() -> None:
+    """Have errors and requests logged whatever logging an application sets up.
+
+    `logging.config.dictConfig` and `fileConfig` disable every logger that exists, unless they are told otherwise: an
+    exception in a request would be logged nowhere.
+    """
+    for name in _LOGGERS:
+        logging.getLogger(name).__class__ = _EnabledLogger
+
+
 def apply_and_drop_level(settings: Settings) -> Settings:
     """Set the configured log level before the application is imported, so that the application can override it.
 
