@@ -79,6 +79,12 @@ class ServersDocument(TypedDict):
     exit_code: int
 
 
+class StatusDocument(ServersDocument):
+    """The document that `poolctl status -o json` prints."""
+
+    summary: dict[str, Any]
+
+
 class ReloadDocument(ServersDocument):
     """The document that `poolctl reload -o json` prints."""
 
@@ -205,10 +211,10 @@ class PoolClient:
         """
         return self._ask("show", PoolParamError, targets, selector, {"reveal": reveal})
 
-    def status(self, *targets: str, selector: Selection = None) -> ServersDocument:
+    def status(self, *targets: str, selector: Selection = None) -> StatusDocument:
         """Return the selected servers and their summary. Not being in the desired state is not an error here."""
         return cast(
-            "ServersDocument",
+            "StatusDocument",
             self._ask("status", PoolMonitorError, targets, selector, {}, None, ANSWERED),
         )
 

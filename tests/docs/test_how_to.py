@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
+from tests.certificates import certificate
 from tests.docs.pages import ROOT, blocks
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
@@ -38,11 +39,28 @@ def test_each_file_of_a_guide_is_valid(tmp_path: Path, name: str) -> None:
         whole = (
             text if "[[server]]" in text else f'{text}\n[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\n'
         )
-        if "redirect" in text:
-            whole += '[gateway]\nbind = ":8080"\n'
         (tmp_path / "pool.toml").write_text(whole.replace("\n   ", "\n"))
         problems = [str(each) for each in PoolConfig.load(tmp_path / "pool.toml", {}).problems]
         assert [each for each in problems if "needs root" not in each] == []
+
+
+def test_challenges_of_certbot_arrive_and_other_requests_are_sent_to_https(real_pool: RealPool) -> None:
+    text = re.sub("/etc/letsencrypt/live/[^/]*", str(real_pool.directory), guide("tls", "toml")[0])
+    cert, key = certificate(real_pool.directory, "shop.example.com")
+    cert.rename(real_pool.directory / "fullchain.pem")
+    key.rename(real_pool.directory / "privkey.pem")
+    real_pool.write("pool.toml", text)
+
+    def answer(url: str) -> str:
+        return (
+            real_pool.ok("routes", "explain", url).stdout.partition("\n")[0].partition(" takes the route ")[2]
+        )
+
+    host = "shop.example.com"
+    assert real_pool.ok("validate").stderr == ""
+    assert answer(f"http://{host}/.well-known/acme-challenge/x") == "challenges, which leads to acme"
+    assert answer(f"http://{host}/cart") == "to-https, which redirects to https (308)"
+    assert answer(f"https://{host}/cart") == f"{host}, which leads to web"
 
 
 def test_what_is_not_executed_is_counted() -> None:

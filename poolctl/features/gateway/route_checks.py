@@ -63,6 +63,9 @@ _COUNTED_SECONDS = 1.0
 _HTTPS = ("https://", "https+h2://")
 
 
+_CHALLENGES = "/.well-known/acme-challenge"
+
+
 def route_problems(
     servers: Iterable[ServerConfig], tables: Tables, unfinished: NamesOfInvalidServers = NONE
 ) -> Iterator[Located]:
@@ -528,12 +531,27 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
         if not leads and (each.server is None or not each.server.disabled):
             message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
             yield locate_finding(each, Finding(("to",), message, "enable a server, or name another target"))
-        for finding in _no_effect_warnings(config, known, gateway):
+        for finding in (*_no_effect_warnings(config, known, gateway), *_hidden_challenges(config, served)):
             yield locate_finding(each, finding)
         if config.path != "/" and not config.strip_path:
             for server in known.servers_of(config):
                 if server.http.root_path == config.path and not server.command:
                     yield server, _added_prefix(config.path)
+
+
+def _hidden_challenges(
+    route: RouteConfig, served: Sequence[tuple[WrittenRoute, RouteConfig]]
+) -> Iterator[Finding]:
+    """The warning of a route for every host to the answers of ACME (RFC 8555, 8.3), if a host's own route hides it."""
+    if route.host or not route.path.startswith(_CHALLENGES):
+        return
+    own = {other.host for _, other in served if other.path.startswith(_CHALLENGES)}
+    hidden = [
+        other.host for _, other in served if other.host not in own and _CHALLENGES.startswith(other.path)
+    ]
+    if hidden:
+        message = f"a route with a host comes first: challenges for {hidden[0]} go to its application"
+        yield Finding(("path",), message, f'add host = "{hidden[0]}", with a route for each host', route.path)
 
 
 def _added_prefix(path: str) -> Finding:

@@ -445,6 +445,17 @@ def test_root_path_that_the_route_passes_on_is_a_warning(
     assert all("the app gets /api/api/…; take it out, and add strip_path = true" in each for each in found)
 
 
+def test_challenge_route_that_the_route_of_a_host_hides_is_a_warning(tmp_path: Path) -> None:
+    shop = route(alias="shop", host="shop.example.com", to="web")
+    challenges = "/.well-known/acme-challenge"
+    (warning,) = warned(tmp_path, WEB + shop + route(alias="acme", path=challenges, to="web"))
+    assert 'challenges for shop.example.com go to its application; add host = "shop.example.com"' in warning
+    own = route(alias="acme", host="shop.example.com", path=challenges, to="web")
+    assert warned(tmp_path, WEB + shop + own) == []
+    elsewhere = route(alias="shop", host="shop.example.com", path="/shop", to="web")
+    assert warned(tmp_path, WEB + elsewhere + route(alias="acme", path=challenges, to="web")) == []
+
+
 def test_route_to_disabled_servers_is_a_warning(tmp_path: Path) -> None:
     text = server("off", bind=":1", app="a:b", disabled=True) + route(to="off")
     (warning,) = warned(tmp_path, WEB + text)
