@@ -289,7 +289,8 @@ def _section_as_json(section: Tree) -> Table:
     """A table as a JSON object: the keys that were set, and internal values that files cannot set."""
     if not isinstance(section, Section):
         raise TypeError(f"{type(section).__name__} has no form in JSON")
-    found = {name: value for name, value in section if name in section.model_fields_set and value is not None}
+    given = section.model_fields_set
+    found = {name: value for name, value in vars(section).items() if name in given and value is not None}
     if isinstance(section, ServerConfig):
         address, names = section.address, ("kind", "host", "port", "path", "name", "dual")
         found |= section.values_of_program
