@@ -60,7 +60,7 @@ def test_challenges_of_certbot_arrive_and_other_requests_are_sent_to_https(real_
     assert "challenges" not in real_pool.ok("validate").stderr
     assert answer(f"http://{host}/.well-known/acme-challenge/x") == "challenges, which leads to acme"
     assert answer(f"http://{host}/cart") == "to-https, which redirects to https (308)"
-    assert answer(f"https://{host}/cart") == f"{host}, which leads to web"
+    assert answer(f"https://{host}/cart") == "web, which leads to web"
 
 
 def test_what_is_not_executed_is_counted() -> None:

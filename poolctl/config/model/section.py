@@ -30,7 +30,6 @@ class Section(
     extra="forbid",
     strict=True,
     arbitrary_types_allowed=True,
-    use_attribute_docstrings=True,
 ):
     """An immutable table; the constructor raises PoolValidateError with every problem of bad values.
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
+import textwrap
+from typing import Any
+
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core.core_schema import ModelSchema
 
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
 from poolctl.config.model.section import Section, Table
@@ -15,9 +22,35 @@ Schema = dict[str, Tree]
 
 
 class _Generator(GenerateJsonSchema):
+    """Describes keys by the text below each, read here alone: `use_attribute_docstrings` reads it at import."""
+
+    def model_schema(self, schema: ModelSchema) -> dict[str, Any]:
+        found = super().model_schema(schema)
+        texts = texts_below_keys(schema["cls"])
+        for name, key in found.get("properties", {}).items():
+            if name in texts:
+                key.setdefault("description", texts[name])
+        return found
+
     def encode_default(self, dft: Tree) -> Tree:
         # A table that is left out is a table without keys.
         return {} if isinstance(dft, Section) else super().encode_default(dft)
+
+
+def texts_below_keys(model: type) -> dict[str, str]:
+    """What a model says of each of its keys: the string below it."""
+    found: dict[str, str] = {}
+    for each in reversed(model.__mro__):
+        if issubclass(each, Section):
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            assert isinstance(tree, ast.ClassDef)
+            for key, text in itertools.pairwise(tree.body):
+                match key, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                        value=ast.Constant(value=str(words))
+                    ):
+                        found[name] = inspect.cleandoc(words)
+    return found
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
