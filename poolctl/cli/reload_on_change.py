@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -337,7 +336,7 @@ class WatchSet:
         What the server excludes is not entered. A link to a directory above leads to nothing new.
         """
         links: list[str] = []
-        seen: set[tuple[int, int]] = set()
+        seen = {_device_and_inode(top)}
         waiting = [top]
         while waiting:
             here = waiting.pop()
@@ -345,16 +344,12 @@ class WatchSet:
             for link in links_to_code(here):
                 links.append(link)
                 target = os.path.realpath(link)
-                try:
-                    status = os.stat(target)
-                except OSError:
-                    continue
-                identity = status.st_dev, status.st_ino
+                identity = _device_and_inode(target)
                 is_above = f"{here}/".startswith(f"{target.rstrip('/')}/")
                 if identity in seen or is_above or _matches(self._excluded[name], [_place(link), target]):
                     continue
                 seen.add(identity)
-                if stat.S_ISDIR(status.st_mode):
+                if os.path.isdir(target):
                     waiting.append(target)
                 else:
                     self._scripts.setdefault(target, []).append(name)
@@ -591,7 +586,7 @@ def _existing_part(path: str) -> str:
 
 
 def _links_to_code(top: str) -> list[str]:
-    """The symbolic links below the directory that are code, or lead to a directory that may hold code."""
+    """The symbolic links below the directory that are code, or lead to a directory with modules."""
     found: list[str] = []
     for directory in code_directories(top):
         with suppress(OSError), os.scandir(directory) as entries:
@@ -599,9 +594,23 @@ def _links_to_code(top: str) -> list[str]:
                 entry.path
                 for entry in entries
                 if entry.is_symlink()
-                and (_is_code(entry.path) or (entry.is_dir() and _may_hold_code(entry.path)))
+                and (_is_code(entry.path) or (entry.is_dir() and _is_package(entry.path)))
             )
     return found
+
+
+def _is_package(directory: str) -> bool:
+    """Whether modules lie in the directory itself: a link to data, or to a whole disk, is not followed."""
+    with suppress(OSError):
+        return _may_hold_code(directory) and any(name.endswith(CODE) for name in os.listdir(directory))
+    return False
+
+
+def _device_and_inode(path: str) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _stamp(path: str) -> Stamp:

@@ -39,7 +39,7 @@ _MODULES = {
     "checks.external_checks": "ExternalChecks",
     "checks.interpreter": "Trusted find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
     "active_environment broken_environment environment_variables interpreter missing_module "
-    "missing_program start_options",
+    "missing_program place_without_environment start_options",
     "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
@@ -13,16 +14,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def running_elsewhere(first_file: str) -> str:
-    """Who else runs the pool of this file in this PID namespace, as a text: "user shop (pid 12)"; "" for nobody."""
+class OtherPool(NamedTuple):
+    """A supervisor of the same file, of another user."""
+
+    uid: int
+    pid: int
+
+    def __str__(self) -> str:
+        return f"user {user_name(self.uid)} (pid {self.pid})"
+
+
+def running_elsewhere(first_file: str) -> OtherPool | None:
+    """Who else runs the pool of this file in this PID namespace; None for nobody."""
     own, path = os.geteuid(), os.path.realpath(first_file)
     for pid in processes():
         if _first_file_of_supervisor(pid) != path:
             continue
         users = process_users(pid)
         if users and own not in users and len(status_of(pid).get(b"NSpid", b"").split()) == 1:
-            return f"user {user_name(min(users))} (pid {pid})"
-    return ""
+            return OtherPool(min(users), pid)
+    return None
 
 
 def _first_file_of_supervisor(pid: int) -> str:
@@ -37,10 +48,11 @@ def _first_file_of_supervisor(pid: int) -> str:
 
 
 def refuse_second_pool(files: Sequence[str]) -> str:
-    """A note if another user runs the pool of these files, and both can: every address is chosen by the pool.
+    """A note if another user runs the pool of these files; "" if nobody else does.
 
-    Returns "" if nobody else runs it. Raises ControlError (exit code 8) if a server has a fixed address, which the
-    other one has, or none, so that a scheduler or a queue would work twice.
+    Raises ControlError (exit code 8) if the other user is root or the file's owner, and a server has a fixed address,
+    which the other one has, or none, so that a scheduler or a queue would work twice. What any other user's processes
+    look like keeps no pool from starting.
     """
     who = running_elsewhere(files[0])
     if not who:
@@ -52,7 +64,8 @@ def refuse_second_pool(files: Sequence[str]) -> str:
         servers = [server for server in load(files) if not server.disabled]
     except PoolError:
         return ""  # the supervisor reports it
-    if any(not server.address.auto for server in servers):
+    is_trusted = who.uid in (0, os.stat(files[0]).st_uid)
+    if is_trusted and any(not server.address.auto for server in servers):
         raise ControlError(
             f"{who} runs a pool of {files[0]} already",
             exit_code=CONFLICT,

@@ -162,7 +162,7 @@ def parse_record(text: str) -> JsonRecord | None:
         return None
     try:
         record = JsonRecord(json.loads(text))
-    except (ValueError, RecursionError):  # it may be nested more deeply than what can be written
+    except (ValueError, OverflowError, RecursionError):  # nested more deeply than can be written, or infinite
         return None
     return record if record.level or record.message else None
 

@@ -17,6 +17,7 @@ from poolctl.config import (
     ids_of,
     interpreter,
     missing_module,
+    place_without_environment,
     read_env_files,
     read_regular_truncated,
 )
@@ -46,8 +47,9 @@ def missing_module_hint(missing: str, server: ServerConfig) -> str:
     module = target.partition(":")[0]
     if not server.lacks_environment:
         return "; ".join(missing_module(missing, module, server.app_dir, interpreter(server.python)))
-    problem, fix = missing_module(missing, module, server.app_dir, sys.executable, server.base_dir)
-    if (present := default_interpreter(server.base_dir, os.environ)) is not None:
+    place = place_without_environment(server)
+    problem, fix = missing_module(missing, module, server.app_dir, sys.executable, place)
+    if (present := default_interpreter(place, os.environ)) is not None:
         fix = f"poolctl reload, which uses {present}: it was not there when the pool read its files"
     return f"{problem}; {fix}"
 

@@ -245,7 +245,7 @@ def _expression_test(selector: Selector, field: str, items: Sequence[Selectable]
 
 
 def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
-    if ENDED in words:
+    if field == "state" and ENDED in words:
         return lambda item: getattr(item, field) in words or bool(getattr(item, "ended", None))
     return lambda item: getattr(item, field) in words
 

@@ -168,6 +168,10 @@ def test_a_pool_that_another_user_runs_is_named_and_not_run_twice(real_pool: Rea
     ]
     with subprocess.Popen(words, stdin=subprocess.PIPE, user=1234, cwd="/") as other:
         who = f"user 1234 (pid {other.pid})"
+        note = f"{who} runs a pool of {file}, too"
+        assert note in real_pool.ok("start").stderr, "anybody can look like that"
+        real_pool.ok("stop")
+        os.chown(file, 1234, -1)
         started = real_pool.run("start")
         assert started.code == 8
         assert f"{who} runs a pool of {file} already" in started.stderr
@@ -178,5 +182,5 @@ def test_a_pool_that_another_user_runs_is_named_and_not_run_twice(real_pool: Rea
         auto = '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n'
         real_pool.write("hello.py", HELLO_APP)
         real_pool.write("pool.toml", auto)
-        assert f"{who} runs a pool of {file}, too" in real_pool.ok("start").stderr, "each has its own port"
+        assert note in real_pool.ok("start").stderr, "each has its own port"
         real_pool.ok("stop")

@@ -21,7 +21,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import printable
-from poolctl.cli.run_session.application import USUAL_PORT, file_of_application, is_application
+from poolctl.cli.run_session.application import USUAL_PORT, is_application, place_of_file, written_file
 from poolctl.cli.run_session.signals import blocked_signals, noted_signals, status_after, stopping_signals
 from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size
 from poolctl.config import ConfigNotFound
@@ -182,10 +182,13 @@ def _pool_to_run(
             raise UsageError("--port is for an application that runs without a file", hint=hint)
         yield pool, selection
         return
-    with file_of_application(application, port or USUAL_PORT) as file:
+    file = place_of_file()
+    made = PoolRef([file], pool_dir_of_file(os.environ, file))
+    _refuse_running(made)  # it has a file for its own application
+    with written_file(file, application, port or USUAL_PORT):
         if not place.quiet:
             sys.stderr.write(f"note: runs {application} without a file; `poolctl init` writes one\n")
-        yield PoolRef([file], pool_dir_of_file(os.environ, file)), replace(selection, targets=None)
+        yield made, replace(selection, targets=None)
 
 
 def _refuse_running(pool: PoolRef) -> None:

@@ -19,15 +19,16 @@ def is_application(target: str) -> bool:
     return _APPLICATION.fullmatch(target) is not None
 
 
-@contextlib.contextmanager
-def file_of_application(application: str, port: int) -> Iterator[str]:
-    """A file, as if it stood in the working directory, with a server for this application; removed at the end.
+def place_of_file() -> str:
+    """The path of the file for an application of the working directory, in a state directory. Raises ControlError."""
+    key = os.path.basename(pool_dir_of_file(os.environ, os.path.join(os.getcwd(), FILE_NAMES[0])))
+    return os.path.join(state_dir(os.environ, key, create=True), FILE_NAMES[0])
 
-    It is in the state directory of a pool whose file is the working directory's pool.toml. Raises ControlError.
-    """
+
+@contextlib.contextmanager
+def written_file(path: str, application: str, port: int) -> Iterator[None]:
+    """The file has a server for this application, as if it stood in the working directory; it is removed at the end."""
     here = os.getcwd()
-    key = os.path.basename(pool_dir_of_file(os.environ, os.path.join(here, FILE_NAMES[0])))
-    path = os.path.join(state_dir(os.environ, key, create=True), FILE_NAMES[0])
     paths = {
         "app_dir": here,
         "cwd": here,
@@ -38,7 +39,7 @@ def file_of_application(application: str, port: int) -> Iterator[str]:
     with open(path, "w", encoding="utf-8") as file:
         file.write(table_text("[[server]]", server | {key: escaped(value) for key, value in paths.items()}))
     try:
-        yield path
+        yield
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)

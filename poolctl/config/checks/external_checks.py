@@ -200,7 +200,7 @@ class ExternalChecks:
                 env=tuple(sorted(own.items())),
                 user=server.user if os.geteuid() == 0 else None,
                 timeout_seconds=server.start_timeout,
-                without_environment=server.base_dir if server.lacks_environment else "",
+                without_environment=interpreter.place_without_environment(server),
             )
             jobs.setdefault(job, []).append(server)
         for job, finding, middleware in check_imports(list(jobs), env):

@@ -234,6 +234,16 @@ def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, s
     return f"{who} can modify {path}, whose code this server runs as root", fix
 
 
+def place_without_environment(server: ServerConfig) -> str:
+    """The directory in which an environment for a server that lacks one is found; "" for other servers.
+
+    It is that of its file; `run MODULE:APP` has its file elsewhere.
+    """
+    if not server.lacks_environment:
+        return ""
+    return server.base_dir if _is_below(server.app_dir, server.base_dir) else server.cwd
+
+
 def missing_module(
     missing: str, module: str, app_dir: str, python: str, without_environment: str = ""
 ) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from poolctl.config.values.toml_text import json_text
 
 # Of the keys of a server, one says what it runs, or where.
 _KEYS_THAT_SERVE = {"app", "bind", "command"}
+_VARIABLE = re.compile(r"\$\{(\w+)")
 # Alternative names of keys in files, by their normalised name.
 SYNONYMS = {"bind": "listen", "scale": "workers"}
 
@@ -193,7 +195,9 @@ class Assembly:
 
     def _variables_for(self, document: Document, findings: list[Finding]) -> Mapping[str, str]:
         """The variables that `${VAR}` in this file means: the environment's, else those of `.env` beside the file."""
-        for path in read_file.default_env_file(document.base_dir) if self._reads_env_files else ():
+        if not self._reads_env_files or {*_VARIABLE.findall(document.text)} <= self.env.keys():
+            return self.env
+        for path in read_file.default_env_file(document.base_dir):
             if not read_file.is_own(path, self.env):
                 continue  # root takes no values from others
             try:

@@ -65,7 +65,7 @@ def find_config(
         return [os.path.normpath(os.path.join(cwd, path)) for path in named]
     for directory in (cwd, *_directories_above(cwd, env)):
         if found := default_file(directory):
-            if directory != cwd and not (is_own(directory, env) and is_own(found, env)):
+            if directory != cwd and not (is_own(directory, env) and is_own(found, env, safe=True)):
                 hint = f"to use that of another user, name it: -c {found}"
                 raise ConfigNotFound(f"no configuration file of your own in {cwd} or above", hint)
             return [found]
@@ -101,14 +101,27 @@ def _device(path: str) -> int:
         return -1
 
 
-def is_own(path: str, env: Mapping[str, str]) -> bool:
-    """Whether a path belongs to the user, to root or, for root, to the user of sudo ($SUDO_UID)."""
+def is_own(path: str, env: Mapping[str, str], *, safe: bool = False) -> bool:
+    """Whether a path and what it links to belong to the user, to root or, for root, to the user of sudo ($SUDO_UID).
+
+    With `safe`, nobody else may replace a part of the path that root uses.
+    """
     user = os.geteuid()
-    owners = {"0", str(user)} | ({env.get("SUDO_UID", "")} if user == 0 else set())
+    of_sudo = {
+        key: int(number) for key in ("SUDO_UID", "SUDO_GID") if (number := env.get(key, "")).isdecimal()
+    }
+    users = {of_sudo["SUDO_UID"]} if user == 0 and "SUDO_UID" in of_sudo else set()
     try:
-        return str(os.stat(path).st_uid) in owners
+        if not {os.lstat(path).st_uid, os.stat(path).st_uid} <= {0, user, *users}:
+            return False
     except OSError:
         return False
+    if user != 0 or not safe:
+        return True
+    from poolctl.config.checks.interpreter import Trusted
+
+    groups = {of_sudo["SUDO_GID"]} if users and "SUDO_GID" in of_sudo else set()
+    return not Trusted(users, groups).replaceable_component(path)
 
 
 def _near_miss(cwd: str) -> str:

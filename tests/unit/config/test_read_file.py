@@ -347,6 +347,15 @@ def test_the_file_above_of_another_user_is_not_used(tmp_path: Path) -> None:
         assert refused.value.hint.endswith(f"-c {file}")
         assert find_config([], {"SUDO_UID": "1234"}, str(tmp_path / "src")) == [str(file)]
         os.chown(path, 0, -1)
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigNotFound, match="of your own"):
+        find_config([], {}, str(tmp_path / "src"))
+    tmp_path.chmod(0o755)
+    file.rename(tmp_path / "linked.toml")
+    file.symlink_to("linked.toml")
+    os.lchown(file, 1234, -1)
+    with pytest.raises(ConfigNotFound, match="of your own"):
+        find_config([], {}, str(tmp_path / "src"))
 
 
 @pytest.mark.parametrize(
