@@ -146,7 +146,19 @@ def test_control_characters_in_a_record_do_not_drive_the_terminal() -> None:
     assert all(line.isprintable() for line in lines)
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"a": 1}', '["message"]', "{message}", '{"message": 1} x'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "{}",
+        '{"a": 1}',
+        '["message"]',
+        "{message}",
+        '{"message": 1} x',
+        '{"msg": "x", "severityNumber": 1e999}',
+    ],
+)
 def test_line_that_is_no_json_record_is_left_as_it_is(text: str) -> None:
     assert parse_record(text) is None
 
