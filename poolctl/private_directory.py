@@ -13,7 +13,7 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _MODE, _PARENT_MODE = 0o700, 0o755
 _OTHERS, _WRITABLE_BY_OTHERS = 0o077, 0o022
@@ -217,3 +217,34 @@ def _quoted(path: str) -> str:
     import shlex  # imported late: only for errors
 
     return shlex.quote(path)
+
+
+class Trusted:
+    """Who may change a path: root, the current user, and the users and groups with the given ids."""
+
+    def __init__(self, users: Iterable[int] = (), groups: Iterable[int] = ()) -> None:
+        self._users = {0, os.geteuid(), *users}
+        self._groups = {0, *groups}
+
+    def others_may_write(self, status: os.stat_result, *, sticky_is_safe: bool = False) -> bool:
+        """Whether anyone else may write to the file or directory.
+
+        With `sticky_is_safe`, a directory with the sticky bit does not count: others cannot replace its entries.
+        """
+        if status.st_uid not in self._users:
+            return True
+        if stat.S_ISLNK(status.st_mode) or (sticky_is_safe and status.st_mode & stat.S_ISVTX):
+            return False
+        by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in self._groups
+        return bool(by_group or status.st_mode & stat.S_IWOTH)
+
+    def replaceable_component(self, path: str) -> str:
+        """The first component of a path that anyone else may replace; "" if none, or if the path does not exist.
+
+        If a component is a symbolic link, the components of the link's target are checked too.
+        """
+        with contextlib.suppress(OSError):
+            for component, status in path_components(os.path.abspath(path)):
+                if self.others_may_write(status, sticky_is_safe=True):
+                    return component
+        return ""

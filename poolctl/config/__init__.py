@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover openssl_reason",
     "checks.external_checks": "ExternalChecks",
-    "checks.interpreter": "Trusted find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
+    "checks.interpreter": "find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
     "active_environment broken_environment environment_variables interpreter missing_module "
     "missing_program place_without_environment start_options",
     "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "

@@ -6,20 +6,18 @@ the server's user. A server whose user is root gets a warning instead. Standard 
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import os
 import pwd
 import shlex
-import stat
 import sys
 
 from poolctl.platform import user_name
-from poolctl.private_directory import path_components
+from poolctl.private_directory import Trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from poolctl.config.model.server_keys import ServerConfig
@@ -164,37 +162,6 @@ def ids_of(user: str) -> tuple[int, int]:
     name, _, group = user.partition(":")
     account = pwd.getpwnam(name)
     return account.pw_uid, grp.getgrnam(group).gr_gid if group else account.pw_gid
-
-
-class Trusted:
-    """Who may change a path: root, the current user, and the users and groups with the given ids."""
-
-    def __init__(self, users: Iterable[int] = (), groups: Iterable[int] = ()) -> None:
-        self._users = {0, os.geteuid(), *users}
-        self._groups = {0, *groups}
-
-    def others_may_write(self, status: os.stat_result, *, sticky_is_safe: bool = False) -> bool:
-        """Whether anyone else may write to the file or directory.
-
-        With `sticky_is_safe`, a directory with the sticky bit does not count: others cannot replace its entries.
-        """
-        if status.st_uid not in self._users:
-            return True
-        if stat.S_ISLNK(status.st_mode) or (sticky_is_safe and status.st_mode & stat.S_ISVTX):
-            return False
-        by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in self._groups
-        return bool(by_group or status.st_mode & stat.S_IWOTH)
-
-    def replaceable_component(self, path: str) -> str:
-        """The first component of a path that anyone else may replace; "" if none, or if the path does not exist.
-
-        If a component is a symbolic link, the components of the link's target are checked too.
-        """
-        with contextlib.suppress(OSError):
-            for component, status in path_components(os.path.abspath(path)):
-                if self.others_may_write(status, sticky_is_safe=True):
-                    return component
-        return ""
 
 
 def find_path_others_may_change(

@@ -118,7 +118,7 @@ def is_own(path: str, env: Mapping[str, str], *, safe: bool = False) -> bool:
         return False
     if user != 0 or not safe:
         return True
-    from poolctl.config.checks.interpreter import Trusted
+    from poolctl.private_directory import Trusted
 
     groups = {of_sudo["SUDO_GID"]} if users and "SUDO_GID" in of_sudo else set()
     return not Trusted(users, groups).replaceable_component(path)

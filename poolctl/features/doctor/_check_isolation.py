@@ -12,7 +12,6 @@ from collections.abc import Container, Iterator, Mapping
 
 from poolctl.config import (
     ServerConfig,
-    Trusted,
     environment_variables,
     find_path_others_may_change,
     ids_of,
@@ -21,6 +20,7 @@ from poolctl.config import (
     with_resolved_references,
 )
 from poolctl.platform import group_name, user_name
+from poolctl.private_directory import Trusted
 
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
