@@ -1,4 +1,4 @@
-"""A changed server among a thousand: the time of the reload, and how long the supervisor answers nobody meanwhile."""
+"""Reload of one changed server among a thousand: its duration, and the longest answer of the supervisor meanwhile."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def duration(text: str) -> float:
 
 
 _TIMES = '03:00, yesterday, "2026-01-31 12:00", 10m or "1 hour ago"'
-# The units of systemd.time(7) in seconds, besides those of durations.
+# The units of systemd.time(7), in seconds; they include those of durations.
 _UNITS = SECONDS | {
     **dict.fromkeys(("second", "seconds", "sec"), 1.0),
     **dict.fromkeys(("minute", "minutes", "min"), 60.0),

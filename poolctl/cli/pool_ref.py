@@ -43,7 +43,8 @@ class PoolRef:
 def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
     """Find the pool named by -c, --pool or $POOLCTL_CONFIG, or else the pool of the working directory or one above it.
 
-    Of a file above it, a line on standard error names it.
+    If the file is above the working directory, a line on standard error names it.
+
     A running pool is found even if its files are missing, with a warning. If the pool does not run, raises
     ConfigNotFound if no file is named or found, and Failure (exit 5) if a named file is missing. With `missing_ok`,
     missing files cause neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for

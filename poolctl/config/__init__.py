@@ -38,8 +38,8 @@ _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover openssl_reason",
     "checks.external_checks": "ExternalChecks",
     "checks.interpreter": "find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
-    "active_environment broken_environment environment_variables interpreter missing_module "
-    "missing_program place_without_environment start_options",
+    "active_environment broken_environment directory_for_environment interpreter missing_module "
+    "missing_program start_options with_virtual_environment",
     "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",

@@ -260,7 +260,7 @@ def added_server(
     own = normalised(interpolate(dict(table), env, findings), base_dir, findings)
     whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(own)
     python = default_interpreter(base_dir, env)
-    if python and "python" not in whole and (broken := broken_environment(python, env)):
+    if python and "python" not in whole and (broken := broken_environment(python)):
         findings.append(Finding(("python",), *broken, python))
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
     findings += missing_settings(server) if server else ()
@@ -324,7 +324,7 @@ class _ConfigurationBuilder:
     def _interpreter(self, base_dir: str) -> str | None:
         """The interpreter of the servers of a directory's files that name none; if it is broken, that is a problem."""
         python = self.python or default_interpreter(base_dir, self.env)
-        if python and (broken := broken_environment(python, self.env)):
+        if python and (broken := broken_environment(python)):
             self._report(None, Finding(("python",), *broken, python))
         return python
 

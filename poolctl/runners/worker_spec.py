@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from poolctl.config import (
     ServerConfig,
     default_interpreter,
-    environment_variables,
+    directory_for_environment,
     fill_placeholders,
     ids_of,
     interpreter,
     missing_module,
-    place_without_environment,
     read_env_files,
     read_regular_truncated,
+    with_virtual_environment,
 )
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.errors import ServerError
@@ -47,9 +47,9 @@ def missing_module_hint(missing: str, server: ServerConfig) -> str:
     module = target.partition(":")[0]
     if not server.lacks_environment:
         return "; ".join(missing_module(missing, module, server.app_dir, interpreter(server.python)))
-    place = place_without_environment(server)
-    problem, fix = missing_module(missing, module, server.app_dir, sys.executable, place)
-    if (present := default_interpreter(place, os.environ)) is not None:
+    directory = directory_for_environment(server)
+    problem, fix = missing_module(missing, module, server.app_dir, sys.executable, directory)
+    if (present := default_interpreter(directory, os.environ)) is not None:
         fix = f"poolctl reload, which uses {present}: it was not there when the pool read its files"
     return f"{problem}; {fix}"
 
@@ -182,10 +182,7 @@ def added_environment(server: ServerConfig, base: Mapping[str, str] | None = Non
 
 def program_environment(server: ServerConfig, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """What `added_environment` adds, and for a command, hook or probe also PATH of the server's virtual environment."""
-    added = added_environment(server, base)
-    if "PATH" in added:
-        return added
-    return {**environment_variables(server, environment_for_programs(base)), **added}
+    return with_virtual_environment(server, added_environment(server, base), environment_for_programs(base))
 
 
 def argument_vector(server: ServerConfig) -> list[str]:

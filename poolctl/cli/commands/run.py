@@ -21,7 +21,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import printable
-from poolctl.cli.run_session.application import USUAL_PORT, is_application, place_of_file, written_file
+from poolctl.cli.run_session.application import USUAL_PORT, file_path, is_application, written_file
 from poolctl.cli.run_session.signals import blocked_signals, noted_signals, status_after, stopping_signals
 from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size
 from poolctl.config import ConfigNotFound
@@ -123,8 +123,6 @@ def run(
         continue_in_child(limit_seconds)
     path = program(command, os.environ) if command else ""
     with _pool_to_run(place, selection, port, command) as (pool, selection):
-        selection.selector()  # a mistake in it is reported before anything runs
-        _refuse_running(pool)
         if note := refuse_second_pool(pool.files):
             sys.stderr.write(f"note: {printable(note)}\n")
         prints_logs = not command and not output
@@ -163,9 +161,9 @@ def run(
 def _pool_to_run(
     place: Place, selection: Selection, port: int | None, command: Sequence[str]
 ) -> Iterator[tuple[PoolRef, Selection]]:
-    """The pool of the file, and the servers to start; without a file a pool of the application that is the target.
+    """The pool of the file, and the servers to start. If there is no file, a pool of the application that is named.
 
-    Raises as `find_pool`, and UsageError for a port where there is a file.
+    Raises as `find_pool`, UsageError if a port is given and there is a file, and Failure if the pool runs already.
     """
     try:
         pool = find_pool(place)
@@ -180,15 +178,19 @@ def _pool_to_run(
         if port is not None:
             hint = "change `bind` in the file"
             raise UsageError("--port is for an application that runs without a file", hint=hint)
+        selection.selector()  # a mistake in it is reported before anything runs
+        _refuse_running(pool)
         yield pool, selection
         return
-    file = place_of_file()
+    file = file_path()
     made = PoolRef([file], pool_dir_of_file(os.environ, file))
-    _refuse_running(made)  # it has a file for its own application
+    selection = replace(selection, targets=None)
+    selection.selector()
+    _refuse_running(made)  # before its file is overwritten
     with written_file(file, application, port or USUAL_PORT):
         if not place.quiet:
             sys.stderr.write(f"note: runs {application} without a file; `poolctl init` writes one\n")
-        yield made, replace(selection, targets=None)
+        yield made, selection
 
 
 def _refuse_running(pool: PoolRef) -> None:

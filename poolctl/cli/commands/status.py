@@ -135,12 +135,11 @@ def _stacks_of_hung(request: Request, pool: PoolRef, items: Sequence[Item]) -> l
 
 
 def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
+    from poolctl.control.other_users import running_elsewhere
     from poolctl.runners.left_overs import left_over_text, left_overs
 
     if left := left_overs(pool.directory):
         return f"no supervisor is running, {left_over_text(each.label for each in left)}; `poolctl stop` ends them"
-    from poolctl.control.other_users import running_elsewhere
-
     if who := pool.files and running_elsewhere(pool.files[0]):
         return f"no supervisor is running for this user; {who} runs a pool of this file"
     return f"no supervisor is running, {server_count_text(len(items))} stopped"

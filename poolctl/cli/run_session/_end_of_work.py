@@ -1,4 +1,4 @@
-"""Whether a pool has come to an end by itself: its last server has ended, and nothing can start one."""
+"""Decides whether a pool has finished: its last server has ended by itself, and nothing can start one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WITH_ADDRESS = {"gateway", "web"}
 def end_of_work(
     items: Sequence[Item], processes: Sequence[str], exits: Mapping[str, tuple[object, object]]
 ) -> int | None:
-    """The exit status with which the pool has done its work; None while something runs, or may start.
+    """The exit status of a pool that has finished; None while a server runs or may start.
 
     It is 0, or the status of a server that has failed: 128 + N if signal N ended it. `processes` names the pool's own
     processes, `exits` has (status, signal) of the last worker of each server that ended by itself.
@@ -32,7 +32,7 @@ def end_of_work(
 
 
 def _may_run(item: Item) -> bool:
-    """Whether the server runs or may start. One that a command has stopped is for its user to start."""
+    """Whether the server runs or may start. This includes a server that a command has stopped."""
     if item.on_demand or item.next_run_at:
         return True
     return not item.ended and item.state not in ("completed", "failed", "disabled")

@@ -1,4 +1,4 @@
-"""The file of `poolctl run MODULE:APP`, where there is none: one server with this application."""
+"""The configuration file that `poolctl run MODULE:APP` writes for itself, with one server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def is_application(target: str) -> bool:
     return _APPLICATION.fullmatch(target) is not None
 
 
-def place_of_file() -> str:
-    """The path of the file for an application of the working directory, in a state directory. Raises ControlError."""
+def file_path() -> str:
+    """The path of the file, in the state directory that belongs to the working directory. Raises ControlError."""
     key = os.path.basename(pool_dir_of_file(os.environ, os.path.join(os.getcwd(), FILE_NAMES[0])))
     return os.path.join(state_dir(os.environ, key, create=True), FILE_NAMES[0])
 
 
 @contextlib.contextmanager
 def written_file(path: str, application: str, port: int) -> Iterator[None]:
-    """The file has a server for this application, as if it stood in the working directory; it is removed at the end."""
+    """Context manager: write the file, with paths as in the working directory, and remove it at the end."""
     here = os.getcwd()
     paths = {
         "app_dir": here,

@@ -209,9 +209,8 @@ class RunSession:
 
     async def _await_end(self) -> int | None:
         """Wait until the pool has ended, or has nothing left to run; then return the status of its servers."""
-        lifeline = asyncio.ensure_future(
-            until_closed(self._keeper.lifeline)
-        )  # the keeper holds the other end
+        # The keeper holds the other end.
+        lifeline = asyncio.ensure_future(until_closed(self._keeper.lifeline))
         work = asyncio.ensure_future(self._end_of_work())
         try:
             # With --watch a changed file may start a server again.
@@ -225,7 +224,7 @@ class RunSession:
             await asyncio.gather(lifeline, work, return_exceptions=True)
 
     async def _end_of_work(self) -> int:
-        """Wait until no server of this run can run any more; returns the exit status."""
+        """Wait until the pool has finished; returns the exit status."""
         names = {item.name for item in self._servers}
         while True:
             self._events.changed.clear()

@@ -113,7 +113,7 @@ class ExternalChecks:
         if not commands:
             return
         env = self._environment_of(server)
-        if (environment := interpreter.programs_of(server)) and interpreter.runs_as_root(server.user):
+        if (environment := interpreter.virtual_environment(server)) and interpreter.runs_as_root(server.user):
             self._check_once(server, _check_environment, environment)
         for path, words in commands.items():
             if finding := interpreter.missing_program(server, env, path, words):
@@ -124,8 +124,7 @@ class ExternalChecks:
             own = {**read_env_files(server, {**self.env, **server.env}), **server.env}
         except ServerError:  # reported by `check_env_files`
             own = {**server.env}
-        of_environment = {} if "PATH" in own else interpreter.environment_variables(server, self.env)
-        return {**self.env, **of_environment, **own}
+        return {**self.env, **interpreter.with_virtual_environment(server, own, self.env)}
 
     def _check_once(self, server: ServerConfig, check: Callable[..., Found], *at: Hashable) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive
@@ -200,7 +199,7 @@ class ExternalChecks:
                 env=tuple(sorted(own.items())),
                 user=server.user if os.geteuid() == 0 else None,
                 timeout_seconds=server.start_timeout,
-                without_environment=interpreter.place_without_environment(server),
+                new_environment_in=interpreter.directory_for_environment(server),
             )
             jobs.setdefault(job, []).append(server)
         for job, finding, middleware in check_imports(list(jobs), env):
@@ -224,7 +223,7 @@ def runs_python_as_root(server: ServerConfig) -> bool:
 
 
 def _check_environment(environment: str) -> Found:
-    path = interpreter.program_others_may_change(f"{environment}/bin")
+    path = interpreter.find_program_others_may_change(f"{environment}/bin")
     if not path:
         return [], []
     message = f"others can change {path}, so {environment}/bin is at the end of root's PATH"
@@ -407,8 +406,7 @@ class ImportJob(NamedTuple):
     env: tuple[tuple[str, str], ...]
     user: str | None
     timeout_seconds: float
-    # The directory of the files of servers that run in poolctl's own environment.
-    without_environment: str = ""
+    new_environment_in: str = ""  # see interpreter.missing_module
 
 
 def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
@@ -549,7 +547,7 @@ def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, st
     kind, missing, near = answer["kind"], str(answer.get("missing")), answer.get("near")
     if kind == "no module":
         problem, fix = interpreter.missing_module(
-            missing, module, job.app_dir, job.python, job.without_environment
+            missing, module, job.app_dir, job.python, job.new_environment_in
         )
         return f"{problem}{where}", fix
     if kind == "no attribute":

@@ -32,7 +32,7 @@ def interpreter(python: str | None) -> str:
 
 
 def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str | None:
-    """The interpreter of the environment that servers of a file in `base_dir` use; None if there is none.
+    """The interpreter of the environment for servers of a file in `base_dir`; None if no environment is found.
 
     The first of: an active environment below `base_dir`, as tox and nox have it; `.venv` in `base_dir`; an active
     environment elsewhere. Whether it can be used is not checked: see `broken_environment`.
@@ -51,7 +51,7 @@ def active_environment(env: Mapping[str, str]) -> str:
     return conda if conda and _is_virtual(conda) and os.path.exists(_of_environment(conda)) else ""
 
 
-def broken_environment(python: str, env: Mapping[str, str]) -> tuple[str, str] | None:
+def broken_environment(python: str) -> tuple[str, str] | None:
     """(problem, fix) if the interpreter of a default environment cannot be run; else None."""
     if os.access(python, os.X_OK):
         return None
@@ -67,29 +67,32 @@ def broken_environment(python: str, env: Mapping[str, str]) -> tuple[str, str] |
     return f"the environment {environment} is broken: bin/python {why}", fix
 
 
-def environment_variables(server: ServerConfig, env: Mapping[str, str]) -> dict[str, str]:
-    """PATH and VIRTUAL_ENV for the server's programs: its virtual environment comes first. {} if it has none.
+def with_virtual_environment(
+    server: ServerConfig, own: Mapping[str, str], inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables `own` of a server, with PATH and VIRTUAL_ENV for its programs if it has a virtual environment.
 
-    What others may change goes last where root runs it.
+    Its programs come first in the inherited PATH; last, if root runs them and others may change them. A PATH in `own`
+    stays as it is.
     """
-    environment = programs_of(server)
-    if not environment:
-        return {}
-    own = f"{environment}/bin"
-    places = [each for each in env.get("PATH", os.defpath).split(os.pathsep) if each != own]
-    is_last = runs_as_root(server.user) and program_others_may_change(own)
-    places.insert(len(places) if is_last else 0, own)
-    return {"PATH": os.pathsep.join(places), "VIRTUAL_ENV": environment}
+    environment = virtual_environment(server)
+    if not environment or "PATH" in own:
+        return {**own}
+    programs = f"{environment}/bin"
+    places = [each for each in inherited.get("PATH", os.defpath).split(os.pathsep) if each != programs]
+    is_last = runs_as_root(server.user) and find_program_others_may_change(programs)
+    places.insert(len(places) if is_last else 0, programs)
+    return {"PATH": os.pathsep.join(places), "VIRTUAL_ENV": environment, **own}
 
 
-def programs_of(server: ServerConfig) -> str:
-    """The virtual environment whose programs a server's commands find; "" if it has none."""
+def virtual_environment(server: ServerConfig) -> str:
+    """The directory of the virtual environment of the server's `python`; "" if it has none."""
     environment = os.path.dirname(os.path.dirname(server.python or ""))
     return environment if environment and _is_virtual(environment) else ""
 
 
-def program_others_may_change(directory: str) -> str:
-    """The first path by which others than root and the current user may change a directory's programs; or ""."""
+def find_program_others_may_change(directory: str) -> str:
+    """The first path of a directory's programs that anyone but root and the current user may change, or ""."""
     trusted = Trusted()
     return trusted.replaceable_component(directory) or _entry_others_may_write(directory, trusted)
 
@@ -107,11 +110,9 @@ def _of_environment(directory: str) -> str:
 
 
 def _is_below(directory: str, above: str) -> bool:
-    return (
-        f"{os.path.abspath(directory)}/".startswith(f"{os.path.abspath(above).rstrip('/')}/")
-        if directory
-        else False
-    )
+    """Whether a directory, which may be "", is the other one or lies below it."""
+    top = os.path.abspath(above).rstrip("/")
+    return bool(directory) and f"{os.path.abspath(directory)}/".startswith(f"{top}/")
 
 
 def _is_virtual(directory: str) -> bool:
@@ -201,10 +202,11 @@ def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, s
     return f"{who} can modify {path}, whose code this server runs as root", fix
 
 
-def place_without_environment(server: ServerConfig) -> str:
-    """The directory in which an environment for a server that lacks one is found; "" for other servers.
+def directory_for_environment(server: ServerConfig) -> str:
+    """The directory in which `.venv` would be found for a server that lacks an environment; "" for other servers.
 
-    It is that of its file; `run MODULE:APP` has its file elsewhere.
+    This is the directory of the server's file or, for `run MODULE:APP`, whose file is in the state directory, the
+    working directory.
     """
     if not server.lacks_environment:
         return ""
@@ -212,11 +214,12 @@ def place_without_environment(server: ServerConfig) -> str:
 
 
 def missing_module(
-    missing: str, module: str, app_dir: str, python: str, without_environment: str = ""
+    missing: str, module: str, app_dir: str, python: str, new_environment_in: str = ""
 ) -> tuple[str, str]:
     """(problem, fix) of an application's `module` whose import did not find the module `missing`.
 
-    `without_environment` is the directory of a file whose servers run in poolctl's own: nothing is installed there.
+    If `new_environment_in` is given, the fix is to create `.venv` in this directory: `python` is poolctl's own
+    interpreter, and nothing is installed there.
     """
     if missing.partition(".")[0] == module.partition(".")[0]:
         named = module if f"{module}.".startswith(f"{missing}.") else missing
@@ -229,8 +232,8 @@ def missing_module(
     problem = f"{module} imports {missing!r}, which is not installed"
     if "." in missing:  # the package itself was found
         return problem, f"check its name, or install the package or version that has {missing}"
-    if without_environment:
-        environment = os.path.join(without_environment, ".venv")
+    if new_environment_in:
+        environment = os.path.join(new_environment_in, ".venv")
         make = f"python3 -m venv {shlex.quote(environment)}"
         install = install_module_command(_of_environment(environment), missing, "uvicorn")
         return problem, f"install it beside the file: {make} && {install}"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from poolctl.errors import ServerError
+from poolctl.private_directory import Trusted
 from poolctl.safe_open import open_to_read
 
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
@@ -107,21 +108,18 @@ def is_own(path: str, env: Mapping[str, str], *, safe: bool = False) -> bool:
     With `safe`, nobody else may replace a part of the path that root uses.
     """
     user = os.geteuid()
-    of_sudo = {
-        key: int(number) for key in ("SUDO_UID", "SUDO_GID") if (number := env.get(key, "")).isdecimal()
-    }
-    users = {of_sudo["SUDO_UID"]} if user == 0 and "SUDO_UID" in of_sudo else set()
+    users, groups = (_id_in(env, each) if user == 0 else set() for each in ("SUDO_UID", "SUDO_GID"))
     try:
-        if not {os.lstat(path).st_uid, os.stat(path).st_uid} <= {0, user, *users}:
-            return False
+        owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
     except OSError:
         return False
-    if user != 0 or not safe:
-        return True
-    from poolctl.private_directory import Trusted
+    is_replaceable = safe and user == 0 and Trusted(users, groups).replaceable_component(path)
+    return owners <= {0, user, *users} and not is_replaceable
 
-    groups = {of_sudo["SUDO_GID"]} if users and "SUDO_GID" in of_sudo else set()
-    return not Trusted(users, groups).replaceable_component(path)
+
+def _id_in(env: Mapping[str, str], variable: str) -> set[int]:
+    text = env.get(variable, "")
+    return {int(text)} if text.isdecimal() else set()
 
 
 def _near_miss(cwd: str) -> str:
@@ -396,8 +394,8 @@ def read_env_file(
     The file is understood as by python-dotenv, with the differences that docs/environment.md lists. Blank lines and
     comments are skipped, `export` is allowed. In double quotes backslashes escape; single quotes keep everything but an
     escaped quote; a value in quotes may span several lines; without quotes it ends at ` #`. `${NAME}` and
-    `${NAME:-default}` are replaced, except in single quotes, by
-    the value in `environment`, in an earlier line, or in `earlier`.
+    `${NAME:-default}` are replaced, except in single quotes, by the value in `environment`, in an earlier line, or in
+    `earlier`.
     """
     path, expand = (file, True) if isinstance(file, str) else (file.path, file.expand)
     from poolctl.config.values.problems import Problem

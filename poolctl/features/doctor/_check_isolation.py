@@ -12,12 +12,12 @@ from collections.abc import Container, Iterator, Mapping
 
 from poolctl.config import (
     ServerConfig,
-    environment_variables,
     find_path_others_may_change,
     ids_of,
     interpreter,
     os_users_by_server,
     with_resolved_references,
+    with_virtual_environment,
 )
 from poolctl.platform import group_name, user_name
 from poolctl.private_directory import Trusted
@@ -100,8 +100,7 @@ def _files_of(server: ServerConfig, env: Mapping[str, str]) -> Iterator[str]:
         if "/" in program:
             yield os.path.join(server.cwd, program)
         elif path := shutil.which(
-            program,
-            path=server.env.get("PATH") or environment_variables(server, env).get("PATH") or env.get("PATH"),
+            program, path={**env, **with_virtual_environment(server, server.env, env)}.get("PATH")
         ):
             yield path
         # A script that the program interprets, or a file that configures it.

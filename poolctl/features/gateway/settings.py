@@ -22,9 +22,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
 class ListenerSettings:
     """One address of the gateway, in canonical form (see Address.bind).
 
-    `alias` is the route of a stream's listener. `tls`: it has
-    certificates, or passes connections to servers with TLS by the name in the ClientHello. `accept_proxy`: trusted
-    proxies begin their connections with a header of the PROXY protocol.
+    `alias` is the route of a stream's listener. `tls`: it has certificates, or passes connections to servers with TLS
+    by the name in the ClientHello. `accept_proxy`: trusted proxies begin their connections with a header of the PROXY
+    protocol.
     """
 
     bind: str

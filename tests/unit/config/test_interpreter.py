@@ -11,13 +11,13 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config.checks.interpreter import (
-    environment_variables,
     find_path_others_may_change,
     ids_to_start_interpreter_as,
     interpreter,
     missing_program,
     root_trust_problem,
     start_options,
+    with_virtual_environment,
 )
 from tests.config_files import load_text
 
@@ -252,14 +252,16 @@ def test_the_path_of_programs_begins_with_their_environment(tmp_path: Path) -> N
     env = {"PATH": f"/usr/bin:{own}:/bin"}
     server = ServerConfig(name="a", bind="127.0.0.1:1", command=["b"])
     named = server.replace(python=python)
-    assert environment_variables(server, env) == environment_variables(named, env) == {}
+    assert with_virtual_environment(server, {}, env) == with_virtual_environment(named, {}, env) == {}
     (tmp_path / "pyvenv.cfg").touch()
     first = {"PATH": f"{own}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path)}
-    assert environment_variables(named, env) == first
+    assert with_virtual_environment(named, {}, env) == first
+    assert with_virtual_environment(named, {"A": "1"}, env) == {**first, "A": "1"}
+    assert with_virtual_environment(named, {"PATH": "/bin"}, env) == {"PATH": "/bin"}
     if os.geteuid() == 0:
         (tmp_path / "bin").chmod(0o777)
-        assert environment_variables(named, env) == {**first, "PATH": f"/usr/bin:/bin:{own}"}
-        assert environment_variables(named.replace(user="nobody"), env) == first
+        assert with_virtual_environment(named, {}, env) == {**first, "PATH": f"/usr/bin:/bin:{own}"}
+        assert with_virtual_environment(named.replace(user="nobody"), {}, env) == first
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,8 @@ class Forwarder(SupervisedProcess):
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
         self._rooms: dict[str, tuple[WaitingRoom, int]] = {}  # with the inode of the listener
-        self._connections: set[asyncio.Task[None]] = (
-            set()
-        )  # of all rooms, also of targets that are not awaited any more
+        # Of all rooms, also of targets that are no longer awaited.
+        self._connections: set[asyncio.Task[None]] = set()
         self._keeper_fd = os.pidfd_open(os.getppid())
 
     async def serve_supervisor(self) -> None:
