@@ -301,8 +301,8 @@ def field_text(item: object, field: str) -> str:
     if field in FIGURES and is_server(item):
         return _cpu_or_memory_text(item, field)
     value = getattr(item, field, None)
-    if field == "state" and getattr(item, "ended", None):
-        value = "ended"
+    if field == "state":
+        value = getattr(item, "shown_state", value)
     if value is None:
         return ""
     if isinstance(value, bool):

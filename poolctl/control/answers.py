@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from poolctl.control.protocol import SCHEMA
 from poolctl.errors import PoolError, ServerError
 from poolctl.json_form import Table, from_json
+from poolctl.selection.selector import ENDED
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
@@ -35,6 +36,9 @@ class Item:
     address: str | None = None  # the address of an inherited socket
     on_demand: bool | None = None  # True if it starts only by name or for a dependent; otherwise left out
     ended: Table | None = None  # status, signal and time, if it is stopped because it has ended by itself
+    last_line: str | None = (
+        None  # the last line of output of a server that has ended; left out if it is blank
+    )
     flapping: bool | None = None  # True while its workers die soon after they were ready; otherwise left out
     kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601
@@ -43,10 +47,26 @@ class Item:
         None  # its last run that has ended: result, started_at, ended_at, status, signal, message
     )
 
+    @property
+    def shown_state(self) -> str:
+        """The state as people read it: `ended` for a server that is stopped because it has ended by itself."""
+        return ENDED if self.ended else self.state
+
+    @property
+    def end_text(self) -> str:
+        """How the server ended by itself, with its last line of output; "" if it has not."""
+        return ended_text(self.ended["status"], self.last_line or "") if self.ended else ""
+
     def finish_json(self, table: Table) -> None:
         """Set `expose` to null for a program without a port."""
         if table.get("expose") == "" and self.bind.startswith("process:"):
             table["expose"] = None
+
+
+def ended_text(status: int | None, last_line: str, then: str = "") -> str:
+    """How a server ended by itself, what follows, if given, and what it printed last, if anything."""
+    said = f'last line: "{last_line}"' if last_line else ""
+    return "; ".join(filter(None, [f"ended with status {status}", then, said]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

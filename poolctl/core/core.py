@@ -204,7 +204,7 @@ class Core:
         entry.fill_vacant_slots()
         if entry.wants_no_worker:
             entry.observed.slots.clear()
-            entry.observed.was_up = False
+            entry.observed.was_up, entry.observed.failure = False, None
             entry.desired.code_since = self.clock.monotonic()
             entry.schedule_start_hook()
         if entry.config.every is None:
@@ -699,7 +699,8 @@ class CommandGoal:
 
     async def _read_last_lines(self, entry: Entry) -> None:
         runner, since = self._core.runner, entry.observed.failed_since
-        found = await explain_last_lines(runner, entry.name, since, explanatory_lines)
+        worker = entry.observed.failed_worker
+        found = await explain_last_lines(runner, entry.name, since, explanatory_lines, worker)
         self._last_lines[entry.name] = found[-LAST_LINES:]
 
     def is_overtaken(self, entry: Entry) -> bool:
@@ -788,11 +789,12 @@ class CommandGoal:
 
 def goal_error(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
     """The error for a server that missed the goal of a command; `kind` is the command's error class."""
+    failure = entry.observed.failure if not entry.ready else None
     return ServerError(
         message,
         name=entry.name,
         bind=entry.config.key,
-        hint=hint or (entry.observed.failure.message if entry.observed.failure else _logs_command(entry)),
+        hint=hint or (failure.message if failure is not None else _logs_command(entry)),
         code=kind.code,
         error=kind.error,
     )

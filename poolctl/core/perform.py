@@ -13,15 +13,16 @@ import os
 import random
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.clock import Clock
-from poolctl.config import ServerConfig
+from poolctl.config import ServerConfig, masked_text
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
 from poolctl.json_form import Table, to_json
+from poolctl.logs.line_filter import without_control
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
@@ -62,6 +63,7 @@ _FIXES = {
 LINES_READ = 500
 LAST_LINES = 5  # maximum number of explanatory lines shown
 _LONGEST_CHARACTERS = 300
+_FINAL_LINE_CHARACTERS = 200
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled on first use, because a supervisor needs them only when a start fails.
 # Both match at the beginning of a text: a search for `.*/` would go through a program's line from each place in it.
@@ -171,20 +173,25 @@ def logged_exceptions(consequence: str) -> Iterator[None]:
         asyncio.get_running_loop().call_exception_handler({"message": consequence, "exception": error})
 
 
-async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
-    """The server's last output lines since a time (epoch); empty if its runner keeps no output, or is slow."""
+async def last_lines(runner: Runner, name: str, lines: int, since: float, worker: str = "") -> list[str]:
+    """The server's last output lines since a time (epoch); empty if its runner keeps no output, or is slow.
+
+    For `worker`, which has just exited, see `Runner.logs`.
+    """
     with logged_exceptions(f"{name}: its output cannot be read"), contextlib.suppress(TimeoutError, OSError):
         async with asyncio.timeout(LOGS_SECONDS):
-            return await runner.logs(name, lines, since)
+            return await runner.logs(name, lines, since, worker)
     return []
 
 
-async def explain_last_lines(runner: Runner, name: str, since: float, explain: Callable[[list[str]], T]) -> T:
-    """Return what `explain` makes of the server's last output lines since a time (epoch).
+async def explain_last_lines(
+    runner: Runner, name: str, since: float, explain: Callable[[list[str]], T], worker: str = ""
+) -> T:
+    """Return what `explain` makes of the server's last output lines since a time (epoch), or of the `worker`'s own.
 
     `explain` runs in a thread, because a program may print lines that take long to search.
     """
-    lines = await last_lines(runner, name, LINES_READ, since)
+    lines = await last_lines(runner, name, LINES_READ, since, worker)
     return await asyncio.to_thread(explain, lines) if lines else explain(lines)
 
 
@@ -209,6 +216,15 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
     last = next((line for line in reversed(found) if line in taken or re.match(_ERROR_LINE, line)), "")
     text = last or (found[-1] if found and refused else "")
     return OutputCause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports_in(last))
+
+
+def final_line(lines: Sequence[str]) -> str:
+    """The last line that is not blank, as plain text of at most 200 characters, passwords in URLs masked; else ""."""
+    for line in reversed(lines):
+        shown = without_control(line).rstrip().rpartition("\r")[2]  # the last state of a progress bar
+        if text := "".join(c if c.isprintable() else " " for c in shown).strip():
+            return masked_text(text)[:_FINAL_LINE_CHARACTERS]
+    return ""
 
 
 def is_quoted(line: str, message: str) -> bool:
@@ -427,7 +443,7 @@ class Executor:
                 message, hint = message_and_hint(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
                 # Output from before the check does not explain the failure.
-                entry.observed.failed_since = self._clock.time()
+                entry.observed.failed_since, entry.observed.failed_worker = self._clock.time(), ""
                 note_failure(entry, failure_of(entry, message, hint))
                 self.roll_back(entry)
         # Without running workers to keep, the start itself reports the problem.
@@ -444,7 +460,7 @@ class Executor:
             entry.listener.state, entry.listener.bound = ListenerState.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = message_and_hint(error)
-                entry.observed.failed_since = self._clock.time()
+                entry.observed.failed_since, entry.observed.failed_worker = self._clock.time(), ""
                 note_failure(entry, failure_of(entry, message, hint, cause=error))
                 if not self.roll_back(entry):
                     self._decide_after_exit(entry, Exit(message=message), ready_at=None, index=0)
@@ -598,10 +614,10 @@ class Executor:
         except Exception as error:
             reason, hint = message_and_hint(error)
             exit_ = Exit(message=f"cannot be run: {reason}")
-        message = ""
+        message, printed_by = "", hook.placement.id if hook.placement is not None else ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
-            message = await self._hook_message(entry, f"hooks.{hook.name} {how}", begun_at)
+            message = await self._hook_message(entry, f"hooks.{hook.name} {how}", begun_at, printed_by)
         entry.hooks.running = None
         if hook.name != BEFORE_START:
             entry.hooks.after_stop_due = False
@@ -612,7 +628,7 @@ class Executor:
             pass  # the hook runs again if the server has been started meanwhile
         elif message and entry.wanted:
             # The failure is reported with the lines that the hook printed.
-            entry.observed.failed_since = begun_at
+            entry.observed.failed_since, entry.observed.failed_worker = begun_at, printed_by
             entry.observed.last_exit, entry.observed.next_step = exit_, give_up_text(entry)
             note_failure(entry, failure_of(entry, message, hint))
             entry.set_desired(Desired.FAILED)
@@ -667,9 +683,9 @@ class Executor:
             note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
             self._queue.touch(entry, progressed=True)
 
-    async def _hook_message(self, entry: Entry, message: str, since: float) -> str:
+    async def _hook_message(self, entry: Entry, message: str, since: float, worker: str) -> str:
         explain = partial(cause_of, server=entry.config)
-        reason = (await explain_last_lines(self._runner, entry.name, since, explain)).text
+        reason = (await explain_last_lines(self._runner, entry.name, since, explain, worker)).text
         return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
 
     def _record_and_warn(self, entry: Entry, event: str, message: str, **detail: str) -> None:
@@ -720,6 +736,10 @@ class Executor:
         the restart policy is "no", or a worker with its index has been restarted within the restart window.
         """
         failure, config = worker.failure, worker.config
+        if exit_.ok and config.restart_policy != "always" and not config.job and config.every is None:
+            worker.last_line = await explain_last_lines(
+                self._runner, entry.name, worker.placed_at, final_line, worker.id
+            )
         since = self._clock.monotonic() - config.restart.window
         restarts = entry.slot(worker.index).restart_times
         waits = config.restart_policy == "no" or any(each >= since for each in restarts)
@@ -732,7 +752,8 @@ class Executor:
             return
         refused = bool(exit_.status) and not late and worker.ready_at is None
         explain = partial(cause_of, server=config, refused=refused)
-        cause = await explain_last_lines(self._runner, entry.name, worker.placed_at, explain)
+        printed_by = worker.id if worker.placement is not None else ""
+        cause = await explain_last_lines(self._runner, entry.name, worker.placed_at, explain, printed_by)
         worker.address_taken = cause.own_address and worker.ready_at is None
         if cause.text and (cause.own_address or not late) and not is_quoted(cause.text, failure.message):
             is_ours = worker.address_taken and config.command and not config.binds_itself
@@ -1028,7 +1049,7 @@ class Executor:
         )  # fmt: skip
         if run["result"] == RUN_FAILED:
             since = run["started_at"]
-            found = await explain_last_lines(self._runner, entry.name, since, explanatory_lines)
+            found = await explain_last_lines(self._runner, entry.name, since, explanatory_lines, worker.id)
             report("run failed", message=run["message"], severity="error", output=found[-LAST_LINES:])
         elif after is not before:
             report("run succeeded")
@@ -1046,6 +1067,7 @@ class Executor:
     def _handle_unexpected_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         observed, was_ready = entry.observed, worker.ready_at is not None
         observed.failed_since = worker.placed_at
+        observed.failed_worker = worker.id if worker.placement is not None else ""
         if worker.address_taken and self._may_retry_without_listener(entry, worker):
             self._switch_socket_opener(entry, "tried")
             return
@@ -1074,7 +1096,9 @@ class Executor:
         if entry.is_current(worker) and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
-            self._decide_after_exit(entry, exit_, ready_at=worker.ready_at, index=worker.index)
+            self._decide_after_exit(
+                entry, exit_, ready_at=worker.ready_at, index=worker.index, last_line=worker.last_line
+            )
             worker.next_step = observed.next_step
 
     def _roll_back_from(self, entry: Entry, failed: Worker) -> bool:
@@ -1115,7 +1139,9 @@ class Executor:
         self.change_socket_access_or_warn(entry)
         return True
 
-    def _decide_after_exit(self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int) -> None:
+    def _decide_after_exit(
+        self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int, last_line: str = ""
+    ) -> None:
         """Decide what follows, because the worker with this index ended by itself or could not start.
 
         `ready_at` is the monotonic time when it was ready, or None if it never was. The server waits for its next
@@ -1159,7 +1185,8 @@ class Executor:
                 observed.next_step = "not restarted"
             case decide.StepAfterExit.DONE:
                 entry.set_desired(Desired.COMPLETED)
-                observed.ended_at, observed.next_step = self._clock.time(), "not restarted"
+                observed.ended_at, observed.last_line = self._clock.time(), last_line
+                observed.next_step = "not restarted"
             case decide.StepAfterExit.FAILED:
                 observed.next_step = give_up_text(entry, verdict.restarts)
                 self._fail(entry)

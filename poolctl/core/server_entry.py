@@ -81,6 +81,7 @@ class Worker:
     task: asyncio.Task[None] | None = None
     preloading: asyncio.Future[str] | None = None
     exit: Exit | None = None
+    last_line: str = ""  # the last line of its output, if it ended by itself with status 0
     next_step: str = ""  # the consequence of its exit as a sentence; "" if the exit was ordered
 
     @property
@@ -200,11 +201,13 @@ class ObservedState:
     sleep_timer: asyncio.TimerHandle | None = transient(None)  # after a failure, until it may sleep again
     was_up: bool = persisted(False)  # it has been ready since its start
     ended_at: float = persisted(0.0)  # when it last completed, in seconds since the epoch
+    last_line: str = persisted("")  # the last line of output of the worker that completed it
     restarts: int = persisted(0)  # all restarts; one by command counts once the replacement is ready
     failures: int = transient(0)  # the number of failed starts and stops
     failure: ServerError | None = persisted(None)  # the last failed start or stop
     # When the worker that ended last was placed, in seconds since the epoch.
     failed_since: float = transient(0.0)
+    failed_worker: str = transient("")  # its id; "" if no process was started
     last_exit: Exit | None = transient(None)  # of the last worker that ended by itself
     next_step: str = transient("")  # the consequence of that exit as a sentence
     stacks: WorkerStacks | None = transient(None)  # the last stacks that were read of a worker
@@ -361,6 +364,11 @@ class Entry:
     def completed(self) -> bool:
         """Whether the server ended by itself with status 0 and is not started again."""
         return self.desired.state is Desired.COMPLETED
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server is stopped because its processes have ended by themselves with status 0."""
+        return self.completed and self.state == State.STOPPED
 
     @property
     def on_schedule(self) -> bool:

@@ -68,8 +68,8 @@ _AFTER_NAME = re.compile(r"[\w.-]+\s+(?:[-|]+\s+|\[\s*)")
 _MEMBERS = re.compile(r'(?:[\w.@-]+=(?:"[^"]*"|[^\s"]*)\s+)*(?:level|lvl|severity)="?')
 # The level is looked for in this many characters; the rest of the line is the message.
 _LONGEST_HEAD = 160
-# Terminal escape sequences such as colours (ECMA-48 §5.4).
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+# Terminal escape sequences: colours and others (ECMA-48 §5.4), titles and other strings (§8.3.89), single functions.
+_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-Z\\`-~])")
 
 
 def canonical_level(word: str) -> str:

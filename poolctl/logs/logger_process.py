@@ -14,7 +14,8 @@ Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object w
 
 The logger sends `up` when it has begun, answers pings, and sends these reports:
 
-- `eof` with `id`: all writers have closed the pipe, and its output has been stored.
+- `eof` with `id` and `tail`: all writers have closed the pipe, and its output has been stored. `tail` is the end of the
+  output, at most 8 KiB in whole lines.
 - `dropped` with `id`, `bytes` and `error`: this much output could not be stored. At most once a second.
 - `error` with `message`: an order that could not be carried out.
 
@@ -57,6 +58,8 @@ _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 # Of an area of the spool: its header, and the header with the content.
 _HEADER_BYTES = 1024
 _AREA_BYTES = _HEADER_BYTES + MOST_BYTES
+# Of each stream's output, for messages about the end of its process.
+_TAIL_BYTES = 8 * 1024
 
 
 class NotedMove(NamedTuple):
@@ -204,6 +207,7 @@ class OutputStream:
         self.fd = fd
         self.file = file
         self.dropped_bytes = 0
+        self._tail = b""
         self._name, self._format = str(order["name"]), order.get("format")
         self._spool = spool
 
@@ -256,7 +260,16 @@ class OutputStream:
         if rest:
             self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
 
+    @property
+    def tail(self) -> str:
+        """The end of the stream's output since this logger began: at most 8 KiB, in whole lines if possible."""
+        tail = self._tail
+        if len(tail) == _TAIL_BYTES:
+            tail = tail.partition(b"\n")[2] or tail
+        return tail.decode(errors="backslashreplace")
+
     def _store(self, lines: bytes, when: str) -> None:
+        self._tail = (self._tail + lines[-_TAIL_BYTES:])[-_TAIL_BYTES:]
         if self.file.lost_bytes and not self._append_and_count_lost_bytes(self._lost_output_line(), when):
             self.file.lost_bytes = 0
         lost = len(lines) if self.file.lost_bytes else self._append_and_count_lost_bytes(lines, when)
@@ -423,7 +436,7 @@ class OutputLogger:
             self._streams_with_loss.add(stream)
         if moved == 0:
             self._end(stream)
-            self._reports.append({"t": "eof", "id": stream.id})
+            self._reports.append({"t": "eof", "id": stream.id, "tail": stream.tail})
         return moved > 0
 
     def _pump_backlog(self, stream: OutputStream) -> None:

@@ -122,9 +122,9 @@ class ProcessRunner(LocalRunner):
         if self._ending is not None:
             await self._ending
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         """The last lines of the server's output; empty if no keeper has been started yet."""
-        return await super().logs(name, lines, since) if hasattr(self, "output") else []
+        return await super().logs(name, lines, since, worker) if hasattr(self, "output") else []
 
     def _handle_worker_exit(self, worker: LocalWorker, exit_: Exit) -> None:
         super()._handle_worker_exit(worker, exit_)

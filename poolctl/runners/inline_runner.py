@@ -188,7 +188,7 @@ class InlineRunner(Runner):
     async def stacks(self, worker: str, seconds: float) -> None:
         """Return None: the program's own stacks are read without the loop, which may hang."""
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         """Return nothing: the output is the program's own."""
         return []
 

@@ -101,7 +101,15 @@ class Exit:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        return cls(signal=number, message=f"killed by {name}")
+        meaning = _MEANINGS.get(number)
+        return cls(signal=number, message=f"killed by {name}{f' ({meaning})' if meaning else ''}")
+
+
+# What the kernel means by a signal that it alone sends for this reason (signal(7), seccomp(2)).
+_MEANINGS: dict[int, str] = {
+    signal.SIGXCPU: "limit of CPU time reached",
+    signal.SIGSYS: "system call forbidden by seccomp",
+}
 
 
 class WorkerFailed(Exception):
@@ -270,9 +278,10 @@ class Runner(Protocol):
         If it did not answer in time, the report says so.
         """
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         """The last lines that the server wrote since a time (seconds since the epoch), oldest first.
 
+        With the id of a `worker` that has just exited only its own lines, if they can still be told from others.
         Empty `in_this_process`. May take time; the caller waits for LOGS_SECONDS at most.
         """
 

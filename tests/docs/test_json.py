@@ -18,7 +18,7 @@ from tests.real_pool import HELLO_APP, RealPool, pool_in
 PAGE = (ROOT / "docs/json.md").read_text()
 # Members that are left out of most documents.
 SELDOM = {
-    "A server": {"ended", "flapping", "last_run", "next_run_at", "on_demand"},
+    "A server": {"ended", "flapping", "last_line", "last_run", "next_run_at", "on_demand"},
     "A server in detail": {"stacks"},
     "A line of a log": {"pid"},
 }

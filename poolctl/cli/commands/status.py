@@ -18,12 +18,13 @@ from poolctl.cli.render import (
     count_ready_and_expected,
     duration,
     gateway_line,
+    printable,
     server_count_text,
     stack_lines,
     terminal_width_or_zero,
 )
 from poolctl.cli.supervisor_requests import CRASH_LOOP, Request, ask_for
-from poolctl.control.answers import Item, StatusResult
+from poolctl.control.answers import Item, StatusResult, ended_text
 from poolctl.control.client import NoSupervisor, SupervisorFailed
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
@@ -164,5 +165,8 @@ def _summary_lines(items: Sequence[Item], summary: Table) -> list[str]:
     missing = [item for item in ended if not item.on_demand]
     width = max((len(item.name) for item in [*late, *missing]), default=0)
     lines += [f"  {item.name.ljust(width)}  {item.state}" for item in late]
-    why = 'ended with status 0; restart = "always" restarts it'
-    return lines + [f"  {item.name.ljust(width)}  {why}" for item in missing]
+    for item in missing:
+        assert item.ended is not None
+        why = ended_text(item.ended["status"], item.last_line or "", 'restart = "always" restarts it')
+        lines.append(f"  {item.name.ljust(width)}  {printable(why)}")
+    return lines

@@ -22,7 +22,7 @@ from poolctl.control.server_answers import ShowResult, StatsResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, field_names, to_json
 from poolctl.logs.log_line import stamp
-from poolctl.monitor.journal import JournalEvent
+from poolctl.monitor.journal import INFO, JournalEvent
 
 SPAN_SECONDS = 3600.0
 INTERVAL_SECONDS = 2.0
@@ -59,8 +59,13 @@ FIGURES = (
 logger = logging.getLogger("poolctl.dashboard")
 
 
-def level(state: str, ready: bool, health: str = "") -> str:
-    """The level of a server in this state: ok, warn, ko, busy, asleep or off."""
+def level(state: str, ready: bool, health: str = "", *, ended: bool = False) -> str:
+    """The level of a server in this state: ok, warn, ko, busy, asleep or off.
+
+    `ended`: it has ended by itself, though it should run.
+    """
+    if ended:
+        return WARN
     if state in _RESTING:
         return _RESTING[state]
     if health in (KO, WARN):
@@ -78,7 +83,8 @@ class StatusLevelHistory:
         """Record a server's level, such as ok, from a journal event of its state or health; ignore other events."""
         word = ""
         if event.kind in ("lifecycle", "wake") and event.state in STATES:
-            word = level(event.state, event.state == "running")
+            ended = event.event == "ended" and event.severity != INFO
+            word = level(event.state, event.state == "running", ended=ended)
         elif event.kind == "health" and event.state in (OK, WARN, KO):
             word = event.state
         if word and event.server:
@@ -240,7 +246,10 @@ class Hub:
         for server in result.items:
             item = to_json(server, *_ITEM_FIELDS)
             item["expose"] = masked_text(server.expose)
-            item["level"] = level(server.state, server.ready, server.health)
+            ended = bool(server.ended) and not server.on_demand
+            item["level"] = level(server.state, server.ready, server.health, ended=ended)
+            if server.ended:
+                item["reason"] = server.end_text
             self._items[server.name] = item
             self._figures[server.name] = to_json(server.stats, *FIGURES)
             self._series[server.name] = to_json(server.stats.history, *SERIES)
@@ -261,12 +270,12 @@ class Hub:
             word = self._items[name]["level"]
             if word != BUSY:  # a server being restarted keeps the reason of its failure
                 self._reasons.pop(name, None)
-            if word in (KO, WARN):
+            if word in (KO, WARN) and not self._items[name].get("ended"):
                 failing.append(name)
         failing = failing[:_MOST_REASONS]
         if failing:
             for found in (await self.ask(ShowResult, "show", failing, {})).items:
-                reason = found.failure.message if found.failure is not None else found.complaint
+                reason = found.complaint or (found.failure.message if found.failure is not None else "")
                 if reason:
                     self._reasons[found.name] = reason
 

@@ -25,6 +25,7 @@ from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, is_live, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.left_overs import left_over_text, left_overs
+from poolctl.runners.local.memory_kills import control_groups
 
 from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text_or_empty, warning
 
@@ -176,21 +177,6 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
             yield problem("processes", said, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max")
             return
     yield ok("processes", f"the pool needs about {need}")
-
-
-def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[str]:
-    """The directories of this process's control group for the controller, and of its ancestors (cgroup v1 or v2)."""
-    for line in read_text_or_empty("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        base = f"{root}/{controller}" if controllers else root
-        while True:
-            if os.path.isdir(f"{base}{path}"):
-                yield f"{base}{path}".rstrip("/")
-            if path in ("/", ""):
-                break
-            path = os.path.dirname(path)
 
 
 def _threads_of_user() -> int:

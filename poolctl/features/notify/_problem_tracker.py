@@ -142,6 +142,8 @@ class ProblemTracker:
             self._resolve(f"health {event.server}", event, now)
         if not self._concerns(event):
             return
+        if not self._notify.output:
+            event = _without(event, "last_line")
         level = event.severity
         key = _problem_key(event)
         if key is not None and _rank(level) >= max(1, _rank(self._notify.min_severity)):
@@ -155,7 +157,7 @@ class ProblemTracker:
             and len(self._news) < _MAX_NEWS
         ):
             status = NEWS if level == INFO else PROBLEM
-            self._news.append(MessageLine(status, level, _text_with_stacks(event), _without_stacks(event)))
+            self._news.append(MessageLine(status, level, _text_with_stacks(event), _without(event, "stacks")))
             self._start_delay(now)
 
     def _resolve(self, key: str, event: JournalEvent, now: float) -> None:
@@ -264,6 +266,8 @@ def _is_resolution(event: JournalEvent) -> bool:
 def _text(event: JournalEvent) -> str:
     """The event's text, with the last output of a failed run."""
     text = f"{event.server}: {event.sentence}" if event.server else event.sentence
+    if last_line := event.detail.get("last_line"):
+        return f'{text}; last line: "{last_line}"'
     output = event.detail.get("output")
     if not isinstance(output, list) or (len(output) == 1 and text.endswith(str(output[0]))):
         return text
@@ -279,8 +283,8 @@ def _text_with_stacks(event: JournalEvent) -> str:
     return "\n".join([_text(event), *(f"  {line}" for line in islice(lines, _STACK_LINES))])
 
 
-def _without_stacks(event: JournalEvent) -> JournalEvent:
-    return event._replace(detail={name: value for name, value in event.detail.items() if name != "stacks"})
+def _without(event: JournalEvent, field: str) -> JournalEvent:
+    return event._replace(detail={name: value for name, value in event.detail.items() if name != field})
 
 
 def _end_text(event: JournalEvent) -> str:

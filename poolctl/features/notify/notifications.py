@@ -285,7 +285,8 @@ class Notifications(FeaturePart):
                 self._unhealthy.add(name)
                 core.observers.add(self._record_if_recovered)
             state = entry.state if entry is not None else State.STOPPED.value
-            if state not in (State.FAILED.value, State.BACKOFF.value):
+            lasts = state in (State.FAILED.value, State.BACKOFF.value) or (entry is not None and entry.ended)
+            if not lasts:
                 self._record(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
     def _record_if_recovered(self, entry: Entry) -> None:

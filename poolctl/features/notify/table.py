@@ -59,6 +59,8 @@ class Notify(Table, frozen=True):
     """The lowest severity that is sent."""
     resolved: Truth = True
     """Also send the end of a problem."""
+    output: Truth = False
+    """Also send what a server printed last before it ended by itself."""
     delay: Duration = Field(default="1s", validate_default=True)
     """How long events are gathered before they are sent; a problem that ends in this time is not sent."""
     repeat: Duration = Field(default="4h", validate_default=True)

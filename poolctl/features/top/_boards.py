@@ -142,7 +142,7 @@ class Board(Generic[Row]):
 
 # States that need attention come first.
 _STATES = (
-    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "completed", "stopped",
+    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "completed", "ended", "stopped",
     "disabled",
 )  # fmt: skip
 _HEALTH = ("ko", "warn", "unknown", "ok")
@@ -152,7 +152,11 @@ def _problem_rank(row: MeasuredServer) -> float:
     """The server's rank by problems: 0 failed or unhealthy, 1 warning or not ready, 2 in transition, 3 otherwise."""
     if row.state in ("failed", "backoff") or row.health == "ko":
         return 0.0
-    if row.health == "warn" or (row.state == "running" and not row.ready):
+    if (
+        row.health == "warn"
+        or (row.ended and not row.on_demand)
+        or (row.state == "running" and not row.ready)
+    ):
         return 1.0
     return 2.0 if row.state in ("starting", "stopping", "draining") else 3.0
 
@@ -164,7 +168,7 @@ def _place(order: Sequence[str], word: str) -> float:
 SERVER_ORDERS: Mapping[str, Order] = {
     "problems": Order("P", _problem_rank),
     "name": Order("N"),
-    "state": Order("S", lambda row: _place(_STATES, row.state)),
+    "state": Order("S", lambda row: _place(_STATES, row.shown_state)),
     "health": Order("H", lambda row: _place(_HEALTH, row.health)),
     "requests": Order("R", lambda row: row.stats.requests_per_second, falling=True),
     "errors": Order("E", lambda row: row.stats.errors_per_second, falling=True),
@@ -187,7 +191,7 @@ class ServerBoard(Board[MeasuredServer]):
         super().update(rows)
 
     def filter_text(self, row: MeasuredServer) -> str:
-        return " ".join([row.name, row.bind, row.expose, row.state, row.health, *row.tags])
+        return " ".join([row.name, row.bind, row.expose, row.shown_state, row.health, *row.tags])
 
 
 _PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # states that are not problems have rank 2

@@ -46,6 +46,7 @@ STATES = {
     "failed": ("✗", "bold red"),
     "sleeping": ("◌", "cyan"),
     "completed": ("✓", "green"),
+    "ended": ("◇", "yellow"),
     "stopped": ("○", "bright_black"),
     "disabled": ("⊘", "bright_black"),
 }
@@ -162,8 +163,8 @@ def _faint(title: str, sort: str, width: int, priority: int, text: Callable[[Any
 
 
 def _state(row: MeasuredServer, width: int) -> Styled:
-    sign, style = STATES.get(row.state, ("?", ""))
-    return f"{sign} {row.state}", "yellow" if row.state == "running" and not row.ready else style
+    sign, style = STATES.get(row.shown_state, ("?", ""))
+    return f"{sign} {row.shown_state}", "yellow" if row.state == "running" and not row.ready else style
 
 
 def _workers(row: MeasuredServer, width: int) -> Styled:
@@ -319,7 +320,7 @@ def _states(rows: Sequence[MeasuredServer], pool: str, width: int) -> Text:
 
 def _counts(rows: Sequence[MeasuredServer], pool: str, words: bool) -> Text:
     """The number of servers in each state; with `words` the state is named, else only its sign is shown."""
-    counts = Counter(row.state for row in rows)
+    counts = Counter(row.shown_state for row in rows)
     line = Text().append(f" {pool} ", "bold reverse")
     line.append(f"  {server_count_text(len(rows))}", "bold")
     for state, (sign, style) in STATES.items():
@@ -445,7 +446,10 @@ def table_frame(
     elif height < _LOW:
         del head[1:]
     if height >= _LOW or board.filter or typing:
-        head.append(_filter_line(board, typing))
+        is_filtered = bool(board.filter or typing)
+        head.append(
+            _filter_line(board, typing) if is_filtered else _end_line(servers.selected, routes is None)
+        )
     board.resize(height - len(head) - 2)
     table = table_lines(board, width, SERVER_COLUMNS if routes is None else ROUTE_COLUMNS)
     lines = [*head, *table]
@@ -458,9 +462,14 @@ def table_frame(
     return [*lines, _last_line(board, hints, notice, typing, width)]
 
 
-def _filter_line(board: Board[Any], typing: bool) -> Text:
-    if not (board.filter or typing):
+def _end_line(selected: MeasuredServer | None, shown: bool) -> Text:
+    """How the selected server, if it is shown, has ended by itself; otherwise an empty line."""
+    if selected is None or not shown or not selected.ended:
         return Text()
+    return Text(f" {printable(f'{selected.name} {selected.end_text}')}", "yellow")
+
+
+def _filter_line(board: Board[Any], typing: bool) -> Text:
     found = f"  {len(board.shown)} of {len(board.rows)}"
     cursor = ("_", "blink") if typing else ""
     return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (found, FAINT))
@@ -563,6 +572,7 @@ def frame_text(
     )
     rows, columns = (board, SERVER_COLUMNS) if routes is None else (routes, ROUTE_COLUMNS)
     table = table_lines(rows, width, columns, is_printed=True)
+    table += [_end_line(row, shown=True) for row in board.shown if row.ended and routes is None]
     console.print(
         *head_lines(board, gateway, pool, width), *table, sep="\n", no_wrap=True, crop=True, overflow="crop"
     )

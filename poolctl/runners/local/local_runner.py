@@ -38,7 +38,8 @@ from .local_worker import (
     WorkerHeartbeats,
     listening_inodes,
 )
-from .output_pipes import OutputPipes, last_lines
+from .memory_kills import MemoryKills
+from .output_pipes import MOST_TAILS, OutputPipes, last_lines
 from .private_ports import free_private_address
 from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRoutes
 from .takeover import (
@@ -126,7 +127,10 @@ class LocalRunner(Runner):
         self._left_groups = LeftGroups(keeper, self.children)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
-        self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
+        self._last_outputs: dict[
+            str, str
+        ] = {}  # the keys of the output of workers that exited last, by their ids
+        self._memory_kills = MemoryKills()
         self.routing = RoutePublisher(self._workers)
 
     def _current_events(self) -> RunnerEventHandler:
@@ -376,8 +380,9 @@ class LocalRunner(Runner):
             # Processes that are left have the output open too, and may write more.
             limit = _LAST_WORDS_SECONDS if exit_.group_left else _LAST_OUTPUT_SECONDS
             await self.output.wait_until_stored(worker.output, limit)
-        else:
-            self._last_outputs[worker.server.name] = worker.output
+        self._last_outputs[placement.id] = worker.output
+        if len(self._last_outputs) > MOST_TAILS:
+            del self._last_outputs[next(iter(self._last_outputs))]
         self._workers.remove(worker)
         return exit_
 
@@ -391,9 +396,11 @@ class LocalRunner(Runner):
         """The number of connections in listen backlogs, or handed over but not yet taken by a worker. Never blocks."""
         return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.queued_connections(server.key)
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """The server's last lines, including those of a worker that has just exited."""
-        await self.output.wait_until_stored(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
+        key = self._last_outputs.get(worker, "")
+        await self.output.wait_until_stored(key, _LAST_WORDS_SECONDS)
+        if (found := self.output.last_lines(key, lines)) is not None:
+            return found
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 
@@ -461,6 +468,8 @@ class LocalRunner(Runner):
     def _handle_exit(self, report: Message) -> None:
         exit_ = Exit.from_report(report.get("status"), report.get("signal"))
         exit_ = replace(exit_, group_left=bool(report.get("group_left")))
+        if self._memory_kills.explains(exit_):
+            exit_ = replace(exit_, message=f"{exit_.message} (out of memory: oom_kill of its control group)")
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:
             self._handle_worker_exit(worker, exit_)

@@ -42,6 +42,8 @@ LOGGER = HelperKind(
 _APPEND_SECONDS = 1.0
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
+# The ends of output that are kept for messages about the ends of workers.
+MOST_TAILS = 100
 # What a program may write that drops lines rather than wait.
 _LOG_PIPE_BYTES = 1024 * 1024
 
@@ -78,6 +80,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
         self._events = events
         self.paths: dict[str, str] = {}  # the log file of each server that has had a worker
         self._pipes: dict[str, _Pipe] = {}
+        self._tails: dict[str, str] = {}  # the last output of the pipes that were closed last, by key
         # The two files in which a logger keeps output that it has not stored yet, for the next one (see OutputSpool).
         self._spool: list[Descriptor] = []
         self._numbers = itertools.count(1)
@@ -207,6 +210,13 @@ class OutputPipes(HelperOwner[HelperProcess]):
                 async with asyncio.timeout(timeout_seconds):
                     await self._pipes[key].finished.wait()
 
+    def last_lines(self, key: str, lines: int) -> list[str] | None:
+        """The last lines of a pipe that was closed a short time ago, with passwords in URLs masked; None if unknown."""
+        tail = self._tails.get(key)
+        if tail is None:
+            return None
+        return [masked_text(line[:_LONGEST_LINE]) for line in tail.splitlines()[-lines:]]
+
     async def wait_until_all_stored(self, timeout_seconds: float) -> None:
         """Wait until all that was written into the pipes so far is in its files, or the timeout has passed."""
         if (process := self._helper.process) is not None:
@@ -242,6 +252,10 @@ class OutputPipes(HelperOwner[HelperProcess]):
         if message.get("t") == "eof" and key in self._pipes:
             pipe = self._pipes.pop(key)
             pipe.read.close()
+            if "tail" in message:  # a logger of an earlier version reports none
+                self._tails[key] = str(message["tail"])
+                if len(self._tails) > MOST_TAILS:
+                    del self._tails[next(iter(self._tails))]
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": entry_name(pipe.message)})
         elif message.get("t") == "dropped" and key in self._pipes:
@@ -275,6 +289,9 @@ def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:
 
 
 def last_lines(path: str, lines: int, since: float) -> list[str]:
-    """The last lines of a log since a time (seconds since the epoch), with passwords in URLs masked."""
+    """The last lines of a log since a time (seconds since the epoch), with passwords in URLs masked.
+
+    Lines of unknown age, which another program has written into the file, are left out.
+    """
     found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_LONGEST_LINE)
-    return [masked_text(line.text) for line in found]
+    return [masked_text(line.text) for line in found if line.time]

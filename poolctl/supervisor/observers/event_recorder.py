@@ -10,6 +10,7 @@ from poolctl.core.schedules import window_effect_text
 from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import EventBus
+from poolctl.monitor.journal import INFO, WARNING
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 
@@ -19,6 +20,7 @@ _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _AT_REST = (State.STOPPED, State.COMPLETED, State.DISABLED, State.SLEEPING)
 _RESTING = (*(state.value for state in _AT_REST), *_WRONG)
 _NO_CAUSE = Cause("")
+_ENDED = "ended"  # a server that is stopped because it has ended by itself
 
 
 class _RecordedState:
@@ -81,7 +83,7 @@ class EventRecorder:
             del self._seen[entry.name]
 
     def _record_differences(self, entry: Entry, seen: _RecordedState) -> None:
-        state = entry.state
+        state = _state_of(entry)
         if entry.desired.cause is not None:
             seen.last_end = ""
         kept = "" if entry.wants_no_worker else entry.window_demand
@@ -105,7 +107,7 @@ class EventRecorder:
                 self._record_worker_event("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
             self._record_state_change(entry, seen, state, "" if reported else entry.observed.next_step)
-        if state in _RESTING or (state == State.RUNNING.value and _is_rolled_out(entry)):
+        if state in (*_RESTING, _ENDED) or (state == State.RUNNING.value and _is_rolled_out(entry)):
             # The command is complete, and must not be named as the cause of later events.
             seen.last_end = ""
             self._core.forget_cause(entry)
@@ -118,8 +120,10 @@ class EventRecorder:
 
     def _record_state_change(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
         before, seen.state = seen.state, state
-        if self._totals is not None:
-            self._totals.record_state_change(entry, before, state)
+        states: Table = {"before": before, "after": state}
+        states = {name: State.STOPPED.value if word == _ENDED else word for name, word in states.items()}
+        if self._totals is not None and states["before"] != states["after"]:
+            self._totals.record_state_change(entry, states["before"], states["after"])
         # A job with a schedule sleeps until its time, not until a request arrives.
         slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"
@@ -132,7 +136,12 @@ class EventRecorder:
         more: Table = {"pids": pids} if pids else {}
         if step and state in _WRONG:  # a worker that could not be placed has no event of its own
             more["next"] = step
-        self._record(kind, state, entry, f"{before} → {state}", cause, before=before, after=state, **more)
+        if state == _ENDED:
+            # `status` calls the pool incomplete, unless the server runs only by name.
+            more["severity"] = INFO if entry.config.on_demand else WARNING
+            if entry.observed.last_line:
+                more["last_line"] = entry.observed.last_line
+        self._record(kind, state, entry, f"{before} → {state}", cause, **states, **more)
 
     def _window(self, entry: Entry) -> str:
         return window_effect_text(entry, self._core.clock.time())
@@ -193,11 +202,15 @@ class EventRecorder:
         )
 
 
+def _state_of(entry: Entry) -> str:
+    return _ENDED if entry.ended else entry.state
+
+
 def _state_before_takeover(entry: Entry) -> str:
     """Return the state that the previous supervisor last recorded for the server."""
     # A server that slept is in STARTING until its listener is watched again.
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.should_sleep
-    return State.SLEEPING.value if sleeps else entry.state
+    return State.SLEEPING.value if sleeps else _state_of(entry)
 
 
 def _fingerprint(entry: Entry) -> object:

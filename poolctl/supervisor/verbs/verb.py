@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_package_changed_since
 from poolctl.config import masked
-from poolctl.control.answers import ErrorEntry, Item, ProgressLine, Result, ServerProgress, SupervisorIdentity
+from poolctl.control.answers import (
+    ErrorEntry,
+    Item,
+    ProgressLine,
+    Result,
+    ServerProgress,
+    SupervisorIdentity,
+    ended_text,
+)
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import CommandGoal, Core
@@ -26,7 +34,7 @@ from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.regular_expressions import run_in_turn
 from poolctl.selection.selector import EXPRESSIONS, Selector, matching_values, select
-from poolctl.states import State, Status
+from poolctl.states import Status
 
 from ..active_configuration import ActiveConfiguration
 
@@ -275,6 +283,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         address=", ".join(core.endpoints(config)) if inherited else None,
         on_demand=config.on_demand or None,
         ended=_end_of(entry),
+        last_line=(entry.ended and entry.observed.last_line) or None,
         flapping=entry.flapping or None,
         kept=kept or None,
         kept_until=_iso(entry.observed.window.until) if kept else None,
@@ -287,7 +296,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
 
 def _end_of(entry: Entry) -> Table | None:
     """How a program ended that is stopped because it ended by itself; None for other servers."""
-    if not (entry.completed and entry.state == State.STOPPED):
+    if not entry.ended:
         return None
     return {"status": 0, "signal": None, "at": _iso(entry.observed.ended_at or None)}
 
@@ -356,7 +365,7 @@ def unhealthy_error(entry: Entry, complaint: str) -> ServerError:
 def complaint_of(core: Core, entry: Entry) -> str:
     """Why the server is unhealthy or not ready; "" if it is neither, or if the reason is unknown."""
     failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
-    ended = "ended with status 0" if _end_of(entry) else ""
+    ended = ended_text(0, entry.observed.last_line) if entry.ended else ""
     return core.health.first_worker_problem(entry) or ended or failure
 
 

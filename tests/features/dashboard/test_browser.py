@@ -176,6 +176,21 @@ def test_every_control_has_a_label_and_a_landmark(page: Page, stage: Stage) -> N
     assert "highest" in str(page.locator("#overview svg").first.get_attribute("aria-label"))
 
 
+def test_server_that_has_ended_by_itself_is_called_so_and_found_by_it(page: Page, stage: Stage) -> None:
+    end = {"status": 0, "signal": None, "at": None}
+    changes = {"state": "stopped", "ready": False, "health": "unknown", "ended": end, "last_line": "no jobs"}
+    stage.pool.become("web-2", **changes)
+    stage.pool.become("web-3", state="stopped", ready=False, health="unknown")
+    enter(page, stage)
+    row(page, "web-2").get_by_text("ended", exact=True).wait_for()
+    row(page, "web-2").get_by_text('last line: "no jobs"').wait_for()
+    row(page, "web-3").get_by_text("stopped", exact=True).wait_for()
+    page.get_by_role("button", name="1 ended").click()
+    row(page, "web-3").wait_for(state="detached")
+    row(page, "web-2").get_by_role("link").first.click()
+    page.locator("#server-failure").get_by_text('last line: "no jobs"').wait_for()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_enough_contrast(browser: Browser, stage: Stage, scheme: Any) -> None:
     stage.pool.become("web-1", state="failed", ready=False, health="ko")

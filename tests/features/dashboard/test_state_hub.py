@@ -238,6 +238,20 @@ def test_reason_of_a_failing_server_is_sent_and_gone_when_it_runs(stage: Stage) 
         assert "reason" not in item
 
 
+@pytest.mark.parametrize(("on_demand", "word"), [(None, "warn"), (True, "off")])
+def test_server_that_has_ended_by_itself_is_sent_with_its_last_line(
+    stage: Stage, on_demand: bool | None, word: str
+) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        end = {"status": 0, "signal": None, "at": None}
+        stopped = {"state": "stopped", "ready": False, "health": "unknown", "on_demand": on_demand}
+        stage.pool.become("web-2", **stopped, ended=end, last_line="no jobs")
+        (item,) = until(messages, "changed")["items"]
+        assert (item["state"], item["ended"], item["level"]) == ("stopped", end, word)
+        assert item["reason"] == 'ended with status 0; last line: "no jobs"'
+
+
 class Watching:
     """A hub on a loop whose time passes at once; `asked` are its questions to the pool with their times.
 

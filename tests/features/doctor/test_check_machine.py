@@ -590,14 +590,15 @@ def test_room_is_that_of_the_file_system(
         assert found(_check_machine._free_space("logs", "/x"))[0][0] == "ok"
 
 
-def test_control_groups_are_those_of_the_process_and_above(machine: Machine, tmp_path: Path) -> None:
+def test_control_groups_are_those_of_the_process_and_above(tmp_path: Path) -> None:
     for path in ("a/b", "pids/c"):
         (tmp_path / path).mkdir(parents=True)
-    machine.tables["/proc/self/cgroup"] = "0::/a/b\n5:pids,cpu:/c\n6:memory:/d"
-    assert [*_check_machine.control_groups("pids", str(tmp_path))] == [
+    (tmp_path / "listing").write_text("0::/a/b\n5:pids,cpu:/c\n6:memory:/d")
+    places = str(tmp_path), str(tmp_path / "listing")
+    assert [*_check_machine.control_groups("pids", *places)] == [
         f"{tmp_path}/a/b", f"{tmp_path}/a", f"{tmp_path}", f"{tmp_path}/pids/c", f"{tmp_path}/pids",
     ]  # fmt: skip
-    assert [*_check_machine.control_groups("memory", str(tmp_path))][3:] == []
+    assert [*_check_machine.control_groups("memory", *places)][3:] == []
 
 
 def test_kernel_without_a_call_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:

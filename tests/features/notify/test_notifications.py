@@ -296,7 +296,8 @@ def ended(state: str, kind: str = "lifecycle") -> JournalEvent:
 def replace_entry(receivers: Receivers, state: str, health: Status = Status.KO) -> Any:
     """Give the pool's server this state and health."""
     entries: Any = receivers.desk.core.entries
-    entries["web"] = SimpleNamespace(name="web", state=state, health=health, config=entries["web"].config)
+    config = entries["web"].config
+    entries["web"] = SimpleNamespace(name="web", state=state, health=health, config=config, ended=False)
     return entries["web"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -359,3 +360,35 @@ def test_program_that_has_ended_is_told_apart_from_one_that_was_stopped(real_poo
     assert 'work  ended with status 0; restart = "always" restarts it' in status.stdout
     assert real_pool.run("list", "--state", "ended", "-o", "name").stdout == "work\n"
     assert "ended with status 0" in real_pool.run("health").stdout
+
+
+def test_last_line_of_a_program_that_has_ended_is_its_reason(real_pool: RealPool) -> None:
+    said = "\\033[31mno jobs\\tat postgres://me:secret@db/\\033[0m\\033]0;title\\007\\r\\n\\n"
+    script = f'if [ -e done ]; then sleep 0.3; else printf "{said}"; sleep 0.3; fi'
+    receiver = '\n[[notify]]\ntype = "command"\ncommand = ["sh", "-c", "cat >> {name}"]\nname = "{name}"\n'
+    notify = receiver.format(name="plain") + receiver.format(name="full") + "output = true\n"
+    work = server("work", command=["sh", "-c", script], restart="on-failure", ready_after="10ms")
+    real_pool.write("pool.toml", work + notify)
+    real_pool.ok("start")
+    wait_until(lambda: "ended" in real_pool.ok("list", "-o", "state").stdout)
+    line = 'last line: "no jobs at postgres://me:********@db/"'
+    assert f'ended with status 0; restart = "always" restarts it; {line}' in real_pool.run("status").stdout
+    for command in ("health", "top"):
+        assert f"ended with status 0; {line}" in real_pool.run(command).stdout
+    (item,) = real_pool.run("list", "-o", "json").json["items"]
+    assert item["last_line"] == line.removeprefix("last line: ").strip('"')
+    events = map(json.loads, real_pool.ok("events", "-o", "json").stdout.splitlines())
+    (event,) = [each for each in events if each["event"] == "ended"]
+    assert (event["severity"], event["after"]) == ("warning", "stopped")
+    assert event["last_line"] == item["last_line"]
+    for name, expected in (("plain", False), ("full", True)):
+        told = real_pool.directory / name
+        wait_until(lambda told=told: told.exists() and told.read_text().endswith("}\n"))
+        (message,) = map(json.loads, told.read_text().splitlines())
+        assert message["title"].endswith("work: ended")
+        assert ("no jobs" in json.dumps(message)) is expected
+    # What an earlier process printed is no reason for the end of a silent one.
+    real_pool.write("done", "")
+    real_pool.ok("start")
+    wait_until(lambda: "ended" in real_pool.ok("list", "-o", "state").stdout)
+    assert "last line" not in real_pool.run("status").stdout

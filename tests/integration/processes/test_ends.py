@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 import grp
+import json
 import os
 import pwd
 import shlex
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poolctl.runners.local.memory_kills import control_groups
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -500,3 +505,94 @@ def test_a_program_of_the_pool_can_stop_the_pool(pool: RealPool, free_port: Any)
     pool.ok("start", "web")
     pool.ok("start", "--no-wait")
     wait_until(lambda: not pool.processes())
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"), [("XCPU", "limit of CPU time reached"), ("SYS", "system call forbidden by seccomp")]
+)
+def test_signal_that_only_the_kernel_sends_is_explained(real_pool: RealPool, name: str, meaning: str) -> None:
+    real_pool.write("pool.toml", server("work", command=["sh", "-c", f"kill -{name} $$"], **ONCE))
+    assert f"killed by SIG{name} ({meaning}) before it was ready" in real_pool.run("start").stderr
+
+
+@pytest.fixture
+def control_group() -> Iterator[Path]:
+    """A new control group in which processes may use 200 MB."""
+    limit = {"memory.events": "memory.max", "memory.oom_control": "memory.limit_in_bytes"}
+    parents = [
+        (Path(parent), file)
+        for parent in control_groups("memory")
+        for events, file in limit.items()
+        if os.path.exists(f"{parent}/{events}")
+    ]
+    if not parents:
+        pytest.skip("no control group of memory")
+    parent, file = parents[0]
+    group = parent / f"poolctl-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error}")
+    try:
+        try:
+            (group / file).write_text("200M")
+        except OSError as error:
+            pytest.skip(f"memory cannot be limited: {error}")
+        yield group
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_kill_for_lack_of_memory_is_told_from_an_ordinary_one(
+    control_group: Path, real_pool: RealPool
+) -> None:
+    waits = "import os, time\nwhile not os.path.exists('{}'): time.sleep(0.01)\n"
+    eats = [sys.executable, "-c", waits.format("eat") + "x = b'x' * 400_000_000\ntime.sleep(60)"]
+    child = ["sh", "-c", f"{shlex.join([*eats[:2], eats[2].replace('eat', 'child')])}; exit $?"]
+    killed = ["sh", "-c", "sleep 60 & wait; kill -KILL $$"]
+    tables = {"eater": eats, "shell": child, "killed": killed}
+    real_pool.write("pool.toml", "".join(server(name, command=each, **ONCE) for name, each in tables.items()))
+    joins = f"echo $$ > {control_group}/cgroup.procs; exec " + shlex.join([*real_pool.command(), "start"])
+    subprocess.run(["sh", "-c", joins], cwd=real_pool.directory, env=real_pool.env, check=True)
+
+    def end_of(name: str) -> str:
+        events = real_pool.run("events", "-o", "json").stdout.splitlines()
+        ends = [each for each in map(json.loads, events) if each["event"] == "worker ended"]
+        return next((each["message"] for each in ends if each["server"] == name), "")
+
+    memory = "(out of memory: oom_kill of its control group)"
+    os.kill(real_pool.items()["killed"]["pids"][0], signal.SIGKILL)
+    wait_until(lambda: end_of("killed") == "killed by SIGKILL")
+    real_pool.write("eat", "")
+    wait_until(lambda: end_of("eater") == f"killed by SIGKILL {memory}")
+    real_pool.write("child", "")
+    wait_until(lambda: end_of("shell") == f"exited with status 137 {memory}")
+    real_pool.end()
+
+
+def test_failure_is_not_explained_by_what_another_process_prints(real_pool: RealPool) -> None:
+    noisy = 'if [ -e silent ]; then exec sleep 0.3; fi; while :; do echo "ValueError: of the old one"; sleep 0.01; done'
+    keys: dict[str, Any] = {"overlap": True, "notify": True}
+    ready = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    ready += "s.connect(os.environ['NOTIFY_SOCKET']); s.send(b'READY=1')"
+    script = f"[ -e silent ] || {shlex.join([sys.executable, '-c', ready])}; {noisy}"
+    real_pool.write("pool.toml", server("work", bind="127.0.0.1:0", command=["sh", "-c", script], **keys))
+    real_pool.ok("start")
+    real_pool.write("silent", "")
+    done = real_pool.run("restart")
+    assert done.code == 1, str(done)
+    assert "before it was ready" in done.stderr
+    assert "ValueError" not in done.stderr, done.stderr
+    assert "worker ended" in real_pool.ok("events").stdout
+    assert "ValueError" not in real_pool.ok("events").stdout
+
+
+def test_failure_is_not_explained_by_lines_of_unknown_age(real_pool: RealPool) -> None:
+    log = real_pool.write("shared.log", "Error: of another year\n")
+    real_pool.write(
+        "pool.toml", server("work", command=["sh", "-c", "exit 4"], log={"path": str(log)}, **ONCE)
+    )
+    done = real_pool.run("start")
+    assert "exited with status 4 before it was ready" in done.stderr
+    assert "another year" not in done.stderr

@@ -1405,7 +1405,7 @@ class LoggedRunner(ScriptedRunner):
 
     printed = ("Traceback (most recent call last):", "  File 'x.py', line 3", "KeyError: 'db'")
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         return list(self.printed)
 
 

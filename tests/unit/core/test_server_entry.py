@@ -263,7 +263,7 @@ def test_every_persisted_field_is_restored() -> None:
         "before_start_due": True, "after_stop_due": True,
         "next_run": 5.5, "run_since": 6.5, "last_run": {"result": "failed"},
         "slots": {1: Slot([1.0], "failed", failed_attempts=2, spent=True, short_lives=3)}, "was_up": True,
-            "ended_at": 7.5,
+            "ended_at": 7.5, "last_line": "done",
     }  # fmt: skip
     before, after = entry(), entry()
     for name, value in values.items():

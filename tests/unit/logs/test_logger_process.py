@@ -73,11 +73,13 @@ class Session:
             reports.append(self.report())
         return reports[:-1]
 
-    def finish(self, id: str) -> None:
-        """Close the server's end; returns when the logger has seen it."""
+    def finish(self, id: str) -> str:
+        """Close the server's end; returns the end of its output, when the logger has seen it all."""
         os.close(self.writers.pop(id))
-        while self.report() != {"t": "eof", "id": id}:
+        while (report := self.report()).get("t") != "eof":
             pass
+        assert report["id"] == id
+        return str(report["tail"])
 
     def texts(self, file: str = "web.log") -> list[str]:
         return [line.text for line in tail(str(self.directory / file), None)]
@@ -138,8 +140,20 @@ def test_raw_lines_are_stored_as_they_were_written(session: Session) -> None:
 
 def test_the_end_of_a_pipe_is_reported_after_its_last_words_are_stored(session: Session) -> None:
     os.write(session.add("web.0"), b"no newline at the end")
-    session.finish("web.0")
+    assert session.finish("web.0") == "no newline at the end\n"
     assert session.texts() == ["no newline at the end"]
+
+
+def test_the_end_of_a_pipe_is_reported_with_the_last_lines_of_this_pipe_alone(session: Session) -> None:
+    web, other = session.add("web.0"), session.add("web.1")
+    for number in range(3000):
+        os.write(web, b"line %d\n" % number)
+    os.write(other, b"of another process\n")
+    lines = session.finish("web.0").splitlines()
+    assert lines == [f"line {number}" for number in range(3000 - len(lines), 3000)]
+    assert 800 < len(lines) < 820  # 8 KiB
+    os.write(other, b"x" * 20_000)
+    assert session.finish("web.1") == "x" * 8191 + "\n"
 
 
 def test_a_line_without_end_is_broken_up_instead_of_filling_the_memory(session: Session) -> None:
@@ -196,7 +210,7 @@ def test_lost_lines_of_a_stream_are_counted_before_its_end_is_reported(session: 
     reports = session.sync()
     os.write(write, b"three\n")
     os.close(session.writers.pop("full.0"))
-    while reports[-1:] != [{"t": "eof", "id": "full.0"}]:
+    while not reports or reports[-1]["t"] != "eof":
         reports.append(session.report())
     assert sum(report["bytes"] for report in reports[:-1]) == len(b"one\nthree\n")
 

@@ -178,7 +178,7 @@ class ScriptedRunner:
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks | None:
         return None
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         return []
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:

@@ -1275,7 +1275,7 @@ class PrintingRunner(SlowRunner):
         self.may_answer = asyncio.Event()
         self.asked_for_lines: list[tuple[str, int, float]] = []
 
-    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+    async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         self.asked_for_lines.append((name, lines, since))
         await self.may_answer.wait()
         return [f"{name} prints"]

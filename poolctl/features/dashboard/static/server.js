@@ -59,7 +59,7 @@ function build() {
 
 async function ask() {
   const server = store.servers.get(name);
-  const key = server ? JSON.stringify([name, server.pids, server.state, server.health, server.restarts]) : "";
+  const key = server ? JSON.stringify([name, server.pids, server.state, Boolean(server.ended), server.health, server.restarts]) : "";
   if (!server || asked === key) return;
   asked = key;
   try {
@@ -71,7 +71,8 @@ async function ask() {
       el("td", {}, ...(worker.probes || []).map((probe) => el("div", {},
         el("span", { class: `badge ${probe.status}` }, probe.status), ` ${probe.kind}${probe.latency_seconds == null ? "" : ` in ${latency(probe.latency_seconds)}`}${probe.message ? `: ${probe.message}` : ""}`))))));
     if (!workers.length) $("server-workers").append(el("tr", {}, el("td", { colSpan: 4 }, "None.")));
-    const failure = item.failure ? [item.failure.message, item.failure.hint].filter(Boolean).join("\n") : item.complaint || item.preload_problem || "";
+    const failed = !item.complaint && item.failure ? [item.failure.message, item.failure.hint].filter(Boolean).join("\n") : "";
+    const failure = server.ended ? server.reason : item.complaint || failed || item.preload_problem || "";
     setText($("server-failure"), failure);
     $("server-failure").hidden = !failure;
   } catch {
@@ -114,7 +115,7 @@ export function drawServer() {
     shown = asked = "";
     return;
   }
-  const key = JSON.stringify([server.state, server.ready, server.health]);
+  const key = JSON.stringify([server.state, Boolean(server.ended), server.ready, server.health]);
   if (key !== shown) {
     shown = key;
     $("server-state").replaceChildren(badge(server));

@@ -28,7 +28,8 @@ let descending = false;
 let charts = null;
 let tallies = null;
 
-const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : server.state);
+const stateOf = (server) => (server.ended ? "ended" : server.state);
+const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : stateOf(server));
 
 export function badge(server) {
   const found = el("span", { class: "badges" }, el("span", { class: `badge ${server.level}` }, stateWord(server)));
@@ -94,7 +95,7 @@ class Row {
     const server = this.server;
     if (!server) return;
     this.box.checked = picked.has(this.name);
-    const shown = JSON.stringify([server.state, server.ready, server.health, server.bind, server.expose, server.tags, server.reason]);
+    const shown = JSON.stringify([stateOf(server), server.ready, server.health, server.bind, server.expose, server.tags, server.reason]);
     if (shown !== this.shown) {
       this.shown = shown;
       this.state.replaceChildren(badge(server));
@@ -137,7 +138,7 @@ function wanted() {
   const health = $("health").value;
   const found = [...store.servers.values()].filter((server) => {
     const text = [server.name, server.bind, server.expose, ...(server.tags || [])].join(" ").toLowerCase();
-    return words.every((word) => text.includes(word)) && (!state || server.state === state) && (!health || server.health === health);
+    return words.every((word) => text.includes(word)) && (!state || stateOf(server) === state) && (!health || server.health === health);
   });
   if (sort === "file") return found;
   const [key, usual] = SORTS[sort];
@@ -211,7 +212,7 @@ function drawOverview() {
   const counts = {};
   for (const server of all) {
     const word = stateWord(server);
-    counts[word] ||= [0, server.level, word === server.state];
+    counts[word] ||= [0, server.level, word === stateOf(server)];
     counts[word][0] += 1;
   }
   drawTally(counts);
@@ -238,7 +239,7 @@ function drawTally(counts) {
 
 export function drawServers() {
   const all = [...store.servers.values()];
-  options($("state"), [...new Set(all.map((server) => server.state))].sort());
+  options($("state"), [...new Set(all.map(stateOf))].sort());
   options($("health"), [...new Set(all.map((server) => server.health))].sort());
   const servers = wanted();
   arrange(servers);
