@@ -291,7 +291,7 @@ def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:
 def last_lines(path: str, lines: int, since: float) -> list[str]:
     """The last lines of a log since a time (seconds since the epoch), with passwords in URLs masked.
 
-    Lines of unknown age, which another program has written into the file, are left out.
+    Unless `since` is 0, lines of unknown age, which another program has written into the file, are left out.
     """
     found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_LONGEST_LINE)
-    return [masked_text(line.text) for line in found if line.time]
+    return [masked_text(line.text) for line in found if line.time or not since]

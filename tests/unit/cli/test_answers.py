@@ -128,12 +128,23 @@ FIELDS: dict[type[object], list[str]] = {
 }  # fmt: skip
 # Left out of a document where there is nothing to say.
 OPTIONAL: dict[type[object], list[str]] = {
-    Item: ["address", "on_demand", "ended", "flapping", "kept", "kept_until", "next_run_at", "last_run"],
+    Item: [
+        "address",
+        "on_demand",
+        "ended",
+        "last_line",
+        "flapping",
+        "kept",
+        "kept_until",
+        "next_run_at",
+        "last_run",
+    ],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
     ServerDetails: [
         "address",
         "on_demand",
         "ended",
+        "last_line",
         "flapping",
         "kept",
         "kept_until",
