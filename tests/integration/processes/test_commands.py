@@ -369,7 +369,7 @@ def test_last_line_of_a_program_that_has_ended_is_its_reason(real_pool: RealPool
     notify = receiver.format(name="plain") + receiver.format(name="full") + "output = true\n"
     work = server("work", command=["sh", "-c", script], restart="on-failure", ready_after="10ms")
     real_pool.write("pool.toml", work + notify)
-    real_pool.ok("start")
+    real_pool.run("start")
     wait_until(lambda: "ended" in real_pool.ok("list", "-o", "state").stdout)
     line = 'last line: "no jobs at postgres://me:********@db/"'
     assert f'ended with status 0; restart = "always" restarts it; {line}' in real_pool.run("status").stdout
@@ -389,6 +389,27 @@ def test_last_line_of_a_program_that_has_ended_is_its_reason(real_pool: RealPool
         assert ("no jobs" in json.dumps(message)) is expected
     # What an earlier process printed is no reason for the end of a silent one.
     real_pool.write("done", "")
-    real_pool.ok("start")
+    real_pool.run("start")
     wait_until(lambda: "ended" in real_pool.ok("list", "-o", "state").stdout)
     assert "last line" not in real_pool.run("status").stdout
+
+
+def test_end_of_a_program_is_reported_once_whatever_supervisor_runs(real_pool: RealPool) -> None:
+    receiver = '[[notify]]\ntype = "command"\nevents = ["lifecycle"]\ncommand = ["sh", "-c", "cat >> told"]\n'
+    work = server(
+        "work", command=["sh", "-c", "echo bye; sleep 0.3"], restart="on-failure", ready_after="10ms"
+    )
+    real_pool.write("pool.toml", work + server("web", command=["cat"], stdin="open") + receiver)
+    real_pool.run("start")
+    told = real_pool.directory / "told"
+    wait_until(lambda: told.exists() and told.read_text().endswith("}\n"))
+    before = real_pool.info()["supervisor_pid"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: real_pool.info().get("supervisor_pid") not in (None, before))
+    assert 'last line: "bye"' in real_pool.run("status").stdout
+    real_pool.ok("stop", "work")
+    wait_until(lambda: told.read_text().count("}\n") == 2)
+    messages = [json.loads(each) for each in told.read_text().splitlines()]
+    assert [each["status"] for each in messages] == ["problem", "resolved"]
+    ends = [each for each in real_pool.ok("events").stdout.splitlines() if "→ ended" in each]
+    assert len(ends) == 1

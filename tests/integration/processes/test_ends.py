@@ -596,3 +596,15 @@ def test_failure_is_not_explained_by_lines_of_unknown_age(real_pool: RealPool) -
     done = real_pool.run("start")
     assert "exited with status 4 before it was ready" in done.stderr
     assert "another year" not in done.stderr
+
+
+def test_hint_is_not_that_of_an_earlier_failure(real_pool: RealPool) -> None:
+    script = "[ -e slow ] || { echo 'Error: no database'; exit 4; }; exec sleep 60"
+    keys = {"bind": "127.0.0.1:0", "command": ["sh", "-c", script], "notify": True}
+    real_pool.write("pool.toml", server("work", **keys, **ONCE))
+    assert "exited with status 4 before it was ready: Error: no database" in real_pool.run("start").stderr
+    real_pool.write("slow", "")
+    done = real_pool.run("start", "--timeout", "1")
+    assert done.code == 124
+    assert "is still starting" in done.stderr
+    assert "database" not in done.stderr, done.stderr
