@@ -402,7 +402,7 @@ def test_end_of_a_program_is_reported_once_whatever_supervisor_runs(real_pool: R
     real_pool.write("pool.toml", work + server("web", command=["cat"], stdin="open") + receiver)
     real_pool.run("start")
     told = real_pool.directory / "told"
-    wait_until(lambda: told.exists() and told.read_text().endswith("}\n"))
+    wait_until(lambda: " sent: command: " in real_pool.ok("events").stdout)
     before = real_pool.info()["supervisor_pid"]
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: real_pool.info().get("supervisor_pid") not in (None, before))
