@@ -254,7 +254,7 @@ class Core:
     def _set_stopped_state(self, entry: Entry, desired: Desired) -> None:
         """Set the server's state to `desired`, such as STOPPED. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
-        entry.desired.stop_seconds, entry.desired.queued_start = None, None
+        entry.desired.stop_seconds, entry.desired.queued_start, entry.desired.fallback = None, None, None
         if not entry.removed:
             entry.set_desired(desired)
         entry.observed.called, entry.desired.automatic = False, None
@@ -472,6 +472,8 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.watch_idleness(entry, config.idle_seconds)
         elif entry.wanted:
+            if entry.settled:
+                entry.desired.fallback = before
             if entry.has_worker_of_serving_generation:
                 entry.order_restart()
             entry.desired.code_since = self.clock.monotonic()
@@ -767,6 +769,8 @@ class CommandGoal:
             return False
         if entry.failed and entry.listener.state is not ListenerState.CLOSED:
             return False  # connections must be refused before the failure is reported
+        if entry.desired.fallback is entry.config:
+            return False  # it has failed, and its previous configuration is being started again
         if entry.failed or entry.completed or self.has_failed(entry):
             return True
         if blocker := self._blocker(entry):

@@ -39,7 +39,15 @@ from .server_entry import (
     Slot,
     Worker,
 )
-from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by, same_listener
+from .servers import (
+    AddressRegistry,
+    Recorder,
+    ServerRegistry,
+    Workqueue,
+    caused_by,
+    listeners_beside,
+    same_listener,
+)
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
@@ -439,7 +447,8 @@ class Executor:
         server = entry.listener.bound
         assert server is not None
         try:
-            endpoints = await self._runner.open(server)
+            beside = [held.key for held in listeners_beside(entry) if held.key != server.key]
+            endpoints = await self._runner.open(server, beside)
         except Exception as error:
             entry.listener.state, entry.listener.bound = ListenerState.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
@@ -477,7 +486,11 @@ class Executor:
             self._runner.close_arriving(held)
 
     async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
-        if self._addresses.release_unless_claimed(entry, held):
+        bound = entry.listener.bound
+        if bound is not None and bound is not held and bound.key == held.key:
+            endpoints = self._runner.close_unneeded(bound)
+            self._addresses.record_opened(entry, bound.key, endpoints)
+        elif self._addresses.release_unless_claimed(entry, held):
             self._addresses.closed(held.key)
             with logged_exceptions(f"{held.key} cannot be closed"):
                 await self._runner.close(held.key)
@@ -488,6 +501,7 @@ class Executor:
     # Sleep: the runner watches the listener, and the first request wakes the server.
 
     def _prepare_wake_on_request(self, entry: Entry) -> None:
+        entry.desired.fallback = None
         entry.listener.armed = entry.config
         self._runner.arm(entry.config, partial(self._on_request, entry))
         self.preload(entry)
@@ -926,6 +940,7 @@ class Executor:
                 entry.count_restart_if_commanded(worker)
                 self.note_ready(entry, worker)
                 entry.observed.called = True
+                entry.desired.fallback = None
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if entry.is_current(worker):
                     entry.observed.certificate_ends = worker.certificate_ends
@@ -1090,13 +1105,17 @@ class Executor:
         return bool(before)
 
     def roll_back(self, entry: Entry) -> bool:
-        """Switch back to the ready workers that are being replaced. Return whether there are any."""
+        """Switch back to the ready workers that are being replaced or, if there are none, start the `fallback`.
+
+        Return whether there is either.
+        """
         serving = [each for each in entry.observed.ready if not entry.is_current(each)]
         if not serving:
-            return False
+            return self._start_fallback(entry)
         if entry.observed.overlap_found == "tried":
             entry.observed.overlap_found = ""  # the older process has not been ended
         entry.desired.retries = True
+        entry.desired.fallback = None
         serving.sort(key=lambda each: each.generation)
         older = [each for each in serving if each.generation < entry.desired.generation]
         if not older:
@@ -1113,6 +1132,19 @@ class Executor:
         entry.desired.code_since = 0.0
         self._servers.replace_config(entry, staying.config)
         self.change_socket_access_or_warn(entry)
+        return True
+
+    def _start_fallback(self, entry: Entry) -> bool:
+        """Start the previous configuration again, whose workers had to end before those that have failed started."""
+        before = entry.desired.fallback
+        if before is None or before is entry.config:
+            entry.desired.fallback = None
+            return False
+        self._servers.replace_config(entry, before)
+        entry.begin_generation()
+        entry.fill_vacant_slots()
+        entry.desired.retries = True
+        self._record_and_warn(entry, "rolled back", "was started again with its previous configuration")
         return True
 
     def _decide_after_exit(self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int) -> None:

@@ -167,6 +167,9 @@ class DesiredState:
     # By worker index, as text: the generation of a worker that replaces, alone, one of `generation`.
     renewed: dict[str, int] = persisted(factory=dict)
     restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
+    # The previous configuration, until a worker is ready with the new one. If none becomes ready, and the previous
+    # workers had to end first, it becomes the server's `config` again, and is `fallback` until a worker is ready.
+    fallback: ServerConfig | None = transient(None)
     # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
 

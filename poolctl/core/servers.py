@@ -151,6 +151,14 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     )
 
 
+def _may_stand_beside(one: ServerConfig, other: ServerConfig) -> bool:
+    """Whether listeners of one server at these overlapping addresses can be open at once (SO_REUSEPORT, socket(7)).
+
+    The new one must not listen before its workers accept from it. Only workers of ours do that, so not for a command.
+    """
+    return all(each.address.kind == "tcp" and not each.command for each in (one, other))
+
+
 class AddressRegistry:
     """Tracks which server holds or waits for which address, and queues waiting servers when one is released.
 
@@ -187,7 +195,7 @@ class AddressRegistry:
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
             listener.state, listener.bound = ListenerState.OPEN, entry.config
-        elif overlaps(config.address, entry.config.address):
+        elif overlaps(config.address, entry.config.address) and not _may_stand_beside(config, entry.config):
             # Both listeners cannot be open at once, so the change of address starts again.
             listener.state, listener.bound = ListenerState.OPEN, config
         elif not any(same_listener(config, held) for held in listener.previous_configs):
@@ -221,7 +229,8 @@ class AddressRegistry:
             )
             return
         self._leaving[entry.name] = entry
-        if overlaps(listener.bound.address, entry.config.address) or self._other_claimants(
+        conflicts = overlaps(listener.bound.address, entry.config.address)
+        if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or self._other_claimants(
             entry, listener.bound
         ):
             listener.vacates = True
@@ -310,17 +319,20 @@ class AddressRegistry:
 
     def _is_blocked_by(self, entry: Entry, other: Entry) -> bool:
         mine, listener = entry.config, other.listener
+        beside = listeners_beside(entry) if other is entry else []
         held = [
             *listener.previous_configs,
             *listener.releasing,
             *([listener.bound] if listener.bound is not None and other is not entry else []),
         ]
         for each in held:
-            if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
+            removed = other.removed and same_listener(each, mine)
+            if overlaps(each.address, mine.address) and not (removed or each in beside):
                 return True
         # A draining worker may keep the port bound until it ends. This matters to a new listener only.
         return any(
-            overlaps(worker.config.address, mine.address) and not same_listener(worker.config, mine)
+            overlaps(worker.config.address, mine.address)
+            and not any(same_listener(worker.config, each) for each in (mine, *beside))
             for worker in other.observed.workers.values()
         )
 
@@ -346,6 +358,18 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
     accepting = [worker.config for worker in entry.observed.workers.values() if worker.phase not in LEAVING]
     return [
         held for held in listener.previous_configs if not any(same_listener(held, each) for each in accepting)
+    ]
+
+
+def listeners_beside(entry: Entry) -> list[ServerConfig]:
+    """The previous listeners of the entry beside which the one at its new, overlapping address is opened."""
+    abandoned = abandoned_listeners(entry)
+    return [
+        held
+        for held in entry.listener.previous_configs
+        if overlaps(held.address, entry.config.address)
+        and _may_stand_beside(held, entry.config)
+        and held not in abandoned
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -150,8 +150,11 @@ class Runner(Protocol):
     in_this_process: bool
     usages: ProcessUsages
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
-        """Open the server's listeners, unless they are open; returns their addresses.
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
+        """Open the server's listeners that are not open yet; returns their addresses.
+
+        `beside` are the keys of open listeners at overlapping addresses, which keep their connections until a worker
+        accepts from the new ones, or `close` is called for all of them.
 
         Raises ServerError, which names the holder of an address in use, if known.
         """
@@ -160,6 +163,12 @@ class Runner(Protocol):
         """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError.
 
         Open and waiting connections stay. No effect for other addresses.
+        """
+
+    def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
+        """Close open listeners with the server's key that its address does not need; returns the addresses that stay.
+
+        `:8080` has the key of `0.0.0.0:8080`, and needs a listener for IPv6, too.
         """
 
     async def close(self, key: str) -> None:

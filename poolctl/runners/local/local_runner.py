@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -133,12 +133,12 @@ class LocalRunner(Runner):
         # `events` is set after the parts of this runner are made.
         return self.events
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self._wait_for_own_port(server)
         if server.address.kind == "fd":
             self.activator.disarm_and_hand_over(server.key)
-        await self.sockets.open(server)
+        await self.sockets.open(server, beside)
         if server.scale.min:
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
             self.adoptions.open(server)
@@ -146,6 +146,10 @@ class LocalRunner(Runner):
 
     def change_socket_access(self, server: ServerConfig) -> None:
         self.sockets.change_access(server)
+
+    def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
+        self.sockets.close_unneeded(server)
+        return tuple(self.sockets.endpoints(server.key))
 
     async def close(self, key: str) -> None:
         """Close the listeners of this address, and the connections that are queued for a worker."""

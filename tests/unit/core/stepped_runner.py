@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poolctl import ServerConfig, ServerError
@@ -61,7 +61,7 @@ class SteppedRunner(ScriptedRunner):
         finally:
             self.steps.remove(step)
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         assert server.key not in self.opened, "it is open already"
         if not await self._exchange_for_subdirectory("open", server.key):
             raise ServerError("port is in use", hint="choose another")

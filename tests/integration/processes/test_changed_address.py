@@ -1,0 +1,201 @@
+"""Changes of a server's address that cannot be had at once: the old one serves until the new one does, or goes on."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.integration.processes.test_reload import asked_all_the_time, refused
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+APP = """
+import os
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": os.environ["WHO"].encode()})
+"""
+BROKEN = "raise RuntimeError('the new code is broken')\n"
+OVERLAPPING = [
+    ("127.0.0.1:{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "127.0.0.1:{}"), ("127.0.0.1:{}", ":{}"), (":{}", "127.0.0.1:{}"),
+    ("0.0.0.0:{}", ":{}"), (":{}", "0.0.0.0:{}"), ("localhost:{}", "127.0.0.1:{}"), ("127.0.0.1:{}", "[::]:{}"),
+]  # fmt: skip
+
+
+def write(pool: RealPool, who: str, bind: str, *, keys: str = "", code: str = APP) -> None:
+    """One server that answers `who`."""
+    pool.write("who.py", code)
+    pool.write("pool.toml", table("web", who, bind, keys))
+
+
+def table(name: str, who: str, bind: str, keys: str = "") -> str:
+    text = f'[[server]]\nname = "{name}"\nbind = "{bind}"\nenv = {{ WHO = "{who}" }}\n{keys}\n'
+    return text if "command" in keys else f'{text}app = "who:app"\n'
+
+
+# Acceptors of connections, and what has to be true before one accepts.
+KEYS = {
+    "plain": "",
+    "limited": "http = { max_connections = 50 }",
+    "probed": 'health = { readiness = { http = "/" } }',
+    "workers": "workers = 2",
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OVERLAPPING)
+def test_an_overlapping_address_replaces_the_old_one_without_a_refusal(
+    pool: RealPool, old: str, new: str
+) -> None:
+    port = claim_port()
+    write(pool, "old", old.format(port))
+    pool.ok("start")
+    write(pool, "new", new.format(port))
+    with asked_all_the_time(port) as answers:
+        pool.ok("reload")
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)
+    assert pool.run("reload", "--dry-run").code == 0
+    is_refused_on_ipv6 = ipv6_refuses(port)
+    assert is_refused_on_ipv6 is not ("[::]" in new or new.startswith(":"))
+
+
+def assert_at_most_one_reset(answers: list[str]) -> None:
+    """One client asks at a time, so the backlog of the old listener has at most its connection."""
+    lost = [answer for answer in answers if answer not in ("old", "new")]
+    assert len(lost) <= 1, lost
+    assert not any("refused" in answer for answer in lost), lost
+    assert {"old", "new"} <= {*answers}
+
+
+def ipv6_refuses(port: int) -> bool:
+    try:
+        return get(f"[::1]:{port}").text != "new"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("keys", list(KEYS))
+def test_an_overlapping_address_is_accepted_from_once_its_workers_are_ready(
+    pool: RealPool, keys: str
+) -> None:
+    port = claim_port()
+    write(pool, "old", f"0.0.0.0:{port}", keys=KEYS[keys])
+    pool.ok("start")
+    write(pool, "new", f"127.0.0.1:{port}", keys=KEYS[keys])
+    with asked_all_the_time(port) as answers:
+        pool.ok("reload")
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)
+
+
+@pytest.mark.parametrize(("old", "new"), OVERLAPPING)
+def test_code_that_does_not_start_at_an_overlapping_address_ends_nothing(
+    pool: RealPool, old: str, new: str
+) -> None:
+    port = claim_port()
+    write(pool, "old", old.format(port))
+    pool.ok("start")
+    pids = pool.items()["web"]["pids"]
+    write(pool, "new", new.format(port), code=BROKEN)
+    with asked_all_the_time(port) as answers:
+        done = pool.run("reload")
+        assert (done.code, "the new code is broken" in done.stderr) == (1, True), str(done)
+    assert {*answers} == {"old"}
+    assert pool.items()["web"]["pids"] == pids
+    # The file still differs, and the next reload of code that works applies it.
+    write(pool, "new", new.format(port))
+    with asked_all_the_time(port) as answers:
+        pool.ok("reload")
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)
+
+
+def test_an_overlapping_address_that_a_stranger_has_ends_nothing(pool: RealPool) -> None:
+    port = claim_port()
+    write(pool, "old", f"127.0.0.1:{port}")
+    pool.ok("start")
+    pids = pool.items()["web"]["pids"]
+    with socket.create_server(("127.0.0.2", port)):
+        write(pool, "new", f"0.0.0.0:{port}")
+        with asked_all_the_time(port) as answers:
+            done = pool.run("reload")
+            assert (done.code, "in use" in done.stderr) == (1, True), str(done)
+        assert {*answers} == {"old"}
+        assert pool.items()["web"]["pids"] == pids
+    pool.ok("reload")
+    assert get(port).text == "new"
+
+
+def test_a_failed_change_of_a_sleeping_server_s_address_leaves_it_asleep_at_the_old_one(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    port, keys = claim_port(), "scale = { min = 0 }"
+    write(pool, "old", f"127.0.0.1:{port}", keys=keys)
+    pool.ok("start")
+    with socket.create_server(("127.0.0.2", port)):
+        write(pool, "new", f"0.0.0.0:{port}", keys=keys)
+        done = pool.run("reload")
+        assert (done.code, "in use" in done.stderr) == (1, True), str(done)
+        until(lambda: not refused(port))
+        assert get(port).text == "old"
+    pool.ok("reload")
+    assert get(port).text == "new"
+
+
+PROGRAM = """
+import http.server, os, sys, signal
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["WHO"].encode())
+
+    def log_message(self, *_):
+        pass
+
+if os.environ.get("BROKEN"):
+    sys.exit("the new code is broken")
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()
+"""
+WITHOUT_OVERLAP = {
+    "app": "overlap = false",
+    "program that binds itself": f'command = ["{sys.executable}", "program.py", "{{port}}"]\nsocket = "program"',
+}
+
+
+@pytest.mark.parametrize("keys", list(WITHOUT_OVERLAP))
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_previous_configuration_starts_again_where_the_old_process_had_to_end(
+    pool: RealPool, keys: str, host: str
+) -> None:
+    port = claim_port()
+    pool.write("program.py", PROGRAM)
+    write(pool, "old", f"127.0.0.1:{port}", keys=WITHOUT_OVERLAP[keys])
+    pool.ok("start")
+    write(pool, "new", f"{host}:{port}", keys=WITHOUT_OVERLAP[keys])
+    text = (pool.directory / "pool.toml").read_text().replace("WHO =", 'BROKEN = "1", WHO =')
+    (pool.directory / "pool.toml").write_text(text)
+    pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{APP}")
+    done = pool.run("reload")
+    assert (done.code, "the new code is broken" in done.stderr) == (1, True), str(done)
+    assert "was started again with its previous configuration" in done.stderr
+    assert get(port).text == "old"
+    assert pool.items()["web"]["state"] == "running"
+    (pool.directory / "pool.toml").write_text(text.replace('BROKEN = "1", ', ""))
+    pool.ok("reload")
+    assert get(port).text == "new"
