@@ -166,6 +166,8 @@ class Core:
             may_start=self.servers.may_start(entry),
             may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
             may_open=self._addresses.check_address_free_or_wait(entry),
+            may_accept=self._addresses.may_accept(entry),
+            may_leave=self._addresses.may_leave(entry),
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
@@ -174,8 +176,8 @@ class Core:
         if self._dependency_facts.get(entry.name) != facts:
             self._dependency_facts[entry.name] = facts
             neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))
-            for neighbour in (*neighbours, *self._addresses.address_contenders(entry)):
-                self._queue.add(neighbour)
+            neighbours += (*self._addresses.address_contenders(entry), *self._addresses.parties(entry))
+            self._queue.add_all_unscheduled(neighbours)
 
     # Changes of the desired state.
 

@@ -398,13 +398,16 @@ class Executor:
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
         config = entry.config
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
-        worker.resting = config.health.gated and not config.command
+        may_accept = self._addresses.may_accept(entry)
+        worker.resting = not config.command and (config.health.gated or not may_accept)
         entry.observed.workers[worker.id] = worker
         worker.task = self._queue.run(self._mind(entry, worker, self._run_worker(entry, worker)))
 
     def _end(self, entry: Entry, worker: Worker, phase: WorkerPhase, *, replaced: bool) -> None:
         """Drain or stop the worker, as `phase` says; one that has no process yet is ended as soon as it has one."""
         worker.phase = phase
+        if phase is WorkerPhase.STOPPING:
+            self._touch_with_parties(entry)
         if worker.placement is not None:
             leave = self._drain_worker if phase is WorkerPhase.DRAINING else self._stop_worker
             self._queue.run(leave(entry, worker, replaced=replaced))
@@ -857,7 +860,9 @@ class Executor:
             if worker.config.preload and not await self._preload_while_wanted(entry, worker):
                 return Exit(message="was stopped before its application was imported")
             app_state.set(entry.desired.app_state)  # in the context of this worker's task
-            worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
+            worker.placement = await self._runner.place(
+                worker.config, worker.generation, worker.index, resting=worker.resting
+            )
         except Exception as error:
             worker.failure = failure_of(entry, *message_and_hint(error), cause=error)
             return Exit(message=worker.failure.message)
@@ -944,7 +949,13 @@ class Executor:
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if entry.is_current(worker):
                     entry.observed.certificate_ends = worker.certificate_ends
-                self._queue.touch(entry, progressed=True)
+                self._touch_with_parties(entry)
+
+    def _touch_with_parties(self, entry: Entry) -> None:
+        """Queue the entry, and the servers that wait for its workers before they leave an address or accept there."""
+        self._queue.touch(entry, progressed=True)
+        for other in self._addresses.parties(entry):
+            self._queue.touch(other, progressed=True)
 
     def note_ready(self, entry: Entry, worker: Worker) -> None:
         """Record that the worker is ready, and watch whether none of its index dies for long: then it is steady."""
@@ -987,7 +998,7 @@ class Executor:
         with logged_exceptions(f"worker {worker.id} cannot be drained"):
             await self._runner.begin_drain(worker.placement, replaced=replaced)
             worker.stopped_accepting = True
-            self._queue.touch(entry, progressed=True)
+            self._touch_with_parties(entry)
             await self._runner.drain(worker.placement, replaced=replaced)
         if entry.observed.workers.get(worker.id) is worker:
             await self._stop_worker(entry, worker, replaced=replaced)
@@ -1049,8 +1060,8 @@ class Executor:
             report("run succeeded")
 
     def _remove_and_handle_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        self._touch_with_parties(entry)
         entry.observed.workers.pop(worker.id, None)
-        self._queue.touch(entry, progressed=True)
         self._health.stop_probes(worker)
         worker.exit = exit_
         if worker.phase not in LEAVING:
@@ -1105,6 +1116,22 @@ class Executor:
         return bool(before)
 
     def roll_back(self, entry: Entry) -> bool:
+        """Undo the replacement of the server's workers, and that of servers with which it exchanges addresses.
+
+        Return whether there is something to return to.
+        """
+        others = self._addresses.exchange(entry)
+        if not self._roll_back_alone(entry):
+            return False
+        for other in others:
+            message = f"was to exchange addresses with {entry.name}, which cannot have its new one"
+            note_failure(other, failure_of(other, message, f"poolctl logs {entry.name}"))
+            if not self._roll_back_alone(other):
+                self._fail(other)
+            self._queue.touch(other, progressed=True)
+        return True
+
+    def _roll_back_alone(self, entry: Entry) -> bool:
         """Switch back to the ready workers that are being replaced or, if there are none, start the `fallback`.
 
         Return whether there is either.
@@ -1137,7 +1164,7 @@ class Executor:
     def _start_fallback(self, entry: Entry) -> bool:
         """Start the previous configuration again, whose workers had to end before those that have failed started."""
         before = entry.desired.fallback
-        if before is None or before is entry.config:
+        if before is None or before is entry.config or self._addresses.is_claimed(entry, before):
             entry.desired.fallback = None
             return False
         self._servers.replace_config(entry, before)

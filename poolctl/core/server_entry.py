@@ -386,7 +386,14 @@ class Entry:
         return self.desired.state is Desired.REMOVED
 
     def view(
-        self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
+        self,
+        *,
+        may_start: bool,
+        may_stop: bool,
+        may_open: bool,
+        may_accept: bool = True,
+        may_leave: bool = True,
+        abandoned: tuple[str, ...] = (),
     ) -> decide.ServerView:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         hook = self.hooks.running
@@ -404,6 +411,8 @@ class Entry:
             may_start=may_start,
             may_stop=may_stop,
             may_open=may_open,
+            may_accept=may_accept,
+            may_leave=may_leave,
             vacates=self.listener.vacates,
             abandoned=abandoned,
             job=self.config.job,
@@ -628,12 +637,17 @@ class Entry:
             return True
         if self.desired.state.wants_no_worker:
             return self.completed and self.config.job
-        current = set()
-        for worker in self.observed.workers.values():
-            if worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting:
-                return False
-            if self.is_current(worker) and worker.phase is WorkerPhase.READY:
-                current.add(worker.index)
+        if any(
+            worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting
+            for worker in self.observed.workers.values()
+        ):
+            return False
+        return self.has_ready_generation
+
+    @property
+    def has_ready_generation(self) -> bool:
+        """Whether all workers of the generation that should serve are ready."""
+        current = {worker.index for worker in self.observed.ready if self.is_current(worker)}
         return current.issuperset(set(range(self.size)) - self._vacant_slots)
 
     @property

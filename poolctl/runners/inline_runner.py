@@ -109,7 +109,9 @@ class InlineRunner(Runner):
     async def check_startable(self, server: ServerConfig) -> None:
         """Do nothing: a worker in this process needs no other user, interpreter or program that could be missing."""
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
         worker = InlineWorker(
@@ -119,7 +121,7 @@ class InlineRunner(Runner):
             self._import_semaphore(),
             on_expired=lambda: self.events.expired(placement),
         )
-        worker.start(self._of(server))
+        worker.start(self._of(server), resting=resting)
         self._workers[placement.id] = worker
         return placement
 

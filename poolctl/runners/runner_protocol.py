@@ -212,8 +212,13 @@ class Runner(Protocol):
         Raises ServerError or WorkerFailed with the obstacle.
         """
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
+        """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed.
+
+        With `resting`, it accepts nothing until `set_accepting` is called; a command cannot rest.
+        """
 
     async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         """Wait until the worker begins to load its application (others may have to load first) or has ended."""

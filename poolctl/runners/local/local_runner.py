@@ -192,7 +192,9 @@ class LocalRunner(Runner):
         with self.children.recording_early_exits():
             return await self.forker.import_in_app_zygote(server, since)
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
         await self._wait_for_own_port(server)
         earlier = await asyncio.to_thread(listening_inodes, server) if server.binds_itself else set()
@@ -204,7 +206,9 @@ class LocalRunner(Runner):
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
             sockets = [] if server.is_proxied else self.sockets.share_with_worker(server)
-            worker = await self.forker.fork(server, generation, index, sockets, woken=woken, private=private)
+            worker = await self.forker.fork(
+                server, generation, index, sockets, woken=woken, private=private, resting=resting
+            )
             worker.earlier_listeners = earlier
             self._register(worker)
         self.routing.send_routes(worker)

@@ -199,3 +199,75 @@ def test_previous_configuration_starts_again_where_the_old_process_had_to_end(
     (pool.directory / "pool.toml").write_text(text.replace('BROKEN = "1", ', ""))
     pool.ok("reload")
     assert get(port).text == "new"
+
+
+def write_pair(pool: RealPool, one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    """Two servers, given by name, address and keys; each answers its name. `BROKEN` in its environment breaks one."""
+    pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{APP}")
+    pool.write("pool.toml", "".join(table(name, name, bind, keys) for name, bind, keys in (one, other)))
+
+
+def break_server(pool: RealPool, name: str) -> None:
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace(f'WHO = "{name}"', f'WHO = "{name}", BROKEN = "1"'))
+
+
+@pytest.mark.parametrize("keys", list(KEYS))
+def test_swapped_addresses_change_hands_without_a_loss(pool: RealPool, keys: str) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, KEYS[keys]), ("b", two, KEYS[keys]))
+    pool.ok("start")
+    write_pair(pool, ("a", two, KEYS[keys]), ("b", one, KEYS[keys]))
+    with asked_all_the_time(port_of(one)) as first, asked_all_the_time(port_of(two)) as second:
+        pool.ok("reload")
+        wait_until(lambda: first[-1] == "b" and second[-1] == "a")
+    for answers, before, after in ((first, "a", "b"), (second, "b", "a")):
+        switch = answers.index(after)
+        assert {*answers[:switch]} == {before}
+        assert {*answers[switch:]} == {after}
+    assert pool.run("reload", "--dry-run").code == 0
+
+
+def port_of(bind: str) -> int:
+    return int(bind.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_servers_swap_addresses_only_if_both_can(pool: RealPool, broken: str) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    before = pool.items()
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    break_server(pool, broken)
+    with asked_all_the_time(port_of(one)) as first, asked_all_the_time(port_of(two)) as second:
+        done = pool.run("reload")
+    assert (done.code, "the new code is broken" in done.stderr) == (1, True), str(done)
+    assert f"was to exchange addresses with {broken}" in done.stderr
+    assert ({*first}, {*second}) == ({"a"}, {"b"})
+    after = pool.items()
+    assert [after[name]["pids"] for name in "ab"] == [before[name]["pids"] for name in "ab"]
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    pool.ok("reload")
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
+
+
+def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can_be_had(
+    pool: RealPool,
+) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = f"127.0.0.1:{stranger.getsockname()[1]}"
+        write_pair(pool, ("a", taken, ""), ("b", one, ""))
+        with asked_all_the_time(port_of(one)) as first, asked_all_the_time(port_of(two)) as second:
+            done = pool.run("reload")
+        assert (done.code, "in use" in done.stderr) == (1, True), str(done)
+        assert ({*first}, {*second}) == ({"a"}, {"b"})
+    with asked_all_the_time(port_of(one)) as first:
+        pool.ok("reload")
+        wait_until(lambda: "b" in first)
+    assert {*first} == {"a", "b"}
+    assert get(port_of(taken)).text == "a"
+    assert refused(port_of(two))

@@ -77,7 +77,9 @@ class SteppedRunner(ScriptedRunner):
         if not await self._exchange_for_subdirectory("check", server.name):
             raise WorkerFailed("no worker can be forked")
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         assert server.key in self.opened, "a worker needs its listener"
         assert server.name not in self.armed, "a worker and what watches its listener are not to compete"
         if not await self._exchange_for_subdirectory("place", f"{server.name}.{generation}.{index}"):

@@ -105,7 +105,9 @@ class ScriptedRunner:
         if server.name in self.unplaceable:
             raise WorkerFailed("no worker can be forked", hint="look")
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         assert server.key in self.opened or server.job
         placement = Placement.of(server.name, generation, index, where="nowhere", pid=1000 + generation)
         assert placement.id not in self.running, "an id is never used twice"
