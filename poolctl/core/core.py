@@ -272,7 +272,7 @@ class Core:
         for worker in entry.observed.workers.values():
             if worker.phase in (WorkerPhase.PLACING, WorkerPhase.STARTING):
                 self._executor.kill(entry, worker)
-        if entry.wanted and not self._executor.roll_back(entry):
+        if entry.wanted and not (entry.has_ready_generation or self._executor.roll_back(entry)):
             entry.schedule_stop_hook()
             entry.set_desired(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:

@@ -408,7 +408,12 @@ def _choose_accepting(view: ServerView) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     if not view.may_accept:
         return []
-    ready = [worker for worker in view.staying if worker.phase is WorkerPhase.READY]
+    # One of a newer generation has been abandoned before it accepted, and its address may be another server's again.
+    ready = [
+        worker
+        for worker in view.staying
+        if worker.phase is WorkerPhase.READY and worker.generation <= view.generation_at(worker.index)
+    ]
     if any(not worker.ko for worker in ready):
         return [Accept(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
     if all(worker.resting for worker in ready):

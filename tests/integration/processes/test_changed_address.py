@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.integration.processes.test_reload import asked_all_the_time, refused
+from tests.integration.processes.test_systemd import PASS_SOCKETS
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -156,7 +158,7 @@ def test_a_failed_change_of_a_sleeping_server_s_address_leaves_it_asleep_at_the_
 
 
 PROGRAM = """
-import http.server, os, sys, signal
+import http.server, os, signal, socket, sys
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -170,10 +172,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 if os.environ.get("BROKEN"):
     sys.exit("the new code is broken")
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()
+where = int(sys.argv[1])
+server = http.server.ThreadingHTTPServer(("", where), Handler, bind_and_activate=where > 100)
+if where <= 100:
+    server.socket = socket.socket(fileno=where)
+server.serve_forever()
 """
 WITHOUT_OVERLAP = {
     "app": "overlap = false",
+    "program on the pool's socket": f'command = ["{sys.executable}", "program.py", "{{fd}}"]\noverlap = false',
     "program that binds itself": f'command = ["{sys.executable}", "program.py", "{{port}}"]\nsocket = "program"',
 }
 
@@ -271,3 +278,36 @@ def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can
     assert {*first} == {"a", "b"}
     assert get(port_of(taken)).text == "a"
     assert refused(port_of(two))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_inherited_socket_serves_where_an_address_cannot_be_had(
+    pool: RealPool, host: str, until: Callable[..., Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, fd = listener.getsockname()[1], listener.fileno()
+        write(pool, "old", "fd:web")
+        argv = [sys.executable, "-c", PASS_SOCKETS, str(fd), *pool.command(), "run"]
+        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
+    try:
+        until(lambda: not refused(port))
+        assert get(port).text == "old"
+        pids = pool.items()["web"]["pids"]
+        # The socket that systemd holds keeps the port.
+        write(pool, "new", f"{host}:{port}")
+        with asked_all_the_time(port) as answers:
+            done = pool.run("reload")
+        assert (done.code, "in use" in done.stderr) == (1, True), str(done)
+        assert {*answers} == {"old"}
+        assert pool.items()["web"]["pids"] == pids
+        other = claim_port()
+        write(pool, "new", f"{host}:{other}", code=BROKEN)
+        with asked_all_the_time(port) as answers:
+            assert pool.run("reload").code == 1
+        assert {*answers} == {"old"}
+        write(pool, "new", f"{host}:{other}")
+        pool.ok("reload")
+        assert get(other).text == "new"
+    finally:
+        running.terminate()
+        running.wait(timeout=60)
