@@ -166,6 +166,8 @@ class Core:
             may_start=self.servers.may_start(entry),
             may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
             may_open=self._addresses.check_address_free_or_wait(entry),
+            may_accept=self._addresses.may_accept(entry),
+            may_leave=self._addresses.may_leave(entry),
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
@@ -174,8 +176,8 @@ class Core:
         if self._dependency_facts.get(entry.name) != facts:
             self._dependency_facts[entry.name] = facts
             neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))
-            for neighbour in (*neighbours, *self._addresses.address_contenders(entry)):
-                self._queue.add(neighbour)
+            neighbours += (*self._addresses.address_contenders(entry), *self._addresses.parties(entry))
+            self._queue.add_all_unscheduled(neighbours)
 
     # Changes of the desired state.
 
@@ -254,7 +256,7 @@ class Core:
     def _set_stopped_state(self, entry: Entry, desired: Desired) -> None:
         """Set the server's state to `desired`, such as STOPPED. A REMOVED server stays REMOVED."""
         entry.schedule_stop_hook()
-        entry.desired.stop_seconds, entry.desired.queued_start = None, None
+        entry.desired.stop_seconds, entry.desired.queued_start, entry.desired.fallback = None, None, None
         if not entry.removed:
             entry.set_desired(desired)
         entry.observed.called, entry.desired.automatic = False, None
@@ -270,7 +272,7 @@ class Core:
         for worker in entry.observed.workers.values():
             if worker.phase in (WorkerPhase.PLACING, WorkerPhase.STARTING):
                 self._executor.kill(entry, worker)
-        if entry.wanted and not self._executor.roll_back(entry):
+        if entry.wanted and not (entry.has_ready_generation or self._executor.roll_back(entry)):
             entry.schedule_stop_hook()
             entry.set_desired(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
@@ -472,6 +474,8 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.watch_idleness(entry, config.idle_seconds)
         elif entry.wanted:
+            if entry.settled:
+                entry.desired.fallback = before
             if entry.has_worker_of_serving_generation:
                 entry.order_restart()
             entry.desired.code_since = self.clock.monotonic()
@@ -768,6 +772,8 @@ class CommandGoal:
             return False
         if entry.failed and entry.listener.state is not ListenerState.CLOSED:
             return False  # connections must be refused before the failure is reported
+        if entry.desired.fallback is entry.config:
+            return False  # it has failed, and its previous configuration is being started again
         if entry.failed or entry.completed or self.has_failed(entry):
             return True
         if blocker := self._blocker(entry):

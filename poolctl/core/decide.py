@@ -150,6 +150,8 @@ class ServerView:
     may_start: bool = True  # its dependencies fulfil their conditions
     may_stop: bool = True  # no dependent has to stop before it
     may_open: bool = True  # no other server has its address
+    may_accept: bool = True  # no worker of another server accepts from its address any longer
+    may_leave: bool = True  # the servers with which it exchanges addresses are ready at theirs
     vacates: bool = False  # its listener must be opened again after its workers have ended
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
@@ -404,7 +406,14 @@ def _in_rotation_changes(view: ServerView) -> list[Action]:
 
 def _choose_accepting(view: ServerView) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
-    ready = [worker for worker in view.staying if worker.phase is WorkerPhase.READY]
+    if not view.may_accept:
+        return []
+    # One of a newer generation has been abandoned before it accepted, and its address may be another server's again.
+    ready = [
+        worker
+        for worker in view.staying
+        if worker.phase is WorkerPhase.READY and worker.generation <= view.generation_at(worker.index)
+    ]
     if any(not worker.ko for worker in ready):
         return [Accept(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
     if all(worker.resting for worker in ready):
@@ -432,7 +441,7 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
     if ready.issuperset(view.indexes):
-        return actions + [_retire(worker) for worker in surplus + old]
+        return actions + [_retire(worker) for worker in (surplus + old if view.may_leave else surplus)]
     # A worker that is replaced alone need not wait for others.
     replaced = [worker for worker in old if worker.index in view.renewed and worker.index in ready]
     actions += [_retire(worker) for worker in replaced]
@@ -640,6 +649,8 @@ def reason_for_no_action(view: ServerView) -> str:
         return "waits until it is known whether a worker can start"
     if coming := _ids_of_workers_in(view, WorkerPhase.PLACING, WorkerPhase.STARTING):
         return f"waits for {coming} to become ready"
+    if not view.may_leave:
+        return "waits for the servers with which it exchanges addresses"
     present = {worker.index for worker in view.workers if view.is_current(worker)}
     if not view.may_start and not present.issuperset(view.indexes):
         return "what it depends on is not ready"

@@ -40,7 +40,15 @@ from .server_entry import (
     Slot,
     Worker,
 )
-from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, caused_by, same_listener
+from .servers import (
+    AddressRegistry,
+    Recorder,
+    ServerRegistry,
+    Workqueue,
+    caused_by,
+    listeners_beside,
+    same_listener,
+)
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
@@ -406,13 +414,16 @@ class Executor:
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
         config = entry.config
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
-        worker.resting = config.health.gated and not config.command
+        may_accept = self._addresses.may_accept(entry)
+        worker.resting = not config.command and (config.health.gated or not may_accept)
         entry.observed.workers[worker.id] = worker
         worker.task = self._queue.run(self._mind(entry, worker, self._run_worker(entry, worker)))
 
     def _end(self, entry: Entry, worker: Worker, phase: WorkerPhase, *, replaced: bool) -> None:
         """Drain or stop the worker, as `phase` says; one that has no process yet is ended as soon as it has one."""
         worker.phase = phase
+        if phase is WorkerPhase.STOPPING:
+            self._touch_with_parties(entry)
         if worker.placement is not None:
             leave = self._drain_worker if phase is WorkerPhase.DRAINING else self._stop_worker
             self._queue.run(leave(entry, worker, replaced=replaced))
@@ -455,7 +466,8 @@ class Executor:
         server = entry.listener.bound
         assert server is not None
         try:
-            endpoints = await self._runner.open(server)
+            beside = [held.key for held in listeners_beside(entry) if held.key != server.key]
+            endpoints = await self._runner.open(server, beside)
         except Exception as error:
             entry.listener.state, entry.listener.bound = ListenerState.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
@@ -493,7 +505,11 @@ class Executor:
             self._runner.close_arriving(held)
 
     async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
-        if self._addresses.release_unless_claimed(entry, held):
+        bound = entry.listener.bound
+        if bound is not None and bound is not held and bound.key == held.key:
+            endpoints = self._runner.close_unneeded(bound)
+            self._addresses.record_opened(entry, bound.key, endpoints)
+        elif self._addresses.release_unless_claimed(entry, held):
             self._addresses.closed(held.key)
             with logged_exceptions(f"{held.key} cannot be closed"):
                 await self._runner.close(held.key)
@@ -504,6 +520,7 @@ class Executor:
     # Sleep: the runner watches the listener, and the first request wakes the server.
 
     def _prepare_wake_on_request(self, entry: Entry) -> None:
+        entry.desired.fallback = None
         entry.listener.armed = entry.config
         self._runner.arm(entry.config, partial(self._on_request, entry))
         self.preload(entry)
@@ -864,7 +881,9 @@ class Executor:
             if worker.config.preload and not await self._preload_while_wanted(entry, worker):
                 return Exit(message="was stopped before its application was imported")
             app_state.set(entry.desired.app_state)  # in the context of this worker's task
-            worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
+            worker.placement = await self._runner.place(
+                worker.config, worker.generation, worker.index, resting=worker.resting
+            )
         except Exception as error:
             worker.failure = failure_of(entry, *message_and_hint(error), cause=error)
             return Exit(message=worker.failure.message)
@@ -947,10 +966,17 @@ class Executor:
                 entry.count_restart_if_commanded(worker)
                 self.note_ready(entry, worker)
                 entry.observed.called = True
+                entry.desired.fallback = None
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if entry.is_current(worker):
                     entry.observed.certificate_ends = worker.certificate_ends
-                self._queue.touch(entry, progressed=True)
+                self._touch_with_parties(entry)
+
+    def _touch_with_parties(self, entry: Entry) -> None:
+        """Queue the entry, and the servers that wait for its workers before they leave an address or accept there."""
+        self._queue.touch(entry, progressed=True)
+        for other in self._addresses.parties(entry):
+            self._queue.touch(other, progressed=True)
 
     def note_ready(self, entry: Entry, worker: Worker) -> None:
         """Record that the worker is ready, and watch whether none of its index dies for long: then it is steady."""
@@ -993,7 +1019,7 @@ class Executor:
         with logged_exceptions(f"worker {worker.id} cannot be drained"):
             await self._runner.begin_drain(worker.placement, replaced=replaced)
             worker.stopped_accepting = True
-            self._queue.touch(entry, progressed=True)
+            self._touch_with_parties(entry)
             await self._runner.drain(worker.placement, replaced=replaced)
         if entry.observed.workers.get(worker.id) is worker:
             await self._stop_worker(entry, worker, replaced=replaced)
@@ -1055,8 +1081,8 @@ class Executor:
             report("run succeeded")
 
     def _remove_and_handle_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        self._touch_with_parties(entry)
         entry.observed.workers.pop(worker.id, None)
-        self._queue.touch(entry, progressed=True)
         self._health.stop_probes(worker)
         worker.exit = exit_
         if worker.phase not in LEAVING:
@@ -1114,13 +1140,33 @@ class Executor:
         return bool(before)
 
     def roll_back(self, entry: Entry) -> bool:
-        """Switch back to the ready workers that are being replaced. Return whether there are any."""
+        """Undo the replacement of the server's workers, and that of servers with which it exchanges addresses.
+
+        Return whether there is something to return to.
+        """
+        others = self._addresses.exchange(entry)
+        if not self._roll_back_alone(entry):
+            return False
+        for other in others:
+            message = f"was to exchange addresses with {entry.name}, which cannot have its new one"
+            note_failure(other, failure_of(other, message, f"poolctl logs {entry.name}"))
+            if not self._roll_back_alone(other):
+                self._fail(other)
+            self._queue.touch(other, progressed=True)
+        return True
+
+    def _roll_back_alone(self, entry: Entry) -> bool:
+        """Switch back to the ready workers that are being replaced or, if there are none, start the `fallback`.
+
+        Return whether there is either.
+        """
         serving = [each for each in entry.observed.ready if not entry.is_current(each)]
         if not serving:
-            return False
+            return self._start_fallback(entry)
         if entry.observed.overlap_found == "tried":
             entry.observed.overlap_found = ""  # the older process has not been ended
         entry.desired.retries = True
+        entry.desired.fallback = None
         serving.sort(key=lambda each: each.generation)
         older = [each for each in serving if each.generation < entry.desired.generation]
         if not older:
@@ -1137,6 +1183,19 @@ class Executor:
         entry.desired.code_since = 0.0
         self._servers.replace_config(entry, staying.config)
         self.change_socket_access_or_warn(entry)
+        return True
+
+    def _start_fallback(self, entry: Entry) -> bool:
+        """Start the previous configuration again, whose workers had to end before those that have failed started."""
+        before = entry.desired.fallback
+        if before is None or before is entry.config or self._addresses.is_claimed(entry, before):
+            entry.desired.fallback = None
+            return False
+        self._servers.replace_config(entry, before)
+        entry.begin_generation()
+        entry.fill_vacant_slots()
+        entry.desired.retries = True
+        self._record_and_warn(entry, "rolled back", "was started again with its previous configuration")
         return True
 
     def _decide_after_exit(

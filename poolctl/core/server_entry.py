@@ -168,6 +168,9 @@ class DesiredState:
     # By worker index, as text: the generation of a worker that replaces, alone, one of `generation`.
     renewed: dict[str, int] = persisted(factory=dict)
     restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
+    # The previous configuration, until a worker is ready with the new one. If none becomes ready, and the previous
+    # workers had to end first, it becomes the server's `config` again, and is `fallback` until a worker is ready.
+    fallback: ServerConfig | None = transient(None)
     # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
 
@@ -391,7 +394,14 @@ class Entry:
         return self.desired.state is Desired.REMOVED
 
     def view(
-        self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
+        self,
+        *,
+        may_start: bool,
+        may_stop: bool,
+        may_open: bool,
+        may_accept: bool = True,
+        may_leave: bool = True,
+        abandoned: tuple[str, ...] = (),
     ) -> decide.ServerView:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         hook = self.hooks.running
@@ -409,6 +419,8 @@ class Entry:
             may_start=may_start,
             may_stop=may_stop,
             may_open=may_open,
+            may_accept=may_accept,
+            may_leave=may_leave,
             vacates=self.listener.vacates,
             abandoned=abandoned,
             job=self.config.job,
@@ -633,12 +645,17 @@ class Entry:
             return True
         if self.desired.state.wants_no_worker:
             return self.completed and self.config.job
-        current = set()
-        for worker in self.observed.workers.values():
-            if worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting:
-                return False
-            if self.is_current(worker) and worker.phase is WorkerPhase.READY:
-                current.add(worker.index)
+        if any(
+            worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting
+            for worker in self.observed.workers.values()
+        ):
+            return False
+        return self.has_ready_generation
+
+    @property
+    def has_ready_generation(self) -> bool:
+        """Whether all workers of the generation that should serve are ready."""
+        current = {worker.index for worker in self.observed.ready if self.is_current(worker)}
         return current.issuperset(set(range(self.size)) - self._vacant_slots)
 
     @property

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
-from .decide import LEAVING, Desired, ListenerState
+from .decide import LEAVING, Desired, ListenerState, WorkerPhase
 from .server_entry import Cause, Entry
 
 BATCH = 8
@@ -151,6 +151,24 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     )
 
 
+def _may_stand_beside(one: ServerConfig, other: ServerConfig) -> bool:
+    """Whether listeners of one server at these overlapping addresses can be open at once (SO_REUSEPORT, socket(7)).
+
+    The new one must not listen before its workers accept from it. Only workers of ours do that, so not for a command.
+    """
+    return all(each.address.kind == "tcp" and not each.command for each in (one, other))
+
+
+def _may_share(one: Entry, other: Entry) -> bool:
+    """Whether workers of both servers can have a listener that one leaves to the other, and only one accepts from it.
+
+    A command accepts when it likes. A server that sleeps, or whose old process has to end first, never has two workers.
+    """
+    return all(
+        each.wanted and each.may_overlap and not (each.config.command or each.sleepy) for each in (one, other)
+    )
+
+
 class AddressRegistry:
     """Tracks which server holds or waits for which address, and queues waiting servers when one is released.
 
@@ -162,6 +180,9 @@ class AddressRegistry:
         # By listener key: the entries that have the address in their configuration.
         self._registered: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._leaving: dict[str, Entry] = {}  # their address differs, or differed, from the configured one
+        self._leavers: dict[
+            str, Entry
+        ] = {}  # by listener key: the last entry that has begun to leave the address
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open listeners that their server has not taken over yet
         self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by listener key
@@ -187,11 +208,11 @@ class AddressRegistry:
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
             listener.state, listener.bound = ListenerState.OPEN, entry.config
-        elif overlaps(config.address, entry.config.address):
+        elif overlaps(config.address, entry.config.address) and not _may_stand_beside(config, entry.config):
             # Both listeners cannot be open at once, so the change of address starts again.
             listener.state, listener.bound = ListenerState.OPEN, config
         elif not any(same_listener(config, held) for held in listener.previous_configs):
-            listener.previous_configs.append(config)
+            self._add_previous(entry, config)
         if entry.removed or config is not entry.config:
             self.note_leaving(entry)
         self._queue.touch(entry)
@@ -210,7 +231,7 @@ class AddressRegistry:
                 # The replacement has failed, and the server is back at its old address.
                 listener.previous_configs.remove(held)
                 if listener.bound is not None:
-                    listener.previous_configs.append(listener.bound)
+                    self._add_previous(entry, listener.bound)
                 listener.bound, listener.state = held, ListenerState.OPEN
                 return
         if listener.bound is None or same_listener(listener.bound, entry.config):
@@ -221,13 +242,19 @@ class AddressRegistry:
             )
             return
         self._leaving[entry.name] = entry
-        if overlaps(listener.bound.address, entry.config.address) or self._other_claimants(
-            entry, listener.bound
+        conflicts = overlaps(listener.bound.address, entry.config.address)
+        claimants = self._other_claimants(entry, listener.bound)
+        if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
+            _may_share(entry, claimant) for claimant in claimants
         ):
             listener.vacates = True
         else:
-            listener.previous_configs.append(listener.bound)
+            self._add_previous(entry, listener.bound)
             listener.bound, listener.state = None, ListenerState.CLOSED
+
+    def _add_previous(self, entry: Entry, held: ServerConfig) -> None:
+        entry.listener.previous_configs.append(held)
+        self._leavers[held.key] = entry
 
     def check_address_free_or_wait(self, entry: Entry) -> bool:
         """Whether no other server uses the entry's address, so that the entry may open its listener.
@@ -242,6 +269,56 @@ class AddressRegistry:
         else:
             self._waiting[entry.name] = entry
         return free
+
+    def exchange(self, entry: Entry) -> list[Entry]:
+        """The other servers that take over one's address, directly or in a circle, in a change that is not complete.
+
+        They leave their previous addresses together, once all of them are ready at the new ones.
+        """
+        found, ahead = {entry.name: entry}, [entry]
+        while ahead:
+            each = ahead.pop()
+            near = [
+                other
+                for held in each.listener.previous_configs
+                for other in self._other_claimants(each, held)
+            ]
+            leaver = self._leavers.get(each.config.key, each)
+            if any(same_listener(held, each.config) for held in leaver.listener.previous_configs):
+                near.append(leaver)
+            for other in near:
+                if other.name not in found and _may_share(each, other):
+                    found[other.name] = other
+                    ahead.append(other)
+        return [other for other in found.values() if other is not entry]
+
+    def may_accept(self, entry: Entry) -> bool:
+        """Whether no worker of a server that leaves the entry's address accepts there any longer."""
+        leaver = self._leavers.get(entry.config.key, entry)
+        return leaver is entry or not any(
+            same_listener(worker.config, entry.config)
+            and not (worker.resting or worker.stopped_accepting or worker.phase is WorkerPhase.STOPPING)
+            for worker in leaver.observed.workers.values()
+        )
+
+    def may_leave(self, entry: Entry) -> bool:
+        """Whether the servers with which the entry exchanges addresses are ready at theirs, or have failed there."""
+        return not entry.listener.previous_configs or all(
+            other.has_ready_generation or other.failed or other.in_backoff for other in self.exchange(entry)
+        )
+
+    def is_claimed(self, entry: Entry, config: ServerConfig) -> bool:
+        """Whether another server has, or is to have, the address of a previous configuration of the entry."""
+        return bool(self._other_claimants(entry, config))
+
+    def parties(self, entry: Entry) -> list[Entry]:
+        """The servers in an exchange of addresses that may wait for the entry."""
+        if not self._leavers:
+            return []
+        keys = {worker.config.key for worker in entry.observed.workers.values()} - {entry.config.key}
+        near = [other for key in keys for other in self._registered.get(key, {}).values()]
+        near.append(self._leavers.get(entry.config.key, entry))
+        return [other for other in (*self.exchange(entry), *near) if other is not entry]
 
     def may_close(self, entry: Entry) -> bool:
         """Whether the listener of an entry that is being removed may be closed.
@@ -292,6 +369,8 @@ class AddressRegistry:
         """
         if entry.name in self._leaving and not self._has_address_to_release(entry):
             del self._leaving[entry.name]
+            if not self._leaving:
+                self._leavers.clear()
             for waiting in self._waiting.values():
                 self._queue.touch(waiting)
         if entry.is_fully_stopped:
@@ -310,17 +389,22 @@ class AddressRegistry:
 
     def _is_blocked_by(self, entry: Entry, other: Entry) -> bool:
         mine, listener = entry.config, other.listener
+        beside = listeners_beside(entry) if other is entry else []
         held = [
             *listener.previous_configs,
             *listener.releasing,
             *([listener.bound] if listener.bound is not None and other is not entry else []),
         ]
         for each in held:
-            if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
+            shared = same_listener(each, mine) and (
+                other.removed or (not same_listener(each, other.config) and _may_share(entry, other))
+            )
+            if overlaps(each.address, mine.address) and not (shared or each in beside):
                 return True
         # A draining worker may keep the port bound until it ends. This matters to a new listener only.
         return any(
-            overlaps(worker.config.address, mine.address) and not same_listener(worker.config, mine)
+            overlaps(worker.config.address, mine.address)
+            and not any(same_listener(worker.config, each) for each in (mine, *beside))
             for worker in other.observed.workers.values()
         )
 
@@ -346,6 +430,18 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
     accepting = [worker.config for worker in entry.observed.workers.values() if worker.phase not in LEAVING]
     return [
         held for held in listener.previous_configs if not any(same_listener(held, each) for each in accepting)
+    ]
+
+
+def listeners_beside(entry: Entry) -> list[ServerConfig]:
+    """The previous listeners of the entry beside which the one at its new, overlapping address is opened."""
+    abandoned = abandoned_listeners(entry)
+    return [
+        held
+        for held in entry.listener.previous_configs
+        if overlaps(held.address, entry.config.address)
+        and _may_stand_beside(held, entry.config)
+        and held not in abandoned
     ]
 
 

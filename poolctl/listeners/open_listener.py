@@ -65,18 +65,20 @@ def open_listener(
     inherited: Inherited | None = None,
     access: SocketAccess = PRIVATE,
     beside: Sequence[socket.socket] | None = None,
+    held: Sequence[socket.socket] = (),
 ) -> list[socket.socket]:
-    """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one.
+    """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one without `held`.
 
     `:8080` opens one for each IP version, `localhost` one for each loopback address of the name; `fd:NAME` takes the
     sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; the new
     file never gives more rights than `access`. Raises ListenError. Resolving a host name may block.
 
     If `beside` is not None, TCP sockets are only bound, and share the port with these listeners of this user at
-    overlapping addresses, which get all connections until the caller listens.
+    overlapping addresses, which get all connections until the caller listens. The TCP sockets `held` are open already:
+    only others that the address needs are opened.
     """
     if address.kind == "tcp":
-        sockets = _open_ports(address, beside)
+        sockets = _open_ports(address, beside, held)
     elif address.kind == "unix":
         sockets = [_listen_on_path(address, access)]
     elif address.kind == "fd":
@@ -323,12 +325,28 @@ def describe(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _open_ports(address: Address, beside: Sequence[socket.socket] | None) -> list[socket.socket]:
+def listen_alone(sockets: Iterable[socket.socket]) -> None:
+    """Listen on sockets that `open_listener` has only bound, because those beside them are about to be closed."""
+    for sock in sockets:
+        sock.listen(BACKLOG)
+
+
+def needed_listeners(address: Address, sockets: Sequence[socket.socket]) -> list[socket.socket]:
+    """Those of an address' sockets that it needs; `0.0.0.0:80` has the key of `:80`, but not its socket for IPv6."""
+    if address.key.startswith("0.0.0.0:") and not address.dual:
+        return [sock for sock in sockets if sock.family == socket.AF_INET]
+    return [*sockets]
+
+
+def _open_ports(
+    address: Address, beside: Sequence[socket.socket] | None, held: Sequence[socket.socket]
+) -> list[socket.socket]:
     opened: list[socket.socket] = []
     skipped: ListenError | None = None
     if address.port is None:
         raise ListenError(f"no port was chosen for {address.key}", bind=address.key)
-    wanted = resolve_bind_targets(address)
+    there = {(sock.family, sock.getsockname()[0]) for sock in held}
+    wanted = [each for each in resolve_bind_targets(address) if (each.family, each.host) not in there]
     for sock in beside or ():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
@@ -337,13 +355,14 @@ def _open_ports(address: Address, beside: Sequence[socket.socket] | None) -> lis
                 opened.append(_open_port(target, address.port, dual=address.dual, beside=beside))
             except OSError as error:
                 problem = port_error(address, target.host, error)
-                if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
+                alone = len(wanted) + len(held) == 1
+                if alone or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
                     raise problem from error
                 skipped = problem
     except BaseException:
         close_listener(opened)
         raise
-    if not opened and skipped is not None:
+    if not (opened or held) and skipped is not None:
         raise skipped
     return opened
 

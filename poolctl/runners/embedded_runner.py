@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
@@ -60,14 +60,14 @@ class ProcessRunner(LocalRunner):
     def __repr__(self) -> str:
         return f"<ProcessRunner {'started' if self._started else 'not started'}>"
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         if server.tls and server.tls is not True and server.tls.password_env:
             withhold_variables([server.tls.password_env])
         self._opened.add(server.key)
         self._cancel_idle_end()
         try:
             await self.start()
-            return await super().open(server)
+            return await super().open(server, beside)
         except BaseException:
             self._release_and_schedule_idle_end(server.key)
             raise

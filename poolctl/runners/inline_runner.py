@@ -59,15 +59,31 @@ class InlineRunner(Runner):
     def __repr__(self) -> str:
         return f"<InlineRunner {len(self._workers)} workers on {len(self._listeners)} listeners>"
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         _refuse_what_needs_a_process(server)
-        key = server.key
-        if key not in self._listeners:
-            address = server.address
-            inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
-            sockets = await self._opener.listen(address, inherited, server_socket_access(server))
-            self._listeners[key] = (sockets, open_listener.socket_file_identity(key))
-        return tuple(map(open_listener.describe, self._listeners[key][0]))
+        key, address = server.key, server.address
+        held, _ = self._listeners.get(key, ([], None))
+        if not held or (address.dual and len(held) == 1):
+            if others := {other: self._listeners[other][0] for other in beside if other in self._listeners}:
+                opened = await self._opener.bind_beside(address, others)
+            else:
+                inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
+                access = server_socket_access(server)
+                opened = await self._opener.listen(address, inherited, access, held=held)
+            self._listeners[key] = ([*held, *opened], open_listener.socket_file_identity(key))
+        return tuple(map(open_listener.describe, self._of(server)))
+
+    def _of(self, server: ServerConfig) -> list[socket.socket]:
+        return open_listener.needed_listeners(server.address, self._listeners[server.key][0])
+
+    def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
+        held, identity = self._listeners[server.key]
+        needed = self._of(server)
+        self._listeners[server.key] = needed, identity
+        surplus = [sock for sock in held if sock not in needed]
+        open_listener.refuse_new_connections(surplus)
+        open_listener.close_listener(surplus)
+        return tuple(map(open_listener.describe, needed))
 
     def change_socket_access(self, server: ServerConfig) -> None:
         sockets, _ = self._listeners.get(server.key, ([], None))
@@ -75,6 +91,7 @@ class InlineRunner(Runner):
 
     async def close(self, key: str) -> None:
         self.disarm(key)
+        self._opener.closing(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket is returned unchanged
             # A forked child of the embedding program may hold them.
@@ -92,7 +109,9 @@ class InlineRunner(Runner):
     async def check_startable(self, server: ServerConfig) -> None:
         """Do nothing: a worker in this process needs no other user, interpreter or program that could be missing."""
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
         worker = InlineWorker(
@@ -102,7 +121,7 @@ class InlineRunner(Runner):
             self._import_semaphore(),
             on_expired=lambda: self.events.expired(placement),
         )
-        worker.start(self._listeners[server.key][0])
+        worker.start(self._of(server), resting=resting)
         self._workers[placement.id] = worker
         return placement
 

@@ -61,10 +61,13 @@ class InlineWorker:
         self._verdict: Exit | None = None
         self._task: asyncio.Task[Exit]
 
-    def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Start the task that loads the application and serves it on these listeners."""
+    def start(self, listeners: Sequence[socket.socket], *, resting: bool = False) -> None:
+        """Start the task that loads the application and serves it on these listeners.
+
+        With `resting`, it accepts nothing until `set_accepting` is called.
+        """
         # A separate context, because the values of the caller's context must not reach requests.
-        work = self._load_and_serve(listeners)
+        work = self._load_and_serve(listeners, resting)
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._on_task_done)
 
@@ -126,7 +129,7 @@ class InlineWorker:
         if not self.exited.done():
             self.exited.set_result(verdict)
 
-    async def _load_and_serve(self, listeners: Sequence[socket.socket]) -> Exit:
+    async def _load_and_serve(self, listeners: Sequence[socket.socket], resting: bool) -> Exit:
         try:
             config = await self._load_uvicorn_config()
             self._uvicorn = PoolServer(
@@ -134,7 +137,7 @@ class InlineWorker:
                 state=self._state,
                 drain_seconds=self.server.drain_timeout,
                 stop_seconds=worker_spec.stop_seconds(self.server),
-                resting=self.server.health.gated,
+                resting=resting or self.server.health.gated,
                 failed="logger" if self.server.http.access_log == "errors" else None,
                 **worker_spec.connection_limits(self.server),
             )

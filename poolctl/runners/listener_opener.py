@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from poolctl.address import Address
@@ -25,6 +25,7 @@ from poolctl.listeners.open_listener import (
     Inherited,
     SocketAccess,
     close_listener,
+    listen_alone,
     open_listener,
 )
 from poolctl.listeners.port_ledger import is_free
@@ -43,6 +44,8 @@ class Opener:
     def __init__(self) -> None:
         self._searching: asyncio.Task[None] | None = None
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
+        # By the key of a listener that is only bound: the sockets, and the keys of the listeners beside them.
+        self._bound: dict[str, tuple[list[socket.socket], set[str]]] = {}
 
     async def listen(
         self,
@@ -50,18 +53,42 @@ class Opener:
         inherited: Inherited | None = None,
         access: SocketAccess = PRIVATE,
         beside: Sequence[socket.socket] | None = None,
+        held: Sequence[socket.socket] = (),
     ) -> list[socket.socket]:
         """Open the sockets of the address, and return them (see `open_listener`).
 
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
-        open_it = functools.partial(open_listener, address, inherited=inherited, access=access, beside=beside)
+        open_it = functools.partial(
+            open_listener, address, inherited=inherited, access=access, beside=beside, held=held
+        )
         try:
             return await _run_resolving_work(address, open_it, undo=close_listener)
         except ListenError as error:
             if error.taken is None:
                 raise
             raise with_holders(error, await self._holders(error.taken)) from error.__cause__
+
+    async def bind_beside(
+        self, address: Address, others: Mapping[str, Sequence[socket.socket]]
+    ) -> list[socket.socket]:
+        """Bind the sockets of a TCP address beside `others`, open at overlapping addresses, by key (see `listen`).
+
+        They get connections once a worker accepts from them, or all `others` are about to be closed: see `closing`.
+        """
+        beside = [sock for sockets in others.values() for sock in sockets]
+        opened = await self.listen(address, beside=beside)
+        self._bound[address.key] = opened, {*others}
+        return opened
+
+    def closing(self, key: str) -> None:
+        """Note that the listener of this key is about to be closed: what is bound beside it alone listens from now."""
+        self._bound.pop(key, None)
+        for bound, (sockets, others) in list(self._bound.items()):
+            others.discard(key)
+            if not others:
+                del self._bound[bound]
+                listen_alone(sockets)
 
     async def check_bindable(self, address: Address) -> None:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""

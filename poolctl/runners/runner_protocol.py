@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -158,8 +158,11 @@ class Runner(Protocol):
     in_this_process: bool
     usages: ProcessUsages
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
-        """Open the server's listeners, unless they are open; returns their addresses.
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
+        """Open the server's listeners that are not open yet; returns their addresses.
+
+        `beside` are the keys of open listeners at overlapping addresses, which keep their connections until a worker
+        accepts from the new ones, or `close` is called for all of them.
 
         Raises ServerError, which names the holder of an address in use, if known.
         """
@@ -168,6 +171,12 @@ class Runner(Protocol):
         """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError.
 
         Open and waiting connections stay. No effect for other addresses.
+        """
+
+    def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
+        """Close open listeners with the server's key that its address does not need; returns the addresses that stay.
+
+        `:8080` has the key of `0.0.0.0:8080`, and needs a listener for IPv6, too.
         """
 
     async def close(self, key: str) -> None:
@@ -211,8 +220,13 @@ class Runner(Protocol):
         Raises ServerError or WorkerFailed with the obstacle.
         """
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
+        """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed.
+
+        With `resting`, it accepts nothing until `set_accepting` is called; a command cannot rest.
+        """
 
     async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         """Wait until the worker begins to load its application (others may have to load first) or has ended."""

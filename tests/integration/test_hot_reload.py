@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl import Pool, PoolConfig, PoolRestartError, ServerConfig, State
+from poolctl.address import parse
 from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
@@ -142,6 +143,31 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
     pool.apply_sync([a, b, c.model_copy(update={"drain_timeout": 1.0})])
     assert instances([a, b, c]) == after
     assert {server.state for server in pool.values()} == {State.RUNNING}
+
+
+@pytest.mark.parametrize("wide", ["0.0.0.0", ""])
+def test_addresses_that_overlap_or_are_swapped_change_together_or_not_at_all(
+    pool: Pool, directory: Path, wide: str
+) -> None:
+    a, b = config(directory, "a"), config(directory, "b")
+    pool.apply_sync([a, b])
+    pool.start_sync()
+    before = instances([a, b])
+    here = a.address.port
+    swapped = [a.at(parse(b.bind)), b.at(parse(a.bind))]
+    wider = [a.at(parse(f"{wide}:{here}")), b]
+    for changed in (wider, swapped):
+        broken = changed[0].model_copy(update={"app": "tests.asgi_apps:nothing"})
+        with pytest.raises(PoolRestartError):
+            pool.apply_sync([broken, changed[1]])
+        assert instances([a, b]) == before
+    pool.apply_sync(wider)
+    after = instances(wider)
+    assert (after[0] != before[0], after[1]) == (True, before[1])
+    pool.apply_sync([a, b])
+    pool.apply_sync(swapped)
+    assert not {*instances([a, b])} & {*before, *after}
+    assert {server.bind: server.name for server in pool.values()} == {a.bind: "b", b.bind: "a"}
 
 
 @pytest.mark.heavy_variants

@@ -272,11 +272,12 @@ class Forker:
         woken: bool = False,
         hook: str = "",
         private: Address | None = None,
+        resting: bool = False,
     ) -> LocalWorker:
         """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
         `sockets` are the listeners that it inherits. A process of a proxied server opens the `private` address.
-        `woken` is set for the first worker after the server slept.
+        `woken` is set for the first worker after the server slept. For `resting`, see `Runner.place`.
 
         To run a server's hook command, pass the hook's name as `hook`, and the result of hook_config() as `server`.
         Raises WorkerFailed, or ServerError if something that the configuration names does not exist.
@@ -285,7 +286,9 @@ class Forker:
         forked_from = self._zygote_identity(server)
         return await self._zygotes.with_retry(
             forked_from,
-            lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook, private),
+            lambda: self._fork_once(
+                server, generation, index, sockets, forked_from, woken, hook, private, resting
+            ),
         )
 
     async def check_worker_prerequisites(self, server: ServerConfig) -> None:
@@ -347,6 +350,7 @@ class Forker:
         woken: bool,
         hook: str,
         private: Address | None,
+        resting: bool,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
         given = self.certificates.read_certificate_with_expiry_fallback(server, generation)
@@ -366,6 +370,7 @@ class Forker:
             if not hook:
                 spec["index"] = index
             spec["woken"] = woken
+            spec["resting"] = spec["resting"] or resting
             group = None if server.command else handover_group(server)
             placement = Placement.of(server.name, generation, index)
             worker = LocalWorker(self._children, self._events, placement, server, output, group, private)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -137,12 +137,12 @@ class LocalRunner(Runner):
         # `events` is set after the parts of this runner are made.
         return self.events
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self._wait_for_own_port(server)
         if server.address.kind == "fd":
             self.activator.disarm_and_hand_over(server.key)
-        await self.sockets.open(server)
+        await self.sockets.open(server, beside)
         if server.scale.min:
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
             self.adoptions.open(server)
@@ -150,6 +150,10 @@ class LocalRunner(Runner):
 
     def change_socket_access(self, server: ServerConfig) -> None:
         self.sockets.change_access(server)
+
+    def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
+        self.sockets.close_unneeded(server)
+        return tuple(self.sockets.endpoints(server.key))
 
     async def close(self, key: str) -> None:
         """Close the listeners of this address, and the connections that are queued for a worker."""
@@ -192,7 +196,9 @@ class LocalRunner(Runner):
         with self.children.recording_early_exits():
             return await self.forker.import_in_app_zygote(server, since)
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         """Fork a worker. Raises ServerError or WorkerFailed."""
         await self._wait_for_own_port(server)
         earlier = await asyncio.to_thread(listening_inodes, server) if server.binds_itself else set()
@@ -204,7 +210,9 @@ class LocalRunner(Runner):
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
             sockets = [] if server.is_proxied else self.sockets.share_with_worker(server)
-            worker = await self.forker.fork(server, generation, index, sockets, woken=woken, private=private)
+            worker = await self.forker.fork(
+                server, generation, index, sockets, woken=woken, private=private, resting=resting
+            )
             worker.earlier_listeners = earlier
             self._register(worker)
         self.routing.send_routes(worker)

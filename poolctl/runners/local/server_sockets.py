@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ class Sockets:
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
         """The server's listeners; empty for a command that has no address or binds its address itself."""
-        return self._open.get(server.key, [])
+        return open_listener.needed_listeners(server.address, self._open.get(server.key, []))
 
     def share_with_worker(self, server: ServerConfig) -> list[socket.socket]:
         """Return the server's listeners, to be given to a new worker; [] if the server has none.
@@ -88,44 +88,59 @@ class Sockets:
         """The addresses to which the listeners with this key are bound; empty if there are no listeners."""
         return [open_listener.describe(sock) for sock in self._open.get(key, ())]
 
-    async def open(self, server: ServerConfig) -> None:
-        """Open the server's listeners, unless they are open or the server has none. Raises ServerError.
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> None:
+        """Open the server's listeners that are not open yet. Raises ServerError. For `beside`, see `Runner.open`.
 
         For a command that binds a TCP address itself, only checks that the address is free. The gateway opens the
         address of a proxied server.
         """
-        key = server.key
-        if not server.listens or key in self._open or server.is_proxied:
+        key, held = server.key, self._open.get(server.key, [])
+        if not server.listens or server.is_proxied or (held and not (server.address.dual and len(held) == 1)):
             return
         try:
             if server.binds_itself:
                 if server.address.kind == "tcp":
                     await self._opener.check_bindable(server.address)
                 return
-            access = server_socket_access(server)
-            self._open[key] = await self._opener.listen(server.address, self.inherited, access)
+            if others := {other: self._open[other] for other in beside if other in self._open}:
+                opened = await self._opener.bind_beside(server.address, others)
+            else:
+                access = server_socket_access(server)
+                opened = await self._opener.listen(server.address, self.inherited, access, held=held)
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
+        if held and not opened:
+            return
+        self._open[key] = [*held, *opened]
         if server.command:
             # Blocking, as programs expect (sd_listen_fds(3)): the flag is shared by all processes that have the socket.
-            for sock in self._open[key]:
+            for sock in opened:
                 sock.setblocking(True)
         self._identities[key] = open_listener.socket_file_identity(key)
-        self._keeper.send(
-            {
-                "op": "put",
-                "name": f"{fd_store.LISTENER}{key}",
-                "meta": {"server": server.name, "shared": self.shared(key)},
-            },
-            self._open[key],
-        )
+        self._store(key, server.name)
+
+    def _store(self, key: str, name: str) -> None:
+        meta = {"server": name, "shared": self.shared(key)}
+        self._keeper.send({"op": "put", "name": f"{fd_store.LISTENER}{key}", "meta": meta}, self._open[key])
 
     def change_access(self, server: ServerConfig) -> None:
         """Give the file of the server's open Unix socket its configured mode and owner. Raises ServerError."""
         change_server_socket_access(server, self._open.get(server.key, ()))
 
+    def close_unneeded(self, server: ServerConfig) -> None:
+        """Close the listeners with the server's key that its address does not need, here and in the keeper."""
+        needed, held = self.of(server), self._open.get(server.key, [])
+        if len(needed) == len(held):
+            return
+        self._open[server.key] = needed
+        surplus = [sock for sock in held if sock not in needed]
+        open_listener.refuse_new_connections(surplus)
+        open_listener.close_listener(surplus)
+        self._store(server.key, server.name)
+
     async def close(self, key: str) -> None:
         """Close the listeners of this address here and in the keeper. Further connections are refused."""
+        self._opener.closing(key)
         sockets = self._open.pop(key, [])
         self._shared.discard(key)
         if not sockets:
@@ -147,6 +162,9 @@ class Sockets:
             self._shared.add(key)
         # The socket's options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
+        open_listener.listen_alone(
+            sock for sock in self._open[key] if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
         self._identities[key] = open_listener.socket_file_identity(key)
         return self._open[key]
 

@@ -372,6 +372,9 @@ class ConnectionAcceptor:
         sockets = [BatchLimitedListener(listener, self._server_state) for listener in self._listeners]
         try:
             if self._is_limited or config.ssl is not None:
+                # As asyncio's server does: a listener that was opened beside another one is only bound so far.
+                for sock in sockets:
+                    sock.listen(config.backlog)
                 return [OneByOneAcceptor(sock, self._serve_accepted, self._has_room) for sock in sockets]
             return [await loop.create_server(make, sock=sock, backlog=config.backlog) for sock in sockets]
         except BaseException:

@@ -222,7 +222,7 @@ def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
     children: list[subprocess.Popen[bytes]] = []
 
     def end() -> None:
-        wait_until((directory / "up").exists)
+        wait_until(lambda: walk.children and (directory / "up").exists())
         children.extend(walk.children)
         os.kill(os.getpid(), signal.SIGUSR1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poolctl import ServerConfig, ServerError
@@ -61,7 +61,7 @@ class SteppedRunner(ScriptedRunner):
         finally:
             self.steps.remove(step)
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         assert server.key not in self.opened, "it is open already"
         if not await self._exchange_for_subdirectory("open", server.key):
             raise ServerError("port is in use", hint="choose another")
@@ -77,7 +77,9 @@ class SteppedRunner(ScriptedRunner):
         if not await self._exchange_for_subdirectory("check", server.name):
             raise WorkerFailed("no worker can be forked")
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         assert server.key in self.opened, "a worker needs its listener"
         assert server.name not in self.armed, "a worker and what watches its listener are not to compete"
         if not await self._exchange_for_subdirectory("place", f"{server.name}.{generation}.{index}"):

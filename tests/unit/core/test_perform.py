@@ -466,7 +466,7 @@ def test_refusal_by_the_system_is_explained_with_its_fix() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web())
 
-        async def place(*_: Any) -> Any:
+        async def place(*_: Any, **__: Any) -> Any:
             raise OSError(errno.EMFILE, "Too many open files")
 
         pool.runner.place = place  # type: ignore[method-assign]
@@ -1780,9 +1780,9 @@ class ProgramRunner(LoggedRunner):
         await asyncio.sleep(0)  # a program ends after it is watched
         await super().wait_until_ready(placement)
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(self, server: ServerConfig, generation: int, index: int, **keys: Any) -> Placement:
         self.script["web"] = READY if server.binds_itself and self.may_bind else FAILS
-        return await super().place(server, generation, index)
+        return await super().place(server, generation, index, **keys)
 
 
 class ProgramCore(OrderedCore):
@@ -1889,9 +1889,9 @@ class AloneRunner(LoggedRunner):
     def printed(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.says,)
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(self, server: ServerConfig, generation: int, index: int, **keys: Any) -> Placement:
         others = any(each.endswith(f".{index}") for each in self.running)
-        placement = await super().place(server, generation, index)
+        placement = await super().place(server, generation, index, **keys)
         self.script[placement.id] = FAILS if others and self.alone else self.script.get("web", READY)
         return placement
 
@@ -2019,7 +2019,7 @@ def test_program_that_could_not_be_placed_or_is_late_leaves_the_old_process() ->
         assert problem.message.startswith("was not ready within 20ms: it has not accepted a connection on")
         assert list(pool.runner.running) == ["web.1.0"]
 
-        async def refuse(*args: Any) -> Placement:
+        async def refuse(*args: Any, **_: Any) -> Placement:
             raise OSError(errno.EAGAIN, "no process")
 
         pool.runner.place = refuse
@@ -2071,8 +2071,8 @@ def test_expired_certificate_of_a_new_worker_is_reported(
         used = None if used_days is None else time.time() + used_days * 86400
         place = pool.runner.place
 
-        async def placed(*args: Any) -> Placement:
-            return replace(await place(*args), certificate_ends=used)
+        async def placed(*args: Any, **keys: Any) -> Placement:
+            return replace(await place(*args, **keys), certificate_ends=used)
 
         pool.runner.place = placed  # type: ignore[method-assign]
         await pool.start()

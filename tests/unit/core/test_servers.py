@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -254,12 +255,26 @@ def test_a_stop_in_the_middle_of_a_move_closes_both_addresses() -> None:
     run(scenario())
 
 
-def test_an_address_that_overlaps_the_one_before_opens_after_it_has_closed() -> None:
+def test_an_address_that_overlaps_the_one_before_is_opened_beside_it() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(bind=A))
         await pool.start()
         pool.runner.log.clear()
         moved(pool, web(bind="0.0.0.0:8001"))
+        await turns(60)
+        log = [each for each in pool.runner.log if not each.startswith("drain")]
+        assert log == ["open web", "place web.2.0", "stop web.1.0 10", f"close {A}"]
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_an_overlapping_address_of_a_program_opens_after_the_one_before_has_closed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(program(bind=A))
+        await pool.start()
+        pool.runner.log.clear()
+        moved(pool, program(bind="0.0.0.0:8001"))
         await turns(60)
         assert pool.runner.log.index(f"close {A}") < pool.runner.log.index("open web")
         assert pool.runner.log.index("stop web.1.0 10") < pool.runner.log.index("open web")
@@ -267,6 +282,10 @@ def test_an_address_that_overlaps_the_one_before_opens_after_it_has_closed() -> 
         assert pool.states() == {"web": "running"}
 
     run(scenario())
+
+
+def program(**keys: Any) -> ServerConfig:
+    return ServerConfig(name="web", command=["program", "{fd}"], restart="no", **keys)
 
 
 def test_an_address_that_goes_to_another_server_stays_open_on_the_way() -> None:
@@ -692,13 +711,13 @@ def test_overlapping_address_opens_after_the_last_draining_worker_of_a_server_th
 
 def test_listener_that_was_to_be_vacated_stays_open_when_its_server_returns_to_its_address() -> None:
     async def scenario() -> None:
-        pool = OrderedCore(web(bind=A))
+        pool = OrderedCore(program(bind=A))
         await pool.start()
         entry = pool.core.entries["web"]
-        moved(pool, web(bind="0.0.0.0:8001"))
+        moved(pool, program(bind="0.0.0.0:8001"))
         await turns(1)
         assert entry.listener.vacates
-        moved(pool, web(bind=A))
+        moved(pool, program(bind=A))
         await turns(60)
         assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {A})
         assert not entry.listener.vacates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
@@ -81,7 +81,7 @@ class ScriptedRunner:
         self.asked: list[tuple[str, str, socket.socket]] = []
         self.replaced: list[str] = []  # workers ordered to end that hand their connections over
 
-    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+    async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         if server.name in self.unopenable:
             raise ServerError("port is in use by nobody in particular", hint="choose another")
         if server.key not in self.opened:
@@ -93,6 +93,9 @@ class ScriptedRunner:
         if server.address.kind == "unix":
             self.log.append(f"access {server.name}")
 
+    def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
+        return (server.key,)
+
     async def close(self, key: str) -> None:
         if key in self.opened:
             self.opened.discard(key)
@@ -102,7 +105,9 @@ class ScriptedRunner:
         if server.name in self.unplaceable:
             raise WorkerFailed("no worker can be forked", hint="look")
 
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+    async def place(
+        self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
+    ) -> Placement:
         assert server.key in self.opened or server.job
         placement = Placement.of(server.name, generation, index, where="nowhere", pid=1000 + generation)
         assert placement.id not in self.running, "an id is never used twice"
@@ -258,12 +263,12 @@ class SlowRunner(ScriptedRunner):
         self.may_close = asyncio.Event()
         self.may_close.set()
 
-    async def open(self, server):  # type: ignore[no-untyped-def]
+    async def open(self, server, beside=()):  # type: ignore[no-untyped-def]
         await self.may_open.wait()
-        others = [key for key in self.opened if key != server.key and parse(key).listens]
+        others = [key for key in self.opened if key not in (server.key, *beside) and parse(key).listens]
         if any(overlaps(parse(key), server.address) for key in others):
             raise ServerError("port is in use by ourselves")
-        return await super().open(server)
+        return await super().open(server, beside)
 
     async def close(self, key: str) -> None:
         await self.may_close.wait()
