@@ -189,6 +189,7 @@ _HARDENING = (
     "LockPersonality", "RestrictRealtime",
 )  # fmt: skip
 BACKLOG = 2048
+STORED_DESCRIPTORS = 4096
 
 
 class ServicePool(NamedTuple):
@@ -226,7 +227,9 @@ def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> st
     service = [
         ("#", "Ready when every enabled server has answered; `systemctl status` names those that have not."),
         ("Type", "notify"),
-        ("NotifyAccess", "all"),
+        ("NotifyAccess", "main"),
+        ("#", "A restart of the unit keeps the pool's sockets here: connections wait, and none is refused."),
+        ("FileDescriptorStoreMax", str(STORED_DESCRIPTORS)),
         ("ExecStart", systemd_command_line([*pool.poolctl, *files, "run"])),
         ("ExecReload", systemd_command_line([*pool.poolctl, *files, "reload"])),
         ("WorkingDirectory", escape_unit_value(directory_of(pool.files[0]) or "/")),

@@ -214,7 +214,9 @@ After=network-online.target
 [Service]
 # Ready when every enabled server has answered; `systemctl status` names those that have not.
 Type=notify
-NotifyAccess=all
+NotifyAccess=main
+# A restart of the unit keeps the pool's sockets here: connections wait, and none is refused.
+FileDescriptorStoreMax=4096
 ExecStart=/bin/poolctl -c "/srv/my shop/pool.toml" -c /srv/more.toml run
 ExecReload=/bin/poolctl -c "/srv/my shop/pool.toml" -c /srv/more.toml reload
 WorkingDirectory=/srv/my shop
