@@ -219,6 +219,16 @@ def replace_file(path: str, content: bytes) -> None:
         raise
 
 
+def load_or_create_secret(path: str, count: int) -> bytes:
+    """Read the secret of so many bytes in this file (mode 0600), or create it. Raises OSError."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if len(found := file.read(count)) == count:
+            return found
+    made = os.urandom(count)
+    replace_file(path, made)
+    return made
+
+
 def read_json_object(path: str) -> dict[str, Any]:
     """The JSON object in a file that `replace_file` has written; empty if the file is missing or damaged."""
     return _json_object_or_none(path) or {}

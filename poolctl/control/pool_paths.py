@@ -62,8 +62,9 @@ def runtime_root_candidates(env: Mapping[str, str]) -> list[str]:
     if explicit:
         return [os.path.abspath(explicit)]
     uid = os.geteuid()
-    first = "/run/poolctl" if uid == 0 else f"/run/user/{uid}/poolctl"
-    return [first, f"/tmp/poolctl-{uid}"]
+    # /run/poolctl-UID is made by a unit with `User=` (RuntimeDirectory=): /run/user/UID goes when the user logs out.
+    preferred = ["/run/poolctl"] if uid == 0 else [f"/run/poolctl-{uid}", f"/run/user/{uid}/poolctl"]
+    return [*preferred, f"/tmp/poolctl-{uid}"]
 
 
 def ensure_runtime_root(env: Mapping[str, str]) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import array
+import errno
 import os
 import socket
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
+# Too many descriptors are in flight for a moment (unix(7)).
+_IN_FLIGHT_SECONDS = 0.002
 
 
 def enabled(env: Mapping[str, str]) -> bool:
@@ -26,18 +30,33 @@ def is_main(env: Mapping[str, str]) -> bool:
     return env.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
 
 
-def notify(env: Mapping[str, str], *lines: str) -> bool:
-    """Send `lines`, such as READY, as one message; return whether it was sent. Never raises, never blocks."""
+def notify(
+    env: Mapping[str, str], *lines: str, fds: Sequence[int] = (), timeout_seconds: float = 0.0
+) -> bool:
+    """Send `lines`, such as READY, and descriptors as one message; return whether it was sent. Never raises.
+
+    Blocks while the service manager has no room for the message, but no longer than the timeout.
+    """
     name = env.get(SOCKET_VARIABLE, "")
     if name[:1] not in ("/", "@"):
         return False
     path = f"\0{name[1:]}" if name.startswith("@") else name
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            sock.sendto("\n".join(lines).encode(errors="replace"), path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(timeout_seconds)
+            message = "\n".join(lines).encode(errors="replace")
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            deadline = time.monotonic() + timeout_seconds
+            while True:
+                try:
+                    sock.sendmsg([message], rights, 0, path)
+                    return True
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                        return False
+                time.sleep(_IN_FLIGHT_SECONDS)
     except (OSError, ValueError):
         return False
-    return True
 
 
 def reloading() -> tuple[str, str]:

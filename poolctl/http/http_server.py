@@ -291,7 +291,7 @@ class HttpServer:
         finally:
             for task in (work, gone):
                 task.cancel()
-            await asyncio.wait({work, gone})
+            await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _refuse(
         self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 # Descriptors passed to the pool when it starts.
 CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
+# The listeners that an earlier run of the pool has stored in the service manager, by the name that they have there.
+# Their names begin so, and have this number of hexadecimal digits more. No name of a .socket unit has this form.
+RETURNED, RETURNED_DIGITS = "poolctl-", 32
 # The pool's lock (see pool_lock), which keeper and supervisor hold by this entry while either runs.
 LOCK = "lock"
 # Links to helper processes, and the record of the logger's move in progress. Zygotes (per interpreter, and per

@@ -8,9 +8,9 @@ new supervisor all reports that the old one has not acknowledged. PLAN is a JSON
 
 - `supervisor`: the supervisor's argument vector
 - `control`: the descriptor of its listener
-- `lifeline`: -1, or a pipe whose end of file requests the shutdown of the pool
+- `lifeline`: -1, or a socket whose end of file requests the shutdown of the pool
 - `lock`: -1, or the descriptor of the pool's lock
-- `inherited`: the names of systemd's sockets
+- `inherited`: the names of systemd's sockets, and of listeners that come back from its descriptor store
 - `begun`: the names of children started before the keeper; BEGUN holds their pids (see spawn.start_with_companions)
 - `without`: the variables removed from the environment of the other children
 
@@ -147,8 +147,11 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
     for name, fd in ((fd_store.LIFELINE, lifeline), (fd_store.LOCK, lock)):
         if fd >= 0:
             _keep(store, name, None, [fd])
-    if names:
-        _keep(store, fd_store.INHERITED, names, list(range(first, first + len(names))))
+    inherited = [*zip(names, range(first, first + len(names)), strict=True)]
+    if given := [each for each in inherited if not is_returned(each[0])]:
+        _keep(store, fd_store.INHERITED, [name for name, _ in given], [fd for _, fd in given])
+    for returned in sorted({name for name in names if is_returned(name)}):
+        _keep(store, returned, None, [fd for name, fd in inherited if name == returned])
     supervisor = None
     links = itertools.count(first + len(names))
     for name, pid, link in zip(plan["begun"], plan["pids"], links, strict=False):
@@ -162,6 +165,12 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
             meta = {"without": without, "pid": pid, "start": process_start(pid), "mark": __version__}
             _keep(store, name, meta, [link])
     return supervisor
+
+
+def is_returned(name: str) -> bool:
+    """Whether this is the name of listeners that an earlier run of a pool has stored in the service manager."""
+    digits = name.removeprefix(fd_store.RETURNED)
+    return name != digits and len(digits) == fd_store.RETURNED_DIGITS and not digits.strip("0123456789abcdef")
 
 
 def _keep(store: Store, name: str, meta: object, fds: list[int]) -> None:
@@ -735,7 +744,10 @@ class Keeper:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _terminate_if_lifeline_closed(self) -> None:
-        if not os.read(self._lifeline, 4096):
+        received = b""
+        with contextlib.suppress(ConnectionResetError):  # the other end has left notifications unread
+            received = os.read(self._lifeline, 4096)
+        if not received:
             self.store.drop(fd_store.LIFELINE)
             self._lifeline = -1
             self._request_shutdown()

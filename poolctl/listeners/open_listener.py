@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ def open_listener(
     access: SocketAccess = PRIVATE,
     beside: Sequence[socket.socket] | None = None,
     held: Sequence[socket.socket] = (),
+    returned: Sequence[socket.socket] = (),
 ) -> list[socket.socket]:
     """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one without `held`.
 
@@ -76,15 +78,22 @@ def open_listener(
     If `beside` is not None, TCP sockets are only bound, and share the port with these listeners of this user at
     overlapping addresses, which get all connections until the caller listens. The TCP sockets `held` are open already:
     only others that the address needs are opened.
+
+    A socket among `returned` that listens already at one of the addresses is used instead of a new one. All others are
+    closed, and so are all of them if this fails.
     """
-    if address.kind == "tcp":
-        sockets = _open_ports(address, beside, held)
-    elif address.kind == "unix":
-        sockets = [_listen_on_path(address, access)]
-    elif address.kind == "fd":
-        sockets = duplicate_inherited_listeners(address, inherited or {})
-    else:
-        raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
+    try:
+        if address.kind == "tcp":
+            sockets = _open_ports(address, beside, held, returned)
+        elif address.kind == "unix":
+            sockets = [_listen_on_path(address, access, returned)]
+        elif address.kind == "fd":
+            sockets = duplicate_inherited_listeners(address, inherited or {})
+        else:
+            raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
+    except BaseException:
+        refuse_and_close(returned)
+        raise
     for sock in sockets:
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -94,10 +103,18 @@ def open_listener(
     return sockets
 
 
-def _listen_on_path(address: Address, access: SocketAccess) -> socket.socket:
+def _listen_on_path(
+    address: Address, access: SocketAccess, returned: Sequence[socket.socket]
+) -> socket.socket:
     """Listen on the path; replaces a socket file on which no process listens. Raises ListenError."""
     name = os.path.basename(address.path)
     with _closing(_open_directory(address)) as directory:
+        with contextlib.suppress(OSError), _closing(_open_socket_file(name, directory)) as file:
+            for sock in returned:
+                if listens(sock) and _is_bound_to(sock, os.fstat(file)):
+                    _set_access(address, file, directory, access)
+                    return sock
+        refuse_and_close(returned)
         _clear_socket_path(address, directory)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -306,6 +323,22 @@ def refuse_new_connections(sockets: Iterable[socket.socket]) -> None:
             sock.shutdown(socket.SHUT_RD)
 
 
+def listens(sock: socket.socket) -> bool:
+    """Whether this is a stream socket that accepts connections."""
+    if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return False
+    # A Unix socket keeps that option when it was shut down.
+    shut_down = select.poll()
+    shut_down.register(sock, select.POLLRDHUP)
+    return not shut_down.poll(0)
+
+
+def refuse_and_close(sockets: Iterable[socket.socket]) -> None:
+    """Close listeners that other processes may hold, too: a new one could not bind the address meanwhile."""
+    refuse_new_connections(sockets)
+    close_listener(sockets)
+
+
 def close_listener(sockets: Iterable[socket.socket], identity: Identity | None = None) -> None:
     """Close the sockets; remove a Unix socket's file if it still has this `identity` (see socket_file_identity)."""
     for sock in sockets:
@@ -339,20 +372,32 @@ def needed_listeners(address: Address, sockets: Sequence[socket.socket]) -> list
 
 
 def _open_ports(
-    address: Address, beside: Sequence[socket.socket] | None, held: Sequence[socket.socket]
+    address: Address,
+    beside: Sequence[socket.socket] | None,
+    held: Sequence[socket.socket],
+    returned: Sequence[socket.socket],
 ) -> list[socket.socket]:
     opened: list[socket.socket] = []
     skipped: ListenError | None = None
     if address.port is None:
         raise ListenError(f"no port was chosen for {address.key}", bind=address.key)
-    there = {(sock.family, sock.getsockname()[0]) for sock in held}
-    wanted = [each for each in resolve_bind_targets(address) if (each.family, each.host) not in there]
+    open_there = {(sock.family, sock.getsockname()[0]) for sock in held}
+    wanted = [each for each in resolve_bind_targets(address) if (each.family, each.host) not in open_there]
+    there = {
+        target: sock
+        for target in wanted
+        for sock in returned
+        if _listens_at(sock, target, address.port, dual=address.dual)
+    }
+    refuse_and_close([sock for sock in returned if sock not in there.values()])
     for sock in beside or ():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         for target in wanted:
             try:
-                opened.append(_open_port(target, address.port, dual=address.dual, beside=beside))
+                opened.append(
+                    there.get(target) or _open_port(target, address.port, dual=address.dual, beside=beside)
+                )
             except OSError as error:
                 problem = port_error(address, target.host, error)
                 alone = len(wanted) + len(held) == 1
@@ -367,6 +412,19 @@ def _open_ports(
     return opened
 
 
+def _listens_at(sock: socket.socket, target: BindHost, port: int, *, dual: bool) -> bool:
+    """Whether this is the listener that `_open_port` would open for the target."""
+    if sock.family != target.family or not listens(sock) or sock.getsockname() != target.sockaddr(port):
+        return False
+    return sock.family != socket.AF_INET6 or (
+        bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) is _is_v6_only(target, dual=dual)
+    )
+
+
+def _is_v6_only(target: BindHost, *, dual: bool) -> bool:
+    return dual or target.host != "::"
+
+
 def _open_port(
     target: BindHost, port: int, *, dual: bool, beside: Sequence[socket.socket] | None
 ) -> socket.socket:
@@ -376,8 +434,7 @@ def _open_port(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, bool(beside))
         if target.family == socket.AF_INET6:
             # Always set, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).
-            only = 1 if dual or target.host != "::" else 0
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, _is_v6_only(target, dual=dual))
         sock.bind(target.sockaddr(port))
         if beside is None:
             sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may be detected here instead of in bind()

@@ -1,4 +1,4 @@
-"""Opens a server's listeners without blocking the event loop; blocking calls run in daemon threads."""
+"""Opens and closes listeners without blocking the event loop; blocking calls run in daemon threads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from typing import TypeVar
 
 from poolctl.address import Address
 from poolctl.daemon_threads import run_in_daemon_thread
+from poolctl.keeper import fd_store
 from poolctl.listeners.listen_errors import (
     MOST_SECONDS,
     Holder,
@@ -22,13 +24,21 @@ from poolctl.listeners.listen_errors import (
 )
 from poolctl.listeners.open_listener import (
     PRIVATE,
+    Identity,
     Inherited,
     SocketAccess,
     close_listener,
+    describe,
     listen_alone,
     open_listener,
+    refuse_and_close,
+    refuse_new_connections,
+    socket_file_identity,
 )
 from poolctl.listeners.port_ledger import is_free
+from poolctl.platform import close_promptly
+
+from .process_link import Link, stored_entries
 
 # The search has a shorter limit of its own, which cannot interrupt a read from /proc that hangs.
 _PATIENCE_SECONDS = 2 * MOST_SECONDS
@@ -38,10 +48,85 @@ T = TypeVar("T")
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Opener:
-    """Opens listeners. If addresses are in use, concurrent calls share one search for the processes that hold them."""
+class ManagerStore:
+    """The copies of the pool's listeners that the service manager holds while it restarts the pool's unit.
 
-    def __init__(self) -> None:
+    `manager` leads to the service manager, which gives the copies to the next run of the pool: those in the keeper's
+    store have come back in this way (see sd_pid_notify_with_fds(3)). The name of a listener is a hash of its address;
+    because of the key `secret`, no other program can give its own sockets such a name.
+    """
+
+    def __init__(self, manager: Link, keeper: Link, secret: bytes) -> None:
+        self._manager = manager
+        self._keeper = keeper
+        self._secret = secret
+        self._returned: dict[str, list[socket.socket]] = {}
+        self._stored: dict[str, Sequence[socket.socket]] = {}
+        # Set when the service manager ends this run of the pool: the listeners stay open for the next one.
+        self.stays_open = False
+
+    async def fetch_returned(self) -> None:
+        """Fetch the listeners that have come back."""
+        async for name, _ in stored_entries(self._keeper, fd_store.RETURNED):
+            _, fds = await self._keeper.call({"op": "get", "name": name})
+            sockets = self._returned[name] = []
+            for fd in fds:
+                try:
+                    sockets.append(socket.socket(fileno=fd))
+                except OSError:  # somebody else has stored it
+                    close_promptly(fd)
+
+    def holds(self, key: str) -> bool:
+        """Whether listeners of the canonical address `key` have come back and were not taken yet."""
+        return self._name_of(key) in self._returned
+
+    def take(self, key: str) -> list[socket.socket]:
+        """The listeners of this address that have come back; the caller owns them."""
+        return self._returned.pop(self._name_of(key), [])
+
+    def put(self, key: str, sockets: Sequence[socket.socket]) -> None:
+        """Have the service manager hold copies of these listeners, in place of those that it has for this address."""
+        name = self._name_of(key)
+        self._remove(name)
+        self._stored[name] = sockets
+        # FDPOLL=0: HAProxy's listeners do not listen yet, and would be removed for that.
+        self._manager.send({"notify": ["FDSTORE=1", "FDPOLL=0", f"FDNAME={name}"]}, sockets)
+
+    def remove(self, key: str, sockets: Sequence[socket.socket]) -> None:
+        """Have the service manager close its copies of these listeners, unless it has others for this address now."""
+        name = self._name_of(key)
+        if any(sock in sockets for sock in self._stored.get(name, sockets)):
+            self._stored.pop(name, None)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        self._manager.send({"notify": ["FDSTOREREMOVE=1", f"FDNAME={name}"]})
+        self._keeper.send({"op": "drop", "name": name})
+
+    def close_returned(self, wanted: Iterable[str] = ()) -> None:
+        """Close what has come back and was not taken, except the listeners of the addresses `wanted`."""
+        for name in self._returned.keys() - {self._name_of(key) for key in wanted}:
+            sockets = self._returned.pop(name)
+            refuse_new_connections(sockets)
+            for sock in sockets:
+                close_listener([sock], socket_file_identity(describe(sock)))
+            self._remove(name)
+
+    def _name_of(self, key: str) -> str:
+        return (
+            fd_store.RETURNED
+            + blake2b(key.encode(), key=self._secret, digest_size=fd_store.RETURNED_DIGITS // 2).hexdigest()
+        )
+
+
+class Opener:
+    """Opens and closes listeners, of which the service manager has copies if there is a `manager`.
+
+    If addresses are in use, concurrent calls share one search for the processes that hold them.
+    """
+
+    def __init__(self, manager: ManagerStore | None = None) -> None:
+        self.manager = manager
         self._searching: asyncio.Task[None] | None = None
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
         # By the key of a listener that is only bound: the sockets, and the keys of the listeners beside them.
@@ -55,15 +140,58 @@ class Opener:
         beside: Sequence[socket.socket] | None = None,
         held: Sequence[socket.socket] = (),
     ) -> list[socket.socket]:
-        """Open the sockets of the address, and return them (see `open_listener`).
+        """Open the sockets of the address, or use those that come back, and return them (see `open_listener`).
 
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
+        if (manager := self.manager) is None or address.kind == "fd":
+            return await self._open(address, inherited, access, beside, held)
+        returned = manager.take(address.key)
+        try:
+            sockets = await self._open(address, inherited, access, beside, held, returned)
+        except BaseException:
+            if returned:
+                manager.remove(address.key, returned)
+            raise
+        manager.put(address.key, [*held, *sockets])
+        return sockets
+
+    def close(self, key: str, sockets: Sequence[socket.socket], identity: Identity | None) -> None:
+        """Close the listeners of the canonical address `key`; connections are refused, whoever else holds them.
+
+        Sockets that a `.socket` unit has passed stay open there. The others stay open in the service manager's store if
+        it ends this run of the pool: the next run gets them.
+        """
+        manager = self.manager
+        if key.startswith("fd:") or (manager is not None and manager.stays_open):
+            close_listener(sockets)
+            return
+        # A worker that is about to exit, or a process that hangs, may hold one.
+        refuse_new_connections(sockets)
+        close_listener(sockets, identity)
+        if manager is not None:
+            manager.remove(key, sockets)
+
+    async def _open(
+        self,
+        address: Address,
+        inherited: Inherited | None,
+        access: SocketAccess,
+        beside: Sequence[socket.socket] | None = None,
+        held: Sequence[socket.socket] = (),
+        returned: Sequence[socket.socket] = (),
+    ) -> list[socket.socket]:
         open_it = functools.partial(
-            open_listener, address, inherited=inherited, access=access, beside=beside, held=held
+            open_listener,
+            address,
+            inherited=inherited,
+            access=access,
+            beside=beside,
+            held=held,
+            returned=returned,
         )
         try:
-            return await _run_resolving_work(address, open_it, undo=close_listener)
+            return await _run_resolving_work(address, open_it, undo=refuse_and_close)
         except ListenError as error:
             if error.taken is None:
                 raise
@@ -94,7 +222,7 @@ class Opener:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""
         if not await _run_resolving_work(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
-            close_listener(await self.listen(address))
+            close_listener(await self._open(address, None, PRIVATE))
 
     async def _holders(self, place: Place) -> list[Holder]:
         loop, search = asyncio.get_running_loop(), self._searching

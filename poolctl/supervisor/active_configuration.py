@@ -42,6 +42,7 @@ from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import read_json_object, replace_file
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
@@ -86,7 +87,8 @@ def default_name(file: str) -> str:
 class ActiveConfiguration:
     """The configuration that a pool runs with. The servers themselves are held by the core, as entries.
 
-    `environments` holds, by server name, the variables that commands have set.
+    `environments` holds, by server name, the variables that commands have set. `comes_back` says of a canonical address
+    whether its listener was kept over the restart of the pool.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class ActiveConfiguration:
         store: StateStore,
         environments: dict[str, Mapping[str, str]],
         reader: ConfigurationReader,
+        comes_back: Callable[[str], bool] = lambda key: False,
     ) -> None:
         self.files = list(files)
         self.name = default_name(files[0])
@@ -116,6 +119,7 @@ class ActiveConfiguration:
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
         self._reader = reader
+        self._comes_back = comes_back
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()
         self._port_range = (0, 0)
@@ -256,7 +260,9 @@ class ActiveConfiguration:
         resolved = []
         for server in servers:
             if server.address.auto:
-                before = ledger.forget_port_in_use(server.name, server.address) if stopped else None
+                before = None
+                if stopped and not self._has_kept_port(ledger, server):
+                    before = ledger.forget_port_in_use(server.name, server.address)
                 port = ledger.assign_port(server.name, server.address, avoid=taken, vacated=vacated)
                 if before is not None:
                     self.moved_ports[server.name] = before, port
@@ -264,6 +270,15 @@ class ActiveConfiguration:
                 server = server.at(server.address.with_port(port))
             resolved.append(server)
         return with_resolved_references(resolved)
+
+    def keys_to_listen_on(self, servers: Iterable[ServerConfig]) -> list[str]:
+        """The canonical addresses at which the pool listens if all of these servers run that are not disabled."""
+        own = [each.key for each in servers if each.listens and not (each.disabled or each.binds_itself)]
+        return [*own, *(address.key for _, address in named_addresses(self.tables) if address)]
+
+    def _has_kept_port(self, ledger: PortLedger, server: ServerConfig) -> bool:
+        port = ledger.known(server.name)
+        return port is not None and self._comes_back(server.address.with_port(port).key)
 
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
@@ -455,13 +470,14 @@ def _digest(server: ServerConfig) -> str:
 
 
 class SupervisorContext(NamedTuple):
-    """The pool's configuration, its connection to the keeper (the parent process), its directories, and its helpers."""
+    """The pool's configuration, its link to the keeper, its directories, its helpers, and what opens its listeners."""
 
     configuration: ActiveConfiguration
     keeper: Link
     directory: str
     state_directory: str
     helpers: Helpers
+    opener: Opener
 
 
 def _ports(tables: Tables) -> set[int]:

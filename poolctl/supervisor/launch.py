@@ -33,7 +33,10 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class LaunchedKeeper(NamedTuple):
-    """The keeper's pid (0: the pool already ran), and a descriptor that ends the pool when closed (-1: none)."""
+    """The keeper's pid (0: the pool already ran), and a socket that ends the pool when closed (-1: none).
+
+    The supervisor sends its notifications for the service manager to this socket (see supervisor.systemd).
+    """
 
     keeper_pid: int = 0
     lifeline: int = -1
@@ -136,10 +139,10 @@ def _start_keeper(
         fds = [ours.enter_context(listen(path)).fileno()]
         write = -1
         if lifeline:
-            read, write = os.pipe()
-            ours.callback(os.close, read)
+            kept, given = wire.pair()
+            fds.append(ours.enter_context(given).fileno())
+            write = kept.detach()
             if_failed.callback(os.close, write)
-            fds.append(read)
         place_of_lock = 3 + len(fds) if lock >= 0 else -1
         fds += [lock] if lock >= 0 else []
         inherited, names = _inherited(env)
@@ -161,6 +164,9 @@ def _start_keeper(
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
         keeper_pid = start_with_companions(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
+        if lifeline:  # the caller goes on: what the pool closes must not stay open here
+            for fd in inherited:
+                os.close(fd)
         return LaunchedKeeper(keeper_pid, write)
 
 

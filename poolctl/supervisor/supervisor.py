@@ -37,9 +37,10 @@ from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.platform import damaged_files, release_freed_memory, replace_file
+from poolctl.platform import damaged_files, load_or_create_secret, release_freed_memory, replace_file
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.left_overs import ProcessNotes
+from poolctl.runners.listener_opener import ManagerStore, Opener
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import AdoptedWorker
@@ -59,7 +60,7 @@ from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutputReporter
 from .observers.pool_metrics import HealthReporter, PoolMetrics, metrics_address
 from .statistics import Statistics, Totals
-from .systemd import SystemdNotifier
+from .systemd import SystemdNotifier, link_to_run
 from .takeover.keeper_replacement import KeeperExitWatchdog, KeeperWatch, hand_over_to_new_keeper
 from .takeover.killed_pool import KilledPool
 from .takeover.state_store import SaveTimer, StateStore
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 KEEPER_FD = 3
+# In the state directory: the key of the names that listeners have in the service manager's store.
+_LISTENER_NAMES, _SECRET_BYTES = "listener-names.key", 32
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
 # After this time, the memory that the start of many servers needs briefly has been freed.
@@ -126,7 +129,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await self._lock.share_or_acquire()
         with contextlib.suppress(OSError):
             restore_private_directory(self.directory)
+        self._run = await link_to_run(keeper, os.environ)
         self._make_parts(hello)
+        if (manager := self._opener.manager) is not None:
+            await manager.fetch_returned()
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
         for report in self._early_exits:
@@ -155,6 +161,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         state_directory = self._ensure_state_directory()
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
+        manager = None
+        if self._run is not None:
+            secret = load_or_create_secret(os.path.join(state_directory, _LISTENER_NAMES), _SECRET_BYTES)
+            manager = ManagerStore(self._run, self._keeper, secret)
+        self._opener = Opener(manager)
         soft, hard = hello["open_files"]
         self._notes = ProcessNotes(self.directory)
         self._helpers = Helpers(self._keeper, self.directory, self._notes)
@@ -168,6 +179,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             logs_directory=logs,
             environments=environments,
             notes=self._notes,
+            opener=self._opener,
         )
         self.runner = LocalRunner(site)
         self.runner.events = self
@@ -176,10 +188,15 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._save_timer = SaveTimer(self._save_changes)
         reader = ConfigurationReader()
         self._configuration = ActiveConfiguration(
-            self.files, state_directory, self._store, environments, reader
+            self.files,
+            state_directory,
+            self._store,
+            environments,
+            reader,
+            manager.holds if manager is not None else lambda key: False,
         )
         self._environment = SupervisorContext(
-            self._configuration, self._keeper, self.directory, state_directory, self._helpers
+            self._configuration, self._keeper, self.directory, state_directory, self._helpers, self._opener
         )
         self.events = EventBus(self._clock)
         self._killed = KilledPool(self.events)
@@ -212,6 +229,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if servers is None:
             self._control.replace_listener(listener)
             servers = await self._configuration.try_read_first_servers()
+        if (manager := self._opener.manager) is not None and not self._configuration.problems:
+            # Before an address is opened that one of them may occupy.
+            manager.close_returned(self._configuration.keys_to_listen_on(servers))
         await self._create_core_with_parts(servers)
         await self._adopt_workers_and_start_recording()
         if not self._calm:
@@ -310,7 +330,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await address.wait_for_opening_attempt()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
-            self._notifier = SystemdNotifier(os.environ, self.core)
+            self._notifier = SystemdNotifier(os.environ, self.core, self._run)
             self._perform = self._notifier.wrap(self._verbs.handle)
 
     def _report_calm_and_schedule_restart(self) -> None:
@@ -461,7 +481,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
-                await self._verbs.perform("stop", Call(Selector(), {}, lambda line: None))
+                options = {"unit": self._terminating}
+                await self._verbs.perform("stop", Call(Selector(), options, lambda line: None))
         self.schedule_shutdown_and_get_keeper_pid()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
@@ -476,6 +497,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._save_at_once()
         result = await self._parts.wait_for_effects(verb, call, result)
         if verb == "start":
+            if (manager := self._opener.manager) is not None:
+                manager.close_returned()  # of servers that do not run
             notices = (*self._killed.take_notices(), *self._damage)
             self._damage = []
             result = replace(result, warnings=(*result.warnings, *notices))
@@ -488,6 +511,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         for part in self._parts:
             await part.finish()
         await self.runner.end_left_groups()
+
+    def leave_listeners_open(self) -> bool:
+        if (manager := self._opener.manager) is not None:
+            manager.stays_open = True
+        return manager is not None
 
     @property
     def _metrics_problems(self) -> list[str]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from poolctl.control import sd_notify
 from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
+from poolctl.keeper import fd_store
+from poolctl.runners.process_link import Link
 from poolctl.states import in_words
 
 _SOON_SECONDS = 0.05
@@ -18,16 +24,33 @@ _SOON_SECONDS_OF_SERVER = 0.0006
 _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
 
+async def link_to_run(keeper: Link, env: Mapping[str, str]) -> Link | None:
+    """A link to `poolctl run`, the main process of a unit, which passes notifications on to the service manager.
+
+    None without a service manager, or if the unit's main process is the keeper: then this process notifies it directly.
+    """
+    if not sd_notify.enabled(env):
+        return None
+    _, fds = await keeper.call({"op": "get", "name": fd_store.LIFELINE})
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            return Link(socket.socket(fileno=fd))
+        os.close(fd)  # a pipe, of a `run` before this version
+    return None
+
+
 class SystemdNotifier:
     """Notifies systemd of the pool's state, on the running event loop, until `stop`.
 
     It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats
     all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the
-    supervisor.
+    supervisor. `run` is the link to `poolctl run` (see `link_to_run`).
     """
 
-    def __init__(self, env: Mapping[str, str], core: Core) -> None:
-        self._env = env
+    def __init__(self, env: Mapping[str, str], core: Core, run: Link | None = None) -> None:
+        self._tell: Callable[..., object] = partial(sd_notify.notify, env)
+        if run is not None:
+            self._tell = lambda *lines: run.send({"notify": lines})
         self._core = core
         self._ready = self._stopping = False
         self._reloads = 0
@@ -60,20 +83,20 @@ class SystemdNotifier:
         """Notify systemd that the pool ends. From then on, only the watchdog is notified."""
         if not self._stopping:
             self._stopping = True
-            sd_notify.notify(self._env, sd_notify.STOPPING, sd_notify.status("stopping"))
+            self._tell(sd_notify.STOPPING, sd_notify.status("stopping"))
 
     @asynccontextmanager
     async def _reloading(self) -> AsyncIterator[None]:
         # Only once ready: before that, systemd would mistake the end of the reload for the end of the start.
         if self._ready and not self._reloads and not self._stopping:
-            sd_notify.notify(self._env, *sd_notify.reloading())
+            self._tell(*sd_notify.reloading())
         self._reloads += 1
         try:
             yield
         finally:
             self._reloads -= 1
             if self._ready and not self._reloads and not self._stopping:
-                sd_notify.notify(self._env, sd_notify.READY)
+                self._tell(sd_notify.READY)
             self._schedule_notification()
 
     def _notify(self) -> None:
@@ -90,10 +113,10 @@ class SystemdNotifier:
             self._status = line
             lines.append(line)
         if lines:
-            sd_notify.notify(self._env, *lines)
+            self._tell(*lines)
 
     def _ping_watchdog(self) -> None:
-        sd_notify.notify(self._env, sd_notify.WATCHDOG)
+        self._tell(sd_notify.WATCHDOG)
         asyncio.get_running_loop().call_later(self._period_seconds, self._ping_watchdog)
 
 

@@ -28,13 +28,11 @@ from poolctl.listeners.open_listener import (
     PRIVATE,
     Identity,
     SocketAccess,
-    close_listener,
-    refuse_new_connections,
     socket_file_identity,
 )
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.listener_opener import Opener, in_daemon_thread
+from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 
 from .active_configuration import SupervisorContext
@@ -137,7 +135,7 @@ class WebServer(HelperOwner[WebProcess]):
 
     def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
         self.keeper, self.events = environment.keeper, events
-        self._directory = environment.directory
+        self._directory, self.opener = environment.directory, environment.opener
         self._helper = environment.helpers.add(WEB, self, WebProcess)
         self._orders: dict[str, Order] = {}  # by table
         self._closed: set[str] = set()  # the tables that were served or might have been
@@ -275,7 +273,6 @@ class WebAddress(Generic[OfTable]):
         self._name = table
         self._settings_of = settings_of
         self._entry = f"{fd_store.WEB_LISTENER}{table}"
-        self._opener = Opener()
         self._failure = ""  # why it cannot be opened, or its settings cannot be made
         self._noted = ""  # the problem of which there is an event
         self._open: str | None = None
@@ -391,7 +388,7 @@ class WebAddress(Generic[OfTable]):
             await self._shut()
         if self._open is None:
             access = PRIVATE if mode is None else SocketAccess(mode)
-            self._listeners = await self._opener.listen(parse(bind), access=access)
+            self._listeners = await self.web.opener.listen(parse(bind), access=access)
             self._open, self._identity = wanted, socket_file_identity(bind)
             fds = [sock.fileno() for sock in self._listeners]
             self.web.keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
@@ -417,8 +414,7 @@ class WebAddress(Generic[OfTable]):
         if self._open is not None:
             self._order = None
             await self.web.close(self._name)
-            refuse_new_connections(self._listeners)  # a process that hangs still has them
-            close_listener(self._listeners, self._identity)
+            self.web.opener.close(_bind_of(self._open), self._listeners, self._identity)
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
                 await self.web.keeper.call({"op": "drop", "name": self._entry})

@@ -45,9 +45,9 @@ WITHIN = {
         "active_configuration": 3, "web_addresses": 4, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {
-        "withheld_variables": 0, "socket_access": 0, "listener_opener": 0, "left_overs": 0, "process_link": 1,
-        "stack_report": 2, "process_usage": 2, "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4,
-        "helper_process": 4, "local": 5,
+        "withheld_variables": 0, "socket_access": 0, "left_overs": 0, "process_link": 1,
+        "listener_opener": 2, "stack_report": 2, "process_usage": 2, "runner_protocol": 3, "worker_spec": 4,
+        "supervised_process": 4, "helper_process": 4, "local": 5,
     },
     "runners.local": {
         "server_sockets": 0, "output_pipes": 0, "zygotes": 1, "local_worker": 2, "forking": 3, "activation": 3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from poolctl.config import (
     maximum_pool_stop_seconds,
     variables_referenced_without_default,
 )
-from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
+from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE, runtime_root_candidates
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.feature import features
 from poolctl.platform import user_name
@@ -75,6 +76,7 @@ class Files:
     texts: Mapping[str, str]
     made_by: str
     next_commands: str  # to be run once the files are written
+    install_commands: str = ""  # to be run after they were only printed: they write them, too
     warnings: Sequence[str] = ()
 
 
@@ -107,6 +109,8 @@ def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
         outcome = Outcome([ExportedFile(name=name, text=text) for name, text in files.texts.items()])
         if output is None:
             outcome.text = "\n".join(f"# {name}\n{text}" for name, text in files.texts.items())
+            if files.install_commands and not place.quiet:
+                sys.stderr.write(f"to install: {files.install_commands}\n")
     outcome.warnings += files.warnings
     return outcome
 
@@ -135,20 +139,37 @@ def _units(place: Place, wanted: Wanted) -> Files:
     script = os.path.join(os.path.dirname(sys.executable), "poolctl")
     command = [script] if os.path.exists(script) else [sys.executable, "-m", "poolctl"]
     user = user_name(os.geteuid()) if os.geteuid() else ""
-    pool = ServicePool(name, ref.files, list(config), command, os.environ, listen, user, seconds)
     of_user = wanted.for_user
+    runtime = runtime_root_candidates({})[0]
+    pool = ServicePool(name, ref.files, list(config), command, os.environ, listen, user, seconds, runtime)
     try:
         texts = units(pool, of_user=of_user)
     except ValueError as wrong:
         raise Failure(Outcome.failed(FAILED, str(wrong))) from None
-    systemctl = "systemctl --user" if of_user else "systemctl"
-    to_enable = " ".join(texts)
-    commands = f"{systemctl} daemon-reload && {systemctl} enable --now {to_enable}"
+    systemctl = "systemctl --user" if of_user else "sudo systemctl" if user else "systemctl"
+    commands = f"{systemctl} daemon-reload && {systemctl} enable --now {' '.join(texts)}"
+    place_of_units = "~/.config/systemd/user" if of_user else "/etc/systemd/system"
+    into = place_of_units
+    if of_user:
+        commands += " && loginctl enable-linger"  # else the pool ends when the user logs out
+    elif user:
+        into = str(wanted.into or "units")
+        paths = shlex.join(os.path.normpath(os.path.join(into, name)) for name in texts)
+        commands = f"sudo cp {paths} {place_of_units} && {commands}"
+    words = [*command, *(word for file in ref.files for word in ("-c", file)), "export", "systemd"]
+    words += [*(["--user"] if of_user else []), *(f"--listen={given}" for given in wanted.listen or [])]
+    install = f"{shlex.join(words)} --directory {into} && {commands}"
     warnings = []
     if missing := missing_variables(pool):
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
         warnings = [f"the service lacks these variables: {', '.join(missing)}; put them into {file}"]
-    return Files(texts=texts, made_by=MADE_BY, next_commands=commands, warnings=warnings)
+    return Files(
+        texts=texts,
+        made_by=MADE_BY,
+        next_commands=commands,
+        install_commands=install,
+        warnings=warnings,
+    )
 
 
 def _write_files(directory: str, files: Files) -> Outcome:
@@ -189,6 +210,7 @@ _HARDENING = (
     "LockPersonality", "RestrictRealtime",
 )  # fmt: skip
 BACKLOG = 2048
+STORED_DESCRIPTORS = 4096
 
 
 class ServicePool(NamedTuple):
@@ -202,6 +224,7 @@ class ServicePool(NamedTuple):
     listen: Mapping[str, str]
     user: str = ""  # the user that runs the service, "" for root
     tables_seconds: float = 0.0  # how long a stop may take when every server has been stopped
+    runtime_directory: str = ""  # of the user's pools, where systemd makes it
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
@@ -226,11 +249,13 @@ def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> st
     service = [
         ("#", "Ready when every enabled server has answered; `systemctl status` names those that have not."),
         ("Type", "notify"),
-        ("NotifyAccess", "all"),
+        ("NotifyAccess", "main"),
+        ("#", "A restart of the unit keeps the pool's sockets here: connections wait, and none is refused."),
+        ("FileDescriptorStoreMax", str(STORED_DESCRIPTORS)),
         ("ExecStart", systemd_command_line([*pool.poolctl, *files, "run"])),
         ("ExecReload", systemd_command_line([*pool.poolctl, *files, "reload"])),
         ("WorkingDirectory", escape_unit_value(directory_of(pool.files[0]) or "/")),
-        *([("User", escape_unit_value(pool.user))] if pool.user and not of_user else []),
+        *(_user_entries(pool) if pool.user and not of_user else ()),
         *(
             ("Environment", quote_unit_word(f"{name}={pool.env[name]}"))
             for name in _PASSED_VARIABLES
@@ -255,6 +280,15 @@ def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> st
     wanted_by = "default.target" if of_user else "multi-user.target"
     comments = [MADE_BY, "The pool: " + ", ".join(re.sub(r"[\x00-\x1f]", "?", file) for file in pool.files)]
     return render(comments, [("Unit", unit), ("Service", service), ("Install", [("WantedBy", wanted_by)])])
+
+
+def _user_entries(pool: ServicePool) -> Iterable[tuple[str, str]]:
+    yield "User", escape_unit_value(pool.user)
+    if pool.runtime_directory and not pool.env.get(RUNTIME_VARIABLE):
+        yield "#", "For the control socket: /run/user/UID goes when the user logs out."
+        yield "RuntimeDirectory", os.path.basename(pool.runtime_directory)
+        yield "RuntimeDirectoryMode", "0700"
+        yield "RuntimeDirectoryPreserve", "yes"
 
 
 def _environment_file(pool: ServicePool, *, of_user: bool) -> str:

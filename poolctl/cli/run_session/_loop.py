@@ -1,4 +1,4 @@
-"""Waits on the session's loop: for signals, the end of a pipe, and calls that may block."""
+"""Waits on the session's loop: for signals, and calls that may block."""
 
 from __future__ import annotations
 
@@ -45,16 +45,6 @@ def received_signals(
         loop.remove_reader(descriptor)
         os.close(descriptor)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-async def until_closed(pipe: int) -> None:
-    """Wait until the other end of the pipe is closed."""
-    loop, closed = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(pipe, closed.set)  # an error, which is always reported (POLLERR)
-    try:
-        await closed.wait()
-    finally:
-        loop.remove_reader(pipe)
 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:

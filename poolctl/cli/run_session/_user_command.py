@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from poolctl.address import AddressError, parse
@@ -22,7 +22,7 @@ from poolctl.keeper.left_children import SI_KERNEL, end_processes, left_children
 from poolctl.keeper.reap import children, deliver
 from poolctl.platform import subreaper
 
-from ._loop import in_thread, received_signals, until_closed
+from ._loop import in_thread, received_signals
 from .signals import FORWARDED_SIGNALS
 
 # Signals ignored by Python, which programs expect at their default.
@@ -37,14 +37,14 @@ async def run_to_end(
     env: Mapping[str, str],
     *,
     stdout: int | None = None,
-    lifeline: int = -1,
+    pool_ended: Callable[[], Awaitable[object]] | None = None,
     unwanted: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run the user's command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
 
-    Processes that it leaves behind get SIGTERM, and SIGKILL after LEFT_SECONDS. If the other end of the pipe `lifeline`
-    is closed and `unwanted` returns true, the command gets SIGTERM. `stdout` replaces its standard output. Raises
-    Failure (exit 126 or 127) if the command cannot be run.
+    Processes that it leaves behind get SIGTERM, and SIGKILL after LEFT_SECONDS. If `pool_ended` returns, and `unwanted`
+    returns true, the command gets SIGTERM. `stdout` replaces its standard output. Raises Failure (exit 126 or 127) if
+    the command cannot be run.
     """
     others = set(children())
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -60,15 +60,15 @@ async def run_to_end(
         with contextlib.suppress(PermissionError):  # such as sudo(8)
             deliver(partial(os.kill, pid), number)
 
-    async def end_if_unwanted() -> None:
-        await until_closed(lifeline)
+    async def end_if_unwanted(pool_ended: Callable[[], Awaitable[object]]) -> None:
+        await pool_ended()
         if unwanted() and not ended.done():
             send(signal.SIGTERM)
 
     with subreaper():
         with received_signals((signal.SIGCHLD, *FORWARDED_SIGNALS), receive):
             pid = _spawn(path, command, env, stdout)
-            watching = asyncio.ensure_future(end_if_unwanted()) if lifeline >= 0 else None
+            watching = asyncio.ensure_future(end_if_unwanted(pool_ended)) if pool_ended is not None else None
             status = await ended
             if watching is not None:
                 watching.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -42,7 +43,8 @@ from poolctl.monitor.journal import JournalEvent
 
 from ._end_of_work import end_of_work
 from ._failure_report import death_lines, find_logs, last_lines, log_sections
-from ._loop import in_thread, until_closed
+from ._lifeline import Lifeline
+from ._loop import in_thread
 from ._pool_events import PoolEventFollower
 from ._server_output import ServerOutput, own_line
 from ._standard_error import StandardError
@@ -63,7 +65,7 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 
 
 class RunSession:
-    """One invocation of `poolctl run`. Its pool ends when `keeper.lifeline` is closed.
+    """One invocation of `poolctl run`. Its pool ends when `keeper.lifeline` is closed, which this object owns.
 
     `request` is the one to start the servers. `command` is the user's, empty without one, and `path` its program.
     `stop_signals` are blocked. `limit_seconds` limits the time to stop the pool. With `objects`, lines are JSON
@@ -114,6 +116,7 @@ class RunSession:
         self._has_run = False
         self._last_logs: dict[str, str] = {}  # of the servers that explain a failure
         self._is_ending = False
+        self._stop_options: dict[str, object] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, noted: Sequence[int], log_start: int) -> Outcome:
@@ -121,6 +124,7 @@ class RunSession:
 
         `noted` are signals that have arrived already. The supervisor's log begins at `log_start`.
         """
+        self._lifeline = Lifeline(self._keeper.lifeline, os.environ)
         for number in noted:
             self._orders.add_signal(number)
         with redirect_stderr(self._stderr):
@@ -142,6 +146,8 @@ class RunSession:
                 return await self._run_command()
             return await self._orders.unless_ordered(self._announce_and_wait())
         except StopOrdered as order:
+            if order.number == signal.SIGTERM and sd_notify.enabled(os.environ):
+                self._stop_options = {"unit": True}  # the listeners stay open for the next run
             return status_after(order.number, has_command=bool(self._command))
         except (ControlError, Failure) as failure:
             if isinstance(failure, (NoSupervisor, SupervisorEnded)):
@@ -209,8 +215,7 @@ class RunSession:
 
     async def _await_end(self) -> int | None:
         """Wait until the pool has ended, or has nothing left to run; then return the status of its servers."""
-        # The keeper holds the other end.
-        lifeline = asyncio.ensure_future(until_closed(self._keeper.lifeline))
+        lifeline = asyncio.ensure_future(self._lifeline.ended.wait())
         work = asyncio.ensure_future(self._end_of_work())
         try:
             # With --watch a changed file may start a server again.
@@ -257,7 +262,7 @@ class RunSession:
             self._command,
             environment,
             stdout=self._stderr.fileno() if self._output_form else None,
-            lifeline=self._keeper.lifeline,
+            pool_ended=self._lifeline.ended.wait,
             unwanted=lambda: bool(read_exit(self._pool.directory)),  # it has ended by itself
         )
 
@@ -312,11 +317,12 @@ class RunSession:
         """Stop everything and print what failed. Returns the exit code, which a failure to stop may replace."""
         try:
             await self._stop(code)
-            os.close(self._keeper.lifeline)
+            self._lifeline.close()
             return await self._orders.unless_ordered(self._await_end_and_report(code))
-        except StopOrdered:
-            # The third signal: the lifeline closes with this process, and the keeper stops the rest.
+        except StopOrdered:  # the third signal: the keeper stops the rest
             return code
+        finally:
+            self._lifeline.close()
 
     async def _stop(self, code: int) -> None:
         """Stop everything. An order meanwhile, or the timeout, kills the remaining processes at once."""
@@ -329,7 +335,9 @@ class RunSession:
             await self._orders.unless_ordered(self._end_events_and_stop(code))
         except StopOrdered:
             self._say("killing the remaining processes")
-            await self._orders.unless_ordered(self._order_stop({"kill": True, "deps": False}))
+            await self._orders.unless_ordered(
+                self._order_stop({**self._stop_options, "kill": True, "deps": False})
+            )
         finally:
             if self._output is not None:
                 await self._output.finish()
@@ -342,7 +350,7 @@ class RunSession:
         if self._command and has_failed:
             names = names or [item.name for item in self._servers]
             self._last_logs = await find_logs(self._client, self._pool, names)
-        await self._order_stop({})
+        await self._order_stop(self._stop_options)
 
     async def _order_stop(self, options: dict[str, object]) -> None:
         try:

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from poolctl.address import Address
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, certificate_validity, interpreter, missing_program
@@ -28,6 +28,7 @@ from poolctl.platform import memory_file, read_file
 from .. import worker_spec
 from ..helper_process import Helpers
 from ..left_overs import ProcessNote, ProcessNotes
+from ..listener_opener import Opener
 from ..process_link import HasDescriptor, KeeperLink, Link
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import Spec
@@ -60,7 +61,8 @@ class RunnerContext:
 
     A runner adds its helpers to `helpers`. `directory` contains the pool's runtime files. `environments` holds, by
     server name, the environments that replace the pool's own (`restart --env`); it changes while the pool runs.
-    Processes are noted in `notes`; None for a pool within a program, whose processes end with it.
+    Processes are noted in `notes`; None for a pool within a program, whose processes end with it. `opener` opens the
+    listeners.
     """
 
     keeper: KeeperLink
@@ -71,6 +73,7 @@ class RunnerContext:
     logs_directory: str
     environments: Mapping[str, Mapping[str, str]]
     notes: ProcessNotes | None = None
+    opener: Opener = field(default_factory=Opener)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -55,6 +56,7 @@ from .zygotes import AppZygotes, Children, ImportLimit, InterpreterZygoteIdentit
 logger = logging.getLogger("poolctl.supervisor")
 
 _LAST_OUTPUT_SECONDS = 3.0
+_LAST_REQUESTS_SECONDS = 3.0  # longer than a connection has to be quiet before a worker closes it
 _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacement should start soon
 
 
@@ -108,7 +110,7 @@ class LocalRunner(Runner):
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped
         self._kill_suspended_zygotes()
-        self.sockets = Sockets(keeper)
+        self.sockets = Sockets(keeper, site.opener)
         self.adoptions = AdoptionPairs(keeper)
         self.activator = Activator(keeper, self.sockets, self.adoptions, site.helpers)
         self.forker = Forker(
@@ -368,6 +370,11 @@ class LocalRunner(Runner):
             return Exit(message="has ended before")
         if timeout_seconds and (not replaced or worker.config.is_proxied):
             await self.routing.announce_exit(worker)
+        if timeout_seconds and worker.control is not None and self.sockets.stay_open:
+            # Its last clients were not refused, and a request may be on its way; further ones wait for the next worker.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_REQUESTS_SECONDS):
+                    await worker.drain(None)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:

@@ -52,13 +52,18 @@ class Gateway(Protocol):
 class Sockets:
     """The pool's listening sockets, by the canonical address (`key`) of their server."""
 
-    def __init__(self, keeper: Link) -> None:
+    def __init__(self, keeper: Link, opener: Opener) -> None:
         self._keeper = keeper
         self.inherited: Inherited = {}  # the sockets of `fd:` addresses
-        self._opener = Opener()
+        self._opener = opener
         self._open: dict[str, list[socket.socket]] = {}
         self._shared: set[str] = set()
         self._identities: dict[str, tuple[int, int] | None] = {}
+
+    @property
+    def stay_open(self) -> bool:
+        """Whether the service manager holds the listeners for the next run of the pool."""
+        return self._opener.manager is not None and self._opener.manager.stays_open
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
         """The server's listeners; empty for a command that has no address or binds its address itself."""
@@ -102,6 +107,8 @@ class Sockets:
                 if server.address.kind == "tcp":
                     await self._opener.check_bindable(server.address)
                 return
+            if (manager := self._opener.manager) is not None and manager.holds(key):
+                self._shared.add(key)  # what is left of the workers before may have it
             if others := {other: self._open[other] for other in beside if other in self._open}:
                 opened = await self._opener.bind_beside(server.address, others)
             else:
@@ -136,6 +143,8 @@ class Sockets:
         surplus = [sock for sock in held if sock not in needed]
         open_listener.refuse_new_connections(surplus)
         open_listener.close_listener(surplus)
+        if (manager := self._opener.manager) is not None:
+            manager.put(server.key, needed)
         self._store(server.key, server.name)
 
     async def close(self, key: str) -> None:
@@ -145,10 +154,7 @@ class Sockets:
         self._shared.discard(key)
         if not sockets:
             return
-        if not key.startswith("fd:"):
-            # A worker that is about to exit may hold one; systemd's own sockets are returned unchanged.
-            open_listener.refuse_new_connections(sockets)
-        open_listener.close_listener(sockets, self._identities.pop(key, None))
+        self._opener.close(key, sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
 

@@ -193,8 +193,9 @@ class Lifecycle:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
-        The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run. A stop
-        of everything is completed even if its client leaves, which may be a program of the pool.
+        The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run. With
+        `unit`, the service manager ends the pool's unit, perhaps to restart it. A stop of everything is completed even
+        if its client leaves, which may be a program of the pool.
         """
         if not call.selector.selects_all:
             return await self._stop(call)
@@ -223,6 +224,9 @@ class Lifecycle:
         ]
         unchanged = names_of([entry for entry in chosen if not entry.has_or_wants_workers])
         operation = Operation(self._core, PoolStopError, all_of_them)
+        if call.options.get("unit") and self._context.daemon.leave_listeners_open():
+            # First: while its servers stop, a gateway would answer connections that can wait for the next run.
+            await self._finish_features_within(call.options.get("timeout"))
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
         result = await operation.wait_for_result(chosen, call)

@@ -61,6 +61,12 @@ class Daemon(Protocol):
     async def finish(self) -> None:
         """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
 
+    def leave_listeners_open(self) -> bool:
+        """If a service manager has copies of the listeners, close them only here from now on; returns whether it has.
+
+        They stay open for the next run of the pool, while the service manager restarts the pool's unit.
+        """
+
     def schedule_shutdown_and_get_keeper_pid(self) -> int:
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 

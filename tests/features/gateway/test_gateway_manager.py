@@ -18,6 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.exit_codes import NO_SUPERVISOR
 from poolctl.features.gateway.supervision.gateway import GatewayManager
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.deadline import wait_until
@@ -393,7 +394,9 @@ class Manager(GatewayManager):
         self.desk = Desk(web("one"), web("two"))
         keeper: Any = SimpleNamespace(send=lambda *message: None)
         place = temporary_directory(self)
-        environment = SupervisorContext(self.desk.files, keeper, place, place, Helpers(keeper, place))
+        environment = SupervisorContext(
+            self.desk.files, keeper, place, place, Helpers(keeper, place), Opener()
+        )
         routing: Any = SimpleNamespace(publish=lambda *routes: None)
         output: Any = None
         super().__init__(

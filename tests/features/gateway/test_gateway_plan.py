@@ -27,6 +27,7 @@ from poolctl.features.gateway.supervision.listeners import (
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
 from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
+from poolctl.runners.listener_opener import Opener
 from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.unit.core.ordered_core import run
@@ -111,7 +112,7 @@ def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listen
         port = claim_port()
         old, new = http(f"{before}:{port}"), http(f"{after}:{port}")
         store: Any = Store()
-        listeners = GatewayListeners(store)
+        listeners = GatewayListeners(store, Opener())
         assert await listeners.open_missing(by_key(old)) == []
         assert accepting(listeners, port) == []
         listen(listeners, old.bind)
@@ -131,7 +132,7 @@ def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listen
 
 def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
     async def scenario() -> None:
-        listeners, path = GatewayListeners(Store()), tmp_path / "g.sock"
+        listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
         inodes = set()
         for mode in ("0666", "0600", "0660"):
             tables = Tables(
@@ -156,7 +157,7 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
 
 def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
     async def scenario() -> None:
-        listeners, path = GatewayListeners(Store()), tmp_path / "g.sock"
+        listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
         for owner, is_open in (("no-such-user", False), (None, True), ("no-such-user", True)):
             bind = ({"bind": f"unix:{path}", "owner": owner},)
             found = plan_of(Tables(gateway=GatewayConfig(bind=bind)), [], {})
@@ -173,7 +174,7 @@ def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(t
 
 def test_address_without_a_host_is_open_for_both_families() -> None:
     async def scenario() -> None:
-        listeners, port = GatewayListeners(Store()), claim_port()
+        listeners, port = GatewayListeners(Store(), Opener()), claim_port()
         tables = Tables(gateway=GatewayConfig(bind=(f":{port}",)))
         found = plan_of(tables, (), {})
         assert found is not None
@@ -189,7 +190,7 @@ def test_narrower_address_stays_open_when_the_wider_one_cannot_be_opened() -> No
         port = claim_port()
         narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
         store: Any = Store()
-        listeners = GatewayListeners(store)
+        listeners = GatewayListeners(store, Opener())
         assert await listeners.open_missing(by_key(narrow)) == []
         with socket.create_server(("127.0.0.2", port)):
             (error,) = await listeners.open_missing(by_key(wide))
@@ -287,7 +288,7 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
     async def scenario() -> None:
         listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
         store: Any = Predecessors(*listeners)
-        made = GatewayListeners(store)
+        made = GatewayListeners(store, Opener())
         await made.adopt()
         assert made.settings == by_key(*listeners)
         sockets = {each.bind: made.of(each.bind) for each in listeners}
@@ -309,7 +310,7 @@ def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
 def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
     async def scenario() -> None:
         store: Any = Store()
-        listeners, plain = GatewayListeners(store), http(f"127.0.0.1:{claim_port()}")
+        listeners, plain = GatewayListeners(store, Opener()), http(f"127.0.0.1:{claim_port()}")
         assert await listeners.open_missing(by_key(plain)) == []
         sockets = [*listeners.of(plain.bind)]
         secure = replace(plain, tls=True)

@@ -34,6 +34,7 @@ from poolctl.keeper import wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.listener_opener import Opener
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -78,7 +79,7 @@ class Manager(GatewayManager):
         helpers = Helpers(keeper, stage.directory)
         stage.keeper.report = helpers.handle_exit_report
         directory = stage.directory
-        environment = SupervisorContext(configuration, keeper, directory, directory, helpers)
+        environment = SupervisorContext(configuration, keeper, directory, directory, helpers, Opener())
         routing: Any = SimpleNamespace(publish=lambda *routes: None)
         output: Any = LogFiles()
         super().__init__(environment, core, routing, output, stage.bus, StateStore(keeper, ""))

@@ -26,6 +26,7 @@ from poolctl.features.gateway.target import TargetState
 from poolctl.json_form import Table, from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.listener_opener import Opener
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeatureParts
@@ -165,7 +166,9 @@ class Stage(Desk):
         super().__init__(web(), web("other"), runner=runner)
         totals: Any = SimpleNamespace(counts_of_ended_workers=lambda entry: blank_page().tolist())
         helpers: Any = SimpleNamespace(add=lambda *helper: SimpleNamespace(reconcile=lambda: None))
-        environment = SimpleNamespace(keeper=None, directory="/", state_directory="/", helpers=helpers)
+        environment = SimpleNamespace(
+            keeper=None, directory="/", state_directory="/", helpers=helpers, opener=Opener()
+        )
         self.site = part_site(self.core, self.events, environment)._replace(totals=totals)
         self.part = PoolGateway(self.site)
         self.manager: Any = Manager()
@@ -478,7 +481,7 @@ def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
         # It does not answer, and so the gateway does not get any further.
         keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
         place = temporary_directory(stage)
-        environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place))
+        environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place), Opener())
         parts = FeatureParts(environment, stage.events)
         stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
         stage.part.apply_tables(Tables(gateway=GatewayConfig()))

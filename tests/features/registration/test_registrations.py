@@ -37,7 +37,7 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -128,6 +128,7 @@ class Registry:
             directory=self.directory,
             state_directory=self.state_directory,
             helpers=Helpers(link, self.directory),
+            opener=Opener(),
         )
         core: Any = SimpleNamespace(clock=clock or Clock(), runner=None)
         self.web = WebServer(environment, events)

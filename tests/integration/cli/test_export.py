@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from configparser import RawConfigParser
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.other_user import AS_OTHER_USER
 from tests.real_pool import RealPool
 
 
@@ -120,3 +122,25 @@ def test_another_system_is_refused_with_what_there_is(real_pool: RealPool) -> No
     done = real_pool.run("export", "nomad")
     assert done.code == 2
     assert "systemd" in done.stderr
+
+
+def test_units_of_another_user_are_installed_by_root(real_pool: RealPool) -> None:
+    real_pool.open_to_all()
+    real_pool.write_hello("web")
+    argv = [*AS_OTHER_USER.split(), "-u", "POOLCTL_RUNTIME_DIR", *real_pool.command(), "export", "systemd"]
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=real_pool.directory,
+        env=real_pool.env | {"HOME": "/"},
+    )
+    assert done.returncode == 0, done.stderr
+    service = parsed(done.stdout.partition("\n")[2])["Service"]
+    assert (service["User"], service["RuntimeDirectory"]) == ("54321", "poolctl-54321")
+    (name,) = re.findall(r"^# (\S+\.service)$", done.stdout, re.MULTILINE)
+    assert done.stderr.endswith(
+        f" export systemd --directory units && sudo cp units/{name} /etc/systemd/system && "
+        f"sudo systemctl daemon-reload && sudo systemctl enable --now {name}\n"
+    )

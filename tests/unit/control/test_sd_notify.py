@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_full_queue_of_the_manager_does_not_block(tmp_path: Path) -> None:
         assert not all(sd_notify.notify(env, "STATUS=" + "x" * 1000) for _ in range(10_000))
     finally:
         manager.close()
+
+
+def test_message_with_a_descriptor_waits_for_room(tmp_path: Path) -> None:
+    manager, (ours, theirs) = NotifySocket(tmp_path), os.pipe()
+    try:
+        env = {"NOTIFY_SOCKET": manager.path}
+        while sd_notify.notify(env, "STATUS=" + "x" * 1000):
+            continue
+        assert not sd_notify.notify(env, "FDSTORE=1", fds=[theirs], timeout_seconds=0.01)
+        with ThreadPoolExecutor(1) as thread:
+            sent = thread.submit(sd_notify.notify, env, "FDSTORE=1", fds=[theirs], timeout_seconds=60.0)
+            manager.await_line("FDSTORE=1")
+            assert sent.result()
+    finally:
+        manager.close()
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_text_that_is_no_utf_8_is_sent_with_replacements(tmp_path: Path) -> None:

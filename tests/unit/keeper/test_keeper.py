@@ -466,9 +466,11 @@ def planned(count: int) -> list[int]:
 
 def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran() -> None:
     store = Store()
-    control, lifeline, lock, web, api, zygote, logger, supervisor = planned(8)
+    control, lifeline, lock, web, api, one, other, zygote, logger, supervisor = planned(10)
+    stored = "poolctl-" + "0123456789abcdef" * 2
+    inherited = ["web", "poolctl-shop.socket", stored, stored]
     plan = {
-        "control": control, "lifeline": lifeline, "lock": lock, "inherited": ["web", "api"], "without": ["SECRET"],
+        "control": control, "lifeline": lifeline, "lock": lock, "inherited": inherited, "without": ["SECRET"],
         "begun": ["zygote /bin/python", "logger", "supervisor"], "pids": [os.getpid(), os.getppid(), 17],
     }  # fmt: skip
     try:
@@ -480,7 +482,8 @@ def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran()
             ("control", None, [control]),
             ("lifeline", None, [lifeline]),
             ("lock", None, [lock]),
-            ("inherited", ["web", "api"], [web, api]),
+            ("inherited", ["web", "poolctl-shop.socket"], [web, api]),
+            (stored, None, [one, other]),
             ("zygote /bin/python", of_zygote, [zygote]),
             ("logger", {**of_zygote, "pid": os.getppid(), "start": process_start(os.getppid())}, [logger]),
         ]

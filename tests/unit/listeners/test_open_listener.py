@@ -37,6 +37,7 @@ from poolctl.listeners.open_listener import (
     inherited_descriptors,
     is_live,
     listener_and_connection_descriptors,
+    listens,
     open_listener,
     refuse_new_connections,
     remove_socket_file,
@@ -44,6 +45,7 @@ from poolctl.listeners.open_listener import (
     socket_file_identity,
 )
 from tests.descriptors import no_descriptor_left
+from tests.ports import claim_port
 from tests.programs import program
 
 FreePort = Callable[[], int]
@@ -804,6 +806,45 @@ def test_descriptors_for_another_process_are_not_taken(env: dict[str, str]) -> N
 
 def test_descriptors_that_are_not_open_are_passed_over() -> None:
     assert inherited_descriptors({"LISTEN_FDS": "65000", "LISTEN_PID": "7"}, pid=7).get("64000") is None
+
+
+def test_returned_listeners_are_used_where_they_listen_at_the_address(tmp_path: Path) -> None:
+    file = f"unix:{tmp_path}/a.sock"
+    for text in (f"127.0.0.1:{claim_port()}", f":{claim_port()}", f"[::]:{claim_port()}", file):
+        before = open_listener(parse(text))
+        found = open_listener(parse(text), returned=before)
+        assert [sock.fileno() for sock in found] == [sock.fileno() for sock in before]
+        close_listener(found)
+
+
+def test_returned_listeners_that_are_of_no_use_are_closed_and_replaced(tmp_path: Path) -> None:
+    port, unheard, path = claim_port(), claim_port(), tmp_path / "a.sock"
+    other, dual = open_listener(parse(f"127.0.0.1:{claim_port()}")), open_listener(parse(f"[::]:{port}"))
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", unheard))
+    moved = open_listener(parse(f"unix:{path}"))
+    path.rename(tmp_path / "b.sock")
+    for returned, text in (
+        (dual, f":{port}"),
+        (other, f"127.0.0.1:{port}"),
+        ([bound], f"127.0.0.1:{unheard}"),
+        (moved, f"unix:{path}"),
+    ):
+        copies = [sock.dup() for sock in returned]  # as the service manager has them
+        found = open_listener(parse(text), returned=returned)
+        assert all(listens(sock) for sock in found)
+        assert not any(map(listens, copies))
+        assert {sock.fileno() for sock in returned} == {-1}
+        close_listener([*found, *copies])
+
+
+def test_returned_listeners_are_closed_if_the_address_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.sock").touch()
+    returned = open_listener(parse(f"unix:{tmp_path}/b.sock"))
+    with pytest.raises(ListenError):
+        open_listener(parse(f"unix:{tmp_path}/a.sock"), returned=returned)
+    assert returned[0].fileno() == -1
 
 
 def test_inherited_listener_shares_its_accept_queue() -> None:

@@ -17,6 +17,7 @@ from poolctl import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
+from poolctl.runners.listener_opener import Opener
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from tests.descriptors import no_descriptor_left
 from tests.ports import claim_port
@@ -101,7 +102,7 @@ class Listening:
 
     def __init__(self) -> None:
         self.peer = StoringPeer()
-        self.sockets = Sockets(self.peer.kept)
+        self.sockets = Sockets(self.peer.kept, Opener())
 
     def entry(self, key: str) -> Any:
         """What the keeper knows of the listeners of an address."""
@@ -216,7 +217,7 @@ def test_path_of_a_unix_socket_is_removed_also_after_an_adoption() -> None:
         stage = Listening()
         server = server_at(f"unix:{directory}/web.sock")
         await stage.sockets.open(server)
-        successor = Sockets(stage.peer.kept)
+        successor = Sockets(stage.peer.kept, Opener())
         fds = [os.dup(each.fileno()) for each in stage.sockets.of(server)]
         (adopted,) = successor.adopt(server.key, {"server": "web", "shared": False}, fds)
         assert successor.of(server) == [adopted]

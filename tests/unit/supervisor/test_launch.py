@@ -130,7 +130,7 @@ def test_helpers_that_the_keeper_starts_run_like_those_that_replace_them(pool: P
 def test_lifeline_is_open_here_and_ends_with_the_caller(pool: Pool, keeper: Keeper) -> None:
     launched = pool.launch(lifeline=True)
     assert (keeper.plan["control"], keeper.plan["lifeline"], keeper.plan["lock"]) == (3, 4, 5)
-    assert keeper.kinds[1] == "pipe"
+    assert keeper.kinds[1] == "socket"
     assert launched.lifeline >= 0
     os.close(launched.lifeline)
 
@@ -220,6 +220,16 @@ def test_sockets_of_systemd_are_passed_on_with_their_names_and_its_variables_are
     pool.env["WATCHDOG_PID"] = "1"
     pool.launch()
     assert "WATCHDOG_USEC" not in keeper.env, "the watchdog is another process's"
+
+
+def test_sockets_of_systemd_do_not_stay_open_in_the_process_that_goes_on(
+    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = os.pipe()
+    monkeypatch.setattr(launching, "_inherited", lambda env: ([write], ["web"]))
+    os.close(pool.launch(lifeline=True).lifeline)
+    assert os.read(read, 1) == b""
+    os.close(read)
 
 
 def test_variables_of_secrets_are_withheld_from_companions(pool: Pool, keeper: Keeper) -> None:

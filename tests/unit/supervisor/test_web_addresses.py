@@ -74,7 +74,9 @@ class Supervisor:
             lambda event: self.recorded.append(f"{event.kind} {event.event}: {event.message}")
         )
         helpers = Helpers(self.keeper, str(tmp_path))
-        environment: Any = SimpleNamespace(keeper=self.keeper, directory=str(tmp_path), helpers=helpers)
+        environment: Any = SimpleNamespace(
+            keeper=self.keeper, directory=str(tmp_path), helpers=helpers, opener=Opener()
+        )
         self.web = WebServer(environment, self.events)
         self.hello = Hello(self.web)
 
@@ -194,7 +196,7 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
                 raise ServerError("not here")
 
         pool = Supervisor(Store(), tmp_path)
-        pool.hello._opener = Slow()
+        pool.web.opener = Slow()
         pool.hello.serve_table(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
         await begun.wait()
         pool.hello.serve_table(SimpleNamespace(bind=f"127.0.0.1:{free_port()}"))
@@ -213,7 +215,7 @@ def test_next_supervisor_adopts_the_listener_and_the_process(free_port: Ports, t
         assert await before.hello.served(f"127.0.0.1:{port}") == ""
         await before.kill()
         after = Supervisor(store, tmp_path)
-        after.hello._opener = Occupied(1000)  # nothing else is opened
+        after.web.opener = Occupied(1000)  # nothing else is opened
         unused = Hello(after.web, "unused")
         assert await unused.served(None) == ""
         await after.keeper.settle()
@@ -391,7 +393,7 @@ def test_address_in_use_is_one_problem_until_it_is_free(
     async def work() -> None:
         port = free_port()
         pool = Supervisor(Store(), tmp_path)
-        pool.hello._opener = Occupied(3)
+        pool.web.opener = Occupied(3)
         pool.hello.serve_table(SimpleNamespace(bind=f"127.0.0.1:{port}"))
         await pool.hello.wait_for_opening_attempt()
         assert pool.hello.problem == "greet cannot be served: the address is in use"

@@ -14,6 +14,7 @@ from poolctl.control.control_server import ControlServer, Progress, Request
 from poolctl.keeper.keeper import Store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.listener_opener import Opener
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.launch import listen
@@ -71,7 +72,9 @@ class WebStage:
         self.keeper = keeper or Spawner(Store())
         files: Any = Files(env)
         helpers = Helpers(self.keeper, self.directory)
-        self.environment = SupervisorContext(files, self.keeper, self.directory, self.directory, helpers)
+        self.environment = SupervisorContext(
+            files, self.keeper, self.directory, self.directory, helpers, Opener()
+        )
         self.web = WebServer(self.environment, events)
         self.verbs: dict[str, Verb] = {}
         self._control = ControlServer(self._handle)

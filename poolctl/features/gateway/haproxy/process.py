@@ -27,7 +27,7 @@ from poolctl.config.model.server_tables import Log
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
-from poolctl.listeners.open_listener import BACKLOG, refuse_new_connections
+from poolctl.listeners.open_listener import BACKLOG, listens, refuse_new_connections
 from poolctl.platform import memory_bytes, memory_file, process_start, processes, replace_file
 from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
@@ -61,6 +61,7 @@ _DIRECTORY = "haproxy"  # of its files, in the pool's directory
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
+_FIRST_REQUEST_SECONDS = 1.0
 # A hung process must not hold up its successor.
 _CLOSES_SECONDS, _CLOSES_POLL_SECONDS = 2.0, 0.005
 _MAX_REPLACED, _MAX_REPLACED_BYTES = 50, 1 << 30
@@ -248,14 +249,14 @@ class HaproxyProcesses:
         Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
         """
         assert self.wanted is not None
-        unopened = [sock for sock in self.wanted.sockets if not _listens(sock)]
+        unopened = [sock for sock in self.wanted.sockets if not listens(sock)]
         try:
             process = await self._start_without_refused(keeper, log, kind, mark, self.wanted)
             for sock in unopened:
                 sock.listen(BACKLOG)  # HAProxy listens with a backlog of `max_connections`
             return process
         except HaproxyRefusal as refusal:
-            refuse_new_connections(filter(_listens, unopened))
+            refuse_new_connections(filter(listens, unopened))
             if (fallback := self.fallback) is None:
                 raise
             with contextlib.suppress(HaproxyRefusal):
@@ -325,7 +326,8 @@ class HaproxyProcesses:
     ) -> None:
         """Accept no more, and wait until no requests are in progress, at most `seconds`.
 
-        Connections of the backends `streams` and idle connections do not count. A replaced process cannot be asked for
+        Connections of the backends `streams` and idle connections do not count, but a connection that was accepted last
+        has a moment for its first request. A replaced process cannot be asked for
         its requests: it has the same time to end.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
@@ -333,8 +335,12 @@ class HaproxyProcesses:
                 if process is not None:
                     with contextlib.closing(await RuntimeSession.open(process)) as session:
                         await process.stop_accepting()
+                        loop = asyncio.get_running_loop()
+                        patience = loop.time() + _FIRST_REQUEST_SECONDS
                         # HAProxy reports no event when its last request ends.
-                        while await session.has_requests(streams):
+                        while await session.has_requests(streams) or (
+                            loop.time() < patience and await session.has_connections()
+                        ):
                             await asyncio.sleep(_POLL_SECONDS)
                 if self._replaced:
                     await asyncio.wait([each.exited for each in self._replaced])
@@ -425,10 +431,6 @@ class HaproxyProcesses:
             )
             self._record("gateway connections ended", message)
             del running[0], sizes[0]
-
-
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _main_file(directory: str) -> str:

@@ -138,7 +138,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             lambda kind, message: events.record("pool", kind, message=message),
         )
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
-        self._listeners = GatewayListeners(environment.keeper)
+        self._listeners = GatewayListeners(environment.keeper, environment.opener)
         self._waiting = WaitingListeners(environment)
         self._names = HostNames(self._on_address_found)
         self.forwarding = Forwarding(environment, events)

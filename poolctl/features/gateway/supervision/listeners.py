@@ -21,8 +21,6 @@ from poolctl.listeners.open_listener import (
     Identity,
     SocketAccess,
     change_access,
-    close_listener,
-    refuse_new_connections,
     socket_file_identity,
 )
 from poolctl.platform import memory_file
@@ -263,9 +261,9 @@ def _without_password(key: bytes, path: str, password: str) -> bytes:
 class GatewayListeners:
     """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings)."""
 
-    def __init__(self, keeper: Link) -> None:
+    def __init__(self, keeper: Link, opener: Opener) -> None:
         self._keeper = keeper
-        self._opener = Opener()
+        self._opener = opener
         self.settings: dict[str, ListenerSettings] = {}
         self._open: dict[str, list[socket.socket]] = {}
         self._identities: dict[str, Identity | None] = {}
@@ -335,8 +333,7 @@ class GatewayListeners:
         for key in self._open.keys() - {*wanted}:
             del self.settings[key]
             sockets = self._open.pop(key)
-            refuse_new_connections(sockets)  # also if HAProxy hangs
-            close_listener(sockets, self._identities.pop(key))
+            self._opener.close(parse(key).key, sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
 

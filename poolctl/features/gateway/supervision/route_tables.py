@@ -10,11 +10,12 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from poolctl.config import MASK, ServerConfig, Tables, masked, os_users_by_server
 from poolctl.keeper.pool_files import CONTEXT_SECRET
-from poolctl.platform import replace_file
+from poolctl.platform import load_or_create_secret
 from poolctl.routing.context import KEY_CHARACTERS
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
@@ -171,7 +172,8 @@ class RouteTableManager:
 
     async def _publish(self, routes: RouteSet) -> None:
         if not self._secret:
-            self._secret = await in_daemon_thread(lambda: _load_or_create_secret(self._secret_path))
+            read = partial(load_or_create_secret, self._secret_path, _SECRET_BYTES)
+            self._secret = await in_daemon_thread(read)
             self.next_process_key = _key(self._secret, "", "")
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         fds = await in_daemon_thread(lambda: _write_tables(routes, generation), undo=_discard)
@@ -257,16 +259,6 @@ def _discard(fds: list[int]) -> None:
 def _close(tables: Mapping[str, Descriptor]) -> None:
     for each in {id(each): each for each in tables.values()}.values():
         each.close()
-
-
-def _load_or_create_secret(path: str) -> bytes:
-    """Read the secret in this file, or create it: the keys derived from it stay the same for the next supervisor."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        if len(found := file.read(_SECRET_BYTES)) == _SECRET_BYTES:
-            return found
-    made = os.urandom(_SECRET_BYTES)
-    replace_file(path, made)
-    return made
 
 
 def _key(secret: bytes, server: str, user: str) -> str:

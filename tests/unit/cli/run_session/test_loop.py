@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import threading
 
 import pytest
 
-from poolctl.cli.run_session._loop import in_thread, received_signals, until_closed
+from poolctl.cli.run_session._loop import in_thread, received_signals
 
 MAIN = threading.main_thread().ident or 0
 
@@ -53,18 +52,6 @@ asyncio.run(main())
 """
     for _ in range(5):
         assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
-
-
-def test_end_of_a_pipe_is_noticed_at_its_other_end() -> None:
-    async def wait() -> None:
-        reads, writes = os.pipe()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(until_closed(writes), 0.01)
-        asyncio.get_running_loop().call_soon(os.close, reads)
-        await asyncio.wait_for(until_closed(writes), 60)
-        os.close(writes)
-
-    asyncio.run(wait())
 
 
 def test_call_in_a_thread_that_hangs_does_not_keep_the_loop_from_ending() -> None:

@@ -25,6 +25,7 @@ from poolctl.control.answers import Result
 from poolctl.control.client import write_exit
 from poolctl.control.pool_paths import pool_key
 from poolctl.json_form import from_json
+from poolctl.keeper import wire
 from poolctl.supervisor.launch import LaunchedKeeper
 from tests.deadline import wait_until
 from tests.notify_socket import NotifySocket
@@ -42,15 +43,16 @@ class Launched:
         self.error = io.StringIO()
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self._stack = ExitStack()
-        self._reads = -1
+        self._keepers = -1
 
     def launch(self, files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
         assert lifeline
         self.launches.append((files, dict(env)))
         self.place.mkdir(parents=True, mode=0o700)
         self.requests = self._stack.enter_context(stand_in(self.place / "control.sock", self._answer))
-        self._reads, writes = os.pipe()
-        return LaunchedKeeper(0, writes)
+        kept, given = wire.pair()
+        self._keepers = kept.detach()
+        return LaunchedKeeper(0, given.detach())
 
     async def _answer(self, verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         found = self.answers.get(verb, result())
@@ -61,11 +63,11 @@ class Launched:
         return found if isinstance(found, dict) else None
 
     def end(self) -> None:
-        os.close(self._reads)
-        self._reads = -1
+        os.close(self._keepers)
+        self._keepers = -1
 
     def close(self) -> None:
-        if self._reads >= 0:
+        if self._keepers >= 0:
             self.end()
         self._stack.close()
 

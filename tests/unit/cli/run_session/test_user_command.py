@@ -143,13 +143,14 @@ def test_command_is_ended_with_its_pool_if_it_is_not_wanted_any_longer(
 ) -> None:
     script = f"touch {tmp_path}/up; while ! test -e {tmp_path}/go; do sleep 0.02; done"
     reads, writes = os.pipe()
-    more = f"lifeline={writes}, unwanted=lambda: open({str(tmp_path / 'asked')!r}, 'w') and {unwanted}"
+    asked = f"unwanted=lambda: open({str(tmp_path / 'asked')!r}, 'w') and {unwanted}"
+    more = f"pool_ended=lambda: asyncio.to_thread(os.read, {reads}, 1), {asked}"
     ours = subprocess.Popen(
-        [sys.executable, "-c", RUN.format(None, more), "sh", "-c", script], pass_fds=[writes]
+        [sys.executable, "-c", RUN.format(None, more), "sh", "-c", script], pass_fds=[reads]
     )
-    os.close(writes)
-    wait_until((tmp_path / "up").exists)
     os.close(reads)
+    wait_until((tmp_path / "up").exists)
+    os.close(writes)
     wait_until((tmp_path / "asked").exists)
     if not unwanted:
         (tmp_path / "go").touch()

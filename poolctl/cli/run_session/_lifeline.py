@@ -1,0 +1,47 @@
+"""The connection by which `poolctl run` ends its pool, and speaks for it to the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+
+from poolctl.control import sd_notify
+from poolctl.daemon_threads import DaemonThreads
+from poolctl.keeper import wire
+from poolctl.platform import signals_blocked
+from poolctl.runners.process_link import Link, LinkHandler, close_fds
+
+# A service manager that reads nothing for this long misses the message.
+_SEND_SECONDS = 10.0
+
+
+class Lifeline(LinkHandler):
+    """The pool's end of life: it ends when this is closed, and `ended` is set when it has ended.
+
+    Passes the supervisor's notifications on, in order and with their descriptors. A service manager listens to the main
+    process of a unit alone (NotifyAccess=main), so that no worker can speak for the pool.
+    """
+
+    def __init__(self, fd: int, env: Mapping[str, str]) -> None:
+        self.ended = asyncio.Event()
+        self._env = env
+        self._link = Link(socket.socket(fileno=fd), self)
+        with signals_blocked():
+            self._thread = DaemonThreads(1)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        self._thread.submit(self._pass_on, message.get("notify") or (), fds)
+
+    def on_link_lost(self) -> None:
+        self.ended.set()
+
+    def close(self) -> None:
+        """Have the pool end."""
+        self._link.close()
+
+    def _pass_on(self, lines: list[str], fds: list[int]) -> None:
+        try:
+            sd_notify.notify(self._env, *lines, fds=fds, timeout_seconds=_SEND_SECONDS)
+        finally:
+            close_fds(fds)

@@ -1,0 +1,221 @@
+"""A restart of the pool's unit: the service manager keeps every socket, and no connection is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import pytest
+
+from tests.http_get import get
+from tests.needs import needs
+from tests.ports import claim_port
+from tests.programs import program
+from tests.real_pool import HELLO_APP, RealPool
+from tests.service_manager import ServiceManager, service_manager
+
+Until = Callable[..., object]
+
+
+@pytest.fixture
+def unit(pool: RealPool) -> Iterator[ServiceManager]:
+    pool.write("hello.py", HELLO_APP)
+    with service_manager([*pool.command(), "run"], pool.directory, pool.env, pool.runtime) as manager:
+        yield manager
+
+
+class Load:
+    """Clients that ask one address each, over and over, each time on a new connection."""
+
+    def __init__(self, *places: int | str) -> None:
+        self.answered = dict.fromkeys(places, 0)
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(place,)) for place in places for _ in range(4)
+        ]
+
+    def _ask(self, place: int | str) -> None:
+        while not self._over.is_set():
+            try:
+                status = get(place).status
+            except OSError as error:
+                self.failures.append(f"{place}: {error!r}")
+                continue
+            if status == 200:
+                self.answered[place] += 1
+            else:
+                self.failures.append(f"{place}: {status}")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join(60)
+
+
+@pytest.mark.capability
+@needs("gateway")
+def test_restart_of_the_unit_refuses_no_connection(
+    pool: RealPool, unit: ServiceManager, until: Until
+) -> None:
+    program("haproxy")
+    web, gateway = claim_port(), claim_port()
+    pool.write(
+        "pool.toml",
+        f"""
+        [defaults]
+        app = "hello:app"
+        [gateway]
+        bind = "127.0.0.1:{gateway}"
+        [[route]]
+        to = "tcp"
+        [[server]]
+        name = "tcp"
+        bind = "127.0.0.1:{web}"
+        [[server]]
+        name = "unix"
+        bind = "unix:./web.sock"
+        [[server]]
+        name = "auto"
+        bind = "127.0.0.1:auto"
+        """,
+    )
+    unit.start()
+    auto = int(pool.items()["auto"]["bind"].rpartition(":")[2])
+    load = Load(web, f"unix:{pool.directory}/web.sock", auto, gateway)
+    with load.running():
+        for _ in range(2):
+            until(lambda: min(load.answered.values()) > 50)
+            unit.restart()
+            load.answered = dict.fromkeys(load.answered, 0)
+            until(lambda: min(load.answered.values()) > 50)
+    assert load.failures == []
+    assert int(pool.items()["auto"]["bind"].rpartition(":")[2]) == auto
+    assert len(unit.store) == len(set(unit.names)) == 4
+
+
+SERVER = '[[server]]\nname = "{}"\nbind = "{}"\napp = "hello:app"\n'
+
+
+def test_connection_made_while_the_unit_restarts_waits_for_the_next_run(
+    pool: RealPool, unit: ServiceManager
+) -> None:
+    port = claim_port()
+    pool.write(
+        "pool.toml", SERVER.format("tcp", f"127.0.0.1:{port}") + SERVER.format("unix", "unix:./a.sock")
+    )
+    unit.start()
+    (key,) = pool.runtime.glob("**/listener-names.key")
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert all(re.fullmatch("poolctl-[0-9a-f]{32}", name) for name in unit.names)
+    names = sorted(unit.names)
+    assert unit.stop() == 0
+    assert sorted(unit.names) == names
+    places: list[int | str] = [port, f"unix:{pool.directory}/a.sock"]
+    with ThreadPoolExecutor() as clients:
+        answers = [clients.submit(get, place) for place in places]
+        assert not wait(answers, timeout=0.2).done
+        unit.start()
+        assert [each.result().status for each in answers] == [200, 200]
+    assert sorted(unit.names) == names
+    assert unit.ignored == [], "everything was said by the main process"
+
+
+def test_listener_leaves_the_store_with_its_server(
+    pool: RealPool, unit: ServiceManager, until: Until
+) -> None:
+    ports = {name: claim_port() for name in ("a", "b", "c", "d", "e")}
+    servers = {name: SERVER.format(name, f"127.0.0.1:{port}") for name, port in ports.items()}
+    pool.write("pool.toml", "".join(servers.values()))
+    unit.start()
+    until(lambda: len(unit.names) == 5)
+    pool.ok("stop", "a")
+    pool.ok("disable", "b")
+    pool.ok("remove", "c")
+    until(lambda: len(unit.names) == 2)
+    for name in "abc":
+        assert is_refused(ports[name])
+    pool.ok("start", "a")
+    until(lambda: len(unit.names) == 3)
+    assert unit.stop() == 0
+    # A server that is not in the file any longer, and one that is not started by itself.
+    pool.write("pool.toml", servers["a"] + servers["e"] + "on_demand = true\n")
+    unit.start()
+    until(lambda: len(unit.names) == 1)
+    assert get(ports["a"]).status == 200
+    for name in "de":
+        assert is_refused(ports[name])
+    pool.ok("stop")
+    assert unit.wait() == 0
+    assert unit.names == []
+
+
+def test_listener_that_comes_back_is_used_only_at_its_own_address(
+    pool: RealPool, unit: ServiceManager, until: Until
+) -> None:
+    port, other = claim_port(), claim_port()
+    pool.write(
+        "pool.toml", SERVER.format("tcp", f"127.0.0.1:{port}") + SERVER.format("unix", "unix:./a.sock")
+    )
+    unit.start()
+    until(lambda: len(unit.names) == 2)
+    assert unit.stop() == 0
+    (pool.directory / "a.sock").unlink()
+    planted = [socket.create_server(("127.0.0.1", other)).detach(), socket.socket().detach(), *os.pipe()]
+    names = [*unit.names, "poolctl-" + "0" * 32, "stored"]
+    unit.store += zip(names, planted, strict=True)
+    unit.start()
+    until(lambda: len(unit.names) == 3)
+    assert {name for name in unit.names if name != "stored"} == set(names[:2])
+    assert get(port).status == get(f"unix:{pool.directory}/a.sock").status == 200
+    assert is_refused(other)
+
+
+def test_store_outlives_the_keeper_and_the_supervisor(
+    pool: RealPool, unit: ServiceManager, until: Until
+) -> None:
+    ports = [claim_port(), claim_port()]
+    pool.write("pool.toml", "".join(SERVER.format(f"s{port}", f"127.0.0.1:{port}") for port in ports))
+    unit.start()
+    for process in ("supervisor_pid", "keeper_pid"):
+        before = pool.info()[process]
+        os.kill(before, signal.SIGKILL)
+        until(lambda process=process, before=before: pool.info()[process] != before)
+        unit.lines.clear()
+        pool.ok("restart")
+        unit.await_line("STATUS=2 servers ready")
+    assert len(unit.names) == 2
+    pool.ok("stop", f"s{ports[0]}")
+    until(lambda: len(unit.names) == 1)
+    unit.restart()
+    assert [get(port).status for port in ports] == [200, 200]
+    until(lambda: len(unit.names) == 2)
+
+
+def test_sockets_of_socket_units_stay_with_them(pool: RealPool, unit: ServiceManager, until: Until) -> None:
+    port, own = claim_port(), socket.create_server(("127.0.0.1", 0))
+    unit.sockets = [("web", own)]
+    pool.write("pool.toml", SERVER.format("given", "fd:3") + SERVER.format("tcp", f"127.0.0.1:{port}"))
+    for _ in range(2):
+        unit.start()
+        until(lambda: len(unit.names) == 1)
+        assert get(own.getsockname()[1]).status == get(port).status == 200
+        assert unit.stop() == 0
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
