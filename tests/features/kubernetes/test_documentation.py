@@ -30,7 +30,11 @@ def test_file_is_exported(poolctl: Any, directory: Path) -> None:
     text = text.replace("[kubernetes]\n", f"[kubernetes]\n{line}\n")
     (directory / "pool.toml").write_text(f'{text}\n[[route]]\nto = "web"\n')
     assert "HTTPRoute" in poolctl("export", "kubernetes").out
-    assert sorted(path.name for path in (directory / "cluster").iterdir()) == ["1-users.yaml", "2-web.yaml"]
+    assert sorted(path.name for path in (directory / "cluster").iterdir()) == [
+        "kustomization.yaml",
+        "server-users.yaml",
+        "server-web.yaml",
+    ]
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:

@@ -306,7 +306,7 @@ def test_file_of_somebody_else_is_not_overwritten(poolctl: Command, directory: P
     (directory / "poolctl-shop.service").write_text("[Service]\n# Made by `poolctl export systemd`.\n")
     said = poolctl("export", "systemd", "--directory", ".")
     assert (said.code, said.err) == (8, (
-        "error: poolctl-shop.service was not made by poolctl export\n"
+        "error: poolctl-shop.service was not made by this export\n"
         "  hint: remove it, or write into another directory\n"
     ))  # fmt: skip
     (directory / "file").touch()
