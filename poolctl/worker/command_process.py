@@ -31,6 +31,7 @@ _FORWARDED = signal.valid_signals() - {
 }  # fmt: skip
 # A program that cannot open its port ends early.
 _EARLY_SECONDS = 30.0
+_NOT_EXECUTABLE = 126  # as a shell has it; beyond, the program is not there, or a signal has ended it
 
 
 def run_command_in_child() -> NoReturn:
@@ -52,7 +53,8 @@ def run_command_in_child() -> NoReturn:
     for fd in (SPEC_FD, *listeners):
         os.close(fd)  # each duplicate of a listener keeps the port bound
     status, was_signalled = _forward_signals_until_exit(command, together=spec["stop_group"] == "together")
-    if status and count and not was_signalled and time.monotonic() - began < _EARLY_SECONDS:
+    is_early = time.monotonic() - began < _EARLY_SECONDS
+    if count and is_early and not was_signalled and 0 < status < _NOT_EXECUTABLE:
         print(
             f"poolctl: {spec['server']}: exited with status {status}. poolctl had opened its port, and passed it on as "
             'descriptor 3 (LISTEN_FDS); if the program opens the port itself, write socket = "program"',
