@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
+import yaml
 
 from poolctl.features.kubernetes._keys import IGNORED, UNSUPPORTED
 from poolctl.features.kubernetes._routes import ROUTE_IGNORED, ROUTE_UNSUPPORTED
@@ -35,6 +40,32 @@ def test_file_is_exported(poolctl: Any, directory: Path) -> None:
         "server-users.yaml",
         "server-web.yaml",
     ]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
+def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, directory: Path) -> None:
+    text = next(each.text for each in blocks(PAGE) if each.language == "toml")
+    overlay = next(each.text for each in blocks(PAGE) if each.text.startswith("# overlays/production/"))
+    (directory / "pool.toml").write_text(text)
+    path = directory / "overlays" / "production" / "kustomization.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(overlay)
+    for _ in range(2):
+        assert poolctl("export", "kubernetes", "--directory", "cluster").code == 0
+        command = ["kubectl", "kustomize", str(path.parent)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        objects = [*yaml.safe_load_all(done.stdout)]
+        names = [each["metadata"]["name"] for each in objects if each["kind"] == "Deployment"]
+        assert sorted(names) == ["shop-users", "shop-web"]
+        (pod,) = (
+            each["spec"]["template"]["spec"]
+            for each in objects
+            if (each["kind"], each["metadata"]["name"]) == ("Deployment", "shop-web")
+        )
+        assert pod["nodeSelector"] == {"disk": "ssd"}
+        assert {each["name"] for each in pod["volumes"]} == {"config", "tmp", "uploads"}
+        assert "/app/uploads" in {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:
