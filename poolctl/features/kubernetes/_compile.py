@@ -17,6 +17,7 @@ from poolctl.config import (
 )
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
+from poolctl.errors import ServerError
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
@@ -67,7 +68,7 @@ class CompiledPool(NamedTuple):
 def compile_pool(
     config: Configuration, files: Sequence[str], *, by_reference: bool = False, hidden: Sequence[str] = ()
 ) -> CompiledPool:
-    """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`.
+    """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files.
 
     `hidden` are values that may be in Secrets alone, besides those of environment variables.
     """
@@ -82,9 +83,15 @@ def compile_pool(
     _raise_if_problems(config, _problems(servers, pool))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
     in_pods = [in_pod(each) for each in moved]
-    environments = {
-        each.name: PodEnvironment.of(each, path_in_image(each.cwd, each, settings)) for each in in_pods
-    }
+    environments: dict[str, PodEnvironment] = {}
+    unreadable: list[Located] = []
+    for each in in_pods:
+        cwd = path_in_image(each.cwd, each, settings)
+        try:
+            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference)
+        except ServerError as error:
+            unreadable.append((each, Finding(("env_file",), error.message, error.hint)))
+    _raise_if_problems(config, unreadable)
     hidden = [*hidden, *_environment_values(files)]
     _raise_if_problems(
         config,

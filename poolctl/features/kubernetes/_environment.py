@@ -33,24 +33,39 @@ _SPECIAL_IN_SHELL = r'([\\"$`])'
 class PodEnvironment(NamedTuple):
     """A server's variables. `secret` is what its Secret holds, `given` has the names in it that are in `env`.
 
-    `plain` are the variables of its address, which everybody may read.
+    `plain` are the variables of its address, which everybody may read. `missing` are env files of which only the Secret
+    that somebody else creates has the variables.
     """
 
     secret: Mapping[str, str]
     given: Sequence[str]
     plain: Mapping[str, str]
+    missing: Sequence[str] = ()
 
     @classmethod
-    def of(cls, server: ServerConfig, directory: str) -> PodEnvironment:
-        """Read the server's env files. Relative paths are below `directory` of the image. Raises ServerError."""
+    def of(cls, server: ServerConfig, directory: str, *, by_reference: bool = False) -> PodEnvironment:
+        """Read the server's env files. Relative paths are below `directory` of the image.
+
+        Raises ServerError for a file that cannot be read; with `by_reference`, one may be missing.
+        """
+        missing = [path for path in server.env_file_paths if by_reference and not os.path.exists(path)]
+        there = tuple(
+            each
+            for each, path in zip(server.env_file, server.env_file_paths, strict=True)
+            if path not in missing
+        )
         plain = {name: value for name, value in server.address_variables.items() if name not in server.env}
-        found = added_environment(server.model_copy(update={"cwd": directory}))
+        found = added_environment(server.model_copy(update={"cwd": directory, "env_file": there}))
         secret = {name: value for name, value in sorted(found.items()) if name not in plain}
-        return cls(secret, sorted(server.env), plain)
+        return cls(secret, sorted(server.env), plain, missing)
 
     def create_command(self, name: str, namespace: str | None) -> str:
         """The command that creates the Secret, with variables of the shell for what may be secret."""
-        literals = (f"--from-literal={key}={self._shell_value(key)}" for key in self.secret)
+        literals = [f"--from-literal={key}={self._shell_value(key)}" for key in self.secret]
+        if self.missing and not literals:  # kubectl takes one or the other
+            literals = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.missing]
+        elif self.missing:
+            literals.append(f"# and the variables of {', '.join(map(os.path.relpath, self.missing))}")
         return create_command(name, namespace, *literals)
 
     def _shell_value(self, key: str) -> str:

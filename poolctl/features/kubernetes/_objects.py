@@ -160,7 +160,7 @@ def path_in_image(path: str, server: ServerConfig, settings: Kubernetes) -> str:
 
 def secret_name(deployed: Deployed, pool: SharedSettings) -> str:
     """The name of the server's own Secret; "" without one."""
-    if not deployed.environment.secret:
+    if not (deployed.environment.secret or deployed.environment.missing):
         return ""
     name = f"{pool.name}-{deployed.server.name}"
     return name if pool.by_reference else _with_digest(name, deployed.environment.secret)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
-from poolctl.errors import ServerError
 from poolctl.features.kubernetes._compile import CompiledPool, compile_pool
 from tests.configuration import server
 from tests.needs import needs
@@ -226,9 +226,11 @@ def test_pool_without_a_name_has_that_of_its_directory_or_file(compiled: Compile
     assert names(found, "web")["Deployment"] == "mail-web"
 
 
-def test_unreadable_env_file_is_the_servers_error(compiled: Compile) -> None:
-    with pytest.raises(ServerError, match=r"missing\.env"):
-        compiled(app("web", env_file="missing.env"))
+def test_unreadable_env_files_are_problems_of_their_servers(refused: Any) -> None:
+    tables = (app("web", env_file="missing.env"), app("mail", 8001, env_file="gone.env"))
+    first, second = sorted(refused(*tables))
+    assert re.match(r"pool\.toml server\[0\]\.env_file: .*missing\.env: there is no such file", first)
+    assert re.match(r"pool\.toml server\[1\]\.env_file: .*gone\.env: there is no such file", second)
 
 
 def test_tables_that_are_left_out_are_named_with_the_reason(compiled: Compile) -> None:

@@ -173,6 +173,18 @@ def test_secrets_by_reference_need_no_values(
     )
 
 
+def test_secrets_by_reference_need_no_env_file(write: Write, poolctl: Any, directory: Path) -> None:
+    (directory / "web.env").write_text("PASSWORD=swordfish\n")
+    write(app("web", 8000, env_file="web.env"), app("mail", 8001, env_file="web.env", env={"A": "b"}))
+    assert poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference").code == 0
+    (directory / "web.env").unlink()
+    done = poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference", "--check")
+    assert done.code == 0, "in CI, which has no such file"
+    assert "create secret generic shop-web --from-env-file=web.env\n" in done.err
+    assert "create secret generic shop-mail --from-literal=A=b # and the variables of web.env\n" in done.err
+    assert poolctl("export", "kubernetes").code == 5
+
+
 def test_variable_in_a_command_is_not_readable_by_reference_either(
     write: Write, poolctl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
