@@ -79,7 +79,8 @@ def compile_pool(
     handlers = next((each.handlers for each in config if each.handlers), "")
     name = config.settings.name or default_name(files[0])
     pool = SharedSettings(name, settings, handlers, by_reference)
-    servers = _in_order(config)
+    waves = _waves(config)
+    servers = sorted(config, key=lambda each: waves[each.name])
     _raise_if_problems(config, _problems(servers, pool))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
     in_pods = [in_pod(each) for each in moved]
@@ -104,7 +105,6 @@ def compile_pool(
             )
         ),
     )
-    waves = _waves(moved)
     routes = CompiledRoutes([], [], [], [])
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
@@ -146,10 +146,9 @@ def compile_pool(
     return CompiledPool(name, objects, routes.routes, warnings, commands)
 
 
-def _waves(servers: Iterable[ServerConfig]) -> dict[str, int]:
+def _waves(servers: Sequence[ServerConfig]) -> dict[str, int]:
     """The place of each server in the order of dependencies: above those of all that it waits for."""
-    by_name = {each.name: each for each in servers}
-    needed = {name: _needed(each, by_name.values()) for name, each in by_name.items()}
+    needed = {each.name: _needed(each, servers) for each in servers}
     waves: dict[str, int] = {}
     for name in TopologicalSorter(needed).static_order():
         waves[name] = max((waves[each] + 1 for each in needed[name]), default=0)
@@ -209,23 +208,6 @@ def _raise_if_problems(config: Configuration, found: Iterable[Located]) -> None:
         raise Failure(Outcome(errors=list(map(ErrorEntry.of, problems)), exit_code=INVALID_CONFIGURATION))
 
 
-def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers in the order to start them: first those on which the longest chain of other servers depends.
-
-    Servers without dependencies or dependents come last, so that their pods do not delay the others.
-    """
-    servers = {each.name: each for each in config}
-    needed = {
-        name: [each.name for each in server.depends_on if each.name in servers]
-        for name, server in servers.items()
-    }
-    waiting = dict.fromkeys(servers, 0)  # by server: the length of the longest chain that waits for it
-    for name in reversed([*TopologicalSorter(needed).static_order()]):
-        for on in needed[name]:
-            waiting[on] = max(waiting[on], waiting[name] + 1)
-    return sorted(servers.values(), key=lambda each: (-waiting[each.name], not needed[each.name]))
-
-
 def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator[Located]:
     if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
@@ -249,9 +231,10 @@ def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator
 
 
 def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) -> Iterator[Finding]:
-    """Yield a problem for each key of the server that would put a secret, or a value in `hidden`, into a ConfigMap."""
+    """Yield a problem for each key of the server that would show everybody a secret, or a value in `hidden`."""
     (table,) = pod_configuration(server, pool)["server"]
-    return secret_keys(table, hidden)
+    probes = server.health.as_given()  # those of a command are in its Deployment
+    return secret_keys({**table, **({"health": probes} if probes else {})}, hidden)
 
 
 def _environment_values(files: Iterable[str]) -> list[str]:

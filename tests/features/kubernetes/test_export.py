@@ -162,8 +162,9 @@ BEARER = {"readiness": {"http": "/", "headers": {"Authorization": "Bearer abcdef
         ("command", {"command": ["serve", "--token", "given"]}),
         ("command", {"command": ["serve", "${TOKEN}"]}),
         ("health", {"app": "web:app", "health": BEARER}),
+        ("health", {"command": ["serve", "{port}"], "health": BEARER}),
     ],
-    ids=["argument", "variable", "header"],
+    ids=["argument", "variable", "header", "header-of-a-command"],
 )
 def test_secret_that_everybody_could_read_is_refused(
     poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, key: str, keys: Any
