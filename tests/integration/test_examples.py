@@ -101,7 +101,9 @@ def test_every_example_is_described() -> None:
             assert server.name in readme or server.bind.rpartition(":")[2] in readme
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("http-and-https", "gateway")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("http-and-https", "gateway", "cluster")]
+)
 def test_every_example_is_valid_and_its_apps_can_be_imported(name: str, real_pool: RealPool) -> None:
     Example(name, real_pool)
     assert re.fullmatch(r"\d servers?, ok\n", real_pool.ok("validate", "--import").stdout)
@@ -208,6 +210,19 @@ def test_programs_without_a_port(real_pool: RealPool) -> None:
     real_pool.ok("restart", "worker")
     assert set(items["worker"]["pids"]).isdisjoint(real_pool.items()["worker"]["pids"])
     wait_until(lambda: "after the task" in real_pool.ok("logs", "worker").stdout)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the page of the example is served by node")
+def test_a_pool_for_a_cluster(real_pool: RealPool) -> None:
+    example = Example("cluster", real_pool)
+    real_pool.env["PATH"] = f"{Path(sys.executable).parent}:{real_pool.env['PATH']}"  # where gunicorn is
+    assert real_pool.ok("validate", "--import").stdout == "5 servers, ok\n"
+    real_pool.ok("start")
+    assert example.ask(8030, "/orders/tea", method="POST") == {"ordered": "tea"}
+    wait_until(lambda: "✓ tea" in example.ask(8031))
+    assert example.ask(8032) == "1 orders\n"
+    real_pool.ok("restart", "front", "admin")
+    assert "✓ tea" in example.ask(8031)
 
 
 def test_a_container(real_pool: RealPool) -> None:

@@ -33,8 +33,8 @@ _SPECIAL_IN_SHELL = r'([\\"$`])'
 class PodEnvironment(NamedTuple):
     """A server's variables. `secret` is what its Secret holds, `given` has the names in it that are in `env`.
 
-    `plain` are the variables of its address, which everybody may read. `missing` are env files of which only the Secret
-    that somebody else creates has the variables.
+    `plain` are those that everybody may read. `missing` are env files whose variables are only in the Secret that
+    somebody else creates.
     """
 
     secret: Mapping[str, str]
@@ -46,7 +46,8 @@ class PodEnvironment(NamedTuple):
     def of(cls, server: ServerConfig, directory: str, *, by_reference: bool = False) -> PodEnvironment:
         """Read the server's env files. Relative paths are below `directory` of the image.
 
-        Raises ServerError for a file that cannot be read; with `by_reference`, one may be missing.
+        With `by_reference`, the Secret has what comes from variables and env files or looks secret, and an env file may
+        be missing. Raises ServerError for one that cannot be read.
         """
         missing = [path for path in server.env_file_paths if by_reference and not os.path.exists(path)]
         there = tuple(
@@ -54,29 +55,35 @@ class PodEnvironment(NamedTuple):
             for each, path in zip(server.env_file, server.env_file_paths, strict=True)
             if path not in missing
         )
-        plain = {name: value for name, value in server.address_variables.items() if name not in server.env}
         found = added_environment(server.model_copy(update={"cwd": directory, "env_file": there}))
+        address = {name: value for name, value in server.address_variables.items() if name not in server.env}
+        readable = [name for name in server.env if by_reference and _is_readable(name, found[name])]
+        plain = {name: found[name] for name in sorted(readable)} | address
         secret = {name: value for name, value in sorted(found.items()) if name not in plain}
-        return cls(secret, sorted(server.env), plain, missing)
+        return cls(secret, sorted(secret.keys() & server.env.keys()), plain, missing)
 
     def create_command(self, name: str, namespace: str | None) -> str:
-        """The command that creates the Secret, with variables of the shell for what may be secret."""
-        literals = [f"--from-literal={key}={self._shell_value(key)}" for key in self.secret]
+        """The command that creates the Secret, with variables of the shell in the place of values."""
+        literals = [f"--from-literal={key}={_shell_value(key, value)}" for key, value in self.secret.items()]
         if self.missing and not literals:  # kubectl takes one or the other
             literals = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.missing]
         elif self.missing:
             literals.append(f"# and the variables of {', '.join(map(os.path.relpath, self.missing))}")
         return create_command(name, namespace, *literals)
 
-    def _shell_value(self, key: str) -> str:
-        value = self.secret[key]
-        texts, names = re.split(f"{_OPEN}.*?{_CLOSE}", value), re.findall(f"{_OPEN}(.*?){_CLOSE}", value)
-        if not names and key in self.given and not is_secret(key) and masked_text(value) == value:
-            return shlex.quote(value)
-        if not names:
-            return f'"${key}"'
-        first, *others = (re.sub(_SPECIAL_IN_SHELL, r"\\\1", text) for text in texts)
-        return f'"{first}{"".join(f"${{{name}}}{text}" for name, text in zip(names, others, strict=True))}"'
+
+def _is_readable(name: str, value: str) -> bool:
+    return _OPEN not in value and not is_secret(name) and masked_text(value) == value
+
+
+def _shell_value(key: str, value: str) -> str:
+    if _OPEN not in value:
+        return f'"${key}"'
+    names = re.findall(f"{_OPEN}(.*?){_CLOSE}", value)
+    first, *others = (
+        re.sub(_SPECIAL_IN_SHELL, r"\\\1", text) for text in re.split(f"{_OPEN}.*?{_CLOSE}", value)
+    )
+    return f'"{first}{"".join(f"${{{name}}}{text}" for name, text in zip(names, others, strict=True))}"'
 
 
 def create_command(name: str, namespace: str | None, *values: str) -> str:

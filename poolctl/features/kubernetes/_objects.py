@@ -358,7 +358,10 @@ def _variables(environment: PodEnvironment, secret: str, settings: Kubernetes) -
         for name in environment.given
         if settings.secrets
     ]
-    variables += [{"name": name, "value": value} for name, value in environment.plain.items()]
+    # The kubelet would replace $(NAME), and take $$ for $.
+    variables += [
+        {"name": name, "value": value.replace("$", "$$")} for name, value in environment.plain.items()
+    ]
     return {**({"envFrom": sources} if sources else {}), **({"env": variables} if variables else {})}
 
 

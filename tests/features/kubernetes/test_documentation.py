@@ -15,6 +15,9 @@ from poolctl.features.kubernetes._keys import IGNORED, UNSUPPORTED
 from poolctl.features.kubernetes._routes import ROUTE_IGNORED, ROUTE_UNSUPPORTED
 from tests.docs.pages import ROOT, blocks
 
+from .valid_objects import assert_valid
+
+EXAMPLE = ROOT / "examples" / "cluster"
 PAGE = ROOT / "docs" / "kubernetes.md"
 TEXT = PAGE.read_text()
 
@@ -66,6 +69,31 @@ def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, dir
         assert pod["nodeSelector"] == {"disk": "ssd"}
         assert {each["name"] for each in pod["volumes"]} == {"config", "tmp", "uploads"}
         assert "/app/uploads" in {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
+def test_example_is_exported_with_its_overlay(
+    poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(EXAMPLE, directory / "cluster", ignore=shutil.ignore_patterns("data", ".venv"))
+    monkeypatch.chdir(directory / "cluster")
+    lines = (each.text for each in blocks(EXAMPLE / "README.md") if each.language == "sh")
+    (line,) = (line for text in lines for line in text.splitlines() if " export kubernetes " in line)
+    done = poolctl(*line.split()[1:])
+    assert done.code == 0, done.err
+    command = ["kubectl", "kustomize", "overlays/production"]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    objects = [*yaml.safe_load_all(built)]
+    for each in objects:
+        assert_valid(each, "1.37")
+    uses = {
+        each["metadata"]["labels"]["poolctl.dev/server"]
+        for each in objects
+        if "claimName" in str(each.get("spec", {}).get("template"))
+    }
+    assert uses == {"web", "worker", "admin", "migrate"}
+    assert all(each["metadata"]["namespace"] == "shop" for each in objects)
+    assert [each["kind"] for each in objects if each["kind"] == "Secret"] == []
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:
