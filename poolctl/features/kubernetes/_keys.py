@@ -53,7 +53,7 @@ UNSUPPORTED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
 # Programs that open the port in PORT, or in a file of their own, and take no socket.
 _OPENS_PORT = re.compile(r"(?:node|nodejs|bun|deno|npm|npx|yarn|pnpm|java|php)[0-9.]*")
 _SHELL = re.compile(r"(?:ba|da|z|a)?sh")
-_BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|--|[A-Za-z_][A-Za-z0-9_]*=.*")
+_BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|-.*|[0-9]+|[A-Za-z_][A-Za-z0-9_]*=.*")
 # Keys of a probe without an equal in a pod; those of an app's HTTP probe are heeded by `poolctl serve`.
 _NOT_IN_PODS = ("interval_fall", "interval_rise", "rise_count_warn", "jitter")
 _FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, no digit first"

@@ -492,6 +492,7 @@ def test_port_below_1024_can_be_opened(export: Any) -> None:
         ({"command": ["node", "server.js"]}, True),
         ({"command": ["/usr/bin/java", "-jar", "a.jar"]}, True),
         ({"command": ["env", "A=b", "php8.2", "-S", "0.0.0.0:8000"]}, True),
+        ({"command": ["tini", "-g", "--", "nice", "-n", "5", "node", "server.js"]}, True),
         ({"command": ["sh", "-c", "cd web && exec npm start"]}, True),
         ({"command": ["sh", "-c", "exec ./serve --port $PORT"]}, True),
         ({"command": ["sh", "-c", "exec ./serve --port $${PORT:-80}"]}, True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config import ServerConfig, load
+from poolctl.config import ServerConfig, load, with_resolved_references
 from poolctl.feature import FEATURES
 from poolctl.features.kubernetes._environment import PodEnvironment
 from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
@@ -87,6 +88,13 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     for each in objects:
         assert_valid(each, "1.37")
     assert json.dumps(objects) == json.dumps(list(objects_of(deployed, pool)))
+    (text,) = (each["data"]["pool.json"] for each in objects if each["kind"] == "ConfigMap")
+    with tempfile.TemporaryDirectory() as place:
+        (path := Path(place) / "pool.json").write_text(text)
+        read = load(path, {})
+    assert [str(each) for each in read.problems] == [], "what serve would refuse in the pod"
+    (there,) = with_resolved_references(read)
+    assert (there.command, there.app) == (server.command, server.app)
     kinds = [each["kind"] for each in objects]
     assert ("Service" in kinds) == server.listens
     assert ("Secret" in kinds) == bool(server.env)
