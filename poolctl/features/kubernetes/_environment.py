@@ -27,6 +27,8 @@ from poolctl.runners.worker_spec import added_environment
 
 # Around the name of a variable that stands for its value. Files do not have these characters.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+# Besides the names that are masked in output: a plain variable too many in a Secret costs a line, one too few a secret.
+_MAYBE_SECRET = re.compile(r"pass|pwd|key|dsn|auth|salt|cred|private", re.IGNORECASE)
 _SPECIAL_IN_SHELL = r'([\\"$`])'
 
 
@@ -73,7 +75,8 @@ class PodEnvironment(NamedTuple):
 
 
 def _is_readable(name: str, value: str) -> bool:
-    return _OPEN not in value and not is_secret(name) and masked_text(value) == value
+    may_be_secret = is_secret(name) or _MAYBE_SECRET.search(name)
+    return _OPEN not in value and not may_be_secret and masked_text(value) == value
 
 
 def _shell_value(key: str, value: str) -> str:

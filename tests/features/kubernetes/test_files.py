@@ -148,7 +148,7 @@ def test_secrets_by_reference_need_no_values(
     (directory / "web.env").write_text("PASSWORD=swordfish\n")
     env = {
         "TOKEN": "Bearer ${SHOP_TOKEN}", "UNSET": "${UNSET}", "REGION": "$(eu) west", "PRICE": 'a "$5"${UNSET}',
-        "API_KEY": "literal-key", "LEVEL": "${LEVEL:-info}",
+        "API_KEY": "literal-key", "DB_PASS": "literal-key", "LEVEL": "${LEVEL:-info}",
     }  # fmt: skip
     write(app("web", 8000, env=env, env_file="web.env"), pool=POOL + 'namespace = "shop"\n')
     done = poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference")
@@ -156,7 +156,7 @@ def test_secrets_by_reference_need_no_values(
     (line,) = (line for line in done.err.splitlines() if "create secret" in line)
     assert line.endswith(
         "kubectl -n shop create secret generic shop-web"
-        ' --from-literal=API_KEY="$API_KEY" --from-literal=PASSWORD="$PASSWORD"'
+        ' --from-literal=API_KEY="$API_KEY" --from-literal=DB_PASS="$DB_PASS" --from-literal=PASSWORD="$PASSWORD"'
         ' --from-literal=PRICE="a \\"\\$5\\"${UNSET}"'
         ' --from-literal=TOKEN="Bearer ${SHOP_TOKEN}" --from-literal=UNSET="${UNSET}"'
     )
