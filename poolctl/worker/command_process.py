@@ -52,7 +52,9 @@ def run_command_in_child() -> NoReturn:
         _become_command(spec, listeners)
     for fd in (SPEC_FD, *listeners):
         os.close(fd)  # each duplicate of a listener keeps the port bound
-    status, was_signalled = _forward_signals_until_exit(command, together=spec["stop_group"] == "together")
+    status, was_signalled = _forward_signals_until_exit(
+        command, together=spec["stop_group"] == "together", stop_signal=spec["stop_signal"]
+    )
     is_early = time.monotonic() - began < _EARLY_SECONDS
     if count and is_early and not was_signalled and 0 < status < _NOT_EXECUTABLE:
         print(
@@ -77,8 +79,8 @@ def _become_command(spec: Spec, listeners: list[int]) -> NoReturn:
         os._exit(_FAILED)
 
 
-def _forward_signals_until_exit(command: int, *, together: bool) -> tuple[int, bool]:
-    """Forward signals to the command or, if `together`, to all processes.
+def _forward_signals_until_exit(command: int, *, together: bool, stop_signal: int) -> tuple[int, bool]:
+    """Forward signals to the command or, if `together`, to all processes; SIGTERM as `stop_signal`.
 
     Returns its status once it has ended, and whether a signal was forwarded.
     """
@@ -94,6 +96,7 @@ def _forward_signals_until_exit(command: int, *, together: bool) -> tuple[int, b
                 os.kill(os.getpid(), signal.SIGSTOP)
         elif came.si_pid != os.getpid():  # not the SIGPIPE of its own output
             was_signalled = True
+            number = stop_signal if came.si_signo == signal.SIGTERM else came.si_signo
             for pid in descendants() if together else (command,):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    deliver(partial(os.kill, pid), came.si_signo)
+                    deliver(partial(os.kill, pid), number)

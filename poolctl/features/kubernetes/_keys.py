@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "interface", "handler_key", "command", "socket", "stdin",
     "job", "every", "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "on_demand", "http",
-    "start_timeout", "stop_timeout", "stop_group", "drain_timeout", "health", "limits", "log", "depends_on", "image",
+    "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout", "health", "limits", "log",
+    "depends_on", "image",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {
@@ -44,11 +45,6 @@ UNSUPPORTED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "tls": (bool, "certificates are files of this machine", "end TLS in front of the cluster's services"),
     "hooks": (bool, "hooks run once for all workers", "run them as a job before the server is deployed"),
     "notify": (bool, "Kubernetes does not know sd_notify", "give the server a health probe instead"),
-    "stop_signal": (
-        lambda name: name not in (None, "SIGTERM"),
-        "Kubernetes sends SIGTERM, or the STOPSIGNAL of the image",
-        "leave it out, and set STOPSIGNAL in the image",
-    ),
 }
 # Programs that open the port in PORT, or in a file of their own, and take no socket.
 _OPENS_PORT = re.compile(r"(?:node|nodejs|bun|deno|npm|npx|yarn|pnpm|java|php)[0-9.]*")
@@ -214,7 +210,8 @@ def ignored_keys(
     in_files = {key.partition(".")[0] for key in origin}
     for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
-        if key in in_files and getattr(server, key) and not routing:
+        counts_attempts = key == "restart" and server.job and server.every is None
+        if key in in_files and getattr(server, key) and not (routing or counts_attempts):
             yield Finding((key,), reason)
 
 

@@ -53,7 +53,7 @@ _SURVIVES_EVICTION = {"rules": [{"action": "Ignore", "onPodConditions": [_DISRUP
 # Keys of the server that `poolctl serve` needs in the pod.
 _CARRIED = (
     "name", "expose", "app", "factory", "interface", "handler_key", "command", "socket", "umask", "http", "health",
-    "job", "start_timeout", "stop_timeout", "stop_group", "drain_timeout",
+    "job", "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout",
 )  # fmt: skip
 
 # Run by an init container: a Service accepts connections once one of its pods is ready.

@@ -170,14 +170,14 @@ def test_all_keys_that_are_refused_are_named_at_once_at_their_places(refused: An
         app("web", user="www-data"),
         app("Api", 8001),
         server("sleeper", bind="unix:/run/a.sock", app="a:b", scale={"min": 0, "idle": "5m"}),
-        server("old", command=["old"], stop_signal="SIGINT"),
+        server("old", command=["old"], notify=True),
     )
     assert sorted(found) == [
         "pool.toml server[0].user: a pod has the user of its image",
         "pool.toml server[1].name: no Service can be named 'Api'",
         "pool.toml server[2].bind: a pod is reached by a port",
         "pool.toml server[2].scale.min: nothing wakes a server on a cluster",
-        "pool.toml server[3].stop_signal: Kubernetes sends SIGTERM, or the STOPSIGNAL of the image",
+        "pool.toml server[3].notify: Kubernetes does not know sd_notify",
     ]
 
 

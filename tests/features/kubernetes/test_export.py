@@ -650,6 +650,12 @@ def test_exec_probe_runs_where_the_server_does(export: Any) -> None:
     assert container["readinessProbe"]["exec"]["command"] == ["check", "8001"]
 
 
+def test_attempts_of_a_job_are_no_key_without_an_equal(export: Any, poolctl: Any) -> None:
+    objects = export(server("migrate", command=["migrate"], job=True, restart={"limit": 3}))
+    assert objects.of("Job", "migrate")["spec"]["backoffLimit"] == 3
+    assert poolctl("export", "kubernetes").err == ""
+
+
 def test_index_that_no_pod_of_several_has_is_told(poolctl: Any, directory: Path) -> None:
     shards = ["sh", "-c", "work $POOLCTL_INDEX"]
     (directory / "pool.toml").write_text(POOL + server("one", command=shards))

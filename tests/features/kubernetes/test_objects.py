@@ -485,6 +485,11 @@ def test_open_input_of_a_command_is_that_of_its_container() -> None:
 
 
 def test_command_is_stopped_in_the_pod_as_in_the_file() -> None:
-    keys = {"command": ["sh", "-c", "cd x && y"], "stop_group": "together", "stop_timeout": 5}
+    keys = {
+        "command": ["sh", "-c", "cd x && y"],
+        "stop_group": "together",
+        "stop_signal": "SIGINT",
+        "stop_timeout": 5,
+    }
     found = pod_configuration(ServerConfig(name="a", **keys), SharedSettings("shop", Kubernetes(image="i")))
     assert {key: found["server"][0][key] for key in keys} == {**keys, "stop_timeout": 5.0}

@@ -152,6 +152,16 @@ def test_signals_besides_those_that_end_are_forwarded(
 
 
 @pytest.mark.integration
+def test_order_to_end_is_the_stop_signal_of_the_command(real_pool: RealPool, until: Any) -> None:
+    script = "trap '' TERM; trap 'exit 5' INT; touch began; while :; do sleep 0.1; done"
+    real_pool.write("pool.toml", server("it", command=["sh", "-c", script], stop_signal="SIGINT"))
+    process = real_pool.spawn("serve")
+    until((real_pool.directory / "began").exists)
+    process.terminate()
+    assert process.wait(30) == 5
+
+
+@pytest.mark.integration
 def test_command_with_the_stop_group_leader_is_a_child_that_alone_is_asked_to_end(
     real_pool: RealPool, until: Any
 ) -> None:
