@@ -53,13 +53,14 @@ class Example:
         *,
         data: bytes | None = None,
         method: str | None = None,
+        headers: dict[str, str] | None = None,
         ca: str = "",
     ) -> Any:
         """The answer of the server that the README says is on that port: JSON, or text."""
         host = "https://localhost" if ca else "http://127.0.0.1"
         url = f"{host}:{self._ports[str(port)]}{path}"
         context = ssl.create_default_context(cafile=self.pool.directory / ca) if ca else None
-        request = urllib.request.Request(url, data, method=method)
+        request = urllib.request.Request(url, data, headers or {}, method=method)
         with urllib.request.urlopen(request, timeout=60, context=context) as response:
             text = response.read().decode()
         try:
@@ -223,6 +224,21 @@ def test_a_pool_for_a_cluster(real_pool: RealPool) -> None:
     assert example.ask(8032) == "1 orders\n"
     real_pool.ok("restart", "front", "admin")
     assert "✓ tea" in example.ask(8031)
+
+
+def test_django_for_two_hosts(real_pool: RealPool) -> None:
+    example = Example("django", real_pool)
+    real_pool.ok("start")
+    body = (
+        b'--it\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\nPNG\r\n--it--\r\n"
+    )
+    form = {"Content-Type": "multipart/form-data; boundary=it"}
+    assert example.refusal(8034, data=body, headers=form) == 403
+    assert example.ask(8035, data=body, headers=form) == {"saved": "a.png"}
+    assert example.ask(8034) == {"pictures": ["a.png"]}
+    assert example.ask(8034, "/pictures/a.png") == "PNG"
+    assert example.refusal(8034, "/check", headers={"Host": "gallery.example.com"}) == 400
 
 
 def test_a_container(real_pool: RealPool) -> None:

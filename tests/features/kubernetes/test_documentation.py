@@ -17,7 +17,6 @@ from tests.docs.pages import ROOT, blocks
 
 from .valid_objects import assert_valid
 
-EXAMPLE = ROOT / "examples" / "cluster"
 PAGE = ROOT / "docs" / "kubernetes.md"
 TEXT = PAGE.read_text()
 
@@ -72,12 +71,17 @@ def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, dir
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
+@pytest.mark.parametrize(
+    ("example", "uses"),
+    [("cluster", {"web", "worker", "admin", "migrate"}), ("django", {"gallery", "editors"})],
+)
 def test_example_is_exported_with_its_overlay(
-    poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+    poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, example: str, uses: set[str]
 ) -> None:
-    shutil.copytree(EXAMPLE, directory / "cluster", ignore=shutil.ignore_patterns("data", ".venv"))
-    monkeypatch.chdir(directory / "cluster")
-    lines = (each.text for each in blocks(EXAMPLE / "README.md") if each.language == "sh")
+    source = ROOT / "examples" / example
+    shutil.copytree(source, directory / example, ignore=shutil.ignore_patterns("data", ".venv"))
+    monkeypatch.chdir(directory / example)
+    lines = (each.text for each in blocks(source / "README.md") if each.language == "sh")
     (line,) = (line for text in lines for line in text.splitlines() if " export kubernetes " in line)
     done = poolctl(*line.split()[1:])
     assert done.code == 0, done.err
@@ -86,14 +90,15 @@ def test_example_is_exported_with_its_overlay(
     objects = [*yaml.safe_load_all(built)]
     for each in objects:
         assert_valid(each, "1.37")
-    uses = {
+    assert uses == {
         each["metadata"]["labels"]["poolctl.dev/server"]
         for each in objects
         if "claimName" in str(each.get("spec", {}).get("template"))
     }
-    assert uses == {"web", "worker", "admin", "migrate"}
-    assert all(each["metadata"]["namespace"] == "shop" for each in objects)
-    assert [each["kind"] for each in objects if each["kind"] == "Secret"] == []
+    assert {each["metadata"]["namespace"] for each in objects} == {
+        "shop" if example == "cluster" else "gallery"
+    }
+    assert [each for each in objects if each["kind"] == "Secret"] == []
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:
