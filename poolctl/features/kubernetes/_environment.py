@@ -59,6 +59,9 @@ class PodEnvironment(NamedTuple):
         )
         found = added_environment(server.model_copy(update={"cwd": directory, "env_file": there}))
         address = {name: value for name, value in server.address_variables.items() if name not in server.env}
+        if server.command and server.probe_and_hook_commands and not server.job:
+            # An exec probe has them here, too; in a pod its environment is the container's.
+            address |= {"POOLCTL_NAME": server.name, "POOLCTL_BIND": server.key}
         readable = [name for name in server.env if by_reference and _is_readable(name, found[name])]
         plain = {name: found[name] for name in sorted(readable)} | address
         secret = {name: value for name, value in sorted(found.items()) if name not in plain}

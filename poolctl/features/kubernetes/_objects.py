@@ -14,6 +14,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from urllib.parse import urlsplit
 
 from poolctl.address import Address, parse
 from poolctl.config import Probe, ServerConfig, with_resolved_references
@@ -420,8 +421,23 @@ def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
         return {"exec": {"command": probe_argument_vector(server, probe.exec)}}
     if probe.http is None:
         return {"tcpSocket": {"port": "http"}}
-    headers = [{"name": name, "value": value} for name, value in probe.headers.items()]
-    return {"httpGet": {"path": probe.http, "port": "http", **({"httpHeaders": headers} if headers else {})}}
+    # As poolctl probes it: the kubelet's own Host is the pod's address, which Django, for one, answers with 400.
+    host = (
+        {}
+        if "host" in map(str.lower, probe.headers)
+        else {"Host": urlsplit(server.expose).netloc.rpartition("@")[2]}
+    )
+    headers = [
+        {"name": name, "value": value} for name, value in (host | dict(probe.headers)).items() if value
+    ]
+    return {
+        "httpGet": {
+            "path": probe.http,
+            "port": "http",
+            **({"scheme": "HTTPS"} if server.expose.startswith("https:") else {}),
+            **({"httpHeaders": headers} if headers else {}),
+        }
+    }
 
 
 def _startup_times(server: ServerConfig) -> Table:

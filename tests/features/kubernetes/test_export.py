@@ -304,7 +304,8 @@ def test_command_is_probed_at_its_port(export: Any) -> None:
     assert "livenessProbe" not in plain
     assert plain["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}, "no image needs a program for it"
     alive = objects.container("http")["livenessProbe"]["httpGet"]
-    assert alive == {"path": "/l", "port": "http", "httpHeaders": [{"name": "X-A", "value": "b"}]}
+    headers = [{"name": "Host", "value": "http:8002"}, {"name": "X-A", "value": "b"}]
+    assert alive == {"path": "/l", "port": "http", "httpHeaders": headers}, "the Host of a probe here"
     assert objects.container("program")["readinessProbe"]["exec"]["command"] == ["check", "it"]
     assert objects.container("program")["startupProbe"]["exec"]["command"] == ["check", "it"]
 
@@ -646,7 +647,9 @@ def test_exec_probe_runs_where_the_server_does(export: Any) -> None:
     table = server("it", bind=":8001", command=["serve", "{port}"], cwd="inside", health=probe)
     container = export(table).container("it")
     assert container["workingDir"] == "/app/inside"
-    assert {each["name"]: each["value"] for each in container["env"]} == {"HOST": "0.0.0.0", "PORT": "8001"}
+    assert {each["name"]: each["value"] for each in container["env"]} == {
+        "HOST": "0.0.0.0", "PORT": "8001", "POOLCTL_NAME": "it", "POOLCTL_BIND": "0.0.0.0:8001",
+    }  # fmt: skip
     assert container["readinessProbe"]["exec"]["command"] == ["check", "8001"]
 
 

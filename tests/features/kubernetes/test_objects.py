@@ -342,6 +342,7 @@ def test_health_port_differs_from_the_port_of_the_app(port: int, health: int) ->
     assert found["command"][5:] == ["--health", f"0.0.0.0:{health}", "--stop-delay", "0s"]
 
 
+HOST = {"name": "Host", "value": "web:80"}
 CONNECT = {"tcpSocket": {"port": "http"}}
 
 
@@ -352,8 +353,10 @@ CONNECT = {"tcpSocket": {"port": "http"}}
         ({"readiness": {"exec": ["ok", "1"]}}, {"exec": {"command": ["ok", "1"]}}, {"exec": {"command": ["ok", "1"]}},
          None),
         ({"startup": {"http": "/s", "headers": {"X": "y"}}, "liveness": {"tcp": True}},
-         {"httpGet": {"path": "/s", "port": "http", "httpHeaders": [{"name": "X", "value": "y"}]}}, CONNECT, CONNECT),
-        ({"liveness": {"http": "/l"}}, CONNECT, CONNECT, {"httpGet": {"path": "/l", "port": "http"}}),
+         {"httpGet": {"path": "/s", "port": "http", "httpHeaders": [HOST, {"name": "X", "value": "y"}]}}, CONNECT,
+         CONNECT),
+        ({"liveness": {"http": "/l"}}, CONNECT, CONNECT,
+         {"httpGet": {"path": "/l", "port": "http", "httpHeaders": [HOST]}}),
     ],
 )  # fmt: skip
 def test_probes_of_a_command_are_run_by_the_kubelet(
