@@ -30,9 +30,7 @@ from poolctl.runners.socket_access import server_socket_access
 from poolctl.runners.withheld_variables import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.states import ENDED, in_words
-from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
-
-_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+from poolctl.worker.process_setup import SPEC_FD, SetupFailed
 
 
 def prepare_single_server(selection: Filters, pool: PoolRef, command: str) -> ServerConfig:
@@ -125,9 +123,6 @@ class ForegroundServer:
         self.spec["argv"] = argument_vector(config)
         for listener in self.listeners:
             listener.setblocking(True)  # as expected by programs (sd_listen_fds(3))
-        if config.stop_group == "leader":
-            _move_descriptors(fds, _FIRST_INHERITED_FD)
-            become_program(self.spec, len(fds))
         self.spec.update(
             stop_group=config.stop_group,
             stop_signal=int(config.stop_signal_number),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,15 +27,28 @@ if TYPE_CHECKING:
 Server = TypeVar("Server", bound=Item)
 
 
-def load(ref: PoolRef, *, allow_empty: bool = False, env_files: bool = True) -> Configuration:
+def load(
+    ref: PoolRef,
+    *,
+    allow_empty: bool = False,
+    env_files: bool = True,
+    env: Mapping[str, str] | None = None,
+    several_bind: bool = False,
+) -> Configuration:
     """The pool's configuration from its files. Raises PoolValidateError if a file is unreadable.
 
-    Without `env_files`, `${VAR}` is not looked up in `.env` beside a file: its values stay on this machine.
+    `env` resolves `${VAR}`, by default the environment. Without `env_files`, `${VAR}` is not looked up in `.env` beside
+    a file: its values stay on this machine. `several_bind`: each worker will have an address of its own.
     Raises Failure (exit 5) with all problems, and for a pool without servers unless `allow_empty`.
     """
     from poolctl.config import load as load_files
 
-    config = load_files(ref.files, os.environ, env_files=env_files)
+    config = load_files(
+        ref.files,
+        os.environ if env is None else env,
+        env_files=env_files,
+        several_bind=several_bind,
+    )
     if config.problems:
         errors, warnings = map(ErrorEntry.of, config.problems), map(str, config.warnings)
         code = exit_codes.INVALID_CONFIGURATION

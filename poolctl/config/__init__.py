@@ -45,10 +45,10 @@ _MODULES = {
     "edit": "Draft FileChanged server_table",
     "files.assemble": "Document read_documents variables_referenced_without_default",
     "files.marks": "Marks changed_files marks_of",
-    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT NOT_IMPORTED PROCFILE PYPROJECT "
-    "SUPERVISORD UNIT Stamp candidate_files default_env_file default_file directory_of find_config foreign_file_hint "
-    "foreign_format missing_file read_env_files read_regular_truncated read_text stamp_of "
-    "variables_named_by_env_keys",
+    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM EnvFileError FILE_NAMES JAVASCRIPT NOT_IMPORTED PROCFILE "
+    "PYPROJECT SUPERVISORD UNIT Stamp candidate_files default_env_file default_file directory_of find_config "
+    "foreign_file_hint foreign_format missing_file read_env_file read_env_files read_regular_truncated read_text "
+    "stamp_of variables_named_by_env_keys",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Section Table refuse",
@@ -58,7 +58,7 @@ _MODULES = {
     "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds named_addresses "
     "scalar_bind_addresses reference_findings os_users_by_server with_resolved_references",
     "rules.json_schema": "json_schema",
-    "values.normalise": "merged required_variables",
+    "values.normalise": "merged referenced_variables required_variables",
     "values.plain": "MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",

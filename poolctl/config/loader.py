@@ -20,7 +20,13 @@ from poolctl.config.model.pool_tables import (
     table_names,
 )
 from poolctl.config.model.section import Section, checked, refuse, validated
-from poolctl.config.model.server_keys import SOCKET_FILE_KEYS, Scale, ServerConfig, normalised
+from poolctl.config.model.server_keys import (
+    SOCKET_FILE_KEYS,
+    Scale,
+    ServerConfig,
+    is_of_shared_address,
+    normalised,
+)
 from poolctl.config.model.server_tables import SLEEP_KEYS
 from poolctl.config.rules.conflicts import (
     ServerReferenceValues,
@@ -54,12 +60,14 @@ def load(
     access_log: bool = False,
     python: str | None = None,
     env_files: bool = True,
+    several_bind: bool = False,
 ) -> Configuration:
     """The configuration of these files and directories; later files override earlier files. Blocks on the disk.
 
     `texts` replace the contents of some files, by path. `access_log` is the default of http.access_log.
     `python` is the interpreter of servers that name none; by default that of the environment beside the file or active.
     `env` and, with `env_files`, `.env` beside a file resolve its `${VAR}`.
+    With `several_bind`, several workers may bind the address of their server, because each has a machine of its own.
 
     Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
@@ -73,7 +81,7 @@ def load(
         assembly.defaults = {"http": {"access_log": True}}  # overridden by the files
     for document in documents:
         assembly.add(document)
-    config = _ConfigurationBuilder(assembly, env, python).build_config(files)
+    config = _ConfigurationBuilder(assembly, env, python, several_bind=several_bind).build_config(files)
     if unreadable:
         others = [
             problem
@@ -234,6 +242,7 @@ def _sleeps(key: str, value: Tree) -> bool:
 def _server_of(
     table: dict[str, Tree], base_dir: str, handlers: str | None, python: str | None, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
+    """The valid part of a server, whose problems are added to `findings`, and its address if that can be read."""
     address = add_derived_values(table, base_dir, findings)
     if "env_file" not in table and (found := default_env_file(base_dir)):
         table["env_file"] = found
@@ -245,7 +254,7 @@ def _server_of(
     wrong = {finding.path for finding in findings}
     if ("bind",) in wrong or (("name",) in wrong and address and not address.listens):
         address = None
-    return None if findings else server, address
+    return server, address
 
 
 def added_server(
@@ -263,7 +272,7 @@ def added_server(
     if python and "python" not in whole and (broken := broken_environment(python)):
         findings.append(Finding(("python",), *broken, python))
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
-    findings += missing_settings(server) if server else ()
+    findings += missing_settings(server) if server and not findings else ()
     if findings or server is None:
         name, bind = own.get("name"), own.get("bind")
         name = name if isinstance(name, str) else ""
@@ -272,8 +281,11 @@ def added_server(
 
 
 class _ConfigurationBuilder:
-    def __init__(self, assembly: Assembly, env: Mapping[str, str], python: str | None) -> None:
+    def __init__(
+        self, assembly: Assembly, env: Mapping[str, str], python: str | None, *, several_bind: bool = False
+    ) -> None:
         self.assembly = assembly
+        self.several_bind = several_bind
         self.env = env
         self.python = python
         self.origins = Origins(assembly.documents, assembly.entries, assembly.parts)
@@ -296,8 +308,11 @@ class _ConfigurationBuilder:
             table, handlers = self.defaults.merged_with(entry.table), self.settings.handlers
             python = "" if "python" in table else self.interpreter(entry.base_dir)
             server, address = _server_of(table, entry.base_dir, handlers, python, findings)
+            if self.several_bind:
+                findings = [each for each in findings if not is_of_shared_address(each)]
             for finding in findings:
                 self._report(entry, finding)
+            server = None if findings else server
             self.servers.append(server)
             self.addresses.append((entry.name, address))
         excluded = self._report_conflicting_servers()

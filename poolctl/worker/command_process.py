@@ -1,6 +1,6 @@
 """Runs a server's command as a child of this process, for `poolctl serve` and `poolctl run --debug`.
 
-This process is small, and may be the first one of a container: it passes signals on, reaps, and when the command has
+This process is small, and may be the first one of a container: it forwards signals, reaps, and when the command has
 ended, ends the processes that are left. Standard library only.
 """
 
@@ -10,17 +10,28 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from functools import partial
 from typing import NoReturn
 
 from ..keeper.left_children import SI_KERNEL, descendants, end_processes, left_children, reap_and_find_status
-from ..keeper.reap import END_SIGNALS, deliver
+from ..keeper.reap import deliver
 from ..platform import become_subreaper, name_process
 from . import process_setup
 from .process_setup import SPEC_FD, Spec
 
 _FAILED = 1
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+# Signals of the terminal's job control stop the command's parent as well, so that the shell gets the terminal back.
+_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_FORWARDED = signal.valid_signals() - {
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD,
+    # Raised by this process's own instructions.
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS,
+}  # fmt: skip
+# A program that cannot open its port ends early.
+_EARLY_SECONDS = 30.0
+_NOT_EXECUTABLE = 126  # as a shell has it; beyond, the program is not there, or a signal has ended it
 
 
 def run_command_in_child() -> NoReturn:
@@ -33,15 +44,27 @@ def run_command_in_child() -> NoReturn:
     listeners = list(range(SPEC_FD + 1, SPEC_FD + 1 + count))
     name_process("poolctl-serve")
     become_subreaper()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *END_SIGNALS))
+    began = time.monotonic()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *_FORWARDED))
     command = os.fork()
     if command == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _become_command(spec, listeners)
     for fd in (SPEC_FD, *listeners):
         os.close(fd)  # each duplicate of a listener keeps the port bound
-    status = _forward_signals_until_exit(command, together=spec["stop_group"] == "together")
-    end_processes(lambda: left_children(()), spec["stop_signal"], spec["stop_seconds"])
+    status, was_signalled = _forward_signals_until_exit(
+        command, together=spec["stop_group"] == "together", stop_signal=spec["stop_signal"]
+    )
+    is_early = time.monotonic() - began < _EARLY_SECONDS
+    if count and is_early and not was_signalled and 0 < status < _NOT_EXECUTABLE:
+        print(
+            f"poolctl: {spec['server']}: exited with status {status}. poolctl had opened its port, and passed it on as "
+            'descriptor 3 (LISTEN_FDS); if the program opens the port itself, write socket = "program"',
+            file=sys.stderr,
+            flush=True,
+        )
+    if spec["stop_group"] != "leader":
+        end_processes(lambda: left_children(()), spec["stop_signal"], spec["stop_seconds"])
     os._exit(status)
 
 
@@ -56,15 +79,24 @@ def _become_command(spec: Spec, listeners: list[int]) -> NoReturn:
         os._exit(_FAILED)
 
 
-def _forward_signals_until_exit(command: int, *, together: bool) -> int:
-    """Pass signals on to the command or, if `together`, to all processes; returns its status once it has ended."""
+def _forward_signals_until_exit(command: int, *, together: bool, stop_signal: int) -> tuple[int, bool]:
+    """Forward signals to the command or, if `together`, to all processes; SIGTERM as `stop_signal`.
+
+    Returns its status once it has ended, and whether a signal was forwarded.
+    """
+    was_signalled = False
     while True:
-        came = signal.sigwaitinfo((signal.SIGCHLD, *END_SIGNALS))
+        came = signal.sigwaitinfo((signal.SIGCHLD, *_FORWARDED))
         if came.si_signo == signal.SIGCHLD:
             status = reap_and_find_status(command)
             if status is not None:
-                return status
-        elif came.si_code != SI_KERNEL:
+                return status, was_signalled
+        elif came.si_code == SI_KERNEL:
+            if came.si_signo in _STOPS:
+                os.kill(os.getpid(), signal.SIGSTOP)
+        elif came.si_pid != os.getpid():  # not the SIGPIPE of its own output
+            was_signalled = True
+            number = stop_signal if came.si_signo == signal.SIGTERM else came.si_signo
             for pid in descendants() if together else (command,):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    deliver(partial(os.kill, pid), came.si_signo)
+                    deliver(partial(os.kill, pid), number)

@@ -53,13 +53,14 @@ class Example:
         *,
         data: bytes | None = None,
         method: str | None = None,
+        headers: dict[str, str] | None = None,
         ca: str = "",
     ) -> Any:
         """The answer of the server that the README says is on that port: JSON, or text."""
         host = "https://localhost" if ca else "http://127.0.0.1"
         url = f"{host}:{self._ports[str(port)]}{path}"
         context = ssl.create_default_context(cafile=self.pool.directory / ca) if ca else None
-        request = urllib.request.Request(url, data, method=method)
+        request = urllib.request.Request(url, data, headers or {}, method=method)
         with urllib.request.urlopen(request, timeout=60, context=context) as response:
             text = response.read().decode()
         try:
@@ -101,7 +102,9 @@ def test_every_example_is_described() -> None:
             assert server.name in readme or server.bind.rpartition(":")[2] in readme
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("http-and-https", "gateway")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("http-and-https", "gateway", "cluster")]
+)
 def test_every_example_is_valid_and_its_apps_can_be_imported(name: str, real_pool: RealPool) -> None:
     Example(name, real_pool)
     assert re.fullmatch(r"\d servers?, ok\n", real_pool.ok("validate", "--import").stdout)
@@ -208,6 +211,34 @@ def test_programs_without_a_port(real_pool: RealPool) -> None:
     real_pool.ok("restart", "worker")
     assert set(items["worker"]["pids"]).isdisjoint(real_pool.items()["worker"]["pids"])
     wait_until(lambda: "after the task" in real_pool.ok("logs", "worker").stdout)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the page of the example is served by node")
+def test_a_pool_for_a_cluster(real_pool: RealPool) -> None:
+    example = Example("cluster", real_pool)
+    real_pool.env["PATH"] = f"{Path(sys.executable).parent}:{real_pool.env['PATH']}"  # where gunicorn is
+    assert real_pool.ok("validate", "--import").stdout == "5 servers, ok\n"
+    real_pool.ok("start")
+    assert example.ask(8030, "/orders/tea", method="POST") == {"ordered": "tea"}
+    wait_until(lambda: "✓ tea" in example.ask(8031))
+    assert example.ask(8032) == "1 orders\n"
+    real_pool.ok("restart", "front", "admin")
+    assert "✓ tea" in example.ask(8031)
+
+
+def test_django_for_two_hosts(real_pool: RealPool) -> None:
+    example = Example("django", real_pool)
+    real_pool.ok("start")
+    body = (
+        b'--it\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\nPNG\r\n--it--\r\n"
+    )
+    form = {"Content-Type": "multipart/form-data; boundary=it"}
+    assert example.refusal(8034, data=body, headers=form) == 403
+    assert example.ask(8035, data=body, headers=form) == {"saved": "a.png"}
+    assert example.ask(8034) == {"pictures": ["a.png"]}
+    assert example.ask(8034, "/pictures/a.png") == "PNG"
+    assert example.refusal(8034, "/check", headers={"Host": "gallery.example.com"}) == 400
 
 
 def test_a_container(real_pool: RealPool) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -16,7 +16,7 @@ import typer
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.offline import load
 from poolctl.cli.options import examples, forms, one_of, with_options
-from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import (
@@ -30,6 +30,8 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERM
 from poolctl.feature import features
 from poolctl.platform import user_name
 
+VALUES, REFERENCE = "values", "reference"
+KUBERNETES = "kubernetes"
 SYSTEMS = ("systemd", *(name for feature in features() for name in feature.exports))
 app = typer.Typer(add_completion=False)
 
@@ -54,6 +56,21 @@ class Wanted:
         list[str] | None,
         typer.Option("--listen", metavar="NAME=ADDRESS", help="Address that systemd opens for fd:NAME."),
     ] = None
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Only compare --directory with what would be written; exit 1 if it differs."
+        ),
+    ] = False
+    secrets: Annotated[
+        str,
+        typer.Option(
+            "--secrets",
+            metavar="values|reference",
+            help="Of kubernetes: write values of the environment, or only the names of Secrets.",
+            **one_of((VALUES, REFERENCE)),
+        ),
+    ] = VALUES
 
 
 ExportForm = Annotated[
@@ -71,13 +88,20 @@ ExportForm = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """The exported files: texts by file name. The first line of each contains `made_by`, to recognize them."""
+    """The exported files: texts by file name. The first line of each contains `made_by`, to recognize them.
+
+    `private` names the files with secrets, which only their owner may read. `is_whole`: other files in the directory
+    with the same `made_by` are of an earlier export, and are removed.
+    """
 
     texts: Mapping[str, str]
     made_by: str
     next_commands: str  # to be run once the files are written
     install_commands: str = ""  # to be run after they were only printed: they write them, too
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    private: Collection[str] = ()
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +123,16 @@ class ExportedFile:
 def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
     """Write the pool as files for another system."""
     system = wanted.system
+    if wanted.check and not wanted.into:
+        raise UsageError("--check needs --directory", hint="--directory DIRECTORY names the earlier export")
+    if wanted.secrets != VALUES and system != KUBERNETES:
+        raise UsageError("--secrets is for kubernetes", hint=f"poolctl export {system}, without --secrets")
     made = next(
         (feature.load(feature.exports[system]) for feature in features() if system in feature.exports), _units
     )
     files: Files = made(place, wanted)
     if wanted.into:
-        outcome = _write_files(str(wanted.into), files)
+        outcome = _write_files(str(wanted.into), files, only_check=wanted.check)
     else:
         outcome = Outcome([ExportedFile(name=name, text=text) for name, text in files.texts.items()])
         if output is None:
@@ -112,6 +140,7 @@ def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
             if files.install_commands and not place.quiet:
                 sys.stderr.write(f"to install: {files.install_commands}\n")
     outcome.warnings += files.warnings
+    outcome.notes += files.notes
     return outcome
 
 
@@ -172,26 +201,76 @@ def _units(place: Place, wanted: Wanted) -> Files:
     )
 
 
-def _write_files(directory: str, files: Files) -> Outcome:
+def _write_files(directory: str, files: Files, *, only_check: bool) -> Outcome:
     paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in files.texts.items()}
+    private = {os.path.normpath(os.path.join(directory, name)) for name in files.private}
     try:
-        foreign = [
-            path for path in paths if os.path.lexists(path) and not _file_contains(path, files.made_by)
-        ]
+        stale = _stale_files(directory, files, paths) if files.is_whole else []
+        if only_check:
+            return _compare(paths, stale)
+        foreign = [path for path in paths if os.path.lexists(path) and not is_made_by(path, files.made_by)]
         if foreign:
             hint = "remove it, or write into another directory"
-            raise Failure(Outcome.failed(CONFLICT, f"{foreign[0]} was not made by poolctl export", hint))
+            raise Failure(Outcome.failed(CONFLICT, f"{foreign[0]} was not made by this export", hint))
         os.makedirs(directory, exist_ok=True)
         for path, text in paths.items():
-            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
+            _write(path, text, is_private=path in private)
+        for path in stale:
+            os.unlink(path)
     except OSError as error:
         raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
     exported = [ExportedFile(name=path, text=text) for path, text in paths.items()]
-    return Outcome(exported, message=f"wrote {', '.join(paths)}; next: {files.next_commands}")
+    removed = f", removed {', '.join(stale)}" if stale else ""
+    return Outcome(exported, message=f"wrote {', '.join(paths)}{removed}; next: {files.next_commands}")
 
 
-def _file_contains(path: str, words: str) -> bool:
+def _stale_files(directory: str, files: Files, paths: Collection[str]) -> list[str]:
+    """The files of an earlier export, with one of the file name extensions of this one, that is not written again."""
+    extensions = {os.path.splitext(name)[1] for name in files.texts}
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    found = [os.path.normpath(os.path.join(directory, name)) for name in names]
+    return [
+        path
+        for path in found
+        if os.path.splitext(path)[1] in extensions
+        and path not in paths
+        and os.path.isfile(path)
+        and is_made_by(path, files.made_by)
+    ]
+
+
+def _compare(paths: Mapping[str, str], stale: Sequence[str]) -> Outcome:
+    """The outcome of `--check`: an error for each file that an export would change, write or remove."""
+    differences = [f"{path} is of a former export; the file has it no more" for path in stale]
+    for path, text in paths.items():
+        if not os.path.lexists(path):
+            differences.append(f"{path} is missing")
+            continue
+        with open(path, "rb") as file:
+            if file.read() != _encoded(text):
+                differences.append(f"{path} differs")
+    if differences:
+        hint = "run the same command without --check"
+        errors = [error(FAILED, message, hint) for message in differences]
+        return Outcome(errors=errors, exit_code=FAILED)
+    return Outcome(message=f"{len(paths)} file{'s' * (len(paths) != 1)}, nothing to change")
+
+
+def _write(path: str, text: str, *, is_private: bool) -> None:
+    # One with secrets is private before it has any, also where an earlier one was not.
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600 if is_private else 0o666), "wb") as file:
+        if is_private:
+            os.fchmod(file.fileno(), 0o600)
+        file.truncate()
+        file.write(_encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+def is_made_by(path: str, words: str) -> bool:
+    """Whether the first line of the file contains these words. Raises OSError."""
     with open(path, encoding="utf-8", errors="replace") as file:
         return words in file.readline()
 

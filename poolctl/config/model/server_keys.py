@@ -666,6 +666,11 @@ def _processes_of_commands(server: ServerConfig) -> Iterator[Finding]:
             yield Finding(("scale",), message, TAKE_THE_SOCKET)
 
 
+def is_of_shared_address(finding: Finding) -> bool:
+    """Whether the problem is that several processes of a program would bind one address of this machine."""
+    return finding.path == ("scale",) and finding.hint == TAKE_THE_SOCKET
+
+
 def _missing_port(server: ServerConfig) -> Finding:
     key, fix = server.address.key, "let it take the socket: {fd}, or LISTEN_FDS"
     named = [("env", name) for name, value in server.env.items() if placeholders(value)]

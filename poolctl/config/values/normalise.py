@@ -39,10 +39,19 @@ _unusable = re.compile("[\0\ud800-\udfff]")
 def required_variables(text: str) -> Iterator[str]:
     """The names of the variables that a file's text refers to without a default; comments are skipped."""
     for line in text.splitlines():
-        for match in _reference.finditer("" if line.lstrip().startswith("#") else line):
-            inside = _inside.fullmatch(match[1] or "")
-            if inside is not None and inside[2] is None:
-                yield inside[1]
+        yield from (
+            name
+            for name, default in referenced_variables("" if line.lstrip().startswith("#") else line)
+            if default is None
+        )
+
+
+def referenced_variables(text: str) -> Iterator[tuple[str, str | None]]:
+    """The name and the default of each variable that the text refers to."""
+    for match in _reference.finditer(text):
+        inside = _inside.fullmatch(match[1] or "")
+        if inside is not None:
+            yield inside[1], inside[2]
 
 
 def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: KeyPath = ()) -> Tree:

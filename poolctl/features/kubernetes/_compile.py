@@ -17,70 +17,181 @@ from poolctl.config import (
 )
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
+from poolctl.errors import ServerError
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
 
-from ._keys import ignored_keys, is_label, secret_keys, settings_problems, unsupported_keys
-from ._objects import SharedSettings, objects_of, pod_configuration, with_service_addresses
+from ._environment import PodEnvironment, create_command, without_local_env_file
+from ._keys import (
+    LONGEST_NAME_OF_JOB,
+    ignored_keys,
+    is_label,
+    probe_keys_left_out,
+    secret_keys,
+    settings_problems,
+    unsupported_keys,
+    variable_problems,
+)
+from ._objects import (
+    Deployed,
+    SharedSettings,
+    in_pod,
+    is_at_rest,
+    objects_of,
+    path_in_image,
+    pod_configuration,
+    secret_name,
+    with_service_addresses,
+)
 from ._routes import CompiledRoutes, compile_routes
 from .table import Kubernetes
 
-_LONGEST_NAME_OF_CRON_JOB = 52  # the names of its Jobs are longer
 _GATEWAY, _ROUTE = "gateway", "route"  # names of tables
+_INDEX = "POOLCTL_INDEX"
 
 
 class CompiledPool(NamedTuple):
     """A pool compiled for a cluster: objects by server name, dependencies first, and the objects of its routes.
 
-    `warnings` name the keys that are ignored, and the routes and tables that are not exported.
+    `warnings` name the keys that are ignored, and the routes and tables that are not exported. `create_secrets` are
+    commands for Secrets that the objects only name.
     """
 
+    name: str
     objects: dict[str, list[Table]]
     routes: list[Table]
     warnings: list[str]
+    create_secrets: list[str]
 
 
-def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
-    """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`."""
+def compile_pool(
+    config: Configuration, files: Sequence[str], *, by_reference: bool = False, hidden: Sequence[str] = ()
+) -> CompiledPool:
+    """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files.
+
+    `hidden` are values that may be in Secrets alone, besides those of environment variables.
+    """
     settings = config.tables.get(Kubernetes)
     if settings is None:
         hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
         raise Failure(Outcome.failed(INVALID_CONFIGURATION, "the pool has no table [kubernetes]", hint))
     handlers = next((each.handlers for each in config if each.handlers), "")
-    pool = SharedSettings(config.settings.name or default_name(files[0]), settings, handlers)
-    servers = _in_order(config)
+    name = config.settings.name or default_name(files[0])
+    pool = SharedSettings(name, settings, handlers, by_reference)
+    waves = _waves(config)
+    servers = sorted(config, key=lambda each: waves[each.name])
     _raise_if_problems(config, _problems(servers, pool))
-    moved = with_service_addresses(servers)
-    hidden = _environment_values(files)
+    moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
+    in_pods = [in_pod(each) for each in moved]
+    environments: dict[str, PodEnvironment] = {}
+    unreadable: list[Located] = []
+    for each in in_pods:
+        cwd = path_in_image(each.cwd, each, settings)
+        try:
+            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference)
+        except ServerError as error:
+            unreadable.append((each, Finding(("env_file",), error.message, error.hint)))
+    _raise_if_problems(config, unreadable)
+    hidden = [*hidden, *_environment_values(files)]
     _raise_if_problems(
-        config, ((each, finding) for each in moved for finding in _secrets(each, pool, hidden))
+        config,
+        (
+            (each, finding)
+            for each in in_pods
+            for finding in (
+                *_secrets(each, pool, hidden),
+                *variable_problems(each, environments[each.name].secret),
+            )
+        ),
     )
     routes = CompiledRoutes([], [], [], [])
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
-        routes = compile_routes(servers, {each.name: each for each in moved}, config.tables, pool, hidden)
+        by_name = {each.name: each for each in moved}
+        routes = compile_routes(servers, by_name, config.tables, pool, waves, hidden)
         _raise_if_problems(config, routes.problems)
-    places = {each.name: f"{each.name}:{each.address.port}" for each in moved if each.listens}
+    deployed = {
+        each.name: Deployed(each, environments[each.name], _awaited(each, in_pods), waves[each.name])
+        for each in in_pods
+    }
     found = (
         (each, finding)
         for each in servers
-        for finding in ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed)
+        for finding in (
+            *ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed),
+            *probe_keys_left_out(each),
+            *_index_used(each),
+            *_dependency_warnings(each, servers),
+        )
     )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
+    # Servers with socket = "proxied" have one without being told.
+    only_proxies = _GATEWAY if any(each.is_proxied for each in servers) and not config.tables.routes else None
     warnings += [
-        f"{each.name} does not wait for {needed.name}, which has no port"
-        for each in moved
-        for needed in each.depends_on
-        if needed.name not in places
+        f"[{table}] is not exported: {_reason_not_exported(table, is_routed=is_routed)}"
+        for table in config.tables.by_name()
+        if table != Kubernetes.table_name and not (table == _ROUTE and is_routed) and table != only_proxies
     ]
-    warnings += [
-        f"[{name}] is not exported: {_reason_not_exported(name, is_routed=is_routed)}"
-        for name in config.tables.by_name()
-        if name != Kubernetes.table_name and not (name == _ROUTE and is_routed)
+    objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
+    commands = [
+        each.environment.create_command(secret, settings.namespace)
+        for each in deployed.values()
+        if by_reference and (secret := secret_name(each, pool))
     ]
-    objects = {each.name: list(objects_of(each, pool, places)) for each in moved}
-    return CompiledPool(objects, routes.routes, warnings)
+    if by_reference:
+        commands += [
+            create_command(name, settings.namespace, "--from-env-file=FILE") for name in settings.secrets
+        ]
+    return CompiledPool(name, objects, routes.routes, warnings, commands)
+
+
+def _waves(servers: Sequence[ServerConfig]) -> dict[str, int]:
+    """The place of each server in the order of dependencies: above those of all that it waits for."""
+    needed = {each.name: _needed(each, servers) for each in servers}
+    waves: dict[str, int] = {}
+    for name in TopologicalSorter(needed).static_order():
+        waves[name] = max((waves[each] + 1 for each in needed[name]), default=0)
+    return waves
+
+
+def _needed(server: ServerConfig, servers: Iterable[ServerConfig]) -> list[str]:
+    """The names of the servers that this one waits for: not of those that have no pods."""
+    running = {each.name for each in servers if not is_at_rest(each)}
+    return [each.name for each in server.depends_on if each.name in running]
+
+
+def _awaited(server: ServerConfig, servers: Iterable[ServerConfig]) -> tuple[str, ...]:
+    by_name = {each.name: each for each in servers}
+    needed = (by_name[name] for name in _needed(server, by_name.values()))
+    return tuple(f"{each.name}:{each.address.port}" for each in needed if each.listens)
+
+
+def _dependency_warnings(server: ServerConfig, servers: Sequence[ServerConfig]) -> Iterator[Finding]:
+    by_name = {each.name: each for each in servers}
+    for needed in (by_name[each.name] for each in server.depends_on if each.name in by_name):
+        path = ("depends_on",)
+        if is_at_rest(needed):
+            yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no pods")
+        elif needed.job and needed.every is None:
+            message = f"{server.name} comes after the job {needed.name} in waves of Argo CD alone"
+            label = f"poolctl.dev/server={needed.name}"
+            fix = (
+                f"with kubectl or Flux, apply server-{needed.name}.yaml and what it needs first, then "
+                f"`kubectl wait --for condition=complete --timeout 10m job -l {label}`"
+            )
+            yield Finding(path, message, fix)
+        elif not needed.listens:
+            yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no port")
+
+
+def _index_used(server: ServerConfig) -> Iterator[Finding]:
+    """A warning for several workers whose program asks which of them it is."""
+    if server.scale.max > 1 and any(
+        _INDEX in each for each in (*(server.command or ()), *server.env.values())
+    ):
+        key = "command" if any(_INDEX in word for word in server.command or ()) else "env"
+        yield Finding((key,), f"{_INDEX} is not set in pods of several", "make a server for each number")
 
 
 def _reason_not_exported(table: str, *, is_routed: bool) -> str:
@@ -97,29 +208,15 @@ def _raise_if_problems(config: Configuration, found: Iterable[Located]) -> None:
         raise Failure(Outcome(errors=list(map(ErrorEntry.of, problems)), exit_code=INVALID_CONFIGURATION))
 
 
-def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers in the order to start them: first those on which the longest chain of other servers depends.
-
-    Servers without dependencies or dependents come last, so that their pods do not delay the others.
-    """
-    servers = {each.name: each for each in config}
-    needed = {
-        name: [each.name for each in server.depends_on if each.name in servers]
-        for name, server in servers.items()
-    }
-    waiting = dict.fromkeys(servers, 0)  # by server: the length of the longest chain that waits for it
-    for name in reversed([*TopologicalSorter(needed).static_order()]):
-        for on in needed[name]:
-            waiting[on] = max(waiting[on], waiting[name] + 1)
-    return sorted(servers.values(), key=lambda each: (-waiting[each.name], not needed[each.name]))
-
-
 def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator[Located]:
     if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
     for finding in settings_problems(pool.settings):
         yield None, finding
+    if not servers and not is_label(pool.name):
+        fix = "use lower-case letters, digits and hyphens, 63 at most, a letter first"
+        yield None, Finding(("pool", "name"), f"no label can have the value {pool.name!r}", fix)
     for server in servers:
         for finding in unsupported_keys(server):
             yield server, finding
@@ -127,15 +224,17 @@ def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator
         if is_label(server.name) and not is_label(name):
             fix = "use lower-case letters, digits and hyphens in [pool] name, 63 characters together"
             yield server, Finding(("name",), f"no Deployment can be named {name!r}", fix)
-        elif server.every is not None and len(name) > _LONGEST_NAME_OF_CRON_JOB:
-            fix = f"shorten it or [pool] name, to {_LONGEST_NAME_OF_CRON_JOB} characters together"
-            yield server, Finding(("name",), f"no CronJob can be named {name!r}", fix)
+        elif server.job and len(name) > LONGEST_NAME_OF_JOB:
+            kind = "Job" if server.every is None else "CronJob"
+            fix = f"shorten it or [pool] name, to {LONGEST_NAME_OF_JOB} characters together"
+            yield server, Finding(("name",), f"no {kind} can be named {name!r}", fix)
 
 
 def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) -> Iterator[Finding]:
-    """Yield a problem for each key of the server that would put a secret, or a value in `hidden`, into a ConfigMap."""
+    """Yield a problem for each key of the server that would show everybody a secret, or a value in `hidden`."""
     (table,) = pod_configuration(server, pool)["server"]
-    return secret_keys(table, hidden)
+    probes = server.health.as_given()  # those of a command are in its Deployment
+    return secret_keys({**table, **({"health": probes} if probes else {})}, hidden)
 
 
 def _environment_values(files: Iterable[str]) -> list[str]:

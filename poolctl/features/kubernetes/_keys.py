@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from poolctl.config import Finding, ServerConfig, masked
+from poolctl.config import Finding, Probe, ServerConfig, masked
+from poolctl.config.values.plain import PROBES, placeholders
 from poolctl.json_form import Table
 from poolctl.time_windows import parse_window
 
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "interface", "handler_key", "command", "socket", "stdin",
     "job", "every", "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "on_demand", "http",
-    "start_timeout", "stop_timeout", "stop_group", "drain_timeout", "health", "limits", "log", "depends_on", "image",
+    "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout", "health", "limits", "log",
+    "depends_on", "image",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {
@@ -41,21 +45,66 @@ UNSUPPORTED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "tls": (bool, "certificates are files of this machine", "end TLS in front of the cluster's services"),
     "hooks": (bool, "hooks run once for all workers", "run them as a job before the server is deployed"),
     "notify": (bool, "Kubernetes does not know sd_notify", "give the server a health probe instead"),
-    "stop_signal": (
-        lambda name: name not in (None, "SIGTERM"),
-        "Kubernetes sends SIGTERM, or the STOPSIGNAL of the image",
-        "leave it out, and set STOPSIGNAL in the image",
-    ),
 }
+# Programs that open the port in PORT, or in a file of their own, and take no socket.
+_OPENS_PORT = re.compile(r"(?:node|nodejs|bun|deno|npm|npx|yarn|pnpm|java|php)[0-9.]*")
+_SHELL = re.compile(r"(?:ba|da|z|a)?sh")
+_BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|-.*|[0-9]+|[A-Za-z_][A-Za-z0-9_]*=.*")
+# Keys of a probe without an equal in a pod; those of an app's HTTP probe are heeded by `poolctl serve`.
+_NOT_IN_PODS = ("interval_fall", "interval_rise", "rise_count_warn", "jitter")
+_FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, no digit first"
 _WHOLE_HOUR = (1 << 60) - 1
 _LONGEST_NAME = 63  # the name of a Service is a label of RFC 1035
-_variable = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+LONGEST_NAME_OF_JOB = 52  # those of its pods, and of the Jobs of a CronJob, are longer
+_variable = re.compile(r"(?!\.\.)(?!\.$)[-._a-zA-Z][-._a-zA-Z0-9]{0,252}")
 _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_namespace = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_subdomain = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_annotation = re.compile(
+    r"(?:(?=[^/]{1,253}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+)
+_image = re.compile(
+    r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
+    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64}|@[a-z0-9+._-]+:[0-9a-f]{32,})?"
+)
+_quantity = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([numkMGTPE]|[KMGTPE]i)|[eE]([-+]?[0-9]{1,2}))?")
+_UNITS = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
 
 def is_label(name: str) -> bool:
     """Whether a Service can have this name."""
     return len(name) <= _LONGEST_NAME and _label.fullmatch(name) is not None
+
+
+def quantity(text: str) -> Decimal | None:
+    """The number that a quantity of Kubernetes such as "100m" or "1.5Gi" means, or None for another text."""
+    match = _quantity.fullmatch(text)
+    if match is None:
+        return None
+    number, unit, exponent = match.groups()
+    if unit and unit.endswith("i"):
+        return Decimal(number) * Decimal(1024) ** ("KMGTPE".index(unit[0]) + 1)
+    return Decimal(number).scaleb(int(exponent or 0) + _UNITS.get(unit or "", 0))
+
+
+def opens_own_port(server: ServerConfig) -> bool:
+    """Whether the server's program opens its port itself in a pod: it is told which, or is known to take no socket."""
+    words = server.command or ()
+    if not server.listens or any(placeholders(word, ["{fd}"]) for word in words):
+        return False
+    line = " ".join(words)
+    if (
+        server.binds_itself
+        or server.is_proxied
+        or "PORT" in server.env
+        or re.search(r"\$(PORT\b|\{PORT\b)", line)
+    ):
+        return True
+    names = [os.path.basename(word.strip(";&|()")) for word in line.split()]
+    while names and _BEFORE_PROGRAM.fullmatch(names[0]):
+        del names[0]
+    is_shell = bool(names) and _SHELL.fullmatch(names[0])
+    return any(map(_OPENS_PORT.fullmatch, names if is_shell else names[:1]))
 
 
 def cron_schedule(every: str) -> str | None:
@@ -104,16 +153,51 @@ def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
 
 
 def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
-    """Yield the problems of the keys `gateway` and `ingress_class` in [kubernetes]."""
+    """Yield the problems of [kubernetes] that the API server or the kubelets would have with its values."""
     if settings.gateway is not None and settings.ingress_class is not None:
         fix = "write gateway for HTTPRoutes, or ingress_class for Ingresses"
         yield Finding(("kubernetes", "ingress_class"), "routes go through gateway already", fix)
+    if settings.ingress_tls is not None and settings.ingress_class is None:
+        fix = "write ingress_class, too; the certificates of a Gateway are those of its listeners"
+        yield Finding(("kubernetes", "ingress_tls"), "there is no Ingress", fix)
     if settings.gateway is not None and not all(map(is_label, settings.gateway.split("/", 1))):
         fix = 'write its name, or "NAMESPACE/NAME"'
         yield Finding(("kubernetes", "gateway"), f"no Gateway can be named {settings.gateway!r}", fix)
-    if settings.ingress_class is not None and not is_label(settings.ingress_class):
-        message = f"no IngressClass can be named {settings.ingress_class!r}"
-        yield Finding(("kubernetes", "ingress_class"), message, "kubectl get ingressclass lists them")
+    for key, kind, names in (
+        ("ingress_class", "IngressClass", [settings.ingress_class]),
+        ("ingress_tls", "Secret", [settings.ingress_tls]),
+        ("service_account", "ServiceAccount", [settings.service_account]),
+        ("secrets", "Secret", settings.secrets),
+        ("pull_secrets", "Secret", settings.pull_secrets),
+    ):
+        for name in names:
+            if name is not None and not _subdomain.fullmatch(name):
+                fix = f"kubectl get {kind.lower()} lists them"
+                yield Finding(("kubernetes", key), f"no {kind} can be named {name!r}", fix)
+    if settings.namespace is not None and not _namespace.fullmatch(settings.namespace):
+        fix = "use lower-case letters, digits and hyphens, 63 at most"
+        message = f"no namespace can be named {settings.namespace!r}"
+        yield Finding(("kubernetes", "namespace"), message, fix)
+    if settings.image is not None and not _image.fullmatch(settings.image):
+        yield Finding(("kubernetes", "image"), *_no_image(settings.image))
+    if not settings.directory.startswith("/"):
+        yield Finding(("kubernetes", "directory"), "it is in the image", f'write "/{settings.directory}"')
+    for key, value in settings.requests:
+        if value is not None and (quantity(value) is None or (key == "memory" and value[-1] in "num")):
+            fix = (
+                'write a number such as "100m" or "2"'
+                if key == "cpu"
+                else 'write bytes such as "128M" or "1Gi"'
+            )
+            yield Finding(("kubernetes", "requests", key), f"{value!r} is no quantity of Kubernetes", fix)
+    for name in settings.annotations:
+        if not _annotation.fullmatch(name):
+            fix = "write NAME or DOMAIN/NAME, the name with at most 63 letters, digits and -._"
+            yield Finding(("kubernetes", "annotations", name), "no object has such an annotation", fix)
+
+
+def _no_image(image: str) -> tuple[str, str]:
+    return f"no image can be named {image!r}", 'write image = "registry.example.com/shop:1.4"'
 
 
 def ignored_keys(
@@ -126,8 +210,33 @@ def ignored_keys(
     in_files = {key.partition(".")[0] for key in origin}
     for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
-        if key in in_files and getattr(server, key) and not routing:
+        counts_attempts = key == "restart" and server.job and server.every is None
+        if key in in_files and getattr(server, key) and not (routing or counts_attempts):
             yield Finding((key,), reason)
+
+
+def probe_keys_left_out(server: ServerConfig) -> Iterator[Finding]:
+    """The keys of the server's probes that are ignored in a pod."""
+    for kind in PROBES if not server.job else ():
+        probe: Probe | None = getattr(server.health, kind)
+        if probe is None:
+            continue
+        path = ("health", kind)
+        keys = [*_NOT_IN_PODS, *(["rise_count_ko"] if kind != "readiness" else [])]
+        if server.command:
+            keys += ["method", "status", "body"]
+        for key in keys:
+            if getattr(probe, key) != Probe.model_fields[key].default:
+                yield Finding((*path, key), "a probe of a pod has no equal")
+        if not server.command and probe.exec:
+            yield Finding((*path, "exec"), "in the pod of an app, its event loop has to answer instead")
+
+
+def variable_problems(server: ServerConfig, names: Iterable[str]) -> Iterator[Finding]:
+    """Problems of variables of the server's env files that no Secret can hold."""
+    for name in names:
+        if name not in server.env and not _variable.fullmatch(name):
+            yield Finding(("env_file",), f"no Secret can hold the variable {name!r}", _FIX_OF_VARIABLE)
 
 
 def unsupported_keys(server: ServerConfig) -> Iterator[Finding]:
@@ -138,10 +247,11 @@ def unsupported_keys(server: ServerConfig) -> Iterator[Finding]:
     if not is_label(server.name):
         fix = "use lower-case letters, digits and hyphens, 63 at most, a letter first"
         yield Finding(("name",), f"no Service can be named {server.name!r}", fix)
+    if server.image is not None and not _image.fullmatch(server.image):
+        yield Finding(("image",), *_no_image(server.image))
     for name in server.env:
         if not _variable.fullmatch(name):
-            fix = "use letters, digits, underscores, hyphens and dots, no digit first"
-            yield Finding(("env", name), "no Secret can hold a variable of this name", fix)
+            yield Finding(("env", name), "no Secret can hold a variable of this name", _FIX_OF_VARIABLE)
     if server.every is not None and cron_schedule(server.every) is None:
         fix = "restrict the day of the month or the weekday alone"
         yield Finding(("every",), "no CronJob runs on days that match both restrictions", fix)

@@ -12,142 +12,238 @@ import json
 import math
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from poolctl.address import parse
+from poolctl.address import Address, parse
 from poolctl.config import Probe, ServerConfig, with_resolved_references
-from poolctl.config.values.plain import EMPTY
+from poolctl.config.values.problems import Tree
 from poolctl.json_form import Table
-from poolctl.runners.worker_spec import added_environment, probe_argument_vector
+from poolctl.runners.worker_spec import probe_argument_vector
 
-from ._keys import cron_schedule
+from ._environment import PodEnvironment
+from ._keys import cron_schedule, opens_own_port, quantity
 from .table import Kubernetes
 
-POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects
+POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects, and selectors
+# Argo CD applies a wave when the objects of the earlier ones are healthy.
+_WAVE = "argocd.argoproj.io/sync-wave"
 _CONFIG_DIRECTORY, _CONFIG_FILE = "/etc/poolctl", "pool.json"
 _HEALTH_PORT = 9000
+_FIRST_UNPRIVILEGED_PORT = 1024
 _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
 # For an app without a readiness probe, whose event loop answers. The period is short, because kubelets before 1.22 ask
 # for the first time up to a whole period after the startup probe has succeeded.
 _READINESS_SECONDS, _READINESS_FAILURES = 1, 10
-_GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
 _DIGEST_BYTES = 5
+# Besides start_timeout, for the image, the node, and what the server waits for: Kubernetes' default.
+_PROGRESS_SECONDS = 600
 # A run that could not begin at its time is dropped after this time; the CronJob controller looks every 10 s.
 _LATEST_RUN_SECONDS = 30
 _RUNS_KEPT = 3  # with their output: successful runs, and as many failed ones
+_SMALL = {"cpu": "10m", "memory": "32M"}  # enough to wait
 _NO_RIGHTS = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+# A node that is drained costs a job no attempt.
+_DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
+_SURVIVES_EVICTION = {"rules": [{"action": "Ignore", "onPodConditions": [_DISRUPTED]}]}
 # Keys of the server that `poolctl serve` needs in the pod.
 _CARRIED = (
     "name", "expose", "app", "factory", "interface", "handler_key", "command", "socket", "umask", "http", "health",
-    "job", "start_timeout", "stop_timeout", "stop_group", "drain_timeout",
+    "job", "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout",
 )  # fmt: skip
-
-
-class SharedSettings(NamedTuple):
-    """The settings that all servers' objects share: the pool's name, table [kubernetes] and handler function."""
-
-    name: str
-    settings: Kubernetes
-    handlers: str = ""
-
 
 # Run by an init container: a Service accepts connections once one of its pods is ready.
 _WAIT = """\
-import socket, sys, time
+import signal, socket, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 for place in sys.argv[1:]:
     host, _, port = place.rpartition(":")
+    problem = ""
     while True:
         try:
             socket.create_connection((host, int(port)), 1).close()
             break
-        except OSError:
+        except OSError as error:
+            if str(error) != problem:
+                problem = str(error)
+                print(f"waiting for {place}: {problem}", flush=True)
             time.sleep(0.2)
+    print(f"{place} accepts connections", flush=True)
 """
+
+
+@dataclass(frozen=True)
+class SharedSettings:
+    """The settings that all servers' objects share: the pool's name, table [kubernetes] and handler function.
+
+    `by_reference`: values of the environment are in Secrets that somebody else creates.
+    """
+
+    name: str
+    settings: Kubernetes
+    handlers: str = ""
+    by_reference: bool = False
+
+    def manifest(
+        self, api: str, kind: str, name: str, *, server: str = "", wave: int = 0, **rest: object
+    ) -> Table:
+        """An object of the pool, or of one of its servers."""
+        namespace = {} if self.settings.namespace is None else {"namespace": self.settings.namespace}
+        return {
+            "apiVersion": api,
+            "kind": kind,
+            "metadata": {"name": name, **namespace, **self.metadata(server, wave)},
+            **rest,
+        }
+
+    def metadata(self, server: str, wave: int = 0) -> Table:
+        """The labels and annotations of an object or a pod."""
+        labels = {"app.kubernetes.io/part-of": self.name, "app.kubernetes.io/managed-by": "poolctl"}
+        if server:
+            of_server = {
+                "app.kubernetes.io/name": server,
+                "app.kubernetes.io/instance": f"{self.name}-{server}",
+            }
+            labels = of_server | labels | self.selector(server)
+        else:
+            labels[POOL] = self.name
+        annotations = {**self.settings.annotations, **({_WAVE: str(wave)} if wave else {})}
+        return {"labels": labels, **({"annotations": annotations} if annotations else {})}
+
+    def selector(self, server: str) -> dict[str, str]:
+        """The labels that select the server's pods; a Deployment's can never change."""
+        return {POOL: self.name, SERVER: server}
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A server as it is in its pods (see `in_pod`), with the environment there, and what it waits for.
+
+    `awaited` are addresses, HOST:PORT; `wave` is its place in the order of dependencies, from 0.
+    """
+
+    server: ServerConfig
+    environment: PodEnvironment
+    awaited: tuple[str, ...] = ()
+    wave: int = 0
 
 
 def with_service_addresses(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
     """The servers with the names of their Services as addresses, also in references between them."""
     return with_resolved_references(
-        each.at(parse(f"{each.name}:{each.address.port}")) if each.listens else each for each in servers
+        each.at(Address("tcp", host=each.name, port=each.address.port)) if each.listens else each
+        for each in servers
     )
 
 
-def objects_of(
-    server: ServerConfig, pool: SharedSettings, places: Mapping[str, str] = EMPTY
-) -> Iterator[Table]:
-    """The objects for a server that `with_service_addresses` returned. Raises ServerError for an unreadable `env_file`.
+def in_pod(server: ServerConfig) -> ServerConfig:
+    """The server that `with_service_addresses` returned, at the address that its program opens in the pod."""
+    if not server.listens:
+        return server
+    return server.at(parse(f"0.0.0.0:{server.address.port}")).model_copy(update={"expose": server.expose})
 
-    `places` maps server names to HOST:PORT; the pod waits until its dependencies accept connections there.
-    """
-    labels = {POOL: pool.name, SERVER: server.name}
+
+def is_at_rest(server: ServerConfig) -> bool:
+    """Whether the server has no pods until somebody wants them."""
+    return server.disabled or server.on_demand
+
+
+def path_in_image(path: str, server: ServerConfig, settings: Kubernetes) -> str:
+    """The path in the image for a path on this machine; one outside the directory of the file stays unchanged."""
+    inside = posixpath.relpath(path, server.base_dir or "/")
+    return path if inside.startswith("..") else posixpath.normpath(posixpath.join(settings.directory, inside))
+
+
+def secret_name(deployed: Deployed, pool: SharedSettings) -> str:
+    """The name of the server's own Secret; "" without one."""
+    if not (deployed.environment.secret or deployed.environment.missing):
+        return ""
+    name = f"{pool.name}-{deployed.server.name}"
+    return name if pool.by_reference else _with_digest(name, deployed.environment.secret)
+
+
+def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
+    """The objects for a server."""
+    server = deployed.server
     port = server.address.port if server.listens else None
-    if port is not None:
-        server = server.at(parse(f"0.0.0.0:{port}")).model_copy(update={"expose": server.expose})
-    config = {_CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
-    variables = added_environment(server)
-    config_name = _with_digest(f"{pool.name}-{server.name}", config)
-    secret_name = _with_digest(f"{pool.name}-{server.name}", variables)
+    name = f"{pool.name}-{server.name}"
 
     def manifest(api: str, kind: str, name: str, **rest: object) -> Table:
-        namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
-        return {
-            "apiVersion": api,
-            "kind": kind,
-            "metadata": {"name": name, **namespace, "labels": labels},
-            **rest,
-        }
+        return pool.manifest(api, kind, name, server=server.name, wave=deployed.wave, **rest)
 
+    config = {_CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
+    config_name = _with_digest(name, config)
     yield manifest("v1", "ConfigMap", config_name, immutable=True, data=config)
-    if variables:
+    secret = secret_name(deployed, pool)
+    if secret and not pool.by_reference:
         encoded = {
-            name: base64.b64encode(value.encode(errors="surrogateescape")).decode()
-            for name, value in sorted(variables.items())
+            key: base64.b64encode(value.encode(errors="surrogateescape")).decode()
+            for key, value in deployed.environment.secret.items()
         }
-        yield manifest("v1", "Secret", secret_name, immutable=True, type="Opaque", data=encoded)
+        yield manifest("v1", "Secret", secret, immutable=True, type="Opaque", data=encoded)
+    selector = pool.selector(server.name)
     if port is not None:
         ports = [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}]
-        yield manifest("v1", "Service", server.name, spec={"selector": labels, "ports": ports})
-    pod = _pod_spec(server, pool.settings, config_name, secret_name if variables else "", port)
-    awaited = [places[each.name] for each in server.depends_on if each.name in places]
-    if awaited:
-        pod["initContainers"] = [_wait_container(awaited, str(server.image or pool.settings.image))]
-    template: Table = {"metadata": {"labels": labels}, "spec": pod}
-    name = f"{pool.name}-{server.name}"
-    is_at_rest = server.disabled or server.on_demand
+        yield manifest("v1", "Service", server.name, spec={"selector": selector, "ports": ports})
+    pod = _pod_spec(server, pool.settings, config_name, secret, deployed)
+    template: Table = {"metadata": pool.metadata(server.name), "spec": pod}
     if server.job:
         pod["restartPolicy"] = "Never"
-        run = {"backoffLimit": 0, "template": template}
+        attempts = 0 if server.every is not None or server.restart_policy == "no" else server.restart.limit
+        run = {"backoffLimit": attempts, "podFailurePolicy": _SURVIVES_EVICTION, "template": template}
         if server.every is not None:
             schedule: Table = {
                 "schedule": cron_schedule(server.every),
                 **({"timeZone": pool.settings.time_zone} if pool.settings.time_zone else {}),
                 "concurrencyPolicy": "Forbid",
                 "startingDeadlineSeconds": _LATEST_RUN_SECONDS,
-                "suspend": is_at_rest,
+                "suspend": is_at_rest(server),
                 "successfulJobsHistoryLimit": _RUNS_KEPT,
                 "failedJobsHistoryLimit": _RUNS_KEPT,
-                "jobTemplate": {"metadata": {"labels": labels}, "spec": run},
+                "jobTemplate": {"metadata": pool.metadata(server.name), "spec": run},
             }
             yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
-        name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
-        suspended = {"suspend": True} if is_at_rest else {}
-        yield manifest("batch/v1", "Job", name, spec={**run, **suspended})
+        suspended = {"suspend": True} if is_at_rest(server) else {}
+        # A Job cannot be changed, and runs again when its server has changed.
+        yield manifest("batch/v1", "Job", _with_digest(name, pod), spec={**run, **suspended})
         return
     scaled = server.scale.is_automatic and not server.disabled
     is_scaled_now = scaled and not server.on_demand  # an autoscaler does not act on 0 replicas
-    replicas = {} if is_scaled_now else {"replicas": 0 if is_at_rest else server.scale.min}
+    replicas = {} if is_scaled_now else {"replicas": 0 if is_at_rest(server) else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)
-    strategy = {"type": "Recreate"} if once else rolling
-    spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}
+    spec = {
+        **replicas,
+        "selector": {"matchLabels": selector},
+        "strategy": {"type": "Recreate"} if once else rolling,
+        "progressDeadlineSeconds": _PROGRESS_SECONDS + math.ceil(server.start_timeout),
+        "template": template,
+    }
+    if server.scale.max > 1:
+        pod["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector},
+                "matchLabelKeys": ["pod-template-hash"],
+            }
+        ]
     yield manifest("apps/v1", "Deployment", name, spec=spec)
+    if server.scale.max > 1 and not server.disabled:
+        budget = {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": selector},
+        }
+        yield manifest("policy/v1", "PodDisruptionBudget", name, spec=budget)
     if scaled:
         yield manifest("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_autoscaler_spec(server, name))
 
@@ -160,23 +256,38 @@ def digest_of(content: Mapping[str, object]) -> str:
 
 def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
     """A configuration file with this server alone, for use inside the image."""
-    values = server.to_dict()
-    table = {key: values[key] for key in _CARRIED if key in server.model_fields_set and key in values}
+    given = server.as_given()
+    table: Table = {key: given[key] for key in _CARRIED if key in given}
     table |= {"name": server.name, **({"bind": server.bind} if server.listens else {})}
     for key in ("app_dir", "cwd"):
-        table[key] = _in_image(str(values[key]), server.base_dir, pool.settings.directory)
-    if "log" in server.model_fields_set:
+        table[key] = path_in_image(getattr(server, key), server, pool.settings)
+    if server.command:
+        table.pop("health", None)  # the kubelet probes it
+        if opens_own_port(server):
+            table["socket"] = "program"
+        # They are not those of the address.
+        if own := {name: server.env[name] for name in server.address_variables if name in server.env}:
+            table["env"] = own
+    elif "health" in table:
+        table["health"] = {kind: probe for kind, probe in table["health"].items() if "http" in probe}
+    if server.scale.max > 1:
+        table["scale"] = {"max": 2}  # for `serve`: there are several, and no worker has a number
+    if "log" in given:
         table["log"] = {"format": server.log.format}
     if server.limits.open_files is not None:
         table["limits"] = {"open_files": server.limits.open_files}
     handlers = {"handlers": pool.handlers} if pool.handlers and server.handler_key else {}
-    return {"pool": {"name": pool.name, **handlers}, "server": [table]}
+    escaped: Table = _escaped({"pool": {"name": pool.name, **handlers}, "server": [table]})
+    return escaped
 
 
-def _in_image(path: str, base: str, directory: str) -> str:
-    """The path in the image for a path on this machine: `base` becomes `directory`, other paths stay unchanged."""
-    inside = posixpath.relpath(path, base or "/")
-    return path if inside.startswith("..") else posixpath.normpath(posixpath.join(directory, inside))
+def _escaped(value: Tree) -> Tree:
+    """The value as a file has it, where `${VAR}` would be a reference to a variable."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
 
 
 def _with_digest(name: str, content: Mapping[str, object]) -> str:
@@ -184,9 +295,8 @@ def _with_digest(name: str, content: Mapping[str, object]) -> str:
 
 
 def _pod_spec(
-    server: ServerConfig, settings: Kubernetes, config: str, secret: str, port: int | None
+    server: ServerConfig, settings: Kubernetes, config: str, secret: str, deployed: Deployed
 ) -> dict[str, object]:
-    secrets = [*settings.secrets, *([secret] if secret else [])]
     tolerations = [
         {
             "key": f"node.kubernetes.io/{state}",
@@ -197,15 +307,20 @@ def _pod_spec(
         for state in ("not-ready", "unreachable")
         if settings.node_lost_after is not None
     ]
-    delay_seconds = 0.0 if server.job else settings.stop_delay
-    stopping_seconds = delay_seconds + server.drain_timeout + server.stop_timeout
+    port = server.address.port if server.listens else None
+    delay_seconds = 0.0 if port is None else settings.stop_delay
+    stopping_seconds = math.ceil(delay_seconds) + math.ceil(server.drain_timeout + server.stop_timeout)
+    security: Table = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if port is not None and port < _FIRST_UNPRIVILEGED_PORT:
+        security["sysctls"] = [{"name": "net.ipv4.ip_unprivileged_port_start", "value": str(port)}]
+    image = server.image or settings.image
     container: dict[str, object] = {
         "name": "server",
-        "image": server.image or settings.image,
+        "image": image,
         **({"stdin": True} if server.stdin == "open" else {}),
         **_command_and_probes(server, delay_seconds, port),
-        "workingDir": settings.directory,
-        **({"envFrom": [{"secretRef": {"name": name}} for name in secrets]} if secrets else {}),
+        "workingDir": path_in_image(server.cwd, server, settings),  # where the kubelet runs probes
+        **_variables(deployed.environment, secret, settings),
         **_resources(server, settings),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": _NO_RIGHTS,
@@ -214,25 +329,41 @@ def _pod_spec(
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
+    waiting = {
+        "name": "wait",
+        "image": image,
+        "command": ["python3", "-c", _WAIT, *deployed.awaited],
+        **_resources(server, settings, most=_SMALL),
+        "securityContext": _NO_RIGHTS,
+    }
+    account = settings.service_account
+    pull = [{"name": name} for name in settings.pull_secrets]
     return {
-        "automountServiceAccountToken": False,
+        **({"serviceAccountName": account} if account else {"automountServiceAccountToken": False}),
+        **({"imagePullSecrets": pull} if pull else {}),
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": math.ceil(stopping_seconds) + _GRACE_MARGIN_SECONDS,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "terminationGracePeriodSeconds": stopping_seconds,
+        "securityContext": security,
         **({"tolerations": tolerations} if tolerations else {}),
+        **({"initContainers": [waiting]} if deployed.awaited else {}),
         "containers": [container],
         "volumes": [{"name": "config", "configMap": {"name": config}}, {"name": "tmp", "emptyDir": {}}],
     }
 
 
-def _wait_container(places: list[str], image: str) -> Table:
-    """Return the init container that waits until all addresses in `places` accept connections."""
-    return {
-        "name": "wait",
-        "image": image,
-        "command": ["python3", "-c", _WAIT, *places],
-        "securityContext": _NO_RIGHTS,
-    }
+def _variables(environment: PodEnvironment, secret: str, settings: Kubernetes) -> Table:
+    """The container's `envFrom` and `env`: a later source wins, and `env` over all of `envFrom`."""
+    sources = [{"secretRef": {"name": name}} for name in (secret, *settings.secrets) if name]
+    variables: list[Table] = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
+        for name in environment.given
+        if settings.secrets
+    ]
+    # The kubelet would replace $(NAME), and take $$ for $.
+    variables += [
+        {"name": name, "value": value.replace("$", "$$")} for name, value in environment.plain.items()
+    ]
+    return {**({"envFrom": sources} if sources else {}), **({"env": variables} if variables else {})}
 
 
 def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
@@ -241,12 +372,12 @@ def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | 
     command = ["poolctl", "-c", file, "serve", server.name]
     ports = [] if port is None else [{"name": "http", "containerPort": port, "protocol": "TCP"}]
     if server.command:
-        delay = {"lifecycle": {"preStop": {"exec": {"command": ["sleep", f"{delay_seconds:g}"]}}}}
+        delay = {"lifecycle": {"preStop": {"sleep": {"seconds": math.ceil(delay_seconds)}}}}
         return {
             "command": command,
             **({"ports": ports} if ports else {}),
             **({} if server.job else _probes_of_command(server, port)),
-            **(delay if delay_seconds and port is not None else {}),
+            **(delay if delay_seconds else {}),
         }
     health = _HEALTH_PORT if port != _HEALTH_PORT else _HEALTH_PORT + 1
     command += ["--health", f"0.0.0.0:{health}", "--stop-delay", f"{delay_seconds:g}s"]
@@ -261,7 +392,7 @@ def _probes_of_app(server: ServerConfig) -> Table:
         return {"httpGet": {"path": path, "port": "health"}}
 
     health = server.health
-    readiness = _probe_times(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES)
+    readiness = _readiness_times(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES)
     return {
         "startupProbe": get("/health") | _startup_times(server),
         "readinessProbe": get("/health") | readiness,
@@ -278,7 +409,7 @@ def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
     alive = _probe_action(server, health.liveness)
     return {
         **({"startupProbe": first | _startup_times(server)} if first else {}),
-        **({"readinessProbe": ready | _probe_times(health.readiness)} if ready else {}),
+        **({"readinessProbe": ready | _readiness_times(health.readiness)} if ready else {}),
         **({"livenessProbe": alive | _probe_times(health.liveness)} if alive else {}),
     }
 
@@ -290,12 +421,36 @@ def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
         return {"exec": {"command": probe_argument_vector(server, probe.exec)}}
     if probe.http is None:
         return {"tcpSocket": {"port": "http"}}
-    headers = [{"name": name, "value": value} for name, value in probe.headers.items()]
-    return {"httpGet": {"path": probe.http, "port": "http", **({"httpHeaders": headers} if headers else {})}}
+    # As poolctl probes it: the kubelet's own Host is the pod's address, which Django, for one, answers with 400.
+    host = (
+        {}
+        if "host" in map(str.lower, probe.headers)
+        else {"Host": urlsplit(server.expose).netloc.rpartition("@")[2]}
+    )
+    headers = [
+        {"name": name, "value": value} for name, value in (host | dict(probe.headers)).items() if value
+    ]
+    return {
+        "httpGet": {
+            "path": probe.http,
+            "port": "http",
+            **({"scheme": "HTTPS"} if server.expose.startswith("https:") else {}),
+            **({"httpHeaders": headers} if headers else {}),
+        }
+    }
 
 
 def _startup_times(server: ServerConfig) -> Table:
-    return _times(server.health.startup, 1, math.ceil(server.start_timeout))
+    probe = server.health.startup
+    period_seconds = 1 if probe is None else math.ceil(probe.interval)
+    return _times(probe, period_seconds, math.ceil(server.start_timeout / period_seconds))
+
+
+def _readiness_times(
+    probe: Probe | None, period_seconds: int = _LIVENESS_SECONDS, failures: int = _LIVENESS_FAILURES
+) -> Table:
+    rises = {} if probe is None or probe.rise_count_ko == 1 else {"successThreshold": probe.rise_count_ko}
+    return _probe_times(probe, period_seconds, failures) | rises
 
 
 def _probe_times(
@@ -317,9 +472,14 @@ def _times(probe: Probe | None, period_seconds: int, failures: int) -> Table:
     }
 
 
-def _resources(server: ServerConfig, settings: Kubernetes) -> Table:
-    requests = {name: value for name, value in settings.requests if value is not None}
+def _resources(server: ServerConfig, settings: Kubernetes, most: Mapping[str, str] | None = None) -> Table:
+    """The container's requests, which are at most `most`, and its limits, which no request exceeds."""
     limits = {} if server.limits.memory is None else {"memory": _quantity(server.limits.memory)}
+    requests = {}
+    for name, value in settings.requests:
+        if value is not None:
+            bounds = [each[name] for each in (most or {}, limits) if name in each]
+            requests[name] = min([value, *bounds], key=lambda each: quantity(each) or 0)
     found = {**({"requests": requests} if requests else {}), **({"limits": limits} if limits else {})}
     return {"resources": found} if found else {}
 

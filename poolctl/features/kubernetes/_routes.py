@@ -17,7 +17,8 @@ from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, host_pattern, is_ip_a
 from poolctl.routing.route import HTTPS
 
 from ._keys import is_label, secret_keys
-from ._objects import POOL, SharedSettings, digest_of
+from ._objects import SharedSettings, digest_of
+from .table import Kubernetes
 
 # Keys that are compiled; the second set only into an HTTPRoute, because an Ingress has no equivalent.
 ROUTE_MAPPED = frozenset(("alias", "host", "path", "to", "policy", "timeouts"))
@@ -70,12 +71,13 @@ def compile_routes(
     moved: Mapping[str, ServerConfig],
     tables: Tables,
     pool: SharedSettings,
+    waves: Mapping[str, int],
     hidden: Sequence[str] = (),
 ) -> CompiledRoutes:
     """Compile the routes from files, labels and `expose` to Kubernetes objects; no routes if one has a problem.
 
-    `moved` has the servers by name, with their addresses in the cluster. `hidden` are values of environment variables,
-    which must not appear in a Kubernetes object.
+    `moved` has the servers by name, with their addresses in the cluster, and `waves` their waves. `hidden` are
+    values of environment variables, which must not appear in a Kubernetes object.
     """
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:
@@ -95,18 +97,19 @@ def compile_routes(
         served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
     only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
     for written, config, backends in () if found.problems else served:
-        namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
-        metadata = {"name": _route_object_name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
+        name = _route_object_name(pool, written.alias)
+        wave = max((waves[server] for server, _ in backends), default=0)
         ports = [(name, moved[name].address.port or 0, weight) for name, weight in backends]
         if pool.settings.ingress_class is not None:
-            made = _ingress(config, metadata, pool.settings.ingress_class, backends[0][0])
+            spec = _ingress_spec(config, pool.settings, backends[0][0])
+            made = pool.manifest("networking.k8s.io/v1", "Ingress", name, wave=wave, spec=spec)
         else:
             listener = ""
             if (config.host, config.path) in only_plain:
                 listener = _PLAIN_LISTENER if _redirects_to_https(config) else _TLS_LISTENER
-            made = _http_route(
-                config, metadata, _parent_reference(str(pool.settings.gateway), listener), ports
-            )
+            parent = _parent_reference(str(pool.settings.gateway), listener)
+            spec = _http_route_spec(config, parent, ports)
+            made = pool.manifest("gateway.networking.k8s.io/v1", "HTTPRoute", name, wave=wave, spec=spec)
         found.routes.append(made)
     return found
 
@@ -227,9 +230,7 @@ def _parent_reference(gateway: str, listener: str) -> Table:
     }
 
 
-def _http_route(
-    config: RouteConfig, metadata: Table, parent: Table, backends: Iterable[tuple[str, int, int]]
-) -> Table:
+def _http_route_spec(config: RouteConfig, parent: Table, backends: Iterable[tuple[str, int, int]]) -> Table:
     path = {"type": "PathPrefix", "value": config.path}
     headers = [
         {"type": "Exact", "name": name, "value": value} for name, value in sorted(config.headers.items())
@@ -250,14 +251,9 @@ def _http_route(
     # A rule that replaces a prefix has one match (Gateway API, HTTPPathModifier).
     groups = [[each] for each in matches] if config.strip_path else [matches]
     return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": metadata,
-        "spec": {
-            "parentRefs": [parent],
-            **({"hostnames": [config.host]} if config.host else {}),
-            "rules": [{"matches": each, **rest} for each in groups],
-        },
+        "parentRefs": [parent],
+        **({"hostnames": [config.host]} if config.host else {}),
+        "rules": [{"matches": each, **rest} for each in groups],
     }
 
 
@@ -308,13 +304,13 @@ def _timeouts_field(timeouts: RouteTimeouts) -> Table:
     return {"timeouts": {"request": "".join(parts)}}
 
 
-def _ingress(config: RouteConfig, metadata: Table, ingress_class: str, server: str) -> Table:
+def _ingress_spec(config: RouteConfig, settings: Kubernetes, server: str) -> Table:
     backend = {"service": {"name": server, "port": {"name": "http"}}}
     path = {"path": config.path, "pathType": "Prefix", "backend": backend}
     host = {"host": config.host} if config.host else {}
+    hosts = {"hosts": [config.host]} if config.host else {}
     return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
-        "metadata": metadata,
-        "spec": {"ingressClassName": ingress_class, "rules": [{**host, "http": {"paths": [path]}}]},
+        "ingressClassName": settings.ingress_class,
+        **({"tls": [{**hosts, "secretName": settings.ingress_tls}]} if settings.ingress_tls else {}),
+        "rules": [{**host, "http": {"paths": [path]}}],
     }

@@ -2,57 +2,115 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from poolctl.cli.commands.export import Files, Wanted, refuse_systemd_options
+from poolctl.cli.commands.export import REFERENCE, Files, Wanted, is_made_by, refuse_systemd_options
 from poolctl.cli.offline import load
+from poolctl.cli.outcome import Failure
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
+from poolctl.control.answers import ErrorEntry
 from poolctl.json_form import Table
 
 from ._compile import compile_pool
+from ._environment import PoolVariables
 
-_MADE_BY = "Made by `poolctl export kubernetes`."
+_KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")  # where kustomize looks
+# Everything else is quoted: readers in Go, of YAML 1.1 and 1.2, find more numbers and booleans than PyYAML does.
+_WORD = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*")
+_NOT_TEXT = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes multi-line strings in block style, and never uses YAML aliases."""
+    """Writes strings that every reader of YAML takes for strings, those of several lines as blocks; no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Tell PyYAML never to write an alias."""
         return True
 
 
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None if _WORD.fullmatch(text) and text.lower() not in _NOT_TEXT else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(str, _block)
+_Dumper.add_representer(str, _text_node)
 
 
 def files(place: Place, wanted: Wanted) -> Files:
-    """One file per server, in the order to apply them, one for all routes, and a warning for each ignored key."""
+    """A file for each server and one for all routes, dependencies first; a Kustomization of them for a directory."""
     refuse_systemd_options(wanted)
     ref = find_pool(place)
-    found = compile_pool(load(ref, env_files=False), ref.files)
-    objects_of_files = [*found.objects.items()]
+    variables = PoolVariables.of(ref.files)
+    by_reference = wanted.secrets == REFERENCE
+    env = variables.environment_of_names() if by_reference else None
+    try:
+        config = load(ref, env_files=False, env=env, several_bind=True)
+    except Failure as failure:
+        failure.outcome.errors = [_with_local_file(each, variables) for each in failure.outcome.errors]
+        raise
+    marks = [value for name, value in (env or {}).items() if value != os.environ.get(name)]
+    found = compile_pool(config, ref.files, by_reference=by_reference, hidden=marks)
+    made_by = f"Made by `poolctl export kubernetes` for the pool {found.name}."
+    objects = {f"server-{name}.yaml": made for name, made in found.objects.items()}
     if found.routes:
-        objects_of_files.append(("routes", found.routes))
-    digits = len(str(len(objects_of_files)))
-    texts = {
-        f"{number:0{digits}}-{name}.yaml": _text(objects)
-        for number, (name, objects) in enumerate(objects_of_files, 1)
-    }
-    next_commands = f"kubectl apply -f {shlex.quote(str(wanted.into or 'DIRECTORY'))}"
-    return Files(texts=texts, made_by=_MADE_BY, next_commands=next_commands, warnings=found.warnings)
-
-
-def _text(objects: Iterable[Table]) -> str:
-    documents: str = yaml.dump_all(
-        objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, explicit_start=True
+        objects["routes.yaml"] = found.routes
+    texts = {name: _text(made, made_by) for name, made in objects.items()}
+    warnings = [*found.warnings, *variables.warnings(config)]
+    notes = [f"the pods need this Secret, if it is not there: {command}" for command in found.create_secrets]
+    if wanted.into:
+        directory = str(wanted.into)
+        paths = (os.path.join(directory, name) for name in _KUSTOMIZATIONS)
+        foreign = next(
+            (path for path in paths if os.path.lexists(path) and not is_made_by(path, made_by)), None
+        )
+        if foreign is None:
+            texts[_KUSTOMIZATIONS[0]] = _text([_kustomization(texts)], made_by)
+        else:
+            warnings.append(
+                f"{foreign} is not of this export and stays; its resources need {', '.join(texts)}"
+            )
+    return Files(
+        texts=texts,
+        made_by=made_by,
+        next_commands=f"kubectl apply -k {shlex.quote(str(wanted.into or 'DIRECTORY'))}",
+        warnings=warnings,
+        notes=notes,
+        private=[name for name, made in objects.items() if any(each["kind"] == "Secret" for each in made)],
+        is_whole=True,
     )
-    return f"# {_MADE_BY}\n{documents}"
+
+
+def _with_local_file(error: ErrorEntry, variables: PoolVariables) -> ErrorEntry:
+    """The problem of an unset variable with another fix if a `.env` has it, which is not exported."""
+    for path, names in variables.local.items():
+        for name in names:
+            if error.message == f"the environment variable {name} is not set":
+                hint = (
+                    f"set it for the export, or write --secrets {REFERENCE}, which needs no values in env; "
+                    f"{os.path.relpath(path)}, which has it, stays on this machine"
+                )
+                return replace(error, hint=hint)
+    return error
+
+
+def _kustomization(names: Iterable[str]) -> Table:
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": sorted(names),
+    }
+
+
+def _text(objects: Iterable[Table], made_by: str) -> str:
+    documents: str = yaml.dump_all(
+        objects, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=float("inf")
+    )
+    return f"# {made_by}\n{documents}"

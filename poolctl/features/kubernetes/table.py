@@ -7,7 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from poolctl.config.model.section import Section, Table
-from poolctl.config.values.value_types import Duration, DurationOrNone, Text, TimeZone, Words
+from poolctl.config.values.plain import EMPTY
+from poolctl.config.values.value_types import Duration, DurationOrNone, Labels, Text, TimeZone, Words
 
 
 class Requests(Section, frozen=True):
@@ -16,7 +17,7 @@ class Requests(Section, frozen=True):
     cpu: Text | None = None
     """Processor time, such as "100m" for a tenth of a core."""
     memory: Text | None = None
-    """Memory, such as "128M"."""
+    """Memory, such as "128M"; at most limits.memory of a server."""
 
 
 class Kubernetes(Table, frozen=True):
@@ -42,7 +43,15 @@ class Kubernetes(Table, frozen=True):
     """The Gateway of the routes, which become HTTPRoutes: its name, or "NAMESPACE/NAME"."""
     ingress_class: Text | None = None
     """The class of the routes' Ingresses, for a cluster without the Gateway API."""
+    ingress_tls: Text | None = None
+    """The name of the Secret with the certificate of the Ingresses."""
     secrets: Words = Field(default=(), validate_default=True)
-    """Names of existing Secrets, whose values become environment variables."""
+    """Names of existing Secrets, whose values become environment variables; they override those of env_file."""
     requests: Requests = Requests()
     """The resources that are reserved for each worker."""
+    pull_secrets: Words = Field(default=(), validate_default=True)
+    """Names of existing Secrets with which the image is pulled."""
+    service_account: Text | None = None
+    """The service account of the workers. Left out: they have no token for the cluster."""
+    annotations: Labels = Field(default=EMPTY, validate_default=True)
+    """Annotations of every object and pod."""

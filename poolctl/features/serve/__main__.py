@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -19,6 +21,7 @@ from ._health import HealthEndpoint
 from ._stacks import StacksSocket
 
 _FAILED = 1
+_TERMINATION_LOG = "/dev/termination-log"  # made by kubelets
 
 
 class SingleServerProcess:
@@ -30,7 +33,7 @@ class SingleServerProcess:
         self._tls_fds = given.tls_fds
         more = given.more
         self._stacks = StacksSocket(more.pop(), given.spec) if given.spec["stacks"] else None
-        self._health = HealthEndpoint(more, given.spec["probes"], given.spec["expose"])
+        self._health = HealthEndpoint(given.spec["server"], more, given.spec["probes"], given.spec["expose"])
         self._server: PoolServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._terminated = False
@@ -57,6 +60,7 @@ class SingleServerProcess:
         except StartupFailed as error:
             return self._failed(str(error))
         finally:
+            _leave_message(self._health.problem)
             close_and_unlink(self._listeners)
             if self._stacks is not None:
                 self._stacks.close()
@@ -107,6 +111,13 @@ class SingleServerProcess:
     def _failed(self, reason: str) -> int:
         print(f"poolctl: {self._spec['server']}: {reason}", file=sys.stderr, flush=True)
         return _FAILED
+
+
+def _leave_message(text: str) -> None:
+    """Tell Kubernetes the last words of the container, which it keeps after an end with status 0, too."""
+    if text:
+        with contextlib.suppress(OSError), open(os.open(_TERMINATION_LOG, os.O_WRONLY), "w") as file:
+            file.write(text)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:

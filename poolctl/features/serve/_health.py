@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,10 +24,15 @@ READY, ALIVE = "/health", "/health/live"
 class HealthEndpoint:
     """Answers `/health` with 200 while the application is ready, and `/health/live` with 200 while it is alive.
 
-    Otherwise the answer is 503 with the reason as its text. `probes` are the server's HTTP probes by kind.
+    Otherwise the answer is 503 with the reason as its text. A reason that a probe finds is logged when it changes,
+    because kubelets drop the text. `probes` are the HTTP probes of `server`, by kind.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], probes: Mapping[str, Table], expose: str) -> None:
+    def __init__(
+        self, server: str, listeners: Sequence[socket.socket], probes: Mapping[str, Table], expose: str
+    ) -> None:
+        self._server = server
+        self._problems = {"ready": "", "alive": ""}  # as logged
         self._listeners = listeners
         self._probes = probes
         self._expose = expose
@@ -46,6 +52,13 @@ class HealthEndpoint:
     def report_stopping(self) -> None:
         """Answer 503 to `/health` from now on."""
         self._is_stopping = True
+
+    @property
+    def problem(self) -> str:
+        """Why the application is not alive or not ready, as a probe has found last; or ""."""
+        return next(
+            (f"not {kind}: {problem}" for kind, problem in reversed(self._problems.items()) if problem), ""
+        )
 
     async def _serve(self) -> None:
         server = HttpServer(self, _LIMITS, what="probes")
@@ -80,18 +93,27 @@ class HealthEndpoint:
             return "the server is stopping"
         if self._application is None:
             return "the application is starting"
+        problem = ""
         if not self._started:
             problem = await self._probe_problem("startup", self._application)
             self._started = not problem
-            if problem:
-                return problem
-        return await self._probe_problem("readiness", self._application)
+        problem = problem or await self._probe_problem("readiness", self._application)
+        self._log_change("ready", problem)
+        return problem
 
     async def _liveness_problem(self) -> str:
         """Why the process should be restarted, or "". Always "" during startup and shutdown."""
         if self._is_stopping or self._application is None or not self._started:
             return ""
-        return await self._probe_problem("liveness", self._application)
+        problem = await self._probe_problem("liveness", self._application)
+        self._log_change("alive", problem)
+        return problem
+
+    def _log_change(self, kind: str, problem: str) -> None:
+        if problem != self._problems[kind] and not self._is_stopping:
+            self._problems[kind] = problem
+            text = f"not {kind}: {problem}" if problem else f"{kind} again"
+            print(f"poolctl: {self._server}: {text}", file=sys.stderr, flush=True)
 
     async def _probe_problem(self, kind: str, application: ApplicationProbeTarget) -> str:
         """The problem that the probe of this kind finds, or ""; a timeout is a problem, too.

@@ -38,6 +38,8 @@ def become_server(
     if listen:
         server = _listening_on(server, listen)
     foreground = ForegroundServer.with_open_listeners(server)
+    if server.scale.max > 1:
+        del foreground.spec["index"]  # another container may run the same worker
     listeners = _open_health_listeners(health or "")
     stacks = [] if server.command else _open_stacks_socket(pool)
     foreground.spec.update(

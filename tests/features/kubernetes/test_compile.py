@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
-from poolctl.errors import ServerError
 from poolctl.features.kubernetes._compile import CompiledPool, compile_pool
 from tests.configuration import server
 from tests.needs import needs
@@ -65,7 +65,7 @@ def main_object(found: CompiledPool, name: str) -> dict[str, Any]:
     return main
 
 
-def test_servers_come_after_what_they_depend_on_and_the_longest_chain_first(compiled: Compile) -> None:
+def test_servers_come_after_what_they_depend_on(compiled: Compile) -> None:
     found = compiled(
         app("alone", 8003),
         app("web", 8000, depends_on=["api", "worker"]),
@@ -73,10 +73,11 @@ def test_servers_come_after_what_they_depend_on_and_the_longest_chain_first(comp
         server("worker", command=["work"], depends_on=["db"]),
         app("db", 8002),
     )
-    assert [*found.objects] == ["db", "api", "worker", "web", "alone"]
+    assert [*found.objects] == ["alone", "db", "api", "worker", "web"]
     (waiting,) = main_object(found, "web")["spec"]["template"]["spec"]["initContainers"]
     assert waiting["command"][3:] == ["api:8001"], "a server without a port has no Service"
-    assert found.warnings == ["web does not wait for worker, which has no port"]
+    (warning,) = found.warnings
+    assert "depends_on: web does not wait for worker, which has no port" in warning
 
 
 @needs("scaling")
@@ -87,13 +88,20 @@ def test_objects_of_a_server_come_in_the_order_of_application(compiled: Compile)
         server("backup", command=["backup"], job=True, every="0 3 * * *"),
     )
     assert {name: [each["kind"] for each in objects] for name, objects in found.objects.items()} == {
-        "web": ["ConfigMap", "Secret", "Service", "Deployment", "HorizontalPodAutoscaler"],
+        "web": [
+            "ConfigMap",
+            "Secret",
+            "Service",
+            "Deployment",
+            "PodDisruptionBudget",
+            "HorizontalPodAutoscaler",
+        ],
         "migrate": ["ConfigMap", "Job"],
         "backup": ["ConfigMap", "CronJob"],
     }
     for name, objects in found.objects.items():
-        labels = {"poolctl.dev/pool": "shop", "poolctl.dev/server": name}
-        assert all(each["metadata"]["labels"] == labels for each in objects)
+        labels = {"poolctl.dev/pool": "shop", "poolctl.dev/server": name, "app.kubernetes.io/part-of": "shop"}
+        assert all(labels.items() <= each["metadata"]["labels"].items() for each in objects)
 
 
 def test_pool_without_a_route_has_none_on_a_cluster(compiled: Compile) -> None:
@@ -133,7 +141,9 @@ def test_digests_change_with_their_server_alone(compiled: Compile) -> None:
         (kinds, template), (kinds_before, template_before) = after["web"], before["web"]
         assert {kind for kind in kinds if kinds[kind] != kinds_before[kind]} == changed, keys
         assert template != template_before, keys
-    assert compile_with(workers=3)["web"] == before["web"], "their number does not replace workers"
+    assert compile_with(workers=3)["web"] == compile_with(workers=2)["web"], (
+        "a number does not replace workers"
+    )
 
 
 def test_changed_job_has_another_name(compiled: Compile) -> None:
@@ -160,14 +170,14 @@ def test_all_keys_that_are_refused_are_named_at_once_at_their_places(refused: An
         app("web", user="www-data"),
         app("Api", 8001),
         server("sleeper", bind="unix:/run/a.sock", app="a:b", scale={"min": 0, "idle": "5m"}),
-        server("old", command=["old"], stop_signal="SIGINT"),
+        server("old", command=["old"], notify=True),
     )
     assert sorted(found) == [
         "pool.toml server[0].user: a pod has the user of its image",
         "pool.toml server[1].name: no Service can be named 'Api'",
         "pool.toml server[2].bind: a pod is reached by a port",
         "pool.toml server[2].scale.min: nothing wakes a server on a cluster",
-        "pool.toml server[3].stop_signal: Kubernetes sends SIGTERM, or the STOPSIGNAL of the image",
+        "pool.toml server[3].notify: Kubernetes does not know sd_notify",
     ]
 
 
@@ -187,6 +197,7 @@ def test_value_of_the_environment_is_refused_in_the_config_map(
     [
         ("a", {"app": "a:b", "bind": ":8000"}, "Deployment", 63),
         ("a", {"command": ["a"], "job": True, "every": "0 3 * * *"}, "CronJob", 52),
+        ("a", {"command": ["a"], "job": True}, "Job", 52),
     ],
 )
 def test_longest_name_is_that_of_the_object(
@@ -194,7 +205,7 @@ def test_longest_name_is_that_of_the_object(
 ) -> None:
     length = longest - len("shop-")
     found = compiled(server(name * length, **keys))
-    assert len(names(found, name * length)[kind]) == longest
+    assert len(names(found, name * length)[kind]) == longest + len("-0123456789") * (kind == "Job")
     (message,) = refused(server(name * (length + 1), **keys))
     assert message == f"pool.toml server[0].name: no {kind} can be named 'shop-{name * (length + 1)}'"
 
@@ -215,9 +226,11 @@ def test_pool_without_a_name_has_that_of_its_directory_or_file(compiled: Compile
     assert names(found, "web")["Deployment"] == "mail-web"
 
 
-def test_unreadable_env_file_is_the_servers_error(compiled: Compile) -> None:
-    with pytest.raises(ServerError, match=r"missing\.env"):
-        compiled(app("web", env_file="missing.env"))
+def test_unreadable_env_files_are_problems_of_their_servers(refused: Any) -> None:
+    tables = (app("web", env_file="missing.env"), app("mail", 8001, env_file="gone.env"))
+    first, second = sorted(refused(*tables))
+    assert re.match(r"pool\.toml server\[0\]\.env_file: .*missing\.env: there is no such file", first)
+    assert re.match(r"pool\.toml server\[1\]\.env_file: .*gone\.env: there is no such file", second)
 
 
 def test_tables_that_are_left_out_are_named_with_the_reason(compiled: Compile) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
+import yaml
 
 from poolctl.features.kubernetes._keys import IGNORED, UNSUPPORTED
 from poolctl.features.kubernetes._routes import ROUTE_IGNORED, ROUTE_UNSUPPORTED
 from tests.docs.pages import ROOT, blocks
+
+from .valid_objects import assert_valid
 
 PAGE = ROOT / "docs" / "kubernetes.md"
 TEXT = PAGE.read_text()
@@ -30,12 +37,75 @@ def test_file_is_exported(poolctl: Any, directory: Path) -> None:
     text = text.replace("[kubernetes]\n", f"[kubernetes]\n{line}\n")
     (directory / "pool.toml").write_text(f'{text}\n[[route]]\nto = "web"\n')
     assert "HTTPRoute" in poolctl("export", "kubernetes").out
-    assert sorted(path.name for path in (directory / "cluster").iterdir()) == ["1-users.yaml", "2-web.yaml"]
+    assert sorted(path.name for path in (directory / "cluster").iterdir()) == [
+        "kustomization.yaml",
+        "server-users.yaml",
+        "server-web.yaml",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
+def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, directory: Path) -> None:
+    text = next(each.text for each in blocks(PAGE) if each.language == "toml")
+    overlay = next(each.text for each in blocks(PAGE) if each.text.startswith("# overlays/production/"))
+    (directory / "pool.toml").write_text(text)
+    path = directory / "overlays" / "production" / "kustomization.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(overlay)
+    for _ in range(2):
+        assert poolctl("export", "kubernetes", "--directory", "cluster").code == 0
+        command = ["kubectl", "kustomize", str(path.parent)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        objects = [*yaml.safe_load_all(done.stdout)]
+        names = [each["metadata"]["name"] for each in objects if each["kind"] == "Deployment"]
+        assert sorted(names) == ["shop-users", "shop-web"]
+        (pod,) = (
+            each["spec"]["template"]["spec"]
+            for each in objects
+            if (each["kind"], each["metadata"]["name"]) == ("Deployment", "shop-web")
+        )
+        assert pod["nodeSelector"] == {"disk": "ssd"}
+        assert {each["name"] for each in pod["volumes"]} == {"config", "tmp", "uploads"}
+        assert "/app/uploads" in {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
+@pytest.mark.parametrize(
+    ("example", "uses"),
+    [("cluster", {"web", "worker", "admin", "migrate"}), ("django", {"gallery", "editors"})],
+)
+def test_example_is_exported_with_its_overlay(
+    poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, example: str, uses: set[str]
+) -> None:
+    source = ROOT / "examples" / example
+    shutil.copytree(source, directory / example, ignore=shutil.ignore_patterns("data", ".venv"))
+    monkeypatch.chdir(directory / example)
+    lines = (each.text for each in blocks(source / "README.md") if each.language == "sh")
+    (line,) = (line for text in lines for line in text.splitlines() if " export kubernetes " in line)
+    done = poolctl(*line.split()[1:])
+    assert done.code == 0, done.err
+    command = ["kubectl", "kustomize", "overlays/production"]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    objects = [*yaml.safe_load_all(built)]
+    for each in objects:
+        assert_valid(each, "1.37")
+    assert uses == {
+        each["metadata"]["labels"]["poolctl.dev/server"]
+        for each in objects
+        if "claimName" in str(each.get("spec", {}).get("template"))
+    }
+    assert {each["metadata"]["namespace"] for each in objects} == {
+        "shop" if example == "cluster" else "gallery"
+    }
+    assert [each for each in objects if each["kind"] == "Secret"] == []
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:
-    assert table("key | on a cluster") == dict(IGNORED)
-    assert table("key | because") == {key: reason for key, (_, reason, _) in UNSUPPORTED.items()}
+    found = table("key | | because")
+    expected = {key: f"warning | {reason}" for key, reason in IGNORED.items()}
+    expected |= {key: f"error | {reason}" for key, (_, reason, _) in UNSUPPORTED.items()}
+    assert {key: text for key, text in found.items() if key in expected} == expected
     assert table("key of a route | on a cluster") == dict(ROUTE_IGNORED)
     assert table("key of a route | because") == {
         key: reason for key, (reason, _) in ROUTE_UNSUPPORTED.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from poolctl.config import ServerConfig
+from poolctl.config import ServerConfig, load, with_resolved_references
 from poolctl.config.model.section import keys_of
 from poolctl.features.kubernetes._keys import IGNORED, MAPPED, UNSUPPORTED
 from poolctl.features.kubernetes._objects import _WAIT
@@ -29,6 +30,7 @@ SHOP = Path(__file__).parent / "shop"
 VERSIONS = ("1.32", "1.37")
 POOL = '[pool]\nname = "shop"\n[kubernetes]\nimage = "registry.example.com/shop:1.4"\n'
 Object = dict[str, Any]
+SERVER = "poolctl.dev/server"
 
 
 class Exported(list[Object]):
@@ -37,9 +39,7 @@ class Exported(list[Object]):
     def of(self, kind: str, name: str) -> Object:
         """The object of this kind for a server."""
         (found,) = (
-            each
-            for each in self
-            if (each["kind"], each["metadata"]["labels"]["poolctl.dev/server"]) == (kind, name)
+            each for each in self if (each["kind"], each["metadata"]["labels"].get(SERVER)) == (kind, name)
         )
         return found
 
@@ -89,10 +89,11 @@ def test_files_are_those_of_the_example(poolctl: Any, directory: Path) -> None:
     shutil.copy(SHOP / "pool.toml", directory)
     done = poolctl("export", "kubernetes", "--directory", "its files")
     assert done.code == 0, done.err
-    assert done.out.endswith("next: kubectl apply -f 'its files'\n")
+    assert done.out.endswith("next: kubectl apply -k 'its files'\n")
     made = {path.name: path.read_text() for path in (directory / "its files").iterdir()}
     assert made == {path.name: path.read_text() for path in SHOP.glob("*.yaml")}
-    assert sorted(made) == ["1-users.yaml", "2-web.yaml", "3-mail.yaml"], "each after what it depends on"
+    assert sorted(made) == ["kustomization.yaml", "server-mail.yaml", "server-users.yaml", "server-web.yaml"]
+    assert yaml.safe_load(made.pop("kustomization.yaml"))["resources"] == sorted(made)
     for text in made.values():
         for each in yaml.safe_load_all(text):
             assert_valid(each, *VERSIONS)
@@ -161,8 +162,9 @@ BEARER = {"readiness": {"http": "/", "headers": {"Authorization": "Bearer abcdef
         ("command", {"command": ["serve", "--token", "given"]}),
         ("command", {"command": ["serve", "${TOKEN}"]}),
         ("health", {"app": "web:app", "health": BEARER}),
+        ("health", {"command": ["serve", "{port}"], "health": BEARER}),
     ],
-    ids=["argument", "variable", "header"],
+    ids=["argument", "variable", "header", "header-of-a-command"],
 )
 def test_secret_that_everybody_could_read_is_refused(
     poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, key: str, keys: Any
@@ -218,9 +220,9 @@ def test_job_with_a_schedule_is_a_cron_job(export: Any) -> None:
     run = spec["jobTemplate"]["spec"]
     assert (run["backoffLimit"], run["template"]["spec"]["restartPolicy"]) == (0, "Never")
     assert run["template"]["spec"]["initContainers"][0]["command"][-1] == "db:8001"
-    assert spec["jobTemplate"]["metadata"]["labels"] == {
-        "poolctl.dev/pool": "shop", "poolctl.dev/server": "backup",
-    }  # fmt: skip
+    assert spec["jobTemplate"]["metadata"] == {
+        "labels": objects.of("CronJob", "backup")["metadata"]["labels"]
+    }
     assert (
         "timeZone"
         not in export(server("backup", **nightly), pool=POOL + 'time_zone = ""\n').of("CronJob", "backup")[
@@ -274,7 +276,7 @@ def test_limits_of_time_become_the_cluster_s(export: Any) -> None:
     settings = POOL + 'stop_delay = "6s"\nnode_lost_after = "1500ms"\n'
     objects = export(app(**keys), pool=settings)
     pod, container = objects.pod("web"), objects.container("web")
-    assert pod["terminationGracePeriodSeconds"] == 6 + 20 + 8 + 5
+    assert pod["terminationGracePeriodSeconds"] == 6 + 20 + 8
     assert {each["tolerationSeconds"] for each in pod["tolerations"]} == {2}
     first, ready, alive = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
     assert first["periodSeconds"] * first["failureThreshold"] == 90
@@ -300,9 +302,10 @@ def test_command_is_probed_at_its_port(export: Any) -> None:
     plain = objects.container("plain")
     assert plain["readinessProbe"]["tcpSocket"] == {"port": "http"}
     assert "livenessProbe" not in plain
-    assert plain["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "5"]
+    assert plain["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}, "no image needs a program for it"
     alive = objects.container("http")["livenessProbe"]["httpGet"]
-    assert alive == {"path": "/l", "port": "http", "httpHeaders": [{"name": "X-A", "value": "b"}]}
+    headers = [{"name": "Host", "value": "http:8002"}, {"name": "X-A", "value": "b"}]
+    assert alive == {"path": "/l", "port": "http", "httpHeaders": headers}, "the Host of a probe here"
     assert objects.container("program")["readinessProbe"]["exec"]["command"] == ["check", "it"]
     assert objects.container("program")["startupProbe"]["exec"]["command"] == ["check", "it"]
 
@@ -438,3 +441,230 @@ def test_pod_serves_as_its_server_does(real_pool: RealPool, image: Path, until: 
     assert get(port).text == f"word{port}"
     pod.terminate()
     assert pod.wait(60) == 0
+
+
+def in_pod(objects: Exported, name: str, directory: Path) -> ServerConfig:
+    """The server that `poolctl serve` reads in the pod. Its file has no problem."""
+    path = directory / f"pod-{name}.json"
+    (config,) = (
+        each
+        for each in objects
+        if each["kind"] == "ConfigMap" and each["metadata"]["labels"].get(SERVER) == name
+    )
+    path.write_text(config["data"]["pool.json"])
+    found = load(str(path), {})
+    assert [str(each) for each in found.problems] == []
+    (only,) = with_resolved_references(found)
+    return only
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [{"exec": ["true"]}, {"tcp": True}, {"http": "/", "headers": {"X": "1"}, "status": "200", "body": "ok"}],
+)
+@pytest.mark.parametrize("serves", [{"app": "a:b"}, {"command": ["serve", "{port}"]}])
+def test_pod_reads_the_file_that_it_is_given(
+    export: Any, directory: Path, probe: Any, serves: dict[str, Any]
+) -> None:
+    health = dict.fromkeys(("startup", "readiness", "liveness"), probe)
+    found = in_pod(export(server("web", bind=":8000", health=health, **serves)), "web", directory)
+    assert (found.health.readiness is not None) == ("app" in serves and "http" in probe)
+
+
+def test_texts_arrive_in_the_pod_as_they_are(export: Any, directory: Path) -> None:
+    command = ["sh", "-c", "$${HOME} $$${X} $${server.web.url} $(HOME) {other}", "${server.unix.url}"]
+    objects = export(server("fd", bind=":8000", command=command), server("unix", bind=":8001", app="a:b"))
+    assert in_pod(objects, "fd", directory).command == (
+        "sh", "-c", "${HOME} $${X} ${server.web.url} $(HOME) {other}", "http://unix:8001",
+    )  # fmt: skip
+    assert in_pod(objects, "unix", directory).expose == "http://unix:8001"
+
+
+def test_port_below_1024_can_be_opened(export: Any) -> None:
+    objects = export(app("web", 80), app("users", 1024))
+    sysctl = {"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}
+    assert objects.pod("web")["securityContext"]["sysctls"] == [sysctl]
+    assert "sysctls" not in objects.pod("users")["securityContext"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "opens"),
+    [
+        ({"command": ["node", "server.js"]}, True),
+        ({"command": ["/usr/bin/java", "-jar", "a.jar"]}, True),
+        ({"command": ["env", "A=b", "php8.2", "-S", "0.0.0.0:8000"]}, True),
+        ({"command": ["tini", "-g", "--", "nice", "-n", "5", "node", "server.js"]}, True),
+        ({"command": ["sh", "-c", "cd web && exec npm start"]}, True),
+        ({"command": ["sh", "-c", "exec ./serve --port $PORT"]}, True),
+        ({"command": ["sh", "-c", "exec ./serve --port $${PORT:-80}"]}, True),
+        ({"command": ["./serve"], "env": {"PORT": "8000"}}, True),
+        ({"command": ["./serve"], "env": {"LISTEN": "{host}:{port}"}, "workers": 2}, True),
+        ({"command": ["./serve", "{bind}"], "workers": 3}, True),
+        ({"command": ["./serve"], "socket": "program"}, True),
+        ({"command": ["./serve"], "socket": "proxied", "workers": 2}, True),
+        ({"command": ["./serve"]}, False),
+        ({"command": ["gunicorn", "node.app:app"]}, False),
+        ({"command": ["node", "server.js", "{fd}"]}, False),
+        ({"command": ["sh", "-c", "echo $PORTAL"]}, False),
+    ],
+)
+def test_program_opens_its_port_itself_if_it_is_told_or_known_to(
+    poolctl: Any, export: Any, directory: Path, keys: dict[str, Any], opens: bool
+) -> None:
+    found = in_pod(export(server("web", bind="127.0.0.1:8000", **keys)), "web", directory)
+    assert (found.socket, found.bind) == ("program" if opens else "pool", "0.0.0.0:8000")
+    assert poolctl("export", "kubernetes").err == "", "no advice that is for one machine"
+
+
+def waves(objects: Exported) -> dict[str, set[str]]:
+    """The waves of each server's objects."""
+    found: dict[str, set[str]] = {}
+    for each in objects:
+        wave = each["metadata"].get("annotations", {}).get("argocd.argoproj.io/sync-wave", "0")
+        found.setdefault(each["metadata"]["labels"].get(SERVER, "route"), set()).add(wave)
+    return found
+
+
+def test_waves_rise_along_dependencies(export: Any, poolctl: Any) -> None:
+    job = {"name": "migrate", "condition": "completed"}
+    objects = export(
+        app("web", 8000, depends_on=["users", job, "off"], env={"A": "b"}),
+        app("users", 8001),
+        app("db", 8002),
+        app("off", 8003, disabled=True, depends_on=["db"]),
+        server("migrate", command=["migrate"], job=True, depends_on=["db"]),
+        '[[route]]\nto = "web"\n',
+        pool=POOL + 'ingress_class = "nginx"\n',
+    )
+    assert waves(objects) == {
+        "db": {"0"}, "users": {"0"}, "off": {"1"}, "migrate": {"1"}, "web": {"2"}, "route": {"2"},
+    }  # fmt: skip
+    (waiting,) = objects.pod("web")["initContainers"]
+    assert waiting["command"][3:] == ["users:8001"], "a job and a disabled server are not waited for"
+    told = poolctl("export", "kubernetes").err
+    assert "web does not wait for off, which has no pods" in told
+    assert "web comes after the job migrate in waves of Argo CD alone" in told
+
+
+def test_requests_are_never_above_limits_and_those_of_the_waiting_container_are_small(export: Any) -> None:
+    settings = POOL + 'requests = { cpu = "5m", memory = "0.25Gi" }\n'
+    objects = export(
+        app("web", 8000, depends_on=["db"], limits={"memory": "128MiB"}), app("db", 8001), pool=settings
+    )
+    limits = {"memory": str(128 * 1024**2)}
+    assert objects.container("web")["resources"] == {
+        "requests": {"cpu": "5m", "memory": limits["memory"]},
+        "limits": limits,
+    }
+    (waiting,) = objects.pod("web")["initContainers"]
+    assert waiting["resources"] == {"requests": {"cpu": "5m", "memory": "32M"}, "limits": limits}
+    assert objects.container("db")["resources"] == {"requests": {"cpu": "5m", "memory": "0.25Gi"}}
+
+
+def test_rollout_has_the_time_of_a_start(export: Any) -> None:
+    health = {"startup": {"http": "/loaded", "interval": "20s"}}
+    objects = export(app(start_timeout="20m", health=health))
+    assert objects.of("Deployment", "web")["spec"]["progressDeadlineSeconds"] > 20 * 60
+    probe = objects.container("web")["startupProbe"]
+    assert (probe["periodSeconds"], probe["failureThreshold"]) == (20, 60)
+
+
+def test_keys_that_nearly_everybody_needs(export: Any) -> None:
+    settings = (
+        'ingress_class = "nginx"\ningress_tls = "shop-certificate"\npull_secrets = ["registry"]\n'
+        'service_account = "shop"\nannotations = { "prometheus.io/scrape" = "true" }\n'
+    )
+    objects = export(app(), '[[route]]\nhost = "shop.test"\nto = "web"\n', pool=POOL + settings)
+    pod = objects.pod("web")
+    assert (pod["imagePullSecrets"], pod["serviceAccountName"]) == ([{"name": "registry"}], "shop")
+    assert "automountServiceAccountToken" not in pod
+    template = objects.of("Deployment", "web")["spec"]["template"]
+    for each in (*objects, template):
+        assert each["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
+    (ingress,) = (each for each in objects if each["kind"] == "Ingress")
+    assert ingress["spec"]["tls"] == [{"hosts": ["shop.test"], "secretName": "shop-certificate"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('namespace = "My Shop"', "namespace: no namespace can be named 'My Shop'"),
+        ('requests = { cpu = "lots" }', "requests.cpu: 'lots' is no quantity"),
+        ('requests = { memory = "128m" }', "requests.memory: '128m' is no quantity"),
+        ('secrets = ["Shop_Database"]', "secrets: no Secret can be named 'Shop_Database'"),
+        ('pull_secrets = ["a_b"]', "pull_secrets: no Secret can be named 'a_b'"),
+        ('service_account = "-"', "service_account: no ServiceAccount can be named '-'"),
+        ('annotations = { "a/b/c" = "" }', "annotations.a/b/c: no object has such an annotation"),
+        ('ingress_tls = "x"', "ingress_tls: there is no Ingress"),
+        ('directory = "app"', 'directory: it is in the image; write "/app"'),
+    ],
+)
+def test_setting_that_the_api_server_refuses_is_refused_at_its_place(
+    poolctl: Any, directory: Path, line: str, words: str
+) -> None:
+    (directory / "pool.toml").write_text(f"{POOL}{line}\n{app()}")
+    done = poolctl("export", "kubernetes")
+    assert (done.code, "pool.toml:5:" in done.err) == (5, True), done.err
+    assert words in done.err
+
+
+@pytest.mark.parametrize("image", ["My Image", "shop:", "Registry/Shop:1", "shop@sha256:12"])
+def test_image_that_no_kubelet_pulls_is_refused(poolctl: Any, directory: Path, image: str) -> None:
+    (directory / "pool.toml").write_text(POOL + app(image=image))
+    done = poolctl("export", "kubernetes")
+    assert (done.code, f"image: no image can be named '{image}'" in done.err) == (5, True), done.err
+
+
+def test_variable_of_a_file_that_no_secret_holds_is_refused(poolctl: Any, directory: Path) -> None:
+    (directory / "web.env").write_text("GOOD=1\napp/mode=production\n")
+    (directory / "pool.toml").write_text(POOL + app(env_file="web.env"))
+    done = poolctl("export", "kubernetes")
+    assert done.code == 5
+    assert "env_file: no Secret can hold the variable 'app/mode'" in done.err
+
+
+def test_keys_of_probes_that_pods_do_not_have_are_told(poolctl: Any, directory: Path) -> None:
+    http = {"http": "/", "method": "HEAD", "status": "200", "body": "ok", "interval_fall": "1s"}
+    tables = (
+        app("web", 8000, health={"readiness": http, "liveness": {"exec": ["true"]}}),
+        server("it", bind=":8001", command=["serve", "{port}"], health={"readiness": http}),
+    )
+    (directory / "pool.toml").write_text(POOL + "\n".join(tables))
+    told = [line.partition(": ")[2] for line in poolctl("export", "kubernetes").err.splitlines()]
+    keys = sorted(re.findall(r"server\[\d\]\.\S+", "\n".join(told)))
+    assert keys == [
+        "server[0].health.liveness.exec:",
+        "server[0].health.readiness.interval_fall:",
+        "server[1].health.readiness.body:",
+        "server[1].health.readiness.interval_fall:",
+        "server[1].health.readiness.method:",
+        "server[1].health.readiness.status:",
+    ]
+
+
+def test_exec_probe_runs_where_the_server_does(export: Any) -> None:
+    probe = {"readiness": {"exec": ["check", "{port}"]}}
+    table = server("it", bind=":8001", command=["serve", "{port}"], cwd="inside", health=probe)
+    container = export(table).container("it")
+    assert container["workingDir"] == "/app/inside"
+    assert {each["name"]: each["value"] for each in container["env"]} == {
+        "HOST": "0.0.0.0", "PORT": "8001", "POOLCTL_NAME": "it", "POOLCTL_BIND": "0.0.0.0:8001",
+    }  # fmt: skip
+    assert container["readinessProbe"]["exec"]["command"] == ["check", "8001"]
+
+
+def test_attempts_of_a_job_are_no_key_without_an_equal(export: Any, poolctl: Any) -> None:
+    objects = export(server("migrate", command=["migrate"], job=True, restart={"limit": 3}))
+    assert objects.of("Job", "migrate")["spec"]["backoffLimit"] == 3
+    assert poolctl("export", "kubernetes").err == ""
+
+
+def test_index_that_no_pod_of_several_has_is_told(poolctl: Any, directory: Path) -> None:
+    shards = ["sh", "-c", "work $POOLCTL_INDEX"]
+    (directory / "pool.toml").write_text(POOL + server("one", command=shards))
+    assert poolctl("export", "kubernetes").err == ""
+    (directory / "pool.toml").write_text(POOL + server("one", command=shards, workers=2))
+    assert (
+        "server[0].command: POOLCTL_INDEX is not set in pods of several"
+        in poolctl("export", "kubernetes").err
+    )

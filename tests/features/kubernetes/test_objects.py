@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -14,12 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config import ServerConfig, load
+from poolctl.config import ServerConfig, load, with_resolved_references
 from poolctl.feature import FEATURES
+from poolctl.features.kubernetes._environment import PodEnvironment
 from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
 from poolctl.features.kubernetes._objects import (
+    Deployed,
     SharedSettings,
     _quantity,
+    in_pod,
     objects_of,
     pod_configuration,
     with_service_addresses,
@@ -78,17 +82,28 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     server = ServerConfig(name="web", **keys)
     assert list(unsupported_keys(server)) == []
     pool = SharedSettings("shop", Kubernetes(**given_settings))
-    (moved,) = with_service_addresses([server])
-    objects = list(objects_of(moved, pool))
+    moved = in_pod(*with_service_addresses([server]))
+    deployed = Deployed(moved, PodEnvironment.of(moved, "/app"))
+    objects = list(objects_of(deployed, pool))
     for each in objects:
         assert_valid(each, "1.37")
-    assert json.dumps(objects) == json.dumps(list(objects_of(moved, pool)))
+    assert json.dumps(objects) == json.dumps(list(objects_of(deployed, pool)))
+    (text,) = (each["data"]["pool.json"] for each in objects if each["kind"] == "ConfigMap")
+    with tempfile.TemporaryDirectory() as place:
+        (path := Path(place) / "pool.json").write_text(text)
+        read = load(path, {})
+    assert [str(each) for each in read.problems] == [], "what serve would refuse in the pod"
+    (there,) = with_resolved_references(read)
+    assert (there.command, there.app) == (server.command, server.app)
     kinds = [each["kind"] for each in objects]
     assert ("Service" in kinds) == server.listens
-    assert ("Secret" in kinds) == bool(server.env or (server.command and server.listens))
+    assert ("Secret" in kinds) == bool(server.env)
+    assert ("PodDisruptionBudget" in kinds) == (server.scale.max > 1 and not server.disabled)
     (spec,) = (each["spec"] for each in objects if each["kind"] == "Deployment")
     assert spec["replicas"] == (0 if server.disabled else server.scale.min)
-    assert spec["template"]["metadata"]["labels"] == spec["selector"]["matchLabels"]
+    selected = spec["selector"]["matchLabels"]
+    assert selected == {"poolctl.dev/pool": "shop", "poolctl.dev/server": "web"}
+    assert selected.items() <= spec["template"]["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize(
@@ -161,12 +176,13 @@ def test_schedule_has_numbers_alone(every: str, schedule: str | None) -> None:
 
 
 def made(
-    *, places: Mapping[str, str] = {}, table: Mapping[str, Any] = {}, handlers: str = "", **keys: Any
+    *, awaited: tuple[str, ...] = (), table: Mapping[str, Any] = {}, handlers: str = "", **keys: Any
 ) -> dict[str, Any]:
     """The objects of a server by their kinds."""
-    (server,) = with_service_addresses([ServerConfig(name="web", **keys)])
+    server = in_pod(*with_service_addresses([ServerConfig(name="web", **keys)]))
     settings = Kubernetes(**{"image": "shop:1", **table})
-    found = objects_of(server, SharedSettings("shop", settings, handlers), places)
+    deployed = Deployed(server, PodEnvironment.of(server, "/app"), awaited)
+    found = objects_of(deployed, SharedSettings("shop", settings, handlers))
     return {each["kind"]: each for each in found}
 
 
@@ -175,7 +191,11 @@ def container(**keys: Any) -> dict[str, Any]:
     return found
 
 
-LABELS = {"poolctl.dev/pool": "shop", "poolctl.dev/server": "web"}
+SELECTOR = {"poolctl.dev/pool": "shop", "poolctl.dev/server": "web"}
+LABELS = {
+    "app.kubernetes.io/name": "web", "app.kubernetes.io/instance": "shop-web", "app.kubernetes.io/part-of": "shop",
+    "app.kubernetes.io/managed-by": "poolctl", **SELECTOR,
+}  # fmt: skip
 NO_RIGHTS = {
     "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
 }  # fmt: skip
@@ -191,40 +211,43 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
         app="a.b:c", bind="127.0.0.1:8080", env={"B": "2", "A": "1"}, app_dir="/srv/x", cwd="/srv/x",
         limits={"memory": "1GiB", "open_files": 100}, log={"format": "json", "keep": 2}, health=HEALTH,
         start_timeout=10.5, drain_timeout=1.5, scale={"min": 2, "max": 2},
-        depends_on=[{"name": "db"}, {"name": "elsewhere"}], places={"db": "db:5432"},
+        awaited=("db:5432",),
         table={
             "namespace": "ns", "secrets": ["known"], "requests": {"cpu": "100m", "memory": "1Gi"},
             "node_lost_after": 9.5,
         },
     )  # fmt: skip
-    assert list(found) == ["ConfigMap", "Secret", "Service", "Deployment"]
+    assert list(found) == ["ConfigMap", "Secret", "Service", "Deployment", "PodDisruptionBudget"]
     for each in found.values():
         assert (each["metadata"]["namespace"], each["metadata"]["labels"]) == ("ns", LABELS)
     versions = {kind: each["apiVersion"] for kind, each in found.items()}
-    assert versions == {"ConfigMap": "v1", "Secret": "v1", "Service": "v1", "Deployment": "apps/v1"}
+    assert versions == {
+        "ConfigMap": "v1", "Secret": "v1", "Service": "v1", "Deployment": "apps/v1", "PodDisruptionBudget": "policy/v1",
+    }  # fmt: skip
     config, secret = found["ConfigMap"], found["Secret"]
     assert config["immutable"] is secret["immutable"] is True
     (file,) = config["data"].items()
     pool = json.loads(file[1])
     assert (file[0], pool["pool"]) == ("pool.json", {"name": "shop"})
     (server,) = pool["server"]
-    assert server.pop("health").keys() == {"startup", "readiness", "liveness"}
+    assert server.pop("health").keys() == {"readiness", "liveness"}, "others are of the kubelet"
     assert server == {
         "name": "web", "app": "a.b:c", "app_dir": "/srv/x", "cwd": "/srv/x", "bind": "0.0.0.0:8080",
         "expose": "http://web:8080", "limits": {"open_files": 100}, "log": {"format": "json"}, "start_timeout": 10.5,
-        "drain_timeout": 1.5,
+        "drain_timeout": 1.5, "scale": {"max": 2},
     }  # fmt: skip
     assert (secret["type"], secret["data"]) == ("Opaque", {"A": "MQ==", "B": "Mg=="})
     service = found["Service"]
     assert service["metadata"]["name"] == "web"
     assert service["spec"] == {
-        "selector": LABELS,
+        "selector": SELECTOR,
         "ports": [{"name": "http", "port": 8080, "targetPort": "http", "protocol": "TCP"}],
     }
     deployment = found["Deployment"]
     assert deployment["metadata"]["name"] == "shop-web"
     spec = deployment["spec"]
-    assert (spec["replicas"], spec["selector"]) == (2, {"matchLabels": LABELS})
+    assert (spec["replicas"], spec["selector"]) == (2, {"matchLabels": SELECTOR})
+    assert spec["progressDeadlineSeconds"] == 611
     rolling = {"maxSurge": 1, "maxUnavailable": 0}
     assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
     pod = spec["template"]["spec"]
@@ -241,16 +264,31 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
     assert pod == {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": math.ceil(5 + 1.5 + 10) + 5,
+        "terminationGracePeriodSeconds": math.ceil(5 + 1.5 + 10),
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "tolerations": tolerations,
         "volumes": [
             {"name": "config", "configMap": {"name": config["metadata"]["name"]}},
             {"name": "tmp", "emptyDir": {}},
         ],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": SELECTOR},
+                "matchLabelKeys": ["pod-template-hash"],
+            }
+        ],
     }
     assert wait.pop("command")[3:] == ["db:5432"]
-    assert wait == {"name": "wait", "image": "shop:1", "securityContext": NO_RIGHTS}
+    small = {"requests": {"cpu": "10m", "memory": "32M"}, "limits": {"memory": "1073741824"}}
+    assert wait == {"name": "wait", "image": "shop:1", "resources": small, "securityContext": NO_RIGHTS}
+    assert found["PodDisruptionBudget"]["spec"] == {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": SELECTOR},
+    }
     words = "poolctl -c /etc/poolctl/pool.json serve web --health 0.0.0.0:9000 --stop-delay 5s"
     assert main == {
         "name": "server",
@@ -262,7 +300,7 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
         ],
         "startupProbe": {
             "httpGet": {"path": "/health", "port": "health"},
-            "periodSeconds": 1, "timeoutSeconds": 4, "failureThreshold": 11,
+            "periodSeconds": 5, "timeoutSeconds": 4, "failureThreshold": 3,
         },
         "readinessProbe": {
             "httpGet": {"path": "/health", "port": "health"},
@@ -272,8 +310,12 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
             "httpGet": {"path": "/health/live", "port": "health"},
             "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 2,
         },
-        "workingDir": "/app",
-        "envFrom": [{"secretRef": {"name": name}} for name in ("known", secret["metadata"]["name"])],
+        "workingDir": "/srv/x",
+        "envFrom": [{"secretRef": {"name": name}} for name in (secret["metadata"]["name"], "known")],
+        "env": [
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret["metadata"]["name"], "key": name}}}
+            for name in ("A", "B")
+        ],
         "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "1073741824"}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": NO_RIGHTS,
@@ -300,6 +342,7 @@ def test_health_port_differs_from_the_port_of_the_app(port: int, health: int) ->
     assert found["command"][5:] == ["--health", f"0.0.0.0:{health}", "--stop-delay", "0s"]
 
 
+HOST = {"name": "Host", "value": "web:80"}
 CONNECT = {"tcpSocket": {"port": "http"}}
 
 
@@ -310,15 +353,18 @@ CONNECT = {"tcpSocket": {"port": "http"}}
         ({"readiness": {"exec": ["ok", "1"]}}, {"exec": {"command": ["ok", "1"]}}, {"exec": {"command": ["ok", "1"]}},
          None),
         ({"startup": {"http": "/s", "headers": {"X": "y"}}, "liveness": {"tcp": True}},
-         {"httpGet": {"path": "/s", "port": "http", "httpHeaders": [{"name": "X", "value": "y"}]}}, CONNECT, CONNECT),
-        ({"liveness": {"http": "/l"}}, CONNECT, CONNECT, {"httpGet": {"path": "/l", "port": "http"}}),
+         {"httpGet": {"path": "/s", "port": "http", "httpHeaders": [HOST, {"name": "X", "value": "y"}]}}, CONNECT,
+         CONNECT),
+        ({"liveness": {"http": "/l"}}, CONNECT, CONNECT,
+         {"httpGet": {"path": "/l", "port": "http", "httpHeaders": [HOST]}}),
     ],
 )  # fmt: skip
 def test_probes_of_a_command_are_run_by_the_kubelet(
     health: dict[str, Any], startup: Any, readiness: Any, liveness: Any
 ) -> None:
     found = container(command=["serve"], bind=":80", health=health)
-    started = {"periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 30}
+    period = 5 if "startup" in health else 1
+    started = {"periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": 30 // period}
     asked = {"periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 4}
     usual = {"periodSeconds": 10, "timeoutSeconds": 3, "failureThreshold": 3}
     assert found["startupProbe"] == startup | started
@@ -326,7 +372,7 @@ def test_probes_of_a_command_are_run_by_the_kubelet(
     assert found.get("livenessProbe") == (liveness and liveness | asked)
     assert found["command"] == ["poolctl", "-c", "/etc/poolctl/pool.json", "serve", "web"]
     assert found["ports"] == [{"name": "http", "containerPort": 80, "protocol": "TCP"}]
-    assert found["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+    assert found["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
     assert "lifecycle" not in container(command=["serve"], bind=":80", table={"stop_delay": 0})
 
 
@@ -361,10 +407,17 @@ def test_job_runs_once_and_again_when_it_has_changed() -> None:
     found = made(command=["tick"], job=True)
     assert list(found) == ["ConfigMap", "Job"]
     job = found["Job"]
-    assert (job["apiVersion"], job["spec"]["backoffLimit"]) == ("batch/v1", 0)
+    assert (job["apiVersion"], job["spec"]["backoffLimit"]) == ("batch/v1", 8), "restart.limit"
+    assert made(command=["tick"], job=True, restart="no")["Job"]["spec"]["backoffLimit"] == 0
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule == {
+        "action": "Ignore",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }, "a drain"
+    assert "ttlSecondsAfterFinished" not in job["spec"], "Argo CD would create it again"
     pod = job["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
-    assert pod["terminationGracePeriodSeconds"] == 30 + 10 + 5, "it has no delay"
+    assert pod["terminationGracePeriodSeconds"] == 30 + 10, "it has no delay"
     assert pod["containers"][0].keys() & {"lifecycle", "startupProbe", "livenessProbe"} == set()
     name = job["metadata"]["name"]
     assert re.fullmatch("shop-web-[0-9a-f]{10}", name)
@@ -394,7 +447,7 @@ def test_scheduled_job_runs_at_its_times(disabled: bool, table: dict[str, str], 
 def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled() -> None:
     keys = {"app": "a:b", "bind": ":80", "scale": {"min": 1, "max": 3, "triggers": {"cpu": 0.25}}}
     found = made(**keys)
-    assert list(found)[-2:] == ["Deployment", "HorizontalPodAutoscaler"]
+    assert list(found)[-3:] == ["Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler"]
     assert "replicas" not in found["Deployment"]["spec"]
     target = {"type": "AverageValue", "averageValue": "250m"}
     assert found["HorizontalPodAutoscaler"]["spec"] == {
@@ -427,13 +480,19 @@ def test_open_input_of_a_command_is_that_of_its_container() -> None:
     inputs = []
     for keys in ({}, {"stdin": "open"}):
         server = ServerConfig(name="a", command=["x"], **keys)
-        (deployment,) = (each for each in objects_of(server, pool) if each["kind"] == "Deployment")
+        objects = objects_of(Deployed(server, PodEnvironment.of(server, "/app")), pool)
+        (deployment,) = (each for each in objects if each["kind"] == "Deployment")
         inputs.append(deployment["spec"]["template"]["spec"]["containers"][0].get("stdin"))
         assert "stdin" not in pod_configuration(server, pool)["server"][0]
     assert inputs == [None, True]
 
 
 def test_command_is_stopped_in_the_pod_as_in_the_file() -> None:
-    keys = {"command": ["sh", "-c", "cd x && y"], "stop_group": "together", "stop_timeout": 5}
+    keys = {
+        "command": ["sh", "-c", "cd x && y"],
+        "stop_group": "together",
+        "stop_signal": "SIGINT",
+        "stop_timeout": 5,
+    }
     found = pod_configuration(ServerConfig(name="a", **keys), SharedSettings("shop", Kubernetes(image="i")))
     assert {key: found["server"][0][key] for key in keys} == {**keys, "stop_timeout": 5.0}

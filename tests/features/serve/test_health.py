@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
+import shlex
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +19,12 @@ from poolctl.config import Probe
 from poolctl.features.serve._health import ApplicationProbeTarget, HealthEndpoint, problem_within
 from poolctl.http.messages import BadMessage
 from tests.certificates import certificate
+from tests.configuration import server
+from tests.features.serve.conftest import APP
 from tests.features.serve.test_serve import refuses
 from tests.http_get import Reply, get
+from tests.processes import children
+from tests.real_pool import RealPool
 
 
 @pytest.mark.integration
@@ -160,7 +167,7 @@ def test_app_without_probes_is_healthy_while_its_event_loop_answers(monkeypatch:
     monkeypatch.setattr("poolctl.features.serve._health._TIMEOUT_SECONDS", 60.0)
 
     async def work() -> None:
-        health = HealthEndpoint([], {}, "http://a")
+        health = HealthEndpoint("web", [], {}, "http://a")
         assert await asked(health) == (503, "the application is starting")
         assert await asked(health, "/health/live") == (200, "ok")
         health.set_application(Answering())  # type: ignore[arg-type]
@@ -177,7 +184,7 @@ def test_app_without_probes_is_healthy_while_its_event_loop_answers(monkeypatch:
 @pytest.mark.parametrize("path", ["/", "/health/", "/healthy", "/health/live/x"])
 def test_other_path_is_404_and_another_method_405(path: str) -> None:
     async def work() -> None:
-        health = HealthEndpoint([], {}, "http://a")
+        health = HealthEndpoint("web", [], {}, "http://a")
         assert await asked(health, path) == (404, "there are /health and /health/live")
         assert await asked(health, "/health", "POST") == (405, "only GET and HEAD are answered")
         assert health.error_response(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
@@ -187,7 +194,7 @@ def test_other_path_is_404_and_another_method_405(path: str) -> None:
 
 def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
     async def work() -> None:
-        health = HealthEndpoint([], PROBES, "http://a")
+        health = HealthEndpoint("web", [], PROBES, "http://a")
         app = Answering(startup=500, readiness=404, liveness=500)
         health.set_application(app)  # type: ignore[arg-type]
         assert await asked(health) == (503, "GET /startup: status 500")
@@ -246,3 +253,63 @@ def test_connection_to_the_application_blocks_neither_event_loop() -> None:
                 assert theirs.recv(9) == b"GET"
 
     asyncio.run(work())
+
+
+@pytest.mark.integration
+@pytest.mark.capability
+def test_reason_is_logged_once_for_each_change(serve: Any, until: Any) -> None:
+    health = {
+        "readiness": {"http": "/check-ready", "timeout": 60},
+        "liveness": {"http": "/check-live", "timeout": 60},
+    }
+    web = serve(health=health, waits=True)
+    web.touch("check-live", "200")
+    web.touch("check-ready", "400")
+    web.touch("imported")
+    for status, answer in (
+        (400, "GET /check-ready: status 400"),
+        (200, "ok"),
+        (500, "GET /check-ready: status 500"),
+    ):
+        web.touch("check-ready", str(status))
+        until(lambda answer=answer: web.health()[1] == answer)
+        assert [web.health()[1] for _ in range(3)] == [answer] * 3
+    web.touch("check-live", "500")
+    assert web.health("/health/live") == web.health("/health/live") == (503, "GET /check-live: status 500")
+    web.process.terminate()
+    _, output = web.process.communicate(timeout=60)
+    assert [line for line in output.splitlines() if line.startswith("poolctl: ")] == [
+        "poolctl: web: not ready: GET /check-ready: status 400",
+        "poolctl: web: ready again",
+        "poolctl: web: not ready: GET /check-ready: status 500",
+        "poolctl: web: not alive: GET /check-live: status 500",
+    ]
+
+
+IN_A_CONTAINER = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && touch /dev/termination-log"
+
+
+@pytest.mark.integration
+def test_last_reason_is_the_termination_message_after_an_end_in_order(
+    real_pool: RealPool, until: Any, free_port: Any
+) -> None:
+    if (
+        os.geteuid()
+        or subprocess.run(["unshare", "-m", "sh", "-c", IN_A_CONTAINER], capture_output=True).returncode
+    ):
+        pytest.skip("a file in /dev needs root, and a namespace of mounts")
+    port, health = free_port(), free_port()
+    real_pool.write("application.py", APP)
+    real_pool.write("imported", "")
+    real_pool.write("check", "400")
+    keys = {"app": "application:app", "health": "/check", "drain_timeout": 1}
+    real_pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", **keys))
+    command = shlex.join([*real_pool.command(), "serve", "--health", f"127.0.0.1:{health}"])
+    process = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", f"{IN_A_CONTAINER} && {command}; echo $?; cat /dev/termination-log"],
+        cwd=real_pool.directory, env=real_pool.env, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: not refuses(health) and get(health, "/health").text.strip() == "GET /check: status 400")
+    (pid,) = children(process.pid)
+    os.kill(pid, signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "0\nnot ready: GET /check: status 400"

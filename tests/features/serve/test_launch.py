@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -122,14 +123,83 @@ def test_command_ends_with_a_process_that_is_killed(real_pool: RealPool, until: 
     until(lambda: not is_alive(pid))
 
 
+HEARS = """
+import os, pathlib, signal, sys
+def hear(number, frame):
+    pathlib.Path("heard").write_text(signal.Signals(number).name)
+for number in (signal.SIGTSTP, signal.SIGUSR2, signal.SIGCONT, signal.SIGALRM, signal.SIGRTMIN):
+    signal.signal(number, hear)
+pathlib.Path("began").touch()
+while True:
+    signal.pause()
+"""
+
+
 @pytest.mark.integration
-def test_command_with_the_stop_group_leader_becomes_the_process(real_pool: RealPool) -> None:
-    table = server("it", command=["sh", "-c", "echo $$; exit 3"], stop_group="leader")
-    real_pool.write("pool.toml", table)
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGUSR2, signal.SIGALRM, signal.SIGRTMIN])
+def test_signals_besides_those_that_end_are_forwarded(
+    real_pool: RealPool, until: Any, number: signal.Signals
+) -> None:
+    real_pool.write("program.py", HEARS)
+    real_pool.write("pool.toml", server("it", command=["python3", "program.py"]))
     process = real_pool.spawn("serve")
-    assert process.stdout is not None
-    assert process.stdout.read() == f"{process.pid}\n"
-    assert process.wait(30) == 3
+    until((real_pool.directory / "began").exists)
+    process.send_signal(number)
+    until(lambda: (real_pool.directory / "heard").exists() and (real_pool.directory / "heard").read_text())
+    assert (real_pool.directory / "heard").read_text() in (number.name, "SIGCONT")
+    process.terminate()
+    assert process.wait(30) == 143
+
+
+@pytest.mark.integration
+def test_order_to_end_is_the_stop_signal_of_the_command(real_pool: RealPool, until: Any) -> None:
+    script = "trap '' TERM; trap 'exit 5' INT; touch began; while :; do sleep 0.1; done"
+    real_pool.write("pool.toml", server("it", command=["sh", "-c", script], stop_signal="SIGINT"))
+    process = real_pool.spawn("serve")
+    until((real_pool.directory / "began").exists)
+    process.terminate()
+    assert process.wait(30) == 5
+
+
+@pytest.mark.integration
+def test_command_with_the_stop_group_leader_is_a_child_that_alone_is_asked_to_end(
+    real_pool: RealPool, until: Any
+) -> None:
+    real_pool.write("child.py", CHILD)
+    script = "trap 'exit 3' TERM; python3 child.py & while true; do wait $!; done"
+    real_pool.write("pool.toml", server("it", command=["sh", "-c", script], stop_group="leader"))
+    process = real_pool.spawn("serve")
+    until((real_pool.directory / "began").exists)
+    (shell,) = children(process.pid)
+    (child,) = children(shell)
+    process.terminate()
+    try:
+        assert process.wait(30) == 3
+        assert not (real_pool.directory / "asked").exists()
+        assert is_alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.integration
+def test_program_that_finds_its_port_open_is_told_the_key(real_pool: RealPool, free_port: Any) -> None:
+    port = free_port()
+    program = f"import socket; socket.create_server(('127.0.0.1', {port}))"
+    table = server("it", bind=f"127.0.0.1:{port}", command=[sys.executable, "-c", program])
+    real_pool.write("pool.toml", table)
+    done = real_pool.run("serve")
+    assert done.code == 1
+    assert 'write socket = "program"' in done.stderr.splitlines()[-1]
+    real_pool.write("pool.toml", f'{table}socket = "program"\n')
+    assert (real_pool.run("serve").code, real_pool.run("serve").stderr) == (0, "")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("workers", "index"), [(1, "0"), (2, "None")])
+def test_worker_has_a_number_if_there_is_one_alone(real_pool: RealPool, workers: int, index: str) -> None:
+    program = "import os; print(os.environ.get('POOLCTL_INDEX'))"
+    real_pool.write("pool.toml", server("it", command=[sys.executable, "-c", program], workers=workers))
+    assert real_pool.run("serve").stdout == f"{index}\n"
 
 
 @pytest.mark.heavy_variants

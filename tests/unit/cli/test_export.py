@@ -322,12 +322,28 @@ def test_file_of_somebody_else_is_not_overwritten(poolctl: Command, directory: P
     (directory / "poolctl-shop.service").write_text("[Service]\n# Made by `poolctl export systemd`.\n")
     said = poolctl("export", "systemd", "--directory", ".")
     assert (said.code, said.err) == (8, (
-        "error: poolctl-shop.service was not made by poolctl export\n"
+        "error: poolctl-shop.service was not made by this export\n"
         "  hint: remove it, or write into another directory\n"
     ))  # fmt: skip
     (directory / "file").touch()
     said = poolctl("export", "systemd", "--directory", "file/below")
     assert (said.code, "cannot write" in said.err) == (1, True)
+
+
+def test_units_are_compared_without_a_change(poolctl: Command, directory: Path) -> None:
+    unit = directory / "out" / "poolctl-shop.service"
+    command = ("export", "systemd", "--directory", "out", "--check")
+    assert poolctl(*command).code == 1
+    assert not unit.parent.exists()
+    poolctl(*command[:-1])
+    (directory / "out" / "poolctl-other.service").write_text("# Made by `poolctl export systemd`.\n")
+    assert poolctl(*command) == (0, "1 file, nothing to change\n", "")
+    text = unit.read_text().replace("Type=notify", "Type=simple")
+    unit.write_text(text)
+    said = poolctl(*command)
+    assert (said.code, "out/poolctl-shop.service differs" in said.err) == (1, True)
+    assert unit.read_text() == text
+    assert poolctl("export", "systemd", "--check").code == 2
 
 
 def test_variables_that_the_service_lacks_are_named_with_the_file_for_them(

@@ -29,9 +29,18 @@ _START_SECONDS = 120.0
 _APPLY = "application/apply-patch+yaml"
 _PLURALS = {
     "ConfigMap": "configmaps", "Secret": "secrets", "Service": "services", "Deployment": "deployments", "Job": "jobs",
-    "Ingress": "ingresses",
+    "Ingress": "ingresses", "PodDisruptionBudget": "poddisruptionbudgets",
 }  # fmt: skip
 Object = dict[str, Any]
+
+
+def _in_older_form(table: Object) -> Object:
+    """Replace a budget of policy/v1 (1.21), and a `sleep` of preStop (1.30)."""
+    if table.get("apiVersion") == "policy/v1":
+        return table | {"apiVersion": "policy/v1beta1"}
+    if table.keys() == {"sleep"}:
+        return {"exec": {"command": ["sleep", str(table["sleep"]["seconds"])]}}
+    return table
 
 
 class ApiServer:
@@ -63,7 +72,8 @@ class ApiServer:
         assert status == 201, answer
 
     def apply(self, namespace: str, wanted: Object) -> Object:
-        """Apply an object as `kubectl apply --server-side` does."""
+        """Apply an object as `kubectl apply --server-side` does, in the form that Kubernetes 1.20 has of it."""
+        wanted = json.loads(json.dumps(wanted), object_hook=_in_older_form)
         version, plural = wanted["apiVersion"], _PLURALS[wanted["kind"]]
         base = f"/apis/{version}" if "/" in version else f"/api/{version}"
         path = f"{base}/namespaces/{namespace}/{plural}/{wanted['metadata']['name']}"
