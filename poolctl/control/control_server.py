@@ -162,7 +162,7 @@ def _verb(received: ReceivedRequest) -> str:
 # The types of options in JSON, by name; null is the default of each.
 _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
-        ("all", "auto", "counts", "deps", "dry_run", "errors", "files", "follow", "force", "idle", "kill",
+        ("all", "auto", "check", "counts", "deps", "dry_run", "errors", "files", "follow", "force", "idle", "kill",
          "openmetrics", "progress", "reveal", "routes", "saves", "wait"), (bool,)
     ),
     **dict.fromkeys(("after", "lines", "protocol", "requests", "workers"), (int,)),

@@ -302,11 +302,14 @@ class Core:
         count, entry.observed.demand = entry.observed.demand, 0
         return count
 
-    def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
+    def restart(
+        self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True, proves: bool = False
+    ) -> None:
         """Replace the server's workers by a new generation, or start the server if it is stopped.
 
         Without `ignore_dependencies`, a start waits for the server's dependencies; a replacement never does. `retries`:
-        see `start`. A job with a schedule keeps to its times; `run_now` runs it at once.
+        see `start`. If the new generation `proves` itself, it serves only if it answers where the old one does. A job
+        with a schedule keeps to its times; `run_now` runs it at once.
         """
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -314,7 +317,7 @@ class Core:
         is_replaced = entry.has_worker_of_serving_generation
         entry.desired.code_since = self.clock.monotonic()
         if is_replaced:
-            entry.order_restart()
+            entry.order_restart(proves=proves)
         elif entry.listener.armed is not None:
             self._executor.preload(entry)
         self.start(entry, ignore_dependencies=ignore_dependencies or is_replaced, retries=retries)
@@ -447,11 +450,12 @@ class Core:
         self._set_stopped_state(entry, Desired.REMOVED)
         self.touch(entry)
 
-    def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
+    def change(self, entry: Entry, config: ServerConfig, *, live: bool, proves: bool = False) -> None:
         """Give the server a new configuration from the files, under the same name.
 
         With `live` its workers continue, with the new configuration. Without `live`, running workers are replaced by a
-        new generation, a server that has failed or is in backoff is started again, and a stopped one stays stopped.
+        new generation (`proves`: see `restart`), a server that has failed or is in backoff is started again, and a
+        stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
         entry.desired.source = None
@@ -477,7 +481,7 @@ class Core:
             if entry.settled:
                 entry.desired.fallback = before
             if entry.has_worker_of_serving_generation:
-                entry.order_restart()
+                entry.order_restart(proves=proves)
             entry.desired.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.
             entry.desired.ignore_dependencies = False

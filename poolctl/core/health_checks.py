@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
@@ -15,6 +16,8 @@ from poolctl.units import format_duration
 from .decide import LEAVING, WorkerPhase
 from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
+
+_LONGEST_ANSWER_SECONDS = 10.0
 
 FLAPPING = "a worker has died within a minute of becoming ready, more than once"
 
@@ -42,6 +45,37 @@ class HealthChecks:
         Raises WorkerFailed if the worker ends first; `ending` is the future of its exit.
         """
         await self._replace_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
+
+    async def prove(self, entry: Entry, worker: Worker) -> None:
+        """Ask the first worker of new code, if no readiness probe does, for a page. Its status decides.
+
+        Raises ServerError if the new code fails (see `ask_for_status`), and the worker that it replaces does not.
+        """
+        config, path = worker.config, worker.config.restart.check
+        replaced = next((each for each in entry.observed.ready if each.generation < worker.generation), None)
+        is_reachable = not config.command or config.is_proxied
+        if replaced is None or path is False or config.health.readiness is not None or not is_reachable:
+            return
+        from poolctl.probes.prober import ask_for_status
+
+        async def ask(asked: Worker) -> tuple[str, bool]:
+            assert asked.placement is not None
+            limit_seconds = min(config.start_timeout, _LONGEST_ANSWER_SECONDS)
+            return await ask_for_status(path, asked.config, self._runner, asked.placement, limit_seconds)
+
+        answer, fails = await ask(worker)
+        if not fails:
+            return
+        running_answer, fails_too = await ask(replaced)
+        if fails_too:
+            return
+        raise ServerError(
+            f"the new code answers GET {path} with {answer}, the running code with {running_answer}: "
+            "the old one stays",
+            name=entry.name,
+            bind=config.bind,
+            hint=f'poolctl logs {entry.name}; restart = {{ check = "/PATH" }} asks for another path, false for none',
+        )
 
     def update_probes_and_health(self, entry: Entry) -> None:
         """Start or stop probes of the entry's workers, because the entry has changed."""

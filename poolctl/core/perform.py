@@ -939,6 +939,8 @@ class Executor:
                 silence = ""
                 if config.health.gated:
                     await self._health.wait_until_probes_pass(entry, worker, ending)
+            if worker.generation == entry.desired.unproven:
+                await self._health.prove(entry, worker)
         except WorkerFailed as error:
             if not (config.job and error.exit is not None and error.exit.ok):
                 worker.failure = failure_of(entry, error.message, error.hint, cause=error)
@@ -967,6 +969,8 @@ class Executor:
                 self.note_ready(entry, worker)
                 entry.observed.called = True
                 entry.desired.fallback = None
+                if worker.generation == entry.desired.unproven:
+                    entry.desired.unproven = 0
                 entry.desired.retries = entry.desired.retries or entry.is_fully_ready
                 if entry.is_current(worker):
                     entry.observed.certificate_ends = worker.certificate_ends

@@ -168,6 +168,8 @@ class DesiredState:
     # By worker index, as text: the generation of a worker that replaces, alone, one of `generation`.
     renewed: dict[str, int] = persisted(factory=dict)
     restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
+    # The generation whose first worker has to answer where the running one does, before it replaces that.
+    unproven: int = persisted(0)
     # The previous configuration, until a worker is ready with the new one. If none becomes ready, and the previous
     # workers had to end first, it becomes the server's `config` again, and is `fallback` until a worker is ready.
     fallback: ServerConfig | None = transient(None)
@@ -747,11 +749,12 @@ class Entry:
             self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)
         self.hooks.before_start_due = False
 
-    def order_restart(self) -> None:
-        """Have the running workers replaced by a new generation."""
+    def order_restart(self, *, proves: bool = False) -> None:
+        """Have the running workers replaced by a new generation. If it `proves` itself, see `HealthChecks.prove`."""
         self.begin_generation()
         self.fill_vacant_slots()
         self.desired.restarting = self.desired.generation
+        self.desired.unproven = self.desired.generation if proves else 0
 
     def begin_generation_if_workers_leave(self) -> None:
         """Begin a new generation if workers of the current one are draining or stopping: their ids are still in use."""

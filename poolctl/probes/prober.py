@@ -36,6 +36,7 @@ from poolctl.selection.regular_expressions import (
     is_plain,
     run_in_turn,
 )
+from poolctl.units import format_duration
 
 # Called once with the result of a probe: the problem (`Unsent` if it is none of the worker's), or "".
 OnResult = Callable[[str], None]
@@ -43,6 +44,7 @@ OnResult = Callable[[str], None]
 Connect = Callable[[], Awaitable[socket.socket]]
 
 _ENDED = "it closed the connection"
+_CLOSED = frozenset((_ENDED, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE)))
 _REFUSED_BY_MACHINE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -430,14 +432,20 @@ def make_prober(
     if probe.exec is not None:
         return ProgramProber(probe_argument_vector(server, probe.exec), server, env)
     if probe.http is not None:
-        # poolctl has no client certificate: servers that require one are probed without TLS.
-        requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
-        tls = speaks_tls(server) and not requires
         request = HttpProbeRequest(probe, exposed_url=server.expose, reusable=not server.command)
-        return RequestProber(request, partial(connect, "http", not tls), tls=tls)
+        return _request_prober(request, server, partial(connect, "http"))
     if server.command:
         return AcceptProber(partial(connect, "echo", True))
     return RequestProber(EchoExchange(), partial(connect, "echo", True), tls=False)
+
+
+def _request_prober(
+    request: HttpProbeRequest, server: ServerConfig, connect: Callable[[bool], Awaitable[socket.socket]]
+) -> RequestProber:
+    # poolctl has no client certificate: servers that require one are probed without TLS.
+    requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
+    tls = speaks_tls(server) and not requires
+    return RequestProber(request, partial(connect, not tls), tls=tls)
 
 
 MAX_BODY_BYTES = 1024 * 1024  # a longer body is cut off, and the connection is closed
@@ -517,6 +525,53 @@ class HttpProbeRequest:
 
     def _mismatch(self, found: str) -> str:
         return f"{found}, and a body without {self._body!r}"
+
+
+class StatusRequest(HttpProbeRequest):
+    """A GET whose answer is the status line: the body, which may be long or never end, is not read."""
+
+    def __init__(self, path: str, *, exposed_url: str) -> None:
+        super().__init__(Probe(http=path), exposed_url=exposed_url, reusable=False)
+        self.answer = 0
+
+    def new_reply(self) -> ResponseReader:
+        return _HeadReader(self._request)
+
+    def judge(self, reply: Reply, on_result: OnResult) -> None:
+        self.answer = reply.status
+        on_result("")
+
+
+class _HeadReader(ResponseReader):
+    def feed(self, data: bytes) -> bool:
+        super().feed(data)
+        return self.head is not None
+
+
+async def ask_for_status(
+    path: str, server: ServerConfig, runner: Runner, placement: Placement, limit_seconds: float
+) -> tuple[str, bool]:
+    """Ask the worker once for `path`; return its answer in words, and whether that is a failure of its code.
+
+    It is one if the status is 500, the connection is closed, or no answer comes within the limit. Every other status,
+    such as the 503 of a maintenance page, is deliberate.
+    """
+    request = StatusRequest(path, exposed_url=server.expose)
+    prober = _request_prober(
+        request, server, lambda plain: runner.connect_for_probe(placement, "http", plain)
+    )
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    prober.start(answer.set_result)
+    try:
+        async with asyncio.timeout(limit_seconds):
+            problem = await answer
+    except TimeoutError:
+        return f"nothing within {format_duration(limit_seconds)}", True
+    finally:
+        prober.close()
+    if problem:
+        return problem, problem in _CLOSED
+    return str(request.answer), request.answer == 500
 
 
 class EchoExchange:

@@ -13,6 +13,7 @@ from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.config.values.value_types import (
     TABLE,
+    TEXT,
     TRUTH,
     ArgumentOrNone,
     AtLeastOne,
@@ -226,6 +227,12 @@ class Backoff(Section, frozen=True):
         return delay * (1 + self.jitter * deviation)
 
 
+PathOrFalse = Annotated[
+    Annotated[Literal[False], Tag(TRUTH)] | Annotated[UrlPath, Tag(TEXT)],
+    by_form('false, or a path such as "/up"'),
+]
+
+
 class Restart(Section, frozen=True):
     """When and how often a worker that has exited is restarted."""
 
@@ -240,6 +247,10 @@ class Restart(Section, frozen=True):
     """
     window: Positive = Field(default="5m", validate_default=True)
     """The time over which restarts are counted."""
+    check: PathOrFalse = "/"
+    """The path that the first new process is asked for when a command replaces a server without a readiness probe; if
+    it fails where the old process answers, the old one stays. false asks nothing.
+    """
 
     @property
     def is_limited(self) -> bool:

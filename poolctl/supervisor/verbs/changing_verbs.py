@@ -163,7 +163,8 @@ class Lifecycle:
             if entry.config.every is not None:
                 self._core.run_now(entry, ignore_dependencies=not deps)
             else:
-                self._core.restart(entry, ignore_dependencies=not deps)
+                proves = call.options.get("check", True)
+                self._core.restart(entry, ignore_dependencies=not deps, proves=proves)
             if call.options.get("force"):
                 self._context.runner.force_certificate(entry.name, entry.desired.generation)
         operation.problems += [

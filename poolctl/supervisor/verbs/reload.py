@@ -107,7 +107,7 @@ class Reload:
                 )
             check_pool_file_limit(self._core, resolved.servers)
             applied = _ReloadRun(self._core, self._runner, changes, resolved.servers)
-            applied.apply_to_core(allow_expired=force)
+            applied.apply_to_core(allow_expired=force, proves=call.options.get("check", True))
             self._record(lines)
             previous = self._configuration.marks
             exposed = self._activate_and_list_withheld_variables(resolved, call.options.get("env"), applied)
@@ -284,16 +284,16 @@ class _ReloadRun:
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
-    def apply_to_core(self, *, allow_expired: bool, starts: bool = True) -> None:
+    def apply_to_core(self, *, allow_expired: bool, starts: bool = True, proves: bool = False) -> None:
         """Make all changes in the core at once. With `allow_expired`, expired certificates are loaded too.
 
-        Without `starts`, new servers are not started.
+        Without `starts`, new servers are not started. `proves`: see `Core.restart`.
         """
         core = self._core
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
             core.schedule_removal(entry)
-        coming = [self._add_or_change_server(server, starts) for server in self._servers.values()]
+        coming = [self._add_or_change_server(server, starts, proves) for server in self._servers.values()]
         core.servers.sort(self._servers)
         for entry in coming if starts else ():
             if entry.on_schedule or not entry.wants_no_worker:
@@ -306,7 +306,7 @@ class _ReloadRun:
             if (changed := core.entries.get(name)) is not None:
                 self._runner.force_certificate(name, changed.desired.generation)
 
-    def _add_or_change_server(self, server: ServerConfig, starts: bool) -> Entry:
+    def _add_or_change_server(self, server: ServerConfig, starts: bool, proves: bool) -> Entry:
         entry = self._core.entries.get(server.name)
         if entry is None or entry.removed:
             entry = self._core.add(server)
@@ -316,7 +316,7 @@ class _ReloadRun:
         else:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
             is_due = entry.config.on_demand and not server.on_demand and entry.desired.state is Desired.IDLE
-            self._core.change(entry, server, live=live)
+            self._core.change(entry, server, live=live, proves=proves)
             self._core.replace_overrides(entry)
             if starts and is_due:
                 self._core.start(entry)

@@ -411,6 +411,7 @@ def image(real_pool: RealPool) -> Path:
 
 @pytest.mark.integration
 @pytest.mark.capability
+@needs("serve")
 def test_pod_serves_as_its_server_does(real_pool: RealPool, image: Path, until: Any, free_port: Any) -> None:
     port, health = free_port(), free_port()
     settings = f'[pool]\nname = "shop"\n[kubernetes]\nimage = "it"\ndirectory = "{image}"\n'

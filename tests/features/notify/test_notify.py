@@ -15,6 +15,7 @@ import poolctl
 from poolctl.errors import PoolMonitorError
 from tests.deadline import wait_until as _wait_until
 from tests.features.notify.receivers import TOKEN, Receiver, receiver
+from tests.needs import needs
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.integration
@@ -181,6 +182,7 @@ def test_receivers_change_with_a_reload_and_stopping_the_pool_sends_what_waits(
     assert "killed by SIGKILL" in there.taken[0].text
 
 
+@needs("doctor")
 def test_test_notification_reports_success_and_failure_of_each_receiver(
     real_pool: RealPool, there: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath
 from tests.config_files import SERVER, load_text
 from tests.environments import with_old_uvicorn
+from tests.needs import needs
 from tests.other_user import python_for_others
 from tests.unit.config.importable_apps import outside, servers
 
@@ -202,6 +203,7 @@ def test_archive_is_a_directory_of_an_app_if_modules_can_be_imported_from_it(
     assert [problem in each for each in found] == [True] * bool(problem)
 
 
+@needs("dashboard")
 def test_a_variable_of_an_env_file_that_is_not_set_is_a_warning_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

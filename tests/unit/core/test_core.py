@@ -1554,6 +1554,7 @@ def test_each_change_of_a_server_is_noted_for_its_record(change: str) -> None:
     run(scenario())
 
 
+@needs("scaling")
 def test_triggers_keep_their_number_of_workers_through_other_live_changes() -> None:
     pool = OrderedCore(web(scale={"min": 1, "max": 4, "triggers": {"cpu": 80}}), web("fixed"))
     entry, fixed = pool.core.entries.values()

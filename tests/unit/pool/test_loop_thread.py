@@ -135,8 +135,8 @@ def test_a_context_that_is_cancelled_while_a_server_starts_ends_it() -> None:
     pool = Pool([ServerConfig(name="a", bind=":1", app="m:app")], runner=runner, context=context)
     place = runner.place
 
-    async def place_and_cancel(*arguments: Any) -> Any:
-        placement = await place(*arguments)
+    async def place_and_cancel(*arguments: Any, **options: Any) -> Any:
+        placement = await place(*arguments, **options)
         context.stop.set()
         return placement
 
