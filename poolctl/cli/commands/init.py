@@ -36,6 +36,7 @@ POOL = """\
 name = "web"                     # unique; letters, digits, dots, underscores, hyphens
 bind = "127.0.0.1:8080"          # ":8080", "[::1]:8080", "unix:./web.sock", "127.0.0.1:auto"
 app = "{app}"{padding}# module:attribute, an ASGI or WSGI application
+{health}# ready when GET on this path answers; a restart waits for it
 # workers = 2
 # tags = ["public"]
 # env = {{ LOG_LEVEL = "info" }}
@@ -125,7 +126,12 @@ def init(
         template, feature = STARTERS["gateway"]
         starter = feature.load(template.module)
     pool = starter.POOL if starter else POOL
-    texts = {os.path.basename(path): pool.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
+    health = 'health = "/"' if with_app else '# health = "/ready"'
+    texts = {
+        os.path.basename(path): pool.format(
+            name=name, app=app, padding=" " * max(1, 25 - len(app)), health=f"{health:33}"
+        )
+    }
     if with_app:
         texts[APP_FILE] = APP
     _write(home, texts, force=force)

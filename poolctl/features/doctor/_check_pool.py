@@ -43,6 +43,7 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 """
 
 _WRONG_KEY = "its key belongs to another certificate"
+_NAMES_SHOWN = 5
 _NOT_INSTALLED = " not installed"  # of a library, and the command that installs it follows
 
 
@@ -168,6 +169,16 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("servers", ", ".join(f"{count} {state}" for state, count in states.items()))
 
 
+def readiness(context: CheckContext) -> Iterator[CheckResult]:
+    """The servers of which nobody knows whether new code can answer before it replaces the running code."""
+    without = [each.name for each in context.servers if each.listens and each.health.readiness is None]
+    if without:
+        more = f" and {len(without) - _NAMES_SHOWN} more" if len(without) > _NAMES_SHOWN else ""
+        names = f"{', '.join(without[:_NAMES_SHOWN])}{more}"
+        text = f"without a readiness probe, so new code that starts and does not work may replace it: {names}"
+        yield warning("readiness", text, 'health = "/PATH" in its table')
+
+
 def left_processes(context: CheckContext) -> Iterator[CheckResult]:
     """Processes that programs have left behind with sessions of their own, so that no stop asks them to end."""
     if context.about is None:
@@ -254,6 +265,6 @@ def _query_packages(python: str, user: str | None) -> Table | str:
 
 
 CHECKS = (
-    configuration, certificates, unsafe_root_interpreters, gateway_program, supervisor, servers, left_processes,
-    supervisor_version_match, packages,
+    configuration, certificates, unsafe_root_interpreters, gateway_program, supervisor, servers, readiness,
+    left_processes, supervisor_version_match, packages,
 )  # fmt: skip

@@ -24,6 +24,7 @@ bind = ":8080"                   # or [":80", {{ bind = ":443", tls = {{ cert = 
 name = "web"                     # unique; letters, digits, dots, underscores, hyphens
 bind = "127.0.0.1:8081"          # only this machine reaches it directly; "unix:./web.sock" works as well
 app = "{app}"{padding}# module:attribute, an ASGI or WSGI application
+{health}# ready when GET on this path answers; a restart waits for it
 # workers = 2
 
 [[server]]
