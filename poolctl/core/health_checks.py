@@ -51,7 +51,8 @@ class HealthChecks:
 
         Raises ServerError if the new code fails (see `ask_for_status`), and the worker that it replaces does not.
         """
-        config, path = worker.config, worker.config.restart.check
+        config = worker.config
+        path = "/" if config.restart.check is None else config.restart.check
         replaced = next((each for each in entry.observed.ready if each.generation < worker.generation), None)
         is_reachable = not config.command or config.is_proxied
         if replaced is None or path is False or config.health.readiness is not None or not is_reachable:

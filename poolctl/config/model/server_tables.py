@@ -247,9 +247,9 @@ class Restart(Section, frozen=True):
     """
     window: Positive = Field(default="5m", validate_default=True)
     """The time over which restarts are counted."""
-    check: PathOrFalse = "/"
+    check: PathOrFalse | None = None
     """The path that the first new process is asked for when a command replaces a server without a readiness probe; if
-    it fails where the old process answers, the old one stays. false asks nothing.
+    it fails where the old process answers, the old one stays. false asks nothing. Left out: /.
     """
 
     @property

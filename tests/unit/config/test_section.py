@@ -124,7 +124,7 @@ def test_table_is_replaced_by_another_one_with_other_values_and_their_checks() -
 @pytest.mark.parametrize(
     ("path", "keys"),
     [
-        ((), ("policy", "backoff", "limit", "window")),
+        ((), ("policy", "backoff", "limit", "window", "check")),
         (("backoff",), ("initial", "max", "factor", "jitter")),
         (("backoff", 0), ("initial", "max", "factor", "jitter")),
         (("limit",), ()),

@@ -257,7 +257,7 @@ def test_every_persisted_field_is_restored() -> None:
     values: dict[str, Any] = {
         "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
-        "certificate_ends": 2.5, "called": True, "restarts": 2, "renewed": {"0": 4}, "restarting": 3,
+        "certificate_ends": 2.5, "called": True, "restarts": 2, "renewed": {"0": 4}, "restarting": 3, "unproven": 3,
         "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4,
         "stopped_with": ["db"], "socket_found": "program", "overlap_found": "no",
         "before_start_due": True, "after_stop_due": True,
