@@ -59,16 +59,16 @@ class HealthChecks:
             return
         from poolctl.probes.prober import ask_for_status
 
-        async def ask(asked: Worker) -> tuple[str, bool]:
+        async def ask(asked: Worker) -> tuple[str, bool | None]:
             assert asked.placement is not None
             limit_seconds = min(config.start_timeout, _LONGEST_ANSWER_SECONDS)
             return await ask_for_status(path, asked.config, self._runner, asked.placement, limit_seconds)
 
-        answer, fails = await ask(worker)
-        if not fails:
+        answer, works = await ask(worker)
+        if works is not False:
             return
-        running_answer, fails_too = await ask(replaced)
-        if fails_too:
+        running_answer, works = await ask(replaced)
+        if not works:
             return
         raise ServerError(
             f"the new code answers GET {path} with {answer}, the running code with {running_answer}: "

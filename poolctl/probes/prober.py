@@ -550,10 +550,10 @@ class _HeadReader(ResponseReader):
 
 async def ask_for_status(
     path: str, server: ServerConfig, runner: Runner, placement: Placement, limit_seconds: float
-) -> tuple[str, bool]:
-    """Ask the worker once for `path`; return its answer in words, and whether that is a failure of its code.
+) -> tuple[str, bool | None]:
+    """Ask the worker once for `path`; return its answer in words, and whether its code works; None if that is unknown.
 
-    It is one if the status is 500, the connection is closed, or no answer comes within the limit. Every other status,
+    It does not if the status is 500, the connection is closed, or no answer comes within the limit. Every other status,
     such as the 503 of a maintenance page, is deliberate.
     """
     request = StatusRequest(path, exposed_url=server.expose)
@@ -566,12 +566,12 @@ async def ask_for_status(
         async with asyncio.timeout(limit_seconds):
             problem = await answer
     except TimeoutError:
-        return f"nothing within {format_duration(limit_seconds)}", True
+        return f"nothing within {format_duration(limit_seconds)}", False
     finally:
         prober.close()
     if problem:
-        return problem, problem in _CLOSED
-    return str(request.answer), request.answer == 500
+        return problem, False if problem in _CLOSED else None
+    return str(request.answer), request.answer != 500
 
 
 class EchoExchange:

@@ -163,6 +163,7 @@ def test_a_changed_probe_asks_another_thing_of_the_same_worker() -> None:
             await it.pool.start()
             assert it.entry.health == "ok"
             it.statuses["web.1.0"] = 500
+            it.pool.runner.probed.add("web.1.0")
             it.pool.core.change(it.entry, web(health={"readiness": {"http": "/", **QUICK}}), live=True)
             await it.until(lambda: it.entry.health == "ko")
             it.pool.core.change(it.entry, web(), live=True)

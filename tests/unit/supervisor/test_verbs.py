@@ -177,10 +177,10 @@ def test_unexpected_error_is_a_failure_too(step: str, caplog: pytest.LogCaptureF
         desk = Desk(web(), web("other"))
         as_it_was = getattr(desk.runner, step)
 
-        async def broken(about: Any, *more: Any) -> Any:
+        async def broken(about: Any, *more: Any, **options: Any) -> Any:
             if getattr(about, "server", getattr(about, "name", "")) == "web":
                 raise ZeroDivisionError("who would have thought")
-            return await as_it_was(about, *more)
+            return await as_it_was(about, *more, **options)
 
         setattr(desk.runner, step, broken)
         answer = await desk.ask("start")
@@ -224,7 +224,8 @@ def test_restart_during_a_crash_ends_with_one_worker() -> None:
         restarting = desk.begin("restart")
         (worker,) = desk.runner.running
         desk.runner.end(worker, Exit.from_signal(9))
-        assert (await restarting)["exit_code"] == 0
+        answer = await restarting
+        assert answer["exit_code"] == 0, answer
         await turns()
         assert len(desk.runner.running) == 1
         assert desk.states() == {"web": "running"}
