@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast, overload
 
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control import pool_paths
@@ -146,9 +146,60 @@ class PoolClient:
         """Return the supervisor's version and process ids."""
         return to_json(self._client.ping())
 
-    def list(self, *targets: str, selector: Selection = None) -> ServersDocument:
-        """Return the current state of the selected servers."""
+    @overload
+    def list(  # type: ignore[overload-overlap]  # a Field is a str
+        self,
+        source: Field,
+        target: Field | str,
+        pattern: str = "",
+        regex: str = "",
+        *,
+        selector: Selection = None,
+    ) -> builtins.list[str]: ...
+    @overload
+    def list(
+        self,
+        source: Field | str,
+        target: Field | str,
+        pattern: str = "",
+        *,
+        regex: str,
+        selector: Selection = None,
+    ) -> builtins.list[str]: ...
+    @overload
+    def list(
+        self, source: Field | str, target: Field | str, *, pattern: str, selector: Selection = None
+    ) -> builtins.list[str]: ...
+    @overload
+    def list(self, *targets: str, selector: Selection = None) -> ServersDocument: ...
+    def list(
+        self, *targets: str, selector: Selection = None, **match: str
+    ) -> ServersDocument | builtins.list[str]:
+        """Return the current state of the selected servers, or one field of the servers that match another.
+
+        With a Field first, or with `pattern` or `regex` by name, it returns what `Pool.list` does: the `target` field
+        of each server whose `source` field matches, as in `filter`. Raises PoolParamError.
+        """
+        from poolctl.selection.field_filter import Field
+
+        if match or (targets and isinstance(targets[0], Field)):
+            return self._list_field(*targets, selector=selector, **match)
         return cast("ServersDocument", self._ask("list", PoolParamError, targets, selector))
+
+    def _list_field(
+        self,
+        source: Field | str,
+        target: Field | str,
+        pattern: str = "",
+        regex: str = "",
+        *,
+        selector: Selection = None,
+    ) -> builtins.list[str]:
+        from poolctl.selection.field_filter import parse_field
+
+        target = parse_field(target)
+        items = self.filter(source, pattern, regex, selector=selector)["items"]
+        return [item[target.value] or "" for item in items]
 
     def filter(
         self, field: Field | str, pattern: str = "", regex: str = "", *, selector: Selection = None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import poolctl
+from poolctl import Field, PoolParamError
 from poolctl.exit_codes import NO_SUPERVISOR
 from tests.certificates import certificate
 from tests.deadline import wait_until
@@ -442,6 +443,50 @@ def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
     assert {name for name, _ in read()} == {"a"}
     with pytest.raises(poolctl.PoolParamError):
         list(client.logs("nobody"))
+
+
+LIST_ARGUMENTS: list[tuple[tuple[str, ...], dict[str, str]]] = [
+    ((Field.NAME, Field.BIND, "WEB"), {}),
+    ((Field.NAME, Field.EXPOSE), {"regex": "^w"}),
+    ((Field.NAME, "expose", "", "."), {}),
+    (("name", "bind"), {"regex": "."}),
+    (("bind", "name", "http://127.0.0.1:1"), {"regex": "unix"}),
+    (("expose", "name"), {"pattern": "shop.test"}),
+    (("expose", Field.NAME), {"regex": "."}),
+    (("name", "bind"), {"pattern": "web", "regex": "x"}),
+    ((Field.NAME, Field.BIND), {}),
+    (("name", "bind"), {"pattern": "", "regex": ""}),
+    ((Field.NAME, "colour", "web"), {}),
+    (("colour", "name"), {"pattern": "red"}),
+    ((Field.NAME, Field.NAME), {"regex": "("}),
+]
+
+
+def test_client_and_pool_list_the_same_fields_or_raise_the_same_errors(
+    pool: RealPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
+    resting = "on_demand = true"
+    program = f'[[server]]\nname = "queue"\ncommand = ["sleep", "9"]\n{resting}\n'
+    more = server("web", 1, f'{resting}\nexpose = "https://user:secret@shop.test"') + program
+    socket_file = server("files", 2, resting).replace("127.0.0.1:2", "unix:files.sock")
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text() + more + socket_file)
+    pool.ok("reload")
+    local = poolctl.PoolConfig.load(pool.directory / "pool.toml").pool()
+    client = poolctl.connect(pool.directory / "pool.toml")
+
+    def answer(pool: Any, places: tuple[str, ...], match: dict[str, str]) -> object:
+        try:
+            return pool.list(*places, **match)
+        except PoolParamError as error:
+            return error.code, str(error)
+
+    answers = [answer(local, *arguments) for arguments in LIST_ARGUMENTS]
+    assert [answer(client, *arguments) for arguments in LIST_ARGUMENTS] == answers
+    assert answers[3] == [*local]
+    assert answers[-5:-3] == [[], []]
+    assert [each[0] for each in answers[-3:] if isinstance(each, tuple)] == [1320] * 3
+    assert [item["name"] for item in client.list("web", "queue")["items"]] == ["web", "queue"]
 
 
 def replace_file(pool: RealPool, text: str) -> None:

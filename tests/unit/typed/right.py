@@ -46,5 +46,9 @@ def ask() -> None:
     client = connect("pool.toml")
     ready: list[bool] = [item["ready"] for item in client.list("web*")["items"]]
     states: list[str] = [item["state"] for item in client.filter(Field.NAME, regex="^w")["items"]]
-    print(ready, states)
+    urls: list[str] = client.list(Field.NAME, Field.EXPOSE, regex="^w")
+    urls += client.list(Field.NAME, "expose", "web", selector={"tag": ["public"]})
+    urls += client.list("name", "bind", pattern="web") + client.list("name", "bind", regex=".")
+    urls += client.list("name", "bind", pattern="web", regex=".")
+    print(ready, states, urls)
     pool.run_until_signal()

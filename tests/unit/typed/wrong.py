@@ -18,4 +18,7 @@ Pool(["web"])  # error
 Pool([web]).filter(1, "a")  # error
 connect().list()["servers"]  # error
 connect().list()["items"][0]["port"]  # error
+connect().list("name", regex="^w")  # error
+connect().list(Field.NAME, Field.BIND, regex="^w")["items"]  # error
+connect().list("web*").sort()  # error
 print(Field.PORT)  # error
