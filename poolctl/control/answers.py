@@ -36,9 +36,7 @@ class Item:
     address: str | None = None  # the address of an inherited socket
     on_demand: bool | None = None  # True if it starts only by name or for a dependent; otherwise left out
     ended: Table | None = None  # status, signal and time, if it is stopped because it has ended by itself
-    last_line: str | None = (
-        None  # the last line of output of a server that has ended; left out if it is blank
-    )
+    last_line: str | None = None  # that a server which has ended has printed; left out if it is blank
     flapping: bool | None = None  # True while its workers die soon after they were ready; otherwise left out
     kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601

@@ -180,9 +180,8 @@ class AddressRegistry:
         # By listener key: the entries that have the address in their configuration.
         self._registered: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._leaving: dict[str, Entry] = {}  # their address differs, or differed, from the configured one
-        self._leavers: dict[
-            str, Entry
-        ] = {}  # by listener key: the last entry that has begun to leave the address
+        # By listener key: the last entry that has begun to leave the address.
+        self._leavers: dict[str, Entry] = {}
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open listeners that their server has not taken over yet
         self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by listener key

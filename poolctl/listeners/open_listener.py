@@ -113,6 +113,7 @@ def _listen_on_path(
             for sock in returned:
                 if listens(sock) and _is_bound_to(sock, os.fstat(file)):
                     _set_access(address, file, directory, access)
+                    refuse_and_close([other for other in returned if other is not sock])
                     return sock
         refuse_and_close(returned)
         _clear_socket_path(address, directory)

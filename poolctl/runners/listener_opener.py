@@ -132,6 +132,11 @@ class Opener:
         # By the key of a listener that is only bound: the sockets, and the keys of the listeners beside them.
         self._bound: dict[str, tuple[list[socket.socket], set[str]]] = {}
 
+    @property
+    def stays_open(self) -> bool:
+        """Whether what is closed here stays open with the service manager, for the next run of the pool."""
+        return self.manager is not None and self.manager.stays_open
+
     async def listen(
         self,
         address: Address,
@@ -162,15 +167,14 @@ class Opener:
         Sockets that a `.socket` unit has passed stay open there. The others stay open in the service manager's store if
         it ends this run of the pool: the next run gets them.
         """
-        manager = self.manager
-        if key.startswith("fd:") or (manager is not None and manager.stays_open):
+        if key.startswith("fd:") or self.stays_open:
             close_listener(sockets)
             return
         # A worker that is about to exit, or a process that hangs, may hold one.
         refuse_new_connections(sockets)
         close_listener(sockets, identity)
-        if manager is not None:
-            manager.remove(key, sockets)
+        if self.manager is not None:
+            self.manager.remove(key, sockets)
 
     async def _open(
         self,

@@ -498,7 +498,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         result = await self._parts.wait_for_effects(verb, call, result)
         if verb == "start":
             if (manager := self._opener.manager) is not None:
-                manager.close_returned()  # of servers that do not run
+                # The others, for example of servers that wait for a dependency, may have connections that wait.
+                wanted = [entry.config for entry in self.core.entries.values() if entry.wanted]
+                manager.close_returned(self._configuration.keys_to_listen_on(wanted))
             notices = (*self._killed.take_notices(), *self._damage)
             self._damage = []
             result = replace(result, warnings=(*result.warnings, *notices))

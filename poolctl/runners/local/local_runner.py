@@ -129,9 +129,8 @@ class LocalRunner(Runner):
         self._left_groups = LeftGroups(keeper, self.children)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
-        self._last_outputs: dict[
-            str, str
-        ] = {}  # the keys of the output of workers that exited last, by their ids
+        # The keys of the output of workers that exited last, by their ids.
+        self._last_outputs: dict[str, str] = {}
         self._memory_kills = MemoryKills()
         self.routing = RoutePublisher(self._workers)
 

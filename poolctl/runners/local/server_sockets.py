@@ -63,7 +63,7 @@ class Sockets:
     @property
     def stay_open(self) -> bool:
         """Whether the service manager holds the listeners for the next run of the pool."""
-        return self._opener.manager is not None and self._opener.manager.stays_open
+        return self._opener.stays_open
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
         """The server's listeners; empty for a command that has no address or binds its address itself."""

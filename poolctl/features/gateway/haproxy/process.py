@@ -322,13 +322,18 @@ class HaproxyProcesses:
         self._limiting = asyncio.ensure_future(self._end_oldest_if_too_many(process))
 
     async def finish_requests(
-        self, process: HaproxyProcess | None, seconds: float, streams: Sequence[str]
+        self,
+        process: HaproxyProcess | None,
+        seconds: float,
+        streams: Sequence[str],
+        *,
+        awaits_first_requests: bool = False,
     ) -> None:
         """Accept no more, and wait until no requests are in progress, at most `seconds`.
 
-        Connections of the backends `streams` and idle connections do not count, but a connection that was accepted last
-        has a moment for its first request. A replaced process cannot be asked for
-        its requests: it has the same time to end.
+        Connections of the backends `streams` and idle connections do not count, except for a moment if it
+        `awaits_first_requests` of those accepted last. A replaced process cannot be asked for its requests: it has the
+        same time to end.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
@@ -336,7 +341,7 @@ class HaproxyProcesses:
                     with contextlib.closing(await RuntimeSession.open(process)) as session:
                         await process.stop_accepting()
                         loop = asyncio.get_running_loop()
-                        patience = loop.time() + _FIRST_REQUEST_SECONDS
+                        patience = loop.time() + (_FIRST_REQUEST_SECONDS if awaits_first_requests else 0.0)
                         # HAProxy reports no event when its last request ends.
                         while await session.has_requests(streams) or (
                             loop.time() < patience and await session.has_connections()

@@ -673,7 +673,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if plan is not None:
             backends = setup.configuration.backends if setup is not None else ()
             streams = [each.name for each in backends if each.is_stream or each.passes_tls]
-            await self.processes.finish_requests(process, plan.settings.table.drain_timeout, streams)
+            await self.processes.finish_requests(
+                process,
+                plan.settings.table.drain_timeout,
+                streams,
+                awaits_first_requests=self._environment.opener.stays_open,
+            )
         await self._end_processes()
 
     async def aclose(self) -> None:
