@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
-from poolctl.config import Dependency, ServerConfig, TLSConfig
+from poolctl.config import Dependency, Recovery, ServerConfig, TLSConfig
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
@@ -118,6 +118,17 @@ _RUNS_ELSEWHERE = (
 )
 
 
+def _keys_of_supervisor(config: ServerConfig) -> list[str]:
+    """The keys in use that only the supervisor acts on, whatever the runner."""
+    uses = {
+        "limits.memory": config.limits.memory is not None,
+        "mandatory": config.mandatory,
+        "recovery": config.recovery != Recovery() and config.recovery.strategy != "none",
+        "scale.max": config.scale.max > config.workers,
+    }
+    return [key for key, used in uses.items() if used]
+
+
 class Shared:
     """The settings that all servers of one pool share."""
 
@@ -147,6 +158,10 @@ class Shared:
         if config.every is not None and self.runner is None:
             # Raised now, because otherwise its first run would fail, perhaps hours later.
             raise error_about(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
+        if used := _keys_of_supervisor(config):
+            keys = ", ".join(f"`{key}`" for key in used)
+            hint = "run the pool with `poolctl start`, or remove what only its supervisor does"
+            raise error_about(config, f"{keys} cannot be honoured inside a Python program", hint)
         found: dict[str, object] = {}
         if config.tls is True:
             if self.tls is None:

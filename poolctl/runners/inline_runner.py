@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.config import ServerConfig, default_env_file
+from poolctl.config import Log, ServerConfig, default_env_file
 from poolctl.errors import ServerError
 from poolctl.listeners import open_listener
 from poolctl.listeners.open_listener import Identity, inherited_descriptors
@@ -256,6 +256,13 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
         used.append("workers")
     if server.limits.open_files is not None:
         used.append("limits.open_files")
+    # Left out, it is the directory of the server's file, which need not be the embedding program's.
+    if server.cwd != server.base_dir and os.path.realpath(server.cwd) != os.getcwd():
+        used.append("cwd")
+    if server.log != Log():
+        used.append("log")
+    if server.http.loop != "auto":
+        used.append("http.loop")
     if server.http.log_level != "info":
         used.append("http.log_level")  # the loggers belong to the embedding program
     if server.python and server.python != sys.executable:

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
-from poolctl.config import ConfigNotFound, Problem, ServerConfig, find_config, with_resolved_references
+from poolctl.config import (
+    ConfigNotFound,
+    Problem,
+    Recovery,
+    ServerConfig,
+    find_config,
+    with_resolved_references,
+)
 from poolctl.config.values.plain import PLACEHOLDERS, placeholders
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.logs.log_line import stamp
@@ -157,7 +164,7 @@ class PoolFactory:
         if config.problems:
             raise _failure("the configuration is not valid", config.problems)
         return (
-            with_resolved_references([self._at_free_address(server) for server in config])
+            with_resolved_references([_without_supervision(self._at_free_address(each)) for each in config])
             if files
             else [*config]
         )
@@ -206,6 +213,14 @@ class PoolFactory:
         # Paths of Unix sockets must be short, and pytest's own directories are not.
         self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-test-")
         return self._directory
+
+
+def _without_supervision(server: ServerConfig) -> ServerConfig:
+    """The server of a file without the keys that only the supervisor acts on, which a Pool refuses."""
+    limits = server.limits.model_copy(update={"memory": None})
+    scale = server.scale.model_copy(update={"max": server.workers})
+    kept = {"limits": limits, "scale": scale, "mandatory": False, "recovery": Recovery()}
+    return server.model_copy(update=kept)
 
 
 def _names_files(source: Any) -> bool:

@@ -53,6 +53,10 @@ POOL = """
     app = "shop:app"
     env = { LEVEL = "${LEVEL:-debug}" }
     expose = "https://users.example.org"
+    mandatory = true
+    recovery = "replace"
+    limits = { memory = "512MiB", open_files = 1000 }
+    scale = { min = 1, max = 4 }
 
     [[server]]
     name = "files"
