@@ -88,6 +88,11 @@ def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None
     output = reader("\n".join(guide("deploying", "sh")))
     assert "web" in output
     assert (project.directory / "current/bin/python").exists()
+    assert (before := project.items()["web"]["pids"])
+    project.write("shop.py", APP.replace("200", "500"))
+    broken = project.run("restart", "web")
+    assert (broken.code, project.items()["web"]["pids"]) == (1, before), "nothing has to be undone"
+    assert "GET /: status 500" in broken.stderr
     project.ok("stop")
 
 
