@@ -759,7 +759,7 @@ class Executor:
             )
         since = self._clock.monotonic() - config.restart.window
         restarts = entry.slot(worker.index).restart_times
-        waits = config.restart_policy == "no" or any(each >= since for each in restarts)
+        waits = entry.restart_policy == "no" or any(each >= since for each in restarts)
         if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message)
         late = worker.given_up and bool(config.command)
@@ -1225,7 +1225,7 @@ class Executor:
             return
         slot, was_ready = entry.slot(index), ready_at is not None
         verdict = decide.judge_exit(
-            entry.config.restart_policy,
+            entry.restart_policy,
             entry.config.restart,
             exit_,
             self._exit_situation(entry, index, now, was_ready=was_ready),
@@ -1253,7 +1253,7 @@ class Executor:
                     # Another worker has failed before; this one was only the last to end.
                     observed.last_exit = before
                     note_failure(entry, failure_of(entry, before.message))
-                elif was_ready or (entry.desired.retries and entry.config.restart_policy != "no"):
+                elif was_ready or (entry.desired.retries and entry.restart_policy != "no"):
                     note_failure(entry, failure_of(entry, verdict.reason))
             case decide.StepAfterExit.RESTART:
                 window = entry.config.restart.window
@@ -1287,7 +1287,7 @@ class Executor:
         If it may sleep, it goes to sleep after the restart window, and a request then wakes it.
         """
         entry.set_desired(Desired.FAILED)
-        if entry.sleepy and entry.desired.retries and entry.config.restart_policy != "no":
+        if entry.sleepy and entry.desired.retries and entry.restart_policy != "no":
             entry.observed.called = False
 
             def sleep() -> None:

@@ -93,7 +93,8 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, all_of_them)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
-                self._core.start(entry, ignore_dependencies=not deps)
+                final = call.options.get("final") is True
+                self._core.start(entry, ignore_dependencies=not deps, final=final)
         if call.selector.targets:
             operation.problems += [disabled_error(entry) for entry in chosen if entry.is_disabled]
             operation.problems += [drained_error(entry) for entry in chosen if entry.out_of_rotation]
