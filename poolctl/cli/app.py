@@ -51,6 +51,7 @@ _add("Lifecycle", "stop", "Stop servers; without a selection the supervisor too.
 _add("Lifecycle", "wait", "Wait until servers are ready, stopped, healthy, or in a state.")
 _add("Lifecycle", "drain", "Take servers out of rotation; they keep answering.")
 _add("Lifecycle", "undrain", "Put drained servers back into rotation.")
+_add("Lifecycle", "signal", "Send a signal to the workers of servers.")
 _add("Lifecycle", "enable", "Enable servers and start them.")
 _add("Lifecycle", "disable", "Stop servers, and keep them stopped until enabled.")
 _add_of_features("Lifecycle")

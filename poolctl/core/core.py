@@ -355,6 +355,13 @@ class Core:
         self._executor.kill(entry, worker)
         self.touch(entry)
 
+    def note_signal(self, worker: Worker, number: int) -> None:
+        """Note that a command sends the worker this signal, so that its end by it is no failure (see `decide`)."""
+        config = worker.config
+        # An application answers its requests first.
+        seconds = config.stop_timeout + (0.0 if config.command else config.drain_timeout)
+        worker.signals[number] = self.clock.monotonic() + seconds
+
     def note_recovery_begun(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:

@@ -1084,6 +1084,15 @@ class Executor:
         self._touch_with_parties(entry)
         entry.observed.workers.pop(worker.id, None)
         self._health.stop_probes(worker)
+        config, ends = worker.config, worker.phase not in LEAVING and worker.signals
+        if ends and (config.job or config.every is not None):
+            if exit_.signal in worker.signals:
+                exit_ = replace(exit_, message=f"ended by {signal.Signals(exit_.signal).name}, as ordered")
+                worker.failure = failure_of(entry, exit_.message)
+        elif ends and decide.is_ordered_end(worker.signals, exit_, self._clock.monotonic()):
+            worker.phase = (
+                WorkerPhase.STOPPING
+            )  # as if it had been asked in another way; another one replaces it
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._handle_unexpected_exit(entry, worker, exit_)

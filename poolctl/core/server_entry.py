@@ -78,6 +78,8 @@ class Worker:
     stuck: bool = False  # its event loop has not answered a heartbeat
     stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
+    # The signals that commands have sent it, each with the monotonic time until which its end is due to that one.
+    signals: dict[int, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     preloading: asyncio.Future[str] | None = None
     exit: Exit | None = None

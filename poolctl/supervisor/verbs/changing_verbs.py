@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import sys
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
+from signal import SIGINT, SIGKILL, SIGTERM, Signals, valid_signals
 
 from poolctl.config import (
     BINDS_ITSELF,
@@ -25,9 +27,9 @@ from poolctl.config import (
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
 from poolctl.core.configuration_diff import date_text, read_certificate_expiry
 from poolctl.core.core import Core, goal_error
-from poolctl.core.decide import ASLEEP
+from poolctl.core.decide import ASLEEP, LEAVING
 from poolctl.core.schedules import moment_text, window_effect_text
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import (
     PoolError,
     PoolRestartError,
@@ -38,9 +40,10 @@ from poolctl.errors import (
 )
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper.left_children import left_daemons
-from poolctl.platform import process_name
+from poolctl.platform import process_name, status_of
 from poolctl.selection.selector import SelectorError, missing_selection_error
 from poolctl.states import Status, in_words
+from poolctl.worker.tally import ASK, ASK_AGAIN
 
 from ..active_configuration import obstacles_to_adding
 from .verb import (
@@ -50,6 +53,7 @@ from .verb import (
     VerbContext,
     disabled_error,
     drained_error,
+    error_of_kind,
     is_named,
     items,
     names_of,
@@ -65,6 +69,7 @@ _RUNS = frozenset({"running", "draining"})
 _STAYS = _RUNS | {"starting", "backoff"}
 _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 _NAMES_SHOWN = 3
+_ENDS_APPLICATION = frozenset({SIGTERM, SIGINT, SIGKILL})  # and another worker replaces it
 _DAEMONS_SECONDS = 1.0
 
 _Servers = dict[str, tuple[ServerConfig, int]]
@@ -320,6 +325,43 @@ class Lifecycle:
         code = await operation.wait_for_outcome(call)
         return operation.result(able, code or (FAILED if operation.problems else 0))
 
+    async def signal(self, call: Call) -> Result:
+        """Send a signal to each worker of the selected servers, and not to their children.
+
+        To an application go only the signals that it handles, and those that end it in order. Does not wait.
+        """
+        number = call.options.get("signal")
+        if number not in valid_signals():
+            raise SelectorError(f"{number!r} is not a signal", hint="a number of signal(7)")
+        chosen = self._chosen("signal", call)
+        workers = {
+            entry.name: [
+                worker
+                for worker in entry.observed.workers.values()
+                if worker.phase not in LEAVING and worker.placement is not None
+            ]
+            for entry in chosen
+        }
+        for entry in chosen:
+            for worker in workers[entry.name]:
+                refuse_unhandled_signal(entry, worker, number)
+        for worker in itertools.chain.from_iterable(workers.values()):
+            assert worker.placement is not None
+            self._core.note_signal(worker, number)
+            await self._context.runner.signal(worker.placement, number)
+        errors = [
+            server_problem(
+                entry, f"has no process: it is {in_words(entry.state)}", f"poolctl start {entry.name}"
+            )
+            for entry in chosen
+            if not workers[entry.name]
+        ]
+        return Result(
+            items=items(self._core, chosen),
+            errors=tuple(error_of_kind(PoolStartError, each) for each in errors),
+            exit_code=FAILED if errors else 0,
+        )
+
     async def drain(self, call: Call) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
         chosen = self._chosen("drain", call)
@@ -498,6 +540,7 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
         "scale": lifecycle.scale,
         "drain": lifecycle.drain,
         "undrain": lifecycle.undrain,
+        "signal": lifecycle.signal,
         "enable": lifecycle.enable,
         "disable": lifecycle.disable,
         "add": lifecycle.add,
@@ -623,6 +666,25 @@ async def startup_warnings(
         return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
 
     return await asyncio.to_thread(look)
+
+
+def refuse_unhandled_signal(entry: Entry, worker: Worker, number: int) -> None:
+    """Raise SelectorError if the worker is an application that the signal would end out of order."""
+    if worker.config.command or worker.placement is None or number in _ENDS_APPLICATION:
+        return
+    caught = int(status_of(worker.placement.pid or 0).get(b"SigCgt", b"0"), 16)
+    handled = {each for each in valid_signals() if caught >> (each - 1) & 1} - {ASK, ASK_AGAIN}
+    if number not in handled:
+        names = ", ".join(map(_signal_name, sorted(handled | _ENDS_APPLICATION)))
+        message = f"{entry.name} does not handle {_signal_name(number)}, which may end its worker"
+        raise SelectorError(message, hint=f"it handles {names}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _may_have_warnings(server: ServerConfig) -> bool:
