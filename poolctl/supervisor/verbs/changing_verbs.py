@@ -27,7 +27,7 @@ from poolctl.config import (
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
 from poolctl.core.configuration_diff import date_text, read_certificate_expiry
 from poolctl.core.core import Core, goal_error
-from poolctl.core.decide import ASLEEP, LEAVING
+from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_effect_text
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import (
@@ -40,10 +40,9 @@ from poolctl.errors import (
 )
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper.left_children import left_daemons
-from poolctl.platform import process_name, status_of
+from poolctl.platform import process_name
 from poolctl.selection.selector import SelectorError, missing_selection_error
 from poolctl.states import Status, in_words
-from poolctl.worker.tally import ASK, ASK_AGAIN
 
 from ..active_configuration import obstacles_to_adding
 from .verb import (
@@ -54,14 +53,17 @@ from .verb import (
     disabled_error,
     drained_error,
     error_of_kind,
+    handled_signals,
     is_named,
     items,
     names_of,
     selected,
+    send_signal,
     server_problem,
     unhealthy_error,
     warn_and_add_dependents,
     without_unnamed_on_demand,
+    workers_to_signal,
 )
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -334,21 +336,12 @@ class Lifecycle:
         if number not in valid_signals():
             raise SelectorError(f"{number!r} is not a signal", hint="a number of signal(7)")
         chosen = self._chosen("signal", call)
-        workers = {
-            entry.name: [
-                worker
-                for worker in entry.observed.workers.values()
-                if worker.phase not in LEAVING and worker.placement is not None
-            ]
-            for entry in chosen
-        }
+        workers = {entry.name: workers_to_signal(entry) for entry in chosen}
         for entry in chosen:
             for worker in workers[entry.name]:
                 refuse_unhandled_signal(entry, worker, number)
         for worker in itertools.chain.from_iterable(workers.values()):
-            assert worker.placement is not None
-            self._core.note_signal(worker, number)
-            await self._context.runner.signal(worker.placement, number)
+            await send_signal(self._core, self._context.runner, worker, number)
         errors = [
             server_problem(
                 entry, f"has no process: it is {in_words(entry.state)}", f"poolctl start {entry.name}"
@@ -670,14 +663,11 @@ async def startup_warnings(
 
 def refuse_unhandled_signal(entry: Entry, worker: Worker, number: int) -> None:
     """Raise SelectorError if the worker is an application that the signal would end out of order."""
-    if worker.config.command or worker.placement is None or number in _ENDS_APPLICATION:
+    if worker.config.command or number in _ENDS_APPLICATION or number in (handled := handled_signals(worker)):
         return
-    caught = int(status_of(worker.placement.pid or 0).get(b"SigCgt", b"0"), 16)
-    handled = {each for each in valid_signals() if caught >> (each - 1) & 1} - {ASK, ASK_AGAIN}
-    if number not in handled:
-        names = ", ".join(map(_signal_name, sorted(handled | _ENDS_APPLICATION)))
-        message = f"{entry.name} does not handle {_signal_name(number)}, which may end its worker"
-        raise SelectorError(message, hint=f"it handles {names}")
+    names = ", ".join(map(_signal_name, sorted(handled | _ENDS_APPLICATION)))
+    message = f"{entry.name} does not handle {_signal_name(number)}, which may end its worker"
+    raise SelectorError(message, hint=f"it handles {names}")
 
 
 def _signal_name(number: int) -> str:
