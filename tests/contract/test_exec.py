@@ -147,10 +147,11 @@ def test_exec_in_a_terminal_has_a_terminal_of_its_own(pool: RealPool) -> None:
         """
         import os, signal, sys
         def show(*_):
-            print("SIZE", *os.get_terminal_size(0), os.environ["TERM"], flush=True)
+            columns, lines = os.get_terminal_size(0)
+            os.write(1, f"SIZE {columns} {lines} {os.environ['TERM']}\\n".encode())  # a handler may not print
         signal.signal(signal.SIGWINCH, show)
         signal.signal(signal.SIGINT, lambda *_: sys.exit(42))
-        signal.signal(signal.SIGUSR1, lambda *_: print("USR1", flush=True))
+        signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"USR1\\n"))
         show()
         print("SESSION", os.getsid(0), os.tcgetpgrp(0) == os.getpid(), "\\N{SNOWMAN}", flush=True)
         print("LINE", sys.stdin.readline().strip(), flush=True)
