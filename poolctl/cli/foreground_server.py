@@ -39,6 +39,16 @@ def prepare_single_server(selection: Filters, pool: PoolRef, command: str) -> Se
     Raises UsageError if several servers are selected, Failure if the configuration is invalid or no server is selected,
     PoolValidateError if this machine cannot run the server, and ControlError (exit 8) if it already runs in the pool.
     """
+    server = single_server(selection, pool, command, check=True)
+    _refuse_running(pool, server)
+    return server
+
+
+def single_server(selection: Filters, pool: PoolRef, command: str, *, check: bool = False) -> ServerConfig:
+    """The only server in the files that is selected; with `check` it is certain that this machine can run it.
+
+    Raises as `prepare_single_server`, but no ControlError.
+    """
     config = load(pool)
     withhold_variables(config.secret_variable_names, only=True)
     servers = servers_with_chosen_ports(config, pool)
@@ -47,12 +57,10 @@ def prepare_single_server(selection: Filters, pool: PoolRef, command: str) -> Se
         raise UsageError(
             f"{command.split()[-1]} runs one server, and {len(names)} are selected", hint=f"{command} NAME"
         )
-    problems = config.check_external(names=names)
-    if problems:
+    if check and (problems := config.check_external(names=names)):
         raise PoolValidateError("the server cannot run", problems)
     servers = servers_with_chosen_ports(config, pool, choose_ports=True)
     (server,) = [each for each in with_resolved_references(servers) if each.name == names[0]]
-    _refuse_running(pool, server)
     return server
 
 

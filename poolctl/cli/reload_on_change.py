@@ -61,6 +61,7 @@ class PoolWatcher:
         self._pool = pool
         self._say = say
         self._missed: Changed = {}
+        self._signalled: set[str] = set()  # the servers with a reload_signal
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
         self._watch: DirectoryWatch | PolledDirectories | None = None
         self._poll_seconds: float | None = None
@@ -132,9 +133,18 @@ class PoolWatcher:
                 if item.state in _ALIVE or (item.ended and not item.on_demand)
             ]
             if wanted:
-                for line in _change_lines({name: changed[name] for name in wanted}):
-                    self._say(line)
-                yield self._ask_catching_errors(Result, "restart", {"wait": True, **_UNPROVEN}, wanted)
+                # A server with a reload_signal reads the changed files itself.
+                told = [name for name in wanted if name in self._signalled]
+                replaced = [name for name in wanted if name not in self._signalled]
+                for names, what in ((replaced, "restarting"), (told, "reloading")):
+                    for line in _change_lines({name: changed[name] for name in names}, what):
+                        self._say(line)
+                if replaced:
+                    yield self._ask_catching_errors(Result, "restart", {"wait": True, **_UNPROVEN}, replaced)
+                if told:
+                    yield self._ask_catching_errors(
+                        ReloadResult, "reload", {"dry_run": False, **_UNPROVEN}, told
+                    )
                 self._query_servers_and_watch_files()
             changed = {}
 
@@ -143,6 +153,7 @@ class PoolWatcher:
         shown = self._ask_catching_errors(ShowResult, "show", {})
         if shown.items or not shown.errors:  # else the supervisor has not answered
             self._sources = WatchSet(self._files, shown.items, self._sources)
+            self._signalled = {each.name for each in shown.items if each.config.get("reload_signal")}
         watch = self._current_watch()
         new: list[str] = []
         try:
@@ -462,14 +473,14 @@ def _file_change_times(directory: str) -> Iterator[tuple[str, float]]:
                     yield entry.path, entry.stat().st_ctime
 
 
-def _change_lines(changed: Changed) -> Iterator[str]:
+def _change_lines(changed: Changed, what_follows: str) -> Iterator[str]:
     """Lines such as `web, api: main.py changed, restarting`; servers with the same changed files share a line."""
     names_of: dict[tuple[str, ...], list[str]] = {}
     for name, files in changed.items():
         names_of.setdefault(tuple(files), []).append(name)
     for paths, names in names_of.items():
         what = abbreviated_list([*map(relative_to_cwd, paths)], _SHOWN_FILES, "files") or "code"
-        yield printable(f"{', '.join(names)}: {what} changed, restarting")
+        yield printable(f"{', '.join(names)}: {what} changed, {what_follows}")
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:

@@ -26,6 +26,7 @@ KINDS = {
     "remove": ("-", "red", "removed"),
     "restart": ("~", "yellow", "restarted"),
     "update": ("=", "cyan", "updated in place"),
+    "signal": ("^", "cyan", "signalled"),
     "override": ("!", "magenta", "reset to the file"),
 }
 

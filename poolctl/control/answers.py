@@ -209,7 +209,7 @@ class JournalPositionResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChange:
-    """A line of a reload's plan. `change` is add, remove, restart, update or override (see configuration_diff.Kind)."""
+    """A line of a reload's plan. `change` is a configuration_diff.Kind, such as add, remove or restart."""
 
     name: str
     bind: str

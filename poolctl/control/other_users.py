@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# The fix where `run` finds a running pool of its file.
+BESIDE_ANOTHER = "poolctl stop ends it; poolctl run --isolated runs another one beside it"
+
+
 class OtherPool(NamedTuple):
     """A supervisor of the same file, of another user."""
 

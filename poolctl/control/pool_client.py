@@ -422,6 +422,10 @@ class PoolClient:
         """Take the selected servers out of rotation; they still answer direct requests."""
         return self._ask("drain", PoolStopError, targets, selector, {"all": all})
 
+    def signal(self, number: int, *targets: str, selector: Selection = None, all: bool = False) -> Table:
+        """Send a signal to each worker of the selected servers, not to its children. Applications have to handle it."""
+        return self._ask("signal", PoolStartError, targets, selector, {"all": all, "signal": int(number)})
+
     def undrain(self, *targets: str, selector: Selection = None, all: bool = False) -> Table:
         """Take drained servers back into rotation."""
         return self._ask("undrain", PoolStartError, targets, selector, {"all": all})

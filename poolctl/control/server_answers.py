@@ -93,6 +93,13 @@ class StacksResult(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult(Result):
+    """The answer of `exec`: how to run a command in the place of the selected server; None unless it is one."""
+
+    spec: Table | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatsHistory:
     """The statistics of a server in each past interval, oldest first; None for an unknown value."""
 

@@ -16,8 +16,8 @@ from .decide import NO_OVERRIDES, Overrides
 LIVE_KEYS = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
-        "on_demand", "overlap", "preload", "ready_after", "recovery", "restart", "scale", "socket_mode", "socket_owner",
-        "start_timeout", "tags", "tls.warn_before", "watch", "workers",
+        "on_demand", "overlap", "preload", "ready_after", "recovery", "reload_signal", "restart", "scale",
+        "socket_mode", "socket_owner", "start_timeout", "tags", "tls.warn_before", "watch", "workers",
     }
 )  # fmt: skip
 # Keys that decide who can connect to a Unix socket. The pool applies them itself.
@@ -34,6 +34,7 @@ class Kind(StrEnum):
     RESTART = "restart"  # the server's processes are replaced
     UPDATE = "update"  # applied to the running server
     OVERRIDE = "override"  # a live change is undone
+    SIGNAL = "signal"  # the server is unchanged, was named, and gets its reload_signal
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,12 +188,14 @@ class Core:
         ignore_dependencies: bool = False,
         retries: bool = True,
         after_stop: bool = False,
+        final: bool = False,
     ) -> None:
         """Start the server or, with a schedule, let it run at its times. Clears failure and backoff. Does not wait.
 
         Without `retries`, a failure before the server is ready is final. Without `after_stop`, the start cancels a stop
         in progress. With `after_stop`, the start follows the stop in progress, unless another stop is ordered
-        meanwhile. Has no effect on a server that is disabled or being removed.
+        meanwhile. If `final`, a worker that ends is not replaced. Has no effect on a server that is disabled or being
+        removed.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -216,6 +218,7 @@ class Core:
             entry.set_desired(Desired.SCHEDULED)
         entry.desired.ignore_dependencies = ignore_dependencies
         entry.desired.retries = retries
+        entry.desired.final = final
         self.start_dependencies_on_demand(entry, retries=retries, after_stop=after_stop)
         self.touch(entry)
 
@@ -354,6 +357,13 @@ class Core:
         """Kill this worker; its replacement starts after it has ended."""
         self._executor.kill(entry, worker)
         self.touch(entry)
+
+    def note_signal(self, worker: Worker, number: int) -> None:
+        """Note that a command sends the worker this signal, so that its end by it is no failure (see `decide`)."""
+        config = worker.config
+        # An application answers its requests first.
+        seconds = config.stop_timeout + (0.0 if config.command else config.drain_timeout)
+        worker.signals[number] = self.clock.monotonic() + seconds
 
     def note_recovery_begun(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool

@@ -8,6 +8,7 @@ its reasons.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -100,6 +101,8 @@ class WorkerPhase(StrEnum):
     STOPPING = "stopping"  # ends within its time limit
 
 
+# After these signals of a command, a worker that ends was asked to, whatever its status.
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 LEAVING = frozenset({WorkerPhase.DRAINING, WorkerPhase.STOPPING})
 
 
@@ -524,6 +527,16 @@ class ExitSituation:
     others_failed: bool = False
     may_sleep: bool = False  # the server may be without a worker until the next request
     retries: bool = True  # a worker that was never ready is restarted
+
+
+def is_ordered_end(signals: Mapping[int, float], exit_: Exit, now: float) -> bool:
+    """Whether a worker that has ended was asked to end by the signals that commands have sent it, at most in time.
+
+    By signals that end a program unless it handles them, and then it may exit with any status.
+    """
+    return any(
+        now <= until and number in (exit_.signal, *ENDING_SIGNALS) for number, until in signals.items()
+    )
 
 
 def judge_exit(

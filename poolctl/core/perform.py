@@ -759,7 +759,7 @@ class Executor:
             )
         since = self._clock.monotonic() - config.restart.window
         restarts = entry.slot(worker.index).restart_times
-        waits = config.restart_policy == "no" or any(each >= since for each in restarts)
+        waits = entry.restart_policy == "no" or any(each >= since for each in restarts)
         if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message)
         late = worker.given_up and bool(config.command)
@@ -1088,6 +1088,15 @@ class Executor:
         self._touch_with_parties(entry)
         entry.observed.workers.pop(worker.id, None)
         self._health.stop_probes(worker)
+        config, ends = worker.config, worker.phase not in LEAVING and worker.signals
+        if ends and (config.job or config.every is not None):
+            if exit_.signal in worker.signals:
+                exit_ = replace(exit_, message=f"ended by {signal.Signals(exit_.signal).name}, as ordered")
+                worker.failure = failure_of(entry, exit_.message)
+        elif ends and decide.is_ordered_end(worker.signals, exit_, self._clock.monotonic()):
+            worker.phase = (
+                WorkerPhase.STOPPING
+            )  # as if it had been asked in another way; another one replaces it
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._handle_unexpected_exit(entry, worker, exit_)
@@ -1229,7 +1238,7 @@ class Executor:
             return
         slot, was_ready = entry.slot(index), ready_at is not None
         verdict = decide.judge_exit(
-            entry.config.restart_policy,
+            entry.restart_policy,
             entry.config.restart,
             exit_,
             self._exit_situation(entry, index, now, was_ready=was_ready),
@@ -1257,7 +1266,7 @@ class Executor:
                     # Another worker has failed before; this one was only the last to end.
                     observed.last_exit = before
                     note_failure(entry, failure_of(entry, before.message))
-                elif was_ready or (entry.desired.retries and entry.config.restart_policy != "no"):
+                elif was_ready or (entry.desired.retries and entry.restart_policy != "no"):
                     note_failure(entry, failure_of(entry, verdict.reason))
             case decide.StepAfterExit.RESTART:
                 window = entry.config.restart.window
@@ -1291,7 +1300,7 @@ class Executor:
         If it may sleep, it goes to sleep after the restart window, and a request then wakes it.
         """
         entry.set_desired(Desired.FAILED)
-        if entry.sleepy and entry.desired.retries and entry.config.restart_policy != "no":
+        if entry.sleepy and entry.desired.retries and entry.restart_policy != "no":
             entry.observed.called = False
 
             def sleep() -> None:

@@ -78,6 +78,8 @@ class Worker:
     stuck: bool = False  # its event loop has not answered a heartbeat
     stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
+    # The signals that commands have sent it, each with the monotonic time until which its end is due to that one.
+    signals: dict[int, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     preloading: asyncio.Future[str] | None = None
     exit: Exit | None = None
@@ -157,6 +159,7 @@ class DesiredState:
     ignore_dependencies: bool = persisted(False)
     stopped_with: list[str] = persisted(factory=list)  # disabled dependencies; enabling them starts it again
     retries: bool = transient(True)  # a failed start is retried, as the restart policy says
+    final: bool = transient(False)  # a worker that ends is not replaced, whatever the restart policy says
     stop_seconds: float | None = transient(None)  # the time limit given by a stop command
     queued_start: StartAfterStop | None = transient(None)
     # The values that a Python pool gives to its applications.
@@ -321,6 +324,11 @@ class Entry:
         """Whether the server must not be started: a command decides this, or else the configuration."""
         overridden = self.desired.overrides.disabled
         return self.config.disabled if overridden is None else overridden
+
+    @property
+    def restart_policy(self) -> str:
+        """What follows when a worker ends by itself: "no", "on-failure" or "always"."""
+        return "no" if self.desired.final else self.config.restart_policy
 
     @property
     def out_of_rotation(self) -> bool:

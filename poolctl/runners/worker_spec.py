@@ -129,16 +129,36 @@ def preload_spec(
 
     Servers with equal settings can share a preloaded process (app zygote). Raises ServerError as `worker_spec` does.
     """
-    soft, hard = open_files
-    if server.limits.open_files is not None:
-        soft = server.limits.open_files
-        hard = max(soft, hard)
+    env = (program_environment if server.command else added_environment)(server, env_base)
     return {
         "python": interpreter,
         "app": _app_import_string(server),
         "app_dir": server.app_dir,
         "handlers": server.handlers,
-        "env": (program_environment if server.command else added_environment)(server, env_base),
+        **_process_settings(server, env, open_files=open_files, env_base=env_base),
+    }
+
+
+def exec_spec(server: ServerConfig, *, open_files: tuple[int, int], env_base: Mapping[str, str]) -> Spec:
+    """The specification of a command that is run in the server's place, as its hooks are. Raises ServerError."""
+    env = {"POOLCTL_NAME": server.name, **program_environment(server, env_base)}
+    return _process_settings(server, env, open_files=open_files, env_base=env_base)
+
+
+def _process_settings(
+    server: ServerConfig,
+    env: Mapping[str, str],
+    *,
+    open_files: tuple[int, int],
+    env_base: Mapping[str, str] | None,
+) -> Spec:
+    """What `process_setup.apply_spec` applies to a process of the server."""
+    soft, hard = open_files
+    if server.limits.open_files is not None:
+        soft = server.limits.open_files
+        hard = max(soft, hard)
+    return {
+        "env": env,
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
         # An import does not see these variables: they are missing in the environment of the zygote.
         "without": withheld_variables(),

@@ -19,6 +19,7 @@ from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named
 from poolctl.config.values.path_variables import with_absolute_paths
 from poolctl.control import pool_lock, pool_paths
 from poolctl.control.client import clear_exit
+from poolctl.control.other_users import BESIDE_ANOTHER
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire
@@ -83,7 +84,7 @@ def _join(*, lifeline: bool) -> LaunchedKeeper:
         raise ControlError(
             "a supervisor runs for this pool already",
             exit_code=CONFLICT,
-            hint="poolctl stop ends it; poolctl status shows it",
+            hint=BESIDE_ANOTHER,
         )
     return LaunchedKeeper()
 

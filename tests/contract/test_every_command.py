@@ -21,8 +21,8 @@ ARGUMENTS = {
     "add": "new --command true --save --dry-run", "backends": "",
     "disable": "a --save --dry-run", "drain": "off", "enable": "a --save --dry-run", "events": "-n 3",
     "export": "systemd", "filter": "name a", "import": "Procfile", "init": "elsewhere", "logs": "-n 3",
-    "register": "svc", "reload": "--dry-run", "remove": "a --save --dry-run",
-    "run": "-- true", "scale": "off 1", "serve": "nobody",
+    "exec": "nobody -- true", "register": "svc", "reload": "--dry-run", "remove": "a --save --dry-run",
+    "run": "-- true", "scale": "off 1", "serve": "nobody", "signal": "off WINCH",
     "start": "off", "restart": "off", "stop": "off", "top": "--once", "undrain": "off", "unregister": "svc",
     "wait": "--timeout 0.1", "walk": "-- true",
 }  # fmt: skip

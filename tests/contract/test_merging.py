@@ -195,3 +195,25 @@ def test_tls_of_the_defaults_is_for_servers_that_ask_for_it(real_pool: RealPool)
     assert (found["c"]["cert"], found["c"].get("key")) == (f"{here}/own.pem", None)
     items = real_pool.items()
     assert [items[name]["expose"].partition(":")[0] for name in "abcd"] == ["http", "https", "https", "http"]
+
+
+def test_yaml_tables_for_anchors_are_ignored_and_other_tables_are_not(real_pool: RealPool) -> None:
+    text = (
+        "x-env: &common {COMMON: 'yes', UNUSED: '${NOWHERE:-}'}\nx-list: [1, '${UNSET}']\nx-word: 1\n"
+        "x-worker: &worker\n  command: [sleep, '600']\n  env: *common\n"
+        "server:\n- {name: a, <<: *worker}\n- {name: b, <<: *worker, env: {<<: *common, OWN: '2'}}\n"
+    )
+    real_pool.write("pool.yaml", text)
+    assert real_pool.ok("validate").stdout == "2 servers, ok\n"
+    found = shown(real_pool)
+    assert {name: each["env"]["COMMON"] for name, each in found.items()} == {"a": "yes", "b": "yes"}
+    assert found["b"]["env"]["OWN"] == "2"
+    for file, other in (
+        ("pool.yaml", text.replace("x-list", "y-list")),
+        ("pool.yaml", text.replace("- {name: a", "- {x-note: 1, name: a")),
+        ("pool.json", '{"x-env": {}, "server": [{"name": "a", "command": ["true"]}]}'),
+        ("pool.toml", "[x-env]\n" + server("a", ":1")),
+    ):
+        real_pool.write(file, other)
+        done = real_pool.run("-c", file, "validate")
+        assert (done.code, "unknown key" in done.stdout) == (5, True), done

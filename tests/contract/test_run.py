@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -239,3 +240,89 @@ def test_run_takes_a_selector(pool: RealPool) -> None:
     curl = f"{program('curl')} -s http://127.0.0.1"
     script = f"! {curl}:{pool.ports['b']} && {curl}:{pool.ports['a']}"
     assert pool.ok("run", "a", "--", "bash", "-c", script).stdout == f"hello from {pool.ports['a']}"
+
+
+ENDING = """
+[[server]]
+name = "prepare"
+job = true
+command = ["true"]
+
+[[server]]
+name = "long"
+command = ["{python}", "-c", "import signal; signal.pause()"]
+depends_on = [{{ name = "prepare", condition = "completed" }}]
+
+[[server]]
+name = "short"
+command = ["sh", "-c", "echo start; {script}"]
+restart = "always"
+depends_on = [{{ name = "long", condition = "ready" }}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "command", "code"),
+    [
+        ("sleep 1.5; exit 17", [], 17),
+        ("sleep 1.5; kill -KILL $$", [], 128 + signal.SIGKILL),
+        pytest.param("exit 0", [], 0, marks=pytest.mark.slow),
+        ("sleep 1.5", ["sleep", "600"], 1),
+        pytest.param("exit 5", ["sleep", "600"], 5, marks=pytest.mark.slow),
+    ],
+)
+def test_abort_on_exit_ends_with_the_first_server_that_ends(
+    real_pool: RealPool, script: str, command: list[str], code: int
+) -> None:
+    real_pool.write("pool.toml", ENDING.format(python=sys.executable, script=script))
+    done = real_pool.run("run", "--abort-on-exit", *(["--", *command] if command else []))
+    assert done.code == code, done
+    (line,) = [each for each in done.stderr.splitlines() if "this ends the run" in each]
+    assert line.startswith("short: ")
+    assert "restarting" not in done.stderr
+    (log,) = real_pool.runtime.glob("*/state/logs/short.log")
+    assert log.read_text().count("start") == 1, "it is not started again"
+    assert real_pool.processes() == {}
+
+
+def test_abort_on_exit_is_not_about_what_was_ordered(real_pool: RealPool, until: Any) -> None:
+    real_pool.write("pool.toml", ENDING.format(python=sys.executable, script="sleep 600"))
+    running = real_pool.spawn("run", "--abort-on-exit")
+    until(lambda: all_ready(real_pool))
+    real_pool.ok("restart", "long")
+    real_pool.ok("stop", "short")
+    assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=50)
+    assert running.returncode == 0
+
+
+def test_isolated_run_is_a_pool_beside_that_of_the_file(real_pool: RealPool) -> None:
+    real_pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\nsocket = "program"\n'
+        f'command = ["{sys.executable}", "-m", "http.server", "{{port}}"]\n',
+    )
+    real_pool.ok("start")
+    refused = real_pool.run("run", "--", "true")
+    assert (refused.code, "--isolated" in refused.stderr) == (8, True)
+    before = real_pool.items()["a"]
+    poolctl = " ".join(real_pool.command())
+    script = f"{poolctl} list -o pids,bind; echo $POOLCTL_RUNTIME_DIR; echo $POOLCTL_STATE_DIR"
+    pids, bind, runtime, state = real_pool.ok("run", "--isolated", "--", "sh", "-c", script).stdout.split()
+    assert (pids, bind) != (str(before["pids"][0]), before["bind"])
+    assert bind != before["bind"]
+    assert not os.path.exists(runtime)
+    assert not os.path.exists(state)
+    assert real_pool.items()["a"]["pids"] == before["pids"]
+    file = real_pool.directory / "pool.toml"
+    file.write_text(file.read_text().replace("127.0.0.1:auto", before["bind"]))
+    taken = real_pool.run("run", "--isolated", "--", "true")
+    assert (taken.code, "in use" in taken.stderr) == (1, True), taken
+
+
+def test_run_begins_lines_with_their_time_if_asked(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", '[[server]]\nname = "a"\njob = true\ncommand = ["echo", "hello"]\n')
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* "
+    for options, time in (((), ""), (("-t",), stamp)):
+        assert re.search(rf"^a \| {time}hello$", real_pool.ok("run", *options).stdout, re.MULTILINE)

@@ -26,7 +26,7 @@ ENDLESS = {"run", "serve", "top", "reload --watch", "logs -f"}
 WITH_GATEWAY = {"export haproxy", "logs --gateway", "backends", "register", "unregister", "routes"}
 CHANGES_MORE = {"upgrade", "add", "remove", "doctor --notify", "init", "dashboard", "stop"}
 OF_OTHER_TOOLS = {"import"}  # their files are not here
-NAMED_ALONE = {"enable", "scale", "show"}  # a mention of the command, which needs a selection
+NAMED_ALONE = {"enable", "exec", "scale", "show"}  # a mention of the command, which needs a selection
 SERVERS = ("users", "orders")
 KEYS = 'tags = ["api"]'
 

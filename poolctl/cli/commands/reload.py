@@ -14,6 +14,7 @@ from poolctl.cli.options import (
     AllowExpired,
     CallerEnv,
     Form,
+    Selection,
     Wait,
     Watch,
     caller_env,
@@ -39,11 +40,13 @@ app = typer.Typer(add_completion=False)
     epilog=examples(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",
         "poolctl reload                apply them",
+        "poolctl reload web            apply those of one server, or send its reload_signal",
     ),
 )
 @with_options
 def reload(
     place: Place,
+    selection: Selection,
     wait: Wait,
     output: Form = None,
     dry_run: Annotated[
@@ -53,12 +56,17 @@ def reload(
     env: CallerEnv = False,
     allow_expired: AllowExpired = False,
 ) -> Outcome:
-    """Apply the changed file: start, stop, restart what differs."""
+    """Apply the changed file: start, stop, restart what differs.
+
+    A selection limits this to its servers. Those of them that are unchanged get their reload_signal.
+    """
+    if watch and not selection.selector().selects_all:
+        raise UsageError("--watch and a selection cannot be combined", hint="--watch is about the whole pool")
     if watch and dry_run:
         raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
     pool = find_pool(place)
     options = {"wait": not wait.no_wait, **flags(force=allow_expired), **caller_env(env)}
-    request = Request("reload", place, options=options, timeout=wait.timeout)
+    request = Request("reload", place, selection, options, wait.timeout)
     if watch:
         return _watch(request, pool, output)
     result = ask_for(ReloadResult, replace(request, options={**options, "dry_run": dry_run}), pool)

@@ -11,12 +11,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from poolctl.cli.group import TakesProgram
-from poolctl.cli.options import Form, NoDeps, Selection, Timeout, Watch, duration, examples, with_options
+from poolctl.cli.options import (
+    Form,
+    NoDeps,
+    Selection,
+    Timeout,
+    Watch,
+    duration,
+    examples,
+    flags,
+    with_options,
+)
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -26,8 +37,13 @@ from poolctl.cli.run_session.signals import blocked_signals, noted_signals, stat
 from poolctl.cli.supervisor_requests import Request, refuse_without_linux, supervisor_log_size
 from poolctl.config import ConfigNotFound
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.other_users import refuse_second_pool
-from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_dir_of_file
+from poolctl.control.other_users import BESIDE_ANOTHER, refuse_second_pool
+from poolctl.control.pool_paths import (
+    ACCESS_LOG_VARIABLE,
+    RUNTIME_VARIABLE,
+    STATE_VARIABLE,
+    pool_dir_of_file,
+)
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_EXECUTABLE, NOT_FOUND
 from poolctl.file_access import why_not_executable
@@ -75,6 +91,19 @@ def run(
     debug: Annotated[
         bool, typer.Option("--debug", help="Run a single server in this process, so that breakpoints work.")
     ] = False,
+    timestamps: Annotated[
+        bool, typer.Option("-t", "--timestamps", help="Begin each line of output with its time.")
+    ] = False,
+    abort_on_exit: Annotated[
+        bool,
+        typer.Option(
+            "--abort-on-exit", help="End with the first server that ends by itself, and with its status."
+        ),
+    ] = False,
+    isolated: Annotated[
+        bool,
+        typer.Option("--isolated", help="Run beside another pool of the file, in directories of its own."),
+    ] = False,
     log_format: Annotated[
         LogFormat | None,
         typer.Option(
@@ -105,6 +134,9 @@ def run(
             "a command": command,
             "--watch": watch,
             "-o": output,
+            "--timestamps": timestamps,
+            "--abort-on-exit": abort_on_exit,
+            "--isolated": isolated,
             "--log-format": source is not None and source.name == "COMMANDLINE",
             "--stop-timeout": stop_timeout,
             "--timeout": timeout,
@@ -122,7 +154,8 @@ def run(
         limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds
         continue_in_child(limit_seconds)
     path = program(command, os.environ) if command else ""
-    with _pool_to_run(place, selection, port, command) as (pool, selection):
+    directories = _own_directories() if isolated else contextlib.nullcontext()
+    with directories, _pool_to_run(place, selection, port, command) as (pool, selection):
         if note := refuse_second_pool(pool.files):
             sys.stderr.write(f"note: {printable(note)}\n")
         prints_logs = not command and not output
@@ -142,7 +175,9 @@ def run(
             from poolctl.cli.run_session.session import RunSession
 
             session = RunSession(
-                Request("start", place, selection, {"deps": not no_deps}, timeout),
+                Request(
+                    "start", place, selection, {"deps": not no_deps, **flags(final=abort_on_exit)}, timeout
+                ),
                 pool,
                 keeper,
                 command=command,
@@ -153,8 +188,25 @@ def run(
                 output=output,
                 watch=watch,
                 prints_logs=prints_logs,
+                timestamps=timestamps or place.verbose,
+                abort_on_exit=abort_on_exit,
             )
             return asyncio.run(session.run(noted, log_start))
+
+
+@contextlib.contextmanager
+def _own_directories() -> Iterator[None]:
+    """Context manager: this process, its pool and the user's command have new runtime and state directories."""
+    names = (RUNTIME_VARIABLE, STATE_VARIABLE)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    with TemporaryDirectory(prefix="poolctl-", ignore_cleanup_errors=True) as directory:
+        os.environ.update({RUNTIME_VARIABLE: f"{directory}/run", STATE_VARIABLE: f"{directory}/state"})
+        try:
+            yield
+        finally:
+            for name in names:
+                del os.environ[name]
+            os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -199,7 +251,7 @@ def _refuse_running(pool: PoolRef) -> None:
     except NoSupervisor:
         return
     message = "a supervisor is already running for this pool"
-    raise ControlError(message, exit_code=CONFLICT, hint="stop it with poolctl stop")
+    raise ControlError(message, exit_code=CONFLICT, hint=BESIDE_ANOTHER)
 
 
 def supervisor_environment(*, no_access_log: bool, prints_logs: bool) -> Mapping[str, str]:

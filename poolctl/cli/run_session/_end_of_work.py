@@ -26,9 +26,13 @@ def end_of_work(
         return None  # nothing has run yet
     for item in at_end:
         if item.state == "failed":
-            status, number = exits.get(item.name, (None, None))
-            return 128 + number if isinstance(number, int) else status if isinstance(status, int) else FAILED
+            return status_of(*exits.get(item.name, (None, None)))
     return DONE
+
+
+def status_of(status: object, number: object) -> int:
+    """The exit status of a server's worker as a shell has it: 128 + N if signal N ended it. Unknown is a failure."""
+    return 128 + number if isinstance(number, int) else status if isinstance(status, int) else FAILED
 
 
 def _may_run(item: Item) -> bool:

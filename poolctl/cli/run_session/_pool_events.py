@@ -13,6 +13,8 @@ from poolctl.errors import ControlError
 from poolctl.json_form import Table
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 
+from ._end_of_work import status_of
+
 _KINDS = ["lifecycle", "recovery", "pool"]
 # The pause between attempts while the supervisor is replaced.
 _RETRY_SECONDS = 0.2
@@ -29,16 +31,23 @@ class Death(NamedTuple):
 class PoolEventFollower:
     """Follows the pool's events, and calls `report` with the event, a line and its level, once for each problem.
 
+    `ends_run` gets the status of a server that has ended without an order, and returns whether this ends `run`.
     With `brief`, a line does not repeat the reason of a death that an earlier line has given.
     """
 
     def __init__(
-        self, socket_path: str, report: Callable[[JournalEvent, str, str], None], *, brief: bool = False
+        self,
+        socket_path: str,
+        report: Callable[[JournalEvent, str, str], None],
+        *,
+        brief: bool = False,
+        ends_run: Callable[[int], bool] = lambda status: False,
     ) -> None:
         self._client = AsyncClient(socket_path)
         # No pings are needed, because the keeper replaces a hung supervisor.
         self._patient_client = AsyncClient(socket_path, silence_seconds=None)
         self._report = report
+        self._ends_run = ends_run
         self._brief = brief
         self._last = 0
         self._following: asyncio.Task[None] | None = None
@@ -88,8 +97,10 @@ class PoolEventFollower:
             is_known = self._brief and deaths and deaths[-1].reason == reason
             said = "died again for the same reason" if is_known else reason
             deaths.append(Death(event.time, reason))
-            final = ": poolctl logs" in event.next_step
-            self._report(event, f"{event.server}: {said}; {event.next_step}", ERROR if final else WARNING)
+            step, final = event.next_step, ": poolctl logs" in event.next_step
+            if self._ends_run(status_of(event.detail.get("status"), event.detail.get("signal"))):
+                step, final = "this ends the run (--abort-on-exit)", True
+            self._report(event, f"{event.server}: {said}; {step}", ERROR if final else WARNING)
         elif event.kind != "lifecycle" and event.severity != INFO:
             who = f"{event.server}: " if event.server else ""
             self._report(event, f"{who}{self.without_known_reasons(event.sentence)}", event.severity)

@@ -23,7 +23,8 @@ class StopOrdered(Exception):
 class StopOrders:
     """Orders to stop, each of which interrupts the work in progress. Each order has the number of a signal.
 
-    The loss of the reader of the output is SIGPIPE, and the end of the stop timeout is SIGALRM. The user's Ctrl-C often
+    The loss of the reader of the output is SIGPIPE, the end of the stop timeout SIGALRM, and with --abort-on-exit the
+    first end of a server is SIGCHLD. The user's Ctrl-C often
     ends the reader as well (`run | tee run.log`). The loss is therefore an order only if it is the first one, and the
     first signal after it is not another order: it becomes the reason for the stop.
     """
@@ -51,6 +52,11 @@ class StopOrders:
         if not self._is_stopping:
             self.reader_is_gone = True
             self._add(signal.SIGPIPE)
+
+    def add_first_end(self) -> None:
+        """Stop, unless already stopping, because a server has ended without an order."""
+        if not self._is_stopping:
+            self._add(signal.SIGCHLD)
 
     def add_end_of_time(self) -> None:
         """Interrupt the work in progress, because the stop takes too long."""

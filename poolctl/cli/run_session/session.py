@@ -69,7 +69,8 @@ class RunSession:
 
     `request` is the one to start the servers. `command` is the user's, empty without one, and `path` its program.
     `stop_signals` are blocked. `limit_seconds` limits the time to stop the pool. With `objects`, lines are JSON
-    objects. `output` is the form of the result; `watch` applies changed files; `prints_logs` adds the servers' output.
+    objects. `output` is the form of the result; `watch` applies changed files; `prints_logs` adds the servers' output,
+    with `timestamps`. With `abort_on_exit`, the first end of a server that nobody ordered ends the session.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class RunSession:
         output: str | None,
         watch: bool,
         prints_logs: bool,
+        timestamps: bool,
+        abort_on_exit: bool,
     ) -> None:
         self.outcome = Outcome()
         self._request = request
@@ -103,11 +106,16 @@ class RunSession:
         # Under a service manager SIGHUP is not the hangup of a terminal, but the order to reload (systemd.service(5)).
         self._orders = StopOrders(stop_signals, self._begin_reload if sd_notify.enabled(os.environ) else None)
         self._stderr = StandardError(sys.stderr)
-        self._events = PoolEventFollower(pool.socket, self._print_event, brief=bool(command))
+        self._events = PoolEventFollower(
+            pool.socket, self._print_event, brief=bool(command), ends_run=self._end_with
+        )
+        self._abort_on_exit = abort_on_exit
+        self._first_end = asyncio.Event()  # of a server, which ends the session
+        self._status_of_first_end = DONE
         self._output: ServerOutput | None = None
         if prints_logs:
             lost = self._orders.add_lost_reader
-            self._output = ServerOutput(pool, lost, times=request.place.verbose, objects=objects)
+            self._output = ServerOutput(pool, lost, times=timestamps, objects=objects)
         self._servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._failures: dict[str, str] = {}  # the reasons of the servers that did not start
@@ -146,6 +154,8 @@ class RunSession:
                 return await self._run_command()
             return await self._orders.unless_ordered(self._announce_and_wait())
         except StopOrdered as order:
+            if order.number == signal.SIGCHLD:
+                return self._status_of_first_end
             if order.number == signal.SIGTERM and sd_notify.enabled(os.environ):
                 self._stop_options = {"unit": True}  # the listeners stay open for the next run
             return status_after(order.number, has_command=bool(self._command))
@@ -257,14 +267,35 @@ class RunSession:
     async def _run_command(self) -> int:
         """Run the user's command; returns its exit code. With -o its output goes to standard error."""
         environment = await self._orders.unless_ordered(self._prepare_command())
-        return await run_to_end(
+        status = await run_to_end(
             self._path,
             self._command,
             environment,
             stdout=self._stderr.fileno() if self._output_form else None,
-            pool_ended=self._lifeline.ended.wait,
-            unwanted=lambda: bool(read_exit(self._pool.directory)),  # it has ended by itself
+            pool_ended=self._await_end_or_first_end,
+            # The pool has ended by itself.
+            unwanted=lambda: self._first_end.is_set() or bool(read_exit(self._pool.directory)),
         )
+        return self._status_of_first_end if self._first_end.is_set() else status
+
+    async def _await_end_or_first_end(self) -> None:
+        waits = [asyncio.ensure_future(each.wait()) for each in (self._lifeline.ended, self._first_end)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+
+    def _end_with(self, status: int) -> bool:
+        """End the session, if it should, because a server has ended with this status without an order."""
+        if not self._abort_on_exit or self._is_ending or self._first_end.is_set():
+            return False
+        # The command, which gets SIGTERM, has not done its work.
+        self._status_of_first_end = status or (FAILED if self._command else DONE)
+        self._first_end.set()
+        if not self._has_run:
+            self._orders.add_first_end()
+        return True
 
     async def _prepare_command(self) -> dict[str, str]:
         listed = await self._client.ask(Result, "list")

@@ -13,6 +13,7 @@ from poolctl.config.model.pool_tables import file_tables, header, is_listed, mea
 from poolctl.config.model.section import Table, keys_of
 from poolctl.config.model.server_keys import ServerConfig, normalised
 from poolctl.config.values.normalise import interpolate, merged, required_variables
+from poolctl.config.values.plain import ANCHOR_TABLES
 from poolctl.config.values.problems import (
     Finding,
     KeyPath,
@@ -58,6 +59,8 @@ class Document:
                 hint = "add [tool.poolctl], or name another file"
                 raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
         self.data: Tree = {} if data is None else data
+        if self.kind == "yaml" and isinstance(data, dict):  # tables for anchors
+            self.data = {key: value for key, value in data.items() if not key.startswith(ANCHOR_TABLES)}
         self._positions: dict[KeyPath, tuple[int, int]] | None = None
 
     def positions(self) -> dict[KeyPath, tuple[int, int]]:

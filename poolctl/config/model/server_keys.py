@@ -226,6 +226,12 @@ class ServerConfig(Section, frozen=True):
         Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
     ) = None
     """The signal that asks a command to stop. Left out: SIGTERM."""
+    reload_signal: (
+        Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
+    ) = None
+    """The signal by which its processes read their own files again: `reload NAME` sends it if the keys of the server
+    are unchanged, and `--watch` instead of a restart.
+    """
     stop_group: Literal["after", "together", "leader"] = "after"
     """Which processes of a command get its stop signal: its leader, and after that has ended the rest of its group;
     all of them together; or the leader alone.

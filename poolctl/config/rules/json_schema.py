@@ -14,7 +14,7 @@ from pydantic_core.core_schema import ModelSchema
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
 from poolctl.config.model.section import Section, Table
 from poolctl.config.model.server_keys import ServerConfig
-from poolctl.config.values.plain import MOST_WORKERS
+from poolctl.config.values.plain import ANCHOR_TABLES, MOST_WORKERS
 from poolctl.config.values.problems import Tree
 from poolctl.feature import features
 
@@ -104,7 +104,16 @@ def json_schema() -> Schema:
         "$schema": DIALECT,
         "title": "poolctl configuration",
         "description": "A pool of HTTP servers. A list of servers alone is allowed as well.",
-        "anyOf": [{"type": "object", "properties": properties, "additionalProperties": False}, servers],
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": properties,
+                # In YAML, for anchors.
+                "patternProperties": {f"^{ANCHOR_TABLES}": True},
+                "additionalProperties": False,
+            },
+            servers,
+        ],
         # Editors complete these keys, but no keys inside of `anyOf`.
         "properties": properties,
         "$defs": definitions,

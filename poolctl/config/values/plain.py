@@ -180,6 +180,7 @@ PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
 
 # Limits are defined here so that their users need not import pydantic.
+ANCHOR_TABLES = "x-"  # how tables begin that YAML files have only for anchors (extension fields of compose)
 MOST_WORKERS = 10_000
 LONGEST_SOCKET_PATH_BYTES = 107
 # Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.

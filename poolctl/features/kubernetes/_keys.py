@@ -26,6 +26,7 @@ MAPPED = frozenset((
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {
     "python": "the image's interpreter is used",
+    "reload_signal": "a changed file makes new pods",
     "socket_mode": "a pod has no Unix socket that others could reach",
     "socket_owner": "a pod has no Unix socket that others could reach",
     "backend_protocol": "the ingress has to be told what the program speaks",

@@ -343,6 +343,11 @@ class Forker:
             env_base=self._site.environments.get(server.name),
         )
 
+    def exec_spec(self, server: ServerConfig) -> Spec:
+        """The specification of a command in the server's place (see `worker_spec.exec_spec`). Raises ServerError."""
+        base = self._site.environments.get(server.name, os.environ)
+        return worker_spec.exec_spec(server, open_files=self._site.open_files, env_base=base)
+
     async def _fork_once(
         self,
         server: ServerConfig,

@@ -379,6 +379,11 @@ class LocalRunner(Runner):
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
         return self.adoptions.handover_group(worker.config.key) if replaced else None
 
+    async def signal(self, placement: Placement, number: int) -> None:
+        """Send a signal to the worker's process alone, unless it has ended."""
+        if (worker := self._workers.get(placement.id)) is not None:
+            await self.children.try_signal(worker.process, worker.exited, number)
+
     async def wait_for_exit(self, placement: Placement) -> Exit:
         """Wait for the worker's exit and, if it was never ready, for its output in the log file; returns the exit.
 

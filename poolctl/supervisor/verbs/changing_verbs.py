@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import sys
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
+from signal import SIGINT, SIGKILL, SIGTERM, Signals, valid_signals
 
 from poolctl.config import (
     BINDS_ITSELF,
@@ -27,7 +29,7 @@ from poolctl.core.configuration_diff import date_text, read_certificate_expiry
 from poolctl.core.core import Core, goal_error
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_effect_text
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import (
     PoolError,
     PoolRestartError,
@@ -50,14 +52,18 @@ from .verb import (
     VerbContext,
     disabled_error,
     drained_error,
+    error_of_kind,
+    handled_signals,
     is_named,
     items,
     names_of,
     selected,
+    send_signal,
     server_problem,
     unhealthy_error,
     warn_and_add_dependents,
     without_unnamed_on_demand,
+    workers_to_signal,
 )
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -65,6 +71,7 @@ _RUNS = frozenset({"running", "draining"})
 _STAYS = _RUNS | {"starting", "backoff"}
 _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 _NAMES_SHOWN = 3
+_ENDS_APPLICATION = frozenset({SIGTERM, SIGINT, SIGKILL})  # and another worker replaces it
 _DAEMONS_SECONDS = 1.0
 
 _Servers = dict[str, tuple[ServerConfig, int]]
@@ -93,7 +100,8 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, all_of_them)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
-                self._core.start(entry, ignore_dependencies=not deps)
+                final = call.options.get("final") is True
+                self._core.start(entry, ignore_dependencies=not deps, final=final)
         if call.selector.targets:
             operation.problems += [disabled_error(entry) for entry in chosen if entry.is_disabled]
             operation.problems += [drained_error(entry) for entry in chosen if entry.out_of_rotation]
@@ -320,6 +328,34 @@ class Lifecycle:
         code = await operation.wait_for_outcome(call)
         return operation.result(able, code or (FAILED if operation.problems else 0))
 
+    async def signal(self, call: Call) -> Result:
+        """Send a signal to each worker of the selected servers, and not to their children.
+
+        To an application go only the signals that it handles, and those that end it in order. Does not wait.
+        """
+        number = call.options.get("signal")
+        if number not in valid_signals():
+            raise SelectorError(f"{number!r} is not a signal", hint="a number of signal(7)")
+        chosen = self._chosen("signal", call)
+        workers = {entry.name: workers_to_signal(entry) for entry in chosen}
+        for entry in chosen:
+            for worker in workers[entry.name]:
+                refuse_unhandled_signal(entry, worker, number)
+        for worker in itertools.chain.from_iterable(workers.values()):
+            await send_signal(self._core, self._context.runner, worker, number)
+        errors = [
+            server_problem(
+                entry, f"has no process: it is {in_words(entry.state)}", f"poolctl start {entry.name}"
+            )
+            for entry in chosen
+            if not workers[entry.name]
+        ]
+        return Result(
+            items=items(self._core, chosen),
+            errors=tuple(error_of_kind(PoolStartError, each) for each in errors),
+            exit_code=FAILED if errors else 0,
+        )
+
     async def drain(self, call: Call) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
         chosen = self._chosen("drain", call)
@@ -498,6 +534,7 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
         "scale": lifecycle.scale,
         "drain": lifecycle.drain,
         "undrain": lifecycle.undrain,
+        "signal": lifecycle.signal,
         "enable": lifecycle.enable,
         "disable": lifecycle.disable,
         "add": lifecycle.add,
@@ -623,6 +660,22 @@ async def startup_warnings(
         return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
 
     return await asyncio.to_thread(look)
+
+
+def refuse_unhandled_signal(entry: Entry, worker: Worker, number: int) -> None:
+    """Raise SelectorError if the worker is an application that the signal would end out of order."""
+    if worker.config.command or number in _ENDS_APPLICATION or number in (handled := handled_signals(worker)):
+        return
+    names = ", ".join(map(_signal_name, sorted(handled | _ENDS_APPLICATION)))
+    message = f"{entry.name} does not handle {_signal_name(number)}, which may end its worker"
+    raise SelectorError(message, hint=f"it handles {names}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _may_have_warnings(server: ServerConfig) -> bool:

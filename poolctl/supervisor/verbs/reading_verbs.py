@@ -1,4 +1,4 @@
-"""The verbs that change no server: list, show, status, wait, reopen, stacks, events."""
+"""The verbs that change no server: list, show, status, wait, reopen, stacks, exec, events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from poolctl.control.answers import (
     Summary,
 )
 from poolctl.control.control_server import Progress
-from poolctl.control.server_answers import ShowResult, StacksResult
+from poolctl.control.server_answers import ExecResult, ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import CommandGoal, goal_error, wait_and_return_unfinished
 from poolctl.core.decide import ListenerState
@@ -26,7 +26,7 @@ from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
-from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
+from poolctl.exit_codes import FAILED, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
 from poolctl.platform import memory_bytes
@@ -161,6 +161,20 @@ class ReadingVerbs:
             items=tuple(each for each in found if each is not None),
             warnings=tuple(warnings) if call.selector.targets else (),
         )
+
+    async def exec(self, call: Call) -> ExecResult:
+        """The specification of a command in the selected server's place, which the client runs itself."""
+        chosen = selected(self._core, call.selector)
+        found = items(self._core, chosen)
+        if len(chosen) != 1:
+            return ExecResult(items=found)
+        try:
+            spec = await asyncio.to_thread(self._context.runner.forker.exec_spec, chosen[0].config)
+        except ServerError as problem:
+            return ExecResult(items=found, errors=(ErrorEntry.of(problem),), exit_code=FAILED)
+        # Root may run a command in the pool of another user.
+        spec["user"] = spec["user"] or (os.geteuid(), os.getegid())
+        return ExecResult(items=found, spec=spec)
 
     async def events(self, call: Call) -> JournalPositionResult:
         """Send the last `lines` matching events (at most 10,000), and with `follow` each new event.
@@ -315,5 +329,6 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
         "wait": reading.wait,
         "reopen": reading.reopen,
         "stacks": reading.stacks,
+        "exec": reading.exec,
         "events": reading.events,
     }

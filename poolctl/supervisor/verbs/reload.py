@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from signal import Signals
 from typing import NamedTuple
 
 from poolctl.config import Marks, Section, ServerConfig, Stamp, Table, changed_files, stamp_of
@@ -48,7 +49,17 @@ from poolctl.selection.selector import NothingMatched, Selector, select
 from ..active_configuration import ConfigurationLoadResult
 from ..configuration_reader import ReaderFailed
 from .changing_verbs import check_pool_file_limit, expired_certificate_error
-from .verb import Call, Operation, VerbContext, error_of_kind, items
+from .verb import (
+    Call,
+    Operation,
+    VerbContext,
+    error_of_kind,
+    handled_signals,
+    items,
+    send_signal,
+    server_problem,
+    workers_to_signal,
+)
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
@@ -88,44 +99,118 @@ class Reload:
         self._configuration = context.configuration
 
     async def reload(self, call: Call) -> ReloadResult:
-        """Apply the changes in the files or, with `dry_run`, only list them. Files with problems are refused."""
+        """Apply the changes in the files or, with `dry_run`, only list them. Files with problems are refused.
+
+        A selection limits this to its servers. Those of them that are unchanged get their `reload_signal`.
+        """
         force = bool(call.options.get("force"))
         async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(
                 call.options.get("env"), keep=self._core.entries
             )
-            changes, problems = await self._plan(resolved, force=force)
+            names = self._selected_names(call, resolved)
+            changes, problems = await self._plan(resolved, names, force=force)
             if problems:
                 return ReloadResult(
                     items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION
                 )
-            lines = (*self._changes_outside_servers(resolved), *changes)
+            servers, signals = resolved.servers, list[PlannedChange]()
+            if names is None:
+                lines = [*self._changes_outside_servers(resolved), *changes]
+            else:
+                servers, signals = self._limited(resolved.servers, names), self._signals(names, changes)
+                lines = [*changes, *signals]
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
-                    items=self._all_items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
+                    items=self._all_items(),
+                    exit_code=code,
+                    warnings=tuple(resolved.remarks),
+                    changes=tuple(lines),
                 )
-            check_pool_file_limit(self._core, resolved.servers)
-            applied = _ReloadRun(self._core, self._runner, changes, resolved.servers)
+            check_pool_file_limit(self._core, servers)
+            applied = _ReloadRun(self._core, self._runner, changes, servers, names)
             applied.apply_to_core(allow_expired=force, proves=call.options.get("check", True))
             self._record(lines)
             previous = self._configuration.marks
-            exposed = self._activate_and_list_withheld_variables(resolved, call.options.get("env"), applied)
+            exposed = self._activate_and_list_withheld_variables(
+                resolved, call.options.get("env"), applied, names
+            )
+            unhandled = await self._send_signals(signals)
             renewal = [*applied.change_socket_access(), *await applied.renew_changed_certificates()]
         code, errors, warnings = await applied.wait_for_changes(call)
-        if errors and await self._planned(resolved):
+        if names is not None and not await self._difference_left(resolved):
+            self._configuration.marks = resolved.marks
+            self._core.servers.note_revision()  # saved for a successor
+        elif names is None and errors and await self._planned(resolved):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
             self._core.servers.note_revision()  # saved for a successor
-        errors += renewal
+        errors += [*renewal, *unhandled]
         warnings += [*self._exposed_variable_warnings(exposed, applied.replaced), *resolved.remarks]
         return ReloadResult(
             items=self._all_items(),
             errors=tuple(errors),
             exit_code=code or (FAILED if errors else 0),
             warnings=tuple(warnings),
-            changes=lines,
+            changes=tuple(lines),
         )
+
+    def _selected_names(self, call: Call, resolved: ConfigurationLoadResult) -> set[str] | None:
+        """The names of the selected servers, in the pool or in the files. Raises NothingMatched.
+
+        None if the reload is about the whole pool, or the files have problems.
+        """
+        if call.selector.selects_all or self._configuration_errors(resolved):
+            return None
+        new = [item_from_config(each) for each in resolved.servers if each.name not in self._core.entries]
+        return {each.name for each in select([*self._all_items(), *new], call.selector)}
+
+    def _limited(self, servers: Iterable[ServerConfig], names: Collection[str]) -> list[ServerConfig]:
+        """The servers called `names` as in the files, and all others as they are in the pool."""
+        entries = self._core.entries
+        known = [
+            each if each.name in names else entries[each.name].config
+            for each in servers
+            if each.name in names or each.name in entries
+        ]
+        written = {each.name for each in servers}
+        return known + [
+            entry.config for name, entry in entries.items() if name not in written and name not in names
+        ]
+
+    def _signals(self, names: Collection[str], changes: Iterable[PlannedChange]) -> list[PlannedChange]:
+        """The signals for those of the servers that run and have no changes."""
+        unchanged = {*names} - {each.name for each in changes}
+        return [
+            PlannedChange(
+                name=entry.name,
+                bind=entry.config.key,
+                change=Kind.SIGNAL.value,
+                message=entry.config.reload_signal,
+            )
+            for entry in self._core.entries.values()
+            if entry.name in unchanged and entry.config.reload_signal and workers_to_signal(entry)
+        ]
+
+    async def _send_signals(self, planned: Iterable[PlannedChange]) -> list[ErrorEntry]:
+        """Send each server its signal; returns an error for each that does not handle it, and would end by it."""
+        errors = []
+        for entry in [self._core.entries[each.name] for each in planned]:
+            name = str(entry.config.reload_signal)
+            workers, number = workers_to_signal(entry), Signals[name]
+            if all(number in handled_signals(worker) for worker in workers):
+                for worker in workers:
+                    await send_signal(self._core, self._runner, worker, number)
+            else:
+                message = f"does not handle {name}, its reload_signal, which would end it"
+                hint = "have the program handle it, or take reload_signal out"
+                errors.append(error_of_kind(PoolRestartError, server_problem(entry, message, hint)))
+        return errors
+
+    async def _difference_left(self, resolved: ConfigurationLoadResult) -> bool:
+        """Whether another reload of these files would change anything."""
+        return bool([*self._changes_outside_servers(resolved), *await self._planned(resolved)])
 
     async def apply_to_servers_at_rest(self, call: Call, working: Collection[str]) -> ReloadResult | None:
         """Apply the files if they change none of the `working` servers; returns changes or errors, None if they do.
@@ -181,23 +266,36 @@ class Reload:
         ]
 
     async def _plan(
-        self, resolved: ConfigurationLoadResult, *, force: bool
+        self, resolved: ConfigurationLoadResult, names: Collection[str] | None, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
-        """The changes that a reload makes, and the problems that prevent it; `force` ignores expired certificates."""
+        """The changes that a reload makes, and the problems that prevent it.
+
+        Only those of the servers called `names`; None: all. `force` ignores expired certificates.
+        """
         if problems := self._configuration_errors(resolved):
             return [], problems
-        changes = await self._planned(resolved)
+        changes = [each for each in await self._planned(resolved) if names is None or each.name in names]
         problems = await self._configuration.check_external(resolved, {change.name for change in changes})
         if not force:
             problems += await asyncio.to_thread(self._certificate_expiry_errors, resolved.servers, changes)
         return changes, problems
 
     def _activate_and_list_withheld_variables(
-        self, resolved: ConfigurationLoadResult, environment: Mapping[str, str] | None, applied: _ReloadRun
+        self,
+        resolved: ConfigurationLoadResult,
+        environment: Mapping[str, str] | None,
+        applied: _ReloadRun,
+        names: Collection[str] | None = None,
     ) -> list[str]:
-        """Activate `resolved`; returns the environment variables that new workers no longer get."""
+        """Activate `resolved`; returns the environment variables that new workers no longer get.
+
+        If the reload is limited to the servers called `names`, the rest of the files stays as it was.
+        """
         known = withheld_variables()
-        self._configuration.activate(resolved, environment)
+        if names is None:
+            self._configuration.activate(resolved, environment)
+        else:
+            self._configuration.missing.difference_update(names)
         if environment:
             for name in applied.replaced:
                 self._configuration.environments[name] = environment
@@ -268,7 +366,10 @@ class _ReloadRun:
         runner: LocalRunner,
         changes: Iterable[PlannedChange],
         servers: Iterable[ServerConfig],
+        names: Collection[str] | None = None,
     ) -> None:
+        """Only the servers called `names` are changed; None: all."""
+        self._names = names
         self._core = core
         self._runner = runner
         self._servers = {server.name: server for server in servers}
@@ -308,6 +409,8 @@ class _ReloadRun:
 
     def _add_or_change_server(self, server: ServerConfig, starts: bool, proves: bool) -> Entry:
         entry = self._core.entries.get(server.name)
+        if entry is not None and self._names is not None and server.name not in self._names:
+            return entry
         if entry is None or entry.removed:
             entry = self._core.add(server)
             self._core.replace_overrides(entry)

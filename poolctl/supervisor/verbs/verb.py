@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from signal import valid_signals
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_package_changed_since
@@ -23,18 +24,20 @@ from poolctl.control.answers import (
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.core import CommandGoal, Core
-from poolctl.core.decide import WorkerPhase
-from poolctl.core.server_entry import Entry
+from poolctl.core.decide import LEAVING, WorkerPhase
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
+from poolctl.platform import status_of
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.regular_expressions import run_in_turn
 from poolctl.selection.selector import EXPRESSIONS, Selector, matching_values, select
 from poolctl.states import Status
+from poolctl.worker.tally import ASK, ASK_AGAIN
 
 from ..active_configuration import ActiveConfiguration
 
@@ -344,6 +347,26 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         origin=origin,
         stacks=None if entry.observed.stacks is None else to_json(entry.observed.stacks),
     )
+
+
+def workers_to_signal(entry: Entry) -> list[Worker]:
+    """The workers of the server that have a process and have not been asked to end."""
+    workers = entry.observed.workers.values()
+    return [each for each in workers if each.phase not in LEAVING and each.placement is not None]
+
+
+def handled_signals(worker: Worker) -> set[int]:
+    """The signals that the worker's process handles, without those of poolctl itself."""
+    pid = worker.placement.pid if worker.placement is not None else None
+    caught = int(status_of(pid or 0).get(b"SigCgt", b"0"), 16)
+    return {int(each) for each in valid_signals() if caught >> (each - 1) & 1} - {ASK, ASK_AGAIN}
+
+
+async def send_signal(core: Core, runner: LocalRunner, worker: Worker, number: int) -> None:
+    """Send the signal to the worker, which has a process. If it ends by it, that is no failure."""
+    assert worker.placement is not None
+    core.note_signal(worker, number)
+    await runner.signal(worker.placement, number)
 
 
 def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
