@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.config import (
-    Configuration,
-    Finding,
-    ServerConfig,
-    values_to_mask,
-    variables_referenced_without_default,
-)
+from poolctl.config import Configuration, Finding, ServerConfig
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
 from poolctl.errors import ServerError
@@ -22,7 +15,7 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
 
-from ._environment import PodEnvironment, create_command, without_local_env_file
+from ._environment import PodEnvironment, PoolVariables, create_command, without_local_env_file
 from ._keys import (
     LONGEST_NAME_OF_JOB,
     ignored_keys,
@@ -65,13 +58,8 @@ class CompiledPool(NamedTuple):
     create_secrets: list[str]
 
 
-def compile_pool(
-    config: Configuration, files: Sequence[str], *, by_reference: bool = False, hidden: Sequence[str] = ()
-) -> CompiledPool:
-    """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files.
-
-    `hidden` are values that may be in Secrets alone, besides those of environment variables.
-    """
+def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: bool = False) -> CompiledPool:
+    """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files."""
     settings = config.tables.get(Kubernetes)
     if settings is None:
         hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
@@ -84,16 +72,16 @@ def compile_pool(
     _raise_if_problems(config, _problems(servers, pool))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
     in_pods = [in_pod(each) for each in moved]
+    hidden = PoolVariables.of(files).values()
     environments: dict[str, PodEnvironment] = {}
     unreadable: list[Located] = []
     for each in in_pods:
         cwd = path_in_image(each.cwd, each, settings)
         try:
-            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference)
+            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference, hidden=hidden)
         except ServerError as error:
             unreadable.append((each, Finding(("env_file",), error.message, error.hint)))
     _raise_if_problems(config, unreadable)
-    hidden = [*hidden, *_environment_values(files)]
     _raise_if_problems(
         config,
         (
@@ -235,8 +223,3 @@ def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) 
     (table,) = pod_configuration(server, pool)["server"]
     probes = server.health.as_given()  # those of a command are in its Deployment
     return secret_keys({**table, **({"health": probes} if probes else {})}, hidden)
-
-
-def _environment_values(files: Iterable[str]) -> list[str]:
-    """The values of the environment variables that the files use."""
-    return values_to_mask(variables_referenced_without_default(files), os.environ)

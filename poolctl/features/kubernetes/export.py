@@ -20,7 +20,7 @@ from poolctl.control.answers import ErrorEntry
 from poolctl.json_form import Table
 
 from ._compile import compile_pool
-from ._environment import PoolVariables
+from ._environment import IN_ENV, PoolVariables
 
 _KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")  # where kustomize looks
 # Everything else is quoted: readers in Go, of YAML 1.1 and 1.2, find more numbers and booleans than PyYAML does.
@@ -50,14 +50,12 @@ def files(place: Place, wanted: Wanted) -> Files:
     ref = find_pool(place)
     variables = PoolVariables.of(ref.files)
     by_reference = wanted.secrets == REFERENCE
-    env = variables.environment_of_names() if by_reference else None
     try:
-        config = load(ref, env_files=False, env=env, several_bind=True)
+        config = load(ref, env_files=False, in_env=IN_ENV if by_reference else "", several_bind=True)
     except Failure as failure:
         failure.outcome.errors = [_with_local_file(each, variables) for each in failure.outcome.errors]
         raise
-    marks = [value for name, value in (env or {}).items() if value != os.environ.get(name)]
-    found = compile_pool(config, ref.files, by_reference=by_reference, hidden=marks)
+    found = compile_pool(config, ref.files, by_reference=by_reference)
     made_by = f"Made by `poolctl export kubernetes` for the pool {found.name}."
     objects = {f"server-{name}.yaml": made for name, made in found.objects.items()}
     if found.routes:

@@ -156,7 +156,8 @@ def test_secrets_by_reference_need_no_values(
     (line,) = (line for line in done.err.splitlines() if "create secret" in line)
     assert line.endswith(
         "kubectl -n shop create secret generic shop-web"
-        ' --from-literal=API_KEY="$API_KEY" --from-literal=DB_PASS="$DB_PASS" --from-literal=PASSWORD="$PASSWORD"'
+        ' --from-literal=API_KEY="$API_KEY" --from-literal=DB_PASS="$DB_PASS" --from-literal=LEVEL="${LEVEL:-info}"'
+        ' --from-literal=PASSWORD="$PASSWORD"'
         ' --from-literal=PRICE="a \\"\\$5\\"${UNSET}"'
         ' --from-literal=TOKEN="Bearer ${SHOP_TOKEN}" --from-literal=UNSET="${UNSET}"'
     )
@@ -167,13 +168,41 @@ def test_secrets_by_reference_need_no_values(
     assert "kind: Secret\n" not in text
     assert "name: shop-web\n" in text
     found = container(poolctl("export", "kubernetes", "--secrets", "reference"))
-    readable = [{"name": "LEVEL", "value": "info"}, {"name": "REGION", "value": "$$(eu) west"}]
+    readable = [{"name": "REGION", "value": "$$(eu) west"}]
     assert found["env"] == readable, "what is in the file, and needs no Secret"
     monkeypatch.setenv("SHOP_TOKEN", "another-token")
     monkeypatch.setenv("UNSET", "set")
+    monkeypatch.setenv("LEVEL", "debug-of-the-shell")
     assert (
         poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference", "--check").code == 0
     )
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"labels": {"team": "${PLACE}"}},
+        {"labels": {"team": "${PLACE:-here}"}},
+        {"tags": ["${PLACE:-here}"]},
+    ],
+)
+def test_variable_outside_env_is_a_name_in_env_nevertheless(
+    write: Write, poolctl: Any, monkeypatch: pytest.MonkeyPatch, elsewhere: dict[str, Any]
+) -> None:
+    notify = '[[notify]]\ntype = "webhook"\nurl = "https://notify.example.com/${PLACE:-here}"\n'
+    env = {"A": "at ${PLACE}", "B": 'in ${PLACE:-Ro "m" $e}', "C": "literal-of-the-file"}
+    write(app("web", 8000, env=env, **elsewhere), notify)
+    exports = []
+    for place in ("first-of-the-shell", "second-of-the-shell"):
+        monkeypatch.setenv("PLACE", place)
+        done = poolctl("export", "kubernetes", "--secrets", "reference")
+        assert (done.code, place in done.out + done.err) == (0, False), done.err
+        exports.append((done.out, done.err))
+    assert exports[0] == exports[1]
+    assert '--from-literal=B="in ${PLACE:-Ro \\"m\\" \\$e}"' in done.err
+    assert container(done)["env"] == [{"name": "C", "value": "literal-of-the-file"}]
+    monkeypatch.setenv("PLACE", "literal-of-the-file")
+    assert "env" not in container(poolctl("export", "kubernetes", "--secrets", "reference"))
 
 
 def test_secrets_by_reference_need_no_env_file(write: Write, poolctl: Any, directory: Path) -> None:
