@@ -31,19 +31,21 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 # Besides the names that are masked in output: a plain variable too many in a Secret costs a line, one too few a secret.
 _MAYBE_SECRET = re.compile(r"pass|pwd|key|dsn|auth|salt|cred|private", re.IGNORECASE)
 IN_ENV = f"{_OPEN}{{}}{_CLOSE}"
+_IN_SHELL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPECIAL_IN_SHELL = r'([\\"$`])'
 
 
 class PodEnvironment(NamedTuple):
     """A server's variables. `secret` is what its Secret holds, `given` has the names in it that are in `env`.
 
-    `plain` are those that everybody may read. `missing` are env files whose variables are only in the Secret that
-    somebody else creates.
+    `plain` are those that everybody may read. `files` are its env files, and `missing` those whose variables are only
+    in the Secret that somebody else creates.
     """
 
     secret: Mapping[str, str]
     given: Sequence[str]
     plain: Mapping[str, str]
+    files: Sequence[str] = ()
     missing: Sequence[str] = ()
 
     @classmethod
@@ -69,15 +71,16 @@ class PodEnvironment(NamedTuple):
         readable = [name for name in server.env if by_reference and _is_readable(name, found[name], hidden)]
         plain = {name: found[name] for name in sorted(readable)} | address
         secret = {name: value for name, value in sorted(found.items()) if name not in plain}
-        return cls(secret, sorted(secret.keys() & server.env.keys()), plain, missing)
+        return cls(secret, sorted(secret.keys() & server.env.keys()), plain, server.env_file_paths, missing)
 
     def create_command(self, name: str, namespace: str | None) -> str:
         """The command that creates the Secret, with variables of the shell in the place of values."""
+        if self.files and not self.given:  # kubectl takes one or the other
+            files = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.files]
+            return create_command(name, namespace, *files)
         literals = [f"--from-literal={key}={_shell_value(key, value)}" for key, value in self.secret.items()]
-        if self.missing and not literals:  # kubectl takes one or the other
-            literals = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.missing]
-        elif self.missing:
-            literals.append(f"# and the variables of {', '.join(map(os.path.relpath, self.missing))}")
+        # A shell refuses it as it is.
+        literals += [f"--from-literal=<each of {os.path.relpath(path)}>" for path in self.missing]
         return create_command(name, namespace, *literals)
 
 
@@ -87,9 +90,12 @@ def _is_readable(name: str, value: str, hidden: Sequence[str]) -> bool:
 
 
 def _shell_value(key: str, value: str) -> str:
+    """The value in words of a shell, which stops at a variable that is unset or empty."""
     if _OPEN not in value:
-        return f'"${key}"'
+        # A name that no variable of a shell has is a redirection from a file that is not there.
+        return f'"${{{key}:?}}"' if _IN_SHELL.fullmatch(key) else f"<{key}>"
     text = re.sub(_SPECIAL_IN_SHELL, r"\\\1", value)
+    text = re.sub(rf"{_OPEN}(\w+){_CLOSE}", r"${\1:?}", text)
     return f'"{text.replace(_OPEN, "${").replace(_CLOSE, "}")}"'
 
 
