@@ -69,10 +69,10 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
     pool = SharedSettings(name, settings, handlers, by_reference)
     waves = _waves(config)
     servers = sorted(config, key=lambda each: waves[each.name])
-    _raise_if_problems(config, _problems(servers, pool))
+    hidden = PoolVariables.of(files).values()
+    _raise_if_problems(config, _problems(servers, pool, hidden))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
     in_pods = [in_pod(each) for each in moved]
-    hidden = PoolVariables.of(files).values()
     environments: dict[str, PodEnvironment] = {}
     unreadable: list[Located] = []
     for each in in_pods:
@@ -196,11 +196,13 @@ def _raise_if_problems(config: Configuration, found: Iterable[Located]) -> None:
         raise Failure(Outcome(errors=list(map(ErrorEntry.of, problems)), exit_code=INVALID_CONFIGURATION))
 
 
-def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator[Located]:
+def _problems(
+    servers: Sequence[ServerConfig], pool: SharedSettings, hidden: Sequence[str]
+) -> Iterator[Located]:
     if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
-    for finding in settings_problems(pool.settings):
+    for finding in settings_problems(pool.settings, hidden):
         yield None, finding
     if not servers and not is_label(pool.name):
         fix = "use lower-case letters, digits and hyphens, 63 at most, a letter first"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Finding, Probe, ServerConfig, masked
 from poolctl.config.values.plain import PROBES, placeholders
+from poolctl.config.values.secrets import masked_text
 from poolctl.json_form import Table
 from poolctl.time_windows import parse_window
 
@@ -152,8 +153,11 @@ def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
             yield Finding((key,), "a value of it is a secret, or comes from the environment", fix)
 
 
-def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
-    """Yield the problems of [kubernetes] that the API server or the kubelets would have with its values."""
+def settings_problems(settings: Kubernetes, hidden: Sequence[str]) -> Iterator[Finding]:
+    """Problems of [kubernetes]: values that the API server or the kubelets refuse, and annotations with secrets.
+
+    `hidden` are the values of environment variables.
+    """
     if settings.gateway is not None and settings.ingress_class is not None:
         fix = "write gateway for HTTPRoutes, or ingress_class for Ingresses"
         yield Finding(("kubernetes", "ingress_class"), "routes go through gateway already", fix)
@@ -190,7 +194,11 @@ def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
                 else 'write bytes such as "128M" or "1Gi"'
             )
             yield Finding(("kubernetes", "requests", key), f"{value!r} is no quantity of Kubernetes", fix)
-    for name in settings.annotations:
+    for name, value in settings.annotations.items():
+        if masked_text(value, hidden) != value:
+            fix = "write the value itself if everybody may read it"
+            message = "it is a secret, or comes from the environment"
+            yield Finding(("kubernetes", "annotations", name), message, fix)
         if not _annotation.fullmatch(name):
             fix = "write NAME or DOMAIN/NAME, the name with at most 63 letters, digits and -._"
             yield Finding(("kubernetes", "annotations", name), "no object has such an annotation", fix)

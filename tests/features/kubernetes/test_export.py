@@ -161,10 +161,11 @@ BEARER = {"readiness": {"http": "/", "headers": {"Authorization": "Bearer abcdef
     [
         ("command", {"command": ["serve", "--token", "given"]}),
         ("command", {"command": ["serve", "${TOKEN}"]}),
+        ("command", {"command": ["serve", "${TOKEN:-none}"]}),
         ("health", {"app": "web:app", "health": BEARER}),
         ("health", {"command": ["serve", "{port}"], "health": BEARER}),
     ],
-    ids=["argument", "variable", "header", "header-of-a-command"],
+    ids=["argument", "variable", "default", "header", "header-of-a-command"],
 )
 def test_secret_that_everybody_could_read_is_refused(
     poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, key: str, keys: Any
@@ -176,6 +177,21 @@ def test_secret_that_everybody_could_read_is_refused(
     assert done.code == 5
     assert f"{key}: a value of it is a secret" in done.err
     assert "very-secret-token" not in done.err + done.out
+
+
+@pytest.mark.parametrize("value", ["of ${TOKEN}", "${TOKEN:-none}", "https://me:pass@example.com/"])
+def test_secret_in_an_annotation_is_refused(
+    export: Any, poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TOKEN", "very-secret-token")
+    (directory / "pool.toml").write_text(f'{POOL}annotations = {{ "a.b/c" = "{value}" }}\n{app()}')
+    done = poolctl("export", "kubernetes")
+    assert (done.code, "very-secret-token" in done.err) == (5, False)
+    assert "pool.toml:5:" in done.err
+    assert "annotations.a.b/c: it is a secret, or comes from the environment" in done.err
+    monkeypatch.setenv("TOKEN", "name-in-the-file")  # as the default
+    name = '"a.b/auth-secret" = "shop-users", "a.b/d" = "${TOKEN:-name-in-the-file}"'
+    export(app(), pool=f"{POOL}annotations = {{ {name} }}\n")
 
 
 @pytest.mark.slow
