@@ -265,9 +265,6 @@ def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
         table.pop("health", None)  # the kubelet probes it
         if opens_own_port(server):
             table["socket"] = "program"
-        # They are not those of the address.
-        if own := {name: server.env[name] for name in server.address_variables if name in server.env}:
-            table["env"] = own
     elif "health" in table:
         table["health"] = {kind: probe for kind, probe in table["health"].items() if "http" in probe}
     if server.scale.max > 1:
@@ -278,6 +275,9 @@ def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
         table["limits"] = {"open_files": server.limits.open_files}
     handlers = {"handlers": pool.handlers} if pool.handlers and server.handler_key else {}
     escaped: Table = _escaped({"pool": {"name": pool.name, **handlers}, "server": [table]})
+    # They are not those of the address, but those of the container.
+    if own := {name: f"${{{name}}}" for name in server.address_variables if name in server.env}:
+        escaped["server"][0]["env"] = own
     return escaped
 
 

@@ -469,7 +469,7 @@ def in_pod(objects: Exported, name: str, directory: Path) -> ServerConfig:
         if each["kind"] == "ConfigMap" and each["metadata"]["labels"].get(SERVER) == name
     )
     path.write_text(config["data"]["pool.json"])
-    found = load(str(path), {})
+    found = load(str(path), {"PORT": "of the container"})
     assert [str(each) for each in found.problems] == []
     (only,) = with_resolved_references(found)
     return only
@@ -531,6 +531,19 @@ def test_program_opens_its_port_itself_if_it_is_told_or_known_to(
     found = in_pod(export(server("web", bind="127.0.0.1:8000", **keys)), "web", directory)
     assert (found.socket, found.bind) == ("program" if opens else "pool", "0.0.0.0:8000")
     assert poolctl("export", "kubernetes").err == "", "no advice that is for one machine"
+
+
+def test_port_of_env_is_that_of_the_container(
+    poolctl: Any, export: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "8000-of-the-environment")
+    table = server("web", bind=":8000", command=["./serve"], env={"PORT": "${PORT}"})
+    objects = export(table)
+    assert "8000-of-the-environment" not in json.dumps(objects), "it is in the Secret, encoded"
+    assert in_pod(objects, "web", directory).env == {"PORT": "of the container"}
+    (source,) = objects.container("web")["envFrom"]
+    assert source["secretRef"]["name"] == objects.of("Secret", "web")["metadata"]["name"]
+    assert poolctl("export", "kubernetes", "--secrets", "reference").code == 0
 
 
 def waves(objects: Exported) -> dict[str, set[str]]:
