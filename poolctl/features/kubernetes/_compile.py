@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import NamedTuple
 
@@ -30,7 +30,6 @@ from ._objects import (
     Deployed,
     SharedSettings,
     in_pod,
-    is_at_rest,
     objects_of,
     path_in_image,
     pod_configuration,
@@ -67,12 +66,21 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
     handlers = next((each.handlers for each in config if each.handlers), "")
     name = config.settings.name or default_name(files[0])
     pool = SharedSettings(name, settings, handlers, by_reference)
-    waves = _waves(config)
+    running = _running(config)
+    needed = {
+        each.name: [other.name for other in each.depends_on if other.name in running] for each in config
+    }
+    waves = _waves(needed)
     servers = sorted(config, key=lambda each: waves[each.name])
     hidden = PoolVariables.of(files).values()
     _raise_if_problems(config, _problems(servers, pool, hidden))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
-    in_pods = [in_pod(each) for each in moved]
+    in_pods = [
+        in_pod(each).model_copy(update={"disabled": each.name not in running})
+        for each in moved
+        # A suspended Job is never healthy: Argo CD would wait for it.
+        if each.name in running or not each.job or each.every is not None
+    ]
     environments: dict[str, PodEnvironment] = {}
     unreadable: list[Located] = []
     for each in in_pods:
@@ -100,7 +108,9 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
         routes = compile_routes(servers, by_name, config.tables, pool, waves, hidden)
         _raise_if_problems(config, routes.problems)
     deployed = {
-        each.name: Deployed(each, environments[each.name], _awaited(each, in_pods), waves[each.name])
+        each.name: Deployed(
+            each, environments[each.name], _awaited(needed[each.name], in_pods), waves[each.name]
+        )
         for each in in_pods
     }
     found = (
@@ -110,7 +120,7 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
             *ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed),
             *probe_keys_left_out(each),
             *_index_used(each),
-            *_dependency_warnings(each, servers),
+            *_dependency_warnings(each, servers, running),
         )
     )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
@@ -134,32 +144,41 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
     return CompiledPool(name, objects, routes.routes, warnings, commands)
 
 
-def _waves(servers: Sequence[ServerConfig]) -> dict[str, int]:
+def _running(servers: Iterable[ServerConfig]) -> set[str]:
+    """The names of the servers with pods: of on-demand ones, those that others with pods depend on."""
+    enabled = {each.name: each for each in servers if not each.disabled}
+    running: set[str] = set()
+    left = [each.name for each in enabled.values() if not each.on_demand]
+    while left:
+        name = left.pop()
+        if name in enabled and name not in running:
+            running.add(name)
+            left += (each.name for each in enabled[name].depends_on)
+    return running
+
+
+def _waves(needed: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """The place of each server in the order of dependencies: above those of all that it waits for."""
-    needed = {each.name: _needed(each, servers) for each in servers}
     waves: dict[str, int] = {}
     for name in TopologicalSorter(needed).static_order():
         waves[name] = max((waves[each] + 1 for each in needed[name]), default=0)
     return waves
 
 
-def _needed(server: ServerConfig, servers: Iterable[ServerConfig]) -> list[str]:
-    """The names of the servers that this one waits for: not of those that have no pods."""
-    running = {each.name for each in servers if not is_at_rest(each)}
-    return [each.name for each in server.depends_on if each.name in running]
-
-
-def _awaited(server: ServerConfig, servers: Iterable[ServerConfig]) -> tuple[str, ...]:
+def _awaited(names: Iterable[str], servers: Iterable[ServerConfig]) -> tuple[str, ...]:
     by_name = {each.name: each for each in servers}
-    needed = (by_name[name] for name in _needed(server, by_name.values()))
-    return tuple(f"{each.name}:{each.address.port}" for each in needed if each.listens)
+    return tuple(f"{name}:{by_name[name].address.port}" for name in names if by_name[name].listens)
 
 
-def _dependency_warnings(server: ServerConfig, servers: Sequence[ServerConfig]) -> Iterator[Finding]:
+def _dependency_warnings(
+    server: ServerConfig, servers: Sequence[ServerConfig], running: Collection[str]
+) -> Iterator[Finding]:
+    if server.name not in running and server.job and server.every is None and not server.disabled:
+        yield Finding(("on_demand",), "the job is not exported: no server with pods depends on it")
     by_name = {each.name: each for each in servers}
     for needed in (by_name[each.name] for each in server.depends_on if each.name in by_name):
         path = ("depends_on",)
-        if is_at_rest(needed):
+        if needed.name not in running:
             yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no pods")
         elif needed.job and needed.every is None:
             message = f"{server.name} comes after the job {needed.name} in waves of Argo CD alone"

@@ -148,11 +148,6 @@ def in_pod(server: ServerConfig) -> ServerConfig:
     return server.at(parse(f"0.0.0.0:{server.address.port}")).model_copy(update={"expose": server.expose})
 
 
-def is_at_rest(server: ServerConfig) -> bool:
-    """Whether the server has no pods until somebody wants them."""
-    return server.disabled or server.on_demand
-
-
 def path_in_image(path: str, server: ServerConfig, settings: Kubernetes) -> str:
     """The path in the image for a path on this machine; one outside the directory of the file stays unchanged."""
     inside = posixpath.relpath(path, server.base_dir or "/")
@@ -202,20 +197,18 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
                 **({"timeZone": pool.settings.time_zone} if pool.settings.time_zone else {}),
                 "concurrencyPolicy": "Forbid",
                 "startingDeadlineSeconds": _LATEST_RUN_SECONDS,
-                "suspend": is_at_rest(server),
+                "suspend": server.disabled,
                 "successfulJobsHistoryLimit": _RUNS_KEPT,
                 "failedJobsHistoryLimit": _RUNS_KEPT,
                 "jobTemplate": {"metadata": pool.metadata(server.name), "spec": run},
             }
             yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
-        suspended = {"suspend": True} if is_at_rest(server) else {}
         # A Job cannot be changed, and runs again when its server has changed.
-        yield manifest("batch/v1", "Job", _with_digest(name, pod), spec={**run, **suspended})
+        yield manifest("batch/v1", "Job", _with_digest(name, pod), spec=run)
         return
     scaled = server.scale.is_automatic and not server.disabled
-    is_scaled_now = scaled and not server.on_demand  # an autoscaler does not act on 0 replicas
-    replicas = {} if is_scaled_now else {"replicas": 0 if is_at_rest(server) else server.scale.min}
+    replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)

@@ -576,6 +576,39 @@ def test_waves_rise_along_dependencies(export: Any, poolctl: Any) -> None:
     assert "web comes after the job migrate in waves of Argo CD alone" in told
 
 
+@needs("scaling")
+def test_on_demand_server_runs_where_a_running_one_needs_it(export: Any, poolctl: Any) -> None:
+    rests = {"on_demand": True, "scale": {"min": 2, "max": 4, "triggers": {"cpu": 0.5}}}
+    jobs: dict[str, Any] = {"command": ["migrate"], "job": True}
+    objects = export(
+        app("web", 8000, depends_on=["api"]),
+        app("api", 8001, on_demand=True, depends_on=["db", "migrate"]),
+        server("migrate", **jobs, on_demand=True, depends_on=["db"]),
+        app("db", 8002, on_demand=True, workers=2),
+        app("alone", 8003, **rests, depends_on=["helper"]),
+        app("helper", 8004, on_demand=True),
+        app("off", 8005, disabled=True, depends_on=["helper"]),
+        server("by-hand", **jobs, on_demand=True),
+        server("never", **jobs, disabled=True, env_file="not-there.env"),
+    )
+    replicas = {
+        each["metadata"]["name"]: each["spec"].get("replicas")
+        for each in objects
+        if each["kind"] == "Deployment"
+    }
+    assert replicas == {
+        "shop-web": 1, "shop-api": 1, "shop-db": 2, "shop-alone": 0, "shop-helper": 0, "shop-off": 0,
+    }  # fmt: skip
+    assert "suspend" not in objects.of("Job", "migrate")["spec"]
+    assert objects.pod("api")["initContainers"][0]["command"][3:] == ["db:8002"]
+    servers = {each["metadata"]["labels"][SERVER] for each in objects}
+    assert not servers & {"by-hand", "never"}, "Argo CD would wait for a suspended Job for ever"
+    assert {each["metadata"]["labels"][SERVER] for each in objects if each["kind"].startswith("Hor")} == set()
+    told = poolctl("export", "kubernetes").err
+    assert "on_demand: the job is not exported: no server with pods depends on it" in told
+    assert "alone does not wait for helper, which has no pods" in told
+
+
 def test_requests_are_never_above_limits_and_those_of_the_waiting_container_are_small(export: Any) -> None:
     settings = POOL + 'requests = { cpu = "5m", memory = "0.25Gi" }\n'
     objects = export(
