@@ -205,7 +205,7 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
             yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
         # A Job cannot be changed, and runs again when its server has changed.
-        yield manifest("batch/v1", "Job", _with_digest(name, pod), spec=run)
+        yield manifest("batch/v1", "Job", _with_digest(name, template), spec=run)
         return
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}

@@ -219,6 +219,9 @@ def test_changed_job_is_another_one(export: Any) -> None:
 
     assert name("1") == name("1")
     assert name("1") != name("2"), "the API server refuses to change a job"
+    annotated = POOL + 'annotations = { "a.b/c" = "d" }\n'
+    objects = export(server("migrate", command=["migrate"], job=True, env={"TO": "1"}), pool=annotated)
+    assert objects.of("Job", "migrate")["metadata"]["name"] != name("1"), "nor its template's annotations"
 
 
 def test_job_with_a_schedule_is_a_cron_job(export: Any) -> None:
