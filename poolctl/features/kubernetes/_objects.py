@@ -27,6 +27,11 @@ from ._keys import cron_schedule, opens_own_port, quantity
 from .table import Kubernetes
 
 POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects, and selectors
+# Pods of the earlier revision need them until the rollout ends; Argo CD and Flux do not know that they do.
+_PRUNED_LAST = {
+    "argocd.argoproj.io/sync-options": "PruneLast=true",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+}
 # Argo CD applies a wave when the objects of the earlier ones are healthy.
 _WAVE = "argocd.argoproj.io/sync-wave"
 _CONFIG_DIRECTORY, _CONFIG_FILE = "/etc/poolctl", "pool.json"
@@ -97,12 +102,16 @@ class SharedSettings:
         return {
             "apiVersion": api,
             "kind": kind,
-            "metadata": {"name": name, **namespace, **self.metadata(server, wave)},
+            "metadata": {
+                "name": name,
+                **namespace,
+                **self.metadata(server, wave, _PRUNED_LAST if "immutable" in rest else {}),
+            },
             **rest,
         }
 
-    def metadata(self, server: str, wave: int = 0) -> Table:
-        """The labels and annotations of an object or a pod."""
+    def metadata(self, server: str, wave: int = 0, more: Mapping[str, str] = {}) -> Table:
+        """The labels and annotations of an object or a pod: `more`, and those of [kubernetes]."""
         labels = {"app.kubernetes.io/part-of": self.name, "app.kubernetes.io/managed-by": "poolctl"}
         if server:
             of_server = {
@@ -112,7 +121,7 @@ class SharedSettings:
             labels = of_server | labels | self.selector(server)
         else:
             labels[POOL] = self.name
-        annotations = {**self.settings.annotations, **({_WAVE: str(wave)} if wave else {})}
+        annotations = {**more, **self.settings.annotations, **({_WAVE: str(wave)} if wave else {})}
         return {"labels": labels, **({"annotations": annotations} if annotations else {})}
 
     def selector(self, server: str) -> dict[str, str]:

@@ -194,6 +194,16 @@ def test_secret_in_an_annotation_is_refused(
     export(app(), pool=f"{POOL}annotations = {{ {name} }}\n")
 
 
+def test_what_pods_of_an_earlier_revision_need_is_not_pruned_before_they_go(export: Any) -> None:
+    kept = {
+        "argocd.argoproj.io/sync-options": "PruneLast=true",
+        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+    }
+    for each in export(app(env={"A": "b"})):
+        annotations = each["metadata"].get("annotations", {})
+        assert annotations == (kept if each["kind"] in ("ConfigMap", "Secret") else {})
+
+
 @pytest.mark.slow
 def test_changed_value_changes_this_server_alone(export: Any) -> None:
     def names(value: str) -> dict[str, list[str]]:
@@ -646,7 +656,7 @@ def test_keys_that_nearly_everybody_needs(export: Any) -> None:
     assert "automountServiceAccountToken" not in pod
     template = objects.of("Deployment", "web")["spec"]["template"]
     for each in (*objects, template):
-        assert each["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
+        assert each["metadata"]["annotations"].items() >= {"prometheus.io/scrape": "true"}.items()
     (ingress,) = (each for each in objects if each["kind"] == "Ingress")
     assert ingress["spec"]["tls"] == [{"hosts": ["shop.test"], "secretName": "shop-certificate"}]
 
