@@ -361,11 +361,13 @@ def _variables(environment: PodEnvironment, secret: str, settings: Kubernetes) -
         for name in environment.given
         if settings.secrets
     ]
-    # The kubelet would replace $(NAME), and take $$ for $.
-    variables += [
-        {"name": name, "value": value.replace("$", "$$")} for name, value in environment.plain.items()
-    ]
+    variables += [{"name": name, "value": _literal(value)} for name, value in environment.plain.items()]
     return {**({"envFrom": sources} if sources else {}), **({"env": variables} if variables else {})}
+
+
+def _literal(text: str) -> str:
+    """The text as the kubelet reads it: it would replace $(NAME), and takes $$ for $."""
+    return text.replace("$", "$$")
 
 
 def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
@@ -420,7 +422,8 @@ def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
     if probe is None:
         return {}
     if probe.exec is not None:
-        return {"exec": {"command": probe_argument_vector(server, probe.exec)}}
+        words = probe_argument_vector(server, probe.exec)
+        return {"exec": {"command": [_literal(word) for word in words]}}
     if probe.http is None:
         return {"tcpSocket": {"port": "http"}}
     # As poolctl probes it: the kubelet's own Host is the pod's address, which Django, for one, answers with 400.

@@ -719,14 +719,14 @@ def test_keys_of_probes_that_pods_do_not_have_are_told(poolctl: Any, directory: 
 
 
 def test_exec_probe_runs_where_the_server_does(export: Any) -> None:
-    probe = {"readiness": {"exec": ["check", "{port}"]}}
+    probe = {"readiness": {"exec": ["check", "{port}", "$(HOST) $$ $PORT"]}}
     table = server("it", bind=":8001", command=["serve", "{port}"], cwd="inside", health=probe)
     container = export(table).container("it")
     assert container["workingDir"] == "/app/inside"
     assert {each["name"]: each["value"] for each in container["env"]} == {
         "HOST": "0.0.0.0", "PORT": "8001", "POOLCTL_NAME": "it", "POOLCTL_BIND": "0.0.0.0:8001",
     }  # fmt: skip
-    assert container["readinessProbe"]["exec"]["command"] == ["check", "8001"]
+    assert container["readinessProbe"]["exec"]["command"] == ["check", "8001", "$$(HOST) $$$$ $$PORT"]
 
 
 def test_attempts_of_a_job_are_no_key_without_an_equal(export: Any, poolctl: Any) -> None:
