@@ -105,7 +105,8 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
         by_name = {each.name: each for each in moved}
-        routes = compile_routes(servers, by_name, config.tables, pool, waves, hidden)
+        last = max(waves.values(), default=0)
+        routes = compile_routes(servers, by_name, config.tables, pool, last, hidden)
         _raise_if_problems(config, routes.problems)
     deployed = {
         each.name: Deployed(

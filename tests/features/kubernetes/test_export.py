@@ -576,7 +576,7 @@ def test_waves_rise_along_dependencies(export: Any, poolctl: Any) -> None:
         app("db", 8002),
         app("off", 8003, disabled=True, depends_on=["db"]),
         server("migrate", command=["migrate"], job=True, depends_on=["db"]),
-        '[[route]]\nto = "web"\n',
+        '[[route]]\nto = "users"\n',
         pool=POOL + 'ingress_class = "nginx"\n',
     )
     assert waves(objects) == {
