@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import NamedTuple
@@ -57,8 +59,13 @@ class CompiledPool(NamedTuple):
     create_secrets: list[str]
 
 
-def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: bool = False) -> CompiledPool:
-    """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files."""
+def compile_pool(
+    config: Configuration, files: Sequence[str], *, by_reference: bool = False, directory: str = ""
+) -> CompiledPool:
+    """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files.
+
+    `directory` is where the files will be, for commands in warnings.
+    """
     settings = config.tables.get(Kubernetes)
     if settings is None:
         hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
@@ -114,6 +121,12 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
         )
         for each in in_pods
     }
+    objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
+    first = {
+        name: _apply_first(name, made[-1]["metadata"], directory)
+        for name, made in objects.items()
+        if made[-1]["kind"] == "Job"
+    }
     found = (
         (each, finding)
         for each in servers
@@ -121,7 +134,7 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
             *ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed),
             *probe_keys_left_out(each),
             *_index_used(each),
-            *_dependency_warnings(each, servers, running),
+            *_dependency_warnings(each, servers, running, first),
         )
     )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
@@ -132,7 +145,6 @@ def compile_pool(config: Configuration, files: Sequence[str], *, by_reference: b
         for table in config.tables.by_name()
         if table != Kubernetes.table_name and not (table == _ROUTE and is_routed) and table != only_proxies
     ]
-    objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
     commands = [
         each.environment.create_command(secret, settings.namespace)
         for each in deployed.values()
@@ -172,7 +184,7 @@ def _awaited(names: Iterable[str], servers: Iterable[ServerConfig]) -> tuple[str
 
 
 def _dependency_warnings(
-    server: ServerConfig, servers: Sequence[ServerConfig], running: Collection[str]
+    server: ServerConfig, servers: Sequence[ServerConfig], running: Collection[str], first: Mapping[str, str]
 ) -> Iterator[Finding]:
     if server.name not in running and server.job and server.every is None and not server.disabled:
         yield Finding(("on_demand",), "the job is not exported: no server with pods depends on it")
@@ -181,16 +193,21 @@ def _dependency_warnings(
         path = ("depends_on",)
         if needed.name not in running:
             yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no pods")
-        elif needed.job and needed.every is None:
+        elif needed.name in first:
             message = f"{server.name} comes after the job {needed.name} in waves of Argo CD alone"
-            label = f"poolctl.dev/server={needed.name}"
-            fix = (
-                f"with kubectl or Flux, apply server-{needed.name}.yaml and what it needs first, then "
-                f"`kubectl wait --for condition=complete --timeout 10m job -l {label}`"
-            )
-            yield Finding(path, message, fix)
+            yield Finding(path, message, first[needed.name])
         elif not needed.listens:
             yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no port")
+
+
+def _apply_first(name: str, job: Table, directory: str) -> str:
+    """How to run a job before the servers that depend on it. `job` is the metadata of the Job."""
+    file = shlex.quote(os.path.join(directory, f"server-{name}.yaml"))
+    kubectl = f"kubectl -n {job['namespace']}" if "namespace" in job else "kubectl"
+    return (
+        f"with kubectl or Flux, apply {file if directory else 'its objects'} and what it needs first, then "
+        f"`{kubectl} wait --for condition=complete --timeout 10m job/{job['name']}`"
+    )
 
 
 def _index_used(server: ServerConfig) -> Iterator[Finding]:

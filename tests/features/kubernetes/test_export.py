@@ -587,6 +587,19 @@ def test_waves_rise_along_dependencies(export: Any, poolctl: Any) -> None:
     told = poolctl("export", "kubernetes").err
     assert "web does not wait for off, which has no pods" in told
     assert "web comes after the job migrate in waves of Argo CD alone" in told
+    job = objects.of("Job", "migrate")["metadata"]["name"]
+    wait = f"wait --for condition=complete --timeout 10m job/{job}`"
+    assert f"apply its objects and what it needs first, then `kubectl {wait}" in told
+
+
+def test_job_is_waited_for_by_its_name_in_its_namespace(poolctl: Any, directory: Path) -> None:
+    tables = server("migrate", command=["migrate"], job=True) + app(depends_on=["migrate"])
+    (directory / "pool.toml").write_text(f'{POOL}namespace = "ours"\n{tables}')
+    told = poolctl("export", "kubernetes", "--directory", "my files").err
+    made = yaml.safe_load_all((directory / "my files" / "server-migrate.yaml").read_text())
+    (job,) = (each["metadata"]["name"] for each in made if each["kind"] == "Job")
+    assert "apply 'my files/server-migrate.yaml' and what it needs first" in told
+    assert f"`kubectl -n ours wait --for condition=complete --timeout 10m job/{job}`" in told
 
 
 @needs("scaling")
