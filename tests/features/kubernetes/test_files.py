@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import stat
 import subprocess
 from collections.abc import Callable
@@ -92,6 +93,34 @@ def test_kustomization_of_somebody_else_stays(write: Write, poolctl: Any, direct
     assert f"made/{name} is not of this export and stays; its resources need server-web.yaml" in done.err
     assert texts(made).keys() == {name, "server-web.yaml"}
     assert (made / name).read_text() == "kind: Kustomization\n"
+
+
+@pytest.mark.parametrize("kind", ["directory", "dangling-link", "pipe"])
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("Kustomization", 0, "is not of this export and stays"),
+        ("kustomization.yaml", 0, "is not of this export and stays"),
+        ("server-web.yaml", 8, "was not made by this export"),
+    ],
+)
+def test_what_is_no_file_is_of_somebody_else(
+    write: Write, poolctl: Any, directory: Path, kind: str, name: str, code: int, words: str
+) -> None:
+    write(app("web", 8000))
+    path = directory / "made" / name
+    path.parent.mkdir()
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    done = poolctl("export", "kubernetes", "--directory", "made")
+    assert (done.code, f"made/{name} {words}" in done.err) == (code, True), done.err
+    if code:
+        done = poolctl("export", "kubernetes", "--directory", "made", "--check")
+        assert (done.code, f"made/{name} is missing" in done.err) == (1, True), done.err
 
 
 def test_check_compares_and_changes_nothing(write: Write, poolctl: Any, directory: Path) -> None:
