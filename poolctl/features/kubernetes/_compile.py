@@ -79,7 +79,8 @@ def compile_pool(
     }
     waves = _waves(needed)
     servers = sorted(config, key=lambda each: waves[each.name])
-    hidden = PoolVariables.of(files).values()
+    variables = PoolVariables.of(files)
+    hidden = variables.values()
     _raise_if_problems(config, _problems(servers, pool, hidden))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
     in_pods = [
@@ -138,12 +139,10 @@ def compile_pool(
         )
     )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
-    # Servers with socket = "proxied" have one without being told.
-    only_proxies = _GATEWAY if any(each.is_proxied for each in servers) and not config.tables.routes else None
     warnings += [
         f"[{table}] is not exported: {_reason_not_exported(table, is_routed=is_routed)}"
         for table in config.tables.by_name()
-        if table != Kubernetes.table_name and not (table == _ROUTE and is_routed) and table != only_proxies
+        if table in variables.tables - {Kubernetes.table_name} and not (table == _ROUTE and is_routed)
     ]
     commands = [
         each.environment.create_command(secret, settings.namespace)

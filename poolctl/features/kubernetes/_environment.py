@@ -106,9 +106,13 @@ def create_command(name: str, namespace: str | None, *values: str) -> str:
 
 
 class PoolVariables(NamedTuple):
-    """The variables to which a pool's files refer by `${NAME}`, with defaults, and those of the `.env` beside them."""
+    """The variables to which a pool's files refer by `${NAME}`, with defaults, and those of the `.env` beside them.
+
+    `tables` are the names of the tables that the files have.
+    """
 
     referenced: frozenset[tuple[str, str | None]]
+    tables: frozenset[str]
     local: Mapping[str, Sequence[str]]  # the names in each `.env`, by its path
 
     @classmethod
@@ -123,7 +127,8 @@ class PoolVariables(NamedTuple):
                 local[path] = [*read_env_file(path, os.environ, for_another_user=False)[0]]
             except EnvFileError:
                 continue  # it is not used here
-        return cls(referenced, local)
+        tables = frozenset(name for each in documents if isinstance(each.data, dict) for name in each.data)
+        return cls(referenced, tables, local)
 
     def values(self) -> list[str]:
         """The values that the environment has for them; a default is in the file, and no secret."""

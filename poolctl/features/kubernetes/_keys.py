@@ -93,13 +93,12 @@ def opens_own_port(server: ServerConfig) -> bool:
     words = server.command or ()
     if not server.listens or any(placeholders(word, ["{fd}"]) for word in words):
         return False
+    if server.binds_itself or server.is_proxied:
+        return True
+    if "socket" in server.model_fields_set:  # "pool"
+        return False
     line = " ".join(words)
-    if (
-        server.binds_itself
-        or server.is_proxied
-        or "PORT" in server.env
-        or re.search(r"\$(PORT\b|\{PORT\b)", line)
-    ):
+    if "PORT" in server.env or re.search(r"\$(PORT\b|\{PORT\b)", line):
         return True
     names = [os.path.basename(word.strip(";&|()")) for word in line.split()]
     while names and _BEFORE_PROGRAM.fullmatch(names[0]):
@@ -218,8 +217,12 @@ def ignored_keys(
     in_files = {key.partition(".")[0] for key in origin}
     for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
-        counts_attempts = key == "restart" and server.job and server.every is None
-        if key in in_files and getattr(server, key) and not (routing or counts_attempts):
+        is_equal = key == "restart" and (
+            server.every is None
+            if server.job
+            else server.restart_policy == "always" and server.restart.model_fields_set == {"policy"}
+        )
+        if key in in_files and getattr(server, key) and not (routing or is_equal):
             yield Finding((key,), reason)
 
 

@@ -411,6 +411,16 @@ def test_what_is_left_out_is_said(poolctl: Any, directory: Path) -> None:
         assert words in told
 
 
+def test_nothing_is_told_of_what_no_file_has_or_a_pod_does_anyway(poolctl: Any, directory: Path) -> None:
+    def told(**keys: Any) -> str:
+        (directory / "pool.toml").write_text(POOL + app(**keys))
+        return str(poolctl("export", "kubernetes").err)
+
+    assert told(expose="https://shop.example.com", restart="always") == ""
+    assert "restart: Kubernetes restarts a worker always" in told(restart={"policy": "always", "limit": 3})
+    assert "restart: Kubernetes restarts a worker always" in told(restart="no")
+
+
 def test_init_container_waits_until_each_place_accepts(free_port: Any, until: Any) -> None:
     ports = [free_port(), free_port()]
     waiting = subprocess.Popen([sys.executable, "-c", _WAIT, *(f"127.0.0.1:{port}" for port in ports)])
@@ -535,6 +545,8 @@ def test_port_below_1024_can_be_opened(export: Any) -> None:
         ({"command": ["./serve"]}, False),
         ({"command": ["gunicorn", "node.app:app"]}, False),
         ({"command": ["node", "server.js", "{fd}"]}, False),
+        ({"command": ["node", "server.js"], "socket": "pool"}, False),
+        ({"command": ["./serve"], "socket": "pool", "env": {"PORT": "8000"}}, False),
         ({"command": ["sh", "-c", "echo $PORTAL"]}, False),
     ],
 )
