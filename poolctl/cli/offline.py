@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,21 +32,23 @@ def load(
     *,
     allow_empty: bool = False,
     env_files: bool = True,
-    env: Mapping[str, str] | None = None,
+    in_env: str = "",
     several_bind: bool = False,
 ) -> Configuration:
     """The pool's configuration from its files. Raises PoolValidateError if a file is unreadable.
 
-    `env` resolves `${VAR}`, by default the environment. Without `env_files`, `${VAR}` is not looked up in `.env` beside
-    a file: its values stay on this machine. `several_bind`: each worker will have an address of its own.
+    Without `env_files`, `${VAR}` is not looked up in `.env` beside a file: its values stay on this machine. `in_env` is
+    the format of references in `env`, if they are not resolved. `several_bind`: each worker will have an address of its
+    own.
     Raises Failure (exit 5) with all problems, and for a pool without servers unless `allow_empty`.
     """
     from poolctl.config import load as load_files
 
     config = load_files(
         ref.files,
-        os.environ if env is None else env,
+        os.environ,
         env_files=env_files,
+        in_env=in_env,
         several_bind=several_bind,
     )
     if config.problems:

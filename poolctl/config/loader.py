@@ -60,13 +60,15 @@ def load(
     access_log: bool = False,
     python: str | None = None,
     env_files: bool = True,
+    in_env: str = "",
     several_bind: bool = False,
 ) -> Configuration:
     """The configuration of these files and directories; later files override earlier files. Blocks on the disk.
 
     `texts` replace the contents of some files, by path. `access_log` is the default of http.access_log.
     `python` is the interpreter of servers that name none; by default that of the environment beside the file or active.
-    `env` and, with `env_files`, `.env` beside a file resolve its `${VAR}`.
+    `env` and, with `env_files`, `.env` beside a file resolve its `${VAR}`. With a format `in_env`, such as "<{}>",
+    references in `env` of servers are not resolved, but written in it.
     With `several_bind`, several workers may bind the address of their server, because each has a machine of its own.
 
     Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
@@ -76,7 +78,7 @@ def load(
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.abspath(path) for path in named]
     documents, unreadable = read_documents(files, texts)
-    assembly = Assembly(env, env_files=env_files)
+    assembly = Assembly(env, env_files=env_files, in_env=in_env)
     if access_log:
         assembly.defaults = {"http": {"access_log": True}}  # overridden by the files
     for document in documents:

@@ -232,10 +232,7 @@ def _stale_files(directory: str, files: Files, paths: Collection[str]) -> list[s
     return [
         path
         for path in found
-        if os.path.splitext(path)[1] in extensions
-        and path not in paths
-        and os.path.isfile(path)
-        and is_made_by(path, files.made_by)
+        if os.path.splitext(path)[1] in extensions and path not in paths and is_made_by(path, files.made_by)
     ]
 
 
@@ -243,7 +240,7 @@ def _compare(paths: Mapping[str, str], stale: Sequence[str]) -> Outcome:
     """The outcome of `--check`: an error for each file that an export would change, write or remove."""
     differences = [f"{path} is of a former export; the file has it no more" for path in stale]
     for path, text in paths.items():
-        if not os.path.lexists(path):
+        if not os.path.isfile(path):
             differences.append(f"{path} is missing")
             continue
         with open(path, "rb") as file:
@@ -270,7 +267,9 @@ def _encoded(text: str) -> bytes:
 
 
 def is_made_by(path: str, words: str) -> bool:
-    """Whether the first line of the file contains these words. Raises OSError."""
+    """Whether it is a file whose first line contains these words. Raises OSError."""
+    if not os.path.isfile(path):
+        return False
     with open(path, encoding="utf-8", errors="replace") as file:
         return words in file.readline()
 

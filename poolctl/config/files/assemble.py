@@ -161,10 +161,14 @@ class ServerTable:
 
 
 class Assembly:
-    """The merged tables of all files. With `env_files`, `${VAR}` is also looked up in `.env` beside a file."""
+    """The merged tables of all files. With `env_files`, `${VAR}` is also looked up in `.env` beside a file.
 
-    def __init__(self, env: Mapping[str, str], *, env_files: bool = True) -> None:
+    `in_env` is the format of references in `env`, which are then not looked up.
+    """
+
+    def __init__(self, env: Mapping[str, str], *, env_files: bool = True, in_env: str = "") -> None:
         self.env = env
+        self._in_env = in_env
         self._reads_env_files = env_files
         self.documents: list[Document] = []
         self.settings: dict[str, Tree] = {}
@@ -182,7 +186,8 @@ class Assembly:
         data = document.data
         # Most files have neither references nor escapes, and walking them costs a third of their validation.
         if "${" in document.text or "\\" in document.text:
-            data = interpolate(data, self._variables_for(document, findings), findings)
+            variables = self._variables_for(document, findings)
+            data = interpolate(data, variables, findings, in_env=self._in_env)
         if isinstance(data, list):
             findings += self._merge_servers(document, data, ())
         elif isinstance(data, dict) and (foreign := read_file.foreign_format(document.path, data)):

@@ -54,29 +54,41 @@ def referenced_variables(text: str) -> Iterator[tuple[str, str | None]]:
             yield inside[1], inside[2]
 
 
-def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: KeyPath = ()) -> Tree:
+def interpolate(
+    value: Tree, env: Mapping[str, str], findings: list[Finding], path: KeyPath = (), *, in_env: str = ""
+) -> Tree:
     """The value with its references replaced; an invalid reference is a finding.
 
     Defaults apply if a variable is unset or empty, as in a shell; `$${` is a literal `${`. The value of a variable
-    is not interpolated again. A text without references is returned unchanged.
+    is not interpolated again. A text without references is returned unchanged. With a format `in_env`, such as
+    "<{}>", a reference in `env` of a server becomes its own text in that format, and is not looked up.
     """
     if isinstance(value, str):
-        return _expanded_text(value, env, findings, path)
+        return _expanded_text(value, env, findings, path, in_env)
     if isinstance(value, dict):
-        return {key: interpolate(inner, env, findings, (*path, key)) for key, inner in value.items()}
+        return {
+            key: interpolate(inner, env, findings, (*path, key), in_env=in_env)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
-        return [interpolate(inner, env, findings, (*path, index)) for index, inner in enumerate(value)]
+        return [
+            interpolate(inner, env, findings, (*path, index), in_env=in_env)
+            for index, inner in enumerate(value)
+        ]
     return value
 
 
-def _expanded_text(text: str, env: Mapping[str, str], findings: list[Finding], path: KeyPath) -> str:
+def _expanded_text(
+    text: str, env: Mapping[str, str], findings: list[Finding], path: KeyPath, in_env: str
+) -> str:
     if _unusable.search(text):
         findings.append(Finding(path, "the text holds a NUL or half a surrogate pair", "take it out"))
         return _unusable.sub("?", text)
     if "${" not in text:
         return text
 
-    names_servers = _path_within_server(path)[:1] in _NAMING_SERVERS
+    within = _path_within_server(path)[:1]
+    names_servers = within in _NAMING_SERVERS
 
     def replaced(match: re.Match[str]) -> str:
         if match[1] is None:
@@ -91,6 +103,8 @@ def _expanded_text(text: str, env: Mapping[str, str], findings: list[Finding], p
             message, hint = f"{match[0]!r} is no reference", f"write {REFERENCES_ALLOWED}"
             findings.append(Finding(path, message, hint, allowed=REFERENCES_ALLOWED))
             return ""
+        if in_env and within == ("env",):
+            return in_env.format(match[1])
         name, default = inside[1], inside[2]
         found = env.get(name) or default
         if found is None and name not in env:

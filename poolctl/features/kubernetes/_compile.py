@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.config import (
-    Configuration,
-    Finding,
-    ServerConfig,
-    values_to_mask,
-    variables_referenced_without_default,
-)
+from poolctl.config import Configuration, Finding, ServerConfig
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
 from poolctl.errors import ServerError
@@ -22,7 +17,7 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
 
-from ._environment import PodEnvironment, create_command, without_local_env_file
+from ._environment import PodEnvironment, PoolVariables, create_command, without_local_env_file
 from ._keys import (
     LONGEST_NAME_OF_JOB,
     ignored_keys,
@@ -37,7 +32,6 @@ from ._objects import (
     Deployed,
     SharedSettings,
     in_pod,
-    is_at_rest,
     objects_of,
     path_in_image,
     pod_configuration,
@@ -66,11 +60,11 @@ class CompiledPool(NamedTuple):
 
 
 def compile_pool(
-    config: Configuration, files: Sequence[str], *, by_reference: bool = False, hidden: Sequence[str] = ()
+    config: Configuration, files: Sequence[str], *, by_reference: bool = False, directory: str = ""
 ) -> CompiledPool:
     """Compile the pool. Raises Failure (5) with all unsupported keys, or all unreadable env files.
 
-    `hidden` are values that may be in Secrets alone, besides those of environment variables.
+    `directory` is where the files will be, for commands in warnings.
     """
     settings = config.tables.get(Kubernetes)
     if settings is None:
@@ -79,21 +73,31 @@ def compile_pool(
     handlers = next((each.handlers for each in config if each.handlers), "")
     name = config.settings.name or default_name(files[0])
     pool = SharedSettings(name, settings, handlers, by_reference)
-    waves = _waves(config)
+    running = _running(config)
+    needed = {
+        each.name: [other.name for other in each.depends_on if other.name in running] for each in config
+    }
+    waves = _waves(needed)
     servers = sorted(config, key=lambda each: waves[each.name])
-    _raise_if_problems(config, _problems(servers, pool))
+    variables = PoolVariables.of(files)
+    hidden = variables.values()
+    _raise_if_problems(config, _problems(servers, pool, hidden))
     moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
-    in_pods = [in_pod(each) for each in moved]
+    in_pods = [
+        in_pod(each).model_copy(update={"disabled": each.name not in running})
+        for each in moved
+        # A suspended Job is never healthy: Argo CD would wait for it.
+        if each.name in running or not each.job or each.every is not None
+    ]
     environments: dict[str, PodEnvironment] = {}
     unreadable: list[Located] = []
     for each in in_pods:
         cwd = path_in_image(each.cwd, each, settings)
         try:
-            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference)
+            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference, hidden=hidden)
         except ServerError as error:
             unreadable.append((each, Finding(("env_file",), error.message, error.hint)))
     _raise_if_problems(config, unreadable)
-    hidden = [*hidden, *_environment_values(files)]
     _raise_if_problems(
         config,
         (
@@ -109,11 +113,20 @@ def compile_pool(
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
         by_name = {each.name: each for each in moved}
-        routes = compile_routes(servers, by_name, config.tables, pool, waves, hidden)
+        last = max(waves.values(), default=0)
+        routes = compile_routes(servers, by_name, config.tables, pool, last, hidden)
         _raise_if_problems(config, routes.problems)
     deployed = {
-        each.name: Deployed(each, environments[each.name], _awaited(each, in_pods), waves[each.name])
+        each.name: Deployed(
+            each, environments[each.name], _awaited(needed[each.name], in_pods), waves[each.name]
+        )
         for each in in_pods
+    }
+    objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
+    first = {
+        name: _apply_first(name, made[-1]["metadata"], directory)
+        for name, made in objects.items()
+        if made[-1]["kind"] == "Job"
     }
     found = (
         (each, finding)
@@ -122,18 +135,15 @@ def compile_pool(
             *ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed),
             *probe_keys_left_out(each),
             *_index_used(each),
-            *_dependency_warnings(each, servers),
+            *_dependency_warnings(each, servers, running, first),
         )
     )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
-    # Servers with socket = "proxied" have one without being told.
-    only_proxies = _GATEWAY if any(each.is_proxied for each in servers) and not config.tables.routes else None
     warnings += [
         f"[{table}] is not exported: {_reason_not_exported(table, is_routed=is_routed)}"
         for table in config.tables.by_name()
-        if table != Kubernetes.table_name and not (table == _ROUTE and is_routed) and table != only_proxies
+        if table in variables.tables - {Kubernetes.table_name} and not (table == _ROUTE and is_routed)
     ]
-    objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
     commands = [
         each.environment.create_command(secret, settings.namespace)
         for each in deployed.values()
@@ -146,43 +156,57 @@ def compile_pool(
     return CompiledPool(name, objects, routes.routes, warnings, commands)
 
 
-def _waves(servers: Sequence[ServerConfig]) -> dict[str, int]:
+def _running(servers: Iterable[ServerConfig]) -> set[str]:
+    """The names of the servers with pods: of on-demand ones, those that others with pods depend on."""
+    enabled = {each.name: each for each in servers if not each.disabled}
+    running: set[str] = set()
+    left = [each.name for each in enabled.values() if not each.on_demand]
+    while left:
+        name = left.pop()
+        if name in enabled and name not in running:
+            running.add(name)
+            left += (each.name for each in enabled[name].depends_on)
+    return running
+
+
+def _waves(needed: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """The place of each server in the order of dependencies: above those of all that it waits for."""
-    needed = {each.name: _needed(each, servers) for each in servers}
     waves: dict[str, int] = {}
     for name in TopologicalSorter(needed).static_order():
         waves[name] = max((waves[each] + 1 for each in needed[name]), default=0)
     return waves
 
 
-def _needed(server: ServerConfig, servers: Iterable[ServerConfig]) -> list[str]:
-    """The names of the servers that this one waits for: not of those that have no pods."""
-    running = {each.name for each in servers if not is_at_rest(each)}
-    return [each.name for each in server.depends_on if each.name in running]
-
-
-def _awaited(server: ServerConfig, servers: Iterable[ServerConfig]) -> tuple[str, ...]:
+def _awaited(names: Iterable[str], servers: Iterable[ServerConfig]) -> tuple[str, ...]:
     by_name = {each.name: each for each in servers}
-    needed = (by_name[name] for name in _needed(server, by_name.values()))
-    return tuple(f"{each.name}:{each.address.port}" for each in needed if each.listens)
+    return tuple(f"{name}:{by_name[name].address.port}" for name in names if by_name[name].listens)
 
 
-def _dependency_warnings(server: ServerConfig, servers: Sequence[ServerConfig]) -> Iterator[Finding]:
+def _dependency_warnings(
+    server: ServerConfig, servers: Sequence[ServerConfig], running: Collection[str], first: Mapping[str, str]
+) -> Iterator[Finding]:
+    if server.name not in running and server.job and server.every is None and not server.disabled:
+        yield Finding(("on_demand",), "the job is not exported: no server with pods depends on it")
     by_name = {each.name: each for each in servers}
     for needed in (by_name[each.name] for each in server.depends_on if each.name in by_name):
         path = ("depends_on",)
-        if is_at_rest(needed):
+        if needed.name not in running:
             yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no pods")
-        elif needed.job and needed.every is None:
+        elif needed.name in first:
             message = f"{server.name} comes after the job {needed.name} in waves of Argo CD alone"
-            label = f"poolctl.dev/server={needed.name}"
-            fix = (
-                f"with kubectl or Flux, apply server-{needed.name}.yaml and what it needs first, then "
-                f"`kubectl wait --for condition=complete --timeout 10m job -l {label}`"
-            )
-            yield Finding(path, message, fix)
+            yield Finding(path, message, first[needed.name])
         elif not needed.listens:
             yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no port")
+
+
+def _apply_first(name: str, job: Table, directory: str) -> str:
+    """How to run a job before the servers that depend on it. `job` is the metadata of the Job."""
+    file = shlex.quote(os.path.join(directory, f"server-{name}.yaml"))
+    kubectl = f"kubectl -n {job['namespace']}" if "namespace" in job else "kubectl"
+    return (
+        f"with kubectl or Flux, apply {file if directory else 'its objects'} and what it needs first, then "
+        f"`{kubectl} wait --for condition=complete --timeout 10m job/{job['name']}`"
+    )
 
 
 def _index_used(server: ServerConfig) -> Iterator[Finding]:
@@ -208,11 +232,13 @@ def _raise_if_problems(config: Configuration, found: Iterable[Located]) -> None:
         raise Failure(Outcome(errors=list(map(ErrorEntry.of, problems)), exit_code=INVALID_CONFIGURATION))
 
 
-def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator[Located]:
+def _problems(
+    servers: Sequence[ServerConfig], pool: SharedSettings, hidden: Sequence[str]
+) -> Iterator[Located]:
     if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
-    for finding in settings_problems(pool.settings):
+    for finding in settings_problems(pool.settings, hidden):
         yield None, finding
     if not servers and not is_label(pool.name):
         fix = "use lower-case letters, digits and hyphens, 63 at most, a letter first"
@@ -235,8 +261,3 @@ def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) 
     (table,) = pod_configuration(server, pool)["server"]
     probes = server.health.as_given()  # those of a command are in its Deployment
     return secret_keys({**table, **({"health": probes} if probes else {})}, hidden)
-
-
-def _environment_values(files: Iterable[str]) -> list[str]:
-    """The values of the environment variables that the files use."""
-    return values_to_mask(variables_referenced_without_default(files), os.environ)

@@ -20,36 +20,42 @@ from poolctl.config import (
     read_documents,
     read_env_file,
     referenced_variables,
+    values_to_mask,
 )
 from poolctl.config.values.problems import Tree
 from poolctl.config.values.secrets import is_secret, masked_text
 from poolctl.runners.worker_spec import added_environment
 
-# Around the name of a variable that stands for its value. Files do not have these characters.
+# Around a reference to a variable that stands for its value. Files do not have these characters.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 # Besides the names that are masked in output: a plain variable too many in a Secret costs a line, one too few a secret.
 _MAYBE_SECRET = re.compile(r"pass|pwd|key|dsn|auth|salt|cred|private", re.IGNORECASE)
+IN_ENV = f"{_OPEN}{{}}{_CLOSE}"
+_IN_SHELL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPECIAL_IN_SHELL = r'([\\"$`])'
 
 
 class PodEnvironment(NamedTuple):
     """A server's variables. `secret` is what its Secret holds, `given` has the names in it that are in `env`.
 
-    `plain` are those that everybody may read. `missing` are env files whose variables are only in the Secret that
-    somebody else creates.
+    `plain` are those that everybody may read. `files` are its env files, and `missing` those whose variables are only
+    in the Secret that somebody else creates.
     """
 
     secret: Mapping[str, str]
     given: Sequence[str]
     plain: Mapping[str, str]
+    files: Sequence[str] = ()
     missing: Sequence[str] = ()
 
     @classmethod
-    def of(cls, server: ServerConfig, directory: str, *, by_reference: bool = False) -> PodEnvironment:
+    def of(
+        cls, server: ServerConfig, directory: str, *, by_reference: bool = False, hidden: Sequence[str] = ()
+    ) -> PodEnvironment:
         """Read the server's env files. Relative paths are below `directory` of the image.
 
-        With `by_reference`, the Secret has what comes from variables and env files or looks secret, and an env file may
-        be missing. Raises ServerError for one that cannot be read.
+        With `by_reference`, the Secret has what comes from variables and env files, looks secret or contains a value
+        in `hidden`, and an env file may be missing. Raises ServerError for one that cannot be read.
         """
         missing = [path for path in server.env_file_paths if by_reference and not os.path.exists(path)]
         there = tuple(
@@ -62,34 +68,35 @@ class PodEnvironment(NamedTuple):
         if server.command and server.probe_and_hook_commands and not server.job:
             # An exec probe has them here, too; in a pod its environment is the container's.
             address |= {"POOLCTL_NAME": server.name, "POOLCTL_BIND": server.key}
-        readable = [name for name in server.env if by_reference and _is_readable(name, found[name])]
+        readable = [name for name in server.env if by_reference and _is_readable(name, found[name], hidden)]
         plain = {name: found[name] for name in sorted(readable)} | address
         secret = {name: value for name, value in sorted(found.items()) if name not in plain}
-        return cls(secret, sorted(secret.keys() & server.env.keys()), plain, missing)
+        return cls(secret, sorted(secret.keys() & server.env.keys()), plain, server.env_file_paths, missing)
 
     def create_command(self, name: str, namespace: str | None) -> str:
         """The command that creates the Secret, with variables of the shell in the place of values."""
+        if self.files and not self.given:  # kubectl takes one or the other
+            files = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.files]
+            return create_command(name, namespace, *files)
         literals = [f"--from-literal={key}={_shell_value(key, value)}" for key, value in self.secret.items()]
-        if self.missing and not literals:  # kubectl takes one or the other
-            literals = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.missing]
-        elif self.missing:
-            literals.append(f"# and the variables of {', '.join(map(os.path.relpath, self.missing))}")
+        # A shell refuses it as it is.
+        literals += [f"--from-literal=<each of {os.path.relpath(path)}>" for path in self.missing]
         return create_command(name, namespace, *literals)
 
 
-def _is_readable(name: str, value: str) -> bool:
+def _is_readable(name: str, value: str, hidden: Sequence[str]) -> bool:
     may_be_secret = is_secret(name) or _MAYBE_SECRET.search(name)
-    return _OPEN not in value and not may_be_secret and masked_text(value) == value
+    return _OPEN not in value and not may_be_secret and masked_text(value, hidden) == value
 
 
 def _shell_value(key: str, value: str) -> str:
+    """The value in words of a shell, which stops at a variable that is unset or empty."""
     if _OPEN not in value:
-        return f'"${key}"'
-    names = re.findall(f"{_OPEN}(.*?){_CLOSE}", value)
-    first, *others = (
-        re.sub(_SPECIAL_IN_SHELL, r"\\\1", text) for text in re.split(f"{_OPEN}.*?{_CLOSE}", value)
-    )
-    return f'"{first}{"".join(f"${{{name}}}{text}" for name, text in zip(names, others, strict=True))}"'
+        # A name that no variable of a shell has is a redirection from a file that is not there.
+        return f'"${{{key}:?}}"' if _IN_SHELL.fullmatch(key) else f"<{key}>"
+    text = re.sub(_SPECIAL_IN_SHELL, r"\\\1", value)
+    text = re.sub(rf"{_OPEN}(\w+){_CLOSE}", r"${\1:?}", text)
+    return f'"{text.replace(_OPEN, "${").replace(_CLOSE, "}")}"'
 
 
 def create_command(name: str, namespace: str | None, *values: str) -> str:
@@ -99,47 +106,40 @@ def create_command(name: str, namespace: str | None, *values: str) -> str:
 
 
 class PoolVariables(NamedTuple):
-    """The variables to which a pool's files refer by `${NAME}`, and those of the `.env` beside them.
+    """The variables to which a pool's files refer by `${NAME}`, with defaults, and those of the `.env` beside them.
 
-    `in_env` and `elsewhere` have names and defaults: of references in `env` of servers, and of all others.
+    `tables` are the names of the tables that the files have.
     """
 
-    in_env: frozenset[tuple[str, str | None]]
-    elsewhere: frozenset[tuple[str, str | None]]
+    referenced: frozenset[tuple[str, str | None]]
+    tables: frozenset[str]
     local: Mapping[str, Sequence[str]]  # the names in each `.env`, by its path
 
     @classmethod
     def of(cls, files: Iterable[str]) -> PoolVariables:
         """Read the files. One that cannot be read is left out."""
         documents, _ = read_documents([*files])
-        texts = [each for document in documents for each in _texts(document.data)]
-        in_env, elsewhere = (
-            frozenset(
-                found for text, is_env in texts if is_env is wanted for found in referenced_variables(text)
-            )
-            for wanted in (True, False)
-        )
+        texts = (text for document in documents for text in _texts(document.data))
+        referenced = frozenset(found for text in texts for found in referenced_variables(text))
         local = {}
         for path in dict.fromkeys(path for each in documents for path in default_env_file(each.base_dir)):
             try:
                 local[path] = [*read_env_file(path, os.environ, for_another_user=False)[0]]
             except EnvFileError:
                 continue  # it is not used here
-        return cls(in_env, elsewhere, local)
+        tables = frozenset(name for each in documents if isinstance(each.data, dict) for name in each.data)
+        return cls(referenced, tables, local)
 
-    def environment_of_names(self) -> dict[str, str]:
-        """The environment, with names for the values of variables to which only `env` of servers refers."""
-        elsewhere = {name for name, _ in self.elsewhere}
-        return os.environ | {
-            name: f"{_OPEN}{name}{_CLOSE}"
-            for name, default in self.in_env
-            if name not in elsewhere and (default is None or os.environ.get(name))
-        }
+    def values(self) -> list[str]:
+        """The values that the environment has for them; a default is in the file, and no secret."""
+        return values_to_mask(
+            (name for name, default in self.referenced if os.environ.get(name) != default), os.environ
+        )
 
     def warnings(self, config: Configuration) -> Iterator[str]:
         """Name what servers have here from a `.env` that no key names, and the defaults that it would override."""
         is_used = any(without_local_env_file(config, server) != server for server in config)
-        defaults = {name for name, default in self.in_env | self.elsewhere if default is not None}
+        defaults = {name for name, default in self.referenced if default is not None}
         for path, names in self.local.items():
             shown = os.path.relpath(path)
             if is_used and names:
@@ -160,13 +160,9 @@ def without_local_env_file(config: Configuration, server: ServerConfig) -> Serve
     return server.model_copy(update={"env_file": ()})
 
 
-def _texts(value: Tree, *, is_env: bool = False) -> Iterator[tuple[str, bool]]:
-    """Each text of a file, and whether it is a value of a table `env`."""
+def _texts(value: Tree) -> Iterator[str]:
     if isinstance(value, str):
-        yield value, is_env
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _texts(inner, is_env=is_env or key == "env")
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _texts(inner, is_env=is_env)
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Finding, Probe, ServerConfig, masked
 from poolctl.config.values.plain import PROBES, placeholders
+from poolctl.config.values.secrets import masked_text
 from poolctl.json_form import Table
 from poolctl.time_windows import parse_window
 
@@ -93,13 +94,12 @@ def opens_own_port(server: ServerConfig) -> bool:
     words = server.command or ()
     if not server.listens or any(placeholders(word, ["{fd}"]) for word in words):
         return False
+    if server.binds_itself or server.is_proxied:
+        return True
+    if "socket" in server.model_fields_set:  # "pool"
+        return False
     line = " ".join(words)
-    if (
-        server.binds_itself
-        or server.is_proxied
-        or "PORT" in server.env
-        or re.search(r"\$(PORT\b|\{PORT\b)", line)
-    ):
+    if "PORT" in server.env or re.search(r"\$(PORT\b|\{PORT\b)", line):
         return True
     names = [os.path.basename(word.strip(";&|()")) for word in line.split()]
     while names and _BEFORE_PROGRAM.fullmatch(names[0]):
@@ -153,8 +153,11 @@ def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
             yield Finding((key,), "a value of it is a secret, or comes from the environment", fix)
 
 
-def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
-    """Yield the problems of [kubernetes] that the API server or the kubelets would have with its values."""
+def settings_problems(settings: Kubernetes, hidden: Sequence[str]) -> Iterator[Finding]:
+    """Problems of [kubernetes]: values that the API server or the kubelets refuse, and annotations with secrets.
+
+    `hidden` are the values of environment variables.
+    """
     if settings.gateway is not None and settings.ingress_class is not None:
         fix = "write gateway for HTTPRoutes, or ingress_class for Ingresses"
         yield Finding(("kubernetes", "ingress_class"), "routes go through gateway already", fix)
@@ -191,7 +194,11 @@ def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
                 else 'write bytes such as "128M" or "1Gi"'
             )
             yield Finding(("kubernetes", "requests", key), f"{value!r} is no quantity of Kubernetes", fix)
-    for name in settings.annotations:
+    for name, value in settings.annotations.items():
+        if masked_text(value, hidden) != value:
+            fix = "write the value itself if everybody may read it"
+            message = "it is a secret, or comes from the environment"
+            yield Finding(("kubernetes", "annotations", name), message, fix)
         if not _annotation.fullmatch(name):
             fix = "write NAME or DOMAIN/NAME, the name with at most 63 letters, digits and -._"
             yield Finding(("kubernetes", "annotations", name), "no object has such an annotation", fix)
@@ -211,8 +218,12 @@ def ignored_keys(
     in_files = {key.partition(".")[0] for key in origin}
     for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
-        counts_attempts = key == "restart" and server.job and server.every is None
-        if key in in_files and getattr(server, key) and not (routing or counts_attempts):
+        is_equal = key == "restart" and (
+            server.every is None
+            if server.job
+            else server.restart_policy == "always" and server.restart.model_fields_set == {"policy"}
+        )
+        if key in in_files and getattr(server, key) and not (routing or is_equal):
             yield Finding((key,), reason)
 
 

@@ -27,6 +27,11 @@ from ._keys import cron_schedule, opens_own_port, quantity
 from .table import Kubernetes
 
 POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects, and selectors
+# Pods of the earlier revision need them until the rollout ends; Argo CD and Flux do not know that they do.
+_PRUNED_LAST = {
+    "argocd.argoproj.io/sync-options": "PruneLast=true",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+}
 # Argo CD applies a wave when the objects of the earlier ones are healthy.
 _WAVE = "argocd.argoproj.io/sync-wave"
 _CONFIG_DIRECTORY, _CONFIG_FILE = "/etc/poolctl", "pool.json"
@@ -97,12 +102,16 @@ class SharedSettings:
         return {
             "apiVersion": api,
             "kind": kind,
-            "metadata": {"name": name, **namespace, **self.metadata(server, wave)},
+            "metadata": {
+                "name": name,
+                **namespace,
+                **self.metadata(server, wave, _PRUNED_LAST if "immutable" in rest else {}),
+            },
             **rest,
         }
 
-    def metadata(self, server: str, wave: int = 0) -> Table:
-        """The labels and annotations of an object or a pod."""
+    def metadata(self, server: str, wave: int = 0, more: Mapping[str, str] = {}) -> Table:
+        """The labels and annotations of an object or a pod: `more`, and those of [kubernetes]."""
         labels = {"app.kubernetes.io/part-of": self.name, "app.kubernetes.io/managed-by": "poolctl"}
         if server:
             of_server = {
@@ -112,7 +121,7 @@ class SharedSettings:
             labels = of_server | labels | self.selector(server)
         else:
             labels[POOL] = self.name
-        annotations = {**self.settings.annotations, **({_WAVE: str(wave)} if wave else {})}
+        annotations = {**more, **self.settings.annotations, **({_WAVE: str(wave)} if wave else {})}
         return {"labels": labels, **({"annotations": annotations} if annotations else {})}
 
     def selector(self, server: str) -> dict[str, str]:
@@ -146,11 +155,6 @@ def in_pod(server: ServerConfig) -> ServerConfig:
     if not server.listens:
         return server
     return server.at(parse(f"0.0.0.0:{server.address.port}")).model_copy(update={"expose": server.expose})
-
-
-def is_at_rest(server: ServerConfig) -> bool:
-    """Whether the server has no pods until somebody wants them."""
-    return server.disabled or server.on_demand
 
 
 def path_in_image(path: str, server: ServerConfig, settings: Kubernetes) -> str:
@@ -202,20 +206,18 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
                 **({"timeZone": pool.settings.time_zone} if pool.settings.time_zone else {}),
                 "concurrencyPolicy": "Forbid",
                 "startingDeadlineSeconds": _LATEST_RUN_SECONDS,
-                "suspend": is_at_rest(server),
+                "suspend": server.disabled,
                 "successfulJobsHistoryLimit": _RUNS_KEPT,
                 "failedJobsHistoryLimit": _RUNS_KEPT,
                 "jobTemplate": {"metadata": pool.metadata(server.name), "spec": run},
             }
             yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
-        suspended = {"suspend": True} if is_at_rest(server) else {}
         # A Job cannot be changed, and runs again when its server has changed.
-        yield manifest("batch/v1", "Job", _with_digest(name, pod), spec={**run, **suspended})
+        yield manifest("batch/v1", "Job", _with_digest(name, template), spec=run)
         return
     scaled = server.scale.is_automatic and not server.disabled
-    is_scaled_now = scaled and not server.on_demand  # an autoscaler does not act on 0 replicas
-    replicas = {} if is_scaled_now else {"replicas": 0 if is_at_rest(server) else server.scale.min}
+    replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)
@@ -265,9 +267,6 @@ def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
         table.pop("health", None)  # the kubelet probes it
         if opens_own_port(server):
             table["socket"] = "program"
-        # They are not those of the address.
-        if own := {name: server.env[name] for name in server.address_variables if name in server.env}:
-            table["env"] = own
     elif "health" in table:
         table["health"] = {kind: probe for kind, probe in table["health"].items() if "http" in probe}
     if server.scale.max > 1:
@@ -278,6 +277,9 @@ def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
         table["limits"] = {"open_files": server.limits.open_files}
     handlers = {"handlers": pool.handlers} if pool.handlers and server.handler_key else {}
     escaped: Table = _escaped({"pool": {"name": pool.name, **handlers}, "server": [table]})
+    # They are not those of the address, but those of the container.
+    if own := {name: f"${{{name}}}" for name in server.address_variables if name in server.env}:
+        escaped["server"][0]["env"] = own
     return escaped
 
 
@@ -359,11 +361,13 @@ def _variables(environment: PodEnvironment, secret: str, settings: Kubernetes) -
         for name in environment.given
         if settings.secrets
     ]
-    # The kubelet would replace $(NAME), and take $$ for $.
-    variables += [
-        {"name": name, "value": value.replace("$", "$$")} for name, value in environment.plain.items()
-    ]
+    variables += [{"name": name, "value": _literal(value)} for name, value in environment.plain.items()]
     return {**({"envFrom": sources} if sources else {}), **({"env": variables} if variables else {})}
+
+
+def _literal(text: str) -> str:
+    """The text as the kubelet reads it: it would replace $(NAME), and takes $$ for $."""
+    return text.replace("$", "$$")
 
 
 def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
@@ -418,7 +422,8 @@ def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
     if probe is None:
         return {}
     if probe.exec is not None:
-        return {"exec": {"command": probe_argument_vector(server, probe.exec)}}
+        words = probe_argument_vector(server, probe.exec)
+        return {"exec": {"command": [_literal(word) for word in words]}}
     if probe.http is None:
         return {"tcpSocket": {"port": "http"}}
     # As poolctl probes it: the kubelet's own Host is the pod's address, which Django, for one, answers with 400.

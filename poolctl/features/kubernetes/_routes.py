@@ -71,13 +71,14 @@ def compile_routes(
     moved: Mapping[str, ServerConfig],
     tables: Tables,
     pool: SharedSettings,
-    waves: Mapping[str, int],
+    wave: int,
     hidden: Sequence[str] = (),
 ) -> CompiledRoutes:
     """Compile the routes from files, labels and `expose` to Kubernetes objects; no routes if one has a problem.
 
-    `moved` has the servers by name, with their addresses in the cluster, and `waves` their waves. `hidden` are
-    values of environment variables, which must not appear in a Kubernetes object.
+    `moved` has the servers by name, with their addresses in the cluster. All routes are in the last `wave`: an Ingress
+    without a load balancer is never healthy. `hidden` are values of environment variables, which must not appear in a
+    Kubernetes object.
     """
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:
@@ -98,7 +99,6 @@ def compile_routes(
     only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
     for written, config, backends in () if found.problems else served:
         name = _route_object_name(pool, written.alias)
-        wave = max((waves[server] for server, _ in backends), default=0)
         ports = [(name, moved[name].address.port or 0, weight) for name, weight in backends]
         if pool.settings.ingress_class is not None:
             spec = _ingress_spec(config, pool.settings, backends[0][0])

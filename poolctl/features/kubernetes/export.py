@@ -20,7 +20,7 @@ from poolctl.control.answers import ErrorEntry
 from poolctl.json_form import Table
 
 from ._compile import compile_pool
-from ._environment import PoolVariables
+from ._environment import IN_ENV, PoolVariables
 
 _KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")  # where kustomize looks
 # Everything else is quoted: readers in Go, of YAML 1.1 and 1.2, find more numbers and booleans than PyYAML does.
@@ -50,14 +50,13 @@ def files(place: Place, wanted: Wanted) -> Files:
     ref = find_pool(place)
     variables = PoolVariables.of(ref.files)
     by_reference = wanted.secrets == REFERENCE
-    env = variables.environment_of_names() if by_reference else None
     try:
-        config = load(ref, env_files=False, env=env, several_bind=True)
+        config = load(ref, env_files=False, in_env=IN_ENV if by_reference else "", several_bind=True)
     except Failure as failure:
         failure.outcome.errors = [_with_local_file(each, variables) for each in failure.outcome.errors]
         raise
-    marks = [value for name, value in (env or {}).items() if value != os.environ.get(name)]
-    found = compile_pool(config, ref.files, by_reference=by_reference, hidden=marks)
+    directory = str(wanted.into or "")
+    found = compile_pool(config, ref.files, by_reference=by_reference, directory=directory)
     made_by = f"Made by `poolctl export kubernetes` for the pool {found.name}."
     objects = {f"server-{name}.yaml": made for name, made in found.objects.items()}
     if found.routes:
@@ -65,8 +64,7 @@ def files(place: Place, wanted: Wanted) -> Files:
     texts = {name: _text(made, made_by) for name, made in objects.items()}
     warnings = [*found.warnings, *variables.warnings(config)]
     notes = [f"the pods need this Secret, if it is not there: {command}" for command in found.create_secrets]
-    if wanted.into:
-        directory = str(wanted.into)
+    if directory:
         paths = (os.path.join(directory, name) for name in _KUSTOMIZATIONS)
         foreign = next(
             (path for path in paths if os.path.lexists(path) and not is_made_by(path, made_by)), None
@@ -80,7 +78,7 @@ def files(place: Place, wanted: Wanted) -> Files:
     return Files(
         texts=texts,
         made_by=made_by,
-        next_commands=f"kubectl apply -k {shlex.quote(str(wanted.into or 'DIRECTORY'))}",
+        next_commands=f"kubectl apply -k {shlex.quote(directory or 'DIRECTORY')}",
         warnings=warnings,
         notes=notes,
         private=[name for name, made in objects.items() if any(each["kind"] == "Secret" for each in made)],

@@ -44,6 +44,17 @@ def test_file_is_exported(poolctl: Any, directory: Path) -> None:
     ]
 
 
+def test_claims_of_examples_are_in_the_wave_of_their_first_pods() -> None:
+    claims = [
+        each
+        for path in (ROOT / "examples").glob("*/overlays/**/*.yaml")
+        for each in yaml.safe_load_all(path.read_text())
+        if isinstance(each, dict) and each.get("kind") == "PersistentVolumeClaim"
+    ]
+    assert claims
+    assert [each["metadata"] for each in claims if "annotations" in each["metadata"]] == []
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
 def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, directory: Path) -> None:
     text = next(each.text for each in blocks(PAGE) if each.language == "toml")

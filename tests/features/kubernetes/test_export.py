@@ -161,10 +161,11 @@ BEARER = {"readiness": {"http": "/", "headers": {"Authorization": "Bearer abcdef
     [
         ("command", {"command": ["serve", "--token", "given"]}),
         ("command", {"command": ["serve", "${TOKEN}"]}),
+        ("command", {"command": ["serve", "${TOKEN:-none}"]}),
         ("health", {"app": "web:app", "health": BEARER}),
         ("health", {"command": ["serve", "{port}"], "health": BEARER}),
     ],
-    ids=["argument", "variable", "header", "header-of-a-command"],
+    ids=["argument", "variable", "default", "header", "header-of-a-command"],
 )
 def test_secret_that_everybody_could_read_is_refused(
     poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, key: str, keys: Any
@@ -176,6 +177,31 @@ def test_secret_that_everybody_could_read_is_refused(
     assert done.code == 5
     assert f"{key}: a value of it is a secret" in done.err
     assert "very-secret-token" not in done.err + done.out
+
+
+@pytest.mark.parametrize("value", ["of ${TOKEN}", "${TOKEN:-none}", "https://me:pass@example.com/"])
+def test_secret_in_an_annotation_is_refused(
+    export: Any, poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TOKEN", "very-secret-token")
+    (directory / "pool.toml").write_text(f'{POOL}annotations = {{ "a.b/c" = "{value}" }}\n{app()}')
+    done = poolctl("export", "kubernetes")
+    assert (done.code, "very-secret-token" in done.err) == (5, False)
+    assert "pool.toml:5:" in done.err
+    assert "annotations.a.b/c: it is a secret, or comes from the environment" in done.err
+    monkeypatch.setenv("TOKEN", "name-in-the-file")  # as the default
+    name = '"a.b/auth-secret" = "shop-users", "a.b/d" = "${TOKEN:-name-in-the-file}"'
+    export(app(), pool=f"{POOL}annotations = {{ {name} }}\n")
+
+
+def test_what_pods_of_an_earlier_revision_need_is_not_pruned_before_they_go(export: Any) -> None:
+    kept = {
+        "argocd.argoproj.io/sync-options": "PruneLast=true",
+        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+    }
+    for each in export(app(env={"A": "b"})):
+        annotations = each["metadata"].get("annotations", {})
+        assert annotations == (kept if each["kind"] in ("ConfigMap", "Secret") else {})
 
 
 @pytest.mark.slow
@@ -203,6 +229,9 @@ def test_changed_job_is_another_one(export: Any) -> None:
 
     assert name("1") == name("1")
     assert name("1") != name("2"), "the API server refuses to change a job"
+    annotated = POOL + 'annotations = { "a.b/c" = "d" }\n'
+    objects = export(server("migrate", command=["migrate"], job=True, env={"TO": "1"}), pool=annotated)
+    assert objects.of("Job", "migrate")["metadata"]["name"] != name("1"), "nor its template's annotations"
 
 
 def test_job_with_a_schedule_is_a_cron_job(export: Any) -> None:
@@ -382,6 +411,16 @@ def test_what_is_left_out_is_said(poolctl: Any, directory: Path) -> None:
         assert words in told
 
 
+def test_nothing_is_told_of_what_no_file_has_or_a_pod_does_anyway(poolctl: Any, directory: Path) -> None:
+    def told(**keys: Any) -> str:
+        (directory / "pool.toml").write_text(POOL + app(**keys))
+        return str(poolctl("export", "kubernetes").err)
+
+    assert told(expose="https://shop.example.com", restart="always") == ""
+    assert "restart: Kubernetes restarts a worker always" in told(restart={"policy": "always", "limit": 3})
+    assert "restart: Kubernetes restarts a worker always" in told(restart="no")
+
+
 def test_init_container_waits_until_each_place_accepts(free_port: Any, until: Any) -> None:
     ports = [free_port(), free_port()]
     waiting = subprocess.Popen([sys.executable, "-c", _WAIT, *(f"127.0.0.1:{port}" for port in ports)])
@@ -453,7 +492,7 @@ def in_pod(objects: Exported, name: str, directory: Path) -> ServerConfig:
         if each["kind"] == "ConfigMap" and each["metadata"]["labels"].get(SERVER) == name
     )
     path.write_text(config["data"]["pool.json"])
-    found = load(str(path), {})
+    found = load(str(path), {"PORT": "of the container"})
     assert [str(each) for each in found.problems] == []
     (only,) = with_resolved_references(found)
     return only
@@ -506,6 +545,8 @@ def test_port_below_1024_can_be_opened(export: Any) -> None:
         ({"command": ["./serve"]}, False),
         ({"command": ["gunicorn", "node.app:app"]}, False),
         ({"command": ["node", "server.js", "{fd}"]}, False),
+        ({"command": ["node", "server.js"], "socket": "pool"}, False),
+        ({"command": ["./serve"], "socket": "pool", "env": {"PORT": "8000"}}, False),
         ({"command": ["sh", "-c", "echo $PORTAL"]}, False),
     ],
 )
@@ -515,6 +556,19 @@ def test_program_opens_its_port_itself_if_it_is_told_or_known_to(
     found = in_pod(export(server("web", bind="127.0.0.1:8000", **keys)), "web", directory)
     assert (found.socket, found.bind) == ("program" if opens else "pool", "0.0.0.0:8000")
     assert poolctl("export", "kubernetes").err == "", "no advice that is for one machine"
+
+
+def test_port_of_env_is_that_of_the_container(
+    poolctl: Any, export: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "8000-of-the-environment")
+    table = server("web", bind=":8000", command=["./serve"], env={"PORT": "${PORT}"})
+    objects = export(table)
+    assert "8000-of-the-environment" not in json.dumps(objects), "it is in the Secret, encoded"
+    assert in_pod(objects, "web", directory).env == {"PORT": "of the container"}
+    (source,) = objects.container("web")["envFrom"]
+    assert source["secretRef"]["name"] == objects.of("Secret", "web")["metadata"]["name"]
+    assert poolctl("export", "kubernetes", "--secrets", "reference").code == 0
 
 
 def waves(objects: Exported) -> dict[str, set[str]]:
@@ -534,7 +588,7 @@ def test_waves_rise_along_dependencies(export: Any, poolctl: Any) -> None:
         app("db", 8002),
         app("off", 8003, disabled=True, depends_on=["db"]),
         server("migrate", command=["migrate"], job=True, depends_on=["db"]),
-        '[[route]]\nto = "web"\n',
+        '[[route]]\nto = "users"\n',
         pool=POOL + 'ingress_class = "nginx"\n',
     )
     assert waves(objects) == {
@@ -545,6 +599,52 @@ def test_waves_rise_along_dependencies(export: Any, poolctl: Any) -> None:
     told = poolctl("export", "kubernetes").err
     assert "web does not wait for off, which has no pods" in told
     assert "web comes after the job migrate in waves of Argo CD alone" in told
+    job = objects.of("Job", "migrate")["metadata"]["name"]
+    wait = f"wait --for condition=complete --timeout 10m job/{job}`"
+    assert f"apply its objects and what it needs first, then `kubectl {wait}" in told
+
+
+def test_job_is_waited_for_by_its_name_in_its_namespace(poolctl: Any, directory: Path) -> None:
+    tables = server("migrate", command=["migrate"], job=True) + app(depends_on=["migrate"])
+    (directory / "pool.toml").write_text(f'{POOL}namespace = "ours"\n{tables}')
+    told = poolctl("export", "kubernetes", "--directory", "my files").err
+    made = yaml.safe_load_all((directory / "my files" / "server-migrate.yaml").read_text())
+    (job,) = (each["metadata"]["name"] for each in made if each["kind"] == "Job")
+    assert "apply 'my files/server-migrate.yaml' and what it needs first" in told
+    assert f"`kubectl -n ours wait --for condition=complete --timeout 10m job/{job}`" in told
+
+
+@needs("scaling")
+def test_on_demand_server_runs_where_a_running_one_needs_it(export: Any, poolctl: Any) -> None:
+    rests = {"on_demand": True, "scale": {"min": 2, "max": 4, "triggers": {"cpu": 0.5}}}
+    jobs: dict[str, Any] = {"command": ["migrate"], "job": True}
+    objects = export(
+        app("web", 8000, depends_on=["api"]),
+        app("api", 8001, on_demand=True, depends_on=["db", "migrate"]),
+        server("migrate", **jobs, on_demand=True, depends_on=["db"]),
+        app("db", 8002, on_demand=True, workers=2),
+        app("alone", 8003, **rests, depends_on=["helper"]),
+        app("helper", 8004, on_demand=True),
+        app("off", 8005, disabled=True, depends_on=["helper"]),
+        server("by-hand", **jobs, on_demand=True),
+        server("never", **jobs, disabled=True, env_file="not-there.env"),
+    )
+    replicas = {
+        each["metadata"]["name"]: each["spec"].get("replicas")
+        for each in objects
+        if each["kind"] == "Deployment"
+    }
+    assert replicas == {
+        "shop-web": 1, "shop-api": 1, "shop-db": 2, "shop-alone": 0, "shop-helper": 0, "shop-off": 0,
+    }  # fmt: skip
+    assert "suspend" not in objects.of("Job", "migrate")["spec"]
+    assert objects.pod("api")["initContainers"][0]["command"][3:] == ["db:8002"]
+    servers = {each["metadata"]["labels"][SERVER] for each in objects}
+    assert not servers & {"by-hand", "never"}, "Argo CD would wait for a suspended Job for ever"
+    assert {each["metadata"]["labels"][SERVER] for each in objects if each["kind"].startswith("Hor")} == set()
+    told = poolctl("export", "kubernetes").err
+    assert "on_demand: the job is not exported: no server with pods depends on it" in told
+    assert "alone does not wait for helper, which has no pods" in told
 
 
 def test_requests_are_never_above_limits_and_those_of_the_waiting_container_are_small(export: Any) -> None:
@@ -581,7 +681,7 @@ def test_keys_that_nearly_everybody_needs(export: Any) -> None:
     assert "automountServiceAccountToken" not in pod
     template = objects.of("Deployment", "web")["spec"]["template"]
     for each in (*objects, template):
-        assert each["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
+        assert each["metadata"]["annotations"].items() >= {"prometheus.io/scrape": "true"}.items()
     (ingress,) = (each for each in objects if each["kind"] == "Ingress")
     assert ingress["spec"]["tls"] == [{"hosts": ["shop.test"], "secretName": "shop-certificate"}]
 
@@ -644,14 +744,14 @@ def test_keys_of_probes_that_pods_do_not_have_are_told(poolctl: Any, directory: 
 
 
 def test_exec_probe_runs_where_the_server_does(export: Any) -> None:
-    probe = {"readiness": {"exec": ["check", "{port}"]}}
+    probe = {"readiness": {"exec": ["check", "{port}", "$(HOST) $$ $PORT"]}}
     table = server("it", bind=":8001", command=["serve", "{port}"], cwd="inside", health=probe)
     container = export(table).container("it")
     assert container["workingDir"] == "/app/inside"
     assert {each["name"]: each["value"] for each in container["env"]} == {
         "HOST": "0.0.0.0", "PORT": "8001", "POOLCTL_NAME": "it", "POOLCTL_BIND": "0.0.0.0:8001",
     }  # fmt: skip
-    assert container["readinessProbe"]["exec"]["command"] == ["check", "8001"]
+    assert container["readinessProbe"]["exec"]["command"] == ["check", "8001", "$$(HOST) $$$$ $$PORT"]
 
 
 def test_attempts_of_a_job_are_no_key_without_an_equal(export: Any, poolctl: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,34 @@ def test_kustomization_of_somebody_else_stays(write: Write, poolctl: Any, direct
     assert (made / name).read_text() == "kind: Kustomization\n"
 
 
+@pytest.mark.parametrize("kind", ["directory", "dangling-link", "pipe"])
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("Kustomization", 0, "is not of this export and stays"),
+        ("kustomization.yaml", 0, "is not of this export and stays"),
+        ("server-web.yaml", 8, "was not made by this export"),
+    ],
+)
+def test_what_is_no_file_is_of_somebody_else(
+    write: Write, poolctl: Any, directory: Path, kind: str, name: str, code: int, words: str
+) -> None:
+    write(app("web", 8000))
+    path = directory / "made" / name
+    path.parent.mkdir()
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    done = poolctl("export", "kubernetes", "--directory", "made")
+    assert (done.code, f"made/{name} {words}" in done.err) == (code, True), done.err
+    if code:
+        done = poolctl("export", "kubernetes", "--directory", "made", "--check")
+        assert (done.code, f"made/{name} is missing" in done.err) == (1, True), done.err
+
+
 def test_check_compares_and_changes_nothing(write: Write, poolctl: Any, directory: Path) -> None:
     write(app("web", 8000), app("mail", 8001))
     made = directory / "made"
@@ -156,9 +186,10 @@ def test_secrets_by_reference_need_no_values(
     (line,) = (line for line in done.err.splitlines() if "create secret" in line)
     assert line.endswith(
         "kubectl -n shop create secret generic shop-web"
-        ' --from-literal=API_KEY="$API_KEY" --from-literal=DB_PASS="$DB_PASS" --from-literal=PASSWORD="$PASSWORD"'
-        ' --from-literal=PRICE="a \\"\\$5\\"${UNSET}"'
-        ' --from-literal=TOKEN="Bearer ${SHOP_TOKEN}" --from-literal=UNSET="${UNSET}"'
+        ' --from-literal=API_KEY="${API_KEY:?}" --from-literal=DB_PASS="${DB_PASS:?}"'
+        ' --from-literal=LEVEL="${LEVEL:-info}" --from-literal=PASSWORD="${PASSWORD:?}"'
+        ' --from-literal=PRICE="a \\"\\$5\\"${UNSET:?}"'
+        ' --from-literal=TOKEN="Bearer ${SHOP_TOKEN:?}" --from-literal=UNSET="${UNSET:?}"'
     )
     text = "".join(texts(directory / "made").values())
     for value in ("swordfish", "token-of-the-shell", "literal-key"):
@@ -167,28 +198,88 @@ def test_secrets_by_reference_need_no_values(
     assert "kind: Secret\n" not in text
     assert "name: shop-web\n" in text
     found = container(poolctl("export", "kubernetes", "--secrets", "reference"))
-    readable = [{"name": "LEVEL", "value": "info"}, {"name": "REGION", "value": "$$(eu) west"}]
+    readable = [{"name": "REGION", "value": "$$(eu) west"}]
     assert found["env"] == readable, "what is in the file, and needs no Secret"
     monkeypatch.setenv("SHOP_TOKEN", "another-token")
     monkeypatch.setenv("UNSET", "set")
+    monkeypatch.setenv("LEVEL", "debug-of-the-shell")
     assert (
         poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference", "--check").code == 0
     )
 
 
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"labels": {"team": "${PLACE}"}},
+        {"labels": {"team": "${PLACE:-here}"}},
+        {"tags": ["${PLACE:-here}"]},
+    ],
+)
+def test_variable_outside_env_is_a_name_in_env_nevertheless(
+    write: Write, poolctl: Any, monkeypatch: pytest.MonkeyPatch, elsewhere: dict[str, Any]
+) -> None:
+    notify = '[[notify]]\ntype = "webhook"\nurl = "https://notify.example.com/${PLACE:-here}"\n'
+    env = {"A": "at ${PLACE}", "B": 'in ${PLACE:-Ro "m" $e}', "C": "literal-of-the-file"}
+    write(app("web", 8000, env=env, **elsewhere), notify)
+    exports = []
+    for place in ("first-of-the-shell", "second-of-the-shell"):
+        monkeypatch.setenv("PLACE", place)
+        done = poolctl("export", "kubernetes", "--secrets", "reference")
+        assert (done.code, place in done.out + done.err) == (0, False), done.err
+        exports.append((done.out, done.err))
+    assert exports[0] == exports[1]
+    assert '--from-literal=B="in ${PLACE:-Ro \\"m\\" \\$e}"' in done.err
+    assert container(done)["env"] == [{"name": "C", "value": "literal-of-the-file"}]
+    monkeypatch.setenv("PLACE", "literal-of-the-file")
+    assert "env" not in container(poolctl("export", "kubernetes", "--secrets", "reference"))
+
+
 def test_secrets_by_reference_need_no_env_file(write: Write, poolctl: Any, directory: Path) -> None:
     (directory / "web.env").write_text("PASSWORD=swordfish\n")
     write(app("web", 8000, env_file="web.env"), app("mail", 8001, env_file="web.env", env={"KEY": "${KEY}"}))
-    assert poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference").code == 0
+    done = poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference")
+    assert done.code == 0
+    assert "create secret generic shop-web --from-env-file=web.env\n" in done.err
     (directory / "web.env").unlink()
     done = poolctl("export", "kubernetes", "--directory", "made", "--secrets", "reference", "--check")
     assert done.code == 0, "in CI, which has no such file"
     assert "create secret generic shop-web --from-env-file=web.env\n" in done.err
     assert (
-        'create secret generic shop-mail --from-literal=KEY="${KEY}" # and the variables of web.env\n'
+        'create secret generic shop-mail --from-literal=KEY="${KEY:?}" --from-literal=<each of web.env>\n'
         in done.err
     )
     assert poolctl("export", "kubernetes").code == 5
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "values"),
+    [
+        (
+            {"APP_SECRET": "swordfish", "FROM_FILE": "set"},
+            0,
+            ["A=in swordfish", "FROM_FILE=set", "TOKEN=set"],
+        ),
+        ({"APP_SECRET": "", "FROM_FILE": "set"}, 1, []),
+        ({"APP_SECRET": "swordfish"}, 1, []),
+        ({"APP_SECRET": "swordfish", "FROM_FILE": "set", "MY": "set", "mail.name": "set"}, 1, []),
+    ],
+    ids=["all", "empty", "of-a-file", "no-name-of-a-shell"],
+)
+def test_printed_command_makes_no_empty_value(
+    write: Write, poolctl: Any, directory: Path, variables: dict[str, str], code: int, values: list[str]
+) -> None:
+    names = ["MY-VAR", "mail.name"] if "MY" in variables else []
+    (directory / "web.env").write_text("".join(f"{name}=1\n" for name in ("FROM_FILE", *names)))
+    env = {"A": "in ${APP_SECRET}", "TOKEN": "${UNSET:-set}"}
+    write(app("web", 8000, env=env, env_file="web.env"))
+    done = poolctl("export", "kubernetes", "--secrets", "reference")
+    (line,) = (line.partition("kubectl ")[2] for line in done.err.splitlines() if "create secret" in line)
+    script = f"printf '%s\\n' {line}"
+    ran = subprocess.run(["sh", "-c", script], env=variables, cwd=directory, capture_output=True, timeout=60)
+    assert (ran.returncode != 0) == bool(code), ran.stderr
+    made = [text.removeprefix("--from-literal=") for text in ran.stdout.decode().splitlines()]
+    assert [text for text in made if "=" in text] == values
 
 
 def test_variable_in_a_command_is_not_readable_by_reference_either(

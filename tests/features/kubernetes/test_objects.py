@@ -91,7 +91,7 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     (text,) = (each["data"]["pool.json"] for each in objects if each["kind"] == "ConfigMap")
     with tempfile.TemporaryDirectory() as place:
         (path := Path(place) / "pool.json").write_text(text)
-        read = load(path, {})
+        read = load(path, server.env)
     assert [str(each) for each in read.problems] == [], "what serve would refuse in the pod"
     (there,) = with_resolved_references(read)
     assert (there.command, there.app) == (server.command, server.app)
