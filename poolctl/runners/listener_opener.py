@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
-from poolctl.address import Address
+from poolctl.address import Address, overlaps, parse
 from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.keeper import fd_store
 from poolctl.listeners.listen_errors import (
@@ -30,6 +30,7 @@ from poolctl.listeners.open_listener import (
     close_listener,
     describe,
     listen_alone,
+    listens,
     open_listener,
     refuse_and_close,
     refuse_new_connections,
@@ -212,6 +213,26 @@ class Opener:
         opened = await self.listen(address, beside=beside)
         self._bound[address.key] = opened, {*others}
         return opened
+
+    def adopt_bound(
+        self, key: str, sockets: Sequence[socket.socket], open_: Mapping[str, Sequence[socket.socket]]
+    ) -> None:
+        """Treat the listener's sockets that an earlier supervisor has only bound as `bind_beside` does.
+
+        `open_` are all listeners by key. Without one at an overlapping address, listens at once. Raises OSError.
+        """
+        mine = [parse(describe(sock)) for sock in sockets]
+        others = {
+            other
+            for other, listeners in open_.items()
+            for sock in listeners
+            if other != key and sock.family in (socket.AF_INET, socket.AF_INET6) and listens(sock)
+            if any(overlaps(address, parse(describe(sock))) for address in mine)
+        }
+        if others:
+            self._bound[key] = [*sockets], others
+        else:
+            listen_alone(sockets)
 
     def closing(self, key: str) -> None:
         """Note that the listener of this key is about to be closed: what is bound beside it alone listens from now."""

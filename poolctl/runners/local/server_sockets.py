@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ..process_link import HasDescriptor, Link, LinkLost
 from ..socket_access import change_server_socket_access, server_socket_access
 
 _MOST_IN_A_PAIR = 1024
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +171,19 @@ class Sockets:
             self._shared.add(key)
         # The socket's options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-        open_listener.listen_alone(
-            sock for sock in self._open[key] if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        )
         self._identities[key] = open_listener.socket_file_identity(key)
         return self._open[key]
+
+    async def adopt_bound(self) -> None:
+        """Once all listeners are adopted: let those wait that are only bound, or listen (see `Opener.adopt_bound`)."""
+        for key, sockets in list(self._open.items()):
+            bound = [sock for sock in sockets if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
+            try:
+                self._opener.adopt_bound(key, bound, self._open)
+            except OSError as error:
+                # Another process listens there by now: the server's next attempt to open the address reports it.
+                logger.error("the listener at %s is lost: %s", key, error.strerror)
+                await self.close(key)
 
 
 def handover_group(server: ServerConfig) -> str:

@@ -353,3 +353,43 @@ def test_swapped_addresses_change_hands_though_the_supervisor_is_replaced_meanwh
             assert ({*first}, {*second}) == ({"a"}, {"b"})
         wait_until(lambda: first[-1] == "b" and second[-1] == "a")
     assert ({*first}, {*second}) == ({"a", "b"}, {"a", "b"})
+
+
+@pytest.mark.parametrize(("old", "new"), OVERLAPPING[:4])
+def test_an_overlapping_address_gets_no_connection_too_early_though_the_supervisor_is_replaced(
+    pool: RealPool, old: str, new: str
+) -> None:
+    port = claim_port()
+    write(pool, "old", old.format(port))
+    pool.ok("start")
+    write(pool, "new", new.format(port))
+    with asked_all_the_time(port) as answers:
+        with supervisor_replaced_while_new_code_starts(pool, "new"):
+            asked = len(answers)
+            wait_until(lambda: len(answers) > asked + 20)
+            assert {*answers} == {"old"}
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)
+
+
+def test_code_that_fails_at_an_overlapping_address_ends_nothing_though_the_supervisor_is_replaced(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    port = claim_port()
+    write(pool, "old", f"0.0.0.0:{port}")
+    pool.ok("start")
+    pids = pool.items()["web"]["pids"]
+    write(pool, "new", f"127.0.0.1:{port}", code=BROKEN)
+    with asked_all_the_time(port) as answers:
+        with supervisor_replaced_while_new_code_starts(pool, "new"):
+            pass
+        until(lambda: pool.items()["web"]["pids"] == pids)
+        asked = len(answers)
+        wait_until(lambda: len(answers) > asked + 20)
+    assert {*answers} == {"old"}
+    assert pool.run("reload", "--dry-run").code == 3
+    pool.write("who.py", APP)
+    with asked_all_the_time(port) as answers:
+        pool.ok("reload")
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)

@@ -201,6 +201,25 @@ def test_program_that_binds_its_address_gets_no_listener_and_needs_a_free_port()
     run(work())
 
 
+def test_adopted_listener_is_lost_alone_if_it_does_not_listen_yet_and_another_process_does() -> None:
+    async def work() -> None:
+        stage = Listening()
+        ports, bound = (claim_port(), claim_port()), []
+        for port in ports:
+            bound.append(sock := socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+        with socket.create_server(("127.0.0.1", ports[0])):
+            for port, sock in zip(ports, bound, strict=True):
+                stage.sockets.adopt(f"127.0.0.1:{port}", {"server": "web", "shared": False}, [sock.detach()])
+            await stage.sockets.adopt_bound()
+        assert stage.sockets.keys() == {f"127.0.0.1:{ports[1]}"}
+        socket.create_connection(("127.0.0.1", ports[1])).close()
+        await stage.close()
+
+    run(work())
+
+
 def test_server_without_an_address_has_no_listener() -> None:
     async def work() -> None:
         stage = Listening()
