@@ -65,7 +65,7 @@ class InlineRunner(Runner):
         held, _ = self._listeners.get(key, ([], None))
         if not held or (address.dual and len(held) == 1):
             if others := {other: self._listeners[other][0] for other in beside if other in self._listeners}:
-                opened = await self._opener.bind_beside(address, others)
+                opened = await self._opener.bind_beside(address, others, held)
             else:
                 inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
                 access = server_socket_access(server)

@@ -203,15 +203,19 @@ class Opener:
             raise with_holders(error, await self._holders(error.taken)) from error.__cause__
 
     async def bind_beside(
-        self, address: Address, others: Mapping[str, Sequence[socket.socket]]
+        self,
+        address: Address,
+        others: Mapping[str, Sequence[socket.socket]],
+        held: Sequence[socket.socket] = (),
     ) -> list[socket.socket]:
         """Bind the sockets of a TCP address beside `others`, open at overlapping addresses, by key (see `listen`).
 
         They get connections once a worker accepts from them, or all `others` are about to be closed: see `closing`.
         """
         beside = [sock for sockets in others.values() for sock in sockets]
-        opened = await self.listen(address, beside=beside)
-        self._bound[address.key] = opened, {*others}
+        opened = await self.listen(address, beside=beside, held=held)
+        before, waiting_for = self._bound.get(address.key, ([], set()))
+        self._bound[address.key] = [*before, *opened], {*others} | waiting_for
         return opened
 
     def adopt_bound(

@@ -113,7 +113,7 @@ class Sockets:
             if (manager := self._opener.manager) is not None and manager.holds(key):
                 self._shared.add(key)  # what is left of the workers before may have it
             if others := {other: self._open[other] for other in beside if other in self._open}:
-                opened = await self._opener.bind_beside(server.address, others)
+                opened = await self._opener.bind_beside(server.address, others, held)
             else:
                 access = server_socket_access(server)
                 opened = await self._opener.listen(server.address, self.inherited, access, held=held)
