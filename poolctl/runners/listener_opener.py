@@ -9,6 +9,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import TypeVar
 
 from poolctl.address import Address, overlaps, parse
@@ -31,6 +32,7 @@ from poolctl.listeners.open_listener import (
     describe,
     listen_alone,
     listens,
+    needed_listeners,
     open_listener,
     refuse_and_close,
     refuse_new_connections,
@@ -159,7 +161,8 @@ class Opener:
             if returned:
                 manager.remove(address.key, returned)
             raise
-        manager.put(address.key, [*held, *sockets])
+        if sockets or returned:
+            manager.put(address.key, [*held, *sockets])
         return sockets
 
     def close(self, key: str, sockets: Sequence[socket.socket], identity: Identity | None) -> None:
@@ -202,26 +205,43 @@ class Opener:
                 raise
             raise with_holders(error, await self._holders(error.taken)) from error.__cause__
 
-    async def bind_beside(
+    async def open_missing(
         self,
         address: Address,
-        others: Mapping[str, Sequence[socket.socket]],
         held: Sequence[socket.socket] = (),
+        others: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+        inherited: Inherited | None = None,
+        access: SocketAccess = PRIVATE,
     ) -> list[socket.socket]:
-        """Bind the sockets of a TCP address beside `others`, open at overlapping addresses, by key (see `listen`).
+        """Open the sockets that the address needs besides its listeners `held`, and return them (see `listen`).
 
-        They get connections once a worker accepts from them, or all `others` are about to be closed: see `closing`.
+        TCP sockets are only bound if `others`, by key, are open at overlapping addresses. They get connections once a
+        worker accepts from them, or all `others` are about to be closed: see `closing`.
         """
-        beside = [sock for sockets in others.values() for sock in sockets]
-        opened = await self.listen(address, beside=beside, held=held)
-        before, waiting_for = self._bound.get(address.key, ([], set()))
-        self._bound[address.key] = [*before, *opened], {*others} | waiting_for
+        if held and not (address.dual and len(held) == 1):
+            return []
+        beside = [sock for sockets in others.values() for sock in sockets] if others else None
+        opened = await self.listen(address, inherited, access, beside, held)
+        if others:
+            before, waiting_for = self._bound.get(address.key, ([], set()))
+            self._bound[address.key] = [*before, *opened], {*others} | waiting_for
         return opened
+
+    def close_unneeded(self, address: Address, held: Sequence[socket.socket]) -> list[socket.socket]:
+        """Close those of its listeners `held` that the address does not need, and return the others."""
+        needed = needed_listeners(address, held)
+        if surplus := [sock for sock in held if sock not in needed]:
+            if bound := self._bound.get(address.key):
+                bound[0][:] = [sock for sock in bound[0] if sock not in surplus]
+            refuse_and_close(surplus)
+            if self.manager is not None:
+                self.manager.put(address.key, needed)
+        return needed
 
     def adopt_bound(
         self, key: str, sockets: Sequence[socket.socket], open_: Mapping[str, Sequence[socket.socket]]
     ) -> None:
-        """Treat the listener's sockets that an earlier supervisor has only bound as `bind_beside` does.
+        """Treat the listener's sockets that an earlier supervisor has only bound as `open_missing` does.
 
         `open_` are all listeners by key. Without one at an overlapping address, listens at once. Raises OSError.
         """

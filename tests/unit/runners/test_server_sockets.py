@@ -220,6 +220,23 @@ def test_address_that_is_widened_twice_before_the_first_is_released_is_bound_onc
     run(work())
 
 
+def test_address_that_is_narrowed_before_the_one_beside_it_is_released_listens_then() -> None:
+    async def work() -> None:
+        stage, port = Listening(), claim_port()
+        narrow, wide, both = (server_at(f"{host}:{port}") for host in ("127.0.0.1", "0.0.0.0", ""))
+        await stage.sockets.open(narrow)
+        await stage.sockets.open(both, [narrow.key])
+        stage.sockets.close_unneeded(wide)
+        assert stage.sockets.endpoints(wide.key) == [f"0.0.0.0:{port}"]
+        await stage.sockets.close(narrow.key)
+        socket.create_connection(("127.0.0.2", port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("::1", port))
+        await stage.close()
+
+    run(work())
+
+
 def test_adopted_listener_is_lost_alone_if_it_does_not_listen_yet_and_another_process_does() -> None:
     async def work() -> None:
         stage = Listening()
