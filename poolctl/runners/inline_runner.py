@@ -63,13 +63,10 @@ class InlineRunner(Runner):
         _refuse_what_needs_a_process(server)
         key, address = server.key, server.address
         held, _ = self._listeners.get(key, ([], None))
-        if not held or (address.dual and len(held) == 1):
-            if others := {other: self._listeners[other][0] for other in beside if other in self._listeners}:
-                opened = await self._opener.bind_beside(address, others)
-            else:
-                inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
-                access = server_socket_access(server)
-                opened = await self._opener.listen(address, inherited, access, held=held)
+        others = {other: self._listeners[other][0] for other in beside if other in self._listeners}
+        inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
+        access = server_socket_access(server)
+        if opened := await self._opener.open_missing(address, held, others, inherited, access):
             self._listeners[key] = ([*held, *opened], open_listener.socket_file_identity(key))
         return tuple(map(open_listener.describe, self._of(server)))
 
@@ -78,11 +75,8 @@ class InlineRunner(Runner):
 
     def close_unneeded(self, server: ServerConfig) -> tuple[str, ...]:
         held, identity = self._listeners[server.key]
-        needed = self._of(server)
+        needed = self._opener.close_unneeded(server.address, held)
         self._listeners[server.key] = needed, identity
-        surplus = [sock for sock in held if sock not in needed]
-        open_listener.refuse_new_connections(surplus)
-        open_listener.close_listener(surplus)
         return tuple(map(open_listener.describe, needed))
 
     def change_socket_access(self, server: ServerConfig) -> None:

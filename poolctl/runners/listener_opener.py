@@ -9,9 +9,10 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import TypeVar
 
-from poolctl.address import Address
+from poolctl.address import Address, overlaps, parse
 from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.keeper import fd_store
 from poolctl.listeners.listen_errors import (
@@ -30,6 +31,8 @@ from poolctl.listeners.open_listener import (
     close_listener,
     describe,
     listen_alone,
+    listens,
+    needed_listeners,
     open_listener,
     refuse_and_close,
     refuse_new_connections,
@@ -158,7 +161,8 @@ class Opener:
             if returned:
                 manager.remove(address.key, returned)
             raise
-        manager.put(address.key, [*held, *sockets])
+        if sockets or returned:
+            manager.put(address.key, [*held, *sockets])
         return sockets
 
     def close(self, key: str, sockets: Sequence[socket.socket], identity: Identity | None) -> None:
@@ -201,17 +205,58 @@ class Opener:
                 raise
             raise with_holders(error, await self._holders(error.taken)) from error.__cause__
 
-    async def bind_beside(
-        self, address: Address, others: Mapping[str, Sequence[socket.socket]]
+    async def open_missing(
+        self,
+        address: Address,
+        held: Sequence[socket.socket] = (),
+        others: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+        inherited: Inherited | None = None,
+        access: SocketAccess = PRIVATE,
     ) -> list[socket.socket]:
-        """Bind the sockets of a TCP address beside `others`, open at overlapping addresses, by key (see `listen`).
+        """Open the sockets that the address needs besides its listeners `held`, and return them (see `listen`).
 
-        They get connections once a worker accepts from them, or all `others` are about to be closed: see `closing`.
+        TCP sockets are only bound if `others`, by key, are open at overlapping addresses. They get connections once a
+        worker accepts from them, or all `others` are about to be closed: see `closing`.
         """
-        beside = [sock for sockets in others.values() for sock in sockets]
-        opened = await self.listen(address, beside=beside)
-        self._bound[address.key] = opened, {*others}
+        if held and not (address.dual and len(held) == 1):
+            return []
+        beside = [sock for sockets in others.values() for sock in sockets] if others else None
+        opened = await self.listen(address, inherited, access, beside, held)
+        if others:
+            before, waiting_for = self._bound.get(address.key, ([], set()))
+            self._bound[address.key] = [*before, *opened], {*others} | waiting_for
         return opened
+
+    def close_unneeded(self, address: Address, held: Sequence[socket.socket]) -> list[socket.socket]:
+        """Close those of its listeners `held` that the address does not need, and return the others."""
+        needed = needed_listeners(address, held)
+        if surplus := [sock for sock in held if sock not in needed]:
+            if bound := self._bound.get(address.key):
+                bound[0][:] = [sock for sock in bound[0] if sock not in surplus]
+            refuse_and_close(surplus)
+            if self.manager is not None:
+                self.manager.put(address.key, needed)
+        return needed
+
+    def adopt_bound(
+        self, key: str, sockets: Sequence[socket.socket], open_: Mapping[str, Sequence[socket.socket]]
+    ) -> None:
+        """Treat the listener's sockets that an earlier supervisor has only bound as `open_missing` does.
+
+        `open_` are all listeners by key. Without one at an overlapping address, listens at once. Raises OSError.
+        """
+        mine = [parse(describe(sock)) for sock in sockets]
+        others = {
+            other
+            for other, listeners in open_.items()
+            for sock in listeners
+            if other != key and sock.family in (socket.AF_INET, socket.AF_INET6) and listens(sock)
+            if any(overlaps(address, parse(describe(sock))) for address in mine)
+        }
+        if others:
+            self._bound[key] = [*sockets], others
+        else:
+            listen_alone(sockets)
 
     def closing(self, key: str) -> None:
         """Note that the listener of this key is about to be closed: what is bound beside it alone listens from now."""

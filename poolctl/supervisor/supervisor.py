@@ -730,7 +730,8 @@ def _adopted_worker(found: AdoptedWorker) -> Worker:
         found.ready_at,
         idle=found.idle,
         expired=found.expired,
-        resting=bool(found.resting),
+        # Of one that has not reported yet, this is unknown: being told to accept changes nothing if it does anyway.
+        resting=bool(found.resting) or (phase is WorkerPhase.STARTING and not found.server.command),
         # The previous supervisor took it out of rotation because its probes failed.
         health=Status.KO if found.resting == "told" else Status.UNKNOWN,
     )

@@ -39,6 +39,7 @@ Socket = socket.socket  # an application may replace it, as gevent and PySocks d
 # The encoded events and log lines that every worker sends.
 _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
+_RESTING = b'{"event":"ready","resting":"new"}'
 _STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
@@ -128,7 +129,8 @@ class WorkerProcess:
         self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = self._on_left
         self._inform(_STARTED)
-        self.control.send_or_drop(_READY)
+        # A supervisor that takes over meanwhile reads here that nobody has let the worker accept yet.
+        self.control.send_or_drop(_RESTING if self.server.resting else _READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 

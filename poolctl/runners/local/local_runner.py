@@ -282,6 +282,7 @@ class LocalRunner(Runner):
             fd_store.LEFT_GROUP: self._left_groups.adopt,
         }
         names = await take_over(self.keeper, adopters)
+        await self.sockets.adopt_bound()
         found = adoption.found
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:

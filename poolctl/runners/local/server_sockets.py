@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ..process_link import HasDescriptor, Link, LinkLost
 from ..socket_access import change_server_socket_access, server_socket_access
 
 _MOST_IN_A_PAIR = 1024
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +103,21 @@ class Sockets:
         address of a proxied server.
         """
         key, held = server.key, self._open.get(server.key, [])
-        if not server.listens or server.is_proxied or (held and not (server.address.dual and len(held) == 1)):
+        if not server.listens or server.is_proxied:
             return
         try:
             if server.binds_itself:
-                if server.address.kind == "tcp":
+                if server.address.kind == "tcp" and not held:
                     await self._opener.check_bindable(server.address)
                 return
             if (manager := self._opener.manager) is not None and manager.holds(key):
                 self._shared.add(key)  # what is left of the workers before may have it
-            if others := {other: self._open[other] for other in beside if other in self._open}:
-                opened = await self._opener.bind_beside(server.address, others)
-            else:
-                access = server_socket_access(server)
-                opened = await self._opener.listen(server.address, self.inherited, access, held=held)
+            others = {other: self._open[other] for other in beside if other in self._open}
+            access = server_socket_access(server)
+            opened = await self._opener.open_missing(server.address, held, others, self.inherited, access)
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
-        if held and not opened:
+        if not opened:
             return
         self._open[key] = [*held, *opened]
         if server.command:
@@ -136,16 +137,11 @@ class Sockets:
 
     def close_unneeded(self, server: ServerConfig) -> None:
         """Close the listeners with the server's key that its address does not need, here and in the keeper."""
-        needed, held = self.of(server), self._open.get(server.key, [])
-        if len(needed) == len(held):
-            return
-        self._open[server.key] = needed
-        surplus = [sock for sock in held if sock not in needed]
-        open_listener.refuse_new_connections(surplus)
-        open_listener.close_listener(surplus)
-        if (manager := self._opener.manager) is not None:
-            manager.put(server.key, needed)
-        self._store(server.key, server.name)
+        held = self._open.get(server.key, [])
+        needed = self._opener.close_unneeded(server.address, held)
+        if len(needed) < len(held):
+            self._open[server.key] = needed
+            self._store(server.key, server.name)
 
     async def close(self, key: str) -> None:
         """Close the listeners of this address here and in the keeper. Further connections are refused."""
@@ -168,11 +164,19 @@ class Sockets:
             self._shared.add(key)
         # The socket's options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-        open_listener.listen_alone(
-            sock for sock in self._open[key] if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        )
         self._identities[key] = open_listener.socket_file_identity(key)
         return self._open[key]
+
+    async def adopt_bound(self) -> None:
+        """Once all listeners are adopted: let those wait that are only bound, or listen (see `Opener.adopt_bound`)."""
+        for key, sockets in list(self._open.items()):
+            bound = [sock for sock in sockets if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
+            try:
+                self._opener.adopt_bound(key, bound, self._open)
+            except OSError as error:
+                # Another process listens there by now: the server's next attempt to open the address reports it.
+                logger.error("the listener at %s is lost: %s", key, error.strerror)
+                await self.close(key)
 
 
 def handover_group(server: ServerConfig) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -311,3 +314,82 @@ def test_inherited_socket_serves_where_an_address_cannot_be_had(
     finally:
         running.terminate()
         running.wait(timeout=60)
+
+
+# New code that stays in its import until a file `go` is there.
+WAITING = """
+import os, time
+while os.environ.get("WAITS") and not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+    time.sleep(0.01)
+"""
+
+
+@contextlib.contextmanager
+def supervisor_replaced_while_new_code_starts(pool: RealPool, who: str) -> Iterator[None]:
+    """Reload; once the changed server `who` has begun to start, kill the supervisor. At the end, its code goes on."""
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace(f'WHO = "{who}"', f'WHO = "{who}", WAITS = "1"'))
+    code = pool.directory / "who.py"
+    code.write_text(WAITING + code.read_text())
+    name = next(iter({who} & {*pool.items()}), "web")
+    before = pool.info()["supervisor_pid"]
+    reload = pool.spawn("reload")
+    wait_until(lambda: len(pool.items()[name]["pids"]) == 2)
+    os.kill(before, signal.SIGKILL)
+    reload.communicate(timeout=30)
+    wait_until(lambda: pool.info()["supervisor_pid"] != before)
+    wait_until(lambda: len(pool.items()[name]["pids"]) == 2)
+    yield
+    pool.write("go", "")
+
+
+def test_swapped_addresses_change_hands_though_the_supervisor_is_replaced_meanwhile(pool: RealPool) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    with asked_all_the_time(port_of(one)) as first, asked_all_the_time(port_of(two)) as second:
+        with supervisor_replaced_while_new_code_starts(pool, "b"):
+            assert ({*first}, {*second}) == ({"a"}, {"b"})
+        wait_until(lambda: first[-1] == "b" and second[-1] == "a")
+    assert ({*first}, {*second}) == ({"a", "b"}, {"a", "b"})
+
+
+@pytest.mark.parametrize(("old", "new"), OVERLAPPING[:4])
+def test_an_overlapping_address_gets_no_connection_too_early_though_the_supervisor_is_replaced(
+    pool: RealPool, old: str, new: str
+) -> None:
+    port = claim_port()
+    write(pool, "old", old.format(port))
+    pool.ok("start")
+    write(pool, "new", new.format(port))
+    with asked_all_the_time(port) as answers:
+        with supervisor_replaced_while_new_code_starts(pool, "new"):
+            asked = len(answers)
+            wait_until(lambda: len(answers) > asked + 20)
+            assert {*answers} == {"old"}
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)
+
+
+def test_code_that_fails_at_an_overlapping_address_ends_nothing_though_the_supervisor_is_replaced(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    port = claim_port()
+    write(pool, "old", f"0.0.0.0:{port}")
+    pool.ok("start")
+    pids = pool.items()["web"]["pids"]
+    write(pool, "new", f"127.0.0.1:{port}", code=BROKEN)
+    with asked_all_the_time(port) as answers:
+        with supervisor_replaced_while_new_code_starts(pool, "new"):
+            pass
+        until(lambda: pool.items()["web"]["pids"] == pids)
+        asked = len(answers)
+        wait_until(lambda: len(answers) > asked + 20)
+    assert {*answers} == {"old"}
+    assert pool.run("reload", "--dry-run").code == 3
+    pool.write("who.py", APP)
+    with asked_all_the_time(port) as answers:
+        pool.ok("reload")
+        wait_until(lambda: "new" in answers)
+    assert_at_most_one_reset(answers)

@@ -201,6 +201,61 @@ def test_program_that_binds_its_address_gets_no_listener_and_needs_a_free_port()
     run(work())
 
 
+def test_address_that_is_widened_twice_before_the_first_is_released_is_bound_once() -> None:
+    async def work() -> None:
+        stage, port = Listening(), claim_port()
+        narrow, wide, both = (server_at(f"{host}:{port}") for host in ("127.0.0.1", "0.0.0.0", ""))
+        await stage.sockets.open(narrow)
+        await stage.sockets.open(wide, [narrow.key])
+        await stage.sockets.open(both, [narrow.key])
+        assert stage.sockets.endpoints(both.key) == [f"0.0.0.0:{port}", f"[::]:{port}"]
+        for host in ("127.0.0.2", "::1"):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((host, port))
+        await stage.sockets.close(narrow.key)
+        for host in ("127.0.0.2", "::1"):
+            socket.create_connection((host, port)).close()
+        await stage.close()
+
+    run(work())
+
+
+def test_address_that_is_narrowed_before_the_one_beside_it_is_released_listens_then() -> None:
+    async def work() -> None:
+        stage, port = Listening(), claim_port()
+        narrow, wide, both = (server_at(f"{host}:{port}") for host in ("127.0.0.1", "0.0.0.0", ""))
+        await stage.sockets.open(narrow)
+        await stage.sockets.open(both, [narrow.key])
+        stage.sockets.close_unneeded(wide)
+        assert stage.sockets.endpoints(wide.key) == [f"0.0.0.0:{port}"]
+        await stage.sockets.close(narrow.key)
+        socket.create_connection(("127.0.0.2", port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("::1", port))
+        await stage.close()
+
+    run(work())
+
+
+def test_adopted_listener_is_lost_alone_if_it_does_not_listen_yet_and_another_process_does() -> None:
+    async def work() -> None:
+        stage = Listening()
+        ports, bound = (claim_port(), claim_port()), []
+        for port in ports:
+            bound.append(sock := socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+        with socket.create_server(("127.0.0.1", ports[0])):
+            for port, sock in zip(ports, bound, strict=True):
+                stage.sockets.adopt(f"127.0.0.1:{port}", {"server": "web", "shared": False}, [sock.detach()])
+            await stage.sockets.adopt_bound()
+        assert stage.sockets.keys() == {f"127.0.0.1:{ports[1]}"}
+        socket.create_connection(("127.0.0.1", ports[1])).close()
+        await stage.close()
+
+    run(work())
+
+
 def test_server_without_an_address_has_no_listener() -> None:
     async def work() -> None:
         stage = Listening()
