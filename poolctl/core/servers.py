@@ -347,6 +347,13 @@ class AddressRegistry:
             for claimant in claimants
         ):
             return False
+        if any(
+            same_listener(previous, held)
+            for other in self._leaving.values()
+            if other is not entry
+            for previous in other.listener.previous_configs
+        ):
+            return False  # that server, which still serves there, releases the listener later
         for claimant in claimants:
             self._kept[held.key] = held
             self._queue.touch(claimant)

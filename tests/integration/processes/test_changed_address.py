@@ -15,7 +15,7 @@ from tests.http_get import get
 from tests.integration.processes.test_reload import asked_all_the_time, refused
 from tests.integration.processes.test_systemd import PASS_SOCKETS
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 APP = """
 import os
@@ -257,6 +257,34 @@ def test_servers_swap_addresses_only_if_both_can(pool: RealPool, broken: str) ->
     write_pair(pool, ("a", two, ""), ("b", one, ""))
     pool.ok("reload")
     assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
+
+
+WAITING_APP = f"""
+import os, pathlib, time
+me = os.environ["WHO"]
+pathlib.Path(me + ".imports").touch()
+while not pathlib.Path(me + ".continues").exists():
+    time.sleep(0.02)
+if os.environ.get("BROKEN"): {BROKEN}{APP}"""
+
+
+def test_a_server_that_leaves_an_exchange_does_not_close_the_other_s_listener(pool: RealPool) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    break_server(pool, "b")
+    pool.write("who.py", WAITING_APP)
+    with asked_all_the_time(port_of(two)) as answers:
+        reload = pool.spawn("reload")
+        wait_until(lambda: all((pool.directory / f"{name}.imports").exists() for name in "ab"))
+        pool.ok("stop", "a")
+        pool.write("b.continues", "")
+        reload.communicate(timeout=COMMAND_TIMEOUT_SECONDS)
+        assert reload.returncode == 1
+        wait_until(lambda: refused(port_of(one)))
+    assert {*answers} == {"b"}
+    assert get(port_of(two)).text == "b"
 
 
 def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can_be_had(
