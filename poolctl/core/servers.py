@@ -234,23 +234,40 @@ class AddressRegistry:
                     self._add_previous(entry, listener.bound)
                 listener.bound, listener.state = held, ListenerState.OPEN
                 return
-        if listener.bound is None or same_listener(listener.bound, entry.config):
-            listener.vacates = (
-                listener.vacates
-                and listener.bound is not None
-                and self._other_claimants(entry, listener.bound) != []
-            )
-            return
-        self._leaving[entry.name] = entry
-        conflicts = overlaps(listener.bound.address, entry.config.address)
-        claimants = self._other_claimants(entry, listener.bound)
-        if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
-            _may_share(entry, claimant) for claimant in claimants
-        ):
-            listener.vacates = True
-        else:
+        if listener.bound is not None and not same_listener(listener.bound, entry.config):
+            if listener.vacates:
+                return
+            self._leaving[entry.name] = entry
+            conflicts = overlaps(listener.bound.address, entry.config.address)
+            claimants = self._other_claimants(entry, listener.bound)
+            if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
+                _may_share(entry, claimant) for claimant in claimants
+            ):
+                listener.vacates = True
+                return
             self._add_previous(entry, listener.bound)
             listener.bound, listener.state = None, ListenerState.CLOSED
+        elif listener.vacates:
+            listener.vacates = (
+                listener.bound is not None and self._other_claimants(entry, listener.bound) != []
+            )
+        if listener.bound is None and listener.previous_configs and self._waits_in_circle(entry):
+            # The old way: its workers end first.
+            listener.bound, listener.state = listener.previous_configs.pop(), ListenerState.OPEN
+            listener.vacates = True
+
+    def _waits_in_circle(self, entry: Entry) -> bool:
+        """Whether the entry waits for an overlapping address of a server that leaves it only after the entry moves."""
+        exchanging = self.exchange(entry)
+        return any(
+            (other in exchanging or self._is_blocked_by(other, entry))
+            and any(
+                overlaps(held.address, entry.config.address) and not same_listener(held, entry.config)
+                for held in other.listener.previous_configs
+            )
+            for other in self._leaving.values()
+            if other is not entry
+        )
 
     def _add_previous(self, entry: Entry, held: ServerConfig) -> None:
         entry.listener.previous_configs.append(held)

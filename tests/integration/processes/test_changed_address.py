@@ -287,6 +287,18 @@ def test_a_server_that_leaves_an_exchange_does_not_close_the_other_s_listener(po
     assert get(port_of(two)).text == "b"
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_servers_exchange_addresses_that_overlap(pool: RealPool, both: bool) -> None:
+    one, two = claim_port(), claim_port()
+    write_pair(pool, ("a", f"127.0.0.1:{one}", ""), ("b", f"127.0.0.1:{two}", ""))
+    pool.ok("start")
+    wide = f"0.0.0.0:{two}" if both else f"127.0.0.1:{two}"
+    write_pair(pool, ("a", wide, ""), ("b", f"0.0.0.0:{one}", ""))
+    pool.ok("reload", "--timeout", "20")
+    assert (get(one).text, get(two).text) == ("b", "a")
+    assert pool.run("reload", "--dry-run").code == 0
+
+
 def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can_be_had(
     pool: RealPool,
 ) -> None:
