@@ -618,6 +618,19 @@ class ServerRegistry:
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._meets_condition(each.name, each.condition) for each in awaited)
 
+    def stopped_dependency(self, entry: Entry) -> Entry | None:
+        """A dependency for which the server waits, and which is not to run; else None."""
+        if not entry.wanted or self.may_start(entry):
+            return None
+        return next(
+            (
+                each
+                for each in self.dependencies(entry)
+                if each.wants_no_worker and not each.ready and each.desired.queued_start is None
+            ),
+            None,
+        )
+
     def _is_to_run(self, name: str) -> bool:
         entry = self.entries.get(name)
         return entry is not None and not entry.wants_no_worker

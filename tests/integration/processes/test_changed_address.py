@@ -299,6 +299,28 @@ def test_servers_exchange_addresses_that_overlap(pool: RealPool, both: bool) -> 
     assert pool.run("reload", "--dry-run").code == 0
 
 
+def test_servers_do_not_swap_addresses_if_one_waits_for_a_stopped_server(pool: RealPool) -> None:
+    one, two, three = (f"127.0.0.1:{claim_port()}" for _ in range(3))
+    needs_c, third = 'depends_on = ["c"]', table("c", "c", three)
+    write_pair(pool, ("a", one, ""), ("b", two, needs_c))
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text() + third)
+    pool.ok("start")
+    pool.ok("stop", "c", "--no-deps")
+    before = pool.items()
+    write_pair(pool, ("a", two, ""), ("b", one, needs_c))
+    path.write_text(path.read_text() + third)
+    done = pool.run("reload", "--timeout", "20")
+    assert (done.code, "b: waits for c, which is stopped" in done.stderr) == (1, True), str(done)
+    assert "poolctl start c" in done.stderr
+    after = pool.items()
+    assert [after[name]["pids"] for name in "ab"] == [before[name]["pids"] for name in "ab"]
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("a", "b")
+    pool.ok("start", "c")
+    pool.ok("reload")
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
+
+
 def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can_be_had(
     pool: RealPool,
 ) -> None:
