@@ -324,6 +324,17 @@ class AddressRegistry:
             other.has_ready_generation or other.failed or other.in_backoff for other in self.exchange(entry)
         )
 
+    def other_holder(self, entry: Entry) -> Entry | None:
+        """Another server that has the entry's address in its configuration, and its listener there; else None."""
+        return next(
+            (
+                other
+                for other in self._other_claimants(entry, entry.config)
+                if other.listener.bound is not None and same_listener(other.listener.bound, entry.config)
+            ),
+            None,
+        )
+
     def is_claimed(self, entry: Entry, config: ServerConfig) -> bool:
         """Whether another server has, or is to have, the address of a previous configuration of the entry."""
         return bool(self._other_claimants(entry, config))

@@ -321,6 +321,24 @@ def test_servers_do_not_swap_addresses_if_one_waits_for_a_stopped_server(pool: R
     assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
 
 
+def test_a_stopped_server_does_not_share_an_address_to_which_another_went_back(pool: RealPool) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    pool.ok("stop", "a")
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    break_server(pool, "b")
+    assert pool.run("reload").code == 1
+    done = pool.run("start", "a")
+    message = "its address is used by b, which went back to its previous configuration"
+    assert (done.code, message in done.stderr) == (1, True), str(done)
+    assert get(port_of(two)).text == "b"
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    pool.ok("reload")
+    pool.ok("start", "a")
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
+
+
 def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can_be_had(
     pool: RealPool,
 ) -> None:
