@@ -32,8 +32,10 @@ from .perform import (
     StackRecorder,
     explain_last_lines,
     explanatory_lines,
+    failure_of,
     is_quoted,
     logged_exceptions,
+    note_failure,
 )
 from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Entry, RunningHook, StartAfterStop, Worker
@@ -110,6 +112,7 @@ class Core:
 
     def _decide_and_perform(self, entry: Entry) -> None:
         self._addresses.plan_address_change(entry)
+        self._roll_back_blocked_exchange(entry)
         self._update_sleep_and_disarm_outdated(entry)
         entry.forget_surplus_slots()
         self._runs.ensure_run_planned(entry)
@@ -126,6 +129,16 @@ class Core:
         elif not entry.removed:
             # A dependency that stops may have waited for the last worker that needed it.
             self._queue.add_all_unscheduled(self.servers.removed.values())
+
+    def _roll_back_blocked_exchange(self, entry: Entry) -> None:
+        """Undo an exchange of addresses if the entry cannot start: the other servers would wait for it for ever."""
+        if not entry.listener.previous_configs or entry.has_worker_of_serving_generation:
+            return
+        blocker = self.servers.stopped_dependency(entry)
+        if blocker is not None and self._addresses.exchange(entry):
+            why, hint = _explain_blocker(blocker)
+            note_failure(entry, failure_of(entry, f"waits for {blocker.name}, which {why}", hint))
+            self._executor.roll_back(entry)
 
     def _decide(self, entry: Entry) -> list[decide.Action]:
         view = self.view(entry)

@@ -466,6 +466,11 @@ class Executor:
         server = entry.listener.bound
         assert server is not None
         try:
+            if entry.config is server and (holder := self._addresses.other_holder(entry)):
+                message = (
+                    f"its address is used by {holder.name}, which went back to its previous configuration"
+                )
+                raise ServerError(message, hint=f"poolctl logs {holder.name}; poolctl reload")
             beside = [held.key for held in listeners_beside(entry) if held.key != server.key]
             endpoints = await self._runner.open(server, beside)
         except Exception as error:

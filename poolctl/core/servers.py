@@ -233,23 +233,40 @@ class AddressRegistry:
                     self._add_previous(entry, listener.bound)
                 listener.bound, listener.state = held, ListenerState.OPEN
                 return
-        if listener.bound is None or same_listener(listener.bound, entry.config):
-            listener.vacates = (
-                listener.vacates
-                and listener.bound is not None
-                and self._other_claimants(entry, listener.bound) != []
-            )
-            return
-        self._leaving[entry.name] = entry
-        conflicts = overlaps(listener.bound.address, entry.config.address)
-        claimants = self._other_claimants(entry, listener.bound)
-        if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
-            _may_share(entry, claimant) for claimant in claimants
-        ):
-            listener.vacates = True
-        else:
+        if listener.bound is not None and not same_listener(listener.bound, entry.config):
+            if listener.vacates:
+                return
+            self._leaving[entry.name] = entry
+            conflicts = overlaps(listener.bound.address, entry.config.address)
+            claimants = self._other_claimants(entry, listener.bound)
+            if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
+                _may_share(entry, claimant) for claimant in claimants
+            ):
+                listener.vacates = True
+                return
             self._add_previous(entry, listener.bound)
             listener.bound, listener.state = None, ListenerState.CLOSED
+        elif listener.vacates:
+            listener.vacates = (
+                listener.bound is not None and self._other_claimants(entry, listener.bound) != []
+            )
+        if listener.bound is None and listener.previous_configs and self._waits_in_circle(entry):
+            # The old way: its workers end first.
+            listener.bound, listener.state = listener.previous_configs.pop(), ListenerState.OPEN
+            listener.vacates = True
+
+    def _waits_in_circle(self, entry: Entry) -> bool:
+        """Whether the entry waits for an overlapping address of a server that leaves it only after the entry moves."""
+        exchanging = self.exchange(entry)
+        return any(
+            (other in exchanging or self._is_blocked_by(other, entry))
+            and any(
+                overlaps(held.address, entry.config.address) and not same_listener(held, entry.config)
+                for held in other.listener.previous_configs
+            )
+            for other in self._leaving.values()
+            if other is not entry
+        )
 
     def _add_previous(self, entry: Entry, held: ServerConfig) -> None:
         entry.listener.previous_configs.append(held)
@@ -306,6 +323,17 @@ class AddressRegistry:
             other.has_ready_generation or other.failed or other.in_backoff for other in self.exchange(entry)
         )
 
+    def other_holder(self, entry: Entry) -> Entry | None:
+        """Another server that has the entry's address in its configuration, and its listener there; else None."""
+        return next(
+            (
+                other
+                for other in self._other_claimants(entry, entry.config)
+                if other.listener.bound is not None and same_listener(other.listener.bound, entry.config)
+            ),
+            None,
+        )
+
     def is_claimed(self, entry: Entry, config: ServerConfig) -> bool:
         """Whether another server has, or is to have, the address of a previous configuration of the entry."""
         return bool(self._other_claimants(entry, config))
@@ -346,6 +374,13 @@ class AddressRegistry:
             for claimant in claimants
         ):
             return False
+        if any(
+            same_listener(previous, held)
+            for other in self._leaving.values()
+            if other is not entry
+            for previous in other.listener.previous_configs
+        ):
+            return False  # that server, which still serves there, releases the listener later
         for claimant in claimants:
             self._kept[held.key] = held
             self._queue.touch(claimant)
@@ -592,6 +627,19 @@ class ServerRegistry:
             # are wanted.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._meets_condition(each.name, each.condition) for each in awaited)
+
+    def stopped_dependency(self, entry: Entry) -> Entry | None:
+        """A dependency for which the server waits, and which is not to run; else None."""
+        if not entry.wanted or self.may_start(entry):
+            return None
+        return next(
+            (
+                each
+                for each in self.dependencies(entry)
+                if each.wants_no_worker and not each.ready and each.desired.queued_start is None
+            ),
+            None,
+        )
 
     def _is_to_run(self, name: str) -> bool:
         entry = self.entries.get(name)

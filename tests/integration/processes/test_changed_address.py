@@ -18,7 +18,7 @@ from tests.http_get import get
 from tests.integration.processes.test_reload import asked_all_the_time, refused
 from tests.integration.processes.test_systemd import PASS_SOCKETS
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 APP = """
 import os
@@ -259,6 +259,86 @@ def test_servers_swap_addresses_only_if_both_can(pool: RealPool, broken: str) ->
     assert [after[name]["pids"] for name in "ab"] == [before[name]["pids"] for name in "ab"]
     write_pair(pool, ("a", two, ""), ("b", one, ""))
     pool.ok("reload")
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
+
+
+WAITING_APP = f"""
+import os, pathlib, time
+me = os.environ["WHO"]
+pathlib.Path(me + ".imports").touch()
+while not pathlib.Path(me + ".continues").exists():
+    time.sleep(0.02)
+if os.environ.get("BROKEN"): {BROKEN}{APP}"""
+
+
+def test_a_server_that_leaves_an_exchange_does_not_close_the_other_s_listener(pool: RealPool) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    break_server(pool, "b")
+    pool.write("who.py", WAITING_APP)
+    with asked_all_the_time(port_of(two)) as answers:
+        reload = pool.spawn("reload")
+        wait_until(lambda: all((pool.directory / f"{name}.imports").exists() for name in "ab"))
+        pool.ok("stop", "a")
+        pool.write("b.continues", "")
+        reload.communicate(timeout=COMMAND_TIMEOUT_SECONDS)
+        assert reload.returncode == 1
+        wait_until(lambda: refused(port_of(one)))
+    assert {*answers} == {"b"}
+    assert get(port_of(two)).text == "b"
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_servers_exchange_addresses_that_overlap(pool: RealPool, both: bool) -> None:
+    one, two = claim_port(), claim_port()
+    write_pair(pool, ("a", f"127.0.0.1:{one}", ""), ("b", f"127.0.0.1:{two}", ""))
+    pool.ok("start")
+    wide = f"0.0.0.0:{two}" if both else f"127.0.0.1:{two}"
+    write_pair(pool, ("a", wide, ""), ("b", f"0.0.0.0:{one}", ""))
+    pool.ok("reload", "--timeout", "20")
+    assert (get(one).text, get(two).text) == ("b", "a")
+    assert pool.run("reload", "--dry-run").code == 0
+
+
+def test_servers_do_not_swap_addresses_if_one_waits_for_a_stopped_server(pool: RealPool) -> None:
+    one, two, three = (f"127.0.0.1:{claim_port()}" for _ in range(3))
+    needs_c, third = 'depends_on = ["c"]', table("c", "c", three)
+    write_pair(pool, ("a", one, ""), ("b", two, needs_c))
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text() + third)
+    pool.ok("start")
+    pool.ok("stop", "c", "--no-deps")
+    before = pool.items()
+    write_pair(pool, ("a", two, ""), ("b", one, needs_c))
+    path.write_text(path.read_text() + third)
+    done = pool.run("reload", "--timeout", "20")
+    assert (done.code, "b: waits for c, which is stopped" in done.stderr) == (1, True), str(done)
+    assert "poolctl start c" in done.stderr
+    after = pool.items()
+    assert [after[name]["pids"] for name in "ab"] == [before[name]["pids"] for name in "ab"]
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("a", "b")
+    pool.ok("start", "c")
+    pool.ok("reload")
+    assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
+
+
+def test_a_stopped_server_does_not_share_an_address_to_which_another_went_back(pool: RealPool) -> None:
+    one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
+    write_pair(pool, ("a", one, ""), ("b", two, ""))
+    pool.ok("start")
+    pool.ok("stop", "a")
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    break_server(pool, "b")
+    assert pool.run("reload").code == 1
+    done = pool.run("start", "a")
+    message = "its address is used by b, which went back to its previous configuration"
+    assert (done.code, message in done.stderr) == (1, True), str(done)
+    assert get(port_of(two)).text == "b"
+    write_pair(pool, ("a", two, ""), ("b", one, ""))
+    pool.ok("reload")
+    pool.ok("start", "a")
     assert (get(port_of(one)).text, get(port_of(two)).text) == ("b", "a")
 
 
