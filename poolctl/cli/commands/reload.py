@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False)
     epilog=examples(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",
         "poolctl reload                apply them",
-        "poolctl reload web            apply those of one server, or send its reload_signal",
+        "poolctl reload web            apply those of one server (or its reload_signal)",
     ),
 )
 @with_options
