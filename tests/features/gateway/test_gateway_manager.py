@@ -299,14 +299,17 @@ def test_reload_to_a_taken_address_fails_and_the_gateway_stays_where_it_is(gatew
 
 
 @pytest.mark.integration
-def test_address_that_becomes_wider_and_narrower_loses_no_connection(gateway: GatewayPool) -> None:
+def test_address_that_becomes_wider_and_narrower_loses_at_most_what_lies_in_the_backlog(
+    gateway: GatewayPool,
+) -> None:
     gateway.start()
     text = (gateway.pool.directory / "pool.toml").read_text()
     with load(gateway, "new_connection") as running:
         for host in ("0.0.0.0", "", "127.0.0.1"):
             gateway.pool.write("pool.toml", text.replace('bind = "127.0.0.1:', f'bind = "{host}:', 1))
             gateway.pool.ok("reload")
-    assert running.report.failed == 0, running.report
+    report = running.report
+    assert report.failed == report.reset <= 8, report  # one of each client, for one address that is closed
 
 
 @pytest.mark.integration
