@@ -44,11 +44,14 @@ _SHARE = 1 / 3
 
 
 class Change(TypedDict):
-    """A change that a reload makes to `keys`. The kind of change "override" undoes what a command has changed."""
+    """A change that a reload makes to `keys`.
+
+    "override" undoes what a command has changed; "signal" sends the `reload_signal`.
+    """
 
     name: str
     bind: str
-    change: Literal["add", "remove", "restart", "update", "override"]
+    change: Literal["add", "remove", "restart", "update", "override", "signal"]
     keys: list[str]
     message: str
 

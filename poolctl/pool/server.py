@@ -123,6 +123,7 @@ def _keys_of_supervisor(config: ServerConfig) -> list[str]:
     uses = {
         "limits.memory": config.limits.memory is not None,
         "mandatory": config.mandatory,
+        "reload_signal": config.reload_signal is not None,
         "recovery": config.recovery != Recovery() and config.recovery.strategy != "none",
         "scale.max": config.scale.max > config.workers,
     }

@@ -219,7 +219,9 @@ def _without_supervision(server: ServerConfig) -> ServerConfig:
     """The server of a file without the keys that only the supervisor acts on, which a Pool refuses."""
     limits = server.limits.model_copy(update={"memory": None})
     scale = server.scale.model_copy(update={"max": server.workers})
-    kept = {"limits": limits, "scale": scale, "mandatory": False, "recovery": Recovery()}
+    kept = {
+        "limits": limits, "scale": scale, "mandatory": False, "recovery": Recovery(), "reload_signal": None,
+    }  # fmt: skip
     return server.model_copy(update=kept)
 
 

@@ -52,6 +52,7 @@ NEED_THE_SUPERVISOR: dict[str, dict[str, Any]] = {
     "limits.memory": {"limits": {"memory": "1GiB"}},
     "mandatory": {"mandatory": True},
     "recovery": {"recovery": "replace"},
+    "reload_signal": {"reload_signal": "SIGHUP"},
     "scale.max": {"scale": {"max": 2}},
 }
 

@@ -157,7 +157,7 @@ def test_supervisor_that_runs_already_is_enough_unless_a_lifeline_is_wanted(
         with pytest.raises(ControlError) as caught:
             pool.launch(lifeline=True)
     assert (caught.value.exit_code, keeper.argv) == (8, [])
-    assert caught.value.hint == "poolctl stop ends it; poolctl status shows it"
+    assert caught.value.hint == "poolctl stop ends it; poolctl run --isolated runs another one beside it"
     assert not is_locked(pool.directory)
 
 
