@@ -249,10 +249,15 @@ def test_servers_serve_on_while_no_supervisor_can_adopt_them_until_a_second_upgr
         break_(failed, "supervisor/supervisor.py", FLAW, ADOPTS)
     done = by(failed if repaired_in == "same environment" else newer, real_pool, "upgrade")
     assert done.code == 0, done
-    assert "whose supervisor had failed" in done.stdout
+    if repaired_in == "another environment":
+        assert "whose supervisor had failed" in done.stdout
+    # else the keeper tries the repaired code itself, and may have been earlier
     assert real_pool.info()["keeper_pid"] == info["keeper_pid"]
     assert real_pool.items()["users"]["restarts"] == 0
-    os.kill(real_pool.items()["users"]["pids"][0], 9)
+    if repaired_in == "another environment":
+        os.kill(real_pool.items()["users"]["pids"][0], 9)
+    else:
+        real_pool.ok("restart")  # a supervisor that has died often by itself only serves commands
     wait_until(lambda: (users := real_pool.items()["users"])["ready"] and users["restarts"] == 1)
     real_pool.ok("stop")
     assert real_pool.processes() == {}
