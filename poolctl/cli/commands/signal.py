@@ -44,7 +44,9 @@ class Signalled(ExplicitSelection):
 )
 @with_options
 def send_signal(place: Place, selection: Signalled, output: Form = None) -> Outcome:
-    """Send a signal to each worker of servers, and not to its children.
+    """Send a signal to the workers of servers.
+
+    A worker's children do not get it.
 
     A worker that ends by it, or soon after TERM, INT, QUIT or KILL, is replaced, and this is no failure; a job is not
     run again. To an application go only the signals that it handles, TERM, INT and KILL.

@@ -42,6 +42,8 @@ WORDS = {
     "register": [["x", "--to", "http://127.0.0.1:1"]],
     "unregister": [["x"]],
     "export": [["systemd"]],
+    "exec": [["web", "--", "true"]],
+    "signal": [["web", "USR1"]],
 }
 LINES = [[verb, *words] for verb in names() if verb not in READ_NO_POOL for words in WORDS.get(verb, [[]])]
 

@@ -72,7 +72,7 @@ def test_pool_runs_in_the_foreground_until_it_is_interrupted(real_pool: RealPool
     assert running.stdout.readline() == "web | the application is there\n"
     second = real_pool.run("run")
     assert (second.code, "a supervisor is already running for this pool" in second.stderr) == (8, True)
-    assert "stop it with poolctl stop" in second.stderr
+    assert "hint: poolctl stop ends it" in second.stderr
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     assert running.returncode == 130
