@@ -1099,9 +1099,8 @@ class Executor:
                 exit_ = replace(exit_, message=f"ended by {signal.Signals(exit_.signal).name}, as ordered")
                 worker.failure = failure_of(entry, exit_.message)
         elif ends and decide.is_ordered_end(worker.signals, exit_, self._clock.monotonic()):
-            worker.phase = (
-                WorkerPhase.STOPPING
-            )  # as if it had been asked in another way; another one replaces it
+            # As if it had been asked in another way; another one replaces it.
+            worker.phase = WorkerPhase.STOPPING
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._handle_unexpected_exit(entry, worker, exit_)

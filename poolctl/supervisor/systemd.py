@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -32,11 +30,7 @@ async def link_to_run(keeper: Link, env: Mapping[str, str]) -> Link | None:
     if not sd_notify.enabled(env):
         return None
     _, fds = await keeper.call({"op": "get", "name": fd_store.LIFELINE})
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            return Link(socket.socket(fileno=fd))
-        os.close(fd)  # a pipe, of a `run` before this version
-    return None
+    return Link(socket.socket(fileno=fds[0])) if fds else None
 
 
 class SystemdNotifier:

@@ -110,7 +110,7 @@ def _spec(place: Place, selection: Selection, pool: PoolRef) -> Spec:
             hint="poolctl exec NAME -- CMD",
         )
     if tuple(spec["user"]) == (os.geteuid(), os.getegid()):
-        spec["user"] = None  # its rights are those of this process
+        spec["user"] = None  # this process has that user's rights already
     return spec
 
 

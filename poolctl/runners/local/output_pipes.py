@@ -252,10 +252,9 @@ class OutputPipes(HelperOwner[HelperProcess]):
         if message.get("t") == "eof" and key in self._pipes:
             pipe = self._pipes.pop(key)
             pipe.read.close()
-            if "tail" in message:  # a logger of an earlier version reports none
-                self._tails[key] = str(message["tail"])
-                if len(self._tails) > MOST_TAILS:
-                    del self._tails[next(iter(self._tails))]
+            self._tails[key] = str(message["tail"])
+            if len(self._tails) > MOST_TAILS:
+                del self._tails[next(iter(self._tails))]
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": entry_name(pipe.message)})
         elif message.get("t") == "dropped" and key in self._pipes:

@@ -127,32 +127,13 @@ FIELDS: dict[type[object], list[str]] = {
     ],
 }  # fmt: skip
 # Left out of a document where there is nothing to say.
+OPTIONAL_OF_SERVER = [
+    "address", "on_demand", "ended", "last_line", "flapping", "kept", "kept_until", "next_run_at", "last_run",
+]  # fmt: skip
 OPTIONAL: dict[type[object], list[str]] = {
-    Item: [
-        "address",
-        "on_demand",
-        "ended",
-        "last_line",
-        "flapping",
-        "kept",
-        "kept_until",
-        "next_run_at",
-        "last_run",
-    ],
+    Item: OPTIONAL_OF_SERVER,
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    ServerDetails: [
-        "address",
-        "on_demand",
-        "ended",
-        "last_line",
-        "flapping",
-        "kept",
-        "kept_until",
-        "next_run_at",
-        "last_run",
-        "routes",
-        "stacks",
-    ],
+    ServerDetails: [*OPTIONAL_OF_SERVER, "routes", "stacks"],
     WorkerDetails: ["placed_at"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],

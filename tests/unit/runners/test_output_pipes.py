@@ -188,8 +188,8 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         finished = asyncio.ensure_future(stage.output.wait_until_stored(key, 60))
         await asyncio.sleep(1)
         assert not finished.done()
-        wire.send(stage.logger, {"t": "eof", "id": key})
-        wire.send(stage.logger, {"t": "eof", "id": "unknown"})
+        wire.send(stage.logger, {"t": "eof", "id": key, "tail": ""})
+        wire.send(stage.logger, {"t": "eof", "id": "unknown", "tail": ""})
         await finished
         assert asyncio.get_running_loop().time() == 1
         with pytest.raises(BrokenPipeError):
@@ -235,7 +235,7 @@ def test_helper_prints_to_the_logger_without_ever_waiting_for_it(tmp_path: Path)
         assert not stored.done()
         await stage.keeper.say({"t": "performed", "id": question["id"]}, end=0)
         await stored
-        await stage.keeper.say({"t": "eof", "id": added["id"]}, end=0)
+        await stage.keeper.say({"t": "eof", "id": added["id"], "tail": ""}, end=0)
         assert entry not in stage.keeper.entries
         helper.close()
         stage.close()
@@ -252,7 +252,7 @@ def test_pipe_of_a_helper_is_adopted_without_being_a_servers(tmp_path: Path) -> 
         )
         assert stage.output.paths == {}
         await stage.start()
-        await stage.keeper.say({"t": "eof", "id": "[web].1"})
+        await stage.keeper.say({"t": "eof", "id": "[web].1", "tail": ""})
         assert "helper output [web].1" in stage.keeper.values("drop")
         os.close(write)
         stage.close()
