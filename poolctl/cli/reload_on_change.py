@@ -39,10 +39,10 @@ QUIET_SECONDS = 0.15
 LONGEST_SECONDS = 3.0
 _SHOWN_FILES = 3
 _POLL = 'watch = { poll = "1s" }'
-# A change of code replaces the processes of servers in these states, and starts those that have ended by themselves;
-# others use the new code when they start.
 # While code is being written, its page with the error is what one wants to see.
 _UNPROVEN = {"check": False}
+# A change of code replaces the processes of servers in these states, and starts those that have ended by themselves;
+# others use the new code when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
 Answer = TypeVar("Answer", bound=Result)

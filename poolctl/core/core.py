@@ -822,7 +822,7 @@ class CommandGoal:
 
 def goal_error(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
     """The error for a server that missed the goal of a command; `kind` is the command's error class."""
-    failure = entry.observed.failure if not entry.ready else None
+    failure = entry.present_failure
     return ServerError(
         message,
         name=entry.name,

@@ -379,6 +379,11 @@ class Entry:
         return self.desired.state is Desired.COMPLETED
 
     @property
+    def present_failure(self) -> ServerError | None:
+        """The failure that keeps the server from being ready; None for a ready one, whose last failure is past."""
+        return None if self.ready else self.observed.failure
+
+    @property
     def ended(self) -> bool:
         """Whether the server is stopped because its processes have ended by themselves with status 0."""
         return self.completed and self.state == State.STOPPED

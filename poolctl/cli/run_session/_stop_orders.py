@@ -24,9 +24,9 @@ class StopOrders:
     """Orders to stop, each of which interrupts the work in progress. Each order has the number of a signal.
 
     The loss of the reader of the output is SIGPIPE, the end of the stop timeout SIGALRM, and with --abort-on-exit the
-    first end of a server is SIGCHLD. The user's Ctrl-C often
-    ends the reader as well (`run | tee run.log`). The loss is therefore an order only if it is the first one, and the
-    first signal after it is not another order: it becomes the reason for the stop.
+    first end of a server is SIGCHLD. The user's Ctrl-C often ends the reader as well (`run | tee run.log`). The loss is
+    therefore an order only if it is the first one, and the first signal after it is not another order: it becomes the
+    reason for the stop.
     """
 
     def __init__(self, numbers: Collection[int], reload: Callable[[], object] | None = None) -> None:

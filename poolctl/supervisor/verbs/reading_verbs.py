@@ -231,21 +231,16 @@ class ReadingVerbs:
 
     def _why_not(self, entry: Entry, goal: str) -> str:
         why = self._core.health.first_worker_problem(entry) if entry.state == State.RUNNING else ""
-        if not why and (failure := _present_failure(entry)) is not None:
+        if not why and (failure := entry.present_failure) is not None:
             why = failure.message
         return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
-
-
-def _present_failure(entry: Entry) -> ServerError | None:
-    """The failure that keeps the server from being ready; None for a ready one, whose last failure is past."""
-    return None if entry.ready else entry.observed.failure
 
 
 def _fix_for(entry: Entry, goal: str) -> str:
     """The fix for a server that has not reached the goal of a `wait`."""
     if goal == State.STOPPED:
         return f"poolctl stop {entry.name}"  # an earlier failure is not the reason why it runs
-    failure = _present_failure(entry)
+    failure = entry.present_failure
     return (failure.hint if failure is not None else "") or f"poolctl logs {entry.name}"
 
 

@@ -393,7 +393,7 @@ def unhealthy_error(entry: Entry, complaint: str) -> ServerError:
 
 def complaint_of(core: Core, entry: Entry) -> str:
     """Why the server is unhealthy or not ready; "" if it is neither, or if the reason is unknown."""
-    failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
+    failure = entry.present_failure.message if entry.present_failure is not None else ""
     ended = ended_text(0, entry.observed.last_line) if entry.ended else ""
     return core.health.first_worker_problem(entry) or ended or failure
 

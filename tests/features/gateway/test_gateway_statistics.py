@@ -226,7 +226,7 @@ class RoutePool:
         entry = SimpleNamespace(
             config=self.config, observed=SimpleNamespace(workers=workers, failure=None), state=self.state,
             health=Status.OK, ready=self.ready, name="web", uptime_seconds=lambda now: 1.0,
-            rests_until_named=self.rests, completed=False, ended=False,
+            rests_until_named=self.rests, completed=False, ended=False, present_failure=None,
         )  # fmt: skip
         core: Any = SimpleNamespace(
             clock=ManualClock(),
