@@ -41,6 +41,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Run everything that is due within this time, and what follows from it."""
         self.run_until_complete(self._pass(seconds))
 
+    def close(self) -> None:
+        """Cancel what still runs first, so that no task or coroutine is left for the next test to report."""
+        if not self.is_closed():
+            self.run_until_complete(self._cancel())
+        super().close()
+
+    async def _cancel(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     async def _pass(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         for _ in range(5):

@@ -311,13 +311,6 @@ class Watching:
         self.lines.put_nowait(event)
 
     def close(self) -> None:
-        async def cancel() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        self.loop.run_until_complete(cancel())
         self.loop.close()
 
 
