@@ -34,7 +34,10 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class ServiceManager:
-    """Runs `argv` as the main process of a unit. `lines` are what it has said, `store` what it has stored by name."""
+    """Runs `argv` as the main process of a unit. `lines` are what it has said, `store` what it has stored by name.
+
+    `env` is the environment of its next start.
+    """
 
     def __init__(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], directory: Path) -> None:
         self.lines: list[str] = []
@@ -43,7 +46,7 @@ class ServiceManager:
         self.sockets: list[tuple[str, socket.socket]] = []  # of .socket units
         self._argv, self._cwd = argv, cwd
         path = str(directory / "manager.sock")
-        self._env = {**env, "NOTIFY_SOCKET": path}
+        self.env = {**env, "NOTIFY_SOCKET": path}
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._sock.bind(path)
@@ -63,7 +66,7 @@ class ServiceManager:
         words = [",".join(map(str, fds)), ":".join(name for name, _ in given)]
         self.lines.clear()
         self._main = subprocess.Popen(
-            [sys.executable, "-c", _EXECUTE, *words, *self._argv], cwd=self._cwd, env=self._env, pass_fds=fds
+            [sys.executable, "-c", _EXECUTE, *words, *self._argv], cwd=self._cwd, env=self.env, pass_fds=fds
         )
         wait_until(
             lambda: "READY=1" in self.lines or self._main.poll() is not None, what=lambda: str(self.lines)

@@ -193,6 +193,11 @@ class FeatureParts:
         """The FeatureParts that are instances of `kind`."""
         return [part for part in self if isinstance(part, kind)]
 
+    async def wait_for_opening_attempts(self) -> None:
+        """Wait until each address of each feature is open or has failed to open."""
+        for part in self:
+            await part.wait_for_opening_attempt()
+
     async def wait_for_effects(self, verb: str, call: Call, result: Result) -> Result:
         """Wait until every feature has applied the command's changes to servers; return the command's result.
 

@@ -330,7 +330,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await address.wait_for_opening_attempt()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
-            self._notifier = SystemdNotifier(os.environ, self.core, self._run)
+            self._notifier = SystemdNotifier(
+                os.environ, self.core, self._parts.wait_for_opening_attempts, self._run
+            )
             self._perform = self._notifier.wrap(self._verbs.handle)
 
     def _report_calm_and_schedule_restart(self) -> None:

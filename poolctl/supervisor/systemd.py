@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -38,14 +38,23 @@ class SystemdNotifier:
 
     It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats
     all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the
-    supervisor. `run` is the link to `poolctl run` (see `link_to_run`).
+    supervisor. The pool is ready once its servers are and what `opened` waits for, such as the gateway, serves. `run`
+    is the link to `poolctl run` (see `link_to_run`).
     """
 
-    def __init__(self, env: Mapping[str, str], core: Core, run: Link | None = None) -> None:
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        core: Core,
+        opened: Callable[[], Awaitable[object]],
+        run: Link | None = None,
+    ) -> None:
         self._tell: Callable[..., object] = partial(sd_notify.notify, env)
         if run is not None:
             self._tell = lambda *lines: run.send({"notify": lines})
         self._core = core
+        self._opened = opened
+        self._opening: asyncio.Task[None] | None = None
         self._ready = self._stopping = False
         self._reloads = 0
         self._status = ""
@@ -97,17 +106,19 @@ class SystemdNotifier:
         self._timer = None
         if self._stopping:
             return
-        lines = []
         wanted, missing = _wanted_and_missing_servers(self._core.entries.values())
-        if not missing and not self._ready and wanted is not None:
-            self._ready = True
-            lines.append(sd_notify.READY)
         line = sd_notify.status(_sentence(wanted or 0, missing))
         if line != self._status:
             self._status = line
-            lines.append(line)
-        if lines:
-            self._tell(*lines)
+            self._tell(line)
+        if not missing and wanted is not None and self._opening is None:
+            self._opening = asyncio.ensure_future(self._notify_ready_when_open())
+
+    async def _notify_ready_when_open(self) -> None:
+        await self._opened()
+        if not self._stopping:
+            self._ready = True
+            self._tell(sd_notify.READY)
 
     def _ping_watchdog(self) -> None:
         self._tell(sd_notify.WATCHDOG)

@@ -107,6 +107,32 @@ def test_restart_of_the_unit_refuses_no_connection(
     assert len(unit.store) == len(set(unit.names)) == 4
 
 
+@needs("gateway")
+def test_unit_is_ready_once_the_gateway_serves(pool: RealPool, unit: ServiceManager) -> None:
+    web, gateway = claim_port(), claim_port()
+    may_serve, haproxy = pool.directory / "may-serve", pool.directory / "bin/haproxy"
+    os.mkfifo(may_serve)
+    haproxy.parent.mkdir()
+    haproxy.write_text(
+        f'#!/bin/sh\ncase $1 in -D) read x <{may_serve};; esac\nexec {program("haproxy")} "$@"\n'
+    )
+    haproxy.chmod(0o755)
+    unit.env["PATH"] = f"{haproxy.parent}:{os.environ['PATH']}"
+    pool.write(
+        "pool.toml",
+        SERVER.format("web", f"127.0.0.1:{web}")
+        + f'[gateway]\nbind = "127.0.0.1:{gateway}"\n[[route]]\nto = "web"\n',
+    )
+    with ThreadPoolExecutor() as threads:
+        started = threads.submit(unit.start)
+        unit.await_line("STATUS=1 server ready")
+        assert is_refused(gateway)
+        assert "READY=1" not in unit.lines
+        may_serve.write_text("yes\n")
+        started.result()
+    assert get(gateway).status == 200
+
+
 SERVER = '[[server]]\nname = "{}"\nbind = "{}"\napp = "hello:app"\n'
 
 

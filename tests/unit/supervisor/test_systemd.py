@@ -30,13 +30,18 @@ class Served:
     def __init__(self, notified: NotifySocket, desk: Desk, **env: str) -> None:
         self.notified = notified
         self.desk = desk
-        self.notifier = SystemdNotifier({"NOTIFY_SOCKET": notified.path, **env}, desk.core)
+        self.opened = asyncio.Event()
+        self.opened.set()
+        self.notifier = SystemdNotifier(
+            {"NOTIFY_SOCKET": notified.path, **env}, desk.core, lambda: self.opened.wait()
+        )
 
     async def lines(self) -> list[str]:
         """The lines since the last call, after what is to be sent soon."""
         async with asyncio.timeout(20):
             while self.notifier._timer is not None:
                 await asyncio.sleep(0.005)
+        await turns()
         lines = self.notified.lines
         self.notified.forget()
         return lines
@@ -56,10 +61,23 @@ def test_pool_is_ready_when_each_server_that_should_run_is(notified: NotifySocke
         served.notifier._schedule_notification()
         assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting: no port"]
         await desk.ask("stop", "b")
-        assert await served.lines() == ["READY=1", "STATUS=1 server ready"]
+        assert await served.lines() == ["STATUS=1 server ready", "READY=1"]
         await desk.ask("restart", "a")
         assert [line for line in await served.lines() if line == "READY=1"] == []
         starting.cancel()
+
+    run(work())
+
+
+def test_pool_is_ready_only_once_its_own_addresses_serve(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"))
+        served = Served(notified, desk)
+        served.opened.clear()
+        await desk.ask("start")
+        assert (await served.lines())[-1] == "STATUS=1 server ready"
+        served.opened.set()
+        assert await served.lines() == ["READY=1"]
 
     run(work())
 
@@ -70,7 +88,7 @@ def test_server_that_starts_on_demand_is_not_waited_for(notified: NotifySocket) 
         served = Served(notified, desk)
         assert await served.lines() == ["STATUS=0 servers ready"]
         await desk.ask("start")
-        assert (await served.lines())[-2:] == ["READY=1", "STATUS=1 server ready"]
+        assert (await served.lines())[-2:] == ["STATUS=1 server ready", "READY=1"]
         await desk.ask("start", "tool")
         assert (await served.lines())[-1] == "STATUS=2 servers ready"
 
@@ -91,13 +109,13 @@ def test_failed_servers_are_counted_and_the_first_is_named(notified: NotifySocke
 
 def test_sleeping_servers_and_pools_without_servers_are_ready(notified: NotifySocket) -> None:
     async def work() -> None:
-        assert await Served(notified, Desk()).lines() == ["READY=1", "STATUS=0 servers ready"]
+        assert await Served(notified, Desk()).lines() == ["STATUS=0 servers ready", "READY=1"]
         desk = Desk(web("a", scale={"min": 0}), web("b"))
         served = Served(notified, desk)
         await served.lines()
         await desk.ask("start")
         assert desk.states()["a"] == "sleeping"
-        assert (await served.lines())[-2:] == ["READY=1", "STATUS=2 servers ready"]
+        assert (await served.lines())[-2:] == ["STATUS=2 servers ready", "READY=1"]
 
     run(work())
 
@@ -124,7 +142,7 @@ def test_reload_is_announced_once_the_pool_is_ready(notified: NotifySocket) -> N
         early = ask("reload")
         await turns()
         await desk.ask("start")
-        assert (await served.lines())[-2:] == ["READY=1", "STATUS=1 server ready"]
+        assert (await served.lines())[-2:] == ["STATUS=1 server ready", "READY=1"]
         may_end.set()
         assert await early == "reload"
         may_end.clear()

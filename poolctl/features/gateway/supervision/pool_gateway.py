@@ -336,6 +336,10 @@ class PoolGateway(FeaturePart):
             return {}
         return await verbs.healths()
 
+    async def wait_for_opening_attempt(self) -> None:
+        if self._verbs is not None:
+            await self._verbs.gateway.await_applied_or_warning()
+
     async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
         for part in self._parts:
