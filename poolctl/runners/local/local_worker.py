@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from poolctl import platform
@@ -745,29 +745,37 @@ class LocalWorker(LinkHandler):
             exit_ = await asyncio.shield(self.exited)
             if not exit_.ok:
                 raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
-        elif not (server.listens or server.notify):
+        elif not (server.listens or server.says_when_ready):
             if server.is_ready_by_running:
                 await asyncio.wait({self.exited}, timeout=server.ready_after)
             self.mark_ready()
-        elif server.command and not server.notify:
+        elif server.command and not server.says_when_ready:
             if listeners:
                 shared = listeners[0]
-                signs = [self._wait_until_probe_accepted(shared), self._wait_until_client_accepted(shared)]
+                await self.become_ready_by(
+                    self._wait_until_probe_accepted(shared), self._wait_until_client_accepted(shared)
+                )
             elif self.config.is_proxied:
-                signs = [self._wait_until_private_port_is_own()]
+                await self.become_ready_by(self._wait_until_private_port_is_own())
             else:
-                signs = [self._wait_until_listening()]
-            looks = {asyncio.ensure_future(sign) for sign in signs}
-            try:
-                await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for look in looks:
-                    look.cancel()
-            for look in looks:
-                if look.done():
-                    look.result()
-            self.mark_ready()
+                await self.become_ready_by(self._wait_until_listening())
         await asyncio.shield(self.answered)
+
+    async def become_ready_by(self, *signs: Awaitable[None]) -> None:
+        """Wait for the first of these signs, and mark the worker as ready, unless it exits before.
+
+        Raises the exception of a sign that comes to nothing.
+        """
+        looks = {asyncio.ensure_future(sign) for sign in signs}
+        try:
+            await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for look in looks:
+                look.cancel()
+        for look in looks:
+            if look.done():
+                look.result()
+        self.mark_ready()
 
     def mark_ready(self) -> None:
         """Mark the worker as ready; has no effect once it has exited."""
