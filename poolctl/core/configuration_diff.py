@@ -16,9 +16,8 @@ from .decide import NO_OVERRIDES, Overrides
 LIVE_KEYS = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
-        "on_demand", "overlap", "preload", "ready_after", "ready_line", "recovery", "reload_signal",
-        "restart", "scale", "socket_mode", "socket_owner", "start_timeout", "tags", "tls.warn_before", "watch",
-        "workers",
+        "on_demand", "overlap", "preload", "ready_after", "recovery", "reload_signal", "restart", "scale",
+        "socket_mode", "socket_owner", "start_timeout", "tags", "tls.warn_before", "watch", "workers",
     }
 )  # fmt: skip
 # Keys that decide who can connect to a Unix socket. The pool applies them itself.
