@@ -152,6 +152,13 @@ def test_slow_expression_fails_the_start_with_its_reason(real_pool: RealPool) ->
     assert "avoid repeats within repeats" in done.stderr
 
 
+def test_program_that_ends_before_its_line_has_failed_with_its_status(real_pool: RealPool) -> None:
+    write(real_pool, ["sh", "-c", "echo not ready to serve; exit 3"], 'restart = "no"\n')
+    done = real_pool.run("start")
+    assert done.code == 1
+    assert "exited with status 3 before it was ready" in done.stderr
+
+
 def test_reload_tries_a_changed_expression_and_goes_back_from_a_wrong_one(real_pool: RealPool) -> None:
     command = ["sh", "-c", "echo ready to serve; exec sleep 600"]
     keys = 'start_timeout = "200ms"\nrestart = "no"\n'

@@ -386,13 +386,8 @@ class ServerConfig(Section, frozen=True):
     @property
     def is_ready_by_running(self) -> bool:
         """Whether the server is a program that shows in no other way that it is ready than by running for a while."""
-        shows = self.says_when_ready or self.health.gated
+        shows = self.notify or self.ready_line is not None or self.health.gated
         return bool(self.command) and not (self.listens or self.job or shows)
-
-    @property
-    def says_when_ready(self) -> bool:
-        """Whether the server's command reports that it is ready, by `notify` or its `ready_line`."""
-        return self.notify or self.ready_line is not None
 
     @property
     def binds_itself(self) -> bool:

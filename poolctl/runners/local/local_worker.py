@@ -745,11 +745,11 @@ class LocalWorker(LinkHandler):
             exit_ = await asyncio.shield(self.exited)
             if not exit_.ok:
                 raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
-        elif not (server.listens or server.says_when_ready):
+        elif not (server.listens or server.notify):
             if server.is_ready_by_running:
                 await asyncio.wait({self.exited}, timeout=server.ready_after)
             self.mark_ready()
-        elif server.command and not server.says_when_ready:
+        elif server.command and not server.notify:
             if listeners:
                 shared = listeners[0]
                 await self.become_ready_by(
@@ -762,9 +762,9 @@ class LocalWorker(LinkHandler):
         await asyncio.shield(self.answered)
 
     async def become_ready_by(self, *signs: Awaitable[None]) -> None:
-        """Wait for the first of these signs, and mark the worker as ready, unless it exits before.
+        """Wait for the first of these signs, and mark the worker as ready.
 
-        Raises the exception of a sign that comes to nothing.
+        Raises WorkerFailed if it exits before, and the exception of a sign.
         """
         looks = {asyncio.ensure_future(sign) for sign in signs}
         try:
@@ -776,6 +776,7 @@ class LocalWorker(LinkHandler):
             if look.done():
                 look.result()
         self.mark_ready()
+        await asyncio.shield(self.answered)
 
     def mark_ready(self) -> None:
         """Mark the worker as ready; has no effect once it has exited."""

@@ -216,9 +216,11 @@ class OutputPipes(HelperOwner[HelperProcess]):
         return [pipe.read]
 
     async def wait_for_ready_line(self, key: str) -> None:
-        """Wait until the worker has printed its server's `ready_line`. Raises ServerError if that cannot be found."""
+        """Wait until the worker has printed its `ready_line`; for ever, if it has closed its output before.
+
+        Raises ServerError if the logger does not look for it, because that takes too long.
+        """
         pipe = self._pipes.get(key)
-        # One that has closed its output prints no more.
         await (asyncio.get_running_loop().create_future() if pipe is None else asyncio.shield(pipe.ready))
 
     async def wait_until_stored(self, key: str, timeout_seconds: float) -> None:

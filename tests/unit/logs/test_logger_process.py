@@ -555,6 +555,15 @@ def test_next_logger_looks_for_the_ready_line_that_was_not_there(tmp_path: Path)
     assert logger.wait(DEADLINE_SECONDS) == 0
 
 
+def test_logger_that_is_told_to_end_reports_the_ready_line_that_it_stores_last(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    os.write(session.add("web.0", ready_line="ready"), b"ready\n")
+    wire.send(session.control, {"t": "end"})
+    OutputLogger(SupervisorLink(session.theirs)).run()
+    assert session.report() == READY
+    session.close()
+
+
 def test_slow_expression_ends_the_search_and_loses_no_line(session: Session) -> None:
     write = session.add("web.0", ready_line=SLOW_EXPRESSION)
     for _ in range(100):

@@ -212,7 +212,8 @@ PROGRAM = {"app": None, "command": ["web"], "ready_line": "^ready"}
 
 def test_ready_line_is_awaited_until_a_logger_has_found_it(tmp_path: Path) -> None:
     async def work() -> None:
-        stage = Stage(tmp_path)
+        stage, problems = Stage(tmp_path), []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
         await stage.start()
         key, write = stage.output.create_pipe(server(**PROGRAM))
         stage.output.register_pipe(key, 42)
@@ -225,6 +226,7 @@ def test_ready_line_is_awaited_until_a_logger_has_found_it(tmp_path: Path) -> No
         for _ in range(2):
             await stage.keeper.say({"t": "ready", "id": key, "error": "", "fix": ""})
             await waiting
+        assert problems == [], "a logger that was killed meanwhile may have reported it too"
         await stage.output.wait_for_ready_line(key)
         found = stage.keeper.values("note")[f"output:{key}"]
         assert found == {name: each for name, each in message.items() if name != "ready_line"}
