@@ -175,7 +175,7 @@ class Defaults:
             displaced = COMMAND_KEYS
         if own.get("every") is not None:
             displaced |= NOT_FOR_SCHEDULES
-        if truth_if_interpolated(table.get("job")) is True:
+        if any(truth_if_interpolated(table.get(key)) is True for key in ("job", "notify")):
             displaced |= {"ready_line"}
         if "ready_after" in self.raw and not _is_ready_by_running(table):
             displaced |= {"ready_after"}
