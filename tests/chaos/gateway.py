@@ -134,8 +134,8 @@ class Client(NamedTuple):
 
     @property
     def is_idle(self) -> bool:
-        """Whether its connections are idle for so long that nothing waits for its next request."""
-        return self.pause >= 1
+        """Whether its requests are so far apart or so long that no change waits for its next answer."""
+        return self.pause >= 1 or self.chunks > 20
 
     @property
     def keeps(self) -> bool:
