@@ -31,11 +31,14 @@ _PLURALS = {
     "ConfigMap": "configmaps", "Secret": "secrets", "Service": "services", "Deployment": "deployments", "Job": "jobs",
     "Ingress": "ingresses", "PodDisruptionBudget": "poddisruptionbudgets",
 }  # fmt: skip
+# Kubernetes has them since 1.25, 1.26 and 1.26.
+_NEWER_KEYS = {"matchLabelKeys", "podFailurePolicy", "unhealthyPodEvictionPolicy"}
 Object = dict[str, Any]
 
 
 def _in_older_form(table: Object) -> Object:
-    """Replace a budget of policy/v1 (1.21), and a `sleep` of preStop (1.30)."""
+    """Replace a budget of policy/v1 (1.21) and a `sleep` of preStop (1.30), and take newer keys out."""
+    table = {key: value for key, value in table.items() if key not in _NEWER_KEYS}
     if table.get("apiVersion") == "policy/v1":
         return table | {"apiVersion": "policy/v1beta1"}
     if table.keys() == {"sleep"}:
