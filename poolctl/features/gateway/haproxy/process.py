@@ -38,7 +38,7 @@ from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.process_link import HasDescriptor, Link, Refused, identity, spawn
 
 from .configuration import NEXT, RefusableServer
-from .setup import HaproxySetup, joined_commands
+from .setup import DELETES, HaproxySetup, joined_commands
 from .sleeping import WAKING
 from .syntax import alerts_in
 
@@ -60,6 +60,9 @@ MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
+# A request that waits for its next attempt, a second at most, still has its server, but does not count as a connection
+# of it: HAProxy 2.8 deletes the server, and crashes at that attempt.
+_DELETION_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _FIRST_REQUEST_SECONDS = 1.0
 # A hung process must not hold up its successor.
@@ -88,6 +91,9 @@ class HaproxyProcess(HelperChild):
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
+        # Servers, as "BACKEND/SERVER", that get no requests, and are deleted soon or when the process ends.
+        self.leaving: set[str] = set()
+        self._deletions: set[asyncio.Task[None]] = set()
         self._fd = os.pidfd_open(self.pid)
         if process_start(self.pid) != known["start"]:
             os.close(self._fd)
@@ -100,6 +106,8 @@ class HaproxyProcess(HelperChild):
         os.close(self._fd)
         if self.path:
             pool_files.unlink_quietly(self.path)
+        for deletion in self._deletions:
+            deletion.cancel()
         self.mark_exited()
 
     def ping(self) -> None:
@@ -131,6 +139,20 @@ class HaproxyProcess(HelperChild):
     async def ask(self, command: str) -> str:
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
         return await _ask(self.path, command, _ANSWER_SECONDS)
+
+    def delete_later(self, servers: Collection[str]) -> None:
+        """Delete servers in maintenance, as "BACKEND/SERVER", soon. One that has connections then is not deleted."""
+        self.leaving.update(servers)
+        deletion = asyncio.ensure_future(self._delete_later(servers))
+        self._deletions.add(deletion)
+        deletion.add_done_callback(self._deletions.discard)
+
+    async def _delete_later(self, servers: Collection[str]) -> None:
+        await asyncio.sleep(_DELETION_SECONDS)
+        with contextlib.suppress(HaproxyRefusal):  # it is being replaced
+            for server in servers:
+                if "deleted" in await self.ask(f"{DELETES}{server}"):
+                    self.leaving.discard(server)
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""

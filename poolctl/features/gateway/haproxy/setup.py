@@ -37,6 +37,7 @@ from .listeners import HaproxyCertificate, HaproxyListener
 from .sleeping import ASLEEP, AWAKE, SLEEPING, STARTS, WAKING, answers_for_sleeping
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
+DELETES = "del server "
 # A backend with one of these lines gets no servers at run time: they would lack the cookie, or the right place.
 _FIXED = ("    cookie ", "    balance first")
 # HAProxy's descriptors: its runtime socket, its log, then its listeners, of which the first one is that of NEXT.
@@ -419,8 +420,13 @@ def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]
             yield f"set map {name} {key} {value}"
 
 
+def added_servers(commands: Iterable[str]) -> Iterator[str]:
+    """The servers that these commands add, as "BACKEND/SERVER"."""
+    return (each.split()[2] for each in commands if each.startswith("add server "))
+
+
 def _takes_traffic_away(command: str) -> bool:
-    return command.startswith("del server ") or command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
+    return command.startswith(DELETES) or command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
 
 
 def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
@@ -451,7 +457,7 @@ def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> l
 def _removal_commands(backend: HaproxyBackend, servers: Iterable[HaproxyServer]) -> Iterator[str]:
     for each in servers:
         place = f"{backend.name}/{each.name}"
-        yield from (f"set server {place} state {MAINTENANCE}", f"del server {place}")
+        yield from (f"set server {place} state {MAINTENANCE}", f"{DELETES}{place}")
 
 
 def _server_update_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:

@@ -43,11 +43,13 @@ from ..haproxy.process import (
     HaproxyRefusal,
 )
 from ..haproxy.setup import (
+    DELETES,
     MAINTENANCE,
     HaproxySetup,
     HeldListener,
     ServerState,
     SetupParts,
+    added_servers,
     host_names,
     joined_commands,
     parts_of,
@@ -472,24 +474,26 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return False
         if before is None:
             commands = after.state_commands()
-        elif (found := await in_daemon_thread(lambda: runtime_commands(before, after))) is None:
+        elif (
+            found := await in_daemon_thread(lambda: runtime_commands(before, after))
+        ) is None or not process.leaving.isdisjoint(added_servers(found)):
             suffices, after = False, before.with_states_of(after)
             commands = runtime_commands(before, after) or []
         else:
             commands = found
-        is_counted = False
+        deletions = [each for each in commands if each.startswith(DELETES)]
         try:
-            for command in joined_commands(commands):
-                if command.startswith("del server") and not is_counted:
-                    is_counted = await self.figures.read()  # it takes the server's counters with it
+            for command in joined_commands(each for each in commands if not each.startswith(DELETES)):
                 answer = await process.ask(command)
-                # A server that still has connections is deleted by the next start; until then it gets no new ones.
-                if _PERFORMED.match(answer) is None and not command.startswith("del server"):
+                if _PERFORMED.match(answer) is None:
                     raise HaproxyRefusal(f"{command}: {answer.strip()}")
         except HaproxyRefusal as refusal:
             logger.warning("HAProxy is started again: %s", without_keys(str(refusal)))
             process.mark = ""
             return False
+        if deletions:
+            await self.figures.read()  # the servers' counters go with them
+            process.delete_later([each.removeprefix(DELETES) for each in deletions])
         self._setup = after
         return suffices
 
