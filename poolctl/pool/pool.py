@@ -29,6 +29,7 @@ from typing import Any
 
 from poolctl.address import AddressError, canonical, find_overlapping_unequal
 from poolctl.config import (
+    AutomaticPort,
     Configuration,
     Finding,
     Place,
@@ -91,6 +92,7 @@ from .server import (
     error_about,
     handle_in_process,
     order_stop,
+    pools,
     resting_dependencies,
     seconds,
     with_port,
@@ -130,15 +132,17 @@ def with_ports(
     port_range = "-".join(map(str, configuration.settings.port_range))
     problems: list[ServerError] = [*configuration._problems]
     servers: list[ServerConfig] = []
+    fixed = {server.address.port for server in configuration}
     for server in configuration:
         try:
             if server.tls is True and configuration._tls is None:
                 raise configuration._located(server, no_certificate())
             before = in_use.get(server.name)
             if before is not None and server.address.auto and before.address.host == server.address.host:
-                servers.append(server.at(before.address))
+                choice = before.automatic_port or AutomaticPort(port_range)
+                servers.append(server.at(before.address, choice))
             else:
-                servers.append(with_port(server, port_range))
+                servers.append(with_port(server, port_range, fixed))
         except ServerError as error:
             problems.append(error)
     return with_resolved_references(servers) if configuration.files else servers, problems
@@ -190,6 +194,8 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
         self._ports: Counter[int | None] = Counter()  # the number of servers with each TCP port
         self._departed: set[Handle] = set()
+        with LOCK:
+            pools[id(self)] = self
 
     def __repr__(self) -> str:
         servers = self._snapshot().values()
@@ -293,13 +299,19 @@ class Pool(Mapping[str, Server], StartAndStop):
         """
         errors = [*problems]
         stored: dict[str, list[Server]] = {}
+        servers = [*servers]
+        taken = {each.address.port for each in servers if isinstance(each, ServerConfig)} | {*+self._ports}
         for each in servers:
             try:
+                if isinstance(each, ServerConfig):
+                    each = with_port(each, avoid=taken)
                 server = each if isinstance(each, Server) else self.store_new(each)
                 self.store(server)
                 stored.setdefault(server.bind, []).append(server)
             except PoolAddError as error:
                 errors += error.exceptions
+            except ServerError as error:
+                errors.append(error)
         for bind, rivals in stored.items():
             if len(rivals) > 1:
                 self.delete(bind)
@@ -355,6 +367,24 @@ class Pool(Mapping[str, Server], StartAndStop):
             server._shared = self._shared
         self._stop_removed(gone)
         return gone
+
+    def _rekey(self, moved: Mapping[str, Server]) -> None:
+        """Key these servers, given by their previous addresses, by those that they have now; tell it to the others.
+
+        The caller must hold LOCK.
+        """
+        if not any(self._servers.get(bind) is server for bind, server in moved.items()):
+            return
+        self._servers = {
+            server.bind if moved.get(bind) is server else bind: server
+            for bind, server in self._servers.items()
+        }
+        self._ports = Counter(server.address.port for server in self._servers.values())
+        servers = [] if self._is_view else [*self._servers.values()]
+        resolved = with_resolved_references(server.config.before_references() for server in servers)
+        for server, config in zip(servers, resolved, strict=True):
+            if config != server.config:
+                server._set_config(config)
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order the active ones among these removed servers to stop; does not wait. The caller must hold LOCK."""

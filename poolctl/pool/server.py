@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import os
 import socket
 import threading
 import time
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
-from poolctl.config import Dependency, Recovery, ServerConfig, TLSConfig
+from poolctl.config import AutomaticPort, Dependency, Recovery, ServerConfig, TLSConfig
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
@@ -280,10 +282,13 @@ def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
 
 
 DEFAULT_PORT_RANGE = "20000-29999"
+_GOLDEN_RATIO = 0.618034  # multiples of it, less their integers, are far apart
+# How often a start that found its automatic ports in use chooses others.
+_MAX_MOVES = 5
 
 _NO_POOL = Shared()
-# Ports chosen for `auto` that may not be bound yet, so that no other server gets the same one.
-_chosen_ports: set[int] = set()
+# Ports chosen for `auto`: they may not be bound yet, and other servers should get others.
+_chosen_ports: weakref.WeakValueDictionary[int, AutomaticPort] = weakref.WeakValueDictionary()
 
 
 class StartAndStop:
@@ -520,23 +525,72 @@ class Server(StartAndStop):
         raise TypeError("a Server cannot be pickled; pickle its config")
 
 
-def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
-    """The configuration, with a free port of the range in place of `auto`; no other call returns the same port.
+def with_port(config: ServerConfig, port_range: str = "", avoid: Container[int | None] = ()) -> ServerConfig:
+    """The configuration, with a free port of the range in place of `auto`, which is not one of those to `avoid`.
 
-    `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
+    Others get this port only when nothing has the configuration any longer, or its server was started and no other
+    port is free. `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
     """
     address = config.address
-    if not address.auto:
-        return config
-    port_range = port_range or DEFAULT_PORT_RANGE
+    return _at_free_port(config, port_range or DEFAULT_PORT_RANGE, avoid) if address.auto else config
+
+
+def _at_free_port(config: ServerConfig, port_range: str, avoid: Container[int | None]) -> ServerConfig:
+    address = config.address
     first, _, last = port_range.partition("-")
-    with LOCK:
-        for port in range(int(first), int(last or first) + 1):
-            if port not in _chosen_ports and is_free(address, port):
-                _chosen_ports.add(port)
-                return config.at(address.with_port(port))
+    ports = range(int(first), int(last or first) + 1)
+    # Elsewhere for each process, so that programs that start together seldom choose the same.
+    start = int(os.getpid() * _GOLDEN_RATIO % 1 * len(ports))
+    for last_choice in (False, True):
+        with LOCK:
+            chosen = {port for port, other in _chosen_ports.items() if other.is_reserved or not last_choice}
+            for port in (*ports[start:], *ports[:start]):
+                if port not in chosen and port not in avoid and is_free(address, port):
+                    _chosen_ports[port] = choice = AutomaticPort(port_range)
+                    return config.at(address.with_port(port), choice)
+        gc.collect()  # pools are in cycles, and may be gone
     hint = 'widen it: [pool] port_range = "FIRST-LAST"'
     raise error_about(config, f"no port is free in {port_range}", hint)
+
+
+class KeyedServers(Protocol):
+    """A mapping of addresses to servers, which is told when automatic ports are chosen anew."""
+
+    _ports: Counter[int | None]
+
+    def load(self, bind: str) -> Server | None:
+        """Return the server with this address."""
+
+    def _rekey(self, moved: Mapping[str, Server]) -> None:
+        """Note that these servers, by their previous addresses, have others now. The caller must hold LOCK."""
+
+
+# Every pool and view, by its id.
+pools: weakref.WeakValueDictionary[int, KeyedServers] = weakref.WeakValueDictionary()
+
+
+def move_from_taken_ports(servers: Iterable[Server]) -> bool:
+    """Choose another port for each of these servers that has an automatic one, is stopped, and would find it in use.
+
+    Returns whether there was one.
+    """
+    moved: dict[str, Server] = {}
+    with LOCK:
+        for server in servers:
+            config, handle = server.config, handle_in_process(server)
+            choice, address = config.automatic_port, config.address
+            stopped = handle is None or handle.entry is None or handle.entry.is_fully_stopped
+            if choice is None or not stopped or is_free(address, address.port or 0, lingering=True):
+                continue
+            avoid = {
+                port for pool in pools.values() if pool.load(config.bind) is server for port in pool._ports
+            }
+            with contextlib.suppress(ServerError):  # none is free: the start says who has the present one
+                server._set_config(_at_free_port(config, choice.port_range, avoid))
+                moved[config.bind] = server
+        for pool in [*pools.values()] if moved else ():
+            pool._rekey(moved)
+    return bool(moved)
 
 
 Future = concurrent.futures.Future[None]
@@ -1024,6 +1078,7 @@ class StartOperation:
     ) -> None:
         self._servers = servers
         self._limit = limit
+        self._deadline = None if limit is None else time.monotonic() + limit
         self._holds = holds
         self._kind = kind
         self._live = live
@@ -1041,8 +1096,26 @@ class StartOperation:
 
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
+        servers = self._servers
+        move_from_taken_ports(servers)
+        for moves_left in reversed(range(_MAX_MOVES)):
+            await self._attempt(servers)
+            if not (self._errors and moves_left and move_from_taken_ports(self._errors)):
+                break
+            # Servers that refer to those that have moved are changed by that.
+            servers = [each for each in self._servers if each in self._errors or each.stale]
+            self._errors.clear()
+        for future in self._stops:
+            await asyncio.shield(asyncio.wrap_future(future))
+        failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
+        errors = [self._errors[server] for server in failed]
+        what = "did not restart" if self._kind is PoolRestartError else "did not start"
+        _raise_if_any(errors, self._kind, what, len(self._servers))
+
+    async def _attempt(self, servers: Sequence[Server]) -> None:
+        self._handles = []
         try:
-            ordered = self._prepare_or_stop_disabled()
+            ordered = self._prepare_or_stop_disabled(servers)
             goals = self._begin(ordered)
             await self._wait_or_abandon(ordered, goals)
             await self._record_outcomes_and_abandon_failed(ordered, goals)
@@ -1052,21 +1125,15 @@ class StartOperation:
             for handle in self._handles:
                 if handle.host is not None:
                     handle.host.sync_or_release_handle(handle)
-        for future in self._stops:
-            await asyncio.shield(asyncio.wrap_future(future))
-        failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
-        errors = [self._errors[server] for server in failed]
-        what = "did not restart" if self._kind is PoolRestartError else "did not start"
-        _raise_if_any(errors, self._kind, what, len(self._servers))
 
     def _is_held(self, server: Server) -> bool:
         return self._holds is None or self._holds(server)
 
     # Orders to the core.
 
-    def _prepare_or_stop_disabled(self) -> list[_PendingServer]:
+    def _prepare_or_stop_disabled(self, servers: Sequence[Server]) -> list[_PendingServer]:
         found: list[_PendingServer] = []
-        for server in self._servers:
+        for server in servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
                     continue
@@ -1161,8 +1228,9 @@ class StartOperation:
     async def _wait_or_abandon(
         self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
     ) -> None:
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
-            await asyncio.gather(*(goal.wait_until_settled(self._limit) for goal in goals.values()))
+            await asyncio.gather(*(goal.wait_until_settled(left) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
                 self._abandon_start_and_needs_wait(each)
@@ -1227,6 +1295,8 @@ class StartOperation:
 
     def _track_started_server(self, host: CoreHost, each: _PendingServer) -> None:
         handle = each.handle
+        if (choice := each.config.automatic_port) is not None:
+            choice.is_reserved = False
         if is_leaving(each.entry):
             future = loop_thread.submit(
                 wait_and_return_unfinished(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
