@@ -89,6 +89,7 @@ from .server import (
     StartAndStop,
     StartOperation,
     Timeout,
+    blocked_as,
     error_about,
     handle_in_process,
     order_stop,
@@ -403,16 +404,16 @@ class Pool(Mapping[str, Server], StartAndStop):
         Raises PoolStopError for servers that still run.
         """
         while futures := self._endings():
-            done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
-            for each in done:
-                each.cancelled() or each.exception()  # marked as retrieved; raised below
+            with blocked_as(PoolStopError, [*self._departed, *self.values()]) as limit:
+                await loop_thread.wait(futures, limit)
             self._raise_stop_errors(futures)
 
     def join_sync(self) -> None:
         """Like `join`, but blocks."""
         loop_thread.refuse_own_thread()
         while futures := self._endings():
-            concurrent.futures.wait(futures)
+            with blocked_as(PoolStopError, [*self._departed, *self.values()]) as limit:
+                loop_thread.wait_sync(futures, limit)
             self._raise_stop_errors(futures)
 
     def _endings(self) -> set[concurrent.futures.Future[None]]:
@@ -556,12 +557,15 @@ class Pool(Mapping[str, Server], StartAndStop):
         `configs` is not a list, or if this pool is a view from `filter`.
         """
         reload = await asyncio.to_thread(self._plan_hot_reload, configs)
-        await loop_thread.run(reload.run())
+        with blocked_as(PoolRestartError, [*self.values()]) as limit:
+            await loop_thread.run(reload.run(), limit)
 
     def apply_sync(self, configs: Servers) -> None:
         """Like `apply`, but blocks until it is done."""
         loop_thread.refuse_own_thread()
-        loop_thread.run_sync(self._plan_hot_reload(configs).run())
+        reload = self._plan_hot_reload(configs)
+        with blocked_as(PoolRestartError, [*self.values()]) as limit:
+            loop_thread.run_sync(reload.run(), limit)
 
     def _plan_hot_reload(self, configs: Servers) -> ApplyOperation:
         if self._is_view:
@@ -670,11 +674,12 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         Only workers in separate processes count requests. Metrics of a supervisor and a gateway are missing, because
         the pool has neither. Blocks until the loop thread has answered; does not block if called on that thread,
-        as the pool's own applications may do.
+        as the pool's own applications may do. Raises PoolMonitorError if an application blocks that thread.
         """
-        for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values())).items():
-            usages.measure_now(pids)  # not on the loop thread, because many processes take long
-        observed = loop_thread.call(lambda: list(_observed(self.values())))
+        with blocked_as(PoolMonitorError, [*self.values()], _LOOP_SECONDS) as limit:
+            for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values()), limit).items():
+                usages.measure_now(pids)  # not on the loop thread, because many processes take long
+            observed = loop_thread.call(lambda: list(_observed(self.values())), limit)
         families = metrics.pool_families("", platform.python_version(), observed)
         parts = (family for part in metrics.PARTS for family in part(observed))
         return metrics.render([*families, *parts])

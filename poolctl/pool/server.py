@@ -17,7 +17,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol
@@ -323,7 +323,8 @@ class StartAndStop:
         A pool starts a server that starts on demand only if another server depends on it.
         Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
-        await loop_thread.run(self._start(timeout))
+        with blocked_as(PoolStartError, self._chosen()[0], timeout) as limit:
+            await loop_thread.run(self._start(timeout), limit)
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Stop the server, or all servers of a pool, each before its dependencies; returns when all have ended.
@@ -331,26 +332,33 @@ class StartAndStop:
         A server that still runs after its `stop_timeout`, or after `timeout` if that is shorter, is killed. Raises
         PoolStopError.
         """
-        await loop_thread.run(self._stop(timeout))
+        with blocked_as(PoolStopError, self._chosen()[0], timeout) as limit:
+            if not loop_thread.has_exited():
+                await loop_thread.run(self._stop(timeout), limit, stands=True)
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Replace the server, or all servers of a pool; returns when a new instance of each answers on its listener.
 
         A stopped server is started. Raises PoolRestartError; a server whose restart failed keeps its old instance.
         """
-        await loop_thread.run(self._start(timeout, PoolRestartError))
+        with blocked_as(PoolRestartError, self._chosen()[0], timeout) as limit:
+            await loop_thread.run(self._start(timeout, PoolRestartError), limit)
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """Like `start`, but blocks."""
-        loop_thread.run_sync(self._start(timeout))
+        with blocked_as(PoolStartError, self._chosen()[0], timeout) as limit:
+            loop_thread.run_sync(self._start(timeout), limit)
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """Like `stop`, but blocks."""
-        loop_thread.run_sync(self._stop(timeout))
+        with blocked_as(PoolStopError, self._chosen()[0], timeout) as limit:
+            if not loop_thread.has_exited():
+                loop_thread.run_sync(self._stop(timeout), limit, stands=True)
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """Like `restart`, but blocks."""
-        loop_thread.run_sync(self._start(timeout, PoolRestartError))
+        with blocked_as(PoolRestartError, self._chosen()[0], timeout) as limit:
+            loop_thread.run_sync(self._start(timeout, PoolRestartError), limit)
 
 
 _UNTIL_NAMED = frozenset({State.STOPPED, State.STOPPING, State.COMPLETED})
@@ -675,6 +683,15 @@ class Handle:
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.is_fully_stopped)
 
+    def refuse_connections(self) -> None:
+        """Have a server in this process refuse connections from now on, although the loop is blocked."""
+        from poolctl.runners.inline_runner import InlineRunner
+
+        host, entry = self.host, self.entry
+        bound = entry.listener.bound if entry is not None else None
+        if host is not None and bound is not None and isinstance(host.core.runner, InlineRunner):
+            host.core.runner.refuse_connections(bound, host.loop_thread.loop)
+
     @property
     def probe_problem(self) -> str:
         """The problem found by the server's probes, or ""."""
@@ -936,6 +953,7 @@ def ensure_core_host(shared: Shared) -> CoreHost:
     elif _threads_of_runners.get(runner) is not current:
         # The thread lives as long as the runner, which may be bound to its loop: the user may call the runner, too.
         _threads_of_runners[runner] = current
+        current.runners.add(runner)
         current.hold()
         weakref.finalize(runner, current.release).atexit = False
     host = _hosts.get(id(runner))
@@ -978,6 +996,39 @@ def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) 
             found += needed
             ahead += needed
     return found
+
+
+@contextlib.contextmanager
+def blocked_as(
+    kind: type[PoolError], servers: Sequence[Server | Handle], timeout: Timeout = None
+) -> Iterator[float]:
+    """Give the limit of an operation, and raise `kind` if the loop of the servers in this process is blocked then.
+
+    It is the timeout or, if that is None, the longest that the configuration of a server says. Servers in this process
+    that should stop, or were not ready yet, refuse connections from then on, and end when the loop answers again.
+    """
+    stopping = kind is PoolStopError
+    key = "stop_timeout" if stopping else "start_timeout"
+    limit = seconds(timeout)
+    if limit is None:
+        limit = max((float(getattr(server.config, key)) for server in servers), default=0.0)
+    try:
+        yield limit
+    except loop_thread.LoopBlocked as blocked:
+        errors: list[ServerError] = []
+        for server in servers:
+            handle = server if isinstance(server, Handle) else handle_in_process(server)
+            if stopping and not (handle is not None and handle.is_active_or_ordered):
+                continue
+            if handle is not None and (stopping or handle.observed.state is not State.RUNNING):
+                handle.refuse_connections()
+            late = f"{'still runs after' if stopping else 'was not ready within'} {limit:g} s: {blocked}"
+            error = error_about(
+                server.config, late, "await asyncio.to_thread(…) for what blocks, or run it as a process"
+            )
+            error.__cause__ = blocked
+            errors.append(error)
+        _raise_if_any(errors, kind, len(servers))
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
@@ -1040,7 +1091,7 @@ async def _stop(
             continue
         if (problem := goal.problem(entry)) is not None:
             errors.append(_in_user_terms(handle, problem))
-    _raise_if_any(errors, PoolStopError, "did not stop", len(handles))
+    _raise_if_any(errors, PoolStopError, len(handles))
 
 
 @dataclass(slots=True)
@@ -1109,8 +1160,7 @@ class StartOperation:
             await asyncio.shield(asyncio.wrap_future(future))
         failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
         errors = [self._errors[server] for server in failed]
-        what = "did not restart" if self._kind is PoolRestartError else "did not start"
-        _raise_if_any(errors, self._kind, what, len(self._servers))
+        _raise_if_any(errors, self._kind, len(self._servers))
 
     async def _attempt(self, servers: Sequence[Server]) -> None:
         self._handles = []
@@ -1328,7 +1378,15 @@ def _append_old_instance_note(problem: ServerError) -> ServerError:
     return problem
 
 
-def _raise_if_any(errors: list[ServerError], kind: type[PoolError], what: str, count: int) -> None:
+_FAILED = {
+    PoolStartError: "did not start",
+    PoolStopError: "did not stop",
+    PoolRestartError: "did not restart",
+    PoolMonitorError: "cannot be monitored",
+}
+
+
+def _raise_if_any(errors: list[ServerError], kind: type[PoolError], count: int) -> None:
     if errors:
         who = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
-        raise kind(f"{who} {what}", errors)
+        raise kind(f"{who} {_FAILED[kind]}", errors)
