@@ -52,7 +52,7 @@ _MODULES = {
     "loader": "added_server load",
     "model.pool_tables": "EventsTable MetricsTable Tables secret_variable_names routes_of",
     "model.section": "Section Table refuse",
-    "model.server_keys": "Scale ServerConfig relocated",
+    "model.server_keys": "AutomaticPort Scale ServerConfig relocated",
     "model.server_tables": "Backoff Dependency Health Hooks Http Limits Log RecoveryBackoff Probe Recovery Restart "
     "TLSConfig Watch",
     "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds may_refer "

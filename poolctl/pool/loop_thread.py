@@ -1,8 +1,8 @@
 """The background thread whose event loop manages this process's servers. It exists only while it is needed.
 
-Every start, stop and restart runs on that loop, and may be called from any thread and any event loop. The thread is a
-daemon, and servers that still run when the main thread ends are stopped within EXIT_SECONDS, so that exiting never
-hangs.
+Every start, stop and restart runs on that loop, and may be called from any thread and any event loop. If an application
+blocks it, callers with a limit get LoopBlocked. The thread is a daemon, and servers that still run when the main thread
+ends are stopped within EXIT_SECONDS, so that exiting never hangs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ import contextlib
 import contextvars
 import functools
 import os
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TypeVar
+import traceback
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import FIRST_COMPLETED
+from typing import Any, TypeVar
 
 from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.stack_report import PYTHON, find_main_thread_hang, parse
+from poolctl.worker.tally import describe_stacks
 
 # One lock for all pools of the process. It is held for a few dictionary operations only, so sharing it costs nothing;
 # two pools that are merged into each other cannot deadlock; and it is held during a fork, so that a child never
@@ -28,10 +34,28 @@ LOCK = threading.RLock()
 T = TypeVar("T")
 
 EXIT_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
+# How long the loop may be busy when a limit is over.
+_ANSWER_SECONDS = 2.0
 
+# Whether the main thread has ended, and the servers with it.
+_exited = False
 epoch = 0  # the number of forks between this process and the first
 _current: LoopThread | None = None
 _of_parents: list[LoopThread] = []
+
+
+class LoopBlocked(TimeoutError):
+    """The loop thread does not answer. `place` is the call that blocks it, or ""; the stack is a note."""
+
+    def __init__(self, thread: LoopThread) -> None:
+        ident = thread.thread.ident
+        lines = "\n".join(describe_stacks(None, ident)).encode(errors="backslashreplace")
+        self.place = find_main_thread_hang(parse(lines, PYTHON, [os.getcwd()])[0])
+        where = f"is blocked in {self.place}" if self.place else "does not answer"
+        super().__init__(f"the loop of all servers in this process {where}")
+        if (frame := sys._current_frames().get(ident or 0)) is not None:
+            self.add_note("".join(["Stack of the loop's thread:\n", *traceback.format_stack(frame)]).rstrip())
 
 
 class LoopThread:
@@ -41,6 +65,7 @@ class LoopThread:
         self.loop: asyncio.AbstractEventLoop
         self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}
         self.own_runner: Runner | None = None  # for pools without a runner
+        self.runners: weakref.WeakSet[Runner] = weakref.WeakSet()  # those in use, besides
         self._tasks: set[asyncio.Task[object]] = set()
         self._holds = 0
         self._begun = threading.Event()
@@ -120,16 +145,27 @@ class LoopThread:
                 _current = None
         self._over.set()
 
+    def ping(self) -> concurrent.futures.Future[None]:
+        """Return a future that is done as soon as the loop answers, or has ended."""
+        answer: concurrent.futures.Future[None] = concurrent.futures.Future()
+        try:
+            self.loop.call_soon_threadsafe(answer.set_result, None)
+        except RuntimeError:
+            answer.set_result(None)
+        return answer
+
     def stop_servers_and_end(self) -> None:
         """Stop all servers and end the thread, within EXIT_SECONDS; blocks. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._run_exit_callbacks_and_end()))
-        self.thread.join(EXIT_SECONDS + 1)
+        if not concurrent.futures.wait([self.ping()], _ANSWER_SECONDS).not_done:
+            self.thread.join(EXIT_SECONDS + 2 * _CLOSE_SECONDS)
 
     async def _run_exit_callbacks_and_end(self) -> None:
-        endings = [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]
-        if endings:
+        if endings := [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]:
             await asyncio.wait(endings, timeout=EXIT_SECONDS)
+        if closings := [asyncio.ensure_future(runner.aclose()) for runner in self.runners]:
+            await asyncio.wait(closings, timeout=_CLOSE_SECONDS)
         self._over.set()
 
 
@@ -148,13 +184,29 @@ def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         return get_or_start().order(work)
 
 
-async def run(work: Coroutine[None, None, T]) -> T:
-    """Run `work` on the loop thread and return its result, without blocking the caller's own loop."""
-    return await asyncio.wrap_future(submit(work))
+async def run(
+    work: Coroutine[None, None, T], limit_seconds: float | None = None, *, stands: bool = False
+) -> T:
+    """Run `work` on the loop thread and return its result, without blocking the caller's own loop.
+
+    If the loop does not answer when the limit is over, raises LoopBlocked.
+    The work is cancelled then, unless it `stands`.
+    """
+    future = submit(work)
+    try:
+        if limit_seconds is not None:
+            await wait([future], limit_seconds)
+        return await asyncio.wrap_future(future)
+    except BaseException as error:
+        if not (stands and isinstance(error, LoopBlocked)):
+            future.cancel()
+        raise
 
 
-def run_sync(work: Coroutine[None, None, T]) -> T:
-    """Run `work` on the loop thread and return its result; blocks. Raises RuntimeError on the loop thread."""
+def run_sync(
+    work: Coroutine[None, None, T], limit_seconds: float | None = None, *, stands: bool = False
+) -> T:
+    """Like `run`, but blocks. Raises RuntimeError on the loop thread."""
     try:
         refuse_own_thread()
     except RuntimeError:
@@ -162,21 +214,51 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
         raise
     future = submit(work)
     try:
+        if limit_seconds is not None:
+            wait_sync([future], limit_seconds)
         return future.result()
-    except BaseException:
-        future.cancel()
+    except BaseException as error:
+        if not (stands and isinstance(error, LoopBlocked)):
+            future.cancel()
         raise
 
 
-def call(work: Callable[[], T]) -> T:
-    """Call `work` on the loop thread and return its result; blocks. Without a loop thread, call it in this thread."""
+async def wait(futures: Iterable[concurrent.futures.Future[Any]], limit_seconds: float) -> None:
+    """Wait for all the futures; raises LoopBlocked if the loop does not answer when the limit is over."""
+    pending = {asyncio.wrap_future(future) for future in futures}
+    for future in pending:
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark it as retrieved
+    while (pending := (await asyncio.wait(pending, timeout=limit_seconds))[1]) and (thread := _current):
+        answer = asyncio.wrap_future(thread.ping())
+        if (await asyncio.wait([answer, *pending], timeout=_ANSWER_SECONDS, return_when=FIRST_COMPLETED))[0]:
+            limit_seconds = _ANSWER_SECONDS
+        else:
+            raise LoopBlocked(thread)
+
+
+def wait_sync(futures: Iterable[concurrent.futures.Future[Any]], limit_seconds: float) -> None:
+    """Like `wait`, but blocks."""
+    pending = {*futures}
+    while (pending := concurrent.futures.wait(pending, limit_seconds).not_done) and (thread := _current):
+        answer = thread.ping()
+        if concurrent.futures.wait([answer, *pending], _ANSWER_SECONDS, FIRST_COMPLETED).done:
+            limit_seconds = _ANSWER_SECONDS
+        else:
+            raise LoopBlocked(thread)
+
+
+def call(work: Callable[[], T], limit_seconds: float | None = None) -> T:
+    """Call `work` on the loop thread and return its result; blocks. Without a loop thread, call it in this thread.
+
+    Raises LoopBlocked.
+    """
     if _current is None or is_own_thread():
         return work()
 
     async def called() -> T:
         return work()
 
-    return run_sync(called())
+    return run_sync(called(), limit_seconds)
 
 
 def is_own_thread() -> bool:
@@ -192,9 +274,16 @@ def refuse_own_thread() -> None:
         )
 
 
+def has_exited() -> bool:
+    """Whether the servers have been stopped because the main thread has ended, and none was started since."""
+    return _exited and _current is None
+
+
 def _finish_current() -> None:
+    global _current, _exited
     if _current is not None:
         _current.stop_servers_and_end()
+    _current, _exited = None, True
 
 
 def _forget_in_child() -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from poolctl.address import AddressError, canonical, find_overlapping_unequal
 from poolctl.config import (
+    AutomaticPort,
     Configuration,
     Finding,
     Place,
@@ -91,9 +92,11 @@ from .server import (
     StartAndStop,
     StartOperation,
     Timeout,
+    blocked_as,
     error_about,
     handle_in_process,
     order_stop,
+    pools,
     resting_dependencies,
     seconds,
     with_port,
@@ -133,15 +136,17 @@ def with_ports(
     port_range = "-".join(map(str, configuration.settings.port_range))
     problems: list[ServerError] = [*configuration._problems]
     servers: list[ServerConfig] = []
+    fixed = {server.address.port for server in configuration}
     for server in configuration:
         try:
             if server.tls is True and configuration._tls is None:
                 raise configuration._located(server, no_certificate())
             before = in_use.get(server.name)
             if before is not None and server.address.auto and before.address.host == server.address.host:
-                servers.append(server.at(before.address))
+                choice = before.automatic_port or AutomaticPort(port_range)
+                servers.append(server.at(before.address, choice))
             else:
-                servers.append(with_port(server, port_range))
+                servers.append(with_port(server, port_range, fixed))
         except ServerError as error:
             problems.append(error)
     failed = {problem.name for problem in problems}
@@ -227,6 +232,8 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
         self._ports: Counter[int | None] = Counter()  # the number of servers with each TCP port
         self._departed: set[Handle] = set()
+        with LOCK:
+            pools[id(self)] = self
 
     def __repr__(self) -> str:
         servers = self._snapshot().values()
@@ -344,12 +351,18 @@ class Pool(Mapping[str, Server], StartAndStop):
         """
         errors = [*problems]
         stored: dict[str, list[Server]] = {}
+        servers = [*servers]
+        taken = {each.address.port for each in servers if isinstance(each, ServerConfig)} | {*+self._ports}
         made: list[Server] = []
         for each in servers:
             try:
+                if isinstance(each, ServerConfig):
+                    each = with_port(each, avoid=taken)
                 made.append(each if isinstance(each, Server) else _server_of(each))
             except PoolAddError as error:
                 errors += error.exceptions
+            except ServerError as error:
+                errors.append(error)
         wrong = self._resolve_references(made)
         for server in made:
             try:
@@ -415,6 +428,25 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._stop_removed(gone)
         return gone
 
+    def _rekey(self, moved: Mapping[str, Server]) -> None:
+        """Key these servers, given by their previous addresses, by those that they have now; tell it to the others.
+
+        The caller must hold LOCK.
+        """
+        if not any(self._servers.get(bind) is server for bind, server in moved.items()):
+            return
+        self._servers = {
+            server.bind if moved.get(bind) is server else bind: server
+            for bind, server in self._servers.items()
+        }
+        self._ports = Counter(server.address.port for server in self._servers.values())
+        servers = [] if self._is_view else [*self._servers.values()]
+        written = [server.config.before_references() for server in servers]
+        resolved = with_resolved_references(written, keep_escapes=True)
+        for server, config in zip(servers, resolved, strict=True):
+            if config != server.config:
+                server._set_config(config)
+
     def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order the active ones among these removed servers to stop; does not wait. The caller must hold LOCK."""
         busy = [
@@ -432,16 +464,16 @@ class Pool(Mapping[str, Server], StartAndStop):
         Raises PoolStopError for servers that still run.
         """
         while futures := self._endings():
-            done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
-            for each in done:
-                each.cancelled() or each.exception()  # marked as retrieved; raised below
+            with blocked_as(PoolStopError, [*self._departed, *self.values()]) as limit:
+                await loop_thread.wait(futures, limit)
             self._raise_stop_errors(futures)
 
     def join_sync(self) -> None:
         """Like `join`, but blocks."""
         loop_thread.refuse_own_thread()
         while futures := self._endings():
-            concurrent.futures.wait(futures)
+            with blocked_as(PoolStopError, [*self._departed, *self.values()]) as limit:
+                loop_thread.wait_sync(futures, limit)
             self._raise_stop_errors(futures)
 
     def _endings(self) -> set[concurrent.futures.Future[None]]:
@@ -593,12 +625,15 @@ class Pool(Mapping[str, Server], StartAndStop):
         `configs` is not a list, or if this pool is a view from `filter`.
         """
         reload = await asyncio.to_thread(self._plan_hot_reload, configs)
-        await loop_thread.run(reload.run())
+        with blocked_as(PoolRestartError, [*self.values()]) as limit:
+            await loop_thread.run(reload.run(), limit)
 
     def apply_sync(self, configs: Servers) -> None:
         """Like `apply`, but blocks until it is done."""
         loop_thread.refuse_own_thread()
-        loop_thread.run_sync(self._plan_hot_reload(configs).run())
+        reload = self._plan_hot_reload(configs)
+        with blocked_as(PoolRestartError, [*self.values()]) as limit:
+            loop_thread.run_sync(reload.run(), limit)
 
     def _plan_hot_reload(self, configs: Servers) -> ApplyOperation:
         if self._is_view:
@@ -716,11 +751,12 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         Only workers in separate processes count requests. Metrics of a supervisor and a gateway are missing, because
         the pool has neither. Blocks until the loop thread has answered; does not block if called on that thread,
-        as the pool's own applications may do.
+        as the pool's own applications may do. Raises PoolMonitorError if an application blocks that thread.
         """
-        for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values())).items():
-            usages.measure_now(pids)  # not on the loop thread, because many processes take long
-        observed = loop_thread.call(lambda: list(_observed(self.values())))
+        with blocked_as(PoolMonitorError, [*self.values()], _LOOP_SECONDS) as limit:
+            for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values()), limit).items():
+                usages.measure_now(pids)  # not on the loop thread, because many processes take long
+            observed = loop_thread.call(lambda: list(_observed(self.values())), limit)
         families = metrics.pool_families("", platform.python_version(), observed)
         parts = (family for part in metrics.PARTS for family in part(observed))
         return metrics.render([*families, *parts])

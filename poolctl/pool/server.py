@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import os
 import socket
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
 from poolctl.config import (
+    AutomaticPort,
     Dependency,
     Recovery,
     ServerConfig,
@@ -292,10 +295,13 @@ def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
 
 
 DEFAULT_PORT_RANGE = "20000-29999"
+_GOLDEN_RATIO = 0.618034  # multiples of it, less their integers, are far apart
+# How often a start that found its automatic ports in use chooses others.
+_MAX_MOVES = 5
 
 _NO_POOL = Shared()
-# Ports chosen for `auto` that may not be bound yet, so that no other server gets the same one.
-_chosen_ports: set[int] = set()
+# Ports chosen for `auto`: they may not be bound yet, and other servers should get others.
+_chosen_ports: weakref.WeakValueDictionary[int, AutomaticPort] = weakref.WeakValueDictionary()
 
 
 class StartAndStop:
@@ -330,7 +336,8 @@ class StartAndStop:
         A pool starts a server that starts on demand only if another server depends on it.
         Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
-        await loop_thread.run(self._start(timeout))
+        with blocked_as(PoolStartError, self._chosen()[0], timeout) as limit:
+            await loop_thread.run(self._start(timeout), limit)
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Stop the server, or all servers of a pool, each before its dependencies; returns when all have ended.
@@ -338,26 +345,33 @@ class StartAndStop:
         A server that still runs after its `stop_timeout`, or after `timeout` if that is shorter, is killed. Raises
         PoolStopError.
         """
-        await loop_thread.run(self._stop(timeout))
+        with blocked_as(PoolStopError, self._chosen()[0], timeout) as limit:
+            if not loop_thread.has_exited():
+                await loop_thread.run(self._stop(timeout), limit, stands=True)
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Replace the server, or all servers of a pool; returns when a new instance of each answers on its listener.
 
         A stopped server is started. Raises PoolRestartError; a server whose restart failed keeps its old instance.
         """
-        await loop_thread.run(self._start(timeout, PoolRestartError))
+        with blocked_as(PoolRestartError, self._chosen()[0], timeout) as limit:
+            await loop_thread.run(self._start(timeout, PoolRestartError), limit)
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """Like `start`, but blocks."""
-        loop_thread.run_sync(self._start(timeout))
+        with blocked_as(PoolStartError, self._chosen()[0], timeout) as limit:
+            loop_thread.run_sync(self._start(timeout), limit)
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """Like `stop`, but blocks."""
-        loop_thread.run_sync(self._stop(timeout))
+        with blocked_as(PoolStopError, self._chosen()[0], timeout) as limit:
+            if not loop_thread.has_exited():
+                loop_thread.run_sync(self._stop(timeout), limit, stands=True)
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """Like `restart`, but blocks."""
-        loop_thread.run_sync(self._start(timeout, PoolRestartError))
+        with blocked_as(PoolRestartError, self._chosen()[0], timeout) as limit:
+            loop_thread.run_sync(self._start(timeout, PoolRestartError), limit)
 
 
 _UNTIL_NAMED = frozenset({State.STOPPED, State.STOPPING, State.COMPLETED})
@@ -532,23 +546,72 @@ class Server(StartAndStop):
         raise TypeError("a Server cannot be pickled; pickle its config")
 
 
-def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
-    """The configuration, with a free port of the range in place of `auto`; no other call returns the same port.
+def with_port(config: ServerConfig, port_range: str = "", avoid: Container[int | None] = ()) -> ServerConfig:
+    """The configuration, with a free port of the range in place of `auto`, which is not one of those to `avoid`.
 
-    `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
+    Others get this port only when nothing has the configuration any longer, or its server was started and no other
+    port is free. `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
     """
     address = config.address
-    if not address.auto:
-        return config
-    port_range = port_range or DEFAULT_PORT_RANGE
+    return _at_free_port(config, port_range or DEFAULT_PORT_RANGE, avoid) if address.auto else config
+
+
+def _at_free_port(config: ServerConfig, port_range: str, avoid: Container[int | None]) -> ServerConfig:
+    address = config.address
     first, _, last = port_range.partition("-")
-    with LOCK:
-        for port in range(int(first), int(last or first) + 1):
-            if port not in _chosen_ports and is_free(address, port):
-                _chosen_ports.add(port)
-                return config.at(address.with_port(port))
+    ports = range(int(first), int(last or first) + 1)
+    # Elsewhere for each process, so that programs that start together seldom choose the same.
+    start = int(os.getpid() * _GOLDEN_RATIO % 1 * len(ports))
+    for last_choice in (False, True):
+        with LOCK:
+            chosen = {port for port, other in _chosen_ports.items() if other.is_reserved or not last_choice}
+            for port in (*ports[start:], *ports[:start]):
+                if port not in chosen and port not in avoid and is_free(address, port):
+                    _chosen_ports[port] = choice = AutomaticPort(port_range)
+                    return config.at(address.with_port(port), choice)
+        gc.collect()  # pools are in cycles, and may be gone
     hint = 'widen it: [pool] port_range = "FIRST-LAST"'
     raise error_about(config, f"no port is free in {port_range}", hint)
+
+
+class KeyedServers(Protocol):
+    """A mapping of addresses to servers, which is told when automatic ports are chosen anew."""
+
+    _ports: Counter[int | None]
+
+    def load(self, bind: str) -> Server | None:
+        """Return the server with this address."""
+
+    def _rekey(self, moved: Mapping[str, Server]) -> None:
+        """Note that these servers, by their previous addresses, have others now. The caller must hold LOCK."""
+
+
+# Every pool and view, by its id.
+pools: weakref.WeakValueDictionary[int, KeyedServers] = weakref.WeakValueDictionary()
+
+
+def move_from_taken_ports(servers: Iterable[Server]) -> bool:
+    """Choose another port for each of these servers that has an automatic one, is stopped, and would find it in use.
+
+    Returns whether there was one.
+    """
+    moved: dict[str, Server] = {}
+    with LOCK:
+        for server in servers:
+            config, handle = server.config, handle_in_process(server)
+            choice, address = config.automatic_port, config.address
+            stopped = handle is None or handle.entry is None or handle.entry.is_fully_stopped
+            if choice is None or not stopped or is_free(address, address.port or 0, lingering=True):
+                continue
+            avoid = {
+                port for pool in pools.values() if pool.load(config.bind) is server for port in pool._ports
+            }
+            with contextlib.suppress(ServerError):  # none is free: the start says who has the present one
+                server._set_config(_at_free_port(config, choice.port_range, avoid))
+                moved[config.bind] = server
+        for pool in [*pools.values()] if moved else ():
+            pool._rekey(moved)
+    return bool(moved)
 
 
 Future = concurrent.futures.Future[None]
@@ -634,6 +697,15 @@ class Handle:
         """Whether the server should run, has a worker, hook or open listener, or an order for it is in progress."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.is_fully_stopped)
+
+    def refuse_connections(self) -> None:
+        """Have a server in this process refuse connections from now on, although the loop is blocked."""
+        from poolctl.runners.inline_runner import InlineRunner
+
+        host, entry = self.host, self.entry
+        bound = entry.listener.bound if entry is not None else None
+        if host is not None and bound is not None and isinstance(host.core.runner, InlineRunner):
+            host.core.runner.refuse_connections(bound, host.loop_thread.loop)
 
     @property
     def probe_problem(self) -> str:
@@ -908,6 +980,7 @@ def ensure_core_host(shared: Shared) -> CoreHost:
     elif _threads_of_runners.get(runner) is not current:
         # The thread lives as long as the runner, which may be bound to its loop: the user may call the runner, too.
         _threads_of_runners[runner] = current
+        current.runners.add(runner)
         current.hold()
         weakref.finalize(runner, current.release).atexit = False
     host = _hosts.get(id(runner))
@@ -950,6 +1023,39 @@ def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) 
             found += needed
             ahead += needed
     return found
+
+
+@contextlib.contextmanager
+def blocked_as(
+    kind: type[PoolError], servers: Sequence[Server | Handle], timeout: Timeout = None
+) -> Iterator[float]:
+    """Give the limit of an operation, and raise `kind` if the loop of the servers in this process is blocked then.
+
+    It is the timeout or, if that is None, the longest that the configuration of a server says. Servers in this process
+    that should stop, or were not ready yet, refuse connections from then on, and end when the loop answers again.
+    """
+    stopping = kind is PoolStopError
+    key = "stop_timeout" if stopping else "start_timeout"
+    limit = seconds(timeout)
+    if limit is None:
+        limit = max((float(getattr(server.config, key)) for server in servers), default=0.0)
+    try:
+        yield limit
+    except loop_thread.LoopBlocked as blocked:
+        errors: list[ServerError] = []
+        for server in servers:
+            handle = server if isinstance(server, Handle) else handle_in_process(server)
+            if stopping and not (handle is not None and handle.is_active_or_ordered):
+                continue
+            if handle is not None and (stopping or handle.observed.state is not State.RUNNING):
+                handle.refuse_connections()
+            late = f"{'still runs after' if stopping else 'was not ready within'} {limit:g} s: {blocked}"
+            error = error_about(
+                server.config, late, "await asyncio.to_thread(…) for what blocks, or run it as a process"
+            )
+            error.__cause__ = blocked
+            errors.append(error)
+        _raise_if_any(errors, kind, len(servers))
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
@@ -1012,7 +1118,7 @@ async def _stop(
             continue
         if (problem := goal.problem(entry)) is not None:
             errors.append(_in_user_terms(handle, problem))
-    _raise_if_any(errors, PoolStopError, "did not stop", len(handles))
+    _raise_if_any(errors, PoolStopError, len(handles))
 
 
 @dataclass(slots=True)
@@ -1050,6 +1156,7 @@ class StartOperation:
     ) -> None:
         self._servers = servers
         self._limit = limit
+        self._deadline = None if limit is None else time.monotonic() + limit
         self._holds = holds
         self._kind = kind
         self._live = live
@@ -1067,8 +1174,25 @@ class StartOperation:
 
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
+        servers = self._servers
+        move_from_taken_ports(servers)
+        for moves_left in reversed(range(_MAX_MOVES)):
+            await self._attempt(servers)
+            if not (self._errors and moves_left and move_from_taken_ports(self._errors)):
+                break
+            # Servers that refer to those that have moved are changed by that.
+            servers = [each for each in self._servers if each in self._errors or each.stale]
+            self._errors.clear()
+        for future in self._stops:
+            await asyncio.shield(asyncio.wrap_future(future))
+        failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
+        errors = [self._errors[server] for server in failed]
+        _raise_if_any(errors, self._kind, len(self._servers))
+
+    async def _attempt(self, servers: Sequence[Server]) -> None:
+        self._handles = []
         try:
-            ordered = self._prepare_or_stop_disabled()
+            ordered = self._prepare_or_stop_disabled(servers)
             goals = self._begin(ordered)
             await self._wait_or_abandon(ordered, goals)
             await self._record_outcomes_and_abandon_failed(ordered, goals)
@@ -1078,21 +1202,15 @@ class StartOperation:
             for handle in self._handles:
                 if handle.host is not None:
                     handle.host.sync_or_release_handle(handle)
-        for future in self._stops:
-            await asyncio.shield(asyncio.wrap_future(future))
-        failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
-        errors = [self._errors[server] for server in failed]
-        what = "did not restart" if self._kind is PoolRestartError else "did not start"
-        _raise_if_any(errors, self._kind, what, len(self._servers))
 
     def _is_held(self, server: Server) -> bool:
         return self._holds is None or self._holds(server)
 
     # Orders to the core.
 
-    def _prepare_or_stop_disabled(self) -> list[_PendingServer]:
+    def _prepare_or_stop_disabled(self, servers: Sequence[Server]) -> list[_PendingServer]:
         found: list[_PendingServer] = []
-        for server in self._servers:
+        for server in servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
                     continue
@@ -1187,8 +1305,9 @@ class StartOperation:
     async def _wait_or_abandon(
         self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
     ) -> None:
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
-            await asyncio.gather(*(goal.wait_until_settled(self._limit) for goal in goals.values()))
+            await asyncio.gather(*(goal.wait_until_settled(left) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
                 self._abandon_start_and_needs_wait(each)
@@ -1253,6 +1372,8 @@ class StartOperation:
 
     def _track_started_server(self, host: CoreHost, each: _PendingServer) -> None:
         handle = each.handle
+        if (choice := each.config.automatic_port) is not None:
+            choice.is_reserved = False
         if is_leaving(each.entry):
             future = loop_thread.submit(
                 wait_and_return_unfinished(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
@@ -1284,7 +1405,15 @@ def _append_old_instance_note(problem: ServerError) -> ServerError:
     return problem
 
 
-def _raise_if_any(errors: list[ServerError], kind: type[PoolError], what: str, count: int) -> None:
+_FAILED = {
+    PoolStartError: "did not start",
+    PoolStopError: "did not stop",
+    PoolRestartError: "did not restart",
+    PoolMonitorError: "cannot be monitored",
+}
+
+
+def _raise_if_any(errors: list[ServerError], kind: type[PoolError], count: int) -> None:
     if errors:
         who = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
-        raise kind(f"{who} {what}", errors)
+        raise kind(f"{who} {_FAILED[kind]}", errors)

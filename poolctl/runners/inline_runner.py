@@ -7,6 +7,7 @@ Modules are imported once per process, so that a restart here runs the code that
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import sys
@@ -91,6 +92,18 @@ class InlineRunner(Runner):
             # A forked child of the embedding program may hold them.
             open_listener.refuse_new_connections(sockets)
         open_listener.close_listener(sockets, path)
+
+    def refuse_connections(self, server: ServerConfig, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuse connections to the server from now on, and end its workers as soon as the loop answers again.
+
+        Called from another thread, because an application blocks the loop.
+        """
+        for worker in [each for each in self._workers.values() if each.server.key == server.key]:
+            # First, so that the loop does not accept from a listener that has been shut down.
+            loop.call_soon_threadsafe(functools.partial(worker.begin_shutdown, drain=False))
+        sockets, _ = self._listeners.get(server.key, ([], None))
+        if server.address.kind != "fd":
+            open_listener.refuse_new_connections(sockets)
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         """Raise ServerError: a hook is a command, which needs a process of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -39,6 +40,26 @@ def test_a_program_that_ends_while_servers_run_does_not_hang(app: str) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("runner", ["None", "ProcessRunner()"], ids=["inline", "processes"])
+@pytest.mark.parametrize("end", ["pool.stop_sync", "lambda: asyncio.run(pool.stop())", "print"])
+def test_a_pool_is_stopped_at_exit_and_leaves_nothing_open(runner: str, end: str, tmp_path: Path) -> None:
+    done = run_program(
+        f"""
+        import asyncio, atexit
+        from poolctl import Pool, ServerConfig
+        from poolctl.runners.embedded_runner import ProcessRunner
+
+        pool = Pool([ServerConfig(name="web", bind="127.0.0.1:auto", app="tests.asgi_apps:hello")], runner={runner})
+        pool.start_sync()
+        atexit.register(lambda: print("stopped"))
+        atexit.register({end})
+        """,
+        env={**os.environ, "PYTHONWARNINGS": "always::ResourceWarning", "TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "stopped", "")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_lifespans_are_shut_down_when_the_program_ends() -> None:

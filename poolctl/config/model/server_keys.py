@@ -91,6 +91,23 @@ if TYPE_CHECKING:
 else:
     Scale = with_feature_keys(server_tables.Scale)
 
+
+class AutomaticPort:
+    """The choice of a port in place of `auto`, which all copies of a configuration share.
+
+    It `is_reserved` until a server has been started on it.
+    """
+
+    __slots__ = ("__weakref__", "is_reserved", "port_range")
+
+    def __init__(self, port_range: str) -> None:
+        self.port_range = port_range
+        self.is_reserved = True
+
+    def __repr__(self) -> str:
+        return f"<AutomaticPort of {self.port_range}>"
+
+
 # What the program sets: files cannot.
 _OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
@@ -269,6 +286,8 @@ class ServerConfig(Section, frozen=True):
     _handlers: str | None = PrivateAttr(None)
     _derived_expose: bool = PrivateAttr(False)
     _lacks_environment: bool = PrivateAttr(False)
+    _automatic_port: AutomaticPort | None = PrivateAttr(None)
+    _before_references: dict[str, Any] = PrivateAttr({})
 
     if TYPE_CHECKING:
         # The minimum number of workers while the server is awake: scale.min, or 1 if scale.min is 0. As an argument,
@@ -316,6 +335,11 @@ class ServerConfig(Section, frozen=True):
     def address(self) -> Address:
         """The address of `bind`."""
         return self._address
+
+    @property
+    def automatic_port(self) -> AutomaticPort | None:
+        """The choice of the port in a Python program; None if the port was given, or is not chosen yet."""
+        return self._automatic_port
 
     @property
     def base_dir(self) -> str:
@@ -465,11 +489,11 @@ class ServerConfig(Section, frozen=True):
         if "workers" in changes:
             given.pop("scale", None)
         made = type(self)(**(given | changes))
-        kept: dict[str, Tree] = {"base_dir": self.base_dir, "handlers": self.handlers}
+        kept: dict[str, Any] = {"base_dir": self.base_dir, "handlers": self.handlers}
         kept["lacks_environment"] = made.python is None and self.lacks_environment
         if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
-            kept["address"] = self.address
+            kept["address"], kept["automatic_port"] = self.address, self.automatic_port
         return made._set_by_program(**kept)
 
     def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
@@ -485,12 +509,22 @@ class ServerConfig(Section, frozen=True):
         if checks.problems:
             refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
 
-    def at(self, address: Address) -> Self:
+    def at(self, address: Address, automatic_port: AutomaticPort | None = None) -> Self:
         """A copy of the server with another address, for example with the port that was chosen for `auto`."""
         changes: dict[str, Tree] = {"bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed_url(address, bool(self.tls))
-        return self.model_copy(update=changes)._set_by_program(address=address)
+        return self.model_copy(update=changes)._set_by_program(address=address, automatic_port=automatic_port)
+
+    def with_references_replaced(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with these values in place of those with references, which `before_references` returns."""
+        before = self._before_references or {name: getattr(self, name) for name in changes}
+        return self.model_copy(update=changes)._set_by_program(before_references=before)
+
+    def before_references(self) -> Self:
+        """The server with its references to other servers, of which the addresses may have changed."""
+        before = self._before_references
+        return self.model_copy(update=before)._set_by_program(before_references={}) if before else self
 
     def __hash__(self) -> int:
         return hash((self.name, self.bind))

@@ -287,7 +287,7 @@ def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, s
         changes["env"] = type(server.env)(env)
     if server.command:
         changes["command"] = tuple(_reference.sub(address, word) for word in server.command)
-    return server.model_copy(update=changes)
+    return server.with_references_replaced(changes)
 
 
 def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[KeyPath, str]]:

@@ -1,0 +1,168 @@
+"""An application that blocks the loop of all servers in its process holds up nobody who has set a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from poolctl import (
+    Pool,
+    PoolError,
+    PoolMonitorError,
+    PoolRestartError,
+    PoolStartError,
+    PoolStopError,
+    ServerConfig,
+    State,
+)
+from tests.asgi_apps import hello
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.ports import claim_port
+
+SECONDS = 10.0  # less than an application would block if nothing held its callers' limits
+
+
+class Blocking:
+    """An application that blocks its loop at a request, until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = threading.Event(), threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/block":
+            self.begun.set()
+            self.wait_for_the_end()
+        await hello(scope, receive, send)
+
+    def wait_for_the_end(self) -> None:
+        self.over.wait(60)
+
+
+@pytest.fixture
+def app() -> Iterator[Blocking]:
+    made = Blocking()
+    yield made
+    made.over.set()
+
+
+@pytest.fixture
+def pool(app: Blocking) -> Iterator[Pool]:
+    """A pool of which the loop is blocked."""
+    made = Pool([server("web", app)])
+    made.start_sync()
+    client = threading.Thread(target=ask, args=(next(iter(made)), "/block"), daemon=True)
+    client.start()
+    assert app.begun.wait(60)
+    yield made
+    app.over.set()
+    client.join(60)
+    made.stop_sync()
+
+
+def ask(bind: str, path: str) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        get(bind, path)
+
+
+def server(name: str, app: Any, **keys: Any) -> ServerConfig:
+    return ServerConfig(name=name, bind=f"127.0.0.1:{claim_port()}", app=app, stop_timeout="100ms", **keys)
+
+
+def refused(bind: str) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", int(bind.rpartition(":")[2])), timeout=10).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def fails(kind: type[PoolError], work: Callable[[], object]) -> str:
+    """The error of a call that fails in time."""
+    begun = time.monotonic()
+    with pytest.raises(kind) as caught:
+        work()
+    assert time.monotonic() - begun < SECONDS
+    (error,) = caught.value.exceptions
+    assert isinstance(error.__cause__, TimeoutError)
+    assert "in wait_for_the_end" in "".join(error.__cause__.__notes__)
+    return error.message
+
+
+WHY = "the loop of all servers in this process is blocked in Blocking.wait_for_the_end (tests/integration/"
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda pool: pool.stop_sync(timeout=0.2),
+        lambda pool: asyncio.run(pool.stop(timeout=0.2)),
+        lambda pool: pool.stop_sync(),  # its `stop_timeout` is the limit
+        lambda pool: next(iter(pool.values())).stop_sync(timeout=0.2),
+        lambda pool: pool.clean() or pool.join_sync(),
+        lambda pool: pool.clean() or asyncio.run(pool.join()),
+    ],
+    ids=["sync", "coroutine", "without-a-timeout", "server", "join", "join-coroutine"],
+)
+def test_a_stop_returns_within_its_limit_and_closes_the_listener(
+    pool: Pool, app: Blocking, stop: Callable[[Pool], object]
+) -> None:
+    (web,) = pool.values()
+    assert WHY in fails(PoolStopError, lambda: stop(pool))
+    assert refused(web.bind)
+    app.over.set()
+    wait_until(lambda: web.state is State.STOPPED, what="the stop that was ordered")
+    pool.join_sync()
+    assert web.state is State.STOPPED
+
+
+def test_a_start_returns_within_its_limit_and_is_abandoned(pool: Pool, app: Blocking) -> None:
+    other = Pool([server("other", hello, start_timeout="100ms")])
+    (bind,) = other
+    for start in (
+        lambda: other.start_sync(timeout=0.2),
+        lambda: asyncio.run(other.start(timeout=0.2)),
+        other.start_sync,
+    ):
+        assert WHY in fails(PoolStartError, start)
+    app.over.set()
+    pool.stop_sync()
+    assert refused(bind)
+    other.start_sync()
+    assert get(bind).text == "hello"
+    other.stop_sync()
+
+
+def test_an_application_that_blocks_its_own_start_refuses_connections(app: Blocking) -> None:
+    async def blocked(scope: Any, receive: Any, send: Any) -> None:
+        app.wait_for_the_end()
+
+    pool = Pool([server("web", blocked)])
+    fails(PoolStartError, lambda: pool.start_sync(timeout=0.2))
+    assert refused(next(iter(pool)))
+    app.over.set()
+    pool.stop_sync()
+
+
+def test_a_restart_a_change_and_metrics_return_within_their_limits(pool: Pool, app: Blocking) -> None:
+    assert WHY in fails(PoolRestartError, lambda: pool.restart_sync(timeout=0.2))
+    (config,) = (each.config.replace(start_timeout="100ms") for each in pool.values())
+    next(iter(pool.values()))._config = config
+    assert WHY in fails(PoolRestartError, lambda: pool.apply_sync([config]))
+    assert WHY in fails(PoolMonitorError, pool.metrics)
+    app.over.set()
+    assert get(next(iter(pool))).text == "hello"
+
+
+def test_a_loop_that_is_busy_for_a_moment_is_awaited(pool: Pool, app: Blocking) -> None:
+    threading.Timer(0.5, app.over.set).start()
+    pool.stop_sync(timeout=0.1)
+    assert not pool.is_running
