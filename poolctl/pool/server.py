@@ -24,7 +24,17 @@ from typing import Any, NoReturn, Protocol
 
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
-from poolctl.config import AutomaticPort, Dependency, Recovery, ServerConfig, TLSConfig
+from poolctl.config import (
+    AutomaticPort,
+    Dependency,
+    Recovery,
+    ServerConfig,
+    ServerReferenceValues,
+    TLSConfig,
+    may_refer,
+    reference_findings,
+    with_resolved_references,
+)
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
@@ -38,7 +48,7 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.listeners.port_ledger import is_free
-from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.units import parse_duration
 from poolctl.worker import tally
@@ -115,9 +125,7 @@ class PoolContext:
                     return
 
 
-_RUNS_ELSEWHERE = (
-    "run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())"
-)
+_RUNS_ELSEWHERE = "run the pool with `poolctl start`, or Pool(…, runner=poolctl.ProcessRunner())"
 
 
 def _keys_of_supervisor(config: ServerConfig) -> list[str]:
@@ -150,7 +158,7 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def startable_config(self, config: ServerConfig) -> ServerConfig:
-        """Return `config` with the app from the pool's handler and the pool's default TLS where `config` needs them.
+        """Return `config` with literals unescaped, the app from the pool's handler and the default TLS, where needed.
 
         Raises ServerError if the server cannot be started, for example because it is disabled.
         """
@@ -165,6 +173,11 @@ class Shared:
             keys = ", ".join(f"`{key}`" for key in used)
             hint = "run the pool with `poolctl start`, or remove what only its supervisor does"
             raise error_about(config, f"{keys} cannot be honoured inside a Python program", hint)
+        if may_refer(config):
+            # A server that was never in a pool may refer to others; in a pool only literals `$${server.` are left.
+            for finding in reference_findings(dict(config), {config.name: ServerReferenceValues.of(config)}):
+                raise error_about(config, finding.message, finding.hint)
+            (config,) = with_resolved_references([config])
         found: dict[str, object] = {}
         if config.tls is True:
             if self.tls is None:
@@ -644,6 +657,8 @@ class Handle:
         self.config_sources: list[tuple[ServerConfig, ServerConfig]] = []
         # Totals for metrics, from forgotten entries and ended workers.
         self.restarts = self.failures = self.wakes = 0
+        self.exits = 0  # how often it was ready and a worker then ended by itself
+        self.last_exit: Exit | None = None
         self.ended = [0] * tally.COUNTED
         self._clock = server._shared.clock
 
@@ -718,6 +733,17 @@ class Handle:
             state, health, known = observed.state.value, observed.health.value, self.availability
             if (state, health) != (known.state, known.health):
                 known.note(self._clock.monotonic(), state=state, health=health)
+
+    def note_exit(self, entry: Entry) -> None:
+        """Count the end of a worker that was not told to end, if the server was ready; a job's end is its result.
+
+        Socket-activated programs end while they are idle: that is not counted either.
+        """
+        exit_ = entry.observed.last_exit
+        if exit_ is None or exit_ is self.last_exit:
+            return
+        self.last_exit = exit_
+        self.exits += self.observed.ready and not entry.config.job and not (entry.sleepy and exit_.ok)
 
     def record_start_failure(self, error: ServerError | None) -> None:
         """Record why the newest order to start the server has failed. When a stop begins, None clears the record.
@@ -836,6 +862,7 @@ class CoreHost(RunnerEventForwarder):
             entry = handle.entry
             if entry is None:
                 continue
+            handle.note_exit(entry)
             slept = handle.observed.state is State.SLEEPING
             handle.record_observed_state(self._observed(handle, entry))
             sleeps = handle.observed.state is State.SLEEPING

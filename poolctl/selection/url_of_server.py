@@ -1,0 +1,37 @@
+"""The URL of a server that is called by its name, for pools of this process and clients of running ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from poolctl.errors import PoolParamError
+from poolctl.selection.selector import similar_words
+
+_SHOWN_NAMES = 5
+
+
+def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]]) -> str:
+    """The URL of the server with this name, followed by `path`; `servers` are names and addresses for clients.
+
+    Raises PoolParamError if no server has the name, if the server has no address, and for a path below the address of
+    a socket that is not a URL.
+    """
+    found = next((expose for each, expose in servers if each == name), None)
+    if found is None and not any(each == name for each, _ in servers):
+        raise unknown_server(name, [each for each, _ in servers])
+    if not found:
+        raise PoolParamError(
+            f"{name!r} has no URL: it is a job or a program without a port", hint="give it a bind"
+        )
+    if path.strip("/") and "://" not in found:
+        raise PoolParamError(f"{name!r} is reached at {found}, which is not a URL that a path can follow")
+    return f"{found.rstrip('/')}/{path.lstrip('/')}" if path and "://" in found else found
+
+
+def unknown_server(name: str, names: Sequence[str]) -> PoolParamError:
+    """The error for a name that is not one of `names`: with similar ones, or else the first few."""
+    if near := similar_words(name, names):
+        return PoolParamError(f"there is no server {name!r}; did you mean {' or '.join(map(repr, near))}?")
+    more = len(names) - _SHOWN_NAMES
+    shown = f"{', '.join(names[:_SHOWN_NAMES])}{f' and {more} more' if more > 0 else ''}"
+    return PoolParamError(f"there is no server {name!r}; there are {shown or 'none'}")
