@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import time
 
 from poolctl.cli import log_rendering, render
+from poolctl.cli.output import is_github, without_commands
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.control.client import AsyncClient
 from poolctl.control.server_answers import ShowResult
@@ -62,10 +63,16 @@ def death_lines(
     """
     for name, deaths in died.items():
         times = f" {len(deaths)} times" if len(deaths) > 1 else ""
-        reason = deaths[-1].reason
-        if any(reason.endswith(f": {line.text.strip()}") for line in logs.get(name, ())):
-            reason = reason.partition(": ")[0]
+        reason = without_printed(deaths[-1].reason, logs.get(name, ()))
         yield render.printable(f"{name} died{times} while {command} ran: {reason}")
+
+
+def without_printed(reason: str, lines: Sequence[LogLine]) -> str:
+    """The reason for a failure without the output that it quotes, as far as this is in `lines`."""
+    printed = {line.text.strip() for line in lines}
+    first, *more = reason.split("\n")
+    quoted = max((f": {text}" for text in printed if first.endswith(f": {text}")), key=len, default="")
+    return "\n".join([first.removesuffix(quoted), *(line for line in more if line.strip() not in printed)])
 
 
 def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
@@ -93,13 +100,13 @@ def _foldable_log_section(name: str, lines: Sequence[LogLine], env: Mapping[str,
     count = len(lines)
     head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
     before, after = f"{head}:\n", ""
-    if env.get("GITHUB_ACTIONS") == "true":
+    if is_github(env):
         before, after = f"::group::{head}\n", "::endgroup::\n"
     elif env.get("GITLAB_CI") == "true":
         moment, section = int(time()), f"poolctl_{name}"
         before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
         after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
     yield before
-    # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
-    yield from (f"{name} | {log_rendering.terminal_text(line.text, colours=False)}\n" for line in lines)
+    for line in lines:
+        yield without_commands(f"{name} | {log_rendering.terminal_text(line.text, colours=False)}\n")
     yield after

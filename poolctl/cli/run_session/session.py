@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from time import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from poolctl.cli import render
 from poolctl.cli.offline import no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
+from poolctl.cli.output import command_annotations, json_text
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
@@ -39,10 +39,11 @@ from poolctl.control.client import (
 )
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
+from poolctl.logs.log_line import LogLine
 from poolctl.monitor.journal import JournalEvent
 
 from ._end_of_work import end_of_work
-from ._failure_report import death_lines, find_logs, last_lines, log_sections
+from ._failure_report import death_lines, find_logs, last_lines, log_sections, without_printed
 from ._lifeline import Lifeline
 from ._loop import in_thread
 from ._pool_events import PoolEventFollower
@@ -132,6 +133,7 @@ class RunSession:
 
         `noted` are signals that have arrived already. The supervisor's log begins at `log_start`.
         """
+        command_annotations.of_servers = False
         self._lifeline = Lifeline(self._keeper.lifeline, os.environ)
         for number in noted:
             self._orders.add_signal(number)
@@ -146,7 +148,7 @@ class RunSession:
         """Start the servers, and wait until the pool, the user's command or an order ends; returns the exit code."""
         try:
             if not await self._orders.unless_ordered(self._start()):
-                self._flush_diagnostics()
+                await self._orders.unless_ordered(self._print_failed_start())
                 return self.outcome.exit_code
             if self._watches:
                 await self._orders.unless_ordered(self._start_watch())
@@ -192,6 +194,16 @@ class RunSession:
             return not self.outcome.exit_code
         alive = any(item.state in _ALIVE for item in self._servers)
         return alive and self.outcome.exit_code == FAILED and not self._command
+
+    async def _print_failed_start(self) -> None:
+        """Print why servers did not start, without the output that the last lines of their logs repeat at the end."""
+        if self._command and not self._quiet and self._output_form not in ("json", "jsonl"):
+            logs = await self._read_last_lines(await find_logs(self._client, self._pool, self._failures))
+            self.outcome.errors = [
+                replace(each, message=without_printed(each.message, logs.get(each.name, ())))
+                for each in self.outcome.errors
+            ]
+        self._flush_diagnostics()
 
     async def _announce_and_wait(self) -> int:
         """Print addresses and problems, and wait until the pool has ended.
@@ -413,7 +425,8 @@ class RunSession:
         if not left:
             return code
         await in_thread(wait_for_exit, left["keeper_pid"])
-        self._say(f"the pool has ended: {self._events.without_known_reasons(str(left['reason']))}", "error")
+        reason = self._events.without_known_reasons(str(left["reason"]))
+        self._say(f"the pool has ended: {render.printable(reason)}", "error")
         return int(left["status"])
 
     async def _print_deaths_and_failure_logs(self) -> None:
@@ -422,13 +435,16 @@ class RunSession:
         These are the logs of servers that died or did not start. If no server failed but the command did, they are
         the logs of all servers.
         """
-        died = self._events.died
-        logs = await in_thread(lambda: last_lines(self._last_logs, died, self._begun, objects=self._objects))
+        logs = await self._read_last_lines(self._last_logs)
         if self._has_run:
-            for line in death_lines(died, os.path.basename(self._command[0]), logs):
+            for line in death_lines(self._events.died, os.path.basename(self._command[0]), logs):
                 self._say(line, "error")
         if not self._quiet:
             sys.stderr.write(log_sections(logs, objects=self._objects))
+
+    async def _read_last_lines(self, paths: Mapping[str, str]) -> dict[str, list[LogLine]]:
+        died = self._events.died
+        return await in_thread(lambda: last_lines(paths, died, self._begun, objects=self._objects))
 
     # Messages.
 
@@ -458,8 +474,10 @@ class RunSession:
             return
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
-            text = json.dumps(document)
-        sys.stderr.write(f"{render.printable(text)}\n")
+            line = json_text(document)
+        else:
+            line = render.printable(text)
+        sys.stderr.write(f"{line}\n")
 
     def _say(self, text: str, level: str = "info") -> None:
         if not self._quiet:

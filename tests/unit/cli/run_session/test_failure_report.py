@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.run_session._failure_report import death_lines, find_logs, last_lines, log_sections
+from poolctl.cli.run_session._failure_report import (
+    death_lines,
+    find_logs,
+    last_lines,
+    log_sections,
+    without_printed,
+)
 from poolctl.cli.run_session._pool_events import Death
 from poolctl.control.client import AsyncClient
 from poolctl.logs.log_line import LogLine
@@ -33,6 +39,13 @@ def test_deaths_are_counted() -> None:
     ], "the log below says the rest"
 
 
+def test_reason_does_not_repeat_lines_that_are_printed() -> None:
+    lines = [LogLine(text, time="") for text in ("  x.py, line 2", "KeyError: 'A'", "'A'", "")]
+    reason = "exited with status 3: cannot import 'x:app': KeyError: 'A'\n    x.py, line 2\n    other"
+    assert without_printed(reason, lines) == "exited with status 3: cannot import 'x:app'\n    other"
+    assert without_printed(reason, []) == reason
+
+
 @pytest.mark.parametrize(
     ("env", "before", "after"),
     [
@@ -51,18 +64,18 @@ def test_last_lines_are_folded_where_logs_can_be(
 ) -> None:
     monkeypatch.setattr("poolctl.cli.run_session._failure_report.time", lambda: 99.5)
     log = tmp_path / "a.log"
-    lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m")]
+    lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m ##[error]")]
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
     (tmp_path / "empty.log").write_text("")
     paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
     since = "2026-11-20T08:47:07.500000Z"
     logs = {name: tail(path, 20, since=since, name=name) for name, path in paths.items()}
     found = log_sections(logs, env, objects=False)
-    assert found == f"{before}a | one\na | ::error::two\n{after}"
+    assert found == f"{before}a | one\na | ::error::two #\\x23[error]\n{after}"
     objects = [json.loads(line) for line in log_sections(logs, env, objects=True).splitlines()]
     assert [(each["server"], each["message"]) for each in objects] == [
         ("a", "one"),
-        ("a", "::error::two\x1b[31m"),
+        ("a", "::error::two\x1b[31m ##[error]"),
     ]
 
 
