@@ -24,7 +24,6 @@ from collections.abc import (
 )
 from dataclasses import replace
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 from poolctl.address import AddressError, canonical, find_overlapping_unequal
@@ -34,12 +33,15 @@ from poolctl.config import (
     Place,
     Problem,
     ServerConfig,
+    ServerReferenceValues,
     TLSConfig,
     conflicts,
     dependency_findings,
     load,
+    may_refer,
     no_certificate,
     problem_of,
+    reference_findings,
     shown,
     with_resolved_references,
 )
@@ -72,6 +74,7 @@ from poolctl.runners.process_usage import ProcessUsages
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_hang, parse
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
+from poolctl.selection.url_of_server import url_of_server
 from poolctl.states import State
 from poolctl.worker.tally import describe_stacks
 
@@ -141,7 +144,41 @@ def with_ports(
                 servers.append(with_port(server, port_range))
         except ServerError as error:
             problems.append(error)
-    return with_resolved_references(servers) if configuration.files else servers, problems
+    failed = {problem.name for problem in problems}
+    unchanged = [server for name, server in in_use.items() if name in failed]
+    wrong = _reference_findings(servers, unchanged)
+    problems += [
+        configuration._located(servers[index], finding)
+        for index, findings in wrong.items()
+        if servers[index].name not in failed
+        for finding in findings
+    ]
+    resolved = with_resolved_references(servers, unchanged, keep_escapes=True)
+    return [server for index, server in enumerate(resolved) if index not in wrong], problems
+
+
+def _reference_findings(
+    servers: Sequence[ServerConfig], others: Iterable[ServerConfig] = (), failed: Iterable[str] = ()
+) -> dict[int, builtins.list[Finding]]:
+    """What is wrong with references to servers, by the index of the server in whose `env` or `command` they are.
+
+    References may name `servers`, `others`, and invalid servers with the names `failed`.
+    """
+    if not any(map(may_refer, servers)):
+        return {}
+    named = dict.fromkeys(failed, ServerReferenceValues(None))
+    named |= {each.name: ServerReferenceValues.of(each) for each in (*others, *servers)}
+    found = ((index, [*reference_findings(dict(each), named)]) for index, each in enumerate(servers))
+    return {index: findings for index, findings in found if findings}
+
+
+def _server_of(config: ServerConfig | Mapping[str, Any]) -> Server:
+    if isinstance(config, Mapping):
+        config = ServerConfig(**config)
+    try:
+        return Server(config)
+    except ServerError as error:
+        raise PoolAddError(f"{config.name} cannot be added", [error]) from error
 
 
 Visit = Callable[[str, Server], object]
@@ -242,13 +279,16 @@ class Pool(Mapping[str, Server], StartAndStop):
     def store(self, server: Server) -> None:
         """Add the server. A server with the same address is replaced, and ordered to stop if it runs.
 
-        Raises PoolAddError when the address overlaps with another address, PoolParamError for a value that is not a
-        Server.
+        References in its configuration to servers of the pool, such as `${server.api.url}`, become their addresses.
+        Raises PoolAddError when the address overlaps with another address or a reference names no server of the pool,
+        PoolParamError for a value that is not a Server.
         """
         if not isinstance(server, Server):
             raise PoolParamError(
                 f"a pool stores servers, and this is {server!r}; store_new() takes configurations"
             )
+        if wrong := self._resolve_references([server]):
+            raise PoolAddError(f"{server.name} cannot be added", wrong[server])
         with LOCK:
             config = server.config
             old = self._servers.get(config.bind)
@@ -275,14 +315,25 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         Raises PoolAddError; PoolValidateError for a mapping that is no configuration of a server.
         """
-        if isinstance(config, Mapping):
-            config = ServerConfig(**config)
-        try:
-            server = Server(config)
-        except ServerError as error:
-            raise PoolAddError(f"{config.name} cannot be added", [error]) from error
+        server = _server_of(config)
         self.store(server)
         return server
+
+    def _resolve_references(self, servers: Sequence[Server]) -> dict[Server, list[ServerError]]:
+        """Replace references to `servers` and to the pool's servers by addresses; returns problems, by server."""
+        configs = [server.config for server in servers]
+        if not any(map(may_refer, configs)):
+            return {}
+        there = [server.config for pool in (self._source_pool, self) for server in pool.values()]
+        wrong = _reference_findings(configs, there)
+        resolved = with_resolved_references(configs, there, keep_escapes=True)
+        for server, config in zip(servers, resolved, strict=True):
+            if config != server.config:
+                server._set_config(config)
+        return {
+            servers[index]: [_problem(configs[index], finding) for finding in findings]
+            for index, findings in wrong.items()
+        }
 
     def _store_each(
         self, servers: Iterable[Server | ServerConfig], problems: Iterable[ServerError] = ()
@@ -293,9 +344,17 @@ class Pool(Mapping[str, Server], StartAndStop):
         """
         errors = [*problems]
         stored: dict[str, list[Server]] = {}
+        made: list[Server] = []
         for each in servers:
             try:
-                server = each if isinstance(each, Server) else self.store_new(each)
+                made.append(each if isinstance(each, Server) else _server_of(each))
+            except PoolAddError as error:
+                errors += error.exceptions
+        wrong = self._resolve_references(made)
+        for server in made:
+            try:
+                if server in wrong:
+                    raise PoolAddError(f"{server.name} cannot be added", wrong[server])
                 self.store(server)
                 stored.setdefault(server.bind, []).append(server)
             except PoolAddError as error:
@@ -466,6 +525,14 @@ class Pool(Mapping[str, Server], StartAndStop):
         target = parse_field(target)
         return [*member_values(self._matching(source, pattern, regex), target)]
 
+    def url(self, name: str, path: str = "/") -> str:
+        """The URL at which clients reach the server of this name (its `expose`), followed by `path`.
+
+        Raises PoolParamError if there is no such server, or if it has no URL: a program without a port has none, and a
+        Unix socket only an address without a path.
+        """
+        return url_of_server(name, path, [(each.name, each.expose) for each in self.values()])
+
     # Whole pools.
 
     def clone(self) -> Pool:
@@ -552,6 +619,17 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     # Running.
 
+    def __enter__(self) -> Pool:
+        try:
+            self.start_sync()
+        except BaseException:
+            self.stop_sync()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.stop_sync()
+
     async def __aenter__(self) -> Pool:
         try:
             await self.start()
@@ -560,9 +638,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.stop()
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -1024,6 +1100,9 @@ class PoolConfig(Configuration):
         for server, finding in dependency_findings(kept, failed):
             out.update(index for index, other in enumerate(servers) if other is server)
             self._problems.append(_problem(server, finding))
+        for index, findings in _reference_findings(servers, failed=failed).items():
+            out.add(index)
+            self._problems += [_problem(servers[index], finding) for finding in findings]
         self._excluded = [servers[index] for index in sorted(out)]
         return [server for index, server in enumerate(servers) if index not in out]
 

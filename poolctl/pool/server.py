@@ -22,7 +22,16 @@ from typing import Any, NoReturn
 
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
-from poolctl.config import Dependency, Recovery, ServerConfig, TLSConfig
+from poolctl.config import (
+    Dependency,
+    Recovery,
+    ServerConfig,
+    ServerReferenceValues,
+    TLSConfig,
+    may_refer,
+    reference_findings,
+    with_resolved_references,
+)
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
@@ -148,7 +157,7 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def startable_config(self, config: ServerConfig) -> ServerConfig:
-        """Return `config` with the app from the pool's handler and the pool's default TLS where `config` needs them.
+        """Return `config` with literals unescaped, the app from the pool's handler and the default TLS, where needed.
 
         Raises ServerError if the server cannot be started, for example because it is disabled.
         """
@@ -163,6 +172,11 @@ class Shared:
             keys = ", ".join(f"`{key}`" for key in used)
             hint = "run the pool with `poolctl start`, or remove what only its supervisor does"
             raise error_about(config, f"{keys} cannot be honoured inside a Python program", hint)
+        if may_refer(config):
+            # A server that was never in a pool may refer to others; in a pool only literals `$${server.` are left.
+            for finding in reference_findings(dict(config), {config.name: ServerReferenceValues.of(config)}):
+                raise error_about(config, finding.message, finding.hint)
+            (config,) = with_resolved_references([config])
         found: dict[str, object] = {}
         if config.tls is True:
             if self.tls is None:

@@ -344,10 +344,7 @@ class ActiveConfiguration:
         if server.address.auto:
             taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)
-        named = {
-            each.name: ServerReferenceValues(each.address, None if each.derived_expose else each.expose)
-            for each in (*there, server)
-        }
+        named = {each.name: ServerReferenceValues.of(each) for each in (*there, server)}
         if found := [*reference_findings(dict(server), named)]:
             refuse(server.name, found, server.name, server.bind)
         (server,) = self._self_binding.apply_to(with_resolved_references([server], there))

@@ -35,6 +35,7 @@ from poolctl import (
     State,
     Status,
 )
+from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 
 Make = Callable[..., ServerConfig]
@@ -411,6 +412,21 @@ def test_pool_that_cannot_start_does_not_wait_for_a_signal(free_port: Callable[[
 def test_signals_are_for_the_main_thread() -> None:
     with ThreadPoolExecutor(1) as threads, pytest.raises(PoolParamError, match="main thread"):
         threads.submit(Pool().run_until_signal).result()
+
+
+def test_processes_get_the_addresses_that_they_refer_to(tmp_path: Path) -> None:
+    code = (
+        f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'said')!r}).write_text(os.environ['SAID'])"
+    )
+    user = ServerConfig(
+        name="user", env={"SAID": "${server.api.url} $${server.api.url}"}, depends_on=["api"], job=True,
+        command=[sys.executable, "-c", code],
+    )  # fmt: skip
+    api = ServerConfig(
+        name="api", bind="127.0.0.1:auto", command=[sys.executable, "-m", "http.server", "{port}"]
+    )
+    with Pool([user, api], runner=ProcessRunner()) as pool:
+        assert (tmp_path / "said").read_text() == f"{pool.url('api', '')} ${{server.api.url}}"
 
 
 MANY = """

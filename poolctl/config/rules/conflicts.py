@@ -234,6 +234,11 @@ class ServerReferenceValues(NamedTuple):
     address: Address | None
     expose: Tree = None
 
+    @classmethod
+    def of(cls, server: ServerConfig) -> ServerReferenceValues:
+        """The values of a valid server."""
+        return cls(server.address, None if server.derived_expose else server.expose)
+
 
 def reference_findings(
     table: Mapping[str, Tree], servers: Mapping[str, ServerReferenceValues]
@@ -247,25 +252,32 @@ def reference_findings(
                     yield finding._replace(found=match[0][:60])
 
 
-def with_resolved_references(servers: Iterable[Server], others: Iterable[ServerConfig] = ()) -> list[Server]:
+def may_refer(server: ServerConfig) -> bool:
+    """Whether `env` or `command` has a reference to a server, or a literal `${server.`."""
+    return any(OPENING in text for text in (*server.env.values(), *(server.command or ())))
+
+
+def with_resolved_references(
+    servers: Iterable[Server], others: Iterable[ServerConfig] = (), *, keep_escapes: bool = False
+) -> list[Server]:
     """The servers, with `${server.NAME.…}` references in `env` and `command` replaced by addresses.
 
-    References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays.
+    References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays. A literal
+    `$${server.` becomes `${server.`, unless `keep_escapes`: then the result can be resolved again.
     """
     servers = list(servers)
-    referring = [each for each in servers if next(_texts_with_references(dict(each)), None) is not None]
-    if not referring:
+    if not any(map(may_refer, servers)):
         return servers
     there: list[ServerConfig] = [*others, *servers]
     known = {each.name: address_parts(each.expose, each.address) for each in there if not each.address.auto}
-    names = {each.name for each in referring}
-    return [_with_resolved_references(each, known) if each.name in names else each for each in servers]
+    literal = _ESCAPED if keep_escapes else OPENING
+    return [_with_resolved_references(each, known, literal) if may_refer(each) else each for each in servers]
 
 
-def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, str]]) -> Server:
+def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, str]], literal: str) -> Server:
     def address(match: re.Match[str]) -> str:
         if match[1] is None:
-            return OPENING
+            return literal
         name, _, part = match[1].rpartition(".")
         return known.get(name, {}).get(part, match[0])
 

@@ -853,6 +853,72 @@ def test_asynchronous_context_stops_the_pool_whatever_happens() -> None:
     asyncio.run(work())
 
 
+def test_with_statement_stops_the_pool_whatever_happens() -> None:
+    with made(ScriptedRunner(), scripted("a")) as pool:
+        assert pool.is_running
+        assert pool.url("a", "ready") == f"http://{scripted('a').bind}/ready"
+    assert not pool.is_running
+    with pytest.raises(ZeroDivisionError), pool:
+        raise ZeroDivisionError
+    assert not pool.is_running
+    failing = made(ScriptedRunner(b=FAILS), scripted("a"), scripted("b"))
+    with pytest.raises(PoolStartError), failing:
+        raise AssertionError("it has begun")
+    assert not failing.is_running
+
+
+API = "${server.api.url}"
+
+
+def test_references_of_servers_in_a_list_become_addresses_in_any_order() -> None:
+    words = ("x", "--api=${server.api.host}:${server.api.port}", "$${server.api.url}")
+    user = scripted("user", app=None, command=words, env={"API": f"{API}/v1", "ME": "${server.user.port}"})
+    pool = Pool([user, ServerConfig(name="api", bind="127.0.0.1:auto", app="m:app")])
+    (api,) = pool.filter(Field.NAME, "api").values()
+    for each in (pool, pool.clone(), PoolConfig([server.config for server in pool.values()]).pool()):
+        config = each[user.bind].config
+        assert config.env == {"API": f"{api.expose}/v1", "ME": str(user.address.port)}
+        assert config.command == ("x", f"--api={api.address.key}", "$${server.api.url}"), (
+            "unescaped at a start"
+        )
+
+
+def test_reference_to_an_unknown_server_is_refused_wherever_it_is_given() -> None:
+    wrong = scripted("user", env={"API": "${server.apj.url}"})
+    list_ = [scripted("api"), wrong]
+    config = PoolConfig(list_)
+    for refused in (lambda: Pool(list_), config.pool, lambda: Pool([scripted("api")]).store_new(wrong)):
+        with pytest.raises(PoolAddError) as caught:
+            refused()
+        (problem,) = caught.value.exceptions
+        assert (problem.name, problem.message, problem.hint) == (
+            "user", "there is no server 'apj'", "did you mean 'api'?",
+        )  # fmt: skip
+    with pytest.raises(PoolValidateError):
+        config.validate(import_apps=False)
+    assert [server.name for server in config] == ["api"]
+    with pytest.raises(PoolStartError) as alone:
+        Server(wrong).start_sync()
+    assert [each.message for each in alone.value.exceptions] == ["there is no server 'apj'"]
+
+
+def test_server_whose_reference_has_another_address_is_restarted_by_apply() -> None:
+    runner = ScriptedRunner()
+    user = scripted("user", env={"API": API})
+    with made(runner, scripted("api"), user) as pool:
+        pool.apply_sync([scripted("api"), user])
+        assert {*runner.running} == {"api.1.0", "user.1.0"}
+        pool.apply_sync([scripted("api", bind="127.0.0.1:39999"), user])
+        assert pool[user.bind].config.env["API"] == "http://127.0.0.1:39999"
+        pool.join_sync()
+        assert {*runner.running} == {"api.2.0", "user.2.0"}
+        problems = failures(pool, [{"name": "api", "bind": "127.0.0.1:39998", "workers": "many"}, user])
+        assert list(problems) == ["api"], "it stays where it is, so that its address is known"
+        problems = failures(pool, [scripted("user", env={"API": "${server.none.url}"})])
+        assert problems == {"user": "there is no server 'none'"}
+        assert pool[user.bind].config.env["API"] == "http://127.0.0.1:39999"
+
+
 def test_configuration_made_in_python_takes_its_parts_by_name() -> None:
     made = PoolConfig([config("a", "127.0.0.1:1")])
     with pytest.raises(PoolParamError, match="3 is no handler"):
