@@ -100,7 +100,7 @@ def load(
 # A server's app overrides a command in the defaults instead of contradicting it, and vice versa.
 APP_KEYS = frozenset({"app", "factory", "handler_key", "tls"})
 COMMAND_KEYS = frozenset(
-    {"command", "socket", "stdin", "notify", "job", "every", "stop_signal", "stop_group"}
+    {"command", "socket", "stdin", "notify", "ready_line", "job", "every", "stop_signal", "stop_group"}
 )
 
 # Keys that a scheduled job cannot have; in the defaults they apply to the other servers.
@@ -125,7 +125,8 @@ class Defaults:
         if "command" in trial:
             trial.pop("app")
         else:
-            for key in ("stdin", "stop_signal", "stop_group"):  # they apply only to servers with a command
+            # They apply only to servers with a command.
+            for key in ("stdin", "ready_line", "stop_signal", "stop_group"):
                 trial.pop(key, None)
         trial.setdefault("bind", "unix:/defaults" if trial.keys() & {*SOCKET_FILE_KEYS} else "127.0.0.1:1")
         for key in ("job", "every", "ready_after"):
@@ -174,6 +175,8 @@ class Defaults:
             displaced = COMMAND_KEYS
         if own.get("every") is not None:
             displaced |= NOT_FOR_SCHEDULES
+        if any(truth_if_interpolated(table.get(key)) is True for key in ("job", "notify")):
+            displaced |= {"ready_line"}
         if "ready_after" in self.raw and not _is_ready_by_running(table):
             displaced |= {"ready_after"}
         if not str(table.get("bind")).startswith("unix:"):
@@ -219,7 +222,7 @@ def _is_ready_by_running(table: dict[str, Tree]) -> bool:
     return (
         "command" in table
         and "bind" not in table
-        and not (shows or health.get("startup") or health.get("readiness"))
+        and not (shows or "ready_line" in table or health.get("startup") or health.get("readiness"))
     )
 
 

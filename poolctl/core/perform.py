@@ -960,6 +960,11 @@ class Executor:
                 )
                 message = await self._stacks.record_stacks_and_extend_message(entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
+                if silence and config.ready_line:
+                    hint += (
+                        '; lines may wait in a buffer: env = { PYTHONUNBUFFERED = "1" } has Python write them at once, '
+                        'command = ["stdbuf", "-oL", …] many other programs'
+                    )
             worker.failure = failure_of(entry, message, hint or logs, cause=error)
             worker.given_up = True
             await self._end_worker(entry, worker, 0, replaced=False)
@@ -1371,6 +1376,8 @@ async def _timeout_unless_held_up(seconds: float | None) -> AsyncIterator[None]:
 
 def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
     config = worker.config
+    if config.ready_line:
+        return f"it has printed no line that matches its ready_line: {config.ready_line}"
     if not config.command or config.job or not (config.notify or config.listens):
         return ""
     if config.notify:

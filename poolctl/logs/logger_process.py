@@ -6,14 +6,15 @@ Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object w
   neither loses nor repeats a line (see OutputSpool). Sent before any other order, and again by a new supervisor.
 - `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` identify the server's
   process; `path` is the file. Optional: `format` ("text", "json" or "raw": as written), `max_size` in bytes, `keep`,
-  `max_age` in seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid
-  change; otherwise the new stream replaces the old one.
+  `max_age` in seconds; 0 means no limit; `ready_line`, a regular expression to look for in the lines. For a known `id`
+  with the same pipe and path only the limits and the pid change; otherwise the new stream replaces the old one.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
 - `performed`: answer, with the same `id`, once the current content of all pipes has been stored.
 - `end`: store the pipes' content, then exit.
 
 The logger sends `up` when it has begun, answers pings, and sends these reports:
 
+- `ready` with `id`, `error` and `fix`: a line has matched `ready_line` or, with an `error`, no line is looked for.
 - `eof` with `id` and `tail`: all writers have closed the pipe, and its output has been stored. `tail` is the end of the
   output, at most 8 KiB in whole lines.
 - `dropped` with `id`, `bytes` and `error`: this much output could not be stored. At most once a second.
@@ -37,8 +38,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.keeper import wire
 from poolctl.keeper.supervisor_link import SupervisorLink
@@ -46,6 +47,9 @@ from poolctl.platform import memory_file, name_process, raise_descriptor_limit
 
 from .log_file import LogFile
 from .log_line import as_json, stamp, with_timestamp_prefix
+
+if TYPE_CHECKING:
+    from poolctl.selection.regular_expressions import Expression
 
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
@@ -60,6 +64,8 @@ _HEADER_BYTES = 1024
 _AREA_BYTES = _HEADER_BYTES + MOST_BYTES
 # Of each stream's output, for messages about the end of its process.
 _TAIL_BYTES = 8 * 1024
+# Of each line, in which `ready_line` is looked for.
+_SEARCHED_BYTES = 4 * 1024
 
 
 class NotedMove(NamedTuple):
@@ -199,17 +205,28 @@ class OutputSpool:
 class OutputStream:
     """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line stays in the spool.
 
-    `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor.
+    `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor, which `report`
+    sends a message to at once.
     """
 
-    def __init__(self, order: wire.Message, fd: int, file: LogFile, spool: OutputSpool) -> None:
+    def __init__(
+        self,
+        order: wire.Message,
+        fd: int,
+        file: LogFile,
+        spool: OutputSpool,
+        report: Callable[[wire.Message], None],
+    ) -> None:
         self.id, self.pid = str(order["id"]), int(order["pid"])
         self.fd = fd
         self.file = file
         self.dropped_bytes = 0
         self._tail = b""
         self._name, self._format = str(order["name"]), order.get("format")
+        self._ready_line: str | None = order.get("ready_line")
+        self._expression: Expression | None = None
         self._spool = spool
+        self._report = report
 
     def __repr__(self) -> str:
         return f"<OutputStream {self.id} to {self.file.path}>"
@@ -231,6 +248,7 @@ class OutputStream:
         if move is not None:
             self._spool.begin(move)
             self._store_missing_lines(content[: move.length], move.when)
+            self._look_for_ready_line(content[: move.length])
             self._spool.finish(move)
             content = move.rest
         if content:
@@ -252,6 +270,8 @@ class OutputStream:
         self._spool.begin(move)
         if lines:
             self._store(_with_line_break(lines), move.when)
+            # Before the lines leave the spool: the next logger looks again if this one is killed meanwhile.
+            self._look_for_ready_line(lines)
         self._spool.finish(move)
 
     def _store_missing_lines(self, lines: bytes, when: str) -> None:
@@ -259,6 +279,29 @@ class OutputStream:
         rest = block[self.file.cut_file_to_stored_lines(block) :]
         if rest:
             self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
+
+    def _look_for_ready_line(self, lines: bytes) -> None:
+        """Report the first line that matches `ready_line`, or why none can be looked for, and look for no other."""
+        if self._ready_line is None:
+            return
+        # Imported late: few servers have a `ready_line`.
+        from poolctl.selection.regular_expressions import BadExpression, Expression
+
+        from .line_filter import without_control
+
+        # A flood of short lines mostly repeats them.
+        found = {line[:_SEARCHED_BYTES] for line in lines.splitlines()}
+        error = fix = ""
+        try:
+            self._expression = self._expression or Expression(self._ready_line)
+            if not self._expression.is_in_any(
+                without_control(line.decode(errors="replace")) for line in found
+            ):
+                return
+        except BadExpression as bad:
+            error, fix = str(bad), bad.fix
+        self._ready_line = None
+        self._report({"t": "ready", "id": self.id, "error": error, "fix": fix})
 
     @property
     def tail(self) -> str:
@@ -404,7 +447,7 @@ class OutputLogger:
         file = self._files.get(path) or LogFile(
             path, owner=(int(owner[0]), int(owner[1])) if owner else None, pool_directory=self._directory
         )
-        stream = OutputStream(order, fd, file, self._spool)
+        stream = OutputStream(order, fd, file, self._spool, self._report_now)
         # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
@@ -471,6 +514,10 @@ class OutputLogger:
         lost, stream.dropped_bytes = stream.dropped_bytes, 0
         if lost:
             self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})
+
+    def _report_now(self, report: wire.Message) -> None:
+        self._reports.append(report)
+        self._send_reports()
 
     def _send_reports(self) -> None:
         """Send queued reports, but never wait for a hung supervisor: reports that the socket refuses stay queued."""

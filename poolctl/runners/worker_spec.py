@@ -111,6 +111,7 @@ def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
         "job": False,
         "notify": False,
         "preload": False,
+        "ready_line": None,
         "stdin": "null",
         "stop_signal": None,
         "tls": False,

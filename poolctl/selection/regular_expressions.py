@@ -86,6 +86,11 @@ class Expression:
                     break
         raise SlowExpression
 
+    def is_in_any(self, texts: Iterable[str]) -> bool:
+        """Whether one of the texts contains a match. Raises SlowExpression if the search in all takes too long."""
+        end = time.thread_time() + LIMIT_SECONDS
+        return any(self.is_found(text, end - time.thread_time()) for text in texts)
+
 
 def check(expression: str) -> None:
     """Raise BadExpression if the expression is invalid."""

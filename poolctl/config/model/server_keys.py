@@ -68,6 +68,7 @@ from poolctl.config.values.value_types import (
     Duration,
     Environment,
     Expose,
+    Expression,
     FileMode,
     FilePath,
     Interpreter,
@@ -158,8 +159,12 @@ class ServerConfig(Section, frozen=True):
     """The standard input of a command: /dev/null, or a pipe that never ends."""
     notify: Truth = False
     """The command reports READY=1 on NOTIFY_SOCKET when it is ready."""
+    ready_line: Annotated[Expression, Field(min_length=1)] | None = None
+    """A regular expression: a command is ready when it has printed a line that matches, within the first 4 KiB of the
+    line and without colors.
+    """
     ready_after: Duration = Field(default="1s", validate_default=True)
-    """How long a program without a port, a probe and notify has to run until it is ready."""
+    """How long a program without a port, a probe, notify and ready_line has to run until it is ready."""
     job: Truth = False
     """The command runs to completion and has no address."""
     every: Schedule | None = None
@@ -381,7 +386,7 @@ class ServerConfig(Section, frozen=True):
     @property
     def is_ready_by_running(self) -> bool:
         """Whether the server is a program that shows in no other way that it is ready than by running for a while."""
-        shows = self.notify or self.health.gated
+        shows = self.notify or self.ready_line is not None or self.health.gated
         return bool(self.command) and not (self.listens or self.job or shows)
 
     @property
@@ -642,10 +647,26 @@ def _readiness_by_running(server: ServerConfig) -> Iterator[Finding]:
         obstacle = "a program with an address is ready when it accepts connections"
     elif server.notify:
         obstacle = "with notify, a program is ready when it says so"
+    elif server.ready_line is not None:
+        obstacle = "with ready_line, a program is ready when it has printed that line"
     elif server.health.gated:
         obstacle = "with a startup or readiness probe, a program is ready when it has passed"
     if obstacle:
         yield Finding(("ready_after",), f"ready_after has no effect: {obstacle}", "take it out")
+
+
+def _readiness_by_output(server: ServerConfig) -> Iterator[Finding]:
+    if server.ready_line is None:
+        return
+    if server.command is None:
+        message = "ready_line is for a command: an app is ready when it has started"
+        yield Finding(("ready_line",), message, "take it out")
+    elif server.job:
+        message = "ready_line is for a program that runs on: a job is ready when it has ended"
+        yield Finding(("ready_line",), message, "take it out")
+    elif server.notify:
+        message = "ready_line and notify are two ways to say that a program is ready"
+        yield Finding(("ready_line",), message, "keep one of them")
 
 
 def _processes_of_commands(server: ServerConfig) -> Iterator[Finding]:
@@ -719,6 +740,7 @@ RULES: tuple[Callable[[ServerConfig], Iterable[Finding]], ...] = (
     _keys_of_scaling,
     _address,
     _readiness_by_running,
+    _readiness_by_output,
     _processes_of_commands,
 )
 

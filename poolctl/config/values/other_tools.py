@@ -75,6 +75,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         'stop_group = "after", "together" or "leader"': "killmode",
         "take it out: the rest of a process group is killed at stop_timeout": "killasgroup sendsigkill",
         'ready_after = "10s", for a program without an address': "startsecs minuptime",
+        'ready_line = "a regular expression"': "readylogline",
         "notify = true for a program that reports READY=1 on NOTIFY_SOCKET": "notifyaccess waitready",
         'hooks = { before_start = ["prog", "argument"] }': "prestart beforestart execstartpre onstarting",
         'hooks = { after_stop = ["prog", "argument"] }': "poststop afterstop execstoppost onexit",

@@ -38,6 +38,7 @@ IGNORED: Mapping[str, str] = {
     "mandatory": "the other servers go on without it",
     "restart": "Kubernetes restarts a worker always, with its own delays",
     "ready_after": "a pod without a probe is ready when its process runs",
+    "ready_line": "Kubernetes does not read what a pod prints: a readiness probe can say when it is ready",
     "recovery": "Kubernetes restarts a worker whose liveness probe fails",
     "watch": "code changes with the image",
 }

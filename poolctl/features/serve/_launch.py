@@ -13,6 +13,7 @@ from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.render import print_diagnostics
 from poolctl.config import Probe, ServerConfig
 from poolctl.control.pool_paths import ensure_pool_dir
 from poolctl.errors import ControlError
@@ -35,6 +36,9 @@ def become_server(
             if given:
                 hint = "leave it out; probe the command's own address, and delay its SIGTERM in the container"
                 raise UsageError(f"{option} needs an app, and {server.name} is a command", hint=hint)
+    if server.ready_line is not None:
+        effect = "has no effect without a pool; a probe of the container can say when it is ready"
+        print_diagnostics(Outcome(warnings=[f"{server.name}: ready_line {effect}"]))
     if listen:
         server = _listening_on(server, listen)
     foreground = ForegroundServer.with_open_listeners(server)

@@ -323,7 +323,10 @@ class LocalRunner(Runner):
         worker = self._workers.get(placement.id)
         if worker is None:
             raise WorkerFailed("has ended before")
-        await worker.wait_until_ready(self.sockets.of(worker.server))
+        if worker.server.ready_line is None:
+            await worker.wait_until_ready(self.sockets.of(worker.server))
+        else:
+            await worker.become_ready_by(self.output.wait_for_ready_line(worker.output))
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Put the worker into rotation, or take it out. Has no effect on a worker that runs a command."""

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from poolctl import platform
@@ -752,21 +752,30 @@ class LocalWorker(LinkHandler):
         elif server.command and not server.notify:
             if listeners:
                 shared = listeners[0]
-                signs = [self._wait_until_probe_accepted(shared), self._wait_until_client_accepted(shared)]
+                await self.become_ready_by(
+                    self._wait_until_probe_accepted(shared), self._wait_until_client_accepted(shared)
+                )
             elif self.config.is_proxied:
-                signs = [self._wait_until_private_port_is_own()]
+                await self.become_ready_by(self._wait_until_private_port_is_own())
             else:
-                signs = [self._wait_until_listening()]
-            looks = {asyncio.ensure_future(sign) for sign in signs}
-            try:
-                await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for look in looks:
-                    look.cancel()
+                await self.become_ready_by(self._wait_until_listening())
+        await asyncio.shield(self.answered)
+
+    async def become_ready_by(self, *signs: Awaitable[None]) -> None:
+        """Wait for the first of these signs, and mark the worker as ready.
+
+        Raises WorkerFailed if it exits before, and the exception of a sign.
+        """
+        looks = {asyncio.ensure_future(sign) for sign in signs}
+        try:
+            await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             for look in looks:
-                if look.done():
-                    look.result()
-            self.mark_ready()
+                look.cancel()
+        for look in looks:
+            if look.done():
+                look.result()
+        self.mark_ready()
         await asyncio.shield(self.answered)
 
     def mark_ready(self) -> None:

@@ -49,11 +49,23 @@ _LOG_PIPE_BYTES = 1024 * 1024
 
 
 class _Pipe(NamedTuple):
-    """An output pipe: its read end, the message that registers it with a logger, and an event set at end of file."""
+    """An output pipe: its read end, and the message that registers it with a logger.
+
+    `finished` is set at end of file. `ready` is done when the logger has found the `ready_line`, which the message then
+    no longer has; its exception says why the logger does not look for it.
+    """
 
     read: Descriptor
     message: wire.Message
     finished: asyncio.Event
+    ready: asyncio.Future[None]
+
+    @classmethod
+    def of(cls, read: int, message: wire.Message) -> _Pipe:
+        ready = asyncio.get_running_loop().create_future()
+        if "ready_line" not in message:
+            ready.set_result(None)
+        return cls(Descriptor(read), message, asyncio.Event(), ready)
 
 
 class OutputPipes(HelperOwner[HelperProcess]):
@@ -125,6 +137,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
             "owner": _owner_of_log_directories(server),
             "format": log.format,
             **_rotation(log),
+            **({} if server.ready_line is None else {"ready_line": server.ready_line}),
         }
 
     def _new_key(self, name: str) -> str:
@@ -164,14 +177,14 @@ class OutputPipes(HelperOwner[HelperProcess]):
     def _add_pipe(self, key: str, message: wire.Message) -> int:
         read, write = os.pipe()
         os.set_blocking(read, False)
-        self._pipes[key] = _Pipe(Descriptor(read), message, asyncio.Event())
+        self._pipes[key] = _Pipe.of(read, message)
         return write
 
     def register_pipe(self, key: str, pid: int) -> None:
         """Have the logger read this pipe, into which the process `pid` writes."""
         if key not in self._pipes:
             return  # closed since
-        read, message, _ = self._pipes[key]
+        read, message = self._pipes[key][:2]
         message["pid"] = pid
         self._keeper.send({"op": "put", "name": entry_name(message), "meta": message}, [read])
         if self._helper.process is not None:
@@ -197,11 +210,18 @@ class OutputPipes(HelperOwner[HelperProcess]):
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
         """Adopt a pipe from the keeper's store; returns the owner of its descriptor. Must be called before `start`."""
-        read = Descriptor(fds[0])
-        self._pipes[key] = _Pipe(read, message, asyncio.Event())
+        pipe = self._pipes[key] = _Pipe.of(fds[0], message)
         if _is_of_a_server(message):
             self.paths[str(message["name"])] = str(message["path"])
-        return [read]
+        return [pipe.read]
+
+    async def wait_for_ready_line(self, key: str) -> None:
+        """Wait until the worker has printed its `ready_line`; for ever, if it has closed its output before.
+
+        Raises ServerError if the logger does not look for it, because that takes too long.
+        """
+        pipe = self._pipes.get(key)
+        await (asyncio.get_running_loop().create_future() if pipe is None else asyncio.shield(pipe.ready))
 
     async def wait_until_stored(self, key: str, timeout_seconds: float) -> None:
         """Wait until the worker's whole output is in its file, or the timeout has passed."""
@@ -257,6 +277,17 @@ class OutputPipes(HelperOwner[HelperProcess]):
                 del self._tails[next(iter(self._tails))]
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": entry_name(pipe.message)})
+        elif message.get("t") == "ready" and key in self._pipes and not self._pipes[key].ready.done():
+            pipe = self._pipes[key]
+            if message["error"]:
+                error = ServerError(f"ready_line: {message['error']}", hint=str(message["fix"]))
+                pipe.ready.set_exception(error)
+                pipe.ready.exception()  # perhaps nothing waits for it
+            else:
+                pipe.ready.set_result(None)
+                # The next logger looks for it no longer, and the next supervisor knows that it was there.
+                del pipe.message["ready_line"]
+                self._keeper.send({"op": "note", "name": entry_name(pipe.message), "meta": pipe.message})
         elif message.get("t") == "dropped" and key in self._pipes:
             server, path = (str(self._pipes[key].message[each]) for each in ("name", "path"))
             self._events().output_lost(

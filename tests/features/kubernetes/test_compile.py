@@ -233,6 +233,12 @@ def test_unreadable_env_files_are_problems_of_their_servers(refused: Any) -> Non
     assert re.match(r"pool\.toml server\[1\]\.env_file: .*gone\.env: there is no such file", second)
 
 
+def test_ready_line_is_left_out_with_the_reason(compiled: Compile) -> None:
+    found = compiled(server("queue", command=["work"], ready_line="^ready"))
+    (warning,) = found.warnings
+    assert "server[0].ready_line: Kubernetes does not read what a pod prints" in warning
+
+
 def test_tables_that_are_left_out_are_named_with_the_reason(compiled: Compile) -> None:
     tables = (
         app("web"),

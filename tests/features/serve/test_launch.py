@@ -96,6 +96,14 @@ def test_command_with_an_open_input_does_not_see_the_end_of_that_of_serve(
 
 
 @pytest.mark.integration
+def test_ready_line_of_a_command_has_no_effect_and_is_warned_of(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", server("it", command=["echo", "hello"], ready_line="^ready"))
+    done = real_pool.run("serve")
+    assert (done.code, done.stdout) == (0, "hello\n")
+    assert done.stderr.startswith("warning: it: ready_line has no effect without a pool")
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("words", [["serve", "web"], ["run", "--debug", "web"]])
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_standard_streams_may_be_closed(

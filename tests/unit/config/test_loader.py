@@ -413,7 +413,8 @@ NOT_SOON = (
          ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"']),
         ("[defaults.tls]\ncert = 5\n" + table("a", 1, 'tls = { cert = "a.pem" }\n') + table("b", 2, "tls = 7\n"),
          ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"', NOT_TLS]),
-        ('[defaults]\nstdin = "open"\nstop_signal = "SIGINT"\nstop_group = "together"\n' + table("a", 1), []),
+        ('[defaults]\nstdin = "open"\nstop_signal = "SIGINT"\nstop_group = "together"\nready_line = "x"\n'
+         + table("a", 1), []),
         ('[defaults]\ncommand = ["x"]\nscale = { min = 0 }\n[[server]]\nname = "a"\nbind = ":1"\n', []),
         ('[defaults]\nscale = { min = 2 }\n' + table("a", 1, "scale = { max = 1 }\n"),
          ["7:11: server[0].scale.max: scale.max = 1 is below scale.min = 2; raise scale.max, or lower scale.min"]),

@@ -173,7 +173,16 @@ def test_fix_is_valid_where_it_is_pasted(tmp_path: Path, fix: str) -> None:
     if key == "stop_group":
         pasted = pasted.partition(",")[0]
     lines = {"name": 'name = "a"', "app": 'app = "a:b"', "bind": 'bind = ":1"'}
-    if key in ("command", "notify", "stdin", "stop_signal", "stop_group", "every", "ready_after"):
+    if key in (
+        "command",
+        "notify",
+        "stdin",
+        "stop_signal",
+        "stop_group",
+        "every",
+        "ready_after",
+        "ready_line",
+    ):
         del lines["app"]
         lines["command"] = 'command = ["a"]'
     if key in ("every", "ready_after"):

@@ -143,6 +143,18 @@ def test_ready_after_of_the_defaults_is_for_programs_that_show_in_no_other_way_t
     assert [each.is_ready_by_running for each in servers] == [False, True, False]
 
 
+def test_ready_line_of_the_defaults_is_for_programs_that_do_not_say_it_otherwise(tmp_path: Path) -> None:
+    programs = (
+        '[[server]]\nname = "queue"\ncommand = ["true"]\n[[server]]\nname = "own"\ncommand = ["true"]\n'
+    )
+    others = '[[server]]\nname = "job"\ncommand = ["true"]\njob = true\n'
+    others += '[[server]]\nname = "says"\ncommand = ["true"]\nnotify = true\n'
+    text = f'[defaults]\nready_line = "ready"\nready_after = "20s"\n{SERVER}{programs}ready_line = "go"\n{others}'
+    servers = load_text(tmp_path, text)
+    assert [each.ready_line for each in servers] == [None, "ready", "go", None, None]
+    assert not any(each.is_ready_by_running for each in servers)
+
+
 def test_socket_mode_of_the_defaults_is_for_unix_sockets(tmp_path: Path) -> None:
     text = f'[defaults]\nsocket_mode = "660"\nsocket_owner = "daemon"\n{SERVER}'
     inside = '[[server]]\nname = "inside"\nbind = "unix:a.sock"\napp = "a:b"\n'

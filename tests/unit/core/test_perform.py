@@ -2106,6 +2106,7 @@ def test_expired_certificate_of_a_new_worker_is_reported(
     [
         ({"notify": True}, ": it has not sent READY=1"),
         ({}, ": nothing has accepted a connection on 127.0.0.1:9000"),
+        ({"ready_line": r"^up\.$"}, r": it has printed no line that matches its ready_line: ^up\.$"),
     ],
 )
 def test_program_that_is_not_ready_in_time_is_told_what_was_missing(
@@ -2117,6 +2118,7 @@ def test_program_that_is_not_ready_in_time_is_told_what_was_missing(
         (problem,) = await pool.start()
         assert problem.message == f"was not ready within 20ms{reason}"
         assert problem.hint.startswith("poolctl logs web; start_timeout says how long it may take")
+        assert ("buffer" in problem.hint) is ("ready_line" in keys)
 
     run(scenario())
 

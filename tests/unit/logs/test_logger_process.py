@@ -31,8 +31,10 @@ from poolctl.logs.logger_process import (
     OutputStream,
 )
 from poolctl.platform import readable_bytes
+from poolctl.selection.regular_expressions import FASTER, SLOW
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
+from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
 DEADLINE_SECONDS = 60.0
 
@@ -475,6 +477,119 @@ def test_the_logger_raises_its_own_limit_of_open_files(tmp_path: Path) -> None:
     assert logger.wait(DEADLINE_SECONDS) == 0
 
 
+READY = {"t": "ready", "id": "web.0", "error": "", "fix": ""}
+
+
+@pytest.mark.parametrize(
+    ("expression", "output"),
+    [
+        ("ready to acc", [b"2026-01-01 INFO worker is ready to accept jobs\n"]),
+        ("^ready$", [b"ready\r\n"]),
+        ("^ready$", [b"10 %\r20 %\rready\rgo\n"]),
+        ("^ready$", [b"one\nrea", b"d", b"y\ntwo\n"]),
+        ("^INFO ready", [b"\x1b[1;32mINFO\x1b[0m ready\n"]),
+        ("ready.", ["ready für\n".encode("latin-1")]),
+        ("ready", [b"x" * 4091 + b"ready and more\n"]),
+        (r"(?i)\bREADY\b", [b"0\n" * 30_000, b"it is ready.\n"]),
+    ],
+)
+def test_ready_line_is_reported_once_when_it_is_stored(
+    session: Session, expression: str, output: list[bytes]
+) -> None:
+    write = session.add("web.0", ready_line=expression)
+    for piece in [b"loading\n", *output[:-1]]:
+        os.write(write, piece)
+        assert session.sync() == []
+    os.write(write, output[-1])
+    assert session.report() == READY
+    stored = session.texts()[-1]
+    assert stored in output[-1].decode(errors="backslashreplace")
+    os.write(write, output[-1])
+    assert session.sync() == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "line"),
+    [
+        ("ready", b"x" * 4092 + b"ready\n"),
+        ("ready", b"rea\nready"),
+        ("a.b", b"a\nb\n"),
+        ("32m", b"\x1b[32mready\n"),
+        ("ready", b"READY\n"),
+    ],
+)
+def test_what_no_whole_line_has_in_its_first_4_kib_is_no_ready_line(
+    session: Session, expression: str, line: bytes
+) -> None:
+    os.write(session.add("web.0", ready_line=expression), line)
+    assert session.sync() == []
+
+
+def test_ready_line_counts_for_its_own_stream_and_at_its_end_without_a_line_break(session: Session) -> None:
+    one, two = session.add("web.0", ready_line="ready"), session.add("web.1", ready_line="ready")
+    other = session.add("other.0")
+    os.write(other, b"ready\n")
+    os.write(one, b"ready")
+    os.write(two, b"still loading\n")
+    assert session.sync() == []
+    os.close(session.writers.pop("web.0"))
+    assert session.report() == READY
+    assert session.report()["t"] == "eof"
+    os.write(two, b"ready\n")
+    assert session.report() == READY | {"id": "web.1"}
+
+
+def test_next_logger_looks_for_the_ready_line_that_was_not_there(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    wire.send(session.control, {"t": "underway"}, session.spool)
+    write = session.add("web.0", ready_line="^ready$")
+    logger = process(session)
+    os.write(write, b"loading\nrea")
+    assert session.sync() == [{"t": "up"}]
+    logger = restart(session, logger)
+    session.hand_over("web.0", ready_line="^ready$")
+    os.write(write, b"dy\n")
+    assert READY in session.sync()
+    session.theirs.close()
+    session.close()
+    assert logger.wait(DEADLINE_SECONDS) == 0
+
+
+def test_logger_that_is_told_to_end_reports_the_ready_line_that_it_stores_last(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    os.write(session.add("web.0", ready_line="ready"), b"ready\n")
+    wire.send(session.control, {"t": "end"})
+    OutputLogger(SupervisorLink(session.theirs)).run()
+    assert session.report() == READY
+    session.close()
+
+
+def test_slow_expression_ends_the_search_and_loses_no_line(session: Session) -> None:
+    write = session.add("web.0", ready_line=SLOW_EXPRESSION)
+    for _ in range(100):
+        os.write(write, f"{HOSTILE_TEXT}\n".encode())
+    os.write(session.add("other.0", file="other.log"), b"hello\n")
+    (report,) = session.sync()
+    assert report == READY | {"error": SLOW, "fix": FASTER}
+    assert session.texts() == [HOSTILE_TEXT] * 100
+    assert session.texts("other.log") == ["hello"]
+
+
+def test_logger_loads_no_expressions_without_a_ready_line(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    logger = process(session)
+    session.theirs.close()
+    maps = Path(f"/proc/{logger.pid}/maps")
+    os.write(session.add("web.0"), b"ready\n")
+    session.sync()
+    assert "/_regex." not in maps.read_text()
+    os.write(session.add("web.1", ready_line="ready"), b"ready\n")
+    session.sync()
+    assert "/_regex." in maps.read_text()
+    session.close()
+    assert logger.wait(DEADLINE_SECONDS) == 0
+
+
 NOW = 1_790_000_000.0
 LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same
 BLOCK = with_timestamp_prefix(LINES, stamp(NOW))
@@ -490,6 +605,8 @@ class Interrupted:
         self.spool = OutputSpool()
         self.max_size_bytes = 0
         self.format = "text"
+        self.ready_line: str | None = None
+        self.reports: list[wire.Message] = []
 
     def begin(self, lines: bytes, rest: bytes = b"", *, id: str = "web.0") -> NotedMove:
         """Take these lines and `rest` out of a pipe, and note that the lines are now stored."""
@@ -521,10 +638,11 @@ class Interrupted:
 
     def stream(self) -> OutputStream:
         return OutputStream(
-            {"id": "web.0", "name": "web", "pid": 42, "format": self.format},
+            {"id": "web.0", "name": "web", "pid": 42, "format": self.format, "ready_line": self.ready_line},
             self.read,
             LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
             self.spool,
+            self.reports.append,
         )
 
     def texts(self) -> list[str]:
@@ -584,6 +702,17 @@ def test_logger_killed_after_storing_leaves_every_line_once(
     assert interrupted.texts() == [*EXPECTED, *EXPECTED[1:-1]]
     interrupted.recover()
     assert len(interrupted.texts()) == 20
+
+
+@pytest.mark.parametrize("stored", [0, 40, len(BLOCK)])
+def test_ready_line_of_a_logger_killed_before_it_could_report_it_is_reported(
+    interrupted: Interrupted, stored: int
+) -> None:
+    interrupted.ready_line = "2 tick"
+    interrupted.path.write_bytes(BLOCK[:stored])
+    interrupted.begin(LINES, b"9 la")
+    interrupted.recover()
+    assert interrupted.reports == [READY]
 
 
 @pytest.mark.parametrize("before", [b"", b"8 "])

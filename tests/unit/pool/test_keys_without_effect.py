@@ -31,6 +31,7 @@ NEED_A_PROCESS: dict[str, dict[str, Any]] = {
     "forward": {**COMMAND, "socket": "proxied", "forward": "tcp"},
     "stdin": {**COMMAND, "stdin": "open"},
     "notify": {**COMMAND, "notify": True},
+    "ready_line": {**COMMAND, "ready_line": "ready"},
     "ready_after": {**COMMAND, "bind": None, "ready_after": "1ms"},
     "stop_signal": {**COMMAND, "stop_signal": "SIGINT"},
     "stop_group": {**COMMAND, "stop_group": "leader"},

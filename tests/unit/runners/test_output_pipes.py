@@ -14,6 +14,7 @@ import pytest
 
 from poolctl import ServerConfig, __version__
 from poolctl.bootstrap import command
+from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.logs.log_line import stamp
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
@@ -201,6 +202,91 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         assert asyncio.get_running_loop().time() == 61
         os.close(write)
         os.close(other_write)
+        stage.close()
+
+    run(work())
+
+
+PROGRAM = {"app": None, "command": ["web"], "ready_line": "^ready"}
+
+
+def test_ready_line_is_awaited_until_a_logger_has_found_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage, problems = Stage(tmp_path), []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        await stage.start()
+        key, write = stage.output.create_pipe(server(**PROGRAM))
+        stage.output.register_pipe(key, 42)
+        message, (fd,) = await stage.received("add")
+        assert message["ready_line"] == "^ready"
+        os.close(fd)
+        waiting = asyncio.ensure_future(stage.output.wait_for_ready_line(key))
+        await stage.keeper.say({"t": "ready", "id": "unknown", "error": "", "fix": ""})
+        assert not waiting.done()
+        for _ in range(2):
+            await stage.keeper.say({"t": "ready", "id": key, "error": "", "fix": ""})
+            await waiting
+        assert problems == [], "a logger that was killed meanwhile may have reported it too"
+        await stage.output.wait_for_ready_line(key)
+        found = stage.keeper.values("note")[f"output:{key}"]
+        assert found == {name: each for name, each in message.items() if name != "ready_line"}
+        stage.keeper.end()
+        await asyncio.sleep(1)
+        await stage.up()
+        again, (fd,) = await stage.received("add")
+        assert again == found, "the next logger does not look for it"
+        os.close(fd)
+        os.close(write)
+        stage.close()
+
+    run(work())
+
+
+def test_ready_line_that_cannot_be_found_is_a_problem_of_the_server(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        key, write = stage.output.create_pipe(server(**PROGRAM))
+        stage.output.register_pipe(key, 42)
+        await stage.keeper.say({"t": "ready", "id": key, "error": "too slow", "fix": "be faster"})
+        for _ in range(2):
+            with pytest.raises(ServerError) as raised:
+                await stage.output.wait_for_ready_line(key)
+            assert (raised.value.message, raised.value.hint) == ("ready_line: too slow", "be faster")
+        assert f"output:{key}" not in stage.keeper.values("note")
+        os.close(write)
+        stage.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_next_supervisor_knows_whether_the_ready_line_was_there(tmp_path: Path, found: bool) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        read, write = os.pipe()
+        message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
+        stage.output.adopt("web.1", message | ({} if found else {"ready_line": "^ready"}), [read])
+        waiting = asyncio.ensure_future(stage.output.wait_for_ready_line("web.1"))
+        await asyncio.sleep(1)
+        assert waiting.done() is found
+        waiting.cancel()
+        os.close(write)
+        await stage.start()
+        stage.close()
+
+    run(work())
+
+
+def test_ready_line_is_awaited_in_vain_if_the_output_has_ended(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        key, write = stage.output.create_pipe(server(**PROGRAM))
+        os.close(write)
+        await stage.keeper.say({"t": "eof", "id": key, "tail": ""})
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stage.output.wait_for_ready_line(key), 60)
         stage.close()
 
     run(work())

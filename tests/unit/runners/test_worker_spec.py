@@ -104,6 +104,8 @@ def test_hook_runs_as_a_program_of_the_server_that_is_no_job_and_has_no_certific
         "x", hooks={"before_start": ["migrate"]}, notify=True, stop_signal="SIGINT", stdin="open"
     )
     hook = specs.hook_config(server, "before_start")
+    says = program_of("x", hooks={"before_start": ["migrate"]}, ready_line="up")
+    assert specs.hook_config(says, "before_start").ready_line is None
     assert (list(hook.command or ()), hook.app, hook.name) == (["migrate"], None, "web")
     assert (hook.job, hook.notify, hook.preload, hook.stop_signal, hook.tls, hook.stdin) == (
         False,
