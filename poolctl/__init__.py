@@ -8,7 +8,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig, TLSConfig
-    from poolctl.control.pool_client import connect
+    from poolctl.control.pool_client import PoolClient
     from poolctl.errors import (
         ControlError,
         PoolAddError,
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
         PoolValidateError,
         ServerError,
     )
+    from poolctl.features.pytest_plugin.pools import PoolFactory, PoolUnderTest
     from poolctl.pool.pool import Pool, PoolConfig
     from poolctl.pool.server import Monitor, PoolContext, Server
+    from poolctl.runners.embedded_runner import ProcessRunner
+    from poolctl.runners.runner_protocol import Runner
     from poolctl.selection.field_filter import Field
     from poolctl.states import State, Status
+    from poolctl.supervisor.connect import connect
 
 __all__ = [
     "ControlError",
@@ -32,6 +36,7 @@ __all__ = [
     "Monitor",
     "Pool",
     "PoolAddError",
+    "PoolClient",
     "PoolConfig",
     "PoolContext",
     "PoolError",
@@ -41,6 +46,8 @@ __all__ = [
     "PoolStartError",
     "PoolStopError",
     "PoolValidateError",
+    "ProcessRunner",
+    "Runner",
     "Server",
     "ServerConfig",
     "ServerError",
@@ -50,6 +57,7 @@ __all__ = [
     "__version__",
     "connect",
 ]
+__all__ += ["PoolFactory", "PoolUnderTest"]  # features.pytest_plugin
 
 _ERRORS = [name for name in __all__ if name.endswith("Error")]
 _HOMES = {
@@ -58,12 +66,17 @@ _HOMES = {
     "Field": "selection.field_filter",
     "Monitor": "pool.server",
     "Pool": "pool.pool",
+    "PoolClient": "control.pool_client",
     "PoolConfig": "pool.pool",
     "PoolContext": "pool.server",
+    "PoolFactory": "features.pytest_plugin.pools",
+    "PoolUnderTest": "features.pytest_plugin.pools",
+    "ProcessRunner": "runners.embedded_runner",
+    "Runner": "runners.runner_protocol",
     "Server": "pool.server",
     "ServerConfig": "config",
     "TLSConfig": "config",
-    "connect": "control.pool_client",
+    "connect": "supervisor.connect",
 }
 
 # Not only in the metadata, because keeper and workers run where poolctl is not installed.

@@ -26,7 +26,7 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
 # Files with lines that name features' modules or tests: entry points, public names elsewhere, lists of tests.
-WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/gateway/operator.py")
+WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/__init__.py", "poolctl/gateway/operator.py")
 TESTS = ("-m", "not (slow or heavy)", "tests/unit", "tests/contract", "tests/features")
 
 
@@ -105,7 +105,7 @@ def take_out(name: str, tree: Path) -> None:
 
 def without_lines(text: str, names: list[str]) -> str:
     """The text without its lines that name modules or tests of these features."""
-    named = [each for name in names for each in (f"poolctl.features.{name}", f"tests/features/{name}/")]
+    named = [each for name in names for each in (f"features.{name}", f"tests/features/{name}/")]
     return "".join(line for line in text.splitlines(keepends=True) if not any(each in line for each in named))
 
 

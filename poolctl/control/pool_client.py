@@ -27,6 +27,7 @@ from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, to_json
 from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
 from poolctl.routing.route_report import with_absolute_socket_path
+from poolctl.selection.url_of_server import url_of_server
 from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
@@ -94,19 +95,11 @@ class ReloadDocument(ServersDocument):
     changes: list[Change]
 
 
-def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
-    """Return a client of a running pool, named by its file, its name, or the working directory.
-
-    Raises NoSupervisor if no such pool is running. Does not read the file, so a broken one does not matter.
-    """
-    path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
-    client = Client(path)
-    client.ping()
-    return PoolClient(client)
-
-
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
-    """The path of a pool's control socket, even if none exists; see `connect`. Raises NoSupervisor for a wrong name."""
+    """The path of the control socket of the pool with this file or name, or of the working directory.
+
+    The socket need not exist. Raises NoSupervisor for a name that no running pool has.
+    """
     if config_or_name is None:
         from poolctl.config import ConfigNotFound, find_config
 
@@ -136,11 +129,24 @@ class PoolClient:
     Methods take names or addresses (`*` and `?` are wildcards; none means all), and further conditions in `selector`
     (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`). They return the document that the
     command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove` need a selection or
-    `all=True`, else they raise PoolParamError.
+    `all=True`, else they raise PoolParamError. It may be used in `with` and `async with`, whose end stops nothing: a
+    client keeps no connection open.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        pass
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._client.socket_path}>"
@@ -225,6 +231,14 @@ class PoolClient:
         Returns False if `fn` did, otherwise True.
         """
         return all(fn(item) is not False for item in self.list(*targets, selector=selector)["items"])
+
+    def url(self, name: str, path: str = "/") -> str:
+        """The URL at which clients reach the server of this name (its `expose`), followed by `path`.
+
+        Raises PoolParamError if there is no such server, or if it has no URL, as `Pool.url` does.
+        """
+        items = self.list(selector={"allow_empty": True})["items"]
+        return url_of_server(name, path, [(item["name"], item["expose"]) for item in items])
 
     def logs(
         self,
@@ -378,7 +392,8 @@ class PoolClient:
 
     def reload(
         self,
-        *,
+        *targets: str,
+        selector: Selection = None,
         dry_run: bool = False,
         env: Mapping[str, str] | None = None,
         timeout: Timeout = None,
@@ -388,13 +403,14 @@ class PoolClient:
     ) -> ReloadDocument:
         """Apply the changed files and return the `"changes"`; with `dry_run` only report them.
 
-        A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
-        from now on. Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`,
-        an expired certificate in a file is a problem if the server still uses one that is valid.
+        A selection limits this to its servers, of which the unchanged ones get their `reload_signal`. A dry run's
+        `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with from now on.
+        Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`, an expired
+        certificate in a file is a problem if the server still uses one that is valid.
         """
         given = None if env is None else with_absolute_paths(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
-        answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, ANSWERED)
+        answer = self._ask("reload", PoolRestartError, targets, selector, options, on_progress, ANSWERED)
         return cast(ReloadDocument, answer)
 
     def scale(

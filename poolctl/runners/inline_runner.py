@@ -270,5 +270,5 @@ def _refusal(server: ServerConfig, used: Sequence[str]) -> ServerError:
         f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
         name=server.name,
         bind=server.key,
-        hint="run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())",
+        hint="run the pool with `poolctl start`, or Pool(…, runner=poolctl.ProcessRunner())",
     )

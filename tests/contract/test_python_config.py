@@ -141,3 +141,28 @@ def test_connect_is_a_client_of_the_running_pool(
     with pytest.raises(ControlError) as caught:
         client.list()
     assert caught.value.exit_code == 6
+
+
+def test_connect_starts_a_supervisor_where_none_runs(
+    real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import poolctl
+
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
+    real_pool.write_hello("a")
+    file = real_pool.directory / "pool.toml"
+    with pytest.raises(ControlError) as none:
+        poolctl.connect(file)
+    assert none.value.exit_code == 6
+    with poolctl.connect(file, start=True) as client:
+        assert [item["state"] for item in client.list()["items"]] == ["stopped"]
+        client.start()
+    assert real_pool.items()["a"]["ready"], "it goes on"
+    with poolctl.connect(file, start=True) as again:
+        assert again.ping()["supervisor_pid"] == client.ping()["supervisor_pid"]
+        again.stop()
+    file.write_text(file.read_text().replace("app =", "ap ="))
+    with pytest.raises(PoolValidateError, match="unknown key 'ap'"):
+        poolctl.connect(file, start=True)
+    with pytest.raises(ControlError):
+        poolctl.connect(file)

@@ -32,7 +32,8 @@ from poolctl import (
 EXPORTED = [
     "Pool", "PoolConfig", "Server", "ServerConfig", "Field", "PoolContext", "TLSConfig", "Monitor", "Status", "State",
     "connect", "PoolError", "ServerError", "PoolParamError", "PoolAddError", "PoolValidateError", "PoolStartError",
-    "PoolStopError", "PoolRestartError", "PoolMonitorError",
+    "PoolStopError", "PoolRestartError", "PoolMonitorError", "PoolClient", "Runner", "ProcessRunner", "PoolFactory",
+    "PoolUnderTest",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def test_feature_is_taken_out_of_folders_and_lists(name: str, tmp_path: Path) ->
     take_out(name, tmp_path)
     left = runpy.run_path(str(tmp_path / "poolctl" / "feature.py"))["FEATURES"]
     assert left == tuple(each for each in FEATURES if each != name)
-    assert not [file for file in WITH_LINES if f"poolctl.features.{name}" in (tmp_path / file).read_text()]
+    assert not [file for file in WITH_LINES if f"features.{name}" in (tmp_path / file).read_text()]
     assert [path.name for path in tmp_path.glob("*/features/*")] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import threading
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from poolctl import connect
 from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.pool_client import PoolClient, connect, find_socket
+from poolctl.control.pool_client import PoolClient, find_socket
 from poolctl.control.pool_paths import pool_key
 from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, PoolStartError, PoolStopError
 from tests.deadline import wait_until
@@ -168,6 +170,28 @@ def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_direc
     assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(short_path / "run")}).startswith(str(directory))
 
 
+def test_client_in_a_with_statement_stops_nothing(path: Path) -> None:
+    async def work() -> None:
+        async with PoolClient(Client(str(path))) as pool:
+            pool.list()
+
+    with stand_in(path, always(item("web"))) as requests:
+        with PoolClient(Client(str(path))) as pool:
+            pool.list()
+        asyncio.run(work())
+    assert [verb for verb, _ in requests] == ["list", "list"]
+
+
+def test_url_of_a_server_is_what_its_clients_use(path: Path) -> None:
+    items = [item("web", expose="https://example.org/shop"), item("queue", expose=None)]
+    with stand_in(path, always(*items)):
+        pool = PoolClient(Client(str(path)))
+        assert pool.url("web", "/me") == "https://example.org/shop/me"
+        for name, words in (("wep", "did you mean 'web'"), ("queue", "'queue' has no URL")):
+            with pytest.raises(PoolParamError, match=words):
+                pool.url(name)
+
+
 def test_the_verbs_carry_selection_and_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
@@ -197,7 +221,7 @@ def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None
 def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
     with stand_in(path, always(item("web"), exit_code=0)) as requests:
         pool = PoolClient(Client(str(path)))
-        pool.reload(dry_run=True, env={"A": "1"}, timeout=2)
+        pool.reload("web", selector={"tag": ["api"]}, dry_run=True, env={"A": "1"}, timeout=2)
         pool.scale("web", workers=3)
         pool.drain("web")
         pool.undrain(selector={"tag": ["api"]})
@@ -211,7 +235,7 @@ def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
         "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove", "enable",
     ]  # fmt: skip
     options = {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True, "force": False}
-    assert verbs["reload"]["options"] == options
+    assert verbs["reload"] == {"selector": {"targets": ["web"], "tag": ["api"]}, "options": options}
     assert verbs["scale"] == {
         "selector": {"targets": ["web"]},
         "options": {"workers": 3, "timeout": None, "wait": True, "all": False},

@@ -2,7 +2,20 @@
 
 from datetime import timedelta
 
-from poolctl import Field, Pool, PoolConfig, PoolError, ServerConfig, TLSConfig, connect
+from poolctl import (
+    Field,
+    Pool,
+    PoolClient,
+    PoolConfig,
+    PoolError,
+    PoolFactory,
+    PoolUnderTest,
+    ProcessRunner,
+    Runner,
+    ServerConfig,
+    TLSConfig,
+    connect,
+)
 from poolctl.config import Health, Http, Limits, Probe, Restart, Scale
 
 web = ServerConfig(
@@ -52,3 +65,10 @@ def ask() -> None:
     urls += client.list("name", "bind", pattern="web", regex=".")
     print(ready, states, urls)
     pool.run_until_signal()
+
+
+def annotated(poolctl_pool: PoolFactory, runner: Runner | None = None) -> str:
+    shop: PoolUnderTest = poolctl_pool(users="shop:app")
+    with Pool([web], runner=runner or ProcessRunner()) as served, connect(start=True) as client:
+        running: PoolClient = client
+        return shop.url("users", "/me") + served.url("web") + running.url("web", "/")

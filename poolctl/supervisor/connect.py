@@ -1,0 +1,34 @@
+"""Connects a Python program to a running pool, or starts the pool's supervisor first."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.config import find_config
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.other_users import refuse_second_pool
+from poolctl.control.pool_client import PoolClient, find_socket
+from poolctl.supervisor.launch import launch
+
+
+def connect(config_or_name: str | os.PathLike[str] | None = None, *, start: bool = False) -> PoolClient:
+    """Return a client of a running pool, named by its file, its name, or the working directory.
+
+    Raises NoSupervisor if no such pool is running. Does not read the file, so a broken one does not matter. With
+    `start`, a supervisor of the file is started where none runs, and no server: `client.start()` starts those. It goes
+    on when this program ends. Then raises PoolValidateError for a file with problems, and ControlError if the
+    supervisor cannot start.
+    """
+    given = None if config_or_name is None else os.fspath(config_or_name)
+    client = Client(find_socket(given, os.environ))
+    pool = PoolClient(client)
+    try:
+        client.ping()
+    except (NoSupervisor, SupervisorEnded):  # one that ends may be the last of a pool that was stopped
+        if not start:
+            raise
+        files = find_config([] if given is None else [given], os.environ, os.getcwd())
+        refuse_second_pool(files)
+        launch(files, os.environ)
+        pool.list(selector={"allow_empty": True})  # its first answer has the problems of the files
+    return pool
