@@ -123,6 +123,8 @@ def test_debugger_stops_in_a_worker(shop: RealPool) -> None:
 def test_program_runs_its_servers(reader: Any, shop: RealPool) -> None:
     write_files(shop, "A program that needs servers", "python")
     assert reader("python3 check.py") == "200\n"
+    assert reader("python3 deploy.py").startswith("http://127.0.0.1:")
+    shop.ok("stop")
 
 
 @pytest.mark.slow

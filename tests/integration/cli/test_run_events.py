@@ -179,6 +179,27 @@ def test_run_with_a_command_says_a_cause_once(real_pool: RealPool, seconds: floa
     )
 
 
+@pytest.mark.capability
+def test_output_of_a_failed_server_is_no_command_of_github(real_pool: RealPool) -> None:
+    script = "print('##[error]one\\r::error::two', flush=True); raise SystemExit('::error::three')"
+    real_pool.write("loud.py", script)
+    command = [sys.executable, "loud.py"]
+    real_pool.write("pool.toml", f'[[server]]\nname = "web"\ncommand = {command}\nrestart = "no"\n')
+    done = real_pool.run("run", "--", "true", env={"GITHUB_ACTIONS": "true"})
+    text = done.stdout + done.stderr
+    assert done.code == 1
+    assert [line for line in text.splitlines() if line.lstrip().startswith("::")] == [
+        "::group::last 2 lines of web",
+        "::endgroup::",
+    ]
+    assert "##[" not in text
+    assert text.count("three") == 1, "the log has it"
+    document = real_pool.run("logs", "-o", "json").stdout
+    assert "##[" not in document
+    assert "##[error]one" in json.loads(document.splitlines()[0])["line"]
+    assert real_pool.run("logs", "--raw").stdout.startswith("##[error]one")
+
+
 def test_failure_of_the_command_alone_prints_what_every_server_said(pool: RealPool) -> None:
     done = pool.run("run", "--", "false")
     assert done.code == 1
