@@ -63,16 +63,22 @@ def death_lines(
     """
     for name, deaths in died.items():
         times = f" {len(deaths)} times" if len(deaths) > 1 else ""
-        reason = without_printed(deaths[-1].reason, logs.get(name, ()))
+        reason = deaths[-1].reason
+        if any(reason.endswith(f": {line.text.strip()}") for line in logs.get(name, ())):
+            reason = reason.partition(": ")[0]
         yield render.printable(f"{name} died{times} while {command} ran: {reason}")
 
 
-def without_printed(reason: str, lines: Sequence[LogLine]) -> str:
-    """The reason for a failure without the output that it quotes, as far as this is in `lines`."""
-    printed = {line.text.strip() for line in lines}
+def lines_beside(reason: str, lines: Sequence[LogLine]) -> list[LogLine]:
+    """The lines that the reason for a failure, which is printed above them, does not quote; [] if they are blank."""
     first, *more = reason.split("\n")
-    quoted = max((f": {text}" for text in printed if first.endswith(f": {text}")), key=len, default="")
-    return "\n".join([first.removesuffix(quoted), *(line for line in more if line.strip() not in printed)])
+    quoted = {line.strip() for line in more}
+    others = [
+        line
+        for line in lines
+        if not (line.text.strip() in quoted or first.endswith(f": {line.text.strip()}"))
+    ]
+    return others if any(line.text.strip() for line in others) else []
 
 
 def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
@@ -81,9 +87,13 @@ def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
 
 
 def log_sections(
-    logs: Mapping[str, Sequence[LogLine]], env: Mapping[str, str] = os.environ, *, objects: bool
+    logs: Mapping[str, Sequence[LogLine]],
+    env: Mapping[str, str] = os.environ,
+    *,
+    objects: bool,
+    which: str = "last",
 ) -> str:
-    """The lines of each log that has any, under a heading that GitHub and GitLab can fold.
+    """The lines of each log that has any, under a heading that GitHub and GitLab can fold: `which` lines these are.
 
     With `objects` they are JSON lines, without headings.
     """
@@ -91,14 +101,18 @@ def log_sections(
     for name, lines in logs.items():
         if lines:
             texts += (
-                map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, env)
+                map(log_rendering.json_line, lines)
+                if objects
+                else _foldable_log_section(name, lines, env, which)
             )
     return "".join(texts)
 
 
-def _foldable_log_section(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
+def _foldable_log_section(
+    name: str, lines: Sequence[LogLine], env: Mapping[str, str], which: str
+) -> Iterator[str]:
     count = len(lines)
-    head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
+    head = f"{which} {count} lines of {name}" if count > 1 else f"{which} line of {name}"
     before, after = f"{head}:\n", ""
     if is_github(env):
         before, after = f"::group::{head}\n", "::endgroup::\n"

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from time import time
@@ -39,11 +39,10 @@ from poolctl.control.client import (
 )
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
-from poolctl.logs.log_line import LogLine
 from poolctl.monitor.journal import JournalEvent
 
 from ._end_of_work import end_of_work
-from ._failure_report import death_lines, find_logs, last_lines, log_sections, without_printed
+from ._failure_report import death_lines, find_logs, last_lines, lines_beside, log_sections
 from ._lifeline import Lifeline
 from ._loop import in_thread
 from ._pool_events import PoolEventFollower
@@ -148,7 +147,7 @@ class RunSession:
         """Start the servers, and wait until the pool, the user's command or an order ends; returns the exit code."""
         try:
             if not await self._orders.unless_ordered(self._start()):
-                await self._orders.unless_ordered(self._print_failed_start())
+                self._flush_diagnostics()
                 return self.outcome.exit_code
             if self._watches:
                 await self._orders.unless_ordered(self._start_watch())
@@ -194,16 +193,6 @@ class RunSession:
             return not self.outcome.exit_code
         alive = any(item.state in _ALIVE for item in self._servers)
         return alive and self.outcome.exit_code == FAILED and not self._command
-
-    async def _print_failed_start(self) -> None:
-        """Print why servers did not start, without the output that the last lines of their logs repeat at the end."""
-        if self._command and not self._quiet and self._output_form not in ("json", "jsonl"):
-            logs = await self._read_last_lines(await find_logs(self._client, self._pool, self._failures))
-            self.outcome.errors = [
-                replace(each, message=without_printed(each.message, logs.get(each.name, ())))
-                for each in self.outcome.errors
-            ]
-        self._flush_diagnostics()
 
     async def _announce_and_wait(self) -> int:
         """Print addresses and problems, and wait until the pool has ended.
@@ -435,16 +424,16 @@ class RunSession:
         These are the logs of servers that died or did not start. If no server failed but the command did, they are
         the logs of all servers.
         """
-        logs = await self._read_last_lines(self._last_logs)
-        if self._has_run:
-            for line in death_lines(self._events.died, os.path.basename(self._command[0]), logs):
-                self._say(line, "error")
-        if not self._quiet:
-            sys.stderr.write(log_sections(logs, objects=self._objects))
-
-    async def _read_last_lines(self, paths: Mapping[str, str]) -> dict[str, list[LogLine]]:
         died = self._events.died
-        return await in_thread(lambda: last_lines(paths, died, self._begun, objects=self._objects))
+        logs = await in_thread(lambda: last_lines(self._last_logs, died, self._begun, objects=self._objects))
+        if self._has_run:
+            for line in death_lines(died, os.path.basename(self._command[0]), logs):
+                self._say(line, "error")
+        else:  # the start has reported why it failed
+            logs = {name: lines_beside(self._failures.get(name, ""), lines) for name, lines in logs.items()}
+        if not self._quiet:
+            which = "other" if self._failures and not self._has_run else "last"
+            sys.stderr.write(log_sections(logs, objects=self._objects, which=which))
 
     # Messages.
 

@@ -13,8 +13,8 @@ from poolctl.cli.run_session._failure_report import (
     death_lines,
     find_logs,
     last_lines,
+    lines_beside,
     log_sections,
-    without_printed,
 )
 from poolctl.cli.run_session._pool_events import Death
 from poolctl.control.client import AsyncClient
@@ -39,11 +39,12 @@ def test_deaths_are_counted() -> None:
     ], "the log below says the rest"
 
 
-def test_reason_does_not_repeat_lines_that_are_printed() -> None:
-    lines = [LogLine(text, time="") for text in ("  x.py, line 2", "KeyError: 'A'", "'A'", "")]
-    reason = "exited with status 3: cannot import 'x:app': KeyError: 'A'\n    x.py, line 2\n    other"
-    assert without_printed(reason, lines) == "exited with status 3: cannot import 'x:app'\n    other"
-    assert without_printed(reason, []) == reason
+def test_lines_that_the_reason_quotes_are_not_repeated() -> None:
+    lines = [LogLine(text, time="") for text in ("Traceback", "  x.py, line 2", "KeyError: 'A'", "")]
+    reason = "exited with status 3: cannot import 'x:app': KeyError: 'A'\n    x.py, line 2"
+    assert [line.text for line in lines_beside(reason, lines)] == ["Traceback", ""]
+    assert lines_beside(reason, lines[1:]) == [], "a blank line is no section"
+    assert lines_beside("", lines) == lines
 
 
 @pytest.mark.parametrize(
