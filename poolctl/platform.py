@@ -354,6 +354,15 @@ def is_running(pid: int) -> bool:
     return _stat_fields(pid)[:1] not in ([], [b"Z"])
 
 
+_PF_EXITING = 0x4  # linux/sched.h
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether the process has ended or is about to; True before its connections are closed (flags in proc(5))."""
+    fields = _stat_fields(pid)
+    return fields[:1] in ([], [b"Z"]) or bool(int(fields[6]) & _PF_EXITING)
+
+
 def processes() -> list[int]:
     """The pids of all processes; empty if /proc cannot be read."""
     try:

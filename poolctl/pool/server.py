@@ -45,7 +45,7 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.listeners.port_ledger import is_free
-from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.units import parse_duration
 from poolctl.worker import tally
@@ -122,9 +122,7 @@ class PoolContext:
                     return
 
 
-_RUNS_ELSEWHERE = (
-    "run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())"
-)
+_RUNS_ELSEWHERE = "run the pool with `poolctl start`, or Pool(…, runner=poolctl.ProcessRunner())"
 
 
 def _keys_of_supervisor(config: ServerConfig) -> list[str]:
@@ -596,6 +594,8 @@ class Handle:
         self.config_sources: list[tuple[ServerConfig, ServerConfig]] = []
         # Totals for metrics, from forgotten entries and ended workers.
         self.restarts = self.failures = self.wakes = 0
+        self.exits = 0  # how often it was ready and a worker then ended by itself
+        self.last_exit: Exit | None = None
         self.ended = [0] * tally.COUNTED
         self._clock = server._shared.clock
 
@@ -661,6 +661,17 @@ class Handle:
             state, health, known = observed.state.value, observed.health.value, self.availability
             if (state, health) != (known.state, known.health):
                 known.note(self._clock.monotonic(), state=state, health=health)
+
+    def note_exit(self, entry: Entry) -> None:
+        """Count the end of a worker that was not told to end, if the server was ready; a job's end is its result.
+
+        Socket-activated programs end while they are idle: that is not counted either.
+        """
+        exit_ = entry.observed.last_exit
+        if exit_ is None or exit_ is self.last_exit:
+            return
+        self.last_exit = exit_
+        self.exits += self.observed.ready and not entry.config.job and not (entry.sleepy and exit_.ok)
 
     def record_start_failure(self, error: ServerError | None) -> None:
         """Record why the newest order to start the server has failed. When a stop begins, None clears the record.
@@ -779,6 +790,7 @@ class CoreHost(RunnerEventForwarder):
             entry = handle.entry
             if entry is None:
                 continue
+            handle.note_exit(entry)
             slept = handle.observed.state is State.SLEEPING
             handle.record_observed_state(self._observed(handle, entry))
             sleeps = handle.observed.state is State.SLEEPING

@@ -18,10 +18,7 @@ def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]
     """
     found = next((expose for each, expose in servers if each == name), None)
     if found is None and not any(each == name for each, _ in servers):
-        names = [each for each, _ in servers]
-        near = similar_words(name, names)
-        meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {_listed(names)}"
-        raise PoolParamError(f"there is no server {name!r}; {meant}")
+        raise unknown_server(name, [each for each, _ in servers])
     if not found:
         raise PoolParamError(
             f"{name!r} has no URL: it is a job or a program without a port", hint="give it a bind"
@@ -31,6 +28,10 @@ def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]
     return f"{found.rstrip('/')}/{path.lstrip('/')}" if path and "://" in found else found
 
 
-def _listed(names: Sequence[str]) -> str:
+def unknown_server(name: str, names: Sequence[str]) -> PoolParamError:
+    """The error for a name that is not one of `names`: with similar ones, or else the first few."""
+    if near := similar_words(name, names):
+        return PoolParamError(f"there is no server {name!r}; did you mean {' or '.join(map(repr, near))}?")
     more = len(names) - _SHOWN_NAMES
-    return f"{', '.join(names[:_SHOWN_NAMES])}{f' and {more} more' if more > 0 else ''}" if names else "none"
+    shown = f"{', '.join(names[:_SHOWN_NAMES])}{f' and {more} more' if more > 0 else ''}"
+    return PoolParamError(f"there is no server {name!r}; there are {shown or 'none'}")

@@ -32,8 +32,7 @@ from poolctl import (
 EXPORTED = [
     "Pool", "PoolConfig", "Server", "ServerConfig", "Field", "PoolContext", "TLSConfig", "Monitor", "Status", "State",
     "connect", "PoolError", "ServerError", "PoolParamError", "PoolAddError", "PoolValidateError", "PoolStartError",
-    "PoolStopError", "PoolRestartError", "PoolMonitorError", "PoolClient", "Runner", "ProcessRunner", "PoolFactory",
-    "PoolUnderTest",
+    "PoolStopError", "PoolRestartError", "PoolMonitorError", "PoolClient", "Runner", "ProcessRunner",
 ]  # fmt: skip
 
 

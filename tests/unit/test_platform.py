@@ -493,3 +493,16 @@ def test_name_and_variables_of_another_process_are_those_of_its_program() -> Non
         finally:
             process.kill()
     assert linux.process_name(process.pid) == linux.process_variable(process.pid, "A") == ""
+
+
+def test_process_is_exiting_from_before_its_connections_are_closed_until_it_is_gone() -> None:
+    assert not linux.is_exiting(os.getpid())
+    for _ in range(20):
+        ours, theirs = socket.socketpair()
+        with ours, theirs, subprocess.Popen(["sleep", "60"], pass_fds=[theirs.fileno()]) as process:
+            theirs.close()
+            assert not linux.is_exiting(process.pid)
+            process.kill()
+            assert ours.recv(1) == b""
+            assert linux.is_exiting(process.pid)
+        assert linux.is_exiting(process.pid), "it was waited for"

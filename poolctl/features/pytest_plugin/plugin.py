@@ -1,11 +1,11 @@
-"""Fixtures with running pools, and their servers' logs in the reports of failed tests.
+"""Fixtures with running pools, and their servers' logs and unexpected ends in the reports of tests.
 
 pytest imports this module in every run of every project with poolctl installed, so `pools` is imported on first use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import pytest
 
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from poolctl.features.pytest_plugin.pools import PoolFactory
 
 _IN_USE = pytest.StashKey["dict[str, PoolFactory]"]()  # by fixture name
+_BEGUN = pytest.StashKey[float]()  # when the test's setup began
+_FAIL_ON_EXIT = "poolctl_fail_on_exit"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the plugin's setting."""
+    parser.addini(
+        _FAIL_ON_EXIT,
+        type="bool",
+        default=False,
+        help="fail tests during which a server of a pool ended by itself",
+    )
 
 
 @pytest.fixture
@@ -38,16 +50,41 @@ def _pools(request: pytest.FixtureRequest, name: str) -> Iterator[PoolFactory]:
     try:
         yield pools
     finally:
-        del in_use[name]
         pools.stop()
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Add the logs of the servers that a failed test uses."""
+    """Add what a failed test's servers have logged, and which servers have ended by themselves in any test."""
+    begun = item.stash.setdefault(_BEGUN, call.start)
+    raised = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
+    exits: list[str] = []
+    if (in_use := item.config.stash.get(_IN_USE, None)) and (raised or call.when != "setup"):
+        kind = _captured_as(item.config)
+        for name in in_use.keys() & {*_fixtures_of(item)}:
+            pools = in_use[name]
+            ended = [f"server {server} {how}" for server, how in pools.new_exits()]
+            if ended:
+                item.add_report_section(
+                    call.when, f"{kind}: Servers that ended unexpectedly", "\n".join(ended)
+                )
+            if ended or raised:
+                for title, text in pools.sections(begun if name == "poolctl_session_pool" else 0.0):
+                    item.add_report_section(call.when, f"{kind}: {title}", text)
+            exits += ended
+        if call.when == "teardown":
+            in_use.pop("poolctl_pool", None)
     outcome = yield
-    in_use = item.config.stash.get(_IN_USE, None)
-    if in_use and call.excinfo is not None and (report := outcome.get_result()).failed:
-        for name, pools in in_use.items():
-            if name in getattr(item, "fixturenames", ()):
-                report.sections += pools.sections(call.start if name == "poolctl_session_pool" else 0.0)
+    if exits and item.config.getini(_FAIL_ON_EXIT) and (report := outcome.get_result()).passed:
+        report.outcome, report.longrepr = "failed", "\n".join([*exits, f"({_FAIL_ON_EXIT} is set)"])
+
+
+def _fixtures_of(item: pytest.Item) -> Iterable[str]:
+    """The names of the test's fixtures, also of those that it has fetched by name."""
+    return getattr(getattr(item, "_request", item), "fixturenames", ())
+
+
+def _captured_as(config: pytest.Config) -> str:
+    """The kind of captured output as which sections are in JUnit XML: that which `junit_logging` selects."""
+    logging = config.getini("junit_logging") if config.pluginmanager.has_plugin("junitxml") else ""
+    return {"log": "log", "system-err": "stderr"}.get(str(logging), "stdout")

@@ -5,35 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Any
-
-import pytest
 
 from poolctl.address import parse
 from poolctl.cli.output import lines_without_commands
-from poolctl.config import (
-    ConfigNotFound,
-    Problem,
-    Recovery,
-    ServerConfig,
-    find_config,
-    with_resolved_references,
-)
+from poolctl.config import ConfigNotFound, Problem, Recovery, ServerConfig, find_config
 from poolctl.config.values.plain import PLACEHOLDERS, placeholders
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
-from poolctl.pool.loop_thread import run_sync
+from poolctl.platform import is_exiting
+from poolctl.pool.loop_thread import run_sync, submit
 from poolctl.pool.pool import Pool, PoolConfig
-from poolctl.pool.server import Server
+from poolctl.pool.server import Server, handle_in_process, with_port
 from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.selection.url_of_server import unknown_server
 
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
-QUIET_SECONDS, MOST_LOGGER_SECONDS = 0.1, 2.0
+MOST_LOGGER_SECONDS, MOST_EXIT_SECONDS, LOOK_SECONDS = 2.0, 1.0, 0.01
+# Unless a server has a `stop_timeout`: a request that a test has left open is waited for until most of it has passed.
+STOP_TIMEOUT_SECONDS = 2.0
 MOST_LINES = 50  # lines per server in a report
 _PLACEHOLDERS = (*PLACEHOLDERS, "{fd}")
 
@@ -45,23 +44,26 @@ class PoolUnderTest:
         self.pool = pool
         self._runner = runner
         self._logs_directory = logs_directory
-        self._servers = {server.name: server for _, server in pool.items()}
+        self._known: dict[str, Server] = {}  # also those that a test has taken out
+        self._reported_exits: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<PoolUnderTest {', '.join(self._servers)}>"
 
+    @property
+    def _servers(self) -> dict[str, Server]:
+        self._known |= {server.name: server for server in self.pool.values()}
+        return self._known
+
     def server(self, name: str) -> Server:
-        """The server of this name. Raises KeyError for an unknown one."""
+        """The server of this name. Raises PoolParamError for an unknown one."""
         if name not in self._servers:
-            raise KeyError(f"no server is named {name!r}; there are {', '.join(self._servers)}")
+            raise unknown_server(name, [*self._servers])
         return self._servers[name]
 
     def url(self, name: str, path: str = "") -> str:
-        """The URL of a server followed by this path. Raises KeyError for an unknown server."""
-        config = self.server(name).config
-        if config.address.kind != "tcp":
-            return f"{config.expose}{path}"
-        return f"{'https' if config.tls else 'http'}://{config.address.connect_address.key}{path}"
+        """The URL of a server followed by this path. Raises PoolParamError if it is unknown or has none."""
+        return self.pool.url(name, path)
 
     def log(self, name: str, since: float = 0.0) -> list[str]:
         """The last lines printed by a server, since a time.time() value. Empty for a pool in this process."""
@@ -71,6 +73,28 @@ class PoolUnderTest:
             if path
             else []
         )
+
+    def new_exits(self) -> list[tuple[str, str]]:
+        """The servers that have ended by themselves since the last call, and how; waits for those that just end."""
+        self.await_exits()
+        found = []
+        for name, server in self._servers.items():
+            if (handle := handle_in_process(server)) is None:
+                continue
+            count = handle.exits - self._reported_exits.get(name, 0)
+            self._reported_exits[name] = handle.exits
+            if count and (last := handle.last_exit) is not None:
+                how = last.message if last.signal is None else f"was {last.message}"
+                found.append((name, f"{how}{f' ({count} times)' if count > 1 else ''}"))
+        return found
+
+    def await_exits(self) -> None:
+        """Wait, at most a second, until the end of each process that has ended is known to the pool."""
+        deadline = time.monotonic() + MOST_EXIT_SECONDS
+        while time.monotonic() < deadline:
+            if not any(is_exiting(pid) for server in self._servers.values() for pid in server.pids):
+                return
+            time.sleep(LOOK_SECONDS)
 
     def sections(self, since: float) -> list[tuple[str, str]]:
         """Titles and texts for a test report: each server's log since a time.time() value, if it has output."""
@@ -84,19 +108,17 @@ class PoolUnderTest:
 
     def stop(self) -> None:
         """Stop the pool with all its processes. Raises PoolStopError."""
+        self.await_exits()  # what ended by itself is not taken for stopped
         self.pool.stop_sync()
         if self._runner is not None:
             run_sync(self._runner.aclose())
 
     def _await_logger(self) -> None:
-        """Wait, at most two seconds, until the logs no longer grow: they then have the output up to now."""
-        paths = [path for path in map(self._log_path, self._servers) if path]
-        sizes, deadline = [-1], time.monotonic() + MOST_LOGGER_SECONDS
-        while paths and time.monotonic() < deadline:
-            before, sizes = sizes, [os.path.getsize(path) if os.path.exists(path) else 0 for path in paths]
-            if sizes == before:
-                return
-            time.sleep(QUIET_SECONDS)
+        """Wait, at most two seconds, until the logs have the output up to now."""
+        if self._runner is not None and hasattr(self._runner, "output"):  # it has started
+            stored = submit(self._runner.output.wait_until_all_stored(MOST_LOGGER_SECONDS))
+            with suppress(TimeoutError):
+                stored.result(MOST_LOGGER_SECONDS)
 
     def _log_path(self, name: str) -> str:
         config = self.server(name).config
@@ -132,7 +154,10 @@ class PoolFactory:
         processes = files is not None if processes is None else processes
         key = (tuple(files), processes) if files else object()
         if key not in self._started:
-            self._started[key] = self._start(self._config(files, source, servers), processes)
+            config = self._config(files, source, servers)
+            if processes and not files:
+                config = [*map(_with_import_path, config)]
+            self._started[key] = self._start(config, processes)
         return self._started[key]
 
     def stop(self) -> None:
@@ -145,6 +170,10 @@ class PoolFactory:
                 claim.close()
             if self._directory:
                 shutil.rmtree(self._directory, ignore_errors=True)
+
+    def new_exits(self) -> list[tuple[str, str]]:
+        """Each server of all pools that has ended by itself since the last call, and how."""
+        return [exit_ for started in self._started.values() for exit_ in started.new_exits()]
 
     def sections(self, since: float) -> list[tuple[str, str]]:
         """Titles and texts for a test report: the log of each server of all pools, if it has output."""
@@ -168,11 +197,8 @@ class PoolFactory:
             raise _failure("the configuration is not valid", invalid.exceptions) from None
         if config.problems:
             raise _failure("the configuration is not valid", config.problems)
-        return (
-            with_resolved_references([_without_supervision(self._at_free_address(each)) for each in config])
-            if files
-            else [*config]
-        )
+        moved = [_without_supervision(self._at_free_address(each)) for each in config] if files else [*config]
+        return [*map(_for_tests, moved)]
 
     def _start(self, servers: list[ServerConfig], processes: bool) -> PoolUnderTest:
         logs_directory = os.path.join(self._private_directory(), f"logs{len(self._started)}")
@@ -230,6 +256,35 @@ def _without_supervision(server: ServerConfig) -> ServerConfig:
     return server.model_copy(update=kept)
 
 
+def _for_tests(server: ServerConfig) -> ServerConfig:
+    """The server with its own address for clients, not a public one, and with a stop that a test can wait for."""
+    server = with_port(server)
+    changes: dict[str, Any] = {}
+    if server.address.kind == "tcp":
+        scheme = "https" if server.tls else "http"
+        changes["expose"] = f"{scheme}://{server.address.connect_address.key}"
+    if "stop_timeout" not in server.model_fields_set:
+        changes["stop_timeout"] = STOP_TIMEOUT_SECONDS
+    return server.model_copy(update=changes)
+
+
+def _with_import_path(server: ServerConfig) -> ServerConfig:
+    """The server, whose workers find what this process can import, after `app_dir`."""
+    if server.app is None or server.python is not None:
+        return server
+    added = [os.path.abspath(path) for path in sys.path if path not in _initial_import_path()]
+    given = server.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(dict.fromkeys([*given.split(os.pathsep), *added] if given else added))
+    return server.replace(env={**server.env, "PYTHONPATH": path}) if added else server
+
+
+@cache
+def _initial_import_path() -> list[str]:
+    """The import path with which this interpreter starts."""
+    command = [sys.executable, "-P", "-c", "import sys; print(*sys.path, sep='\\0', end='')"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+
+
 def _names_files(source: Any) -> bool:
     return source is None or isinstance(source, (str, os.PathLike))
 
@@ -240,6 +295,8 @@ def _table(name: str, given: Any) -> dict[str, Any]:
 
 def _failure(what: str, errors: Iterable[Exception]) -> BaseException:
     """The exception that fails the test with every error and its hint, without a traceback through the plugin."""
+    import pytest  # not with this module, whose classes are names of the package for annotations
+
     lines = [what]
     for error in errors:
         name, message = getattr(error, "name", ""), getattr(error, "message", "") or str(error)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ POOL = """
     name = "files"
     bind = "unix:/tmp/poolctl-files.sock"
     app = "shop:app"
-    env = { LEVEL = "port ${server.users.port}" }
+    env = { LEVEL = "port ${server.users.port}", USERS = "${server.users.url}" }
     depends_on = ["users"]
 """
 
@@ -100,6 +102,7 @@ def test_pool_of_a_file_runs_as_processes_on_free_ports(project: pytest.Pytester
             assert pool.url("files").startswith("unix:")
             servers = {server.name: server for server in pool.pool.values()}
             assert servers["files"].config.env["LEVEL"] in pool.url("users").replace(":", " port ").split("//")[1]
+            assert servers["files"].config.env["USERS"] == pool.url("users"), "not the public address"
             deadline = time.monotonic() + 60
             while not any("/me" in line for line in pool.log("users")):
                 assert time.monotonic() < deadline
@@ -116,14 +119,16 @@ def test_servers_that_are_given_run_in_this_process(project: pytest.Pytester) ->
         import os
         import pytest
         from client import ask
+        from poolctl import PoolParamError
         from shop import app
 
         def test_here(poolctl_pool):
             pool = poolctl_pool(users=app, orders="shop:app")
             assert ask(pool.url("users"))["pid"] == ask(pool.url("orders"))["pid"] == os.getpid()
             assert pool.url("users") != pool.url("orders")
-            with pytest.raises(KeyError, match="no server is named 'user'; there are users, orders"):
-                pool.url("user")
+            for look in (pool.url, pool.server):
+                with pytest.raises(PoolParamError, match="there is no server 'user'; did you mean 'users'"):
+                    look("user")
 
         def test_list(poolctl_pool):
             assert ask(poolctl_pool([{"name": "users", "app": app}]).url("users"))["pid"] == os.getpid()
@@ -137,6 +142,8 @@ def test_servers_that_are_given_run_in_this_process(project: pytest.Pytester) ->
             )
             assert ask(pool.url("users"))["level"] == "info"
             assert pool.url("files").startswith("http://127.0.0.1:")
+            with pytest.raises(PoolParamError, match="'queue' has no URL"):
+                pool.url("queue", "/x")
 
         def test_on_demand(poolctl_pool):
             pool = poolctl_pool(users=app, mail={"app": app, "on_demand": True})
@@ -183,6 +190,25 @@ def test_session_pool_is_started_once_for_all_tests_of_an_xdist_worker(project: 
     notes = [path.name.split("-") for path in project.path.glob("gw*-*")]
     workers, pids = {worker for worker, _ in notes}, {pid for _, pid in notes}
     assert len(notes) == len(workers) == len(pids)
+
+
+def test_output_in_a_report_is_no_command_to_a_ci(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import sys
+
+        def test_ends(poolctl_pool):
+            script = "raise SystemExit('##[error]one\\\\n::error::two')"
+            command = [sys.executable, "-c", script]
+            poolctl_pool(processes=True, a={"command": command, "restart": "no"})
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(errors=0, failed=1)
+    text = result.stdout.str()
+    assert "error::two" in text
+    assert [line for line in text.splitlines() if line.strip().startswith("::")] == []
+    assert "##[" not in text.replace("'##[error]one", "")
 
 
 @pytest.mark.heavy
@@ -233,6 +259,145 @@ def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pyt
         assert f"asked for {path}" in part
     assert "asked for /fine" not in text, "it was printed before the failed test"
     assert "Log of server" not in alone
+
+
+DYING = """
+    import os, urllib.request
+    import pytest
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            raise NotImplementedError
+        if scope["path"] == "/die":
+            print("last words", flush=True)
+            os._exit(87)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def ask(pool, name, path):
+        try:
+            urllib.request.urlopen(pool.url(name, path), timeout=60).read()
+        except OSError:
+            pass
+
+    @pytest.fixture(scope="session")
+    def shop(poolctl_session_pool):
+        return poolctl_session_pool(processes=True, fragile="test_it:app", sturdy="test_it:app")
+
+    def test_dies(shop):
+        ask(shop, "fragile", "/die")
+
+    def test_uses_the_same_pool(shop):
+        ask(shop, "sturdy", "/")
+
+    def test_dies_at_its_end(poolctl_pool):
+        ask(poolctl_pool(processes=True, brief="test_it:app"), "brief", "/die")
+
+    def test_of_an_ordered_end(request):
+        pool = request.getfixturevalue("shop")
+        pool.server("fragile").restart_sync()
+        pool.server("sturdy").stop_sync()
+"""
+
+
+@pytest.mark.capability
+def test_server_that_ended_by_itself_is_named_in_the_report_of_its_test(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it=DYING)
+    run(project, "--junitxml=all.xml", "-o", "junit_logging=all").assert_outcomes(passed=4)
+    cases = {
+        each.get("name"): ET.tostring(each, "unicode")
+        for each in ET.parse(project.path / "all.xml").getroot().iter("testcase")
+    }
+    named = {test: re.findall(r"server (\w+) exited with status 87", text) for test, text in cases.items()}
+    assert named == {
+        "test_dies": ["fragile"], "test_uses_the_same_pool": [], "test_dies_at_its_end": ["brief"],
+        "test_of_an_ordered_end": [],
+    }  # fmt: skip
+    assert "last words" in cases["test_dies"]
+    assert "Log of server" not in cases["test_uses_the_same_pool"]
+
+
+def test_server_that_ended_by_itself_fails_its_test_on_demand(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it=DYING)
+    result = run(project, "-o", "poolctl_fail_on_exit=true", "-k", "not end")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines(["server fragile exited with status 87"])
+
+
+@pytest.mark.heavy
+def test_logs_are_in_junit_xml_as_the_output_that_it_has(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it=DYING)
+    for logging, tag in (("log", "system-out"), ("system-out", "system-out"), ("system-err", "system-err")):
+        run(project, "--junitxml=it.xml", "-o", f"junit_logging={logging}", "-k", "test_dies and not end")
+        (written,) = ET.parse(project.path / "it.xml").getroot().iter(tag)
+        assert "exited with status 87" in str(written.text)
+        assert "last words" in str(written.text)
+
+
+def test_process_imports_what_the_test_can_import(project: pytest.Pytester) -> None:
+    project.makeini("[pytest]\npythonpath = code\n")
+    for place in ("code", "other"):
+        (project.path / place).mkdir()
+        (project.path / place / "inner.py").write_text(f"from shop import app\nplace = {place!r}")
+    for module in ("shop", "client"):
+        (project.path / f"{module}.py").rename(project.path / "code" / f"{module}.py")
+    (project.path / "other" / "mine.py").write_text(
+        "import inner\nassert inner.place == 'other'\napp = inner.app"
+    )
+    project.makefile(".toml", inner='[[server]]\nname = "web"\nbind = ":1"\napp = "inner:app"\n')
+    project.makepyfile(
+        test_it="""
+        import os
+        from client import ask
+
+        def test_given(poolctl_pool):
+            assert ask(poolctl_pool(processes=True, web="inner:app").url("web"))["pid"] != os.getpid()
+
+        def test_own_directory_is_first(poolctl_pool):
+            ask(poolctl_pool(processes=True, web={"app": "mine:app", "app_dir": "other"}).url("web"))
+
+        def test_file(poolctl_pool):
+            poolctl_pool("inner.toml")
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(passed=2, failed=1)
+    assert "No module named 'inner'" in result.stdout.str()
+    assert "check app and app_dir" in result.stdout.str()
+
+
+@pytest.mark.slow
+def test_request_that_a_test_leaves_open_does_not_hold_up_the_next(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import asyncio, http.client, time
+        from urllib.parse import urlsplit
+        import pytest
+
+        async def app(scope, receive, send):
+            if scope["type"] != "http":
+                raise NotImplementedError
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(60)
+
+        @pytest.fixture
+        def open_request():
+            found = {}
+            yield found
+            found["connection"].close()
+            assert time.monotonic() - found["test ended"] < 6
+
+        @pytest.mark.parametrize("processes", [True, False])
+        def test_it(open_request, poolctl_pool, processes):
+            pool = poolctl_pool(processes=processes, web="test_it:app")
+            connection = http.client.HTTPConnection(urlsplit(pool.url("web")).netloc)
+            connection.request("GET", "/")
+            assert connection.getresponse().read(1) == b"x"
+            open_request |= {"connection": connection, "test ended": time.monotonic()}
+        """
+    )
+    run(project).assert_outcomes(passed=2)
 
 
 @pytest.mark.heavy
