@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from poolctl.cli import completion, interrupts, report
 from poolctl.cli.outcome import Outcome
+from poolctl.cli.output import command_annotations
 from poolctl.cli.render import is_rich
 from poolctl.selection.selector import empty_value_error
 
@@ -63,6 +64,7 @@ class PoolGroup(TyperGroup):
         """Run the command line, and exit. CliRunner calls this method as well."""
         words = list(sys.argv[1:] if args is None else args)
         self.rich_markup_mode = "rich" if is_rich(sys.stdout) else None
+        command_annotations.begin()
         if completion.VARIABLE in os.environ:
             with completion.whole_words():
                 super().main(words, "poolctl")

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Container, Iterable
 from typing import TextIO
 
+from poolctl.cli.output import json_text, without_commands
 from poolctl.cli.render import coloured, in_style, printable
 from poolctl.control.server_answers import ServerDescription
 from poolctl.json_form import Table
@@ -68,11 +69,12 @@ class PrefixedLineFormatter:
             if not with_id:
                 record.rest.pop("request_id", None)
             texts = record_lines(record, colours=self._colours)
-            return "".join(f"{before}{text}\n" for text in texts)
+            return without_commands("".join(f"{before}{text}\n" for text in texts))
         text = line.text if with_id else _REQUEST_ID.sub(r"\1", line.text)
         if self._terminal:
             text = terminal_text(text, colours=self._colours)
-        return f"{before}{with_coloured_level(text) if self._colours else text}\n"
+        text = with_coloured_level(text) if self._colours else text
+        return without_commands(f"{before}{text}\n")
 
     def _time(self, line: LogLine, record: JsonRecord | None) -> str:
         if not line.time or not self._times:
@@ -108,7 +110,7 @@ def json_line(line: LogLine) -> str:
         document["level"] = level
     for key, value in record.fields.items() if record is not None else ():
         document.setdefault("logged" if key == "time" else key, value)
-    return json.dumps(document) + "\n"
+    return json_text(document) + "\n"
 
 
 _LEVEL_WIDTH = 5

@@ -1,17 +1,30 @@
-"""Output that is written whole, to pipes that do not block and to disks that may be full."""
+"""Output that is written whole, to pipes that do not block and to disks that may be full, and that a CI may read.
+
+GitHub's runner trims each line and executes `::name::` at its beginning, and `##[name]` anywhere in it (actions/runner,
+ActionCommand.cs); Azure's agent executes `##vso[`, TeamCity `##teamcity[`. What servers print is none of these.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
+import json
+import os
 import select
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TextIO
 
     from _typeshed import ReadableBuffer
+
+    from poolctl.config import Place
+
+_MARKS = ("##[", "##vso[", "##teamcity[")
+# GitHub shows no more of a step.
+MOST_ANNOTATIONS = 10
 
 
 class OutputError(OSError):
@@ -118,3 +131,116 @@ class LineOutput:
             self._is_torn = self._is_torn or self._file.written_bytes > 0
         else:
             self._lost_lines, self._is_torn = 0, False
+
+
+def without_commands(text: str) -> str:
+    """The text, which follows other text on its line, with each command to a CI escaped: `#\\x23[`, `\\x3a:`."""
+    if "##" in text:
+        for mark in _MARKS:
+            text = text.replace(mark, f"#\\x23{mark[2:]}")
+    if "::" in text and ("\n" in text or "\r" in text):
+        import re
+
+        text = re.sub(r"(?<=[\r\n])([^\S\r\n]*):(?=:)", r"\1\\x3a", text)
+    return text
+
+
+def lines_without_commands(text: str) -> str:
+    """The text as from `without_commands`, also if its first line begins with `::`."""
+    return without_commands(f"\n{text}")[1:]
+
+
+def json_text(document: Mapping[str, object]) -> str:
+    """The document in JSON on one line, in which no text is a command to a CI: `#\\u0023[`."""
+    text = json.dumps(document, default=str)
+    if "##" in text:
+        for mark in _MARKS:
+            text = text.replace(mark, f"#\\u0023{mark[2:]}")
+    return text
+
+
+def is_github(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether GitHub's runner, or one that works like it, reads the output."""
+    return env.get("GITHUB_ACTIONS") == "true"
+
+
+class Annotations:
+    """The annotations of one command in GitHub Actions, written to standard error; elsewhere none are written.
+
+    Each is at the place of its problem, or else of its server's table in the pool's `files`. There are at most
+    MOST_ANNOTATIONS, and for a server without a place in the problem one error and one warning; none of servers if
+    `of_servers` is false: `run` prints what they do between what they print.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget everything: another command begins."""
+        self.files: Sequence[str] = ()
+        self.of_servers = True
+        self._written: set[tuple[str, str]] = set()
+        self._places: Mapping[str, Place] | None = None
+
+    def write(self, level: str, text: str, *, server: str = "", place: Place | None = None) -> None:
+        """Write the text as an "error" or "warning" at `place`, or at the table of the server if that is None."""
+        is_wanted = is_github() and (place or self.of_servers)
+        if not is_wanted or len(self._written) == MOST_ANNOTATIONS:
+            return
+        subject = level, text if place else server or text
+        if subject in self._written:
+            return
+        self._written.add(subject)
+        properties = ""
+        if found := place or self._server_places().get(server):
+            values = {"file": _path_in_workspace(found.file), "line": found.line, "col": found.column}
+            pairs = (f"{name}={_escaped(str(value), ':,')}" for name, value in values.items() if value)
+            properties = f" {','.join(pairs)}"
+        sys.stderr.write(f"::{level}{properties}::{_escaped(text)}\n")
+
+    def write_located(self, level: str, text: str) -> None:
+        """Write a text that may begin with its place, `FILE:LINE:COLUMN: `, or with its server, `NAME: `."""
+        if not is_github():
+            return
+        import re
+
+        from poolctl.config import Place
+
+        if found := re.match(r"(.+?):(\d+)(?::(\d+))?: ", text):
+            file, line, column = found.groups(default="0")
+            place = Place(os.path.abspath(file), int(line), int(column))
+            self.write(level, text[found.end() :], place=place)
+        else:
+            name = text.partition(": ")[0]
+            self.write(level, text, server=name if name in self._server_places() else "")
+
+    def _server_places(self) -> Mapping[str, Place]:
+        if self._places is None:
+            from poolctl.config import load
+            from poolctl.errors import PoolError
+
+            try:
+                self._places = load(self.files, os.environ).server_places() if self.files else {}
+            except PoolError:
+                self._places = {}
+        return self._places
+
+
+# Of the command that runs, which tells it the pool's files.
+command_annotations = Annotations()
+
+
+def _path_in_workspace(file: str) -> str:
+    """The path relative to GITHUB_WORKSPACE; one outside of it unchanged."""
+    if not (workspace := os.environ.get("GITHUB_WORKSPACE")):
+        return file
+    directory, name = os.path.split(file)
+    path = os.path.join(os.path.realpath(directory), name)
+    inside = os.path.join(os.path.realpath(workspace), "")
+    return path.removeprefix(inside) if path.startswith(inside) else file
+
+
+def _escaped(text: str, more: str = "") -> str:
+    for char in f"%\r\n{more}":
+        text = text.replace(char, f"%{ord(char):02X}")
+    return text

@@ -6,8 +6,9 @@ import os
 import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.output import command_annotations
 from poolctl.cli.place import Place
-from poolctl.cli.render import printable, relative_to_cwd
+from poolctl.cli.render import print_diagnostics, printable, relative_to_cwd
 from poolctl.config import ConfigNotFound, candidate_files, default_file, find_config, missing_file
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
@@ -50,6 +51,12 @@ def find_pool(place: Place, *, missing_ok: bool = False) -> PoolRef:
     missing files cause neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for
     --pool with -c.
     """
+    pool = _find_pool(place, missing_ok=missing_ok)
+    command_annotations.files = pool.files
+    return pool
+
+
+def _find_pool(place: Place, *, missing_ok: bool) -> PoolRef:
     paths = [*map(str, place.config or ())]
     name = place.pool
     if name is not None:
@@ -117,11 +124,10 @@ def _is_running_or_left(pool: PoolRef) -> bool:
 
 
 def _warn_of_missing(files: list[str], place: Place) -> None:
-    if not place.quiet:
-        for file in files:
-            sys.stderr.write(
-                f"warning: {printable(relative_to_cwd(file))} no longer exists, but its pool is running\n"
-            )
+    gone = [f"{relative_to_cwd(file)} no longer exists, but its pool is running" for file in files]
+    outcome = Outcome(warnings=gone)
+    outcome.quiet = place.quiet
+    print_diagnostics(outcome)
 
 
 def _pool_at(first: str) -> PoolRef:

@@ -5,13 +5,19 @@ Results go to standard output, everything else to standard error. The errors are
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
 from itertools import zip_longest
 
 from poolctl.cli.outcome import Outcome, as_json
+from poolctl.cli.output import (
+    command_annotations,
+    is_github,
+    json_text,
+    lines_without_commands,
+    without_commands,
+)
 from poolctl.control.protocol import SCHEMA
 
 TYPE_CHECKING = False
@@ -100,16 +106,17 @@ def show(outcome: Outcome) -> int:
     if outcome.streamed:
         pass
     elif outcome.form == "json":
-        sys.stdout.write(json.dumps(outcome.document(), default=str) + "\n")
+        sys.stdout.write(json_text(outcome.document()) + "\n")
     elif outcome.form == "jsonl":
         lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
         if outcome.text is not None and not outcome.items:  # such as a version
             lines.insert(0, outcome.extra)
-        sys.stdout.writelines(json.dumps({"schema": SCHEMA, **line}, default=str) + "\n" for line in lines)
+        sys.stdout.writelines(json_text({"schema": SCHEMA, **line}) + "\n" for line in lines)
     elif outcome.text is not None:
-        sys.stdout.write(for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text)
+        text = for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text
+        sys.stdout.write(lines_without_commands(text))
     elif outcome.form:
-        sys.stdout.write(text_of(outcome.items, outcome.form))
+        sys.stdout.write(lines_without_commands(text_of(outcome.items, outcome.form)))
         if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
             sys.stdout.write(f"\n{printable(outcome.footer, keep_lines=True)}\n")
     elif outcome.message and not outcome.quiet:
@@ -326,7 +333,10 @@ def _cpu_or_memory_text(item: object, field: str) -> str:
 
 
 def print_diagnostics(outcome: Outcome) -> None:
-    """Print warnings, notes and errors with their fixes to standard error; with --quiet only errors."""
+    """Print warnings, notes and errors with their fixes to standard error; with --quiet only errors.
+
+    In GitHub Actions errors, failed servers and warnings are annotations, too.
+    """
     for word, style, texts in (("warning", "yellow", outcome.warnings), ("note", "cyan", outcome.notes)):
         if texts and not outcome.quiet:
             label = styled(f"{word}:", f"bold {style}", sys.stderr)
@@ -335,6 +345,23 @@ def print_diagnostics(outcome: Outcome) -> None:
         as_result = outcome.errors_are_result and outcome.form in ("", "table", "wide")
         stream = sys.stdout if as_result else sys.stderr
         _print_lines(stream, _lines_of_errors(outcome.errors, stream))
+    if is_github():
+        _annotate(outcome)
+
+
+def _annotate(outcome: Outcome) -> None:
+    from poolctl.config import Place
+
+    for each in outcome.errors:
+        place = Place(each.file, each.line or 0, each.column or 0) if each.file else None
+        text = "; ".join(filter(None, [_subject_and_problem(each), printable(each.hint)]))
+        command_annotations.write("error", text, server=each.name, place=place)
+    for item in filter(is_server, outcome.items):
+        if item.state in _FAILED_STATES or (item.ended and item.ended["status"]):
+            text = printable(f"{item.name}: {item.end_text or item.state}")
+            command_annotations.write("error", text, server=item.name)
+    for warning in () if outcome.quiet else outcome.warnings:
+        command_annotations.write_located("warning", printable(warning))
 
 
 def _print_lines(stream: TextIO, lines: list[str]) -> None:
@@ -360,23 +387,28 @@ def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bo
     def shown(text: str, style: str) -> str:
         return styled(text, style, stream) if stream else text
 
-    message = printable(each.message or "failed", keep_lines=True)
     hint = each.hint if with_hint else ""
     if each.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
         place = [relative_to_cwd(each.file), *(str(number) for number in (each.line, each.column) if number)]
         where = shown(printable(":".join(place)), "bold")
-        key = f"{printable(each.key)}: " if each.key else ""
-        yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
+        yield f"{where}: {_subject_and_problem(each)}" + (f"; {printable(hint)}" if hint else "")
         return
-    who = printable(each.name or each.bind or "")
-    if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")):
-        message = f"{who}: {message}"
-    yield f"{shown('error:', 'bold red')} {message}"
+    yield f"{shown('error:', 'bold red')} {_subject_and_problem(each)}"
     label = f"  {shown('hint:', 'cyan')} "
-    for line in hint.split("\n") if hint else ():
-        yield label + printable(line)
+    for line in printable(hint, keep_lines=True).split("\n") if hint else ():
+        yield label + line
         label = " " * len("  hint: ")  # further lines mark the place in an expression above
+
+
+def _subject_and_problem(each: ErrorEntry) -> str:
+    message = printable(each.message or "failed", keep_lines=True)
+    if each.file:
+        return f"{printable(each.key)}: {message}" if each.key else message
+    who = printable(each.name or each.bind or "")
+    return (
+        f"{who}: {message}" if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")) else message
+    )
 
 
 def problem_text(each: ErrorEntry) -> str:
@@ -469,16 +501,18 @@ def local_time(text: str, form: str) -> str:
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
-    """The text with control characters escaped, because output of files or apps must not control the terminal.
+    """The text with control characters escaped, because output of files or apps must control neither terminal nor CI.
 
     With `keep_lines` line breaks and tabs stay.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or (keep_lines and c in "\n\t") else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )
+    if not text.isprintable():
+        text = "".join(
+            c
+            if c.isprintable() or (keep_lines and c in "\n\t")
+            else c.encode("unicode_escape").decode("ascii")
+            for c in text
+        )
+    return without_commands(text)
 
 
 def for_terminal(text: str) -> str:
@@ -551,6 +585,8 @@ _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
 # Intended states of servers that are not ready.
 _INTENDED_STATES = ("sleeping", "draining", "disabled")
 
+# States of servers that did not start, or have ended and could not be started again.
+_FAILED_STATES = ("backoff", "failed")
 # States in which a server is not expected to be ready.
 AT_REST = ("stopped", "disabled", "sleeping")
 

@@ -14,7 +14,7 @@ from poolctl.config.model.server_tables import TLSConfig
 from poolctl.config.rules.conflicts import shared_users, with_resolved_references
 from poolctl.config.values.normalise import misspelt_placeholders
 from poolctl.config.values.plain import OPEN_FILES_OF_POOL
-from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
+from poolctl.config.values.problems import Finding, Place, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
 from poolctl.errors import ServerError
 from poolctl.units import format_duration, format_size
@@ -102,6 +102,10 @@ class Configuration(Sequence[ServerConfig]):
             return None
         ignored = self._ignored_log_keys(server)
         return {key: place for key, place in self._origins.of(server.name).items() if key not in ignored}
+
+    def server_places(self) -> dict[str, Place]:
+        """The place of each server's table in the files, by the server's name; empty without files."""
+        return self._origins.server_places() if self._origins is not None else {}
 
     def file_of_each_server(self) -> dict[str, str]:
         """Each server's file, by the server's name; empty if all servers are in one file."""

@@ -15,11 +15,11 @@ from tests.docs.pages import ROOT, blocks
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
-GUIDES = ("ci", "containers", "deploying", "development", "grafana", "several-users", "tls", "wsgi")
+GUIDES = ("containers", "deploying", "development", "grafana", "several-users", "tls", "wsgi")
 # Blocks that are not executed: a workflow needs GitHub or GitLab. Commands in a sentence that need a certificate
 # authority (certbot), Grafana or root are not blocks, and are these. Compose and docker need a daemon; their image's
 # recipe is followed in tests/integration/test_examples.py.
-NOT_EXECUTED = 7
+NOT_EXECUTED = 5
 ELSEWHERE = (
     "docker build -t shop .",
     "certbot certonly",
@@ -94,14 +94,6 @@ def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None
     assert (broken.code, project.items()["web"]["pids"]) == (1, before), "nothing has to be undone"
     assert "GET /: status 500" in broken.stderr
     project.ok("stop")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(190)
-def test_ci_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
-    output = reader("\n".join(guide("ci", "sh")))
-    assert output.count("1 passed") == 2
-    assert json.loads((project.directory / "servers.json").read_text())["items"]
 
 
 def test_development_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:

@@ -27,6 +27,15 @@ INTERNAL = {
 }
 
 
+def test_pages_load_nothing_from_elsewhere() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    plugins = re.search(r"^plugins:\n((?:  .*\n)*)", text, re.MULTILINE)
+    assert plugins is not None
+    names = re.findall(r"^  - (\w+)", plugins[1], re.MULTILINE)
+    assert names == ["search", "mkdocstrings"], "offline adds a script of unpkg.com to each page"
+    assert "font: false" in text
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_of_keys_are_valid(path: Path) -> None:
     variables = re.findall(r'_env = "(\w+)"', path.read_text())

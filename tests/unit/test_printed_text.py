@@ -14,6 +14,7 @@ from poolctl.cli.log_rendering import (
     terminal_text,
     with_coloured_level,
 )
+from poolctl.cli.output import lines_without_commands
 from poolctl.config import ServerConfig, masked_text
 from poolctl.core.perform import cause_of, explanatory_lines, is_quoted
 from poolctl.logs.line_filter import LineFilter, stated_level, text_after_level
@@ -54,6 +55,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "a line of a log in JSON": lambda text: parse_line(f'{{"time": "{TIME}", "line": "{text}'.encode(errors="replace")),
     "output stored as text": lambda text: with_timestamp_prefix(f"{text}\n".encode(errors="replace"), TIME),
     "output stored as JSON": lambda text: as_json(f"{text}\n".encode(errors="replace"), TIME, "web", 1),
+    "a text that a CI reads": lines_without_commands,
     "a line for a terminal": terminal_text,
     "a line for a terminal without colours": lambda text: terminal_text(text, colours=False),
     "a line with its level in colour": with_coloured_level,

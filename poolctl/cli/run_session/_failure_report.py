@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import time
 
 from poolctl.cli import log_rendering, render
+from poolctl.cli.output import is_github, without_commands
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.control.client import AsyncClient
 from poolctl.control.server_answers import ShowResult
@@ -68,15 +69,31 @@ def death_lines(
         yield render.printable(f"{name} died{times} while {command} ran: {reason}")
 
 
+def lines_beside(reason: str, lines: Sequence[LogLine]) -> list[LogLine]:
+    """The lines that the reason for a failure, which is printed above them, does not quote; [] if they are blank."""
+    first, *more = reason.split("\n")
+    quoted = {line.strip() for line in more}
+    others = [
+        line
+        for line in lines
+        if not (line.text.strip() in quoted or first.endswith(f": {line.text.strip()}"))
+    ]
+    return others if any(line.text.strip() for line in others) else []
+
+
 def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
     """When the last process that died began: after the death before, or when the pool was started at `begun`."""
     return deaths[-2].time if len(deaths) > 1 else stamp(begun)
 
 
 def log_sections(
-    logs: Mapping[str, Sequence[LogLine]], env: Mapping[str, str] = os.environ, *, objects: bool
+    logs: Mapping[str, Sequence[LogLine]],
+    env: Mapping[str, str] = os.environ,
+    *,
+    objects: bool,
+    which: str = "last",
 ) -> str:
-    """The lines of each log that has any, under a heading that GitHub and GitLab can fold.
+    """The lines of each log that has any, under a heading that GitHub and GitLab can fold: `which` lines these are.
 
     With `objects` they are JSON lines, without headings.
     """
@@ -84,22 +101,26 @@ def log_sections(
     for name, lines in logs.items():
         if lines:
             texts += (
-                map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, env)
+                map(log_rendering.json_line, lines)
+                if objects
+                else _foldable_log_section(name, lines, env, which)
             )
     return "".join(texts)
 
 
-def _foldable_log_section(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
+def _foldable_log_section(
+    name: str, lines: Sequence[LogLine], env: Mapping[str, str], which: str
+) -> Iterator[str]:
     count = len(lines)
-    head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
+    head = f"{which} {count} lines of {name}" if count > 1 else f"{which} line of {name}"
     before, after = f"{head}:\n", ""
-    if env.get("GITHUB_ACTIONS") == "true":
+    if is_github(env):
         before, after = f"::group::{head}\n", "::endgroup::\n"
     elif env.get("GITLAB_CI") == "true":
         moment, section = int(time()), f"poolctl_{name}"
         before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
         after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
     yield before
-    # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
-    yield from (f"{name} | {log_rendering.terminal_text(line.text, colours=False)}\n" for line in lines)
+    for line in lines:
+        yield without_commands(f"{name} | {log_rendering.terminal_text(line.text, colours=False)}\n")
     yield after

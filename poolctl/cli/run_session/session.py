@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from poolctl.cli import render
 from poolctl.cli.offline import no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
+from poolctl.cli.output import command_annotations, json_text
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
@@ -42,7 +42,7 @@ from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
 from poolctl.monitor.journal import JournalEvent
 
 from ._end_of_work import end_of_work
-from ._failure_report import death_lines, find_logs, last_lines, log_sections
+from ._failure_report import death_lines, find_logs, last_lines, lines_beside, log_sections
 from ._lifeline import Lifeline
 from ._loop import in_thread
 from ._pool_events import PoolEventFollower
@@ -132,6 +132,7 @@ class RunSession:
 
         `noted` are signals that have arrived already. The supervisor's log begins at `log_start`.
         """
+        command_annotations.of_servers = False
         self._lifeline = Lifeline(self._keeper.lifeline, os.environ)
         for number in noted:
             self._orders.add_signal(number)
@@ -413,7 +414,8 @@ class RunSession:
         if not left:
             return code
         await in_thread(wait_for_exit, left["keeper_pid"])
-        self._say(f"the pool has ended: {self._events.without_known_reasons(str(left['reason']))}", "error")
+        reason = self._events.without_known_reasons(str(left["reason"]))
+        self._say(f"the pool has ended: {render.printable(reason)}", "error")
         return int(left["status"])
 
     async def _print_deaths_and_failure_logs(self) -> None:
@@ -427,8 +429,11 @@ class RunSession:
         if self._has_run:
             for line in death_lines(died, os.path.basename(self._command[0]), logs):
                 self._say(line, "error")
+        else:  # the start has reported why it failed
+            logs = {name: lines_beside(self._failures.get(name, ""), lines) for name, lines in logs.items()}
         if not self._quiet:
-            sys.stderr.write(log_sections(logs, objects=self._objects))
+            which = "other" if self._failures and not self._has_run else "last"
+            sys.stderr.write(log_sections(logs, objects=self._objects, which=which))
 
     # Messages.
 
@@ -458,8 +463,10 @@ class RunSession:
             return
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
-            text = json.dumps(document)
-        sys.stderr.write(f"{render.printable(text)}\n")
+            line = json_text(document)
+        else:
+            line = render.printable(text)
+        sys.stderr.write(f"{line}\n")
 
     def _say(self, text: str, level: str = "info") -> None:
         if not self._quiet:

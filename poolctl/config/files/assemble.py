@@ -404,6 +404,11 @@ class Origins:
         document, table = sources[0]
         return document.place((*table, *rest))
 
+    def server_places(self) -> dict[str, Place]:
+        """The place of the table in which each server is defined, by the server's name; also of invalid servers."""
+        sources = {name: entry.parts[0] for name, entry in self._entries.items()}
+        return {name: document.place(table) for name, (document, table) in sources.items()}
+
     def file_of(self, name: str) -> str:
         """The file in which the server is defined."""
         return self._entries[name].parts[0][0].path

@@ -13,6 +13,7 @@ import typer
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.options import Form, with_options
 from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.output import command_annotations
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import printable, styled
@@ -52,6 +53,10 @@ def doctor(
         findings += _notification_results(place, pool)
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (place.quiet and finding.status == OK)]
+    for finding in shown:
+        if finding.status != OK:
+            level = "error" if finding.status == PROBLEM else "warning"
+            command_annotations.write_located(level, printable(f"{finding.message}; {finding.fix}"))
     outcome = Outcome(shown, exit_code=FAILED if problems else DONE)
     if output in (None, "table", "wide"):
         outcome.text = _table(shown)

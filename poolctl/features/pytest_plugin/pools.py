@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from poolctl.address import parse
+from poolctl.cli.output import lines_without_commands
 from poolctl.config import ConfigNotFound, Problem, Recovery, ServerConfig, find_config
 from poolctl.config.values.plain import PLACEHOLDERS, placeholders
 from poolctl.errors import PoolError, PoolValidateError
@@ -99,7 +100,11 @@ class PoolUnderTest:
         """Titles and texts for a test report: each server's log since a time.time() value, if it has output."""
         self._await_logger()
         logs = {name: self.log(name, since) for name in self._servers}
-        return [(f"Log of server {name}", "\n".join(lines)) for name, lines in logs.items() if lines]
+        return [
+            (f"Log of server {name}", lines_without_commands("\n".join(lines)))
+            for name, lines in logs.items()
+            if lines
+        ]
 
     def stop(self) -> None:
         """Stop the pool with all its processes. Raises PoolStopError."""
@@ -298,4 +303,4 @@ def _failure(what: str, errors: Iterable[Exception]) -> BaseException:
         place = str(error.place) if isinstance(error, Problem) and error.file else name
         lines.append(f"{place}: {message}" if place else message)
         lines += [f"  hint: {hint}"] if (hint := getattr(error, "hint", "")) else []
-    return pytest.fail.Exception("\n".join(lines), pytrace=False)
+    return pytest.fail.Exception(lines_without_commands("\n".join(lines)), pytrace=False)

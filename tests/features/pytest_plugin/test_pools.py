@@ -192,6 +192,25 @@ def test_session_pool_is_started_once_for_all_tests_of_an_xdist_worker(project: 
     assert len(notes) == len(workers) == len(pids)
 
 
+def test_output_in_a_report_is_no_command_to_a_ci(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import sys
+
+        def test_ends(poolctl_pool):
+            script = "raise SystemExit('##[error]one\\\\n::error::two')"
+            command = [sys.executable, "-c", script]
+            poolctl_pool(processes=True, a={"command": command, "restart": "no"})
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(errors=0, failed=1)
+    text = result.stdout.str()
+    assert "error::two" in text
+    assert [line for line in text.splitlines() if line.strip().startswith("::")] == []
+    assert "##[" not in text.replace("'##[error]one", "")
+
+
 @pytest.mark.heavy
 def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pytester) -> None:
     project.makepyfile(

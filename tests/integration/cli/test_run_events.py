@@ -150,9 +150,7 @@ sys.exit("shop.NoSettings: SHOP_DSN is not set")
 
 @pytest.mark.capability
 @pytest.mark.parametrize(("seconds", "code"), [(0, 1), (1.2, 0)])
-def test_run_with_a_command_says_a_cause_at_most_twice(
-    real_pool: RealPool, seconds: float, code: int
-) -> None:
+def test_run_with_a_command_says_a_cause_once(real_pool: RealPool, seconds: float, code: int) -> None:
     real_pool.write("crashing.py", CRASHING)
     real_pool.write(
         "pool.toml",
@@ -171,14 +169,35 @@ def test_run_with_a_command_says_a_cause_at_most_twice(
         )  # fmt: skip
         assert process.wait(60) == code
     text = (real_pool.directory / "said").read_text()
-    assert 1 <= text.count("SHOP_DSN is not set") <= 2, text
-    assert "last line of web:\nweb | shop.NoSettings: SHOP_DSN is not set\n" in text
-    is_ready_at_first = code == 0
+    is_ready_at_first = code == 0  # then the cause is told while the command runs, too
+    assert text.count("SHOP_DSN is not set") == 1 + is_ready_at_first, text
+    assert ("last line of web:\nweb | shop.NoSettings: SHOP_DSN is not set\n" in text) is is_ready_at_first
     assert ("web: died again for the same reason; restarting" in text) is is_ready_at_first, text
     assert (
         bool(re.search(r"web died \d times while python\S* ran: exited with status 1\n", text))
         is is_ready_at_first
     )
+
+
+@pytest.mark.capability
+def test_output_of_a_failed_server_is_no_command_of_github(real_pool: RealPool) -> None:
+    script = "print('##[error]one\\r::error::two', flush=True); raise SystemExit('::error::three')"
+    real_pool.write("loud.py", script)
+    command = [sys.executable, "loud.py"]
+    real_pool.write("pool.toml", f'[[server]]\nname = "web"\ncommand = {command}\nrestart = "no"\n')
+    done = real_pool.run("run", "--", "true", env={"GITHUB_ACTIONS": "true"})
+    text = done.stdout + done.stderr
+    assert done.code == 1
+    assert [line for line in text.splitlines() if line.lstrip().startswith("::")] == [
+        "::group::other line of web",
+        "::endgroup::",
+    ]
+    assert "##[" not in text
+    assert text.count("three") == 1
+    document = real_pool.run("logs", "-o", "json").stdout
+    assert "##[" not in document
+    assert "##[error]one" in json.loads(document.splitlines()[0])["line"]
+    assert real_pool.run("logs", "--raw").stdout.startswith("##[error]one")
 
 
 def test_failure_of_the_command_alone_prints_what_every_server_said(pool: RealPool) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.run_session._failure_report import death_lines, find_logs, last_lines, log_sections
+from poolctl.cli.run_session._failure_report import (
+    death_lines,
+    find_logs,
+    last_lines,
+    lines_beside,
+    log_sections,
+)
 from poolctl.cli.run_session._pool_events import Death
 from poolctl.control.client import AsyncClient
 from poolctl.logs.log_line import LogLine
@@ -33,6 +39,14 @@ def test_deaths_are_counted() -> None:
     ], "the log below says the rest"
 
 
+def test_lines_that_the_reason_quotes_are_not_repeated() -> None:
+    lines = [LogLine(text, time="") for text in ("Traceback", "  x.py, line 2", "KeyError: 'A'", "")]
+    reason = "exited with status 3: cannot import 'x:app': KeyError: 'A'\n    x.py, line 2"
+    assert [line.text for line in lines_beside(reason, lines)] == ["Traceback", ""]
+    assert lines_beside(reason, lines[1:]) == [], "a blank line is no section"
+    assert lines_beside("", lines) == lines
+
+
 @pytest.mark.parametrize(
     ("env", "before", "after"),
     [
@@ -51,18 +65,18 @@ def test_last_lines_are_folded_where_logs_can_be(
 ) -> None:
     monkeypatch.setattr("poolctl.cli.run_session._failure_report.time", lambda: 99.5)
     log = tmp_path / "a.log"
-    lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m")]
+    lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m ##[error]")]
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
     (tmp_path / "empty.log").write_text("")
     paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
     since = "2026-11-20T08:47:07.500000Z"
     logs = {name: tail(path, 20, since=since, name=name) for name, path in paths.items()}
     found = log_sections(logs, env, objects=False)
-    assert found == f"{before}a | one\na | ::error::two\n{after}"
+    assert found == f"{before}a | one\na | ::error::two #\\x23[error]\n{after}"
     objects = [json.loads(line) for line in log_sections(logs, env, objects=True).splitlines()]
     assert [(each["server"], each["message"]) for each in objects] == [
         ("a", "one"),
-        ("a", "::error::two\x1b[31m"),
+        ("a", "::error::two\x1b[31m ##[error]"),
     ]
 
 
