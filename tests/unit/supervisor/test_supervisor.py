@@ -1151,7 +1151,7 @@ def test_systemd_is_notified_of_a_pool_that_serves_and_ends(
         whole.begin()
         whole.ask("start")
         whole.pass_time(1)
-        assert notified.lines == ["READY=1", "STATUS=1 server ready"]
+        assert notified.lines == ["STATUS=1 server ready", "READY=1"]
         whole.ask("reload")
         whole.pass_time(1)
         assert [line.partition("=")[0] for line in notified.lines[2:]] == [

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from poolctl.config.model.server_tables import Log
@@ -38,7 +38,7 @@ from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.process_link import HasDescriptor, Link, Refused, identity, spawn
 
 from .configuration import NEXT, RefusableServer
-from .setup import DELETES, HaproxySetup, joined_commands
+from .setup import ADDS, DELETES, HaproxySetup, joined_commands
 from .sleeping import WAKING
 from .syntax import alerts_in
 
@@ -91,8 +91,8 @@ class HaproxyProcess(HelperChild):
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
-        # Servers, as "BACKEND/SERVER", that get no requests, and are deleted soon or when the process ends.
-        self.leaving: set[str] = set()
+        # Servers in maintenance, which are deleted soon: the command that adds one again, by "BACKEND/SERVER".
+        self._leaving: dict[str, str] = {}
         self._deletions: set[asyncio.Task[None]] = set()
         self._fd = os.pidfd_open(self.pid)
         if process_start(self.pid) != known["start"]:
@@ -140,19 +140,30 @@ class HaproxyProcess(HelperChild):
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
         return await _ask(self.path, command, _ANSWER_SECONDS)
 
-    def delete_later(self, servers: Collection[str]) -> None:
-        """Delete servers in maintenance, as "BACKEND/SERVER", soon. One that has connections then is not deleted."""
-        self.leaving.update(servers)
+    def delete_later(self, servers: Mapping[str, str]) -> None:
+        """Delete servers in maintenance soon, unless they are taken back, or have connections then.
+
+        `servers` has, by "BACKEND/SERVER", the command that adds one again.
+        """
+        self._leaving |= servers
         deletion = asyncio.ensure_future(self._delete_later(servers))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
 
-    async def _delete_later(self, servers: Collection[str]) -> None:
+    async def _delete_later(self, servers: Iterable[str]) -> None:
         await asyncio.sleep(_DELETION_SECONDS)
         with contextlib.suppress(HaproxyRefusal):  # it is being replaced
             for server in servers:
-                if "deleted" in await self.ask(f"{DELETES}{server}"):
-                    self.leaving.discard(server)
+                if server in self._leaving and "deleted" in await self.ask(f"{DELETES}{server}"):
+                    self._leaving.pop(server, None)
+
+    def take_back(self, commands: Sequence[str]) -> list[str] | None:
+        """The commands without those that add a server which is still there; None if that server is not the same."""
+        added = {each.split()[2]: each for each in commands if each.startswith(ADDS)}
+        there = {place: self._leaving.pop(place) for place in added.keys() & self._leaving.keys()}
+        if any(added[place] != command for place, command in there.items()):
+            return None
+        return [each for each in commands if each not in there.values()]
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""

@@ -37,7 +37,7 @@ from .listeners import HaproxyCertificate, HaproxyListener
 from .sleeping import ASLEEP, AWAKE, SLEEPING, STARTS, WAKING, answers_for_sleeping
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
-DELETES = "del server "
+ADDS, DELETES = "add server ", "del server "
 # A backend with one of these lines gets no servers at run time: they would lack the cookie, or the right place.
 _FIXED = ("    cookie ", "    balance first")
 # HAProxy's descriptors: its runtime socket, its log, then its listeners, of which the first one is that of NEXT.
@@ -420,9 +420,19 @@ def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]
             yield f"set map {name} {key} {value}"
 
 
-def added_servers(commands: Iterable[str]) -> Iterator[str]:
-    """The servers that these commands add, as "BACKEND/SERVER"."""
-    return (each.split()[2] for each in commands if each.startswith("add server "))
+def deleted_servers(commands: Iterable[str], before: HaproxySetup) -> dict[str, str]:
+    """The commands that add the servers again which these commands delete, by "BACKEND/SERVER"."""
+    deleted = {each.removeprefix(DELETES) for each in commands if each.startswith(DELETES)}
+    return {
+        place: _addition(place, server)
+        for backend in (before.configuration.backends if deleted else ())
+        for server in backend.servers
+        if (place := f"{backend.name}/{server.name}") in deleted
+    }
+
+
+def _addition(place: str, server: HaproxyServer) -> str:
+    return f"{ADDS}{place} {server.address} {server.arguments}".rstrip()
 
 
 def _takes_traffic_away(command: str) -> bool:
@@ -446,7 +456,7 @@ def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> l
     for name, server in new.items():
         if name not in old:
             place = f"{after.name}/{name}"
-            command = f"add server {place} {server.address} {server.arguments}".rstrip()
+            command = _addition(place, server)
             if "'" in command:  # the runtime socket does not support quotes
                 return None
             commands.append(command)

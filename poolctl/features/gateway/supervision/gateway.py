@@ -49,7 +49,7 @@ from ..haproxy.setup import (
     HeldListener,
     ServerState,
     SetupParts,
-    added_servers,
+    deleted_servers,
     host_names,
     joined_commands,
     parts_of,
@@ -474,14 +474,14 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return False
         if before is None:
             commands = after.state_commands()
-        elif (
-            found := await in_daemon_thread(lambda: runtime_commands(before, after))
-        ) is None or not process.leaving.isdisjoint(added_servers(found)):
+        elif (found := await in_daemon_thread(lambda: runtime_commands(before, after))) is None or (
+            found := process.take_back(found)
+        ) is None:
             suffices, after = False, before.with_states_of(after)
             commands = runtime_commands(before, after) or []
         else:
             commands = found
-        deletions = [each for each in commands if each.startswith(DELETES)]
+        deleted = {} if before is None else deleted_servers(commands, before)
         try:
             for command in joined_commands(each for each in commands if not each.startswith(DELETES)):
                 answer = await process.ask(command)
@@ -491,9 +491,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             logger.warning("HAProxy is started again: %s", without_keys(str(refusal)))
             process.mark = ""
             return False
-        if deletions:
+        if deleted:
             await self.figures.read()  # the servers' counters go with them
-            process.delete_later([each.removeprefix(DELETES) for each in deletions])
+            process.delete_later(deleted)
         self._setup = after
         return suffices
 
