@@ -346,6 +346,21 @@ def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
     play(scene)
 
 
+def test_server_that_is_back_before_it_is_deleted_is_taken_back(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"del server b/gone": "Server deleted.\n", "del server b/busy": "It has connections.\n"})
+        process = await stage.start()
+        added = {f"b/{name}": f"add server b/{name} 127.0.0.1:1" for name in ("gone", "busy", "back")}
+        process.delete_later(added, after_seconds=0.2)
+        assert process.take_back([added["b/back"], "set map m"]) == ["set map m"]
+        await until(lambda: stage.commands() == ["del server b/gone", "del server b/busy"])
+        assert process.take_back([added["b/gone"], added["b/busy"]]) == [added["b/gone"]]
+        process.delete_later({"b/back": added["b/back"]}, after_seconds=60.0)
+        assert process.take_back(["add server b/back 127.0.0.1:2"]) is None, "another address"
+
+    play(scene)
+
+
 def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.says(stays=True)

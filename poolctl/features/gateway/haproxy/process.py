@@ -140,18 +140,18 @@ class HaproxyProcess(HelperChild):
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
         return await _ask(self.path, command, _ANSWER_SECONDS)
 
-    def delete_later(self, servers: Mapping[str, str]) -> None:
+    def delete_later(self, servers: Mapping[str, str], after_seconds: float = _DELETION_SECONDS) -> None:
         """Delete servers in maintenance soon, unless they are taken back, or have connections then.
 
         `servers` has, by "BACKEND/SERVER", the command that adds one again.
         """
         self._leaving |= servers
-        deletion = asyncio.ensure_future(self._delete_later(servers))
+        deletion = asyncio.ensure_future(self._delete_later(servers, after_seconds))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
 
-    async def _delete_later(self, servers: Iterable[str]) -> None:
-        await asyncio.sleep(_DELETION_SECONDS)
+    async def _delete_later(self, servers: Iterable[str], after_seconds: float) -> None:
+        await asyncio.sleep(after_seconds)
         with contextlib.suppress(HaproxyRefusal):  # it is being replaced
             for server in servers:
                 if server in self._leaving and "deleted" in await self.ask(f"{DELETES}{server}"):
