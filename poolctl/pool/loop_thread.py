@@ -20,7 +20,7 @@ import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import FIRST_COMPLETED
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from poolctl.runners.runner_protocol import Runner
 from poolctl.runners.stack_report import PYTHON, find_main_thread_hang, parse
@@ -35,14 +35,20 @@ T = TypeVar("T")
 
 EXIT_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
-# How long the loop may be busy when a limit is over.
-_ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
 
 # Whether the main thread has ended, and the servers with it.
 _exited = False
 epoch = 0  # the number of forks between this process and the first
 _current: LoopThread | None = None
 _of_parents: list[LoopThread] = []
+
+
+class Limit(NamedTuple):
+    """How long to wait for work, and how long the loop may then be busy."""
+
+    seconds: float
+    answer_seconds: float = ANSWER_SECONDS
 
 
 class LoopBlocked(TimeoutError):
@@ -158,7 +164,7 @@ class LoopThread:
         """Stop all servers and end the thread, within EXIT_SECONDS; blocks. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._run_exit_callbacks_and_end()))
-        if not concurrent.futures.wait([self.ping()], _ANSWER_SECONDS).not_done:
+        if not concurrent.futures.wait([self.ping()], ANSWER_SECONDS).not_done:
             self.thread.join(EXIT_SECONDS + 2 * _CLOSE_SECONDS)
 
     async def _run_exit_callbacks_and_end(self) -> None:
@@ -184,9 +190,7 @@ def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         return get_or_start().order(work)
 
 
-async def run(
-    work: Coroutine[None, None, T], limit_seconds: float | None = None, *, stands: bool = False
-) -> T:
+async def run(work: Coroutine[None, None, T], limit: Limit | None = None, *, stands: bool = False) -> T:
     """Run `work` on the loop thread and return its result, without blocking the caller's own loop.
 
     If the loop does not answer when the limit is over, raises LoopBlocked.
@@ -194,8 +198,8 @@ async def run(
     """
     future = submit(work)
     try:
-        if limit_seconds is not None:
-            await wait([future], limit_seconds)
+        if limit is not None:
+            await wait([future], limit)
         return await asyncio.wrap_future(future)
     except BaseException as error:
         if not (stands and isinstance(error, LoopBlocked)):
@@ -203,9 +207,7 @@ async def run(
         raise
 
 
-def run_sync(
-    work: Coroutine[None, None, T], limit_seconds: float | None = None, *, stands: bool = False
-) -> T:
+def run_sync(work: Coroutine[None, None, T], limit: Limit | None = None, *, stands: bool = False) -> T:
     """Like `run`, but blocks. Raises RuntimeError on the loop thread."""
     try:
         refuse_own_thread()
@@ -214,8 +216,8 @@ def run_sync(
         raise
     future = submit(work)
     try:
-        if limit_seconds is not None:
-            wait_sync([future], limit_seconds)
+        if limit is not None:
+            wait_sync([future], limit)
         return future.result()
     except BaseException as error:
         if not (stands and isinstance(error, LoopBlocked)):
@@ -223,31 +225,31 @@ def run_sync(
         raise
 
 
-async def wait(futures: Iterable[concurrent.futures.Future[Any]], limit_seconds: float) -> None:
+async def wait(futures: Iterable[concurrent.futures.Future[Any]], limit: Limit) -> None:
     """Wait for all the futures; raises LoopBlocked if the loop does not answer when the limit is over."""
+    thread, seconds = _current, limit.seconds  # the thread that works, also when the process exits meanwhile
     pending = {asyncio.wrap_future(future) for future in futures}
     for future in pending:
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark it as retrieved
-    while (pending := (await asyncio.wait(pending, timeout=limit_seconds))[1]) and (thread := _current):
-        answer = asyncio.wrap_future(thread.ping())
-        if (await asyncio.wait([answer, *pending], timeout=_ANSWER_SECONDS, return_when=FIRST_COMPLETED))[0]:
-            limit_seconds = _ANSWER_SECONDS
-        else:
+    while (pending := (await asyncio.wait(pending, timeout=seconds))[1]) and thread is not None:
+        answers = [asyncio.wrap_future(thread.ping()), *pending]
+        if not (await asyncio.wait(answers, timeout=limit.answer_seconds, return_when=FIRST_COMPLETED))[0]:
             raise LoopBlocked(thread)
+        seconds = ANSWER_SECONDS
 
 
-def wait_sync(futures: Iterable[concurrent.futures.Future[Any]], limit_seconds: float) -> None:
+def wait_sync(futures: Iterable[concurrent.futures.Future[Any]], limit: Limit) -> None:
     """Like `wait`, but blocks."""
+    thread, seconds = _current, limit.seconds
     pending = {*futures}
-    while (pending := concurrent.futures.wait(pending, limit_seconds).not_done) and (thread := _current):
-        answer = thread.ping()
-        if concurrent.futures.wait([answer, *pending], _ANSWER_SECONDS, FIRST_COMPLETED).done:
-            limit_seconds = _ANSWER_SECONDS
-        else:
+    while (pending := concurrent.futures.wait(pending, seconds).not_done) and thread is not None:
+        answers = [thread.ping(), *pending]
+        if not concurrent.futures.wait(answers, limit.answer_seconds, FIRST_COMPLETED).done:
             raise LoopBlocked(thread)
+        seconds = ANSWER_SECONDS
 
 
-def call(work: Callable[[], T], limit_seconds: float | None = None) -> T:
+def call(work: Callable[[], T], limit: Limit | None = None) -> T:
     """Call `work` on the loop thread and return its result; blocks. Without a loop thread, call it in this thread.
 
     Raises LoopBlocked.
@@ -258,7 +260,7 @@ def call(work: Callable[[], T], limit_seconds: float | None = None) -> T:
     async def called() -> T:
         return work()
 
-    return run_sync(called(), limit_seconds)
+    return run_sync(called(), limit)
 
 
 def is_own_thread() -> bool:

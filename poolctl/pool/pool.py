@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import concurrent.futures
+import contextlib
 import os
 import platform
 import signal
@@ -13,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import (
     Callable,
+    Container,
     Coroutine,
     ItemsView,
     Iterable,
@@ -151,15 +153,22 @@ def with_ports(
             problems.append(error)
     failed = {problem.name for problem in problems}
     unchanged = [server for name, server in in_use.items() if name in failed]
-    wrong = _reference_findings(servers, unchanged)
+    resolved, wrong = _resolve_references(servers, unchanged)
     problems += [
         configuration._located(servers[index], finding)
         for index, findings in wrong.items()
         if servers[index].name not in failed
         for finding in findings
     ]
-    resolved = with_resolved_references(servers, unchanged, keep_escapes=True)
     return [server for index, server in enumerate(resolved) if index not in wrong], problems
+
+
+def _resolve_references(
+    servers: Sequence[ServerConfig], others: Sequence[ServerConfig] = ()
+) -> tuple[builtins.list[ServerConfig], dict[int, builtins.list[Finding]]]:
+    """The servers with addresses in place of references to `servers` and `others`, and `_reference_findings`."""
+    wrong = _reference_findings(servers, others)
+    return with_resolved_references(servers, others, keep_escapes=True), wrong
 
 
 def _reference_findings(
@@ -177,11 +186,11 @@ def _reference_findings(
     return {index: findings for index, findings in found if findings}
 
 
-def _server_of(config: ServerConfig | Mapping[str, Any]) -> Server:
+def _server_of(config: ServerConfig | Mapping[str, Any], avoid: Container[int | None]) -> Server:
     if isinstance(config, Mapping):
         config = ServerConfig(**config)
     try:
-        return Server(config)
+        return Server(with_port(config, avoid=avoid) if isinstance(config, ServerConfig) else config)
     except ServerError as error:
         raise PoolAddError(f"{config.name} cannot be added", [error]) from error
 
@@ -322,7 +331,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         Raises PoolAddError; PoolValidateError for a mapping that is no configuration of a server.
         """
-        server = _server_of(config)
+        server = _server_of(config, self._ports)
         self.store(server)
         return server
 
@@ -332,8 +341,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         if not any(map(may_refer, configs)):
             return {}
         there = [server.config for pool in (self._source_pool, self) for server in pool.values()]
-        wrong = _reference_findings(configs, there)
-        resolved = with_resolved_references(configs, there, keep_escapes=True)
+        resolved, wrong = _resolve_references(configs, there)
         for server, config in zip(servers, resolved, strict=True):
             if config != server.config:
                 server._set_config(config)
@@ -351,18 +359,15 @@ class Pool(Mapping[str, Server], StartAndStop):
         """
         errors = [*problems]
         stored: dict[str, list[Server]] = {}
-        servers = [*servers]
-        taken = {each.address.port for each in servers if isinstance(each, ServerConfig)} | {*+self._ports}
+        given = [ServerConfig(**each) if isinstance(each, Mapping) else each for each in servers]
+        taken = {each.address.port for each in given if isinstance(each, (Server, ServerConfig))}
+        taken |= {*+self._ports}
         made: list[Server] = []
-        for each in servers:
+        for each in given:
             try:
-                if isinstance(each, ServerConfig):
-                    each = with_port(each, avoid=taken)
-                made.append(each if isinstance(each, Server) else _server_of(each))
+                made.append(each if isinstance(each, Server) else _server_of(each, taken))
             except PoolAddError as error:
                 errors += error.exceptions
-            except ServerError as error:
-                errors.append(error)
         wrong = self._resolve_references(made)
         for server in made:
             try:
@@ -441,10 +446,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         }
         self._ports = Counter(server.address.port for server in self._servers.values())
         servers = [] if self._is_view else [*self._servers.values()]
-        written = [server.config.before_references() for server in servers]
-        resolved = with_resolved_references(written, keep_escapes=True)
-        for server, config in zip(servers, resolved, strict=True):
-            if config != server.config:
+        resolved, wrong = _resolve_references([server.config.before_references() for server in servers])
+        for index, (server, config) in enumerate(zip(servers, resolved, strict=True)):
+            # Another pool may have resolved its references, or this one may have had what they name.
+            if index not in wrong and config != server.config:
                 server._set_config(config)
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
@@ -463,20 +468,23 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         Raises PoolStopError for servers that still run.
         """
-        while futures := self._endings():
-            with blocked_as(PoolStopError, [*self._departed, *self.values()]) as limit:
+        while endings := self._endings():
+            futures = {future for each in endings.values() for future in each}
+            with blocked_as(PoolStopError, endings.keys) as limit:
                 await loop_thread.wait(futures, limit)
             self._raise_stop_errors(futures)
 
     def join_sync(self) -> None:
         """Like `join`, but blocks."""
         loop_thread.refuse_own_thread()
-        while futures := self._endings():
-            with blocked_as(PoolStopError, [*self._departed, *self.values()]) as limit:
+        while endings := self._endings():
+            futures = {future for each in endings.values() for future in each}
+            with blocked_as(PoolStopError, endings.keys) as limit:
                 loop_thread.wait_sync(futures, limit)
             self._raise_stop_errors(futures)
 
-    def _endings(self) -> set[concurrent.futures.Future[None]]:
+    def _endings(self) -> dict[Handle, tuple[concurrent.futures.Future[Any], ...]]:
+        """What `join` waits for, by server."""
         context = self._shared.context
         if context is not None and context.cancelled:
             context.cancel()  # its event, once set, orders them to stop, even if its watcher has not noticed it yet
@@ -485,9 +493,8 @@ class Pool(Mapping[str, Server], StartAndStop):
             present = [
                 handle for each in self._servers.values() if (handle := handle_in_process(each)) is not None
             ]
-            return {
-                future for handle in (*self._departed, *present) for future in (*handle.stops, *handle.ending)
-            }
+            found = {handle: (*handle.stops, *handle.ending) for handle in (*self._departed, *present)}
+            return {handle: futures for handle, futures in found.items() if futures}
 
     @staticmethod
     def _raise_stop_errors(futures: Iterable[concurrent.futures.Future[None]]) -> None:
@@ -625,14 +632,14 @@ class Pool(Mapping[str, Server], StartAndStop):
         `configs` is not a list, or if this pool is a view from `filter`.
         """
         reload = await asyncio.to_thread(self._plan_hot_reload, configs)
-        with blocked_as(PoolRestartError, [*self.values()]) as limit:
+        with blocked_as(PoolRestartError, lambda: reload.concerned) as limit:
             await loop_thread.run(reload.run(), limit)
 
     def apply_sync(self, configs: Servers) -> None:
         """Like `apply`, but blocks until it is done."""
         loop_thread.refuse_own_thread()
         reload = self._plan_hot_reload(configs)
-        with blocked_as(PoolRestartError, [*self.values()]) as limit:
+        with blocked_as(PoolRestartError, lambda: reload.concerned) as limit:
             loop_thread.run_sync(reload.run(), limit)
 
     def _plan_hot_reload(self, configs: Servers) -> ApplyOperation:
@@ -657,32 +664,34 @@ class Pool(Mapping[str, Server], StartAndStop):
     def __enter__(self) -> Pool:
         try:
             self.start_sync()
-        except BaseException:
-            self.stop_sync()
+        except BaseException as failed:
+            with _noted_in(failed):
+                self.stop_sync()
             raise
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self.stop_sync()
+    def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        with _noted_in(raised):
+            self.stop_sync()
 
     async def __aenter__(self) -> Pool:
         try:
             await self.start()
-        except BaseException:
-            await self.stop()
+        except BaseException as failed:
+            with _noted_in(failed):
+                await self.stop()
             raise
         return self
 
-    async def __aexit__(self, *raised: object) -> None:
-        await self.stop()
+    async def __aexit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        with _noted_in(raised):
+            await self.stop()
 
-    def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
-        self._started = True
-        return super()._start(timeout, kind)
-
-    def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
-        self._started = False
-        return self._stop_with_runner(self._chosen()[0], seconds(timeout))
+    def _work(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
+        self._started = kind is not PoolStopError
+        if self._started:
+            return super()._work(kind, timeout)
+        return self._stop_with_runner(self._ordered(kind), seconds(timeout))
 
     async def _stop_with_runner(self, servers: Sequence[Server], limit: float | None) -> None:
         try:
@@ -709,7 +718,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             each: signal.signal(each, lambda *_: told.set()) for each in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            starting = loop_thread.submit(self._start(None))
+            starting = loop_thread.submit(self._work(PoolStartError, None))
             starting.add_done_callback(lambda done: _set_if_failed(done, told))
             told.wait()
             # A start that the signal ends is no failure.
@@ -753,7 +762,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         the pool has neither. Blocks until the loop thread has answered; does not block if called on that thread,
         as the pool's own applications may do. Raises PoolMonitorError if an application blocks that thread.
         """
-        with blocked_as(PoolMonitorError, [*self.values()], _LOOP_SECONDS) as limit:
+        with blocked_as(PoolMonitorError, self.values, _LOOP_SECONDS) as limit:
             for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values()), limit).items():
                 usages.measure_now(pids)  # not on the loop thread, because many processes take long
             observed = loop_thread.call(lambda: list(_observed(self.values())), limit)
@@ -792,6 +801,17 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _healths(self) -> dict[str, route_health.RouteHealth]:
         return {name: _health_of(server) for name, server in _numbered(self.values())}
+
+
+@contextlib.contextmanager
+def _noted_in(raised: BaseException | None) -> Iterator[None]:
+    """Have a stop that fails hide no exception that ends the `with` statement: it becomes a note of that."""
+    try:
+        yield
+    except PoolStopError as error:
+        if raised is None:
+            raise
+        raised.add_note(str(error))
 
 
 def _health_of(server: Server) -> route_health.RouteHealth:
@@ -928,10 +948,16 @@ class ApplyOperation:
         self._live: set[Server] = set()  # servers whose running workers apply the change
         self._certificates: list[Server] = []
         self._sockets: list[Server] = []  # servers whose Unix socket may get another mode or owner
-        self._beside: list[Handle] = []
+        self._beside: list[Server] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
         tls = configuration._tls
         self._files = {server.name: read_digests_by_key(_with_tls(server, tls)) for server in configuration}
+
+    @property
+    def concerned(self) -> Sequence[Server | ServerConfig]:
+        """The servers that it starts; before it runs, all that it may change."""
+        every = {each.name: each for each in (*self._pool.values(), *self._configuration)}
+        return self._to_start or [*every.values()]
 
     async def run(self) -> None:
         """Apply the new configurations; returns when each server uses its new configuration, or has failed.
@@ -1026,7 +1052,7 @@ class ApplyOperation:
         if change is None:
             server._set_config(_active_config(server))
             if handle is not None and is_wanted:
-                self._beside.append(handle)
+                self._beside.append(server)
             return
         server._set_config(config)
         if config.disabled:

@@ -319,16 +319,31 @@ class StartAndStop:
         """
         raise NotImplementedError
 
-    def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
+    def _ordered(self, kind: type[PoolError]) -> Sequence[Server]:
+        """The servers on which an operation that raises `kind` acts."""
         servers, holds = self._chosen()
-        if holds is not None:
-            starting = [server for server in servers if not server._rests_until_named]
-            chosen = {*starting, *resting_dependencies(starting, servers)}
-            servers = [server for server in servers if server in chosen]
-        return StartOperation(servers, seconds(timeout), holds, kind).run()
+        if holds is None or kind is PoolStopError:
+            return servers
+        starting = [server for server in servers if not server._rests_until_named]
+        chosen = {*starting, *resting_dependencies(starting, servers)}
+        return [server for server in servers if server in chosen]
 
-    def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
-        return stop(self._chosen()[0], seconds(timeout))
+    def _work(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
+        """The operation that raises `kind`, for the loop thread."""
+        servers, limit = self._ordered(kind), seconds(timeout)
+        if kind is PoolStopError:
+            return stop(servers, limit)
+        return StartOperation(servers, limit, self._chosen()[1], kind).run()
+
+    async def _perform(self, kind: type[PoolError], timeout: Timeout) -> None:
+        with blocked_as(kind, lambda: self._ordered(kind), timeout) as limit:
+            if not (kind is PoolStopError and loop_thread.has_exited()):
+                await loop_thread.run(self._work(kind, timeout), limit, stands=kind is PoolStopError)
+
+    def _perform_sync(self, kind: type[PoolError], timeout: Timeout) -> None:
+        with blocked_as(kind, lambda: self._ordered(kind), timeout) as limit:
+            if not (kind is PoolStopError and loop_thread.has_exited()):
+                loop_thread.run_sync(self._work(kind, timeout), limit, stands=kind is PoolStopError)
 
     async def start(self, *, timeout: Timeout = None) -> None:
         """Start the server, or all enabled servers of a pool, dependencies first; returns when all of them answer.
@@ -336,8 +351,7 @@ class StartAndStop:
         A pool starts a server that starts on demand only if another server depends on it.
         Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
-        with blocked_as(PoolStartError, self._chosen()[0], timeout) as limit:
-            await loop_thread.run(self._start(timeout), limit)
+        await self._perform(PoolStartError, timeout)
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Stop the server, or all servers of a pool, each before its dependencies; returns when all have ended.
@@ -345,33 +359,26 @@ class StartAndStop:
         A server that still runs after its `stop_timeout`, or after `timeout` if that is shorter, is killed. Raises
         PoolStopError.
         """
-        with blocked_as(PoolStopError, self._chosen()[0], timeout) as limit:
-            if not loop_thread.has_exited():
-                await loop_thread.run(self._stop(timeout), limit, stands=True)
+        await self._perform(PoolStopError, timeout)
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Replace the server, or all servers of a pool; returns when a new instance of each answers on its listener.
 
         A stopped server is started. Raises PoolRestartError; a server whose restart failed keeps its old instance.
         """
-        with blocked_as(PoolRestartError, self._chosen()[0], timeout) as limit:
-            await loop_thread.run(self._start(timeout, PoolRestartError), limit)
+        await self._perform(PoolRestartError, timeout)
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """Like `start`, but blocks."""
-        with blocked_as(PoolStartError, self._chosen()[0], timeout) as limit:
-            loop_thread.run_sync(self._start(timeout), limit)
+        self._perform_sync(PoolStartError, timeout)
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """Like `stop`, but blocks."""
-        with blocked_as(PoolStopError, self._chosen()[0], timeout) as limit:
-            if not loop_thread.has_exited():
-                loop_thread.run_sync(self._stop(timeout), limit, stands=True)
+        self._perform_sync(PoolStopError, timeout)
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """Like `restart`, but blocks."""
-        with blocked_as(PoolRestartError, self._chosen()[0], timeout) as limit:
-            loop_thread.run_sync(self._start(timeout, PoolRestartError), limit)
+        self._perform_sync(PoolRestartError, timeout)
 
 
 _UNTIL_NAMED = frozenset({State.STOPPED, State.STOPPING, State.COMPLETED})
@@ -590,10 +597,10 @@ class KeyedServers(Protocol):
 pools: weakref.WeakValueDictionary[int, KeyedServers] = weakref.WeakValueDictionary()
 
 
-def move_from_taken_ports(servers: Iterable[Server]) -> bool:
+def move_from_taken_ports(servers: Iterable[Server]) -> list[Server]:
     """Choose another port for each of these servers that has an automatic one, is stopped, and would find it in use.
 
-    Returns whether there was one.
+    Returns those servers.
     """
     moved: dict[str, Server] = {}
     with LOCK:
@@ -611,7 +618,7 @@ def move_from_taken_ports(servers: Iterable[Server]) -> bool:
                 moved[config.bind] = server
         for pool in [*pools.values()] if moved else ():
             pool._rekey(moved)
-    return bool(moved)
+    return [*moved.values()]
 
 
 Future = concurrent.futures.Future[None]
@@ -1027,35 +1034,61 @@ def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) 
 
 @contextlib.contextmanager
 def blocked_as(
-    kind: type[PoolError], servers: Sequence[Server | Handle], timeout: Timeout = None
-) -> Iterator[float]:
+    kind: type[PoolError],
+    concerned: Callable[[], Iterable[Server | Handle | ServerConfig]],
+    timeout: Timeout = None,
+) -> Iterator[loop_thread.Limit]:
     """Give the limit of an operation, and raise `kind` if the loop of the servers in this process is blocked then.
 
-    It is the timeout or, if that is None, the longest that the configuration of a server says. Servers in this process
-    that should stop, or were not ready yet, refuse connections from then on, and end when the loop answers again.
+    Without a timeout it is the longest that the configuration of a server says, and the loop may be busy for as long
+    again. Servers in this process that should stop, or are starting, refuse connections when it is blocked, and end
+    when the loop answers again.
     """
     stopping = kind is PoolStopError
     key = "stop_timeout" if stopping else "start_timeout"
-    limit = seconds(timeout)
-    if limit is None:
-        limit = max((float(getattr(server.config, key)) for server in servers), default=0.0)
+    if (given := seconds(timeout)) is None:
+        longest = max((float(getattr(config, key)) for config, _ in _with_handles(concerned())), default=0.0)
+        limit = loop_thread.Limit(longest, max(longest, loop_thread.ANSWER_SECONDS))
+    else:
+        limit = loop_thread.Limit(given)
     try:
         yield limit
     except loop_thread.LoopBlocked as blocked:
         errors: list[ServerError] = []
-        for server in servers:
-            handle = server if isinstance(server, Handle) else handle_in_process(server)
-            if stopping and not (handle is not None and handle.is_active_or_ordered):
+        servers = _with_handles(concerned())
+        for config, handle in servers:
+            if not (handle is not None and handle.is_active_or_ordered if stopping else not config.disabled):
                 continue
-            if handle is not None and (stopping or handle.observed.state is not State.RUNNING):
-                handle.refuse_connections()
-            late = f"{'still runs after' if stopping else 'was not ready within'} {limit:g} s: {blocked}"
-            error = error_about(
-                server.config, late, "await asyncio.to_thread(…) for what blocks, or run it as a process"
-            )
-            error.__cause__ = blocked
-            errors.append(error)
+            if handle is not None and kind is not PoolMonitorError:
+                # What `join` waits for may be workers that a running server has replaced.
+                ends = (
+                    bool(handle.stops) or not handle.ending
+                    if stopping
+                    else handle.observed.state is State.STARTING
+                )
+                if ends:
+                    handle.refuse_connections()
+            late = f"{_LATE.get(kind, 'was not ready within')} {limit.seconds:g} s: {blocked}"
+            hint = "await asyncio.to_thread(…) for what blocks, or run it as a process"
+            errors.append(error_about(config, late, hint))
+            errors[-1].__cause__ = blocked
         _raise_if_any(errors, kind, len(servers))
+        if not stopping:
+            raise kind(str(blocked)) from blocked
+
+
+_LATE = {PoolStopError: "still runs after", PoolMonitorError: "gave no metrics within"}
+
+
+def _with_handles(
+    servers: Iterable[Server | Handle | ServerConfig],
+) -> list[tuple[ServerConfig, Handle | None]]:
+    return [
+        (each, None)
+        if isinstance(each, ServerConfig)
+        else (each.config, each if isinstance(each, Handle) else handle_in_process(each))
+        for each in servers
+    ]
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
@@ -1142,7 +1175,7 @@ class StartOperation:
     otherwise only those with a changed configuration are restarted. `limit` is the timeout in seconds. `holds` tells
     whether a server is still in the pool; `holds` is None for a single server, which starts without its dependencies.
     The workers of servers in `live` are not replaced, and apply the new configuration. `beside` are other active
-    servers, which the order does not change, but on which `servers` may depend.
+    servers, on which `servers` may depend; they are restarted only if they refer to one whose port is chosen anew.
     """
 
     def __init__(
@@ -1152,19 +1185,15 @@ class StartOperation:
         holds: Holds | None = None,
         kind: type[PoolError] = PoolStartError,
         live: Container[Server] = (),
-        beside: Sequence[Handle] = (),
+        beside: Sequence[Server] = (),
     ) -> None:
-        self._servers = servers
+        self._servers = [*servers]
         self._limit = limit
         self._deadline = None if limit is None else time.monotonic() + limit
         self._holds = holds
         self._kind = kind
         self._live = live
         self._beside = beside
-        # The names of servers on which others depend.
-        self._dependency_names = {
-            dependency.name for server in servers for dependency in server.config.depends_on
-        }
         self._errors: dict[Server, ServerError] = {}
         self._stops: list[Future] = []
         self._handles: list[Handle] = []
@@ -1174,20 +1203,40 @@ class StartOperation:
 
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
+        move_from_taken_ports(self._servers)
+        self._servers += [each for each in self._beside if each.stale]
         servers = self._servers
-        move_from_taken_ports(servers)
         for moves_left in reversed(range(_MAX_MOVES)):
             await self._attempt(servers)
-            if not (self._errors and moves_left and move_from_taken_ports(self._errors)):
+            if not moves_left or (self._deadline is not None and time.monotonic() >= self._deadline):
                 break
-            # Servers that refer to those that have moved are changed by that.
-            servers = [each for each in self._servers if each in self._errors or each.stale]
-            self._errors.clear()
+            if not (moved := move_from_taken_ports(self._errors)):
+                break
+            servers = self._changed_by(moved)
+            for each in servers:
+                self._errors.pop(each, None)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
         failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
         errors = [self._errors[server] for server in failed]
         _raise_if_any(errors, self._kind, len(self._servers))
+
+    def _changed_by(self, moved: Sequence[Server]) -> list[Server]:
+        """The moved servers, those that refer to them, and those that failed only because of their dependencies."""
+        self._servers += [each for each in self._beside if each.stale and each not in self._servers]
+        stale = (each for each in self._servers if each.stale and each not in self._errors)
+        changed = more = {*moved, *stale}
+        failed = {each.name for each in self._errors}
+        while more:
+            names = {each.name for each in changed}
+            left = {
+                each: {dependency.name for dependency in each.config.depends_on} & failed
+                for each in self._errors
+                if each not in changed
+            }
+            more = {each for each, needed in left.items() if needed and needed <= names}
+            changed = changed | more
+        return [each for each in self._servers if each in changed]
 
     async def _attempt(self, servers: Sequence[Server]) -> None:
         self._handles = []
@@ -1235,7 +1284,7 @@ class StartOperation:
             # The next run of a job has the new configuration; the current run is not waited for.
             startable = startable and not (live and config.every is not None)
             found.append(_PendingServer(server, handle, config, startable, live))
-        needed = self._dependency_names
+        needed = {dependency.name for server in self._servers for dependency in server.config.depends_on}
         return [each for each in found if each.startable or each.live or each.server.name in needed]
 
     def _record_refusal(self, server: Server, handle: Handle, error: ServerError) -> None:
@@ -1251,7 +1300,8 @@ class StartOperation:
         for each in ordered:
             hosts.setdefault(each.handle.host or ensure_core_host(each.server._shared), []).append(each)
         for host, group in hosts.items():
-            around = [*self._handles, *self._beside]
+            held = filter(self._is_held, (*self._servers, *self._beside))
+            around = [handle for each in held if (handle := handle_in_process(each)) is not None]
             names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
             names |= {each.handle: host.register_under_unique_name(each.handle) for each in group}
             needed = dependencies_among(list(names), names)

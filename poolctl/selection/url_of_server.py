@@ -16,6 +16,8 @@ def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]
     Raises PoolParamError if no server has the name, if the server has no address, and for a path below the address of
     a socket that is not a URL.
     """
+    if not isinstance(path, str):
+        raise PoolParamError(f"{path!r} is no path of a URL", hint='write url(NAME, "/path")')
     found = next((expose for each, expose in servers if each == name), None)
     if found is None and not any(each == name for each, _ in servers):
         raise unknown_server(name, [each for each, _ in servers])
@@ -30,7 +32,7 @@ def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]
 
 def unknown_server(name: str, names: Sequence[str]) -> PoolParamError:
     """The error for a name that is not one of `names`: with similar ones, or else the first few."""
-    if near := similar_words(name, names):
+    if isinstance(name, str) and (near := similar_words(name, names)):
         return PoolParamError(f"there is no server {name!r}; did you mean {' or '.join(map(repr, near))}?")
     more = len(names) - _SHOWN_NAMES
     shown = f"{', '.join(names[:_SHOWN_NAMES])}{f' and {more} more' if more > 0 else ''}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl import Field, Pool, PoolAddError, PoolConfig, PoolStartError, ServerConfig
+from poolctl import Field, Pool, PoolAddError, PoolConfig, PoolStartError, Server, ServerConfig
 from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.asgi_apps import hello
@@ -166,3 +166,87 @@ def test_an_automatic_port_is_none_that_another_server_has_been_given(tmp_path: 
     with taken(f":{first}"), pytest.raises(PoolAddError) as caught:
         config.pool()
     assert caught.value.exceptions[0].message == f"no port is free in {first}-{first + 1}"
+
+
+def test_an_automatic_port_is_none_of_the_servers_that_are_given_or_there() -> None:
+    fixed = config_of("fixed", bind=Server(config_of("x")).bind)  # which the next choice would be
+    dictionary = {"name": "web", "bind": "127.0.0.1:auto", "app": APP}
+    pools = [Pool([Server(fixed), config_of("web")]), Pool([fixed, dictionary])]  # type: ignore[list-item]
+    pools.append(Pool([fixed]))
+    pools[-1].store_new(dictionary)
+    assert [[server.name for server in pool.values()] for pool in pools] == [["fixed", "web"]] * 3
+
+
+def refers(name: str, *to: str) -> ServerConfig:
+    """A program with an automatic port and references to these servers."""
+    env = {other.upper(): f"${{server.{other}.url}}" for other in to}
+    command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+    return config_of(name, app=None, command=command, env=env)
+
+
+def test_a_changed_copy_of_a_configuration_still_follows_the_port() -> None:
+    pool = Pool([refers("web", "api"), config_of("api")])
+    pool = Pool([server.config.replace(tags=("x",)) for server in pool.values()])
+    web, api = pool.values()
+    with taken(before := api.bind):
+        api.start_sync()
+    assert (api.bind != before, pool.url("api", ""), web.config.env["API"]) == (
+        True, f"http://{api.bind}", f"http://{api.bind}",
+    )  # fmt: skip
+    pool.stop_sync()
+
+
+def test_a_reference_to_a_server_that_has_left_the_pool_outlasts_a_new_port() -> None:
+    pool = Pool([refers("web", "api"), config_of("api"), config_of("other")])
+    web, api, other = pool.values()
+    subset = Pool([web, config_of("another")])
+    another = next(each for each in subset.values() if each is not web)
+    pool.delete(api.bind)
+    for each in (other, another):
+        with taken(each.bind):
+            each.start_sync()
+        assert web.config.env["API"] == api.expose
+        each.stop_sync()
+
+
+def test_a_change_restarts_running_servers_that_refer_to_one_with_a_new_port() -> None:
+    runner = ProcessRunner()
+    pool = Pool([refers("web", "api"), refers("api").replace(disabled=True)], runner=runner)
+    web, api = pool.values()
+    with pool:
+        with taken(api.bind):
+            pool.apply_sync([refers("web", "api"), refers("api")])
+        assert not web.stale
+        environment = Path(f"/proc/{web.pids[0]}/environ").read_text()
+        assert f"API={api.expose}\0" in environment
+    loop_thread.run_sync(runner.aclose())
+
+
+def test_only_what_a_new_port_concerns_is_started_again() -> None:
+    rivals: list[socket.socket] = []
+    attempts: list[str] = []
+
+    def take_port_once() -> dict[str, object]:
+        if not rivals:
+            rivals.append(socket.create_server(("127.0.0.1", web.address.port or 0)))
+        return {"": hello}
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        attempts.append(scope["type"])
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    def depends(name: str, *on: str) -> ServerConfig:
+        return config_of(name, app=hello, depends_on=on)
+
+    servers = [depends("last", "user"), depends("user", "web"), depends("both", "web", "broken")]
+    pool = Pool(
+        [*servers, config_of("web", app=None), config_of("broken", app=fails)],
+        handler=take_port_once,
+    )
+    last, user, both, web, _ = pool.values()
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert [each.name for each in caught.value.exceptions] == ["both", "broken"]
+    assert (last.is_running, user.is_running, both.is_running, len(attempts)) == (True, True, False, 1)
+    pool.stop_sync()
+    rivals[0].close()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,14 +60,21 @@ def app() -> Iterator[Blocking]:
 def pool(app: Blocking) -> Iterator[Pool]:
     """A pool of which the loop is blocked."""
     made = Pool([server("web", app)])
-    made.start_sync()
-    client = threading.Thread(target=ask, args=(next(iter(made)), "/block"), daemon=True)
+    with blocked(made, app):
+        yield made
+
+
+@contextlib.contextmanager
+def blocked(pool: Pool, app: Blocking) -> Iterator[None]:
+    """The pool runs, and the first server blocks its loop."""
+    pool.start_sync()
+    client = threading.Thread(target=ask, args=(next(iter(pool)), "/block"), daemon=True)
     client.start()
     assert app.begun.wait(60)
-    yield made
+    yield
     app.over.set()
     client.join(60)
-    made.stop_sync()
+    pool.stop_sync()
 
 
 def ask(bind: str, path: str) -> None:
@@ -155,9 +164,8 @@ def test_an_application_that_blocks_its_own_start_refuses_connections(app: Block
 def test_a_restart_a_change_and_metrics_return_within_their_limits(pool: Pool, app: Blocking) -> None:
     assert WHY in fails(PoolRestartError, lambda: pool.restart_sync(timeout=0.2))
     (config,) = (each.config.replace(start_timeout="100ms") for each in pool.values())
-    next(iter(pool.values()))._config = config
     assert WHY in fails(PoolRestartError, lambda: pool.apply_sync([config]))
-    assert WHY in fails(PoolMonitorError, pool.metrics)
+    assert fails(PoolMonitorError, pool.metrics).startswith(f"gave no metrics within 5 s: {WHY}")
     app.over.set()
     assert get(next(iter(pool))).text == "hello"
 
@@ -166,3 +174,105 @@ def test_a_loop_that_is_busy_for_a_moment_is_awaited(pool: Pool, app: Blocking) 
     threading.Timer(0.5, app.over.set).start()
     pool.stop_sync(timeout=0.1)
     assert not pool.is_running
+
+
+def test_a_change_whose_start_is_abandoned_is_an_error(app: Blocking) -> None:
+    async def blocked(scope: Any, receive: Any, send: Any) -> None:
+        app.wait_for_the_end()
+
+    pool = Pool()
+    pool.start_sync()
+    fails(PoolRestartError, lambda: pool.apply_sync([server("web", blocked, start_timeout="100ms")]))
+    assert refused(next(iter(pool)))
+    app.over.set()
+    pool.stop_sync()
+
+
+def test_a_change_has_the_time_of_the_new_configurations(pool: Pool, app: Blocking) -> None:
+    other = Pool([server("old", hello, start_timeout="100ms")])
+    threading.Timer(2.5, app.over.set).start()
+    other.apply_sync([server("new", hello)])
+    assert [each.name for each in other.values()] == ["new"]
+
+
+def test_a_start_without_a_timeout_may_find_the_loop_busy_for_as_long_again(
+    pool: Pool, app: Blocking
+) -> None:
+    other = Pool([server("other", hello, start_timeout="3s")])
+    threading.Timer(5.4, app.over.set).start()
+    with other:
+        assert get(next(iter(other))).text == "hello"
+
+
+def test_servers_that_nobody_stops_or_starts_are_neither_cut_off_nor_blamed(app: Blocking) -> None:
+    pool = Pool([
+        server("web", app), server("api", hello), server("sleeps", hello, scale={"min": 0}),
+        server("disabled", hello, disabled=True), server("rests", hello, on_demand=True),
+    ])  # fmt: skip
+    web, api, sleeps, *_ = pool
+    with blocked(pool, app):
+        with pytest.raises(PoolStartError) as caught:
+            pool.start_sync(timeout=0.2)
+        assert [each.name for each in caught.value.exceptions] == ["web", "api", "sleeps"]
+        pool.delete(web)
+        fails(PoolStopError, pool.join_sync)
+        assert [refused(bind) for bind in (web, api, sleeps)] == [True, False, False]
+        app.over.set()
+        assert get(api).text == "hello"
+        pool.join_sync()
+
+
+def test_a_stop_that_fails_hides_no_exception_of_the_program(app: Blocking) -> None:
+    pool = Pool([server("web", app)])
+
+    async def work() -> None:
+        async with pool:
+            await asyncio.to_thread(block)
+
+    def block() -> None:
+        threading.Thread(target=ask, args=(next(iter(pool)), "/block"), daemon=True).start()
+        assert app.begun.wait(60)
+        raise ZeroDivisionError
+
+    for run in (lambda: asyncio.run(work()), work_sync(pool, block)):
+        with pytest.raises(ZeroDivisionError) as caught:
+            run()
+        assert WHY in caught.value.__notes__[0]
+        app.over.set()
+        pool.join_sync()
+        app.begun.clear()
+        app.over.clear()
+
+
+def work_sync(pool: Pool, work: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        with pool:
+            work()
+
+    return run
+
+
+PROGRAM = """
+import threading, time, urllib.request
+from poolctl import Pool, ServerConfig
+from tests.asgi_apps import hello
+
+begun = threading.Event()
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        begun.set()
+        time.sleep(600)
+    await hello(scope, receive, send)
+
+pool = Pool([ServerConfig(name="web", bind="127.0.0.1:auto", app=app)])
+pool.start_sync()
+threading.Thread(target=urllib.request.urlopen, args=[pool.url("web")], daemon=True).start()
+begun.wait()
+threading.Thread(target=pool.stop_sync, kwargs={"timeout": 2.5}).start()
+"""
+
+
+def test_a_program_ends_while_a_thread_waits_for_a_blocked_loop() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    assert "still runs after 2.5 s: the loop of all servers in this process is blocked in app" in done.stderr

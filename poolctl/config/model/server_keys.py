@@ -486,8 +486,9 @@ class ServerConfig(Section, frozen=True):
 
     def replace(self, /, **changes: Any) -> Self:
         """Return a validated copy of the server, with the given keywords as new values. Raises PoolValidateError."""
-        given = {key: getattr(self, key) for key in self.model_fields_set}
-        if self.derived_expose and (not self.listens or changes.keys() & {"bind", "listen", "tls"}):
+        written = self.before_references()
+        given = {key: getattr(written, key) for key in self.model_fields_set}
+        if self.derived_expose:
             given.pop("expose", None)
         if "listen" in changes or not self.listens:
             given.pop("bind", None)

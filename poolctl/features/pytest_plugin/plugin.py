@@ -53,6 +53,12 @@ def _pools(request: pytest.FixtureRequest, name: str) -> Iterator[PoolFactory]:
         pools.stop()
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the files of pools that were in use until the end."""
+    for pools in config.stash.get(_IN_USE, {}).values():
+        pools.remove_files()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """Add what a failed test's servers have logged, and which servers have ended by themselves in any test."""
@@ -72,8 +78,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
                 for title, text in pools.sections(begun if name == "poolctl_session_pool" else 0.0):
                     item.add_report_section(call.when, f"{kind}: {title}", text)
             exits += ended
-        if call.when == "teardown":
-            in_use.pop("poolctl_pool", None)
+        if call.when == "teardown" and "poolctl_pool" in in_use:
+            in_use.pop("poolctl_pool").remove_files()
     outcome = yield
     if exits and item.config.getini(_FAIL_ON_EXIT) and (report := outcome.get_result()).passed:
         report.outcome, report.longrepr = "failed", "\n".join([*exits, f"({_FAIL_ON_EXIT} is set)"])

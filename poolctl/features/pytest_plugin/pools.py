@@ -17,12 +17,12 @@ from typing import Any
 from poolctl.address import parse
 from poolctl.cli.output import lines_without_commands
 from poolctl.config import ConfigNotFound, Problem, Recovery, ServerConfig, find_config
-from poolctl.config.values.plain import PLACEHOLDERS, placeholders
-from poolctl.errors import PoolError, PoolValidateError
+from poolctl.config.values.plain import PLACEHOLDERS, exposed_url, placeholders
+from poolctl.errors import PoolError, PoolValidateError, ServerError
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 from poolctl.platform import is_exiting
-from poolctl.pool.loop_thread import run_sync, submit
+from poolctl.pool.loop_thread import Limit, LoopBlocked, run_sync, submit
 from poolctl.pool.pool import Pool, PoolConfig
 from poolctl.pool.server import Server, handle_in_process, with_port
 from poolctl.runners.embedded_runner import ProcessRunner
@@ -109,9 +109,12 @@ class PoolUnderTest:
     def stop(self) -> None:
         """Stop the pool with all its processes. Raises PoolStopError."""
         self.await_exits()  # what ended by itself is not taken for stopped
-        self.pool.stop_sync()
-        if self._runner is not None:
-            run_sync(self._runner.aclose())
+        try:
+            self.pool.stop_sync()
+        finally:
+            if self._runner is not None:
+                with suppress(LoopBlocked):  # it is done when the loop answers again
+                    run_sync(self._runner.aclose(), Limit(MOST_EXIT_SECONDS), stands=True)
 
     def _await_logger(self) -> None:
         """Wait, at most two seconds, until the logs have the output up to now."""
@@ -161,15 +164,22 @@ class PoolFactory:
         return self._started[key]
 
     def stop(self) -> None:
-        """Stop all pools. Raises PoolStopError."""
-        try:
-            for started in self._started.values():
+        """Stop all pools; the test fails if a server does not stop."""
+        errors: list[ServerError] = []
+        for started in self._started.values():
+            try:
                 started.stop()
-        finally:
-            for claim in self._claims:
-                claim.close()
-            if self._directory:
-                shutil.rmtree(self._directory, ignore_errors=True)
+            except PoolError as failed:
+                errors += failed.exceptions
+        for claim in self._claims:
+            claim.close()
+        if errors:
+            raise _failure("the pool did not stop", errors)
+
+    def remove_files(self) -> None:
+        """Remove the logs and sockets of all pools."""
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def new_exits(self) -> list[tuple[str, str]]:
         """Each server of all pools that has ended by itself since the last call, and how."""
@@ -259,10 +269,7 @@ def _without_supervision(server: ServerConfig) -> ServerConfig:
 def _for_tests(server: ServerConfig) -> ServerConfig:
     """The server with its own address for clients, not a public one, and with a stop that a test can wait for."""
     server = with_port(server)
-    changes: dict[str, Any] = {}
-    if server.address.kind == "tcp":
-        scheme = "https" if server.tls else "http"
-        changes["expose"] = f"{scheme}://{server.address.connect_address.key}"
+    changes: dict[str, Any] = {"expose": exposed_url(server.address, bool(server.tls))}
     if "stop_timeout" not in server.model_fields_set:
         changes["stop_timeout"] = STOP_TIMEOUT_SECONDS
     return server.model_copy(update=changes)

@@ -64,6 +64,7 @@ POOL = """
     name = "files"
     bind = "unix:/tmp/poolctl-files.sock"
     app = "shop:app"
+    expose = "https://files.example.org"
     env = { LEVEL = "port ${server.users.port}", USERS = "${server.users.url}" }
     depends_on = ["users"]
 """
@@ -313,7 +314,7 @@ def test_server_that_ended_by_itself_is_named_in_the_report_of_its_test(project:
         "test_dies": ["fragile"], "test_uses_the_same_pool": [], "test_dies_at_its_end": ["brief"],
         "test_of_an_ordered_end": [],
     }  # fmt: skip
-    assert "last words" in cases["test_dies"]
+    assert all("last words" in cases[test] for test in ("test_dies", "test_dies_at_its_end"))
     assert "Log of server" not in cases["test_uses_the_same_pool"]
 
 
@@ -364,6 +365,42 @@ def test_process_imports_what_the_test_can_import(project: pytest.Pytester) -> N
     result.assert_outcomes(passed=2, failed=1)
     assert "No module named 'inner'" in result.stdout.str()
     assert "check app and app_dir" in result.stdout.str()
+
+
+def test_pool_that_does_not_stop_fails_its_test_and_leaves_no_other(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import threading, urllib.request
+        from pathlib import Path
+        from shop import app
+
+        begun, over = threading.Event(), threading.Event()
+        pids = []
+
+        async def blocking(scope, receive, send):
+            if scope["type"] == "http":
+                begun.set()
+                over.wait(60)
+            await app(scope, receive, send)
+
+        def test_blocks(poolctl_pool):
+            web = poolctl_pool(web={"app": blocking, "stop_timeout": "100ms"})
+            other = poolctl_pool(processes=True, other={"app": "shop:app", "stop_timeout": "100ms"})
+            pids.extend(other.server("other").pids)
+            threading.Thread(target=urllib.request.urlopen, args=[web.url("web")], daemon=True).start()
+            assert begun.wait(60)
+
+        def test_other_pool_ends(poolctl_pool):
+            over.set()
+            poolctl_pool(web=app)
+            assert not Path(f"/proc/{pids[0]}").exists()
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(passed=2, errors=1)
+    text = result.stdout.str()
+    assert "\nthe pool did not stop\nweb: still runs after 0.1 s" in text
+    assert "\nother: still runs after 0.1 s" in text
 
 
 @pytest.mark.slow
@@ -477,6 +514,7 @@ def pools(tmp_path: Path) -> Iterator[PoolFactory]:
     found = PoolFactory(str(tmp_path))
     yield found
     found.stop()
+    found.remove_files()
 
 
 def test_directory_and_ports_are_given_back_at_the_end(pools: PoolFactory) -> None:
@@ -486,6 +524,7 @@ def test_directory_and_ports_are_given_back_at_the_end(pools: PoolFactory) -> No
     with socket.socket() as sock, pytest.raises(OSError, match="in use"):
         sock.bind(("127.0.0.1", port))
     pools.stop()
+    pools.remove_files()
     assert not directory.exists()
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", port))

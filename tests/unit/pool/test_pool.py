@@ -857,6 +857,9 @@ def test_with_statement_stops_the_pool_whatever_happens() -> None:
     with made(ScriptedRunner(), scripted("a")) as pool:
         assert pool.is_running
         assert pool.url("a", "ready") == f"http://{scripted('a').bind}/ready"
+        for wrong in ((None,), ("a", None)):
+            with pytest.raises(PoolParamError, match="None"):
+                pool.url(*wrong)
     assert not pool.is_running
     with pytest.raises(ZeroDivisionError), pool:
         raise ZeroDivisionError
