@@ -1047,7 +1047,8 @@ def blocked_as(
     stopping = kind is PoolStopError
     key = "stop_timeout" if stopping else "start_timeout"
     if (given := seconds(timeout)) is None:
-        longest = max((float(getattr(config, key)) for config, _ in _with_handles(concerned())), default=0.0)
+        configs = (_with_handle(each)[0] for each in concerned())
+        longest = max((float(getattr(config, key)) for config in configs), default=0.0)
         limit = loop_thread.Limit(longest, max(longest, loop_thread.ANSWER_SECONDS))
     else:
         limit = loop_thread.Limit(given)
@@ -1055,18 +1056,14 @@ def blocked_as(
         yield limit
     except loop_thread.LoopBlocked as blocked:
         errors: list[ServerError] = []
-        servers = _with_handles(concerned())
+        servers = [*map(_with_handle, concerned())]
         for config, handle in servers:
             if not (handle is not None and handle.is_active_or_ordered if stopping else not config.disabled):
                 continue
             if handle is not None and kind is not PoolMonitorError:
                 # What `join` waits for may be workers that a running server has replaced.
-                ends = (
-                    bool(handle.stops) or not handle.ending
-                    if stopping
-                    else handle.observed.state is State.STARTING
-                )
-                if ends:
+                stops = bool(handle.stops) or not handle.ending
+                if stops if stopping else handle.observed.state is State.STARTING:
                     handle.refuse_connections()
             late = f"{_LATE.get(kind, 'was not ready within')} {limit.seconds:g} s: {blocked}"
             hint = "await asyncio.to_thread(…) for what blocks, or run it as a process"
@@ -1080,15 +1077,10 @@ def blocked_as(
 _LATE = {PoolStopError: "still runs after", PoolMonitorError: "gave no metrics within"}
 
 
-def _with_handles(
-    servers: Iterable[Server | Handle | ServerConfig],
-) -> list[tuple[ServerConfig, Handle | None]]:
-    return [
-        (each, None)
-        if isinstance(each, ServerConfig)
-        else (each.config, each if isinstance(each, Handle) else handle_in_process(each))
-        for each in servers
-    ]
+def _with_handle(server: Server | Handle | ServerConfig) -> tuple[ServerConfig, Handle | None]:
+    if isinstance(server, ServerConfig):
+        return server, None
+    return server.config, server if isinstance(server, Handle) else handle_in_process(server)
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
@@ -1187,13 +1179,13 @@ class StartOperation:
         live: Container[Server] = (),
         beside: Sequence[Server] = (),
     ) -> None:
-        self._servers = [*servers]
+        self._ordered = servers
+        self._servers = [*servers, *beside]
         self._limit = limit
         self._deadline = None if limit is None else time.monotonic() + limit
         self._holds = holds
         self._kind = kind
         self._live = live
-        self._beside = beside
         self._errors: dict[Server, ServerError] = {}
         self._stops: list[Future] = []
         self._handles: list[Handle] = []
@@ -1203,9 +1195,9 @@ class StartOperation:
 
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
-        move_from_taken_ports(self._servers)
-        self._servers += [each for each in self._beside if each.stale]
-        servers = self._servers
+        move_from_taken_ports(self._ordered)
+        # Servers that refer to those that have moved are changed by that.
+        servers = [*self._ordered, *(each for each in self._servers[len(self._ordered) :] if each.stale)]
         for moves_left in reversed(range(_MAX_MOVES)):
             await self._attempt(servers)
             if not moves_left or (self._deadline is not None and time.monotonic() >= self._deadline):
@@ -1221,21 +1213,17 @@ class StartOperation:
         errors = [self._errors[server] for server in failed]
         _raise_if_any(errors, self._kind, len(self._servers))
 
-    def _changed_by(self, moved: Sequence[Server]) -> list[Server]:
+    def _changed_by(self, moved: Iterable[Server]) -> list[Server]:
         """The moved servers, those that refer to them, and those that failed only because of their dependencies."""
-        self._servers += [each for each in self._beside if each.stale and each not in self._servers]
-        stale = (each for each in self._servers if each.stale and each not in self._errors)
-        changed = more = {*moved, *stale}
-        failed = {each.name for each in self._errors}
-        while more:
-            names = {each.name for each in changed}
-            left = {
-                each: {dependency.name for dependency in each.config.depends_on} & failed
-                for each in self._errors
-                if each not in changed
-            }
-            more = {each for each, needed in left.items() if needed and needed <= names}
-            changed = changed | more
+        changed, before = {*moved}, 0
+        changed |= {each for each in self._servers if each.stale and each not in self._errors}
+        while before < len(changed):
+            before, names = len(changed), {each.name for each in changed}
+            failed = {each.name for each in self._errors} - names
+            for each in self._errors:
+                needed = {dependency.name for dependency in each.config.depends_on}
+                if needed & names and not needed & failed:
+                    changed.add(each)
         return [each for each in self._servers if each in changed]
 
     async def _attempt(self, servers: Sequence[Server]) -> None:
@@ -1300,7 +1288,7 @@ class StartOperation:
         for each in ordered:
             hosts.setdefault(each.handle.host or ensure_core_host(each.server._shared), []).append(each)
         for host, group in hosts.items():
-            held = filter(self._is_held, (*self._servers, *self._beside))
+            held = filter(self._is_held, self._servers)
             around = [handle for each in held if (handle := handle_in_process(each)) is not None]
             names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
             names |= {each.handle: host.register_under_unique_name(each.handle) for each in group}
