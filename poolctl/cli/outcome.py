@@ -33,11 +33,12 @@ class Failure(Exception):
 class Outcome:
     """Items, errors and warnings as in the JSON output, the exit code, and the output for people.
 
-    `message` is a line for people; `notes` are informational lines; `form` is the output format of the items, as in -o;
-    `text`, unless None, replaces the whole standard output (except for JSON). `extra` holds further members of the JSON
-    document; `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the requested result,
-    and go to standard output, unless scripts read it. `painted`: the message has colors, print it unescaped.
-    `streamed`: the output has already been printed. `changed`: a ChangedFiles with files that the pool has not read.
+    `message` is a line for people; `notes` are informational lines; `form` is the output format of the items, as in
+    -o; `text`, unless None, replaces the whole standard output (except for JSON). `extra` holds further members of
+    the JSON document; `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the
+    requested result, and go to standard output, unless scripts read it. `is_file`: the text is a file, print it
+    unescaped. `painted`: the message has colors, print it unescaped. `streamed`: the output has already been printed.
+    `changed`: a ChangedFiles with files that the pool has not read.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Outcome:
         self.painted = False
         self.streamed = False
         self.text = text
+        self.is_file = False
         self.footer = ""
         self.changed: Table | None = None
         self.extra: Table = dict(extra or {})

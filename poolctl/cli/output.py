@@ -1,7 +1,8 @@
 """Output that is written whole, to pipes that do not block and to disks that may be full, and that a CI may read.
 
 GitHub's runner trims each line and executes `::name::` at its beginning, and `##[name]` anywhere in it (actions/runner,
-ActionCommand.cs); Azure's agent executes `##vso[`, TeamCity `##teamcity[`. What servers print is none of these.
+ActionCommand.cs); Azure's agent executes `##vso[`, TeamCity `##teamcity[`, and GitLab folds what is between
+`section_start:` and `section_end:`. What servers print is none of these.
 """
 
 from __future__ import annotations
@@ -138,6 +139,9 @@ def without_commands(text: str) -> str:
     if "##" in text:
         for mark in _MARKS:
             text = text.replace(mark, f"#\\x23{mark[2:]}")
+    if "section_" in text:
+        for word in ("start:", "end:"):
+            text = text.replace(f"section_{word}", f"section\\x5f{word}")
     if "::" in text and ("\n" in text or "\r" in text):
         import re
 
@@ -179,7 +183,7 @@ class Annotations:
         """Forget everything: another command begins."""
         self.files: Sequence[str] = ()
         self.of_servers = True
-        self._written: set[tuple[str, str]] = set()
+        self._written: set[tuple[str, str, Place | None]] = set()
         self._places: Mapping[str, Place] | None = None
 
     def write(self, level: str, text: str, *, server: str = "", place: Place | None = None) -> None:
@@ -187,7 +191,7 @@ class Annotations:
         is_wanted = is_github() and (place or self.of_servers)
         if not is_wanted or len(self._written) == MOST_ANNOTATIONS:
             return
-        subject = level, text if place else server or text
+        subject = level, server if server and not place else text, place
         if subject in self._written:
             return
         self._written.add(subject)
@@ -199,20 +203,21 @@ class Annotations:
         sys.stderr.write(f"::{level}{properties}::{_escaped(text)}\n")
 
     def write_located(self, level: str, text: str) -> None:
-        """Write a text that may begin with its place, `FILE:LINE:COLUMN: `, or with its server, `NAME: `."""
+        """Write a text that may begin with its place, `FILE:LINE:COLUMN: `, or with its server's name."""
         if not is_github():
             return
         import re
 
         from poolctl.config import Place
 
-        if found := re.match(r"(.+?):(\d+)(?::(\d+))?: ", text):
-            file, line, column = found.groups(default="0")
-            place = Place(os.path.abspath(file), int(line), int(column))
+        name = text.partition(" ")[0].removesuffix(":")
+        if name in self._server_places():
+            self.write(level, text, server=name)
+        elif (found := re.match(r"(.+?):(\d+)(?::(\d+))?: ", text)) and os.path.isfile(found[1]):
+            place = Place(os.path.abspath(found[1]), int(found[2]), int(found[3] or 0))
             self.write(level, text[found.end() :], place=place)
         else:
-            name = text.partition(": ")[0]
-            self.write(level, text, server=name if name in self._server_places() else "")
+            self.write(level, text)
 
     def _server_places(self) -> Mapping[str, Place]:
         if self._places is None:

@@ -114,7 +114,7 @@ def show(outcome: Outcome) -> int:
         sys.stdout.writelines(json_text({"schema": SCHEMA, **line}) + "\n" for line in lines)
     elif outcome.text is not None:
         text = for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text
-        sys.stdout.write(lines_without_commands(text))
+        sys.stdout.write(text if outcome.is_file else lines_without_commands(text))
     elif outcome.form:
         sys.stdout.write(lines_without_commands(text_of(outcome.items, outcome.form)))
         if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
@@ -354,7 +354,7 @@ def _annotate(outcome: Outcome) -> None:
 
     for each in outcome.errors:
         place = Place(each.file, each.line or 0, each.column or 0) if each.file else None
-        text = "; ".join(filter(None, [_subject_and_problem(each), printable(each.hint)]))
+        text = "; ".join(filter(None, [_subject_and_problem(each), printable(each.hint, keep_lines=True)]))
         command_annotations.write("error", text, server=each.name, place=place)
     for item in filter(is_server, outcome.items):
         if item.state in _FAILED_STATES or (item.ended and item.ended["status"]):

@@ -225,6 +225,7 @@ class OutputStream:
         self._name, self._format = str(order["name"]), order.get("format")
         self._ready_line: str | None = order.get("ready_line")
         self._expression: Expression | None = None
+        self.ready_report: wire.Message | None = None
         self._spool = spool
         self._report = report
 
@@ -290,7 +291,7 @@ class OutputStream:
         from .line_filter import without_control
 
         # A flood of short lines mostly repeats them.
-        found = {line[:_SEARCHED_BYTES] for line in lines.splitlines()}
+        found = {line.removesuffix(b"\r")[:_SEARCHED_BYTES] for line in lines.split(b"\n")}
         error = fix = ""
         try:
             self._expression = self._expression or Expression(self._ready_line)
@@ -301,7 +302,8 @@ class OutputStream:
         except BadExpression as bad:
             error, fix = str(bad), bad.fix
         self._ready_line = None
-        self._report({"t": "ready", "id": self.id, "error": error, "fix": fix})
+        self.ready_report = {"t": "ready", "id": self.id, "error": error, "fix": fix}
+        self._report(self.ready_report)
 
     @property
     def tail(self) -> str:
@@ -456,6 +458,8 @@ class OutputLogger:
         if known is not None:
             if os.path.sameopenfile(known.fd, fd) and known.file is file:
                 known.pid = stream.pid
+                if "ready_line" in order and known.ready_report is not None:
+                    self._report_now(known.ready_report)  # a supervisor that has died may not have noted it
                 return
             self._pump_backlog(known)
             self._end(known)

@@ -38,7 +38,7 @@ class SystemdNotifier:
 
     It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats
     all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the
-    supervisor. The pool is ready once its servers are and what `opened` waits for, such as the gateway, serves. `run`
+    supervisor. The pool is ready once its servers are and `opened` returns, when the gateway serves or cannot. `run`
     is the link to `poolctl run` (see `link_to_run`).
     """
 

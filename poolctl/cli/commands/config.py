@@ -47,7 +47,9 @@ def config(
     if schema:
         from poolctl.config import json_schema
 
-        return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
+        outcome = Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
+        outcome.is_file = True
+        return outcome
     pool = find_pool(place)
     loaded = load(pool, allow_empty=selection.allow_empty)
     servers = servers_with_chosen_ports(loaded, pool)
@@ -66,6 +68,7 @@ def config(
         note = f"# {MASK} stands for secrets, which --reveal shows\n" if MASK in shown else ""
     outcome = Outcome(items, warnings=[str(warning) for warning in loaded.warnings])
     if output in (None, "toml"):
+        outcome.is_file = True
         limited = {server.name for server in servers if server.restart.is_limited}
         outcome.text = note + "\n".join(
             [

@@ -137,6 +137,7 @@ def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
         outcome = Outcome([ExportedFile(name=name, text=text) for name, text in files.texts.items()])
         if output is None:
             outcome.text = "\n".join(f"# {name}\n{text}" for name, text in files.texts.items())
+            outcome.is_file = True
             if files.install_commands and not place.quiet:
                 sys.stderr.write(f"to install: {files.install_commands}\n")
     outcome.warnings += files.warnings

@@ -9,6 +9,7 @@ from time import time
 from poolctl.cli import log_rendering, render
 from poolctl.cli.output import is_github, without_commands
 from poolctl.cli.pool_ref import PoolRef
+from poolctl.config import masked_text
 from poolctl.control.client import AsyncClient
 from poolctl.control.server_answers import ShowResult
 from poolctl.errors import ControlError
@@ -73,11 +74,11 @@ def lines_beside(reason: str, lines: Sequence[LogLine]) -> list[LogLine]:
     """The lines that the reason for a failure, which is printed above them, does not quote; [] if they are blank."""
     first, *more = reason.split("\n")
     quoted = {line.strip() for line in more}
-    others = [
-        line
-        for line in lines
-        if not (line.text.strip() in quoted or first.endswith(f": {line.text.strip()}"))
-    ]
+    others = []
+    for line in lines:
+        text = masked_text(line.text.strip())
+        if not (text in quoted or first.endswith(f": {text}")):
+            others.append(line)
     return others if any(line.text.strip() for line in others) else []
 
 

@@ -87,7 +87,7 @@ class ServerOutput:
     def _line_formatter(self, items: Sequence[ServerDetails], names: list[str]) -> Callable[[LogLine], str]:
         if self._objects:
             return log_rendering.json_line
-        # Files and log collectors of containers get the lines unchanged.
+        # Files and log collectors of containers get the lines unchanged, but for commands to a CI.
         times = log_rendering.STAMPS if self._times else log_rendering.NO_TIMES
         terminal = sys.stdout.isatty()
         asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}

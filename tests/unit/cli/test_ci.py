@@ -47,7 +47,13 @@ def test_failed_server_and_warning_are_annotated_at_the_table_of_the_server(
     answer: dict[str, Any] = {
         "exit_code": 1,
         "errors": [failure("orders", "exited: 100%\n    of it", hint="look")],
-        "warnings": ["users: no probe", f"{workspace}/pool.toml:7:1: bind: is public", "no place"],
+        "warnings": [
+            "users: no probe",
+            f"{workspace}/pool.toml:7:1: bind: is public",
+            "no place",
+            "orders has failed: src/app.py:12: as it printed",
+            "127.0.0.1:8000: no file",
+        ],
     }
     with supervised(always(**answer)):
         done = poolctl("start")
@@ -57,6 +63,8 @@ def test_failed_server_and_warning_are_annotated_at_the_table_of_the_server(
         f"::warning {file},line=4,col=1::users: no probe",
         f"::warning {file},line=7,col=1::bind: is public",
         "::warning::no place",
+        f"::warning {file},line=10,col=1::orders has failed: src/app.py:12: as it printed",
+        "::warning::127.0.0.1:8000: no file",
     ]
 
 
@@ -69,6 +77,24 @@ def test_failed_server_of_a_list_is_annotated_once(
     assert annotations(done.err) == [
         f"::error file={workspace.name}/pool.toml,line=4,col=1::users: failed",
     ]
+
+
+def test_same_problem_in_two_files_is_annotated_in_both(poolctl: Command, workspace: Path) -> None:
+    for name in ("a", "b"):
+        table = f'[[server]]\nname = "{name}"\nwroking = 1\ncommand = ["x"]\n'
+        (workspace / f"{name}.toml").write_text(table)
+    found = annotations(poolctl("-c", "a.toml", "-c", "b.toml", "validate").err)
+    assert [line.partition(",")[0] for line in found if "wroking" in line] == [
+        f"::error file={workspace.name}/{name}.toml" for name in ("a", "b")
+    ]
+
+
+def test_printed_file_is_unchanged(poolctl: Command, workspace: Path) -> None:
+    (workspace / "Procfile").write_text("web: python3 app.py '##[%s]'\n")
+    printed = poolctl("import", "Procfile").out
+    (workspace / "pool.toml").write_text(printed)
+    assert "##[%s]" in printed
+    assert "##[%s]" in poolctl("config").out
 
 
 def test_a_command_writes_at_most_ten_annotations(
@@ -112,6 +138,7 @@ def test_quiet_command_annotates_errors_only(
         ("###[group]", r"##\x23[group]"),
         ("x ##vso[task.complete]", r"x #\x23vso[task.complete]"),
         ("##teamcity[buildStop]", r"#\x23teamcity[buildStop]"),
+        ("\x1b[0Ksection_end:1:x\r", "\x1b[0Ksection\\x5fend:1:x\r"),
         ("a\n \t::error::b", "a\n \t\\x3a:error::b"),
         ("a\r::error::b", "a\r\\x3a:error::b"),
         ("::1 is fine, ::error:: too", "::1 is fine, ::error:: too"),

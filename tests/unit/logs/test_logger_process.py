@@ -485,7 +485,7 @@ READY = {"t": "ready", "id": "web.0", "error": "", "fix": ""}
     [
         ("ready to acc", [b"2026-01-01 INFO worker is ready to accept jobs\n"]),
         ("^ready$", [b"ready\r\n"]),
-        ("^ready$", [b"10 %\r20 %\rready\rgo\n"]),
+        ("ready", [b"10 %\r20 %\rready\r\n"]),
         ("^ready$", [b"one\nrea", b"d", b"y\ntwo\n"]),
         ("^INFO ready", [b"\x1b[1;32mINFO\x1b[0m ready\n"]),
         ("ready.", ["ready für\n".encode("latin-1")]),
@@ -516,6 +516,7 @@ def test_ready_line_is_reported_once_when_it_is_stored(
         ("a.b", b"a\nb\n"),
         ("32m", b"\x1b[32mready\n"),
         ("ready", b"READY\n"),
+        ("^INFO ready", b"GET /\rINFO ready\n"),
     ],
 )
 def test_what_no_whole_line_has_in_its_first_4_kib_is_no_ready_line(

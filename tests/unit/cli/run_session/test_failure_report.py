@@ -45,6 +45,8 @@ def test_lines_that_the_reason_quotes_are_not_repeated() -> None:
     assert [line.text for line in lines_beside(reason, lines)] == ["Traceback", ""]
     assert lines_beside(reason, lines[1:]) == [], "a blank line is no section"
     assert lines_beside("", lines) == lines
+    secret = [LogLine("postgresql://u:secret@h/db failed", time="")]
+    assert lines_beside("exited with status 4: postgresql://u:********@h/db failed", secret) == []
 
 
 @pytest.mark.parametrize(
