@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Container, Iterable
 from typing import TextIO
 
-from poolctl.cli.output import json_text, without_commands
+from poolctl.cli.output import json_without_commands, without_commands
 from poolctl.cli.render import coloured, in_style, printable
 from poolctl.control.server_answers import ServerDescription
 from poolctl.json_form import Table
@@ -110,7 +110,7 @@ def json_line(line: LogLine) -> str:
         document["level"] = level
     for key, value in record.fields.items() if record is not None else ():
         document.setdefault("logged" if key == "time" else key, value)
-    return json_text(document) + "\n"
+    return json_without_commands(document) + "\n"
 
 
 _LEVEL_WIDTH = 5

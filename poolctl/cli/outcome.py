@@ -51,6 +51,7 @@ class Outcome:
         message: str = "",
         form: str = "",
         text: str | None = None,
+        is_file: bool = False,
         extra: Mapping[str, object] | None = None,
     ) -> None:
         self.items = list(items)
@@ -65,7 +66,7 @@ class Outcome:
         self.painted = False
         self.streamed = False
         self.text = text
-        self.is_file = False
+        self.is_file = is_file
         self.footer = ""
         self.changed: Table | None = None
         self.extra: Table = dict(extra or {})

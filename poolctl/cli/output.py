@@ -136,9 +136,7 @@ class LineOutput:
 
 def without_commands(text: str) -> str:
     """The text, which follows other text on its line, with each command to a CI escaped: `#\\x23[`, `\\x3a:`."""
-    if "##" in text:
-        for mark in _MARKS:
-            text = text.replace(mark, f"#\\x23{mark[2:]}")
+    text = _with_escaped_marks(text, "\\x23")
     if "section_" in text:
         for word in ("start:", "end:"):
             text = text.replace(f"section_{word}", f"section\\x5f{word}")
@@ -154,12 +152,15 @@ def lines_without_commands(text: str) -> str:
     return without_commands(f"\n{text}")[1:]
 
 
-def json_text(document: Mapping[str, object]) -> str:
+def json_without_commands(document: Mapping[str, object]) -> str:
     """The document in JSON on one line, in which no text is a command to a CI: `#\\u0023[`."""
-    text = json.dumps(document, default=str)
+    return _with_escaped_marks(json.dumps(document, default=str), "\\u0023")
+
+
+def _with_escaped_marks(text: str, escape: str) -> str:
     if "##" in text:
         for mark in _MARKS:
-            text = text.replace(mark, f"#\\u0023{mark[2:]}")
+            text = text.replace(mark, f"#{escape}{mark[2:]}")
     return text
 
 

@@ -124,10 +124,9 @@ def _is_running_or_left(pool: PoolRef) -> bool:
 
 
 def _warn_of_missing(files: list[str], place: Place) -> None:
-    gone = [f"{relative_to_cwd(file)} no longer exists, but its pool is running" for file in files]
-    outcome = Outcome(warnings=gone)
-    outcome.quiet = place.quiet
-    print_diagnostics(outcome)
+    if not place.quiet:
+        gone = [f"{relative_to_cwd(file)} no longer exists, but its pool is running" for file in files]
+        print_diagnostics(Outcome(warnings=gone))
 
 
 def _pool_at(first: str) -> PoolRef:

@@ -14,7 +14,7 @@ from poolctl.cli.outcome import Outcome, as_json
 from poolctl.cli.output import (
     command_annotations,
     is_github,
-    json_text,
+    json_without_commands,
     lines_without_commands,
     without_commands,
 )
@@ -106,12 +106,12 @@ def show(outcome: Outcome) -> int:
     if outcome.streamed:
         pass
     elif outcome.form == "json":
-        sys.stdout.write(json_text(outcome.document()) + "\n")
+        sys.stdout.write(json_without_commands(outcome.document()) + "\n")
     elif outcome.form == "jsonl":
         lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
         if outcome.text is not None and not outcome.items:  # such as a version
             lines.insert(0, outcome.extra)
-        sys.stdout.writelines(json_text({"schema": SCHEMA, **line}) + "\n" for line in lines)
+        sys.stdout.writelines(json_without_commands({"schema": SCHEMA, **line}) + "\n" for line in lines)
     elif outcome.text is not None:
         text = for_terminal(outcome.text) if sys.stdout.isatty() else outcome.text
         sys.stdout.write(text if outcome.is_file else lines_without_commands(text))

@@ -56,7 +56,8 @@ _MODULES = {
     "model.server_tables": "Backoff Dependency Health Hooks Http Limits Log RecoveryBackoff Probe Recovery Restart "
     "TLSConfig Watch",
     "rules.conflicts": "ServerReferenceValues conflicts dependency_findings maximum_pool_stop_seconds may_refer "
-    "named_addresses scalar_bind_addresses reference_findings os_users_by_server with_resolved_references",
+    "named_addresses scalar_bind_addresses reference_findings os_users_by_server with_resolved_references "
+    "wrong_references",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables required_variables",
     "values.plain": "MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "

@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED
 from typing import Any, NamedTuple, TypeVar
 
 from poolctl.runners.runner_protocol import Runner
-from poolctl.runners.stack_report import PYTHON, find_main_thread_hang, parse
+from poolctl.runners.stack_report import PYTHON, SameStackTasks, ThreadStack, find_main_thread_hang, parse
 from poolctl.worker.tally import describe_stacks
 
 # One lock for all pools of the process. It is held for a few dictionary operations only, so sharing it costs nothing;
@@ -56,8 +56,7 @@ class LoopBlocked(TimeoutError):
 
     def __init__(self, thread: LoopThread) -> None:
         ident = thread.thread.ident
-        lines = "\n".join(describe_stacks(None, ident)).encode(errors="backslashreplace")
-        self.place = find_main_thread_hang(parse(lines, PYTHON, [os.getcwd()])[0])
+        self.place = find_main_thread_hang(thread.stacks([os.getcwd()])[0])
         where = f"is blocked in {self.place}" if self.place else "does not answer"
         super().__init__(f"the loop of all servers in this process {where}")
         if (frame := sys._current_frames().get(ident or 0)) is not None:
@@ -150,6 +149,11 @@ class LoopThread:
             if _current is self:
                 _current = None
         self._over.set()
+
+    def stacks(self, directories: Iterable[str]) -> tuple[list[ThreadStack], list[SameStackTasks]]:
+        """The stacks of this thread and of its loop's tasks; `directories` contain the applications' code."""
+        lines = "\n".join(describe_stacks(None, self.thread.ident, self.loop))
+        return parse(lines.encode(errors="backslashreplace"), PYTHON, directories)
 
     def ping(self) -> concurrent.futures.Future[None]:
         """Return a future that is done as soon as the loop answers, or has ended."""

@@ -36,7 +36,6 @@ from poolctl.config import (
     Place,
     Problem,
     ServerConfig,
-    ServerReferenceValues,
     TLSConfig,
     conflicts,
     dependency_findings,
@@ -44,9 +43,9 @@ from poolctl.config import (
     may_refer,
     no_certificate,
     problem_of,
-    reference_findings,
     shown,
     with_resolved_references,
+    wrong_references,
 )
 from poolctl.core.configuration_diff import (
     Change,
@@ -75,11 +74,10 @@ from poolctl.monitor import metrics
 from poolctl.routing import route_health
 from poolctl.runners.process_usage import ProcessUsages
 from poolctl.runners.runner_protocol import Placement, Runner
-from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_hang, parse
+from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_hang
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.selection.url_of_server import url_of_server
 from poolctl.states import State
-from poolctl.worker.tally import describe_stacks
 
 from . import loop_thread
 from .loop_thread import LOCK
@@ -153,7 +151,7 @@ def with_ports(
             problems.append(error)
     failed = {problem.name for problem in problems}
     unchanged = [server for name, server in in_use.items() if name in failed]
-    resolved, wrong = _resolve_references(servers, unchanged)
+    resolved, wrong = _with_resolved_references(servers, unchanged)
     problems += [
         configuration._located(servers[index], finding)
         for index, findings in wrong.items()
@@ -163,27 +161,12 @@ def with_ports(
     return [server for index, server in enumerate(resolved) if index not in wrong], problems
 
 
-def _resolve_references(
+def _with_resolved_references(
     servers: Sequence[ServerConfig], others: Sequence[ServerConfig] = ()
 ) -> tuple[builtins.list[ServerConfig], dict[int, builtins.list[Finding]]]:
-    """The servers with addresses in place of references to `servers` and `others`, and `_reference_findings`."""
-    wrong = _reference_findings(servers, others)
+    """The servers with addresses in place of references to `servers` and `others`, and their `wrong_references`."""
+    wrong = wrong_references(servers, others)
     return with_resolved_references(servers, others, keep_escapes=True), wrong
-
-
-def _reference_findings(
-    servers: Sequence[ServerConfig], others: Iterable[ServerConfig] = (), failed: Iterable[str] = ()
-) -> dict[int, builtins.list[Finding]]:
-    """What is wrong with references to servers, by the index of the server in whose `env` or `command` they are.
-
-    References may name `servers`, `others`, and invalid servers with the names `failed`.
-    """
-    if not any(map(may_refer, servers)):
-        return {}
-    named = dict.fromkeys(failed, ServerReferenceValues(None))
-    named |= {each.name: ServerReferenceValues.of(each) for each in (*others, *servers)}
-    found = ((index, [*reference_findings(dict(each), named)]) for index, each in enumerate(servers))
-    return {index: findings for index, findings in found if findings}
 
 
 def _server_of(config: ServerConfig | Mapping[str, Any], avoid: Container[int | None]) -> Server:
@@ -341,7 +324,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         if not any(map(may_refer, configs)):
             return {}
         there = [server.config for pool in (self._source_pool, self) for server in pool.values()]
-        resolved, wrong = _resolve_references(configs, there)
+        resolved, wrong = _with_resolved_references(configs, there)
         for server, config in zip(servers, resolved, strict=True):
             if config != server.config:
                 server._set_config(config)
@@ -446,7 +429,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         }
         self._ports = Counter(server.address.port for server in self._servers.values())
         servers = [] if self._is_view else [*self._servers.values()]
-        resolved, wrong = _resolve_references([server.config.before_references() for server in servers])
+        resolved, wrong = _with_resolved_references([server.config.before_references() for server in servers])
         for index, (server, config) in enumerate(zip(servers, resolved, strict=True)):
             # Another pool may have resolved its references, or this one may have had what they name.
             if index not in wrong and config != server.config:
@@ -899,9 +882,7 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
 def _stacks_of_this_process(
     thread: loop_thread.LoopThread, config: ServerConfig, placement: Placement
 ) -> WorkerStacks:
-    lines = describe_stacks(None, thread.thread.ident, thread.loop)
-    text = "\n".join(lines).encode(errors="backslashreplace")
-    threads, tasks = parse(text, PYTHON, (config.app_dir, config.base_dir))
+    threads, tasks = thread.stacks((config.app_dir, config.base_dir))
     return replace(
         _unknown_stacks(config, placement, ""),
         source=PYTHON,
@@ -1162,7 +1143,7 @@ class PoolConfig(Configuration):
         for server, finding in dependency_findings(kept, failed):
             out.update(index for index, other in enumerate(servers) if other is server)
             self._problems.append(_problem(server, finding))
-        for index, findings in _reference_findings(servers, failed=failed).items():
+        for index, findings in wrong_references(servers, failed=failed).items():
             out.add(index)
             self._problems += [_problem(servers[index], finding) for finding in findings]
         self._excluded = [servers[index] for index in sorted(out)]

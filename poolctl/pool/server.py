@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from random import Random
 from typing import Any, NoReturn, Protocol
 
 from poolctl.address import Address, parse
@@ -29,11 +30,9 @@ from poolctl.config import (
     Dependency,
     Recovery,
     ServerConfig,
-    ServerReferenceValues,
     TLSConfig,
-    may_refer,
-    reference_findings,
     with_resolved_references,
+    wrong_references,
 )
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
@@ -173,11 +172,10 @@ class Shared:
             keys = ", ".join(f"`{key}`" for key in used)
             hint = "run the pool with `poolctl start`, or remove what only its supervisor does"
             raise error_about(config, f"{keys} cannot be honoured inside a Python program", hint)
-        if may_refer(config):
-            # A server that was never in a pool may refer to others; in a pool only literals `$${server.` are left.
-            for finding in reference_findings(dict(config), {config.name: ServerReferenceValues.of(config)}):
-                raise error_about(config, finding.message, finding.hint)
-            (config,) = with_resolved_references([config])
+        # A server that was never in a pool may refer to others; in a pool only literals `$${server.` are left.
+        for finding in wrong_references([config]).get(0, ()):
+            raise error_about(config, finding.message, finding.hint)
+        (config,) = with_resolved_references([config])
         found: dict[str, object] = {}
         if config.tls is True:
             if self.tls is None:
@@ -295,7 +293,6 @@ def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
 
 
 DEFAULT_PORT_RANGE = "20000-29999"
-_GOLDEN_RATIO = 0.618034  # multiples of it, less their integers, are far apart
 # How often a start that found its automatic ports in use chooses others.
 _MAX_MOVES = 5
 
@@ -568,7 +565,7 @@ def _at_free_port(config: ServerConfig, port_range: str, avoid: Container[int | 
     first, _, last = port_range.partition("-")
     ports = range(int(first), int(last or first) + 1)
     # Elsewhere for each process, so that programs that start together seldom choose the same.
-    start = int(os.getpid() * _GOLDEN_RATIO % 1 * len(ports))
+    start = Random(os.getpid()).randrange(len(ports))
     for last_choice in (False, True):
         with LOCK:
             chosen = {port for port, other in _chosen_ports.items() if other.is_reserved or not last_choice}

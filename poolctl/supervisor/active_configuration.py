@@ -21,16 +21,15 @@ from poolctl.config import (
     Marks,
     Reading,
     ServerConfig,
-    ServerReferenceValues,
     Surroundings,
     Tables,
     conflicts,
     dependency_findings,
     named_addresses,
-    reference_findings,
     refuse,
     secret_variable_names,
     with_resolved_references,
+    wrong_references,
 )
 from poolctl.control.answers import ErrorEntry, failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
@@ -344,9 +343,8 @@ class ActiveConfiguration:
         if server.address.auto:
             taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)
-        named = {each.name: ServerReferenceValues.of(each) for each in (*there, server)}
-        if found := [*reference_findings(dict(server), named)]:
-            refuse(server.name, found, server.name, server.bind)
+        if wrong := wrong_references([server], there):
+            refuse(server.name, wrong[0], server.name, server.bind)
         (server,) = self._self_binding.apply_to(with_resolved_references([server], there))
         withhold_variables(secret_variable_names([server], Tables()))
         return server

@@ -47,9 +47,8 @@ def config(
     if schema:
         from poolctl.config import json_schema
 
-        outcome = Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
-        outcome.is_file = True
-        return outcome
+        schema_text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+        return Outcome(text=f"{schema_text}\n", is_file=True)
     pool = find_pool(place)
     loaded = load(pool, allow_empty=selection.allow_empty)
     servers = servers_with_chosen_ports(loaded, pool)

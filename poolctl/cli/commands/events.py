@@ -23,7 +23,7 @@ from poolctl.cli.options import (
     with_options,
 )
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.output import json_text
+from poolctl.cli.output import json_without_commands
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import local_time, print_diagnostics, printable, stdout_fd, styled
@@ -170,7 +170,7 @@ def _configured_path(pool: PoolRef) -> str:
 
 def _writer(output: str | None, verbose: bool, names: Iterable[str]) -> Callable[[JournalEvent], None]:
     if output in ("json", "jsonl"):
-        return lambda event: print(json_text(event.to_json()))
+        return lambda event: print(json_without_commands(event.to_json()))
     wide = output == "wide" or verbose
     width = max([len(name) for name in names] or [0])
 

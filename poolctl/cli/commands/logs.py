@@ -28,7 +28,7 @@ from poolctl.cli.options import (
     with_options,
 )
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
-from poolctl.cli.output import json_text
+from poolctl.cli.output import json_without_commands
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, print_diagnostics, stdout_fd
@@ -265,7 +265,7 @@ def _json_line(line: LogLine) -> str:
         record = parse_record(line.text)
         if record is not None:
             document["record"] = record.fields
-    return json_text(document) + "\n"
+    return json_without_commands(document) + "\n"
 
 
 def _line_search(option: str, expressions: Sequence[str]) -> Callable[[str], bool]:

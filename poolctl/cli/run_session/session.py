@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from poolctl.cli import render
 from poolctl.cli.offline import no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
-from poolctl.cli.output import command_annotations, json_text
+from poolctl.cli.output import command_annotations, json_without_commands
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
 from poolctl.cli.reload_on_change import PoolWatcher
@@ -463,7 +463,7 @@ class RunSession:
             return
         if self._objects:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
-            line = json_text(document)
+            line = json_without_commands(document)
         else:
             line = render.printable(text)
         sys.stderr.write(f"{line}\n")

@@ -234,11 +234,6 @@ class ServerReferenceValues(NamedTuple):
     address: Address | None
     expose: Tree = None
 
-    @classmethod
-    def of(cls, server: ServerConfig) -> ServerReferenceValues:
-        """The values of a valid server."""
-        return cls(server.address, None if server.derived_expose else server.expose)
-
 
 def reference_findings(
     table: Mapping[str, Tree], servers: Mapping[str, ServerReferenceValues]
@@ -250,6 +245,23 @@ def reference_findings(
                 finding = _reference_problem(match[1], path, servers)
                 if finding is not None:
                     yield finding._replace(found=match[0][:60])
+
+
+def wrong_references(
+    servers: Sequence[ServerConfig], others: Iterable[ServerConfig] = (), failed: Iterable[str] = ()
+) -> dict[int, list[Finding]]:
+    """What is wrong with references to servers, by the index of the server in whose `env` or `command` they are.
+
+    References may name `servers`, `others`, and invalid servers with the names `failed`.
+    """
+    if not any(map(may_refer, servers)):
+        return {}
+    named = dict.fromkeys(failed, ServerReferenceValues(None))
+    for each in (*others, *servers):
+        expose = None if each.derived_expose else each.expose
+        named[each.name] = ServerReferenceValues(each.address, expose)
+    found = ((index, [*reference_findings(dict(each), named)]) for index, each in enumerate(servers))
+    return {index: findings for index, findings in found if findings}
 
 
 def may_refer(server: ServerConfig) -> bool:

@@ -175,9 +175,7 @@ def _write_or_print(found: RenderedPoolFile, into: str | None, mode: int) -> Out
         warnings.append(f"it refers to variables that are not set here: {', '.join(found.unset)}")
     warnings += found.missing
     if into is None:
-        outcome = Outcome(text=found.text, warnings=warnings)
-        outcome.is_file = True
-        return outcome
+        return Outcome(text=found.text, is_file=True, warnings=warnings)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(into)), exist_ok=True)
         with open(into, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as file:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from poolctl.cli.log_rendering import PrefixedLineFormatter
-from poolctl.cli.output import MOST_ANNOTATIONS, json_text, lines_without_commands, without_commands
+from poolctl.cli.output import (
+    MOST_ANNOTATIONS,
+    json_without_commands,
+    lines_without_commands,
+    without_commands,
+)
 from poolctl.logs.log_line import LogLine
 from tests.stand_in import always, item
 
@@ -147,8 +152,8 @@ def test_quiet_command_annotates_errors_only(
 )
 def test_commands_to_a_ci_are_escaped(text: str, expected: str) -> None:
     assert without_commands(text) == expected
-    assert json.loads(json_text({"a": text})) == {"a": text}
-    assert "##" not in json_text({"a": text}).replace("## [", "").replace("##\\u", "")
+    assert json.loads(json_without_commands({"a": text})) == {"a": text}
+    assert "##" not in json_without_commands({"a": text}).replace("## [", "").replace("##\\u", "")
 
 
 def test_first_line_of_output_is_no_command_either() -> None:

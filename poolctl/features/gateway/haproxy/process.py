@@ -60,8 +60,7 @@ MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
-# A request that waits for its next attempt, a second at most, still has its server, but does not count as a connection
-# of it: HAProxy 2.8 deletes the server, and crashes at that attempt.
+# HAProxy 2.8.25 crashed under load when servers were deleted at once: a stream still used one that had no connections.
 _DELETION_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _FIRST_REQUEST_SECONDS = 1.0
