@@ -350,14 +350,14 @@ def test_server_that_is_back_before_it_is_deleted_is_taken_back(play: Play) -> N
     async def scene(stage: Stage) -> None:
         stage.says(**{"del server b/gone": "Server deleted.\n", "del server b/busy": "It has connections.\n"})
         process = await stage.start()
-        added = {f"b/{name}": f"add server b/{name} 127.0.0.1:1" for name in ("gone", "busy", "back")}
+        added = {f"b/{name}": f"add server b/{name} 127.0.0.1:1" for name in ("back", "gone", "busy")}
         process.delete_later(added, after_seconds=0.2)
         assert process.take_back([added["b/back"], "set map m"]) == ["set map m"]
+        process.delete_later({"b/back": added["b/back"]}, after_seconds=60.0)
         log = stage.directory / "commands"
         await until(lambda: log.exists() and "del server b/busy" in log.read_text())
         assert stage.commands() == ["del server b/gone", "del server b/busy"]
         assert process.take_back([added["b/gone"], added["b/busy"]]) == [added["b/gone"]]
-        process.delete_later({"b/back": added["b/back"]}, after_seconds=60.0)
         assert process.take_back(["add server b/back 127.0.0.1:2"]) is None, "another address"
 
     play(scene)

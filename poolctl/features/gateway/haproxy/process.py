@@ -20,7 +20,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from poolctl.config.model.server_tables import Log
@@ -90,8 +90,8 @@ class HaproxyProcess(HelperChild):
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
-        # Servers in maintenance, which are deleted soon: the command that adds one again, by "BACKEND/SERVER".
-        self._leaving: dict[str, str] = {}
+        # Servers in maintenance, by "BACKEND/SERVER", and the call of `delete_later` that will delete each.
+        self._leaving: dict[str, Mapping[str, str]] = {}
         self._deletions: set[asyncio.Task[None]] = set()
         self._fd = os.pidfd_open(self.pid)
         if process_start(self.pid) != known["start"]:
@@ -144,22 +144,23 @@ class HaproxyProcess(HelperChild):
 
         `servers` has, by "BACKEND/SERVER", the command that adds one again.
         """
-        self._leaving |= servers
+        self._leaving |= dict.fromkeys(servers, servers)
         deletion = asyncio.ensure_future(self._delete_later(servers, after_seconds))
         self._deletions.add(deletion)
         deletion.add_done_callback(self._deletions.discard)
 
-    async def _delete_later(self, servers: Iterable[str], after_seconds: float) -> None:
+    async def _delete_later(self, servers: Mapping[str, str], after_seconds: float) -> None:
         await asyncio.sleep(after_seconds)
         with contextlib.suppress(HaproxyRefusal):  # it is being replaced
             for server in servers:
-                if server in self._leaving and "deleted" in await self.ask(f"{DELETES}{server}"):
+                is_leaving = self._leaving.get(server) is servers
+                if is_leaving and "deleted" in await self.ask(f"{DELETES}{server}"):
                     self._leaving.pop(server, None)
 
     def take_back(self, commands: Sequence[str]) -> list[str] | None:
         """The commands without those that add a server which is still there; None if that server is not the same."""
         added = {each.split()[2]: each for each in commands if each.startswith(ADDS)}
-        there = {place: self._leaving.pop(place) for place in added.keys() & self._leaving.keys()}
+        there = {place: self._leaving.pop(place)[place] for place in added.keys() & self._leaving.keys()}
         if any(added[place] != command for place, command in there.items()):
             return None
         return [each for each in commands if each not in there.values()]
