@@ -1,8 +1,8 @@
-"""Output that is written whole, to pipes that do not block and to disks that may be full, and that a CI may read.
+"""Output to pipes that do not block, to disks that may be full, and to the log of a CI.
 
 GitHub's runner trims each line and executes `::name::` at its beginning, and `##[name]` anywhere in it (actions/runner,
 ActionCommand.cs); Azure's agent executes `##vso[`, TeamCity `##teamcity[`, and GitLab folds what is between
-`section_start:` and `section_end:`. What servers print is none of these.
+`section_start:` and `section_end:`. Where servers print such text, it is escaped.
 """
 
 from __future__ import annotations
