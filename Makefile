@@ -7,12 +7,11 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 JOBS ?= $(shell echo $$(( $(CPUS) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
-# Tests of the structure of the source files and of the tests' own tools: they run no code of the package.
-OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_benchmark_bytecode.py \
-	test_benchmark_report.py test_conformance_collections.py test_mutants.py test_sdist.py test_release.py)
+# Tests of the structure of the source files and of what is released: they run no code of the package.
+OF_STRUCTURE := $(addprefix tests/unit/,test_floors.py test_sdist.py test_release.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
-# Not the structure of the source files, decisions without input and output, and the tools of the tests.
-PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/, \
+# Not the structure of the source files, and decisions without input and output.
+PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_STRUCTURE) $(addprefix tests/unit/, \
 	cli/test_completion.py core/test_decide_properties.py)) \
 	$(shell grep -L mark.integration tests/features/gateway/test_*.py)
 PORTABLE = $(PORTABLE_UNIT) $(addprefix tests/integration/,runners processes/test_starting.py test_inline_runner.py test_embedding.py)
