@@ -31,7 +31,7 @@ EXAMPLES = sorted(Path(__file__).parent.glob("*.toml"))
 # Files outside docs/ that are pages of the site, by their path in the repository.
 OUTSIDE = {
     "README.md": "index.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "reporting.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "examples": "examples.md",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def test_paths_are_there(text: str) -> None:
 
 
 def test_names_are_in_the_modules_that_are_given_for_them() -> None:
-    named = re.findall(r"`([\w.]+)`\s+(?:of|in)\s+`(poolctl/[\w/]+\.py)`", ARCHITECTURE)
+    named = re.findall(r"`([\w.]+)`\s+(?:of|in)\s+`(poolctl/[\w/]+\.py)`", ARCHITECTURE + CONTRIBUTING)
     assert named
     for name, path in named:
         word = name.rpartition(".")[2]
@@ -92,3 +94,27 @@ def test_every_module_that_serves_http_is_named_with_the_protocols() -> None:
     named = set(re.findall(r"`(poolctl/[\w/]+\.py)`", section("### Protocols")))
     # The base class of sites that answer at one path.
     assert sorted(modules - named - {"poolctl/web/site.py"}) == []
+
+
+ADDED = """
+import sys, types
+import poolctl.cli.app
+from poolctl.cli.main import main
+command, line, *arguments = sys.argv[1:]
+exec(line, vars(poolctl.cli.app))
+module = sys.modules["poolctl.cli.commands.greet"] = types.ModuleType("poolctl.cli.commands.greet")
+exec(command, vars(module))
+sys.exit(main(arguments))
+"""
+
+
+def test_command_and_feature_of_the_guide_work_as_they_are_shown() -> None:
+    command, line, _, feature = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+
+    def poolctl(*arguments: str) -> str:
+        words = [sys.executable, "-c", ADDED, command, line, *arguments]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert poolctl("greet", "users", "--with", "welcome") == "welcome users\n"
+    assert "  greet       Greet servers.\n" in poolctl("help", "--all")
+    assert feature == (ROOT / "poolctl" / "features" / "doctor" / "__init__.py").read_text()
