@@ -100,7 +100,9 @@ def test_command_lines_do_what_they_say(real_pool: RealPool, monkeypatch: pytest
     for line in lines:
         # Names of other pools, and placeholders, are those of this one.
         words = [os.path.expanduser(word) for word in shlex.split(line)]
-        words = [re.sub(r"^(NAME|web|app|mail|queue|backup|migrate|api-\*)$", "users", word) for word in words]
+        words = [
+            re.sub(r"^(NAME|web|app|mail|queue|backup|migrate|api-\*)$", "users", word) for word in words
+        ]
         real_pool.ok(*words)
         executed += 1
     assert executed > 25
