@@ -20,8 +20,8 @@ DEMO := -c examples/microservices/pool.toml -c examples/microservices/gateway.to
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications distributions properties unit quick portable \
-	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
+.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications distributions properties quick portable \
+	lint types floors docs completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,14 +35,11 @@ help:
 	@echo "make distributions both commands above on new Debians (13 and sid), in chroots, as root: ARGS='SUITE…'"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
-	@echo "make unit          the unit tests only"
 	@echo "make lint          ruff: rules and format"
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make features      the rest works without each feature, in a copy of the tree: ARGS='NAME…'"
 	@echo "make mutants       random mutants, each run with its module's own tests: ARGS='PATH… --seed N'"
-	@echo "make house         figures of the package's structure, with their definitions"
-	@echo "make entered       the files that a start, a restart and a death enter, over all processes"
 	@echo "make docs          the site of the documentation, in site/; warnings are errors"
 	@echo "make completions   regenerates completions/ and the man page"
 	@echo "make release       what is published, in dist/, built twice and compared: ARGS=--test runs the tests with it"
@@ -124,9 +121,6 @@ test-cluster: dev
 	@$(BIN)/python -m pytest -o faulthandler_timeout=900 \
 		$(addprefix tests/features/kubernetes/,test_real_cluster.py test_nodes.py) $(ARGS)
 
-unit: dev
-	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
-
 # More processes than elsewhere: unit tests wait for deadlines more than they compute.
 quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
 quick: dev
@@ -151,12 +145,6 @@ features: dev
 
 mutants: dev
 	@$(BIN)/python -m tests.mutants $(ARGS)
-
-house:
-	@python3 .ci/house
-
-entered: venv
-	@$(BIN)/python .ci/entered-files
 
 docs: TOOLS := docs
 docs: export NO_MKDOCS_2_WARNING := 1 # the theme advertises its successor
