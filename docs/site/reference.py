@@ -37,6 +37,8 @@ OUTSIDE = {
     "examples": "examples.md",
     "examples/README.md": "examples.md",
 }
+# Pages that answer few questions come last in what the search finds.
+BOOSTS = {"reference/": 0.3, "changelog": 0.1, "architecture": 0.3, "contributing": 0.3, "reporting": 0.5, "how-do-i": 2}
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([\w./-]+)(#[\w-]+)?\)")
 Schema = Mapping[str, Any]
 
@@ -58,6 +60,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links to the page of a file of the repository; without a page, name its path instead."""
     outside = {name: path for path, name in OUTSIDE.items()}.get(page.file.src_uri)
+    for begin, boost in BOOSTS.items():
+        if page.file.src_uri.startswith(begin):
+            page.meta["search"] = {"boost": boost}
     if page.file.src_uri.startswith("reference/"):
         return markdown
     directory = (ROOT / (outside or f"docs/{page.file.src_uri}")).parent

@@ -32,7 +32,8 @@ def test_pages_load_nothing_from_elsewhere() -> None:
     plugins = re.search(r"^plugins:\n((?:  .*\n)*)", text, re.MULTILINE)
     assert plugins is not None
     names = re.findall(r"^  - (\w+)", plugins[1], re.MULTILINE)
-    assert names == ["search", "mkdocstrings"], "offline adds a script of unpkg.com to each page"
+    assert names == ["offline", "search", "mkdocstrings"]
+    assert "polyfills: [iframe-worker.js]" in text, "offline adds a script of unpkg.com to each page"
     assert "font: false" in text
 
 
