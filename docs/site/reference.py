@@ -38,7 +38,16 @@ OUTSIDE = {
     "examples/README.md": "examples.md",
 }
 # Pages that answer few questions come last in what the search finds.
-BOOSTS = {"reference/": 0.3, "changelog": 0.1, "architecture": 0.3, "contributing": 0.3, "reporting": 0.5, "how-do-i": 2}
+BOOSTS = {
+    "reference/": 0.3,
+    "changelog": 0.1,
+    "architecture": 0.3,
+    "internals": 0.2,
+    "decisions/": 0.2,
+    "contributing": 0.3,
+    "reporting": 0.5,
+    "how-do-i": 2,
+}
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([\w./-]+)(#[\w-]+)?\)")
 Schema = Mapping[str, Any]
 
@@ -70,10 +79,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def led(link: re.Match[str]) -> str:
         text, target, anchor = link.groups()
         path = os.path.relpath(directory / target, ROOT)
-        if name := OUTSIDE.get(path):
-            return f"[{text}]({name}{anchor or ''})"
-        if path.startswith("docs/"):
-            return f"[{text}]({path.removeprefix('docs/')}{anchor or ''})"
+        if (name := OUTSIDE.get(path)) or path.startswith("docs/"):
+            page_path = os.path.relpath(name or path.removeprefix("docs/"), Path(page.file.src_uri).parent)
+            return f"[{text}]({page_path}{anchor or ''})"
         return f"{text} (`{path}` in the repository)"
 
     return LINK.sub(led, markdown).replace('"docs/images/', '"images/')

@@ -1,4 +1,4 @@
-"""What docs/architecture.md and CONTRIBUTING.md name is there."""
+"""What the pages for developers name is there."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from tests.unit.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+INTERNALS = (ROOT / "docs" / "internals.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+PAGES = {"architecture": ARCHITECTURE, "internals": INTERNALS, "contributing": CONTRIBUTING}
 
 
-@pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
+@pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
 def test_paths_are_there(text: str) -> None:
     paths = set(re.findall(r"`((?:poolctl|tests|benchmarks|docs|\.ci)/[\w./-]+)`", text))
     assert paths
@@ -24,14 +26,14 @@ def test_paths_are_there(text: str) -> None:
 
 
 def test_names_are_in_the_modules_that_are_given_for_them() -> None:
-    named = re.findall(r"`([\w.]+)`\s+(?:of|in)\s+`(poolctl/[\w/]+\.py)`", ARCHITECTURE + CONTRIBUTING)
+    named = re.findall(r"`([\w.]+)`\s+(?:of|in)\s+`(poolctl/[\w/]+\.py)`", "".join(PAGES.values()))
     assert named
     for name, path in named:
         word = name.rpartition(".")[2]
         assert re.search(rf"\b{word}\b", (ROOT / path).read_text()), f"{path} has no {word}"
 
 
-@pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
+@pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
 def test_make_targets_are_there(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = {word for line in re.findall(r"\bmake ([a-z ]+?)(?: +#|`|\n)", text) for word in line.split()}
@@ -52,7 +54,7 @@ def test_glossary_names_nothing_twice() -> None:
 
 
 def section(heading: str) -> str:
-    return ARCHITECTURE.partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    return INTERNALS.partition(f"\n{heading}\n")[2].partition("\n#")[0]
 
 
 def test_every_package_that_is_run_as_a_process_is_in_the_table_with_its_owner() -> None:
