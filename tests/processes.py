@@ -45,9 +45,12 @@ def freeze(pid: int) -> None:
 
 
 def is_frozen(pid: int) -> bool:
-    """Whether each of its threads is stopped; raises FileNotFoundError for a process or thread that ends."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return all((each / "stat").read_text().rpartition(")")[2].split()[0] == "T" for each in threads)
+    """Whether each of its threads is stopped; False for a process that is gone."""
+    try:
+        threads = [each / "stat" for each in Path(f"/proc/{pid}/task").iterdir()]
+        return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads)
+    except (FileNotFoundError, ProcessLookupError):  # a thread has ended
+        return False
 
 
 def children(pid: int) -> list[int]:
