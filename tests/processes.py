@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.deadline import wait_until
 
 
 class Stat(NamedTuple):
@@ -32,6 +35,21 @@ def is_alive(pid: int) -> bool:
     try:
         return stat(pid).state != "Z"
     except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def freeze(pid: int) -> None:
+    """Stop the process with SIGSTOP; returns when each of its threads has stopped, which kill(2) does not wait for."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: is_frozen(pid), what=f"process {pid} stops")
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether each of its threads is stopped; False for a process that is gone."""
+    try:
+        threads = [each / "stat" for each in Path(f"/proc/{pid}/task").iterdir()]
+        return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads)
+    except (FileNotFoundError, ProcessLookupError):  # a thread has ended
         return False
 
 

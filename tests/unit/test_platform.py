@@ -20,6 +20,7 @@ import pytest
 from poolctl import platform as linux
 from poolctl.platform import age_seconds, await_readable, readable_bytes, signal_descriptor, signals_blocked
 from tests.deadline import wait_until
+from tests.processes import freeze
 
 
 @pytest.mark.parametrize("limit", [16_384, 256])
@@ -478,7 +479,7 @@ def test_members_of_a_process_group_are_its_running_processes_without_the_leader
             child = int(leader.stdout.readline())
             assert list(linux.group_members(leader.pid)) == [child]
             assert list(linux.group_members(child)) == [], "it leads no group"
-            os.kill(child, signal.SIGSTOP)
+            freeze(child)
             assert list(linux.group_members(leader.pid)) == [child], "a stopped process has not ended"
         finally:
             os.killpg(leader.pid, signal.SIGKILL)

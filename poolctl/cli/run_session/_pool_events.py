@@ -10,7 +10,6 @@ from typing import NamedTuple
 from poolctl.control.answers import JournalPositionResult, ProgressLine
 from poolctl.control.client import AsyncClient
 from poolctl.errors import ControlError
-from poolctl.json_form import Table
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 
 from ._end_of_work import status_of
@@ -56,28 +55,35 @@ class PoolEventFollower:
         self.exits: dict[str, tuple[object, object]] = {}
         self.changed = asyncio.Event()
 
-    def start(self) -> None:
-        """Follow new events from now on; returns at once."""
+    async def start(self) -> None:
+        """Follow new events; returns when none can be missed any more. Raises ControlError."""
+        position = await self._client.ask(JournalPositionResult, "events", {"options": {"lines": 0}})
+        self._last = position.seq
         self._following = asyncio.create_task(self._follow())
+
+    async def catch_up(self) -> None:
+        """Report all events up to now."""
+        with contextlib.suppress(ControlError):  # the supervisor has reported its end
+            await self._ask(self._client, timeout_seconds=_LAST_SECONDS)
 
     async def finish(self) -> None:
         """Report all events up to now, then stop."""
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait([self._following])
-        with contextlib.suppress(ControlError):  # the supervisor has reported its end
-            await self._ask(self._client, {"after": self._last, "lines": MOST_LINES}, _LAST_SECONDS)
+            await self.catch_up()
 
     async def _follow(self) -> None:
-        options: Table = {"lines": 0}
         while True:
             with contextlib.suppress(ControlError):
-                await self._ask(self._patient_client, options | {"follow": True})
-            options = {"after": self._last, "lines": MOST_LINES}
+                await self._ask(self._patient_client, follow=True)
             await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _ask(self, client: AsyncClient, options: Table, timeout_seconds: float | None = None) -> None:
-        body = {"options": options | {"kind": _KINDS}}
+    async def _ask(
+        self, client: AsyncClient, *, follow: bool = False, timeout_seconds: float | None = None
+    ) -> None:
+        options = {"after": self._last, "lines": MOST_LINES, "follow": follow, "kind": _KINDS}
+        body = {"options": options}
         await client.ask(JournalPositionResult, "events", body, self._report_event, timeout_seconds)
 
     def _report_event(self, line: ProgressLine) -> None:

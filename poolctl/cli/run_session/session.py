@@ -147,6 +147,7 @@ class RunSession:
         """Start the servers, and wait until the pool, the user's command or an order ends; returns the exit code."""
         try:
             if not await self._orders.unless_ordered(self._start()):
+                await self._orders.unless_ordered(asyncio.sleep(0))  # the end of a server is an order
                 self._flush_diagnostics()
                 return self.outcome.exit_code
             if self._watches:
@@ -176,10 +177,14 @@ class RunSession:
         body = {"selector": request.selection.selector().to_dict(), "options": options}
         if self._output is not None:
             self._output.start()
-        self._events.start()
+        await self._events.start()
         quiet = self._quiet or not self._command  # without a command, the logs show the progress
         with Progress("start", quiet=quiet) as progress:
             result = await self._client.ask(Result, "start", body, progress, request.timeout)
+        if result.exit_code and self._abort_on_exit:
+            await self._events.catch_up()
+            if self._first_end.is_set():  # which is why the start has failed
+                return False
         self.outcome, self._servers, self._gateway = Outcome.of(result), result.items, result.gateway
         self._failures = {each.name: each.message for each in result.errors if each.name}
         self._print_held_events()

@@ -21,6 +21,7 @@ from poolctl.supervisor.web_addresses import SiteSettings
 from tests.certificates import certificate
 from tests.http_get import Reply, get
 from tests.ports import claim_port
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 
@@ -211,8 +212,8 @@ def test_a_page_and_a_logger_that_hang_are_replaced(page: Page) -> None:
     token = page.token()
     first, logger = page.process(), page.logger()
     assert first is not None
-    os.kill(first, signal.SIGSTOP)
-    os.kill(logger, signal.SIGSTOP)
+    freeze(first)
+    freeze(logger)
     page.until(lambda: page.process() not in (None, first), timeout_seconds=60)
     page.until(lambda: page.logger() not in (0, logger), timeout_seconds=60)
     assert page.servers(token).status == 200
@@ -239,7 +240,7 @@ def test_dashboard_ends_with_keeper_and_supervisor_and_the_next_pool_serves_it_a
     page.start()
     token = page.token()
     process, before = page.process(), page.pool.info()
-    os.kill(before["keeper_pid"], signal.SIGSTOP)
+    freeze(before["keeper_pid"])
     os.kill(before["supervisor_pid"], signal.SIGKILL)
     os.kill(before["keeper_pid"], signal.SIGKILL)
     assert page.until(lambda: not page.answers())

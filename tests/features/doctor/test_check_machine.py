@@ -32,6 +32,7 @@ from poolctl.platform import process_start
 from poolctl.runners.left_overs import ProcessNote, ProcessNotes
 from tests.deadline import wait_until
 from tests.other_user import AS_OTHER_USER, python_for_others
+from tests.processes import freeze
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
@@ -233,7 +234,7 @@ def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     info = real_pool.info()
     workers = real_pool.items()["queue"]["pids"]
     for pid in (info["keeper_pid"], info["supervisor_pid"]):
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     for pid in (info["keeper_pid"], info["supervisor_pid"]):
         os.kill(pid, signal.SIGKILL)
     code, found = examined(real_pool)

@@ -29,6 +29,7 @@ from poolctl.features.doctor._check import CheckContext, CheckResult
 from tests.certificates import certificate
 from tests.features.doctor.test_check_machine import examined, only
 from tests.needs import needs
+from tests.processes import freeze
 from tests.real_pool import RealPool
 from tests.stand_in import server
 
@@ -102,7 +103,7 @@ def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")
     supervisor = real_pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     try:
         code, found = examined(real_pool)
     finally:

@@ -28,6 +28,7 @@ from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
 from tests.ports import claim_port
+from tests.processes import freeze
 from tests.real_pool import RealPool, pool_in
 from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import web
@@ -315,7 +316,7 @@ def test_address_that_becomes_wider_and_narrower_loses_at_most_what_lies_in_the_
 @pytest.mark.integration
 def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(shared: GatewayPool) -> None:
     pid = shared.until(shared.process)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         shared.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
         done = shared.pool.ok("reload", "--timeout", "0.5s")

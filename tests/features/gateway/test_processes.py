@@ -17,10 +17,11 @@ import pytest
 from tests import leaving_clients
 from tests.certificates import certificate
 from tests.features.gateway.conftest import ROUTES, SERVERS, GatewayPool, gateway
+from tests.integration.processes.test_both_killed import kill_both
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
 from tests.ports import claim_port
-from tests.processes import descriptors, is_alive, watched_descriptors
+from tests.processes import descriptors, freeze, is_alive, watched_descriptors
 from tests.programs import program
 
 __all__ = ["gateway"]
@@ -62,8 +63,7 @@ def test_haproxy_that_has_outlived_keeper_and_supervisor_is_replaced_by_the_next
     pid = gateway.until(gateway.process)
     with socket.create_connection(("127.0.0.1", gateway.port), 60) as client:
         client.sendall(b"POST /one HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
-        for name in ("keeper_pid", "supervisor_pid"):
-            os.kill(gateway.pool.info()[name], signal.SIGKILL)
+        kill_both(gateway.pool, gateway.until)
         gateway.pool.ok("start")
         client.sendall(b"x")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -167,7 +167,7 @@ def test_frozen_haproxy_is_replaced_within_ten_seconds(gateway: GatewayPool, kil
     gateway.start()
     gateway.until(lambda: gateway.get("/one").status == 200)
     pid = gateway.until(gateway.process)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     stopped_at = time.monotonic()
     if killed:
         os.kill(gateway.pool.info()[killed], signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ class Service(BaseHTTPRequestHandler):
     server: ServiceServer
 
     def do_GET(self) -> None:
+        self.server.asked_at.append(time.monotonic())
         self.server.may_answer.wait(60)
         self.send_response(self.server.status)
         self.send_header("content-length", "0")
@@ -41,6 +43,7 @@ class ServiceServer(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[Service]) -> None:
         super().__init__(address, handler)
+        self.asked_at: list[float] = []
         self.may_answer = threading.Event()
         self.may_answer.set()
 
@@ -129,7 +132,11 @@ def test_failing_target_gets_no_requests_while_another_one_serves(
             return str(next(each["breaker"] for each in items if each["host"] == urls[0]))
 
         gateway.until(lambda: (gateway.get("/"), breaker_state())[1] == "open")
-        assert [gateway.get("/").status for _ in range(6)] == [200] * 6
+        *_, last = service.asked_at
+        found = list[int]()
+        gateway.until(lambda: found.append(gateway.get("/").status) or service.asked_at[-1] != last)
+        assert service.asked_at[-1] - last >= 0.99, "the breaker was open"
+        assert found == [200] * (len(found) - 1) + [500], "one request tries the target"
         gateway.until(lambda: breaker_state() == "half-open")
         service.status = 200
         gateway.until(lambda: (gateway.get("/"), breaker_state())[1] == "closed")

@@ -16,6 +16,7 @@ from poolctl.errors import PoolMonitorError
 from tests.deadline import wait_until as _wait_until
 from tests.features.notify.receivers import TOKEN, Receiver, receiver
 from tests.needs import needs
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.integration
@@ -134,7 +135,7 @@ def test_health_that_came_back_while_there_was_no_supervisor_is_reported(
     well.unlink()
     wait_until(lambda: there.taken and there.taken[-1].text.startswith("web: ko: "))
     keeper, supervisor = (real_pool.info()[f"{name}_pid"] for name in ("keeper", "supervisor"))
-    os.kill(keeper, signal.SIGSTOP)  # it would start another one at once
+    freeze(keeper)  # it would start another one at once
     os.kill(supervisor, signal.SIGKILL)
     well.touch()
     os.kill(keeper, signal.SIGCONT)

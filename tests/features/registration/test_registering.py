@@ -19,6 +19,7 @@ from tests.features.gateway.conftest import GatewayPool
 from tests.features.gateway.other_machine import backend
 from tests.http_get import get
 from tests.ports import claim_port
+from tests.processes import freeze
 from tests.programs import program
 
 
@@ -257,7 +258,7 @@ def test_service_outlasts_a_process_that_takes_no_heartbeats_for_longer_than_its
     pool = Registering(gateway)
     assert pool.heartbeat() == 200
     process = pool.process()
-    os.kill(process, signal.SIGSTOP)
+    freeze(process)
     frozen_at = time.monotonic()
     while time.monotonic() < frozen_at + 2.5:
         assert pool.state() == "serving"
@@ -276,7 +277,7 @@ def test_service_outlasts_a_process_that_hangs_until_it_is_replaced(gateway: Gat
     pool = Registering(gateway)
     assert pool.heartbeat() == 200
     process = pool.process()
-    os.kill(process, signal.SIGSTOP)
+    freeze(process)
     while pool.process() in (0, process):
         assert pool.state() == "serving"
     assert pool.heartbeat() == 200

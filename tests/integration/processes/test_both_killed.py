@@ -18,17 +18,18 @@ import pytest
 
 from tests.http_get import get
 from tests.integration.processes.test_deaths import helper
-from tests.processes import children, command_line, is_alive
+from tests.processes import children, command_line, freeze, is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
 
 
-def kill_both(pool: RealPool, until: Any, first: str = "keeper") -> None:
-    """So that none of them can do anything about it."""
+def kill_both(pool: RealPool, until: Any, first: str = "supervisor") -> None:
+    """So that none of them can do anything about it: only the kernel continues a supervisor whose keeper ends."""
     info = pool.info()
     supervisor, keeper = info["supervisor_pid"], info["keeper_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
+    freeze(keeper)
     for pid in (keeper, supervisor) if first == "keeper" else (supervisor, keeper):
         os.kill(pid, signal.SIGKILL)
     until(lambda: not is_alive(keeper) and not is_alive(supervisor))
@@ -178,7 +179,7 @@ def test_frozen_processes_end_too(pool: RealPool, until: Any) -> None:
     (worker,) = pool.items()["web"]["pids"]
     frozen = [worker, *(helper(pool, kind) for kind in ("logs", "zygote"))]
     for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     kill_both(pool, until)
     pool.ok("start")
     until(lambda: not any(map(is_alive, frozen)))
@@ -208,8 +209,8 @@ def test_what_a_killed_leader_has_left_is_ended_if_it_is_surely_the_pools(
 
     until(lambda: sleepers().keys() == {"sleep 601", "sleep 602"})
     marked, unmarked = sleepers()["sleep 601"], sleepers()["sleep 602"]
-    os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
-    os.kill(pool.info()["keeper_pid"], signal.SIGSTOP)
+    freeze(pool.info()["supervisor_pid"])
+    freeze(pool.info()["keeper_pid"])
     os.kill(leader, signal.SIGKILL)
     kill_frozen(pool, until)
     until(lambda: not os.path.exists(f"/proc/{leader}"))
@@ -309,7 +310,7 @@ def test_an_ordered_end_leaves_nothing_to_go_on_from(pool: RealPool, until: Any)
     # By its keeper alone, whose supervisor does not answer.
     pool.ok("start", "a")
     pool.ok("scale", "a", "2")
-    os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
+    freeze(pool.info()["supervisor_pid"])
     os.kill(pool.info()["keeper_pid"], signal.SIGTERM)
     until(lambda: not pool.processes())
     pool.ok("start", "b")

@@ -17,6 +17,7 @@ import pytest
 
 from tests.http_get import get
 from tests.other_user import AS_OTHER_USER, python_for_others
+from tests.processes import freeze
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
@@ -138,7 +139,7 @@ def test_container_ends_in_time_even_if_the_stop_hangs(pool: RealPool, contain: 
     until(lambda: healthy(pool))
     for pid in children(container.first):
         if Path(f"/proc/{pid}/comm").read_text().strip() != "poolctl-keeper":
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
     began = time.monotonic()
     os.kill(container.first, signal.SIGTERM)
     assert container.end(60)[0] == 128 + signal.SIGKILL

@@ -14,7 +14,7 @@ import pytest
 
 from tests.deadline import wait_until
 from tests.http_get import get
-from tests.processes import children, command_line, is_alive
+from tests.processes import children, command_line, freeze, is_alive
 from tests.real_pool import RealPool
 
 CHATTY = """
@@ -112,7 +112,7 @@ def test_hanging_zygote_is_replaced_and_killed_also_by_a_supervisor_that_found_i
     pool.write_hello("web")
     pool.ok("start")
     zygote, supervisor = helper(pool, "zygote"), pool.info()["supervisor_pid"]
-    os.kill(zygote, signal.SIGSTOP)
+    freeze(zygote)
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: pool.info()["supervisor_pid"] != supervisor)
     (before,) = pool.items()["web"]["pids"]
@@ -186,7 +186,7 @@ def test_a_worker_that_dies_while_there_is_no_supervisor_is_replaced(pool: RealP
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     os.kill(worker, signal.SIGKILL)
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: pool.info()["supervisor_pid"] != supervisor)
@@ -221,7 +221,7 @@ def test_a_stopped_supervisor_does_not_keep_servers_from_serving(pool: RealPool)
     port = pool.write_hello()["web"]
     pool.ok("start")
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     try:
         assert get(port).status == 200
     finally:

@@ -23,7 +23,7 @@ from poolctl.runners.local.memory_kills import control_groups
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.http_get import get
-from tests.processes import is_alive
+from tests.processes import freeze, is_alive
 from tests.real_pool import HELLO_APP, RealPool
 
 # Ends with the status that `/leave?STATUS` names.
@@ -490,7 +490,7 @@ def test_a_suspended_server_hears_that_it_is_to_end(pool: RealPool, free_port: A
         wait_until(lambda starts=starts: pool.ok("logs", "alone").stdout.count("up") == starts)
         wait_until(lambda starts=starts: pool.ok("logs", "shell").stdout.count("up") == starts)
         for item in pool.items().values():
-            os.kill(item["pids"][0], signal.SIGSTOP)
+            freeze(item["pids"][0])
         pool.ok(command)
         for name in ("web", "alone", "behind"):
             assert (pool.directory / name).read_text() == starts * "ended\n", (command, name)

@@ -18,7 +18,7 @@ from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.load.frames import new_key
 from tests.ports import claim_port
-from tests.processes import stat
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 APP = """
@@ -77,8 +77,7 @@ def test_kept_connections_are_even_and_survive_a_worker_that_is_killed(pool: Rea
         wait_until(lambda: even(5))
         pids = dict(zip(kept, map(ask, kept), strict=True))
         victim = pids[kept[0]]
-        os.kill(victim, signal.SIGSTOP)  # it takes nothing any more
-        wait_until(lambda: stat(victim).state == "T")
+        freeze(victim)  # it takes nothing any more
         later = connect(8)
         assert victim not in map(ask, later)
         with contextlib.suppress(ProcessLookupError):  # its pool may have replaced it
@@ -137,8 +136,7 @@ def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its
     assert max(shared.values()) <= 6, shared
     assert kept == {each: ask(each) for each in kept}  # none moves after its handshake
     victim = next(iter(kept.values()))
-    os.kill(victim, signal.SIGSTOP)  # its count stays on the page, out of date, and it takes nothing
-    wait_until(lambda: stat(victim).state == "T")
+    freeze(victim)  # its count stays on the page, out of date, and it takes nothing
     with ThreadPoolExecutor(8) as clients:
         later = [clients.submit(lambda: ask(secured(port, https))) for _ in range(8)]
         assert victim not in [each.result() for each in later]

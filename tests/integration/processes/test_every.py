@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import tests.moved_clock
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 BEGIN = datetime(2024, 1, 8, 2, 0, tzinfo=UTC).timestamp()
@@ -180,7 +181,7 @@ def test_run_that_ends_while_there_is_no_supervisor_is_not_repeated(night: Night
     night.set_clock(BEGIN + HOUR)
     night.await_run(1)
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     (pool.directory / "end").write_text("0")
     night.until(lambda: not (pool.directory / "end").exists())
     os.kill(supervisor, signal.SIGKILL)

@@ -22,7 +22,7 @@ from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
-from tests.processes import children, command_line, is_alive, stat
+from tests.processes import children, command_line, freeze, is_alive, stat
 from tests.real_pool import RealPool, pool_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -257,7 +257,7 @@ def test_what_a_helper_prints_is_in_its_bounded_log(full_pool: FullPool, kind: K
 def test_frozen_process_is_replaced_or_continued(full_pool: FullPool, kind: Kind) -> None:
     with nothing_is_refused(full_pool):
         pid = process_of(full_pool, kind)
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         try:
             wait_until(lambda: works(full_pool, kind), timeout_seconds=90)
             wait_until(lambda: not is_alive(pid) or stat(pid).state != "T", timeout_seconds=60)

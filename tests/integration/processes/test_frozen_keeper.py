@@ -15,7 +15,7 @@ from poolctl.clock import PING_SECONDS, SILENT_SECONDS
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import whole_again
 from tests.integration.processes.test_successors import supervisor_of
-from tests.processes import is_alive, stat
+from tests.processes import freeze, is_alive, stat
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -40,13 +40,13 @@ def test_stop_says_that_it_waits_for_a_stopped_keeper_continues_it_and_ends(
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
     keeper = pool.info()["keeper_pid"]
-    os.kill(keeper, signal.SIGSTOP)
+    freeze(keeper)
     os.kill(worker, signal.SIGKILL)
     assert pool.run("status").code == 0  # it asks the keeper, and does not wait for the answer
     until(lambda: pool.items()["web"]["pids"] not in ([], [worker]))
     assert get(port).status == 200
     until(lambda: "keeper silent" in pool.ok("events", "--kind", "pool").stdout)
-    os.kill(keeper, signal.SIGSTOP)
+    freeze(keeper)
     began = time.monotonic()
     done = pool.ok("stop")
     assert time.monotonic() - began < 2 * SILENT_SECONDS + 25
@@ -103,10 +103,10 @@ def test_a_pause_of_all_processes_replaces_none(pool: RealPool, until: Any) -> N
     pool.ok("status")
     # The first one is stopped for so long that the others ping it; the first to continue finds the others silent.
     first, second = before["supervisor_pid"], before["keeper_pid"]
-    os.kill(first, signal.SIGSTOP)
+    freeze(first)
     time.sleep(PING_SECONDS + 0.5)
     for pid in processes:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     until(lambda: all(stat(pid).state == "T" for pid in processes))
     time.sleep(SILENT_SECONDS)
     for pid in (second, first):

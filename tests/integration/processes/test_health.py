@@ -16,6 +16,7 @@ from poolctl import connect
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.ports import claim_port
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 APP = """
@@ -217,7 +218,7 @@ def test_a_worker_that_has_not_passed_yet_has_to_under_another_supervisor_too(
     (pid,) = item(pool)["pids"]
     before = pool.info()
     if also_the_keeper:
-        os.kill(before["keeper_pid"], signal.SIGSTOP)
+        freeze(before["keeper_pid"])
     os.kill(before["supervisor_pid"], signal.SIGKILL)
     if also_the_keeper:
         os.kill(before["keeper_pid"], signal.SIGKILL)

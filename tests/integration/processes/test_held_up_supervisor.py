@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.configuration import server
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 # Answers with its pid. Its startup leaves time to hold up the supervisor before it reports that it is ready.
@@ -54,7 +55,7 @@ class Client:
 @contextlib.contextmanager
 def held_up(pool: RealPool) -> Iterator[None]:
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import is_alive
+from tests.processes import freeze, is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def test_start_after_the_end_of_keeper_and_supervisor_runs_the_hook_that_was_int
     (first,) = until(lambda: pids(pool))
     kill_both(pool, until)
     (pool.directory / "before-may-end").touch()
-    os.kill(first, signal.SIGSTOP)  # so that it cannot end by itself
+    freeze(first)  # so that it cannot end by itself
     pool.ok("start")
     assert not is_alive(first)
     assert len(pids(pool)) == 2

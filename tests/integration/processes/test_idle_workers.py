@@ -16,6 +16,7 @@ import pytest
 from poolctl.platform import process_cpu_ns
 from poolctl.runners.local.local_worker import EventLoopIdleDetector, Tally
 from tests.deadline import wait_until
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 HANGING = """
@@ -112,7 +113,7 @@ def test_worker_that_hangs_without_traffic_is_found_and_an_idle_one_is_not_woken
     assert lost(real_pool) == {}
     for name, pid in pids.items():
         if kind_of[name] == "SIGSTOP":
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         elif kind_of[name] not in ("nothing", "a thread that holds the interpreter"):
             os.kill(pid, signal.SIGUSR1)
     (real_pool.directory / "fifo").write_bytes(b"12")
@@ -168,13 +169,13 @@ def test_worker_is_idle_only_in_its_event_loop(kind: str, idle: bool) -> None:
         try:
             wait_until(tally.last_beat_ns, what="an answer")
             if kind == "SIGSTOP":
-                os.kill(process.pid, signal.SIGSTOP)
+                freeze(process.pid)
             wait_until(unchanged([process.pid], 0.2), what="it waits")
             if idle:  # on a busy machine it may wait for a processor first
                 wait_until(lambda: check.is_idle(process.pid, tally), what="it waits in its event loop")
             assert [check.is_idle(process.pid, tally) for _ in range(3)] == [idle] * 3
             if idle:
-                os.kill(process.pid, signal.SIGSTOP)
+                freeze(process.pid)
                 wait_until(lambda: not check.is_idle(process.pid, tally), what="it has run since its answer")
         finally:
             process.kill()

@@ -14,7 +14,7 @@ import pytest
 from tests.chaos.faults import fuse_of
 from tests.http_get import get
 from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time
-from tests.processes import children, is_alive, stat
+from tests.processes import children, freeze, is_alive, stat
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def test_worker_that_died_unobserved_is_replaced(pool: RealPool, until: Any) -> 
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     keeper = kill_keeper(pool)
     os.kill(worker, signal.SIGKILL)
     os.kill(supervisor, signal.SIGCONT)
@@ -157,8 +157,7 @@ def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
     ports = pool.write_hello("web", extra='scale = { min = 0, idle = "1h" }')
     pool.ok("start")
     info = pool.info()
-    os.kill(info["supervisor_pid"], signal.SIGSTOP)
-    until(lambda: stat(info["supervisor_pid"]).state == "T")
+    freeze(info["supervisor_pid"])
     os.kill(info["keeper_pid"], signal.SIGKILL)
     assert get(ports["web"], timeout_seconds=60).status == 200
     whole_again(pool, until, info["keeper_pid"])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import is_alive, stat
+from tests.processes import freeze, is_alive, stat
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -115,13 +115,11 @@ def test_a_connection_that_the_accept_helper_has_for_a_dead_supervisor_is_served
     until(lambda: pool.items()["sleepy"]["state"] == "sleeping")
     supervisor = pool.info()["supervisor_pid"]
     (helper,) = [pid for pid, line in pool.processes().items() if line.endswith(" acceptor")]
-    os.kill(helper, signal.SIGSTOP)
-    until(lambda: stat(helper).state == "T")
+    freeze(helper)
     with request_to(port) as client:
         # It is asked to accept; no supervisor is there to receive its answer.
         until(lambda: waits_for_others(supervisor))
-        os.kill(supervisor, signal.SIGSTOP)
-        until(lambda: stat(supervisor).state == "T")
+        freeze(supervisor)
         os.kill(helper, signal.SIGCONT)
         until(lambda: stat(helper).state == "S")
         os.kill(supervisor, signal.SIGKILL)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
-from tests.processes import children, descriptors, is_alive
+from tests.processes import children, descriptors, freeze, is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -360,7 +360,7 @@ def test_hanging_zygote_is_killed_when_another_has_replaced_it(
     port = write(pool, free_port)["web"]
     pool.ok("start")
     (before,) = app_zygotes(pool)
-    os.kill(before, signal.SIGSTOP)
+    freeze(before)
     pool.ok("restart")
     until(lambda: not is_alive(before))
     assert [asked(port)["imported_in"]] == app_zygotes(pool)

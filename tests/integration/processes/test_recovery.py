@@ -15,7 +15,7 @@ import pytest
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.load import Load
-from tests.processes import is_alive
+from tests.processes import freeze, is_alive
 from tests.real_pool import RealPool
 
 AILING = """
@@ -146,7 +146,7 @@ def test_recovery_report_names_the_function_in_which_the_worker_hung(real_pool: 
 def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> None:
     port = begin(real_pool, f'stop_timeout = "1m"\nrecovery = {{ {QUICK} }}')
     before = pid_of(real_pool)
-    os.kill(before, signal.SIGSTOP)
+    freeze(before)
     # It waits, and is not refused: the stop lets the process continue, which may answer it before it exits.
     get(port, "/pid", timeout_seconds=60)
     report = first_report(real_pool)
@@ -159,7 +159,7 @@ def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> No
 def test_hung_worker_is_only_reported_and_so_is_its_recovery(real_pool: RealPool) -> None:
     begin(real_pool, f'recovery = {{ strategy = "notify", {QUICK} }}')
     pid = pid_of(real_pool)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     assert first_report(real_pool)["outcome"] == "notified"
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "heartbeat back" in {event["event"] for event in events(real_pool)})
@@ -169,7 +169,7 @@ def test_hung_worker_is_only_reported_and_so_is_its_recovery(real_pool: RealPool
 @pytest.mark.heavy
 def test_a_stuck_server_can_be_disabled(real_pool: RealPool) -> None:
     begin(real_pool, f'stop_timeout = "200ms"\nrecovery = {{ strategy = "disable", {QUICK} }}')
-    os.kill(pid_of(real_pool), signal.SIGSTOP)
+    freeze(pid_of(real_pool))
     assert first_report(real_pool)["outcome"] == "disabled"
     assert real_pool.items()["web"]["state"] == "disabled"
     real_pool.ok("enable", "web")
@@ -180,7 +180,7 @@ def test_a_stuck_server_can_be_disabled(real_pool: RealPool) -> None:
 def test_hung_worker_is_only_reported_with_recovery_strategy_none(real_pool: RealPool) -> None:
     begin(real_pool, f'recovery = {{ strategy = "none", {QUICK} }}')
     pid = pid_of(real_pool)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     wait_until(lambda: "heartbeat lost" in {event["event"] for event in events(real_pool)})
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "heartbeat back" in {event["event"] for event in events(real_pool)})
@@ -191,7 +191,7 @@ def test_hung_worker_is_only_reported_with_recovery_strategy_none(real_pool: Rea
 def test_a_recovery_is_gone_on_with_when_the_supervisor_is_killed_in_it(real_pool: RealPool) -> None:
     port = begin(real_pool, f'stop_timeout = "1s"\nrecovery = {{ {QUICK} }}')
     before = pid_of(real_pool)
-    os.kill(before, signal.SIGSTOP)
+    freeze(before)
     wait_until(lambda: real_pool.items()["web"]["state"] == "starting", what="the recovery has begun")
     os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
     report = first_report(real_pool)

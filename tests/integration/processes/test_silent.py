@@ -13,7 +13,7 @@ from poolctl.keeper.keeper import ALONE_SECONDS, ANSWER_SECONDS
 from poolctl.runners.local.zygotes import SILENT_SECONDS
 from tests.http_get import get
 from tests.integration.processes.test_deaths import helper
-from tests.processes import children, is_alive
+from tests.processes import children, freeze, is_alive
 from tests.real_pool import RealPool
 
 
@@ -23,7 +23,7 @@ def test_a_supervisor_that_is_silent_is_replaced(pool: RealPool, until: Any) -> 
     pool.ok("start")
     before = pool.items()
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     assert get(port).status == 200
     until(lambda: not is_alive(supervisor), timeout_seconds=60)
     until(lambda: pool.info()["supervisor_pid"] != supervisor)
@@ -43,7 +43,7 @@ def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: Rea
     pool.ok("wait", "web")
     until(lambda: pool.items()["deaf"]["pids"])
     info = pool.info()
-    os.kill(info["supervisor_pid"], signal.SIGSTOP)
+    freeze(info["supervisor_pid"])
     began = time.monotonic()
     os.kill(info["keeper_pid"], signal.SIGTERM)
     until(lambda: not pool.processes(), timeout_seconds=ANSWER_SECONDS + ALONE_SECONDS + 50)
@@ -57,7 +57,7 @@ def test_stopped_zygote_is_killed_before_a_worker_is_needed(pool: RealPool, unti
     pool.ok("start")
     zygote = helper(pool, "zygote")
     victim = zygote if stopped == "itself" else until(lambda: (children(zygote) or [0])[0])
-    os.kill(victim, signal.SIGSTOP)
+    freeze(victim)
     until(lambda: not is_alive(zygote) and not is_alive(victim), timeout_seconds=60)
     (worker,) = pool.items()["web"]["pids"]
     began = time.monotonic()

@@ -20,6 +20,7 @@ from tests.deadline import wait_until
 from tests.http_get import get
 from tests.load import Load, apps
 from tests.ports import claim_port
+from tests.processes import freeze
 from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.slow
@@ -348,7 +349,7 @@ def test_next_supervisor_learns_which_workers_are_idle(pool: RealPool, until: Un
     pool.ok("start")
     assert get(port).status == 200
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     time.sleep(0.4)  # longer than its idle time: what the worker says of it is heard by the successor
     os.kill(supervisor, signal.SIGKILL)
     pool.ok("wait", "--for", "sleeping", "--timeout", "40s")

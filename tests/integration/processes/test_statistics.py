@@ -11,6 +11,7 @@ import pytest
 from poolctl.control.client import Client
 from tests.deadline import wait_until
 from tests.http_get import get
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 APP = """
@@ -94,7 +95,7 @@ def test_workers_that_die_with_their_supervisor_are_added_up_by_the_next_one(poo
         get(port)
     wait_until(lambda: stats(pool)["requests_total"] == 3)  # a worker writes its counts every 10 ms
     supervisor, (worker,) = pool.info()["supervisor_pid"], pool.items()["web"]["pids"]
-    os.kill(supervisor, signal.SIGSTOP)
+    freeze(supervisor)
     kill(worker)
     kill(supervisor)
     wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
@@ -109,7 +110,7 @@ def test_workers_that_lost_keeper_and_supervisor_are_counted_on(pool: RealPool) 
     pool.ok("start")
     get(port)
     info = pool.info()
-    os.kill(info["keeper_pid"], signal.SIGSTOP)
+    freeze(info["keeper_pid"])
     kill(info["supervisor_pid"])
     kill(info["keeper_pid"])
     get(port)

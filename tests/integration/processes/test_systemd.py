@@ -15,6 +15,7 @@ import pytest
 
 from tests.http_get import get
 from tests.notify_socket import NotifySocket
+from tests.processes import freeze
 from tests.real_pool import RealPool
 
 LATE = "\nimport pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
@@ -126,19 +127,13 @@ def test_the_watchdog_hears_the_supervisor_and_its_successor_but_none_that_hangs
     pool.ok("start", env={"WATCHDOG_USEC": "200000"})
     systemd.await_line("WATCHDOG=1", times=3)
     supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
-    until(lambda: stopped(supervisor))
+    freeze(supervisor)
     systemd.forget()
     with pytest.raises(AssertionError):
         until(lambda: systemd.messages, timeout_seconds=0.5)
     os.kill(supervisor, signal.SIGKILL)
     systemd.await_line("WATCHDOG=1", times=2)
     until(lambda: pool.info()["supervisor_pid"] != supervisor)
-
-
-def stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] == "T"
 
 
 def test_a_watchdog_of_another_process_is_not_ours(pool: RealPool, systemd: NotifySocket) -> None:

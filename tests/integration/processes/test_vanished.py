@@ -15,7 +15,7 @@ import pytest
 
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import is_alive
+from tests.processes import freeze, is_alive
 from tests.real_pool import RealPool
 
 
@@ -123,7 +123,7 @@ def test_start_refuses_a_pool_whose_socket_does_not_come_back(pool: RealPool) ->
     write_program(pool)
     pool.ok("start")
     info = pool.info()
-    os.kill(info["supervisor_pid"], signal.SIGSTOP)
+    freeze(info["supervisor_pid"])
     remove_socket(directory_of(pool))
     for command in ("start", "stop"):
         done = pool.run(command)

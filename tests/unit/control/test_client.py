@@ -4,7 +4,6 @@ import asyncio
 import errno
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -41,8 +40,7 @@ from poolctl.control.client import (
 from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolStartError, PoolValidateError
 from poolctl.exit_codes import NOT_PERMITTED
-from tests.deadline import wait_until
-from tests.processes import stat
+from tests.processes import freeze
 from tests.stand_in import Send, always, item, result, stand_in
 
 
@@ -241,8 +239,7 @@ def test_silence_is_explained_by_the_states_of_supervisor_and_keeper(
     (path.parent / "supervisor.log").write_text("began\nNo space left\n\n")
     sleeping = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
     pids = {"stopped": sleeping[0].pid, "running": sleeping[1].pid, "gone": 2**22 + 1}
-    os.kill(pids["stopped"], signal.SIGSTOP)
-    wait_until(lambda: stat(pids["stopped"]).state == "T")
+    freeze(pids["stopped"])
     info = {"supervisor_pid": pids[supervisor], "keeper_pid": pids[keeper]}
     (path.parent / "info.json").write_text(json.dumps(info))
     try:

@@ -43,7 +43,7 @@ from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.examples import examples
-from tests.processes import descriptors, is_alive, stat
+from tests.processes import descriptors, freeze, is_alive, stat
 
 NAMES = sampled_from(["control", "wanted", "listener:a", "listener:b", "worker:é.1.0"])
 
@@ -123,8 +123,7 @@ def test_pages_cover_every_entry_once_and_in_order() -> None:
 @pytest.fixture
 def stopped() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "60"]) as process:
-        process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: stat(process.pid).state == "T")
+        freeze(process.pid)
         yield process
         process.kill()
 

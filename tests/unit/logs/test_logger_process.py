@@ -34,6 +34,7 @@ from poolctl.platform import readable_bytes
 from poolctl.selection.regular_expressions import FASTER, SLOW
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
+from tests.processes import freeze
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
 DEADLINE_SECONDS = 60.0
@@ -377,7 +378,7 @@ def test_killed_logger_loses_nothing_that_is_still_in_a_pipe(tmp_path: Path) -> 
         os.write(write, b"%d\n" % sent)
         sent += 1
     session.sync()
-    first.send_signal(signal.SIGSTOP)
+    freeze(first.pid)
     for _ in range(200):
         os.write(write, b"%d\n" % sent)
         sent += 1

@@ -46,6 +46,7 @@ from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import PING, Link
 from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+from tests.processes import freeze
 from tests.unit.runners.test_local_runner import config
 from tests.unit.runners.test_process_link import StoringPeer
 from tests.virtual_loop import VirtualLoop
@@ -715,7 +716,7 @@ def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monk
         await stage.fetch()
         with monkeypatch.context() as patch:
             patch.setattr(module, "_SILENT_SECONDS", 0.1)
-            os.kill(stage.keeper.pids[0], signal.SIGSTOP)
+            freeze(stage.keeper.pids[0])
             assert await stage.fetch() == FetchOutcome(failed=True)
         assert (await stage.fetch()).empty
         assert len(stage.keeper.pids) == 2
@@ -729,7 +730,7 @@ def test_helper_that_its_time_limit_ends_at_a_request_says_that_a_call_has_block
 ) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.fetch()
-        os.kill(stage.keeper.pids[0], signal.SIGSTOP)
+        freeze(stage.keeper.pids[0])
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], number)
         asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
         assert await stage.fetch() == FetchOutcome(failed=True, blocked=blocked)

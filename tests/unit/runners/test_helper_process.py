@@ -20,6 +20,7 @@ from poolctl.runners.helper_process import Helper, HelperKind, HelperOwner, Help
 from poolctl.runners.process_link import LinkLost, NoAnswer, Refused
 from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+from tests.processes import freeze
 from tests.virtual_loop import VirtualLoop
 
 PAGE = HelperKind(name="page", label="the page", argv=("/python", "page"), entry="page link")
@@ -457,7 +458,7 @@ def test_process_that_is_silent_for_too_long_during_a_request_is_killed(tmp_path
         await helper.ask({"t": "question"})
         process = helper.process
         assert process is not None
-        os.kill(keeper.pids[0], signal.SIGSTOP)
+        freeze(keeper.pids[0])
         with pytest.raises(NoAnswer):
             await process.ask({"t": "question"}, patience_seconds=0.1)
         exit_ = await process.wait_briefly_for_exit()

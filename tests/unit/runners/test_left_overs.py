@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from poolctl.runners.left_overs import (
     left_overs,
 )
 from tests.deadline import wait_until
+from tests.processes import freeze
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 
@@ -142,7 +142,7 @@ def test_pid_that_has_come_round_is_a_strangers(sleeper: subprocess.Popen[bytes]
 
 
 def test_stopped_process_is_continued(sleeper: subprocess.Popen[bytes]) -> None:
-    os.kill(sleeper.pid, signal.SIGSTOP)
+    freeze(sleeper.pid)
     stat = Path(f"/proc/{sleeper.pid}/stat")
     wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
     end_left_overs([note_of(sleeper)])

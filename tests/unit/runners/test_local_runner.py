@@ -33,7 +33,7 @@ from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
-from tests.processes import is_alive
+from tests.processes import freeze, is_alive
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
 from tests.unit.runners.test_local_worker import worker
 from tests.unit.runners.test_process_link import StoringPeer
@@ -660,7 +660,7 @@ def test_zygote_that_is_stopped_is_killed_and_the_next_worker_gets_another(
         server = served()
         first = await placed(runner, server)
         (zygote,) = runner.zygotes.processes
-        os.kill(zygote.pid, signal.SIGSTOP)
+        freeze(zygote.pid)
         while zygote in runner.zygotes.processes:
             await asyncio.sleep(0.01)
         second = await placed(runner, server, 2)

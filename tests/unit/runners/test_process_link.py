@@ -42,6 +42,7 @@ from poolctl.runners.process_link import (
 from poolctl.worker import imports
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
+from tests.processes import freeze
 from tests.virtual_loop import VirtualLoop
 
 
@@ -807,7 +808,7 @@ def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
         try:
             wait_until(lambda: waits_for_events(process.pid), what="it waits")
             assert asyncio.run(asked(identity(process.pid), answers=1)) == 1
-            os.kill(process.pid, signal.SIGSTOP)
+            freeze(process.pid)
             wait_until(lambda: not waits_for_events(process.pid), what="it is stopped")
             assert asyncio.run(asked(identity(process.pid), answers=1, until_end_of=process)) == 2
         finally:

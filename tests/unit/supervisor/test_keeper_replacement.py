@@ -26,7 +26,7 @@ from poolctl.runners.process_link import KeeperLink, identity
 from poolctl.supervisor.takeover import keeper_replacement
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, reason_irreplaceable
 from tests.deadline import wait_until
-from tests.processes import stat
+from tests.processes import freeze, stat
 from tests.virtual_loop import VirtualLoop
 
 ASK, SILENT = 0.05, 0.2
@@ -36,8 +36,7 @@ ASK, SILENT = 0.05, 0.2
 def process() -> Iterator[subprocess.Popen[bytes]]:
     """Stopped, as a keeper that does not answer."""
     with subprocess.Popen(["sleep", "60"]) as found:
-        os.kill(found.pid, signal.SIGSTOP)
-        wait_until(lambda: stat(found.pid).state == "T")
+        freeze(found.pid)
         yield found
         found.kill()
 
@@ -205,8 +204,7 @@ def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
     monkeypatch.setattr(keeper_replacement, "_LATE_SECONDS", 0.05)
     ours, theirs = wire.pair()
     with ours, theirs, subprocess.Popen(["sleep", "60"]) as process:
-        os.kill(process.pid, signal.SIGSTOP)
-        wait_until(lambda: stat(process.pid).state == "T")
+        freeze(process.pid)
         ours.settimeout(0.05)
         # More than a socket takes unread, or nothing at all: then what is missing is the answer.
         entries: dict[str, Any] = {f"note {number}": ("x" * 1000, []) for number in range(1000 * full)}
@@ -265,8 +263,7 @@ def test_replaces_the_keeper_after_its_parents_end_and_not_before(how: str) -> N
         try:
             for _ in range(5):
                 os.kill(hung, signal.SIGCONT)
-            os.kill(hung, signal.SIGSTOP)
-            wait_until(lambda: stat(hung).state == "T")
+            freeze(hung)
             parent.kill()
             assert parent.stdout.read() == "hang\n"
         finally:

@@ -11,6 +11,8 @@ from poolctl.cli.run_session._pool_events import PoolEventFollower
 from poolctl.monitor.journal import MOST_LINES
 from tests.stand_in import Send, result, stand_in
 
+KINDS = ["lifecycle", "recovery", "pool"]
+
 
 def journal(seq: int, kind: str = "lifecycle", server: str = "web", **more: Any) -> dict[str, Any]:
     members = {"event": "worker ended", "time": "2026-01-31T12:00:00Z", "message": "", "severity": "info"}
@@ -40,10 +42,10 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
     reported: list[tuple[str, str]] = []
     with stand_in(path, answer) as requests:
         events = PoolEventFollower(str(path), lambda event, line, level: reported.append((line, level)))
-        asyncio.run(events.finish())
+        asyncio.run(events.catch_up())
     ((verb, body),) = requests
     assert (verb, body["options"]) == (
-        "events", {"after": 0, "lines": MOST_LINES, "kind": ["lifecycle", "recovery", "pool"]},
+        "events", {"after": 0, "lines": MOST_LINES, "follow": False, "kind": KINDS},
     )  # fmt: skip
     assert reported[:2] == [
         ("web: killed by SIGKILL; it is restarted at once", "warning"),
@@ -71,7 +73,7 @@ def test_death_of_a_known_reason_does_not_repeat_it_where_this_is_wanted(
     lines: list[str] = []
     with stand_in(path, answer):
         events = PoolEventFollower(str(path), lambda event, line, level: lines.append(line), brief=True)
-        asyncio.run(events.finish())
+        asyncio.run(events.catch_up())
     assert lines == [
         "web: no disk; restarting", "web: died again for the same reason; restarting", "web: no memory; restarting",
         "worker ended: stopping",
@@ -86,20 +88,21 @@ def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_repla
     path = tmp_path_factory.mktemp("s") / "control.sock"
 
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
-        send({"event": journal(len(requests), cause="x", next="y")})
+        if "follow" not in body["options"]:
+            return result(seq=7, path="")
+        send({"event": journal(6 + len(requests), cause="x", next="y")})
         return None
 
     async def follow() -> None:
         events = PoolEventFollower(str(path), lambda event, line, level: None)
-        events.start()
-        while len(requests) < 3:
+        await events.start()
+        while len(requests) < 4:
             await asyncio.sleep(0.001)
         await events.finish()
 
     with stand_in(path, answer) as requests:
         asyncio.run(asyncio.wait_for(follow(), 60))
         asked = [body["options"] for _, body in requests]
-    kinds = {"kind": ["lifecycle", "recovery", "pool"]}
-    assert asked[0] == {"lines": 0, "follow": True, **kinds}
-    assert asked[1] == {"after": 1, "lines": MOST_LINES, "follow": True, **kinds}
-    assert asked[2]["after"] == 2
+    assert asked[0] == {"lines": 0}
+    assert asked[1] == {"after": 7, "lines": MOST_LINES, "follow": True, "kind": KINDS}
+    assert [each["after"] for each in asked[2:4]] == [8, 9]
