@@ -115,6 +115,15 @@ def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp
     )
 
 
+def test_haproxy_warns_of_nothing_in_a_process_that_passes_requests_on_once_replaced(tmp_path: Path) -> None:
+    places = ProcessPlaces(next_bind="abns@this", next="abns@next", key="KEY")
+    routes = [Route(alias="a", to=WEB), Route(alias="b", to=WEB, methods=("GET",))]
+    found = configuration_of(gateway_settings(), (ANY,), routes, (), ServerAddresses(LOCAL), {}, places)
+    uses = [each.split()[1] for each in found.text().splitlines() if each.startswith("    use_backend ")]
+    assert uses[0] == "next"
+    check(found, tmp_path)
+
+
 def test_unknown_policy_is_no_other_one_silently() -> None:
     with pytest.raises(KeyError):
         made(Route(alias="a", to=WEB, policy="nearest"))
