@@ -198,12 +198,13 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
 
 @dataclass
 class LeftOver:
-    """A session that is being ended.
+    """A session that is being ended, if it `is_ours`: if any process in it was surely the pool's.
 
     `unmarked` are processes that may not be the pool's, because the session's leader has exited: they are not ended.
     """
 
     note: ProcessNote
+    is_ours: bool = False
     listens: bool = True
     was_killed: bool = False
     unmarked: set[int] = field(default_factory=set)
@@ -239,7 +240,7 @@ class LeftOver:
             self.note.server != "" and process_variable(pid, "POOLCTL_NAME") == self.note.server
         )
         if is_ours and self.note.pid in (pid, os.getsid(pid)):
-            self._pidfds[pid] = pidfd
+            self.is_ours, self._pidfds[pid] = True, pidfd
             return
         os.close(pidfd)
         self.unmarked.add(pid)
@@ -301,7 +302,8 @@ def end_left_overs(
     began, last_began, released = time.monotonic(), None, False
     while left := _still_running(sessions):
         seconds = time.monotonic() - began
-        if not released and all(each.drains and not each.listens for each in left):
+        # A process that was killed closes its listeners before it has ended: it does not finish anything.
+        if not released and all(each.drains and not (each.listens or each.was_killed) for each in left):
             released = True
             on_released(sessions)
         if last_began is None and all(each.note.drain_seconds is None for each in left):

@@ -258,7 +258,7 @@ class BothKilled:
 
     @contextlib.contextmanager
     def _stranger(self, program: int, has: str) -> Iterator[int]:
-        """Replace a program by a stranger's process that has its "pid", or is in its "session"; yields the pid, or 0."""
+        """Replace a program by a stranger's process with its "pid", or in its "session"; yields the pid, or 0."""
         if not has:
             yield 0
             return
