@@ -185,8 +185,9 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
     found: dict[int, list[int]] = {}
     for pid in processes():
         with contextlib.suppress(OSError):
-            # A process that has just been forked leads no session yet.
-            if (session := pid if pid in notes else os.getsid(pid)) in notes:
+            # A process that has just been forked leads no session yet. A pid that has come round may be a member's.
+            is_noted = pid in notes and process_start(pid) == notes[pid].start
+            if (session := pid if is_noted else os.getsid(pid)) in notes:
                 found.setdefault(session, []).append(pid)
     return {
         session: running

@@ -204,8 +204,6 @@ class BothKilled:
                 os.kill(items["gunicorn"]["pids"][0], signal.SIGKILL)
             wait_until(lambda: self._is_refused("web"), what="the application's address refuses connections")
             with self._stranger(items["queue"]["pids"][0], stranger) as pid:
-                if self.chance.random() < 0.5:  # the idle workers and helpers have ended by themselves
-                    wait_until(lambda: not is_alive(items["web"]["pids"][0]) or len(downloads) > 0)
                 done = self._command_while_downloads_end(command, ends=ends)
                 in_time = time.monotonic() < killed + DRAIN_SECONDS
                 self._check_words(done, hung, stranger, pid)
@@ -307,9 +305,7 @@ class BothKilled:
             raise Fault(f"{missed or 'queue, which is a stranger,'} is wrong in what was left over\n{done}")
         if int(match[1]) < len(names) + 1:  # `pair` has two processes
             raise Fault(f"{match[1]} is not the number of processes\n{done}")
-        killed = {
-            line.partition(":")[0].split()[-1] for line in said.splitlines() if "had to be killed" in line
-        }
+        killed = {*re.findall(r"(\S+): pid \d+ had to be killed", said)}
         if killed != KILLED or f"hung: pid {hung} had to be killed" not in said:
             raise Fault(f"{killed} had to be killed, not {KILLED}\n{done}")
         if ("may be left over from a killed pool, or a stranger" in said) != (stranger == "session"):
