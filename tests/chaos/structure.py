@@ -1,9 +1,10 @@
 """`python -m tests.chaos.structure --changes 300`: changes of the gateway's structure, none of which loses a request.
 
 After each change a program with two processes is restarted, and one of the two is killed: of the requests under way at
-that moment a POST may be answered with 502, as it is not repeated; nothing else may fail. Half of the kept clients
-pause for 1 to 60 s between requests. An address that is no longer there, or whose `proxied` server is stopped, refuses
-connections, and at the end HAProxy has the memory that it had at the start.
+that moment a POST may be answered with 502, as it is not repeated, and a response that has begun may be cut off.
+Nothing else may fail. Half of the kept clients pause for 1 to 60 s between requests. An address that is no longer
+there, or whose `proxied` server is stopped, refuses connections, and at the end HAProxy has the memory that it had at
+the start.
 """
 
 from __future__ import annotations
@@ -97,19 +98,24 @@ class StructureChaos(GatewayChaos):
         self._use_another_program()
 
     def _excused(self, client: Client, deaths: int, failures: list[str]) -> int:
-        """How many of them are POSTs that a killed process had."""
-        excused = 0
-        for text in failures if client.mode == "bodies" and client.paths[0].startswith("/pair") else []:
-            if found := re.match(r"([\d.]+) .* status 502, request (\d+) of ([\d.]+) s", text):
-                ended, number, seconds = float(found[1]), int(found[2]), float(found[3])
-                executed = f"{client.paths[0]} {number:012}".encode() in self.posts
-                killed = max((time for time in self.kills.times if time <= ended), default=0.0)
-                excused += executed or ended - seconds <= killed + DYING_SECONDS
-                self.say(
-                    f"a POST {'executed' if executed else 'not executed'}, sent {killed - ended + seconds:.3f} s "
-                    f"before the kill: {text}"
-                )
-        return excused
+        """How many of them a killed process had: POSTs, and responses that had begun."""
+        return sum(self._had_a_killed_process(client, text) for text in failures)
+
+    def _had_a_killed_process(self, client: Client, text: str) -> bool:
+        found = re.match(r"([\d.]+) .*?(truncated|status 502).*, request (\d+) of ([\d.]+) s", text)
+        if found is None or not client.paths or not client.paths[0].startswith("/pair"):
+            return False
+        ended, seconds = float(found[1]), float(found[4])
+        killed = max((time for time in self.kills.times if time <= ended), default=0.0)
+        if found[2] == "truncated":
+            self.say(f"a response that had begun, {ended - killed:.3f} s after the kill: {text}")
+            return ended <= killed + DYING_SECONDS
+        executed = f"{client.paths[0]} {int(found[3]):012}".encode() in self.posts
+        self.say(
+            f"a POST {'executed' if executed else 'not executed'}, sent {killed - ended + seconds:.3f} s "
+            f"before the kill: {text}"
+        )
+        return client.mode == "bodies" and (executed or ended - seconds <= killed + DYING_SECONDS)
 
     def _write(self) -> None:
         super()._write()
