@@ -8,7 +8,8 @@ logger or the zygote is frozen, or the downloads do not end by themselves. Then 
 - The application's address refuses connections at once, and its downloads that end within `drain_timeout` are complete.
 - After `start` every server answers; of the earlier processes only those remain that finish a download, and they end.
 - After `stop` all addresses refuse connections, and no process is left.
-- The command names what was left over: each program and each hung worker, and what had to be killed, and nothing else.
+- `status` says that processes are left over. The command names each program and each hung worker among them, and what
+  had to be killed, and nothing else.
 - A process of a stranger that has the pid or the session of one of the programs lives on (needs root).
 """
 
@@ -204,6 +205,9 @@ class BothKilled:
                 os.kill(items["gunicorn"]["pids"][0], signal.SIGKILL)
             wait_until(lambda: self._is_refused("web"), what="the application's address refuses connections")
             with self._stranger(items["queue"]["pids"][0], stranger) as pid:
+                status = self.pool.run("status")
+                if status.code != 3 or LEFT.search(status.stdout) is None:
+                    raise Fault(f"`status` does not say what is left over\n{status}")
                 done = self._command_while_downloads_end(command, ends=ends)
                 in_time = time.monotonic() < killed + DRAIN_SECONDS
                 self._check_words(done, hung, stranger, pid)
