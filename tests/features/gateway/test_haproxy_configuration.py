@@ -279,7 +279,8 @@ def test_invalid_request_is_refused(tmp_path: Path, request_line: str, fields: s
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             lines = [request_line, "Connection: close", *filter(None, [fields]), "", ""]
             writer.write("\r\n".join(lines).encode())
-            assert int((await reader.read()).split()[1]) == status
+            # HAProxy 3.0 waits for the rest of a body, and does not close the connection before.
+            assert int((await reader.readline()).split()[1]) == status
             writer.close()
 
     asyncio.run(asyncio.wait_for(work(), 30))

@@ -892,7 +892,7 @@ def _global(
 
 
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
-    yield from ("", "defaults gateway", "    mode http", "    option redispatch 1", "    retries 3")
+    yield from ("", "defaults common", "    mode http", "    option redispatch 1", "    retries 3")
     yield "    option abortonclose"  # aborts the request of a client that has disconnected
     yield f"    timeout http-request {duration(settings.table.head_timeout)}"
     if settings.table.keep_alive:
