@@ -185,8 +185,9 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
     found: dict[int, list[int]] = {}
     for pid in processes():
         with contextlib.suppress(OSError):
-            # A process that has just been forked leads no session yet.
-            if (session := pid if pid in notes else os.getsid(pid)) in notes:
+            # A process that has just been forked leads no session yet. A pid that has come round may be a member's.
+            is_noted = pid in notes and process_start(pid) == notes[pid].start
+            if (session := pid if is_noted else os.getsid(pid)) in notes:
                 found.setdefault(session, []).append(pid)
     return {
         session: running
@@ -198,12 +199,13 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
 
 @dataclass
 class LeftOver:
-    """A session that is being ended.
+    """A session that is being ended, if it `is_ours`: if any process in it was surely the pool's.
 
     `unmarked` are processes that may not be the pool's, because the session's leader has exited: they are not ended.
     """
 
     note: ProcessNote
+    is_ours: bool = False
     listens: bool = True
     was_killed: bool = False
     unmarked: set[int] = field(default_factory=set)
@@ -239,7 +241,7 @@ class LeftOver:
             self.note.server != "" and process_variable(pid, "POOLCTL_NAME") == self.note.server
         )
         if is_ours and self.note.pid in (pid, os.getsid(pid)):
-            self._pidfds[pid] = pidfd
+            self.is_ours, self._pidfds[pid] = True, pidfd
             return
         os.close(pidfd)
         self.unmarked.add(pid)
@@ -301,7 +303,8 @@ def end_left_overs(
     began, last_began, released = time.monotonic(), None, False
     while left := _still_running(sessions):
         seconds = time.monotonic() - began
-        if not released and all(each.drains and not each.listens for each in left):
+        # A process that was killed closes its listeners before it has ended: it does not finish anything.
+        if not released and all(each.drains and not (each.listens or each.was_killed) for each in left):
             released = True
             on_released(sessions)
         if last_began is None and all(each.note.drain_seconds is None for each in left):

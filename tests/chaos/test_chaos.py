@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos import endless, leaks
+from tests.chaos.both_killed import BothKilled
 from tests.chaos.gateway import EVENTS, gateway_chaos
 from tests.chaos.program import program
 from tests.chaos.run import ROLES, VERBS, run
@@ -55,6 +57,13 @@ def test_no_event_of_the_gateway_fails_a_request_that_its_death_does_not_excuse(
 def test_a_worker_killed_every_second_fails_only_the_requests_that_it_had() -> None:
     with gateway_chaos(SEED, deaths=True) as chaos:
         assert set(chaos.run(1)) == set(EVENTS)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(400)
+def test_nothing_is_left_over_when_keeper_and_supervisor_are_killed_at_once() -> None:
+    with contextlib.closing(BothKilled(SEED, print)) as chaos:
+        chaos.run(2)
 
 
 def test_the_same_seed_is_the_same_program() -> None:

@@ -131,4 +131,5 @@ def _end_left_overs(
     ended = end_left_overs(left, limit_seconds=timeout)
     forget_ended(pool.directory)
     warnings = [warning for each in ended for warning in each.warnings]
-    return f"{left_over_text(each.label for each in left)}; ended" if left else "", warnings
+    labels = [each.note.label for each in ended if each.is_ours]
+    return f"{left_over_text(labels)}; ended" if labels else "", warnings

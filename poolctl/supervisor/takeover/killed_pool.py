@@ -67,6 +67,8 @@ class KilledPool:
 
 def _messages(sessions: Sequence[LeftOver]) -> list[str]:
     rest = ", ".join(dict.fromkeys(each.note.label for each in sessions if each.pidfds))
-    what = left_over_text(each.note.label for each in sessions)
     warnings = [warning for each in sessions if not each.pidfds for warning in each.warnings]
+    if not (labels := [each.note.label for each in sessions if each.is_ours]):
+        return warnings
+    what = left_over_text(labels)
     return [f"{what}; still finishing: {rest}" if rest else f"{what}; ended", *warnings]

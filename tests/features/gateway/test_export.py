@@ -215,6 +215,7 @@ def test_export_prints_what_the_gateway_has_but_for_addresses_and_what_a_replace
         "    # A replaced process passes requests on as they are; the next one accepts them from it alone."
     )
     del own[begin : own.index("    acl uses_tls var(txn.tls) -m bool") + 1]
+    own.remove("    use_backend next if { stopping } has_next")
     del own[own.index("backend next") : own.index("backend next") + 5]
     own = [line for line in own if not line.startswith("    stats socket ")]
     assert own == others

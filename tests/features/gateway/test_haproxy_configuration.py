@@ -115,6 +115,15 @@ def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp
     )
 
 
+def test_haproxy_warns_of_nothing_in_a_process_that_passes_requests_on_once_replaced(tmp_path: Path) -> None:
+    places = ProcessPlaces(next_bind="abns@this", next="abns@next", key="KEY")
+    routes = [Route(alias="a", to=WEB), Route(alias="b", to=WEB, methods=("GET",))]
+    found = configuration_of(gateway_settings(), (ANY,), routes, (), ServerAddresses(LOCAL), {}, places)
+    uses = [each.split()[1] for each in found.text().splitlines() if each.startswith("    use_backend ")]
+    assert uses[0] == "next"
+    check(found, tmp_path)
+
+
 def test_unknown_policy_is_no_other_one_silently() -> None:
     with pytest.raises(KeyError):
         made(Route(alias="a", to=WEB, policy="nearest"))
@@ -270,7 +279,8 @@ def test_invalid_request_is_refused(tmp_path: Path, request_line: str, fields: s
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             lines = [request_line, "Connection: close", *filter(None, [fields]), "", ""]
             writer.write("\r\n".join(lines).encode())
-            assert int((await reader.read()).split()[1]) == status
+            # HAProxy 3.0 waits for the rest of a body, and does not close the connection before.
+            assert int((await reader.readline()).split()[1]) == status
             writer.close()
 
     asyncio.run(asyncio.wait_for(work(), 30))

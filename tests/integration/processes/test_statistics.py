@@ -1,4 +1,4 @@
-"""What is counted of a server never falls, whoever dies; what is under way and what is used is that of now."""
+"""What is counted of a server never falls, whichever process dies; requests under way and memory are those of now."""
 
 from __future__ import annotations
 
@@ -101,19 +101,3 @@ def test_workers_that_die_with_their_supervisor_are_added_up_by_the_next_one(poo
     wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
     wait_until(lambda: ready_anew(pool, [worker]))
     assert stats(pool)["requests_total"] == 3
-
-
-@pytest.mark.heavy
-def test_workers_that_lost_keeper_and_supervisor_are_counted_on(pool: RealPool) -> None:
-    port = pool.write_hello("web")["web"]
-    pool.write("hello.py", APP)
-    pool.ok("start")
-    get(port)
-    info = pool.info()
-    freeze(info["keeper_pid"])
-    kill(info["supervisor_pid"])
-    kill(info["keeper_pid"])
-    get(port)
-    pool.ok("start")
-    get(port)
-    wait_until(lambda: stats(pool)["requests_total"] == 3)

@@ -13,7 +13,8 @@ import pytest
 
 from poolctl.control.pool_paths import pool_key, state_dir
 from poolctl.keeper import pool_files
-from poolctl.runners.left_overs import left_overs
+from poolctl.runners.left_overs import ProcessNote, ProcessNotes, left_overs
+from tests.processes import is_alive
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Leave, Supervised
@@ -149,6 +150,24 @@ def test_stop_ends_what_is_left_of_a_killed_pool(poolctl: Command, killed: Path,
     assert said.err == f"warning: orders: pid {left[1].pid} had to be killed\n"
     assert [-process.wait(0) for process in left] == [signal.SIGTERM, signal.SIGKILL, signal.SIGTERM]
     assert [path.name for path in killed.iterdir()] == ["lock"], "nothing is left behind"
+
+
+def test_stop_names_but_neither_ends_nor_counts_what_may_be_a_strangers(
+    poolctl: Command, killed: Path
+) -> None:
+    script = "sleep 600 >/dev/null & echo $!"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        stranger = int(leader.communicate()[0])
+    ProcessNotes(str(killed)).close([ProcessNote(leader.pid, 1, "users", "users")])
+    try:
+        said = poolctl("stop")
+        assert (said.code, said.out) == (0, "nothing is running\n")
+        assert said.err.startswith(
+            f"warning: users: pid {stranger} may be left over from a killed pool, or a stranger"
+        )
+        assert is_alive(stranger)
+    finally:
+        os.kill(stranger, signal.SIGKILL)
 
 
 def test_stop_of_one_server_leaves_the_others_of_a_killed_pool(

@@ -21,7 +21,7 @@ from poolctl.runners.left_overs import (
     left_overs,
 )
 from tests.deadline import wait_until
-from tests.processes import freeze
+from tests.processes import freeze, is_alive
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 
@@ -139,6 +139,16 @@ def test_pid_that_has_come_round_is_a_strangers(sleeper: subprocess.Popen[bytes]
     earlier = ProcessNote(note.pid, note.start - 1, "web", "web")
     assert [each.warnings for each in end_left_overs([earlier])] == [[]]
     assert sleeper.poll() is None
+
+
+def test_member_of_a_session_is_ended_though_its_pid_was_another_ones() -> None:
+    script = "sleep 600 >/dev/null & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        member = int(leader.stdout.readline())
+        stale = ProcessNote(member, 1, "old", "old")
+        end_left_overs([note_of(leader), stale])
+        wait_until(lambda: not is_alive(member))
 
 
 def test_stopped_process_is_continued(sleeper: subprocess.Popen[bytes]) -> None:

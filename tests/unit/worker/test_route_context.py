@@ -112,6 +112,26 @@ def test_worker_without_a_key_believes_no_request(engine: Engine) -> None:
     assert CONTEXT_FIELD.encode() not in dict(scope["headers"])
 
 
+def test_requests_of_two_clients_on_one_connection_and_one_that_is_not_the_gateways_are_told_apart(
+    engine: Engine,
+) -> None:
+    requests = [
+        [GOOD, "x-forwarded-for: 192.0.2.7", "x-forwarded-proto: https"],
+        [GOOD, "x-forwarded-for: 192.0.2.8", "x-forwarded-proto: http"],
+        ["x-forwarded-for: 192.0.2.9", "x-forwarded-proto: https"],
+    ]
+
+    async def scopes() -> list[Any]:
+        async with served(engine, routes=contexts(), config={"proxy_headers": False}) as it:
+            client = await Client.connect(it.port)
+            for lines in requests:
+                assert (await client.get("/items", *lines))[0] == 200
+            return list(it.app.scopes)
+
+    seen = [(each["client"][0], each["scheme"], try_get_route(each)) for each in engine.run(scopes())]
+    assert seen == [("192.0.2.7", "https", ROUTE), ("192.0.2.8", "http", ROUTE), ("127.0.0.1", "http", None)]
+
+
 FORWARDED = {
     "a client": (["x-forwarded-for: 192.0.2.7"], (), ("192.0.2.7", 0)),
     "a client with its port": (["x-forwarded-for: 192.0.2.7:81"], (), ("192.0.2.7", 81)),

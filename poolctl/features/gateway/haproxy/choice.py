@@ -8,7 +8,7 @@ one of these up to the first place that may be read in two ways.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from poolctl.routing import match
@@ -54,13 +54,14 @@ def reading_rules() -> Iterator[str]:
         condition = _SEVERAL
 
 
-def choice_rules(sections: Sections, no_route: str) -> Iterator[str]:
+def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str] = ()) -> Iterator[str]:
     """Lines that send each request to the section of its route; `sections` are in the order of the routes' precedence.
 
+    All lines "use_backend" are the last, `first_choices` before the others: HAProxy warns of other rules after them.
     Those whose readings differ go to the section `no_route`, those without a route nowhere. Routes are looked up in the
     map ROUTES (see `route_entries`), or tried one after the other if that does not suffice.
     """
-    mapped, choices = _mapped_aliases(sections), list[str]()
+    mapped, choices = _mapped_aliases(sections), [*first_choices]
     redirects = any(route.redirects_to_https for route, _ in sections if route.alias in mapped)
     if redirects:
         yield f"    http-request set-var(txn.secure) str({_SECURE}) if {_IS_HTTPS}"

@@ -776,7 +776,7 @@ def configuration_of(
             *_failure_rules(_ALWAYS_FAILURES),
             *_unanswered_rules(),
             comment("Which route: see routes.map."),
-            *choice_rules(chosen, NO_ROUTE),
+            *choice_rules(chosen, NO_ROUTE, [_TO_NEXT] if passes_on else []),
         ]
         lines += [
             f"    default_backend {NO_ROUTE}",
@@ -829,6 +829,9 @@ def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) 
     return _ADDED_BYTES + certificate + max(added, default=0)
 
 
+_TO_NEXT = f"    use_backend {NEXT} if {{ stopping }} has_next"
+
+
 def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
     """Rules by which a replaced process passes on requests as they are, and this one accepts them from it alone."""
     yield comment(
@@ -837,7 +840,6 @@ def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
     yield f"    bind {places.next_bind} name {NEXT} accept-proxy"
     yield f"    acl has_next nbsrv({NEXT}) gt 0"
     yield "    http-request allow if { stopping } has_next"
-    yield f"    use_backend {NEXT} if {{ stopping }} has_next"
     key = f"{{ req.fhdr({_NEXT_KEY.lower()}) -m str {places.key} }}"
     yield f"    http-request deny deny_status 403 if {{ so_name {NEXT} }} !{key}"
     tls = f"{{ req.fhdr({_NEXT_TLS.lower()}) -m found }}"
@@ -890,7 +892,7 @@ def _global(
 
 
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
-    yield from ("", "defaults gateway", "    mode http", "    option redispatch 1", "    retries 3")
+    yield from ("", "defaults common", "    mode http", "    option redispatch 1", "    retries 3")
     yield "    option abortonclose"  # aborts the request of a client that has disconnected
     yield f"    timeout http-request {duration(settings.table.head_timeout)}"
     if settings.table.keep_alive:

@@ -209,5 +209,8 @@ def _refuse_upload(response: str, condition: str) -> Iterator[str]:
 def loads_refusal() -> Iterator[str]:
     """Lines for the section `global` that load REFUSE_UPLOADS."""
     yield "    .if feature(LUA)"
+    yield "    .if version_atleast(3.1)"
+    yield "    tune.lua.bool-sample-conversion normal"
+    yield "    .endif"
     yield f"    lua-load {REFUSE_FILE}"
     yield "    .endif"

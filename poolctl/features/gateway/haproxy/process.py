@@ -54,7 +54,7 @@ GATEWAY = HelperKind(
     first_pause_seconds=0.0,
     calm_seconds=1.0,
     # It has no code of poolctl. Increased if an upgrade has to replace it although its configuration is the same.
-    version="2",
+    version="1",
 )
 MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
