@@ -264,13 +264,13 @@ class Hub:
         return changed, removed, news
 
     async def _load_failure_reasons(self, changed: Iterable[str]) -> None:
-        """Query why servers among `changed` are failing, and store the reasons."""
+        """Query why servers among `changed` are failing or not ready, and store the reasons."""
         failing = []
         for name in changed:
             word = self._items[name]["level"]
             if word != BUSY:  # a server being restarted keeps the reason of its failure
                 self._reasons.pop(name, None)
-            if word in (KO, WARN) and not self._items[name].get("ended"):
+            if word in (KO, WARN, BUSY) and not self._items[name].get("ended"):
                 failing.append(name)
         failing = failing[:_MOST_REASONS]
         if failing:

@@ -19,15 +19,18 @@ from starlette.staticfiles import StaticFiles
 
 from poolctl.cli.log_rendering import log_paths, record_lines
 from poolctl.clock import Clock
+from poolctl.config import value_text
+from poolctl.config.origins import DEFAULT, configured_values
 from poolctl.config.values.plain import NAME_PATTERN
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
-from poolctl.control.server_answers import ShowResult
+from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
 from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
+from poolctl.routing.route_report import BACKEND_COLUMNS, route_columns
 from poolctl.web.bearer_tokens import Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import Site, SiteLimits
 
@@ -42,7 +45,7 @@ FIRST_LINES = 300
 KEEPALIVE_SECONDS = 15.0
 MOST_SERVERS = 50
 _WAITS = ("start", "stop", "restart")
-# The fields of a server on the page, without its configuration, because values may be secret.
+# The fields of a server on the page, beside its configuration.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
 )  # fmt: skip
@@ -219,9 +222,9 @@ class _DashboardEndpoints:
         return StreamingResponse(with_keepalives(messages, *ends), media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
-        """Respond with the workers and the failure of one server."""
+        """Respond with the workers, the failure and the configuration of one server."""
         found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
-        items = [to_json(item, *_DETAILS) for item in found.items]
+        items = [{**to_json(item, *_DETAILS), **_configuration(item)} for item in found.items]
         return JSONResponse({"items": items, "errors": [to_json(each) for each in found.errors]})
 
     async def _history(self, request: Request) -> Response:
@@ -235,10 +238,14 @@ class _DashboardEndpoints:
     async def _routes(self, request: Request) -> Response:
         """Respond with the gateway's state, its first 500 routes and hosts, and how many more of each there are."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
-        routes = (await self._hub.ask(RoutesResult, "routes", [], {})).items
+        found = await self._hub.ask(RoutesResult, "routes", [], {})
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})
+        routes = found.items
         return JSONResponse({
             "gateway": gateway,
+            "route_columns": route_columns(routes),
+            "backend_columns": BACKEND_COLUMNS,
+            "refused_without_route": found.refused or {},
             "routes": [to_json(each) for each in routes[:_MOST_ROWS]],
             "hosts": [to_json(each) for each in hosts.items[:_MOST_ROWS]],
             "more_routes": max(0, len(routes) - _MOST_ROWS),
@@ -265,6 +272,16 @@ class _DashboardEndpoints:
         return JSONResponse(
             to_json(result, "items", "errors", "warnings", "exit_code", "dependents", "unchanged")
         )
+
+
+def _configuration(item: ServerDetails) -> Table:
+    """What is configured for the server, as [key, value, place]; of its environment only the names are shown."""
+    values = [each for each in configured_values(item.config, item.origin) if each.place != DEFAULT]
+    environment = [each.key.removeprefix("env.") for each in values if each.key.startswith("env.")]
+    rows = [
+        (each.key, value_text(each.value), each.place) for each in values if not each.key.startswith("env.")
+    ]
+    return {"configuration": rows, "environment": environment}
 
 
 async def _service_unavailable(request: Request, error: Exception) -> Response:

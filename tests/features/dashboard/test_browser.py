@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from poolctl.json_form import to_json
-from poolctl.routing.route_report import BackendReport, RouteReport
+from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
@@ -250,13 +250,16 @@ def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage)
     page.goto(f"{stage.url}#routes")
     routes = page.locator("#route-list tr")
     expect(routes).to_have_text([
-        "apiapi.example.com/v1api, http://10.0.0.7:9000httphealthy1200434.0 ms12 ms",
+        "apiapi.example.com/v1api, http://10.0.0.7:9000http––healthy1205434.0 ms12 ms–",
     ])  # fmt: skip
-    hosts = page.locator("#host-list tr")
+    titles = page.locator("#route-head th").all_inner_texts()
+    assert [title.lower() for title in titles] == list(ROUTE_COLUMNS), "those of `routes -o wide`"
+    assert titles[ROUTE_COLUMNS.index("refused")] == "Refused"
+    hosts = page.locator("#backend-list tr")
     expect(hosts).to_have_text(
         [
-            "apiapiactivehealthy–70000",
-            "http://10.0.0.7:9000apiactiveunhealthybreaker open: 5 failuresopen012403",
+            "apiapiactivehealthy–––70000–",
+            "http://10.0.0.7:9000apiactiveunhealthy––open012403breaker open: 5 failures",
         ]
     )
     gateway = page.locator("#gateway")
@@ -278,7 +281,7 @@ def add_routes(stage: Stage) -> None:
     to = ("api", "http://10.0.0.7:9000")
     route = RouteReport(
         alias="api", host="api.example.com", path="/v1", to=to, state="healthy",
-        requests=120, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
+        requests=120, refused=5, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
     )  # fmt: skip
     open_ = BackendReport(
         host=to[1], routes=("api",), available=False, health="unhealthy", why="breaker open: 5 failures",
@@ -327,6 +330,11 @@ def test_one_server_is_shown_with_its_failure_its_events_and_its_log(page: Page,
     page.get_by_text("web-3 is failed").wait_for()
     page.locator("#server-log").get_by_text("<b>cannot bind</b>").wait_for()
     expect(page.locator("#server-charts svg")).to_have_count(4)
+    configuration = page.get_by_role("region", name="Configuration")
+    expect(configuration.locator("tbody tr")).to_have_text(
+        ['name"web-3"pool.toml:3', "http.keep_alive7more.toml:9"]
+    )
+    page.get_by_text("Environment: SECRET", exact=True).wait_for()
 
 
 def test_an_event_is_shown_at_once(page: Page, stage: Stage) -> None:

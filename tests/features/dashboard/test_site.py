@@ -19,7 +19,7 @@ from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_keepalives
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import LogLine
 from poolctl.logs.log_tail import Follower
-from poolctl.routing.route_report import BackendReport, RouteReport
+from poolctl.routing.route_report import BACKEND_COLUMNS, ROUTE_COLUMNS, BackendReport, RouteReport
 from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
@@ -235,7 +235,7 @@ def test_only_the_page_s_own_files_are_served(client: Client, path: str) -> None
     assert client.send("GET", path).status in (307, 404)
 
 
-def test_configuration_values_are_not_shown(client: Client) -> None:
+def test_values_of_the_environment_are_not_shown(client: Client) -> None:
     client.login()
     reply = client.send("GET", "/poolctl/server?name=web-1")
     assert reply.json()["items"][0]["name"] == "web-1"
@@ -268,13 +268,18 @@ def user(client: Client) -> Client:
     return client
 
 
-def test_details_of_a_server_leave_out_its_configuration(user: Client, stage: Stage) -> None:
+def test_details_of_a_server_have_its_configuration_and_the_names_of_its_environment(
+    user: Client, stage: Stage
+) -> None:
     stage.pool.become("web-1", state="failed")
     reply = user.send("GET", "/poolctl/server?name=web-1").json()
     (found,) = reply["items"]
     assert (found["name"], found["worker_list"][0]["pid"]) == ("web-1", 20001)
     assert found["failure"]["message"] == "exited with status 3 before it was ready"
-    assert "config" not in found
+    assert found["configuration"] == [
+        ["name", '"web-1"', "/srv/pool.toml:3"], ["http.keep_alive", "7", "/srv/more.toml:9"],
+    ]  # fmt: skip
+    assert found["environment"] == ["SECRET"]
     assert reply["errors"] == []
 
 
@@ -332,6 +337,8 @@ def test_page_shows_a_limited_number_of_routes_and_hosts(
     assert (found["more_routes"], found["more_hosts"], found["problem"]) == (more, more, "")
     assert (found["routes"][0]["alias"], found["hosts"][0]["host"]) == ("r0", "h0")
     assert found["gateway"]["pid"] == 7
+    assert found["route_columns"] == [*ROUTE_COLUMNS]
+    assert found["backend_columns"] == [*BACKEND_COLUMNS]
 
 
 def test_log_of_an_unknown_server_is_not_found(user: Client) -> None:

@@ -71,6 +71,7 @@ async function ask() {
       el("td", {}, ...(worker.probes || []).map((probe) => el("div", {},
         el("span", { class: `badge ${probe.status}` }, probe.status), ` ${probe.kind}${probe.latency_seconds == null ? "" : ` in ${latency(probe.latency_seconds)}`}${probe.message ? `: ${probe.message}` : ""}`))))));
     if (!workers.length) $("server-workers").append(el("tr", {}, el("td", { colSpan: 4 }, "None.")));
+    drawConfiguration(item);
     const failed = !item.complaint && item.failure ? [item.failure.message, item.failure.hint].filter(Boolean).join("\n") : "";
     const failure = server.ended ? server.reason : item.complaint || failed || item.preload_problem || "";
     setText($("server-failure"), failure);
@@ -78,6 +79,16 @@ async function ask() {
   } catch {
     asked = "";
   }
+}
+
+// Keys that are configured, each with its place; of the environment only the names, because values may be secret.
+function drawConfiguration({ configuration, environment }) {
+  const directory = (store.about.files?.[0] || "").replace(/[^/]*$/, "");
+  const place = (text) => (directory && text.startsWith(directory) ? text.slice(directory.length) : text);
+  $("server-configuration").replaceChildren(...configuration.map(([key, value, from]) => el("tr", {},
+    el("th", { scope: "row" }, key), el("td", {}, el("code", {}, value)), el("td", {}, place(from) || "–"))));
+  $("server-environment").hidden = !environment.length;
+  setText($("server-environment"), `Environment: ${environment.join(", ")}`);
 }
 
 export function beginServer() {
@@ -92,7 +103,8 @@ export function showServer(wanted) {
   name = wanted;
   shown = asked = "";
   setText($("server-title"), name);
-  $("server-workers").replaceChildren(); // those of the server before
+  for (const id of ["server-workers", "server-configuration"]) $(id).replaceChildren(); // those of the server before
+  $("server-environment").hidden = true;
   $("server-failure").hidden = true;
   tail.open([name]);
   drawServer();
