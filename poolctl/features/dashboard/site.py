@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +31,10 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_report import BACKEND_COLUMNS, route_columns
-from poolctl.web.bearer_tokens import Refused, Token, TokenCheck, bearer_token
+from poolctl.web.bearer_tokens import Peer, Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import Site, SiteLimits
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions, UsedCode
 from ._answers import HistoryResult
 from ._state_hub import Hub, event_message
 
@@ -42,7 +42,7 @@ STATIC = Path(__file__).with_name("static")
 ACTIONS = ("start", "stop", "restart", "drain", "undrain")
 SPANS = ("hour", "day")
 FIRST_LINES = 300
-KEEPALIVE_SECONDS = 15.0
+HEARTBEAT_SECONDS = 5.0
 MOST_SERVERS = 50
 _WAITS = ("start", "stop", "restart")
 # The fields of a server on the page, beside its configuration.
@@ -55,6 +55,8 @@ _MOST_ROWS = 500
 # The polling interval for log files that do not exist yet, and on systems without inotify.
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
+
+_USED_LINK = "this link was used already, or is older than ten minutes; for a new one: poolctl dashboard"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -142,7 +144,7 @@ class _DashboardEndpoints:
         async def checked(request: Request) -> Response:
             request.state.session = None
             token = bearer_token(request.headers.get("authorization", ""))
-            refusal = self._refusal(token) if token else JSONResponse({"error": "log in first"}, 401)
+            refusal = self._refusal(request, token) if token else JSONResponse({"error": "log in first"}, 401)
             if refusal is None:
                 return await endpoint(request)
             session = request.state.session = self._session_of(request)
@@ -154,10 +156,11 @@ class _DashboardEndpoints:
 
         return checked
 
-    def _refusal(self, token: bytes) -> Response | None:
-        """The answer to a wrong token. Wrong ones of all clients are counted together: behind a proxy they are one."""
+    def _refusal(self, request: Request, token: bytes) -> Response | None:
+        """The answer to a wrong token, None for a right one. Wrong ones are counted for each address."""
+        peer: Peer | None = request.state.peer
         try:
-            self._tokens.accepted(token, [self._token], "", self._clock.monotonic())
+            self._tokens.accepted(token, [self._token], peer.key if peer else "", self._clock.monotonic())
         except Refused as refused:
             fields = {name.replace("_", "-"): value for name, value in refused.fields.items()}
             return JSONResponse({"error": str(refused)}, refused.status, fields)
@@ -168,11 +171,18 @@ class _DashboardEndpoints:
 
     async def _login(self, request: Request) -> Response:
         token = (await _json_body_or_empty(request)).get("token")
-        # JSON can contain unpaired surrogates.
-        sent = token.strip().encode(errors="surrogatepass") if isinstance(token, str) else b""
-        if (refusal := self._refusal(sent)) is not None:
-            return refusal
-        session, cookie = self._sessions.open()
+        sent = token.strip() if isinstance(token, str) else ""
+        try:
+            opened = self._sessions.redeem(sent)
+        except UsedCode:  # no guess, so it is not counted as a wrong token
+            return JSONResponse({"error": _USED_LINK}, 401)
+        if opened is None:
+            # JSON can contain unpaired surrogates.
+            refusal = self._refusal(request, sent.encode(errors="surrogatepass"))
+            if refusal is not None:
+                return refusal
+            opened = self._sessions.open()
+        session, cookie = opened
         response = self._csrf_response(session)
         response.set_cookie(
             self._sessions.cookie_name,
@@ -202,24 +212,43 @@ class _DashboardEndpoints:
     # The pool's state.
 
     async def _stream(self, request: Request) -> Response:
-        return self._streamed(request, self._hub.view())
+        """Stream the state of the pool, and log lines of the servers that are named by `log`: "" for all."""
+        sources = [self._hub.view()]
+        if names := request.query_params.getlist("log"):
+            sources.append(self._log_lines({*names} - {""}))
+        return self._streamed(request, *sources)
 
     async def _stream_logs(self, request: Request) -> Response:
         """Stream the log files of the servers in the query, or of all."""
-        wanted = set(request.query_params.getlist("server"))
-        result = await self._hub.ask(ShowResult, "show", [], {})
-        items = [item for item in result.items if not wanted or item.name in wanted]
-        paths = log_paths(items, self._settings.logs_directory)
+        paths = await self._log_paths(set(request.query_params.getlist("server")))
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
-        return self._streamed(request, _log_line_events(dict(list(paths.items())[:MOST_SERVERS])))
+        return self._streamed(request, _log_line_events(paths))
 
-    def _streamed(self, request: Request, messages: AsyncGenerator[str]) -> Response:
+    async def _log_paths(self, wanted: Collection[str]) -> dict[str, str]:
+        """The log files of the first MOST_SERVERS of these servers, or of all if none is named."""
+        result = await self._hub.ask(ShowResult, "show", [], {})
+        items = [item for item in result.items if not wanted or item.name in wanted]
+        return dict(list(log_paths(items, self._settings.logs_directory).items())[:MOST_SERVERS])
+
+    async def _log_lines(self, wanted: Collection[str]) -> AsyncGenerator[str]:
+        """The events of `_log_line_events`, once the supervisor answers and there is such a server."""
+        paths: dict[str, str] = {}
+        while not paths:
+            with contextlib.suppress(ControlError, TimeoutError):
+                paths = await self._log_paths(wanted)
+            if not paths:
+                await asyncio.sleep(_LOOK_SECONDS)
+        async with contextlib.aclosing(_log_line_events(paths)) as events:
+            async for event in events:
+                yield event
+
+    def _streamed(self, request: Request, *sources: AsyncGenerator[str]) -> Response:
         """Stream the messages until the dashboard ends, or the session with which the client has been let in."""
         ends: list[Callable[[], Coroutine[Any, Any, object]]] = [self._over.wait]
         if (session := request.state.session) is not None:
             ends.append(partial(self._sessions.wait_until_over, session))
-        return StreamingResponse(with_keepalives(messages, *ends), media_type="text/event-stream")
+        return StreamingResponse(with_heartbeats(sources, *ends), media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
         """Respond with the workers, the failure and the configuration of one server."""
@@ -343,39 +372,40 @@ def _text_and_level(text: str) -> tuple[str, str]:
     return "\n".join(record_lines(record)), canonical_level(record.level)
 
 
-async def with_keepalives(
-    messages: AsyncGenerator[str],
+async def with_heartbeats(
+    sources: Sequence[AsyncGenerator[str]],
     *ends: Callable[[], Coroutine[Any, Any, object]],
-    every_seconds: float = KEEPALIVE_SECONDS,
+    every_seconds: float = HEARTBEAT_SECONDS,
 ) -> AsyncGenerator[str]:
-    """The messages, and a comment whenever none was sent for `every_seconds`, until one of `ends` returns.
+    """The messages of all sources, and a heartbeat whenever none was sent for `every_seconds`.
 
-    The first message sets the browser's reconnection delay to one second.
+    Ends with the first source, or when one of `ends` returns. The first message sets the browser's reconnection delay
+    to one second. A page takes a stream without heartbeats for lost.
     """
     yield "retry: 1000\n\n"
-    upcoming: asyncio.Future[str] | None = None
     ending = {asyncio.ensure_future(end()) for end in ends}
+    upcoming = {asyncio.ensure_future(anext(source)): source for source in sources}
     try:
         while True:
-            upcoming = upcoming or asyncio.ensure_future(anext(messages))
-            waiting: set[asyncio.Future[Any]] = {upcoming, *ending}
+            waiting: set[asyncio.Future[Any]] = {*upcoming, *ending}
             done, _ = await asyncio.wait(waiting, timeout=every_seconds, return_when=asyncio.FIRST_COMPLETED)
             if not done.isdisjoint(ending):
                 return
             if not done:
-                yield ": still here\n\n"
-                continue
-            try:
-                message = upcoming.result()
-            except StopAsyncIteration:
-                return
-            upcoming = None
-            yield message
+                yield event_message("heartbeat", 0)
+            for ready in done & upcoming.keys():
+                source = upcoming.pop(ready)
+                try:
+                    message = ready.result()
+                except StopAsyncIteration:
+                    return
+                upcoming[asyncio.ensure_future(anext(source))] = source
+                yield message
     finally:
-        for each in ending:
-            each.cancel()
-        if upcoming is not None:
-            upcoming.cancel()
+        for future in (*ending, *upcoming):
+            future.cancel()
+        for future in upcoming:
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                await upcoming
-        await messages.aclose()
+                await future
+        for source in sources:
+            await source.aclose()

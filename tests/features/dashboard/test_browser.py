@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from poolctl.features.dashboard._login_codes import new_login_code
 from poolctl.json_form import to_json
 from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
@@ -67,6 +69,94 @@ def test_a_link_with_the_token_logs_in_and_the_token_leaves_the_address_bar(page
     enter(page, stage)
     assert TOKEN not in page.url
     page.locator("#link.live").wait_for()
+
+
+def test_link_logs_one_browser_in_and_no_other(browser: Browser, page: Page, stage: Stage) -> None:
+    link = f"{stage.url}#token={new_login_code(TOKEN, time.time())}"
+    page.goto(link)
+    page.locator("#rows tr").first.wait_for()
+    page.goto("about:blank")
+    page.goto(link)  # whoever is logged in needs no link
+    page.locator("#rows tr").first.wait_for()
+    context = browser.new_context()
+    try:
+        other = context.new_page()
+        other.goto(link)
+        other.get_by_text("this link was used already").wait_for()
+        expect(other.get_by_label("Token")).to_be_focused()
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("view", ["servers", "server/web-1", "logs", "routes"])
+def test_nothing_is_asked_for_after_a_log_out_and_other_tabs_show_the_login(
+    page: Page, stage: Stage, view: str
+) -> None:
+    page.clock.install()
+    enter(page, stage, view)
+    page.locator("#link.live").wait_for()
+    other = page.context.new_page()
+    other.goto(stage.url)
+    other.locator("#rows tr").first.wait_for()
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Token").wait_for()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for _ in range(6):
+        page.clock.run_for(10_000)
+    assert asked == []
+    other.get_by_text("The session has ended: log in again.").or_(
+        other.get_by_label("Token")
+    ).first.wait_for()
+
+
+def test_action_after_the_end_of_the_session_leads_to_the_login(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Restart web-1").click()
+    page.get_by_role("dialog").get_by_role("button", name="Restart").click()
+    page.get_by_text("The session has ended: log in again.").wait_for()
+    expect(page.get_by_label("Token")).to_be_focused()
+    assert page.locator(".note").count() == 0
+
+
+def test_silent_connection_is_not_called_live(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    page.locator("#link.live").wait_for()
+    with stage.hung():
+        page.locator("#link.lost").wait_for()
+    page.locator("#link.live").wait_for()
+
+
+def test_ten_tabs_work_because_hidden_ones_hold_no_connection(page: Page, stage: Stage) -> None:
+    hidden = "Object.defineProperty(document, 'hidden', { get: () => !window.isFront })"
+    page.context.add_init_script(hidden)
+    for number in range(1, 10):
+        tab = page.context.new_page()
+        if number == 1:
+            tab.goto(f"{stage.url}#token={TOKEN}")
+            tab.locator("#rows tr").first.wait_for(state="attached")
+        tab.goto(f"{stage.url}#server/web-{number % 8 + 1}")
+        tab.locator("#server-workers td").first.wait_for()
+    page.add_init_script("window.isFront = true")
+    enter(page, stage, "server/web-2")
+    page.locator("#link.live").wait_for()
+    page.get_by_role("button", name="Stop web-2").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    page.locator("#server-state").get_by_text("stopped").wait_for()
+    tab.evaluate("window.isFront = true; document.dispatchEvent(new Event('visibilitychange'))")
+    tab.locator("#link.live").wait_for()
+    stage.pool.become("web-2", state="failed", ready=False)
+    tab.locator("#server-state").get_by_text("failed").wait_for()
+
+
+@pytest.mark.parametrize("address", ["#server/%E0%A4%A", "#nowhere", "?state=%zz#events", "#%"])
+def test_damaged_address_shows_a_view(page: Page, stage: Stage, address: str) -> None:
+    enter(page, stage)
+    page.goto("about:blank")
+    page.goto(f"{stage.url}{address}")
+    page.locator("#link.live").wait_for()
+    expect(page.locator("main h1:visible")).to_have_count(1)
 
 
 def test_action_is_requested_confirmed_done_and_reported(page: Page, stage: Stage) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import site as dashboard_site
-from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_keepalives
+from poolctl.features.dashboard._login_codes import CODE_SECONDS, new_login_code
+from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_heartbeats
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import LogLine
 from poolctl.logs.log_tail import Follower
@@ -24,6 +26,8 @@ from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 from tests.virtual_loop import VirtualLoop
+
+HEARTBEAT = "event: heartbeat\ndata: 0\n\n"
 
 
 @pytest.fixture
@@ -37,10 +41,13 @@ class Client:
 
     def __init__(self, stage: Stage) -> None:
         self.port = stage.port
+        self.source = "127.0.0.1"
         self.headers: dict[str, str] = {}
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=60, source_address=(self.source, 0)
+        )
         try:
             sent = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
             connection.request(method, path, None if body is None else json.dumps(body), sent)
@@ -108,6 +115,7 @@ def test_an_action_needs_the_csrf_token_and_is_audited_with_its_client(client: C
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
         {"Origin": "http://127.0.0.1:1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -118,7 +126,8 @@ def test_an_action_of_another_site_is_refused_even_with_the_tokens(
 ) -> None:
     client.login()
     client.headers |= {**headers, "X-CSRF-Token": client.csrf}
-    assert client.act("restart", ["web-1"]).status == 403
+    refusal = client.act("restart", ["web-1"])
+    assert (refusal.status, refusal.headers["x-content-type-options"]) == (403, "nosniff")
     assert stage.pool.asked == []
 
 
@@ -197,6 +206,35 @@ def test_after_many_wrong_tokens_only_a_right_one_of_32_characters_is_accepted(
     assert client.send("POST", "/poolctl/login", {"token": token}).status == (200 if is_long else 429)
     reply = client.send("GET", "/poolctl/server?name=web-1", Authorization=f"Bearer {token}")
     assert (reply.status, "retry-after" in reply.headers) == ((200, False) if is_long else (429, True))
+
+
+def test_wrong_tokens_of_one_address_let_no_other_wait(client: Client, stage: Stage) -> None:
+    for _ in range(MOST_WRONG_TOKENS + 1):
+        refusal = client.send("POST", "/poolctl/login", {"token": "wrong"})
+    assert refusal.status == 429
+    client.source = "127.0.0.2"
+    assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
+    assert client.send("POST", "/poolctl/login", {"token": TOKEN}).status == 200, "a short one"
+
+
+def test_code_of_a_link_logs_in_once_within_ten_minutes(client: Client, stage: Stage) -> None:
+    def login(code: str) -> Reply:
+        return client.send("POST", "/poolctl/login", {"token": code})
+
+    code = new_login_code(TOKEN, time.time())
+    for _ in range(MOST_WRONG_TOKENS + 1):
+        assert login(code[:-1] + ("A" if code[-1] != "A" else "B")).status in (401, 429)
+    cookie = login(code).headers["set-cookie"].partition(";")[0]
+    assert client.send("GET", "/poolctl/session", Cookie=cookie).status == 200
+    stage.end()
+    stage.begin()
+    used, late = login(code), login(new_login_code(TOKEN, time.time() - CODE_SECONDS))
+    assert [used.status, late.status] == [401, 401]
+    assert "used already" in used.json()["error"]
+    for _ in range(MOST_WRONG_TOKENS + 1):
+        assert login(code).status == 401, "it is no guess"
+    assert login(new_login_code("another token", time.time())).status == 401
+    assert login(new_login_code(TOKEN, time.time())).status == 200
 
 
 @pytest.mark.parametrize(
@@ -341,6 +379,20 @@ def test_page_shows_a_limited_number_of_routes_and_hosts(
     assert found["backend_columns"] == [*BACKEND_COLUMNS]
 
 
+def test_state_and_log_come_in_one_stream_also_while_the_pool_does_not_answer(
+    user: Client, stage: Stage
+) -> None:
+    Path(stage.logs, "web-1.log").write_text("2026-11-20T08:47:30.000000Z first\n")
+    stage.gone()
+    with streamed(user, "/poolctl/stream?log=web-1") as response:
+        assert "no supervisor" in next_event(response, "gone")["message"]
+        stage.back()
+        names = set()
+        while names != {"pool", "lines"}:
+            name = response.readline().decode().strip().removeprefix("event: ")
+            names |= {name} & {"pool", "lines"}
+
+
 def test_log_of_an_unknown_server_is_not_found(user: Client) -> None:
     reply = user.send("GET", "/poolctl/logs?server=nowhere")
     assert (reply.status, reply.json()["error"]) == (404, "there is no such server")
@@ -459,15 +511,15 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
             finally:
                 closed.append(True)
 
-        stream = with_keepalives(messages(), over.wait, every_seconds=0.01)
+        stream = with_heartbeats([messages()], over.wait, every_seconds=0.01)
         assert [await anext(stream) for _ in range(4)] == [
-            "retry: 1000\n\n", "first", ": still here\n\n", ": still here\n\n",
+            "retry: 1000\n\n", "first", HEARTBEAT, HEARTBEAT,
         ]  # fmt: skip
         more.set()
-        assert [each async for each in stream if not each.startswith(":")] == ["second"]
+        assert [each async for each in stream if each != HEARTBEAT] == ["second"]
         assert closed == [True]
         more.clear()
-        stream = with_keepalives(messages(), over.wait, every_seconds=0.01)
+        stream = with_heartbeats([messages()], over.wait, every_seconds=0.01)
         assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
         over.set()
         assert [each async for each in stream] == []
@@ -476,16 +528,16 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
     asyncio.run(asyncio.wait_for(play(), 60))
 
 
-def test_silence_is_filled_every_fifteen_seconds() -> None:
+def test_silence_is_filled_every_five_seconds() -> None:
     async def silence() -> AsyncGenerator[str]:
         await asyncio.Event().wait()
         yield "never"
 
     async def play() -> None:
-        stream = with_keepalives(silence(), asyncio.Event().wait)
+        stream = with_heartbeats([silence()], asyncio.Event().wait)
         assert await anext(stream) == "retry: 1000\n\n"
-        for seconds in (15, 30):
-            assert await anext(stream) == ": still here\n\n"
+        for seconds in (5, 10):
+            assert await anext(stream) == HEARTBEAT
             assert loop.time() == pytest.approx(seconds)
         await stream.aclose()
 

@@ -1,6 +1,6 @@
 // Actions on servers: requested, confirmed, performed, reported.
 
-import { post } from "./api.js";
+import { LoggedOut, post } from "./api.js";
 import { $, announce, el } from "./dom.js";
 import { plural } from "./format.js";
 
@@ -95,7 +95,7 @@ export async function act(action, names, button) {
     const idle = !changed.length && !dependents.length; // all of them had stopped before the click
     note(idle ? "Nothing was running." : `${report(changed, dependents)} ${ACTIONS[action].done}.`);
   } catch (error) {
-    note(`${ACTIONS[action].label} failed: ${error.message}`, true);
+    if (!(error instanceof LoggedOut)) note(`${ACTIONS[action].label} failed: ${error.message}`, true);
   } finally {
     button?.removeAttribute("aria-busy");
   }

@@ -1,6 +1,6 @@
 // Log lines, followed as they are written.
 
-import { $, el, setText } from "./dom.js";
+import { $, el } from "./dom.js";
 import { clock } from "./format.js";
 import { store } from "./store.js";
 
@@ -10,36 +10,27 @@ const MARKS = { trace: "faint", debug: "faint", warning: "odd", error: "bad", cr
 const ESCAPES = /\u001b\[[0-?]*[ -/]*[@-~]|\u001b[@-_]|[\u0000-\u0008\u000b-\u001f\u007f]/g;
 
 export class LogTail {
-  constructor(node, { named = false, wanted = () => true, follows = () => true, onNote = () => {} } = {}) {
-    Object.assign(this, { node, named, wanted, follows, onNote, source: null, lines: [] });
+  constructor(node, { named = false, wanted = () => true, follows = () => true } = {}) {
+    Object.assign(this, { node, named, wanted, follows, lines: [], first: true });
   }
 
-  open(servers) {
-    this.close();
-    const query = servers.map((name) => `server=${encodeURIComponent(name)}`).join("&");
-    const source = new EventSource(`/poolctl/logs?${query}`);
-    this.source = source;
-    let first = true;
-    source.onopen = () => {
-      first = true;
-      this.onNote("");
-    };
-    source.addEventListener("lines", (event) => {
-      const lines = JSON.parse(event.data);
-      if (first) this.lines = [];
-      this.lines = [...this.lines, ...lines].slice(-SHOWN);
-      if (first) this.draw();
-      else this.add(lines);
-      first = false;
-    });
-    source.onerror = () => this.onNote("No connection: new log lines do not arrive. Reconnecting.");
-  }
-
-  close() {
-    this.source?.close();
-    this.source = null;
+  clear() {
     this.lines = [];
+    this.first = true;
     this.node.replaceChildren();
+  }
+
+  // A stream that is opened again begins with the last lines, of which some are shown already.
+  reopened() {
+    this.first = true;
+  }
+
+  take(lines) {
+    const last = this.lines.at(-1)?.[0] ?? "";
+    const news = this.first ? lines.filter(([time]) => time > last) : lines;
+    this.first = false;
+    this.lines = [...this.lines, ...news].slice(-SHOWN);
+    this.add(news);
   }
 
   line([time, name, text, level]) {
@@ -65,7 +56,6 @@ const tail = new LogTail($("log"), {
   named: true,
   wanted: ([, name, text]) => !words() || `${name} ${text}`.toLowerCase().includes(words()),
   follows: () => $("log-follow").checked,
-  onNote: (text) => setText($("log-note"), text),
 });
 
 export function drawLogServers() {
@@ -78,15 +68,12 @@ export function drawLogServers() {
   select.value = names.includes(kept) ? kept : "";
 }
 
-export function showLogs() {
-  drawLogServers();
-  tail.open($("log-server").value ? [$("log-server").value] : []);
+export function followLogs(stream) {
+  stream.follow(tail, $("log-server").value ? [$("log-server").value] : []);
 }
 
-export const hideLogs = () => tail.close();
-
-export function beginLogs() {
-  $("log-server").addEventListener("change", showLogs);
+export function beginLogs(stream) {
+  $("log-server").addEventListener("change", () => followLogs(stream));
   $("log-search").addEventListener("input", () => tail.draw());
   $("log-follow").addEventListener("change", () => tail.draw());
 }

@@ -1,12 +1,12 @@
 // The page: login, the current view, and the state of the connection.
 
-import { LoggedOut, login, post, session } from "./api.js";
+import { LoggedOut, login, post, session, sessions } from "./api.js";
 import { note } from "./actions.js";
 import { $, announce, setText } from "./dom.js";
 import { addEvent, beginEvents, drawEvents } from "./events.js";
 import { beginFilters, readFilters } from "./filters.js";
 import { forgetHistory } from "./history.js";
-import { beginLogs, drawLogServers, hideLogs, showLogs } from "./logs.js";
+import { beginLogs, drawLogServers, followLogs } from "./logs.js";
 import { hideRoutes, showRoutes } from "./routes.js";
 import { beginServer, drawServer, hideServer, showServer } from "./server.js";
 import { beginServers, drawServers, tick } from "./servers.js";
@@ -20,14 +20,22 @@ let inside = false;
 
 function route() {
   const [name, argument = ""] = location.hash.slice(1).split("/");
-  return [VIEWS.includes(name) ? name : "servers", decodeURIComponent(argument)];
+  return [VIEWS.includes(name) ? name : "servers", decode(argument)];
+}
+
+// An address may be damaged, such as by a mail program.
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function show(focus = true) {
   if (!inside) return;
   const [name, argument] = route();
   if (view === "server") hideServer();
-  if (view === "logs") hideLogs();
   if (view === "routes") hideRoutes();
   view = name;
   for (const each of VIEWS) $(`view-${each}`).hidden = each !== name;
@@ -35,9 +43,10 @@ function show(focus = true) {
     if (link.hash === `#${name === "server" ? "servers" : name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (name === "server") showServer(argument);
-  if (name === "logs") showLogs();
-  if (name === "routes") showRoutes().catch((error) => note(error.message, true));
+  if (name === "server") showServer(argument, stream);
+  else if (name === "logs") followLogs(stream);
+  else stream.follow(null);
+  if (name === "routes") showRoutes().catch((error) => inside && note(error.message, true));
   draw();
   document.title = `${name === "server" ? argument : $(`${name}-title`).textContent} · ${store.about.name || "poolctl"}`;
   if (focus) {
@@ -63,6 +72,10 @@ function drawFiles() {
 let lostTimer = 0;
 
 function state(now, message = "") {
+  if (now === "connecting") {
+    link("lost", "connecting");
+    return;
+  }
   if (now !== "lost") {
     clearTimeout(lostTimer);
     lostTimer = 0;
@@ -98,50 +111,65 @@ function enter() {
   $("view-login").hidden = true;
   $("nav").hidden = $("logout").hidden = false;
   link("lost", "connecting");
-  stream.open();
   show(false);
+  stream.open();
 }
 
-function leave() {
-  inside = false;
-  stream.close();
-  hideServer();
-  hideLogs();
-  store.clear();
-  forgetHistory();
-  draw();
-  gone("");
+let again = 0;
+
+// Shows the login; nothing is asked for until somebody logs in.
+function leave(reason = "") {
+  clearTimeout(again);
   clearTimeout(lostTimer);
   lostTimer = 0;
+  inside = false;
+  stream.close();
+  stream.follow(null);
+  hideServer();
+  hideRoutes();
+  store.clear();
+  forgetHistory();
+  $("confirm").close();
+  $("notes").replaceChildren();
+  draw();
+  gone("");
   view = "";
   for (const each of VIEWS) $(`view-${each}`).hidden = true;
   $("nav").hidden = $("logout").hidden = true;
   link("", "");
+  document.title = "poolctl";
+  setText($("login-error"), reason);
   $("view-login").hidden = false;
   $("token").value = "";
   $("token").focus();
 }
 
-// A link may contain the token behind the "#", which browsers send to no server.
-function tokenOfLink() {
+// A link may contain a code, or the token, behind the "#", which browsers send to no server.
+function codeOfLink() {
   const match = /^#token=([^&]+)$/.exec(location.hash);
   if (!match) return "";
   history.replaceState(null, "", location.pathname + location.search);
-  return decodeURIComponent(match[1]);
+  return match[1];
 }
 
-async function begin() {
-  const token = tokenOfLink();
+async function begin(code = codeOfLink()) {
+  clearTimeout(again);
+  let refusal = "";
   try {
-    await (token ? login(token) : session());
+    if (code) {
+      await login(decode(code)).catch((error) => {
+        if (error instanceof TypeError) throw error; // no connection
+        refusal = error.message;
+      });
+    }
+    // Whoever is logged in already needs no link, even if it was used.
+    if (!code || refusal) await session();
     enter();
   } catch (error) {
-    if (error instanceof LoggedOut || token) {
-      leave();
-      setText($("login-error"), token ? error.message : "");
-    } else {
+    if (error instanceof LoggedOut) leave(refusal);
+    else {
       state("lost");
-      setTimeout(begin, 2000);
+      again = setTimeout(() => begin(code), 2000);
     }
   }
 }
@@ -151,8 +179,9 @@ const reversed = readFilters();
 beginServers(reversed);
 beginServer();
 beginEvents();
-beginLogs();
+beginLogs(stream);
 beginFilters(() => (inside ? view : ""));
+sessions.addEventListener("ended", () => inside && leave("The session has ended: log in again."));
 store.addEventListener("pool", draw);
 store.addEventListener("changed", ({ detail }) => {
   draw();
@@ -186,6 +215,7 @@ $("login").addEventListener("submit", async (event) => {
   }
 });
 $("logout").addEventListener("click", async () => {
+  stream.close();
   await post("logout", {}).catch(() => {});
   leave();
 });

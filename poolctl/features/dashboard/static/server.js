@@ -98,7 +98,7 @@ export function beginServer() {
   });
 }
 
-export function showServer(wanted) {
+export function showServer(wanted, stream) {
   if (!charts) build();
   name = wanted;
   shown = asked = "";
@@ -106,12 +106,11 @@ export function showServer(wanted) {
   for (const id of ["server-workers", "server-configuration"]) $(id).replaceChildren(); // those of the server before
   $("server-environment").hidden = true;
   $("server-failure").hidden = true;
-  tail.open([name]);
+  stream.follow(tail, [name]);
   drawServer();
 }
 
 export function hideServer() {
-  tail.close();
   name = "";
 }
 
