@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -95,7 +99,10 @@ class DashboardSite(Site):
         page = _DashboardEndpoints(given, self.supervisor.socket_path, over, self.clock)
         handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
         self.app = HostAndOriginGuard(
-            Starlette(routes=page.routes(), exception_handlers=handlers), given.hosts
+            Starlette(
+                routes=page.routes(), exception_handlers=handlers, middleware=[Middleware(GZipMiddleware)]
+            ),
+            given.hosts,
         )
 
     def close(self) -> None:
@@ -112,6 +119,7 @@ class _DashboardEndpoints:
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
         self._token, self._tokens, self._clock = Token(settings.token), TokenCheck(), clock
         self._over = over
+        self._version, self._page = _versioned_page()
 
     def routes(self) -> list[BaseRoute]:
         """Return the dashboard's URL routes. Routes that need the session cookie are below the cookie's path."""
@@ -130,11 +138,15 @@ class _DashboardEndpoints:
             for name, (endpoint, method) in own.items()
         ]
         return [
-            Route("/", _index),
+            Route("/", self._index),
             Route(f"{COOKIE_PATH}/login", self._login, methods=["POST"]),
             *guarded,
-            Mount("/static", StaticFiles(directory=STATIC)),
+            Mount(f"/static/{self._version}", PageFiles("public, max-age=31536000, immutable")),
+            Mount("/static", PageFiles("no-cache")),
         ]
+
+    async def _index(self, request: Request) -> Response:
+        return Response(self._page, media_type="text/html")
 
     # Login.
 
@@ -248,7 +260,11 @@ class _DashboardEndpoints:
         ends: list[Callable[[], Coroutine[Any, Any, object]]] = [self._over.wait]
         if (session := request.state.session) is not None:
             ends.append(partial(self._sessions.wait_until_over, session))
-        return StreamingResponse(with_heartbeats(sources, *ends), media_type="text/event-stream")
+        messages = with_heartbeats(sources, *ends)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return StreamingResponse(messages, media_type="text/event-stream")
+        fields = {"content-encoding": "gzip", "vary": "accept-encoding"}
+        return StreamingResponse(_gzipped(messages), headers=fields, media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
         """Respond with the workers, the failure and the configuration of one server."""
@@ -317,8 +333,31 @@ async def _service_unavailable(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
 
 
-async def _index(request: Request) -> Response:
-    return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
+class PageFiles(StaticFiles):
+    """The files of the page, with this `Cache-Control`."""
+
+    def __init__(self, cache_control: str) -> None:
+        super().__init__(directory=STATIC)
+        self._cache_control = cache_control
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["cache-control"] = self._cache_control
+        return response
+
+
+def _versioned_page() -> tuple[str, str]:
+    """A hash of the page's files, and the page, which names the files below it: a browser may keep them for ever.
+
+    All modules are named, too: a browser would find one only after it has read another that imports it.
+    """
+    files = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.is_file()}
+    version = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    modules = "".join(
+        f'<link rel="modulepreload" href="/static/{name}">\n' for name in files if name.endswith(".js")
+    )
+    page = files["index.html"].decode().replace("</head>", f"{modules}</head>")
+    return version, page.replace("/static/", f"/static/{version}/")
 
 
 async def _json_body_or_empty(request: Request) -> Table:
@@ -370,6 +409,14 @@ def _text_and_level(text: str) -> tuple[str, str]:
         return text, stated_level(text)
     record.time = ""  # the line's own time is shown already
     return "\n".join(record_lines(record)), canonical_level(record.level)
+
+
+async def _gzipped(messages: AsyncGenerator[str]) -> AsyncGenerator[bytes]:
+    """The messages, compressed one by one; a stream takes 64 KB of memory for it."""
+    compressor = zlib.compressobj(3, zlib.DEFLATED, 16 + 13, 6)
+    async with contextlib.aclosing(messages):
+        async for message in messages:
+            yield compressor.compress(message.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
 async def with_heartbeats(

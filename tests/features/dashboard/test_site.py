@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing, contextmanager
@@ -266,6 +267,39 @@ def test_the_page_names_nothing_of_another_host_and_has_no_inline_program_or_sty
     assert " style=" not in page
     assert "<script>" not in page
     assert " onclick" not in page
+
+
+def test_files_of_the_page_are_kept_by_the_browser_below_a_hash_and_compressed(client: Client) -> None:
+    page = client.send("GET", "/", Accept_Encoding="gzip")
+    assert page.headers["content-encoding"] == "gzip"
+    html = client.send("GET", "/").text
+    files = re.findall(r'(?:href|src)="(/static/[^"]+)"', html)
+    assert {path.rpartition("/")[2] for path in files} == {
+        path.name for path in STATIC.iterdir() if path.suffix != ".html"
+    }, "the page names every file, so that a browser asks for all at once"
+    assert len({path.rpartition("/")[0] for path in files}) == 1
+    for path in files:
+        reply = client.send("GET", path, Accept_Encoding="gzip")
+        assert (reply.status, reply.headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+        assert reply.headers.get("content-encoding") == (
+            "gzip" if len(client.send("GET", path).body) >= 500 else None
+        )
+    plain = client.send("GET", "/static/main.js")
+    assert plain.headers["cache-control"] == "no-cache"
+    assert client.send("GET", "/static/main.js", If_None_Match=plain.headers["etag"]).status == 304
+    for private in ("/", "/poolctl/session", "/poolctl/routes", "/nowhere"):
+        assert client.send("GET", private).headers["cache-control"] == "no-store"
+
+
+def test_stream_is_compressed_message_by_message(user: Client) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", user.port, timeout=60)) as connection:
+        connection.request("GET", "/poolctl/stream", headers={**user.headers, "Accept-Encoding": "gzip"})
+        response = connection.getresponse()
+        assert response.headers["content-encoding"] == "gzip"
+        text, decompressor = "", zlib.decompressobj(31)
+        while "event: stats" not in text:
+            text += decompressor.decompress(response.read1()).decode()
+    assert text.index("event: pool") < text.index("event: series") < text.index("event: stats")
 
 
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/..%2fapp.py", "/static/", "/static"])

@@ -8,7 +8,7 @@ import { beginFilters, readFilters } from "./filters.js";
 import { forgetHistory } from "./history.js";
 import { beginLogs, drawLogServers, followLogs } from "./logs.js";
 import { hideRoutes, showRoutes } from "./routes.js";
-import { beginServer, drawServer, hideServer, showServer } from "./server.js";
+import { beginServer, drawServer, hideServer, serverLog, showServer } from "./server.js";
 import { beginServers, drawServers, tick } from "./servers.js";
 import { store } from "./store.js";
 import { Stream } from "./stream.js";
@@ -43,9 +43,8 @@ function show(focus = true) {
     if (link.hash === `#${name === "server" ? "servers" : name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (name === "server") showServer(argument, stream);
-  else if (name === "logs") followLogs(stream);
-  else stream.follow(null);
+  followLog(name, argument);
+  if (name === "server") showServer(argument);
   if (name === "routes") showRoutes().catch((error) => inside && note(error.message, true));
   draw();
   document.title = `${name === "server" ? argument : $(`${name}-title`).textContent} · ${store.about.name || "poolctl"}`;
@@ -53,6 +52,12 @@ function show(focus = true) {
     window.scrollTo(0, 0);
     $(`${name}-title`).focus({ preventScroll: true });
   }
+}
+
+function followLog(name, argument) {
+  if (name === "server") stream.follow(serverLog, [argument]);
+  else if (name === "logs") followLogs(stream);
+  else stream.follow(null);
 }
 
 function draw() {
@@ -110,8 +115,13 @@ function enter() {
   inside = true;
   $("view-login").hidden = true;
   $("nav").hidden = $("logout").hidden = false;
-  link("lost", "connecting");
   show(false);
+  if (!stream.wanted) openStream();
+}
+
+function openStream() {
+  link("lost", "connecting");
+  followLog(...route());
   stream.open();
 }
 
@@ -163,7 +173,10 @@ async function begin(code = codeOfLink()) {
       });
     }
     // Whoever is logged in already needs no link, even if it was used.
-    if (!code || refusal) await session();
+    if (!code || refusal) {
+      openStream(); // meanwhile: the cookie is probably valid
+      await session();
+    }
     enter();
   } catch (error) {
     if (error instanceof LoggedOut) leave(refusal);

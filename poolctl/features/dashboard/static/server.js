@@ -38,7 +38,7 @@ let asked = "";
 let charts = null;
 let bar = null;
 let facts = null;
-const tail = new LogTail($("server-log"));
+export const serverLog = new LogTail($("server-log"));
 
 function build() {
   charts = {
@@ -98,7 +98,7 @@ export function beginServer() {
   });
 }
 
-export function showServer(wanted, stream) {
+export function showServer(wanted) {
   if (!charts) build();
   name = wanted;
   shown = asked = "";
@@ -106,7 +106,6 @@ export function showServer(wanted, stream) {
   for (const id of ["server-workers", "server-configuration"]) $(id).replaceChildren(); // those of the server before
   $("server-environment").hidden = true;
   $("server-failure").hidden = true;
-  stream.follow(tail, [name]);
   drawServer();
 }
 

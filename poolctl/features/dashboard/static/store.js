@@ -48,8 +48,15 @@ class Store extends EventTarget {
       this.take(item, before.get(item.name));
       const server = this.servers.get(item.name);
       server.figures = message.figures[item.name];
-      server.series = { ...empty(), ...message.series[item.name] };
+      server.series = empty();
       server.levels = message.levels[item.name] || [];
+    }
+    this.notify("pool");
+  }
+
+  series(message) {
+    for (const [name, series] of Object.entries(message)) {
+      if (this.servers.has(name)) this.servers.get(name).series = { ...empty(), ...series };
     }
     for (let back = SAMPLES; back > 0; back -= 1) this.sum(back);
     this.notify("pool");

@@ -2,7 +2,7 @@
 
 import { store } from "./store.js";
 
-const MESSAGES = ["pool", "changed", "stats", "event", "files"];
+const MESSAGES = ["pool", "series", "changed", "stats", "event", "files"];
 const AGAIN_MS = 2000;
 // Something comes at least every five seconds. A connection can go silent without an error, such as one of a VPN.
 const SILENCE_MS = 12000;
