@@ -43,6 +43,12 @@ def enter(page: Page, stage: Stage, view: str = "") -> None:
         page.goto(f"{stage.url}#{view}")
 
 
+def press(page: Page, action: str, name: str) -> None:
+    """Press an action in the menu of the server's row."""
+    page.locator("#rows").get_by_label(f"Actions for {name}", exact=True).first.click()
+    page.get_by_role("button", name=f"{action} {name}", exact=True).click()
+
+
 def row(page: Page, name: str) -> Any:
     return page.locator("#rows tr").filter(has=page.get_by_role("link", name=name, exact=True))
 
@@ -113,7 +119,7 @@ def test_nothing_is_asked_for_after_a_log_out_and_other_tabs_show_the_login(
 def test_action_after_the_end_of_the_session_leads_to_the_login(page: Page, stage: Stage) -> None:
     enter(page, stage)
     page.context.clear_cookies()
-    page.get_by_role("button", name="Restart web-1").click()
+    press(page, "Restart", "web-1")
     page.get_by_role("dialog").get_by_role("button", name="Restart").click()
     page.get_by_text("The session has ended: log in again.").wait_for()
     expect(page.get_by_label("Token")).to_be_focused()
@@ -161,18 +167,23 @@ def test_damaged_address_shows_a_view(page: Page, stage: Stage, address: str) ->
 
 def test_action_is_requested_confirmed_done_and_reported(page: Page, stage: Stage) -> None:
     enter(page, stage)
-    stop = page.get_by_role("button", name="Stop web-2")
-    stop.click()
+    press(page, "Stop", "web-2")
     dialog = page.get_by_role("dialog", name="Stop web-2?")
     dialog.get_by_role("button", name="Cancel").click()
     assert stage.pool.asked == []
-    stop.click()
+    press(page, "Stop", "web-2")
     dialog.get_by_role("button", name="Stop").click()
     row(page, "web-2").get_by_text("stopped").wait_for()
     page.locator(".note").get_by_text("web-2 stopped.").wait_for()
     (asked,) = stage.pool.asked
     assert (asked["verb"], asked["selector"]["targets"]) == ("stop", ["web-2"])
-    row(page, "web-2").get_by_role("button", name="Start web-2").wait_for()
+    menu = row(page, "web-2").locator("summary")
+    expect(menu).to_be_focused()
+    menu.click()
+    expect(row(page, "web-2").locator(".menu button:visible")).to_have_text(["Start"])
+    page.keyboard.press("Escape")
+    expect(menu).to_be_focused()
+    expect(row(page, "web-2").locator(".menu button:visible")).to_have_count(0)
 
 
 def test_an_action_applies_to_all_selected_servers(page: Page, stage: Stage) -> None:
@@ -203,7 +214,7 @@ def test_a_stop_reports_only_the_servers_that_ran(page: Page, stage: Stage) -> N
 def test_a_failure_stays_until_it_is_dismissed(page: Page, stage: Stage) -> None:
     stage.pool.refuses = "exited with status 3 before it was ready"
     enter(page, stage)
-    page.get_by_role("button", name="Restart web-1").click()
+    press(page, "Restart", "web-1")
     page.get_by_role("dialog").get_by_role("button", name="Restart").click()
     note = page.locator(".note.bad")
     note.get_by_text("exited with status 3").wait_for()
@@ -217,28 +228,117 @@ def test_everything_can_be_done_by_keyboard(page: Page, stage: Stage) -> None:
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     page.locator("#rows tr").first.wait_for()
-    restart = page.get_by_role("button", name="Restart web-1")
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if restart.evaluate("node => node === document.activeElement"):
-            break
-    assert restart.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    menu = row(page, "web-1").locator("summary")
+    tab_to(page, menu)
+    assert menu.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Restart web-1")).to_be_focused()
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for()
     assert page.evaluate("document.activeElement.id") == "confirm-no"  # what does nothing comes first
     page.keyboard.press("Escape")
-    assert restart.evaluate("node => node === document.activeElement")
+    expect(menu).to_be_focused()
     assert stage.pool.asked == []
-    page.keyboard.press("Enter")
+    for key in ("Enter", "Tab", "Enter"):
+        page.keyboard.press(key)
     page.get_by_role("dialog").wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.locator(".note").get_by_text("web-1 restarted.").wait_for()
+    expect(menu).to_be_focused()
+
+
+def tab_to(page: Page, wanted: Any) -> None:
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("node => node === document.activeElement"):
+            return
+    raise AssertionError("Tab does not reach it")
+
+
+def test_focus_stays_among_the_actions_on_the_page_of_a_server(page: Page, stage: Stage) -> None:
+    enter(page, stage, "server/web-2")
+    drain = page.get_by_role("button", name="Drain web-2", exact=True)
+    tab_to(page, drain)
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Undrain web-2").wait_for()
+    expect(drain).to_be_hidden()
+    expect(page.locator("#server-actions button:focus")).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1440, 900), (1100, 760), (1024, 700), (901, 700), (900, 700), (640, 400), (390, 844), (360, 740)],
+)  # fmt: skip
+def test_failing_server_is_seen_first_at_every_width(
+    browser: Browser, stage: Stage, width: int, height: int
+) -> None:
+    stage.pool.become("web-8", state="failed", ready=False, health="ko", pids=[])
+    stage.pool.servers["web-7"]["tags"] = ["x" * 60]
+    context = browser.new_context(viewport={"width": width, "height": height})
+    try:
+        tab = context.new_page()
+        enter(tab, stage)
+        name = tab.locator("#rows th").first
+        expect(name.locator(".why")).to_have_text("exited with status 3 before it was ready")
+        box = name.bounding_box()
+        assert box is not None
+        assert box["width"] >= 160
+        if height >= 700:
+            assert box["y"] + box["height"] <= height, "above the fold"
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator("#rows button:visible, #rows summary:visible").count() == 8, "one for each row"
+        for _ in range(45):
+            tab.keyboard.press("Tab")
+            assert tab.evaluate(SEEN), tab.evaluate("document.activeElement.outerHTML")
+    finally:
+        context.close()
+
+
+# Whether what has focus is in view, and nothing lies above it.
+SEEN = """() => {
+  const node = document.activeElement;
+  if (!node || node === document.body) return true;
+  const box = node.getBoundingClientRect();
+  const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return box.width >= 4 && box.height >= 4 && Boolean(top) && (node.contains(top) || top.contains(node));
+}"""
+
+
+def test_crashes_in_a_row_are_one_line(page: Page, stage: Stage) -> None:
+    cause = "exited with status 1 before it was ready: database gone"
+    for crash in range(15):
+        ago = {"server": "web-2", "ago_seconds": 240 - crash * 16}
+        crashed = {"message": "exited with status 1", "cause": cause, "before": "starting", "after": "ended"}
+        stage.pool.happened("lifecycle", "worker ended", status=1, next="restarting", **crashed, **ago)
+        stage.pool.happened(
+            "lifecycle", "backoff", message="starting → backoff", before="starting", after="backoff", **ago
+        )
+        stage.pool.happened("health", "ko", server="web-3", message=f"number {crash}")
+        stage.pool.happened(
+            "lifecycle", "starting", message="backoff → starting", before="backoff", after="starting", **ago
+        )
+    stage.pool.become("web-2", state="running")
+    enter(page, stage, "events")
+    lines = page.locator("#event-list li").filter(has_text="web-2")
+    expect(lines.filter(has_text="times in")).to_have_text(
+        re.compile("15 times in 4 min: exited with status 1, database gone$")
+    )
+    expect(lines).to_have_count(3)  # beside it: the first start, and the end of the loop
+    expect(page.locator("#event-list li").filter(has_text="number")).to_have_count(15)
+    day = page.evaluate("new Date().toLocaleDateString([], { month: 'short', day: 'numeric' })")
+    expect(lines.first.locator("time")).to_have_text(re.compile(f"^{day}"))
+    page.goto(f"{stage.url}#server/web-2")
+    expect(page.locator("#server-events li").filter(has_text="15 times")).to_have_count(1)
 
 
 def test_question_asked_while_another_closes_is_answered_by_its_buttons(page: Page, stage: Stage) -> None:
     enter(page, stage)
-    page.get_by_role("button", name="Restart web-1").click()
+    press(page, "Restart", "web-1")
     page.get_by_role("dialog").wait_for()
     page.evaluate(
         """() => {
@@ -402,6 +502,7 @@ def test_the_page_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:
             tab.locator(f"#view-{view.partition('/')[0]}").wait_for()
             assert tab.evaluate("document.documentElement.scrollWidth") <= 360, view
         tab.goto(f"{stage.url}#servers")
+        row(tab, "web-1").locator("summary").tap()
         tab.get_by_role("button", name="Restart web-1").tap()
         tab.get_by_role("dialog", name="Restart web-1?").wait_for()
     finally:
@@ -594,12 +695,12 @@ def test_a_real_pool_through_its_own_page(page: Page, real_pool: RealPool, until
     real_pool.ok("start")
     page.goto(real_pool.ok("dashboard").stdout.strip())
     row(page, "api").get_by_text("running").wait_for()
-    page.get_by_role("button", name="Stop api").click()
+    press(page, "Stop", "api")
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
     row(page, "api").get_by_text("stopped").wait_for()
     assert real_pool.items()["api"]["state"] == "stopped"
     os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
-    page.get_by_role("button", name="Start api").click()
+    press(page, "Start", "api")
     page.get_by_role("dialog").get_by_role("button", name="Start").click()
     row(page, "api").get_by_text("running").wait_for()
     events = [event for event in _journal(real_pool) if event["kind"] == "audit"]

@@ -3,7 +3,7 @@
 import { LoggedOut, login, post, session, sessions } from "./api.js";
 import { note } from "./actions.js";
 import { $, announce, setText } from "./dom.js";
-import { addEvent, beginEvents, drawEvents } from "./events.js";
+import { beginEvents, drawEvents } from "./events.js";
 import { beginFilters, readFilters } from "./filters.js";
 import { forgetHistory } from "./history.js";
 import { beginLogs, drawLogServers, followLogs } from "./logs.js";
@@ -207,8 +207,8 @@ store.addEventListener("stats", () => {
   if (view === "server") drawServer();
 });
 store.addEventListener("files", drawFiles);
-store.addEventListener("event", ({ detail }) => {
-  if (view === "events") addEvent(detail);
+store.addEventListener("event", () => {
+  if (view === "events") drawEvents();
 });
 window.addEventListener("hashchange", () => {
   if (location.hash.startsWith("#token=")) begin();
