@@ -60,6 +60,7 @@ _MOST_ROWS = 500
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
 
+_ICON_FONT = 'text-anchor="middle" font-family="sans-serif" font-weight="bold" font-size="16" fill="#fff"'
 _USED_LINK = "this link was used already, or is older than ten minutes; for a new one: poolctl dashboard"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -139,6 +140,7 @@ class _DashboardEndpoints:
         ]
         return [
             Route("/", self._index),
+            Route("/icon/{failing:int}.svg", _icon),
             Route(f"{COOKIE_PATH}/login", self._login, methods=["POST"]),
             *guarded,
             Mount(f"/static/{self._version}", PageFiles("public, max-age=31536000, immutable")),
@@ -358,6 +360,15 @@ def _versioned_page() -> tuple[str, str]:
     )
     page = files["index.html"].decode().replace("</head>", f"{modules}</head>")
     return version, page.replace("/static/", f"/static/{version}/")
+
+
+async def _icon(request: Request) -> Response:
+    """The page's icon, with a number of failing servers, for a tab in the background."""
+    text = (
+        f'<circle cx="21" cy="21" r="11" fill="#d43848"/><text x="21" y="26.5" {_ICON_FONT}>%d</text></svg>'
+    )
+    icon = (STATIC / "icon.svg").read_text().replace("</svg>", text % min(request.path_params["failing"], 99))
+    return Response(icon, media_type="image/svg+xml")
 
 
 async def _json_body_or_empty(request: Request) -> Table:

@@ -431,6 +431,77 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 640, 360])
+def test_no_view_has_a_barrier(browser: Browser, stage: Stage, axe: str, scheme: Any, width: int) -> None:
+    stage.pool.become("web-1", state="failed", ready=False, health="ko")
+    stage.pool.become("web-2", health="warn")
+    stage.pool.become("web-3", state="sleeping", ready=False, health="unknown")
+    add_routes(stage)
+    Path(stage.logs, "web-1.log").write_text("2026-11-20T08:47:34.123456Z ERROR: \x1b[31mred\x1b[0m\n")
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    try:
+        tab = context.new_page()
+
+        def violations() -> list[str]:
+            tab.evaluate(axe)
+            found = tab.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+            return [f"{each['id']}: {node['html']}" for each in found for node in each["nodes"]]
+
+        tab.goto(stage.url)
+        tab.get_by_label("Token").wait_for()
+        assert violations() == []
+        enter(tab, stage)
+        for view in ("servers", "server/web-1", "events", "logs", "routes"):
+            tab.goto(f"{stage.url}#{view}")
+            tab.locator(f"#view-{view.partition('/')[0]}").wait_for()
+            if view == "routes":
+                tab.locator("#route-list td").first.wait_for()
+            assert violations() == [], view
+        tab.goto(f"{stage.url}#servers")
+        row(tab, "web-2").locator("summary").click()
+        assert violations() == []
+        tab.get_by_role("button", name="Restart web-2").click()
+        tab.get_by_role("dialog").wait_for()
+        assert violations() == []
+    finally:
+        context.close()
+
+
+def test_changes_are_announced_several_at_once_by_their_number(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    live = page.locator("#live")
+    page.evaluate("""() => {
+        window.said = [];
+        new MutationObserver(() => said.push(document.getElementById("live").textContent))
+            .observe(document.getElementById("live"), { childList: true });
+    }""")
+    page.wait_for_timeout(700)  # until the first states are known
+    stage.pool.become("web-1", state="stopped", ready=False, health="unknown")
+    expect(live).to_have_text("web-1 is stopped.")
+    for name in ("web-2", "web-3", "web-4"):
+        stage.pool.become(name, state="failed", ready=False, health="ko")
+    expect(live).to_have_text("3 servers are failed, health ko.")
+    assert [text for text in page.evaluate("said") if text] == [
+        "web-1 is stopped.", "3 servers are failed, health ko.",
+    ]  # fmt: skip
+
+
+def test_title_and_icon_have_the_number_of_failing_servers(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    expect(page).to_have_title("Servers · shop")
+    for name in ("web-2", "web-3"):
+        stage.pool.become(name, state="failed", ready=False, health="ko")
+    expect(page).to_have_title("(2) Servers · shop")
+    expect(page.locator("#icon")).to_have_attribute("href", f"{stage.url}icon/2.svg")
+    with page.context.request.get(f"{stage.url}icon/2.svg") as icon:
+        assert ">2</text>" in icon.text()
+    for name in ("web-2", "web-3"):
+        stage.pool.become(name, state="running", ready=True, health="ok")
+    expect(page).to_have_title("Servers · shop")
+    expect(page.locator("#icon")).to_have_attribute("href", re.compile("/icon.svg$"))
+
+
 def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage) -> None:
     page.clock.install()
     enter(page, stage, "routes")
@@ -622,6 +693,61 @@ def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:
     assert page.locator("#log img, #rows img").count() == 0
     assert page.locator("a[href^=javascript]").count() == 0
     assert "taken" not in page.title()
+
+
+def test_lines_that_are_read_stay_while_others_arrive(page: Page, stage: Stage) -> None:
+    log = Path(stage.logs, "web-1.log")
+
+    def write(first: int, count: int) -> None:
+        with log.open("a") as file:
+            for number in range(first, first + count):
+                file.write(f"2026-11-20T08:47:34.{number:06}Z line {number}.\n")
+
+    write(1, 300)
+    enter(page, stage, "logs")
+    lines = page.locator("#log div")
+    lines.filter(has_text="line 300.").wait_for()
+    page.get_by_label("Follow").uncheck()
+    first, top = lines.first.inner_text(), "document.getElementById('log').scrollTop"
+    page.evaluate(f"{top} = 0")
+    write(1000, 1500)
+    page.get_by_text("1000 or more new lines wait: Follow shows them.").wait_for()
+    assert (lines.first.inner_text(), page.evaluate(top)) == (first, 0)
+    page.get_by_label("Follow").check()
+    lines.filter(has_text="line 2499.").wait_for()
+    expect(lines).to_have_count(1000)
+    page.evaluate(f"{top} = 0")  # reading without the box
+    first = lines.first.inner_text()
+    write(3000, 1)
+    page.get_by_text("1 new line waits: scroll to the end shows them.").wait_for()
+    assert lines.first.inner_text() == first
+    page.evaluate(f"{top} = 1e6")
+    lines.filter(has_text="line 3000.").wait_for()
+
+
+def test_chart_is_read_by_arrow_keys_and_gathers_restarts(page: Page, stage: Stage) -> None:
+    page.clock.install()
+    enter(page, stage)
+    page.locator("#span").select_option("hour")
+    chart = page.get_by_role("slider", name=re.compile("Requests per second, last hour"))
+    chart.and_(page.locator("[aria-valuetext$='· now']")).wait_for()
+    expect(page.locator("#overview .scale").first.locator("span")).to_have_text(
+        [re.compile(r"\d"), re.compile(r"\d")]
+    )
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(chart).to_have_attribute("aria-valuetext", re.compile("· 1m ago$"))
+    expect(page.locator("#overview .card").nth(1).locator(".now")).to_have_text(re.compile("· 1m ago$"))
+    page.keyboard.press("Home")
+    expect(chart).to_have_attribute("aria-valuenow", "-59")
+    page.keyboard.press("Tab")
+    expect(page.locator("#overview .card").nth(1).locator(".now")).not_to_have_text(re.compile("ago"))
+    for restarts in range(1, 6):
+        stage.pool.become("web-1", restarts=restarts)
+        page.clock.run_for(2000)
+    page.locator("#span").select_option("now")
+    marks = page.locator("#overview .mark").first
+    expect(marks).to_have_attribute("d", re.compile("^M[^M]+$"))  # one for all
 
 
 def test_log_lines_have_the_colour_of_their_level_in_json_and_in_text(page: Page, stage: Stage) -> None:

@@ -9,7 +9,7 @@ import { forgetHistory } from "./history.js";
 import { beginLogs, drawLogServers, followLogs } from "./logs.js";
 import { hideRoutes, showRoutes } from "./routes.js";
 import { beginServer, drawServer, hideServer, serverLog, showServer } from "./server.js";
-import { beginServers, drawServers, tick } from "./servers.js";
+import { beginServers, drawServers, stateWord, tick } from "./servers.js";
 import { store } from "./store.js";
 import { Stream } from "./stream.js";
 import { beginTheme } from "./theme.js";
@@ -47,7 +47,7 @@ function show(focus = true) {
   if (name === "server") showServer(argument);
   if (name === "routes") showRoutes().catch((error) => inside && note(error.message, true));
   draw();
-  document.title = `${name === "server" ? argument : $(`${name}-title`).textContent} · ${store.about.name || "poolctl"}`;
+  drawTitle();
   if (focus) {
     window.scrollTo(0, 0);
     $(`${name}-title`).focus({ preventScroll: true });
@@ -67,6 +67,42 @@ function draw() {
   if (view === "server") drawServer();
   if (view === "events") drawEvents();
   if (view === "logs") drawLogServers();
+}
+
+// Title and icon of a tab in the background say how many servers fail.
+function drawTitle() {
+  if (!inside) return;
+  const failing = [...store.servers.values()].filter((server) => server.level === "ko").length;
+  const [name, argument] = route();
+  const title = name === "server" ? argument : $(`${name}-title`).textContent;
+  document.title = `${failing ? `(${failing}) ` : ""}${title} · ${store.about.name || "poolctl"}`;
+  drawIcon(failing);
+}
+
+function drawIcon(failing) {
+  const icon = $("icon");
+  icon.dataset.plain ||= icon.href;
+  const wanted = failing ? new URL(`/icon/${Math.min(failing, 99)}.svg`, location).href : icon.dataset.plain;
+  if (icon.href !== wanted) icon.href = wanted;
+}
+
+const SETTLE_MS = 600; // for changes that come together, such as those of a restart
+let said = new Map(); // the words for each server
+let saying = 0;
+
+const wordsFor = (server) => [stateWord(server), ["warn", "ko"].includes(server.health) && `health ${server.health}`].filter(Boolean).join(", ");
+
+// Has screen readers say which server has changed, or how many have.
+function announceChanges() {
+  saying ||= setTimeout(() => {
+    saying = 0;
+    const now = new Map([...store.servers.values()].map((server) => [server.name, wordsFor(server)]));
+    const changed = {};
+    for (const [name, words] of now) if (said.size && said.get(name) !== words) (changed[words] ||= []).push(name);
+    said = now;
+    const text = Object.entries(changed).map(([words, names]) => (names.length === 1 ? `${names[0]} is ${words}.` : `${names.length} servers are ${words}.`));
+    if (text.length) announce(text.join(" "));
+  }, SETTLE_MS);
 }
 
 function drawFiles() {
@@ -147,7 +183,11 @@ function leave(reason = "") {
   for (const each of VIEWS) $(`view-${each}`).hidden = true;
   $("nav").hidden = $("logout").hidden = true;
   link("", "");
+  clearTimeout(saying);
+  saying = 0;
+  said = new Map();
   document.title = "poolctl";
+  drawIcon(0);
   setText($("login-error"), reason);
   $("view-login").hidden = false;
   $("token").value = "";
@@ -195,13 +235,13 @@ beginEvents();
 beginLogs(stream);
 beginFilters(() => (inside ? view : ""));
 sessions.addEventListener("ended", () => inside && leave("The session has ended: log in again."));
-store.addEventListener("pool", draw);
-store.addEventListener("changed", ({ detail }) => {
-  draw();
-  for (const item of detail.items) {
-    if (["failed", "backoff"].includes(item.state) || item.health === "ko") announce(`${item.name} is ${item.state}, health ${item.health}`);
-  }
-});
+for (const kind of ["pool", "changed"]) {
+  store.addEventListener(kind, () => {
+    draw();
+    drawTitle();
+    announceChanges();
+  });
+}
 store.addEventListener("stats", () => {
   if (view === "servers") tick();
   if (view === "server") drawServer();

@@ -29,7 +29,7 @@ let charts = null;
 let tallies = null;
 
 const stateOf = (server) => (server.ended ? "ended" : server.state);
-const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : stateOf(server));
+export const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : stateOf(server));
 
 export function badge(server) {
   const found = el("span", { class: "badges" }, el("span", { class: `badge ${server.level}` }, stateWord(server)));
@@ -186,7 +186,7 @@ function drawOverview() {
       latency_p99_seconds: new Chart("Slowest p99 latency", latency),
       memory_bytes: new Chart("Memory", bytes),
     };
-    $("overview").append(el("div", { class: "card" }, el("h3", {}, "Ready"), tallies.now, tallies.list), ...Object.values(charts).map((chart) => chart.node));
+    $("overview").append(el("div", { class: "card" }, el("h2", {}, "Ready"), tallies.now, tallies.list), ...Object.values(charts).map((chart) => chart.node));
   }
   const all = [...store.servers.values()];
   // As `poolctl status` counts them.
