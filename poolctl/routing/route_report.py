@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -10,6 +11,16 @@ from .route import ExcludedRoute, Route, StreamRoute
 
 # What the gateway forwards, or that it does not.
 HTTP, STREAM, EXCLUDED = "http", "stream", "excluded"
+
+# The columns of `routes` and `backends` with -o wide, which the dashboard shows, too.
+ROUTE_COLUMNS = (
+    "alias", "host", "path", "to", "way", "policy", "provider", "state", "requests", "refused", "waiting", "errors",
+    "p50", "p99", "why",
+)  # fmt: skip
+BACKEND_COLUMNS = (
+    "backend", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "waiting", "requests",
+    "errors", "why",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +65,13 @@ class RouteReport:
     p99_seconds: float | None = None
     registrations: tuple[RegisteredServiceReport, ...] | None = None
     machines: tuple[TargetMachineReport, ...] | None = None
+
+
+def route_columns(reports: Iterable[RouteReport]) -> tuple[str, ...]:
+    """ROUTE_COLUMNS, and `machines` after `to` if Proxmox machines are known."""
+    at = ROUTE_COLUMNS.index("to") + 1
+    machines = ("machines",) if any(each.machines for each in reports) else ()
+    return (*ROUTE_COLUMNS[:at], *machines, *ROUTE_COLUMNS[at:])
 
 
 def destinations(route: Route | StreamRoute) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -31,6 +33,29 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+AXE = "axe-core@4.11.1"
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program axe-core, which finds barriers in a page; from npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm on this machine, which fetches axe-core: apt-get install npm")
+    directory = tmp_path_factory.mktemp("axe")
+    try:
+        done = subprocess.run(
+            ["npm", "pack", "--silent", AXE], cwd=directory, capture_output=True, text=True, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"npm does not fetch {AXE} within two minutes")
+    if done.returncode:
+        pytest.skip(f"npm cannot fetch {AXE}: {done.stderr[-200:]}")
+    with tarfile.open(next(directory.glob("*.tgz"))) as package:
+        program = package.extractfile("package/axe.min.js")
+        assert program is not None
+        return program.read().decode()
 
 
 # Not for the whole session: as long as it is there its event loop counts as running in this thread, between its calls,

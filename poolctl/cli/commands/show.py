@@ -28,11 +28,11 @@ from poolctl.cli.render import (
 )
 from poolctl.cli.supervisor_requests import Request, ask_or_read_files
 from poolctl.config import masked, value_text
+from poolctl.config.origins import DEFAULT, configured_values
 from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
-_DEFAULT = "default"
 _NEXT_LINE = "\n" + " " * 13
 _WIDTH = 78  # the width of the line that lists the keys with default values
 
@@ -107,7 +107,7 @@ def _text(item: ServerDescription, servers: Mapping[str, ServerDescription], *, 
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     if servers and item.config.get("depends_on"):
         lines += dependency_lines(item, servers)
-    lines += ["  configuration", *_configuration(item.config, item.origin or {}, full=full)]
+    lines += ["  configuration", *_configuration(item.config, item.origin, full=full)]
     return "\n".join(lines) + "\n"
 
 
@@ -120,16 +120,13 @@ def _last_run(run: Table) -> str:
     return f"{printable(what)} ({began} to {ended})"
 
 
-def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
+def _configuration(config: Table, origin: Mapping[str, str] | None, *, full: bool) -> list[str]:
     """Return a line for each value, with its place in the files from `origin`. Without `full`, omit default values."""
-    leaves = _flattened(config)
-    # Places are unknown once the files have changed, and the place of a table does not apply to its keys.
-    places = {key: _origin(key, origin) if origin else "" for key, _ in leaves}
-    unsure = [key for key in places if key not in origin and places[key] != _DEFAULT]
-    usual = _default_values() if unsure else {}
-    places |= {key: _DEFAULT for key, value in leaves if key in unsure and usual.get(key) == value}
-    every = [(printable(key), printable(value_text(value)), places[key]) for key, value in leaves]
-    rows = every if full else [row for row in every if row[2] != _DEFAULT]
+    every = [
+        (printable(key), printable(value_text(value)), printable(relative_to_cwd(where)))
+        for key, value, where in configured_values(config, origin)
+    ]
+    rows = every if full else [row for row in every if row[2] != DEFAULT]
     width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
     lines = [
         f"    {f'{key} = {text}'.ljust(width)}  {where and f'# {where}'}".rstrip()
@@ -138,15 +135,8 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
     return (
         lines
         if full
-        else [*lines, *_default_keys_comment(key for key, _, where in every if where == _DEFAULT)]
+        else [*lines, *_default_keys_comment(key for key, _, where in every if where == DEFAULT)]
     )
-
-
-def _default_values() -> Table:
-    from poolctl.config import Section, ServerConfig
-
-    example = ServerConfig(name="example", bind=":80")
-    return dict(_flattened(Section.to_dict(example)))
 
 
 def _default_keys_comment(keys: Iterable[str]) -> list[str]:
@@ -157,24 +147,3 @@ def _default_keys_comment(keys: Iterable[str]) -> list[str]:
             lines.append("    #")
         lines[-1] += f" {key}"
     return lines if len(lines) > 1 or not lines[0].endswith(":") else []
-
-
-def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            found += _flattened(value, f"{prefix}{key}.")
-        elif value is not None and value != {}:
-            found.append((prefix + key, value))
-    return found
-
-
-def _origin(key: str, origin: dict[str, str]) -> str:
-    """Where in the files `key` is set, or else the table around it if none of its keys has a place; else "default"."""
-    parts = key.split(".")
-    for end in range(len(parts), 0, -1):
-        name = ".".join(parts[:end])
-        if where := origin.get(name):
-            has_others = name != key and any(other.startswith(f"{name}.") for other in origin)
-            return _DEFAULT if has_others else printable(relative_to_cwd(str(where)))
-    return _DEFAULT

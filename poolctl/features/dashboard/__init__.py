@@ -5,7 +5,9 @@ from poolctl.feature import Feature, FeatureCommand
 FEATURE = Feature(
     package=__name__,
     commands={
-        "dashboard": FeatureCommand("command", "Look", "Print the link to the dashboard, token included.")
+        "dashboard": FeatureCommand(
+            "command", "Look", "Print a link that logs one browser in to the dashboard."
+        )
     },
     tables={"dashboard": "table:Dashboard"},
     supervisor="page:DashboardPart",

@@ -2,7 +2,7 @@
 
 A guard checks every request before it is handled, and adds the security headers to every response. Cookie and CSRF
 token are derived from the pool's token by HMAC: they stay valid after a restart, until the token changes. Only
-logged-out sessions are stored.
+logged-out sessions and used login codes are stored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolctl.clock import LOOK_SECONDS, Clock
 from poolctl.platform import replace_file
+
+from ._login_codes import parse_login_code
 
 SESSION_SECONDS = 12 * 3600
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
@@ -59,10 +61,15 @@ class Session(NamedTuple):
         return hmac.compare_digest(csrf.encode(), self.csrf.encode())
 
 
+class UsedCode(Exception):
+    """A login code that was used before, or has expired."""
+
+
 class Sessions:
     """Creates and verifies sessions. The cookie's name contains `key`, because all ports of a host share cookies."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended_path: str) -> None:
+        self._token = token
         self._secret = hmac.digest(token.encode(), b"poolctl dashboard session", hashlib.sha256)
         self._clock = clock
         self._ended = EndedSessions(ended_path, clock)
@@ -73,6 +80,16 @@ class Sessions:
         """A new session, and the value of its cookie."""
         session = self._session(secrets.token_urlsafe(16), int(self._clock.time()) + SESSION_SECONDS)
         return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
+
+    def redeem(self, text: str) -> tuple[Session, str] | None:
+        """A new session, and its cookie, if `text` is a login code; else None. Raises UsedCode."""
+        code = parse_login_code(text, self._token)
+        if code is None:
+            return None
+        if code.id in self._ended or code.expires <= self._clock.time():
+            raise UsedCode
+        self._ended.add(code.id, code.expires)
+        return self.open()
 
     def find(self, cookie: str) -> Session | None:
         """The session of this cookie; None if the cookie is invalid, or the session has expired or was ended."""
@@ -109,7 +126,7 @@ class Sessions:
 
 
 class EndedSessions:
-    """The sessions that were logged out before they expired, stored in the file `path`.
+    """The sessions that were logged out, and the login codes that were used, before they expired; stored in `path`.
 
     The file has their identifiers and expiry in seconds since the epoch. Another process may change it at any time.
     """
@@ -181,7 +198,10 @@ def _is_same_origin(headers: Headers, host: str) -> bool:
     """Return False if the header Sec-Fetch-Site or Origin, which only browsers send, names another site than `host`."""
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
-    return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)
+    try:
+        return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)
+    except ValueError:  # such as http://[::1
+        return False
 
 
 def _host_name(host: str) -> str:

@@ -252,7 +252,10 @@ class Hub:
                 item["reason"] = server.end_text
             self._items[server.name] = item
             self._figures[server.name] = to_json(server.stats, *FIGURES)
-            self._series[server.name] = to_json(server.stats.history, *SERIES)
+            self._series[server.name] = {
+                figure: None if values is None else [_rounded(value) for value in values]
+                for figure, values in to_json(server.stats.history, *SERIES).items()
+            }
             if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
                 changed.append(server.name)
                 self._levels.add(server.name, item["level"], now)
@@ -264,13 +267,13 @@ class Hub:
         return changed, removed, news
 
     async def _load_failure_reasons(self, changed: Iterable[str]) -> None:
-        """Query why servers among `changed` are failing, and store the reasons."""
+        """Query why servers among `changed` are failing or not ready, and store the reasons."""
         failing = []
         for name in changed:
             word = self._items[name]["level"]
             if word != BUSY:  # a server being restarted keeps the reason of its failure
                 self._reasons.pop(name, None)
-            if word in (KO, WARN) and not self._items[name].get("ended"):
+            if word in (KO, WARN, BUSY) and not self._items[name].get("ended"):
                 failing.append(name)
         failing = failing[:_MOST_REASONS]
         if failing:
@@ -293,12 +296,12 @@ class Hub:
             "span_seconds": SPAN_SECONDS,
             "items": self._page_items(self._items),
             "figures": self._figures,
-            "series": self._series,
             "levels": self._levels.since(now),
             "events": list(self._events),
             "files": self._files,
         }
-        return event_message("pool", pool)
+        # Most of the state are series, which the page can do without for a moment.
+        return event_message("pool", pool) + event_message("series", self._series)
 
     # Events.
 
@@ -350,6 +353,11 @@ class Hub:
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(message)
+
+
+def _rounded(value: float | None) -> float | None:
+    """The value for a chart, in four digits, which are a third of the bytes."""
+    return value if value is None else float(f"{value:.4g}")
 
 
 def event_message(name: str, document: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import time
 
 import typer
 
@@ -14,6 +14,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import Request, ask_for
 
 from ._answers import DashboardLinkResult
+from ._login_codes import new_login_code
 
 app = typer.Typer(add_completion=False)
 
@@ -21,14 +22,14 @@ app = typer.Typer(add_completion=False)
 @app.command(cls=PoolCommand)
 @with_options
 def dashboard(place: Place, output: Form = None) -> Outcome:
-    """Print the link to the dashboard, token included.
+    """Print a link that logs one browser in to the dashboard.
 
-    The token stands after `#`, which browsers do not send.
+    The code after `#` is for one use within ten minutes. -o json prints the token, for scripts.
     """
     result = ask_for(DashboardLinkResult, Request("dashboard", place), find_pool(place))
     text = None
     if link := result.dashboard:
         web = link.url.startswith("http")
-        token = quote(link.token, safe="")
-        text = f"{link.url}#token={token}\n" if web else f"{link.url}\ntoken: {link.token}\n"
+        code = new_login_code(link.token, time.time())
+        text = f"{link.url}#token={code}\n" if web else f"{link.url}\ntoken: {link.token}\n"
     return Outcome.of(result, text=text)

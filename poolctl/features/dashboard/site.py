@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -19,19 +23,22 @@ from starlette.staticfiles import StaticFiles
 
 from poolctl.cli.log_rendering import log_paths, record_lines
 from poolctl.clock import Clock
+from poolctl.config import value_text
+from poolctl.config.origins import DEFAULT, configured_values
 from poolctl.config.values.plain import NAME_PATTERN
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
-from poolctl.control.server_answers import ShowResult
+from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
 from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
-from poolctl.web.bearer_tokens import Refused, Token, TokenCheck, bearer_token
+from poolctl.routing.route_report import BACKEND_COLUMNS, route_columns
+from poolctl.web.bearer_tokens import Peer, Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import Site, SiteLimits
 
-from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions, UsedCode
 from ._answers import HistoryResult
 from ._state_hub import Hub, event_message
 
@@ -39,10 +46,10 @@ STATIC = Path(__file__).with_name("static")
 ACTIONS = ("start", "stop", "restart", "drain", "undrain")
 SPANS = ("hour", "day")
 FIRST_LINES = 300
-KEEPALIVE_SECONDS = 15.0
+HEARTBEAT_SECONDS = 5.0
 MOST_SERVERS = 50
 _WAITS = ("start", "stop", "restart")
-# The fields of a server on the page, without its configuration, because values may be secret.
+# The fields of a server on the page, beside its configuration.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
 )  # fmt: skip
@@ -52,6 +59,9 @@ _MOST_ROWS = 500
 # The polling interval for log files that do not exist yet, and on systems without inotify.
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
+
+_ICON_FONT = 'text-anchor="middle" font-family="sans-serif" font-weight="bold" font-size="16" fill="#fff"'
+_USED_LINK = "this link was used already, or is older than ten minutes; for a new one: poolctl dashboard"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -90,7 +100,10 @@ class DashboardSite(Site):
         page = _DashboardEndpoints(given, self.supervisor.socket_path, over, self.clock)
         handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
         self.app = HostAndOriginGuard(
-            Starlette(routes=page.routes(), exception_handlers=handlers), given.hosts
+            Starlette(
+                routes=page.routes(), exception_handlers=handlers, middleware=[Middleware(GZipMiddleware)]
+            ),
+            given.hosts,
         )
 
     def close(self) -> None:
@@ -107,6 +120,7 @@ class _DashboardEndpoints:
         self._sessions = Sessions(settings.token, settings.key, clock, settings.ended_path)
         self._token, self._tokens, self._clock = Token(settings.token), TokenCheck(), clock
         self._over = over
+        self._version, self._page = _versioned_page()
 
     def routes(self) -> list[BaseRoute]:
         """Return the dashboard's URL routes. Routes that need the session cookie are below the cookie's path."""
@@ -125,11 +139,16 @@ class _DashboardEndpoints:
             for name, (endpoint, method) in own.items()
         ]
         return [
-            Route("/", _index),
+            Route("/", self._index),
+            Route("/icon/{failing:int}.svg", _icon),
             Route(f"{COOKIE_PATH}/login", self._login, methods=["POST"]),
             *guarded,
-            Mount("/static", StaticFiles(directory=STATIC)),
+            Mount(f"/static/{self._version}", PageFiles("public, max-age=31536000, immutable")),
+            Mount("/static", PageFiles("no-cache")),
         ]
+
+    async def _index(self, request: Request) -> Response:
+        return Response(self._page, media_type="text/html")
 
     # Login.
 
@@ -139,7 +158,7 @@ class _DashboardEndpoints:
         async def checked(request: Request) -> Response:
             request.state.session = None
             token = bearer_token(request.headers.get("authorization", ""))
-            refusal = self._refusal(token) if token else JSONResponse({"error": "log in first"}, 401)
+            refusal = self._refusal(request, token) if token else JSONResponse({"error": "log in first"}, 401)
             if refusal is None:
                 return await endpoint(request)
             session = request.state.session = self._session_of(request)
@@ -151,10 +170,11 @@ class _DashboardEndpoints:
 
         return checked
 
-    def _refusal(self, token: bytes) -> Response | None:
-        """The answer to a wrong token. Wrong ones of all clients are counted together: behind a proxy they are one."""
+    def _refusal(self, request: Request, token: bytes) -> Response | None:
+        """The answer to a wrong token, None for a right one. Wrong ones are counted for each address."""
+        peer: Peer | None = request.state.peer
         try:
-            self._tokens.accepted(token, [self._token], "", self._clock.monotonic())
+            self._tokens.accepted(token, [self._token], peer.key if peer else "", self._clock.monotonic())
         except Refused as refused:
             fields = {name.replace("_", "-"): value for name, value in refused.fields.items()}
             return JSONResponse({"error": str(refused)}, refused.status, fields)
@@ -165,11 +185,18 @@ class _DashboardEndpoints:
 
     async def _login(self, request: Request) -> Response:
         token = (await _json_body_or_empty(request)).get("token")
-        # JSON can contain unpaired surrogates.
-        sent = token.strip().encode(errors="surrogatepass") if isinstance(token, str) else b""
-        if (refusal := self._refusal(sent)) is not None:
-            return refusal
-        session, cookie = self._sessions.open()
+        sent = token.strip() if isinstance(token, str) else ""
+        try:
+            opened = self._sessions.redeem(sent)
+        except UsedCode:  # no guess, so it is not counted as a wrong token
+            return JSONResponse({"error": _USED_LINK}, 401)
+        if opened is None:
+            # JSON can contain unpaired surrogates.
+            refusal = self._refusal(request, sent.encode(errors="surrogatepass"))
+            if refusal is not None:
+                return refusal
+            opened = self._sessions.open()
+        session, cookie = opened
         response = self._csrf_response(session)
         response.set_cookie(
             self._sessions.cookie_name,
@@ -199,29 +226,52 @@ class _DashboardEndpoints:
     # The pool's state.
 
     async def _stream(self, request: Request) -> Response:
-        return self._streamed(request, self._hub.view())
+        """Stream the state of the pool, and log lines of the servers that are named by `log`: "" for all."""
+        sources = [self._hub.view()]
+        if names := request.query_params.getlist("log"):
+            sources.append(self._log_lines({*names} - {""}))
+        return self._streamed(request, *sources)
 
     async def _stream_logs(self, request: Request) -> Response:
         """Stream the log files of the servers in the query, or of all."""
-        wanted = set(request.query_params.getlist("server"))
-        result = await self._hub.ask(ShowResult, "show", [], {})
-        items = [item for item in result.items if not wanted or item.name in wanted]
-        paths = log_paths(items, self._settings.logs_directory)
+        paths = await self._log_paths(set(request.query_params.getlist("server")))
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
-        return self._streamed(request, _log_line_events(dict(list(paths.items())[:MOST_SERVERS])))
+        return self._streamed(request, _log_line_events(paths))
 
-    def _streamed(self, request: Request, messages: AsyncGenerator[str]) -> Response:
+    async def _log_paths(self, wanted: Collection[str]) -> dict[str, str]:
+        """The log files of the first MOST_SERVERS of these servers, or of all if none is named."""
+        result = await self._hub.ask(ShowResult, "show", [], {})
+        items = [item for item in result.items if not wanted or item.name in wanted]
+        return dict(list(log_paths(items, self._settings.logs_directory).items())[:MOST_SERVERS])
+
+    async def _log_lines(self, wanted: Collection[str]) -> AsyncGenerator[str]:
+        """The events of `_log_line_events`, once the supervisor answers and there is such a server."""
+        paths: dict[str, str] = {}
+        while not paths:
+            with contextlib.suppress(ControlError, TimeoutError):
+                paths = await self._log_paths(wanted)
+            if not paths:
+                await asyncio.sleep(_LOOK_SECONDS)
+        async with contextlib.aclosing(_log_line_events(paths)) as events:
+            async for event in events:
+                yield event
+
+    def _streamed(self, request: Request, *sources: AsyncGenerator[str]) -> Response:
         """Stream the messages until the dashboard ends, or the session with which the client has been let in."""
         ends: list[Callable[[], Coroutine[Any, Any, object]]] = [self._over.wait]
         if (session := request.state.session) is not None:
             ends.append(partial(self._sessions.wait_until_over, session))
-        return StreamingResponse(with_keepalives(messages, *ends), media_type="text/event-stream")
+        messages = with_heartbeats(sources, *ends)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return StreamingResponse(messages, media_type="text/event-stream")
+        fields = {"content-encoding": "gzip", "vary": "accept-encoding"}
+        return StreamingResponse(_gzipped(messages), headers=fields, media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
-        """Respond with the workers and the failure of one server."""
+        """Respond with the workers, the failure and the configuration of one server."""
         found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
-        items = [to_json(item, *_DETAILS) for item in found.items]
+        items = [{**to_json(item, *_DETAILS), **_configuration(item)} for item in found.items]
         return JSONResponse({"items": items, "errors": [to_json(each) for each in found.errors]})
 
     async def _history(self, request: Request) -> Response:
@@ -235,10 +285,14 @@ class _DashboardEndpoints:
     async def _routes(self, request: Request) -> Response:
         """Respond with the gateway's state, its first 500 routes and hosts, and how many more of each there are."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
-        routes = (await self._hub.ask(RoutesResult, "routes", [], {})).items
+        found = await self._hub.ask(RoutesResult, "routes", [], {})
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})
+        routes = found.items
         return JSONResponse({
             "gateway": gateway,
+            "route_columns": route_columns(routes),
+            "backend_columns": BACKEND_COLUMNS,
+            "refused_without_route": found.refused or {},
             "routes": [to_json(each) for each in routes[:_MOST_ROWS]],
             "hosts": [to_json(each) for each in hosts.items[:_MOST_ROWS]],
             "more_routes": max(0, len(routes) - _MOST_ROWS),
@@ -267,12 +321,54 @@ class _DashboardEndpoints:
         )
 
 
+def _configuration(item: ServerDetails) -> Table:
+    """What is configured for the server, as [key, value, place]; of its environment only the names are shown."""
+    values = [each for each in configured_values(item.config, item.origin) if each.place != DEFAULT]
+    environment = [each.key.removeprefix("env.") for each in values if each.key.startswith("env.")]
+    rows = [
+        (each.key, value_text(each.value), each.place) for each in values if not each.key.startswith("env.")
+    ]
+    return {"configuration": rows, "environment": environment}
+
+
 async def _service_unavailable(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
 
 
-async def _index(request: Request) -> Response:
-    return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
+class PageFiles(StaticFiles):
+    """The files of the page, with this `Cache-Control`."""
+
+    def __init__(self, cache_control: str) -> None:
+        super().__init__(directory=STATIC)
+        self._cache_control = cache_control
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["cache-control"] = self._cache_control
+        return response
+
+
+def _versioned_page() -> tuple[str, str]:
+    """A hash of the page's files, and the page, which names the files below it: a browser may keep them for ever.
+
+    All modules are named, too: a browser would find one only after it has read another that imports it.
+    """
+    files = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.is_file()}
+    version = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    modules = "".join(
+        f'<link rel="modulepreload" href="/static/{name}">\n' for name in files if name.endswith(".js")
+    )
+    page = files["index.html"].decode().replace("</head>", f"{modules}</head>")
+    return version, page.replace("/static/", f"/static/{version}/")
+
+
+async def _icon(request: Request) -> Response:
+    """The page's icon, with a number of failing servers, for a tab in the background."""
+    text = (
+        f'<circle cx="21" cy="21" r="11" fill="#d43848"/><text x="21" y="26.5" {_ICON_FONT}>%d</text></svg>'
+    )
+    icon = (STATIC / "icon.svg").read_text().replace("</svg>", text % min(request.path_params["failing"], 99))
+    return Response(icon, media_type="image/svg+xml")
 
 
 async def _json_body_or_empty(request: Request) -> Table:
@@ -326,39 +422,48 @@ def _text_and_level(text: str) -> tuple[str, str]:
     return "\n".join(record_lines(record)), canonical_level(record.level)
 
 
-async def with_keepalives(
-    messages: AsyncGenerator[str],
-    *ends: Callable[[], Coroutine[Any, Any, object]],
-    every_seconds: float = KEEPALIVE_SECONDS,
-) -> AsyncGenerator[str]:
-    """The messages, and a comment whenever none was sent for `every_seconds`, until one of `ends` returns.
+async def _gzipped(messages: AsyncGenerator[str]) -> AsyncGenerator[bytes]:
+    """The messages, compressed one by one; a stream takes 64 KB of memory for it."""
+    compressor = zlib.compressobj(3, zlib.DEFLATED, 16 + 13, 6)
+    async with contextlib.aclosing(messages):
+        async for message in messages:
+            yield compressor.compress(message.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH)
 
-    The first message sets the browser's reconnection delay to one second.
+
+async def with_heartbeats(
+    sources: Sequence[AsyncGenerator[str]],
+    *ends: Callable[[], Coroutine[Any, Any, object]],
+    every_seconds: float = HEARTBEAT_SECONDS,
+) -> AsyncGenerator[str]:
+    """The messages of all sources, and a heartbeat whenever none was sent for `every_seconds`.
+
+    Ends with the first source, or when one of `ends` returns. The first message sets the browser's reconnection delay
+    to one second. A page takes a stream without heartbeats for lost.
     """
     yield "retry: 1000\n\n"
-    upcoming: asyncio.Future[str] | None = None
     ending = {asyncio.ensure_future(end()) for end in ends}
+    upcoming = {asyncio.ensure_future(anext(source)): source for source in sources}
     try:
         while True:
-            upcoming = upcoming or asyncio.ensure_future(anext(messages))
-            waiting: set[asyncio.Future[Any]] = {upcoming, *ending}
+            waiting: set[asyncio.Future[Any]] = {*upcoming, *ending}
             done, _ = await asyncio.wait(waiting, timeout=every_seconds, return_when=asyncio.FIRST_COMPLETED)
             if not done.isdisjoint(ending):
                 return
             if not done:
-                yield ": still here\n\n"
-                continue
-            try:
-                message = upcoming.result()
-            except StopAsyncIteration:
-                return
-            upcoming = None
-            yield message
+                yield event_message("heartbeat", 0)
+            for ready in done & upcoming.keys():
+                source = upcoming.pop(ready)
+                try:
+                    message = ready.result()
+                except StopAsyncIteration:
+                    return
+                upcoming[asyncio.ensure_future(anext(source))] = source
+                yield message
     finally:
-        for each in ending:
-            each.cancel()
-        if upcoming is not None:
-            upcoming.cancel()
+        for future in (*ending, *upcoming):
+            future.cancel()
+        for future in upcoming:
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                await upcoming
-        await messages.aclose()
+                await future
+        for source in sources:
+            await source.aclose()

@@ -20,12 +20,11 @@ from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
 from poolctl.logs.log_line import seconds_of
-from poolctl.routing.route_report import BackendReport, RequestedBackendState
+from poolctl.routing.route_report import BACKEND_COLUMNS, BackendReport, RequestedBackendState
 
 COLUMNS = (
     "backend", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
 )  # fmt: skip
-WIDE = (*COLUMNS[:7], "conn", "in_flight", "waiting", "requests", "errors", "why")
 DISPENSABLE = ("since", "in_flight", "routes", "errors", "conn")
 
 app = typer.Typer(add_completion=False)
@@ -100,7 +99,7 @@ def _change(
 
 def _table_outcome(output: str | None, result: HostsResult) -> Outcome:
     lines = [_line(each) for each in result.items]
-    columns, names = WIDE if output == "wide" else COLUMNS, (each.host for each in result.items)
+    columns, names = BACKEND_COLUMNS if output == "wide" else COLUMNS, (each.host for each in result.items)
     return set_table_text(Outcome.of(result), output, lines, columns, names, DISPENSABLE)
 
 

@@ -25,16 +25,13 @@ from poolctl.json_form import Table, field_names, to_json
 from poolctl.routing.match import explain, host_pattern, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import ExcludedRoute, Route
-from poolctl.routing.route_report import EXCLUDED, SERVING, RouteReport, destinations
+from poolctl.routing.route_report import EXCLUDED, SERVING, RouteReport, destinations, route_columns
 
 from .routes import routes_of
 from .table import GatewayConfig
 
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
-WIDE = (
-    *COLUMNS[:5], "policy", "provider", "state", "requests", "refused", "waiting", "errors", "p50", "p99", "why",
-)  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_WARNED = 5
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
@@ -119,9 +116,7 @@ def routes(
             hint="poolctl routes explain URL --method POST",
         )
     result = ask_for(RoutesResult, Request("routes", place), find_pool(place))
-    columns: tuple[str, ...] = WIDE if output == "wide" else COLUMNS
-    if columns == WIDE and any(each.machines for each in result.items):
-        columns = (*WIDE[:4], "machines", *WIDE[4:])
+    columns = route_columns(result.items) if output == "wide" else COLUMNS
     lines = [_line(each) for each in result.items]
     outcome = Outcome.of(result)
     outcome.warnings += _warnings(result)

@@ -1,5 +1,5 @@
 """The fixtures of a browser."""
 
-from tests.browser.conftest import browser, page
+from tests.browser.conftest import axe, browser, page
 
-__all__ = ["browser", "page"]
+__all__ = ["axe", "browser", "page"]

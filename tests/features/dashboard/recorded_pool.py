@@ -127,7 +127,12 @@ def _details(item: Document) -> Document:
     return {
         "worker_list": [{"id": f"{item['name']}.1.0", "pid": pid, "phase": "ready"} for pid in item["pids"]],
         "failure": failed if item["state"] == "failed" else None,
-        "config": {"env": {"SECRET": "do not show"}},
+        "config": {"name": item["name"], "env": {"SECRET": "do not show"}, "http": {"keep_alive": 7}},
+        "origin": {
+            "name": "/srv/pool.toml:3",
+            "env": "/srv/pool.toml:4",
+            "http.keep_alive": "/srv/more.toml:9",
+        },
     }
 
 

@@ -73,6 +73,16 @@ class Stage:
         self._thread.start()
         assert begun.wait(60)
 
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """The dashboard sends and reads nothing until the end of the block; its connections stay open."""
+        over = threading.Event()
+        self._loop.call_soon_threadsafe(over.wait, 60)
+        try:
+            yield
+        finally:
+            over.set()
+
     def end(self) -> None:
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._over.set)

@@ -207,6 +207,7 @@ def test_only_known_names_and_addresses_are_served(hosts: list[str], status: int
         ({"origin": "https://page.example:8443"}, 200),
         ({"origin": "https://page.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
         ({"origin": "https://page.example:8443", "sec-fetch-site": "cross-site"}, 403),
         ({"origin": "https://evil.example", "sec-fetch-site": "same-origin"}, 403),
     ],

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from poolctl.features.dashboard._login_codes import new_login_code
 from poolctl.json_form import to_json
-from poolctl.routing.route_report import BackendReport, RouteReport
+from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
@@ -39,6 +41,12 @@ def enter(page: Page, stage: Stage, view: str = "") -> None:
     page.locator("#rows tr").first.wait_for()
     if view:
         page.goto(f"{stage.url}#{view}")
+
+
+def press(page: Page, action: str, name: str) -> None:
+    """Press an action in the menu of the server's row."""
+    page.locator("#rows").get_by_label(f"Actions for {name}", exact=True).first.click()
+    page.get_by_role("button", name=f"{action} {name}", exact=True).click()
 
 
 def row(page: Page, name: str) -> Any:
@@ -69,20 +77,113 @@ def test_a_link_with_the_token_logs_in_and_the_token_leaves_the_address_bar(page
     page.locator("#link.live").wait_for()
 
 
+def test_link_logs_one_browser_in_and_no_other(browser: Browser, page: Page, stage: Stage) -> None:
+    link = f"{stage.url}#token={new_login_code(TOKEN, time.time())}"
+    page.goto(link)
+    page.locator("#rows tr").first.wait_for()
+    page.goto("about:blank")
+    page.goto(link)  # whoever is logged in needs no link
+    page.locator("#rows tr").first.wait_for()
+    context = browser.new_context()
+    try:
+        other = context.new_page()
+        other.goto(link)
+        other.get_by_text("this link was used already").wait_for()
+        expect(other.get_by_label("Token")).to_be_focused()
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("view", ["servers", "server/web-1", "logs", "routes"])
+def test_nothing_is_asked_for_after_a_log_out_and_other_tabs_show_the_login(
+    page: Page, stage: Stage, view: str
+) -> None:
+    page.clock.install()
+    enter(page, stage, view)
+    page.locator("#link.live").wait_for()
+    other = page.context.new_page()
+    other.goto(stage.url)
+    other.locator("#rows tr").first.wait_for()
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Token").wait_for()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for _ in range(6):
+        page.clock.run_for(10_000)
+    assert asked == []
+    other.get_by_text("The session has ended: log in again.").or_(
+        other.get_by_label("Token")
+    ).first.wait_for()
+
+
+def test_action_after_the_end_of_the_session_leads_to_the_login(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    page.context.clear_cookies()
+    press(page, "Restart", "web-1")
+    page.get_by_role("dialog").get_by_role("button", name="Restart").click()
+    page.get_by_text("The session has ended: log in again.").wait_for()
+    expect(page.get_by_label("Token")).to_be_focused()
+    assert page.locator(".note").count() == 0
+
+
+def test_silent_connection_is_not_called_live(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    page.locator("#link.live").wait_for()
+    with stage.hung():
+        page.locator("#link.lost").wait_for()
+    page.locator("#link.live").wait_for()
+
+
+def test_ten_tabs_work_because_hidden_ones_hold_no_connection(page: Page, stage: Stage) -> None:
+    hidden = "Object.defineProperty(document, 'hidden', { get: () => !window.isFront })"
+    page.context.add_init_script(hidden)
+    for number in range(1, 10):
+        tab = page.context.new_page()
+        if number == 1:
+            tab.goto(f"{stage.url}#token={TOKEN}")
+            tab.locator("#rows tr").first.wait_for(state="attached")
+        tab.goto(f"{stage.url}#server/web-{number % 8 + 1}")
+        tab.locator("#server-workers td").first.wait_for()
+    page.add_init_script("window.isFront = true")
+    enter(page, stage, "server/web-2")
+    page.locator("#link.live").wait_for()
+    page.get_by_role("button", name="Stop web-2").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    page.locator("#server-state").get_by_text("stopped").wait_for()
+    tab.evaluate("window.isFront = true; document.dispatchEvent(new Event('visibilitychange'))")
+    tab.locator("#link.live").wait_for()
+    stage.pool.become("web-2", state="failed", ready=False)
+    tab.locator("#server-state").get_by_text("failed").wait_for()
+
+
+@pytest.mark.parametrize("address", ["#server/%E0%A4%A", "#nowhere", "?state=%zz#events", "#%"])
+def test_damaged_address_shows_a_view(page: Page, stage: Stage, address: str) -> None:
+    enter(page, stage)
+    page.goto("about:blank")
+    page.goto(f"{stage.url}{address}")
+    page.locator("#link.live").wait_for()
+    expect(page.locator("main h1:visible")).to_have_count(1)
+
+
 def test_action_is_requested_confirmed_done_and_reported(page: Page, stage: Stage) -> None:
     enter(page, stage)
-    stop = page.get_by_role("button", name="Stop web-2")
-    stop.click()
+    press(page, "Stop", "web-2")
     dialog = page.get_by_role("dialog", name="Stop web-2?")
     dialog.get_by_role("button", name="Cancel").click()
     assert stage.pool.asked == []
-    stop.click()
+    press(page, "Stop", "web-2")
     dialog.get_by_role("button", name="Stop").click()
     row(page, "web-2").get_by_text("stopped").wait_for()
     page.locator(".note").get_by_text("web-2 stopped.").wait_for()
     (asked,) = stage.pool.asked
     assert (asked["verb"], asked["selector"]["targets"]) == ("stop", ["web-2"])
-    row(page, "web-2").get_by_role("button", name="Start web-2").wait_for()
+    menu = row(page, "web-2").locator("summary")
+    expect(menu).to_be_focused()
+    menu.click()
+    expect(row(page, "web-2").locator(".menu button:visible")).to_have_text(["Start"])
+    page.keyboard.press("Escape")
+    expect(menu).to_be_focused()
+    expect(row(page, "web-2").locator(".menu button:visible")).to_have_count(0)
 
 
 def test_an_action_applies_to_all_selected_servers(page: Page, stage: Stage) -> None:
@@ -113,7 +214,7 @@ def test_a_stop_reports_only_the_servers_that_ran(page: Page, stage: Stage) -> N
 def test_a_failure_stays_until_it_is_dismissed(page: Page, stage: Stage) -> None:
     stage.pool.refuses = "exited with status 3 before it was ready"
     enter(page, stage)
-    page.get_by_role("button", name="Restart web-1").click()
+    press(page, "Restart", "web-1")
     page.get_by_role("dialog").get_by_role("button", name="Restart").click()
     note = page.locator(".note.bad")
     note.get_by_text("exited with status 3").wait_for()
@@ -127,28 +228,117 @@ def test_everything_can_be_done_by_keyboard(page: Page, stage: Stage) -> None:
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     page.locator("#rows tr").first.wait_for()
-    restart = page.get_by_role("button", name="Restart web-1")
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if restart.evaluate("node => node === document.activeElement"):
-            break
-    assert restart.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    menu = row(page, "web-1").locator("summary")
+    tab_to(page, menu)
+    assert menu.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Restart web-1")).to_be_focused()
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for()
     assert page.evaluate("document.activeElement.id") == "confirm-no"  # what does nothing comes first
     page.keyboard.press("Escape")
-    assert restart.evaluate("node => node === document.activeElement")
+    expect(menu).to_be_focused()
     assert stage.pool.asked == []
-    page.keyboard.press("Enter")
+    for key in ("Enter", "Tab", "Enter"):
+        page.keyboard.press(key)
     page.get_by_role("dialog").wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.locator(".note").get_by_text("web-1 restarted.").wait_for()
+    expect(menu).to_be_focused()
+
+
+def tab_to(page: Page, wanted: Any) -> None:
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("node => node === document.activeElement"):
+            return
+    raise AssertionError("Tab does not reach it")
+
+
+def test_focus_stays_among_the_actions_on_the_page_of_a_server(page: Page, stage: Stage) -> None:
+    enter(page, stage, "server/web-2")
+    drain = page.get_by_role("button", name="Drain web-2", exact=True)
+    tab_to(page, drain)
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Undrain web-2").wait_for()
+    expect(drain).to_be_hidden()
+    expect(page.locator("#server-actions button:focus")).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1440, 900), (1100, 760), (1024, 700), (901, 700), (900, 700), (640, 400), (390, 844), (360, 740)],
+)  # fmt: skip
+def test_failing_server_is_seen_first_at_every_width(
+    browser: Browser, stage: Stage, width: int, height: int
+) -> None:
+    stage.pool.become("web-8", state="failed", ready=False, health="ko", pids=[])
+    stage.pool.servers["web-7"]["tags"] = ["x" * 60]
+    context = browser.new_context(viewport={"width": width, "height": height})
+    try:
+        tab = context.new_page()
+        enter(tab, stage)
+        name = tab.locator("#rows th").first
+        expect(name.locator(".why")).to_have_text("exited with status 3 before it was ready")
+        box = name.bounding_box()
+        assert box is not None
+        assert box["width"] >= 160
+        if height >= 700:
+            assert box["y"] + box["height"] <= height, "above the fold"
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator("#rows button:visible, #rows summary:visible").count() == 8, "one for each row"
+        for _ in range(45):
+            tab.keyboard.press("Tab")
+            assert tab.evaluate(SEEN), tab.evaluate("document.activeElement.outerHTML")
+    finally:
+        context.close()
+
+
+# Whether what has focus is in view, and nothing lies above it.
+SEEN = """() => {
+  const node = document.activeElement;
+  if (!node || node === document.body) return true;
+  const box = node.getBoundingClientRect();
+  const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return box.width >= 4 && box.height >= 4 && Boolean(top) && (node.contains(top) || top.contains(node));
+}"""
+
+
+def test_crashes_in_a_row_are_one_line(page: Page, stage: Stage) -> None:
+    cause = "exited with status 1 before it was ready: database gone"
+    for crash in range(15):
+        ago = {"server": "web-2", "ago_seconds": 240 - crash * 16}
+        crashed = {"message": "exited with status 1", "cause": cause, "before": "starting", "after": "ended"}
+        stage.pool.happened("lifecycle", "worker ended", status=1, next="restarting", **crashed, **ago)
+        stage.pool.happened(
+            "lifecycle", "backoff", message="starting → backoff", before="starting", after="backoff", **ago
+        )
+        stage.pool.happened("health", "ko", server="web-3", message=f"number {crash}")
+        stage.pool.happened(
+            "lifecycle", "starting", message="backoff → starting", before="backoff", after="starting", **ago
+        )
+    stage.pool.become("web-2", state="running")
+    enter(page, stage, "events")
+    lines = page.locator("#event-list li").filter(has_text="web-2")
+    expect(lines.filter(has_text="times in")).to_have_text(
+        re.compile("15 times in 4 min: exited with status 1, database gone$")
+    )
+    expect(lines).to_have_count(3)  # beside it: the first start, and the end of the loop
+    expect(page.locator("#event-list li").filter(has_text="number")).to_have_count(15)
+    day = page.evaluate("new Date().toLocaleDateString([], { month: 'short', day: 'numeric' })")
+    expect(lines.first.locator("time")).to_have_text(re.compile(f"^{day}"))
+    page.goto(f"{stage.url}#server/web-2")
+    expect(page.locator("#server-events li").filter(has_text="15 times")).to_have_count(1)
 
 
 def test_question_asked_while_another_closes_is_answered_by_its_buttons(page: Page, stage: Stage) -> None:
     enter(page, stage)
-    page.get_by_role("button", name="Restart web-1").click()
+    press(page, "Restart", "web-1")
     page.get_by_role("dialog").wait_for()
     page.evaluate(
         """() => {
@@ -241,6 +431,77 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 640, 360])
+def test_no_view_has_a_barrier(browser: Browser, stage: Stage, axe: str, scheme: Any, width: int) -> None:
+    stage.pool.become("web-1", state="failed", ready=False, health="ko")
+    stage.pool.become("web-2", health="warn")
+    stage.pool.become("web-3", state="sleeping", ready=False, health="unknown")
+    add_routes(stage)
+    Path(stage.logs, "web-1.log").write_text("2026-11-20T08:47:34.123456Z ERROR: \x1b[31mred\x1b[0m\n")
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    try:
+        tab = context.new_page()
+
+        def violations() -> list[str]:
+            tab.evaluate(axe)
+            found = tab.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+            return [f"{each['id']}: {node['html']}" for each in found for node in each["nodes"]]
+
+        tab.goto(stage.url)
+        tab.get_by_label("Token").wait_for()
+        assert violations() == []
+        enter(tab, stage)
+        for view in ("servers", "server/web-1", "events", "logs", "routes"):
+            tab.goto(f"{stage.url}#{view}")
+            tab.locator(f"#view-{view.partition('/')[0]}").wait_for()
+            if view == "routes":
+                tab.locator("#route-list td").first.wait_for()
+            assert violations() == [], view
+        tab.goto(f"{stage.url}#servers")
+        row(tab, "web-2").locator("summary").click()
+        assert violations() == []
+        tab.get_by_role("button", name="Restart web-2").click()
+        tab.get_by_role("dialog").wait_for()
+        assert violations() == []
+    finally:
+        context.close()
+
+
+def test_changes_are_announced_several_at_once_by_their_number(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    live = page.locator("#live")
+    page.evaluate("""() => {
+        window.said = [];
+        new MutationObserver(() => said.push(document.getElementById("live").textContent))
+            .observe(document.getElementById("live"), { childList: true });
+    }""")
+    page.wait_for_timeout(700)  # until the first states are known
+    stage.pool.become("web-1", state="stopped", ready=False, health="unknown")
+    expect(live).to_have_text("web-1 is stopped.")
+    for name in ("web-2", "web-3", "web-4"):
+        stage.pool.become(name, state="failed", ready=False, health="ko")
+    expect(live).to_have_text("3 servers are failed, health ko.")
+    assert [text for text in page.evaluate("said") if text] == [
+        "web-1 is stopped.", "3 servers are failed, health ko.",
+    ]  # fmt: skip
+
+
+def test_title_and_icon_have_the_number_of_failing_servers(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    expect(page).to_have_title("Servers · shop")
+    for name in ("web-2", "web-3"):
+        stage.pool.become(name, state="failed", ready=False, health="ko")
+    expect(page).to_have_title("(2) Servers · shop")
+    expect(page.locator("#icon")).to_have_attribute("href", f"{stage.url}icon/2.svg")
+    with page.context.request.get(f"{stage.url}icon/2.svg") as icon:
+        assert ">2</text>" in icon.text()
+    for name in ("web-2", "web-3"):
+        stage.pool.become(name, state="running", ready=True, health="ok")
+    expect(page).to_have_title("Servers · shop")
+    expect(page.locator("#icon")).to_have_attribute("href", re.compile("/icon.svg$"))
+
+
 def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage) -> None:
     page.clock.install()
     enter(page, stage, "routes")
@@ -250,13 +511,16 @@ def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage)
     page.goto(f"{stage.url}#routes")
     routes = page.locator("#route-list tr")
     expect(routes).to_have_text([
-        "apiapi.example.com/v1api, http://10.0.0.7:9000httphealthy1200434.0 ms12 ms",
+        "apiapi.example.com/v1api, http://10.0.0.7:9000http––healthy1205434.0 ms12 ms–",
     ])  # fmt: skip
-    hosts = page.locator("#host-list tr")
+    titles = page.locator("#route-head th").all_inner_texts()
+    assert [title.lower() for title in titles] == list(ROUTE_COLUMNS), "those of `routes -o wide`"
+    assert titles[ROUTE_COLUMNS.index("refused")] == "Refused"
+    hosts = page.locator("#backend-list tr")
     expect(hosts).to_have_text(
         [
-            "apiapiactivehealthy–70000",
-            "http://10.0.0.7:9000apiactiveunhealthybreaker open: 5 failuresopen012403",
+            "apiapiactivehealthy–––70000–",
+            "http://10.0.0.7:9000apiactiveunhealthy––open012403breaker open: 5 failures",
         ]
     )
     gateway = page.locator("#gateway")
@@ -278,7 +542,7 @@ def add_routes(stage: Stage) -> None:
     to = ("api", "http://10.0.0.7:9000")
     route = RouteReport(
         alias="api", host="api.example.com", path="/v1", to=to, state="healthy",
-        requests=120, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
+        requests=120, refused=5, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
     )  # fmt: skip
     open_ = BackendReport(
         host=to[1], routes=("api",), available=False, health="unhealthy", why="breaker open: 5 failures",
@@ -309,6 +573,7 @@ def test_the_page_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:
             tab.locator(f"#view-{view.partition('/')[0]}").wait_for()
             assert tab.evaluate("document.documentElement.scrollWidth") <= 360, view
         tab.goto(f"{stage.url}#servers")
+        row(tab, "web-1").locator("summary").tap()
         tab.get_by_role("button", name="Restart web-1").tap()
         tab.get_by_role("dialog", name="Restart web-1?").wait_for()
     finally:
@@ -327,6 +592,11 @@ def test_one_server_is_shown_with_its_failure_its_events_and_its_log(page: Page,
     page.get_by_text("web-3 is failed").wait_for()
     page.locator("#server-log").get_by_text("<b>cannot bind</b>").wait_for()
     expect(page.locator("#server-charts svg")).to_have_count(4)
+    configuration = page.get_by_role("region", name="Configuration")
+    expect(configuration.locator("tbody tr")).to_have_text(
+        ['name"web-3"pool.toml:3', "http.keep_alive7more.toml:9"]
+    )
+    page.get_by_text("Environment: SECRET", exact=True).wait_for()
 
 
 def test_an_event_is_shown_at_once(page: Page, stage: Stage) -> None:
@@ -425,6 +695,61 @@ def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:
     assert "taken" not in page.title()
 
 
+def test_lines_that_are_read_stay_while_others_arrive(page: Page, stage: Stage) -> None:
+    log = Path(stage.logs, "web-1.log")
+
+    def write(first: int, count: int) -> None:
+        with log.open("a") as file:
+            for number in range(first, first + count):
+                file.write(f"2026-11-20T08:47:34.{number:06}Z line {number}.\n")
+
+    write(1, 300)
+    enter(page, stage, "logs")
+    lines = page.locator("#log div")
+    lines.filter(has_text="line 300.").wait_for()
+    page.get_by_label("Follow").uncheck()
+    first, top = lines.first.inner_text(), "document.getElementById('log').scrollTop"
+    page.evaluate(f"{top} = 0")
+    write(1000, 1500)
+    page.get_by_text("1000 or more new lines wait: Follow shows them.").wait_for()
+    assert (lines.first.inner_text(), page.evaluate(top)) == (first, 0)
+    page.get_by_label("Follow").check()
+    lines.filter(has_text="line 2499.").wait_for()
+    expect(lines).to_have_count(1000)
+    page.evaluate(f"{top} = 0")  # reading without the box
+    first = lines.first.inner_text()
+    write(3000, 1)
+    page.get_by_text("1 new line waits: scroll to the end shows them.").wait_for()
+    assert lines.first.inner_text() == first
+    page.evaluate(f"{top} = 1e6")
+    lines.filter(has_text="line 3000.").wait_for()
+
+
+def test_chart_is_read_by_arrow_keys_and_gathers_restarts(page: Page, stage: Stage) -> None:
+    page.clock.install()
+    enter(page, stage)
+    page.locator("#span").select_option("hour")
+    chart = page.get_by_role("slider", name=re.compile("Requests per second, last hour"))
+    chart.and_(page.locator("[aria-valuetext$='· now']")).wait_for()
+    expect(page.locator("#overview .scale").first.locator("span")).to_have_text(
+        [re.compile(r"\d"), re.compile(r"\d")]
+    )
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(chart).to_have_attribute("aria-valuetext", re.compile("· 1m ago$"))
+    expect(page.locator("#overview .card").nth(1).locator(".now")).to_have_text(re.compile("· 1m ago$"))
+    page.keyboard.press("Home")
+    expect(chart).to_have_attribute("aria-valuenow", "-59")
+    page.keyboard.press("Tab")
+    expect(page.locator("#overview .card").nth(1).locator(".now")).not_to_have_text(re.compile("ago"))
+    for restarts in range(1, 6):
+        stage.pool.become("web-1", restarts=restarts)
+        page.clock.run_for(2000)
+    page.locator("#span").select_option("now")
+    marks = page.locator("#overview .mark").first
+    expect(marks).to_have_attribute("d", re.compile("^M[^M]+$"))  # one for all
+
+
 def test_log_lines_have_the_colour_of_their_level_in_json_and_in_text(page: Page, stage: Stage) -> None:
     lines = {
         "Exception in the application": ("ERROR:    Exception in the application", "bad"),
@@ -496,12 +821,12 @@ def test_a_real_pool_through_its_own_page(page: Page, real_pool: RealPool, until
     real_pool.ok("start")
     page.goto(real_pool.ok("dashboard").stdout.strip())
     row(page, "api").get_by_text("running").wait_for()
-    page.get_by_role("button", name="Stop api").click()
+    press(page, "Stop", "api")
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
     row(page, "api").get_by_text("stopped").wait_for()
     assert real_pool.items()["api"]["state"] == "stopped"
     os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
-    page.get_by_role("button", name="Start api").click()
+    press(page, "Start", "api")
     page.get_by_role("dialog").get_by_role("button", name="Start").click()
     row(page, "api").get_by_text("running").wait_for()
     events = [event for event in _journal(real_pool) if event["kind"] == "audit"]

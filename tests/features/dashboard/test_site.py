@@ -6,6 +6,8 @@ import asyncio
 import http.client
 import json
 import re
+import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing, contextmanager
@@ -15,15 +17,18 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import site as dashboard_site
-from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_keepalives
+from poolctl.features.dashboard._login_codes import CODE_SECONDS, new_login_code
+from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_heartbeats
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import LogLine
 from poolctl.logs.log_tail import Follower
-from poolctl.routing.route_report import BackendReport, RouteReport
+from poolctl.routing.route_report import BACKEND_COLUMNS, ROUTE_COLUMNS, BackendReport, RouteReport
 from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 from tests.virtual_loop import VirtualLoop
+
+HEARTBEAT = "event: heartbeat\ndata: 0\n\n"
 
 
 @pytest.fixture
@@ -37,10 +42,13 @@ class Client:
 
     def __init__(self, stage: Stage) -> None:
         self.port = stage.port
+        self.source = "127.0.0.1"
         self.headers: dict[str, str] = {}
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=60, source_address=(self.source, 0)
+        )
         try:
             sent = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
             connection.request(method, path, None if body is None else json.dumps(body), sent)
@@ -108,6 +116,7 @@ def test_an_action_needs_the_csrf_token_and_is_audited_with_its_client(client: C
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
         {"Origin": "http://127.0.0.1:1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -118,7 +127,8 @@ def test_an_action_of_another_site_is_refused_even_with_the_tokens(
 ) -> None:
     client.login()
     client.headers |= {**headers, "X-CSRF-Token": client.csrf}
-    assert client.act("restart", ["web-1"]).status == 403
+    refusal = client.act("restart", ["web-1"])
+    assert (refusal.status, refusal.headers["x-content-type-options"]) == (403, "nosniff")
     assert stage.pool.asked == []
 
 
@@ -199,6 +209,35 @@ def test_after_many_wrong_tokens_only_a_right_one_of_32_characters_is_accepted(
     assert (reply.status, "retry-after" in reply.headers) == ((200, False) if is_long else (429, True))
 
 
+def test_wrong_tokens_of_one_address_let_no_other_wait(client: Client, stage: Stage) -> None:
+    for _ in range(MOST_WRONG_TOKENS + 1):
+        refusal = client.send("POST", "/poolctl/login", {"token": "wrong"})
+    assert refusal.status == 429
+    client.source = "127.0.0.2"
+    assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
+    assert client.send("POST", "/poolctl/login", {"token": TOKEN}).status == 200, "a short one"
+
+
+def test_code_of_a_link_logs_in_once_within_ten_minutes(client: Client, stage: Stage) -> None:
+    def login(code: str) -> Reply:
+        return client.send("POST", "/poolctl/login", {"token": code})
+
+    code = new_login_code(TOKEN, time.time())
+    for _ in range(MOST_WRONG_TOKENS + 1):
+        assert login(code[:-1] + ("A" if code[-1] != "A" else "B")).status in (401, 429)
+    cookie = login(code).headers["set-cookie"].partition(";")[0]
+    assert client.send("GET", "/poolctl/session", Cookie=cookie).status == 200
+    stage.end()
+    stage.begin()
+    used, late = login(code), login(new_login_code(TOKEN, time.time() - CODE_SECONDS))
+    assert [used.status, late.status] == [401, 401]
+    assert "used already" in used.json()["error"]
+    for _ in range(MOST_WRONG_TOKENS + 1):
+        assert login(code).status == 401, "it is no guess"
+    assert login(new_login_code("another token", time.time())).status == 401
+    assert login(new_login_code(TOKEN, time.time())).status == 200
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [(None, 401), ([], 401), ({"token": 7}, 401), ({"token": None}, 401), ("x" * 300_000, 413)],
@@ -230,12 +269,45 @@ def test_the_page_names_nothing_of_another_host_and_has_no_inline_program_or_sty
     assert " onclick" not in page
 
 
+def test_files_of_the_page_are_kept_by_the_browser_below_a_hash_and_compressed(client: Client) -> None:
+    page = client.send("GET", "/", Accept_Encoding="gzip")
+    assert page.headers["content-encoding"] == "gzip"
+    html = client.send("GET", "/").text
+    files = re.findall(r'(?:href|src)="(/static/[^"]+)"', html)
+    assert {path.rpartition("/")[2] for path in files} == {
+        path.name for path in STATIC.iterdir() if path.suffix != ".html"
+    }, "the page names every file, so that a browser asks for all at once"
+    assert len({path.rpartition("/")[0] for path in files}) == 1
+    for path in files:
+        reply = client.send("GET", path, Accept_Encoding="gzip")
+        assert (reply.status, reply.headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+        assert reply.headers.get("content-encoding") == (
+            "gzip" if len(client.send("GET", path).body) >= 500 else None
+        )
+    plain = client.send("GET", "/static/main.js")
+    assert plain.headers["cache-control"] == "no-cache"
+    assert client.send("GET", "/static/main.js", If_None_Match=plain.headers["etag"]).status == 304
+    for private in ("/", "/poolctl/session", "/poolctl/routes", "/nowhere"):
+        assert client.send("GET", private).headers["cache-control"] == "no-store"
+
+
+def test_stream_is_compressed_message_by_message(user: Client) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", user.port, timeout=60)) as connection:
+        connection.request("GET", "/poolctl/stream", headers={**user.headers, "Accept-Encoding": "gzip"})
+        response = connection.getresponse()
+        assert response.headers["content-encoding"] == "gzip"
+        text, decompressor = "", zlib.decompressobj(31)
+        while "event: stats" not in text:
+            text += decompressor.decompress(response.read1()).decode()
+    assert text.index("event: pool") < text.index("event: series") < text.index("event: stats")
+
+
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/..%2fapp.py", "/static/", "/static"])
 def test_only_the_page_s_own_files_are_served(client: Client, path: str) -> None:
     assert client.send("GET", path).status in (307, 404)
 
 
-def test_configuration_values_are_not_shown(client: Client) -> None:
+def test_values_of_the_environment_are_not_shown(client: Client) -> None:
     client.login()
     reply = client.send("GET", "/poolctl/server?name=web-1")
     assert reply.json()["items"][0]["name"] == "web-1"
@@ -268,13 +340,18 @@ def user(client: Client) -> Client:
     return client
 
 
-def test_details_of_a_server_leave_out_its_configuration(user: Client, stage: Stage) -> None:
+def test_details_of_a_server_have_its_configuration_and_the_names_of_its_environment(
+    user: Client, stage: Stage
+) -> None:
     stage.pool.become("web-1", state="failed")
     reply = user.send("GET", "/poolctl/server?name=web-1").json()
     (found,) = reply["items"]
     assert (found["name"], found["worker_list"][0]["pid"]) == ("web-1", 20001)
     assert found["failure"]["message"] == "exited with status 3 before it was ready"
-    assert "config" not in found
+    assert found["configuration"] == [
+        ["name", '"web-1"', "/srv/pool.toml:3"], ["http.keep_alive", "7", "/srv/more.toml:9"],
+    ]  # fmt: skip
+    assert found["environment"] == ["SECRET"]
     assert reply["errors"] == []
 
 
@@ -332,6 +409,22 @@ def test_page_shows_a_limited_number_of_routes_and_hosts(
     assert (found["more_routes"], found["more_hosts"], found["problem"]) == (more, more, "")
     assert (found["routes"][0]["alias"], found["hosts"][0]["host"]) == ("r0", "h0")
     assert found["gateway"]["pid"] == 7
+    assert found["route_columns"] == [*ROUTE_COLUMNS]
+    assert found["backend_columns"] == [*BACKEND_COLUMNS]
+
+
+def test_state_and_log_come_in_one_stream_also_while_the_pool_does_not_answer(
+    user: Client, stage: Stage
+) -> None:
+    Path(stage.logs, "web-1.log").write_text("2026-11-20T08:47:30.000000Z first\n")
+    stage.gone()
+    with streamed(user, "/poolctl/stream?log=web-1") as response:
+        assert "no supervisor" in next_event(response, "gone")["message"]
+        stage.back()
+        names = set()
+        while names != {"pool", "lines"}:
+            name = response.readline().decode().strip().removeprefix("event: ")
+            names |= {name} & {"pool", "lines"}
 
 
 def test_log_of_an_unknown_server_is_not_found(user: Client) -> None:
@@ -452,15 +545,15 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
             finally:
                 closed.append(True)
 
-        stream = with_keepalives(messages(), over.wait, every_seconds=0.01)
+        stream = with_heartbeats([messages()], over.wait, every_seconds=0.01)
         assert [await anext(stream) for _ in range(4)] == [
-            "retry: 1000\n\n", "first", ": still here\n\n", ": still here\n\n",
+            "retry: 1000\n\n", "first", HEARTBEAT, HEARTBEAT,
         ]  # fmt: skip
         more.set()
-        assert [each async for each in stream if not each.startswith(":")] == ["second"]
+        assert [each async for each in stream if each != HEARTBEAT] == ["second"]
         assert closed == [True]
         more.clear()
-        stream = with_keepalives(messages(), over.wait, every_seconds=0.01)
+        stream = with_heartbeats([messages()], over.wait, every_seconds=0.01)
         assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
         over.set()
         assert [each async for each in stream] == []
@@ -469,16 +562,16 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
     asyncio.run(asyncio.wait_for(play(), 60))
 
 
-def test_silence_is_filled_every_fifteen_seconds() -> None:
+def test_silence_is_filled_every_five_seconds() -> None:
     async def silence() -> AsyncGenerator[str]:
         await asyncio.Event().wait()
         yield "never"
 
     async def play() -> None:
-        stream = with_keepalives(silence(), asyncio.Event().wait)
+        stream = with_heartbeats([silence()], asyncio.Event().wait)
         assert await anext(stream) == "retry: 1000\n\n"
-        for seconds in (15, 30):
-            assert await anext(stream) == ": still here\n\n"
+        for seconds in (5, 10):
+            assert await anext(stream) == HEARTBEAT
             assert loop.time() == pytest.approx(seconds)
         await stream.aclose()
 

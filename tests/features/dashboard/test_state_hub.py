@@ -75,7 +75,7 @@ def test_the_first_message_has_the_whole_state_and_the_next_ones_changes(stage: 
         pool = until(messages, "pool")
         assert [item["name"] for item in pool["items"]] == ["web-1", "web-2", "web-3"]
         assert pool["about"]["name"] == "shop"
-        assert len(pool["series"]["web-1"]["memory_bytes"]) == 60
+        assert len(until(messages, "series")["web-1"]["memory_bytes"]) == 60
         stage.pool.become("web-2", state="failed", ready=False, health="ko", message="gone")
         changed = until(messages, "changed")
         assert [item["state"] for item in changed["items"]] == ["failed"]
@@ -180,7 +180,7 @@ def test_a_log_is_followed(stage: Stage) -> None:
 
 def test_open_streams_are_closed_at_the_end(stage: Stage) -> None:
     with stream(stage) as messages:
-        until(messages, "pool")
+        until(messages, "series")
         stage.end()
         assert [name for name, _ in messages if name not in ("stats", "event")] == []
 
@@ -326,13 +326,16 @@ class Viewer:
     async def _read(self) -> None:
         async with contextlib.aclosing(self._watching.hub.view()) as messages:
             async for text in messages:
-                name, data, *rest = text.split("\n")
-                assert rest == ["", ""]
-                self.messages.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+                *events, rest = text.split("\n\n")
+                assert rest == ""
+                for name, data in (event.split("\n") for event in events):
+                    self.messages.append(
+                        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+                    )
 
     def names(self) -> list[str]:
-        """The names of the messages since the last time."""
-        found = [name for name, _ in self.messages]
+        """The names of the messages since the last time; not of the series, which come with the whole state."""
+        found = [name for name, _ in self.messages if name != "series"]
         self.messages.clear()
         return found
 
@@ -365,9 +368,8 @@ def test_pool_is_queried_every_two_seconds_for_all_viewers_together(watching: Wa
 
 def test_whole_state_is_the_first_message(watching: Watching) -> None:
     watching.pool.changed_files = None
-    (message,) = watching.view().messages
-    name, whole = message
-    assert name == "pool"
+    (name, whole), (second, series) = watching.view().messages
+    assert (name, second) == ("pool", "series")
     assert whole["about"] == {
         "name": "shop", "version": "1.0", "python": "", "supervisor_pid": 4711, "files": ["/srv/pool.toml"],
     }  # fmt: skip
@@ -378,9 +380,11 @@ def test_whole_state_is_the_first_message(watching: Watching) -> None:
     assert [(each["name"], each["level"], each["state"]) for each in whole["items"]] == [
         ("web-1", "ok", "running"), ("web-2", "ok", "running"),
     ]  # fmt: skip
-    assert [*whole["figures"]] == [*whole["series"]] == ["web-1", "web-2"]
+    assert [*whole["figures"]] == [*series] == ["web-1", "web-2"]
     assert {*whole["figures"]["web-1"]} == {*FIGURES}
-    assert {*whole["series"]["web-1"]} == {*SERIES}
+    assert {*series["web-1"]} == {*SERIES}
+    digits = [len(str(value).replace(".", "").strip("0")) for value in series["web-1"]["latency_p99_seconds"]]
+    assert max(digits) <= 4
 
 
 def test_pool_is_queried_a_little_longer_when_the_last_viewer_has_left(watching: Watching) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.commands.show import _origin
+from poolctl.config.origins import configured_values
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -188,8 +188,9 @@ def test_show_knows_the_defaults_of_a_server_whose_files_have_changed(
 
 def test_key_within_a_table_has_the_origin_of_the_table_if_that_is_all_that_is_known() -> None:
     origin = {"http": "/p/pool.toml:3", "env": "/p/pool.toml:4", "env.A": "/p/pool.toml:4"}
-    assert [_origin(key, origin) for key in ("http.loop", "env.A", "env.B", "name")] == [
-        "/p/pool.toml:3", "/p/pool.toml:4", "default", "default",
+    config = {"http": {"loop": "uvloop"}, "env": {"A": "1", "B": "2"}, "name": "a"}
+    assert [(key, place) for key, _, place in configured_values(config, origin)] == [
+        ("http.loop", "/p/pool.toml:3"), ("env.A", "/p/pool.toml:4"), ("env.B", "default"), ("name", "default"),
     ]  # fmt: skip
 
 

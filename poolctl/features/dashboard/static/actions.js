@@ -1,6 +1,6 @@
 // Actions on servers: requested, confirmed, performed, reported.
 
-import { post } from "./api.js";
+import { LoggedOut, post } from "./api.js";
 import { $, announce, el } from "./dom.js";
 import { plural } from "./format.js";
 
@@ -31,12 +31,61 @@ export const ACTIONS = {
 };
 
 // Which actions make sense for a server.
-export function offered(server) {
+function offered(server) {
   if (server.state === "disabled") return [];
   if (["stopped", "completed", "failed"].includes(server.state)) return ["start"];
   if (server.state === "draining") return ["undrain", "restart", "stop"];
   if (/^(job|process):/.test(server.bind || "")) return ["restart", "stop"]; // no connections to drain
   return ["restart", "drain", "stop"];
+}
+
+// Buttons of all actions on a server; `drawActions` shows those that make sense now. Focus never falls off a button that goes.
+export function actionButtons(name) {
+  const buttons = Object.entries(ACTIONS).map(([action, { label, danger }]) => {
+    const button = el("button", { type: "button", class: danger ? "danger" : "", "data-action": action, "aria-label": `${label} ${name}` }, label);
+    button.addEventListener("click", () => {
+      const menu = button.closest("details");
+      if (menu) {
+        menu.open = false;
+        menu.firstElementChild.focus();
+      }
+      act(action, [name], button);
+    });
+    return button;
+  });
+  return el("div", { class: "actions", role: "group", "aria-label": `Actions for ${name}` }, ...buttons);
+}
+
+export function drawActions(node, server) {
+  const shown = offered(server);
+  const focused = node.contains(document.activeElement) ? document.activeElement : null;
+  for (const button of node.children) button.hidden = !shown.includes(button.dataset.action);
+  if (focused?.hidden) firstButton(node)?.focus();
+}
+
+const firstButton = (node) => [...node.children].find((button) => !button.hidden);
+
+// The actions on a server behind one button; the others are made when it is pressed.
+export function actionMenu(name, find) {
+  const menu = el("details", { class: "menu" }, el("summary", { "aria-label": `Actions for ${name}`, title: "Actions" }, "⋯"));
+  menu.addEventListener("toggle", () => {
+    if (!menu.open) return;
+    if (!menu.children[1]) menu.append(actionButtons(name));
+    drawActions(menu.children[1], find());
+  });
+  menu.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !menu.open) return;
+    menu.open = false;
+    menu.firstElementChild.focus();
+  });
+  return menu;
+}
+
+// A menu closes when something else is pressed or gets focus.
+for (const kind of ["pointerdown", "focusin"]) {
+  document.addEventListener(kind, ({ target }) => {
+    for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(target)) menu.open = false;
+  });
 }
 
 export function note(text, bad = false) {
@@ -62,7 +111,8 @@ export async function confirm(action, names) {
   $("confirm-yes").className = danger ? "primary danger" : "primary";
   closed = new Promise((resolve) => {
     dialog.addEventListener("close", () => {
-      back?.focus?.();
+      if (back?.checkVisibility()) back.focus();
+      else if (back?.parentElement) firstButton(back.parentElement)?.focus();
       resolve(dialog.returnValue === "yes");
     }, { once: true });
     dialog.returnValue = "no";
@@ -95,7 +145,7 @@ export async function act(action, names, button) {
     const idle = !changed.length && !dependents.length; // all of them had stopped before the click
     note(idle ? "Nothing was running." : `${report(changed, dependents)} ${ACTIONS[action].done}.`);
   } catch (error) {
-    note(`${ACTIONS[action].label} failed: ${error.message}`, true);
+    if (!(error instanceof LoggedOut)) note(`${ACTIONS[action].label} failed: ${error.message}`, true);
   } finally {
     button?.removeAttribute("aria-busy");
   }

@@ -4,9 +4,15 @@ let csrf = "";
 
 export class LoggedOut extends Error {}
 
+// "ended" is sent when an answer says that the session is over.
+export const sessions = new EventTarget();
+
 async function answer(response) {
   const document = response.status === 204 ? {} : await response.json().catch(() => ({}));
-  if (response.status === 401) throw new LoggedOut(document.error || "log in first");
+  if (response.status === 401) {
+    if (!response.url.endsWith("/login")) sessions.dispatchEvent(new Event("ended"));
+    throw new LoggedOut(document.error || "log in first");
+  }
   if (!response.ok) throw new Error(document.error || `the dashboard answered ${response.status}`);
   return document;
 }

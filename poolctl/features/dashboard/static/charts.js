@@ -58,6 +58,7 @@ export class Chart {
     this.title = title;
     this.values = [];
     this.marks = [];
+    this.pointed = null; // the interval that is read
     this.now = el("div", { class: "now" });
     this.fill = svg("path", { class: "area" });
     this.path = svg("path", { class: "line" });
@@ -65,16 +66,30 @@ export class Chart {
     this.cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" });
     this.picture = svg(
       "svg",
-      { viewBox: `0 -2 ${WIDTH} ${HEIGHT + 4}`, preserveAspectRatio: "none", role: "img" },
+      { viewBox: `0 -2 ${WIDTH} ${HEIGHT + 4}`, preserveAspectRatio: "none", role: "slider", tabindex: 0, "aria-readonly": "true" },
       ...[0, HEIGHT / 2, HEIGHT].map((y) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y })),
       this.fill, this.path, this.marked, this.cursor,
     );
     this.begin = el("span");
     this.most = el("span");
-    this.node = el("div", { class: "card" }, el("h3", {}, title), this.now, this.picture,
+    this.top = el("span");
+    this.middle = el("span");
+    const scale = el("div", { class: "scale", "aria-hidden": "true" }, this.top, this.middle);
+    this.node = el("div", { class: "card" }, el("h2", {}, title), this.now, el("div", { class: "plot" }, this.picture, scale),
       el("div", { class: "axis", "aria-hidden": "true" }, this.begin, this.most, el("span", {}, "now")));
-    this.picture.addEventListener("pointermove", (event) => this.point(event));
-    this.picture.addEventListener("pointerleave", () => this.point(null));
+    this.picture.addEventListener("pointermove", (event) => {
+      const box = this.picture.getBoundingClientRect();
+      this.point(Math.round(((event.clientX - box.left) / box.width) * (this.values.length - 1)));
+    });
+    this.picture.addEventListener("keydown", (event) => {
+      const last = this.values.length - 1;
+      const at = this.pointed ?? last;
+      const index = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, Home: 0, End: last }[event.key];
+      if (index === undefined) return;
+      event.preventDefault();
+      this.point(index);
+    });
+    for (const away of ["pointerleave", "blur"]) this.picture.addEventListener(away, () => this.point(null));
   }
 
   // `count` figures at intervals of `seconds`, the last one of now; `marks` says how many restarts each interval had.
@@ -87,13 +102,17 @@ export class Chart {
     const found = points(this.values, most, WIDTH, HEIGHT);
     this.path.setAttribute("d", lines(found));
     this.fill.setAttribute("d", area(found, HEIGHT));
-    this.marked.setAttribute("d", this.marks.map((restarts, index) => (restarts > 0 ? `M${this.x(index)} 0V${HEIGHT}` : "")).join(""));
+    this.marked.setAttribute("d", runs(this.marks).map(([from, to]) => `M${this.x(from)} 0V${HEIGHT}H${this.x(to)}V0Z`).join(""));
     const now = this.values.at(-1);
     setText(this.begin, `${duration(count * seconds)} ago`);
     const highest = this.show(known.length ? Math.max(...known) : null);
     const any = highest !== "–";
     setText(this.most, any ? `highest ${highest}` : "no figures yet");
-    if (!this.pointed) setText(this.now, this.show(now));
+    setText(this.top, any ? this.show(most) : "");
+    setText(this.middle, any ? this.show(most / 2) : "");
+    this.point(this.pointed ?? null);
+    this.picture.setAttribute("aria-valuemin", 1 - count);
+    this.picture.setAttribute("aria-valuemax", 0);
     const restarts = this.marks.reduce((sum, each) => sum + (each || 0), 0);
     const say = any ? `now ${this.show(now)}, highest ${highest}${restarts ? `, ${plural(restarts, "restart")}` : ""}` : "no figures yet";
     this.picture.setAttribute("aria-label", `${this.title}, last ${label}: ${say}`);
@@ -103,23 +122,32 @@ export class Chart {
     return ((index * WIDTH) / (this.values.length - 1)).toFixed(1);
   }
 
-  point(event) {
-    this.pointed = Boolean(event);
-    if (!event) {
-      this.cursor.setAttribute("visibility", "hidden");
-      setText(this.now, this.show(this.values.at(-1)));
-      return;
-    }
-    const box = this.picture.getBoundingClientRect();
+  // Shows the figure of an interval, or that of now.
+  point(index) {
     const last = this.values.length - 1;
-    const index = Math.min(last, Math.max(0, Math.round(((event.clientX - box.left) / box.width) * last)));
-    this.cursor.setAttribute("visibility", "visible");
-    this.cursor.setAttribute("x1", this.x(index));
-    this.cursor.setAttribute("x2", this.x(index));
-    const ago = index === last ? "now" : `${duration((last - index) * this.seconds)} ago`;
-    const restarts = this.marks[index] > 0 ? ` · ${plural(this.marks[index], "restart")}` : "";
-    setText(this.now, `${this.show(this.values[index])} · ${ago}${restarts}`);
+    this.pointed = index === null ? null : Math.min(last, Math.max(0, index));
+    const at = this.pointed ?? last;
+    this.cursor.setAttribute("visibility", this.pointed === null ? "hidden" : "visible");
+    this.cursor.setAttribute("x1", this.x(at));
+    this.cursor.setAttribute("x2", this.x(at));
+    const ago = at === last ? "now" : `${duration((last - at) * this.seconds)} ago`;
+    const restarts = this.marks[at] > 0 ? ` · ${plural(this.marks[at], "restart")}` : "";
+    const text = `${this.show(this.values[at])} · ${ago}${restarts}`;
+    setText(this.now, this.pointed === null ? this.show(this.values[last]) : text);
+    this.picture.setAttribute("aria-valuenow", at - last);
+    this.picture.setAttribute("aria-valuetext", text);
   }
+}
+
+// The marked intervals, those beside each other together, as first and last.
+function runs(marks) {
+  const found = [];
+  marks.forEach((mark, index) => {
+    if (!(mark > 0)) return;
+    if (found.at(-1)?.[1] >= index - 2) found.at(-1)[1] = index;
+    else found.push([index, index]);
+  });
+  return found;
 }
 
 // A short start within an interval of good service is not shown.

@@ -28,6 +28,8 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// The same words again would not be said.
 export function announce(text) {
-  setText($("live"), text);
+  $("live").textContent = "";
+  setTimeout(() => setText($("live"), text), 50);
 }

@@ -44,6 +44,13 @@ export function clock(time) {
   return Number.isNaN(date.getTime()) ? "" : date.toLocaleTimeString([], { hour12: false });
 }
 
+// Such as "29 Nov, 15:40:19" in the words of the browser's language.
+export function dayAndTime(time) {
+  const date = new Date(time);
+  const form = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
+  return Number.isNaN(date.getTime()) ? "" : date.toLocaleString([], form);
+}
+
 export function moment(time) {
   const date = new Date(time);
   return Number.isNaN(date.getTime()) ? "" : date.toLocaleString([], { hour12: false });

@@ -10,36 +10,50 @@ const MARKS = { trace: "faint", debug: "faint", warning: "odd", error: "bad", cr
 const ESCAPES = /\u001b\[[0-?]*[ -/]*[@-~]|\u001b[@-_]|[\u0000-\u0008\u000b-\u001f\u007f]/g;
 
 export class LogTail {
-  constructor(node, { named = false, wanted = () => true, follows = () => true, onNote = () => {} } = {}) {
-    Object.assign(this, { node, named, wanted, follows, onNote, source: null, lines: [] });
+  constructor(node, { named = false, wanted = () => true, follows = () => true, onWaiting = () => {} } = {}) {
+    Object.assign(this, { node, named, wanted, follows, onWaiting, lines: [], waiting: [], first: true });
+    node.addEventListener("scroll", () => this.resume());
   }
 
-  open(servers) {
-    this.close();
-    const query = servers.map((name) => `server=${encodeURIComponent(name)}`).join("&");
-    const source = new EventSource(`/poolctl/logs?${query}`);
-    this.source = source;
-    let first = true;
-    source.onopen = () => {
-      first = true;
-      this.onNote("");
-    };
-    source.addEventListener("lines", (event) => {
-      const lines = JSON.parse(event.data);
-      if (first) this.lines = [];
-      this.lines = [...this.lines, ...lines].slice(-SHOWN);
-      if (first) this.draw();
-      else this.add(lines);
-      first = false;
-    });
-    source.onerror = () => this.onNote("No connection: new log lines do not arrive. Reconnecting.");
-  }
-
-  close() {
-    this.source?.close();
-    this.source = null;
+  clear() {
     this.lines = [];
+    this.waiting = [];
+    this.first = true;
     this.node.replaceChildren();
+    this.onWaiting(0);
+  }
+
+  // A stream that is opened again begins with the last lines, of which some are shown already.
+  reopened() {
+    this.first = true;
+  }
+
+  get atEnd() {
+    return this.node.scrollHeight - this.node.scrollTop - this.node.clientHeight < 40;
+  }
+
+  // New lines wait while older ones are being read.
+  take(lines) {
+    const last = (this.waiting.at(-1) || this.lines.at(-1))?.[0] ?? "";
+    const news = this.first ? lines.filter(([time]) => time > last) : lines;
+    this.first = false;
+    this.waiting = [...this.waiting, ...news].slice(-SHOWN);
+    if (!this.resume()) this.onWaiting(this.waiting.length);
+  }
+
+  resume() {
+    const reads = this.lines.length > 0 && !(this.follows() && this.atEnd);
+    if (reads) return false;
+    if (this.waiting.length) {
+      const news = this.waiting;
+      this.waiting = [];
+      this.lines = [...this.lines, ...news].slice(-SHOWN);
+      this.node.append(...news.filter((line) => this.wanted(line)).map((line) => this.line(line)));
+      while (this.node.children.length > SHOWN) this.node.firstElementChild.remove();
+      if (this.follows()) this.node.scrollTop = this.node.scrollHeight;
+      this.onWaiting(0);
+    }
+    return true;
   }
 
   line([time, name, text, level]) {
@@ -47,16 +61,9 @@ export class LogTail {
   }
 
   draw() {
-    const found = this.lines.filter((line) => this.wanted(line));
-    this.node.replaceChildren(...found.map((line) => this.line(line)));
+    this.node.replaceChildren(...this.lines.filter((line) => this.wanted(line)).map((line) => this.line(line)));
     if (this.follows()) this.node.scrollTop = this.node.scrollHeight;
-  }
-
-  add(lines) {
-    const atEnd = this.node.scrollHeight - this.node.scrollTop - this.node.clientHeight < 40;
-    this.node.append(...lines.filter((line) => this.wanted(line)).map((line) => this.line(line)));
-    while (this.node.children.length > SHOWN) this.node.firstElementChild.remove();
-    if (this.follows() && atEnd) this.node.scrollTop = this.node.scrollHeight;
+    this.resume();
   }
 }
 
@@ -65,7 +72,7 @@ const tail = new LogTail($("log"), {
   named: true,
   wanted: ([, name, text]) => !words() || `${name} ${text}`.toLowerCase().includes(words()),
   follows: () => $("log-follow").checked,
-  onNote: (text) => setText($("log-note"), text),
+  onWaiting: (count) => setText($("log-note"), count ? `${count === SHOWN ? `${SHOWN} or more` : count} new ${count === 1 ? "line waits" : "lines wait"}: ${$("log-follow").checked ? "scroll to the end" : "Follow"} shows them.` : ""),
 });
 
 export function drawLogServers() {
@@ -78,15 +85,12 @@ export function drawLogServers() {
   select.value = names.includes(kept) ? kept : "";
 }
 
-export function showLogs() {
-  drawLogServers();
-  tail.open($("log-server").value ? [$("log-server").value] : []);
+export function followLogs(stream) {
+  stream.follow(tail, $("log-server").value ? [$("log-server").value] : []);
 }
 
-export const hideLogs = () => tail.close();
-
-export function beginLogs() {
-  $("log-server").addEventListener("change", showLogs);
+export function beginLogs(stream) {
+  $("log-server").addEventListener("change", () => followLogs(stream));
   $("log-search").addEventListener("input", () => tail.draw());
   $("log-follow").addEventListener("change", () => tail.draw());
 }

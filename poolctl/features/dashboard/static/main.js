@@ -1,15 +1,15 @@
 // The page: login, the current view, and the state of the connection.
 
-import { LoggedOut, login, post, session } from "./api.js";
+import { LoggedOut, login, post, session, sessions } from "./api.js";
 import { note } from "./actions.js";
 import { $, announce, setText } from "./dom.js";
-import { addEvent, beginEvents, drawEvents } from "./events.js";
+import { beginEvents, drawEvents } from "./events.js";
 import { beginFilters, readFilters } from "./filters.js";
 import { forgetHistory } from "./history.js";
-import { beginLogs, drawLogServers, hideLogs, showLogs } from "./logs.js";
+import { beginLogs, drawLogServers, followLogs } from "./logs.js";
 import { hideRoutes, showRoutes } from "./routes.js";
-import { beginServer, drawServer, hideServer, showServer } from "./server.js";
-import { beginServers, drawServers, tick } from "./servers.js";
+import { beginServer, drawServer, hideServer, serverLog, showServer } from "./server.js";
+import { beginServers, drawServers, stateWord, tick } from "./servers.js";
 import { store } from "./store.js";
 import { Stream } from "./stream.js";
 import { beginTheme } from "./theme.js";
@@ -20,14 +20,22 @@ let inside = false;
 
 function route() {
   const [name, argument = ""] = location.hash.slice(1).split("/");
-  return [VIEWS.includes(name) ? name : "servers", decodeURIComponent(argument)];
+  return [VIEWS.includes(name) ? name : "servers", decode(argument)];
+}
+
+// An address may be damaged, such as by a mail program.
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function show(focus = true) {
   if (!inside) return;
   const [name, argument] = route();
   if (view === "server") hideServer();
-  if (view === "logs") hideLogs();
   if (view === "routes") hideRoutes();
   view = name;
   for (const each of VIEWS) $(`view-${each}`).hidden = each !== name;
@@ -35,15 +43,21 @@ function show(focus = true) {
     if (link.hash === `#${name === "server" ? "servers" : name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  followLog(name, argument);
   if (name === "server") showServer(argument);
-  if (name === "logs") showLogs();
-  if (name === "routes") showRoutes().catch((error) => note(error.message, true));
+  if (name === "routes") showRoutes().catch((error) => inside && note(error.message, true));
   draw();
-  document.title = `${name === "server" ? argument : $(`${name}-title`).textContent} · ${store.about.name || "poolctl"}`;
+  drawTitle();
   if (focus) {
     window.scrollTo(0, 0);
     $(`${name}-title`).focus({ preventScroll: true });
   }
+}
+
+function followLog(name, argument) {
+  if (name === "server") stream.follow(serverLog, [argument]);
+  else if (name === "logs") followLogs(stream);
+  else stream.follow(null);
 }
 
 function draw() {
@@ -55,6 +69,42 @@ function draw() {
   if (view === "logs") drawLogServers();
 }
 
+// Title and icon of a tab in the background say how many servers fail.
+function drawTitle() {
+  if (!inside) return;
+  const failing = [...store.servers.values()].filter((server) => server.level === "ko").length;
+  const [name, argument] = route();
+  const title = name === "server" ? argument : $(`${name}-title`).textContent;
+  document.title = `${failing ? `(${failing}) ` : ""}${title} · ${store.about.name || "poolctl"}`;
+  drawIcon(failing);
+}
+
+function drawIcon(failing) {
+  const icon = $("icon");
+  icon.dataset.plain ||= icon.href;
+  const wanted = failing ? new URL(`/icon/${Math.min(failing, 99)}.svg`, location).href : icon.dataset.plain;
+  if (icon.href !== wanted) icon.href = wanted;
+}
+
+const SETTLE_MS = 600; // for changes that come together, such as those of a restart
+let said = new Map(); // the words for each server
+let saying = 0;
+
+const wordsFor = (server) => [stateWord(server), ["warn", "ko"].includes(server.health) && `health ${server.health}`].filter(Boolean).join(", ");
+
+// Has screen readers say which server has changed, or how many have.
+function announceChanges() {
+  saying ||= setTimeout(() => {
+    saying = 0;
+    const now = new Map([...store.servers.values()].map((server) => [server.name, wordsFor(server)]));
+    const changed = {};
+    for (const [name, words] of now) if (said.size && said.get(name) !== words) (changed[words] ||= []).push(name);
+    said = now;
+    const text = Object.entries(changed).map(([words, names]) => (names.length === 1 ? `${names[0]} is ${words}.` : `${names.length} servers are ${words}.`));
+    if (text.length) announce(text.join(" "));
+  }, SETTLE_MS);
+}
+
 function drawFiles() {
   setText($("files"), store.drift);
   $("files").hidden = !store.drift;
@@ -63,6 +113,10 @@ function drawFiles() {
 let lostTimer = 0;
 
 function state(now, message = "") {
+  if (now === "connecting") {
+    link("lost", "connecting");
+    return;
+  }
   if (now !== "lost") {
     clearTimeout(lostTimer);
     lostTimer = 0;
@@ -97,51 +151,78 @@ function enter() {
   inside = true;
   $("view-login").hidden = true;
   $("nav").hidden = $("logout").hidden = false;
-  link("lost", "connecting");
-  stream.open();
   show(false);
+  if (!stream.wanted) openStream();
 }
 
-function leave() {
-  inside = false;
-  stream.close();
-  hideServer();
-  hideLogs();
-  store.clear();
-  forgetHistory();
-  draw();
-  gone("");
+function openStream() {
+  link("lost", "connecting");
+  followLog(...route());
+  stream.open();
+}
+
+let again = 0;
+
+// Shows the login; nothing is asked for until somebody logs in.
+function leave(reason = "") {
+  clearTimeout(again);
   clearTimeout(lostTimer);
   lostTimer = 0;
+  inside = false;
+  stream.close();
+  stream.follow(null);
+  hideServer();
+  hideRoutes();
+  store.clear();
+  forgetHistory();
+  $("confirm").close();
+  $("notes").replaceChildren();
+  draw();
+  gone("");
   view = "";
   for (const each of VIEWS) $(`view-${each}`).hidden = true;
   $("nav").hidden = $("logout").hidden = true;
   link("", "");
+  clearTimeout(saying);
+  saying = 0;
+  said = new Map();
+  document.title = "poolctl";
+  drawIcon(0);
+  setText($("login-error"), reason);
   $("view-login").hidden = false;
   $("token").value = "";
   $("token").focus();
 }
 
-// A link may contain the token behind the "#", which browsers send to no server.
-function tokenOfLink() {
+// A link may contain a code, or the token, behind the "#", which browsers send to no server.
+function codeOfLink() {
   const match = /^#token=([^&]+)$/.exec(location.hash);
   if (!match) return "";
   history.replaceState(null, "", location.pathname + location.search);
-  return decodeURIComponent(match[1]);
+  return match[1];
 }
 
-async function begin() {
-  const token = tokenOfLink();
+async function begin(code = codeOfLink()) {
+  clearTimeout(again);
+  let refusal = "";
   try {
-    await (token ? login(token) : session());
+    if (code) {
+      await login(decode(code)).catch((error) => {
+        if (error instanceof TypeError) throw error; // no connection
+        refusal = error.message;
+      });
+    }
+    // Whoever is logged in already needs no link, even if it was used.
+    if (!code || refusal) {
+      openStream(); // meanwhile: the cookie is probably valid
+      await session();
+    }
     enter();
   } catch (error) {
-    if (error instanceof LoggedOut || token) {
-      leave();
-      setText($("login-error"), token ? error.message : "");
-    } else {
+    if (error instanceof LoggedOut) leave(refusal);
+    else {
       state("lost");
-      setTimeout(begin, 2000);
+      again = setTimeout(() => begin(code), 2000);
     }
   }
 }
@@ -151,22 +232,23 @@ const reversed = readFilters();
 beginServers(reversed);
 beginServer();
 beginEvents();
-beginLogs();
+beginLogs(stream);
 beginFilters(() => (inside ? view : ""));
-store.addEventListener("pool", draw);
-store.addEventListener("changed", ({ detail }) => {
-  draw();
-  for (const item of detail.items) {
-    if (["failed", "backoff"].includes(item.state) || item.health === "ko") announce(`${item.name} is ${item.state}, health ${item.health}`);
-  }
-});
+sessions.addEventListener("ended", () => inside && leave("The session has ended: log in again."));
+for (const kind of ["pool", "changed"]) {
+  store.addEventListener(kind, () => {
+    draw();
+    drawTitle();
+    announceChanges();
+  });
+}
 store.addEventListener("stats", () => {
   if (view === "servers") tick();
   if (view === "server") drawServer();
 });
 store.addEventListener("files", drawFiles);
-store.addEventListener("event", ({ detail }) => {
-  if (view === "events") addEvent(detail);
+store.addEventListener("event", () => {
+  if (view === "events") drawEvents();
 });
 window.addEventListener("hashchange", () => {
   if (location.hash.startsWith("#token=")) begin();
@@ -186,6 +268,7 @@ $("login").addEventListener("submit", async (event) => {
   }
 });
 $("logout").addEventListener("click", async () => {
+  stream.close();
   await post("logout", {}).catch(() => {});
   leave();
 });

@@ -3,12 +3,12 @@
 import { get } from "./api.js";
 import { Chart, historyBar } from "./charts.js";
 import { $, el, setText } from "./dom.js";
-import { eventLine } from "./events.js";
+import { drawLine, eventLines } from "./events.js";
 import { bytes, duration, latency, rate } from "./format.js";
 import { drawCharts } from "./history.js";
 import { LogTail } from "./logs.js";
-import { actionButton, badge, place } from "./servers.js";
-import { offered } from "./actions.js";
+import { actionButtons, drawActions } from "./actions.js";
+import { badge, place } from "./servers.js";
 import { store } from "./store.js";
 
 // Those that are there, of those that are wanted.
@@ -38,7 +38,7 @@ let asked = "";
 let charts = null;
 let bar = null;
 let facts = null;
-const tail = new LogTail($("server-log"));
+export const serverLog = new LogTail($("server-log"));
 
 function build() {
   charts = {
@@ -71,6 +71,7 @@ async function ask() {
       el("td", {}, ...(worker.probes || []).map((probe) => el("div", {},
         el("span", { class: `badge ${probe.status}` }, probe.status), ` ${probe.kind}${probe.latency_seconds == null ? "" : ` in ${latency(probe.latency_seconds)}`}${probe.message ? `: ${probe.message}` : ""}`))))));
     if (!workers.length) $("server-workers").append(el("tr", {}, el("td", { colSpan: 4 }, "None.")));
+    drawConfiguration(item);
     const failed = !item.complaint && item.failure ? [item.failure.message, item.failure.hint].filter(Boolean).join("\n") : "";
     const failure = server.ended ? server.reason : item.complaint || failed || item.preload_problem || "";
     setText($("server-failure"), failure);
@@ -78,6 +79,16 @@ async function ask() {
   } catch {
     asked = "";
   }
+}
+
+// Keys that are configured, each with its place; of the environment only the names, because values may be secret.
+function drawConfiguration({ configuration, environment }) {
+  const directory = (store.about.files?.[0] || "").replace(/[^/]*$/, "");
+  const place = (text) => (directory && text.startsWith(directory) ? text.slice(directory.length) : text);
+  $("server-configuration").replaceChildren(...configuration.map(([key, value, from]) => el("tr", {},
+    el("th", { scope: "row" }, key), el("td", {}, el("code", {}, value)), el("td", {}, place(from) || "–"))));
+  $("server-environment").hidden = !environment.length;
+  setText($("server-environment"), `Environment: ${environment.join(", ")}`);
 }
 
 export function beginServer() {
@@ -92,14 +103,14 @@ export function showServer(wanted) {
   name = wanted;
   shown = asked = "";
   setText($("server-title"), name);
-  $("server-workers").replaceChildren(); // those of the server before
+  $("server-actions").replaceChildren(actionButtons(name));
+  for (const id of ["server-workers", "server-configuration"]) $(id).replaceChildren(); // those of the server before
+  $("server-environment").hidden = true;
   $("server-failure").hidden = true;
-  tail.open([name]);
   drawServer();
 }
 
 export function hideServer() {
-  tail.close();
   name = "";
 }
 
@@ -107,11 +118,10 @@ export function drawServer() {
   if (!name) return;
   const server = store.servers.get(name);
   $("server-missing").hidden = Boolean(server);
-  $("server-parts").hidden = !server;
+  $("server-parts").hidden = $("server-actions").hidden = !server;
   if (!server) {
     setText($("server-missing"), store.known ? "The pool has no server of this name." : "Loading …");
     $("server-state").replaceChildren();
-    $("server-actions").replaceChildren();
     shown = asked = "";
     return;
   }
@@ -119,7 +129,7 @@ export function drawServer() {
   if (key !== shown) {
     shown = key;
     $("server-state").replaceChildren(badge(server));
-    $("server-actions").replaceChildren(...offered(server).map((action) => actionButton(action, [name])));
+    drawActions($("server-actions").firstElementChild, server);
   }
   for (const { node, value } of facts) {
     const now = value(server);
@@ -135,9 +145,9 @@ export function drawServer() {
 
 function drawEvents() {
   const list = $("server-events");
-  const found = store.events.filter((event) => event.server === name).slice(-12).reverse();
-  const key = `${name} ${found[0]?.seq ?? ""}`;
+  const found = eventLines(store.events.filter((event) => event.server === name)).slice(-12).reverse();
+  const key = `${name} ${found[0]?.events.at(-1).seq ?? ""}`;
   if (list.dataset.shown === key) return;
   list.dataset.shown = key;
-  list.replaceChildren(...(found.length ? found.map((event) => eventLine(event, false)) : [el("li", {}, el("span", { class: "what" }, "No events in the last hour."))]));
+  list.replaceChildren(...(found.length ? found.map((line) => drawLine(line, false)) : [el("li", {}, el("span", { class: "what" }, "No events in the last hour."))]));
 }

@@ -1,6 +1,6 @@
 // The table of servers and the pool's own charts.
 
-import { ACTIONS, act, offered } from "./actions.js";
+import { act, actionMenu, drawActions } from "./actions.js";
 import { Chart, historyBar, sparkline } from "./charts.js";
 import { $, el, setText } from "./dom.js";
 import { keepFilters } from "./filters.js";
@@ -29,7 +29,7 @@ let charts = null;
 let tallies = null;
 
 const stateOf = (server) => (server.ended ? "ended" : server.state);
-const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : stateOf(server));
+export const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : stateOf(server));
 
 export function badge(server) {
   const found = el("span", { class: "badges" }, el("span", { class: `badge ${server.level}` }, stateWord(server)));
@@ -73,11 +73,11 @@ class Row {
       cell.append(text, ...(this.sparks[index] ? [this.sparks[index].node] : []));
       return text;
     });
-    this.acts = el("div", { class: "actions", role: "group", "aria-label": `Actions for ${name}` });
+    this.menu = actionMenu(name, () => this.server);
     this.node = el("tr", {},
       el("td", { class: "pick" }, this.box),
       el("th", { scope: "row" }, el("a", { href: `#server/${encodeURIComponent(name)}` }, name), this.where, this.why),
-      this.state, el("td", { class: "history" }, this.bar.node), ...this.numbers, el("td", { class: "acts" }, this.acts));
+      this.state, el("td", { class: "history" }, this.bar.node), ...this.numbers, el("td", { class: "acts" }, this.menu));
     this.node.row = this;
     seen.observe(this.node);
   }
@@ -103,7 +103,7 @@ class Row {
       setText(this.why, server.reason);
       this.why.title = server.reason;
       this.why.hidden = !server.reason;
-      this.drawActions(server);
+      if (this.menu.open) drawActions(this.menu.children[1], server);
     }
     const { figures, series } = server;
     const texts = [rate(figures.requests_per_second), rate(figures.errors_per_second), latency(figures.latency_p99_seconds), bytes(figures.memory_bytes || null),
@@ -114,22 +114,6 @@ class Row {
     FIGURES.forEach((key, index) => this.sparks[index].draw(series[key]));
     this.bar.draw(server.levels, store.now, store.span);
   }
-
-  drawActions(server) {
-    const focused = this.acts.contains(document.activeElement) ? document.activeElement.textContent : null;
-    this.acts.replaceChildren(...offered(server).map((action) => actionButton(action, [server.name])));
-    if (focused !== null) {
-      const again = [...this.acts.children].find((each) => each.textContent === focused) || this.acts.firstElementChild;
-      again?.focus();
-    }
-  }
-}
-
-export function actionButton(action, names) {
-  const { label, danger } = ACTIONS[action];
-  const button = el("button", { type: "button", class: danger ? "danger" : "", "aria-label": `${label} ${names.join(", ")}` }, label);
-  button.addEventListener("click", () => act(action, names, button));
-  return button;
 }
 
 function wanted() {
@@ -202,7 +186,7 @@ function drawOverview() {
       latency_p99_seconds: new Chart("Slowest p99 latency", latency),
       memory_bytes: new Chart("Memory", bytes),
     };
-    $("overview").append(el("div", { class: "card" }, el("h3", {}, "Ready"), tallies.now, tallies.list), ...Object.values(charts).map((chart) => chart.node));
+    $("overview").append(el("div", { class: "card" }, el("h2", {}, "Ready"), tallies.now, tallies.list), ...Object.values(charts).map((chart) => chart.node));
   }
   const all = [...store.servers.values()];
   // As `poolctl status` counts them.

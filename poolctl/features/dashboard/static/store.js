@@ -5,9 +5,12 @@ const SAMPLES = 60;
 const MOST_EVENTS = 500;
 const MOST_RESTARTS = 500;
 
+const empty = () => Object.fromEntries(SERIES.map((key) => [key, []]));
+
 class Store extends EventTarget {
   constructor() {
     super();
+    this.restarts = []; // the latest ones, each with its time and the server's name
     this.clear();
   }
 
@@ -19,8 +22,7 @@ class Store extends EventTarget {
     this.skew = 0;
     this.span = 3600;
     this.interval = 2;
-    this.restarts = []; // the latest ones, each with its time and the server's name
-    this.total = Object.fromEntries(SERIES.map((key) => [key, []]));
+    this.total = empty();
     this.known = false;
   }
 
@@ -33,6 +35,7 @@ class Store extends EventTarget {
   }
 
   pool(message) {
+    const before = this.servers;
     this.clear();
     this.known = true;
     this.about = message.about;
@@ -42,20 +45,26 @@ class Store extends EventTarget {
     this.events = message.events;
     this.drift = message.files;
     for (const item of message.items) {
-      this.take(item);
+      this.take(item, before.get(item.name));
       const server = this.servers.get(item.name);
       server.figures = message.figures[item.name];
-      server.series = { ...server.series, ...message.series[item.name] };
+      server.series = empty();
       server.levels = message.levels[item.name] || [];
+    }
+    this.notify("pool");
+  }
+
+  series(message) {
+    for (const [name, series] of Object.entries(message)) {
+      if (this.servers.has(name)) this.servers.get(name).series = { ...empty(), ...series };
     }
     for (let back = SAMPLES; back > 0; back -= 1) this.sum(back);
     this.notify("pool");
   }
 
-  take(item) {
-    const before = this.servers.get(item.name);
+  take(item, before = this.servers.get(item.name)) {
     if (before && item.restarts > before.restarts) keep(this.restarts, { time: this.now, name: item.name }, MOST_RESTARTS);
-    const server = before || { figures: {}, series: Object.fromEntries(SERIES.map((key) => [key, []])), levels: [] };
+    const server = before || { figures: {}, series: empty(), levels: [] };
     // The page counts the uptime itself.
     this.servers.set(item.name, { ...server, reason: "", ...item, since: item.uptime_seconds > 0 ? this.now - item.uptime_seconds : 0 });
   }

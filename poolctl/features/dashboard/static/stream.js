@@ -1,42 +1,93 @@
-// The live stream: reconnects automatically, and reports the state of the connection.
+// The live stream of the pool's state, and of the log that is shown: watched, reopened, and closed in a hidden tab.
 
 import { store } from "./store.js";
 
-const MESSAGES = ["pool", "changed", "stats", "event", "files"];
+const MESSAGES = ["pool", "series", "changed", "stats", "event", "files"];
 const AGAIN_MS = 2000;
+// Something comes at least every five seconds. A connection can go silent without an error, such as one of a VPN.
+const SILENCE_MS = 12000;
+// A browser opens six connections to a server for all its tabs, so a hidden one asks for the state and hangs up.
+const HIDDEN_MS = 30000;
 
 export class Stream {
-  // `onState` gets "live", "gone" (the dashboard answers, the pool does not) or "lost"; `onRefused` is called when the login has expired.
+  // `onState` gets "connecting", "live", "gone" (the dashboard answers, the pool does not) or "lost"; `onRefused` is
+  // called when the login has expired.
   constructor(onState, onRefused) {
-    this.onState = onState;
-    this.onRefused = onRefused;
-    this.source = null;
-    this.timer = 0;
+    Object.assign(this, { onState, onRefused, source: null, wanted: false, heard: 0, timer: 0, watch: 0, log: null, query: "" });
+    document.addEventListener("visibilitychange", () => {
+      if (!this.wanted) return;
+      if (document.hidden) this.rest();
+      else {
+        this.onState("connecting");
+        this.open();
+      }
+    });
+  }
+
+  // Sends the lines of these servers, or of all if there are none, to `log`; null for no log.
+  follow(log, servers = []) {
+    const query = log ? `?${(servers.length ? servers : [""]).map((name) => `log=${encodeURIComponent(name)}`).join("&")}` : "";
+    if (this.log === log && this.query === query) return;
+    this.log?.clear();
+    log?.clear();
+    Object.assign(this, { log, query });
+    if (this.wanted) this.open();
   }
 
   open() {
     this.close();
-    const source = new EventSource("/poolctl/stream");
+    this.wanted = true;
+    this.heard = Date.now();
+    const source = new EventSource(`/poolctl/stream${this.query}`);
     this.source = source;
+    const on = (name, take) => source.addEventListener(name, (event) => {
+      this.heard = Date.now();
+      take(JSON.parse(event.data));
+    });
     for (const name of MESSAGES) {
-      source.addEventListener(name, (event) => {
-        store[name](JSON.parse(event.data));
-        if (name === "pool") this.onState("live");
+      on(name, (message) => {
+        store[name](message);
+        if (name === "pool") this.answered("live");
       });
     }
-    source.addEventListener("gone", (event) => this.onState("gone", JSON.parse(event.data).message));
+    on("gone", ({ message }) => this.answered("gone", message));
+    on("lines", (lines) => this.log?.take(lines));
+    on("heartbeat", () => {});
+    source.onopen = () => {
+      this.heard = Date.now();
+      this.log?.reopened();
+    };
     source.onerror = () => {
       this.onState("lost");
       if (source.readyState === EventSource.CLOSED) {
         this.close();
+        this.wanted = true;
         this.timer = setTimeout(() => this.onRefused(), AGAIN_MS);
       }
     };
+    this.watch = setInterval(() => {
+      if (Date.now() - this.heard < SILENCE_MS) return;
+      this.onState("lost");
+      this.open();
+    }, AGAIN_MS);
+  }
+
+  answered(state, message) {
+    this.onState(state, message);
+    if (document.hidden) this.rest();
+  }
+
+  rest() {
+    this.close();
+    this.wanted = true;
+    this.timer = setTimeout(() => this.open(), HIDDEN_MS);
   }
 
   close() {
     clearTimeout(this.timer);
+    clearInterval(this.watch);
     this.source?.close();
     this.source = null;
+    this.wanted = false;
   }
 }
