@@ -108,7 +108,7 @@ def servers_with_chosen_ports(
     taken = {server.address.port or 0 for server in servers}
     for at, server in enumerate(servers):
         if server.address.auto:
-            port = ledger.known(server.name)
+            port = ledger.stored_port(server.name)
             if choose_ports:
                 port = ledger.assign_port(server.name, server.address, avoid=taken)
                 taken.add(port)

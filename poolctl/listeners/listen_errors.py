@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _UNPRIVILEGED_PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _DEFAULT_UNPRIVILEGED_PORT = 1024
 # The time limit for a search, regardless of the number of processes, descriptors and connections.
-MOST_SECONDS = 1.0
-_MOST_CONNECTIONS = 20  # checked per port
-_MOST_CHARACTERS = 1 << 20  # read from a table
+MAX_SECONDS = 1.0
+_MAX_CONNECTIONS = 20  # checked per port
+_MAX_CHARACTERS = 1 << 20  # read from a table
 
 # Host and port, or the path of a Unix socket.
 Place = tuple[str, int] | str
@@ -137,11 +137,12 @@ def _describe_pool_and_fix(holder: Holder, files: Sequence[str]) -> tuple[str, s
     return f"the pool of {', '.join(files)}", f"stop it{user}: {where}poolctl {named} stop"
 
 
-def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The errors, each with the processes that use its address, if found. Blocks for up to a second."""
-    found = find_holders(each.taken for each in errors if each.taken is not None)
+def name_holders(errors: Sequence[ListenError], max_seconds: float = MAX_SECONDS) -> list[ListenError]:
+    """The errors, each with the processes that use its address, if found. Blocks for `max_seconds` at most."""
+    holders = find_holders((error.taken for error in errors if error.taken is not None), max_seconds)
     return [
-        with_holders(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors
+        error if error.taken is None else with_holders(error, holders.get(error.taken, ()))
+        for error in errors
     ]
 
 
@@ -179,39 +180,41 @@ class Holder(NamedTuple):
 
     def __repr__(self) -> str:
         # Untrusted: any user can choose the name of a process.
-        name = "".join(each if each.isprintable() else "?" for each in self.name)
+        name = "".join(character if character.isprintable() else "?" for character in self.name)
         return name if self.pid is None else f"{name} (pid {self.pid})"
 
 
-def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
+def find_holders(places: Iterable[Place], max_seconds: float = MAX_SECONDS) -> dict[Place, list[Holder]]:
     """For each address or path, the processes that listen on it; if none, those whose connections prevent binding.
 
-    Never raises. Blocks for about MOST_SECONDS at most; processes not found by then are omitted.
+    Never raises. Blocks for about `max_seconds` at most; processes not found by then are omitted.
     """
-    until = time.monotonic() + MOST_SECONDS
+    until = time.monotonic() + max_seconds
     sockets = _sockets(list(places), until)
-    known = _owners({inode: held for each in sockets.values() for inode, held in each.items()}, until)
-    return {place: list(dict.fromkeys(known[inode] for inode in inodes)) for place, inodes in sockets.items()}
+    owners = _owners({inode: user for users in sockets.values() for inode, user in users.items()}, until)
+    return {
+        place: list(dict.fromkeys(owners[inode] for inode in inodes)) for place, inodes in sockets.items()
+    }
 
 
 def local_addresses() -> list[str]:
     """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
-    found = []
+    addresses = []
     previous = ""
     for fields in _proc_table_rows("/proc/net/fib_trie"):
-        if fields[:1] == ["/32"] and fields[-1] == "LOCAL" and previous not in found:
-            found.append(previous)
+        if fields[:1] == ["/32"] and fields[-1] == "LOCAL" and previous not in addresses:
+            addresses.append(previous)
         previous = fields[-1]
     for fields in _proc_table_rows("/proc/net/if_inet6"):
         text = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(fields[0]))
         if not text.startswith("fe80:"):
-            found.append(text)
-    return found
+            addresses.append(text)
+    return addresses
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
     """Return for each place the sockets that use it: by inode, a Holder that names the user, not yet the process."""
-    found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
+    users: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
         if not isinstance(place, str):
@@ -220,27 +223,27 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
         for sock in tcp_sockets(LISTEN, until):
             for place, address in by_port.get(sock.port, ()):
                 if _overlap(address, sock.address):
-                    found[place][sock.inode] = _of_user(sock.uid)
-    for port, wanted in by_port.items():
-        for place, address in wanted:
-            if not found[place]:
-                found[place] = _connection_holders(port, address, until)
+                    users[place][sock.inode] = _user(sock.uid)
+    for port, addresses in by_port.items():
+        for place, address in addresses:
+            if not users[place]:
+                users[place] = _connection_users(port, address, until)
     paths = {place for place in places if isinstance(place, str)}
     for path, inode, _ in unix_sockets(LISTEN, until) if paths else ():
-        if (known := os.path.abspath(path)) in paths:
-            found[known][inode] = _of_user(-1)
-    return found
+        if (absolute := os.path.abspath(path)) in paths:
+            users[absolute][inode] = _user(-1)
+    return users
 
 
-def _connection_holders(port: int, address: bytes, until: float) -> dict[int, Holder]:
-    found: dict[int, Holder] = {}
+def _connection_users(port: int, address: bytes, until: float) -> dict[int, Holder]:
+    users: dict[int, Holder] = {}
     for sock in tcp_sockets(ANY_STATE & ~LISTEN, until, port=port):
-        if _overlap(address, sock.address) and len(found) < _MOST_CONNECTIONS:
+        if _overlap(address, sock.address) and len(users) < _MAX_CONNECTIONS:
             ended = Holder("", None, sock.uid, listens=False)
-            found[sock.inode] = _of_user(sock.uid, listens=False) if sock.inode else ended
-    if len(found) > 1:
-        found.pop(0, None)
-    return found
+            users[sock.inode] = _user(sock.uid, listens=False) if sock.inode else ended
+    if len(users) > 1:
+        users.pop(0, None)
+    return users
 
 
 def _overlap(one: bytes, other: bytes) -> bool:
@@ -260,56 +263,57 @@ def _packed_or_any(host: str) -> bytes:
 def _proc_table_rows(path: str) -> Iterator[list[str]]:
     try:
         with open(path) as file:
-            rows = file.read(_MOST_CHARACTERS).splitlines()
+            rows = file.read(_MAX_CHARACTERS).splitlines()
     except OSError:
         return
     yield from filter(None, map(str.split, rows))
 
 
-def _of_user(uid: int, *, listens: bool = True) -> Holder:
+def _user(uid: int, *, listens: bool = True) -> Holder:
     user = f"user {user_name(uid)}" if uid >= 0 else "another user"
     return Holder(f"a process of {user}", None, uid, listens=listens)
 
 
-def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """Return by inode a Holder for the first process that has the socket open; `wanted[inode]` if none is found."""
-    missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
-    found = dict(wanted)
+def _owners(users: dict[int, Holder], until: float) -> dict[int, Holder]:
+    """Return by inode a Holder for the first process that has the socket open; `users[inode]` if none is found."""
+    missing = {f"socket:[{inode}]": inode for inode in users if inode}
+    owners = dict(users)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
-        for inode in _pop_sockets_of(pid, missing, until):
-            known = wanted[inode]
+        for inode in _pop_sockets(pid, missing, until):
+            user = users[inode]
             pool, runtime = _pool_files_and_runtime(pid)
             name = _process_name(pid)
-            found[inode] = Holder(name, pid, known.uid, listens=known.listens, pool=pool, runtime=runtime)
+            owners[inode] = Holder(name, pid, user.uid, listens=user.listens, pool=pool, runtime=runtime)
         if not missing or time.monotonic() >= until:
             break
-    return found
+    return owners
 
 
-def _pop_sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
-    found: set[int] = set()
+def _pop_sockets(pid: int, missing: dict[str, int], until: float) -> set[int]:
+    """Remove the sockets that the process has open from `missing`; returns their inodes."""
+    inodes: set[int] = set()
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
                 target = os.readlink(entry.path)
                 if target in missing:
-                    found.add(missing.pop(target))
+                    inodes.add(missing.pop(target))
             if not missing or time.monotonic() >= until:
                 break
-    return found
+    return inodes
 
 
 def _pool_files_and_runtime(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """Return the configuration files and runtime directory of a process's pool, as in Holder; (None, "") if none."""
     parent, _ = parent_and_start(pid) or (0, 0)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
-    for each in (pid,) if parent == os.getppid() else (pid, parent):
-        arguments = _pool_process_arguments(each)
+    for manager in (pid,) if parent == os.getppid() else (pid, parent):
+        arguments = _pool_process_arguments(manager)
         if arguments is None:
             continue
         root = os.path.dirname(arguments[2])
-        own = _pool_process_arguments(os.getpid())
-        runtime = "" if own is not None and os.path.dirname(own[2]) == root else root
+        ours = _pool_process_arguments(os.getpid())
+        runtime = "" if ours is not None and os.path.dirname(ours[2]) == root else root
         if arguments[1] == "supervisor":
             return _files(arguments[3:]), runtime
         try:
@@ -328,7 +332,7 @@ def _pool_process_arguments(pid: int) -> list[str] | None:
 
 
 def _files(arguments: list[str]) -> tuple[str, ...]:
-    return tuple(str(each) for each in arguments if not str(each).startswith("-"))
+    return tuple(str(argument) for argument in arguments if not str(argument).startswith("-"))
 
 
 def _arguments(pid: int) -> list[str]:

@@ -206,11 +206,11 @@ def _is_bound_to(sock: socket.socket, file: os.stat_result) -> bool:
 
 def _set_access(address: Address, file: int, directory: int, access: SocketAccess) -> None:
     """Set mode and owner of a socket's file, given as a descriptor. Raises OSError; ListenError for the owner."""
-    found, path = os.fstat(file), f"/proc/self/fd/{file}"
+    status, path = os.fstat(file), f"/proc/self/fd/{file}"
     owner = access.owner or _default_owner(os.fstat(directory))
-    if (found.st_uid, found.st_gid) != owner:
+    if (status.st_uid, status.st_gid) != owner:
         # First without the rights that the new owner should not get, or that the old one should lose.
-        os.chmod(path, stat.S_IMODE(found.st_mode) & access.mode)
+        os.chmod(path, stat.S_IMODE(status.st_mode) & access.mode)
         try:
             os.chown(path, *owner)
         except OSError as error:
@@ -382,26 +382,28 @@ def _open_ports(
     skipped: ListenError | None = None
     if address.port is None:
         raise ListenError(f"no port was chosen for {address.key}", bind=address.key)
-    open_there = {(sock.family, sock.getsockname()[0]) for sock in held}
-    wanted = [each for each in resolve_bind_targets(address) if (each.family, each.host) not in open_there]
-    there = {
+    open_hosts = {(sock.family, sock.getsockname()[0]) for sock in held}
+    targets = [
+        target for target in resolve_bind_targets(address) if (target.family, target.host) not in open_hosts
+    ]
+    reused = {
         target: sock
-        for target in wanted
+        for target in targets
         for sock in returned
         if _listens_at(sock, target, address.port, dual=address.dual)
     }
-    refuse_and_close([sock for sock in returned if sock not in there.values()])
+    refuse_and_close([sock for sock in returned if sock not in reused.values()])
     for sock in beside or ():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        for target in wanted:
+        for target in targets:
             try:
                 opened.append(
-                    there.get(target) or _open_port(target, address.port, dual=address.dual, beside=beside)
+                    reused.get(target) or _open_port(target, address.port, dual=address.dual, beside=beside)
                 )
             except OSError as error:
                 problem = port_error(address, target.host, error)
-                alone = len(wanted) + len(held) == 1
+                alone = len(targets) + len(held) == 1
                 if alone or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
                     raise problem from error
                 skipped = problem
@@ -463,19 +465,19 @@ def resolve_bind_targets(address: Address) -> list[BindHost]:
     `:8080` means both IP versions, `localhost` only the loopback addresses of the name. Raises ListenError; blocks
     while a host name is resolved.
     """
-    found: dict[str, BindHost] = {}
+    targets: dict[str, BindHost] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
         for family, _, _, _, sockaddr in _resolve_host(address, host):
             text = str(sockaddr[0])
             if address.host != "localhost" or _is_loopback(text):
-                found.setdefault(text, BindHost(family, text, sockaddr[2:]))
-    if not found:
+                targets.setdefault(text, BindHost(family, text, sockaddr[2:]))
+    if not targets:
         raise ListenError(
             f"{address.host} has no loopback address on this machine",
             bind=address.key,
             hint="write 127.0.0.1 instead, or fix /etc/hosts",
         )
-    return sorted(found.values(), key=lambda target: target.family != socket.AF_INET)
+    return sorted(targets.values(), key=lambda target: target.family != socket.AF_INET)
 
 
 def _resolve_host(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
@@ -506,16 +508,16 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
     if addressee != (os.getpid() if pid is None else pid):
         return {}
     names = env.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, list[int]] = {}
+    descriptors: dict[str, list[int]] = {}
     for at, fd in enumerate(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count)):
         try:
             os.set_inheritable(fd, False)
         except OSError:
             continue
-        found[str(fd)] = [fd]
+        descriptors[str(fd)] = [fd]
         if at < len(names) and names[at]:
-            found.setdefault(names[at], []).append(fd)
-    return found
+            descriptors.setdefault(names[at], []).append(fd)
+    return descriptors
 
 
 def duplicate_inherited_listeners(address: Address, inherited: Inherited) -> list[socket.socket]:
@@ -528,24 +530,24 @@ def duplicate_inherited_listeners(address: Address, inherited: Inherited) -> lis
             bind=address.key,
             hint="start it from a systemd .socket unit with that FileDescriptorName=, or bind an address",
         )
-    taken: list[socket.socket] = []
+    listeners: list[socket.socket] = []
     try:
         for fd in descriptors:
-            taken.append(_inherited_listener(address, fd))
+            listeners.append(_inherited_listener(address, fd))
     except BaseException:
-        for sock in taken:
+        for sock in listeners:
             sock.close()
         raise
-    return taken
+    return listeners
 
 
 def _inherited_listener(address: Address, fd: int) -> socket.socket:
     hint = "pass a stream socket: ListenStream= in the .socket unit, with Accept=no"
-    own = os.dup(fd)
+    duplicate = os.dup(fd)
     try:
-        sock = socket.socket(fileno=own)  # asks the kernel for family, type and protocol
+        sock = socket.socket(fileno=duplicate)  # asks the kernel for family, type and protocol
     except OSError as error:
-        os.close(own)
+        os.close(duplicate)
         raise ListenError(f"descriptor {fd} is not a socket", bind=address.key, hint=hint) from error
     if sock.type != socket.SOCK_STREAM or _is_connected(sock):
         sock.close()
@@ -568,17 +570,17 @@ def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> l
     Connections are found by their local address, not by the event loop's registrations: the loop registers a connection
     only some iterations after the accept.
     """
-    addresses = {_local_name(each) for each in listeners}
-    found = []
+    addresses = {_local_name(listener) for listener in listeners}
+    descriptors = []
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):  # not a socket, or the descriptor of this listing
             sock = socket.socket(fileno=int(name))
             try:
                 if _local_name(sock) in addresses or _local_name(sock, everywhere=True) in addresses:
-                    found.append(sock.fileno())
+                    descriptors.append(sock.fileno())
             finally:
                 sock.detach()
-    return found
+    return descriptors
 
 
 def _local_name(sock: socket.socket, *, everywhere: bool = False) -> tuple[int, object, object]:

@@ -51,14 +51,14 @@ class PortLedger:
         they are still in use, and are chosen only if no other port is free. Raises ServerError if no port is
         free, or if the choice cannot be stored.
         """
-        known = self._ports.get(name)
-        if known is not None and self._first <= known <= self._last and known not in avoid:
-            return known
-        own = {port for owner, port in self._ports.items() if owner != name}
+        stored = self._ports.get(name)
+        if stored is not None and self._first <= stored <= self._last and stored not in avoid:
+            return stored
+        taken = {port for owner, port in self._ports.items() if owner != name}
         with self._lock_other_pools_ports() as others:
             for last_choice in (False, True):
                 for port in self._candidate_ports():
-                    usable = (port in others) is last_choice and port not in own and port not in avoid
+                    usable = (port in others) is last_choice and port not in taken and port not in avoid
                     if usable and is_free(address, port):
                         return self._store_chosen_port(name, port)
         for port in vacated:
@@ -70,7 +70,7 @@ class PortLedger:
             hint='widen it: [pool] port_range = "FIRST-LAST"',
         )
 
-    def known(self, name: str) -> int | None:
+    def stored_port(self, name: str) -> int | None:
         """The stored port of server `name`, or None. Does not choose one."""
         return self._ports.get(name)
 
@@ -79,16 +79,16 @@ class PortLedger:
 
         Call this only while the pool is not running, because use by its own server would count as well.
         """
-        known = self._ports.get(name)
-        if known is None or is_free(address, known, lingering=True):
+        port = self._ports.get(name)
+        if port is None or is_free(address, port, lingering=True):
             return None
         del self._ports[name]
-        return known
+        return port
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget the ports of all servers except `names`; the others were removed from the file."""
-        wanted = set(names)
-        kept = {name: port for name, port in self._ports.items() if name in wanted}
+        remaining = set(names)
+        kept = {name: port for name, port in self._ports.items() if name in remaining}
         if kept != self._ports:
             self._ports = kept
             with suppress(OSError):
@@ -103,14 +103,16 @@ class PortLedger:
     @contextmanager
     def _lock_other_pools_ports(self) -> Iterator[set[int]]:
         """Context manager: the ports stored by the user's other pools, which cannot store further ports meanwhile."""
-        root, _, own = self._path.partition(f"/{self._key}/")
-        if not own:
+        root, _, file = self._path.partition(f"/{self._key}/")
+        if not file:
             root = os.path.dirname(self._path)
         directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            keys = os.listdir(root) if own else ()
-            yield {port for key in keys if key != self._key for port in _read(f"{root}/{key}/{own}").values()}
+            keys = os.listdir(root) if file else ()
+            yield {
+                port for key in keys if key != self._key for port in _read(f"{root}/{key}/{file}").values()
+            }
         finally:
             os.close(directory)
 

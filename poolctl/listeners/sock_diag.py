@@ -38,7 +38,7 @@ _NAME = 0
 _FILE = 1
 _PEER = 2
 _QUEUE = 4
-_LARGEST = 65536
+_MAX_ANSWER_BYTES = 65536
 
 # nlmsghdr: length, type, flags, sequence, port
 _HEADER = struct.Struct("=IHHII")
@@ -55,8 +55,8 @@ _UNIX_ANSWER_BYTES = 16
 _ATTRIBUTE = struct.Struct("=HH")
 
 # The kernel sends no notification when another program calls accept(): it has to be polled.
-_FIRST_PAUSE_SECONDS = 0.01
-_LAST_PAUSE_SECONDS = 0.2
+_MIN_PAUSE_SECONDS = 0.01
+_MAX_PAUSE_SECONDS = 0.2
 # In the tcp_info of a listener, tcpi_unacked is the length of its accept queue (tcp(7)).
 _TCP_INFO_BYTES = 32
 _UNACKED_AT = 24
@@ -74,7 +74,7 @@ async def wait_until_accepted(probe: socket.socket) -> None:
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
     loop = asyncio.get_running_loop()
-    pause = _FIRST_PAUSE_SECONDS
+    pause = _MIN_PAUSE_SECONDS
     while not is_accepted(probe):
         try:
             async with asyncio.timeout(pause):
@@ -83,7 +83,7 @@ async def wait_until_accepted(probe: socket.socket) -> None:
         except ConnectionResetError:
             return  # the program has reset the connection, so it had accepted it
         except TimeoutError:
-            pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
+            pause = min(pause * 1.5, _MAX_PAUSE_SECONDS)
 
 
 def has_others_waiting(listener: socket.socket) -> bool:
@@ -139,10 +139,10 @@ def _tcp_peer_inode(sock: socket.socket) -> int | None:
     return _tcp_inode(sock.family, sock.getpeername(), sock.getsockname())
 
 
-def _tcp_inode(family: int, own: Any, remote: Any) -> int | None:
-    """The inode of the socket with this family, these own and remote addresses; None if there is none."""
-    scope = own[3] if len(own) > 3 else 0
-    identity = struct.pack("!HH", own[1], remote[1]) + _packed(family, own) + _packed(family, remote)
+def _tcp_inode(family: int, local: Any, remote: Any) -> int | None:
+    """The inode of the socket with this family, local and remote address; None if there is none."""
+    scope = local[3] if len(local) > 3 else 0
+    identity = struct.pack("!HH", local[1], remote[1]) + _packed(family, local) + _packed(family, remote)
     identity += struct.pack("=III", scope, *_ANY_COOKIE)
     answer = _query_socket(_INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
     if answer is None:
@@ -170,8 +170,8 @@ def bound_inode(sock: socket.socket) -> int | None:
 def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
     """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
     answer = _query_unix(sock, show)
-    found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
-    return None if found is None else int(struct.unpack_from("=I", found)[0])
+    value = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
+    return None if value is None else int(struct.unpack_from("=I", value)[0])
 
 
 def _query_unix(sock: socket.socket, show: int) -> bytes | None:
@@ -199,8 +199,8 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
         request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
         with contextlib.suppress(OSError):
             for answer in _ask_for_all(request, until):
-                found, _, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
-                address = answer[8:12] if found == socket.AF_INET else answer[8:24]
+                answer_family, _, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
+                address = answer[8:12] if answer_family == socket.AF_INET else answer[8:24]
                 if len(address) == 16 and address.startswith(bytes(10) + b"\xff\xff"):
                     address = address[12:]
                 (number,) = struct.unpack_from("!H", answer, 4)
@@ -236,12 +236,12 @@ def unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
+    attributes = {}
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
-        found[kind] = data[_ATTRIBUTE.size : length]
+        attributes[kind] = data[_ATTRIBUTE.size : length]
         data = data[max((length + 3) & ~3, _ATTRIBUTE.size) :]
-    return found
+    return attributes
 
 
 def _query_socket(question: bytes) -> bytes | None:
@@ -249,7 +249,7 @@ def _query_socket(question: bytes) -> bytes | None:
     with _netlink() as netlink:
         netlink.setblocking(False)
         netlink.send(_message(question, _REQUEST))
-        answer = netlink.recv(_LARGEST)  # the kernel has answered during send()
+        answer = netlink.recv(_MAX_ANSWER_BYTES)  # the kernel has answered during send()
     length, kind, _, _, _ = _HEADER.unpack_from(answer)
     return None if kind == _ERROR else answer[_HEADER.size : length]
 
@@ -263,7 +263,7 @@ def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
         netlink.send(_message(question, _REQUEST_ALL))
         while (left := until - time.monotonic()) > 0:
             netlink.settimeout(left)
-            data = netlink.recv(_LARGEST)
+            data = netlink.recv(_MAX_ANSWER_BYTES)
             while data:
                 length, kind, _, _, _ = _HEADER.unpack_from(data)
                 if kind == _ERROR:

@@ -16,7 +16,7 @@ from poolctl.address import Address, overlaps, parse
 from poolctl.daemon_threads import run_in_daemon_thread
 from poolctl.keeper import fd_store
 from poolctl.listeners.listen_errors import (
-    MOST_SECONDS,
+    MAX_SECONDS,
     Holder,
     ListenError,
     Place,
@@ -44,7 +44,7 @@ from poolctl.platform import close_promptly
 from .process_link import Link, stored_entries
 
 # The search has a shorter limit of its own, which cannot interrupt a read from /proc that hangs.
-_PATIENCE_SECONDS = 2 * MOST_SECONDS
+_PATIENCE_SECONDS = 2 * MAX_SECONDS
 
 T = TypeVar("T")
 

@@ -254,7 +254,9 @@ class ActiveConfiguration:
         ledger = self._port_ledger(reading.port_range)
         names = {server.name for server in servers}
         ledger.keep_only([*names, *keep])
-        vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
+        vacated = [
+            port for name in keep if name not in names and (port := ledger.stored_port(name)) is not None
+        ]
         taken = {server.address.port for server in servers if server.address.port} | _ports(reading.tables)
         resolved = []
         for server in servers:
@@ -276,7 +278,7 @@ class ActiveConfiguration:
         return [*own, *(address.key for _, address in named_addresses(self.tables) if address)]
 
     def _has_kept_port(self, ledger: PortLedger, server: ServerConfig) -> bool:
-        port = ledger.known(server.name)
+        port = ledger.stored_port(server.name)
         return port is not None and self._comes_back(server.address.with_port(port).key)
 
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:

@@ -6,11 +6,9 @@ import contextlib
 import errno
 import json
 import os
-import pwd
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +27,9 @@ sys.stdin.read()
 """
 
 
-def find(place: listen_errors.Place) -> list[listen_errors.Holder]:
-    return listen_errors.find_holders([place])[place]
+def find(place: listen_errors.Place, max_seconds: float = 60) -> list[listen_errors.Holder]:
+    """The processes at the place: on a busy machine the search takes longer than a user should wait."""
+    return listen_errors.find_holders([place], max_seconds)[place]
 
 
 @pytest.mark.parametrize("how", ["script", "command", "module"])
@@ -80,45 +79,22 @@ def test_outgoing_connection_from_the_port_is_found() -> None:
         assert (found.pid, found.listens, found.name) == (None, False, "")
 
 
-def test_search_finds_many_places_at_once_and_caches_them(
-    monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
-) -> None:
+def test_search_finds_many_places_at_once(free_port: Callable[[], int]) -> None:
     # Other programs may have connections from a port of 127.0.0.1 that is free to be listened on.
     free = ("127.77.0.9", free_port())
-    scans = []
-    owners = listen_errors._owners
-    monkeypatch.setattr(
-        listen_errors, "_owners", lambda wanted, until: scans.append(len(wanted)) or owners(wanted, until)
-    )
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)]
         places = [each.getsockname() for each in listeners]
-        for _ in range(2):
-            found = listen_errors.find_holders([*places, free, "/no/such/path"])
-            assert {place: [each.pid for each in found[place]] for place in places} == {
-                place: [os.getpid()] for place in places
-            }
-            assert found[free] == found["/no/such/path"] == []
-    assert scans == [20, 20]
+        found = listen_errors.find_holders([*places, free, "/no/such/path"], 60)
+        assert {place: [each.pid for each in found[place]] for place in places} == {
+            place: [os.getpid()] for place in places
+        }
+        assert found[free] == found["/no/such/path"] == []
 
 
-def test_search_ends_in_time_with_partial_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
-
-    def look(pid: int, missing: dict[str, int], until: float) -> set[int]:
-        looks.append(pid)
-        time.sleep(0.06)
-        return set()
-
-    sockets = listen_errors._sockets
+def test_search_ends_when_its_time_is_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(listen_errors, "_pop_sockets_of", look)
-        # The kernel's list of sockets is read in any case.
-        monkeypatch.setattr(listen_errors, "_sockets", lambda places, until: sockets(places, until + 60))
-        monkeypatch.setattr(listen_errors, "MOST_SECONDS", 0.05)
-        (found,) = find(listener.getsockname())
-    assert len(looks) == 1
-    assert (found.pid, repr(found)) == (None, f"a process of user {pwd.getpwuid(os.getuid()).pw_name}")
+        assert find(listener.getsockname(), 0) == []
 
 
 def test_search_without_sock_diag_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,40 +149,13 @@ def test_free_port_has_no_holder(free_port: Callable[[], int]) -> None:
     wait_until(lambda: find(("127.0.0.1", port)) == [])
 
 
-def test_socket_of_an_invisible_process_is_attributed_to_its_user() -> None:
-    assert repr(listen_errors._of_user(0)) == "a process of user root"
-    assert repr(listen_errors._of_user(-1)) == "a process of another user"
-    assert repr(listen_errors._of_user(4_000_000_001)) == "a process of user 4000000001"
-
-
 def test_process_name_cannot_control_a_terminal() -> None:
     assert repr(listen_errors.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
-
-
-def test_exited_process_has_no_name() -> None:
-    assert listen_errors._process_name(2**22 + 1) == "a process"
-    assert listen_errors._pop_sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
-    assert listen_errors._pool_files_and_runtime(2**22 + 1) == (None, "")
-
-
-def test_program_that_is_not_python_has_its_own_name() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        try:
-            # Between fork and exec the child still is this interpreter.
-            wait_until(
-                lambda: listen_errors._process_name(process.pid) == "sleep", what="the child's own name"
-            )
-        finally:
-            process.kill()
 
 
 def test_addresses_of_this_machine_include_loopback() -> None:
     assert listen_errors.local_addresses()[0].count(".") == 3
     assert "127.0.0.1" in listen_errors.local_addresses()
-
-
-def test_missing_proc_tables_give_no_addresses() -> None:
-    assert list(listen_errors._proc_table_rows("/proc/net/none")) == []
 
 
 TCP = parse("127.0.0.1:8080")
@@ -311,6 +260,6 @@ def test_every_address_in_use_gets_its_holder() -> None:
             parse(f"127.0.0.1:{port}"), ("127.0.0.1", port)
         )
         other = listen_errors.ListenError("it failed")
-        named, same = listen_errors.name_holders([taken, other])
+        named, same = listen_errors.name_holders([taken, other], 60)
     assert f"(pid {os.getpid()})" in named.message
     assert same is other

@@ -226,7 +226,7 @@ def test_port_in_use_error_names_the_process_that_holds_it(free_port: FreePort) 
         with pytest.raises(ListenError, match=f"port {port} is in use$") as caught:
             open_listener(parse(f"127.0.0.1:{port}"))
         assert f"ss -tanp 'sport = :{port}'" in caught.value.hint
-        (error,) = name_holders([caught.value])
+        (error,) = name_holders([caught.value], 60)
     assert error.message.startswith(f"port {port} is in use by")
     assert f"(pid {os.getpid()})" in error.message
     assert error.bind == f"127.0.0.1:{port}"
@@ -238,7 +238,7 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
     with opened(f"0.0.0.0:{port}"):
         with pytest.raises(ListenError) as caught:
             open_listener(parse(f"127.0.0.1:{port}"))
-        assert f"(pid {os.getpid()})" in name_holders([caught.value])[0].message
+        assert f"(pid {os.getpid()})" in name_holders([caught.value], 60)[0].message
 
 
 @pytest.mark.parametrize(
@@ -631,7 +631,7 @@ class TestUnixSockets:
         with opened(f"unix:{path}"):
             with pytest.raises(ListenError) as caught:
                 open_listener(parse(f"unix:{path}"))
-            (error,) = name_holders([caught.value])
+            (error,) = name_holders([caught.value], 60)
         assert error.message.startswith(f"the Unix socket {path} is in use by")
         assert f"(pid {os.getpid()})" in error.message
         assert f"(pid {os.getpid()})" in error.message
@@ -715,10 +715,8 @@ def test_permission_error_of_an_ordinary_user_is_explained(tmp_path: Path) -> No
     program = f"""
 import encodings.idna, os, socket, sys
 from poolctl.address import parse
-from poolctl.listeners import listen_errors
 from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import ListenError, open_listener
-listen_errors.MOST_SECONDS = 60.0
 other = socket.create_server(("127.0.0.1", 0))
 port = other.getsockname()[1]
 os.setgid(65534); os.setuid(65534)
@@ -726,7 +724,7 @@ for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
     try:
         open_listener(parse(text))
     except ListenError as error:
-        (error,) = name_holders([error])
+        (error,) = name_holders([error], 60)
         print(error.message.replace(str(port), "PORT"))
 """
     done = subprocess.run(

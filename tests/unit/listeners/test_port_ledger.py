@@ -116,7 +116,7 @@ def test_vacated_port_is_the_last_choice(tmp_path: Path, free_port: Callable[[in
         assert book.assign_port("new", AUTO, avoid={other}, vacated=[old]) == old
         with pytest.raises(ServerError):
             book.assign_port("more", AUTO, avoid={other, old}, vacated=[old])
-    assert ledger(tmp_path, first, 2).known("new") == old
+    assert ledger(tmp_path, first, 2).stored_port("new") == old
 
 
 def test_search_begins_at_the_place_of_the_pool_and_wraps_around(

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners import listen_errors
 from poolctl.listeners.listen_errors import Holder, ListenError, Place, find_holders
 from poolctl.runners import listener_opener
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
@@ -37,11 +36,10 @@ def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.Monke
     def counted(places: list[Place]) -> dict[Place, list[Holder]]:
         assert threading.current_thread() is not threading.main_thread()
         searches.append(len(places))
-        return find_holders(places)
+        return find_holders(places, 50)
 
     monkeypatch.setattr(listener_opener, "find_holders", counted)
     monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 60)
-    monkeypatch.setattr(listen_errors, "MOST_SECONDS", 50)
     it = Opener()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(30)]
