@@ -69,16 +69,16 @@ def planned_changes(
     `written` are the servers of the configuration files. `files` has, by server name, the digests of the env and
     certificate files that they name (see `digests`). `missing` are the names of servers removed by a command.
     """
-    there = {each.config.name: each for each in running}
+    current = {server.config.name: server for server in running}
     names = {server.name for server in written}
-    found = [_removal(each) for name, each in there.items() if name not in names]
+    changes = [_removal(server) for name, server in current.items() if name not in names]
     for server in written:
-        before = there.get(server.name)
+        before = current.get(server.name)
         if before is None:
-            found.append(_addition_or_undone_removal(server, live=server.name in missing))
+            changes.append(_addition_or_undone_removal(server, live=server.name in missing))
         else:
-            found += server_changes(before, server, files.get(server.name, {}))
-    return found
+            changes += server_changes(before, server, files.get(server.name, {}))
+    return changes
 
 
 def _change(kind: Kind, server: ServerConfig, keys: Sequence[str] = (), message: str = "") -> Change:
@@ -108,12 +108,12 @@ def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[s
         if before.files.get(what, digest) != digest and not named:
             keys.append(what)
     fresh = [key for key in keys if not is_live(key, before.config, server)]
-    found: list[Change] = []
+    changes: list[Change] = []
     if fresh:
-        found.append(_change(Kind.RESTART, server, tuple(keys), f"{key_list_text(fresh)} changed"))
+        changes.append(_change(Kind.RESTART, server, tuple(keys), f"{key_list_text(fresh)} changed"))
     elif keys:
-        found.append(_change(Kind.UPDATE, server, tuple(keys), f"{key_list_text(keys)} changed"))
-    return found + _override_changes(before, server)
+        changes.append(_change(Kind.UPDATE, server, tuple(keys), f"{key_list_text(keys)} changed"))
+    return changes + _override_changes(before, server)
 
 
 def _confirmed_override_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
@@ -134,16 +134,16 @@ def _fixed_workers(server: ServerConfig) -> int | None:
 
 
 def _override_changes(before: CurrentServer, server: ServerConfig) -> list[Change]:
-    found: list[tuple[str, str]] = []
+    overrides: list[tuple[str, str]] = []
     live = before.overrides
     if live.workers is not None and live.workers != (written := _fixed_workers(server)):
         in_file = "triggers" if written is None else str(written)
-        found.append(("workers", f"workers: {live.workers} by scale, {in_file} in the file"))
+        overrides.append(("workers", f"workers: {live.workers} by scale, {in_file} in the file"))
     if live.disabled is not None and live.disabled != server.disabled:
-        found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
+        overrides.append(("disabled", "disabled live" if live.disabled else "enabled live"))
     if live.out:
-        found.append(("drained", "drained"))
-    return [_change(Kind.OVERRIDE, server, (key,), text) for key, text in found]
+        overrides.append(("drained", "drained"))
+    return [_change(Kind.OVERRIDE, server, (key,), text) for key, text in overrides]
 
 
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
@@ -214,13 +214,13 @@ def read_digests_by_key(config: ServerConfig) -> dict[str, str]:
 
     A changed file counts as a difference although no key has changed.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     if config.env_file:
-        found["env_file"] = digest_of(config.env_file_paths)
+        digests["env_file"] = digest_of(config.env_file_paths)
     tls = config.tls
     if tls and tls is not True:
-        found["tls"] = digest_of(filter(None, (tls.cert, tls.key or tls.cert, tls.ca)))
-    return found
+        digests["tls"] = digest_of(filter(None, (tls.cert, tls.key or tls.cert, tls.ca)))
+    return digests
 
 
 def read_certificate_expiry(config: ServerConfig) -> float | None:

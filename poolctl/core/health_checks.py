@@ -101,14 +101,14 @@ class HealthChecks:
 
     def first_worker_problem(self, entry: Entry) -> str:
         """The first problem found in any of the server's workers, or ""."""
-        found = (self.worker_problem(entry, worker) for worker in list(entry.observed.workers.values()))
-        return next((message for message in found if message), "")
+        messages = (self.worker_problem(entry, worker) for worker in list(entry.observed.workers.values()))
+        return next((message for message in messages if message), "")
 
     def latency_seconds(self, entry: Entry) -> float | None:
         """The longest of the last probe latencies of the server's workers; None without probes."""
-        probes = [worker.probes for worker in list(entry.observed.workers.values())]
-        found = [each.latency_seconds for each in probes if each is not None]
-        return max((each for each in found if each is not None), default=None)
+        workers = list(entry.observed.workers.values())
+        latencies = [worker.probes.latency_seconds for worker in workers if worker.probes is not None]
+        return max((latency for latency in latencies if latency is not None), default=None)
 
     def _update_probes(self, entry: Entry, worker: Worker) -> None:
         probes, health = worker.probes, worker.config.health

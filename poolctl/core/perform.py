@@ -216,14 +216,16 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
     An error about the server's own address is preferred to the last error. Without any error, the reason is the last
     line if `refused` is set, which means that the program failed before it was ready, and "" if `refused` is not set.
     """
-    found = [line.strip() for line in explanatory_lines(lines)]
-    taken = [line for line in found if re.search(_ADDRESS_IN_USE, line, re.IGNORECASE)]
-    if any(server.address.port in _ports_in(line) for line in taken):
+    explanations = [line.strip() for line in explanatory_lines(lines)]
+    conflicts = [line for line in explanations if re.search(_ADDRESS_IN_USE, line, re.IGNORECASE)]
+    if any(server.address.port in _ports_in(line) for line in conflicts):
         by_whom = "" if server.binds_itself else " (by this pool)"
         return OutputCause(f"address {server.key} is in use{by_whom}", own_address=True)
-    last = next((line for line in reversed(found) if line in taken or re.match(_ERROR_LINE, line)), "")
-    text = last or (found[-1] if found and refused else "")
-    return OutputCause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports_in(last))
+    last = next(
+        (line for line in reversed(explanations) if line in conflicts or re.match(_ERROR_LINE, line)), ""
+    )
+    text = last or (explanations[-1] if explanations and refused else "")
+    return OutputCause(text[:_LONGEST_CHARACTERS], own_address=last in conflicts and not _ports_in(last))
 
 
 def final_line(lines: Sequence[str]) -> str:
@@ -242,8 +244,8 @@ def is_quoted(line: str, message: str) -> bool:
 
 
 def _ports_in(line: str) -> set[int]:
-    found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
-    return {port for port in found if port >= _LEAST_PORT}
+    ports = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
+    return {port for port in ports if port >= _LEAST_PORT}
 
 
 def explanatory_lines(lines: Iterable[str]) -> list[str]:
@@ -251,7 +253,7 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
 
     Omits uvicorn's startup and shutdown messages, and node's stacks.
     """
-    found = []
+    explanations = []
     place = ""
     in_traceback = True  # the first line may be within a traceback
     of_node = False
@@ -267,9 +269,9 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
         elif not (in_traceback and text.startswith("--")):
             in_traceback = text != line  # a margin: the exception group continues
             if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_LIFECYCLE_LINE, text):
-                found += [place, text] if place else [text]
+                explanations += [place, text] if place else [text]
                 place = ""
-    return [line for line in found if not re.match(_NODE_LINE, line)] if of_node else found
+    return [line for line in explanations if not re.match(_NODE_LINE, line)] if of_node else explanations
 
 
 # The end of a worker is delayed at most this long for its stacks; an answer takes a few milliseconds.
@@ -803,9 +805,9 @@ class Executor:
             and entry.size == config.scale.min == 1
         )
 
-    def _switch_socket_opener(self, entry: Entry, found: str) -> None:
-        entry.observed.socket_found = found
-        socket = "program" if found == "tried" else "pool"
+    def _switch_socket_opener(self, entry: Entry, finding: str) -> None:
+        entry.observed.socket_found = finding
+        socket = "program" if finding == "tried" else "pool"
         self._servers.replace_config(entry, entry.config.model_copy(update={"socket": socket}))
         self._queue.touch(entry, progressed=True)
 

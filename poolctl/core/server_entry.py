@@ -676,9 +676,9 @@ class Entry:
     @property
     def pids(self) -> list[int]:
         """The pids of the server's workers; those of draining and stopping workers only if there are no others."""
-        found = self.observed.staying or self.observed.workers.values()
-        found = sorted(found, key=lambda worker: (worker.generation, worker.index))
-        return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
+        workers = self.observed.staying or self.observed.workers.values()
+        workers = sorted(workers, key=lambda worker: (worker.generation, worker.index))
+        return [worker.placement.pid for worker in workers if worker.placement and worker.placement.pid]
 
     def uptime_seconds(self, now: float) -> float:
         """The seconds since the oldest of the ready workers became ready; 0 if no worker is ready."""

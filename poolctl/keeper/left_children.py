@@ -32,12 +32,12 @@ def reap_and_find_status(command: int, others: Collection[int] = ()) -> int | No
 
     Returns the command's exit status, 128 + N if signal N killed it; None if it still runs.
     """
-    found = None
+    exit_status = None
     for child in {command, *children()}.difference(others):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended == command:
-            found = shell_status(os.waitstatus_to_exitcode(status))
-    return found
+            exit_status = shell_status(os.waitstatus_to_exitcode(status))
+    return exit_status
 
 
 def shell_status(code: int) -> int:
@@ -45,10 +45,10 @@ def shell_status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def left_children(known: Container[int]) -> list[int]:
-    """The children of this process that are not `known`, and have not left its session as a daemon does."""
+def left_children(except_pids: Container[int]) -> list[int]:
+    """The children of this process that are not among `except_pids`, and have not left its session as a daemon does."""
     session = os.getsid(0)
-    return [pid for pid in children() if pid not in known and os.getsid(pid) == session]
+    return [pid for pid in children() if pid not in except_pids and os.getsid(pid) == session]
 
 
 def left_daemons(keeper: int, workers: Container[int | None]) -> list[tuple[str, int]]:
@@ -56,27 +56,27 @@ def left_daemons(keeper: int, workers: Container[int | None]) -> list[tuple[str,
 
     Such processes have become children of the process `keeper`. `workers` are the pids of running workers. Blocks.
     """
-    found, those = [], children(keeper)
+    daemons, orphans = [], children(keeper)
     # Set if a server of another pool has started this pool.
     inherited = process_variable(keeper, "POOLCTL_NAME")
-    for pid in those:
+    for pid in orphans:
         with contextlib.suppress(ProcessLookupError):
             session, name = os.getsid(pid), process_variable(pid, "POOLCTL_NAME")
             # A program that has exited still leads the session of the other processes of its group.
-            is_daemon = pid not in workers and (session == pid or session not in those)
+            is_daemon = pid not in workers and (session == pid or session not in orphans)
             if is_daemon and name not in ("", inherited):
-                found.append((name, pid))
-    return found
+                daemons.append((name, pid))
+    return daemons
 
 
 def descendants() -> list[int]:
     """The children of this process and theirs, as far as they have not left its session."""
-    found, session = left_children(()), os.getsid(0)
-    for pid in found:  # which grows
+    pids, session = left_children(()), os.getsid(0)
+    for pid in pids:  # the list grows
         with contextlib.suppress(OSError):
             for thread in map(int, os.listdir(f"/proc/{pid}/task")):
-                found += [child for child in children(pid, thread) if os.getsid(child) == session]
-    return found
+                pids += [child for child in children(pid, thread) if os.getsid(child) == session]
+    return pids
 
 
 def end_processes(find: Callable[[], Iterable[int]], number: int, timeout_seconds: float) -> None:

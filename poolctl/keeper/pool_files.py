@@ -53,11 +53,11 @@ def read_left_state(directory: str, name: str = DESIRED) -> wire.Message:
     """
     try:
         with open(os.path.join(directory, name), "rb") as file:
-            found = json.loads(file.read())
-        known = found["life"] == boot_identity() and found["life"][0] and isinstance(found["left"], dict)
+            state = json.loads(file.read())
+        is_current = state["life"] == boot_identity() and state["life"][0] and isinstance(state["left"], dict)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return found["left"] if known else {}
+    return state["left"] if is_current else {}
 
 
 def remove_left_states(directory: str) -> None:

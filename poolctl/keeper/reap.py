@@ -118,7 +118,7 @@ class Reaper:
 
     def acknowledge(self, sequence: int) -> None:
         """Drop the reports up to and including number `sequence`."""
-        self.unacknowledged = [each for each in self.unacknowledged if each["sequence"] > sequence]
+        self.unacknowledged = [exit_ for exit_ in self.unacknowledged if exit_["sequence"] > sequence]
 
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped or to a watched process; with `group`, to its group.
@@ -264,10 +264,10 @@ class Watcher:
                 raise
             return False
         # Checked after the pidfd was opened: from then on, reuse of the pid is detected.
-        found = process_start(pid)
-        if found != start:
+        actual_start = process_start(pid)
+        if actual_start != start:
             os.close(fd)
-            if found is None and os.path.exists(f"/proc/{pid}"):
+            if actual_start is None and os.path.exists(f"/proc/{pid}"):
                 # The process exists but cannot be opened, most likely because no descriptor is free.
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False

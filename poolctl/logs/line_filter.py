@@ -80,9 +80,9 @@ def canonical_level(word: str) -> str:
 def level_place(text: str) -> tuple[str, int, int]:
     """The level in a line of text, and the start and end of that word; ("", 0, 0) if there is none."""
     head = text[:_LONGEST_HEAD]
-    if own := _OWN_FORMS.match(head):
-        at = own.lastindex or 0
-        return _OWN.get(own[at]) or _OWN.get(own[at].lower()) or canonical_level(own[at]), *own.span(at)
+    if form := _OWN_FORMS.match(head):
+        at = form.lastindex or 0
+        return _OWN.get(form[at]) or _OWN.get(form[at].lower()) or canonical_level(form[at]), *form.span(at)
     for word in re.finditer("[A-Za-z]+", head):
         if word[0].lower() in _LEVELS_BY_WORD and _is_level(
             word[0], head[: word.start()], head[word.end() :]

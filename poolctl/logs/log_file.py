@@ -280,10 +280,10 @@ def stored_part(path: str, block: bytes) -> int:
 
 def _ending(path: str, length: int) -> bytes:
     """The last `length` bytes of a log and its rotated files, or all their bytes if they have fewer."""
-    found = b""
+    text = b""
     log = OpenLog(path, _MOST_FILES)
     for fd, size in log.parts:
-        wanted = min(size, length - len(found))
-        found = os.pread(fd, wanted, size - wanted) + found
+        count = min(size, length - len(text))
+        text = os.pread(fd, count, size - count) + text
     log.close()
-    return found
+    return text

@@ -81,13 +81,13 @@ def parse_line(raw: bytes, name: str = "") -> LogLine:
     """
     if raw.startswith(b'{"time": '):
         try:
-            found = json.loads(raw)
-            time = found["time"]
-            if "line" not in found and _is_stamp(time):  # of the gateway's access log
+            record = json.loads(raw)
+            time = record["time"]
+            if "line" not in record and _is_stamp(time):  # of the gateway's access log
                 return LogLine(raw.decode("utf-8", "backslashreplace"), time=time, name=name)
-            line = found["line"]
+            line = record["line"]
             if isinstance(line, str) and _is_stamp(time):
-                return LogLine(line, time=time, name=name or str(found["name"]), pid=found["pid"])
+                return LogLine(line, time=time, name=name or str(record["name"]), pid=record["pid"])
         except (ValueError, KeyError, RecursionError):
             pass  # another program wrote it
     text = raw.decode("utf-8", "backslashreplace")

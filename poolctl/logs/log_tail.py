@@ -84,16 +84,16 @@ class OpenLog:
 
         A line without a time has the time of the previous line. Lines are cut to `longest` characters.
         """
-        found: list[LogLine] = []
+        last_lines: list[LogLine] = []
         candidates = self._lines_since_newest_first(since, name)
         for line in candidates if wanted is None else wanted.filter_backwards(candidates):
-            if lines is not None and len(found) >= lines:
+            if lines is not None and len(last_lines) >= lines:
                 break
             line.text = line.text[:longest]
-            found.append(line)
-        found.reverse()
-        carry_times(found)
-        return found
+            last_lines.append(line)
+        last_lines.reverse()
+        carry_times(last_lines)
+        return last_lines
 
     def _lines_since_newest_first(self, since: str, name: str) -> Iterator[LogLine]:
         for raw in self.backwards():
@@ -135,15 +135,15 @@ def merged_tails(
 
     A log that cannot be read is left out and passed to `unreadable`; without it OSError is raised.
     """
-    found: list[LogLine] = []
+    merged: list[LogLine] = []
     for name, path in paths.items():
         try:
-            found += tail(path, lines, since=since, name=name, wanted=wanted)
+            merged += tail(path, lines, since=since, name=name, wanted=wanted)
         except OSError as error:
             if unreadable is None:
                 raise
             unreadable(name, error)
-    return in_order(iter(found))
+    return in_order(iter(merged))
 
 
 def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
@@ -242,11 +242,11 @@ class DirectoryWatch:
 
     def changed(self) -> set[str] | None:
         """The paths changed since the last call; None if there were too many. Does not block."""
-        found: set[str] = set()
+        paths: set[str] = set()
         try:
             events = os.read(self.fd, _EVENTS_BYTES)
         except BlockingIOError:
-            return found
+            return paths
         at = 0
         while at < len(events):
             number, mask, _, length = _EVENT.unpack_from(events, at)
@@ -256,9 +256,9 @@ class DirectoryWatch:
             path = os.path.join(self._directories[number], os.fsdecode(name))
             is_left_out = mask & _ATTRIBUTES and not self._permissions and not _is_touched(path)
             if self._directories[number] and not is_left_out:
-                found.add(path)
+                paths.add(path)
             at += _EVENT.size + length
-        return found
+        return paths
 
     def wait(self, seconds: float | None) -> bool:
         """Block until something has changed, at most for `seconds` (None: without a limit); returns whether it has."""
@@ -304,19 +304,19 @@ class TailedFile:
 
     def read(self) -> list[bytes]:
         """The complete lines added since the last call, without line breaks."""
-        found = self._read_added_lines()
+        added = self._read_added_lines()
         while newer := self._open_newer_logs():
             for fd in newer:
-                found += self._read_added_lines()
+                added += self._read_added_lines()
                 if self._partial:
-                    found.append(self._partial)
+                    added.append(self._partial)
                 if self._fd >= 0:
                     self._older.add(_finished_file_identity(os.fstat(self._fd)))
                 self.close()
                 self._fd, self._offset, self._partial = fd, 0, b""
                 self._inode = os.fstat(fd).st_ino
-            found += self._read_added_lines()
-        return found
+            added += self._read_added_lines()
+        return added
 
     def close(self) -> None:
         """Close the file."""
@@ -330,19 +330,19 @@ class TailedFile:
         size = os.fstat(self._fd).st_size
         if size < self._offset:  # emptied by another program
             self._offset, self._partial = 0, b""
-        found = []
+        lines = []
         if size - self._offset > _MOST_BYTES:
             skipped = size - _MOST_BYTES - self._offset
-            found.append(self._partial + b"... (%d bytes are left out here)" % skipped)
+            lines.append(self._partial + b"... (%d bytes are left out here)" % skipped)
             self._offset, self._partial = self._offset + skipped, b""
         while data := os.pread(self._fd, _READ_BYTES, self._offset):
             self._offset += len(data)
             *whole, self._partial = (self._partial + data).split(b"\n")
-            found += whole
+            lines += whole
             if len(self._partial) > LONGEST_LINE_BYTES:
-                found.append(self._partial)
+                lines.append(self._partial)
                 self._partial = b""
-        return found
+        return lines
 
     def _open_newer_logs(self) -> list[int]:
         """Open the log files that were created after the one being read; returns their descriptors, oldest first."""
@@ -427,14 +427,14 @@ class Follower:
         for directory in list(self._missing):
             self._watch_directory(directory)
         changed = None if self._watch is None else self._watch.changed()
-        found: list[LogLine] = []
+        added: list[LogLine] = []
         for path, logs in self._logs.items():
             if polled or changed is None or not changed.isdisjoint(self._places[path]):
                 self._watch_file(path)
                 for name, log in logs:
                     with self._reporting(name):
-                        found += self._wanted_lines(name, log)
-        return in_order(iter(found))
+                        added += self._wanted_lines(name, log)
+        return in_order(iter(added))
 
     def close(self) -> None:
         """Close every file."""

@@ -174,7 +174,7 @@ class OutputSpool:
         if line:
             if area is None:
                 used = set(self._areas.values())
-                area = self._areas[id] = next(each for each in itertools.count(1) if each not in used)
+                area = self._areas[id] = next(number for number in itertools.count(1) if number not in used)
             self._lines[id] = line
             self._write_area(area, {"id": id}, line)
         elif area is not None:
@@ -291,12 +291,12 @@ class OutputStream:
         from .line_filter import without_control
 
         # A flood of short lines mostly repeats them.
-        found = {line.removesuffix(b"\r")[:_SEARCHED_BYTES] for line in lines.split(b"\n")}
+        beginnings = {line.removesuffix(b"\r")[:_SEARCHED_BYTES] for line in lines.split(b"\n")}
         error = fix = ""
         try:
             self._expression = self._expression or Expression(self._ready_line)
             if not self._expression.is_in_any(
-                without_control(line.decode(errors="replace")) for line in found
+                without_control(line.decode(errors="replace")) for line in beginnings
             ):
                 return
         except BadExpression as bad:
@@ -403,8 +403,8 @@ class OutputLogger:
         """Rotate files that are too old, and schedule the next check before any file can become too old."""
         if self._age_at is None or time.monotonic() < self._age_at:
             return
-        found = [file.rotate_when_old() for file in self._files.values()]
-        pauses = [max(_SHORTEST_AGE_CHECK_SECONDS, pause) for pause in found if pause is not None]
+        times = [file.rotate_when_old() for file in self._files.values()]
+        pauses = [max(_SHORTEST_AGE_CHECK_SECONDS, pause) for pause in times if pause is not None]
         # At least once an hour, because the clock may be set.
         self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_CHECK_SECONDS]) if pauses else None
 
@@ -454,15 +454,15 @@ class OutputLogger:
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
             self._age_at = time.monotonic()
-        known = self._by_id.get(stream.id)
-        if known is not None:
-            if os.path.sameopenfile(known.fd, fd) and known.file is file:
-                known.pid = stream.pid
-                if "ready_line" in order and known.ready_report is not None:
-                    self._report_now(known.ready_report)  # a supervisor that has died may not have noted it
+        earlier = self._by_id.get(stream.id)
+        if earlier is not None:
+            if os.path.sameopenfile(earlier.fd, fd) and earlier.file is file:
+                earlier.pid = stream.pid
+                if "ready_line" in order and earlier.ready_report is not None:
+                    self._report_now(earlier.ready_report)  # a supervisor that has died may not have noted it
                 return
-            self._pump_backlog(known)
-            self._end(known)
+            self._pump_backlog(earlier)
+            self._end(earlier)
         os.set_blocking(fd, False)
         self._epoll.register(fd, select.EPOLLIN)
         fds.remove(fd)
@@ -536,8 +536,8 @@ class OutputLogger:
         except OSError:
             # The socket is closed, but orders sent before that still have to be read; reading also detects its end.
             self._reports.clear()
-        wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
-        self._epoll.modify(self._control.fileno(), wanted)
+        events = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
+        self._epoll.modify(self._control.fileno(), events)
 
 
 def main() -> None:

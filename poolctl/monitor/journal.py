@@ -127,9 +127,9 @@ class JournalEvent(NamedTuple):
     @property
     def severity(self) -> str:
         """info, warning or error: the severity given in the event, or else the usual one of its kind and state."""
-        own = self.detail.get("severity")
-        if own in SEVERITIES:
-            return str(own)
+        stated = self.detail.get("severity")
+        if stated in SEVERITIES:
+            return str(stated)
         if self.kind == "health":
             return _HEALTH.get(self.state, INFO)
         if self.kind == "lifecycle" and self.event == "worker ended":
@@ -268,19 +268,19 @@ class EventFilter(NamedTuple):
 
 def recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEvent]:
     """The last `lines` events (None: all) of the journal that pass the filter, oldest first."""
-    found: list[JournalEvent] = []
+    events: list[JournalEvent] = []
     if lines == 0:
-        return found
+        return events
     for event in newest_first(path):
         # Numbers only increase, while the machine's clock may be set back.
         if event.seq <= wanted.after:
             break
         if wanted.matches(event):
-            found.append(event)
-            if len(found) == lines:
+            events.append(event)
+            if len(events) == lines:
                 break
-    found.reverse()
-    return found
+    events.reverse()
+    return events
 
 
 def parse_filter_or_none(

@@ -269,7 +269,7 @@ def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> 
     info = Family("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
     info.add(1, pool=name, version=__version__, python=python)
     count = Family("poolctl_servers", "gauge", "Servers of the pool by their state.")
-    states = [each.state for each in servers]
+    states = [server.state for server in servers]
     for state in State:
         count.add(states.count(state.value), state=state.value)
     return info, count
@@ -278,13 +278,13 @@ def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> 
 def _server_families(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     info = Family("poolctl_server", "info", "What the server is: its addresses and tags.")
     state = Family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
-    for each in servers:
-        config = each.snapshot.entry.config
+    for server in servers:
+        config = server.snapshot.entry.config
         exposed, tags = masked_text(config.expose), ",".join(config.tags)
-        info.add(1, **each.labels, bind=config.key, expose=exposed, tags=tags)
+        info.add(1, **server.labels, bind=config.key, expose=exposed, tags=tags)
         for value in State:
-            state.add(int(each.state == value.value), **each.labels, state=value.value)
-    return info, state, *families_of(_SERVER, [(each.snapshot, each.labels) for each in servers])
+            state.add(int(server.state == value.value), **server.labels, state=value.value)
+    return info, state, *families_of(_SERVER, [(server.snapshot, server.labels) for server in servers])
 
 
 def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
@@ -294,12 +294,12 @@ def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     text = "How long the newest probe of the server took."
     latency = Family("poolctl_monitor_latency_seconds", "gauge", text)
     wakes = Family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
-    for each in servers:
+    for server in servers:
         for value in (Status.OK, Status.WARN, Status.KO, Status.UNKNOWN):
-            status.add(int(each.availability.status == value), **each.labels, status=value)
-        latency.add(each.latency_seconds, **each.labels)
-        wakes.add(each.wakes, **each.labels)
-    availability = families_of(_AVAILABILITY, [(each.availability, each.labels) for each in servers])
+            status.add(int(server.availability.status == value), **server.labels, status=value)
+        latency.add(server.latency_seconds, **server.labels)
+        wakes.add(server.wakes, **server.labels)
+    availability = families_of(_AVAILABILITY, [(server.availability, server.labels) for server in servers])
     return status, latency, *availability, wakes
 
 
@@ -310,7 +310,7 @@ def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     errors = Family("poolctl_request_errors", "counter", text)
     text = "From the headers of a request to the end of its response."
     duration = Family("poolctl_request_duration_seconds", "histogram", text)
-    counted = [(each.snapshot.total, each.labels) for each in servers if each.snapshot.counted]
+    counted = [(server.snapshot.total, server.labels) for server in servers if server.snapshot.counted]
     for counts, labels in counted:
         for digit in range(1, 6):
             responses.add(counts[tally.STATUS + digit], **labels, code=f"{digit}xx")
@@ -323,19 +323,19 @@ def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     info = Family("poolctl_worker", "info", "The process of the worker.")
-    found = []
+    labelled = []
     for server in servers:
-        for each in _current_worker_per_index(server.snapshot):
-            labels = {**server.labels, "worker": str(each.worker.index)}
-            found.append((each, labels))
-            if each.pid is not None:
-                info.add(1, **labels, pid=str(each.pid), generation=str(each.worker.generation))
-    return info, *families_of(_WORKER, found)
+        for worker in _current_worker_per_index(server.snapshot):
+            labels = {**server.labels, "worker": str(worker.worker.index)}
+            labelled.append((worker, labels))
+            if worker.pid is not None:
+                info.add(1, **labels, pid=str(worker.pid), generation=str(worker.worker.generation))
+    return info, *families_of(_WORKER, labelled)
 
 
 def _current_worker_per_index(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
     """The workers, one per worker index: during a replacement the new worker, not the old one."""
-    workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
+    workers = sorted(seen.workers, key=lambda pair: (pair[0].phase not in LEAVING, pair[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
 

@@ -495,36 +495,36 @@ class HttpProbeRequest:
 
         If a regular expression has to be matched, `on_result` is called after `judge` has returned.
         """
-        found = f"{self._label}: status {reply.status}"
+        finding = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
-            on_result(found)
+            on_result(finding)
         elif self._body is None:
             on_result("")
         elif self._plain:
             matches = self._body in reply.body.decode(errors="replace")
-            on_result("" if matches else self._mismatch(found))
+            on_result("" if matches else self._mismatch(finding))
         elif asyncio.get_running_loop().time() < self._slow_until:
-            on_result(f"{found}, body: {SLOW}")
+            on_result(f"{finding}, body: {SLOW}")
         else:
-            self._judging = asyncio.ensure_future(self._judge_body(reply.body, found, on_result))
+            self._judging = asyncio.ensure_future(self._judge_body(reply.body, finding, on_result))
 
-    async def _judge_body(self, body: bytes, found: str, on_result: OnResult) -> None:
+    async def _judge_body(self, body: bytes, finding: str, on_result: OnResult) -> None:
         try:
             matches = await run_in_turn(self._is_found, body)
         except BadExpression as bad:
             if isinstance(bad, SlowExpression):
                 self._slow_until = asyncio.get_running_loop().time() + _SLOW_PAUSE_SECONDS
-            on_result(f"{found}, body: {bad}")
+            on_result(f"{finding}, body: {bad}")
         else:
-            on_result("" if matches else self._mismatch(found))
+            on_result("" if matches else self._mismatch(finding))
 
     def _is_found(self, body: bytes) -> bool:
         assert self._body is not None
         self._expression = self._expression or Expression(self._body)
         return self._expression.is_found(body.decode(errors="replace"))
 
-    def _mismatch(self, found: str) -> str:
-        return f"{found}, and a body without {self._body!r}"
+    def _mismatch(self, finding: str) -> str:
+        return f"{finding}, and a body without {self._body!r}"
 
 
 class StatusRequest(HttpProbeRequest):
@@ -602,11 +602,11 @@ Reply = ResponseReader | EchoExchange
 
 def statuses(text: str) -> frozenset[int]:
     """The set of statuses in a list such as "200-299,404"."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         low, _, high = part.partition("-")
-        found.update(range(int(low), int(high or low) + 1))
-    return frozenset(found)
+        numbers.update(range(int(low), int(high or low) + 1))
+    return frozenset(numbers)
 
 
 def speaks_tls(server: ServerConfig) -> bool:
@@ -623,9 +623,9 @@ def _request_header_fields(probe: Probe, exposed_url: str, *, reusable: bool) ->
     if not reusable:
         # A program that serves one client at a time must not wait for the next probe.
         fields["Connection"] = "close"
-    known = {name.lower(): name for name in fields}
+    names = {name.lower(): name for name in fields}
     for name, value in probe.headers.items():
-        fields[known.get(name.lower(), name)] = value
+        fields[names.get(name.lower(), name)] = value
     if probe.method not in ("GET", "HEAD", "OPTIONS"):
         fields["Content-Length"] = "0"
     return fields

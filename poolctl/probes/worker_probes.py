@@ -246,15 +246,15 @@ class WorkerProbes:
     @property
     def status(self) -> Status:
         """The worst status of all probes; ok without probes."""
-        found = {probe.status for probe in self.probes}
-        return next((status for status in _WORST_FIRST if status in found), Status.OK)
+        statuses = {probe.status for probe in self.probes}
+        return next((status for status in _WORST_FIRST if status in statuses), Status.OK)
 
     @property
     def message(self) -> str:
         """The problems that the probes have found, or ""."""
         admitting = [self._admitting] if self._admitting is not None else []
-        found = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
-        return "; ".join(dict.fromkeys(found))
+        problems = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
+        return "; ".join(dict.fromkeys(problems))
 
     @property
     def latency_seconds(self) -> float | None:
