@@ -14,6 +14,7 @@ import pytest
 
 from poolctl.features.dashboard._login_codes import new_login_code
 from poolctl.json_form import to_json
+from poolctl.logs.log_line import stamp
 from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
@@ -494,8 +495,7 @@ def test_title_and_icon_have_the_number_of_failing_servers(page: Page, stage: St
         stage.pool.become(name, state="failed", ready=False, health="ko")
     expect(page).to_have_title("(2) Servers · shop")
     expect(page.locator("#icon")).to_have_attribute("href", f"{stage.url}icon/2.svg")
-    with page.context.request.get(f"{stage.url}icon/2.svg") as icon:
-        assert ">2</text>" in icon.text()
+    assert ">2</text>" in page.context.request.get(f"{stage.url}icon/2.svg").text()
     for name in ("web-2", "web-3"):
         stage.pool.become(name, state="running", ready=True, health="ok")
     expect(page).to_have_title("Servers · shop")
@@ -693,6 +693,47 @@ def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:
     assert page.locator("#log img, #rows img").count() == 0
     assert page.locator("a[href^=javascript]").count() == 0
     assert "taken" not in page.title()
+
+
+def test_log_has_the_colours_of_a_terminal_and_is_selected_copied_and_downloaded(
+    page: Page, stage: Stage
+) -> None:
+    now = stamp(time.time() - 60)
+    lines = [
+        "2026-11-20T08:47:34.000000Z INFO: \x1b[32mold\x1b[0m",
+        f"{now} INFO: \x1b[1;91mbright\x1b[39m bold \x1b[22m\x1b[38;5;30mplain\x1b[0m",
+        f"{now} ERROR: \x1b[31mred\x1b[m " + "\x1b[33m." * 1000 + "end",
+        f"{now} " + "\x1b[99999999999m" * 3 + "odd\x1b]0;title\x07",
+    ]
+    Path(stage.logs, "web-1.log").write_text("\n".join(lines) + "\n")
+    enter(page, stage, "logs")
+    log = page.locator("#log")
+    log.get_by_text("end").wait_for()
+    expect(log.locator(".ansi9.bold")).to_have_text("bright")
+    expect(log.locator(".bold:not([class*=ansi])")).to_have_text(" bold ")
+    expect(log.locator(".ansi2")).to_have_text("old")
+    expect(log.locator("div").nth(2)).to_contain_text("red " + "." * 1000 + "end")
+    assert log.locator("div").nth(2).locator("span").count() <= 202
+    page.locator("#log-age").select_option("hour")
+    expect(log.locator("div")).to_have_count(3)
+    page.get_by_label("Level").select_option("error and above")
+    expect(log.locator("div")).to_have_text([re.compile("ERROR: red")])
+    page.get_by_label("Level").select_option("")
+    page.get_by_label("Regular expression").fill("b[a-z]+t")
+    expect(log.locator("div")).to_have_text([re.compile("bright bold plain$")])
+    expect(page).to_have_url(f"{stage.url}?lines=b%5Ba-z%5D%2Bt&age=3600#logs")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert Path(download.value.path()).read_text() == f"{now} web-1 INFO: bright bold plain\n"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("1 line copied.").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{now} web-1 INFO: bright bold plain\n"
+    page.get_by_label("Regular expression").fill("b(")
+    page.get_by_role("alert").get_by_text("invalid regular expression 'b('").wait_for()
+    page.get_by_label("Regular expression").fill("")
+    expect(log.locator("div")).to_have_count(3)
+    expect(page.locator("#log-problem")).to_be_hidden()
 
 
 def test_lines_that_are_read_stay_while_others_arrive(page: Page, stage: Stage) -> None:
