@@ -251,11 +251,56 @@ def test_everything_can_be_done_by_keyboard(page: Page, stage: Stage) -> None:
 
 
 def tab_to(page: Page, wanted: Any) -> None:
-    for _ in range(80):
+    for _ in range(120):
         page.keyboard.press("Tab")
         if wanted.evaluate("node => node === document.activeElement"):
             return
     raise AssertionError("Tab does not reach it")
+
+
+@pytest.mark.parametrize("width", [1280, 640, 360])
+def test_tour_of_all_views_by_keyboard_alone(browser: Browser, stage: Stage, width: int) -> None:
+    long = "a-server-with-a-name-of-sixty-characters-which-is-too-long-9"
+    stage.pool.servers[long] = {**stage.pool.servers["web-1"], "name": long, "tags": ["x" * 60]}
+    add_routes(stage)
+    Path(stage.logs, "web-1.log").write_text("2026-11-20T08:47:34.123456Z first line\n")
+    context = browser.new_context(viewport={"width": width, "height": 740})
+    try:
+        tab = context.new_page()
+        tab.goto(stage.url)
+        tab.get_by_label("Token").wait_for()
+        tab.keyboard.type(TOKEN)
+        tab.keyboard.press("Enter")
+        tab.locator("#rows tr").first.wait_for()
+
+        def go(wanted: Any, heading: str) -> None:
+            tab_to(tab, wanted)
+            assert tab.evaluate(SEEN)
+            tab.keyboard.press("Enter")
+            expect(tab.get_by_role("heading", level=1, name=heading, exact=True)).to_be_focused()
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+        go(row(tab, long).get_by_role("link", name=long), long)
+        chart = tab.locator("#server-charts").get_by_role("slider").first
+        tab_to(tab, chart)
+        tab.keyboard.press("ArrowLeft")
+        expect(chart).to_have_attribute("aria-valuetext", re.compile("· 2s ago"))
+        go(tab.get_by_role("link", name="Events"), "Events")
+        tab.keyboard.press("/")
+        tab.keyboard.type(long)
+        expect(tab.locator("#event-list li")).to_have_count(0)
+        go(tab.get_by_role("link", name="Logs"), "Logs")
+        tab.locator("#log div").first.wait_for()
+        tab_to(tab, tab.get_by_label("Follow"))
+        tab.keyboard.press("Space")
+        expect(tab.get_by_label("Follow")).not_to_be_checked()
+        go(tab.get_by_role("link", name="Routes"), "Routes")
+        tab_to(tab, tab.get_by_role("region", name="Table of routes"))
+        tab_to(tab, tab.get_by_role("button", name="Log out"))
+        tab.keyboard.press("Enter")
+        expect(tab.get_by_label("Token")).to_be_focused()
+    finally:
+        context.close()
 
 
 def test_focus_stays_among_the_actions_on_the_page_of_a_server(page: Page, stage: Stage) -> None:
