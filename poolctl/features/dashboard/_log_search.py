@@ -14,7 +14,7 @@ MAX_EXPRESSION = 500
 
 
 class LogSearch(LineFilter):
-    """The filter of one viewer. `since` is the time of the oldest wanted line, "" for any.
+    """The filter of one viewer. `since` is the time of the oldest wanted line, "" for any; `selects`: by level or text.
 
     Reading the lines that exist ends after SEARCH_SECONDS, or `stop`; then `is_incomplete`. New lines always pass
     through. Raises BadExpression, and while lines are read SlowExpression.
@@ -24,6 +24,7 @@ class LogSearch(LineFilter):
         level, grep, age = query.get("level", ""), query.get("grep", ""), query.get("age", "")
         matches = Expression(grep[:MAX_EXPRESSION]).is_found if grep else None
         super().__init__(least=level if level in LEVELS else "", matches=matches)
+        self.selects = bool(grep) or level in LEVELS
         seconds = int(age) if age.isascii() and age.isdigit() and len(age) < 9 else 0
         self.since = stamp(now - seconds) if seconds else ""
         self.is_incomplete = False

@@ -407,7 +407,8 @@ async def _log_line_events(
         return Follower(paths, lines=each, since=search.since, wanted=search)
 
     try:
-        async with searches:
+        # Only the last lines are read for viewers who select none: they wait for nobody.
+        async with searches if search.selects else contextlib.nullcontext():
             follower = await asyncio.to_thread(open_logs)
     finally:
         search.stop()  # also if the viewer has left meanwhile
