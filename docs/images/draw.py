@@ -17,7 +17,8 @@ import termios
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyte
@@ -30,10 +31,12 @@ from rich.text import Text
 from tests.browser.conftest import chromium
 
 HERE = Path(__file__).parent
-PAGE = {"width": 1240, "height": 690}
+PAGE = {"width": 1240, "height": 780}
 EXAMPLE = HERE.parents[1] / "examples" / "microservices"
-COLUMNS, ROWS = 108, 9
+COLUMNS, ROWS = 108, 10
 SECONDS = 60
+# A program that fails.
+MAIL = "import time; time.sleep(1); raise SystemExit('database gone')"
 # Requests a second, by the port of the server.
 LOAD = {8081: 60, 8082: 25, 8083: 10}
 LIGHT = TerminalTheme(
@@ -49,50 +52,59 @@ LIGHT = TerminalTheme(
 def main() -> None:
     """Write top-*.svg and dashboard-*.png beside this file."""
     with tempfile.TemporaryDirectory() as directory:
-        more = Path(directory, "dashboard.toml")
-        more.write_text("[dashboard]\n")
+        more = Path(directory, "more.toml")
+        more.write_text(f"[dashboard]\n[[server]]\nname = 'mail'\ncommand = {[sys.executable, '-c', MAIL]}\n")
         poolctl = [sys.executable, "-m", "poolctl", "-c", str(EXAMPLE / "pool.toml"), "-c", str(more)]
-        subprocess.run([*poolctl, "start"], check=True)
+        subprocess.run([*poolctl, "start"], check=False)  # mail does not start
         try:
-            with load():
+            with load() as counts:
+                restart = threading.Timer(SECONDS - 15, subprocess.run, ([*poolctl, "restart", "users"],))
+                restart.start()
                 view = seen_on_a_terminal([*poolctl, "top"])
-                photograph(subprocess.check_output([*poolctl, "dashboard"], text=True).strip())
+                restart.join()
+                asked, lost = counts["asked"], counts["lost"]
+                photograph(lambda: subprocess.check_output([*poolctl, "dashboard"], text=True).strip())
         finally:
             subprocess.run([*poolctl, "stop"], check=True)
     for name, theme in (("light", LIGHT), ("dark", DIMMED_MONOKAI)):
         console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
         console.print(view, no_wrap=True, crop=True)
-        picture = console.export_svg(title="poolctl top", theme=theme, unique_id=f"top-{name}")
+        title = f"poolctl top: users restarted under load, {asked} requests, {lost} lost"
+        picture = console.export_svg(title=title, theme=theme, unique_id=f"top-{name}")
         # Without fonts from elsewhere.
         (HERE / f"top-{name}.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))
 
 
-def photograph(url: str) -> None:
-    """Write pictures of the page at that URL, in both colour schemes."""
+def photograph(link: Callable[[], str]) -> None:
+    """Write pictures of the page, in both colour schemes. A link logs in once."""
     with chromium() as browser:
         for name in ("light", "dark"):
             page = browser.new_context(viewport=PAGE, color_scheme=name).new_page()
-            page.goto(url)
+            page.goto(link())
             page.get_by_text("payments").first.wait_for()
             page.wait_for_timeout(5000)  # until the charts have been drawn
             page.screenshot(path=HERE / f"dashboard-{name}.png")
 
 
 @contextlib.contextmanager
-def load() -> Iterator[None]:
-    """Send requests to the example's servers meanwhile."""
+def load() -> Iterator[Counter[str]]:
+    """Send requests to the example's servers meanwhile, and count those "asked" and "lost"."""
     over = threading.Event()
+    counts: Counter[str] = Counter()
 
     def ask(port: int, rate: int) -> None:
         while not over.wait(1 / rate):
-            with contextlib.suppress(OSError):
+            counts["asked"] += 1
+            try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+            except OSError:
+                counts["lost"] += 1
 
     threads = [threading.Thread(target=ask, args=each) for each in LOAD.items()]
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield counts
     finally:
         over.set()
         for thread in threads:

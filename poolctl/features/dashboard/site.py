@@ -35,11 +35,13 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_report import BACKEND_COLUMNS, route_columns
+from poolctl.selection.regular_expressions import BadExpression
 from poolctl.web.bearer_tokens import Peer, Refused, Token, TokenCheck, bearer_token
 from poolctl.web.site import Site, SiteLimits
 
 from ._access import COOKIE_PATH, SESSION_SECONDS, HostAndOriginGuard, Session, Sessions, UsedCode
 from ._answers import HistoryResult
+from ._log_search import SEARCH_SECONDS, LogSearch
 from ._state_hub import Hub, event_message
 
 STATIC = Path(__file__).with_name("static")
@@ -121,6 +123,7 @@ class _DashboardEndpoints:
         self._token, self._tokens, self._clock = Token(settings.token), TokenCheck(), clock
         self._over = over
         self._version, self._page = _versioned_page()
+        self._searches = asyncio.Semaphore(2)  # a search keeps a thread busy
 
     def routes(self) -> list[BaseRoute]:
         """Return the dashboard's URL routes. Routes that need the session cookie are below the cookie's path."""
@@ -226,10 +229,13 @@ class _DashboardEndpoints:
     # The pool's state.
 
     async def _stream(self, request: Request) -> Response:
-        """Stream the state of the pool, and log lines of the servers that are named by `log`: "" for all."""
+        """Stream the state of the pool, and log lines of the servers that are named by `log`: "" for all.
+
+        `level`, `age` in seconds and `grep` select lines.
+        """
         sources = [self._hub.view()]
         if names := request.query_params.getlist("log"):
-            sources.append(self._log_lines({*names} - {""}))
+            sources.append(self._log_lines({*names} - {""}, request.query_params))
         return self._streamed(request, *sources)
 
     async def _stream_logs(self, request: Request) -> Response:
@@ -237,7 +243,8 @@ class _DashboardEndpoints:
         paths = await self._log_paths(set(request.query_params.getlist("server")))
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
-        return self._streamed(request, _log_line_events(paths))
+        search = LogSearch({}, self._clock.time())
+        return self._streamed(request, _log_line_events(paths, search, self._searches))
 
     async def _log_paths(self, wanted: Collection[str]) -> dict[str, str]:
         """The log files of the first MOST_SERVERS of these servers, or of all if none is named."""
@@ -245,17 +252,22 @@ class _DashboardEndpoints:
         items = [item for item in result.items if not wanted or item.name in wanted]
         return dict(list(log_paths(items, self._settings.logs_directory).items())[:MOST_SERVERS])
 
-    async def _log_lines(self, wanted: Collection[str]) -> AsyncGenerator[str]:
+    async def _log_lines(self, names: Collection[str], query: Mapping[str, str]) -> AsyncGenerator[str]:
         """The events of `_log_line_events`, once the supervisor answers and there is such a server."""
-        paths: dict[str, str] = {}
-        while not paths:
-            with contextlib.suppress(ControlError, TimeoutError):
-                paths = await self._log_paths(wanted)
-            if not paths:
-                await asyncio.sleep(_LOOK_SECONDS)
-        async with contextlib.aclosing(_log_line_events(paths)) as events:
-            async for event in events:
-                yield event
+        try:
+            search = LogSearch(query, self._clock.time())
+            paths: dict[str, str] = {}
+            while not paths:
+                with contextlib.suppress(ControlError, TimeoutError):
+                    paths = await self._log_paths(names)
+                if not paths:
+                    await asyncio.sleep(_LOOK_SECONDS)
+            async with contextlib.aclosing(_log_line_events(paths, search, self._searches)) as events:
+                async for event in events:
+                    yield event
+        except BadExpression as bad:
+            yield event_message("search", {"problem": "\n".join(filter(None, (str(bad), bad.hint)))})
+            await asyncio.Event().wait()  # the state is streamed on
 
     def _streamed(self, request: Request, *sources: AsyncGenerator[str]) -> Response:
         """Stream the messages until the dashboard ends, or the session with which the client has been let in."""
@@ -380,13 +392,29 @@ async def _json_body_or_empty(request: Request) -> Table:
     return document if isinstance(document, dict) else {}
 
 
-async def _log_line_events(paths: Mapping[str, str]) -> AsyncGenerator[str]:
+async def _log_line_events(
+    paths: Mapping[str, str], search: LogSearch, searches: asyncio.Semaphore
+) -> AsyncGenerator[str]:
     """Yield server-sent events `lines`: the last lines of these log files (by server name), then new lines.
 
     An event is a list of lines as [time, name, text, level]; `level` is "" if unknown. JSON lines become readable text.
+    Raises SlowExpression.
     """
     each = max(20, FIRST_LINES // len(paths))
-    follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
+
+    def open_logs() -> Follower:
+        search.begin()
+        return Follower(paths, lines=each, since=search.since, wanted=search)
+
+    try:
+        # Only the last lines are read for viewers who select none: they wait for nobody.
+        async with searches if search.selects else contextlib.nullcontext():
+            follower = await asyncio.to_thread(open_logs)
+    finally:
+        search.stop()  # also if the viewer has left meanwhile
+    if search.is_incomplete:
+        problem = f"only a part of the log was searched in {SEARCH_SECONDS:g} s; choose a shorter time, or one server"
+        yield event_message("search", {"problem": problem})
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
     try:
@@ -442,7 +470,9 @@ async def with_heartbeats(
     """
     yield "retry: 1000\n\n"
     ending = {asyncio.ensure_future(end()) for end in ends}
-    upcoming = {asyncio.ensure_future(anext(source)): source for source in sources}
+    upcoming: dict[asyncio.Future[str], AsyncGenerator[str]] = {
+        asyncio.ensure_future(anext(source)): source for source in sources
+    }
     try:
         while True:
             waiting: set[asyncio.Future[Any]] = {*upcoming, *ending}
@@ -451,7 +481,7 @@ async def with_heartbeats(
                 return
             if not done:
                 yield event_message("heartbeat", 0)
-            for ready in done & upcoming.keys():
+            for ready in [future for future in upcoming if future in done]:
                 source = upcoming.pop(ready)
                 try:
                     message = ready.result()
@@ -460,9 +490,10 @@ async def with_heartbeats(
                 upcoming[asyncio.ensure_future(anext(source))] = source
                 yield message
     finally:
-        for future in (*ending, *upcoming):
-            future.cancel()
+        for end in ending:
+            end.cancel()
         for future in upcoming:
+            future.cancel()
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
                 await future
         for source in sources:

@@ -19,7 +19,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from poolctl.cli.log_rendering import record_lines
+from poolctl.cli.log_rendering import record_lines, terminal_text
 from poolctl.cli.render import coloured, duration, printable, server_count_text
 from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.control.server_answers import MeasuredServer
@@ -715,7 +715,7 @@ def _rendered(line: LogLine) -> list[Text]:
     time = local_clock_time(line.time, with_millis=False) if line.time else ""
     record = parse_record(line.text)
     if record is None:
-        text = printable(without_control(line.text.expandtabs(4)))
+        text = terminal_text(without_control(line.text.expandtabs(4)))
         level, begin, end = level_place(text)
         shown = Text(text)
         shown.stylize(_LEVEL_STYLES.get(level, ""), begin, end)

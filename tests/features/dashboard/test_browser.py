@@ -14,6 +14,7 @@ import pytest
 
 from poolctl.features.dashboard._login_codes import new_login_code
 from poolctl.json_form import to_json
+from poolctl.logs.log_line import stamp
 from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
@@ -250,11 +251,56 @@ def test_everything_can_be_done_by_keyboard(page: Page, stage: Stage) -> None:
 
 
 def tab_to(page: Page, wanted: Any) -> None:
-    for _ in range(80):
+    for _ in range(120):
         page.keyboard.press("Tab")
         if wanted.evaluate("node => node === document.activeElement"):
             return
     raise AssertionError("Tab does not reach it")
+
+
+@pytest.mark.parametrize("width", [1280, 640, 360])
+def test_tour_of_all_views_by_keyboard_alone(browser: Browser, stage: Stage, width: int) -> None:
+    long = "a-server-with-a-name-of-sixty-characters-which-is-too-long-9"
+    stage.pool.servers[long] = {**stage.pool.servers["web-1"], "name": long, "tags": ["x" * 60]}
+    add_routes(stage)
+    Path(stage.logs, "web-1.log").write_text("2026-11-20T08:47:34.123456Z first line\n")
+    context = browser.new_context(viewport={"width": width, "height": 740})
+    try:
+        tab = context.new_page()
+        tab.goto(stage.url)
+        tab.get_by_label("Token").wait_for()
+        tab.keyboard.type(TOKEN)
+        tab.keyboard.press("Enter")
+        tab.locator("#rows tr").first.wait_for()
+
+        def go(wanted: Any, heading: str) -> None:
+            tab_to(tab, wanted)
+            assert tab.evaluate(SEEN)
+            tab.keyboard.press("Enter")
+            expect(tab.get_by_role("heading", level=1, name=heading, exact=True)).to_be_focused()
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+        go(row(tab, long).get_by_role("link", name=long), long)
+        chart = tab.locator("#server-charts").get_by_role("slider").first
+        tab_to(tab, chart)
+        tab.keyboard.press("ArrowLeft")
+        expect(chart).to_have_attribute("aria-valuetext", re.compile("· 2s ago"))
+        go(tab.get_by_role("link", name="Events"), "Events")
+        tab.keyboard.press("/")
+        tab.keyboard.type(long)
+        expect(tab.locator("#event-list li")).to_have_count(0)
+        go(tab.get_by_role("link", name="Logs"), "Logs")
+        tab.locator("#log div").first.wait_for()
+        tab_to(tab, tab.get_by_label("Follow"))
+        tab.keyboard.press("Space")
+        expect(tab.get_by_label("Follow")).not_to_be_checked()
+        go(tab.get_by_role("link", name="Routes"), "Routes")
+        tab_to(tab, tab.get_by_role("region", name="Table of routes"))
+        tab_to(tab, tab.get_by_role("button", name="Log out"))
+        tab.keyboard.press("Enter")
+        expect(tab.get_by_label("Token")).to_be_focused()
+    finally:
+        context.close()
 
 
 def test_focus_stays_among_the_actions_on_the_page_of_a_server(page: Page, stage: Stage) -> None:
@@ -494,8 +540,7 @@ def test_title_and_icon_have_the_number_of_failing_servers(page: Page, stage: St
         stage.pool.become(name, state="failed", ready=False, health="ko")
     expect(page).to_have_title("(2) Servers · shop")
     expect(page.locator("#icon")).to_have_attribute("href", f"{stage.url}icon/2.svg")
-    with page.context.request.get(f"{stage.url}icon/2.svg") as icon:
-        assert ">2</text>" in icon.text()
+    assert ">2</text>" in page.context.request.get(f"{stage.url}icon/2.svg").text()
     for name in ("web-2", "web-3"):
         stage.pool.become(name, state="running", ready=True, health="ok")
     expect(page).to_have_title("Servers · shop")
@@ -693,6 +738,47 @@ def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:
     assert page.locator("#log img, #rows img").count() == 0
     assert page.locator("a[href^=javascript]").count() == 0
     assert "taken" not in page.title()
+
+
+def test_log_has_the_colours_of_a_terminal_and_is_selected_copied_and_downloaded(
+    page: Page, stage: Stage
+) -> None:
+    now = stamp(time.time() - 60)
+    lines = [
+        "2026-11-20T08:47:34.000000Z INFO: \x1b[32mold\x1b[0m",
+        f"{now} INFO: \x1b[1;91mbright\x1b[39m bold \x1b[22m\x1b[38;5;30mplain\x1b[0m",
+        f"{now} ERROR: \x1b[31mred\x1b[m " + "\x1b[33m." * 1000 + "end",
+        f"{now} " + "\x1b[99999999999m" * 3 + "odd\x1b]0;title\x07",
+    ]
+    Path(stage.logs, "web-1.log").write_text("\n".join(lines) + "\n")
+    enter(page, stage, "logs")
+    log = page.locator("#log")
+    log.get_by_text("end").wait_for()
+    expect(log.locator(".ansi9.bold")).to_have_text("bright")
+    expect(log.locator(".bold:not([class*=ansi])")).to_have_text(" bold ")
+    expect(log.locator(".ansi2")).to_have_text("old")
+    expect(log.locator("div").nth(2)).to_contain_text("red " + "." * 1000 + "end")
+    assert log.locator("div").nth(2).locator("span").count() <= 202
+    page.locator("#log-age").select_option("hour")
+    expect(log.locator("div")).to_have_count(3)
+    page.get_by_label("Level").select_option("error and above")
+    expect(log.locator("div")).to_have_text([re.compile("ERROR: red")])
+    page.get_by_label("Level").select_option("")
+    page.get_by_label("Regular expression").fill("b[a-z]+t")
+    expect(log.locator("div")).to_have_text([re.compile("bright bold plain$")])
+    expect(page).to_have_url(f"{stage.url}?lines=b%5Ba-z%5D%2Bt&age=3600#logs")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert Path(download.value.path()).read_text() == f"{now} web-1 INFO: bright bold plain\n"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("1 line copied.").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{now} web-1 INFO: bright bold plain\n"
+    page.get_by_label("Regular expression").fill("b(")
+    page.get_by_role("alert").get_by_text("invalid regular expression 'b('").wait_for()
+    page.get_by_label("Regular expression").fill("")
+    expect(log.locator("div")).to_have_count(3)
+    expect(page.locator("#log-problem")).to_be_hidden()
 
 
 def test_lines_that_are_read_stay_while_others_arrive(page: Page, stage: Stage) -> None:

@@ -13,19 +13,23 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from poolctl.features.dashboard import site as dashboard_site
+from poolctl.features.dashboard._log_search import LogSearch
 from poolctl.features.dashboard._login_codes import CODE_SECONDS, new_login_code
 from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_heartbeats
 from poolctl.json_form import to_json
-from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_report import BACKEND_COLUMNS, ROUTE_COLUMNS, BackendReport, RouteReport
+from poolctl.selection.regular_expressions import SLOW
 from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
+from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 from tests.virtual_loop import VirtualLoop
 
 HEARTBEAT = "event: heartbeat\ndata: 0\n\n"
@@ -427,6 +431,53 @@ def test_state_and_log_come_in_one_stream_also_while_the_pool_does_not_answer(
             names |= {name} & {"pool", "lines"}
 
 
+@pytest.mark.parametrize(
+    ("query", "lines"),
+    [
+        ("level=warning", ["WARN  second n=1", "ERROR: third 7", "  a detail"]),
+        ("grep=th.rd%20%5Cd%24", ["ERROR: third 7"]),
+        ("age=3600", ["ERROR: third 7", "  a detail"]),
+        ("level=error&grep=second", []),
+        ("level=nothing&age=x", ["first", "WARN  second n=1", "ERROR: third 7", "  a detail"]),
+    ],
+)
+def test_log_lines_are_selected_by_level_age_and_expression(
+    user: Client, stage: Stage, query: str, lines: list[str]
+) -> None:
+    old, now = "2026-11-20T08:47:30.000000Z", stamp(time.time() - 60)
+    warning = '{"level": "warn", "message": "second", "n": 1}'
+    log = Path(stage.logs, "web-1.log")
+    log.write_text(f"{old} first\n{old} {warning}\n{now} ERROR: third 7\n{now}   a detail\n")
+    with streamed(user, f"/poolctl/stream?log=web-1&{query}") as response:
+        assert [line[2] for line in next_event(response, "lines")] == lines
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [("a(", "invalid regular expression 'a('"), (SLOW_EXPRESSION, SLOW)],
+)
+def test_expression_that_cannot_be_used_is_reported_and_the_state_goes_on(
+    user: Client, stage: Stage, expression: str, problem: str
+) -> None:
+    Path(stage.logs, "web-1.log").write_text(f"2026-11-20T08:47:30.000000Z {HOSTILE_TEXT}\n")
+    with streamed(user, f"/poolctl/stream?log=web-1&grep={quote(expression)}") as response:
+        assert problem in next_event(response, "search")["problem"]
+        assert next_event(response, "stats")
+
+
+def test_search_ends_after_its_time_and_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "web.log"
+    log.write_text("2026-11-20T08:47:30.000000Z INFO: fine\n" * 1000)
+    search = LogSearch({"level": "error"}, 0)
+    search.stop()
+    follower = Follower({"web": str(log)}, lines=10, wanted=search)
+    with closing(follower):
+        assert (follower.first, search.is_incomplete) == ([], True)
+        with log.open("a") as file:
+            file.write("2026-11-20T08:47:31.000000Z ERROR: new\n")
+        assert [line.text for line in follower.read()] == ["ERROR: new"]
+
+
 def test_log_of_an_unknown_server_is_not_found(user: Client) -> None:
     reply = user.send("GET", "/poolctl/logs?server=nowhere")
     assert (reply.status, reply.json()["error"]) == (404, "there is no such server")
@@ -485,7 +536,7 @@ def test_quiet_log_is_not_read_again_until_it_has_news(
         return read(follower)
 
     async def play() -> None:
-        messages = dashboard_site._log_line_events({"web": str(log)})
+        messages = dashboard_site._log_line_events({"web": str(log)}, LogSearch({}, 0), asyncio.Semaphore())
         assert "first" in await anext(messages)
         with log.open("a") as file:
             file.write("second\n")

@@ -108,8 +108,9 @@ export class Chart {
     const highest = this.show(known.length ? Math.max(...known) : null);
     const any = highest !== "–";
     setText(this.most, any ? `highest ${highest}` : "no figures yet");
-    setText(this.top, any ? this.show(most) : "");
-    setText(this.middle, any ? this.show(most / 2) : "");
+    const scaled = known.some((value) => value > 0);
+    setText(this.top, scaled ? this.show(most) : "");
+    setText(this.middle, scaled ? this.show(most / 2) : "");
     this.point(this.pointed ?? null);
     this.picture.setAttribute("aria-valuemin", 1 - count);
     this.picture.setAttribute("aria-valuemax", 0);

@@ -5,7 +5,7 @@ import { $, el } from "./dom.js";
 // The parameter of each control; only what differs from the default stands in the address.
 const CONTROLS = {
   q: "search", state: "state", health: "health", sort: "sort", span: "span",
-  kind: "event-kind", events: "event-search", log: "log-server", lines: "log-search",
+  kind: "event-kind", events: "event-search", log: "log-server", lines: "log-search", level: "log-level", age: "log-age",
 };
 const DEFAULTS = { sort: "trouble", span: "now" };
 const REVERSED = "reversed";

@@ -1,17 +1,45 @@
-// Log lines, followed as they are written.
+// Log lines, selected by the dashboard and followed as they are written.
 
 import { $, el, setText } from "./dom.js";
-import { clock } from "./format.js";
+import { note } from "./actions.js";
+import { clock, plural } from "./format.js";
 import { store } from "./store.js";
 
 const SHOWN = 1000;
 const MARKS = { trace: "faint", debug: "faint", warning: "odd", error: "bad", critical: "bad" };
-// Colours and cursor movements of a terminal (ECMA-48).
+// Control sequences of a terminal (ECMA-48), of which the 16 colours and bold take effect.
 const ESCAPES = /\u001b\[[0-?]*[ -/]*[@-~]|\u001b[@-_]|[\u0000-\u0008\u000b-\u001f\u007f]/g;
+const COLOURS = /\u001b\[([\d;]*)m/;
+const MAX_PIECES = 200;
+
+const plain = (text) => text.replace(ESCAPES, "");
+
+// The text in pieces, each a node of its colour; what comes after MAX_PIECES has the last colour.
+export function coloured(text) {
+  const pieces = text.split(COLOURS); // texts, and between them the codes
+  const rest = pieces.splice(2 * MAX_PIECES + 1).filter((_, index) => index % 2).join("");
+  let [colour, bold] = ["", false];
+  return [...pieces, "", rest].map((piece, index) => {
+    if (index % 2 === 0) {
+      const classes = [colour, bold && "bold"].filter(Boolean).join(" ");
+      return classes ? el("span", { class: classes }, plain(piece)) : plain(piece);
+    }
+    for (const code of piece.split(";").map(Number)) {
+      if (code === 0) [colour, bold] = ["", false];
+      else if (code === 1) bold = true;
+      else if (code === 22) bold = false;
+      else if (code === 39) colour = "";
+      else if (code >= 30 && code <= 37) colour = `ansi${code - 30}`;
+      else if (code >= 90 && code <= 97) colour = `ansi${code - 82}`;
+      else if (code === 38 || code === 48) break; // of 256 or all colours
+    }
+    return "";
+  });
+}
 
 export class LogTail {
-  constructor(node, { named = false, wanted = () => true, follows = () => true, onWaiting = () => {} } = {}) {
-    Object.assign(this, { node, named, wanted, follows, onWaiting, lines: [], waiting: [], first: true });
+  constructor(node, { named = false, follows = () => true, onWaiting = () => {}, onProblem = () => {} } = {}) {
+    Object.assign(this, { node, named, follows, onWaiting, onProblem, lines: [], waiting: [], first: true });
     node.addEventListener("scroll", () => this.resume());
   }
 
@@ -48,7 +76,7 @@ export class LogTail {
       const news = this.waiting;
       this.waiting = [];
       this.lines = [...this.lines, ...news].slice(-SHOWN);
-      this.node.append(...news.filter((line) => this.wanted(line)).map((line) => this.line(line)));
+      this.node.append(...news.map((line) => this.line(line)));
       while (this.node.children.length > SHOWN) this.node.firstElementChild.remove();
       if (this.follows()) this.node.scrollTop = this.node.scrollHeight;
       this.onWaiting(0);
@@ -57,22 +85,23 @@ export class LogTail {
   }
 
   line([time, name, text, level]) {
-    return el("div", { class: MARKS[level] || "" }, el("span", { class: "t" }, `${clock(time)} `), ...(this.named ? [el("span", { class: "n" }, `${name} `)] : []), text.replace(ESCAPES, ""));
+    return el("div", { class: MARKS[level] || "" }, el("span", { class: "t" }, `${clock(time)} `), ...(this.named ? [el("span", { class: "n" }, `${name} `)] : []), ...coloured(text));
   }
 
-  draw() {
-    this.node.replaceChildren(...this.lines.filter((line) => this.wanted(line)).map((line) => this.line(line)));
-    if (this.follows()) this.node.scrollTop = this.node.scrollHeight;
-    this.resume();
+  get text() {
+    return this.lines.map(([time, name, text]) => `${[time, ...(this.named ? [name] : []), plain(text)].join(" ")}\n`).join("");
   }
 }
 
-const words = () => $("log-search").value.trim().toLowerCase();
+const count = (lines) => (lines === SHOWN ? `${SHOWN} or more new lines wait` : `${plural(lines, "new line")} ${lines === 1 ? "waits" : "wait"}`);
 const tail = new LogTail($("log"), {
   named: true,
-  wanted: ([, name, text]) => !words() || `${name} ${text}`.toLowerCase().includes(words()),
   follows: () => $("log-follow").checked,
-  onWaiting: (count) => setText($("log-note"), count ? `${count === SHOWN ? `${SHOWN} or more` : count} new ${count === 1 ? "line waits" : "lines wait"}: ${$("log-follow").checked ? "scroll to the end" : "Follow"} shows them.` : ""),
+  onWaiting: (lines) => setText($("log-note"), lines ? `${count(lines)}: ${$("log-follow").checked ? "scroll to the end" : "Follow"} shows them.` : ""),
+  onProblem: (text) => {
+    $("log-problem").hidden = false;
+    setText($("log-problem"), text);
+  },
 });
 
 export function drawLogServers() {
@@ -86,11 +115,40 @@ export function drawLogServers() {
 }
 
 export function followLogs(stream) {
-  stream.follow(tail, $("log-server").value ? [$("log-server").value] : []);
+  $("log-problem").hidden = true;
+  stream.follow(tail, $("log-server").value, { level: $("log-level").value, age: $("log-age").value, grep: $("log-search").value });
 }
 
+async function copy() {
+  // Browsers have a clipboard only for pages with TLS, or on this machine.
+  try {
+    await navigator.clipboard.writeText(tail.text);
+    note(`${plural(tail.lines.length, "line")} copied.`);
+  } catch {
+    getSelection().selectAllChildren($("log"));
+    note("The browser does not let this page copy: the lines are selected.");
+  }
+}
+
+function download() {
+  const url = URL.createObjectURL(new Blob([tail.text], { type: "text/plain" }));
+  el("a", { href: url, download: `${$("log-server").value || store.about.name || "poolctl"}.log` }).click();
+  URL.revokeObjectURL(url);
+}
+
+const TYPED_MS = 400; // after the last letter of an expression
+
 export function beginLogs(stream) {
-  $("log-server").addEventListener("change", () => followLogs(stream));
-  $("log-search").addEventListener("input", () => tail.draw());
-  $("log-follow").addEventListener("change", () => tail.draw());
+  let typed = 0;
+  for (const id of ["log-server", "log-level", "log-age"]) $(id).addEventListener("change", () => followLogs(stream));
+  $("log-search").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => $("view-logs").hidden || followLogs(stream), TYPED_MS);
+  });
+  $("log-follow").addEventListener("change", () => {
+    if ($("log-follow").checked) tail.node.scrollTop = tail.node.scrollHeight;
+    tail.resume();
+  });
+  $("log-copy").addEventListener("click", copy);
+  $("log-download").addEventListener("click", download);
 }

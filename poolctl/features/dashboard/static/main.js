@@ -55,7 +55,7 @@ function show(focus = true) {
 }
 
 function followLog(name, argument) {
-  if (name === "server") stream.follow(serverLog, [argument]);
+  if (name === "server") stream.follow(serverLog, argument);
   else if (name === "logs") followLogs(stream);
   else stream.follow(null);
 }

@@ -24,9 +24,10 @@ export class Stream {
     });
   }
 
-  // Sends the lines of these servers, or of all if there are none, to `log`; null for no log.
-  follow(log, servers = []) {
-    const query = log ? `?${(servers.length ? servers : [""]).map((name) => `log=${encodeURIComponent(name)}`).join("&")}` : "";
+  // Sends lines of this server, or of all for "", to `log`: those that `selection` wants; null for no log.
+  follow(log, server = "", selection = {}) {
+    const wanted = Object.entries(selection).filter(([, value]) => value);
+    const query = log ? `?${new URLSearchParams([["log", server], ...wanted])}` : "";
     if (this.log === log && this.query === query) return;
     this.log?.clear();
     log?.clear();
@@ -52,6 +53,7 @@ export class Stream {
     }
     on("gone", ({ message }) => this.answered("gone", message));
     on("lines", (lines) => this.log?.take(lines));
+    on("search", ({ problem }) => this.log?.onProblem(problem));
     on("heartbeat", () => {});
     source.onopen = () => {
       this.heard = Date.now();
