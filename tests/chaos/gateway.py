@@ -400,13 +400,16 @@ class GatewayChaos:
             failed = now.failed - earlier.failed
             closed = now.closed + now.idle_reset - earlier.closed - earlier.idle_reset
             outcome.lost += Counter({f"{kind} failed": failed, f"{kind} closed": closed})
-            excused = self._excused(client, deaths, now.failures[len(earlier.failures) :])
+            failures = now.failures[len(earlier.failures) :]
+            excused = self._excused(client, deaths, failures)
             if name in (*KILL_GATEWAY, *KILL_WORKER):
                 excused += client.connections
             # A successor that meets other processes than it has read of replaces HAProxy, which closes connections.
             leaves = name in CHANGE_GATEWAY or name in KILL_WORKER or deaths > 0
             if failed > excused or (closed and client.keeps and not leaves):
-                wrong.append(f"{kind}: {failed} failed, {closed} closed, {excused} excused: {now}")
+                counts = str(now).partition("\n")[0]
+                wrong.append(f"{kind}: {failed} failed, {closed} closed, {excused} excused: {counts}")
+                wrong += failures
         if wrong:
             self.faults.append(f"{name}: " + "\n".join(wrong))
             if not self.keeps_going:

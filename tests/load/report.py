@@ -8,7 +8,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-KEPT_FAILURES = 50  # the number of failures described in words; all are counted
+KEPT_FAILURES = 1000  # the number of failures described in words; all are counted
 
 
 @dataclass(frozen=True)
