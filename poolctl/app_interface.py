@@ -23,7 +23,7 @@ def is_wsgi(app: Any) -> bool:
     signature = _signature(app)
     if signature is None or is_coroutine_function(app) or not accepts(app, 2):
         return False
-    required = [each for each in signature.parameters.values() if _is_required(each)]
+    required = [parameter for parameter in signature.parameters.values() if _is_required(parameter)]
     two = len(required) == 2 and all(each.kind in _POSITIONAL for each in required)
     return two and (not inspect.isclass(app) or hasattr(app, "__iter__"))
 
@@ -34,7 +34,9 @@ def is_factory(app: Any) -> bool:
     if signature is None or is_coroutine_function(app) or not accepts(app, 0):
         return False
     parameters = signature.parameters.values()
-    return not any(each.kind is each.VAR_POSITIONAL or _is_required(each) for each in parameters)
+    return not any(
+        parameter.kind is parameter.VAR_POSITIONAL or _is_required(parameter) for parameter in parameters
+    )
 
 
 def mismatch(app: Any, interface: str) -> str:

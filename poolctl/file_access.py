@@ -247,7 +247,10 @@ def _permission_fix(path: str, letters: str) -> str:
 
     A script is also read, by its interpreter.
     """
-    file, wanted = shlex.quote(path), sum({"r": stat.S_IRGRP, "x": stat.S_IXGRP}[each] for each in letters)
+    file, wanted = (
+        shlex.quote(path),
+        sum({"r": stat.S_IRGRP, "x": stat.S_IXGRP}[letter] for letter in letters),
+    )
     try:
         status = os.stat(path)
     except OSError:

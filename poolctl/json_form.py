@@ -116,4 +116,4 @@ def _tuple_codec(kind: Any) -> _Form:
             raise ValueError(f"{given!r} has elements of another type")
         return tuple(given if read is None else map(read, given))
 
-    return (), (list,), elements, list if write is None else lambda values: [write(each) for each in values]
+    return (), (list,), elements, list if write is None else lambda values: [write(value) for value in values]

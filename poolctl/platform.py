@@ -410,7 +410,7 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
             passed.append(above)
             tops = [above] if above in sessions else members[above]
             parents = (sessions.get(each[0]) for each in map(parent_and_start, tops) if each)
-            above = next((each for each in parents if each not in (None, above)), None)
+            above = next((parent for parent in parents if parent not in (None, above)), None)
         for each in passed:
             owners[each] = owners[above]
         found[owners[session]] += pids

@@ -72,7 +72,7 @@ def parse_window(text: str) -> Window:
     bits = sum(1 << (60 * hour + minute) for hour in hours for minute in minutes)
     # As in crontab(5), a field that begins with * is no restriction here, even */2.
     either_day = not (words[2].startswith("*") or words[4].startswith("*"))
-    return Window(bits, days, months, frozenset(each % 7 for each in weekdays), either_day)
+    return Window(bits, days, months, frozenset(weekday % 7 for weekday in weekdays), either_day)
 
 
 def _parse_field(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:

@@ -29,16 +29,16 @@ def targets(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Names of servers and, once one is begun, addresses; nothing behind `--`, where the shell completes files."""
     if ctx.meta.get("program"):
         return
-    for each in _servers(ctx):
-        yield each["name"]
+    for server in _servers(ctx):
+        yield server["name"]
         if incomplete:
-            yield each["bind"]
+            yield server["bind"]
 
 
 @_quietly
 def tags(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """The servers' tags."""
-    return sorted({tag for each in _servers(ctx) for tag in each["tags"]})
+    return sorted({tag for server in _servers(ctx) for tag in server["tags"]})
 
 
 @_quietly

@@ -69,10 +69,10 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
         found = Client(pool.socket).ask(Result, "list", {"selector": {"targets": [server.name]}})
     except ControlError:
         return
-    for each in found.items:
-        if each.state not in ENDED:
+    for item in found.items:
+        if item.state not in ENDED:
             raise ControlError(
-                f"{server.name} is {in_words(each.state)} in this pool",
+                f"{server.name} is {in_words(item.state)} in this pool",
                 exit_code=CONFLICT,
                 hint=f"poolctl stop {server.name}",
             )

@@ -100,13 +100,16 @@ class PoolCommand(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The words after the command's name: arguments by their metavar alone, as all releases of Typer agree on."""
-        arguments = [each.metavar for each in self.params if each.param_type_name == "argument"]
+        arguments = [param.metavar for param in self.params if param.param_type_name == "argument"]
         return ["[OPTIONS]", *filter(None, arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options by their panels, in a pipe."""
-        arguments = [each for each in self.params if each.param_type_name == "argument"]
-        rows = [(_without_brackets(each.metavar), getattr(each, "help", "") or "") for each in arguments]
+        arguments = [param for param in self.params if param.param_type_name == "argument"]
+        rows = [
+            (_without_brackets(argument.metavar), getattr(argument, "help", "") or "")
+            for argument in arguments
+        ]
         if rows:
             with formatter.section("Arguments"):
                 formatter.write_dl(rows)

@@ -125,9 +125,9 @@ def _files_only_outcome(
     """Return the outcome to print if only the files change: the selected servers, and the message from `report`."""
     unchanged: list[str] = []
     if not removes:
-        before = {each.name: each.state for each in items}
+        before = {item.name: item.state for item in items}
         items = [item_from_config(server) for server in files.draft.load_validated() if server.name in before]
-        unchanged = [each.name for each in items if each.state == before[each.name]]
+        unchanged = [item.name for item in items if item.state == before[item.name]]
     return Outcome(items, message=_final_line(Result(items=tuple(items), unchanged=tuple(unchanged)), report))
 
 
@@ -210,12 +210,15 @@ class WriteBack:
     def _refusal(self, instructions: Sequence[Problem]) -> Outcome:
         """The error outcome for files that are not TOML; it lists the changes that the user has to make by hand."""
         hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
-        if any(MASK in each.message for each in instructions):
+        if any(MASK in instruction.message for instruction in instructions):
             hint += f" ({MASK} stands for a secret)"
         first = error(
             exit_codes.USAGE, "--save changes TOML files only: nothing was changed, live or in a file", hint
         )
-        others = [replace(ErrorEntry.of(each), code=first.code, error=first.error) for each in instructions]
+        others = [
+            replace(ErrorEntry.of(instruction), code=first.code, error=first.error)
+            for instruction in instructions
+        ]
         return Outcome(errors=[first, *others], exit_code=exit_codes.USAGE)
 
     def apply_and_write(self, live: Callable[[], Outcome]) -> Outcome:

@@ -137,7 +137,7 @@ def described_from_files(
     items = _with_routes(items, config)
     if not reveal:
         hidden = values_to_mask(config.secret_variable_names, os.environ)
-        items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
+        items = [replace(item, config=masked(item.config, hidden=hidden)) for item in items]
     return choose(items, selection)
 
 
@@ -149,8 +149,8 @@ def _with_routes(items: list[ServerDescription], config: Configuration) -> list[
     routes = routes_of(config, config.tables)
     if routes is None:
         return items
-    found = routes_to_servers(each for each in routes if not isinstance(each, ExcludedRoute))
-    return [replace(each, routes=found.get(each.name, ())) for each in items]
+    found = routes_to_servers(route for route in routes if not isinstance(route, ExcludedRoute))
+    return [replace(item, routes=found.get(item.name, ())) for item in items]
 
 
 def summary_of(items: list[Item], ref: PoolRef) -> Table:

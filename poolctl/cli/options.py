@@ -49,14 +49,14 @@ def with_options(command: Callable[..., object]) -> Callable[..., object]:
     """Let a command take dataclasses of options: Typer sees their fields, the command gets the objects."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
-    for each in inspect.signature(command, eval_str=True).parameters.values():
-        kind = each.annotation
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = parameter.annotation
         if isinstance(kind, type) and is_dataclass(kind):
             fields = inspect.signature(kind, eval_str=True).parameters
-            groups[each.name] = kind, [*fields]
+            groups[parameter.name] = kind, [*fields]
             parameters += fields.values()
         else:
-            parameters.append(each)
+            parameters.append(parameter)
 
     @functools.wraps(command)
     def with_fields(**values: Any) -> object:
@@ -65,7 +65,7 @@ def with_options(command: Callable[..., object]) -> Callable[..., object]:
         return command(**values)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    signature = inspect.Signature([each.replace(kind=keyword) for each in parameters])
+    signature = inspect.Signature([parameter.replace(kind=keyword) for parameter in parameters])
     with_fields.__dict__["__signature__"] = signature
     return with_fields
 

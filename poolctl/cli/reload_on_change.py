@@ -115,7 +115,7 @@ class PoolWatcher:
         result = self._ask_catching_errors(ReloadResult, "reload", {"dry_run": False, **_UNPROVEN})
         self._query_servers_and_watch_files()
         yield result
-        return {each.name for each in result.changes or () if each.change in ("add", "restart")}
+        return {change.name for change in result.changes or () if change.change in ("add", "restart")}
 
     def _restart(self, changed: Changed) -> Iterator[Result]:
         """Restart the servers among `changed` that run or have ended by themselves.
@@ -153,7 +153,7 @@ class PoolWatcher:
         shown = self._ask_catching_errors(ShowResult, "show", {})
         if shown.items or not shown.errors:  # else the supervisor has not answered
             self._sources = WatchSet(self._files, shown.items, self._sources)
-            self._signalled = {each.name for each in shown.items if each.config.get("reload_signal")}
+            self._signalled = {item.name for item in shown.items if item.config.get("reload_signal")}
         watch = self._current_watch()
         new: list[str] = []
         try:
@@ -268,7 +268,8 @@ class PolledDirectories:
         try:
             with os.scandir(directory) as entries:
                 return {
-                    each.name: (each.inode(), 0, 0) if is_shallow else _stamp(each.path) for each in entries
+                    entry.name: (entry.inode(), 0, 0) if is_shallow else _stamp(entry.path)
+                    for entry in entries
                 }
         except OSError:
             return {}
@@ -328,8 +329,8 @@ class WatchSet:
                     paths += self._add_code(item.name, top, links_to_code)
             if not config.get("job"):
                 patterns = watch.get("include") or ()
-                self._included[item.name] = [_expression(each) for each in patterns]
-                tops = [_split_pattern(each)[0] for each in patterns]
+                self._included[item.name] = [_expression(pattern) for pattern in patterns]
+                tops = [_split_pattern(pattern)[0] for pattern in patterns]
                 self._tops += map(os.path.realpath, tops)
                 paths += tops
             for path in dict.fromkeys(paths):

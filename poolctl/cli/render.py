@@ -198,7 +198,7 @@ def set_table_text(
         if output == "wide":
             dispensable = ()
         elif dispensable:
-            empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
+            empty = [column for column in columns if all(getattr(line, column) == "" for line in lines)]
             dispensable = [*dict.fromkeys([*empty, *dispensable])]
         outcome.text = table(lines, columns, dispensable, wide=output == "wide") or header
     elif output == "name":
@@ -352,10 +352,10 @@ def print_diagnostics(outcome: Outcome) -> None:
 def _annotate(outcome: Outcome) -> None:
     from poolctl.config import Place
 
-    for each in outcome.errors:
-        place = Place(each.file, each.line or 0, each.column or 0) if each.file else None
-        text = "; ".join(filter(None, [_subject_and_problem(each), printable(each.hint, keep_lines=True)]))
-        command_annotations.write("error", text, server=each.name, place=place)
+    for error in outcome.errors:
+        place = Place(error.file, error.line or 0, error.column or 0) if error.file else None
+        text = "; ".join(filter(None, [_subject_and_problem(error), printable(error.hint, keep_lines=True)]))
+        command_annotations.write("error", text, server=error.name, place=place)
     for item in filter(is_server, outcome.items):
         if item.state in _FAILED_STATES or (item.ended and item.ended["status"]):
             text = printable(f"{item.name}: {item.end_text or item.state}")

@@ -156,8 +156,10 @@ class Configuration(Sequence[ServerConfig]):
         found += self.located((None, finding) for finding in of_tables)
         if names is None:
             # What another program does not accept is not reported where a check of our own has found the reason.
-            explained = {each.place for each in [*self._problems, *found] if isinstance(each, Problem)}
-            found += [each for each in self.startup_problems() if each.place not in explained]
+            explained = {
+                problem.place for problem in [*self._problems, *found] if isinstance(problem, Problem)
+            }
+            found += [problem for problem in self.startup_problems() if problem.place not in explained]
         return [*found]
 
     def startup_problems(self) -> list[Problem]:
@@ -181,7 +183,9 @@ class Configuration(Sequence[ServerConfig]):
 
     def _missing_settings(self) -> list[ServerError]:
         handler, tls = self._handler is not None, self._tls is not None
-        found = ((each, missing_settings(each, handler, tls)) for each in [*self._servers, *self._excluded])
+        found = (
+            (server, missing_settings(server, handler, tls)) for server in [*self._servers, *self._excluded]
+        )
         return [self._located(each, finding) for each, findings in found for finding in findings]
 
     def _located(self, server: ServerConfig | None, finding: Finding) -> Problem:
@@ -295,7 +299,9 @@ def _implausible_values(server: ServerConfig) -> Iterator[Finding]:
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:
     """The problems without repetitions: a missing certificate of [defaults] is one problem, not one for each server."""
-    found = {(each.place if each.file else id(each), each.message): each for each in problems}
+    found = {
+        (problem.place if problem.file else id(problem), problem.message): problem for problem in problems
+    }
     return list(found.values())
 
 

@@ -122,9 +122,9 @@ class Draft:
     def file_for_new_server(self) -> Document:
         """The file that `add` writes to: the last one that has servers, or else the last one."""
         homes = [
-            each
-            for each in self.documents
-            if isinstance(each.data, list) or each.path_as_spelled(("server",)) is not None
+            document
+            for document in self.documents
+            if isinstance(document.data, list) or document.path_as_spelled(("server",)) is not None
         ]
         return (homes or self.documents)[-1]
 
@@ -145,9 +145,9 @@ class Draft:
         if all(document.kind == "toml" for document in changed):
             return []
         return [
-            each
+            instruction
             for document in changed
-            for each in _manual_change_instructions(document, self._changes[document.path])
+            for instruction in _manual_change_instructions(document, self._changes[document.path])
         ]
 
     def texts(self) -> dict[str, str]:
@@ -161,7 +161,7 @@ class Draft:
         return self._texts
 
     def _changed(self) -> list[Document]:
-        return [each for each in self.documents if each.path in self._changes]
+        return [document for document in self.documents if document.path in self._changes]
 
     def load_validated(self) -> Configuration:
         """Validate the changed files; returns their configuration. Raises PoolValidateError with every problem."""

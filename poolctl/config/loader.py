@@ -400,8 +400,8 @@ class _ConfigurationBuilder:
             },
         )
         servers = [each for each in self.servers if each is not None]
-        for each in rules:
-            for owner, finding in each.problems(servers, tables, unfinished):
+        for rule in rules:
+            for owner, finding in rule.problems(servers, tables, unfinished):
                 self._report(entries[owner.name] if owner else None, finding)
 
     def _report_conflicting_servers(self) -> set[int]:

@@ -71,7 +71,7 @@ def excluded_routes_for_host(host: str, routes: Iterable[ExcludedRoute]) -> tupl
     from poolctl.routing.match import host_pattern
 
     return tuple(
-        islice((each for each in routes if not each.host or host_pattern(each.host).covers(host)), 100)
+        islice((route for route in routes if not route.host or host_pattern(route.host).covers(host)), 100)
     )
 
 

@@ -153,7 +153,9 @@ class Core:
     def _update_sleep_and_disarm_outdated(self, entry: Entry) -> None:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
         kept = entry.window_demand
-        entry.observed.needed = any(each.keeps_dependencies_awake for each in self.servers.dependents(entry))
+        entry.observed.needed = any(
+            dependent.keeps_dependencies_awake for dependent in self.servers.dependents(entry)
+        )
         self._windows.update_window(entry)
         if entry.window_demand == ASLEEP:
             entry.observed.called = False
@@ -439,7 +441,9 @@ class Core:
         A server that is stopping does not count.
         """
         others = [
-            each for each in self._addresses.address_contenders(entry) if each.config.key == entry.config.key
+            contender
+            for contender in self._addresses.address_contenders(entry)
+            if contender.config.key == entry.config.key
         ]
         for other in others:
             if other.wants_no_worker and not other.is_fully_stopped:
@@ -660,7 +664,7 @@ class Core:
         self._queue.note(entry)
         staying = entry.observed.staying
         if entry.observed.workers and not any(map(entry.is_current, staying)):
-            newer = [each.generation for each in staying if each.generation > entry.desired.generation]
+            newer = [worker.generation for worker in staying if worker.generation > entry.desired.generation]
             if newer:
                 entry.desired.generation, entry.desired.renewed = max(newer), {}
             else:

@@ -625,10 +625,10 @@ def _changes(before: ServerView | None, after: ServerView) -> Iterator[str]:
 
 
 def _field_changes(before: ServerView | WorkerView, after: ServerView | WorkerView) -> Iterator[str]:
-    for each in fields(before):
-        old, new = getattr(before, each.name), getattr(after, each.name)
-        if old != new and each.name != "workers":
-            name = "" if each.name == "phase" else f"{each.name} "
+    for attribute in fields(before):
+        old, new = getattr(before, attribute.name), getattr(after, attribute.name)
+        if old != new and attribute.name != "workers":
+            name = "" if attribute.name == "phase" else f"{attribute.name} "
             yield f"{name}{_value_text(old)} -> {_value_text(new)}"
 
 
@@ -637,7 +637,7 @@ def _value_text(value: object) -> str:
 
 
 def _action_text(action: Action) -> str:
-    values = [str(getattr(action, each.name)) for each in fields(action)]
+    values = [str(getattr(action, attribute.name)) for attribute in fields(action)]
     return " ".join([type(action).__name__.lower(), *values])
 
 

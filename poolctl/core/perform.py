@@ -376,7 +376,7 @@ class Executor:
                 entry.listener.state = ListenerState.CLOSING
                 self._queue.run(self._close_listener(entry, refuses=isinstance(action, decide.Refuse)))
             case decide.Release(key):
-                held = next(each for each in entry.listener.previous_configs if each.key == key)
+                held = next(config for config in entry.listener.previous_configs if config.key == key)
                 entry.listener.previous_configs.remove(held)
                 entry.listener.releasing.append(held)
                 self._queue.run(self._close_unless_claimed(entry, held))
@@ -766,7 +766,7 @@ class Executor:
             )
         since = self._clock.monotonic() - config.restart.window
         restarts = entry.slot(worker.index).restart_times
-        waits = entry.restart_policy == "no" or any(each >= since for each in restarts)
+        waits = entry.restart_policy == "no" or any(restart >= since for restart in restarts)
         if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message)
         late = worker.given_up and bool(config.command)
@@ -881,7 +881,7 @@ class Executor:
         worker.files_before = _file_digests_before_replacement(entry, worker)
         worker.files = read_digests_by_key(worker.config)
         others = [each for each in entry.observed.staying if each is not worker and entry.is_current(each)]
-        if entry.is_current(worker) and all(each.files == worker.files for each in others):
+        if entry.is_current(worker) and all(other.files == worker.files for other in others):
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
@@ -1156,7 +1156,7 @@ class Executor:
         if str(failed.index) not in entry.desired.renewed:
             return self.roll_back(entry)
         replaced = [
-            each for each in entry.observed.ready if each.index == failed.index and each is not failed
+            worker for worker in entry.observed.ready if worker.index == failed.index and worker is not failed
         ]
         before = [each.generation for each in replaced]
         if before:
@@ -1184,7 +1184,7 @@ class Executor:
 
         Return whether there is either.
         """
-        serving = [each for each in entry.observed.ready if not entry.is_current(each)]
+        serving = [worker for worker in entry.observed.ready if not entry.is_current(worker)]
         if not serving:
             return self._start_fallback(entry)
         if entry.observed.overlap_found == "tried":
@@ -1192,15 +1192,17 @@ class Executor:
         entry.desired.retries = True
         entry.desired.fallback = None
         serving.sort(key=lambda each: each.generation)
-        older = [each for each in serving if each.generation < entry.desired.generation]
+        older = [worker for worker in serving if worker.generation < entry.desired.generation]
         if not older:
             # They are being replaced alone.
-            entry.desired.renewed |= {str(each.index): each.generation for each in serving}
+            entry.desired.renewed |= {str(worker.index): worker.generation for worker in serving}
             return True
         staying = older[-1]
         entry.desired.generation = staying.generation
         entry.desired.renewed = {
-            str(each.index): each.generation for each in older if each.generation != staying.generation
+            str(worker.index): worker.generation
+            for worker in older
+            if worker.generation != staying.generation
         }
         # Its workers are replaced by forks of the existing import, even if a new import was requested
         # meanwhile.
@@ -1281,7 +1283,7 @@ class Executor:
                     note_failure(entry, failure_of(entry, verdict.reason))
             case decide.StepAfterExit.RESTART:
                 window = entry.config.restart.window
-                slot.restart_times = [each for each in slot.restart_times if now - each <= window] + [now]
+                slot.restart_times = [time for time in slot.restart_times if now - time <= window] + [now]
                 observed.restarts += 1
                 slot.spent = verdict.spent
                 if was_ready and verdict.delay_seconds > 0:

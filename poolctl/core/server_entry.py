@@ -316,7 +316,7 @@ class Entry:
         is_impossible = (
             self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.model_fields_set
         )
-        may = self.config.may_overlap and all(each.config.may_overlap for each in workers)
+        may = self.config.may_overlap and all(worker.config.may_overlap for worker in workers)
         return may and not is_impossible
 
     @property
@@ -452,10 +452,10 @@ class Entry:
             listener=self.listener.state,
             workers=tuple(
                 decide.WorkerView(
-                    each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck,
-                    each.resting, each.ko, each.phase is WorkerPhase.DRAINING and not each.stopped_accepting,
+                    worker.id, worker.generation, worker.index, worker.phase, worker.out, worker.idle, worker.stuck,
+                    worker.resting, worker.ko, worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting,
                 )
-                for each in self.observed.workers.values()
+                for worker in self.observed.workers.values()
             ),
         )  # fmt: skip
 
@@ -649,7 +649,7 @@ class Entry:
     def is_unstoppable(self) -> bool:
         """Whether not even SIGKILL has ended one of the server's processes, a worker or a hook."""
         hook = self.hooks.running
-        return any(each.unstoppable for each in self.observed.workers.values()) or (
+        return any(worker.unstoppable for worker in self.observed.workers.values()) or (
             hook is not None and hook.unstoppable
         )
 
@@ -771,7 +771,9 @@ class Entry:
 
     def begin_generation_if_workers_leave(self) -> None:
         """Begin a new generation if workers of the current one are draining or stopping: their ids are still in use."""
-        if any(self.is_current(each) and each.phase in LEAVING for each in self.observed.workers.values()):
+        if any(
+            self.is_current(worker) and worker.phase in LEAVING for worker in self.observed.workers.values()
+        ):
             self.begin_generation()
 
     def count_restart_if_commanded(self, worker: Worker) -> None:
@@ -809,14 +811,16 @@ _VALUES = {
 def _persisted_fields() -> Iterator[tuple[str, str, object]]:
     """Each persisted field, such as ("observed", "restarts", 0): the attribute of Entry, the field, its default."""
     for value, kind in _VALUES.items():
-        for each in fields(kind):
-            if each.metadata["persisted"]:
-                usual = each.default if each.default_factory is MISSING else each.default_factory()
-                yield value, each.name, usual
+        for attribute in fields(kind):
+            if attribute.metadata["persisted"]:
+                usual = (
+                    attribute.default if attribute.default_factory is MISSING else attribute.default_factory()
+                )
+                yield value, attribute.name, usual
 
 
 _PLAIN = [each for each in _persisted_fields() if each[1] not in ("state", "failure", "overrides", "slots")]
-_OF_SLOT = [each.name for each in fields(Slot) if each.metadata["persisted"]]
+_OF_SLOT = [attribute.name for attribute in fields(Slot) if attribute.metadata["persisted"]]
 
 
 def record_of(entry: Entry) -> Table:
@@ -835,7 +839,9 @@ def record_of(entry: Entry) -> Table:
     if failure is not None and not entry.ready:
         found["failure"] = failure.to_dict()
     if overrides != NO_OVERRIDES:
-        found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
+        found["overrides"] = {
+            attribute.name: getattr(overrides, attribute.name) for attribute in fields(overrides)
+        }
     slots = {
         str(index): {name: content for name in _OF_SLOT if (content := getattr(slot, name))}
         for index, slot in entry.observed.slots.items()

@@ -634,9 +634,11 @@ class ServerRegistry:
             return None
         return next(
             (
-                each
-                for each in self.dependencies(entry)
-                if each.wants_no_worker and not each.ready and each.desired.queued_start is None
+                dependency
+                for dependency in self.dependencies(entry)
+                if dependency.wants_no_worker
+                and not dependency.ready
+                and dependency.desired.queued_start is None
             ),
             None,
         )

@@ -130,11 +130,14 @@ def start_with_companions(
             if pid := os.fork():
                 os.write(writes, b"%d" % pid)
             else:
-                _renumber_and_close_others([*fds, *(fd for each in companions for fd in each.fds)])
+                _renumber_and_close_others([*fds, *(fd for companion in companions for fd in companion.fds)])
                 os.chdir("/")
                 limits = raise_descriptor_limit()
                 numbers = itertools.count(3 + len(fds))
-                pids = [_try_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
+                pids = [
+                    _try_start(companion, [next(numbers) for _ in companion.fds], env)
+                    for companion in companions
+                ]
                 argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
@@ -144,8 +147,8 @@ def start_with_companions(
                 try:
                     os.execve(argv[0], argv, env)
                 except OSError as error:
-                    for each in companions:
-                        log_failure(each.output, argv, error)
+                    for companion in companions:
+                        log_failure(companion.output, argv, error)
         finally:
             os._exit(1)
     os.close(writes)

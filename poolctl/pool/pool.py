@@ -363,8 +363,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         for bind, rivals in stored.items():
             if len(rivals) > 1:
                 self.delete(bind)
-                message = f"the address {bind} is given to {' and '.join(repr(each.name) for each in rivals)}"
-                errors += [error_about(each.config, message, "choose another address") for each in rivals]
+                message = (
+                    f"the address {bind} is given to {' and '.join(repr(rival.name) for rival in rivals)}"
+                )
+                errors += [error_about(rival.config, message, "choose another address") for rival in rivals]
         if errors:
             count = len(errors)
             raised = PoolAddError(f"{count} server{'s' * (count != 1)} cannot be added", errors)
@@ -452,7 +454,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         Raises PoolStopError for servers that still run.
         """
         while endings := self._endings():
-            futures = {future for each in endings.values() for future in each}
+            futures = {future for ending in endings.values() for future in ending}
             with blocked_as(PoolStopError, endings.keys) as limit:
                 await loop_thread.wait(futures, limit)
             self._raise_stop_errors(futures)
@@ -461,7 +463,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         """Like `join`, but blocks."""
         loop_thread.refuse_own_thread()
         while endings := self._endings():
-            futures = {future for each in endings.values() for future in each}
+            futures = {future for ending in endings.values() for future in ending}
             with blocked_as(PoolStopError, endings.keys) as limit:
                 loop_thread.wait_sync(futures, limit)
             self._raise_stop_errors(futures)
@@ -474,7 +476,9 @@ class Pool(Mapping[str, Server], StartAndStop):
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
             present = [
-                handle for each in self._servers.values() if (handle := handle_in_process(each)) is not None
+                handle
+                for server in self._servers.values()
+                if (handle := handle_in_process(server)) is not None
             ]
             found = {handle: (*handle.stops, *handle.ending) for handle in (*self._departed, *present)}
             return {handle: futures for handle, futures in found.items() if futures}

@@ -875,8 +875,10 @@ class CoreHost(RunnerEventForwarder):
             if handle.orders or not entry.is_fully_stopped or self.core.servers.dependents(entry):
                 continue
             # Its dependencies may have been kept running for it.
-            dependencies = [self._handles.get(each.name) for each in self.core.servers.dependencies(entry)]
-            ahead += [each for each in dependencies if each is not None]
+            dependencies = [
+                self._handles.get(dependency.name) for dependency in self.core.servers.dependencies(entry)
+            ]
+            ahead += [dependency for dependency in dependencies if dependency is not None]
             self.core.forget(entry)
             del self._handles[entry.name]
             handle.restarts, handle.failures = entry.observed.restarts, entry.observed.failures
@@ -1213,15 +1215,15 @@ class StartOperation:
     def _changed_by(self, moved: Iterable[Server]) -> list[Server]:
         """The moved servers, those that refer to them, and those that failed only because of their dependencies."""
         changed, before = {*moved}, 0
-        changed |= {each for each in self._servers if each.stale and each not in self._errors}
+        changed |= {server for server in self._servers if server.stale and server not in self._errors}
         while before < len(changed):
             before, names = len(changed), {each.name for each in changed}
-            failed = {each.name for each in self._errors} - names
-            for each in self._errors:
-                needed = {dependency.name for dependency in each.config.depends_on}
+            failed = {error.name for error in self._errors} - names
+            for error in self._errors:
+                needed = {dependency.name for dependency in error.config.depends_on}
                 if needed & names and not needed & failed:
-                    changed.add(each)
-        return [each for each in self._servers if each in changed]
+                    changed.add(error)
+        return [server for server in self._servers if server in changed]
 
     async def _attempt(self, servers: Sequence[Server]) -> None:
         self._handles = []

@@ -175,7 +175,7 @@ def explain(
             )
             why = f"read as {reading}, as some backends do, {instead}"
             judged = taken or other
-            return [each._replace(matched=False, why=why) if each.route is judged else each for each in steps]
+            return [step._replace(matched=False, why=why) if step.route is judged else step for step in steps]
     return steps
 
 

@@ -19,7 +19,7 @@ def is_within(address: str, networks: tuple[str, ...]) -> bool:
         return False
     if isinstance(given, IPv6Address):
         given = given.ipv4_mapped or given
-    return EVERY in networks or any(given in _network(each) for each in networks if each != UNIX)
+    return EVERY in networks or any(given in _network(network) for network in networks if network != UNIX)
 
 
 def in_every_form(networks: Sequence[str]) -> list[str]:

@@ -58,7 +58,7 @@ def normal_path(path: str) -> str | None:
         return None
     if "%" in path:
         first, *others = path.split("%")
-        path = "".join([first, *[_NORMAL_ESCAPES[each[:2]] + each[2:] for each in others]])
+        path = "".join([first, *[_NORMAL_ESCAPES[other[:2]] + other[2:] for other in others]])
     normal = _without_dot_segments(path)
     if sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
         return None

@@ -70,7 +70,7 @@ class RouteReport:
 def route_columns(reports: Iterable[RouteReport]) -> tuple[str, ...]:
     """ROUTE_COLUMNS, and `machines` after `to` if Proxmox machines are known."""
     at = ROUTE_COLUMNS.index("to") + 1
-    machines = ("machines",) if any(each.machines for each in reports) else ()
+    machines = ("machines",) if any(report.machines for report in reports) else ()
     return (*ROUTE_COLUMNS[:at], *machines, *ROUTE_COLUMNS[at:])
 
 

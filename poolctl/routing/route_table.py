@@ -57,8 +57,8 @@ def write_table(
 def _first_ones(routes: Iterable[StreamRoute | ExcludedRoute]) -> list[StreamRoute | ExcludedRoute]:
     """These routes without those whose alias an earlier one has."""
     found: dict[str, StreamRoute | ExcludedRoute] = {}
-    for each in routes:
-        found.setdefault(each.alias, each)
+    for route in routes:
+        found.setdefault(route.alias, route)
     return [*found.values()]
 
 
@@ -123,7 +123,7 @@ class RouteTable:
         """
         routes = [from_json(Route, self._fields(at)) for at in self._routes_that_cover(host)]
         steps = explain(routes, host, path, method, headers, secure=secure)
-        return next((each.route for each in steps if each.matched), None)
+        return next((step.route for step in steps if step.matched), None)
 
     # The interface of a registry.
 

@@ -116,7 +116,7 @@ class _MeasuredWorker:
 
     def note_memory(self, now: float) -> None:
         """Note that the memory of its processes has been read at the time `now`."""
-        self.memory = {each: self.memory[each] for each in self.processes}
+        self.memory = {process: self.memory[process] for process in self.processes}
         sizes = [each.size_bytes for each in self.memory.values()]
         known = [size for size in sizes if size is not None]
         self.usage = self.usage._replace(memory_bytes=sum(known) if len(known) == len(sizes) else None)
@@ -202,7 +202,7 @@ class ProcessUsages:
                 if found[pid]:
                     self._read_figures(pid, found[pid])
             workers = [self._workers[pid] for pid, each in requests.items() if each.memory and found[pid]]
-            self._read_memory([each for each in workers if each.processes])
+            self._read_memory([worker for worker in workers if worker.processes])
 
     def _read_figures(self, pid: int, members: Iterable[int]) -> None:
         """Read the processor time of the worker with this pid, whose processes are `members`."""
@@ -217,7 +217,7 @@ class ProcessUsages:
             self._workers[pid] = _MeasuredWorker.of_unknown_usage(now)
             return
         worker = self._workers.get(pid)
-        leader = next((each for each in processes if each[0] == pid), None)
+        leader = next((process for process in processes if process[0] == pid), None)
         if worker is None or (leader is not None and leader not in worker.processes):
             worker = self._workers[pid] = _MeasuredWorker(now - platform.age_seconds(pid))
         worker.note_figures(processes, now)

@@ -95,8 +95,8 @@ class WorkerStacks:
         """Return a copy with at most `stacks` threads and `stacks` groups of tasks, of at most `frames` calls each."""
         return replace(
             self,
-            threads=tuple(replace(each, frames=each.frames[:frames]) for each in self.threads[:stacks]),
-            tasks=tuple(replace(each, frames=each.frames[:frames]) for each in self.tasks[:stacks]),
+            threads=tuple(replace(thread, frames=thread.frames[:frames]) for thread in self.threads[:stacks]),
+            tasks=tuple(replace(task, frames=task.frames[:frames]) for task in self.tasks[:stacks]),
             kernel=tuple(replace(each, stack=each.stack[:frames]) for each in self.kernel[:stacks]),
         )
 
@@ -129,7 +129,7 @@ def parse(
     # Imported late: it needs asyncio, which some commands do without.
     from .process_link import sanitize_and_truncate_text
 
-    roots = [_OURS, *(os.path.join(each, "") for each in directories if each)]
+    roots = [_OURS, *(os.path.join(directory, "") for directory in directories if directory)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _LONGEST_LINE:
@@ -170,7 +170,7 @@ def parse(
 
 def find_main_thread_hang(threads: Iterable[ThreadStack]) -> str:
     """The place where the main thread hangs; "" if it waits for events or its calls are unknown."""
-    frames = next((each.frames for each in threads if each.main), ())
+    frames = next((thread.frames for thread in threads if thread.main), ())
     if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:
         return ""
     return str(next((frame for frame in frames if not frame.library), frames[0]))

@@ -80,7 +80,7 @@ class _Translation:
             return rf"\g<{value}>"
         if kind is _constants.GROUPREF_EXISTS:
             group, *branches = value
-            yes, no = (self._sequence(each or (), flags, copies) for each in branches)
+            yes, no = (self._sequence(branch or (), flags, copies) for branch in branches)
             return f"(?({group}){yes}|{no})"
         direction, asserted = value
         if direction < 0 and len({*asserted.getwidth()}) > 1:

@@ -102,7 +102,7 @@ def matching_texts(expressions: Iterable[str], texts: Iterable[str]) -> frozense
 
     Raises BadExpression, and SlowExpression if the search in all texts takes too long.
     """
-    found = [Expression(each) for each in expressions]
+    found = [Expression(expression) for expression in expressions]
     end = time.thread_time() + LIMIT_SECONDS
     return frozenset(
         text for text in texts if any(each.is_found(text, end - time.thread_time()) for each in found)

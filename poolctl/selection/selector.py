@@ -358,4 +358,4 @@ def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
         return similar_words(bare, binds)
     by_port = {bind.rpartition(":")[2]: bind for bind in reversed(binds)}
     same_port = [bind for bind in binds if bind.endswith(f":{port}")]
-    return same_port[:_NEAR_NAMES] or [by_port[each] for each in similar_words(port, by_port)]
+    return same_port[:_NEAR_NAMES] or [by_port[word] for word in similar_words(port, by_port)]

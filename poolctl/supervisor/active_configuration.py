@@ -274,7 +274,11 @@ class ActiveConfiguration:
 
     def keys_to_listen_on(self, servers: Iterable[ServerConfig]) -> list[str]:
         """The canonical addresses at which the pool listens if all of these servers run that are not disabled."""
-        own = [each.key for each in servers if each.listens and not (each.disabled or each.binds_itself)]
+        own = [
+            server.key
+            for server in servers
+            if server.listens and not (server.disabled or server.binds_itself)
+        ]
         return [*own, *(address.key for _, address in named_addresses(self.tables) if address)]
 
     def _has_kept_port(self, ledger: PortLedger, server: ServerConfig) -> bool:
@@ -376,7 +380,7 @@ class ActiveConfiguration:
         A server is recorded if its program binds the server's address, and `socket` is not "program". A change of the
         files clears the record. If no server in `servers` has to be recorded, returns an empty set.
         """
-        found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
+        found = {server.name for server in servers if server.binds_itself and server.socket != "program"}
         return await asyncio.to_thread(self._save_and_get_previously_warned, found) if found else found
 
     def _save_and_get_previously_warned(self, found: set[str]) -> set[str]:
@@ -455,10 +459,10 @@ class SelfBindingProgramsFile(ProgramsFile):
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""
         return [
-            each.model_copy(update={"socket": "program"})
-            if "socket" not in each.model_fields_set and self.has(each)
-            else each
-            for each in servers
+            server.model_copy(update={"socket": "program"})
+            if "socket" not in server.model_fields_set and self.has(server)
+            else server
+            for server in servers
         ]
 
 

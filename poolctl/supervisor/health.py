@@ -268,9 +268,9 @@ class WorkerRecovery:
 
     def _decide_and_recover(self, entry: Entry, state: RecoveryState) -> None:
         current = [
-            each
-            for each in state.problems.values()
-            if entry.is_current(each.worker) and id(each.worker) not in self._taking
+            problem
+            for problem in state.problems.values()
+            if entry.is_current(problem.worker) and id(problem.worker) not in self._taking
         ]
         if not entry.wanted or entry.removed:
             return
@@ -282,7 +282,7 @@ class WorkerRecovery:
         ):
             situation = RecoverySituation(
                 strategy,
-                histories=[_recoveries_of(entry, each.worker) for each in problems],
+                histories=[_recoveries_of(entry, problem.worker) for problem in problems],
                 ready=len(entry.observed.ready),
                 size=entry.size,
                 overlaps=entry.may_overlap,
@@ -303,9 +303,9 @@ class WorkerRecovery:
     def _notify_once(
         self, entry: Entry, state: RecoveryState, step: RecoveryStep, problems: list[WorkerProblem]
     ) -> None:
-        news = [each for each in problems if each.worker.id not in state.notified]
+        news = [problem for problem in problems if problem.worker.id not in state.notified]
         if news:
-            state.notified |= {each.worker.id for each in news}
+            state.notified |= {new.worker.id for new in news}
             report = self._begin_recovery_report(entry, step, news)
             self._record(entry, report, "notified" if step is RecoveryStep.NOTIFY else "given up")
 
@@ -316,21 +316,21 @@ class WorkerRecovery:
             if acts
             else entry.observed.recoveries
         )
-        counts = acts and any(each.kind != MEMORY for each in problems)
+        counts = acts and any(problem.kind != MEMORY for problem in problems)
         self._core.note_recovery_begun(
             entry, self._begin_recovery_report(entry, step, problems), times, counts=counts
         )
-        with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
+        with caused_by("recovery: " + "; ".join(problem.seen for problem in problems)):
             self._act(entry, step, problems)
 
     def _act(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
         core = self._core
         if step is RecoveryStep.RESTART:
-            for each in problems:
-                core.drain_then_replace(entry, each.worker)
+            for problem in problems:
+                core.drain_then_replace(entry, problem.worker)
         elif step is RecoveryStep.REPLACE:
-            for each in problems:
-                core.replace_worker(entry, each.worker.id)
+            for problem in problems:
+                core.replace_worker(entry, problem.worker.id)
         else:
             for dependent in core.servers.closure([entry], core.servers.dependents):
                 if dependent is not entry:
@@ -341,21 +341,21 @@ class WorkerRecovery:
         self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]
     ) -> Table:
         """Describe a recovery that is beginning, as JSON for its event. The workers' last log lines are added later."""
-        workers = [each.worker for each in problems]
+        workers = [problem.worker for problem in problems]
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
             "step": step.value,
-            "seen": [each.seen for each in problems],
-            "kinds": sorted({each.kind for each in problems}),
-            "since": min(each.since for each in problems),
+            "seen": [problem.seen for problem in problems],
+            "kinds": sorted({problem.kind for problem in problems}),
+            "since": min(problem.since for problem in problems),
             "workers": {each.id: each.placement.pid for each in workers if each.placement is not None},
             "stuck": any(worker.stuck for worker in workers),
             "pids": entry.pids,
             "lines": [],
         }
-        if taken := [to_json(each.stacks) for each in problems if each.stacks is not None]:
+        if taken := [to_json(problem.stacks) for problem in problems if problem.stacks is not None]:
             report["stacks"] = taken[:_MOST_STACKS]
-            report["sentences"] = [each.sentence for each in problems]
+            report["sentences"] = [problem.sentence for problem in problems]
         # Read during the recovery; its event is recorded once they have been read.
         reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
         self._reading[id(report)] = reading
@@ -464,7 +464,7 @@ def _recovery_times(entry: Entry, problems: list[WorkerProblem], now: float) -> 
 
     Times before the server's `recovery.window` are left out.
     """
-    whose = {str(each.worker.index) for each in problems}
+    whose = {str(problem.worker.index) for problem in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
         for key, times in entry.observed.recoveries.items()
@@ -486,8 +486,8 @@ def _recovery_outcome(entry: Entry) -> tuple[str, str] | None:
     if entry.failed or entry.completed:
         return "failed", failure
     if step == RecoveryStep.REPLACE and any(
-        each.id in entry.observed.recovering["workers"] and entry.is_current(each)
-        for each in entry.observed.staying
+        worker.id in entry.observed.recovering["workers"] and entry.is_current(worker)
+        for worker in entry.observed.staying
     ):
         return "failed", failure or "its replacement did not become ready"
     return ("recovered", "") if entry.settled else None

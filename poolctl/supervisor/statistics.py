@@ -330,7 +330,7 @@ def error_rate(before: Counts, after: Counts, seconds: float) -> float:
 
 
 def _rounded(rates: Iterable[float], *, counted: bool) -> tuple[Figure, ...]:
-    return tuple(round(each, 3) if counted else None for each in rates)
+    return tuple(round(rate, 3) if counted else None for rate in rates)
 
 
 def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage) -> server_answers.WorkerStats:

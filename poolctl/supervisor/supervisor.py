@@ -606,7 +606,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
                     self._configuration.cancel_first_read()
 
     def _confirm_termination_and_stop(self) -> None:
-        servers = (each.config for each in self.core.entries.values())
+        servers = (entry.config for entry in self.core.entries.values())
         limit = maximum_pool_stop_seconds(servers, self._configuration.tables.stop_seconds)
         # The keeper ends the pool by itself if the supervisor needs longer than this.
         self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
@@ -702,13 +702,13 @@ async def restore_and_adopt_workers(
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = await runner.adopt_workers_and_end_others(servers, placed)
     await end_others(runner.pids)
-    running = {each.placement.server for each in adopted.workers if not each.leaving}
+    running = {worker.placement.server for worker in adopted.workers if not worker.leaving}
     unknown = running - recorded
     for name in unknown:
         core.mark_found_running(core.entries[name])
-    for each in adopted.workers:
-        entry = core.entries[each.placement.server]
-        core.adopt_worker(entry, _adopted_worker(each), generation_recorded=entry.name not in unknown)
+    for worker in adopted.workers:
+        entry = core.entries[worker.placement.server]
+        core.adopt_worker(entry, _adopted_worker(worker), generation_recorded=entry.name not in unknown)
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
     _adopt_listeners_and_resume(core, adopted.endpoints)

@@ -108,9 +108,9 @@ class TokenCheck:
         Raises Refused: 401 for a wrong token, or 429 while the client has to wait. A right token that is long passes.
         """
         found, digest = None, _digest(sent)
-        for each in tokens:  # all of them, so that the time reveals nothing
-            if each.has(digest):
-                found = each
+        for token in tokens:  # all of them, so that the time reveals nothing
+            if token.has(digest):
+                found = token
         if found is not None and found.is_long:
             return found
         if wait := self._wrong.wait_seconds(key, now):

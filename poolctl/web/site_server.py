@@ -77,7 +77,11 @@ class SiteServer(PoolServer):
         """Close the connection that has waited longest. If all have requests, accept none until one of them closes."""
         state = self.server_state
         since = {each: due - state.head_timeouts.seconds for each, due in state.expected.items()}
-        waiting = [each for each in state.connections if isinstance(each, SiteConnection) and each.waits]
+        waiting = [
+            connection
+            for connection in state.connections
+            if isinstance(connection, SiteConnection) and connection.waits
+        ]
         since |= {each: each.since for each in waiting}
         if not since:
             self._pause_accepting()

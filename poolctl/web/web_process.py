@@ -260,14 +260,14 @@ class Certificate:
 
 def _are_same(listeners: Sequence[socket.socket], others: Sequence[socket.socket]) -> bool:
     """Whether these are duplicates of the same sockets, in the same order."""
-    return [os.fstat(each.fileno()).st_ino for each in listeners] == [
-        os.fstat(each.fileno()).st_ino for each in others
+    return [os.fstat(listener.fileno()).st_ino for listener in listeners] == [
+        os.fstat(other.fileno()).st_ino for other in others
     ]
 
 
 def _close(listeners: Sequence[socket.socket]) -> None:
-    for each in listeners:
-        each.close()
+    for listener in listeners:
+        listener.close()
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def read_tally_page(fd: int) -> Counts | None:
     if counts[0] != LAYOUT:
         return None
     counts[0] = 0
-    return counts if max(counts) <= MOST else [bounded(each) for each in counts]
+    return counts if max(counts) <= MOST else [bounded(count) for count in counts]
 
 
 def bounded(number: int) -> int:
@@ -292,7 +292,9 @@ def _await_chain(awaitable: object) -> Iterator[Location]:
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.
-            found = [each for each in gc.get_referents(awaitable) if isinstance(each, _GENERATORS)]
+            found = [
+                referent for referent in gc.get_referents(awaitable) if isinstance(referent, _GENERATORS)
+            ]
             awaitable = found[0] if len(found) == 1 else None
         for frame_name, awaited_name in _AWAITING:
             frame = getattr(awaitable, frame_name, None)

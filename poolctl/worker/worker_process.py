@@ -135,8 +135,8 @@ class WorkerProcess:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
     def _on_left(self) -> None:
-        for each in self.listeners:
-            each.close()  # without keeper and supervisor nobody else has them: their addresses become free
+        for listener in self.listeners:
+            listener.close()  # without keeper and supervisor nobody else has them: their addresses become free
         self.control.send_or_drop({"event": "left"})
 
     def _report_request_limit_reached(self) -> None:

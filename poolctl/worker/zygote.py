@@ -283,7 +283,7 @@ class ProcessSnapshot(NamedTuple):
     def of_this_process(cls) -> ProcessSnapshot:
         """The current threads, children and descriptors of this process."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
-        kept = frozenset(each for each in threads if native_thread_name(each) not in _SPARED)
+        kept = frozenset(thread for thread in threads if native_thread_name(thread) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def describe_leftovers_after_wait(self, origins: ThreadOrigins | None = None) -> str:

@@ -252,12 +252,12 @@ def _combined(outcomes: list[Outcome]) -> Outcome:
     Its exit code is FAILED if one of them has that code, else the first code that is not 0.
     """
     whole = Outcome()
-    for each in outcomes:
-        whole.items += each.items
-        whole.errors += each.errors
-        whole.warnings += each.warnings
+    for outcome in outcomes:
+        whole.items += outcome.items
+        whole.errors += outcome.errors
+        whole.warnings += outcome.warnings
         whole.exit_code = (
-            FAILED if FAILED in (whole.exit_code, each.exit_code) else whole.exit_code or each.exit_code
+            FAILED if FAILED in (whole.exit_code, outcome.exit_code) else whole.exit_code or outcome.exit_code
         )
-    whole.message = "\n".join(each.message for each in outcomes if each.message)
+    whole.message = "\n".join(outcome.message for outcome in outcomes if outcome.message)
     return whole

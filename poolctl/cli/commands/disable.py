@@ -23,7 +23,7 @@ def disable(
     """Stop servers, and keep them stopped until enabled."""
 
     def report(result: Result) -> str:
-        line = count_text([each.state == "disabled" for each in result.items], "disabled")
+        line = count_text([item.state == "disabled" for item in result.items], "disabled")
         return line + dependents_text(result, "stopped")
 
     return change_servers(

@@ -22,6 +22,6 @@ def drain(
     """Take servers out of rotation; they keep answering."""
 
     def report(result: Result) -> str:
-        return count_text([each.state == "draining" for each in result.items], "out of rotation")
+        return count_text([item.state == "draining" for item in result.items], "out of rotation")
 
     return change_servers("drain", place, selection, Wait(timeout), report)

@@ -43,12 +43,12 @@ def enable(
 
 def _enabled_lines(result: Result) -> Iterator[str]:
     before, dependents = set(result.unchanged or ()), set(result.dependents or ())
-    if enabled := [each for each in result.items if each.name not in before | dependents]:
-        ready = f", {sum(each.ready for each in enabled)} ready"
-        if all(each.state == "stopped" for each in enabled):
+    if enabled := [item for item in result.items if item.name not in before | dependents]:
+        ready = f", {sum(server.ready for server in enabled)} ready"
+        if all(server.state == "stopped" for server in enabled):
             ready = ""  # the pool has no supervisor
         yield f"{server_count_text(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
-    known = [each for each in result.items if each.name in before]
+    known = [item for item in result.items if item.name in before]
     resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
     if others := len(known) - len(resting):
         yield f"{server_count_text(others)} enabled already"

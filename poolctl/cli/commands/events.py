@@ -159,9 +159,9 @@ def _configured_path(pool: PoolRef) -> str:
     from poolctl.config import EventsTable, load
 
     config = load(pool.files, os.environ)
-    errors = [ErrorEntry.of(each) for each in config.problems]
+    errors = [ErrorEntry.of(problem) for problem in config.problems]
     if wrong := [
-        each for each in errors if each.key and each.key.partition(".")[0] == EventsTable.table_name
+        error for error in errors if error.key and error.key.partition(".")[0] == EventsTable.table_name
     ]:
         raise Failure(Outcome(errors=wrong))
     table = config.tables.get(EventsTable)

@@ -58,8 +58,8 @@ def health(
     """
     options = {"depth": depth.value, "routes": routes}
     result = ask_for(HealthResult, Request("health", place, options=options), find_pool(place))
-    names = (each.name for each in result.items)
-    lines = [_health_row(each) for each in result.items]
+    names = (item.name for item in result.items)
+    lines = [_health_row(item) for item in result.items]
     return set_table_text(Outcome.of(result), output, lines, COLUMNS[depth], names)
 
 

@@ -191,7 +191,7 @@ def _log_files_and_names_with_ids(
         if not missing or not _has_gateway(place, pool):
             raise
     # No server has this name.
-    selection = replace(selection, targets=[each for each in targets if each != GATEWAY])
+    selection = replace(selection, targets=[target for target in targets if target != GATEWAY])
     return _files_and_names_with_ids(place, selection, pool, gateway=True)
 
 
@@ -208,7 +208,7 @@ def _files_and_names_with_ids(
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
         paths |= dict(zip(_OF_GATEWAY, files, strict=True))
-    shown = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
+    shown = {item.name for item in items if (item.config.get("http") or {}).get("request_id")}
     return paths, shown
 
 
@@ -277,7 +277,7 @@ def _line_search(option: str, expressions: Sequence[str]) -> Callable[[str], boo
     from poolctl.selection.regular_expressions import BadExpression, Expression
 
     try:
-        compiled = [Expression(each) for each in expressions]
+        compiled = [Expression(expression) for expression in expressions]
     except BadExpression as bad:
         raise expression_error(option, bad) from None
 

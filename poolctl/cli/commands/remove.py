@@ -29,7 +29,7 @@ def remove(
     """Stop servers, and take them out of the pool."""
 
     def report(result: Result) -> str:
-        return "\n".join(f"removed {each.name} {each.bind}" for each in result.items)
+        return "\n".join(f"removed {item.name} {item.bind}" for item in result.items)
 
     return change_servers(
         "remove",

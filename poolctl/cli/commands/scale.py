@@ -69,7 +69,7 @@ def scale(
     def report(result: Result) -> str:
         if auto:
             return f"{server_count_text(len(result.items))} scaled by triggers"
-        scaled = sum(each.workers == workers for each in result.items)
+        scaled = sum(item.workers == workers for item in result.items)
         return (
             f"{server_count_text(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
         )

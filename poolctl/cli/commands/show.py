@@ -102,7 +102,9 @@ def _text(item: ServerDescription, servers: Mapping[str, ServerDescription], *, 
         if item.stacks is not None:
             rows.append(("hung", _NEXT_LINE.join(stack_lines(item.stacks))))
     if item.routes is not None:
-        routes = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in item.routes]
+        routes = [
+            f"{route.alias}: {route.protocol}://{route.host or '*'}{route.path}" for route in item.routes
+        ]
         rows.append(("routes", _NEXT_LINE.join(map(printable, routes)) or "-"))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     if servers and item.config.get("depends_on"):

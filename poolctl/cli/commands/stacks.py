@@ -47,14 +47,14 @@ def show_stacks(
         if not found:
             raise
         if not selection.selector().selects_all:
-            names = {each.name for each in selected(place, selection, pool, command="stacks").items}
+            names = {item.name for item in selected(place, selection, pool, command="stacks").items}
             found = [each for each in found if each.name in names]
         result = StacksResult(items=tuple(found))
     outcome = Outcome.of(result)
     if output in (None, "table", "wide") and not outcome.errors:
-        outcome.text = "\n".join(_text(each) for each in result.items)
+        outcome.text = "\n".join(_text(item) for item in result.items)
     elif output == "name":
-        outcome.text = "".join(f"{printable(each.worker)}\n" for each in result.items)
+        outcome.text = "".join(f"{printable(item.worker)}\n" for item in result.items)
     return outcome
 
 

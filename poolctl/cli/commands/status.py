@@ -131,7 +131,10 @@ def _stacks_of_hung(request: Request, pool: PoolRef, items: Sequence[Item]) -> l
 
     details = ask_for(ShowResult, request, pool).items
     return [
-        line for each in details if each.name in late and each.stacks for line in stack_lines(each.stacks)
+        line
+        for detail in details
+        if detail.name in late and detail.stacks
+        for line in stack_lines(detail.stacks)
     ]
 
 

@@ -104,7 +104,7 @@ def _stop_without_supervisor(
     everything = selection.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
     items, warnings = ([], []) if everything and not listed else _from_files(selection, pool)
-    names = None if everything else {each.name for each in items}
+    names = None if everything else {item.name for item in items}
     forget_servers_to_run(pool.directory, names)
     message, said = _end_left_overs(pool, names, timeout)
     if everything:
@@ -127,7 +127,9 @@ def _end_left_overs(
     # Imported late, because most pools leave nothing behind.
     from poolctl.runners.left_overs import end_left_overs, forget_ended, left_over_text, left_overs
 
-    left = [each for each in left_overs(pool.directory) if names is None or each.server in names]
+    left = [
+        left_over for left_over in left_overs(pool.directory) if names is None or left_over.server in names
+    ]
     ended = end_left_overs(left, limit_seconds=timeout)
     forget_ended(pool.directory)
     warnings = [warning for each in ended for warning in each.warnings]

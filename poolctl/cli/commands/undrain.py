@@ -22,6 +22,6 @@ def undrain(
     """Put drained servers back into rotation."""
 
     def report(result: Result) -> str:
-        return count_text([each.ready for each in result.items], "in rotation")
+        return count_text([item.ready for item in result.items], "in rotation")
 
     return change_servers("undrain", place, selection, Wait(timeout), report)

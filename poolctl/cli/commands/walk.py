@@ -138,9 +138,9 @@ class ParallelWalk:
                     try:
                         found = self.found.get(timeout=POLL_SECONDS)
                     except Empty:
-                        for each in tasks:
-                            if each.done():
-                                each.result()  # raises what has gone wrong in it
+                        for task in tasks:
+                            if task.done():
+                                task.result()  # raises what has gone wrong in it
                         continue
                     if isinstance(found, ServerRun):
                         running -= 1
@@ -173,10 +173,10 @@ class ParallelWalk:
             threading.Thread(target=self._read, args=(item.name, child, texts, is_error))
             for is_error in (False, True)
         ]
-        for each in readers:
-            each.start()
-        for each in (*readers, ending):
-            each.join()
+        for reader in readers:
+            reader.start()
+        for reader in (*readers, ending):
+            reader.join()
         child.wait()
         self.children.discard(child)
         self._pass_on(_run_result(item, shell_status(child.returncode), *map(_decoded, texts)))

@@ -90,7 +90,7 @@ class ServerOutput:
         # Files and log collectors of containers get the lines unchanged, but for commands to a CI.
         times = log_rendering.STAMPS if self._times else log_rendering.NO_TIMES
         terminal = sys.stdout.isatty()
-        asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
+        asked = {item.name for item in items if (item.config.get("http") or {}).get("request_id")}
         ids = asked if terminal and not self._times else None
         return log_rendering.PrefixedLineFormatter(names, times=times, records=terminal, request_ids=ids).line
 

@@ -124,4 +124,4 @@ def _same_variable_outcome(pool: PoolRef, first: Item, second: Item) -> Outcome:
     problems = config.located((server, finding) for server in config if server.name == second.name)
     if not problems:  # a server added live
         return Outcome.failed(INVALID_CONFIGURATION, message, finding.hint)
-    return Outcome(errors=[ErrorEntry.of(each) for each in problems], exit_code=INVALID_CONFIGURATION)
+    return Outcome(errors=[ErrorEntry.of(problem) for problem in problems], exit_code=INVALID_CONFIGURATION)

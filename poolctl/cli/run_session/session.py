@@ -255,7 +255,7 @@ class RunSession:
                 await asyncio.sleep(_PATIENCE_SECONDS)
                 continue
             items = [item for item in now.items if item.name in names or item.state != "stopped"]
-            processes = [each.name for each in now.summary.processes] if now.summary else []
+            processes = [process.name for process in now.summary.processes] if now.summary else []
             if (status := end_of_work(items, processes, self._events.exits)) is not None:
                 return status
             await self._events.changed.wait()
@@ -289,8 +289,8 @@ class RunSession:
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in waits:
-                each.cancel()
+            for wait in waits:
+                wait.cancel()
 
     def _end_with(self, status: int) -> bool:
         """End the session, if it should, because a server has ended with this status without an order."""

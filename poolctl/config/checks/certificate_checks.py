@@ -146,10 +146,10 @@ def certificate_names(text: str) -> list[str]:
     found: list[str] = []
     try:
         for _, extension in [
-            each
+            element
             for tag, content in _certificate_fields(text)
             if tag == 0xA3
-            for each in _nested_elements(content)
+            for element in _nested_elements(content)
         ]:
             # An identifier, an optional flag, and a value.
             parts = list(_elements(extension))

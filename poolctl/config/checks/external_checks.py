@@ -84,7 +84,7 @@ class ExternalChecks:
         for server in servers:
             self._check_server(server)
         # Every server still runs, but the loss of its log should not come as a surprise.
-        self.warnings += [each for each in self.problems[known:] if each[1].path == _LOG_PATH]
+        self.warnings += [problem for problem in self.problems[known:] if problem[1].path == _LOG_PATH]
         del self.problems[known:]
 
     def _check_server(self, server: ServerConfig) -> None:
@@ -179,7 +179,7 @@ class ExternalChecks:
         using.pop(sys.executable, None)  # poolctl's own interpreter has uvicorn, which poolctl needs
         apps = [each for each in servers if not each.command]
         for python, finding in check_interpreters(using):
-            self.problems += [(each, finding) for each in apps if each.python == python]
+            self.problems += [(app, finding) for app in apps if app.python == python]
 
     def _check_imports(self, servers: Sequence[ServerConfig]) -> None:
         env = with_absolute_paths(self._inherited_environment())

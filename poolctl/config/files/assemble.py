@@ -335,7 +335,7 @@ def _unknown_table_hint(document: Document, key: str, value: Tree) -> str:
         return _header_hint(document, "server", {key: value})
     if key == read_file.SECTION[0]:
         return f"leave {'.'.join(read_file.SECTION)} out: it is for {read_file.PYPROJECT}"
-    tables = [_shown_header(document, each) for each in file_tables()]
+    tables = [_shown_header(document, table) for table in file_tables()]
     return f"the tables of a file are {', '.join(tables)}"
 
 

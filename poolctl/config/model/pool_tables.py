@@ -319,7 +319,7 @@ def build_tables(
 
     `servers` may need tables of features without which they cannot be reached: these get their defaults.
     """
-    if any(each.is_proxied for each in servers):
+    if any(server.is_proxied for server in servers):
         raw = {
             **{name: value for rules in all_rules() for name, value in rules.tables_of_proxied.items()},
             **raw,

@@ -209,7 +209,7 @@ def _addresses(tables: Tables) -> Iterator[BoundAddress]:
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
     """Return [(table name, address)] for all addresses that tables bind, as `conflicts` expects."""
-    return [(each.name, each.address) for each in _addresses(tables)]
+    return [(address.name, address.address) for address in _addresses(tables)]
 
 
 def table_conflicts(
@@ -283,7 +283,10 @@ def with_resolved_references(
     there: list[ServerConfig] = [*others, *servers]
     known = {each.name: address_parts(each.expose, each.address) for each in there if not each.address.auto}
     literal = _ESCAPED if keep_escapes else OPENING
-    return [_with_resolved_references(each, known, literal) if may_refer(each) else each for each in servers]
+    return [
+        _with_resolved_references(server, known, literal) if may_refer(server) else server
+        for server in servers
+    ]
 
 
 def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, str]], literal: str) -> Server:

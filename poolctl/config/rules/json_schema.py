@@ -64,7 +64,7 @@ INTERPOLATED = {
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
     tables: dict[str, type[Table]] = MODELS | {
-        name: each.load(part) for each in features() for name, part in each.tables.items()
+        name: feature.load(part) for feature in features() for name, part in feature.tables.items()
     }
     models: list[type[Section]] = [ServerConfig, PoolSettings, *tables.values()]
     _, schema = models_json_schema([(each, "validation") for each in models], schema_generator=_Generator)

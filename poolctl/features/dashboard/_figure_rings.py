@@ -130,7 +130,7 @@ def _pool_figures(figures: Sequence[Sequence[float]]) -> list[float]:
     """The pool's figures, in the order of FIGURES. Each is the sum over the servers; latency is their maximum."""
     found = []
     for at, name in enumerate(FIGURES):
-        known = [each[at] for each in figures if not isnan(each[at])]
+        known = [figure[at] for figure in figures if not isnan(figure[at])]
         total = max if name == "latency_p99_seconds" else sum
         found.append(total(known) if known else nan)
     return found

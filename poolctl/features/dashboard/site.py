@@ -284,7 +284,7 @@ class _DashboardEndpoints:
         """Respond with the workers, the failure and the configuration of one server."""
         found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
         items = [{**to_json(item, *_DETAILS), **_configuration(item)} for item in found.items]
-        return JSONResponse({"items": items, "errors": [to_json(each) for each in found.errors]})
+        return JSONResponse({"items": items, "errors": [to_json(error) for error in found.errors]})
 
     async def _history(self, request: Request) -> Response:
         """Respond with the figures of a server or the pool in the last hour or day."""
@@ -305,8 +305,8 @@ class _DashboardEndpoints:
             "route_columns": route_columns(routes),
             "backend_columns": BACKEND_COLUMNS,
             "refused_without_route": found.refused or {},
-            "routes": [to_json(each) for each in routes[:_MOST_ROWS]],
-            "hosts": [to_json(each) for each in hosts.items[:_MOST_ROWS]],
+            "routes": [to_json(route) for route in routes[:_MOST_ROWS]],
+            "hosts": [to_json(item) for item in hosts.items[:_MOST_ROWS]],
             "more_routes": max(0, len(routes) - _MOST_ROWS),
             "more_hosts": max(0, len(hosts.items) - _MOST_ROWS),
             "problem": hosts.errors[0].message if hosts.errors else "",
@@ -335,10 +335,12 @@ class _DashboardEndpoints:
 
 def _configuration(item: ServerDetails) -> Table:
     """What is configured for the server, as [key, value, place]; of its environment only the names are shown."""
-    values = [each for each in configured_values(item.config, item.origin) if each.place != DEFAULT]
-    environment = [each.key.removeprefix("env.") for each in values if each.key.startswith("env.")]
+    values = [value for value in configured_values(item.config, item.origin) if value.place != DEFAULT]
+    environment = [value.key.removeprefix("env.") for value in values if value.key.startswith("env.")]
     rows = [
-        (each.key, value_text(each.value), each.place) for each in values if not each.key.startswith("env.")
+        (value.key, value_text(value.value), value.place)
+        for value in values
+        if not value.key.startswith("env.")
     ]
     return {"configuration": rows, "environment": environment}
 

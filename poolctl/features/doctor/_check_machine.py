@@ -429,7 +429,9 @@ def _network_file_system(path: str) -> str:
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Entries in the runtime directories that belong to no running pool."""
     found = [
-        each for root in pool_paths.runtime_root_candidates(context.env) for each in _leftovers(root, context)
+        leftover
+        for root in pool_paths.runtime_root_candidates(context.env)
+        for leftover in _leftovers(root, context)
     ]
     yield from found or [ok("leftovers", "none")]
 

@@ -171,7 +171,9 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
 
 def readiness(context: CheckContext) -> Iterator[CheckResult]:
     """The servers of which nobody knows whether new code can answer before it replaces the running code."""
-    without = [each.name for each in context.servers if each.listens and each.health.readiness is None]
+    without = [
+        server.name for server in context.servers if server.listens and server.health.readiness is None
+    ]
     if without:
         more = f" and {len(without) - _NAMES_SHOWN} more" if len(without) > _NAMES_SHOWN else ""
         names = f"{', '.join(without[:_NAMES_SHOWN])}{more}"

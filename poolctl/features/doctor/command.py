@@ -77,12 +77,14 @@ def _notification_results(place: Place, pool: PoolRef | None) -> Iterable[CheckR
         errors = error.outcome.errors if isinstance(error, Failure) else [error]
         yield from (problem("notify", each.message, each.hint or "poolctl validate") for each in errors)
         return
-    for each in sent.receivers or ():
-        if each.ok:
-            yield ok("notify", f"{each.name}: sent")
+    for receiver in sent.receivers or ():
+        if receiver.ok:
+            yield ok("notify", f"{receiver.name}: sent")
         else:
             yield problem(
-                "notify", f"{each.name}: {each.message}", "fix that receiver, or take its [[notify]] out"
+                "notify",
+                f"{receiver.name}: {receiver.message}",
+                "fix that receiver, or take its [[notify]] out",
             )
     if sent.receivers is None:
         yield from (problem("notify", each.message, each.hint) for each in sent.errors)

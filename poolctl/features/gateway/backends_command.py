@@ -94,12 +94,12 @@ def _change(
     result = ask_for(HostsResult, request, find_pool(place))
     if output:
         return _table_outcome(output, result)
-    return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
+    return Outcome.of(result, "\n".join(_sentence(item) for item in result.items))
 
 
 def _table_outcome(output: str | None, result: HostsResult) -> Outcome:
-    lines = [_line(each) for each in result.items]
-    columns, names = BACKEND_COLUMNS if output == "wide" else COLUMNS, (each.host for each in result.items)
+    lines = [_line(item) for item in result.items]
+    columns, names = BACKEND_COLUMNS if output == "wide" else COLUMNS, (item.host for item in result.items)
     return set_table_text(Outcome.of(result), output, lines, columns, names, DISPENSABLE)
 
 

@@ -43,7 +43,7 @@ def files(place: Place, wanted: Wanted) -> Files:
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
-    streams = [each for each in routes if isinstance(each, StreamRoute) and each.provider == FILE]
+    streams = [route for route in routes if isinstance(route, StreamRoute) and route.provider == FILE]
     listeners, commands = [], []
     directory = str(wanted.into or "")
     for number, each in enumerate(gateway.bind, 1):
@@ -53,15 +53,19 @@ def files(place: Place, wanted: Wanted) -> Files:
     tables = {each.label: each for each in config.tables.all(StreamConfig)}
     listeners += [
         HaproxyListener(
-            (_haproxy_bind(tables[each.alias]),), alias=each.alias, accept_proxy=each.accept_proxy
+            (_haproxy_bind(tables[stream.alias]),), alias=stream.alias, accept_proxy=stream.accept_proxy
         )
-        for each in streams
+        for stream in streams
     ]
     servers = {each.name: each for each in config if each.listens}
     configuration = configuration_of(
         settings_of(gateway),
         listeners,
-        [replace(each, waiting_page=False, probe_responses=()) for each in routes if isinstance(each, Route)],
+        [
+            replace(route, waiting_page=False, probe_responses=())
+            for route in routes
+            if isinstance(route, Route)
+        ],
         streams,
         ServerAddresses(
             {
@@ -108,7 +112,7 @@ def _listener_with_shell_commands(
     """Return the listener in HAProxy's syntax, and the shell commands that create its files in `directory`."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
-    demands = any(each.client_auth != "none" for each in tables)
+    demands = any(table.client_auth != "none" for table in tables)
     for number, tls in enumerate(tables, 1):
         file = tls.cert
         if tls.password_env or (tls.key is not None and tls.key != tls.cert):

@@ -62,11 +62,12 @@ def refusals(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Locate
         return
     servers = list(servers)
     routes = routes_of(servers, tables)
-    http = [_with_any_authority(each) for each in routes if isinstance(each, Route)]
-    streams = [each for each in routes if isinstance(each, StreamRoute)]
+    http = [_with_any_authority(route) for route in routes if isinstance(route, Route)]
+    streams = [route for route in routes if isinstance(route, StreamRoute)]
     listeners = [_listener(number, each) for number, each in enumerate(gateway.bind)]
     listeners += [
-        HaproxyListener((_ANY_ADDRESS,), alias=each.alias, accept_proxy=each.accept_proxy) for each in streams
+        HaproxyListener((_ANY_ADDRESS,), alias=stream.alias, accept_proxy=stream.accept_proxy)
+        for stream in streams
     ]
     made = configuration_of(
         settings_of(gateway)._replace(user=""),  # who has checks of its own
@@ -114,7 +115,7 @@ def _alerts(program: str, made: HaproxyConfiguration, lines: Sequence[str]) -> l
         return []
     output = (done.stderr + done.stdout).decode("utf-8", "replace")
     alerts = [each.removeprefix("config : ") for each in alerts_in(without_keys(output))]
-    return [each for each in dict.fromkeys(alerts) if not _SUMMARY.match(each)] or [
+    return [alert for alert in dict.fromkeys(alerts) if not _SUMMARY.match(alert)] or [
         f"it exits with {done.returncode}: {' '.join(output.split())[-200:]}"
     ]
 
@@ -146,7 +147,7 @@ class _Places(NamedTuple):
         start = next((each for each in range(number, -1, -1) if lines[each][:1].strip()), 0)
         words = lines[start].split()
         section = self.made.sections.get(words[1]) if len(words) > 1 else None
-        comments = (_COMMENT.match(each) for each in reversed(lines[start : number + 1]))
+        comments = (_COMMENT.match(line) for line in reversed(lines[start : number + 1]))
         key = next(filter(None, comments), None)
         path: KeyPath = () if key is None else tuple(filter(None, key.groups()))
         if section is None:
@@ -235,9 +236,13 @@ def _listener(number: int, table: GatewayListener) -> HaproxyListener:
         crt_list=f"listener-{number}.crt-list",
         certificates=tuple(
             HaproxyCertificate(
-                _CERTIFICATE, _CERTIFICATE, each.client_auth, each.min_version, each.ciphers or ""
+                _CERTIFICATE,
+                _CERTIFICATE,
+                certificate.client_auth,
+                certificate.min_version,
+                certificate.ciphers or "",
             )
-            for each in certificates
+            for certificate in certificates
         ),
         accept_proxy=table.accept_proxy_protocol,
         passes_tls=table.tls is True,
@@ -245,7 +250,7 @@ def _listener(number: int, table: GatewayListener) -> HaproxyListener:
 
 
 def _addresses(servers: Iterable[ServerConfig]) -> ServerAddresses:
-    listening = [each for each in servers if each.listens]
+    listening = [server for server in servers if server.listens]
     return ServerAddresses(
         {each.name: Endpoint.of_server(each.address.key, bool(each.tls)) for each in listening},
         processes={each.name: (_ANY_ADDRESS,) for each in listening if each.is_proxied},
@@ -254,4 +259,4 @@ def _addresses(servers: Iterable[ServerConfig]) -> ServerAddresses:
 
 def _keys(servers: Iterable[ServerConfig]) -> dict[str, str]:
     """Keys as long as those by which applications recognize requests of the gateway."""
-    return {each.name: "0" * KEY_CHARACTERS for each in servers if not each.command}
+    return {server.name: "0" * KEY_CHARACTERS for server in servers if not server.command}

@@ -141,7 +141,7 @@ def _target_problems(
         found = known.servers_or_none_if_outside(text)
         if found is None:
             binds = [route] if isinstance(route, StreamConfig) else gateway.bind
-            if is_own_address(text, [parse(each.bind) for each in binds]):
+            if is_own_address(text, [parse(bind.bind) for bind in binds]):
                 yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
         elif text.startswith(TAG):
             tag = text.removeprefix(TAG)
@@ -357,7 +357,7 @@ def _copied_tls_problems(route: RouteConfig, known: ServerIndex, gateway: Gatewa
     servers = [each for each in known.servers_of(route) if not each.disabled and each.listens]
     is_whole_host = bool(route.host) and route.path == "/"
     by_name_alone = is_whole_host and not any(_is_used(getattr(route, key)) for key in NEEDS_REQUESTS)
-    if not (by_name_alone and route.policy != STICKY and servers and all(each.tls for each in servers)):
+    if not (by_name_alone and route.policy != STICKY and servers and all(server.tls for server in servers)):
         message = "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
         yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
 
@@ -561,7 +561,9 @@ def _added_prefix(path: str) -> Finding:
 
 
 def _gateway_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
-    yield from (each._replace(path=("gateway", *each.path)) for each in _joined_timeouts(gateway.timeouts))
+    yield from (
+        timeout._replace(path=("gateway", *timeout.path)) for timeout in _joined_timeouts(gateway.timeouts)
+    )
 
 
 def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
@@ -630,7 +632,8 @@ def check_program_and_certificates(
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
     for route in tables.all(RouteConfig):
         problems += [
-            each._replace(path=("route", route.index, *each.path)) for each in _authority_problems(route)
+            problem._replace(path=("route", route.index, *problem.path))
+            for problem in _authority_problems(route)
         ]
     for of_table, each in _listeners(gateway, tables.all(StreamConfig)):
         if each.owner:
@@ -643,7 +646,9 @@ def check_program_and_certificates(
 def _shared_user_warnings(user: str, servers: Iterable[ServerConfig]) -> Iterator[Finding]:
     """Yield a warning if servers run as the user, or "user:group", that HAProxy of a pool of root changes to."""
     name = user.partition(":")[0]
-    if sharing := [each.name for each in servers if each.user and each.user.partition(":")[0] == name]:
+    if sharing := [
+        server.name for server in servers if server.user and server.user.partition(":")[0] == name
+    ]:
         message = f"HAProxy shares the user {name!r} with {', '.join(sharing)}: they are not isolated from each other"
         yield Finding(("gateway", "user"), message, "name a user for HAProxy alone", name)
 
@@ -694,7 +699,7 @@ def _program_problems(
     if problem := program_problem(program_path(gateway.program)):
         listed = [*(("route", each.index) for each in tables.all(RouteConfig))]
         listed += [("stream", each.index) for each in tables.all(StreamConfig)]
-        proxied = next((each for each in servers if each.is_proxied), None)
+        proxied = next((server for server in servers if server.is_proxied), None)
         # A [gateway] that is made for streams or proxied servers alone has only the key `bind`, which is empty.
         is_written = gateway.model_fields_set and (gateway.bind or gateway.model_fields_set != {"bind"})
         if gateway.program:

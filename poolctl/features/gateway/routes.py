@@ -88,8 +88,8 @@ def routes_of(servers: Iterable[ServerConfig], tables: Tables) -> tuple[AnyRoute
             made = _excluded(written, f"the alias {written.alias!r} is taken")
         aliases.add(written.alias)
         found.append(made)
-    found += (_port_of(each) for each in servers if each.is_proxied and not each.disabled)
-    aliases = {each.name for each in servers if each.is_proxied}
+    found += (_port_of(server) for server in servers if server.is_proxied and not server.disabled)
+    aliases = {server.name for server in servers if server.is_proxied}
     for stream in tables.all(StreamConfig):
         to, reasons = known.resolve_targets_with_reasons(stream.to)
         if to and stream.label not in aliases:

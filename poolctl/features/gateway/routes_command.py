@@ -117,10 +117,10 @@ def routes(
         )
     result = ask_for(RoutesResult, Request("routes", place), find_pool(place))
     columns = route_columns(result.items) if output == "wide" else COLUMNS
-    lines = [_line(each) for each in result.items]
+    lines = [_line(item) for item in result.items]
     outcome = Outcome.of(result)
     outcome.warnings += _warnings(result)
-    names = (each.alias for each in result.items)
+    names = (item.alias for item in result.items)
     outcome = set_table_text(outcome, output, lines, columns, names, DISPENSABLE)
     if output == "wide" and result.refused:
         refused = ", ".join(f"{count} with {code}" for code, count in sorted(result.refused.items()))
@@ -136,10 +136,10 @@ def _warnings(result: RoutesResult) -> list[str]:
         if route.why and route.way != EXCLUDED and not route.registrations
     ]
     found += [
-        f"{each.name}: {each.url} gets no requests: {each.why or each.state}"
+        f"{registration.name}: {registration.url} gets no requests: {registration.why or registration.state}"
         for route in result.items
-        for each in route.registrations or ()
-        if each.state != SERVING
+        for registration in route.registrations or ()
+        if registration.state != SERVING
     ]
     more = len(found) - MOST_WARNED
     rest = f"and {more} more"
@@ -152,7 +152,7 @@ class ExplainedRequest:
     def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
         """Raises UsageError for a header without a colon, and for a URL that is invalid or has a user name."""
         self.method = method
-        self.headers = dict(_header(each) for each in headers or ())
+        self.headers = dict(_header(header) for header in headers or ())
         scheme, separator, rest = url.partition("://")
         has_scheme = bool(separator) and scheme.isalpha()
         rest = rest if has_scheme else url
@@ -198,17 +198,17 @@ def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outco
         return Outcome.of(known)
     asked.set_host_from_header(known.header_for_host)
     steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
-    match = next((each.route for each in steps if each.matched), None)
+    match = next((step.route for step in steps if step.matched), None)
     candidates = [
         ExplainedRoute(
-            alias=each.route.alias,
-            host=each.route.host,
-            path=each.route.path,
-            to=destinations(each.route),
-            matched=each.matched,
-            why=each.why,
+            alias=step.route.alias,
+            host=step.route.host,
+            path=step.route.path,
+            to=destinations(step.route),
+            matched=step.matched,
+            why=step.why,
         )
-        for each in steps
+        for step in steps
     ]
     outcome = Outcome(
         candidates,
@@ -224,7 +224,11 @@ def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outco
             ],
         },
     )
-    shown = [each for each in candidates if place.verbose or host_pattern(each.host).covers(asked.host)]
+    shown = [
+        candidate
+        for candidate in candidates
+        if place.verbose or host_pattern(candidate.host).covers(asked.host)
+    ]
     others = known.total - len(shown)
     outcome = set_table_text(outcome, output, shown, EXPLAINED, [match.alias] if match else [])
     if output in (None, "table", "wide"):

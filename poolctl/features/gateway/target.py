@@ -80,7 +80,7 @@ class Target(NamedTuple):
 
 def serving_state(targets: Iterable[Target]) -> TargetState:
     """The state of those targets that serve; READY if none does."""
-    return max((each.state for each in targets if each.serves), default=TargetState.READY)
+    return max((target.state for target in targets if target.serves), default=TargetState.READY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +117,12 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         target=_target_of(core, entry, waits=bool(endpoints) or config.is_proxied or config.binds_itself),
         bind=endpoints[0] if endpoints else config.key,
         tls=bool(config.tls),
-        ready_at=max((each.ready_at or 0.0 for each in entry.observed.ready), default=0.0),
+        ready_at=max((worker.ready_at or 0.0 for worker in entry.observed.ready), default=0.0),
         processes=processes,
         numbered=numbered,
         binds_itself=config.binds_itself,
         h2=config.backend_protocol == H2,
-        is_leaving=any(each.phase in LEAVING for each in entry.observed.workers.values()),
+        is_leaving=any(worker.phase in LEAVING for worker in entry.observed.workers.values()),
     )
 
 
@@ -149,9 +149,9 @@ def _target_of(core: Core, entry: Entry, *, waits: bool) -> Target:
 def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The addresses of a proxied server's ready processes: of all, and of the newest one of each index, or ""."""
     ready = [
-        (each, each.placement.address)
-        for each in entry.observed.ready
-        if each.placement is not None and not each.ko and each.exit is None
+        (worker, worker.placement.address)
+        for worker in entry.observed.ready
+        if worker.placement is not None and not worker.ko and worker.exit is None
     ]
     newest = {each.index: address for each, address in sorted(ready, key=lambda pair: pair[0].generation)}
     return (

@@ -201,7 +201,7 @@ class _Reader:
         """Note the names by which other services reach this one."""
         networks = service.get("networks")
         tables = networks.values() if isinstance(networks, dict) else ()
-        aliases = [each.get("aliases") for each in tables if isinstance(each, dict)]
+        aliases = [table.get("aliases") for table in tables if isinstance(table, dict)]
         names = [name, service.get("container_name"), service.get("hostname")]
         names += [alias for each in aliases if isinstance(each, list) for alias in each]
         self.hosts |= {str(each): server.name for each in names if each}
@@ -217,7 +217,7 @@ class _Reader:
         if _is_true(service.take("stdin_open")) and "command" in server.keys:
             server.set("stdin", "open")
         if profiles := service.take("profiles", list):
-            names = [str(each) for each in profiles]
+            names = [str(profile) for profile in profiles]
             server.set("tags", [re.sub(r"[\s,]+", "-", each) for each in names])
             if not {*names, "*"} & {*self.variables.resolved("${COMPOSE_PROFILES:-}").split(",")}:
                 server.set("on_demand", True)
@@ -417,14 +417,14 @@ class _Reader:
     def _env_files(self, server: ForeignServer, value: Any) -> None:
         entries = value if isinstance(value, list) else [value]
         files = []
-        for each in entries:
-            path = each.get("path") if isinstance(each, dict) else each
-            is_optional = isinstance(each, dict) and not _is_true(each.get("required", True))
+        for entry in entries:
+            path = entry.get("path") if isinstance(entry, dict) else entry
+            is_optional = isinstance(entry, dict) and not _is_true(entry.get("required", True))
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
                 path = self.variables.converted(path)
-                is_raw = isinstance(each, dict) and each.get("format") == "raw"
+                is_raw = isinstance(entry, dict) and entry.get("format") == "raw"
                 files.append({"path": path, "expand": False} if is_raw else path)
         server.set("env_file", files)
 
@@ -470,8 +470,8 @@ class _Reader:
         if url and asks and plain and "bind" in server.keys and port == inner:
             probe = {"http": url[3] or "/"}
         else:
-            texts = ["sh", "-c", *map(text_of, words[1:])] if shell else [text_of(each) for each in words[1:]]
-            probe = {"exec": [_with_port(server, self.variables.converted(each), inner) for each in texts]}
+            texts = ["sh", "-c", *map(text_of, words[1:])] if shell else [text_of(word) for word in words[1:]]
+            probe = {"exec": [_with_port(server, self.variables.converted(text), inner) for text in texts]}
         server.set("health", {"readiness": probe})
         check.carry(server, _PROBE)
         readiness = server.keys["health"]["readiness"]
@@ -546,16 +546,16 @@ def _bind_to_published(server: ForeignServer, ports: Iterable[_Published]) -> _P
 
     Returns None if there is none.
     """
-    for each in ports:
-        ((inner, published),) = each.here.items()
-        if _replace_container_port(server, each.host, published, inner):
-            return each
-    for each in ports:
-        ((inner, published),) = each.here.items()
+    for port in ports:
+        ((inner, published),) = port.here.items()
+        if _replace_container_port(server, port.host, published, inner):
+            return port
+    for port in ports:
+        ((inner, published),) = port.here.items()
         if inner == published:
-            server.set("bind", bind_address(each.host, inner))
+            server.set("bind", bind_address(port.host, inner))
             server.set("socket", "program")
-            return each
+            return port
     return None
 
 

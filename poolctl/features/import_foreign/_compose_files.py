@@ -146,7 +146,7 @@ class ComposeFile:
             return
         finally:
             self._extending.remove(name)
-        self.remarks += [each for each in other.remarks if each not in self.remarks]
+        self.remarks += [remark for remark in other.remarks if remark not in self.remarks]
         found = other._relocated(other._services()[base], self.directory)
         self._services()[name] = merged(found, service, ("services", name), self.marks)
         for place, found_line in [*other._places.items()]:
@@ -168,7 +168,7 @@ class ComposeFile:
                 except Problem as problem:
                     self.remarks.append((f"include: {path}: {_reason(problem)}", line))
                     continue
-                self.remarks += [each for each in other.remarks if each not in self.remarks]
+                self.remarks += [remark for remark in other.remarks if remark not in self.remarks]
                 services = {
                     name: other._relocated(each, self.directory) for name, each in other._services().items()
                 }

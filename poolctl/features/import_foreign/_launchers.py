@@ -161,7 +161,7 @@ def _take_known_launcher(line: CommandLine, name: str) -> bool:
         at = next((index for index in range(at, len(words)) if "=" not in words[index]), at)
     if at >= len(words):
         return False
-    if key in _OF_PYTHON and all(each in _INSTALLER_FLAGS for each in options):
+    if key in _OF_PYTHON and all(option in _INSTALLER_FLAGS for option in options):
         line.python_launcher = " ".join(key)
     if words[at] == "-m" and key == ("uv", "run"):
         words = [*words[:at], "python", *words[at:]]
@@ -175,8 +175,8 @@ def _script(words: Sequence[str]) -> str | None:
     options = words[1:-1]
     if not options or not _script_option.fullmatch(options[-1]):
         return None
-    others = [each for each in options[:-1] if each != "pipefail"]  # `-o pipefail -c`
-    return words[-1] if all(re.fullmatch("-[eux]*o?", each) for each in others) else None
+    others = [option for option in options[:-1] if option != "pipefail"]  # `-o pipefail -c`
+    return words[-1] if all(re.fullmatch("-[eux]*o?", other) for other in others) else None
 
 
 def _take_shell(line: CommandLine, script: str) -> bool:
@@ -240,10 +240,10 @@ def _apply_step(line: CommandLine, text: str) -> bool:
     name, *others = words
     if name == "cd" and len(others) == 1 and not re.match("[-~]", others[0]):
         line.directory = os.path.join(line.directory, others[0])
-    elif name == "set" and all(re.fullmatch("-[eux]*o?|pipefail", each) for each in others):
+    elif name == "set" and all(re.fullmatch("-[eux]*o?|pipefail", other) for other in others):
         pass
     elif name == "export" and others and all(map(_assignment.fullmatch, others)):
-        line.env |= dict(each.split("=", 1) for each in others)
+        line.env |= dict(other.split("=", 1) for other in others)
     elif name in ("source", ".") and len(others) == 1 and (environment := _activate.fullmatch(others[0])):
         line.python = os.path.join(line.directory, environment[1])
     else:

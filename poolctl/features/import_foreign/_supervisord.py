@@ -121,7 +121,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
                 MEANINGLESS_IN_SUPERVISORD, defaults=DEFAULTS, advice=ADVICE
             )
     # supervisord starts them in this order.
-    programs = [each for each in sections if each[0].startswith(PROGRAM)]
+    programs = [section for section in sections if section[0].startswith(PROGRAM)]
     for name, line, values in sorted(programs, key=lambda each: _priority(each[2])):
         _add_program(pool, name.removeprefix(PROGRAM).strip(), line, values, inherited)
     for name, line, values in sections:
@@ -173,10 +173,10 @@ def _include(pool: ForeignPool, sections: list[NamedSection], file: str, line: i
 def _merged(sections: Iterable[NamedSection]) -> list[NamedSection]:
     """Merge sections that have the same name; the last value of a key counts, as in supervisord."""
     found: dict[str, NamedSection] = {}
-    for each in sections:
-        if known := found.get(each.name):
-            each = known._replace(values=known.values | each.values)
-        found[each.name] = each
+    for section in sections:
+        if known := found.get(section.name):
+            section = known._replace(values=known.values | section.values)
+        found[section.name] = section
     return list(found.values())
 
 

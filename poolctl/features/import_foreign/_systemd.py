@@ -146,8 +146,8 @@ def _reader_of_unit(pool: ForeignPool, path: str, first: str) -> _UnitReader:
     sections: dict[str, list[Setting]] = {}
     beside = os.path.dirname(first)
     file = os.path.relpath(path, beside) if path != first else ""
-    for each in [*_parse_settings(read_text(path), file), *_drop_ins(pool, path, beside)]:
-        sections.setdefault(each.section, []).append(each)
+    for setting in [*_parse_settings(read_text(path), file), *_drop_ins(pool, path, beside)]:
+        sections.setdefault(setting.section, []).append(setting)
     starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
     if not starts:
         raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", LineOf(1, file))
@@ -182,8 +182,8 @@ def _drop_ins(pool: ForeignPool, path: str, beside: str) -> Iterator[Setting]:
 def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
     """The assignments of each setting, in order; an empty value clears those before it, as in systemd."""
     found: dict[str, list[Setting]] = {}
-    for each in settings:
-        found[each.name] = [*found.get(each.name, ()), each] if each.value else []
+    for setting in settings:
+        found[setting.name] = [*found.get(setting.name, ()), setting] if setting.value else []
     return found
 
 
@@ -359,7 +359,7 @@ class _UnitReader:
         """Set the command. A oneshot has several, which run one after the other."""
         server = self.server
         try:
-            commands = [each for setting in settings for each in _commands(setting)]
+            commands = [command for setting in settings for command in _commands(setting)]
         except ValueError as problem:
             server.at = settings[0].line
             server.set("command", ["sh", "-c", "; ".join(escaped(each.value) for each in settings)])
@@ -383,9 +383,13 @@ class _UnitReader:
         """Add a remark for each of the prefixes `without` an equivalent that a command has."""
         for command in commands:
             what = f"{command.setting.name}={command.prefixes}{command.words[0]}"
-            for each in command.prefixes:
-                if each in without:
-                    why = "the program is called by its path" if each == "@" else f"{NO_EQUIVALENT} of {each}"
+            for prefix in command.prefixes:
+                if prefix in without:
+                    why = (
+                        "the program is called by its path"
+                        if prefix == "@"
+                        else f"{NO_EQUIVALENT} of {prefix}"
+                    )
                     self.server.remark(f"{what}: {why}", command.setting.line)
 
     def _words(self, commands: Sequence[Command]) -> list[str]:
@@ -515,10 +519,10 @@ class _UnitReader:
         self.sockets.append(unit)
         try:
             text = read_text(os.path.join(self.directory, unit))
-            settings = [each._replace(line=server.at) for each in _parse_settings(text)]
+            settings = [setting._replace(line=server.at) for setting in _parse_settings(text)]
         except (Problem, Unreadable):
             settings = []
-        section = _Section(server, (each for each in settings if each.section == "Socket"))
+        section = _Section(server, (setting for setting in settings if setting.section == "Socket"))
         listening = list(section.each("ListenStream"))
         if not listening:
             server.remark(f"{what}: write its ListenStream as bind")

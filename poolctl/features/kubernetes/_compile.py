@@ -82,7 +82,7 @@ def compile_pool(
     variables = PoolVariables.of(files)
     hidden = variables.values()
     _raise_if_problems(config, _problems(servers, pool, hidden))
-    moved = with_service_addresses(without_local_env_file(config, each) for each in servers)
+    moved = with_service_addresses(without_local_env_file(config, server) for server in servers)
     in_pods = [
         in_pod(each).model_copy(update={"disabled": each.name not in running})
         for each in moved
@@ -101,11 +101,11 @@ def compile_pool(
     _raise_if_problems(
         config,
         (
-            (each, finding)
-            for each in in_pods
+            (pod, finding)
+            for pod in in_pods
             for finding in (
-                *_secrets(each, pool, hidden),
-                *variable_problems(each, environments[each.name].secret),
+                *_secrets(pod, pool, hidden),
+                *variable_problems(pod, environments[pod.name].secret),
             )
         ),
     )
@@ -117,10 +117,8 @@ def compile_pool(
         routes = compile_routes(servers, by_name, config.tables, pool, last, hidden)
         _raise_if_problems(config, routes.problems)
     deployed = {
-        each.name: Deployed(
-            each, environments[each.name], _awaited(needed[each.name], in_pods), waves[each.name]
-        )
-        for each in in_pods
+        pod.name: Deployed(pod, environments[pod.name], _awaited(needed[pod.name], in_pods), waves[pod.name])
+        for pod in in_pods
     }
     objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
     first = {
@@ -129,13 +127,13 @@ def compile_pool(
         if made[-1]["kind"] == "Job"
     }
     found = (
-        (each, finding)
-        for each in servers
+        (server, finding)
+        for server in servers
         for finding in (
-            *ignored_keys(each, config.origin_of(each) or (), is_routed=is_routed),
-            *probe_keys_left_out(each),
-            *_index_used(each),
-            *_dependency_warnings(each, servers, running, first),
+            *ignored_keys(server, config.origin_of(server) or (), is_routed=is_routed),
+            *probe_keys_left_out(server),
+            *_index_used(server),
+            *_dependency_warnings(server, servers, running, first),
         )
     )
     warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
@@ -158,9 +156,9 @@ def compile_pool(
 
 def _running(servers: Iterable[ServerConfig]) -> set[str]:
     """The names of the servers with pods: of on-demand ones, those that others with pods depend on."""
-    enabled = {each.name: each for each in servers if not each.disabled}
+    enabled = {server.name: server for server in servers if not server.disabled}
     running: set[str] = set()
-    left = [each.name for each in enabled.values() if not each.on_demand]
+    left = [server.name for server in enabled.values() if not server.on_demand]
     while left:
         name = left.pop()
         if name in enabled and name not in running:
@@ -178,7 +176,7 @@ def _waves(needed: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 
 def _awaited(names: Iterable[str], servers: Iterable[ServerConfig]) -> tuple[str, ...]:
-    by_name = {each.name: each for each in servers}
+    by_name = {server.name: server for server in servers}
     return tuple(f"{name}:{by_name[name].address.port}" for name in names if by_name[name].listens)
 
 

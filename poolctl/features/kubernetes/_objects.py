@@ -145,8 +145,8 @@ class Deployed:
 def with_service_addresses(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
     """The servers with the names of their Services as addresses, also in references between them."""
     return with_resolved_references(
-        each.at(Address("tcp", host=each.name, port=each.address.port)) if each.listens else each
-        for each in servers
+        server.at(Address("tcp", host=server.name, port=server.address.port)) if server.listens else server
+        for server in servers
     )
 
 

@@ -94,7 +94,7 @@ def compile_routes(
             continue
         for finding in (*_unsupported(config, to, pool), *secret_keys(_headers(config), hidden)):
             found.problems.append(locate_finding(written, finding))
-        found.ignored.extend(locate_finding(written, each) for each in _ignored_keys(config, pool))
+        found.ignored.extend(locate_finding(written, key) for key in _ignored_keys(config, pool))
         served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
     only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
     for written, config, backends in () if found.problems else served:
@@ -253,7 +253,7 @@ def _http_route_spec(config: RouteConfig, parent: Table, backends: Iterable[tupl
     return {
         "parentRefs": [parent],
         **({"hostnames": [config.host]} if config.host else {}),
-        "rules": [{"matches": each, **rest} for each in groups],
+        "rules": [{"matches": group, **rest} for group in groups],
     }
 
 

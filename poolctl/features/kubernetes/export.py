@@ -53,7 +53,7 @@ def files(place: Place, wanted: Wanted) -> Files:
     try:
         config = load(ref, env_files=False, in_env=IN_ENV if by_reference else "", several_bind=True)
     except Failure as failure:
-        failure.outcome.errors = [_with_local_file(each, variables) for each in failure.outcome.errors]
+        failure.outcome.errors = [_with_local_file(error, variables) for error in failure.outcome.errors]
         raise
     directory = str(wanted.into or "")
     found = compile_pool(config, ref.files, by_reference=by_reference, directory=directory)

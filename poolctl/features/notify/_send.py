@@ -280,7 +280,7 @@ async def send_test(
     receivers: Sequence[Notify], names: Sequence[str], facts: NotificationContext
 ) -> NotifyResult:
     """Send a test notification to the receivers with these names, or to all; the result has an outcome for each."""
-    known = [each.label for each in receivers]
+    known = [receiver.label for receiver in receivers]
     if not known or not set(names) <= {*known}:
         unknown = next((name for name in names if name not in known), "")
         what = f"no receiver is named {unknown!r}" if unknown else "no [[notify]] receivers are configured"
@@ -298,7 +298,7 @@ async def send_test(
             problem = str(failed)
         return ReceiverTestResult(name=notify.label, ok=not problem, message=problem)
 
-    chosen = [each for each in receivers if not names or each.label in names]
+    chosen = [receiver for receiver in receivers if not names or receiver.label in names]
     found = await asyncio.gather(*map(attempt, chosen))
     errors = [failure(PoolMonitorError, f"{each.name}: {each.message}") for each in found if not each.ok]
     return NotifyResult(errors=tuple(errors), exit_code=FAILED if errors else DONE, receivers=tuple(found))

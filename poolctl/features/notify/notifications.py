@@ -276,8 +276,8 @@ class Notifications(FeaturePart):
     def _resolve_ended_problems(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
         core = self.site.core
-        deliveries = [each.to_dict() for each in self._deliveries.values()]
-        open_problems = dict.fromkeys(key for each in deliveries for key in each.get("open", ()))
+        deliveries = [delivery.to_dict() for delivery in self._deliveries.values()]
+        open_problems = dict.fromkeys(key for delivery in deliveries for key in delivery.get("open", ()))
         for kind, _, name in (key.partition(" ") for key in open_problems):
             entry = core.entries.get(name)
             if kind == "health" and entry is not None:
@@ -300,6 +300,8 @@ class Notifications(FeaturePart):
     async def _send_test_notifications(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those named in `receivers`; returns the result of each."""
         names = call.options.get("receivers") or []
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
-        return await send_test([each.notify for each in self._deliveries.values()], names, self.facts())
+        return await send_test(
+            [delivery.notify for delivery in self._deliveries.values()], names, self.facts()
+        )

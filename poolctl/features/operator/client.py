@@ -146,8 +146,8 @@ class OperatorClient:
         services = [*self._services.values()]
         return {
             "delivered": self._delivered,
-            "unsent": {each.name: count for each in services if (count := self._unsent(each))},
-            "failing": {each.name: each.why for each in services if each.failures},
+            "unsent": {service.name: count for service in services if (count := self._unsent(service))},
+            "failing": {service.name: service.why for service in services if service.failures},
         }
 
     def configure(self, settings: OperatorSettings) -> None:

@@ -77,7 +77,7 @@ class OperatorTable(Table, frozen=True):
             message = "without a gateway there are no requests to inform an operator of"
             yield Finding(("url",), message, "add [gateway], or take url out")
         clients = getattr(tables.get("registration"), "client", ())
-        if self.token_env and self.token_env in [each.token_env for each in clients]:
+        if self.token_env and self.token_env in [client.token_env for client in clients]:
             message = f"the token of {self.token_env} is sent to the operator, and opens [registration] of this pool"
             yield Finding(("token_env",), message, "give the operator a token of its own", self.token_env)
 

@@ -268,7 +268,7 @@ def _rows_with_string_at(data: Any, key: str) -> list[Table]:
 
 
 def _dicts(values: list[Any]) -> list[Table]:
-    return [each for each in values if isinstance(each, dict)]
+    return [value for value in values if isinstance(value, dict)]
 
 
 def _short(text: str) -> str:

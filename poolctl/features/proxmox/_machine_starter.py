@@ -240,7 +240,7 @@ class MachinePowerManager:
 
     def _forget_stopped(self) -> None:
         """Drop machines from the list of started ones if someone else has stopped them."""
-        stopped = {each.vmid for each in self._guests.values() if each.status == STOPPED}
+        stopped = {guest.vmid for guest in self._guests.values() if guest.status == STOPPED}
         for vmid in stopped & self.started.keys():
             if (case := self._start_states.get(vmid)) is None or case.work is None:
                 self._forget_started(vmid)

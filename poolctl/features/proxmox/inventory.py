@@ -69,10 +69,10 @@ class Inventory:
         self.nodes = tuple(nodes)
         self.guests = tuple(guests)
         self._nodes = _unambiguous_links(
-            [(each.name, each.addresses, MachineLink(each.name)) for each in self.nodes]
+            [(node.name, node.addresses, MachineLink(node.name)) for node in self.nodes]
         )
         self._guests = _unambiguous_links(
-            [(each.name, each.addresses, MachineLink(each.node, each)) for each in self.guests]
+            [(guest.name, guest.addresses, MachineLink(guest.node, guest)) for guest in self.guests]
         )
 
     def __repr__(self) -> str:
@@ -253,8 +253,8 @@ class ProxmoxInventory:
         try:
             nodes, guests = await api.nodes(), await api.guests()
             if table.nodes:
-                nodes = [each for each in nodes if each.name in table.nodes]
-                guests = [each for each in guests if each.node in table.nodes]
+                nodes = [node for node in nodes if node.name in table.nodes]
+                guests = [guest for guest in guests if guest.node in table.nodes]
             guests = await self._with_addresses(api, guests)
         except ApiError as error:
             self._record_unavailable(str(error))

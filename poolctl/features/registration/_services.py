@@ -201,7 +201,7 @@ class Registrations:
         return sum(map(len, self._by_name.values()))
 
     def __iter__(self) -> Iterator[RegisteredService]:
-        return iter([each for services in self._by_name.values() for each in services.values()])
+        return iter([service for services in self._by_name.values() for service in services.values()])
 
     def __contains__(self, service: RegisteredService) -> bool:
         return self._by_name.get(service.alias, {}).get(service.url) is service
@@ -494,7 +494,7 @@ class _OccupiedHostPaths:
     def _conflicting_routes(self, pattern: HostPattern, path: str) -> Iterator[Route]:
         for prefix, routes in self._paths.get(pattern, {}).items():
             if prefix == path:
-                yield from (each for each in routes if not (each.methods or each.headers))
+                yield from (route for route in routes if not (route.methods or route.headers))
             elif covers_path(prefix, path) and not (pattern.tier == DEFAULT and prefix == "/"):
                 yield routes[0]
         if pattern.tier < WILDCARD:

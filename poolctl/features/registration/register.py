@@ -96,7 +96,7 @@ def send_registration_request(
     result = ask_for(RegistrationChangeResult, request, find_pool(request.place))
     outcome = Outcome.of(result, "\n".join(map(sentence, result.items)))
     if output == "name":
-        outcome.text = "".join(f"{printable(each.name)}\n" for each in result.items)
+        outcome.text = "".join(f"{printable(item.name)}\n" for item in result.items)
     return outcome
 
 

@@ -243,8 +243,10 @@ class TargetRegistration(GatewayPart):
             findings.append(Finding(("to",), problem, HINT))
         if settings is None or findings:
             errors = [
-                failure(PoolValidateError, f"{'.'.join(map(str, each.path))}: {each.message}", each.hint)
-                for each in findings
+                failure(
+                    PoolValidateError, f"{'.'.join(map(str, finding.path))}: {finding.message}", finding.hint
+                )
+                for finding in findings
             ]
             return RegistrationChangeResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
         return settings
@@ -335,9 +337,9 @@ class TargetRegistration(GatewayPart):
         self._schedule_next_expiry_check()
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
-        for each in services:
-            self.services.remove(each)
-            self._probes.forget(each)
+        for service in services:
+            self.services.remove(service)
+            self._probes.forget(service)
         self._publish_and_save_change()
 
     def _record(self, kind: str, word: str, service: RegisteredService, **more: Any) -> None:
@@ -399,7 +401,7 @@ class TargetRegistration(GatewayPart):
 
     @property
     def _content(self) -> bytes:
-        services = b",".join(each.record for each in self.services)
+        services = b",".join(service.record for service in self.services)
         return b'{"stood_still_seconds": %f, "services": [%s]}' % (self._clock.stood_still_seconds, services)
 
     def _save_to_keeper(self) -> bytes:
@@ -419,7 +421,7 @@ def _pop_saved_services(path: str) -> Table:
     except OSError:
         return {}
     services = found.get("services")
-    are_valid = isinstance(services, list) and all(isinstance(each, dict) for each in services)
+    are_valid = isinstance(services, list) and all(isinstance(service, dict) for service in services)
     return found if are_valid else {}
 
 

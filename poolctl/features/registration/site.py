@@ -105,7 +105,7 @@ class RegistrationSite(EndpointSite):
     def _authenticate(self, request: Request, peer: Peer) -> AuthorizedClient:
         """The client that sent the request. Raises Refused."""
         sent = bearer_token(request.headers.get("authorization", ""))
-        clients = {each.token: each for each in self.clients}
+        clients = {client.token: client for client in self.clients}
         try:
             found = clients[self._tokens.accepted(sent, clients, peer.key, self.clock.monotonic())]
         except Refused as refused:

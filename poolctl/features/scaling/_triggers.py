@@ -176,7 +176,7 @@ def _pids_of_ready_workers(entry: Entry) -> list[int]:
     placements = [
         worker.placement for worker in entry.observed.workers.values() if worker.phase is WorkerPhase.READY
     ]
-    return [each.pid for each in placements if each is not None and each.pid is not None]
+    return [placement.pid for placement in placements if placement is not None and placement.pid is not None]
 
 
 class LatencyQuantile(Trigger):

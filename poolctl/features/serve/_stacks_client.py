@@ -50,7 +50,7 @@ def _stacks_unless_ended(path: str) -> WorkerStacks | None:
     except (OSError, ValueError, LookupError, TypeError) as error:
         return replace(unknown, problem=f"it gives no valid answer: {error or type(error).__name__}")
     threads, tasks = parse(text, PYTHON, directories)
-    threads = [each for each in threads if each.name != own_thread]
+    threads = [thread for thread in threads if thread.name != own_thread]
     return replace(
         unknown,
         source=PYTHON if threads else "",

@@ -322,11 +322,11 @@ class SleepingListener:
         Of the others, it is the oldest that no worker has had; if there is none, the oldest. None without others.
         """
         oldest = None
-        for each in self.connections:
-            if not each.begun and each is not newest:
-                if each.unseen:
-                    return each
-                oldest = oldest or each
+        for connection in self.connections:
+            if not connection.begun and connection is not newest:
+                if connection.unseen:
+                    return connection
+                oldest = oldest or connection
         return oldest
 
     def limit_wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:

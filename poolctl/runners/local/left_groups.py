@@ -115,7 +115,7 @@ class LeftGroups:
     async def wait_until_gone(self, key: str) -> None:
         """Wait until the groups of this server have ended that are being ended, or could not be ended."""
         await _wait_until_ended(
-            [each for each in self._groups.values() if each.key == key and not each.stays]
+            [group for group in self._groups.values() if group.key == key and not group.stays]
         )
 
     async def end_all(self) -> None:

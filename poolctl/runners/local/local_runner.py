@@ -305,7 +305,7 @@ class LocalRunner(Runner):
         await self.output.start()
         return AdoptionResult(
             [worker.to_adopted() for worker in found],
-            {each.server.name: (each.hook, each.placement) for each in adoption.hooks},
+            {hook.server.name: (hook.hook, hook.placement) for hook in adoption.hooks},
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
 
@@ -467,7 +467,7 @@ class LocalRunner(Runner):
         """
         # Two checks, because a debugger or a paused container may stop it for a moment.
         before, zygotes = self._stopped, (*self.zygotes.processes, *self.app_zygotes.processes)
-        self._stopped = {each for each in zygotes if is_stopped(each.pid)}
+        self._stopped = {zygote for zygote in zygotes if is_stopped(zygote.pid)}
         for process in before & self._stopped:
             logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
             self.children.kill_group_now(process)

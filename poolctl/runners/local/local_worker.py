@@ -590,8 +590,8 @@ class LocalWorker(LinkHandler):
         """Whether a worker runs that this one replaces."""
         mine = self.placement
         return any(
-            each.placement.index == mine.index and each.placement.generation < mine.generation
-            for each in self.peers()
+            peer.placement.index == mine.index and peer.placement.generation < mine.generation
+            for peer in self.peers()
         )
 
     async def _has_socket(self, inodes: Callable[[], Set[int]], *, strictly: bool) -> bool | None:
@@ -600,7 +600,7 @@ class LocalWorker(LinkHandler):
         Unless `strictly`, a process also counts that belongs to no other worker and is not older than this one: the
         program may have started it elsewhere, such as in a container.
         """
-        worker, peers = self.process, {each.process.pid for each in self.peers()}
+        worker, peers = self.process, {peer.process.pid for peer in self.peers()}
         # In a thread, because there may be many processes.
         return await asyncio.to_thread(lambda: _worker_has_socket(worker, peers, inodes(), strictly=strictly))
 
@@ -916,8 +916,8 @@ class RunnerWorkers(dict[str, LocalWorker]):
             self._pages.pop(key)[1].close()
         if key not in self._pages:
             self._pages[key] = group, Descriptor(create_peer_counts_page())
-        for each in peers:
-            each.share_page(self._pages[key][1])
+        for peer in peers:
+            peer.share_page(self._pages[key][1])
 
     def remove(self, worker: LocalWorker) -> None:
         """Remove a worker that has exited. A second call has no effect."""

@@ -146,9 +146,9 @@ class HealthReporter:
         """The health of each route and, unless `routes_only`, of each server."""
         routes = await self._route_healths()
         entries = [] if routes_only else [*self._core.entries.values()]
-        of_servers = {each.name: _health_if_should_run(self._core, each) for each in entries}
-        is_faulty = any(each.is_faulty for each in routes.values())
-        serves = not (is_faulty or any(each.is_missing for each in entries))
+        of_servers = {entry.name: _health_if_should_run(self._core, entry) for entry in entries}
+        is_faulty = any(route.is_faulty for route in routes.values())
+        serves = not (is_faulty or any(entry.is_missing for entry in entries))
         return HealthSnapshot(dict(routes), of_servers, serves)
 
     async def answer_health_verb(self, call: Call) -> HealthResult:

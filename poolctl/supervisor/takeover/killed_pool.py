@@ -66,9 +66,9 @@ class KilledPool:
 
 
 def _messages(sessions: Sequence[LeftOver]) -> list[str]:
-    rest = ", ".join(dict.fromkeys(each.note.label for each in sessions if each.pidfds))
-    warnings = [warning for each in sessions if not each.pidfds for warning in each.warnings]
-    if not (labels := [each.note.label for each in sessions if each.is_ours]):
+    rest = ", ".join(dict.fromkeys(session.note.label for session in sessions if session.pidfds))
+    warnings = [warning for session in sessions if not session.pidfds for warning in session.warnings]
+    if not (labels := [session.note.label for session in sessions if session.is_ours]):
         return warnings
     what = left_over_text(labels)
     return [f"{what}; still finishing: {rest}" if rest else f"{what}; ended", *warnings]

@@ -319,7 +319,7 @@ def _table(kind: type[Kind], document: Table) -> Kind:
     findings: list[Finding] = []
     made = validated(kind, document, findings)
     if made is None:
-        found = (f"{dotted(each.path)!r} in {kind.__name__}: {each.message}" for each in findings)
+        found = (f"{dotted(finding.path)!r} in {kind.__name__}: {finding.message}" for finding in findings)
         raise NotUnderstood("; ".join(found))
     return made
 

@@ -352,7 +352,7 @@ class Lifecycle:
         ]
         return Result(
             items=items(self._core, chosen),
-            errors=tuple(error_of_kind(PoolStartError, each) for each in errors),
+            errors=tuple(error_of_kind(PoolStartError, error) for error in errors),
             exit_code=FAILED if errors else 0,
         )
 
@@ -646,7 +646,7 @@ async def startup_warnings(
         return []
 
     def look() -> list[str]:
-        if not (checked or any(find_path_others_may_change(each, os.environ) for each in pythons)):
+        if not (checked or any(find_path_others_may_change(python, os.environ) for python in pythons)):
             return []
         config = Configuration(there, tables)
         config.check_external(names=())

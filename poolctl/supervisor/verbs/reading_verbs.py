@@ -70,9 +70,9 @@ class ReadingVerbs:
         entries = selected(self._core, call.selector)
         reveal = call.options.get("reveal") is True
         found = await self._context.configuration.key_origins(
-            [each.name for each in entries if not each.added]
+            [entry.name for entry in entries if not entry.added]
         )
-        shown = (details(self._core, each, found.get(each.name), reveal=reveal) for each in entries)
+        shown = (details(self._core, entry, found.get(entry.name), reveal=reveal) for entry in entries)
         return ShowResult(items=tuple(shown))
 
     async def status(self, call: Call) -> Result:
@@ -283,7 +283,7 @@ def expiry_warning(entry: Entry, now: float) -> str:
     if not entry.observed.workers or ends is None or not tls or tls is True:
         return ""
     expired_since = next(
-        (each.passed_over for each in entry.observed.workers.values() if each.passed_over), None
+        (worker.passed_over for worker in entry.observed.workers.values() if worker.passed_over), None
     )
     if expired_since is not None and now < ends:
         return f"{entry.name}: {expired_message(entry.config, expired_since, passed_over=True)}"

@@ -163,25 +163,27 @@ class Reload:
         """
         if call.selector.selects_all or self._configuration_errors(resolved):
             return None
-        new = [item_from_config(each) for each in resolved.servers if each.name not in self._core.entries]
+        new = [
+            item_from_config(server) for server in resolved.servers if server.name not in self._core.entries
+        ]
         return {each.name for each in select([*self._all_items(), *new], call.selector)}
 
     def _limited(self, servers: Iterable[ServerConfig], names: Collection[str]) -> list[ServerConfig]:
         """The servers called `names` as in the files, and all others as they are in the pool."""
         entries = self._core.entries
         known = [
-            each if each.name in names else entries[each.name].config
-            for each in servers
-            if each.name in names or each.name in entries
+            server if server.name in names else entries[server.name].config
+            for server in servers
+            if server.name in names or server.name in entries
         ]
-        written = {each.name for each in servers}
+        written = {server.name for server in servers}
         return known + [
             entry.config for name, entry in entries.items() if name not in written and name not in names
         ]
 
     def _signals(self, names: Collection[str], changes: Iterable[PlannedChange]) -> list[PlannedChange]:
         """The signals for those of the servers that run and have no changes."""
-        unchanged = {*names} - {each.name for each in changes}
+        unchanged = {*names} - {change.name for change in changes}
         return [
             PlannedChange(
                 name=entry.name,
@@ -221,12 +223,12 @@ class Reload:
         async with self._configuration.turn:
             resolved = await self._configuration.read_without_activating(keep=self._core.entries)
             found = await self._difference(resolved)
-            at_rest = self._core.entries.keys() - {*working} & {each.name for each in resolved.servers}
-            if working and (found.problems or not {each.name for each in found.changes} <= at_rest):
+            at_rest = self._core.entries.keys() - {*working} & {server.name for server in resolved.servers}
+            if working and (found.problems or not {change.name for change in found.changes} <= at_rest):
                 return None
             if found.problems:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
-            of_servers = [each for each in found.changes if not each.name.startswith("[")]
+            of_servers = [change for change in found.changes if not change.name.startswith("[")]
             applied = _ReloadRun(self._core, self._runner, of_servers, resolved.servers)
             applied.apply_to_core(allow_expired=False, starts=False)
             self._record(found.changes)
@@ -255,14 +257,18 @@ class Reload:
     async def _planned(self, resolved: ConfigurationLoadResult) -> list[PlannedChange]:
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
-            CurrentServer(each.config, each.desired.overrides, each.added, each.observed.files)
-            for each in self._core.entries.values()
+            CurrentServer(entry.config, entry.desired.overrides, entry.added, entry.observed.files)
+            for entry in self._core.entries.values()
         ]
         return [
             PlannedChange(
-                name=each.name, bind=each.bind, change=each.kind.value, keys=each.keys, message=each.message
+                name=change.name,
+                bind=change.bind,
+                change=change.kind.value,
+                keys=change.keys,
+                message=change.message,
             )
-            for each in planned_changes(now, resolved.servers, files, self._configuration.missing)
+            for change in planned_changes(now, resolved.servers, files, self._configuration.missing)
         ]
 
     async def _plan(
@@ -305,9 +311,9 @@ class Reload:
         self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]
     ) -> list[ErrorEntry]:
         reading = {
-            each.name
-            for each in changes
-            if each.change == Kind.RESTART or any(key.partition(".")[0] == "tls" for key in each.keys)
+            change.name
+            for change in changes
+            if change.change == Kind.RESTART or any(key.partition(".")[0] == "tls" for key in change.keys)
         }
         now, entries = self._core.clock.time(), self._core.entries
         found = [
@@ -694,7 +700,9 @@ def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
     A reload also undoes changes that commands have made; servers that differ only in this are not counted.
     """
     kinds = (("add",), ("remove",), ("restart", "update"))
-    added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
+    added, removed, changed = (
+        len({change.name for change in changes if change.change in kind}) for kind in kinds
+    )
     return added, removed, changed
 
 

@@ -104,7 +104,10 @@ class Upgrade:
         if plan.errors:
             return plan
         # Live changes are handed over, except added and removed servers, whose key `name` differs.
-        if all(each.change == Kind.OVERRIDE.value and "name" not in each.keys for each in plan.changes or ()):
+        if all(
+            change.change == Kind.OVERRIDE.value and "name" not in change.keys
+            for change in plan.changes or ()
+        ):
             return None
         hint = "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
         return _refused(f"{why}, and the files differ from it", hint)
@@ -119,7 +122,7 @@ class Upgrade:
         if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):
             hint = f"undo the change and repeat poolctl upgrade, or {stop_and_start(self._files)}"
             return _refused(f"{why}, and {', '.join(changed)} changed since the pool read its files", hint)
-        if configuration.missing or any(each.added for each in self._core.entries.values()):
+        if configuration.missing or any(entry.added for entry in self._core.entries.values()):
             return _refused(f"{why}, and servers were added or removed live", stop_and_start(self._files))
         return None
 

@@ -262,7 +262,9 @@ def warn_and_add_dependents(core: Core, chosen: list[Entry], progress: Progress)
     names = {entry.name for entry in chosen}
     for entry in all_of_them:
         if entry.name not in names and entry.has_or_wants_workers:
-            on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
+            on = ", ".join(
+                dependency.name for dependency in graph.dependencies(entry) if dependency in all_of_them
+            )
             progress(ProgressLine(warning=f"stopping {entry.name} as well, which depends on {on}"))
     return all_of_them
 
@@ -352,14 +354,14 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
 def workers_to_signal(entry: Entry) -> list[Worker]:
     """The workers of the server that have a process and have not been asked to end."""
     workers = entry.observed.workers.values()
-    return [each for each in workers if each.phase not in LEAVING and each.placement is not None]
+    return [worker for worker in workers if worker.phase not in LEAVING and worker.placement is not None]
 
 
 def handled_signals(worker: Worker) -> set[int]:
     """The signals that the worker's process handles, without those of poolctl itself."""
     pid = worker.placement.pid if worker.placement is not None else None
     caught = int(status_of(pid or 0).get(b"SigCgt", b"0"), 16)
-    return {int(each) for each in valid_signals() if caught >> (each - 1) & 1} - {ASK, ASK_AGAIN}
+    return {int(signal) for signal in valid_signals() if caught >> (signal - 1) & 1} - {ASK, ASK_AGAIN}
 
 
 async def send_signal(core: Core, runner: LocalRunner, worker: Worker, number: int) -> None:

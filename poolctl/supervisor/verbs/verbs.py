@@ -188,7 +188,7 @@ def _on_behalf_of(by: object) -> Table:
 def _selector_arguments(selector: Selector) -> list[str]:
     given = _given_selection(selector)
     targets = given.pop("targets", [])
-    words = [f"--{key} {each}" for key, values in given.items() if key != "not" for each in values]
+    words = [f"--{key} {value}" for key, values in given.items() if key != "not" for value in values]
     return [*targets, *words, *(["--not"] if "not" in given else [])]
 
 

@@ -92,11 +92,11 @@ class PeerCounts:
 
     def others(self) -> list[int]:
         """The number of open connections of each other worker that accepts connections."""
-        return [(each & _MASK) - 1 for each in self._others()]
+        return [(other & _MASK) - 1 for other in self._others()]
 
     def others_websockets(self) -> list[int]:
         """The number of open WebSockets of each other worker that accepts connections."""
-        return [each >> _BITS for each in self._others()]
+        return [other >> _BITS for other in self._others()]
 
     def _others(self) -> list[int]:
         end = min(_FIRST + self._page[_USED], _END)
@@ -296,7 +296,7 @@ class ConnectionBalancer:
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)
-        fewer = sum(mine - each >= _LEAST_DIFFERENCE for each in others)
+        fewer = sum(mine - other >= _LEAST_DIFFERENCE for other in others)
         if not fewer:
             return
         if not self._may_hand_over:

@@ -715,7 +715,10 @@ def _head_without_upgrade(connection: Any) -> bytes:
 def _request_head(
     method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]], version: bytes = b"1.1"
 ) -> bytes:
-    lines = [b"%b %b HTTP/%b\r\n" % (method, target, version), *(b"%b: %b\r\n" % each for each in fields)]
+    lines = [
+        b"%b %b HTTP/%b\r\n" % (method, target, version),
+        *(b"%b: %b\r\n" % attribute for attribute in fields),
+    ]
     return b"".join([*lines, b"\r\n"])
 
 

@@ -311,7 +311,7 @@ class PoolServer(uvicorn.Server):
     def _trust_unix_peers(self) -> None:
         config = self.config
         # Elsewhere a client without an address is one that has left before its connection was accepted.
-        is_unix = all(each.family == socket.AF_UNIX for each in self._listeners)
+        is_unix = all(listener.family == socket.AF_UNIX for listener in self._listeners)
         if config.proxy_headers and UNIX in config.forwarded_allow_ips and is_unix:
             app: Any = inner_app(config.loaded_app)
             app.trusted_hosts = uvicorn_parts.UnixPeers(app.trusted_hosts)
@@ -371,13 +371,19 @@ class PoolServer(uvicorn.Server):
             connection.end_event_streams()
 
     def _http_connections(self) -> list[Http1Connection]:
-        return [each for each in self.server_state.connections if isinstance(each, Http1Connection)]
+        return [
+            connection
+            for connection in self.server_state.connections
+            if isinstance(connection, Http1Connection)
+        ]
 
     def _close_non_drainable_connections(self) -> None:
         """Close HTTP connections of a class that poolctl does not know, each after its response in progress."""
         kind: Any = self.config.http_protocol_class
         if not issubclass(kind, Http1Connection):
-            for each in [each for each in self.server_state.connections if type(each) is kind]:
+            for each in [
+                connection for connection in self.server_state.connections if type(connection) is kind
+            ]:
                 each.shutdown()
 
     async def _wait_until_empty(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:

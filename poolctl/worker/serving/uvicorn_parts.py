@@ -245,7 +245,7 @@ def omit_uvicorns_lines() -> None:
     """
     packages = (uvicorn, sys.modules.get("websockets"))
     directories = tuple(
-        os.path.dirname(each.__file__) + os.sep for each in packages if each and each.__file__
+        os.path.dirname(package.__file__) + os.sep for package in packages if package and package.__file__
     )
 
     def is_wanted(record: logging.LogRecord) -> bool:

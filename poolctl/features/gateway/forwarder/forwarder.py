@@ -74,9 +74,9 @@ class Forwarder(SupervisedProcess):
         for key, (room, _) in self._rooms.items():
             clients += room.take_waiting(_AT_ONCE - len(clients))
             keys += [key] * (len(clients) - len(keys))
-        self.link.send({"t": "waiting", "id": number, "keys": keys}, [each.fileno() for each in clients])
-        for each in clients:
-            each.close()
+        self.link.send({"t": "waiting", "id": number, "keys": keys}, [client.fileno() for client in clients])
+        for client in clients:
+            client.close()
 
     def _admit(self, key: str, client: socket.socket) -> None:
         room, _ = self._rooms.get(key, (None, 0))

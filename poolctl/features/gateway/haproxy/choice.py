@@ -111,9 +111,9 @@ def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[s
         yield _use_backend(section, _SEVERAL, *conditions)
         return
     readings = [(f"var({variable})", "beg", f"{prefix}/") for variable in (_AS_IT_IS, *_OTHERS)]
-    yield _use_backend(section, _SEVERAL, *conditions, *(matches(*each) for each in readings))
-    for each in readings:
-        yield f"    acl {section}:reading {criterion(*each)}"
+    yield _use_backend(section, _SEVERAL, *conditions, *(matches(*reading) for reading in readings))
+    for reading in readings:
+        yield f"    acl {section}:reading {criterion(*reading)}"
     yield _use_backend(no_route, _SEVERAL, *conditions, f"{section}:reading")
 
 

@@ -177,7 +177,7 @@ class HaproxyConfiguration(NamedTuple):
     @property
     def sections(self) -> dict[str, HaproxyBackend]:
         """The backends by name."""
-        return {each.name: each for each in self.backends}
+        return {backend.name: backend for backend in self.backends}
 
     @property
     def all_files(self) -> dict[str, str]:
@@ -200,7 +200,7 @@ class HaproxyConfiguration(NamedTuple):
     def with_addresses(self, addresses: Mapping[str, str]) -> HaproxyConfiguration:
         """A copy in which servers have these addresses of their host names, or one at which nothing listens."""
         backends = (
-            backend._replace(servers=tuple(each.with_address(addresses) for each in backend.servers))
+            backend._replace(servers=tuple(server.with_address(addresses) for server in backend.servers))
             for backend in self.backends
         )
         return self._replace(backends=tuple(backends))
@@ -210,7 +210,7 @@ class HaproxyConfiguration(NamedTuple):
         changed = {name for name, _ in refused}
         backends = (
             backend._replace(
-                servers=tuple(each for each in backend.servers if (backend.name, each) not in refused)
+                servers=tuple(server for server in backend.servers if (backend.name, server) not in refused)
             )
             if backend.name in changed
             else backend
@@ -307,7 +307,7 @@ def _route_backend(
 def _summary(route: Route) -> str:
     """The requests that the route takes. Its targets change without another process: they are the servers below."""
     return " ".join(
-        [f"{route.host or '*'}{route.path}", *route.methods, *(each.name for each in route.headers)]
+        [f"{route.host or '*'}{route.path}", *route.methods, *(header.name for header in route.headers)]
     )
 
 
@@ -349,7 +349,7 @@ def _passing_frontend(
 ) -> Iterator[str]:
     """The frontend that passes TLS by the server name in the ClientHello (SNI), and closes all other connections."""
     yield from ("", f"frontend {_PASSING}", "    mode tcp")
-    yield from (line for each in listeners for line in each.bind_lines())
+    yield from (line for listener in listeners for line in listener.bind_lines())
     yield from proxy_protocol_rules(listeners, settings.trusted_proxies)
     yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
     yield f"    tcp-request inspect-delay {duration(settings.table.head_timeout)}"
@@ -535,7 +535,7 @@ def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterato
         addresses.endpoints.get(each.server) if each.server else Endpoint.of_url(each.url)
         for each in route.to
     )
-    if any(each is not None and each.h2 for each in endpoints):
+    if any(endpoint is not None and endpoint.h2 for endpoint in endpoints):
         yield "    http-request set-header TE trailers"
 
 
@@ -640,13 +640,13 @@ def _servers(
                 for number, address in enumerate(numbered)
             }
         elif (processes := addresses.processes.get(target.server)) is not None:
-            places = {f"{name}:{each.rpartition(':')[2]}": (each, "") for each in processes}
+            places = {f"{name}:{process.rpartition(':')[2]}": (process, "") for process in processes}
         watched = [WATCHED] if target.server and target.key in addresses.waiting else []
         for place, (address, cookie) in places.items():
             own = " ".join([*options, *limits, *watched])
             servers.append(HaproxyServer(place, target.key, address, own, scaled, cookie))
         if (waiting := addresses.waiting.get(target.key)) is not None:
-            own = " ".join([*(each for each in options if each != _RESOLVED_AT_START), "backup"])
+            own = " ".join([*(option for option in options if option != _RESOLVED_AT_START), "backup"])
             key = f"{target.key}{WAIT}"
             place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
             # A client whose process has ended goes to another one, instead of waiting for the next.
@@ -744,10 +744,10 @@ def configuration_of(
     backends = [(route, _route_backend(route, names, addresses, keys, version)) for route in by_alias]
     section_names = {route.alias: section.name for route, section in backends}
     chosen = [(route, section_names[route.alias]) for route in ordered]
-    fronts = [each for each in listeners if not (each.alias or each.passes_tls)]
-    passing = [each for each in listeners if each.passes_tls]
+    fronts = [listener for listener in listeners if not (listener.alias or listener.passes_tls)]
+    passing = [listener for listener in listeners if listener.passes_tls]
     passed = [_passing_backend(route, names, addresses, version) for route in by_alias if passing]
-    resumes = not any(each.asks_for_certificate for each in listeners)
+    resumes = not any(listener.asks_for_certificate for listener in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
     lines = [
         *_global(settings, places, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
@@ -755,11 +755,11 @@ def configuration_of(
     ]
     lines += _defaults(settings, ordered)
     # What a client's certificate says cannot be passed on.
-    passes_on = bool(places.next) and not any(each.asks_for_certificate for each in fronts)
+    passes_on = bool(places.next) and not any(front.asks_for_certificate for front in fronts)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
         lines.append(comment("bind"))
-        lines += [line for each in fronts for line in each.bind_lines(http2=settings.table.http2)]
+        lines += [line for front in fronts for line in front.bind_lines(http2=settings.table.http2)]
         lines += _named("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
         if settings.table.access_log:
             lines.append(comment("access_log"))
@@ -797,13 +797,13 @@ def configuration_of(
         if table := [*route_table(route, section.name)]:
             lines += ["", *table]
     sections = [section for _, section in backends] + [each for each in passed if each is not None]
-    binds = {each.alias: each for each in listeners if each.alias}
+    binds = {listener.alias: listener for listener in listeners if listener.alias}
     sections += [
         _stream_backend(stream, binds[stream.alias], names, addresses, version, settings, places.log)
         for stream in streams
         if stream.alias in binds
     ]
-    files = {name: text for each in listeners for name, text in each.files.items()}
+    files = {name: text for listener in listeners for name, text in listener.files.items()}
     if refuses_uploads:
         files[REFUSE_FILE] = REFUSE_UPLOADS
     if fronts:
@@ -825,7 +825,7 @@ def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) 
         for route in routes
         for headers in ((*route.set_headers, *route.add_headers), route.response_headers)
     )
-    certificate = _CERTIFICATE_BYTES * any(each.asks_for_certificate for each in listeners)
+    certificate = _CERTIFICATE_BYTES * any(listener.asks_for_certificate for listener in listeners)
     return _ADDED_BYTES + certificate + max(added, default=0)
 
 
@@ -899,7 +899,7 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
         yield f"    timeout http-keep-alive {duration(settings.table.keep_alive)}"
     else:
         yield "    option httpclose"
-    yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout client {longest_duration([route.timeouts.idle for route in routes] or [Timeouts().idle])}"
     yield f"    timeout connect {duration(Timeouts().connect)}"
     yield f"    timeout server {duration(Timeouts().idle)}"
     yield f"    http-error {UNAVAILABLE} hdr retry-after 5"
@@ -940,9 +940,9 @@ def _request_rules_before_routing(
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     needs_client = bool(settings.table.access_log) or any(
-        each.allow or each.client_limit or each.policy == IP_HASH for each in routes
+        route.allow or route.client_limit or route.policy == IP_HASH for route in routes
     )
-    asks = any(each.asks_for_certificate for each in fronts)
+    asks = any(front.asks_for_certificate for front in fronts)
     yield comment("trusted_proxies")
     yield from forwarding_rules(
         settings.trusted_proxies, needs_client=needs_client, asks_for_certificate=asks

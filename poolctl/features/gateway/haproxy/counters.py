@@ -218,7 +218,7 @@ class _Section:
     @cached_property
     def keys(self) -> Mapping[str, str]:
         """The key of each server, by name."""
-        return {each.name: each.key for each in self._servers}
+        return {server.name: server.key for server in self._servers}
 
     def target_of(self, server: str) -> str:
         """The key of the target that this server serves, or that its connections wait for; "" if it is not known."""

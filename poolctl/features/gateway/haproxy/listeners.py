@@ -74,7 +74,7 @@ class HaproxyListener(NamedTuple):
     @property
     def asks_for_certificate(self) -> bool:
         """Whether clients are asked for a certificate, at least for some hosts."""
-        return any(each.asks_for_certificate for each in self.certificates)
+        return any(certificate.asks_for_certificate for certificate in self.certificates)
 
     @property
     def name(self) -> str:
@@ -87,10 +87,15 @@ class HaproxyListener(NamedTuple):
         if not self.certificates:
             return {}
         if not self.asks_for_certificate:
-            return {self.crt_list: "".join(f"{each.crt_list_line}\n" for each in self.certificates)}
+            return {
+                self.crt_list: "".join(f"{certificate.crt_list_line}\n" for certificate in self.certificates)
+            }
         # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
         # rules find the certificate that was shown to the client.
-        lines = [f"{each.crt_list_line} {' '.join(each.hosts)}\n" for each in self.certificates]
+        lines = [
+            f"{certificate.crt_list_line} {' '.join(certificate.hosts)}\n"
+            for certificate in self.certificates
+        ]
         shown: dict[str, list[int]] = {}
         for number, each in enumerate(self.certificates):
             for name in each.hosts:
@@ -142,15 +147,15 @@ class HaproxyListener(NamedTuple):
 
 def misdirected_request_rules(listeners: Sequence[HaproxyListener]) -> Iterator[str]:
     """Rules that refuse a request for a host whose certificate asks for a client certificate that was not demanded."""
-    if any(each.asks_for_certificate for each in listeners):
-        yield from (line for each in listeners for line in each.sni_mismatch_variable_rules())
+    if any(listener.asks_for_certificate for listener in listeners):
+        yield from (line for listener in listeners for line in listener.sni_mismatch_variable_rules())
         same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
         yield f"    http-request return {_MISDIRECTED} if {{ var(txn.wanted) -m end {_DEMANDS} }} !{same}"
 
 
 def proxy_protocol_rules(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
     """Rules that expect the PROXY protocol from trusted proxies, on the listeners that accept it."""
-    names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
+    names = dict.fromkeys(listener.name for listener in listeners if listener.accept_proxy)
     for networks in network_groups(trusted) if names else ():
         here = f"{{ so_name {' '.join(names)} }}"
         yield f"    tcp-request connection expect-proxy layer4 if {here} {{ src {networks} }}"

@@ -281,7 +281,11 @@ def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapp
         _endpoint(facts[key].bind, facts[key].tls, facts[key].h2) if key in facts else _endpoint_of_url(key)
         for key in targets
     )
-    return {each.host: each.port for each in endpoints if each is not None and has_host_name(each)}
+    return {
+        endpoint.host: endpoint.port
+        for endpoint in endpoints
+        if endpoint is not None and has_host_name(endpoint)
+    }
 
 
 def _listener(
@@ -379,8 +383,8 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
         if found is None:
             return None
         commands += found
-        names = {each.name for each in previous.servers}
-        added |= {(backend.name, each.name) for each in backend.servers if each.name not in names}
+        names = {server.name for server in previous.servers}
+        added |= {(backend.name, server.name) for server in backend.servers if server.name not in names}
     for place, state in after.states.items():
         known = before.states.get(place)
         if place in added:
@@ -422,7 +426,7 @@ def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]
 
 def deleted_servers(commands: Iterable[str], before: HaproxySetup) -> dict[str, str]:
     """The commands that add the servers again which these commands delete, by "BACKEND/SERVER"."""
-    deleted = {each.removeprefix(DELETES) for each in commands if each.startswith(DELETES)}
+    deleted = {command.removeprefix(DELETES) for command in commands if command.startswith(DELETES)}
     return {
         place: _addition(place, server)
         for backend in (before.configuration.backends if deleted else ())
@@ -465,8 +469,8 @@ def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> l
 
 
 def _removal_commands(backend: HaproxyBackend, servers: Iterable[HaproxyServer]) -> Iterator[str]:
-    for each in servers:
-        place = f"{backend.name}/{each.name}"
+    for server in servers:
+        place = f"{backend.name}/{server.name}"
         yield from (f"set server {place} state {MAINTENANCE}", f"{DELETES}{place}")
 
 

@@ -67,7 +67,7 @@ def line_groups(values: Sequence[str]) -> Iterator[str]:
 
 def network_groups(networks: Sequence[str]) -> Iterator[str]:
     """The networks in `line_groups`, without UNIX."""
-    networks = [each for each in networks if each != UNIX]
+    networks = [network for network in networks if network != UNIX]
     if EVERY in networks:
         networks = ("0.0.0.0/0", "::/0")
     yield from line_groups(networks)
@@ -90,7 +90,7 @@ def alerts_in(output: str, pid: int = 0) -> list[str]:
     """
     messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
     return [
-        " ".join(each.partition(" : ")[2].split())
-        for each in messages
-        if (found := re.match(r"\[ALERT\] *\((\d+)\)", each)) is not None and pid in (0, int(found[1]))
+        " ".join(message.partition(" : ")[2].split())
+        for message in messages
+        if (found := re.match(r"\[ALERT\] *\((\d+)\)", message)) is not None and pid in (0, int(found[1]))
     ]

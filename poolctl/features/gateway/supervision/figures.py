@@ -187,21 +187,21 @@ class GatewayFigures:
     @property
     def connections(self) -> int:
         """The number of clients' connections."""
-        return sum(each.connections for each in self._readers)
+        return sum(reader.connections for reader in self._readers)
 
     @property
     def open_streams(self) -> Counter[str]:
         """The open connections of each stream, by alias."""
-        return sum((each.open_streams for each in self._readers), Counter())
+        return sum((reader.open_streams for reader in self._readers), Counter())
 
     @property
     def queued(self) -> Counter[str]:
         """The requests that wait for a busy target, by `route_key`."""
-        return sum((each.queued for each in self._readers), Counter())
+        return sum((reader.queued for reader in self._readers), Counter())
 
     def backends(self) -> list[BackendReport]:
         """A report on each target of a route."""
-        in_flight: Counter[tuple[str, str]] = sum((each.in_flight for each in self._readers), Counter())
+        in_flight: Counter[tuple[str, str]] = sum((reader.in_flight for reader in self._readers), Counter())
         return [*self._targets.reports(in_flight, self.queued)]
 
     @property

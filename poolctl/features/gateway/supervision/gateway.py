@@ -186,7 +186,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     @property
     def problem(self) -> str:
         """The reasons in `failures`, or ""."""
-        return "; ".join(each.message for each in self.failures)
+        return "; ".join(failure.message for failure in self.failures)
 
     @property
     def why_unavailable(self) -> str:
@@ -337,10 +337,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         """The streams to listen for: the address of a proxied server is closed while it should not run."""
         entries = self._core.entries
         return [
-            each
-            for each in self.routes.routes.streams
-            if each.provider != SERVER
-            or ((entry := entries.get(each.alias)) is not None and not entry.wants_no_worker)
+            stream
+            for stream in self.routes.routes.streams
+            if stream.provider != SERVER
+            or ((entry := entries.get(stream.alias)) is not None and not entry.wants_no_worker)
         ]
 
     def _leave_ended_processes(self, entry: Entry) -> None:
@@ -352,9 +352,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if process is None or setup is None or not entry.config.is_proxied:
             return
         living = {
-            each.placement.address
-            for each in entry.observed.workers.values()
-            if each.placement is not None and each.exit is None
+            worker.placement.address
+            for worker in entry.observed.workers.values()
+            if worker.placement is not None and worker.exit is None
         }
         commands = [
             ServerState(MAINTENANCE).command((section.name, server.name))
@@ -373,7 +373,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _schedule_recomputation(self) -> None:
         self._revision = self._core.servers.revision
         self.routes.schedule_computation(
-            lambda: ([each.config for each in self._core.entries.values()], self.tables)
+            lambda: ([entry.config for entry in self._core.entries.values()], self.tables)
         )
 
     def _on_routes_computed(self) -> None:
@@ -551,7 +551,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                     with waking.attempt(), contextlib.suppress(HaproxyRefusal):  # it is being replaced
                         shown = await process.sections_to_wake()
                         self._wake_one_of_each(
-                            {each.alias for each in setup.configuration.backends if each.name in shown}
+                            {
+                                backend.alias
+                                for backend in setup.configuration.backends
+                                if backend.name in shown
+                            }
                         )
                 await asyncio.sleep(_WAKES_SECONDS)
         finally:
@@ -642,7 +646,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._noted = problem
 
     def _record_event_if_addresses_changed(self) -> None:
-        served = tuple(each.bind for each in self.listeners)
+        served = tuple(listener.bind for listener in self.listeners)
         if served and served != self._served:
             kind = "gateway moved" if self._served else "gateway started"
             self._events.record("pool", kind, message=f"the gateway serves {', '.join(served)}")
@@ -676,7 +680,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self._listeners.close_others(())
         if plan is not None:
             backends = setup.configuration.backends if setup is not None else ()
-            streams = [each.name for each in backends if each.is_stream or each.passes_tls]
+            streams = [backend.name for backend in backends if backend.is_stream or backend.passes_tls]
             await self.processes.finish_requests(
                 process,
                 plan.settings.table.drain_timeout,

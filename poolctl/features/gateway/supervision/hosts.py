@@ -128,8 +128,8 @@ class HostStates:
 
     def to_json(self) -> Table:
         """The state that `restore` needs after a restart: the hosts that are not active."""
-        records = [each for each in self.records() if each.state != RequestedBackendState.ACTIVE]
-        return {"hosts": [to_json(each) for each in records]}
+        records = [record for record in self.records() if record.state != RequestedBackendState.ACTIVE]
+        return {"hosts": [to_json(record) for record in records]}
 
     def restore(self, table: Table) -> None:
         """Restore the states from a predecessor's `to_json`. `changed` is called for states that still apply.

@@ -52,12 +52,12 @@ def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
     """The certificates for the next supervisor. Contains keys."""
     return [
         {
-            "tls": each.tls.to_dict(),
-            "names": each.contents.names,
-            "settings": each.contents.tls,
-            "contents": [content.decode("latin-1") for content in each.contents.contents],
+            "tls": certificate.tls.to_dict(),
+            "names": certificate.contents.names,
+            "settings": certificate.contents.tls,
+            "contents": [content.decode("latin-1") for content in certificate.contents.contents],
         }
-        for each in certificates
+        for certificate in certificates
     ]
 
 
@@ -90,12 +90,12 @@ class GatewayPlan(NamedTuple):
 
     def certificates_of(self, key: str) -> list[CertificateContents]:
         """The certificates of this listener; the first one is also used for all hosts that none names."""
-        return [each.contents for each in self.certificates if each.bind == key]
+        return [certificate.contents for certificate in self.certificates if certificate.bind == key]
 
     @property
     def problems(self) -> list[ServerError]:
         """Why certificates are still used whose files have changed."""
-        return [each.problem for each in self.certificates if each.problem is not None]
+        return [certificate.problem for certificate in self.certificates if certificate.problem is not None]
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """Return a copy of the plan that has only open listeners.
@@ -214,8 +214,8 @@ def _check_certificate(found: CertificateContents, path: str) -> None:
     bundle = memory_file("poolctl-certificate", cert + b"\n" + key)
     try:
         context.load_cert_chain(f"/proc/self/fd/{bundle}")
-        for each in authorities:
-            context.load_verify_locations(cadata=each.decode("ascii", "replace"))
+        for authority in authorities:
+            context.load_verify_locations(cadata=authority.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as error:
         message = (
             f"{path} cannot be used, so that the certificate before it still is: {openssl_reason(error)}"

@@ -47,7 +47,7 @@ def gateway_metrics(
     yield from families_of(
         _STREAM, [((each, opened[alias]), {"stream": alias}) for alias, each in streams[:MOST_LABELLED]]
     )
-    yield from _hosts([to_json(each) for each in hosts[:MOST_LABELLED]], counts)
+    yield from _hosts([to_json(host) for host in hosts[:MOST_LABELLED]], counts)
     for part in parts:
         yield from part.gateway_metrics()
 

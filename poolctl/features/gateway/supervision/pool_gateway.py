@@ -159,7 +159,7 @@ class GatewayVerbs:
         routes = self.gateway.routes.routes
         found = await in_daemon_thread(lambda: routes_to_servers(routes.served))
         return replace(
-            result, items=tuple(replace(each, routes=found.get(each.name, ())) for each in result.items)
+            result, items=tuple(replace(item, routes=found.get(item.name, ())) for item in result.items)
         )
 
     async def hosts(self, call: Call) -> HostsResult:
@@ -213,7 +213,7 @@ class GatewayVerbs:
         late = await self.gateway.await_applied_or_warning(_CONFIRMATION_SECONDS)
         result = await self.hosts(call)
         warnings = (*result.warnings, late) if late else result.warnings
-        items = tuple(each for each in result.items if each.host in found)
+        items = tuple(item for item in result.items if item.host in found)
         return replace(result, items=items, warnings=warnings)
 
     async def _read_figures(self) -> bool:
@@ -238,7 +238,7 @@ def parse_host_change(options: Table) -> Table:
     if (
         operation not in _OPERATIONS
         or not isinstance(hosts, list)
-        or not all(isinstance(each, str) for each in hosts)
+        or not all(isinstance(host, str) for host in hosts)
     ):
         raise SelectorError(
             "no such order for backends", hint=f"op is one of {', '.join(_OPERATIONS)}; hosts is a list"

@@ -205,9 +205,9 @@ def _compute_routes(
             streams.append(route)
         else:
             excluded.append(route)
-    targets = [*(each.to for each in http), *(each.to for each in streams)]
+    targets = [*(each.to for each in http), *(stream.to for stream in streams)]
     names = frozenset(target.server for to in targets for target in to if target.server)
-    users = os_users_by_server(each for each in servers if not each.command)
+    users = os_users_by_server(server for server in servers if not server.command)
     of_routed = tuple(sorted((name, users[name]) for name in names if name in users))
     gateway = tables.get(GatewayConfig)
     trusted = () if gateway is None else tuple(map(str, gateway.trusted_proxies))
@@ -246,7 +246,7 @@ def _for_workers(route: Route, servers: Collection[str]) -> Route:
         path=route.path,
         methods=route.methods,
         provider=route.provider,
-        headers=tuple(Header(name=each.name) for each in route.headers),
+        headers=tuple(Header(name=header.name) for header in route.headers),
         to=tuple(Target(server=each.server) for each in route.to if each.server in servers),
     )
 
@@ -257,7 +257,7 @@ def _discard(fds: list[int]) -> None:
 
 
 def _close(tables: Mapping[str, Descriptor]) -> None:
-    for each in {id(each): each for each in tables.values()}.values():
+    for each in {id(table): table for table in tables.values()}.values():
         each.close()
 
 

@@ -134,12 +134,14 @@ class RouteReporter:
         if isinstance(route, Route) and route.redirect is not None:
             return RouteHealth(status=HEALTHY)
         services = self._services_of(route) if isinstance(route, Route) else []
-        probed = {each.url: each.health for each in services if each.is_serving and each.is_probed}
+        probed = {
+            service.url: service.health for service in services if service.is_serving and service.is_probed
+        }
         found = []
         for key, target in self._targets.of(route).items():
             known = probed.get(key) if target.is_unproven else None
             found.append(known or self._health(key, target))
-        return route_health([*found, *(each.health for each in services if not each.is_serving)])
+        return route_health([*found, *(service.health for service in services if not service.is_serving)])
 
     def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
         """The report of an excluded route, with the registered services that defined it, if any."""

@@ -35,7 +35,7 @@ class TargetsNow(NamedTuple):
     def changed_since(self, before: TargetsNow) -> list[str]:
         """The keys of targets that differ: routes to all others have the same targets that serve."""
         places = self.on_routes.keys() | before.on_routes.keys()
-        changed = {each[1] for each in places if self.on_routes.get(each) != before.on_routes.get(each)}
+        changed = {place[1] for place in places if self.on_routes.get(place) != before.on_routes.get(place)}
         return [
             key for key, target in self.by_key.items() if key in changed or before.by_key.get(key) != target
         ]
@@ -239,7 +239,7 @@ class Targets:
             forwarded = sum(in_flight.get((name, key), 0) for name in names)
             yield BackendReport(
                 host=key,
-                routes=tuple(dict.fromkeys(each.alias for each in users)),
+                routes=tuple(dict.fromkeys(user.alias for user in users)),
                 state=record.state,
                 since=stamp(record.since) if record.since else "",
                 until=stamp(record.until) if record.until else "",
