@@ -25,7 +25,7 @@ CONNECTIONS = 16
 WORKERS = 4
 _SETTLED_SECONDS = 0.4
 _HANDED_OVER_SECONDS = 2.0
-_MOST = 1.5 * CONNECTIONS / WORKERS
+_MAX = 1.5 * CONNECTIONS / WORKERS
 _REQUEST = b"GET / HTTP/1.1\r\nhost: benchmark\r\n\r\n"
 _UPGRADE = (
     b"GET / HTTP/1.1\r\nhost: benchmark\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
@@ -52,7 +52,7 @@ def run(options: Namespace) -> Iterator[Row]:
                             ]
                         of_all = f"of {CONNECTIONS} {what} on {WORKERS} workers ({loop}, {scheme}"
                         of_all += ", among short ones)" if among else ")"
-                        yield Row(f"{of_all}, on the busiest", "", [max(each) for each in found], most=_MOST)
+                        yield Row(f"{of_all}, on the busiest", "", [max(each) for each in found], most=_MAX)
                         yield Row(
                             f"workers without any {of_all}", "", [each.count(0) for each in found], most=0
                         )

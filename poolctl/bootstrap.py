@@ -13,8 +13,8 @@ import signal
 import sys
 
 # The oldest supported versions for workers.
-OLDEST_PYTHON = (3, 11)
-OLDEST_UVICORN = (0, 53)
+MIN_PYTHON = (3, 11)
+MIN_UVICORN = (0, 53)
 # Ignored on purpose, as by nohup(1), and by Python itself.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -116,12 +116,12 @@ def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
     if version is None:
         return "has no uvicorn", f"install it there: {install_command(python, 'uvicorn')}"
     try:
-        old = tuple(map(int, version.split(".")[:2])) < OLDEST_UVICORN
+        old = tuple(map(int, version.split(".")[:2])) < MIN_UVICORN
     except ValueError:
         return None
     if not old:
         return None
-    needed = ".".join(map(str, OLDEST_UVICORN))
+    needed = ".".join(map(str, MIN_UVICORN))
     return (
         f"has uvicorn {version}, and workers need {needed} or newer",
         f"upgrade it there: {install_command(python, 'uvicorn', upgrade=True)}",

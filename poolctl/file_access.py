@@ -21,7 +21,7 @@ Obstacle = tuple[str, str]
 
 _NOT_THERE, _INSTALL = "is not there", "install it, or write its full path"
 _FIRST_LINE_BYTES = 255  # Linux reads no more of a script (BINPRM_BUF_SIZE)
-_MOST_SCRIPTS = 4  # scripts whose interpreter is a script, as in execve(2)
+_MAX_SCRIPTS = 4  # scripts whose interpreter is a script, as in execve(2)
 _HEAD_BYTES = 4096
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # They ignore the carriage return behind their options.
@@ -42,7 +42,7 @@ def why_not_executable(program: str, search_path: str, cwd: str) -> Obstacle | N
 
     A name without a slash is looked up in the directories of `search_path`, as by execvp(3). Blocks on the disk.
     """
-    return _program_obstacle(program, search_path, cwd, _MOST_SCRIPTS)
+    return _program_obstacle(program, search_path, cwd, _MAX_SCRIPTS)
 
 
 def why_execution_failed(program: str, search_path: str, error: OSError) -> str:

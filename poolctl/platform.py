@@ -33,7 +33,7 @@ _CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all thread
 _WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # by kernel version
 _OF_THREADS = ("wchan", "syscall", "stack")
 # The epoll instances of a process with more descriptors than this are not counted.
-_MOST_DESCRIPTORS = 256
+_MAX_DESCRIPTORS = 256
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -506,7 +506,7 @@ def waits_for_events(pid: int) -> bool:
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for count, descriptor in enumerate(descriptors):
-                if count == _MOST_DESCRIPTORS:
+                if count == _MAX_DESCRIPTORS:
                     return False
                 found += os.readlink(descriptor.path) == "anon_inode:[eventpoll]"
     except OSError:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MODE, _PARENT_MODE = 0o700, 0o755
 _OTHERS, _WRITABLE_BY_OTHERS = 0o077, 0o022
-_MOST_LINKS = 40  # the limit of path_resolution(7)
+_MAX_LINKS = 40  # the limit of path_resolution(7)
 
 
 class UnsafeDirectory(OSError):
@@ -93,7 +93,7 @@ def path_components(path: str, *, make_mode: int | None = None) -> Iterator[tupl
         yield here, status
         if stat.S_ISLNK(status.st_mode):
             links += 1
-            if links > _MOST_LINKS:
+            if links > _MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             target = os.readlink(here)
             left = _parts(target) + left

@@ -19,7 +19,7 @@ _DIRECTORY_MODE = 0o750
 _UNFINISHED_MODE = 0o200
 
 Owner = tuple[int, int]  # uid and gid
-_MOST_LINKS = 40  # the limit of path_resolution(7)
+_MAX_LINKS = 40  # the limit of path_resolution(7)
 _TO_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITABLE_BY_OTHERS = 0o022
 
@@ -179,7 +179,7 @@ def _open_parent(
             target = _symlink_target(fd, left[0])
             if target is not None:
                 links += 1
-                if links > _MOST_LINKS:
+                if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 left = _parts(target) + left[1:]
                 if target.startswith("/"):

@@ -12,13 +12,16 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 ALL = os.environ.get("POOLCTL_EXAMPLES") == "all"
-FEWEST = 10
+MIN_COUNT = 10
 
 
 def examples(count: int, **options: Any) -> settings:
     """The settings of a property for which `count` examples are all."""
     return settings(
-        max_examples=count if ALL else max(count // 4, FEWEST), deadline=None, derandomize=not ALL, **options
+        max_examples=count if ALL else max(count // 4, MIN_COUNT),
+        deadline=None,
+        derandomize=not ALL,
+        **options,
     )
 
 

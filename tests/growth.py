@@ -15,11 +15,11 @@ T = TypeVar("T", str, bytes)
 LARGE = 4096
 # Texts this short take longer than that only if work doubles with each character, or grows with the third power. They
 # come first, because such work on a large text would not end.
-_SHORTEST = {20: 0.005, 128: 0.0005}
+_MIN_LENGTH = {20: 0.005, 128: 0.0005}
 # The ratio is measured only if a large text takes this long: a quadratic expression needs some million steps.
 _QUADRATIC_SECONDS = 0.0002
 # Four times the text takes linear work four times, and quadratic work sixteen times as long.
-_MOST_GROWTH = 9
+_MAX_GROWTH = 9
 # The time of other guests of a machine counts as this thread's, for some milliseconds together. Few runs tell that work
 # is not suspicious; what is suspicious is run so often that the shortest run of each text was undisturbed.
 _SUSPICIOUS_GROWTH = 5
@@ -31,7 +31,7 @@ def grows_too_fast(work: Callable[[T], object], text_of: Callable[[int], T], *, 
 
     The ratio of this thread's processor times counts, the shortest of several runs: not the load of the machine.
     """
-    for length, most_seconds in _SHORTEST.items():
+    for length, most_seconds in _MIN_LENGTH.items():
         text = text_of(length)
         if all(_seconds(work, text) > most_seconds for _ in range(_MANY)):
             return True
@@ -41,7 +41,7 @@ def grows_too_fast(work: Callable[[T], object], text_of: Callable[[int], T], *, 
     shorter = text_of(large // 4)
     return (
         _growth(work, shorter, text, _FEW) > _SUSPICIOUS_GROWTH
-        and _growth(work, shorter, text, _MANY) > _MOST_GROWTH
+        and _growth(work, shorter, text, _MANY) > _MAX_GROWTH
     )
 
 

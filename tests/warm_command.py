@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests import warm_supervisor
 
-MOST_BYTES = 1 << 17  # the maximum size of a request: arguments and environment
+MAX_BYTES = 1 << 17  # the maximum size of a request: arguments and environment
 SAMPLE = '[[server]]\nname = "a"\nbind = "127.0.0.1:1"\ncommand = ["true"]\n'
 
 
@@ -86,7 +86,7 @@ def warm_command() -> WarmCommand:
 
 def _serve(requests: socket.socket) -> None:
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, MOST_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(requests, MAX_BYTES, 3)
         if not message:
             return
         pid = os.fork()

@@ -34,7 +34,7 @@ UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
 STDIN = "-"  # the target that stands for the names on standard input
 ALL_LINES = -1
 DEFAULT_LINES = 100
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 
 
 class BadValue(typer.BadParameter):
@@ -192,7 +192,7 @@ def line_count(text: str) -> int:
     """The number of lines; ALL_LINES for "all"."""
     if text == "all":
         return ALL_LINES
-    if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
+    if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
         raise BadValue(f"{text!r} is not a number of lines", 'a number, or "all"')
     return int(text)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MARKS = ("##[", "##vso[", "##teamcity[")
 # GitHub shows no more of a step.
-MOST_ANNOTATIONS = 10
+MAX_ANNOTATIONS = 10
 
 
 class OutputError(OSError):
@@ -173,7 +173,7 @@ class Annotations:
     """The annotations of one command in GitHub Actions, written to standard error; elsewhere none are written.
 
     Each is at the place of its problem, or else of its server's table in the pool's `files`. There are at most
-    MOST_ANNOTATIONS, and for a server without a place in the problem one error and one warning; none of servers if
+    MAX_ANNOTATIONS, and for a server without a place in the problem one error and one warning; none of servers if
     `of_servers` is false: `run` prints what they do between what they print.
     """
 
@@ -190,7 +190,7 @@ class Annotations:
     def write(self, level: str, text: str, *, server: str = "", place: Place | None = None) -> None:
         """Write the text as an "error" or "warning" at `place`, or at the table of the server if that is None."""
         is_wanted = is_github() and (place or self.of_servers)
-        if not is_wanted or len(self._written) == MOST_ANNOTATIONS:
+        if not is_wanted or len(self._written) == MAX_ANNOTATIONS:
             return
         subject = level, server if server and not place else text, place
         if subject in self._written:

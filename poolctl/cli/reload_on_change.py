@@ -36,7 +36,7 @@ from poolctl.logs.log_tail import ENTRIES, DirectoryWatch
 # Editors, checkouts and deployments write many files: one change ends after this time without writes.
 QUIET_SECONDS = 0.15
 # A change that does not end is applied after this time.
-LONGEST_SECONDS = 3.0
+MAX_SECONDS = 3.0
 _SHOWN_FILES = 3
 _POLL = 'watch = { poll = "1s" }'
 # While code is being written, its page with the error is what one wants to see.
@@ -91,8 +91,8 @@ class PoolWatcher:
             yield from self._apply(paths)
 
     def _wait_until_quiet(self, watch: DirectoryWatch | PolledDirectories) -> set[str] | None:
-        """Wait until writing pauses, or LONGEST_SECONDS; returns the changed paths, None if the kernel lost events."""
-        deadline = monotonic() + LONGEST_SECONDS
+        """Wait until writing pauses, or MAX_SECONDS; returns the changed paths, None if the kernel lost events."""
+        deadline = monotonic() + MAX_SECONDS
         found: set[str] | None = set()
         while True:
             more = watch.changed()
@@ -557,13 +557,13 @@ def _scripts(config: Table, resolve: Callable[[str], str] = os.path.realpath) ->
 
 
 # As many as the kernel follows (path_resolution(7)).
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 
 
 def _places_on(path: str) -> Iterator[str]:
     """Each symbolic link that is followed to reach the path, and where the path leads, all in real directories."""
     here, parts, links = "/", path.split("/")[::-1], 0
-    while parts and links <= _MOST_LINKS:
+    while parts and links <= _MAX_LINKS:
         part = parts.pop()
         if part == "..":
             here = os.path.dirname(here)

@@ -578,9 +578,9 @@ def with_masked_password(url: str) -> str:
     return masked_text(url)
 
 
-MOST_ADDRESSES = 10
+MAX_ADDRESSES = 10
 NAMES_SHOWN = 3
-MOST_STACK_LINES = 20
+MAX_STACK_LINES = 20
 _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
 # Intended states of servers that are not ready.
 _INTENDED_STATES = ("sleeping", "draining", "disabled")
@@ -649,7 +649,7 @@ def address_lines(items: Iterable[object]) -> list[str]:
         for item in items
         if is_server(item) and item.expose and item.state not in _UNREACHABLE
     ]
-    shown = found[:MOST_ADDRESSES]
+    shown = found[:MAX_ADDRESSES]
     width = max((len(name) for name, _ in shown), default=0)
     lines = [f"{name.ljust(width)}  {address}" for name, address in shown]
     return [*lines, f"and {more} more: poolctl list"] if (more := len(found) - len(shown)) else lines
@@ -664,7 +664,7 @@ def stack_lines(document: Table) -> list[str]:
 
     stacks = from_json(WorkerStacks, document)
     head = f"worker {stacks.worker} (pid {stacks.pid})"
-    return [*map(printable, [head, *islice(stacks.lines(), MOST_STACK_LINES)])]
+    return [*map(printable, [head, *islice(stacks.lines(), MAX_STACK_LINES)])]
 
 
 _INDENT = "  "

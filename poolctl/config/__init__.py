@@ -60,7 +60,7 @@ _MODULES = {
     "wrong_references",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables required_variables",
-    "values.plain": "MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
+    "values.plain": "MAX_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts fill_placeholders",
     "values.problems": "Finding Place Problem problem_of shown",
     "values.secrets": "MASK masked masked_text values_to_mask",

@@ -280,14 +280,14 @@ def _warnings_of(
     yield from _implausible_values(server)
 
 
-_LEAST_MEMORY_BYTES = 16 * 1024**2
+_MIN_MEMORY_BYTES = 16 * 1024**2
 _LONG_START_SECONDS = 3600.0
 
 
 def _implausible_values(server: ServerConfig) -> Iterator[Finding]:
     """Warnings of values that were surely meant in another unit."""
     memory, seconds = server.limits.memory, server.start_timeout
-    if memory is not None and memory < _LEAST_MEMORY_BYTES:
+    if memory is not None and memory < _MIN_MEMORY_BYTES:
         message = f"every worker exceeds a limit of {format_size(memory)}, and is replaced again and again"
         meant = f'write "{memory}MiB"' if 16 <= memory <= 2**20 else "allow at least 16MiB"
         yield Finding(("limits", "memory"), message, f"{meant}; a number without a unit is bytes")

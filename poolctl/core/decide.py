@@ -473,7 +473,7 @@ def _retire(worker: WorkerView) -> Action:
 
 
 # Between attempts without end, whatever `backoff` says.
-SHORTEST_ENDLESS_BACKOFF_SECONDS = 1.0
+MIN_ENDLESS_BACKOFF_SECONDS = 1.0
 
 
 class StepAfterExit(StrEnum):
@@ -566,7 +566,7 @@ def judge_exit(
         if situation.others or is_tried:
             pause = limits.backoff.longest_seconds(jitter)
             if not situation.others:
-                pause = max(pause, SHORTEST_ENDLESS_BACKOFF_SECONDS)
+                pause = max(pause, MIN_ENDLESS_BACKOFF_SECONDS)
             return ExitDecision(StepAfterExit.RESTART, pause, spent=True)
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), limits)}"
         return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))

@@ -17,7 +17,7 @@ from .decide import LEAVING, WorkerPhase
 from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
 
-_LONGEST_ANSWER_SECONDS = 10.0
+_MAX_ANSWER_SECONDS = 10.0
 
 FLAPPING = "a worker has died within a minute of becoming ready, more than once"
 
@@ -61,7 +61,7 @@ class HealthChecks:
 
         async def ask(asked: Worker) -> tuple[str, bool | None]:
             assert asked.placement is not None
-            limit_seconds = min(config.start_timeout, _LONGEST_ANSWER_SECONDS)
+            limit_seconds = min(config.start_timeout, _MAX_ANSWER_SECONDS)
             return await ask_for_status(path, asked.config, self._runner, asked.placement, limit_seconds)
 
         answer, works = await ask(worker)

@@ -32,7 +32,7 @@ from .decide import ASLEEP, AWAKE, BEFORE_START, LEAVING, Action, Desired, Liste
 from .health_checks import HealthChecks
 from .schedules import moment_text, record_run_end
 from .server_entry import (
-    MOST_ATTEMPTS_AWAITED,
+    MAX_ATTEMPTS_AWAITED,
     RUN_FAILED,
     STEADY_SECONDS,
     Entry,
@@ -70,7 +70,7 @@ _FIXES = {
 # Maximum lines of a start's output that are searched for an explanation.
 LINES_READ = 500
 LAST_LINES = 5  # maximum number of explanatory lines shown
-_LONGEST_CHARACTERS = 300
+_MAX_CHARACTERS = 300
 _FINAL_LINE_CHARACTERS = 200
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled on first use, because a supervisor needs them only when a start fails.
@@ -99,7 +99,7 @@ _CODE_ERROR = r"\b((Syntax|Indentation|Tab|Import|ModuleNotFound|Name)Error: |Ca
 _ADDRESS_IN_USE = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
 # The number after a colon, after "port", or after the host in a Python tuple.
 _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
-_LEAST_PORT = 60  # numbers below 60 may belong to a time of day
+_MIN_PORT = 60  # numbers below 60 may belong to a time of day
 # Maximum time that commands and failure reports wait for the output of a server.
 LOGS_SECONDS = 5.0
 
@@ -225,7 +225,7 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
         (line for line in reversed(explanations) if line in conflicts or re.match(_ERROR_LINE, line)), ""
     )
     text = last or (explanations[-1] if explanations and refused else "")
-    return OutputCause(text[:_LONGEST_CHARACTERS], own_address=last in conflicts and not _ports_in(last))
+    return OutputCause(text[:_MAX_CHARACTERS], own_address=last in conflicts and not _ports_in(last))
 
 
 def final_line(lines: Sequence[str]) -> str:
@@ -245,7 +245,7 @@ def is_quoted(line: str, message: str) -> bool:
 
 def _ports_in(line: str) -> set[int]:
     ports = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
-    return {port for port in ports if port >= _LEAST_PORT}
+    return {port for port in ports if port >= _MIN_PORT}
 
 
 def explanatory_lines(lines: Iterable[str]) -> list[str]:
@@ -278,7 +278,7 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
 _STACKS_SECONDS = 1.0
 _ANSWER_SHARE = 0.9  # the runner's share of that time
 # These limits keep an event, and the state given to a successor, below about 50 KB.
-_MOST_STACKS, _MOST_FRAMES = 20, 20
+_MAX_STACKS, _MAX_FRAMES = 20, 20
 
 
 class StackRecorder:
@@ -302,7 +302,7 @@ class StackRecorder:
             return None
         if found is None:
             return None
-        entry.observed.stacks = found.shortened(_MOST_STACKS, _MOST_FRAMES)
+        entry.observed.stacks = found.shortened(_MAX_STACKS, _MAX_FRAMES)
         return entry.observed.stacks
 
     async def record_stacks_and_extend_message(self, entry: Entry, worker: Worker, message: str) -> str:
@@ -1346,7 +1346,7 @@ class Executor:
 
         slot.backoff = asyncio.get_running_loop().call_later(delay_seconds, end)
         # A client waits only for an attempt that will probably succeed, and no longer than a start may take.
-        is_hopeful = entry.observed.was_up and slot.failed_attempts <= MOST_ATTEMPTS_AWAITED
+        is_hopeful = entry.observed.was_up and slot.failed_attempts <= MAX_ATTEMPTS_AWAITED
         slot.refuses = not is_hopeful or delay_seconds > entry.config.start_timeout
 
 

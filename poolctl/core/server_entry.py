@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # A server flaps once two workers have been ready for less than the first time, until one is ready for the second.
 SHORT_LIFE_SECONDS, STEADY_SECONDS = 60.0, 300.0
 # After so many failed attempts in a row, connections to a server that was ready before do not wait for the next one.
-MOST_ATTEMPTS_AWAITED = 2
+MAX_ATTEMPTS_AWAITED = 2
 
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 

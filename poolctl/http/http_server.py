@@ -19,7 +19,7 @@ from typing import Protocol
 
 import h11
 
-from .messages import END_OF_HEAD, MAX_HEAD_BYTES, MOST_FIELDS, UNFIT, UNFIT_CHARACTER, BadMessage, next_event
+from .messages import END_OF_HEAD, MAX_FIELDS, MAX_HEAD_BYTES, UNFIT, UNFIT_CHARACTER, BadMessage, next_event
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024
@@ -335,8 +335,8 @@ async def _receive_head(
     assert isinstance(request, h11.Request)
     names = [name for name, _ in request.headers]
     hosts = [value for name, value in request.headers if name == b"host"]
-    if len(names) > MOST_FIELDS:
-        raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
+    if len(names) > MAX_FIELDS:
+        raise BadMessage(f"more than {MAX_FIELDS} fields", 431)
     if request.http_version not in (b"1.0", b"1.1"):
         raise BadMessage("the version is not HTTP/1.1", 505)
     # h11 leaves out a repeated Content-Length.

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 import h11
 
 MAX_HEAD_BYTES = 64 * 1024
-MOST_FIELDS = 100  # of a head; browsers send about thirty
-MOST_INTERIM = 20  # responses before the final one
-MOST_CHUNKS = 20_000  # of a body; usual programs send chunks of kilobytes
+MAX_FIELDS = 100  # of a head; browsers send about thirty
+MAX_INTERIM = 20  # responses before the final one
+MAX_CHUNKS = 20_000  # of a body; usual programs send chunks of kilobytes
 
 # A control character, or a line that ends without CRLF. A CR may be the last byte received so far.
 UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)"
@@ -181,8 +181,8 @@ class ResponseReader:
         return received
 
     def _read_head(self, head: bytes) -> None:
-        if head.count(b"\n") - 2 > MOST_FIELDS:
-            raise BadMessage(f"more than {MOST_FIELDS} fields")
+        if head.count(b"\n") - 2 > MAX_FIELDS:
+            raise BadMessage(f"more than {MAX_FIELDS} fields")
         self._connection.receive_data(head)
         event = next_event(self._connection)
         if isinstance(event, h11.Response):
@@ -192,8 +192,8 @@ class ResponseReader:
         self._interim += 1
         if event.status_code == 101:
             raise BadMessage("it switches protocols")
-        if self._interim > MOST_INTERIM:
-            raise BadMessage(f"more than {MOST_INTERIM} interim responses")
+        if self._interim > MAX_INTERIM:
+            raise BadMessage(f"more than {MAX_INTERIM} interim responses")
 
     def _read_body(self) -> None:
         while not self.complete:
@@ -202,8 +202,8 @@ class ResponseReader:
                 self.complete = True
             elif isinstance(event, h11.Data):
                 self._chunks += event.chunk_start
-                if self._chunks > MOST_CHUNKS:
-                    raise BadMessage(f"more than {MOST_CHUNKS} chunks")
+                if self._chunks > MAX_CHUNKS:
+                    raise BadMessage(f"more than {MAX_CHUNKS} chunks")
                 room = self._max_body_bytes - self._body_bytes
                 self._body += event.data if len(event.data) <= room else event.data[: int(room)]
                 self._body_bytes += len(event.data)

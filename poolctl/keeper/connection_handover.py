@@ -24,7 +24,7 @@ _FAMILIES = tuple(map(int, (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)))
 _STREAM = int(socket.SOCK_STREAM)
 _PROTOCOLS = (0, int(socket.IPPROTO_TCP))
 
-MOST_BYTES = 46 * 1024  # base64 adds a third to this, and a message has at most 64 KiB
+MAX_BYTES = 46 * 1024  # base64 adds a third to this, and a message has at most 64 KiB
 
 
 class NoRoom(Exception):
@@ -98,7 +98,7 @@ def send_connection(
     """Send the connection `fd` through the socket `end`, without waiting. The caller still owns `fd`, and closes it.
 
     `limits` are the fields returned by Connection.limits. Raises BlockingIOError when the socket's queue is full,
-    OSError when the message cannot be sent, and WireError when `received` is longer than MOST_BYTES.
+    OSError when the message cannot be sent, and WireError when `received` is longer than MAX_BYTES.
     """
     wire.send(end, {**_CONNECTION, **_message(limits or {}, received)}, [fd])
 
@@ -137,7 +137,7 @@ def receive_connection(end: socket.socket) -> Connection | None:
 def _message(limits: wire.Message, received: bytes) -> wire.Message:
     if not received:
         return limits
-    if len(received) > MOST_BYTES:
+    if len(received) > MAX_BYTES:
         raise wire.WireError(f"{len(received)} bytes are too many to hand over")
     return {**limits, "received": b2a_base64(received, newline=False).decode()}
 

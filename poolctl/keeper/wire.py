@@ -37,7 +37,7 @@ _TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _SOL_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _CREDENTIALS_BYTES = 12
 _DESCRIPTOR_BYTES = array.array("i").itemsize
-_LARGEST_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS_BYTES)
+_MAX_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS_BYTES)
 
 Message = dict[str, "Any"]
 
@@ -133,7 +133,7 @@ def receive(
     # inherit the received descriptors.
     wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
     packet_bytes = min(most_bytes, MAX_PACKET_BYTES)
-    payload, ancillary, flags, _ = sock.recvmsg(packet_bytes, _LARGEST_ANCILLARY_BYTES, wanted)
+    payload, ancillary, flags, _ = sock.recvmsg(packet_bytes, _MAX_ANCILLARY_BYTES, wanted)
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
         if flags & _CTRUNC or len(fds) > most_descriptors:
@@ -192,9 +192,9 @@ def _close_unread_descriptors(sock: socket.socket) -> None:
     # No more messages can arrive. Credentials distinguish an empty message from end of file.
     sock.shutdown(socket.SHUT_RD)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    while ancillary := sock.recvmsg(
-        1, _LARGEST_ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-    )[1]:
+    while ancillary := sock.recvmsg(1, _MAX_ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)[
+        1
+    ]:
         for data in ancillary:
             for fd in _descriptors(*data):
                 close_promptly(fd)

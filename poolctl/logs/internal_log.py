@@ -14,7 +14,7 @@ from poolctl.keeper.spawn import copytruncate_if_large
 from .log_line import stamp
 from .log_tail import DirectoryWatch
 
-_LONGEST_MESSAGE = 4096
+_MAX_MESSAGE_LENGTH = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
 _REPEATED_EVERY_SECONDS = 10.0
 _STDERR = 2
@@ -60,9 +60,9 @@ class InternalLog(logging.Handler):
             return
         self._report_repeated(now)
         self._last = content
-        cut = len(message) - _LONGEST_MESSAGE
+        cut = len(message) - _MAX_MESSAGE_LENGTH
         if cut > 0:
-            message = f"{message[:_LONGEST_MESSAGE]}… ({cut} characters more)"
+            message = f"{message[:_MAX_MESSAGE_LENGTH]}… ({cut} characters more)"
         record = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None})
         self._write_if_allowed(f"{self.format(record)}\n".encode(errors="backslashreplace"), now)
 

@@ -67,7 +67,7 @@ _BEFORE_BRACKET = re.compile(rf"\[[^\[\]]*\]|{_DATE}?{_CLOCK}|[\s\d|-]")
 _AFTER_NAME = re.compile(r"[\w.-]+\s+(?:[-|]+\s+|\[\s*)")
 _MEMBERS = re.compile(r'(?:[\w.@-]+=(?:"[^"]*"|[^\s"]*)\s+)*(?:level|lvl|severity)="?')
 # The level is looked for in this many characters; the rest of the line is the message.
-_LONGEST_HEAD = 160
+_MAX_HEAD_LENGTH = 160
 # Terminal escape sequences: colours and others (ECMA-48 §5.4), titles and other strings (§8.3.89), single functions.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-Z\\`-~])")
 
@@ -79,7 +79,7 @@ def canonical_level(word: str) -> str:
 
 def level_place(text: str) -> tuple[str, int, int]:
     """The level in a line of text, and the start and end of that word; ("", 0, 0) if there is none."""
-    head = text[:_LONGEST_HEAD]
+    head = text[:_MAX_HEAD_LENGTH]
     if form := _OWN_FORMS.match(head):
         at = form.lastindex or 0
         return _OWN.get(form[at]) or _OWN.get(form[at].lower()) or canonical_level(form[at]), *form.span(at)
@@ -150,7 +150,7 @@ def without_control(text: str) -> str:
 
 # Read backwards, a line without a level waits for the earlier line that it may continue. This limits how many wait:
 # output without any levels would wait for ever.
-_MOST_WAITING = 1000
+_MAX_WAITING = 1000
 _RANKS = {level: rank for rank, level in enumerate(LEVELS)}
 _TRACEBACK = "Traceback (most recent call last):"
 
@@ -186,7 +186,7 @@ class LineFilter:
             level = self._level(line)
             waiting.append((line, level))
             begins = line.time and (level or not self._reads_levels)
-            if begins or len(waiting) >= _MOST_WAITING:
+            if begins or len(waiting) >= _MAX_WAITING:
                 yield from self._passing_in_group_newest_first(waiting[::-1])
                 waiting = []
         yield from self._passing_in_group_newest_first(waiting[::-1])

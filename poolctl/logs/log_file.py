@@ -18,8 +18,8 @@ _FILE_MODE = 0o640
 _LOOK_EVERY_SECONDS = 1.0
 _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
-_MOST_SURPLUS_FILES = 100
-_MOST_FILES = 100
+_MAX_SURPLUS_FILES = 100
+_MAX_FILES = 100
 _HEAD_BYTES = 28  # the time at the beginning of every line of the block
 
 
@@ -241,7 +241,7 @@ class LogFile:
         # If a writer was killed during a rotation, a number is free: only files newer than that are renamed.
         with open_parent_directory(self.path, follow_last=True) as (directory, name):
             # Bounded, because a user may create any number of such files in a directory of their own.
-            free, most = 1, self._keep + _MOST_SURPLUS_FILES
+            free, most = 1, self._keep + _MAX_SURPLUS_FILES
             while free < most and _exists(f"{name}.{free}", directory):
                 free += 1
             while free > max(self._keep, 1):
@@ -281,7 +281,7 @@ def stored_part(path: str, block: bytes) -> int:
 def _ending(path: str, length: int) -> bytes:
     """The last `length` bytes of a log and its rotated files, or all their bytes if they have fewer."""
     text = b""
-    log = OpenLog(path, _MOST_FILES)
+    log = OpenLog(path, _MAX_FILES)
     for fd, size in log.parts:
         count = min(size, length - len(text))
         text = os.pread(fd, count, size - count) + text

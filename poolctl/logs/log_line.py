@@ -129,7 +129,7 @@ _OPENTELEMETRY = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")  # four nu
 _MONGODB = {"F": "FATAL", "E": "ERROR", "W": "WARNING", "I": "INFO", "D": "DEBUG"}
 _SYSLOG = ("EMERG", "ALERT", "CRIT", "ERR", "WARNING", "NOTICE", "INFO", "DEBUG")
 # Seconds, milliseconds, microseconds or nanoseconds since the epoch: the unit that gives a plausible year.
-_LARGEST_SECONDS = 1e11
+_MAX_SECONDS = 1e11
 
 
 class JsonRecord:
@@ -240,7 +240,7 @@ def _format_time_of_day(number: float) -> str:
     try:
         seconds = float(number)
         for _ in range(3):
-            if seconds > _LARGEST_SECONDS:
+            if seconds > _MAX_SECONDS:
                 seconds /= 1000
         whole, millis = divmod(round(seconds * 1000), 1000)
         return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{millis:03}"

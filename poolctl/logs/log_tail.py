@@ -28,8 +28,8 @@ Unreadable = Callable[[str, OSError], None]
 
 _BLOCK_BYTES = 64 * 1024
 # The logger writes no longer lines and no more files. A file or directory that other users can write may have both.
-LONGEST_LINE_BYTES = 1024 * 1024
-MOST_FILES = 1000
+MAX_LINE_BYTES = 1024 * 1024
+MAX_FILES = 1000
 
 
 class OpenLog:
@@ -40,7 +40,7 @@ class OpenLog:
 
     __slots__ = ("parts",)
 
-    def __init__(self, path: str, most_files: int = MOST_FILES) -> None:
+    def __init__(self, path: str, most_files: int = MAX_FILES) -> None:
         self.parts: list[tuple[int, int]] = []
         seen = set()
         number = missing = 0
@@ -114,7 +114,7 @@ def tail(
     *,
     since: str = "",
     name: str = "",
-    most_files: int = MOST_FILES,
+    most_files: int = MAX_FILES,
     wanted: LineFilter | None = None,
     longest: int | None = None,
 ) -> list[LogLine]:
@@ -179,7 +179,7 @@ def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
             while len(pieces) > 1:
                 yield pieces.pop()
         pending.append(pieces.pop() if pieces else b"")
-        if len(pending) * _BLOCK_BYTES > LONGEST_LINE_BYTES:
+        if len(pending) * _BLOCK_BYTES > MAX_LINE_BYTES:
             break
     if end:
         yield _joined(pending)
@@ -273,7 +273,7 @@ class DirectoryWatch:
 
 _READ_BYTES = 256 * 1024
 # Maximum bytes per read: a file that other users can write may grow by any amount.
-_MOST_BYTES = 64 * 1024 * 1024
+_MAX_BYTES = 64 * 1024 * 1024
 
 Finished = tuple[int, int, int]
 _POLL_SECONDS = 0.1
@@ -331,15 +331,15 @@ class TailedFile:
         if size < self._offset:  # emptied by another program
             self._offset, self._partial = 0, b""
         lines = []
-        if size - self._offset > _MOST_BYTES:
-            skipped = size - _MOST_BYTES - self._offset
+        if size - self._offset > _MAX_BYTES:
+            skipped = size - _MAX_BYTES - self._offset
             lines.append(self._partial + b"... (%d bytes are left out here)" % skipped)
             self._offset, self._partial = self._offset + skipped, b""
         while data := os.pread(self._fd, _READ_BYTES, self._offset):
             self._offset += len(data)
             *whole, self._partial = (self._partial + data).split(b"\n")
             lines += whole
-            if len(self._partial) > LONGEST_LINE_BYTES:
+            if len(self._partial) > MAX_LINE_BYTES:
                 lines.append(self._partial)
                 self._partial = b""
         return lines

@@ -53,15 +53,15 @@ if TYPE_CHECKING:
 
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
-_SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
+_MIN_AGE_CHECK_SECONDS, _MAX_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
 # are split, which bounds memory.
-MOST_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 # Errors of splice(2) in a sandbox that does not allow it.
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 # Of an area of the spool: its header, and the header with the content.
 _HEADER_BYTES = 1024
-_AREA_BYTES = _HEADER_BYTES + MOST_BYTES
+_AREA_BYTES = _HEADER_BYTES + MAX_BYTES
 # Of each stream's output, for messages about the end of its process.
 _TAIL_BYTES = 8 * 1024
 # Of each line, in which `ready_line` is looked for.
@@ -115,7 +115,7 @@ class OutputSpool:
         if header.get("stored"):
             self._finish(id, rest)
             return
-        content = self.incomplete_line(id)[: header["kept"]] + os.pread(self.fds[1], MOST_BYTES, 0)
+        content = self.incomplete_line(id)[: header["kept"]] + os.pread(self.fds[1], MAX_BYTES, 0)
         if "when" in header:
             self._left = NotedMove(id, header["when"], header["length"], content[header["length"] :])
         self._finish(id, content)
@@ -137,12 +137,12 @@ class OutputSpool:
         self._write_note({"id": id, "kept": kept})
         try:
             # A single call, so that a logger that is killed meanwhile loses nothing.
-            length = os.splice(pipe, self.fds[1], MOST_BYTES - kept, offset_dst=0, flags=os.SPLICE_F_NONBLOCK)
+            length = os.splice(pipe, self.fds[1], MAX_BYTES - kept, offset_dst=0, flags=os.SPLICE_F_NONBLOCK)
             return os.pread(self.fds[1], length, 0)
         except OSError as error:
             if error.errno not in _NOT_ALLOWED:
                 raise
-        data = os.read(pipe, MOST_BYTES - kept)
+        data = os.read(pipe, MAX_BYTES - kept)
         os.pwrite(self.fds[1], data, 0)
         return data
 
@@ -262,7 +262,7 @@ class OutputStream:
 
     def _store_whole_lines(self, content: bytes, now: float) -> None:
         end = content.rfind(b"\n") + 1
-        if not end and len(content) == MOST_BYTES:
+        if not end and len(content) == MAX_BYTES:
             _, end = codecs.utf_8_decode(content, "replace")  # without the first bytes of a character
         self._move(content[:end], content[end:], now)
 
@@ -404,9 +404,9 @@ class OutputLogger:
         if self._age_at is None or time.monotonic() < self._age_at:
             return
         times = [file.rotate_when_old() for file in self._files.values()]
-        pauses = [max(_SHORTEST_AGE_CHECK_SECONDS, pause) for pause in times if pause is not None]
+        pauses = [max(_MIN_AGE_CHECK_SECONDS, pause) for pause in times if pause is not None]
         # At least once an hour, because the clock may be set.
-        self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_CHECK_SECONDS]) if pauses else None
+        self._age_at = time.monotonic() + min([*pauses, _MAX_AGE_CHECK_SECONDS]) if pauses else None
 
     def _receive_orders(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -488,7 +488,7 @@ class OutputLogger:
 
     def _pump_backlog(self, stream: OutputStream) -> None:
         """Move output until the pipe is empty, but at most _SYNC_BYTES, because the server may continue writing."""
-        for _ in range(_SYNC_BYTES // MOST_BYTES):
+        for _ in range(_SYNC_BYTES // MAX_BYTES):
             if not self._pump_and_may_have_more(stream):
                 return
 

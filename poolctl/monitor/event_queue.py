@@ -18,8 +18,8 @@ _GATHER_SECONDS = 0.02
 
 # Per server: a burst large enough for a restart of thousands of workers, and a low rate in the long run.
 _BURST, _PER_SECOND = 10_000, 20
-_LONGEST_TEXT = 4096
-_MOST_SERVERS = 20_000
+_MAX_TEXT_LENGTH = 4096
+_MAX_SERVERS = 20_000
 
 Subscriber = Callable[[JournalEvent], None]
 
@@ -83,7 +83,7 @@ class EventBus:
 
     def _take_event_allowance(self, server: str) -> bool:
         """Whether the rate limit allows another event of this server; if so, records how many were dropped before."""
-        if len(self._allowances) > _MOST_SERVERS:
+        if len(self._allowances) > _MAX_SERVERS:
             self._allowances.clear()  # mostly of removed servers
         allowance = self._allowances.setdefault(server, RateLimit(_BURST, _PER_SECOND))
         if not allowance.take(1, self._clock.monotonic()):
@@ -162,4 +162,4 @@ class EventBus:
 
 def _short(text: str) -> str:
     """The text, possibly from an application, shortened and with passwords in URLs masked."""
-    return masked_text(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")
+    return masked_text(text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…")

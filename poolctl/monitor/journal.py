@@ -26,7 +26,7 @@ _encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=Fals
 
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
 # Maximum events in one answer of the control socket; older ones can be read from the journal.
-MOST_LINES = 10_000
+MAX_LINES = 10_000
 _STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 

@@ -35,7 +35,7 @@ _SEPARATOR = re.compile(r"%(?:2F|5C)")
 _SLASHES = re.compile(r"//++")
 _AMBIGUOUS = ";", "//", "%2F", "%5C"
 # A path with more places that may be read in two ways is refused: each place costs work in every reading.
-MOST_AMBIGUOUS = 256
+MAX_AMBIGUOUS = 256
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX_DIGITS = "0123456789ABCDEFabcdef"
 # The normal form of each escape, by its two digits.
@@ -60,7 +60,7 @@ def normal_path(path: str) -> str | None:
         first, *others = path.split("%")
         path = "".join([first, *[_NORMAL_ESCAPES[other[:2]] + other[2:] for other in others]])
     normal = _without_dot_segments(path)
-    if sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
+    if sum(map(normal.count, _AMBIGUOUS)) > MAX_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
         return None
     return normal
 

@@ -38,7 +38,7 @@ from poolctl.platform import (
 logger = logging.getLogger("poolctl.supervisor")
 
 STOP_SECONDS = 10.0
-_MOST_LINES_PER_PROCESS = 2
+_MAX_LINES_PER_PROCESS = 2
 _FEW_LINES = 200
 _LISTING_SECONDS = 5.0
 # The kernel does not report that a process has closed a listener.
@@ -97,7 +97,7 @@ class ProcessNotes:
         self._close_file()
         self._notes = {note.pid: note for note in living(self._notes.values())}
         self._lines = len(self._notes)
-        self._most_lines = self._lines * _MOST_LINES_PER_PROCESS + _FEW_LINES
+        self._most_lines = self._lines * _MAX_LINES_PER_PROCESS + _FEW_LINES
         try:
             _write(self._path, self._notes.values())
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)

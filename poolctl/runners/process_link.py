@@ -30,16 +30,16 @@ from .withheld_variables import withheld_variables
 logger = logging.getLogger("poolctl.supervisor")
 
 # Valid messages are a few words; the longest carries 2000 characters of an import's error, in JSON up to 12 bytes each.
-MOST_BYTES = 32 * 1024
-MOST_UNREAD = 512
-_MOST_CHARACTERS = 4000
+MAX_BYTES = 32 * 1024
+MAX_UNREAD = 512
+_MAX_CHARACTERS = 4000
 BURST = 100
 _PER_SECOND = 10.0
 _RETRY_SECONDS = 0.002
 # Longer than a process is stopped for a look at it.
 _STOPPED_SECONDS = 3.0
 _PAUSED_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 0.1
+_MAX_RETRY_SECONDS = 0.1
 
 Message = wire.Message
 Reply = tuple[Message, list[int]]
@@ -64,7 +64,7 @@ def sanitize_and_truncate_text(value: str) -> str:
     """Return the first 4000 characters. Each is replaced by U+FFFD unless it is printable, a tab or a line break."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for each in value[:_MOST_CHARACTERS]
+        for each in value[:_MAX_CHARACTERS]
     )
 
 
@@ -208,7 +208,7 @@ class Link:
         self.sock = sock
         self._receiver = receiver or LinkHandler()
         self._trusted = trusted
-        limits = (wire.MAX_MESSAGE_BYTES, wire.MAX_DESCRIPTORS) if trusted else (MOST_BYTES, 0)
+        limits = (wire.MAX_MESSAGE_BYTES, wire.MAX_DESCRIPTORS) if trusted else (MAX_BYTES, 0)
         self._most_bytes, self._most_descriptors = limits
         self._loop = asyncio.get_running_loop()
         self._allowance = message_allowance()
@@ -312,8 +312,8 @@ class Link:
             self._end(LinkLost(f"it {deed}"))
 
     def _queue_message(self, payload: bytes, fds: Sequence[int | HasDescriptor]) -> None:
-        if not self._trusted and len(self._outbox) >= MOST_UNREAD:
-            self.cut_off(f"left {MOST_UNREAD} messages unread")
+        if not self._trusted and len(self._outbox) >= MAX_UNREAD:
+            self.cut_off(f"left {MAX_UNREAD} messages unread")
             return
         self._outbox.append((payload, owners_of(fds)))
 
@@ -338,7 +338,7 @@ class Link:
             return
         # Not add_writer(): the socket stays writable while too many descriptors are in flight.
         self._retry = self._loop.call_later(self._retry_seconds, self._flush_outbox)
-        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
+        self._retry_seconds = min(self._retry_seconds * 2, _MAX_RETRY_SECONDS)
 
     def _receive_messages(self) -> None:
         # A limited number of messages per loop iteration, so that a busy worker does not delay the others.

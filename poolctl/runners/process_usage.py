@@ -20,7 +20,7 @@ from poolctl.clock import Clock
 # Figures are measured again after this time.
 USAGE_SECONDS = 8.0
 # A share of a core is computed over at least this time.
-_LEAST_SHARE_SECONDS = 1.0
+_MIN_SHARE_SECONDS = 1.0
 # Memory that has not grown or shrunk is read again after this time: fewer processes may share it.
 _UNCHANGED_SECONDS = 60.0
 # Maximum processor time that a pass spends on reading memory again; a small process takes 0.4 ms.
@@ -109,7 +109,7 @@ class _MeasuredWorker:
         self._spent_seconds += processor_seconds_between(self.processes, processes)
         self.processes = processes
         percent, (at, spent_seconds) = self.usage.cpu_percent, self._share_since
-        if percent is None or now - at >= _LEAST_SHARE_SECONDS:
+        if percent is None or now - at >= _MIN_SHARE_SECONDS:
             percent = 100 * (self._spent_seconds - spent_seconds) / (now - at) if now > at else 0.0
             self._share_since = now, self._spent_seconds
         self.usage = Usage(self.usage.memory_bytes, round(self._spent_seconds, 3), percent, now)

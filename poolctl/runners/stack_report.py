@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 PYTHON, FAULTHANDLER = "python", "faulthandler"
-_MOST_STACKS, _MOST_FRAMES = 100, 100
-_LONGEST_LINE = 2000
+_MAX_STACKS, _MAX_FRAMES = 100, 100
+_MAX_LINE_LENGTH = 2000
 _HEADER = re.compile(
     r"(?P<current>Current thread|Thread) 0x[0-9a-f]+(?: \[(?P<name>.*)\])? \(most recent call first\):"
     r"|Tasks (?P<count>\d{1,9}) \[(?P<names>.*)\] (?P<waits>[^\]]*) \(most recent call first\):"
@@ -132,14 +132,14 @@ def parse(
     roots = [_OURS, *(os.path.join(directory, "") for directory in directories if directory)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
-        if len(line) > _LONGEST_LINE:
+        if len(line) > _MAX_LINE_LENGTH:
             continue
         line = sanitize_and_truncate_text(line)
         if header := _HEADER.fullmatch(line):
-            if len(found) == 2 * _MOST_STACKS:  # the maximum of threads, and of tasks
+            if len(found) == 2 * _MAX_STACKS:  # the maximum of threads, and of tasks
                 break
             found.append((header, []))
-        elif found and len(found[-1][1]) < _MOST_FRAMES and (frame := _FRAME.fullmatch(line)):
+        elif found and len(found[-1][1]) < _MAX_FRAMES and (frame := _FRAME.fullmatch(line)):
             found[-1][1].append(_frame(frame, roots))
     heads = [each for each in found if each[0]["current"]]
     # faulthandler begins with the newest thread, and marks the thread that got the signal.
@@ -153,7 +153,7 @@ def parse(
             main=(head, frames) in main,
             frames=tuple(_without_own_frames(frames)),
         )
-        for head, frames in heads[:_MOST_STACKS]
+        for head, frames in heads[:_MAX_STACKS]
     ]
     tasks = [
         SameStackTasks(
@@ -165,7 +165,7 @@ def parse(
         for head, frames in found
         if head["count"]
     ]
-    return threads, tasks[:_MOST_STACKS]
+    return threads, tasks[:_MAX_STACKS]
 
 
 def find_main_thread_hang(threads: Iterable[ThreadStack]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # `regex` copies a repeated item once for each required repetition, also for `+`, and multiplies the copies of nested
 # repeats. With the interpreter's lock held, it would need 273 MB for a{1000000}, and more than a machine has for
 # (a{9999}){9999}.
-_MOST_ITEMS = 10_000
+_MAX_ITEMS = 10_000
 _SUFFIXES = {_constants.MAX_REPEAT: "", _constants.MIN_REPEAT: "?", _constants.POSSESSIVE_REPEAT: "+"}
 _PLACES = {
     _constants.AT_BEGINNING: "^",
@@ -34,7 +34,7 @@ _LETTERS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL
 
 def translated(expression: str) -> str:
     """The expression in the syntax of `regex`. Raises re.error; RecursionError or OverflowError for a too large one."""
-    if len(expression) > _MOST_ITEMS:
+    if len(expression) > _MAX_ITEMS:
         raise OverflowError
     parsed = _parser.parse(expression)
     return _Translation().whole(parsed, parsed.state.flags)
@@ -118,7 +118,7 @@ class _Translation:
 
     def _count(self, copies: int) -> None:
         self._items += copies
-        if self._items > _MOST_ITEMS:
+        if self._items > _MAX_ITEMS:
             raise OverflowError
 
 

@@ -44,7 +44,7 @@ ENDED = "ended"
 _NEAR_NAMES = 3
 # A shell may replace `*` by thousands of words: the search for names near all of them would hold up the supervisor.
 _SHOWN_WORDS = 10
-_LONGEST_WORD = 200
+_MAX_WORD_LENGTH = 200
 
 
 class SelectorError(ValueError):
@@ -336,7 +336,7 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
     import difflib
 
     by_fold = {each.casefold(): each for each in words}
-    near = difflib.get_close_matches(word[:_LONGEST_WORD].casefold(), by_fold, n=_NEAR_NAMES)
+    near = difflib.get_close_matches(word[:_MAX_WORD_LENGTH].casefold(), by_fold, n=_NEAR_NAMES)
     return [by_fold[fold] for fold in near]
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from poolctl.config import Recovery
 
 LAST_LINES = 10
-_MOST_STACKS = 3  # the number of stacks in the report about workers recovered together
+_MAX_STACKS = 3  # the number of stacks in the report about workers recovered together
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
 FIRST_SECONDS = 2.0
 # Workers due within this time get their heartbeats together, because a wake-up costs more than a heartbeat.
@@ -354,7 +354,7 @@ class WorkerRecovery:
             "lines": [],
         }
         if taken := [to_json(problem.stacks) for problem in problems if problem.stacks is not None]:
-            report["stacks"] = taken[:_MOST_STACKS]
+            report["stacks"] = taken[:_MAX_STACKS]
             report["sentences"] = [problem.sentence for problem in problems]
         # Read during the recovery; its event is recorded once they have been read.
         reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))

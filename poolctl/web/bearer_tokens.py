@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from poolctl.config.values.problems import KeyPath
 
 # Limit for one address: wrong tokens in a burst, and the interval between later ones.
-MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
-MOST_ADDRESSES = 4096
+MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
+MAX_ADDRESSES = 4096
 # The length in characters from which a token cannot be guessed. `openssl rand -hex 32` prints 64.
 LONG_TOKEN = 32
 _BEARER = "bearer "
@@ -157,12 +157,12 @@ class WrongTokens:
         """Count a wrong token from this address."""
         self._levels[key] = self._level(key, now) + 1, now
         self._levels.move_to_end(key)
-        if len(self._levels) > MOST_ADDRESSES:
+        if len(self._levels) > MAX_ADDRESSES:
             self._levels.popitem(last=False)
 
     def wait_seconds(self, key: str, now: float) -> float:
         """Return for how many seconds requests from the address `key` are still refused; 0 if none are refused."""
-        return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
+        return max(0.0, self._level(key, now) - MAX_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
 
     def _level(self, key: str, now: float) -> float:
         level, at = self._levels.get(key, (0.0, now))

@@ -151,7 +151,7 @@ def hide_poolctl_from_applications() -> None:
 
 
 # Maximum length of an error sent to the supervisor; the log has the whole text.
-MOST_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
 # A path that matches no route, so that every route is prepared in the search.
 _PATH = "/\0"
 _MAX_DEPTH = 8
@@ -164,7 +164,7 @@ class LoadFailed(Exception):
     def missing(self) -> str:
         """The name of the module that the import did not find; "" if it failed for another reason."""
         cause = self.__cause__
-        return str(cause.name or "")[:MOST_CHARACTERS] if isinstance(cause, ModuleNotFoundError) else ""
+        return str(cause.name or "")[:MAX_CHARACTERS] if isinstance(cause, ModuleNotFoundError) else ""
 
 
 def explain(failure: LoadFailed) -> str:

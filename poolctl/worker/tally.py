@@ -70,10 +70,10 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
 # An application can write to its page, so readers limit its numbers: the sum of two must fit into the signed integers
-# of 64 bits that keep figures; no worker counts faster than MOST_PER_SECOND, and no process has MOST_OPEN descriptors.
-MOST = 2**62 - 1
-MOST_PER_SECOND = 10_000_000
-MOST_OPEN = 2**24
+# of 64 bits that keep figures; no worker counts faster than MAX_PER_SECOND, and no process has MAX_OPEN descriptors.
+MAX = 2**62 - 1
+MAX_PER_SECOND = 10_000_000
+MAX_OPEN = 2**24
 
 Counts = list[int]
 
@@ -94,7 +94,7 @@ def map_page(fd: int) -> memoryview:
 
 
 def read_tally_page(fd: int) -> Counts | None:
-    """Return the value of each slot of the tally page `fd`, at most MOST each; None if the page has another layout."""
+    """Return the value of each slot of the tally page `fd`, at most MAX each; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -102,22 +102,22 @@ def read_tally_page(fd: int) -> Counts | None:
     if counts[0] != LAYOUT:
         return None
     counts[0] = 0
-    return counts if max(counts) <= MOST else [bounded(count) for count in counts]
+    return counts if max(counts) <= MAX else [bounded(count) for count in counts]
 
 
 def bounded(number: int) -> int:
-    """Return `number`, but at most MOST. An application can write any number to the tally page of its worker."""
-    return min(number, MOST)
+    """Return `number`, but at most MAX. An application can write any number to the tally page of its worker."""
+    return min(number, MAX)
 
 
 def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
     """Return why a worker's counts cannot have grown from `before` to `counts` within `seconds`; "" if they can."""
     # Only increases are judged, because open connections also decrease.
-    most = int(MOST_PER_SECOND * (seconds + 1))
+    most = int(MAX_PER_SECOND * (seconds + 1))
     for slot in range(1, COUNTED):
         number = counts[slot]
         # Any latency is possible, because a response may take as long as the machine has been up.
-        limit = MOST - 1 if slot == LATENCY_NS else MOST_OPEN if slot in _NOW else before[slot] + most
+        limit = MAX - 1 if slot == LATENCY_NS else MAX_OPEN if slot in _NOW else before[slot] + most
         if number > limit:
             return f"slot {slot} went from {before[slot]} to {number} within {seconds:.3g} s"
     return ""
@@ -173,10 +173,10 @@ def in_flight(counts: Counts) -> int:
 ASK, ASK_AGAIN = signal.SIGURG, signal.SIGRTMAX - 5
 # The first word of a group of tasks; their number, their names, and the reason why they wait follow.
 TASKS = "Tasks"
-_MOST_FRAMES = 100
-_MOST_THREADS = 100
-_MOST_GROUPS = 100
-_MOST_NAMES = 5
+_MAX_FRAMES = 100
+_MAX_THREADS = 100
+_MAX_GROUPS = 100
+_MAX_NAMES = 5
 _NAME_CHARACTERS = 100
 _TEXT_CHARACTERS = 500
 # Awaitable objects, by the names of their frame attribute and of the attribute for the object that they await.
@@ -251,12 +251,12 @@ def describe_stacks(
     current = main or threading.get_ident()
     own = frames.pop(current, None)
     threads = [(current, frame or own), *frames.items()]
-    for ident, top in threads[:_MOST_THREADS]:
+    for ident, top in threads[:_MAX_THREADS]:
         head = "Current thread" if ident == current else "Thread"
         name = f" [{_printable(names[ident])}]" if ident in names else ""
         yield f"{head} 0x{ident:016x}{name} (most recent call first):"
         yield from _lines(_frames_outwards(top))
-    if len(threads) > _MOST_THREADS:
+    if len(threads) > _MAX_THREADS:
         yield "..."
     loop = loop if main else asyncio._get_running_loop()
     if loop is not None:
@@ -269,11 +269,11 @@ def _describe_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
         key = _waits_for(task), tuple(_await_chain(task.get_coro()))
         groups.setdefault(key, []).append(task.get_name())
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), min(group[1])))
-    for (waits_for, locations), names in ordered[:_MOST_GROUPS]:
-        named = ", ".join(_printable(name) for name in sorted(names)[:_MOST_NAMES])
+    for (waits_for, locations), names in ordered[:_MAX_GROUPS]:
+        named = ", ".join(_printable(name) for name in sorted(names)[:_MAX_NAMES])
         yield f"{TASKS} {len(names)} [{named}] {waits_for} (most recent call first):"
         yield from _lines(reversed(locations))
-    if len(ordered) > _MOST_GROUPS:
+    if len(ordered) > _MAX_GROUPS:
         yield "..."
 
 
@@ -289,7 +289,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
 
 def _await_chain(awaitable: object) -> Iterator[Location]:
     """Yield the line at which a coroutine is suspended, then the line of the coroutine that it awaits, and so on."""
-    for _ in range(_MOST_FRAMES):
+    for _ in range(_MAX_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.
             found = [
@@ -315,7 +315,7 @@ def _frames_outwards(frame: FrameType | None) -> Iterator[Location]:
 
 def _lines(locations: Iterator[Location]) -> Iterator[str]:
     for depth, (code, line) in enumerate(locations):
-        if depth == _MOST_FRAMES:
+        if depth == _MAX_FRAMES:
             yield "  ..."
             return
         name, path = code.co_qualname, code.co_filename

@@ -182,7 +182,7 @@ class WorkerProcess:
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
-            self.control.send_or_drop({"event": "tls", "error": str(error)[: imports.MOST_CHARACTERS]})
+            self.control.send_or_drop({"event": "tls", "error": str(error)[: imports.MAX_CHARACTERS]})
             return
         self.server.config.ssl = context
         self.control.send_or_drop({"event": "tls", "error": None})
@@ -233,7 +233,7 @@ class WorkerProcess:
             os.write(2, line)
 
     def _failed(self, message: str, status: int, *, missing: str = "") -> int:
-        message = message[: imports.MOST_CHARACTERS]
+        message = message[: imports.MAX_CHARACTERS]
         self.control.send_or_drop({"event": "failed", "message": message, "missing": missing})
         return status
 

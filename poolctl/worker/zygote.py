@@ -99,7 +99,7 @@ def _import_and_serve_forks(spec: Spec) -> int:
         return _run_exit_functions(imports.exit_status(leaving.code))
     except imports.LoadFailed as error:
         process_setup.print_message(imports.explain(error), end="")
-        message = str(error)[: imports.MOST_CHARACTERS]
+        message = str(error)[: imports.MAX_CHARACTERS]
         _send(requests, {"event": "failed", "message": message, "missing": error.missing})
         return _run_exit_functions(STARTUP_FAILURE)
     if found := before.describe_leftovers_after_wait(origins):
@@ -121,7 +121,7 @@ def _report_preload_unusable(requests: socket.socket, found: str, fix: str) -> i
     problem += f" ({fix})" if fix else ""
     process_setup.print_message(f"preload = true has no effect: {problem}")
     _run_exit_functions(0)
-    _send(requests, {"event": "unusable", "problem": problem[: imports.MOST_CHARACTERS]})
+    _send(requests, {"event": "unusable", "problem": problem[: imports.MAX_CHARACTERS]})
     return 0
 
 

@@ -21,7 +21,7 @@ from .stage import Fault, Stage
 
 LOOKS = 10
 # Maximum growth of private memory over nine tenths of the run: the size of caches and arenas varies within it.
-MOST_GROWTH_BYTES = 2 * MIB
+MAX_GROWTH_BYTES = 2 * MIB
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _compare(stage: Stage, first: Look) -> None:
     deadline = time.monotonic() + leaks.QUIET_SECONDS
     while True:
         last = _look(stage, 0, 0.0)
-        found = leaks.differences(last.holdings, first.holdings, most_growth_bytes=MOST_GROWTH_BYTES)
+        found = leaks.differences(last.holdings, first.holdings, most_growth_bytes=MAX_GROWTH_BYTES)
         if last.files > first.files:
             found.append(f"{last.files} files, not {first.files}")
         if not found:

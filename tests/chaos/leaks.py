@@ -14,11 +14,11 @@ from tests.processes import descriptors
 from .stage import Fault, Stage
 
 # An event loop's executor creates its threads on first use, and keeps them.
-MOST_THREADS = 1 + min(32, (os.cpu_count() or 1) + 4)
+MAX_THREADS = 1 + min(32, (os.cpu_count() or 1) + 4)
 MIB = 1024 * 1024
 OWN = ("keeper", "supervisor", "logger", "zygote")
 # A supervisor imports modules for a reload on first use. `endless` is stricter.
-MOST_GROWTH_BYTES = 12 * MIB
+MAX_GROWTH_BYTES = 12 * MIB
 QUIET_SECONDS = 18.0
 
 
@@ -78,7 +78,7 @@ def differences(
     now: dict[str, Holdings],
     before: dict[str, Holdings],
     *,
-    most_growth_bytes: int = MOST_GROWTH_BYTES,
+    most_growth_bytes: int = MAX_GROWTH_BYTES,
 ) -> list[str]:
     """A description of the additional resources of a process."""
     found = []
@@ -88,7 +88,7 @@ def differences(
             has, had = holds.kinds.get(kind, 0), earlier.kinds.get(kind, 0)
             if has > had:
                 found.append(f"{role} holds {has} × {kind}, not {had}")
-        if holds.threads > max(earlier.threads, MOST_THREADS):
+        if holds.threads > max(earlier.threads, MAX_THREADS):
             found.append(f"{role} has {holds.threads} threads, not {earlier.threads}")
         grown = holds.private_bytes - earlier.private_bytes
         if grown > most_growth_bytes:

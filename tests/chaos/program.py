@@ -19,13 +19,13 @@ SERVERS = (
 # Out of rotation every answer closes its connection: requests pipelined behind it have to be sent again.
 SERVERS_TO_DRAIN = tuple(name for name in SERVERS if name != "several")
 CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")
-MOST_WORKERS = 4
+MAX_WORKERS = 4
 ATTACKS = ("flood", "forge", "block", "stuff", "count")
 _HELPERS = ("worker", "logger", "zygote", "app zygote")
 _PAUSES_MS = (0, 20, 200, 600, 1500)
 ROUND_STEPS = 30
 # Per round of about a minute: a supervisor that dies more often is restarted with delays of up to 30 s.
-MOST_SUPERVISORS = 4
+MAX_SUPERVISORS = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def rounds(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterato
     while True:
         part: list[Step] = []
         deaths = 0
-        while len(part) < ROUND_STEPS and (deaths := deaths + ahead.supervisors) <= MOST_SUPERVISORS:
+        while len(part) < ROUND_STEPS and (deaths := deaths + ahead.supervisors) <= MAX_SUPERVISORS:
             part.append(ahead)
             ahead = next(steps)
         yield part
@@ -152,12 +152,12 @@ def _operation(operation: str, chance: random.Random) -> dict[str, Any]:
         return {"change": chance.choice(CHANGES), "server": chance.choice(SERVERS)}
     if operation == "upgrade":
         return {}
-    return {"workers": chance.randint(1, MOST_WORKERS)}
+    return {"workers": chance.randint(1, MAX_WORKERS)}
 
 
 def _victim(chance: random.Random, roles: tuple[str, ...]) -> dict[str, Any]:
     return {
         "role": chance.choice(roles),
         "victim": chance.choice(SERVERS),
-        "index": chance.randrange(MOST_WORKERS),
+        "index": chance.randrange(MAX_WORKERS),
     }

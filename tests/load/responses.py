@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MOST_HEAD_BYTES = 65_536
+MAX_HEAD_BYTES = 65_536
 
 
 class Malformed(Exception):
@@ -91,7 +91,7 @@ class Responses:
     def _begin(self, found: list[Response]) -> bool:
         end = self._bytes.find(b"\r\n\r\n")
         if end < 0:
-            if len(self._bytes) > MOST_HEAD_BYTES or not b"HTTP/1.1 ".startswith(self._bytes[:9]):
+            if len(self._bytes) > MAX_HEAD_BYTES or not b"HTTP/1.1 ".startswith(self._bytes[:9]):
                 raise Malformed(f"no head of a response: {bytes(self._bytes[:60])!r}")
             return False
         raw = bytes(self._bytes[:end])

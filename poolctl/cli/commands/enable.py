@@ -17,7 +17,7 @@ from poolctl.control.answers import Result
 app = typer.Typer(add_completion=False)
 
 # Maximum number of servers named in a suggested command.
-_MOST_NAMES = 10
+_MAX_NAMES = 10
 
 
 @app.command(cls=PoolCommand, epilog=examples("poolctl enable --all          every disabled server"))
@@ -56,5 +56,5 @@ def _enabled_lines(result: Result) -> Iterator[str]:
         (one,) = resting
         yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
     elif resting:
-        names = " ".join(each.name for each in resting) if len(resting) <= _MOST_NAMES else "NAME..."
+        names = " ".join(each.name for each in resting) if len(resting) <= _MAX_NAMES else "NAME..."
         yield f"{server_count_text(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"

@@ -33,7 +33,7 @@ from poolctl.control.answers import ErrorEntry, JournalPositionResult, ProgressL
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import FAILED, INTERRUPTED
-from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
+from poolctl.monitor.journal import KINDS, MAX_LINES, NAME, EventFilter, JournalEvent, recent
 
 _RETRY_SECONDS = 0.5
 _STYLES = {"error": "red", "warning": "yellow"}
@@ -135,7 +135,7 @@ class _EventStream:
                 self.show_wanted([JournalEvent.from_json(line.event)], write)
 
         while True:
-            options = {"follow": True, "after": self._last, "lines": MOST_LINES}
+            options = {"follow": True, "after": self._last, "lines": MAX_LINES}
             try:
                 client.ask(JournalPositionResult, "events", {"options": options}, received)
             except ControlError:

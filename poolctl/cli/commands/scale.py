@@ -14,7 +14,7 @@ from poolctl.cli.options import ExplicitSelection, Form, Save, Wait, examples, n
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.render import server_count_text
-from poolctl.config import MOST_WORKERS
+from poolctl.config import MAX_WORKERS
 from poolctl.control.answers import Result
 
 app = typer.Typer(add_completion=False)
@@ -90,9 +90,9 @@ def scale(
 def _worker_count(word: str) -> int:
     if not word:
         raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
-    if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
+    if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MAX_WORKERS):
         hint = "the last word is the number: poolctl scale web 4"
         if word == "0":
             hint = "use poolctl stop to stop all workers"
-        raise UsageError(f"scale: {word!r} is not a number from 1 to {MOST_WORKERS}", hint=hint)
+        raise UsageError(f"scale: {word!r} is not a number from 1 to {MAX_WORKERS}", hint=hint)
     return int(word)

@@ -13,7 +13,7 @@ from poolctl.cli.render import address_lines, printable, ready_line, serves_line
 from poolctl.cli.supervisor_requests import Request, ask_or_launch, notify_systemd_of_keeper_pid
 
 _RETRYING_STATES = ("starting", "backoff")
-_MOST_NAMES = 3
+_MAX_NAMES = 3
 
 app = typer.Typer(add_completion=False)
 
@@ -47,7 +47,7 @@ def start(
     ]
     if trying:
         listed, names = f"{len(trying)} servers", ""
-        if len(trying) <= _MOST_NAMES:
+        if len(trying) <= _MAX_NAMES:
             listed, names = ", ".join(trying), " " + " ".join(trying)
         outcome.notes.append(f"poolctl keeps trying to start {listed}; poolctl stop{names} ends that")
     if result.gateway is not None and result.items:

@@ -21,7 +21,7 @@ from poolctl.control.client import NoSupervisor, SupervisorFailed, wait_for_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.states import ENDED
 
-_MOST_NAMES = 5
+_MAX_NAMES = 5
 
 app = typer.Typer(add_completion=False)
 
@@ -75,7 +75,7 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
     stopped = [item.name for item in active if not waited or item.state in ENDED]
     line = f"{server_count_text(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
-    names = abbreviated_list([*stopped, *(result.dependents or ())], _MOST_NAMES)
+    names = abbreviated_list([*stopped, *(result.dependents or ())], _MAX_NAMES)
     return f"{line}{dependents_text(result)}{names and ': '}{names}"
 
 

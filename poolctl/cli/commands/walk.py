@@ -48,7 +48,7 @@ app = typer.Typer(add_completion=False)
 
 # The script of these is the word after an option that ends in c.
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox")
-_MOST_LINES_WAITING = 1000
+_MAX_LINES_WAITING = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class ParallelWalk:
         self.jobs = jobs
         self.fail_fast = fail_fast
         self.keep = keep
-        self.found: Queue[OutputLine | ServerRun] = Queue(_MOST_LINES_WAITING)
+        self.found: Queue[OutputLine | ServerRun] = Queue(_MAX_LINES_WAITING)
         self.children: set[subprocess.Popen[bytes]] = set()
         self.ending = False
         # A child is either registered before the children are stopped, or not started: an interrupt while a thread

@@ -20,12 +20,12 @@ from poolctl.logs.log_tail import merged_tails
 from ._pool_events import Death
 
 _LINES = 20
-_MOST_SERVERS = 10
+_MAX_SERVERS = 10
 
 
 async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) -> dict[str, str]:
     """The log files of the first ten of these servers, by server name. The pool may have ended."""
-    chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
+    chosen = list(dict.fromkeys(names))[:_MAX_SERVERS]
     try:
         items = (await client.ask(ShowResult, "show")).items
     except ControlError:

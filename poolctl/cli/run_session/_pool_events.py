@@ -10,7 +10,7 @@ from typing import NamedTuple
 from poolctl.control.answers import JournalPositionResult, ProgressLine
 from poolctl.control.client import AsyncClient
 from poolctl.errors import ControlError
-from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
+from poolctl.monitor.journal import ERROR, INFO, MAX_LINES, WARNING, JournalEvent
 
 from ._end_of_work import status_of
 
@@ -82,7 +82,7 @@ class PoolEventFollower:
     async def _ask(
         self, client: AsyncClient, *, follow: bool = False, timeout_seconds: float | None = None
     ) -> None:
-        options = {"after": self._last, "lines": MOST_LINES, "follow": follow, "kind": _KINDS}
+        options = {"after": self._last, "lines": MAX_LINES, "follow": follow, "kind": _KINDS}
         body = {"options": options}
         await client.ask(JournalPositionResult, "events", body, self._report_event, timeout_seconds)
 

@@ -11,13 +11,13 @@ from poolctl.cli.output import unbuffered_writer
 from poolctl.daemon_threads import DaemonThreads
 from poolctl.platform import signals_blocked
 
-MOST_TEXTS = 1000
+MAX_TEXTS = 1000
 
 
 class StandardError:
     """A text stream with a thread of its own for writing, so that a reader that stops reading does not block `run`.
 
-    `write` may be called from any thread, and only queues the text. While MOST_TEXTS are queued, texts are dropped.
+    `write` may be called from any thread, and only queues the text. While MAX_TEXTS are queued, texts are dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -26,7 +26,7 @@ class StandardError:
         self._write = unbuffered_writer(stream)
         with signals_blocked():
             self._thread = DaemonThreads(1)
-        self._room = threading.Semaphore(MOST_TEXTS)
+        self._room = threading.Semaphore(MAX_TEXTS)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
+from poolctl.bootstrap import MIN_PYTHON, uvicorn_problem
 from poolctl.config.checks import interpreter
 from poolctl.config.files.read_file import EnvFileError, read_env_file, read_env_files
 from poolctl.config.model.pool_tables import EventsTable, Tables, rules_of
@@ -387,11 +387,11 @@ PROBE = (
 )
 # Variables that affect an interpreter's start, before it drops to the rights of its server's user.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
-LARGEST_ANSWER_BYTES = 65536
+MAX_ANSWER_BYTES = 65536
 _WITHOUT_A2WSGI = (
     "uvicorn's own middleware serves it, which is deprecated, and keeps whole requests in memory"
 )
-LONGEST_MESSAGE = 300
+MAX_MESSAGE_LENGTH = 300
 
 
 class ImportJob(NamedTuple):
@@ -447,7 +447,7 @@ def _probe_interpreter(python: str, user: str | None) -> Finding | None:
         words = done.stdout.split()
         if len(words) != 4 or words[0] != "poolctl":
             problem = "is no Python interpreter", other
-        elif (int(words[1]), int(words[2])) < OLDEST_PYTHON:
+        elif (int(words[1]), int(words[2])) < MIN_PYTHON:
             problem = f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer"
         else:
             problem = uvicorn_problem(python, None if words[3] == "None" else words[3])
@@ -529,10 +529,10 @@ def _read_pipe(descriptor: int, timeout_seconds: float) -> bytes | None:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     written = b""
-    while len(written) <= LARGEST_ANSWER_BYTES:
+    while len(written) <= MAX_ANSWER_BYTES:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             return None
-        data = os.read(descriptor, LARGEST_ANSWER_BYTES)
+        data = os.read(descriptor, MAX_ANSWER_BYTES)
         if not data:
             break
         written += data
@@ -542,7 +542,7 @@ def _read_pipe(descriptor: int, timeout_seconds: float) -> bytes | None:
 def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, str]:
     module, _, attribute = job.target.partition(":")
     message = " ".join(str(answer.get("message", "")).split())
-    message = message[:LONGEST_MESSAGE] + ("…" if len(message) > LONGEST_MESSAGE else "")
+    message = message[:MAX_MESSAGE_LENGTH] + ("…" if len(message) > MAX_MESSAGE_LENGTH else "")
     where = f" ({answer['where']})" if answer.get("where") else ""
     kind, missing, near = answer["kind"], str(answer.get("missing")), answer.get("near")
     if kind == "no module":

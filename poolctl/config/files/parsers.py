@@ -12,7 +12,7 @@ import json
 import re
 from bisect import bisect_right
 
-from poolctl.config.values.problems import DEEPEST, MOST_VALUES, SHOWN_CHARACTERS, KeyPath, ParseError, Tree
+from poolctl.config.values.problems import MAX_DEPTH, MAX_VALUES, SHOWN_CHARACTERS, KeyPath, ParseError, Tree
 
 _blank = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _space = re.compile(r"[ \t]*")
@@ -22,7 +22,7 @@ _string = re.compile(
 _bare = re.compile(r"[^,\]}\n#]+")
 _key = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|[A-Za-z0-9_-]+')
 _PART = r"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+"""
-_LONG_KEY = rf"(?a)(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}"
+_LONG_KEY = rf"(?a)(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{MAX_DEPTH}}}"
 # Used for errors only, and compiled then.
 _TOML_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 _JSON_CONSTANT = r'(?s)"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)'
@@ -54,9 +54,9 @@ Explained = tuple[int, str, str] | None
 
 def parse(text: str, kind: str) -> Tree:
     """The value of a text of that kind (`toml`, `yaml`, `json`). Raises ParseError."""
-    if text.count("\n") + text.count(",") > MOST_VALUES:
+    if text.count("\n") + text.count(",") > MAX_VALUES:
         raise ParseError(
-            f"more than {MOST_VALUES:,} lines and values", hint="split it: a directory is one pool"
+            f"more than {MAX_VALUES:,} lines and values", hint="split it: a directory is one pool"
         )
     try:
         try:
@@ -94,8 +94,8 @@ def parse_toml(text: str) -> Tree:
 
     for number, row in enumerate(text.split("\n"), 1):
         # tomllib takes quadratic time and memory for a key of many parts: a.a.a.a.…
-        if row.count(".") >= DEEPEST and (key := re.search(_LONG_KEY, row)):
-            raise ParseError(f"a key of more than {DEEPEST} parts", number, key.start() + 1)
+        if row.count(".") >= MAX_DEPTH and (key := re.search(_LONG_KEY, row)):
+            raise ParseError(f"a key of more than {MAX_DEPTH} parts", number, key.start() + 1)
     try:
         return tomllib.loads(text)
     except ValueError as error:

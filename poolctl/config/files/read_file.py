@@ -158,7 +158,7 @@ def has_poolctl_section(path: str) -> bool:
         return False
 
 
-LARGEST_BYTES = 8 * 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 _NO_FILE = "there is no such file"
 _TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
@@ -173,7 +173,7 @@ class NotRegular(OSError):
 
 
 def read_regular_truncated(
-    path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False
+    path: str, most_bytes: int = MAX_BYTES, *, for_another_user: bool = False
 ) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
 
@@ -208,7 +208,7 @@ def read_text(path: str, *, for_another_user: bool = False, is_configuration: bo
     `for_another_user` as in `read_regular_truncated`; with `is_configuration` a missing file's problem suggests `init`.
     """
     try:
-        content = read_regular_truncated(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
+        content = read_regular_truncated(path, MAX_BYTES + 1, for_another_user=for_another_user)
     except NotRegular as special:
         raise _problem(path, str(special), "name a regular file") from special
     except BlockingIOError as error:
@@ -223,9 +223,9 @@ def read_text(path: str, *, for_another_user: bool = False, is_configuration: bo
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise _problem(path, f"cannot be read: {why}", "check the path and the disk") from error
-    if len(content) > LARGEST_BYTES:
+    if len(content) > MAX_BYTES:
         fix = "split it: a directory of files is one configuration"
-        raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", fix)
+        raise _problem(path, f"larger than {MAX_BYTES // 1024 // 1024} MiB", fix)
     if content.startswith(_OTHER_BYTE_ORDER_MARKS):
         raise _problem(path, "the file is UTF-16 or UTF-32, not UTF-8", "save it as UTF-8")
     try:
@@ -371,7 +371,7 @@ _PAIR = rf"(?s){_NAME}(?:{_SINGLE}{_END}|{_DOUBLE}{_END}|(?!['\"])([^\n]*+)){_BL
 _ESCAPES: dict[str, str] = dict(zip("abfnrtv\\'\"$`\n", [*"\a\b\f\n\r\t\v\\'\"$`", ""], strict=True))
 # What Linux passes to a program at most (execve(2)). References to references could make a short file a huge value,
 # and many references to one value a huge environment.
-LONGEST_VARIABLE, MOST_INSERTED = 128 * 1024, 8 * 1024 * 1024
+MAX_VARIABLE_LENGTH, MAX_INSERTED = 128 * 1024, 8 * 1024 * 1024
 # Only for a text that ends with "}": in another one, the search for it would go to the end from each "${NAME:-".
 _REFERENCE = r"\$\{([A-Za-z_][A-Za-z0-9_]*+)(?::-([^}]*+))?\}"
 
@@ -424,12 +424,10 @@ def read_env_file(
         nonlocal inserted, in_all
         inserted += len(value or "")
         in_all += len(value or "")
-        if inserted > LONGEST_VARIABLE:
-            raise EnvFileError(f"{path}:{line}: the value is longer than {LONGEST_VARIABLE} characters")
-        if in_all > MOST_INSERTED:
-            raise EnvFileError(
-                f"{path}:{line}: references have inserted more than {MOST_INSERTED} characters"
-            )
+        if inserted > MAX_VARIABLE_LENGTH:
+            raise EnvFileError(f"{path}:{line}: the value is longer than {MAX_VARIABLE_LENGTH} characters")
+        if in_all > MAX_INSERTED:
+            raise EnvFileError(f"{path}:{line}: references have inserted more than {MAX_INSERTED} characters")
         return value or ""
 
     while here < len(text):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.values.problems import DEEPEST, MOST_VALUES, KeyPath, ParseError, Tree
+from poolctl.config.values.problems import MAX_DEPTH, MAX_VALUES, KeyPath, ParseError, Tree
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"), True),
@@ -29,7 +29,7 @@ _NUMBER_STARTS = frozenset("0123456789+-.")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # An event of PyYAML; its attributes depend on its class.
 Event = Any
-_TOO_DEEP = f"nested more than {DEEPEST} levels deep", "a configuration needs five"
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep", "a configuration needs five"
 MERGE = "<<"
 
 
@@ -147,7 +147,7 @@ class _Builder:
     def open(self, values: Tree, event: Event) -> None:
         if event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
-        if len(self.stack) >= DEEPEST:
+        if len(self.stack) >= MAX_DEPTH:
             raise _refused(event, *_TOO_DEEP)
         if event.anchor:
             self.anchors.pop(event.anchor, None)
@@ -172,8 +172,8 @@ class _Builder:
 
     def put(self, value: Tree, event: Event) -> None:
         self.count += 1
-        if self.count > MOST_VALUES:
-            message = f"more than {MOST_VALUES:,} values, aliases counted as what they repeat"
+        if self.count > MAX_VALUES:
+            message = f"more than {MAX_VALUES:,} values, aliases counted as what they repeat"
             raise _refused(event, message, "split it")
         if not self.stack:
             self.root = value

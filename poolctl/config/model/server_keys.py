@@ -38,7 +38,7 @@ from poolctl.config.values.normalise import add_derived_values, nul_findings
 from poolctl.config.values.plain import (
     EMPTY,
     HOOKS,
-    MOST_WORKERS,
+    MAX_WORKERS,
     PLACEHOLDERS,
     PROBES,
     PROXIED,
@@ -111,7 +111,7 @@ class AutomaticPort:
 
 # What the program sets: files cannot.
 _OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
-WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
+WORKERS_ALLOWED = f"at least 1, at most {MAX_WORKERS}"
 Policy = Literal["no", "on-failure", "always"]
 Strategy = Literal["restart", "replace", "disable", "notify", "none"]
 _NAME = Short("name", 'the name of a server, or { name = "db", condition = "started" }')
@@ -804,7 +804,7 @@ def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
     number = isinstance(workers, int) and not isinstance(workers, bool)
     if "scale" in table:
         yield Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them")
-    elif number and 1 <= workers <= MOST_WORKERS:
+    elif number and 1 <= workers <= MAX_WORKERS:
         table["scale"] = {"min": workers, "max": workers}
     else:
         hint = f"allowed is {WORKERS_ALLOWED}" if number else "expected a whole number"

@@ -14,7 +14,7 @@ from pydantic_core.core_schema import ModelSchema
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, rules_of, table_names
 from poolctl.config.model.section import Section, Table
 from poolctl.config.model.server_keys import ServerConfig
-from poolctl.config.values.plain import ANCHOR_TABLES, MOST_WORKERS
+from poolctl.config.values.plain import ANCHOR_TABLES, MAX_WORKERS
 from poolctl.config.values.problems import Tree
 from poolctl.feature import features
 
@@ -170,5 +170,5 @@ def _add_other_names(keys: Schema) -> None:
         "title": "Workers",
         "description": "The number of workers; short for scale.min = scale.max.",
         "default": 1,
-        "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}, INTERPOLATED],
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, INTERPOLATED],
     }

@@ -23,7 +23,7 @@ from poolctl.config.values.plain import (
 )
 from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
 
-DEEPEST_LOOK = 5
+MAX_DEPTH = 5
 # Of a log that is printed, for `logs` and the causes of failures: the file and its predecessor together.
 _SMALL_LOG_BYTES = 2 * 1024 * 1024
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
@@ -169,7 +169,7 @@ def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
     """The problems of texts with a NUL, which no path, argument or variable can contain."""
     if isinstance(value, str):
         return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
-    if len(path) > DEEPEST_LOOK or not isinstance(value, (dict, list, tuple)):
+    if len(path) > MAX_DEPTH or not isinstance(value, (dict, list, tuple)):
         return []
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return [finding for key, inner in items for finding in nul_findings(inner, (*path, key))]

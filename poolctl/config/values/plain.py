@@ -62,10 +62,8 @@ def truth_if_interpolated(value: Tree) -> Tree:
 
 def refuse_long_path(address: Address) -> None:
     """Raise BadValue if the path of a Unix socket is too long for the system."""
-    if len(address.path.encode("utf-8", "surrogateescape")) > LONGEST_SOCKET_PATH_BYTES:
-        message = (
-            f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
-        )
+    if len(address.path.encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH_BYTES:
+        message = f"the path of the unix socket is longer than {MAX_SOCKET_PATH_BYTES} bytes: {address.path}"
         raise BadValue(message, "a shorter one (unix(7))")
 
 
@@ -181,8 +179,8 @@ HOOKS = ("before_start", "after_stop")
 
 # Limits are defined here so that their users need not import pydantic.
 ANCHOR_TABLES = "x-"  # how tables begin that YAML files have only for anchors (extension fields of compose)
-MOST_WORKERS = 10_000
-LONGEST_SOCKET_PATH_BYTES = 107
+MAX_WORKERS = 10_000
+MAX_SOCKET_PATH_BYTES = 107
 # Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.
 OPEN_FILES_RESERVE = 16
 # The open files of an idle pool: its helpers, journal, log and clients.

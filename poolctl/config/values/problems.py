@@ -16,9 +16,9 @@ from poolctl.errors import PoolValidateError, ServerError
 
 SHOWN_CHARACTERS = 60
 # The model is five levels deep.
-DEEPEST = 100
+MAX_DEPTH = 100
 # Enough for 10,000 servers of 25 keys; hostile files are rejected before they cost seconds.
-MOST_VALUES = 300_000
+MAX_VALUES = 300_000
 
 # The keys and indexes that lead to a value.
 KeyPath = tuple[str | int, ...]
@@ -160,8 +160,8 @@ def path_from_working_directory(file: str) -> str:
     return file[len(here) + 1 :] if here != "/" and file.startswith(here + "/") else file
 
 
-MOST_SUGGESTIONS = 2000
-MOST_NEAR = 5
+MAX_SUGGESTIONS = 2000
+MAX_NEAR = 5
 # Least similarities, from 0 to 1 (difflib).
 MISSPELT, SIMILAR = 0.75, 0.8
 
@@ -191,11 +191,11 @@ def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
     word = plain_word(key[:60])
     if near := misspelt(key, known):
         hint = f"did you mean {near!r}?"
-    elif len(known) <= MOST_NEAR:
+    elif len(known) <= MAX_NEAR:
         hint = f"known here: {', '.join(known)}"
     else:
         found = [each for each in known if each.endswith(f"_{word}")] or similar(
-            key, known, MOST_NEAR, SIMILAR
+            key, known, MAX_NEAR, SIMILAR
         )
         hint = f"similar keys: {', '.join(found)}" if found else "`poolctl config --schema` lists every key"
     return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
@@ -218,7 +218,7 @@ def plain_word(word: str) -> str:
     return word.lower().replace("-", "").replace("_", "")
 
 
-@lru_cache(maxsize=MOST_SUGGESTIONS)
+@lru_cache(maxsize=MAX_SUGGESTIONS)
 def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
     from difflib import get_close_matches
 
@@ -229,10 +229,10 @@ def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> l
 def similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
     """At most `number` known words that resemble `word`; `cutoff` is the least similarity, from 0 to 1 (difflib).
 
-    Empty after MOST_SUGGESTIONS different searches, until `reset_suggestions` is called: a file full of unknown keys
+    Empty after MAX_SUGGESTIONS different searches, until `reset_suggestions` is called: a file full of unknown keys
     would take minutes.
     """
-    if len(word) > SHOWN_CHARACTERS or _similar.cache_info().currsize >= MOST_SUGGESTIONS:
+    if len(word) > SHOWN_CHARACTERS or _similar.cache_info().currsize >= MAX_SUGGESTIONS:
         return []
     return _similar(word, known, number, cutoff)
 

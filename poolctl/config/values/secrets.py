@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MASK = "********"
 
-_SHORTEST_HIDDEN = 6
+_MIN_HIDDEN_LENGTH = 6
 
 # Words of secret names, compared with the name in lower case without separators.
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
@@ -60,7 +60,7 @@ def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[s
 def values_to_mask(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
     """Return the variables' values that are to be masked, the longest first. Values too short to mask are left out."""
     found = {env.get(name, "") for name in variables}
-    return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)
+    return sorted((each for each in found if len(each) >= _MIN_HIDDEN_LENGTH), key=len, reverse=True)
 
 
 def masked_text(text: str, hidden: Collection[str] = ()) -> str:

@@ -33,7 +33,7 @@ from poolctl.config.values.normalise import (
     absolute_pattern,
 )
 from poolctl.config.values.plain import (
-    MOST_WORKERS,
+    MAX_WORKERS,
     NAME_PATTERN,
     BadValue,
     FrozenDict,
@@ -79,7 +79,7 @@ else:
 
 ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
 YEAR_SECONDS = 366 * 86400.0
-LARGEST_BYTES = 2**60
+MAX_BYTES = 2**60
 
 
 def _duration(minimum: float) -> tuple[BeforeValidator, WithJsonSchema]:
@@ -172,7 +172,7 @@ _SHORT_FORMS = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-_MOST_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_MAX_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def _schedule_times(text: str) -> str:
@@ -180,7 +180,7 @@ def _schedule_times(text: str) -> str:
         allowed = f'"{_SHORT_FORMS[text.lower()]}"'
         raise BadValue(f"short forms such as {shown(text)} are not known; allowed is {allowed}", allowed)
     window = parse_window(text)
-    if not window.either_day and all(_MOST_DAYS[month - 1] < min(window.days) for month in window.months):
+    if not window.either_day and all(_MAX_DAYS[month - 1] < min(window.days) for month in window.months):
         raise BadValue(f"{shown(text)} never comes", "a day that the month has")
     return text
 
@@ -427,7 +427,7 @@ Duration = Accepts[_Seconds, float | str | timedelta]
 DurationOrNone = Accepts[_Seconds | None, float | str | timedelta | None]
 Positive = Accepts[_PositiveSeconds, float | str | timedelta]
 PositiveOrNone = Accepts[_PositiveSeconds | None, float | str | timedelta | None]
-_Bytes = Annotated[int, *_size(1, LARGEST_BYTES, "1 byte to 1 EiB")]
+_Bytes = Annotated[int, *_size(1, MAX_BYTES, "1 byte to 1 EiB")]
 Size = Accepts[_Bytes, int | str]
 SizeOrNone = Accepts[_Bytes | None, int | str | None]
 # uvicorn's parsers are given at least the minimum in one piece; no client needs more than the maximum.
@@ -439,8 +439,8 @@ Count = Annotated[int, Field(ge=1, le=1000), _from_text]
 FileCount = Annotated[int, Field(ge=0, le=10_000), _from_text]
 OpenFiles = Annotated[int, Field(ge=16, le=2**30), _from_text]
 Restarts = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
-LeastWorkers = Annotated[int, Field(ge=0, le=MOST_WORKERS), _from_text]
-MostWorkers = Annotated[int, Field(ge=1, le=MOST_WORKERS), _from_text]
+LeastWorkers = Annotated[int, Field(ge=0, le=MAX_WORKERS), _from_text]
+MostWorkers = Annotated[int, Field(ge=1, le=MAX_WORKERS), _from_text]
 Threshold = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), _from_text]
 Factor = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False), _from_text]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]

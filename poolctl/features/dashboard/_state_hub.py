@@ -31,9 +31,9 @@ _SOON_SECONDS = 0.1
 _RETRY_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 _LINGER_SECONDS = 5.0
-_MOST_CHANGES = 400
-_MOST_EVENTS = 300
-_MOST_WAITING = 200
+_MAX_CHANGES = 400
+_MAX_EVENTS = 300
+_MAX_WAITING = 200
 
 Changes = list[tuple[float, str]]  # seconds since 1970 and level, oldest first
 Answer = TypeVar("Answer")
@@ -50,7 +50,7 @@ SERIES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "me
 # Options of the verb `stats`: include error rates, and the files that have changed since the pool read them.
 _STATS_OPTIONS: Table = {"errors": True, "files": True}
 # With more failing servers, the reasons of the others are only on their own pages.
-_MOST_REASONS = 100
+_MAX_REASONS = 100
 FIGURES = (
     "requests_total", "requests_per_second", "errors_total", "errors_per_second", "in_flight", "connections",
     "latency_p50_seconds", "latency_p99_seconds", "memory_bytes", "cpu_percent", "loop_lag_seconds", "wakes_total",
@@ -97,7 +97,7 @@ class StatusLevelHistory:
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
         if place == 0 or changes[place - 1][1] != word:
             changes.insert(place, (round(now, 1), word))
-            del changes[:-_MOST_CHANGES]
+            del changes[:-_MAX_CHANGES]
 
     def forget(self, names: Iterable[str]) -> None:
         for name in names:
@@ -133,14 +133,14 @@ class Hub:
         self._levels = StatusLevelHistory()
         self._reasons: dict[str, str] = {}
         self._files = ""  # the sentence about changed files
-        self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
+        self._events: deque[Table] = deque(maxlen=_MAX_EVENTS)
         self._gone: str | None = "has not answered yet"
         self._last = 0  # the number of the newest known event
         self._query_wanted, self._again = asyncio.Event(), asyncio.Event()
 
     async def view(self) -> AsyncGenerator[str]:
         """The messages for one viewer, as server-sent events; ends if the viewer reads them too slowly."""
-        queue: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
+        queue: asyncio.Queue[str | None] = asyncio.Queue(_MAX_WAITING)
         if self._gone is None:
             queue.put_nowait(self._whole_state())
         elif self._work is not None:
@@ -275,7 +275,7 @@ class Hub:
                 self._reasons.pop(name, None)
             if word in (KO, WARN, BUSY) and not self._items[name].get("ended"):
                 failing.append(name)
-        failing = failing[:_MOST_REASONS]
+        failing = failing[:_MAX_REASONS]
         if failing:
             for found in (await self.ask(ShowResult, "show", failing, {})).items:
                 reason = found.complaint or (found.failure.message if found.failure is not None else "")
@@ -347,7 +347,7 @@ class Hub:
 
     def _broadcast(self, message: str) -> None:
         for queue in list(self._viewers):
-            if queue.qsize() >= _MOST_WAITING - 1:
+            if queue.qsize() >= _MAX_WAITING - 1:
                 # The page reconnects, and then gets the whole state first.
                 self._viewers.discard(queue)
                 queue.put_nowait(None)

@@ -49,15 +49,15 @@ ACTIONS = ("start", "stop", "restart", "drain", "undrain")
 SPANS = ("hour", "day")
 FIRST_LINES = 300
 HEARTBEAT_SECONDS = 5.0
-MOST_SERVERS = 50
+MAX_SERVERS = 50
 _WAITS = ("start", "stop", "restart")
 # The fields of a server on the page, beside its configuration.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
 )  # fmt: skip
-_LONGEST_SECONDS = 300.0
+_MAX_SECONDS = 300.0
 # Maximum routes and maximum hosts: more would make the page slow.
-_MOST_ROWS = 500
+_MAX_ROWS = 500
 # The polling interval for log files that do not exist yet, and on systems without inotify.
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
@@ -247,10 +247,10 @@ class _DashboardEndpoints:
         return self._streamed(request, _log_line_events(paths, search, self._searches))
 
     async def _log_paths(self, wanted: Collection[str]) -> dict[str, str]:
-        """The log files of the first MOST_SERVERS of these servers, or of all if none is named."""
+        """The log files of the first MAX_SERVERS of these servers, or of all if none is named."""
         result = await self._hub.ask(ShowResult, "show", [], {})
         items = [item for item in result.items if not wanted or item.name in wanted]
-        return dict(list(log_paths(items, self._settings.logs_directory).items())[:MOST_SERVERS])
+        return dict(list(log_paths(items, self._settings.logs_directory).items())[:MAX_SERVERS])
 
     async def _log_lines(self, names: Collection[str], query: Mapping[str, str]) -> AsyncGenerator[str]:
         """The events of `_log_line_events`, once the supervisor answers and there is such a server."""
@@ -305,10 +305,10 @@ class _DashboardEndpoints:
             "route_columns": route_columns(routes),
             "backend_columns": BACKEND_COLUMNS,
             "refused_without_route": found.refused or {},
-            "routes": [to_json(route) for route in routes[:_MOST_ROWS]],
-            "hosts": [to_json(item) for item in hosts.items[:_MOST_ROWS]],
-            "more_routes": max(0, len(routes) - _MOST_ROWS),
-            "more_hosts": max(0, len(hosts.items) - _MOST_ROWS),
+            "routes": [to_json(route) for route in routes[:_MAX_ROWS]],
+            "hosts": [to_json(item) for item in hosts.items[:_MAX_ROWS]],
+            "more_routes": max(0, len(routes) - _MAX_ROWS),
+            "more_hosts": max(0, len(hosts.items) - _MAX_ROWS),
             "problem": hosts.errors[0].message if hosts.errors else "",
         })  # fmt: skip
 
@@ -322,11 +322,11 @@ class _DashboardEndpoints:
             return JSONResponse({"error": "servers is a list of names"}, 400)
         options: Table = {"progress": False}
         if action in _WAITS:
-            options |= {"timeout": _LONGEST_SECONDS, "wait": True}
+            options |= {"timeout": _MAX_SECONDS, "wait": True}
         client = request.client.host if request.client else ""
         by = {"command": f"dashboard {action}", "address": client}
         result = await self._hub.ask(
-            Result, str(action), servers, options, by, timeout_seconds=_LONGEST_SECONDS + 10
+            Result, str(action), servers, options, by, timeout_seconds=_MAX_SECONDS + 10
         )
         return JSONResponse(
             to_json(result, "items", "errors", "warnings", "exit_code", "dependents", "unchanged")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from poolctl import __version__
-from poolctl.bootstrap import OLDEST_PYTHON, installed_build, uvicorn_problem
+from poolctl.bootstrap import MIN_PYTHON, installed_build, uvicorn_problem
 from poolctl.cli.reload_plan import drift_line
 from poolctl.cli.render import relative_to_cwd
 from poolctl.cli.supervisor_requests import CRASH_LOOP
@@ -234,7 +234,7 @@ def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
             "interpreter", f"{python} ({whose}): {found}", "fix `python` of the servers, or $VIRTUAL_ENV"
         )
     version = ".".join(map(str, found["python"]))
-    if tuple(found["python"][:2]) < OLDEST_PYTHON:
+    if tuple(found["python"][:2]) < MIN_PYTHON:
         fix = "use Python 3.11 or newer"
         return problem("interpreter", f"{python} ({whose}) is Python {version}", fix)
     if (unfit := uvicorn_problem(python, found["uvicorn"])) is not None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from poolctl.installation import install_extra_command
 
-LEAST_VERSION = (2, 8)
+MIN_VERSION = (2, 8)
 # Debian 12 has 2.6, and no newer one in its backports.
 INSTALL = "apt install haproxy (2.8 or newer; for Debian 12 from the Debian HAProxy team)"
 # The distribution that brings an executable, and where it is in its module.
@@ -56,7 +56,7 @@ def program_of_wheel() -> str | None:
 
 def program_problem(path: str) -> tuple[str, str] | None:
     """Why the executable at this path cannot run, and the fix; None if it can. Executes it for its version. Blocks."""
-    needed = ".".join(map(str, LEAST_VERSION))
+    needed = ".".join(map(str, MIN_VERSION))
     fix = _fix_of_program(path)
     if not os.path.exists(path):
         return f"{path} is not installed", fix
@@ -65,7 +65,7 @@ def program_problem(path: str) -> tuple[str, str] | None:
     version = program_version(path)
     if version is None:
         return f"{path} is no HAProxy that runs: `{path} -v` prints no version", fix
-    if version < LEAST_VERSION:
+    if version < MIN_VERSION:
         found = ".".join(map(str, version))
         return f"{path} is HAProxy {found}, and {needed} or newer is needed", fix
     return None
@@ -78,7 +78,7 @@ def _fix_of_program(path: str) -> str:
         'or write where it is: program = "/path/to/haproxy"'
     )
     for other in _programs():
-        if other != path and (program_version(other) or (0, 0)) >= LEAST_VERSION:
+        if other != path and (program_version(other) or (0, 0)) >= MIN_VERSION:
             return f"take `program` out, and {other} is used; otherwise {fix}"
     return fix
 

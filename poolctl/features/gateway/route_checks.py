@@ -48,7 +48,7 @@ from .table import (
     StreamTarget,
 )
 
-MOST_COMPARED = 200
+MAX_COMPARED = 200
 # These fields say where a request ends and which host it is for: a second one could turn one request into two.
 OWN_HEADERS = frozenset(
     {
@@ -431,7 +431,7 @@ def _unreachable_route_problems(served: list[tuple[WrittenRoute, RouteConfig]]) 
             key=lambda each: (not _redirects_to_https(each[1]), not each[1].methods, -len(each[1].headers)),
         )
         for index, (route, config) in enumerate(ordered):
-            earlier = ordered[max(0, index - MOST_COMPARED) : index]
+            earlier = ordered[max(0, index - MAX_COMPARED) : index]
             taken = next((other for other, its in earlier if _covers_conditions_of(its, config)), None)
             if taken is not None:
                 message = (

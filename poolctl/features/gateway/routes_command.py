@@ -33,7 +33,7 @@ from .table import GatewayConfig
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-MOST_WARNED = 5
+MAX_WARNED = 5
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
 
 app = typer.Typer(add_completion=False)
@@ -129,7 +129,7 @@ def routes(
 
 
 def _warnings(result: RoutesResult) -> list[str]:
-    """Return warnings that name the first MOST_WARNED routes and services that do not serve, and count the others."""
+    """Return warnings that name the first MAX_WARNED routes and services that do not serve, and count the others."""
     found = [
         f"the route {route.alias} is {route.state}: {route.why}"
         for route in result.items
@@ -141,9 +141,9 @@ def _warnings(result: RoutesResult) -> list[str]:
         for registration in route.registrations or ()
         if registration.state != SERVING
     ]
-    more = len(found) - MOST_WARNED
+    more = len(found) - MAX_WARNED
     rest = f"and {more} more"
-    return [*found[:MOST_WARNED], *([rest] if more > 0 else [])]
+    return [*found[:MAX_WARNED], *([rest] if more > 0 else [])]
 
 
 class ExplainedRequest:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from poolctl.address import AddressError, parse
 from poolctl.routing import match
 
-from .program import LEAST_VERSION, program_path, program_version, user_of_program
+from .program import MIN_VERSION, program_path, program_version, user_of_program
 
 if TYPE_CHECKING:
     from .table import GatewayConfig
@@ -47,7 +47,7 @@ class GatewaySettings(NamedTuple):
 
     table: GatewayConfig
     program: str = ""
-    version: tuple[int, int] = LEAST_VERSION
+    version: tuple[int, int] = MIN_VERSION
     user: str = ""
 
     @property
@@ -60,7 +60,7 @@ def settings_of(table: GatewayConfig) -> GatewaySettings:
     """Return HAProxy's settings from [gateway]. Blocks: executes HAProxy for its version."""
     program = program_path(table.program)
     return GatewaySettings(
-        table, program, program_version(program) or LEAST_VERSION, user_of_program(table.user)
+        table, program, program_version(program) or MIN_VERSION, user_of_program(table.user)
     )
 
 

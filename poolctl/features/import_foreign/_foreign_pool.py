@@ -162,7 +162,7 @@ def signal_name(text: str) -> str:
 # A server with a problem in one of these keys is left out: without the key it would be invalid, or another server.
 ESSENTIAL = ("name", "bind", "app", "command")
 ORDER = ("bind", "app", "command")
-MOST_ROUNDS = 20
+MAX_ROUNDS = 20
 
 # Words in braces that would be placeholders; `${port}` is a variable, and `$${port}` no variable.
 _WORD = r"(?<!\{)(?<!(?<!\$)\$)(\{+)(%s)(\}+)"
@@ -205,7 +205,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
             server.keys["bind"] = f"0.0.0.0{bind}"  # the socket of IPv6 would be another descriptor
         server.keys = _with_placeholders(server)
         server.keys = relocated(server.keys, base_dir, directory)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         _drop_missing_dependencies(pool)
         text = _file_text(pool, source)
         unset = sorted({name for name in required_variables(text) if name not in os.environ})

@@ -19,7 +19,7 @@ from poolctl.supervisor.active_configuration import default_name
 
 from ._environment import PodEnvironment, PoolVariables, create_command, without_local_env_file
 from ._keys import (
-    LONGEST_NAME_OF_JOB,
+    MAX_JOB_NAME_LENGTH,
     ignored_keys,
     is_label,
     probe_keys_left_out,
@@ -248,9 +248,9 @@ def _problems(
         if is_label(server.name) and not is_label(name):
             fix = "use lower-case letters, digits and hyphens in [pool] name, 63 characters together"
             yield server, Finding(("name",), f"no Deployment can be named {name!r}", fix)
-        elif server.job and len(name) > LONGEST_NAME_OF_JOB:
+        elif server.job and len(name) > MAX_JOB_NAME_LENGTH:
             kind = "Job" if server.every is None else "CronJob"
-            fix = f"shorten it or [pool] name, to {LONGEST_NAME_OF_JOB} characters together"
+            fix = f"shorten it or [pool] name, to {MAX_JOB_NAME_LENGTH} characters together"
             yield server, Finding(("name",), f"no {kind} can be named {name!r}", fix)
 
 

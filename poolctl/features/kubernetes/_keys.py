@@ -57,8 +57,8 @@ _BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|-.*|[0-9]+|[A-Za-z_]
 _NOT_IN_PODS = ("interval_fall", "interval_rise", "rise_count_warn", "jitter")
 _FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, no digit first"
 _WHOLE_HOUR = (1 << 60) - 1
-_LONGEST_NAME = 63  # the name of a Service is a label of RFC 1035
-LONGEST_NAME_OF_JOB = 52  # those of its pods, and of the Jobs of a CronJob, are longer
+_MAX_NAME_LENGTH = 63  # the name of a Service is a label of RFC 1035
+MAX_JOB_NAME_LENGTH = 52  # those of its pods, and of the Jobs of a CronJob, are longer
 _variable = re.compile(r"(?!\.\.)(?!\.$)[-._a-zA-Z][-._a-zA-Z0-9]{0,252}")
 _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _namespace = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -76,7 +76,7 @@ _UNITS = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "
 
 def is_label(name: str) -> bool:
     """Whether a Service can have this name."""
-    return len(name) <= _LONGEST_NAME and _label.fullmatch(name) is not None
+    return len(name) <= _MAX_NAME_LENGTH and _label.fullmatch(name) is not None
 
 
 def quantity(text: str) -> Decimal | None:

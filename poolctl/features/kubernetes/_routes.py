@@ -50,8 +50,8 @@ _POLICIES = ("round-robin", "weighted")
 _SIMILAR_POLICIES = ("least-connections", "random-two")
 _HEADERS = ("headers", "add_headers", "set_headers", "response_headers")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
-_MOST = 16  # backends, headers of one kind, and matches of a rule
-_LONGEST_VALUE = 4096
+_MAX = 16  # backends, headers of one kind, and matches of a rule
+_MAX_VALUE_LENGTH = 4096
 _PLAIN_LISTENER, _TLS_LISTENER = "http", "https"  # names of the Gateway's listeners
 _host = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _path = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+")
@@ -169,13 +169,13 @@ def _unsupported_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iter
     for key in _HEADERS:
         headers: Mapping[str, str] = getattr(config, key)
         for name, value in headers.items():
-            if not value or len(value) > _LONGEST_VALUE:
-                fix = f"write a value, of {_LONGEST_VALUE} characters at most"
+            if not value or len(value) > _MAX_VALUE_LENGTH:
+                fix = f"write a value, of {_MAX_VALUE_LENGTH} characters at most"
                 yield Finding((key,), f"an HTTPRoute has no header {name} with this value", fix)
     counted = (*HTTP_ROUTE_ONLY - {"redirect", "host_header", "strip_path", "methods"},)
     for key, number in (*((key, len(getattr(config, key))) for key in sorted(counted)), ("to", len(to))):
-        if number > _MOST:
-            yield Finding((key,), f"an HTTPRoute has no more than {_MOST}", "use several routes")
+        if number > _MAX:
+            yield Finding((key,), f"an HTTPRoute has no more than {_MAX}", "use several routes")
     if config.host_header and not _host.fullmatch(config.host_header):
         fix = "write a name without a port"
         yield Finding(("host_header",), f"an HTTPRoute has no host {config.host_header!r}", fix)

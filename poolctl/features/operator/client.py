@@ -30,7 +30,7 @@ NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 
 TIMEOUT_SECONDS = 10.0
 # Pauses after failures grow up to this, or to `retry` if that is longer.
-MOST_PAUSE_SECONDS = 300.0
+MAX_PAUSE_SECONDS = 300.0
 # Maximum number of requests to the operator in progress, over all services.
 REQUESTS_AT_ONCE = 16
 # At most one event about a service that cannot be reported is recorded within this time.
@@ -47,7 +47,7 @@ LAYOUT = int.from_bytes(b"poolop\x00\x01", "big")
 RECORD_BYTES = 512
 _WORDS = RECORD_BYTES // 8
 COUNT, DUE_NS, _LENGTH, _NAME = 0, 1, 2, 3
-MOST_NAME_BYTES = RECORD_BYTES - 8 * _NAME
+MAX_NAME_BYTES = RECORD_BYTES - 8 * _NAME
 _FIRST_RECORDS = 8
 
 Report = Callable[[str, str, str], None]
@@ -205,7 +205,7 @@ class OperatorClient:
 
     def _capped_due_time(self, due: float) -> float:
         """Return the earlier of `due`, a time that another process recorded, and now plus the longest allowed pause."""
-        most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
+        most = max(MAX_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
     # Sending.
@@ -286,7 +286,7 @@ class OperatorClient:
         self, service: _CountedService, began: float, settings: OperatorSettings, why: str
     ) -> None:
         retry = settings.retry_seconds
-        most = max(MOST_PAUSE_SECONDS, retry)
+        most = max(MAX_PAUSE_SECONDS, retry)
         pause = min(most, retry * 2 ** min(service.failures, 20)) * self._random.uniform(1.0, 1.5)
         # The attempt itself may have taken long.
         self._set_due(service, max(began + pause, self._loop.time()))
@@ -374,7 +374,7 @@ class UnsentCounts:
         slot = self._free.pop() if self._free else self._append_slot()
         # A process killed here leaves a place without a count.
         self.words[slot : slot + _NAME] = memoryview(bytes(8 * _NAME)).cast("Q")
-        self.words[slot + _LENGTH] = length = len(name) if len(name) <= MOST_NAME_BYTES else 0
+        self.words[slot + _LENGTH] = length = len(name) if len(name) <= MAX_NAME_BYTES else 0
         if length:
             # With a longer name the counts do not outlive the process.
             place = memoryview(self.words).cast("B")
@@ -510,7 +510,7 @@ def _records(words: memoryview) -> list[tuple[str, int, int]]:
     content, found = words.cast("B"), []
     last = min(words[1], len(words) // _WORDS - 1)
     for slot in range(_WORDS, (last + 1) * _WORDS, _WORDS):
-        start, length = (slot + _NAME) * 8, min(words[slot + _LENGTH], MOST_NAME_BYTES)
+        start, length = (slot + _NAME) * 8, min(words[slot + _LENGTH], MAX_NAME_BYTES)
         if length:
             name = bytes(content[start : start + length]).decode(errors="replace")
             found.append((name, words[slot + COUNT], slot))

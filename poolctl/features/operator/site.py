@@ -19,7 +19,7 @@ from poolctl.web.bearer_tokens import Peer, Refused, Token, TokenCheck, bearer_t
 from poolctl.web.site import EndpointSite, SiteLimits, SupervisorClient, path_of, response
 
 ANSWER = "Request received successfully!"
-_MOST_REQUESTS = 2**53
+_MAX_REQUESTS = 2**53
 
 
 class Access(NamedTuple):
@@ -124,7 +124,7 @@ def read_report(body: bytes) -> RequestCountReport:
     service, count, namespace = found.get("svc"), found.get("count", 1), found.get("namespace", "")
     if not isinstance(service, str) or not service:
         raise ValueError("svc is not the name of a service")
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST_REQUESTS:
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MAX_REQUESTS:
         raise ValueError("count is not a number of requests")
     if not isinstance(namespace, str):
         raise ValueError("namespace is not a name")

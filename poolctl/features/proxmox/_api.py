@@ -23,9 +23,9 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from .table import ProxmoxTable, is_token
 
 # Enough for several thousand machines.
-MOST_BYTES = 2 * 1024 * 1024
-_MOST_TOKEN_BYTES = 4096
-_MOST_TEXT = 200
+MAX_BYTES = 2 * 1024 * 1024
+_MAX_TOKEN_BYTES = 4096
+_MAX_TEXT_LENGTH = 200
 _ROOT = "/api2/json"
 _DEFAULT_PORT = 8006
 LXC, QEMU = "lxc", "qemu"
@@ -192,8 +192,8 @@ class ProxmoxApi:
                 raise ApiError(f"{self.host} answered {response.status} {reason}".rstrip(), response.status)
             async for piece in response.body():
                 body += piece
-                if len(body) > MOST_BYTES:
-                    raise ApiError(f"{self.host}: its answer is larger than {MOST_BYTES} bytes", 200)
+                if len(body) > MAX_BYTES:
+                    raise ApiError(f"{self.host}: its answer is larger than {MAX_BYTES} bytes", 200)
         try:
             return json.loads(body)["data"]
         except (ValueError, RecursionError, KeyError, TypeError):
@@ -211,7 +211,7 @@ class ProxmoxApi:
             where = str(table.token_file)
             try:
                 with open(where, encoding="utf-8") as file:
-                    token = file.read(_MOST_TOKEN_BYTES)
+                    token = file.read(_MAX_TOKEN_BYTES)
             except (OSError, UnicodeDecodeError) as error:
                 raise ApiError(f"token_file: {_reason(error)}") from None
         token = token.strip()
@@ -272,7 +272,7 @@ def _dicts(values: list[Any]) -> list[Table]:
 
 
 def _short(text: str) -> str:
-    return "".join(each for each in text if each.isprintable())[:_MOST_TEXT]
+    return "".join(each for each in text if each.isprintable())[:_MAX_TEXT_LENGTH]
 
 
 def _reason(error: Exception) -> str:

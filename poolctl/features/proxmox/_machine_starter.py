@@ -27,14 +27,14 @@ from .table import ProxmoxTable
 _POLL_SECONDS = 0.5
 # The pause between two starts of a machine, doubled after each failure.
 _COOLDOWN_SECONDS = 30.0
-_LONGEST_COOLDOWN_SECONDS = 600.0
+_MAX_COOLDOWN_SECONDS = 600.0
 # A machine whose uptime is shorter than the time since our start, by more than this, was started by someone else.
 _UPTIME_SLACK_SECONDS = 60.0
 
 # The machines that were started, with their times, for the next supervisor.
 _FILE = "started-machines.json"
 # Number of checks within the idle time, and the maximum interval between them.
-_LOOKS, _LONGEST_PAUSE_SECONDS = 4, 15.0
+_LOOKS, _MAX_PAUSE_SECONDS = 4, 15.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -290,7 +290,7 @@ class MachinePowerManager:
             self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
         else:
             pause = case.cooldown_seconds
-            case.cooldown_seconds = min(2 * pause, _LONGEST_COOLDOWN_SECONDS)
+            case.cooldown_seconds = min(2 * pause, _MAX_COOLDOWN_SECONDS)
             case.not_before = loop.time() + pause
             self._enter_backoff(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
@@ -367,7 +367,7 @@ class MachinePowerManager:
     async def _watch_idle(self, idle_seconds: float) -> None:
         stopping = RepeatedWork("the stops of idle machines")
         while True:
-            await asyncio.sleep(min(idle_seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
+            await asyncio.sleep(min(idle_seconds / _LOOKS, _MAX_PAUSE_SECONDS))
             with stopping.attempt():
                 await self._stop_idle(idle_seconds)
 

@@ -30,10 +30,10 @@ from poolctl.selection.url_of_server import unknown_server
 
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
-MOST_LOGGER_SECONDS, MOST_EXIT_SECONDS, LOOK_SECONDS = 2.0, 1.0, 0.01
+MAX_LOGGER_SECONDS, MAX_EXIT_SECONDS, LOOK_SECONDS = 2.0, 1.0, 0.01
 # Unless a server has a `stop_timeout`: a request that a test has left open is waited for until most of it has passed.
 STOP_TIMEOUT_SECONDS = 2.0
-MOST_LINES = 50  # lines per server in a report
+MAX_LINES = 50  # lines per server in a report
 _PLACEHOLDERS = (*PLACEHOLDERS, "{fd}")
 
 
@@ -69,9 +69,7 @@ class PoolUnderTest:
         """The last lines printed by a server, since a time.time() value. Empty for a pool in this process."""
         path = self._log_path(name)
         return (
-            [line.text for line in tail(path, MOST_LINES, since=stamp(since) if since else "")]
-            if path
-            else []
+            [line.text for line in tail(path, MAX_LINES, since=stamp(since) if since else "")] if path else []
         )
 
     def new_exits(self) -> list[tuple[str, str]]:
@@ -90,7 +88,7 @@ class PoolUnderTest:
 
     def await_exits(self) -> None:
         """Wait, at most a second, until the end of each process that has ended is known to the pool."""
-        deadline = time.monotonic() + MOST_EXIT_SECONDS
+        deadline = time.monotonic() + MAX_EXIT_SECONDS
         while time.monotonic() < deadline:
             if not any(is_exiting(pid) for server in self._servers.values() for pid in server.pids):
                 return
@@ -114,14 +112,14 @@ class PoolUnderTest:
         finally:
             if self._runner is not None:
                 with suppress(LoopBlocked):  # it is done when the loop answers again
-                    run_sync(self._runner.aclose(), Limit(MOST_EXIT_SECONDS), stands=True)
+                    run_sync(self._runner.aclose(), Limit(MAX_EXIT_SECONDS), stands=True)
 
     def _await_logger(self) -> None:
         """Wait, at most two seconds, until the logs have the output up to now."""
         if self._runner is not None and hasattr(self._runner, "output"):  # it has started
-            stored = submit(self._runner.output.wait_until_all_stored(MOST_LOGGER_SECONDS))
+            stored = submit(self._runner.output.wait_until_all_stored(MAX_LOGGER_SECONDS))
             with suppress(TimeoutError):
-                stored.result(MOST_LOGGER_SECONDS)
+                stored.result(MAX_LOGGER_SECONDS)
 
     def _log_path(self, name: str) -> str:
         config = self.server(name).config

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerConfig
 
 
-MOST_SERVICES = 10_000
+MAX_SERVICES = 10_000
 # The maximum for one client of [registration].
-MOST_OF_CLIENT = 1_000
+MAX_PER_CLIENT = 1_000
 # Time for which a silent service stays listed, and its route answers with 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
 # Minimum time left to a service after a takeover, during which no heartbeat arrives.
@@ -192,7 +192,7 @@ class HeartbeatClock(Clock):
 class Registrations:
     """The registered services by name and URL, limited in number. A heartbeat only extends a service's deadline."""
 
-    def __init__(self, clock: Clock, most: int = MOST_SERVICES, most_of_owner: int = MOST_OF_CLIENT) -> None:
+    def __init__(self, clock: Clock, most: int = MAX_SERVICES, most_of_owner: int = MAX_PER_CLIENT) -> None:
         self._clock = clock
         self._most, self._most_of_owner = most, most_of_owner
         self._by_name: dict[str, dict[str, RegisteredService]] = {}  # by name, then by URL

@@ -14,7 +14,7 @@ from poolctl.features.gateway.value_types import Host, OutsideProbe, RoutePath, 
 __all__ = ["Duration", "Host", "OutsideProbe", "RoutePath", "ServiceName", "ServiceUrl", "Weight"]
 
 _URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 
 
 def _url(text: str) -> str:
@@ -25,5 +25,5 @@ def _url(text: str) -> str:
     return text
 
 
-ServiceName = Annotated[Word, StringConstraints(max_length=_LONGEST_NAME)]
+ServiceName = Annotated[Word, StringConstraints(max_length=_MAX_NAME_LENGTH)]
 ServiceUrl = Annotated[TargetText, AfterValidator(_url)]

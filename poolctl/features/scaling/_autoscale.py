@@ -23,7 +23,7 @@ _MARGIN = 0.8
 _FAST_MARGIN = 0.9
 # A longer time without samples means that this process or the machine was paused.
 _PAUSED_SECONDS = 2.0
-_MOST_PATIENCE = 8.0
+_MAX_PATIENCE = 8.0
 _ROUNDING = 1e-9
 
 
@@ -167,7 +167,7 @@ class Autoscale:
             return None
         if now - self._decreased_at < self._down * self._patience:
             self._regretted = True
-            self._patience = min(self._patience * 2, _MOST_PATIENCE)
+            self._patience = min(self._patience * 2, _MAX_PATIENCE)
         self._increased_at = now
         self._restart_cooldown(now)
         return Decision(size, after, trigger, value, target, self._short_window.seconds)

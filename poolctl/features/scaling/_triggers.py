@@ -19,7 +19,7 @@ from poolctl.worker.tally import Counts
 _CPU_SECONDS = 0.45
 _CPU_SECONDS_WITHOUT_REQUESTS = 0.95
 # A quantile of fewer responses is meaningless.
-_LEAST_RESPONSES = 20
+_MIN_RESPONSES = 20
 
 
 class Sample(NamedTuple):
@@ -78,7 +78,7 @@ class MovingQuantile:
     @property
     def value(self) -> float | None:
         """Return the quantile of the latencies in seconds; None if there are too few responses."""
-        if self._count < _LEAST_RESPONSES:
+        if self._count < _MIN_RESPONSES:
             return None
         return quantile(BOUNDS_SECONDS, self._responses, self._share)
 

@@ -13,7 +13,7 @@ from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_
 
 _PREFIX, _SUFFIX = "serve-", ".sock"
 _ANSWER_SECONDS = 5.0
-_MOST_BYTES = 512 * 1024
+_MAX_BYTES = 512 * 1024
 
 
 def socket_path(directory: str, pid: int) -> str:
@@ -61,7 +61,7 @@ def _stacks_unless_ended(path: str) -> WorkerStacks | None:
 
 
 def _receive_answer(path: str) -> bytes:
-    """The whole answer of the process. Raises OSError, such as TimeoutError; ValueError if it exceeds _MOST_BYTES."""
+    """The whole answer of the process. Raises OSError, such as TimeoutError; ValueError if it exceeds _MAX_BYTES."""
     end, found = monotonic() + _ANSWER_SECONDS, b""
     with socket(AF_UNIX) as connection:
         connection.settimeout(_ANSWER_SECONDS)
@@ -71,6 +71,6 @@ def _receive_answer(path: str) -> bytes:
             if not (piece := connection.recv(65536)):
                 return found
             found += piece
-            if len(found) > _MOST_BYTES:
-                raise ValueError(f"more than {_MOST_BYTES} bytes")
+            if len(found) > _MAX_BYTES:
+                raise ValueError(f"more than {_MAX_BYTES} bytes")
     raise TimeoutError

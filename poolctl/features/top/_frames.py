@@ -34,9 +34,9 @@ from ._boards import Board, RouteBoard, RouteRow, ServerBoard
 _UNKNOWN = "-"
 BARS = "▁▂▃▄▅▆▇"  # without the full block, so that bars of adjacent rows stay separate
 # A slowly changing value (memory) is scaled to show changes, but not noise.
-_LEAST_SPAN = 0.2
-LONGEST_CHART = 30
-_SHORTEST_NAME, _LONGEST_NAME = 8, 32
+_MIN_SPAN = 0.2
+MAX_CHART_LENGTH = 30
+_MIN_NAME_LENGTH, _MAX_NAME_LENGTH = 8, 32
 STATES = {
     "running": ("●", "green"),
     "starting": ("◐", "yellow"),
@@ -104,7 +104,7 @@ def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = T
     known = [value for value in shown if value is not None]
     top = max(known, default=0.0)
     least = 0.0 if from_zero else min(known, default=0.0)
-    span = top if from_zero else max(top - least, top * _LEAST_SPAN)
+    span = top if from_zero else max(top - least, top * _MIN_SPAN)
     base = (top + least - span) / 2
     bars = "".join(" " if value is None else _bar_character(value - base, span) for value in shown)
     return bars.rjust(width)
@@ -236,8 +236,8 @@ def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[t
 
     The first column holds the names; `names` is the width of the longest.
     """
-    longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
-    name = min(longest, max(_SHORTEST_NAME, width // 4))
+    longest = min(max(names, _MIN_NAME_LENGTH), _MAX_NAME_LENGTH)
+    name = min(longest, max(_MIN_NAME_LENGTH, width // 4))
     widths = {column: column.width for column in all_columns}
     taken: set[Column] = set()
     left = width - name
@@ -251,7 +251,7 @@ def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[t
     left -= more
     charts = [column for column in all_columns if column in taken and column.chart]
     for column in charts:
-        widths[column] += min(left // len(charts), LONGEST_CHART - column.width)
+        widths[column] += min(left // len(charts), MAX_CHART_LENGTH - column.width)
     return [(column, widths[column]) for column in all_columns if column in taken]
 
 

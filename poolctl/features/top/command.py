@@ -23,7 +23,7 @@ from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 from ._boards import ROUTE_ORDERS, SERVER_ORDERS, PoolView, RouteBoard, ServerBoard
 
 INTERVAL_SECONDS = 2.0
-_LEAST_INTERVAL_SECONDS = 0.1
+_MIN_INTERVAL_SECONDS = 0.1
 
 app = typer.Typer(add_completion=False)
 
@@ -69,7 +69,7 @@ def top(
     if output:
         return Outcome(result.items, extra={"gateway": result.gateway} if result.gateway else None)
     servers = ServerBoard(sort="problems" if routes else sort)
-    view = PoolView(pool, selection.selector().to_dict(), max(interval, _LEAST_INTERVAL_SECONDS), servers)
+    view = PoolView(pool, selection.selector().to_dict(), max(interval, _MIN_INTERVAL_SECONDS), servers)
     view.update(result)
     if routes:
         if view.gateway is None:

@@ -44,8 +44,8 @@ _SILENT_SECONDS = 1.0
 
 ACCEPT, TAKE = "accept", "take"
 # A longer line is left to the application; httptools and h11 have limits of their own.
-LONGEST_LINE_BYTES = 8192
-ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
+MAX_LINE_BYTES = 8192
+ENOUGH_BYTES = MAX_LINE_BYTES + 2
 _METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
 _REQUEST_LINE = re.compile(_METHOD + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r?")
 _BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
@@ -54,10 +54,10 @@ _HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
 _HELLO_AT = 5
 _ROOM_SECONDS = 0.003
 # The maximum of held connections whatever the limit of open files, because each needs memory.
-MOST = 8192
+MAX = 8192
 # The minimum even if most descriptors are in use, so that slow clients have time to send their request.
-LEAST = 16
-_MOST_AT_ONCE = 64
+MIN = 16
+_MAX_AT_ONCE = 64
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 0.1
 _CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -201,10 +201,10 @@ def _classify_request_line(head: bytes) -> FirstBytesKind:
     if end:
         return FirstBytesKind.REQUEST if _REQUEST_LINE.fullmatch(line) else FirstBytesKind.NO_REQUEST
     if not line:
-        return FirstBytesKind.BEGINNING if len(head) < LONGEST_LINE_BYTES else FirstBytesKind.NO_REQUEST
+        return FirstBytesKind.BEGINNING if len(head) < MAX_LINE_BYTES else FirstBytesKind.NO_REQUEST
     if not _BEGINNING.fullmatch(line):
         return FirstBytesKind.NO_REQUEST
-    return FirstBytesKind.BEGINNING if len(line) < LONGEST_LINE_BYTES else FirstBytesKind.REQUEST
+    return FirstBytesKind.BEGINNING if len(line) < MAX_LINE_BYTES else FirstBytesKind.REQUEST
 
 
 def _classify_client_hello(head: bytes) -> FirstBytesKind:
@@ -265,18 +265,18 @@ class HeldConnectionLimit:
     def __init__(self) -> None:
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # The arrivals of one turn of the loop must fit as well.
-        self.most_at_once = max(1, min(_MOST_AT_ONCE, self._limit // 16))
+        self.most_at_once = max(1, min(_MAX_AT_ONCE, self._limit // 16))
         self._most = 0
         self._looked_at = 0.0
 
     def too_many(self, count: int) -> bool:
         """Whether this number of held connections exceeds the limit."""
-        if count <= LEAST:
+        if count <= MIN:
             return False
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             # Descriptors used for everything else; counting them for each connection would take too long.
             others = len(os.listdir("/proc/self/fd")) - count
-            self._most = min(MOST, max(LEAST, self._limit - self._limit // 4 - others))
+            self._most = min(MAX, max(MIN, self._limit - self._limit // 4 - others))
             self._looked_at = time.monotonic()
         return count > self._most
 

@@ -40,7 +40,7 @@ from .local_worker import (
     listening_inodes,
 )
 from .memory_kills import MemoryKills
-from .output_pipes import MOST_TAILS, OutputPipes, last_lines
+from .output_pipes import MAX_TAILS, OutputPipes, last_lines
 from .private_ports import free_private_address
 from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRoutes
 from .takeover import (
@@ -404,7 +404,7 @@ class LocalRunner(Runner):
             limit = _LAST_WORDS_SECONDS if exit_.group_left else _LAST_OUTPUT_SECONDS
             await self.output.wait_until_stored(worker.output, limit)
         self._last_outputs[placement.id] = worker.output
-        if len(self._last_outputs) > MOST_TAILS:
+        if len(self._last_outputs) > MAX_TAILS:
             del self._last_outputs[next(iter(self._last_outputs))]
         self._workers.remove(worker)
         return exit_

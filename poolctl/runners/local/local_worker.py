@@ -68,14 +68,14 @@ _LAST_CONNECT_PAUSE_SECONDS = 0.2
 # There is none when another program calls accept() either.
 _FIRST_ACCEPT_PAUSE_SECONDS = 0.001
 # The kernel may give each connection to the same process (EPOLLEXCLUSIVE), but not many that arrive at once.
-_PROBES_AT_ONCE, _MOST_PROBES_AT_ONCE = 4, 32
+_PROBES_AT_ONCE, _MAX_PROBES_AT_ONCE = 4, 32
 # Listing the connections of a listener takes longer, because the kernel walks through all of the machine.
 _FIRST_LISTING_PAUSE_SECONDS = 0.5
 _LAST_LISTING_PAUSE_SECONDS = 2.0
 _LISTING_SECONDS = 1.0
 # The pause after too many notifications from one program, so that it does not delay others.
 _NOTIFICATION_PAUSE_SECONDS = 0.5
-_MOST_NOTIFICATION_BYTES = 4096
+_MAX_NOTIFICATION_BYTES = 4096
 # The exit of a worker that ended with status 0 before it was adopted, perhaps ordered by the last supervisor.
 _UNSEEN = Exit(message="ended between two supervisors")
 # Maximum time between the end of a worker's control socket and the report of its exit.
@@ -85,8 +85,8 @@ KILL_SECONDS = 5.0
 _AFTER_ANSWER_NS = 1_000_000
 # Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
 _PYTHON_SHARE, _FAULTHANDLER_SHARE = 0.6, 0.25
-_MOST_THREADS = 50
-_MOST_READING = THREADS // 2  # the number of threads that read /proc, where a read may block
+_MAX_THREADS = 50
+_MAX_READING = THREADS // 2  # the number of threads that read /proc, where a read may block
 
 
 class Tally(Descriptor):
@@ -242,7 +242,7 @@ class NotifySocket:
             while self._allowance.take(1, loop.time()):
                 # No buffer for descriptors is given, so the kernel drops them.
                 data, ancillary, _, _ = self._sock.recvmsg(
-                    _MOST_NOTIFICATION_BYTES, space, socket.MSG_DONTWAIT
+                    _MAX_NOTIFICATION_BYTES, space, socket.MSG_DONTWAIT
                 )
                 sender = platform.sender_credentials(ancillary)
                 if sender is not None and sender[1] in self._uids and b"READY=1" in data.splitlines():
@@ -534,7 +534,7 @@ class LocalWorker(LinkHandler):
             await asyncio.sleep(pause)
             # More only if it may already wait for them: they also burden the other workers.
             waits = await asyncio.to_thread(self._waits_for_events)
-            count = min(count * 2, _MOST_PROBES_AT_ONCE if waits else _PROBES_AT_ONCE)
+            count = min(count * 2, _MAX_PROBES_AT_ONCE if waits else _PROBES_AT_ONCE)
             pause = min(pause * 1.5, _LAST_CONNECT_PAUSE_SECONDS)
 
     def _waits_for_events(self) -> bool:
@@ -1068,7 +1068,7 @@ class StackReader:
         self._children = children
         self._workers = workers
         self._asked: dict[str, asyncio.Task[WorkerStacks]] = {}
-        self._reading = asyncio.Semaphore(_MOST_READING)
+        self._reading = asyncio.Semaphore(_MAX_READING)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """The worker's stacks; concurrent requests share one answer."""
@@ -1129,7 +1129,7 @@ class StackReader:
         try:
             async with asyncio.timeout(seconds), self._reading:
                 found = await in_daemon_thread(
-                    functools.partial(platform.kernel_state_of_threads, pid, _MOST_THREADS)
+                    functools.partial(platform.kernel_state_of_threads, pid, _MAX_THREADS)
                 )
         except TimeoutError:
             return ()

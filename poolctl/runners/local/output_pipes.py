@@ -41,9 +41,9 @@ LOGGER = HelperKind(
 )
 _APPEND_SECONDS = 1.0
 _FILES_OF_A_REPORT = 3
-_LONGEST_LINE = 4096
+_MAX_LINE_LENGTH = 4096
 # The ends of output that are kept for messages about the ends of workers.
-MOST_TAILS = 100
+MAX_TAILS = 100
 # What a program may write that drops lines rather than wait.
 _LOG_PIPE_BYTES = 1024 * 1024
 
@@ -235,7 +235,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
         tail = self._tails.get(key)
         if tail is None:
             return None
-        return [masked_text(line[:_LONGEST_LINE]) for line in tail.splitlines()[-lines:]]
+        return [masked_text(line[:_MAX_LINE_LENGTH]) for line in tail.splitlines()[-lines:]]
 
     async def wait_until_all_stored(self, timeout_seconds: float) -> None:
         """Wait until all that was written into the pipes so far is in its files, or the timeout has passed."""
@@ -273,7 +273,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
             pipe = self._pipes.pop(key)
             pipe.read.close()
             self._tails[key] = str(message["tail"])
-            if len(self._tails) > MOST_TAILS:
+            if len(self._tails) > MAX_TAILS:
                 del self._tails[next(iter(self._tails))]
             pipe.finished.set()
             self._keeper.send({"op": "drop", "name": entry_name(pipe.message)})
@@ -323,5 +323,5 @@ def last_lines(path: str, lines: int, since: float) -> list[str]:
 
     Unless `since` is 0, lines of unknown age, which another program has written into the file, are left out.
     """
-    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_LONGEST_LINE)
+    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_MAX_LINE_LENGTH)
     return [masked_text(line.text) for line in found if line.time or not since]

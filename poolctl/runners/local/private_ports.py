@@ -10,7 +10,7 @@ from poolctl.address import Address, parse
 from poolctl.errors import ServerError
 
 _HOST = "127.0.0.1"
-_LEAST, _MOST = 10_000, 65_535
+_MIN, _MAX = 10_000, 65_535
 # The kernel chooses the ports of outgoing connections from this range.
 _RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 _DEFAULT_RANGE = 32_768, 60_999
@@ -45,5 +45,5 @@ def _candidates() -> Iterator[int]:
             first, last = map(int, file.read().split())
     except (OSError, ValueError):
         first, last = _DEFAULT_RANGE
-    ports = [*range(_LEAST, first), *range(last + 1, _MOST + 1)] or [*range(_LEAST, _MOST + 1)]
+    ports = [*range(_MIN, first), *range(last + 1, _MAX + 1)] or [*range(_MIN, _MAX + 1)]
     yield from random.sample(ports, min(_ATTEMPTS, len(ports)))

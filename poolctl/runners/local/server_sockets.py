@@ -27,7 +27,7 @@ from ..listener_opener import Opener
 from ..process_link import HasDescriptor, Link, LinkLost
 from ..socket_access import change_server_socket_access, server_socket_access
 
-_MOST_IN_A_PAIR = 1024
+_MAX_IN_A_PAIR = 1024
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -282,7 +282,7 @@ class AdoptionPairs:
 
 def _close_queued_connections(take: socket.socket) -> None:
     # At most as many as fit into the pair, because an application could keep filling it.
-    for _ in range(_MOST_IN_A_PAIR):
+    for _ in range(_MAX_IN_A_PAIR):
         try:
             received = wire.receive(take, most_bytes=wire.MAX_PACKET_BYTES)
         except wire.WireError:

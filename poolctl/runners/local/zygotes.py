@@ -45,7 +45,7 @@ from .output_pipes import OutputPipes, last_lines
 
 logger = logging.getLogger("poolctl.supervisor")
 
-_MOST_PID = 1 << 22  # the highest pid on any Linux system (proc(5), pid_max)
+_MAX_PID = 1 << 22  # the highest pid on any Linux system (proc(5), pid_max)
 # Before this, the intermediate process that forks for the zygote may still be the parent.
 _FIRST_CHECK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 3.0
@@ -115,7 +115,7 @@ class Children:
         A check is omitted if its value is None. Raises LinkLost if the keeper is gone.
         """
         try:
-            pid = process_link.number_of(reply, "pid", 2, _MOST_PID)
+            pid = process_link.number_of(reply, "pid", 2, _MAX_PID)
         except process_link.Malformed as error:
             raise Forged(f"answered with {error}") from None
         if pid in self._known:

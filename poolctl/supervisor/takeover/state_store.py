@@ -35,7 +35,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 SOON_SECONDS = 0.05  # the pause between a change and its save
 # Maximum pause between two saves, even if a save took very long because the machine was busy or suspended.
-LATEST_SECONDS = 2.0
+MAX_DELAY_SECONDS = 2.0
 _TIMES_ITS_COST = 9.0
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
@@ -202,7 +202,7 @@ class SaveTimer:
         cost = self._clock.monotonic() - begun
         # A call that saved nothing says nothing about the duration of the next.
         due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
-        self.pause_seconds = min(due, LATEST_SECONDS)
+        self.pause_seconds = min(due, MAX_DELAY_SECONDS)
 
 
 class NotUnderstood(Exception):

@@ -28,7 +28,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import FAILED, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
-from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
+from poolctl.monitor.journal import KINDS, MAX_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
 from poolctl.platform import memory_bytes
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.stack_report import WorkerStacks
@@ -305,13 +305,13 @@ def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: Journ
 
 def _parse_events_options(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
     """Return the filter for a command's events, and the maximum number of past events to send. Raises SelectorError."""
-    lines = options.get("lines", MOST_LINES)
+    lines = options.get("lines", MAX_LINES)
     wanted = parse_filter_or_none(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")
     )
     if wanted is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:
         raise SelectorError("events: what is wanted?", hint=_EVENTS_SHAPE)
-    return wanted, min(lines, MOST_LINES)
+    return wanted, min(lines, MAX_LINES)
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:

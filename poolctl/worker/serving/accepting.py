@@ -44,7 +44,7 @@ _PART = 16
 _ROOM_SECONDS = 0.05
 _TAKE_AGAIN_SECONDS = 0.1
 # Descriptors kept free for probes, files of the application, and connections accepted in one loop iteration.
-_LEAST_RESERVE = 16
+_MIN_RESERVE = 16
 _RESERVED_PART = 16
 _OPEN_AT_START = 64  # assumed where /proc is not readable
 _AT_ONCE = 16
@@ -52,7 +52,7 @@ _AT_ONCE = 16
 _WAKE_SECONDS = 1.0
 _ROOM_PART = 4
 _RETRY_SECONDS = 1.0  # the same as asyncio's
-_LEAST_HANDSHAKE_SECONDS = 0.1
+_MIN_HANDSHAKE_SECONDS = 0.1
 
 _Work = Coroutine[Any, Any, object]  # the creation of a transport
 
@@ -189,7 +189,7 @@ class ConnectionsAwaitingProtocol:
         The handshake and the first head must be complete at `due`, in seconds of the system's monotonic clock.
         """
         self._server_state.record_handshake_start(protocol, due)
-        seconds = max(_LEAST_HANDSHAKE_SECONDS, due - monotonic())
+        seconds = max(_MIN_HANDSHAKE_SECONDS, due - monotonic())
         self._connect_accepted_socket(
             lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds
         )
@@ -559,4 +559,4 @@ def connection_limit_by_descriptors() -> int:
         open_now = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
     except OSError:
         open_now = _OPEN_AT_START
-    return max(1, soft - open_now - max(_LEAST_RESERVE, soft // _RESERVED_PART))
+    return max(1, soft - open_now - max(_MIN_RESERVE, soft // _RESERVED_PART))

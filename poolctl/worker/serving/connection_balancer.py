@@ -38,12 +38,12 @@ MOMENT_SECONDS = 0.1
 _STEP_SECONDS = 0.005
 _TAKEN_SECONDS = 0.02  # connections handed over earlier are already counted by their new worker
 _REST_SECONDS = 1.0
-_LEAST_DIFFERENCE = 2
+_MIN_DIFFERENCE = 2
 _WEBSOCKETS_PART = 4
 # A worker with one connection more than another pauses once, with two or more it makes several long pauses.
 _PAUSE_SECONDS = 0.001
 _LONG_PAUSE_SECONDS = 0.005
-_MOST_PAUSES = 10
+_MAX_PAUSES = 10
 # The first word names the layout of the others.
 _LAYOUT = int.from_bytes(b"peers\x02", "big")
 _USED = 1  # the number of slots that have been in use
@@ -232,9 +232,9 @@ class ConnectionBalancer:
         if others:
             websockets = self._state.open_websockets - min(self._counts.others_websockets(), default=0)
             more = max(self._state.open_connections + accepted - min(others), websockets)
-        if more < _LEAST_DIFFERENCE:
+        if more < _MIN_DIFFERENCE:
             return _PAUSE_SECONDS if more == 1 and not pauses else 0.0
-        if pauses < _MOST_PAUSES:
+        if pauses < _MAX_PAUSES:
             return _LONG_PAUSE_SECONDS
         self._came_back_at = monotonic()
         return 0.0
@@ -263,7 +263,7 @@ class ConnectionBalancer:
 
     def _has_more_websockets(self) -> bool:
         mine, others = self._state.open_websockets, self._counts.others_websockets()
-        return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
+        return bool(others) and mine - min(others) >= max(_MIN_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
         """Return how many handed-over connections the other workers, whose counts are `others`, do not count yet."""
@@ -296,7 +296,7 @@ class ConnectionBalancer:
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)
-        fewer = sum(mine - other >= _LEAST_DIFFERENCE for other in others)
+        fewer = sum(mine - other >= _MIN_DIFFERENCE for other in others)
         if not fewer:
             return
         if not self._may_hand_over:

@@ -31,7 +31,7 @@ _SECRET_BYTES = 16
 _CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 FAILURES = HTTPStatus.INTERNAL_SERVER_ERROR // 100  # the first digit of the statuses that are failures
 # Maximum log lines per second, because an overloaded server may refuse thousands of requests.
-_MOST_LINES = 50
+_MAX_LINES = 50
 
 
 class RequestCounts:
@@ -186,11 +186,11 @@ class FailedRequestLog:
         """Log a request that is answered with this status, `seconds` after it arrived."""
         now = int(monotonic())
         if now != self._second:
-            if (left_out := self._lines - _MOST_LINES) > 0:
+            if (left_out := self._lines - _MAX_LINES) > 0:
                 _write_log_line(self._form, "ERROR", f"{left_out} more requests failed within a second")
             self._second, self._lines = now, 0
         self._lines += 1
-        if self._lines > _MOST_LINES:
+        if self._lines > _MAX_LINES:
             return
         given = next((value for name, value in scope["headers"] if name == _NAME), b"")
         name = given.decode() if _GOOD.fullmatch(given) else ""

@@ -26,7 +26,7 @@ from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_report import BACKEND_COLUMNS, ROUTE_COLUMNS, BackendReport, RouteReport
 from poolctl.selection.regular_expressions import SLOW
-from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS
+from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
@@ -201,7 +201,7 @@ def test_after_many_wrong_tokens_only_a_right_one_of_32_characters_is_accepted(
     stage.end()
     stage.token = token
     stage.begin()
-    for _ in range(MOST_WRONG_TOKENS):
+    for _ in range(MAX_WRONG_TOKENS):
         assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
     wrong = client.send("POST", "/poolctl/login", {"token": "wrong"})
     seconds = wrong.headers["retry-after"]
@@ -214,7 +214,7 @@ def test_after_many_wrong_tokens_only_a_right_one_of_32_characters_is_accepted(
 
 
 def test_wrong_tokens_of_one_address_let_no_other_wait(client: Client, stage: Stage) -> None:
-    for _ in range(MOST_WRONG_TOKENS + 1):
+    for _ in range(MAX_WRONG_TOKENS + 1):
         refusal = client.send("POST", "/poolctl/login", {"token": "wrong"})
     assert refusal.status == 429
     client.source = "127.0.0.2"
@@ -227,7 +227,7 @@ def test_code_of_a_link_logs_in_once_within_ten_minutes(client: Client, stage: S
         return client.send("POST", "/poolctl/login", {"token": code})
 
     code = new_login_code(TOKEN, time.time())
-    for _ in range(MOST_WRONG_TOKENS + 1):
+    for _ in range(MAX_WRONG_TOKENS + 1):
         assert login(code[:-1] + ("A" if code[-1] != "A" else "B")).status in (401, 429)
     cookie = login(code).headers["set-cookie"].partition(";")[0]
     assert client.send("GET", "/poolctl/session", Cookie=cookie).status == 200
@@ -236,7 +236,7 @@ def test_code_of_a_link_logs_in_once_within_ten_minutes(client: Client, stage: S
     used, late = login(code), login(new_login_code(TOKEN, time.time() - CODE_SECONDS))
     assert [used.status, late.status] == [401, 401]
     assert "used already" in used.json()["error"]
-    for _ in range(MOST_WRONG_TOKENS + 1):
+    for _ in range(MAX_WRONG_TOKENS + 1):
         assert login(code).status == 401, "it is no guess"
     assert login(new_login_code("another token", time.time())).status == 401
     assert login(new_login_code(TOKEN, time.time())).status == 200

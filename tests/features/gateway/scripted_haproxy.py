@@ -10,7 +10,7 @@ from typing import Any
 
 from poolctl.features.gateway.haproxy.configuration import NO_ROUTE, HaproxyBackend, HaproxyServer
 from poolctl.features.gateway.haproxy.process import HaproxyRefusal
-from poolctl.features.gateway.program import LEAST_VERSION
+from poolctl.features.gateway.program import MIN_VERSION
 from poolctl.features.gateway.settings import GatewaySettings
 from poolctl.features.gateway.supervision.counts import TrafficCounts
 from poolctl.features.gateway.supervision.figures import GatewayFigures, Serving
@@ -90,7 +90,7 @@ def name_of(route: Route | StreamRoute) -> str:
 
 
 def gateway_settings(
-    program: str = "", version: tuple[int, int] = LEAST_VERSION, user: str = "", **keys: Any
+    program: str = "", version: tuple[int, int] = MIN_VERSION, user: str = "", **keys: Any
 ) -> GatewaySettings:
     """The settings of a gateway whose table has these keys."""
     return GatewaySettings(GatewayConfig(**keys), program, version, user)

@@ -122,11 +122,11 @@ def test_gateway_that_does_not_answer_is_down_and_keeps_its_counts() -> None:
 def test_metrics_of_more_routes_streams_and_hosts_than_the_limit_are_omitted_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metrics, "MOST_LABELLED", 1)
+    monkeypatch.setattr(metrics, "MAX_LABELLED", 1)
     found = Stage().values()
     assert [key[1] for key in found if key[0] == "host_available"] == ["api"]
     omitted = {kind: found["gateway_omitted", kind] for kind in ("routes", "streams", "hosts")}
     assert omitted == {"routes": 1, "streams": 0, "hosts": 2}
-    monkeypatch.setattr(metrics, "MOST_LABELLED", 0)
+    monkeypatch.setattr(metrics, "MAX_LABELLED", 0)
     found = Stage().values()
     assert not [key for key in found if key[0].startswith(("route_", "stream_", "host_"))]

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from poolctl.features.gateway.program import (
-    LEAST_VERSION,
+    MIN_VERSION,
     program_path,
     program_version,
 )
@@ -64,7 +64,7 @@ def test_settings_have_the_program_and_user_for_the_table(monkeypatch: pytest.Mo
     path = program_path(None)
     table = GatewayConfig(user="root", trusted_proxies=("10.0.0.0/8", "unix"))
     found = settings_of(table)
-    assert found == GatewaySettings(table, path, program_version(path) or LEAST_VERSION, "root")
+    assert found == GatewaySettings(table, path, program_version(path) or MIN_VERSION, "root")
     assert found.trusted_proxies == ("10.0.0.0/8", "unix")
     assert settings_of(GatewayConfig(program="/opt/haproxy")).program == "/opt/haproxy"
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from poolctl.features.operator.client import (
     DUE_NS,
-    MOST_NAME_BYTES,
+    MAX_NAME_BYTES,
     NOT_REACHED,
     PREFIX,
     REACHED,
@@ -342,7 +342,7 @@ def test_name_that_is_too_long_for_the_page_is_counted_in_memory(tmp_path: Path)
     async def test() -> None:
         async with Operator().serving() as operator:
             with Client(operator, str(tmp_path)) as client:
-                name = "x" * (MOST_NAME_BYTES + 1)
+                name = "x" * (MAX_NAME_BYTES + 1)
                 client.client.count(name)
                 await client.delivered(1)
             assert operator.received[0]["svc"] == name
@@ -482,21 +482,21 @@ def test_file_of_counts_is_the_users_alone_and_stays_only_with_counts(tmp_path: 
     counts.close()
     assert os.listdir(tmp_path) == []
     counts = UnsentCounts(str(tmp_path))
-    counts.words[counts.allocate_slot("x" * MOST_NAME_BYTES)] = 3
-    counts.words[counts.allocate_slot("y" * (MOST_NAME_BYTES + 1))] = 4
+    counts.words[counts.allocate_slot("x" * MAX_NAME_BYTES)] = 3
+    counts.words[counts.allocate_slot("y" * (MAX_NAME_BYTES + 1))] = 4
     slot = counts.allocate_slot("mail")
     counts.words[slot + DUE_NS] = 9
     after = UnsentCounts(str(tmp_path))
     (other,) = after.open_other_counts()
     assert not other.lock_if_ended(), "its process still runs"
-    assert other.due_ns() == {"x" * MOST_NAME_BYTES: 0, "mail": 9}
+    assert other.due_ns() == {"x" * MAX_NAME_BYTES: 0, "mail": 9}
     other.close()
     counts.close()
     (other,) = after.open_other_counts()
     assert other.lock_if_ended()
     found: dict[str, int] = {}
     other.take_over(found.__setitem__)
-    assert found == {"x" * MOST_NAME_BYTES: 3}
+    assert found == {"x" * MAX_NAME_BYTES: 3}
     after.close()
     assert os.listdir(tmp_path) == []
 

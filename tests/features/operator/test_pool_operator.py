@@ -28,7 +28,7 @@ from poolctl.monitor.metrics import render
 from poolctl.platform import process_start
 from poolctl.supervisor import web_addresses
 from poolctl.supervisor.web_addresses import WebServer
-from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS
+from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
@@ -271,8 +271,8 @@ def test_wrong_tokens_of_an_address_are_few() -> None:
         await pool.serve(OperatorTable(bind=bind, token_env="POOL_TOKEN"))
         pool.endpoint.clock = clock = ManualClock()
         right, wrong = (request(more=f"Authorization: Bearer {token}\r\n") for token in ("s3cret", "guess"))
-        statuses = [(await ask(bind, wrong)).status for _ in range(MOST_WRONG_TOKENS + 1)]
-        assert statuses == [401] * MOST_WRONG_TOKENS + [429]
+        statuses = [(await ask(bind, wrong)).status for _ in range(MAX_WRONG_TOKENS + 1)]
+        assert statuses == [401] * MAX_WRONG_TOKENS + [429]
         answer = await ask(bind, right)
         assert (answer.status, answer.message) == (429, "too many wrong tokens; wait 7 s")
         assert "retry-after: 7" in answer.fields.lower()
@@ -282,7 +282,7 @@ def test_wrong_tokens_of_an_address_are_few() -> None:
         await pool.serve(
             OperatorTable(bind=f"127.0.0.1:{port}", token_env="POOL_TOKEN", trusted=("127.0.0.1",))
         )
-        for data in [wrong] * (MOST_WRONG_TOKENS + 1):
+        for data in [wrong] * (MAX_WRONG_TOKENS + 1):
             assert (await ask(f"127.0.0.1:{port}", data)).status == 200
 
     play(test)
@@ -293,7 +293,7 @@ def test_wrong_tokens_of_the_same_address_keep_no_long_one_out() -> None:
         bind = f"127.0.0.1:{claim_port()}"
         await pool.serve(OperatorTable(bind=bind, token_env="POOL_TOKEN"))
         right, wrong = (request(more=f"Authorization: Bearer {token}\r\n") for token in ("x" * 32, "x" * 31))
-        for _ in range(2 * MOST_WRONG_TOKENS):
+        for _ in range(2 * MAX_WRONG_TOKENS):
             await ask(bind, wrong)
             assert (await ask(bind, right)).status == 200
         assert (await ask(bind, wrong)).status == 429

@@ -131,7 +131,7 @@ def test_answer_that_is_of_no_use_is_an_error(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: Any, message: str, status: int
 ) -> None:
     if "larger" in message:
-        monkeypatch.setattr(_api, "MOST_BYTES", 4000)
+        monkeypatch.setattr(_api, "MAX_BYTES", 4000)
 
     async def steps(cluster: Cluster) -> None:
         cluster.answers["/cluster/resources"] = answer

@@ -42,7 +42,7 @@ from poolctl.selection.selector import Selector
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.web_addresses import WebServer
-from poolctl.web.bearer_tokens import MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer, TokenCheck
+from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer, TokenCheck
 from poolctl.web.site_server import SiteServer
 from tests.deadline import until
 from tests.manual_clock import ManualClock
@@ -757,7 +757,7 @@ def test_other_requests_are_refused_with_the_reason(
     [
         ({"token": None}, b"401", b"www-authenticate: Bearer"),
         ({"method": "GET"}, b"405", b"allow: POST"),
-        ({"wrong": MOST_WRONG_TOKENS}, b"429", b"retry-after: 7"),
+        ({"wrong": MAX_WRONG_TOKENS}, b"429", b"retry-after: 7"),
         ({"requests": registration_site._BURST}, b"429", b"retry-after: 1"),
     ],
 )
@@ -860,8 +860,8 @@ def test_targets_that_a_client_may_register(
 
 def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> None:
     async def work(stage: Endpoint) -> None:
-        statuses = [(await stage.ask(HERE, token="guess"))[0] for _ in range(MOST_WRONG_TOKENS + 5)]
-        assert statuses == [401] * MOST_WRONG_TOKENS + [429] * 5
+        statuses = [(await stage.ask(HERE, token="guess"))[0] for _ in range(MAX_WRONG_TOKENS + 5)]
+        assert statuses == [401] * MAX_WRONG_TOKENS + [429] * 5
         # Not even the right one, or a guess would be recognised.
         status, answer = await stage.ask(HERE)
         assert (status, answer) == (429, {"error": "too many wrong tokens; wait 7 s"})
@@ -873,7 +873,7 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
         assert (await stage.ask(HERE, token="guess"))[0] == 401
         assert [each["message"] for each in stage.supervisor.reports] == [
             "1 registrations refused, the last one from 127.0.0.1: wrong token",
-            f"{MOST_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: wrong token",
+            f"{MAX_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: wrong token",
         ]
 
     play_over_http(work)
@@ -881,7 +881,7 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
 
 def test_wrong_tokens_of_the_same_address_keep_no_heartbeat_with_a_long_one_out() -> None:
     async def work(stage: Endpoint) -> None:
-        for _ in range(3 * MOST_WRONG_TOKENS):
+        for _ in range(3 * MAX_WRONG_TOKENS):
             await stage.ask(HERE, token="an-old-token-0123456789abcdef0123")
             assert (await stage.ask(HERE, token=LONG))[0] == 200
         assert (await stage.ask(HERE, token=LONG + "x"))[0] == 429

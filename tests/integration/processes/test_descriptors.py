@@ -14,7 +14,7 @@ from tests.real_pool import RealPool
 
 Until = Callable[..., Any]
 NAMES = [f"s{number}" for number in range(5)]
-MOST = 6
+MAX = 6
 
 
 def held(pool: RealPool) -> dict[str, int]:
@@ -44,13 +44,13 @@ def test_running_server_costs_six_descriptors_in_supervisor_and_keeper(pool: Rea
     pool.write_hello(*NAMES)
     pool.ok("start")
     # Once more on a busy machine, where something may begin between the two counts.
-    wait_until(lambda: max(cost(pool).values()) <= MOST)
+    wait_until(lambda: max(cost(pool).values()) <= MAX)
 
 
 def test_running_server_costs_no_more_after_either_of_them_was_killed(pool: RealPool, until: Until) -> None:
     pool.write_hello(*NAMES)
     pool.ok("start")
-    for role, most_in_keeper in (("supervisor_pid", MOST), ("keeper_pid", MOST + 1)):
+    for role, most_in_keeper in (("supervisor_pid", MAX), ("keeper_pid", MAX + 1)):
         killed = pool.info()[role]
         os.kill(killed, signal.SIGKILL)
         if role == "keeper_pid":
@@ -61,6 +61,6 @@ def test_running_server_costs_no_more_after_either_of_them_was_killed(pool: Real
         def fits(most_in_keeper: int = most_in_keeper) -> bool:
             each = cost(pool)
             # A new keeper is not the parent of the workers that it was given: it has a pidfd of each.
-            return each["supervisor_pid"] <= MOST and each["keeper_pid"] <= most_in_keeper
+            return each["supervisor_pid"] <= MAX and each["keeper_pid"] <= most_in_keeper
 
         until(fits)  # once more on a busy machine, as above

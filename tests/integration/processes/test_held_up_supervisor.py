@@ -32,7 +32,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
     await send({"type": "http.response.body", "body": b"%8d" % os.getpid()})
 """
-MOST_REQUESTS = 10
+MAX_REQUESTS = 10
 # If each ten of them were reported, these would be more reports than a supervisor accepts from a worker at once.
 MANY_REQUESTS = 1200
 
@@ -69,7 +69,7 @@ def test_worker_that_is_not_known_to_be_ready_loses_no_request_when_it_is_replac
     port = free_port()
     started, may_start = pool.directory / "started", pool.write("may_start", "")
     pool.write("app.py", APP)
-    http_keys = {"max_requests": MOST_REQUESTS}
+    http_keys = {"max_requests": MAX_REQUESTS}
     pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", app="app:app", http=http_keys))
     pool.ok("start")
     old = int(started.read_text())

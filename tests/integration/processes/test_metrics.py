@@ -20,7 +20,7 @@ from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 # More than the kernel's buffers take of a connection that is not read from.
-MOST_UNREAD_BYTES = 16 * 1024 * 1024
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
 PROBED = 'health = { liveness = { http = "/", interval = "100ms", timeout = "20s" } }\n'
 
 
@@ -153,9 +153,9 @@ def test_head_without_end_is_cut_off_at_its_limit(exposed: int) -> None:
         endless.sendall(b"GET /metrics HTTP/1.1\r\n")
         sent = 0
         with contextlib.suppress(ConnectionError):
-            while sent < MOST_UNREAD_BYTES:
+            while sent < MAX_UNREAD_BYTES:
                 sent += endless.send(b"a: b\r\n" * 1000)
-        assert sent < MOST_UNREAD_BYTES, "nothing more is read"
+        assert sent < MAX_UNREAD_BYTES, "nothing more is read"
     asked(exposed)
 
 

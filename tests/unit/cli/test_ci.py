@@ -10,7 +10,7 @@ import pytest
 
 from poolctl.cli.log_rendering import PrefixedLineFormatter
 from poolctl.cli.output import (
-    MOST_ANNOTATIONS,
+    MAX_ANNOTATIONS,
     json_without_commands,
     lines_without_commands,
     without_commands,
@@ -105,10 +105,10 @@ def test_printed_file_is_unchanged(poolctl: Command, workspace: Path) -> None:
 def test_a_command_writes_at_most_ten_annotations(
     poolctl: Command, supervised: Supervised, workspace: Path
 ) -> None:
-    errors = [failure(f"s{number}", "failed") for number in range(MOST_ANNOTATIONS + 2)]
+    errors = [failure(f"s{number}", "failed") for number in range(MAX_ANNOTATIONS + 2)]
     with supervised(always(exit_code=1, errors=errors, warnings=["w"])):
         for _ in range(2):
-            assert len(annotations(poolctl("start").err)) == MOST_ANNOTATIONS == 10
+            assert len(annotations(poolctl("start").err)) == MAX_ANNOTATIONS == 10
 
 
 def test_file_outside_of_the_workspace_and_special_characters_of_its_path_are_kept(

@@ -23,7 +23,7 @@ FILES = {
     ".".join(["poolctl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(CLI.rglob("*.py"))
 }
-MOST_FILES = 20
+MAX_FILES = 20
 
 
 def imports_of(module: str) -> set[str]:
@@ -70,7 +70,7 @@ def test_command_and_its_options_say_what_they_do(verb: str) -> None:
 
 def test_a_package_holds_at_most_twenty_files() -> None:
     counts = Counter(path.parent for path in FILES.values() if path.parent.name != "commands")
-    assert {str(path): count for path, count in counts.items() if count > MOST_FILES} == {}
+    assert {str(path): count for path, count in counts.items() if count > MAX_FILES} == {}
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_code_that_is_written_without_a_pause_is_applied_after_the_longest_wait(
     watching: Watching, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 600.0)
-    monkeypatch.setattr(reload_on_change, "LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(reload_on_change, "MAX_SECONDS", 0.0)
     with watching(shown("a", directory)) as pool:
         wait_until(lambda: (directory / "app.py").write_text("x") and pool.reports)
         monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 0.0)  # the end of the pool is one change

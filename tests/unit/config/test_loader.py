@@ -345,7 +345,7 @@ def test_rules_between_tables_and_servers_know_which_of_them_have_problems(
 
 
 def test_each_load_suggests_words_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolctl.config.values.problems.MOST_SUGGESTIONS", 1)
+    monkeypatch.setattr("poolctl.config.values.problems.MAX_SUGGESTIONS", 1)
     for wrong, meant in (("binf", "bind"), ("workres", "workers")):
         assert f"did you mean '{meant}'?" in told(tmp_path, table("a", 1, f"{wrong} = 1\n"))
 

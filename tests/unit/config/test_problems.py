@@ -10,7 +10,7 @@ import pytest
 
 from poolctl.config import Place, Problem
 from poolctl.config.values.problems import (
-    MOST_SUGGESTIONS,
+    MAX_SUGGESTIONS,
     Finding,
     dotted,
     nearest,
@@ -209,7 +209,7 @@ def test_search_for_similar_words_ends_after_many_until_it_is_reset() -> None:
         assert similar(LONG, (LONG,), 1, 0.1) == []
         assert similar(LONG[:60], (LONG[:60],), 1, 0.1) == [LONG[:60]]
         assert similar("Start-Timeout", ("start_timeout", "stop_timeout"), 2, 0.1) == ["start_timeout"]
-        for number in range(MOST_SUGGESTIONS):
+        for number in range(MAX_SUGGESTIONS):
             similar(f"word {number}", (), 1, 0.5)
         assert nearest("workrs", ("workers", "bind")) == ""
     finally:

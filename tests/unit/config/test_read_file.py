@@ -20,7 +20,7 @@ from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
 from poolctl.config.files import parsers
 from poolctl.config.files.read_file import (
-    LARGEST_BYTES,
+    MAX_BYTES,
     ConfigNotFound,
     EnvFileError,
     candidate_files,
@@ -480,7 +480,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "yaml control": ("pool.yaml", b"a: \x01\n", "pool.yaml"),
     "toml many values": ("pool.toml", b"a = [" + b"1," * MANY + b"1]", "300,000"),
     "many headers": ("pool.toml", b"[[server]]\n" * 400_000, "300,000"),
-    "huge": ("pool.toml", b"#" * (LARGEST_BYTES + 1), "larger than"),
+    "huge": ("pool.toml", b"#" * (MAX_BYTES + 1), "larger than"),
     "a word": ("pool.yaml", b"just a word", "not tables"),
     "a number": ("pool.json", b"3", "not tables"),
     "nothing": ("pool.json", b"", "pool.json:1:1"),

@@ -241,7 +241,7 @@ def test_value_with_a_problem_already_is_not_reported_again() -> None:
 
 
 def test_each_table_made_in_python_suggests_words_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolctl.config.values.problems.MOST_SUGGESTIONS", 1)
+    monkeypatch.setattr("poolctl.config.values.problems.MAX_SUGGESTIONS", 1)
     for wrong, meant in (("htp", "http"), ("boddy", "body")):
         with pytest.raises(PoolValidateError) as caught:
             Probe(**{wrong: "/"})

@@ -53,7 +53,7 @@ from poolctl.time_windows import WindowState
 from tests.examples import examples
 from tests.unit.core.ordered_core import let_wait
 
-MOST_WORKERS = 3
+MAX_WORKERS = 3
 
 
 def applied(view: ServerView, actions: list[Action]) -> ServerView:
@@ -247,10 +247,10 @@ views = st.builds(
     window_demand=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
     desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
     generation=st.integers(1, 2),
-    count=st.integers(1, MOST_WORKERS),
-    renewed=st.one_of(st.just({}), st.dictionaries(st.integers(0, MOST_WORKERS), st.just(3))),
-    vacant=st.one_of(st.just(set()), st.sets(st.integers(0, MOST_WORKERS))),
-    waiting=st.one_of(st.just(set()), st.sets(st.integers(0, MOST_WORKERS))),
+    count=st.integers(1, MAX_WORKERS),
+    renewed=st.one_of(st.just({}), st.dictionaries(st.integers(0, MAX_WORKERS), st.just(3))),
+    vacant=st.one_of(st.just(set()), st.sets(st.integers(0, MAX_WORKERS))),
+    waiting=st.one_of(st.just(set()), st.sets(st.integers(0, MAX_WORKERS))),
     refuses=st.booleans(),
     overlap=mostly,
     may_start=mostly,
@@ -268,7 +268,7 @@ views = st.builds(
     hook_ends=seldom,
     listener=st.sampled_from([ListenerState.OPEN, ListenerState.OPEN, *ListenerState]),
     workers=st.lists(
-        st.tuples(st.integers(1, 3), st.integers(0, MOST_WORKERS), phases),
+        st.tuples(st.integers(1, 3), st.integers(0, MAX_WORKERS), phases),
         max_size=6,
         unique_by=lambda worker: (worker[0], worker[1]),
     ).flatmap(
@@ -353,7 +353,7 @@ def test_a_decision_that_is_under_way_is_not_taken_again(view: ServerView) -> No
     raise AssertionError(f"still deciding: {decide(view)} about {view}")
 
 
-@given(st.integers(1, MOST_WORKERS), seldom, seldom, seldom, seldom)
+@given(st.integers(1, MAX_WORKERS), seldom, seldom, seldom, seldom)
 def test_server_falls_asleep_when_complete_idle_and_not_needed(
     count: int, needed: bool, out: bool, busy: bool, incomplete: bool
 ) -> None:

@@ -43,7 +43,7 @@ BACKOFF = {
     "window": 60,
     "backoff": {"initial": 1, "max": 40, "jitter": 0},
 }
-MOST_WORKERS = 3
+MAX_WORKERS = 3
 # Longer than any backoff, start_timeout and window.
 LONG_SECONDS = 100.0
 
@@ -58,7 +58,7 @@ HOOKS = ({"before_start": ["a"]}, {"after_stop": ["b"]}, {"before_start": ["a"],
 servers = st.sampled_from(NAMES)
 options = st.fixed_dictionaries(
     {
-        "workers": st.integers(1, MOST_WORKERS),
+        "workers": st.integers(1, MAX_WORKERS),
         "policy": st.sampled_from(["on-failure", "always"]),
         "overlap": st.booleans(),
         "sleeps": st.booleans(),
@@ -219,7 +219,7 @@ class Histories(RuleBasedStateMachine):
         if (entry := self.entry(name)) and not entry.is_disabled:
             self.command(self.core.restart, entry)
 
-    @rule(name=servers, workers=st.integers(1, MOST_WORKERS), out=st.booleans())
+    @rule(name=servers, workers=st.integers(1, MAX_WORKERS), out=st.booleans())
     def scale_or_drain(self, name: str, workers: int, out: bool) -> None:
         if entry := self.entry(name):
             count = workers if entry.config.overlap else None

@@ -183,7 +183,7 @@ def _take_without_room_then_with_it(pair: Pair) -> None:
     taken.close()
 
 
-@pytest.mark.parametrize("size", [0, 1, connection_handover.MOST_BYTES])
+@pytest.mark.parametrize("size", [0, 1, connection_handover.MAX_BYTES])
 def test_connection_arrives_with_the_bytes_that_were_read(pair: Pair, size: int) -> None:
     read = os.urandom(size)
     client, accepted = socket.socketpair()
@@ -196,7 +196,7 @@ def test_connection_arrives_with_the_bytes_that_were_read(pair: Pair, size: int)
 
 
 def test_more_bytes_than_can_be_handed_over_are_an_error(pair: Pair) -> None:
-    too_many = bytes(connection_handover.MOST_BYTES + 1)
+    too_many = bytes(connection_handover.MAX_BYTES + 1)
     with pytest.raises(wire.WireError):
         connection_handover.send_connection(pair[0], pair[0].fileno(), received=too_many)
 

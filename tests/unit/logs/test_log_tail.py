@@ -284,7 +284,7 @@ class TestFollower:
     ) -> None:
         path.touch()
         follower = followed(path)
-        line = "x" * (log_tail.LONGEST_LINE_BYTES + 100_000)
+        line = "x" * (log_tail.MAX_LINE_BYTES + 100_000)
         path.write_text(line)
         first = texts(follower.read())
         with path.open("a") as file:
@@ -562,7 +562,7 @@ class TestHostileFiles:
             file.truncate(10**12)
         found = tail(str(path), 5)
         assert len(found) == 1
-        assert len(found[0].text) <= 2 * log_tail.LONGEST_LINE_BYTES
+        assert len(found[0].text) <= 2 * log_tail.MAX_LINE_BYTES
 
     @pytest.mark.slow
     def test_file_that_grows_by_more_than_was_written_is_followed_at_its_end(self, path: Path) -> None:
@@ -576,17 +576,17 @@ class TestHostileFiles:
             found = texts(follower.read())
         finally:
             follower.close()
-        assert found[0] == f"... ({grown - log_tail._MOST_BYTES} bytes are left out here)"
+        assert found[0] == f"... ({grown - log_tail._MAX_BYTES} bytes are left out here)"
         assert found[-1] == "after"
-        assert max(map(len, found)) <= 2 * log_tail.LONGEST_LINE_BYTES
+        assert max(map(len, found)) <= 2 * log_tail.MAX_LINE_BYTES
 
     @pytest.mark.slow
     def test_any_number_of_old_files_costs_no_more_than_so_many_descriptors(self, path: Path) -> None:
         path.write_bytes(at(9, "newest"))
-        for number in range(1, log_tail.MOST_FILES + 50):
+        for number in range(1, log_tail.MAX_FILES + 50):
             path.with_name(f"web.log.{number}").touch()
         log = log_tail.OpenLog(str(path))
-        assert len(log.parts) <= log_tail.MOST_FILES
+        assert len(log.parts) <= log_tail.MAX_FILES
         log.close()
         file = LogFile(str(path), max_size_bytes=1, keep=1)
         assert file.append_and_count_written(at(10, "next")) > 0

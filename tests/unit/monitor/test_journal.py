@@ -10,8 +10,8 @@ import pytest
 from poolctl.config import EventsTable
 from poolctl.monitor.journal import (
     KEEP,
+    MAX_LINES,
     MAX_SIZE_BYTES,
-    MOST_LINES,
     EventFilter,
     Journal,
     JournalEvent,
@@ -196,7 +196,7 @@ def test_journal_has_the_configured_file_or_else_the_default_one(tmp_path: Path)
         journal.append([event_of(seq=number)])
     journal.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["own.jsonl", "own.jsonl.1"]
-    assert (MAX_SIZE_BYTES, KEEP, MOST_LINES) == (10 * 1024 * 1024, 5, 10_000)
+    assert (MAX_SIZE_BYTES, KEEP, MAX_LINES) == (10 * 1024 * 1024, 5, 10_000)
 
 
 def test_journal_without_an_age_is_not_rotated_when_it_is_old(tmp_path: Path) -> None:

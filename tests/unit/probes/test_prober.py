@@ -20,7 +20,7 @@ import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.config import Probe
-from poolctl.http.messages import MAX_HEAD_BYTES, MOST_CHUNKS
+from poolctl.http.messages import MAX_CHUNKS, MAX_HEAD_BYTES
 from poolctl.probes.prober import (
     MAX_BODY_BYTES,
     AcceptProber,
@@ -225,8 +225,8 @@ BLANKS = b" " * 60_000
         (b"HTTP/1.1 204 No Content\r\n" + b"X: y\r\n" * 101 + b"\r\n", "more than 100 fields"),
         (INTERIM * 20 + OK, ""),
         (INTERIM * 21 + OK, "more than 20 interim responses"),
-        (STREAM + CHUNK * MOST_CHUNKS + LAST, ""),
-        (STREAM + CHUNK * (MOST_CHUNKS + 1) + LAST, f"more than {MOST_CHUNKS} chunks"),
+        (STREAM + CHUNK * MAX_CHUNKS + LAST, ""),
+        (STREAM + CHUNK * (MAX_CHUNKS + 1) + LAST, f"more than {MAX_CHUNKS} chunks"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % 10**9 + b"x" * (MAX_BODY_BYTES + 1), ""),
         # In quadratic time each would take half a minute.
         (b"HTTP/1.1 204 No Content\r\nX:" + BLANKS + b"\0\r\n\r\n", "a control character, or a line"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing.normal_path import MOST_AMBIGUOUS, normal_path, readings
+from poolctl.routing.normal_path import MAX_AMBIGUOUS, normal_path, readings
 from tests.steps import steps_of
 
 
@@ -148,14 +148,14 @@ def test_readings_are_those_of_every_combination_of_steps(path: str) -> None:
 
 @pytest.mark.parametrize("mark", [";", "//", "%2F", "%5c", "/;"])
 def test_path_with_too_many_places_that_are_read_in_two_ways_is_refused(mark: str) -> None:
-    assert normal_path("/a" + f"b{mark}c" * MOST_AMBIGUOUS) is not None
-    assert normal_path("/a" + f"b{mark}c" * (MOST_AMBIGUOUS + 1)) is None
+    assert normal_path("/a" + f"b{mark}c" * MAX_AMBIGUOUS) is not None
+    assert normal_path("/a" + f"b{mark}c" * (MAX_AMBIGUOUS + 1)) is None
 
 
 @pytest.mark.parametrize("part", ["/;", "//", "/;a", "%2F", "%2f;", "/a", "a", ";"])
 def test_steps_of_a_long_path_are_few(part: str) -> None:
     path = "/" + part * (60_000 // len(part))
-    few = "/" + part * MOST_AMBIGUOUS + "a" * 60_000
+    few = "/" + part * MAX_AMBIGUOUS + "a" * 60_000
     assert steps_of(lambda: normal_path(path)) < 40 + (25_000 if "%" in part else 0)
-    for each in (normal_path(few), normal_path("/" + "a;" * MOST_AMBIGUOUS)):
+    for each in (normal_path(few), normal_path("/" + "a;" * MAX_AMBIGUOUS)):
         assert steps_of(lambda each=each: readings(each or "/")) < 60

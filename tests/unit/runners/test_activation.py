@@ -31,7 +31,7 @@ from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import activation as module
 from poolctl.runners.local.activation import (
     ACCEPT,
-    LONGEST_LINE_BYTES,
+    MAX_LINE_BYTES,
     AcceptHelper,
     Activator,
     ConnectionFetch,
@@ -322,8 +322,8 @@ def test_slow_line_and_idle_connection_are_closed_after_their_time() -> None:
 
 
 def _hold_at_most(monkeypatch: Any, count: int) -> None:
-    monkeypatch.setattr(module, "MOST", count)
-    monkeypatch.setattr(module, "LEAST", count)
+    monkeypatch.setattr(module, "MAX", count)
+    monkeypatch.setattr(module, "MIN", count)
 
 
 def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:
@@ -614,8 +614,8 @@ def test_bytes_that_begin_no_request_are_no_request(head: bytes) -> None:
 
 
 def test_a_line_without_an_end_is_left_to_the_application() -> None:
-    assert classify_first_bytes(b"GET /" + b"a" * LONGEST_LINE_BYTES, tls=False) is FirstBytesKind.REQUEST
-    assert classify_first_bytes(b"\r\n" * LONGEST_LINE_BYTES, tls=False) is FirstBytesKind.NO_REQUEST
+    assert classify_first_bytes(b"GET /" + b"a" * MAX_LINE_BYTES, tls=False) is FirstBytesKind.REQUEST
+    assert classify_first_bytes(b"\r\n" * MAX_LINE_BYTES, tls=False) is FirstBytesKind.NO_REQUEST
 
 
 def test_a_client_hello_is_the_request_of_a_server_with_tls() -> None:

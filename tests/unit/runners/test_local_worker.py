@@ -353,14 +353,14 @@ def test_refusal_is_reported_when_a_heartbeat_was_the_first_to_read_the_page(poo
 def test_worker_as_fast_as_one_can_be_is_believed_and_a_faster_one_is_not(pool: Pool) -> None:
     for seconds in (0.0, 0.25, 2.0, 3600.0):
         pool.now += seconds
-        pool.page[tally.STARTED] += int(seconds * tally.MOST_PER_SECOND)
+        pool.page[tally.STARTED] += int(seconds * tally.MAX_PER_SECOND)
         assert pool.counts()[tally.STARTED] == pool.page[tally.STARTED]
     # A step back: the response to a probe is counted and then subtracted.
     pool.page[tally.STARTED] -= 1
     assert pool.counts()[tally.STARTED] == pool.page[tally.STARTED]
     assert not pool.refused
     pool.now += 1
-    pool.page[tally.STARTED] += 3 * tally.MOST_PER_SECOND
+    pool.page[tally.STARTED] += 3 * tally.MAX_PER_SECOND
     assert pool.counts()[tally.STARTED] < pool.page[tally.STARTED]
     assert pool.refused
 
@@ -379,7 +379,7 @@ def test_counts_of_a_refused_worker_that_ends_are_those_before(pool: Pool) -> No
 def test_page_of_an_earlier_supervisor_is_judged_by_the_time_since_the_machine_started() -> None:
     fd = tally.create_tally_page()
     page = tally.map_page(fd)
-    page[tally.STARTED] = 50 * tally.MOST_PER_SECOND
+    page[tally.STARTED] = 50 * tally.MAX_PER_SECOND
     believed, refused = Tally(fd, now=lambda: 60.0), Tally(fd, now=lambda: 40.0)
     assert (believed.counts() or [])[tally.STARTED] == page[tally.STARTED]
     assert (refused.counts() or [])[tally.STARTED] == 0
@@ -410,7 +410,7 @@ def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple
             yield pool.now, seen
             tally.add(total, tally.final_counts(counts))
             array("q", total)
-            assert pool.tally.last_beat_ns() <= tally.MOST
+            assert pool.tally.last_beat_ns() <= tally.MAX
     finally:
         pool.tally.close()
 
@@ -427,11 +427,11 @@ def test_every_reading_of_a_page_with_random_numbers_fits_an_array() -> None:
 
 
 def test_sum_of_any_number_of_pages_fits_too() -> None:
-    total, most = [0] * tally.COUNTED, [tally.MOST] * tally.COUNTED
+    total, most = [0] * tally.COUNTED, [tally.MAX] * tally.COUNTED
     for _ in range(3):
         tally.add(total, most)
     array("q", total)
-    assert total[tally.STARTED] == tally.MOST
+    assert total[tally.STARTED] == tally.MAX
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:

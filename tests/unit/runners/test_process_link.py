@@ -349,7 +349,7 @@ def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(packet:
 def test_longest_error_of_an_import_is_received_from_an_untrusted_peer() -> None:
     async def scenario() -> None:
         peer = Peer(trusted=False)
-        error = {"event": "failed", "message": "\N{BUG}" * imports.MOST_CHARACTERS}
+        error = {"event": "failed", "message": "\N{BUG}" * imports.MAX_CHARACTERS}
         wire.send(peer.sock, error)
         await asyncio.sleep(0.01)
         assert (peer.heard, peer.deeds) == ([error], [])

@@ -26,7 +26,7 @@ from poolctl.platform import memory_file
 from poolctl.runners.process_link import Link
 from poolctl.supervisor.statistics import Totals
 from poolctl.supervisor.takeover.state_store import (
-    LATEST_SECONDS,
+    MAX_DELAY_SECONDS,
     SOON_SECONDS,
     NotUnderstood,
     SaveTimer,
@@ -227,7 +227,7 @@ def test_a_save_during_which_the_machine_slept_does_not_put_off_the_next_for_lon
     saved = Saved()
     saved.cost = 3600.0
     saved.timer.save_now()
-    assert saved.timer.pause_seconds == LATEST_SECONDS == 2.0
+    assert saved.timer.pause_seconds == MAX_DELAY_SECONDS == 2.0
 
 
 def test_a_cheap_save_follows_a_change_soon_again() -> None:

@@ -41,7 +41,7 @@ from tests.virtual_loop import VirtualLoop
 KEEPER_PID = 2**22 + 1  # larger than any pid, so that nothing is ever signalled
 
 
-_LONGEST_SECONDS = 60.0
+_MAX_SECONDS = 60.0
 
 
 class InTheSameThread(ThreadPoolExecutor):
@@ -284,7 +284,7 @@ class WholeSupervisor:
         return self.messages(verb, {"selector": {"targets": list(targets)}, "options": options})[-1]["result"]
 
     def messages(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        return self.loop.run_until_complete(asyncio.wait_for(self.asking(verb, body), _LONGEST_SECONDS))
+        return self.loop.run_until_complete(asyncio.wait_for(self.asking(verb, body), _MAX_SECONDS))
 
     async def asking(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         return [each async for each in messages_async(str(self.path), verb, body)]

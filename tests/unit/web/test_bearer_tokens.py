@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from poolctl.web.bearer_tokens import (
-    MOST_ADDRESSES,
-    MOST_WRONG_TOKENS,
+    MAX_ADDRESSES,
+    MAX_WRONG_TOKENS,
     WRONG_TOKEN_SECONDS,
     Peer,
     Refused,
@@ -58,7 +58,7 @@ def test_a_client_is_known_by_its_token(authorization: str, found: object) -> No
 
 def test_after_ten_wrong_tokens_an_address_waits_before_each_other_one() -> None:
     check = TokenCheck()
-    assert [asked(check, "Bearer guess") for _ in range(MOST_WRONG_TOKENS)] == [UNKNOWN] * MOST_WRONG_TOKENS
+    assert [asked(check, "Bearer guess") for _ in range(MAX_WRONG_TOKENS)] == [UNKNOWN] * MAX_WRONG_TOKENS
     late = 429, {"retry_after": "7"}
     assert asked(check, "Bearer guess") == late
     assert asked(check, "Bearer one") == late, "an answer would tell which guess is right"
@@ -71,7 +71,7 @@ def test_after_ten_wrong_tokens_an_address_waits_before_each_other_one() -> None
 
 def test_a_right_token_of_32_characters_waits_for_no_wrong_one() -> None:
     check = TokenCheck()
-    for _ in range(3 * MOST_WRONG_TOKENS):
+    for _ in range(3 * MAX_WRONG_TOKENS):
         asked(check, "Bearer guess")
         assert asked(check, f"Bearer {LONG}") == "long"
     late = 429, {"retry_after": "7"}
@@ -84,7 +84,7 @@ def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
     wrong = WrongTokens()
     for number in range(5000):
         wrong.add(str(number), 1.0)
-    assert len(wrong) == MOST_ADDRESSES
+    assert len(wrong) == MAX_ADDRESSES
     for _ in range(20):
         wrong.add("one", 1.0)
     assert wrong.wait_seconds("one", 1.0) > 0

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from websockets.asyncio.client import connect
 
 import poolctl
-from poolctl.bootstrap import OLDEST_UVICORN
+from poolctl.bootstrap import MIN_UVICORN
 from poolctl.config import ServerConfig
 from poolctl.runners.worker_spec import memory_files, uvicorn_settings
 from poolctl.worker.serving import http1_connection, pool_server, uvicorn_parts
@@ -178,14 +178,14 @@ def test_installed_version_is_not_older_than_documented() -> None:
     found = re.search(r"tested with (\d+\.\d+) to (\d+\.\d+)", text)
     assert found is not None
     oldest, newest = (tuple(map(int, each.split("."))) for each in found.groups())
-    assert oldest == OLDEST_UVICORN
+    assert oldest == MIN_UVICORN
     if newest < VERSION:
         pytest.skip("uvicorn is newer than docs/configuration.md says: run `make matrix`, and name it there")
     assert oldest <= VERSION
 
 
 def test_oldest_version_is_the_declared_and_the_documented_one() -> None:
-    root, oldest = PACKAGE.parent, ".".join(map(str, OLDEST_UVICORN))
+    root, oldest = PACKAGE.parent, ".".join(map(str, MIN_UVICORN))
     for project in (root, root / "examples" / "existing-project"):
         declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
         assert f"uvicorn>={oldest}" in declared

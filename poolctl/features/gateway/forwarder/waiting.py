@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from poolctl.json_form import Table, from_json
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.05, 1.0
 _CONNECT_SECONDS = 5.0
 _BYTES = 64 * 1024
 _Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -151,7 +151,7 @@ class WaitingRoom:
                     break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
         return None
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from .syntax import quoted
 
 # Writes of up to this size to a pipe are atomic (PIPE_BUF, pipe(7)); no line of this log is longer.
-_LONGEST_LINE_BYTES = 4096
-_LONGEST_TARGET_BYTES, _LONGEST_METHOD_BYTES, _MESSAGE_BYTES = 900, 32, 100
+_MAX_LINE_BYTES = 4096
+_MAX_TARGET_BYTES, _MAX_METHOD_BYTES, _MESSAGE_BYTES = 900, 32, 100
 
 _TIME = "%[date,utime(%Y-%m-%dT%H:%M:%S)].%[date(0,us),mod(1000000),add(1000000),regsub(^1,)]Z"
-_METHOD = f"%[capture.req.method,bytes(0,{_LONGEST_METHOD_BYTES})]"
-_TARGET = f"var(txn.target),bytes(0,{_LONGEST_TARGET_BYTES})"
+_METHOD = f"%[capture.req.method,bytes(0,{_MAX_METHOD_BYTES})]"
+_TARGET = f"var(txn.target),bytes(0,{_MAX_TARGET_BYTES})"
 _STATUS, _ID, _WHY = "%[var(txn.status)]", "%[var(txn.id)]", "%{-M}[var(txn.why)]"
 _MEMBERS = {
     "time": f'"{_TIME}"',
@@ -54,7 +54,7 @@ def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
     They come first, because the request is logged as the client has sent it.
     """
     # HAProxy's own messages, such as that it stops, are less severe than errors.
-    yield f"    log {target} len {_LONGEST_LINE_BYTES} format raw local0 err"
+    yield f"    log {target} len {_MAX_LINE_BYTES} format raw local0 err"
     yield "    option log-separate-errors"
     yield "    http-request set-log-level err"
     whole, unread = (_object(_MEMBERS), _object(_UNREAD_MEMBERS)) if as_json else (_TEXT, _UNREAD_TEXT)

@@ -698,7 +698,7 @@ def _authorities_file() -> str:
     return known.cafile or known.capath or known.openssl_cafile
 
 
-_SMALLEST_BUFFER_BYTES = 16_384  # the buffer also holds heads of responses
+_MIN_BUFFER_BYTES = 16_384  # the buffer also holds heads of responses
 # What the gateway adds to a head besides the headers of its route: reports about the client, the context, a cookie.
 _ADDED_BYTES, _CERTIFICATE_BYTES = 1024, 8192
 # How much a client of HTTP/2 may send before the gateway has acknowledged it: 10 MB at a round trip of 50 ms take 0.7 s
@@ -883,7 +883,7 @@ def _global(
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
     # The longest head takes at most four fifths of a buffer, so that rules see, and refuse, a somewhat longer one.
-    head = max(_SMALLEST_BUFFER_BYTES, settings.table.max_head_size)
+    head = max(_MIN_BUFFER_BYTES, settings.table.max_head_size)
     yield comment("max_head_size")
     yield f"    tune.bufsize {head + max(head // 4, head // 8 + added_bytes)}"
     yield f"    tune.maxrewrite {added_bytes}"

@@ -24,7 +24,7 @@ _NEVER_BELIEVED = (
 )
 # Header fields about the client's own connection.
 _OF_THE_CONNECTION = "^(keep-alive|proxy-connection|te|http2-settings)$"
-_MOST_PROXIES = 8  # on the way from a client
+_MAX_PROXIES = 8  # on the way from a client
 # A value of Forwarded in which no quoted text looks like another parameter or element (RFC 7239 §4).
 _PLAIN_FORWARDED = r'^[^"\\]*("[^"\\,;=]*"[^"\\]*)*$'
 # It without blanks and quotes, and the values of `for` in it.
@@ -100,7 +100,7 @@ def _joined_lines(field: str, variable: str) -> Iterator[str]:
     An empty field counts as none.
     """
     yield f"    http-request set-var(txn.{variable}) req.fhdr({field},-1) if {{ req.fhdr({field}) -m len ge 1 }}"
-    for line in range(2, _MOST_PROXIES + 1):
+    for line in range(2, _MAX_PROXIES + 1):
         value = f"%[req.fhdr({field},-{line})], %[var(txn.{variable})]"
         yield (
             f"    http-request set-var-fmt(txn.{variable}) {quoted(value)} if {{ req.fhdr_cnt({field}) ge {line} }}"
@@ -143,7 +143,7 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
     groups = [*network_groups(trusted)]
     for group in groups:
         yield f"    acl client_is_proxy var(txn.client) -m ip {group}"
-    for hop in range(1, _MOST_PROXIES + 1) if groups else ():
+    for hop in range(1, _MAX_PROXIES + 1) if groups else ():
         yield f"    http-request set-var(txn.client) {_hop(hop)} if client_is_proxy"
 
 

@@ -24,14 +24,14 @@ _LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
 # The maximum time until the first byte of a body of unknown size.
 _BODY_BEGINS = "10s"
 _LOG_LINE_BYTES = 1024
-_MOST_CLIENTS = 32_768
+_MAX_CLIENTS = 32_768
 # An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
 _CLIENT = "var(txn.client),ipmask(32,64)"
 # gpt0 has 32 bits: the highest bit is set if there is a time; the others are the time, which wraps around.
 _HAS_TIME = 1 << 31
 _TIME = _HAS_TIME - 1
-_LARGEST_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits until 2043
-_LONGEST_EXPIRY_SECONDS = 24 * 86_400
+_MAX_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits until 2043
+_MAX_EXPIRY_SECONDS = 24 * 86_400
 
 
 REFUSE_FILE = "refuse.lua"
@@ -74,14 +74,14 @@ class _RateLimit(NamedTuple):
     @property
     def expiry_seconds(self) -> int:
         """The time after which an entry has no effect any longer."""
-        return min(_LONGEST_EXPIRY_SECONDS, ceil(self.burst / self.limit.requests_per_second) + 1)
+        return min(_MAX_EXPIRY_SECONDS, ceil(self.burst / self.limit.requests_per_second) + 1)
 
     def refusing_rules(self) -> Iterator[str]:
         """Rules that refuse a request above the limit, and set variables for `counting_rules`."""
         now, due, ahead = (f"txn.{self.name}_{word}" for word in ("now", "due", "ahead"))
         rate = self.limit.requests_per_second
         units = Fraction(rate * self.interval / 1_000_000)
-        units = units.limit_denominator(max(1, int(_LARGEST_FACTOR / units)))
+        units = units.limit_denominator(max(1, int(_MAX_FACTOR / units)))
         yield f"    http-request set-var({now}) date(0,us),mul({units.numerator}),div({units.denominator})"
         yield f"    http-request set-var({due}) {self.key},table_gpt0({self.table})"
         yield f"    http-request set-var({ahead}) var({due}),sub({now}),and({_TIME})"
@@ -152,7 +152,7 @@ def limit_rules(route: Route, section: str) -> Iterator[str]:
         if clients.requests_per_second:
             rates.append(_RateLimit("client", clients, _CLIENT, section, _TOO_MANY))
             expiry, stored = rates[0].expiry_seconds, "gpt0,conn_cur"
-        yield f"    stick-table type ipv6 size {_MOST_CLIENTS} expire {expiry}s store {stored}"
+        yield f"    stick-table type ipv6 size {_MAX_CLIENTS} expire {expiry}s store {stored}"
         if clients.concurrency:
             yield (
                 f"{_refuse(_TOO_MANY)} if {{ {_CLIENT},table_conn_cur({section}) ge {clients.concurrency} }}"

@@ -67,11 +67,11 @@ _FIRST_REQUEST_SECONDS = 1.0
 # A hung process must not hold up its successor.
 _CLOSES_SECONDS, _CLOSES_POLL_SECONDS = 2.0, 0.005
 _MAX_REPLACED, _MAX_REPLACED_BYTES = 50, 1 << 30
-_MOST_ALERTS = 3
-_MOST_OUTPUT_BYTES = 256 * 1024
+_MAX_ALERTS = 3
+_MAX_OUTPUT_BYTES = 256 * 1024
 _BACKENDS = 2  # the kind of proxies in "show stat"
 _PROMPT = b"\n> "  # ends a response in a session
-_MOST_ANSWERED_BYTES = 2**30
+_MAX_ANSWERED_BYTES = 2**30
 _LIMITS = Log(max_size=MAX_SIZE_BYTES, keep=1)
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -212,7 +212,7 @@ class RuntimeSession:
     async def open(cls, process: HaproxyProcess) -> RuntimeSession:
         """Open a session. Raises HaproxyRefusal."""
         try:
-            made = cls(*await asyncio.open_unix_connection(process.path, limit=_MOST_ANSWERED_BYTES))
+            made = cls(*await asyncio.open_unix_connection(process.path, limit=_MAX_ANSWERED_BYTES))
         except OSError as error:
             raise HaproxyRefusal(f"its runtime socket does not answer: {error}") from None
         await made.ask("prompt")
@@ -310,7 +310,7 @@ class HaproxyProcesses:
                 break
             found = dict(_refused_servers(setup, alerts))
             if not found:
-                raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]))
+                raise HaproxyRefusal("; ".join(alerts[:_MAX_ALERTS]))
             refused |= found
         try:
             for command in joined_commands(setup.start_commands()):
@@ -424,7 +424,7 @@ class HaproxyProcesses:
                 await spawn(keeper, command, printed, fds, session=False)
             process = await self._answering(kind, mark, path)
             log.note(process.known, drain_seconds=self.drain_seconds)
-            if output := os.pread(printed, _MOST_OUTPUT_BYTES, 0):
+            if output := os.pread(printed, _MAX_OUTPUT_BYTES, 0):
                 with contextlib.suppress(OSError):
                     os.write(pipes[0][1], output)
             for key, _ in pipes:
@@ -433,7 +433,7 @@ class HaproxyProcesses:
         except (Refused, HaproxyRefusal, OSError) as error:
             pool_files.unlink_quietly(path)
             # Shown and sent to others: the secrets in names of servers are left out.
-            output = os.pread(printed, _MOST_OUTPUT_BYTES, 0)
+            output = os.pread(printed, _MAX_OUTPUT_BYTES, 0)
             with contextlib.suppress(OSError):
                 os.write(pipes[0][1], output)
             found = alerts_in(without_keys(output.decode("utf-8", "replace")))

@@ -12,7 +12,7 @@ from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route_report import RequestedBackendState
 
 # Ten years: longer than any intended pause, and short enough for a valid date.
-_MOST_SECONDS = 10 * 365 * 86_400.0
+_MAX_SECONDS = 10 * 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class HostStates:
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
             raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
-        self._set(host, RequestedBackendState.DISABLED, "disabled by request", min(seconds, _MOST_SECONDS))
+        self._set(host, RequestedBackendState.DISABLED, "disabled by request", min(seconds, _MAX_SECONDS))
 
     def drain(self, host: str) -> None:
         """Until `enable`, send the host only clients whose sticky cookie names it."""

@@ -21,7 +21,7 @@ from .counts import CONNECT, REFUSED, RESPONSE, Traffic, TrafficCounts
 from .gateway import GatewayManager, GatewayPart
 
 # Maximum number each of routes, streams and hosts, so that a scrape and the scraper's storage stay small.
-MOST_LABELLED = 1000
+MAX_LABELLED = 1000
 
 
 def gateway_metrics(
@@ -39,15 +39,15 @@ def gateway_metrics(
     yield from _routes_and_refusals(manager)
     omitted = Family("poolctl_gateway_omitted", "gauge", "Routes, streams and hosts without metrics.")
     for what, all_ in (("routes", routes), ("streams", streams), ("hosts", hosts)):
-        omitted.add(max(0, len(all_) - MOST_LABELLED), kind=what)
+        omitted.add(max(0, len(all_) - MAX_LABELLED), kind=what)
     yield omitted
-    yield from _routes(routes[:MOST_LABELLED], figures.queued)
+    yield from _routes(routes[:MAX_LABELLED], figures.queued)
     yield _route_health(healths)
     opened = figures.open_streams
     yield from families_of(
-        _STREAM, [((each, opened[alias]), {"stream": alias}) for alias, each in streams[:MOST_LABELLED]]
+        _STREAM, [((each, opened[alias]), {"stream": alias}) for alias, each in streams[:MAX_LABELLED]]
     )
-    yield from _hosts([to_json(host) for host in hosts[:MOST_LABELLED]], counts)
+    yield from _hosts([to_json(host) for host in hosts[:MAX_LABELLED]], counts)
     for part in parts:
         yield from part.gateway_metrics()
 
@@ -115,7 +115,7 @@ def _routes(routes: Sequence[tuple[str, Traffic]], queued: Mapping[str, int]) ->
 
 def _route_health(healths: Mapping[str, RouteHealth]) -> Family:
     family = Family("poolctl_route_health", "gauge", "1 for how the route is: see `poolctl health`.")
-    for name, health in islice(healths.items(), MOST_LABELLED):
+    for name, health in islice(healths.items(), MAX_LABELLED):
         for status in STATUSES:
             family.add(int(health.status == status), route=name, status=status)
     return family

@@ -39,7 +39,7 @@ from .metrics import gateway_metrics
 from .statistics import RouteReporter, gateway_stats, gateway_status, worker_counts
 
 # If the pool has more routes, only those that match the host are explained.
-_MOST_EXPLAINED = 1000
+_MAX_EXPLAINED = 1000
 # How many routes are examined before the event loop handles other events.
 _AT_ONCE = 100
 # How long to wait until HAProxy has applied a command.
@@ -132,7 +132,7 @@ class GatewayVerbs:
 
         def covering() -> tuple[tuple[Route, ...], tuple[ExcludedRoute, ...]]:
             found = routes
-            if len(routes) > _MOST_EXPLAINED:
+            if len(routes) > _MAX_EXPLAINED:
                 found = tuple(each for each in routes if host_pattern(each.host).covers(host))
             return found, excluded_routes_for_host(host, not_served)
 

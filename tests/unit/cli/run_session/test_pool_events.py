@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli.run_session._pool_events import PoolEventFollower
-from poolctl.monitor.journal import MOST_LINES
+from poolctl.monitor.journal import MAX_LINES
 from tests.stand_in import Send, result, stand_in
 
 KINDS = ["lifecycle", "recovery", "pool"]
@@ -45,7 +45,7 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
         asyncio.run(events.catch_up())
     ((verb, body),) = requests
     assert (verb, body["options"]) == (
-        "events", {"after": 0, "lines": MOST_LINES, "follow": False, "kind": KINDS},
+        "events", {"after": 0, "lines": MAX_LINES, "follow": False, "kind": KINDS},
     )  # fmt: skip
     assert reported[:2] == [
         ("web: killed by SIGKILL; it is restarted at once", "warning"),
@@ -104,5 +104,5 @@ def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_repla
         asyncio.run(asyncio.wait_for(follow(), 60))
         asked = [body["options"] for _, body in requests]
     assert asked[0] == {"lines": 0}
-    assert asked[1] == {"after": 7, "lines": MOST_LINES, "follow": True, "kind": KINDS}
+    assert asked[1] == {"after": 7, "lines": MAX_LINES, "follow": True, "kind": KINDS}
     assert [each["after"] for each in asked[2:4]] == [8, 9]

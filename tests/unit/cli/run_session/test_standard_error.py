@@ -70,7 +70,7 @@ def test_reader_that_has_stopped_reading_delays_nothing_and_gets_everything_in_t
 def test_texts_are_dropped_while_too_many_wait(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_standard_error, "MOST_TEXTS", 3)
+    monkeypatch.setattr(_standard_error, "MAX_TEXTS", 3)
     read, write = pipe
     with open(write, "w", closefd=False) as stderr:
         stream = StandardError(stderr)
