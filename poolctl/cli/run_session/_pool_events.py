@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from poolctl.control.answers import JournalPositionResult, ProgressLine
 from poolctl.control.client import AsyncClient
 from poolctl.errors import ControlError
+from poolctl.logs.log_line import stamp
 from poolctl.monitor.journal import ERROR, INFO, MAX_LINES, WARNING, JournalEvent
 
 from ._end_of_work import status_of
@@ -49,16 +51,15 @@ class PoolEventFollower:
         self._ends_run = ends_run
         self._brief = brief
         self._last = 0
+        self._since = stamp(time.time())
         self._following: asyncio.Task[None] | None = None
         self.died: dict[str, list[Death]] = {}  # by server name, in the order of the first death
         # Status and signal of the last worker of a server that ended by itself, and whether any server has changed.
         self.exits: dict[str, tuple[object, object]] = {}
         self.changed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Follow new events; returns when none can be missed any more. Raises ControlError."""
-        position = await self._client.ask(JournalPositionResult, "events", {"options": {"lines": 0}})
-        self._last = position.seq
+    def start(self) -> None:
+        """Follow new events from now on; returns at once."""
         self._following = asyncio.create_task(self._follow())
 
     async def catch_up(self) -> None:
@@ -83,6 +84,8 @@ class PoolEventFollower:
         self, client: AsyncClient, *, follow: bool = False, timeout_seconds: float | None = None
     ) -> None:
         options = {"after": self._last, "lines": MAX_LINES, "follow": follow, "kind": _KINDS}
+        if not self._last:
+            options["since"] = self._since
         body = {"options": options}
         await client.ask(JournalPositionResult, "events", body, self._report_event, timeout_seconds)
 

@@ -177,7 +177,7 @@ class RunSession:
         body = {"selector": request.selection.selector().to_dict(), "options": options}
         if self._output is not None:
             self._output.start()
-        await self._events.start()
+        self._events.start()
         quiet = self._quiet or not self._command  # without a command, the logs show the progress
         with Progress("start", quiet=quiet) as progress:
             result = await self._client.ask(Result, "start", body, progress, request.timeout)

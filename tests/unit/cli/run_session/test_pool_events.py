@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
 from poolctl.cli.run_session._pool_events import PoolEventFollower
+from poolctl.logs.log_line import seconds_of
 from poolctl.monitor.journal import MAX_LINES
 from tests.stand_in import Send, result, stand_in
 
@@ -44,6 +46,8 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
         events = PoolEventFollower(str(path), lambda event, line, level: reported.append((line, level)))
         asyncio.run(events.catch_up())
     ((verb, body),) = requests
+    since = body["options"].pop("since")
+    assert 0 <= time.time() - seconds_of(since) < 60, "no events of earlier runs"
     assert (verb, body["options"]) == (
         "events", {"after": 0, "lines": MAX_LINES, "follow": False, "kind": KINDS},
     )  # fmt: skip
@@ -88,21 +92,19 @@ def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_repla
     path = tmp_path_factory.mktemp("s") / "control.sock"
 
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
-        if "follow" not in body["options"]:
-            return result(seq=7, path="")
-        send({"event": journal(6 + len(requests), cause="x", next="y")})
+        send({"event": journal(len(requests), cause="x", next="y")})
         return None
 
     async def follow() -> None:
         events = PoolEventFollower(str(path), lambda event, line, level: None)
-        await events.start()
-        while len(requests) < 4:
+        events.start()
+        while len(requests) < 3:
             await asyncio.sleep(0.001)
         await events.finish()
 
     with stand_in(path, answer) as requests:
         asyncio.run(asyncio.wait_for(follow(), 60))
         asked = [body["options"] for _, body in requests]
-    assert asked[0] == {"lines": 0}
-    assert asked[1] == {"after": 7, "lines": MAX_LINES, "follow": True, "kind": KINDS}
-    assert [each["after"] for each in asked[2:4]] == [8, 9]
+    assert (asked[0]["after"], asked[0]["follow"]) == (0, True)
+    assert asked[1] == {"after": 1, "lines": MAX_LINES, "follow": True, "kind": KINDS}
+    assert asked[2]["after"] == 2
