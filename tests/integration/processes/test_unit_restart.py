@@ -45,14 +45,14 @@ class Load:
     def _ask(self, place: int | str) -> None:
         while not self._over.is_set():
             try:
-                status = get(place).status
+                reply = get(place)
             except OSError as error:
                 self.failures.append(f"{place}: {error!r}")
                 continue
-            if status == 200:
+            if reply.status == 200:
                 self.answered[place] += 1
             else:
-                self.failures.append(f"{place}: {status}")
+                self.failures.append(f"{place}: {reply.status} {reply.headers} {reply.text}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
