@@ -332,6 +332,7 @@ def test_process_that_has_ended_gets_nothing_more_before_the_next_update(short: 
                 for place in places
             }
             proxied: Any = SimpleNamespace(
+                wanted=True,
                 name="one",
                 config=SimpleNamespace(
                     is_proxied=True, start_timeout=DEADLINE_SECONDS, address=parse("127.0.0.1:1")

@@ -7,10 +7,13 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -248,3 +251,34 @@ def test_sockets_of_socket_units_stay_with_them(pool: RealPool, unit: ServiceMan
 def is_refused(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+@pytest.mark.slow
+@needs("gateway")
+def test_gateway_serves_once_it_is_known_which_servers_are_to_run(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    program("haproxy")
+    gateway = claim_port()
+    pool.write("hello.py", HELLO_APP)
+    pool.write(
+        "pool.toml",
+        f"""
+        [gateway]
+        bind = "127.0.0.1:{gateway}"
+        [[route]]
+        to = "web"
+        [[server]]
+        name = "web"
+        bind = "127.0.0.1:{claim_port()}"
+        app = "hello:app"
+        """,
+    )
+    connect = [sys.executable, "-c", "import poolctl; poolctl.connect('pool.toml', start=True)"]
+    subprocess.run(connect, cwd=pool.directory, env=pool.env, check=True, timeout=60)
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(until, lambda: not is_refused(gateway) and get(gateway))
+        wait([answer], timeout=1.5)
+        assert not answer.done(), answer
+        pool.ok("start")
+        assert answer.result(60).status == 200
