@@ -68,8 +68,9 @@ const firstButton = (node) => [...node.children].find((button) => !button.hidden
 // The actions on a server behind one button; the others are made when it is pressed.
 export function actionMenu(name, find) {
   const menu = el("details", { class: "menu" }, el("summary", { "aria-label": `Actions for ${name}`, title: "Actions" }, "⋯"));
-  menu.addEventListener("toggle", () => {
-    if (!menu.open) return;
+  // At the click, not at the event "toggle", which comes after a Tab that follows at once.
+  menu.firstElementChild.addEventListener("click", () => {
+    if (menu.open) return;
     if (!menu.children[1]) menu.append(actionButtons(name));
     drawActions(menu.children[1], find());
   });
