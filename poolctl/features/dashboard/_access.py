@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 import ipaddress
 import json
@@ -26,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poolctl.clock import LOOK_SECONDS, Clock
 from poolctl.platform import replace_file
 
-from ._login_codes import parse_login_code
+from ._signed_ids import SignedIds
 
 SESSION_SECONDS = 12 * 3600
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
@@ -69,8 +68,7 @@ class Sessions:
     """Creates and verifies sessions. The cookie's name contains `key`, because all ports of a host share cookies."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended_path: str) -> None:
-        self._token = token
-        self._secret = hmac.digest(token.encode(), b"poolctl dashboard session", hashlib.sha256)
+        self._ids = SignedIds(token)
         self._clock = clock
         self._ended = EndedSessions(ended_path, clock)
         self._next_end = asyncio.Event()  # replaced each time a session ends
@@ -79,27 +77,24 @@ class Sessions:
     def open(self) -> tuple[Session, str]:
         """A new session, and the value of its cookie."""
         session = self._session(secrets.token_urlsafe(16), int(self._clock.time()) + SESSION_SECONDS)
-        return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
+        return session, self._ids.write("session", session.id, session.expires)
 
     def redeem(self, text: str) -> tuple[Session, str] | None:
         """A new session, and its cookie, if `text` is a login code; else None. Raises UsedCode."""
-        code = parse_login_code(text, self._token)
+        code = self._ids.read("login", text)
         if code is None:
             return None
-        if code.id in self._ended or code.expires <= self._clock.time():
+        id, expires = code
+        if id in self._ended or expires <= self._clock.time():
             raise UsedCode
-        self._ended.add(code.id, code.expires)
+        self._ended.add(id, expires)
         return self.open()
 
     def find(self, cookie: str) -> Session | None:
         """The session of this cookie; None if the cookie is invalid, or the session has expired or was ended."""
-        number, _, rest = cookie.partition(".")
-        expires, _, mac = rest.partition(".")
-        if not (expires.isascii() and expires.isdigit() and len(expires) < 16):
+        if (signed := self._ids.read("session", cookie)) is None:
             return None
-        if not hmac.compare_digest(mac.encode(), self._mac("session", number, int(expires)).encode()):
-            return None
-        session = self._session(number, int(expires))
+        session = self._session(*signed)
         return session if self._remaining_seconds(session) > 0 else None
 
     def end(self, session: Session) -> None:
@@ -118,11 +113,8 @@ class Sessions:
     def _remaining_seconds(self, session: Session) -> float:
         return 0.0 if session.id in self._ended else session.expires - self._clock.time()
 
-    def _session(self, number: str, expires: int) -> Session:
-        return Session(number, expires, self._mac("csrf", number, expires))
-
-    def _mac(self, purpose: str, number: str, expires: int) -> str:
-        return hmac.new(self._secret, f"{purpose} {number} {expires}".encode(), hashlib.sha256).hexdigest()
+    def _session(self, id: str, expires: int) -> Session:
+        return Session(id, expires, self._ids.mac("csrf", id, expires))
 
 
 class EndedSessions:

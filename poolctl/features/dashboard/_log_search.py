@@ -28,7 +28,7 @@ class LogSearch(LineFilter):
         seconds = int(age) if age.isascii() and age.isdigit() and len(age) < 9 else 0
         self.since = stamp(now - seconds) if seconds else ""
         self.is_incomplete = False
-        self._end = time.monotonic() + SEARCH_SECONDS
+        self.begin()
 
     def begin(self) -> None:
         """Start the time of the search: a viewer may have waited for others."""

@@ -14,7 +14,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import Request, ask_for
 
 from ._answers import DashboardLinkResult
-from ._login_codes import new_login_code
+from ._signed_ids import new_login_code
 
 app = typer.Typer(add_completion=False)
 

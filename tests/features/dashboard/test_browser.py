@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolctl.features.dashboard._login_codes import new_login_code
+from poolctl.features.dashboard._signed_ids import new_login_code
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import stamp
 from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteReport

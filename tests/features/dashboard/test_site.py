@@ -19,7 +19,7 @@ import pytest
 
 from poolctl.features.dashboard import site as dashboard_site
 from poolctl.features.dashboard._log_search import LogSearch
-from poolctl.features.dashboard._login_codes import CODE_SECONDS, new_login_code
+from poolctl.features.dashboard._signed_ids import CODE_SECONDS, new_login_code
 from poolctl.features.dashboard.site import FIRST_LINES, STATIC, with_heartbeats
 from poolctl.json_form import to_json
 from poolctl.logs.log_line import LogLine, stamp
