@@ -29,7 +29,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from tests.deadline import wait_until
@@ -212,7 +212,7 @@ class BothKilled:
                 in_time = time.monotonic() < killed + DRAIN_SECONDS
                 self._check_words(done, hung, stranger, pid)
                 if command == "start":
-                    self._check_everything_answers(items, earlier)
+                    self._check_everything_answers()
                 self._let_downloads_end()
                 for download in downloads:
                     download.join(COMMAND_SECONDS)
@@ -231,6 +231,9 @@ class BothKilled:
         for name in ("may-end", "blocked"):
             (self.directory / name).unlink(missing_ok=True)
         self._command("start")
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
         wait_until(
             lambda: all(item["ready"] or item["state"] == "sleeping" for item in self.pool.items().values()),
             timeout_seconds=SETTLED_SECONDS, what=lambda: f"all servers are ready: {self.pool.items()}",
@@ -315,11 +318,8 @@ class BothKilled:
         if ("may be left over from a killed pool, or a stranger" in said) != (stranger == "session"):
             raise Fault(f"of the stranger {pid} was said what is wrong\n{done}")
 
-    def _check_everything_answers(self, items: dict[str, dict[str, object]], earlier: object) -> None:
-        wait_until(
-            lambda: all(item["ready"] or item["state"] == "sleeping" for item in self.pool.items().values()),
-            timeout_seconds=SETTLED_SECONDS, what=lambda: f"all servers are ready: {self.pool.items()}",
-        )  # fmt: skip
+    def _check_everything_answers(self) -> None:
+        self._wait_until_ready()
         for name, port in self.ports.items():
             if (status := get(port, "/").status) not in (200, 303, 307, 401):
                 raise Fault(f"{name} answers with {status}")
@@ -334,8 +334,8 @@ class BothKilled:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.ports[name])) != 0
 
-    def _described(self, pids: object) -> dict[int, str]:
-        return {pid: line for pid, line in self.pool.processes().items() if pid in pids}  # type: ignore[operator]
+    def _described(self, pids: Collection[int]) -> dict[int, str]:
+        return {pid: line for pid, line in self.pool.processes().items() if pid in pids}
 
     def _command(self, *words: str) -> Done:
         done = self.pool.run(*words, timeout_seconds=COMMAND_SECONDS)
