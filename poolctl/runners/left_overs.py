@@ -340,7 +340,7 @@ def _still_running(left: list[LeftOver]) -> list[LeftOver]:
 
 def _listening_inodes() -> Iterator[int]:
     until = time.monotonic() + _LISTING_SECONDS
-    yield from (socket.inode for socket in tcp_sockets(LISTEN, until))
+    yield from (sock.inode for sock in tcp_sockets(LISTEN, until))
     yield from (inode for _, inode, _ in unix_sockets(LISTEN, until))
 
 

@@ -305,7 +305,7 @@ class WorkerRecovery:
     ) -> None:
         news = [problem for problem in problems if problem.worker.id not in state.notified]
         if news:
-            state.notified |= {new.worker.id for new in news}
+            state.notified |= {item.worker.id for item in news}
             report = self._begin_recovery_report(entry, step, news)
             self._record(entry, report, "notified" if step is RecoveryStep.NOTIFY else "given up")
 

@@ -147,7 +147,8 @@ class RunSession:
         """Start the servers, and wait until the pool, the user's command or an order ends; returns the exit code."""
         try:
             if not await self._orders.unless_ordered(self._start()):
-                await self._orders.unless_ordered(asyncio.sleep(0))  # the end of a server is an order
+                # Ends the run with the status of a server if the start has failed because that server has ended.
+                await self._orders.unless_ordered(asyncio.sleep(0))
                 self._flush_diagnostics()
                 return self.outcome.exit_code
             if self._watches:

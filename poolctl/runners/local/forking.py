@@ -411,7 +411,7 @@ class Forker:
                 worker.listen_for_readiness(worker.notify)
             # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
             ours = (None, worker.notify) if server.command else (control, worker.tally)
-            kept: list[HasDescriptor] = [our for our in ours if our is not None]
+            kept: list[HasDescriptor] = [holder for holder in ours if holder is not None]
             name = f"{fd_store.WORKER}{worker.placement.id}"
             self._site.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
             # Recorded before it is ordered to begin, so that it is never unknown to the next supervisor or pool.

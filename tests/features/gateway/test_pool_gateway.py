@@ -108,7 +108,7 @@ class Manager(SimpleNamespace):
 
     def __init__(self) -> None:
         self.stage = FiguresStage(*ROUTES.served)
-        self.ordered = asyncio.Event()
+        self.first_command = asyncio.Event()
         self.stage.servers["web"] = server()
         routes = SimpleNamespace(
             routes=ROUTES, generation=7, services=None, table=None, wait_until_current=self._done,

@@ -84,7 +84,7 @@ _SERVES_SECONDS = 10.0
 # Maximum time that a command waits until its changes are in force.
 _IN_FORCE_SECONDS = 20.0
 # How long a new pool's gateway waits for the first command, which says what is to run.
-_FIRST_ORDER_SECONDS = 5.0
+_FIRST_COMMAND_SECONDS = 5.0
 # A hung HAProxy must not delay the stop of a server for longer.
 _LEAVING_SECONDS = 5.0
 # A request that HAProxy has just sent is on its way to the backlog, from which no other worker accepts.
@@ -167,7 +167,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._leaving: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self.ordered = asyncio.Event()  # a command has said which servers are to run
+        self.first_command = asyncio.Event()  # which says what servers are to run
         core.observers.add(self._on_server_changed)
 
     @property
@@ -323,7 +323,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def _on_server_changed(self, entry: Entry) -> None:
         if entry.wanted:
-            self.ordered.set()
+            self.first_command.set()
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
@@ -448,8 +448,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return None
         # Without a process, another attempt follows if what HAProxy accepted last may have to be used.
         self._has_changed = self.gateway is None and self.processes.fallback is not None
-        if self.gateway is None and not self.ordered.is_set():
-            await self._wait_for_first_order()
+        if self.gateway is None and not self.first_command.is_set():
+            await self._wait_for_first_command()
         setup = self.processes.wanted = await self._build_setup(plan)
         if setup.shows_waiting_page and self._waking is None:
             self._waking = asyncio.ensure_future(self._wake_for_waiting_pages())
@@ -467,14 +467,14 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return self._digest
         return setup.digest
 
-    async def _wait_for_first_order(self) -> None:
+    async def _wait_for_first_command(self) -> None:
         """Wait until servers are to run: clients at the open listeners would get 503 until then."""
         entries = self._core.entries.values()
         if entries and not any(entry.wanted for entry in entries):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FIRST_ORDER_SECONDS):
-                    await self.ordered.wait()
-        self.ordered.set()
+                async with asyncio.timeout(_FIRST_COMMAND_SECONDS):
+                    await self.first_command.wait()
+        self.first_command.set()
 
     async def _change(self, process: HaproxyProcess, setup: HaproxySetup) -> bool:
         """Change the running HAProxy to this setup by runtime commands; returns whether they suffice.
@@ -715,7 +715,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def _stop_changing(self) -> None:
         self._over = True
-        self.ordered.set()
+        self.first_command.set()
         self.figures.close()  # a replaced process does not end before its figures are read
         self._names.close()
         for each in (self._again, self._expiry, self._postponed, self._waking):

@@ -347,7 +347,7 @@ class PoolGateway(FeaturePart):
         if verbs is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result
         manager = verbs.gateway
-        manager.ordered.set()
+        manager.first_command.set()
         if not call.options.get("wait", True):
             await manager.wait_for_opening_attempt()
             return self._warned(verb, result)
