@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -432,7 +433,8 @@ def executed(directory: Path, text: str, work: Any, **keys: Any) -> None:
             await work(helper, keeper)
             await helper.aclose()
             for pid in keeper.pids:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended with its link
+                    os.kill(pid, signal.SIGKILL)
             await keeper.wait_for_exits()
         keeper.close()
 
