@@ -49,7 +49,8 @@ class RouteContexts:
         self._table: RouteTable | None = None
         self._key = ""
         self._trusted: tuple[str, ...] = ()
-        self._contexts: dict[str, Context] = {}
+        # By the header's value, of those that have the secret.
+        self._contexts: dict[bytes, Context | None] = {}
 
     def replace_routes(self, fds: list[int], key: str = "", trusted: Iterable[str] = ()) -> None:
         """Use the route table in `fds[0]`; with empty `fds` the gateway has ended.
@@ -82,23 +83,27 @@ class RouteContexts:
         return serve
 
     def _move_context_into_scope(self, scope: Scope) -> None:
-        given = [value for name, value in scope["headers"] if name in _FIELDS]
-        headers = scope["headers"] = [field for field in scope["headers"] if field[0] not in _FIELDS]
-        for value in given:
-            alias = authenticated_alias(value, self._key)
-            if alias is not None:
+        headers, values = [], []
+        for field in scope["headers"]:
+            if field[0] in _FIELDS:
+                values.append(field[1])
+            else:
+                headers.append(field)
+        scope["headers"] = headers
+        for value in values:
+            if value not in self._contexts and (alias := authenticated_alias(value, self._key)) is not None:
+                self._contexts[value] = self._context(alias)
+            if value in self._contexts:
                 _apply_forwarded_headers(scope, headers, self._trusted)
-                if (context := self._context(alias)) is not None:
+                if (context := self._contexts[value]) is not None:
                     scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
     def _context(self, alias: str) -> Context | None:
-        if alias not in self._contexts:
-            route = None if self._table is None else self._table.get(alias)
-            if route is None:
-                return None
-            url = _url(self._listeners[0], secure=self._secure) if self._listeners else ""
-            self._contexts[alias] = extension(route, name=self._server, url=url, table=lambda: self._table)
-        return self._contexts[alias]
+        route = None if self._table is None else self._table.get(alias)
+        if route is None:
+            return None
+        url = _url(self._listeners[0], secure=self._secure) if self._listeners else ""
+        return extension(route, name=self._server, url=url, table=lambda: self._table)
 
 
 def is_of_gateway(scope: Scope) -> bool:
