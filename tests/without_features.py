@@ -27,7 +27,13 @@ NOT_COPIED = shutil.ignore_patterns(
 LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
 # Files with lines that name features' modules or tests: entry points, public names elsewhere, lists of tests.
 WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/__init__.py", "poolctl/gateway/operator.py")
-TESTS = ("-m", "not (slow or heavy)", "tests/unit", "tests/contract", "tests/features")
+TESTS = (
+    "-m",
+    "capability or not (slow or heavy or integration or variant)",
+    "tests/unit",
+    "tests/contract",
+    "tests/features",
+)
 
 
 def main() -> int:
