@@ -25,11 +25,8 @@ from .decide import (
     Stop,
     WorkerPhase,
 )
-from .health_checks import HealthChecks
-from .perform import (
+from .explain import (
     LAST_LINES,
-    Executor,
-    StackRecorder,
     explain_last_lines,
     explanatory_lines,
     failure_of,
@@ -37,9 +34,12 @@ from .perform import (
     logged_exceptions,
     note_failure,
 )
+from .health_checks import HealthChecks
+from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Entry, RunningHook, StartAfterStop, Worker
 from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
+from .stack_recorder import StackRecorder
 
 # Another program may take the port between the choice and the use of it.
 
@@ -138,7 +138,7 @@ class Core:
         if blocker is not None and self._addresses.exchange(entry):
             why, hint = _explain_blocker(blocker)
             note_failure(entry, failure_of(entry, f"waits for {blocker.name}, which {why}", hint))
-            self._executor.roll_back(entry)
+            self._executor.exits.roll_back(entry)
 
     def _decide(self, entry: Entry) -> list[decide.Action]:
         view = self.view(entry)
@@ -266,7 +266,7 @@ class Core:
         if entry.hooks.running is not None and entry.hooks.running.unstoppable:
             self._executor.perform(entry, EndHook())
         if kill:
-            self._executor.abort_hooks(entry)
+            self._executor.hooks.abort(entry)
             for worker in entry.observed.workers.values():
                 self._executor.kill(entry, worker)
         self.touch(entry)
@@ -290,7 +290,7 @@ class Core:
         for worker in entry.observed.workers.values():
             if worker.phase in (WorkerPhase.PLACING, WorkerPhase.STARTING):
                 self._executor.kill(entry, worker)
-        if entry.wanted and not (entry.has_ready_generation or self._executor.roll_back(entry)):
+        if entry.wanted and not (entry.has_ready_generation or self._executor.exits.roll_back(entry)):
             entry.schedule_stop_hook()
             entry.set_desired(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
@@ -653,7 +653,7 @@ class Core:
 
     def adopt_hook(self, entry: Entry, name: str, placement: Placement) -> None:
         """Adopt a running hook of the server that the previous supervisor started."""
-        self._executor.run_hook(entry, RunningHook(name, placement))
+        self._executor.hooks.run(entry, RunningHook(name, placement))
 
     def resume_adopted_server(self, entry: Entry) -> None:
         """Continue managing an adopted server.

@@ -347,6 +347,12 @@ class AddressRegistry:
         near.append(self._leavers.get(entry.config.key, entry))
         return [other for other in (*self.exchange(entry), *near) if other is not entry]
 
+    def touch_with_parties(self, entry: Entry) -> None:
+        """Queue the entry, and the servers that wait for its workers before they leave an address or accept there."""
+        self._queue.touch(entry, progressed=True)
+        for other in self.parties(entry):
+            self._queue.touch(other, progressed=True)
+
     def may_close(self, entry: Entry) -> bool:
         """Whether the listener of an entry that is being removed may be closed.
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from poolctl.clock import next_aligned_time
 from poolctl.core.core import Core
 from poolctl.core.decide import WorkerPhase
-from poolctl.core.perform import last_lines
+from poolctl.core.explain import last_lines
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json

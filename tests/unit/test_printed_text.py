@@ -16,7 +16,7 @@ from poolctl.cli.log_rendering import (
 )
 from poolctl.cli.output import lines_without_commands
 from poolctl.config import ServerConfig, masked_text
-from poolctl.core.perform import cause_of, explanatory_lines, is_quoted
+from poolctl.core.explain import cause_of, explanatory_lines, is_quoted
 from poolctl.logs.line_filter import LineFilter, stated_level, text_after_level
 from poolctl.logs.log_line import LogLine, as_json, parse_line, parse_record, with_timestamp_prefix
 from poolctl.runners.process_link import sanitize_and_truncate_text

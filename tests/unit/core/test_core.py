@@ -19,7 +19,7 @@ from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, Serv
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
-from tests.unit.core.test_perform import Stage
+from tests.unit.core.test_hooks import Stage
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 
 

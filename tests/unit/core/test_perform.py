@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,29 +17,17 @@ from poolctl.core.configuration_diff import expired_message, read_certificate_ex
 from poolctl.core.core import Core
 from poolctl.core.decide import Overrides, WorkerPhase
 from poolctl.core.health_checks import FLAPPING
-from poolctl.core.perform import (
-    StackRecorder,
-    cause_of,
-    explanatory_lines,
-    failure_of,
-    give_up_text,
-    message_and_hint,
-    note_failure,
-    restart_text,
-)
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.core.servers import caused_by
-from poolctl.errors import PoolRestartError, PoolStopError, ServerError
+from poolctl.core.stack_recorder import StackRecorder
+from poolctl.errors import PoolRestartError, PoolStopError
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
-from poolctl.units import format_duration
 from tests.certificates import certificate
-from tests.growth import grows_too_fast, repeated
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
-from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
-from tests.unit.runners.scripted_runner import FAILS, NEVER, READY, ScriptedRunner
+from tests.unit.core.stepped_runner import SteppedLoop
+from tests.unit.runners.scripted_runner import FAILS, NEVER, READY, ScriptedRunner, break_once
 
 AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}
 KILLED = Exit.from_signal(9)
@@ -818,415 +805,6 @@ def test_server_whose_replacement_failed_at_once_is_retried_when_its_serving_wor
     run(scenario())
 
 
-# Hooks of a start or a stop that other changes overtake.
-
-
-BOTH = {"before_start": ["before"], "after_stop": ["after"]}
-
-
-class Stage:
-    """A database, and a server with hooks that depends on it; each operation of the runner waits for the test."""
-
-    def __init__(self) -> None:
-        self.clock = ManualClock()
-        self.loop = SteppedLoop(self.clock)
-        self.runner = SteppedRunner()
-        db = ServerConfig(name="db", bind="127.0.0.1:8001", app="a:b")
-        web = ServerConfig(
-            name="web", bind="127.0.0.1:8002", app="a:b", hooks=BOTH, depends_on=["db"], restart="no"
-        )
-        self.core = Core([db, web], self.runner, self.clock, RecordedEvents())
-
-    def order(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
-        async def ordered() -> None:
-            work(*args, **options)
-
-        self.loop.run_until_complete(ordered())
-        self.loop.settle()
-
-    def finish(self, *kinds: str, well: bool = True) -> None:
-        """Let operations of these kinds end, one after another."""
-        for kind in kinds:
-            (step,) = [each for each in self.runner.steps if each.kind == kind]
-            self.order(step.future.set_result, well)
-
-    @property
-    def db(self) -> Entry:
-        return self.core.entries["db"]
-
-    @property
-    def web(self) -> Entry:
-        return self.core.entries["web"]
-
-    def under_way(self) -> list[tuple[str, str]]:
-        return [(step.kind, step.what) for step in self.runner.steps]
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage()
-    yield made
-    made.loop.close()
-
-
-def started(stage: Stage) -> None:
-    """Both run."""
-    stage.order(stage.core.start, stage.db)
-    stage.finish("open", "place", "ready")
-    stage.order(stage.core.start, stage.web)
-    stage.finish("hook", "run", "open", "place", "ready")
-    assert stage.web.ready
-
-
-def test_hook_that_a_reload_takes_out_while_it_waits_is_not_run(stage: Stage) -> None:
-    stage.order(stage.core.start, stage.web)
-    assert stage.under_way() == [], "its dependency does not run"
-    stage.order(stage.core.change, stage.web, stage.web.config.model_copy(update={"hooks": None}), live=True)
-    stage.order(stage.core.start, stage.db)
-    stage.finish("open", "place", "ready")
-    stage.finish("open", "place", "ready")
-    assert stage.web.ready
-
-
-def test_start_during_a_stop_runs_both_hooks_before_the_next_worker(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web)
-    stage.order(stage.core.start, stage.web)
-    stage.finish("stop")
-    assert stage.under_way() == [("hook", "web.after_stop")]
-    stage.finish("hook", "run")
-    assert stage.under_way() == [("hook", "web.before_start")]
-    stage.finish("hook", "run", "place", "ready")
-    assert stage.web.ready
-
-
-def test_start_before_a_stop_has_begun_runs_no_hook(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.change, stage.db, stage.db.config.replace(hooks=BOTH), live=True)
-    stage.order(stage.core.stop, stage.web)
-    stage.order(stage.core.stop, stage.db)
-    assert stage.under_way() == [("stop", "web.1.0")], "it waits for its dependent"
-    stage.order(stage.core.start, stage.db)
-    stage.finish("stop", "close", "hook", "run")
-    assert (stage.under_way(), stage.db.ready) == ([], True)
-
-
-def test_dependency_is_stopped_after_the_hook_of_its_dependent(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web)
-    stage.order(stage.core.stop, stage.db)
-    stage.finish("stop", "close")
-    assert stage.under_way() == [("hook", "web.after_stop")]
-    assert stage.web.state == "stopping"
-    stage.finish("hook", "run")
-    assert stage.under_way() == [("stop", "db.1.0")]
-
-
-def test_stop_asks_the_start_hook_that_runs_to_end(stage: Stage) -> None:
-    stage.order(stage.core.start, stage.db)
-    stage.finish("open", "place", "ready")
-    stage.order(stage.core.start, stage.web)
-    stage.finish("hook")
-    assert stage.under_way() == [("run", "web.before_start")]
-    stage.order(stage.core.stop, stage.web)
-    assert ("stop", "web.before_start") in stage.under_way()
-    stage.finish("stop")
-    assert "web.before_start" not in stage.runner.running
-
-
-def test_kill_does_not_wait_for_hooks_and_says_so(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web, kill=True)
-    stage.finish("close")
-    assert stage.web.is_fully_stopped
-    assert stage.web.observed.warnings == ["web: was killed: hooks.after_stop was not run to its end"]
-
-
-def test_kill_ends_the_hook_that_runs(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web)
-    stage.finish("stop", "close", "hook")
-    stage.order(stage.core.stop, stage.web, kill=True)
-    assert stage.web.is_fully_stopped
-    assert stage.runner.running.keys() == {"db.1.0"}
-
-
-def test_limit_of_a_stop_is_that_of_its_hook_too(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web, limit_seconds=2.0)
-    stage.finish("stop", "close", "hook")
-    stage.clock.advance(1.9)
-    stage.loop.settle()
-    assert not stage.web.is_fully_stopped
-    stage.clock.advance(0.2)
-    stage.loop.settle()
-    assert stage.web.is_fully_stopped
-    assert stage.web.observed.warnings == ["web: hooks.after_stop had not ended after 2s, and was killed"]
-
-
-def test_stop_of_a_server_that_has_failed_runs_the_hook_unless_the_other_one_is_why(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.runner.end, "web.1.0", Exit.from_returncode(1))
-    stage.finish("close")
-    assert stage.web.state == "failed"
-    stage.order(stage.core.stop, stage.web)
-    stage.finish("hook", "run")
-    assert stage.web.state == "stopped"
-    stage.order(stage.core.start, stage.web)
-    stage.finish("hook")
-    stage.finish("run", well=False)
-    assert stage.web.state == "failed"
-    assert stage.web.observed.failure is not None
-    assert stage.web.observed.failure.message == "hooks.before_start exited with status 3"
-    stage.order(stage.core.stop, stage.web)
-    assert (stage.web.state, stage.under_way()) == ("stopped", [])
-
-
-def test_hook_that_cannot_be_run_fails_the_start_with_the_reason(stage: Stage) -> None:
-    stage.order(stage.core.start, stage.db)
-    stage.finish("open", "place", "ready")
-    stage.order(stage.core.start, stage.web)
-    stage.finish("hook", well=False)
-    assert stage.web.state == "failed"
-    assert stage.web.observed.failure is not None
-    assert stage.web.observed.failure.message == "hooks.before_start cannot be run: no process can be made"
-
-
-# The reason of a failure in the output of a program.
-
-
-FRAMES = ['  File "/srv/app.py", line 1, in <module>', "    raise RuntimeError('broken release')"]
-PLACE = FRAMES[0].strip()
-HEADER = "Traceback (most recent call last):"
-
-
-def test_traceback_is_reduced_to_its_error_and_place() -> None:
-    lines = ["connecting", HEADER, *FRAMES, "RuntimeError: broken release"]
-    assert explanatory_lines(lines) == ["connecting", PLACE, "RuntimeError: broken release"]
-
-
-def test_line_that_begins_many_frames_is_read_in_one_pass() -> None:
-    frames = repeated('  File "', 'File "', '", line 1')
-    lines = [HEADER, *FRAMES]
-    assert not grows_too_fast(lambda text: explanatory_lines([*lines, text]), frames, large=16_384)
-
-
-def test_place_of_an_error_raised_in_a_library_is_the_last_line_of_the_application() -> None:
-    library = [
-        '  File "/srv/.venv/lib/python3.11/site-packages/db.py", line 9, in connect',
-        "    raise Refused",
-    ]
-    assert explanatory_lines([HEADER, *library, *FRAMES, *library, "db.Refused"]) == [PLACE, "db.Refused"]
-    assert explanatory_lines([HEADER, *library, "db.Refused"]) == [library[0].strip(), "db.Refused"]
-
-
-def test_exception_group_is_reduced_to_its_errors_and_places() -> None:
-    group = ExceptionGroup("two tasks", [_raised("no host"), _raised("no port")])
-    lines = [*"".join(traceback.format_exception(group)).splitlines(), "INFO:     bye"]
-    places = [f'File "{__file__}", line {_raised.__code__.co_firstlineno + 2}, in _raised']
-    assert explanatory_lines(lines) == [
-        "ExceptionGroup: two tasks (2 sub-exceptions)",
-        *places,
-        "KeyError: 'no host'",
-        *places,
-        "KeyError: 'no port'",
-        "INFO:     bye",
-    ]
-
-
-def _raised(message: str) -> Exception:
-    try:
-        raise KeyError(message)
-    except KeyError as error:
-        return error
-
-
-def test_rest_of_a_cut_traceback_is_reduced_to_its_error_and_place() -> None:
-    again = "During handling of the above exception, another exception occurred:"
-    lines = [*FRAMES, "KeyError: 'host'", "", again, "", HEADER, *FRAMES, "OSError: no host"]
-    assert explanatory_lines(lines) == [PLACE, "KeyError: 'host'", PLACE, "OSError: no host"]
-
-
-def test_reports_of_uvicorn_on_its_course_are_left_out() -> None:
-    lines = [
-        "INFO:     Application startup complete.",
-        "INFO:     the database is read-only",
-        "ERROR:    Application startup failed. Exiting.",
-        "INFO:     Application shutdown complete.",
-    ]
-    assert explanatory_lines(lines) == ["INFO:     the database is read-only"]
-
-
-def test_indented_output_outside_a_traceback_is_kept() -> None:
-    assert explanatory_lines(["configuration:", "  host = db"]) == ["configuration:", "  host = db"]
-
-
-NODE = """
-node:events:502
-      throw er; // Unhandled 'error' event
-      ^
-
-Error: listen EADDRINUSE: address already in use 127.0.0.1:8271
-    at Server.setupListenHandle [as _listen2] (node:net:1908:16)
-    at process.processTicksAndRejections (node:internal/process/task_queues:83:21)
-Emitted 'error' event on Server instance at:
-    at emitErrorNT (node:net:1944:8)
-    at process.processTicksAndRejections (node:internal/process/task_queues:82:21) {
-  code: 'EADDRINUSE',
-  errno: -98,
-  syscall: 'listen',
-  address: '127.0.0.1',
-  port: 8271
-}
-
-Node.js v20.20.2
-"""
-NODE_MODULE = """
-node:internal/modules/cjs/loader:1210
-  throw err;
-  ^
-
-Error: Cannot find module 'express'
-Require stack:
-- /srv/app.js
-    at Module._resolveFilename (node:internal/modules/cjs/loader:1207:15)
-    at Function.executeUserEntryPoint [as runMain] (node:internal/modules/run_main:164:12) {
-  code: 'MODULE_NOT_FOUND',
-  requireStack: [ '/srv/app.js' ]
-}
-
-Node.js v20.20.2
-"""
-IN_USE = "address 127.0.0.1:8271 is in use (by this pool)"
-
-
-def program(*command: str) -> ServerConfig:
-    return ServerConfig(name="web", bind="127.0.0.1:8271", command=list(command) or ["prog"])
-
-
-def test_stack_of_node_is_reduced_to_its_error() -> None:
-    (error,) = explanatory_lines(NODE.splitlines())
-    assert error == "Error: listen EADDRINUSE: address already in use 127.0.0.1:8271"
-    assert explanatory_lines(NODE_MODULE.splitlines()) == [
-        "Error: Cannot find module 'express'",
-        "- /srv/app.js",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("printed", "text", "own"),
-    [
-        (NODE, IN_USE, True),
-        ("2026/11/22 12:34:56 listen tcp 127.0.0.1:8271: bind: address already in use", IN_USE, True),
-        ("ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 8271): address already in use",
-         IN_USE, True),
-        ("Web server failed to start. Port 8271 was already in use.", IN_USE, True),
-        ("OSError: [Errno 98] Address already in use", "OSError: [Errno 98] Address already in use", True),
-        ("12:34:56 Address already in use (os error 98)", "12:34:56 Address already in use (os error 98)", True),
-        ("Error: listen EADDRINUSE: address already in use :::9090\nbye",
-         "Error: listen EADDRINUSE: address already in use :::9090", False),
-        ("port 9090 is in use, trying 9091\nKeyError: 'DSN'", "KeyError: 'DSN'", False),
-        (NODE_MODULE, "Error: Cannot find module 'express'", False),
-        ("starting\nError: no such table\ncleaning up\n", "Error: no such table", False),
-        ("java.net.BindException: Address already in use\n\tat Main.main(Main.java:5)",
-         "java.net.BindException: Address already in use", True),
-        ("starting\nusage: prog FILE", "usage: prog FILE", False),
-        ("", "", False),
-    ],
-)  # fmt: skip
-def test_cause_of_a_failure_is_found_in_all_of_the_output(printed: str, text: str, own: bool) -> None:
-    assert cause_of(printed.splitlines(), program()) == (text, own)
-
-
-def test_last_line_is_no_cause_of_a_program_that_was_killed() -> None:
-    assert cause_of(["loading the model"], program(), refused=False) == ("", False)
-    assert cause_of(["loading", "Error: no memory"], program(), refused=False).text == "Error: no memory"
-
-
-def test_address_of_a_program_that_binds_itself_is_not_used_by_this_pool() -> None:
-    assert cause_of(NODE.splitlines(), program("{port}")).text == "address 127.0.0.1:8271 is in use"
-
-
-def new_entry() -> Entry:
-    return Entry(ServerConfig(name="web", bind="127.0.0.1:1", app="a:b"))
-
-
-def test_failure_names_the_server_and_where_its_output_is() -> None:
-    entry = new_entry()
-    failure = failure_of(entry, "gone")
-    assert (failure.message, failure.name, failure.hint) == ("gone", "web", "poolctl logs web")
-    assert failure_of(entry, "gone", "").hint == ""
-    assert failure_of(entry, "gone", "look").hint == "look"
-    stopped = failure_of(entry, "gone", kind=PoolStopError)
-    assert (stopped.code, stopped.error) == (PoolStopError.code, PoolStopError.error)
-    assert failure.code != stopped.code
-
-
-def test_cause_of_a_failure_has_no_frames_and_a_reworded_error_is_no_cause() -> None:
-    try:
-        raise OSError("first")
-    except OSError as error:
-        first = error
-    reworded = ServerError("second")
-    reworded.__cause__ = first
-    for cause in (first, reworded):
-        failure = failure_of(new_entry(), "gone", cause=cause)
-        assert failure.__cause__ is first
-        assert first.__traceback__ is None
-    assert failure_of(new_entry(), "gone", cause=ServerError("x")).__cause__ is None
-
-
-def test_each_failed_attempt_is_counted_and_the_last_one_kept() -> None:
-    entry = new_entry()
-    failures = [failure_of(entry, each) for each in ("one", "two")]
-    for count, failure in enumerate(failures, 1):
-        note_failure(entry, failure)
-        assert (entry.observed.failures, entry.observed.failure) == (count, failure)
-
-
-def test_exception_of_a_runner_is_explained_and_logged_only_if_unexpected(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    message, hint = message_and_hint(OSError(errno.EMFILE, "x"))
-    assert (message, "ulimit -n" in hint) == ("the machine refuses a worker: Too many open files", True)
-    assert message_and_hint(OSError(errno.EPERM, "x")) == (
-        "the machine refuses a worker: Operation not permitted",
-        "",
-    )
-    assert message_and_hint(OSError("no number")) == ("no number", "")
-    assert message_and_hint(WorkerFailed("gone", hint="look")) == ("gone", "look")
-    assert message_and_hint(ServerError("gone", hint="look")) == ("gone", "look")
-    assert caplog.records == []
-    assert message_and_hint(RuntimeError("odd")) == ("odd", "")
-    assert [each.message for each in caplog.records] == ["not expected of a runner"]
-
-
-@pytest.mark.parametrize(
-    ("delay_seconds", "count", "said"),
-    [
-        (0, 0, "restarting"),
-        (0, 1, "restarting"),
-        (0, 2, "restarting (2nd time)"),
-        (0.123, 1, "restarting in 120ms"),
-        (2.04, 3, "restarting in 2s (3rd time)"),
-        (1.04, 11, "restarting in 1s (11th time)"),
-        (0, 21, "restarting (21st time)"),
-        (0, 112, "restarting (112th time)"),
-        (0, 10, "restarting (10th time)"),
-    ],
-)
-def test_sentence_about_a_restart_has_its_delay_and_number(
-    delay_seconds: float, count: int, said: str
-) -> None:
-    assert restart_text(delay_seconds, count) == said
-
-
-def test_sentence_about_a_final_exit_says_where_the_output_is() -> None:
-    assert give_up_text(new_entry()) == "not restarted: poolctl logs web"
-    assert give_up_text(new_entry(), 3).startswith("given up after 3 restarts")
-    assert give_up_text(new_entry(), 3).endswith(": poolctl logs web")
-
-
 def test_replaced_worker_is_drained_and_then_stopped_within_its_timeout() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(stop_timeout=7))
@@ -1422,10 +1000,17 @@ def test_failure_of_several_workers_quotes_each_line_of_their_output_once() -> N
     async def scenario() -> None:
         pool = LoggedCore(web(workers=2))
         pool.runner.script["web"] = FAILS
-        pool.runner.printed = ("no database", HEADER, *FRAMES, "RuntimeError: broken release") * 2
+        place = 'File "/srv/app.py", line 1, in <module>'
+        traceback = (
+            "Traceback (most recent call last):",
+            f"  {place}",
+            "    load()",
+            "RuntimeError: broken release",
+        )
+        pool.runner.printed = ("no database", *traceback) * 2
         (problem,) = await pool.start()
         lines = [line.strip() for line in problem.message.splitlines()[1:]]
-        assert lines == [PLACE, "RuntimeError: broken release", "no database"]
+        assert lines == [place, "RuntimeError: broken release", "no database"]
 
     run(scenario())
 
@@ -2411,50 +1996,6 @@ def test_closed_listener_has_no_endpoints() -> None:
     run(scenario())
 
 
-def test_start_hook_that_a_stop_overtakes_before_it_has_a_process_is_ended(stage: Stage) -> None:
-    stage.order(stage.core.start, stage.db)
-    stage.finish("open", "place", "ready")
-    stage.order(stage.core.start, stage.web)
-    stage.order(stage.core.stop, stage.web)
-    assert stage.under_way() == [("hook", "web.before_start")]
-    stage.finish("hook")
-    assert stage.runner.running.keys() == {"db.1.0"}
-    assert (stage.web.state, stage.web.observed.failure) == ("stopped", None)
-
-
-def test_start_hook_that_exceeds_the_start_timeout_is_killed_and_named_with_the_limit(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web)
-    stage.finish("stop", "close", "hook", "run")
-    begun_at = stage.clock.time()
-    stage.order(stage.core.start, stage.web)
-    stage.finish("hook")
-    stage.clock.advance(stage.web.config.start_timeout)
-    stage.loop.settle()
-    observed, limit = stage.web.observed, format_duration(stage.web.config.start_timeout)
-    assert (stage.web.state, observed.failed_since) == ("failed", begun_at)
-    assert observed.failure is not None
-    assert observed.failure.message == f"hooks.before_start had not ended after {limit}, and was killed"
-    assert observed.failure.hint == "poolctl logs web; start_timeout says how long it may take"
-    assert observed.next_step == "not restarted: poolctl logs web"
-    assert stage.runner.running.keys() == {"db.1.0"}
-
-
-def test_failed_stop_hook_is_an_event_with_the_cause_of_the_stop(stage: Stage) -> None:
-    started(stage)
-    events = stage.core._recorder
-    assert isinstance(events, RecordedEvents)
-    with caused_by("poolctl stop"):
-        stage.order(stage.core.stop, stage.web)
-    stage.finish("stop", "close", "hook")
-    stage.order(stage.runner.end, "web.after_stop", KILLED)
-    (event,) = [each for each in events if each.event == "hook failed"]
-    message = "hooks.after_stop was killed by SIGKILL"
-    assert (event.kind, event.message, event.cause) == ("lifecycle", message, "poolctl stop")
-    assert (event.server, event.bind) == ("web", stage.web.config.key)
-    assert (stage.web.state, stage.web.observed.warnings) == ("stopped", [f"web: {message}"])
-
-
 def test_check_that_takes_too_long_is_a_failure_and_the_running_worker_stays() -> None:
     pool = OrderedCore(web(overlap=False))
     loop = SteppedLoop(pool.clock)
@@ -2494,17 +2035,6 @@ def test_listener_of_a_sleeping_server_is_no_longer_watched_when_it_is_stopped()
     run(scenario())
 
 
-def test_hook_that_the_runner_cannot_run_fails_the_start_with_the_reason_and_its_hint() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web(hooks=BOTH))
-        (problem,) = await pool.start()
-        assert problem.message == "hooks.before_start cannot be run: no process can be made"
-        assert problem.hint == "look"
-        assert pool.states() == {"web": "failed"}
-
-    run(scenario())
-
-
 # Unexpected exceptions, and processes that cannot be ended: no worker is left without a task, and each stop returns.
 
 
@@ -2517,17 +2047,6 @@ def expect_exceptions() -> list[str]:
 
     asyncio.get_running_loop().set_exception_handler(note)
     return seen
-
-
-def break_once(runner: ScriptedRunner, method: str) -> None:
-    """The next call of this method fails as nobody expects."""
-    works = getattr(runner, method)
-
-    async def fail(*_: Any, **__: Any) -> Any:
-        setattr(runner, method, works)
-        raise RuntimeError("can't start new thread")
-
-    setattr(runner, method, fail)
 
 
 def test_worker_that_cannot_be_watched_is_killed_and_replaced() -> None:
@@ -2642,35 +2161,6 @@ def test_dependency_is_stopped_although_its_dependent_cannot_be_killed(order: st
         assert list(pool.runner.running) == ["web.1.0"]
 
     run(scenario())
-
-
-def test_each_stop_returns_while_a_hook_cannot_be_killed(stage: Stage) -> None:
-    started(stage)
-    stage.order(stage.core.stop, stage.web)
-    stage.finish("stop", "close", "hook")
-    stage.runner.deaf.add("web")
-    stage.clock.advance(stage.web.config.stop_timeout + 1)
-    stage.loop.settle()
-    message = "hooks.after_stop could not be ended, not even by SIGKILL (nowhere)"
-    assert stage.web.observed.failure is not None
-    assert (stage.web.observed.failure.message, stage.web.observed.failures) == (message, 1)
-    stage.order(stage.core.stop, stage.web)
-    stage.finish("stop")
-    assert stage.web.observed.failures == 2
-    stage.runner.deaf.clear()
-    stage.order(stage.runner.end, "web.after_stop", KILLED)
-    assert stage.web.is_fully_stopped
-
-
-def test_hook_that_cannot_be_watched_fails_the_start(stage: Stage) -> None:
-    stage.order(stage.core.start, stage.db)
-    stage.finish("open", "place", "ready")
-    break_once(stage.runner, "wait_for_exit")
-    stage.order(stage.core.start, stage.web)
-    stage.finish("hook")
-    assert stage.web.observed.failure is not None
-    assert stage.web.observed.failure.message == "hooks.before_start cannot be run: can't start new thread"
-    assert stage.web.state == "failed"
 
 
 def test_start_fails_with_its_own_reason_when_the_output_cannot_be_read() -> None:

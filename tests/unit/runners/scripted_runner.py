@@ -291,3 +291,14 @@ class SlowRunner(ScriptedRunner):
         if timeout_seconds > 0:
             await self.may_end.wait()
         return await super().stop(placement, timeout_seconds, replaced=replaced)
+
+
+def break_once(runner: ScriptedRunner, method: str) -> None:
+    """The next call of this method fails as nobody expects."""
+    works = getattr(runner, method)
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        setattr(runner, method, works)
+        raise RuntimeError("can't start new thread")
+
+    setattr(runner, method, fail)

@@ -1,0 +1,412 @@
+"""What follows when a worker has ended by itself, or cannot start: a restart, a roll-back, sleep or failure."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+from poolctl.clock import Clock
+from poolctl.runners.runner_protocol import Exit
+
+from . import decide
+from .decide import AWAKE, LEAVING, Desired, WorkerPhase
+from .explain import (
+    failure_of,
+    give_up_text,
+    note_failure,
+    record_warning,
+    reports_address_in_use,
+    reports_error_in_code,
+    restart_text,
+)
+from .schedules import moment_text, record_run_end
+from .server_entry import MAX_ATTEMPTS_AWAITED, Entry, Slot, Worker
+from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue
+
+
+class ExitHandler:
+    """Records in the entry what follows from the exit of a worker.
+
+    `on_roll_back` is called with each server whose configuration has become that of the workers that serve.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        queue: Workqueue,
+        addresses: AddressRegistry,
+        servers: ServerRegistry,
+        recorder: Recorder,
+        on_roll_back: Callable[[Entry], None],
+    ) -> None:
+        self._clock = clock
+        self._queue = queue
+        self._addresses = addresses
+        self._servers = servers
+        self._recorder = recorder
+        self._on_roll_back = on_roll_back
+        self._random = random.Random()
+
+    def handle(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Handle the exit of a worker, which is no longer among those of the entry."""
+        config, ends = worker.config, worker.phase not in LEAVING and worker.signals
+        if ends and (config.job or config.every is not None):
+            if exit_.signal in worker.signals:
+                exit_ = replace(exit_, message=f"ended by {signal.Signals(exit_.signal).name}, as ordered")
+                worker.failure = failure_of(entry, exit_.message)
+        elif ends and decide.is_ordered_end(worker.signals, exit_, self._clock.monotonic()):
+            # As if it had been asked in another way; another one replaces it.
+            worker.phase = WorkerPhase.STOPPING
+        worker.exit = exit_
+        if worker.phase not in LEAVING:
+            self._handle_unexpected_exit(entry, worker, exit_)
+        elif entry.schedule.run_since:
+            record_run_end(entry, exit_, self._clock.time(), stopped=True)
+
+    def _handle_unexpected_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        observed, was_ready = entry.observed, worker.ready_at is not None
+        observed.failed_since = worker.placed_at
+        observed.failed_worker = worker.id if worker.placement is not None else ""
+        if worker.address_taken and self._may_retry_without_listener(entry, worker):
+            self._switch_socket_opener(entry, "tried")
+            return
+        if worker.address_taken and observed.socket_found == "tried":
+            # The address is in use without the pool's listener, too.
+            self._switch_socket_opener(entry, "pool")
+        if observed.overlap_found == "tried" and not was_ready:
+            if not entry.is_current(worker):
+                return
+            # It cannot start without an older process, either.
+            observed.overlap_found = ""
+        if self._may_retry_without_overlap(entry, worker):
+            worker.next_step = "starting again after the end of the previous process"
+            self._retry_without_overlap(entry, worker)
+            return
+        if not was_ready and not (worker.config.job and exit_.ok):
+            failure = worker.failure or failure_of(entry, f"{exit_.message} before it was ready")
+            if worker.config.takes_pool_socket and entry.may_overlap and has_older_worker(entry, worker):
+                hint = f"{failure.hint}; overlap = false ends the previous process first"
+                failure = failure_of(entry, failure.message, hint, cause=failure)
+            note_failure(entry, failure)
+        if not was_ready and entry.is_current(worker) and self._roll_back_from(entry, worker):
+            return
+        if worker.given_up and exit_.ok:
+            exit_ = Exit(message=exit_.message)  # its status 0 is the result of the stop
+        if entry.is_current(worker) and entry.wanted:
+            if worker.failure is not None:
+                exit_ = replace(exit_, message=worker.failure.message)
+            self._decide_after_exit(
+                entry, exit_, ready_at=worker.ready_at, index=worker.index, last_line=worker.last_line
+            )
+            worker.next_step = observed.next_step
+
+    def handle_failed_listener(self, entry: Entry, message: str) -> None:
+        """Handle that the server's listener cannot be opened: none of its workers can start before the next attempt."""
+        self._decide_after_exit(entry, Exit(message=message), ready_at=None, index=0)
+        slot = entry.slot(0)
+        if slot.backoff is None:
+            return
+        delay_seconds = slot.backoff.when() - asyncio.get_running_loop().time()
+        for other in map(entry.slot, range(entry.size)):
+            if other is not slot and not other.vacant:
+                self._begin_backoff(entry, other, delay_seconds)
+
+    def _roll_back_from(self, entry: Entry, failed: Worker) -> bool:
+        """Switch back to the ready workers that `failed` was to replace. Return whether there are any."""
+        if str(failed.index) not in entry.desired.renewed:
+            return self.roll_back(entry)
+        replaced = [
+            worker for worker in entry.observed.ready if worker.index == failed.index and worker is not failed
+        ]
+        before = [each.generation for each in replaced]
+        if before:
+            entry.desired.renewed[str(failed.index)] = max(before)
+        return bool(before)
+
+    def roll_back(self, entry: Entry) -> bool:
+        """Undo the replacement of the server's workers, and that of servers with which it exchanges addresses.
+
+        Return whether there is something to return to.
+        """
+        others = self._addresses.exchange(entry)
+        if not self._roll_back_alone(entry):
+            return False
+        for other in others:
+            message = f"was to exchange addresses with {entry.name}, which cannot have its new one"
+            note_failure(other, failure_of(other, message, f"poolctl logs {entry.name}"))
+            if not self._roll_back_alone(other):
+                self._fail(other)
+            self._queue.touch(other, progressed=True)
+        return True
+
+    def _roll_back_alone(self, entry: Entry) -> bool:
+        """Switch back to the ready workers that are being replaced or, if there are none, start the `fallback`.
+
+        Return whether there is either.
+        """
+        serving = [worker for worker in entry.observed.ready if not entry.is_current(worker)]
+        if not serving:
+            return self._start_fallback(entry)
+        if entry.observed.overlap_found == "tried":
+            entry.observed.overlap_found = ""  # the older process has not been ended
+        entry.desired.retries = True
+        entry.desired.fallback = None
+        serving.sort(key=lambda each: each.generation)
+        older = [worker for worker in serving if worker.generation < entry.desired.generation]
+        if not older:
+            # They are being replaced alone.
+            entry.desired.renewed |= {str(worker.index): worker.generation for worker in serving}
+            return True
+        staying = older[-1]
+        entry.desired.generation = staying.generation
+        entry.desired.renewed = {
+            str(worker.index): worker.generation
+            for worker in older
+            if worker.generation != staying.generation
+        }
+        # Its workers are replaced by forks of the existing import, even if a new import was requested
+        # meanwhile.
+        entry.desired.code_since = 0.0
+        self._servers.replace_config(entry, staying.config)
+        self._on_roll_back(entry)
+        return True
+
+    def _start_fallback(self, entry: Entry) -> bool:
+        """Start the previous configuration again, whose workers had to end before those that have failed started."""
+        before = entry.desired.fallback
+        if before is None or before is entry.config or self._addresses.is_claimed(entry, before):
+            entry.desired.fallback = None
+            return False
+        self._servers.replace_config(entry, before)
+        entry.begin_generation()
+        entry.fill_vacant_slots()
+        entry.desired.retries = True
+        record_warning(
+            self._recorder, entry, "rolled back", "was started again with its previous configuration"
+        )
+        return True
+
+    def _decide_after_exit(
+        self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int, last_line: str = ""
+    ) -> None:
+        """Decide what follows, because the worker with this index ended by itself or could not start.
+
+        `ready_at` is the monotonic time when it was ready, or None if it never was. The server waits for its next
+        scheduled run, is completed, has failed or sleeps, or another worker starts.
+        """
+        observed, now = entry.observed, self._clock.monotonic()
+        before = observed.last_exit
+        observed.last_exit, observed.next_step = exit_, ""
+        if entry.failed:
+            return  # the server has already failed because of another worker
+        if entry.config.every is not None:
+            entry.set_desired(Desired.SCHEDULED)
+            record_run_end(entry, exit_, self._clock.time())
+            if not exit_.ok and entry.schedule.next_run is not None:
+                observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
+            return
+        entry.schedule.run_since = 0.0
+        if entry.config.job:
+            entry.set_desired(Desired.COMPLETED if exit_.ok else Desired.FAILED)
+            if not exit_.ok:
+                observed.next_step = give_up_text(entry)
+            return
+        slot, was_ready = entry.slot(index), ready_at is not None
+        verdict = decide.judge_exit(
+            entry.restart_policy,
+            entry.config.restart,
+            exit_,
+            self._exit_situation(entry, index, now, was_ready=was_ready),
+            jitter=self._random.uniform(-1, 1),
+        )
+        if verdict.next is not decide.StepAfterExit.SLEEP:
+            slot.note_end(None if ready_at is None else now - ready_at)
+        match verdict.next:
+            case decide.StepAfterExit.SLEEP:
+                # It ended while idle, as socket-activated programs do, or because the previous supervisor had
+                # put it to sleep. The next request wakes it.
+                observed.called = False
+                entry.fill_vacant_slots()
+            case decide.StepAfterExit.VACATE:
+                slot.vacant = "ended" if exit_.ok else "failed"
+                observed.next_step = "not restarted"
+            case decide.StepAfterExit.DONE:
+                entry.set_desired(Desired.COMPLETED)
+                observed.ended_at, observed.last_line = self._clock.time(), last_line
+                observed.next_step = "not restarted"
+            case decide.StepAfterExit.FAILED:
+                observed.next_step = give_up_text(entry, verdict.restarts)
+                self._fail(entry)
+                if exit_.ok and not verdict.restarts and before is not None and not before.ok:
+                    # Another worker has failed before; this one was only the last to end.
+                    observed.last_exit = before
+                    note_failure(entry, failure_of(entry, before.message))
+                elif was_ready or (entry.desired.retries and entry.restart_policy != "no"):
+                    note_failure(entry, failure_of(entry, verdict.reason))
+            case decide.StepAfterExit.RESTART:
+                window = entry.config.restart.window
+                slot.restart_times = [time for time in slot.restart_times if now - time <= window] + [now]
+                observed.restarts += 1
+                slot.spent = verdict.spent
+                if was_ready and verdict.delay_seconds > 0:
+                    observed.failure = failure_of(entry, exit_.message)
+                self._back_off(entry, slot, verdict.delay_seconds)
+
+    def _exit_situation(
+        self, entry: Entry, index: int, now: float, *, was_ready: bool
+    ) -> decide.ExitSituation:
+        others = [slot for other, slot in entry.observed.slots.items() if other != index]
+        return decide.ExitSituation(
+            now,
+            was_ready,
+            restarts=entry.slot(index).restart_times,
+            was_up=entry.observed.was_up,
+            spent=entry.slot(index).spent,
+            others=bool(entry.observed.staying),
+            others_wait=any(slot.backoff is not None for slot in others),
+            others_failed=any(slot.vacant == "failed" for slot in others),
+            may_sleep=entry.sleepy and not entry.observed.needed and entry.window_demand != AWAKE,
+            retries=entry.desired.retries,
+        )
+
+    def _fail(self, entry: Entry) -> None:
+        """Mark the server as failed.
+
+        If it may sleep, it goes to sleep after the restart window, and a request then wakes it.
+        """
+        entry.set_desired(Desired.FAILED)
+        if entry.sleepy and entry.desired.retries and entry.restart_policy != "no":
+            entry.observed.called = False
+
+            def sleep() -> None:
+                entry.set_desired(Desired.RUN)
+                self._queue.touch(entry, progressed=True)
+
+            loop, window = asyncio.get_running_loop(), entry.config.restart.window
+            entry.observed.sleep_timer = loop.call_later(window, sleep)
+
+    def _back_off(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
+        entry.observed.next_step = restart_text(delay_seconds, len(slot.restart_times))
+        if delay_seconds > 0:
+            self._begin_backoff(entry, slot, delay_seconds)
+
+    def _begin_backoff(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
+        slot.end_backoff()
+
+        def end() -> None:
+            slot.end_backoff()
+            self._queue.touch(entry, progressed=True)
+
+        slot.backoff = asyncio.get_running_loop().call_later(delay_seconds, end)
+        # A client waits only for an attempt that will probably succeed, and no longer than a start may take.
+        is_hopeful = entry.observed.was_up and slot.failed_attempts <= MAX_ATTEMPTS_AWAITED
+        slot.refuses = not is_hopeful or delay_seconds > entry.config.start_timeout
+
+    def record_start(self, entry: Entry, worker: Worker) -> None:
+        """Record what a ready worker shows of its program: whose socket it uses, and whether two can run at once."""
+        self._record_use_of_pool_socket(entry, worker)
+        self._record_overlap(entry, worker)
+
+    # Programs that bind a socket of their own instead of using the pool's.
+
+    def _may_retry_without_listener(self, entry: Entry, worker: Worker) -> bool:
+        """Whether to start the program again without the pool's listener, which may prevent it from binding."""
+        config = worker.config
+        return (
+            not (
+                entry.observed.socket_found
+                or "socket" in config.model_fields_set
+                or config.binds_itself
+                or config.job
+            )
+            and bool(config.command)
+            and not any("{fd}" in word for word in config.command or ())
+            and worker.config is entry.config
+            and entry.wanted
+            and entry.desired.retries
+            and not entry.observed.workers
+            and entry.size == config.scale.min == 1
+        )
+
+    def _switch_socket_opener(self, entry: Entry, finding: str) -> None:
+        entry.observed.socket_found = finding
+        socket = "program" if finding == "tried" else "pool"
+        self._servers.replace_config(entry, entry.config.model_copy(update={"socket": socket}))
+        self._queue.touch(entry, progressed=True)
+
+    def _record_use_of_pool_socket(self, entry: Entry, worker: Worker) -> None:
+        """Record whether a ready program uses the pool's socket. Warn if the program did not start with that socket."""
+        if not worker.config.command or not worker.config.listens:
+            return
+        if entry.observed.socket_found != "tried":
+            entry.observed.socket_found = entry.observed.socket_found or (
+                "" if worker.config.binds_itself else "pool"
+            )
+            return
+        entry.observed.socket_found = "program"
+        message = (
+            f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
+            'socket = "program" to its table: a restart ends the old process first'
+        )
+        record_warning(self._recorder, entry, "own socket", message)
+
+    # Programs that cannot start while the previous process of their server runs.
+
+    def _may_retry_without_overlap(self, entry: Entry, worker: Worker) -> bool:
+        """Whether to start the program again after the end of the older process, which may have prevented its start.
+
+        Not if an earlier start has succeeded while an older process ran, unless an address is in use.
+        """
+        config, observed = worker.config, entry.observed
+        reason = worker.failure.message if worker.failure is not None else ""
+        return (
+            entry.wanted
+            and entry.may_overlap
+            and config.takes_pool_socket
+            and "overlap" not in config.model_fields_set
+            and worker.placement is not None
+            and worker.ready_at is None
+            and not worker.given_up
+            and entry.is_current(worker)
+            and has_older_worker(entry, worker)
+            and (
+                reports_address_in_use(reason)
+                or not (observed.overlap_found or reports_error_in_code(reason))
+            )
+        )
+
+    def _retry_without_overlap(self, entry: Entry, worker: Worker) -> None:
+        if worker.generation != entry.desired.generation:
+            entry.renew_worker(worker.index)
+        # Other workers of the same generation may fail as well.
+        elif entry.desired.restarting == entry.desired.generation:
+            entry.order_restart()
+        else:
+            entry.begin_generation()
+        entry.observed.overlap_found = "tried"
+        self._queue.touch(entry, progressed=True)
+
+    def _record_overlap(self, entry: Entry, worker: Worker) -> None:
+        """Record whether a ready program has started while an older process ran. Warn if it could not."""
+        if not worker.config.takes_pool_socket:
+            return
+        if entry.observed.overlap_found == "tried":
+            entry.observed.overlap_found = "no"
+            message = (
+                "cannot start while its previous process runs, and was started again after its end; from now on a "
+                "restart ends the old process first, and connections wait: overlap = false in its table says so"
+            )
+            record_warning(self._recorder, entry, "no overlap", message)
+        elif not entry.observed.overlap_found and has_older_worker(entry, worker):
+            entry.observed.overlap_found = "yes"
+
+
+def has_older_worker(entry: Entry, worker: Worker) -> bool:
+    """Whether a worker still runs that this one, or another of its generation, replaces."""
+    return any(
+        each.generation < worker.generation and not entry.is_current(each)
+        for each in entry.observed.workers.values()
+    )
