@@ -39,7 +39,7 @@ help:
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make features      the rest works without each feature, in a copy of the tree: ARGS='NAME…'"
-	@echo "make mutants       random mutants, each run with its module's own tests: ARGS='PATH… --seed N'"
+	@echo "make mutants       random mutants, each run with the tests of its package: ARGS='PATH… --seed N'"
 	@echo "make docs          the site of the documentation, in site/; warnings are errors"
 	@echo "make completions   regenerates completions/ and the man page"
 	@echo "make release       what is published, in dist/, built twice and compared: ARGS=--test runs the tests with it"

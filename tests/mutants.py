@@ -1,8 +1,8 @@
-"""Draws random mutants and runs each with its module's own tests: `python -m tests.mutants [PATH…] [OPTIONS]`.
+"""Draws random mutants and runs each with the tests of its package: `python -m tests.mutants [PATH…] [OPTIONS]`.
 
-A mutant is the package with one expression or statement changed. It survives if the tests that are named after its
-module still pass: either they miss a behaviour, or the changed code has no effect and can go. The exit status is 1 if
-more survive than `--most` allows. Strings and annotations are not changed, nor what runs only for type checkers.
+A mutant is the code with one expression or statement changed. It survives if the tests of its package or feature still
+pass: either they miss a behaviour, or the changed code has no effect and can go. The exit status is 1 if more survive
+than `--most` allows. Strings and annotations are not changed, nor what runs only for type checkers.
 
 PATH limits the draw to files and folders of the package, or to one line: `poolctl/core/decide.py:120`.
 """
@@ -27,7 +27,7 @@ from queue import SimpleQueue
 
 from tests.without_features import NOT_COPIED, ROOT, make_environment
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 900.0
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -48,11 +48,6 @@ class Mutant:
     end: int
     new: str
 
-    @property
-    def test(self) -> Path | None:
-        """The file of tests that is named after the module, or None."""
-        return own_test(self.path)
-
     def text(self) -> str:
         source = self.path.read_bytes()
         return (source[: self.begin] + self.new.encode() + source[self.end :]).decode()
@@ -67,12 +62,15 @@ class Mutant:
         return "\n".join(f"    {line}" for line in changed[1:])
 
 
-def own_test(path: Path) -> Path | None:
-    """The file of tests that is named after a module: in the folder of its feature or of its package."""
+def tests_of(path: Path) -> list[Path]:
+    """The tests of a module's package or feature: the file with its name first, then small files before large ones."""
     parts = path.relative_to(ROOT / "poolctl").parts
-    of_feature = parts[0] == "features" and len(parts) > 2
-    folder = Path("tests/features", parts[1]) if of_feature else Path("tests/unit", *parts[:-1][:1])
-    return next((ROOT / folder).rglob(f"test_{path.stem.strip('_')}.py"), None)
+    name = f"test_{path.stem.strip('_')}.py"
+    if len(parts) == 1:
+        return list((ROOT / "tests/unit").glob(name))
+    folder = Path("tests/features", parts[1]) if parts[0] == "features" else Path("tests/unit", parts[0])
+    files = (ROOT / folder).rglob("test_*.py")
+    return sorted(files, key=lambda file: (file.name != name, file.stat().st_size))
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
@@ -161,8 +159,8 @@ class Trees:
             shutil.copytree(ROOT, tree, ignore=NOT_COPIED, symlinks=True)
             self._free.put((tree, make_environment(tree, [])))
 
-    def passes(self, test: Path, mutant: Mutant | None) -> bool:
-        """Whether the tests of one file pass, with a mutant or with the package as it is."""
+    def passes(self, tests: list[Path], mutant: Mutant | None) -> bool:
+        """Whether the tests of these files pass, with a mutant or with the code as it is."""
         tree, python = self._free.get()
         place = tree / mutant.path.relative_to(ROOT) if mutant else None
         try:
@@ -178,7 +176,7 @@ class Trees:
                 "no:cacheprovider",
                 "-m",
                 "not heavy",
-                test.relative_to(ROOT),
+                *(test.relative_to(ROOT) for test in tests),
             ]
             return (
                 subprocess.run(
@@ -205,7 +203,7 @@ def drawn(paths: list[str], count: int, seed: int) -> list[Mutant]:
         name, _, line = each.partition(":")
         place = ROOT / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            if own_test(path):
+            if tests_of(path):
                 for mutant in mutants_of(path):
                     if not line or mutant.line == int(line):
                         by_line.setdefault((path, mutant.line), []).append(mutant)
@@ -233,14 +231,13 @@ def main() -> int:
     ):
         os.chmod(directory, 0o755)  # some tests run as another user
         trees = Trees(Path(directory), arguments.jobs)
-        tests = sorted({mutant.test for mutant in mutants if mutant.test})
-        for test, passed in zip(
-            tests, threads.map(lambda test: trees.passes(test, None), tests), strict=True
-        ):
+        packages = {frozenset(tests_of(mutant.path)): mutant.path.parent for mutant in mutants}
+        unchanged = threads.map(lambda tests: trees.passes(sorted(tests), None), packages)
+        for package, passed in zip(packages.values(), unchanged, strict=True):
             if not passed:
-                print(f"{test.relative_to(ROOT)} fails without a mutant, too")
+                print(f"the tests of {package.relative_to(ROOT)} fail without a mutant, too")
                 return 2
-        results = threads.map(lambda mutant: bool(mutant.test and trees.passes(mutant.test, mutant)), mutants)
+        results = threads.map(lambda mutant: trees.passes(tests_of(mutant.path), mutant), mutants)
         for mutant, lives in zip(mutants, results, strict=True):
             survived += lives
             verdict = "survived" if lives else "killed"

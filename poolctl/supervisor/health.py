@@ -29,7 +29,7 @@ from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.local.local_runner import LocalRunner
-from poolctl.runners.local.local_worker import WorkerHeartbeats
+from poolctl.runners.local.tallies import WorkerHeartbeats
 from poolctl.runners.process_usage import USAGE_SECONDS, ProcessUsages
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.states import Status

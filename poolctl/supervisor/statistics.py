@@ -20,7 +20,7 @@ from poolctl.monitor import metrics
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import BOUNDS_SECONDS, INTERVAL_SECONDS, Figure, ServerSnapshot, worker_pids
-from poolctl.runners.local.local_worker import Tallies
+from poolctl.runners.local.tallies import Tallies
 from poolctl.runners.process_usage import Usage
 from poolctl.states import Status
 from poolctl.worker import tally

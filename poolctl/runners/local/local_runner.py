@@ -27,22 +27,17 @@ from ..process_usage import ProcessUsages
 from ..runner_protocol import Exit, Placement, Runner, RunnerEventHandler, WorkerFailed
 from ..stack_report import WorkerStacks
 from ..worker_spec import hook_config
+from . import readiness
 from .activation import Activator
 from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
-from .local_worker import (
-    LocalWorker,
-    RoutesMessage,
-    RunnerWorkers,
-    StackReader,
-    Tallies,
-    WorkerHeartbeats,
-    listening_inodes,
-)
+from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers
 from .memory_kills import MemoryKills
 from .output_pipes import MAX_TAILS, OutputPipes, last_lines
 from .private_ports import free_private_address
+from .program_ports import listening_inodes
 from .server_sockets import AdoptionPairs, Gateway, Sockets, WorkerRoutes
+from .stack_reader import StackReader
 from .takeover import (
     Adopter,
     AdoptionResult,
@@ -51,6 +46,7 @@ from .takeover import (
     take_over,
     wait_briefly_for_reports,
 )
+from .tallies import Tallies, WorkerHeartbeats
 from .zygotes import AppZygotes, Children, ImportLimit, InterpreterZygoteIdentity, ProcessIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -324,7 +320,7 @@ class LocalRunner(Runner):
         if worker is None:
             raise WorkerFailed("has ended before")
         if worker.server.ready_line is None:
-            await worker.wait_until_ready(self.sockets.of(worker.server))
+            await readiness.wait_until_ready(worker, self.sockets.of(worker.server))
         else:
             await worker.become_ready_by(self.output.wait_for_ready_line(worker.output))
 
@@ -349,7 +345,7 @@ class LocalRunner(Runner):
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
-        return await worker.connect_for_probe(kind, plain, self.sockets.of(worker.server), own=own)
+        return await readiness.connect_for_probe(worker, kind, plain, self.sockets.of(worker.server), own=own)
 
     async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:

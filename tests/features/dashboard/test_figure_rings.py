@@ -30,7 +30,7 @@ from poolctl.supervisor.statistics import ServerHistory
 from poolctl.worker import tally
 from tests.examples import examples
 from tests.unit.core.ordered_core import run, turns
-from tests.unit.runners.test_local_worker import readings, writes_over_time
+from tests.unit.runners.test_tallies import readings, writes_over_time
 from tests.unit.supervisor.test_reading_verbs import Recorded
 
 

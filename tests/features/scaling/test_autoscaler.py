@@ -20,7 +20,8 @@ from poolctl.features.scaling._triggers import Part
 from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, LoadSampler
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
-from poolctl.runners.local.local_worker import Tallies, Tally
+from poolctl.runners.local.tallies import Tallies
+from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.worker import tally

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.platform import process_cpu_ns
-from poolctl.runners.local.local_worker import EventLoopIdleDetector, Tally
+from poolctl.runners.local.tally_page import EventLoopIdleDetector, Tally
 from tests.deadline import wait_until
 from tests.processes import freeze
 from tests.real_pool import RealPool

@@ -23,9 +23,10 @@ from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import local_runner, zygotes
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
-from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers, Tally
+from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.server_sockets import WorkerRoutes
 from poolctl.runners.local.takeover import AdoptionResult
+from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.withheld_variables import withheld_variables

@@ -5,54 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
-from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from poolctl import ServerConfig, platform
+from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.listeners import sock_diag
-from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import process_start
-from poolctl.runners.local import local_worker as module
+from poolctl.runners.local import local_worker
 from poolctl.runners.local.local_worker import (
+    KILL_SECONDS,
     AdoptedWorker,
     LocalWorker,
-    NotifySocket,
     RoutesMessage,
     RunnerWorkers,
-    StackReader,
-    Tallies,
-    Tally,
-    WorkerHeartbeats,
-    wait_until_listening,
 )
+from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
 from poolctl.runners.local.server_sockets import WorkerRoutes
 from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
-from poolctl.runners.stack_report import WorkerStacks
 from poolctl.runners.worker_spec import added_environment, argument_vector
-from poolctl.worker import tally
-from poolctl.worker.process_setup import BEAT
-from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDumper, promise_stacks, read_stacks
-from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
-from tests.examples import examples
 from tests.virtual_loop import VirtualLoop
 
 
@@ -159,7 +138,7 @@ def test_served_requests_are_believed_once_and_only_where_there_is_a_limit() -> 
 def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_END_SECONDS", 0.02)
+    monkeypatch.setattr(local_worker, "_END_SECONDS", 0.02)
 
     async def scenario() -> None:
         for ends in (True, False):
@@ -194,7 +173,7 @@ def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_its_own
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        await worker(command=["celery"], **keys).wait_until_ready([])
+        await wait_until_ready(worker(command=["celery"], **keys), [])
         assert loop.time() - begun == seconds
 
     _run_virtually(scenario())
@@ -204,7 +183,7 @@ def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None
     async def scenario() -> None:
         found = worker(command=["celery"], notify=True)
         asyncio.get_running_loop().call_later(20, found.mark_ready)
-        await found.wait_until_ready([])
+        await wait_until_ready(found, [])
         assert asyncio.get_running_loop().time() == 20
 
     _run_virtually(scenario())
@@ -224,7 +203,7 @@ def test_program_without_a_port_that_ends_at_once_has_not_started(
         found = worker(command=["celery"])
         asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_returncode(status))
         with pytest.raises(WorkerFailed) as raised:
-            await found.wait_until_ready([])
+            await wait_until_ready(found, [])
         assert raised.value.message == message
         assert raised.value.hint.endswith(hint)
 
@@ -296,144 +275,6 @@ def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
     asyncio.run(scenario())
 
 
-PLACEMENT = Placement.of("web", 1, 0, where="pid 7", pid=7)
-
-
-class Pool:
-    """The tallies of one worker, at a time that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        fd = tally.create_tally_page()
-        self.page = tally.map_page(fd)
-        self.tally = Tally(fd, self.now, lambda: self.now)
-        self.refused: list[tuple[str, str, str]] = []
-        self.ended: list[tally.Counts] = []
-        keeper: Any = SimpleNamespace(send=lambda message, fds=(): None)
-        worker: Any = SimpleNamespace(tally=self.tally)
-        events: Any = SimpleNamespace(
-            record_impossible_counts_event=lambda *why: self.refused.append(why),
-            add_up_counts=lambda server, name, counts: self.ended.append(counts),
-        )
-        self.tallies = Tallies(keeper, {PLACEMENT.id: worker}, lambda: events)
-
-    def counts(self) -> tally.Counts:
-        counts = self.tallies.counts(PLACEMENT)
-        assert counts is not None
-        return counts
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.tally.close()
-
-
-@pytest.mark.parametrize("slot", range(1, tally.COUNTED))
-def test_number_that_no_worker_can_have_counted_is_refused_and_reported_once(pool: Pool, slot: int) -> None:
-    pool.page[tally.STARTED] = pool.page[tally.BUCKETS] = 5
-    before = pool.counts()
-    pool.now += 2
-    pool.page[slot] = 1 << 63
-    for _ in range(3):
-        assert pool.counts()[: tally.COUNTED] == before[: tally.COUNTED]
-    assert [(server, worker) for server, worker, _ in pool.refused] == [("web", PLACEMENT.id)]
-    assert f"slot {slot} went from {before[slot]} to" in pool.refused[0][2]
-
-
-def test_refusal_is_reported_when_a_heartbeat_was_the_first_to_read_the_page(pool: Pool) -> None:
-    pool.page[tally.BEAT_ANSWERED_NS] = 7
-    pool.page[tally.STARTED] = 1 << 63
-    assert pool.tally.last_beat_ns() == 7
-    pool.counts()
-    assert len(pool.refused) == 1
-
-
-def test_worker_as_fast_as_one_can_be_is_believed_and_a_faster_one_is_not(pool: Pool) -> None:
-    for seconds in (0.0, 0.25, 2.0, 3600.0):
-        pool.now += seconds
-        pool.page[tally.STARTED] += int(seconds * tally.MAX_PER_SECOND)
-        assert pool.counts()[tally.STARTED] == pool.page[tally.STARTED]
-    # A step back: the response to a probe is counted and then subtracted.
-    pool.page[tally.STARTED] -= 1
-    assert pool.counts()[tally.STARTED] == pool.page[tally.STARTED]
-    assert not pool.refused
-    pool.now += 1
-    pool.page[tally.STARTED] += 3 * tally.MAX_PER_SECOND
-    assert pool.counts()[tally.STARTED] < pool.page[tally.STARTED]
-    assert pool.refused
-
-
-def test_counts_of_a_refused_worker_that_ends_are_those_before(pool: Pool) -> None:
-    pool.page[tally.STARTED], pool.page[tally.BUCKETS] = 5, 3
-    pool.page[tally.OPEN_CONNECTIONS] = 2
-    pool.counts()
-    pool.page[tally.STARTED] = 1 << 40
-    pool.tallies.collect_final_counts("web", "web:1.0:7", pool.tally)
-    (left,) = pool.ended
-    assert (left[tally.STARTED], left[tally.DISCONNECTED], left[tally.OPEN_CONNECTIONS]) == (5, 2, 0)
-    assert pool.refused[0][:2] == ("web", "web:1.0:7")
-
-
-def test_page_of_an_earlier_supervisor_is_judged_by_the_time_since_the_machine_started() -> None:
-    fd = tally.create_tally_page()
-    page = tally.map_page(fd)
-    page[tally.STARTED] = 50 * tally.MAX_PER_SECOND
-    believed, refused = Tally(fd, now=lambda: 60.0), Tally(fd, now=lambda: 40.0)
-    assert (believed.counts() or [])[tally.STARTED] == page[tally.STARTED]
-    assert (refused.counts() or [])[tally.STARTED] == 0
-    believed.close()
-
-
-def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:
-    """Numbers that an application writes into its page, after a pause in seconds each time."""
-    number = st.one_of(
-        st.integers(0, 100), st.integers(0, (1 << 64) - 1), st.sampled_from([1 << 62, 1 << 63])
-    )
-    writes = st.lists(st.tuples(st.integers(1, tally.SIZE_BYTES // 8 - 1), number), min_size=1, max_size=20)
-    return st.lists(st.tuples(st.floats(0, 1e6), writes), min_size=2, max_size=5)
-
-
-def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple[float, tally.Counts]]:
-    """The time and the counts of a server whose worker has written this, and has ended after each step."""
-    pool, total = Pool(), [0] * tally.COUNTED
-    try:
-        for seconds, changes in steps:
-            pool.now += seconds
-            for slot, value in changes:
-                pool.page[slot] = value
-            counts = pool.counts()
-            array("q", counts)
-            seen = list(total)
-            tally.add(seen, counts)
-            yield pool.now, seen
-            tally.add(total, tally.final_counts(counts))
-            array("q", total)
-            assert pool.tally.last_beat_ns() <= tally.MAX
-    finally:
-        pool.tally.close()
-
-
-@pytest.mark.slow
-def test_every_reading_of_a_page_with_random_numbers_fits_an_array() -> None:
-    @examples(200)
-    @given(writes_over_time())
-    def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
-        for _, counts in readings(steps):
-            array("q", counts)
-
-    check()
-
-
-def test_sum_of_any_number_of_pages_fits_too() -> None:
-    total, most = [0] * tally.COUNTED, [tally.MAX] * tally.COUNTED
-    for _ in range(3):
-        tally.add(total, most)
-    array("q", total)
-    assert total[tally.STARTED] == tally.MAX
-
-
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:
     return ServerConfig(name="web", bind=bind, command=list(command), **keys)
 
@@ -463,656 +304,8 @@ def test_placeholders_of_the_address_are_filled_in_in_the_environment_too(tmp_pa
     assert added_environment(app) == {"AT": "{port}"}
 
 
-@pytest.fixture
-def short_path() -> Any:
-    with tempfile.TemporaryDirectory(prefix="pc-") as directory:
-        yield Path(directory)
-
-
-@contextlib.contextmanager
-def listening(kind: str, directory: Path, backlog: int = 100) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as listener:
-        listener.bind(("127.0.0.1", 0) if kind == "tcp" else str(directory / "a.sock"))
-        listener.listen(backlog)
-        yield listener
-
-
-def program_at(listener: socket.socket, pid: int | None = None, **keys: Any) -> LocalWorker:
-    """A worker with a command that uses the listener, whose process is this one."""
-    where = listener.getsockname()
-    bind = f"unix:{where}" if isinstance(where, str) else f"127.0.0.1:{where[1]}"
-    return worker(command=["prog"], bind=bind, pid=pid or os.getpid(), **keys)
-
-
-async def one_in_queue(listener: socket.socket) -> None:
-    """Wait until a connection is in the accept queue: the other process accepts no more."""
-    async with asyncio.timeout(60):
-        while accept_queue(listener) == 0:
-            await asyncio.sleep(0.01)
-
-
-@contextlib.contextmanager
-def accepting_process(listener: socket.socket, count: int = 1_000_000) -> Iterator[int]:
-    """Another process that accepts up to `count` connections from the listener; yields its pid."""
-    pid = os.fork()
-    if pid == 0:
-        kept = [listener.accept() for _ in range(count)]
-        signal.pause()
-        os._exit(len(kept))
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening(kind, short_path) as listener:
-            program = program_at(listener)
-            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-            await asyncio.sleep(0.1)
-            assert not waiting.done()
-            accepted, _ = listener.accept()
-            with accepted, contextlib.ExitStack() as others:
-                # The program is busy with the first one, and its queue is never empty.
-                for _ in range(3):
-                    others.enter_context(socket.socket(listener.family)).connect(listener.getsockname())
-                await asyncio.wait_for(waiting, 60)
-                assert accepted.recv(1) == b"", "it is not kept waiting by ours"
-
-    asyncio.run(scenario())
-
-
-def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening("unix", short_path, 0) as listener, contextlib.ExitStack() as others:
-            listener.settimeout(60)
-            others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
-            waiting = asyncio.ensure_future(program_at(listener).wait_until_ready([listener]))
-            await asyncio.sleep(0.1)
-            assert not waiting.done()
-            for _ in range(2):
-                others.enter_context((await asyncio.to_thread(listener.accept))[0])
-            await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-@pytest.mark.parametrize("generation", [1, 2], ids=["older", "of the same age"])
-def test_a_program_is_not_ready_because_another_worker_accepts(
-    kind: str, generation: int, short_path: Path
-) -> None:
-    async def scenario() -> None:
-        with listening(kind, short_path) as listener:
-            program = program_at(listener, generation=2)
-            with accepting_process(listener, 3) as pid:
-                other = program_at(listener, pid, generation=generation)
-                program.peers = lambda: [other]
-                waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-                await one_in_queue(listener)
-                assert not waiting.done()
-                with listener.accept()[0]:
-                    await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-def test_a_program_is_ready_when_it_has_accepted_a_client_while_probes_wait(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_FIRST_LISTING_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_LISTING_SECONDS", 60.0)
-
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener, contextlib.ExitStack() as clients:
-            for _ in range(5):
-                clients.enter_context(socket.create_connection(listener.getsockname()))
-            program = program_at(listener)
-            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-            await asyncio.sleep(0.3)
-            assert not waiting.done()
-            with listener.accept()[0]:
-                await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-def test_connection_that_an_unknown_process_accepts_counts_only_without_an_older_worker(
-    short_path: Path,
-) -> None:
-    async def work(listener: socket.socket, stranger: int, leader: int) -> None:
-        begun = process_start(stranger) or 0
-        for start, older, is_ready in ((begun, 0, True), (begun + 1, 0, False), (begun, 1, False)):
-            program = program_at(listener, leader, generation=2)
-            program.start = start
-            peers = [program_at(listener, 1, generation=1)] * older
-            program.peers = lambda peers=peers: peers  # type: ignore[misc]
-            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-            if is_ready:
-                await asyncio.wait_for(waiting, 60)
-            else:
-                await asyncio.sleep(0.3)
-                assert not waiting.done()
-                waiting.cancel()
-
-    with (
-        listening("tcp", short_path) as listener,
-        accepting_process(listener) as stranger,
-        subprocess.Popen(["sleep", "60"]) as leader,
-    ):
-        asyncio.run(work(listener, stranger, leader.pid))
-        leader.kill()
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_connection_that_is_closed_at_once_counts_only_without_an_older_worker(
-    kind: str, short_path: Path
-) -> None:
-    async def scenario() -> None:
-        with listening(kind, short_path) as listener:
-            program, keeper = program_at(listener, generation=2), Keeper()
-            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-            await one_in_queue(listener)
-            listener.accept()[0].close()
-            await asyncio.wait_for(waiting, 60)
-
-            older, program = program, program_at(listener, keeper=keeper, generation=3)
-            program.peers = lambda: [older]
-            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-            for _ in range(3):
-                await one_in_queue(listener)
-                listener.accept()[0].close()
-            await asyncio.sleep(0.1)
-            assert (waiting.done(), keeper.killed) == (False, [])
-            await one_in_queue(listener)
-            with listener.accept()[0]:
-                await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-def test_program_that_is_given_only_connections_with_data_is_ready_when_it_accepts(short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
-            program = program_at(listener)
-            waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-            listener.settimeout(60)
-            accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept))
-            with (await accepting)[0]:
-                await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("hidden_by", ["kernel", "deferred accept", "rights"])
-def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older_worker_runs(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch, hidden_by: str
-) -> None:
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener:
-            if hidden_by == "kernel":
-                monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
-            elif hidden_by == "deferred accept":
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
-            else:
-                monkeypatch.setattr(platform, "socket_inodes", lambda pid: None)
-            listener.settimeout(60)
-            older = program_at(listener)
-            waiting = asyncio.ensure_future(older.wait_until_ready([listener]))
-            (await asyncio.to_thread(listener.accept))[0].close()
-            await asyncio.wait_for(waiting, 60)
-
-            keeper = Keeper()
-            program = program_at(listener, keeper=keeper, generation=2)
-            program.peers = lambda: [older]
-            with accepting_process(listener):
-                waiting = asyncio.ensure_future(program.wait_until_ready([listener]))
-                async with asyncio.timeout(60):
-                    while not keeper.killed:
-                        await asyncio.sleep(0.01)
-                program.record_exit(Exit.from_signal(signal.SIGKILL))
-                with pytest.raises(WorkerFailed, match="the system does not show which process accepts"):
-                    await waiting
-
-                notified = program_at(listener, generation=3)
-                notified.peers = lambda: [older]
-                notified.mark_ready()
-                (await notified.connect_for_probe("http", True, [listener], own=True)).close()
-
-    asyncio.run(scenario())
-
-
-def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener, accepting_process(listener, 3) as pid:
-            older = program_at(listener, pid, generation=1)
-            program = program_at(listener, generation=2)
-            program.peers = lambda: [older]
-            connecting = asyncio.ensure_future(program.connect_for_probe("http", True, [listener], own=True))
-            await one_in_queue(listener)
-            accepted, address = listener.accept()
-            with accepted, await asyncio.wait_for(connecting, 60) as probe:
-                assert probe.getsockname() == address
-                probe.send(b"GET")
-                assert accepted.recv(3) == b"GET"
-
-    asyncio.run(scenario())
-
-
-def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: Any) -> None:
-    async def scenario() -> None:
-        port = free_port()
-        there = server("prog", "{port}", bind=f"127.0.0.1:{port}")
-        waiting = asyncio.ensure_future(wait_until_listening(there))
-        await asyncio.sleep(0.1)
-        assert not waiting.done()
-        with socket.create_server(("127.0.0.1", port)):
-            await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(short_path: Path) -> None:
-    path = str(short_path / "program.sock")
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX) as listener:
-
-            def listen() -> None:
-                listener.bind(path)
-                listener.listen()
-
-            loop.call_later(1.0, listen)
-            await wait_until_listening(server("prog", bind=f"unix:{path}"))
-        pauses = [0.01 * 1.5**number for number in range(8)]
-        assert loop.time() == pytest.approx(sum(pauses) + 3 * 0.2)
-
-    _run_virtually(scenario())
-
-
-def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_path: Path) -> None:
-    async def scenario() -> None:
-        found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(3))
-        with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
-            await found.wait_until_ready([])
-        assert asyncio.get_running_loop().time() == 5
-
-    _run_virtually(scenario())
-
-
-def test_ready_is_a_line_among_others_and_the_socket_goes_away() -> None:
-    async def scenario() -> str:
-        notify = NotifySocket.open(os.geteuid())
-        told: list[bool] = []
-        notify.start(lambda: told.append(True))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
-            program.sendto(b"STATUS=READY=1 soon\nMAINPID=7", notify.path)
-            await asyncio.sleep(0.02)
-            assert not told
-            program.sendto(b"STATUS=up\nREADY=1\n", notify.path)
-            while not told:
-                await asyncio.sleep(0)
-        notify.close()
-        notify.close()
-        return notify.path
-
-    path = asyncio.run(asyncio.wait_for(scenario(), 60))
-    assert not os.path.exists(os.path.dirname(path))
-
-
-NOBODY, SOMEBODY = 65534, 54321
-
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
-def in_a_child(uid: int, act: Callable[[], None]) -> int:
-    """The pid of a child that does it as that user, and ends."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setresuid(uid, uid, uid)
-            act()
-        finally:
-            os._exit(0)
-    return pid
-
-
 async def ended(pid: int) -> None:
     await asyncio.to_thread(os.waitpid, pid, 0)
-
-
-def say(path: str, message: bytes) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(message, path)
-
-
-@root_only
-def test_ready_is_accepted_only_from_the_programs_user_and_root() -> None:
-    async def scenario() -> None:
-        heard: list[int] = []
-        notify = NotifySocket.open(NOBODY)
-        notify.start(lambda: heard.append(1))
-        for uid, count in ((SOMEBODY, 0), (NOBODY, 1), (0, 2)):
-            await ended(in_a_child(uid, lambda: say(notify.path, b"STATUS=up\nREADY=1")))
-            await asyncio.sleep(0.01)
-            assert len(heard) == count, uid
-        notify.close()
-
-    asyncio.run(scenario())
-
-
-def test_few_messages_are_read_from_a_program_that_floods() -> None:
-    heard: list[int] = []
-    notify = NotifySocket.open(os.geteuid())
-
-    def flood() -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect(notify.path)
-            while True:
-                sock.send(b"READY=1")
-
-    async def scenario() -> None:
-        notify.start(lambda: heard.append(1))
-        while notify._pause is None and len(heard) <= 100:
-            await asyncio.sleep(0)
-        count = len(heard)
-        assert 0 < count <= 100
-        assert select.select([notify], [], [], 60)[0], "there are more"
-        await asyncio.sleep(0.35)
-        assert len(heard) == count
-        notify.close()
-
-    pid = in_a_child(os.geteuid(), flood)
-    try:
-        _run_virtually(scenario())
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-# Longer than an answer takes, however busy the machine is.
-SECONDS = 60.0
-APP = """
-import asyncio, itertools, os, signal, socket, sys, threading, time
-
-PAGE, CONTROL, PLACE = 3, 4, 100
-control = socket.socket(fileno=CONTROL)
-secret = "hunter2"
-
-def begin():
-    from poolctl.worker.tally import StackDumper
-    dump = StackDumper()
-    dump.install_signal_handlers(PLACE)
-    dump.enable_for_page(PAGE, lambda: control.send(b'{"event":"stacks"}'))
-    control.send(b'{"event":"imported"}')
-    return dump
-
-def sleep(): begin(); time.sleep(1000)
-
-def spin():
-    begin()
-    while True: pass
-
-def lock():
-    begin()
-    held = threading.Lock()
-    held.acquire(); held.acquire()
-
-def hold_the_interpreter():
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})  # no bytecode runs any more, from here on
-    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-    begin()
-    sum(itertools.repeat(0, 10**15))
-
-async def wait_for_event(): await asyncio.Event().wait()
-
-async def numbers():
-    await wait_for_event()
-    yield 1
-
-async def read_numbers():
-    async for _ in numbers(): pass
-
-async def wait_for_task(task): await task
-
-async def deadlocked():
-    task = asyncio.create_task(wait_for_event(), name="A")
-    others = [asyncio.create_task(wait_for_event()) for _ in range(20)]
-    others += [asyncio.create_task(wait_for_task(task), name="B"), asyncio.create_task(read_numbers(), name="C")]
-    thread = threading.Thread(target=time.sleep, args=(1000,), name="sleeper", daemon=True)
-    thread.start()
-    await asyncio.sleep(0.01)
-    begin()
-    await asyncio.wait(others)
-
-def deadlock(): asyncio.run(deadlocked())
-
-globals()[sys.argv[1]]()
-"""
-
-
-class Parent(Children):
-    """Signals as the keeper does, without one."""
-
-    def __init__(self, page: int) -> None:
-        self.page = page
-
-    async def try_signal(
-        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
-    ) -> None:
-        os.kill(process.pid, number)
-
-
-class WithoutPatience(Parent):
-    """Signals, and lets the time be over when faulthandler has written, or if nothing is to be expected."""
-
-    async def try_signal(
-        self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
-    ) -> None:
-        os.kill(process.pid, number)
-        if number == ASK_AGAIN:
-            wait_until(lambda: b"in <module>" in read_stacks(self.page))
-        raise TimeoutError
-
-
-def launched(directory: Path, function: str, page: int, control: int) -> subprocess.Popen[bytes]:
-    """A process that is in this function of APP, or will be soon."""
-    (directory / "app.py").write_text(APP)
-    return subprocess.Popen(
-        [sys.executable, "-c", _LAUNCH, str(page), str(control), str(directory), function],
-        pass_fds=(page, control),
-    )
-
-
-def local_worker(process: subprocess.Popen[bytes], tally: Tally, app_dir: str = "/") -> LocalWorker:
-    """The process as a worker, which has not reported anything."""
-    server = ServerConfig(name="web", bind="127.0.0.1:1", app="app:app", app_dir=app_dir)
-    placement = Placement.of("web", 1, 0, pid=process.pid)
-    worker = LocalWorker(cast(Children, None), cast(RunnerEventHandler, None), placement, server, "")
-    worker.tally, worker.start = tally, process_start(process.pid)
-    return worker
-
-
-@asynccontextmanager
-async def running(
-    directory: Path, function: str, children: type[Parent] = Parent
-) -> AsyncIterator[tuple[LocalWorker, StackReader]]:
-    """A worker that is in this function of APP, and the reader of its stacks."""
-    tally = Tally.new()
-    ours, theirs = wire.pair()
-    with theirs:
-        process = launched(directory, function, tally.fileno(), theirs.fileno())
-    try:
-        worker = local_worker(process, tally, str(directory))
-        worker.control_by(ours)
-        await asyncio.wait_for(worker.imported, SECONDS)
-        yield worker, StackReader(children(tally.fileno()), {worker.placement.id: worker})
-        worker.record_exit(Exit())
-    finally:
-        process.kill()
-        process.wait()
-        tally.close()
-
-
-_LAUNCH = """
-import os, runpy, sys
-page, control, directory, function = sys.argv[1:]
-os.dup2(int(page), 103); os.dup2(int(control), 104)
-os.dup2(103, 3); os.dup2(104, 4)
-os.closerange(5, 105)
-sys.argv[1:] = [function]
-runpy.run_path(directory + "/app.py", run_name="app")
-"""
-
-
-def stacks_of(directory: Path, function: str, children: type[Parent] = Parent) -> WorkerStacks:
-    async def scenario() -> WorkerStacks:
-        async with running(directory, function, children) as (worker, reader):
-            return await reader.stacks(worker.placement.id, SECONDS)
-
-    return asyncio.run(scenario())
-
-
-def functions(stack: Any) -> list[str]:
-    return [frame.function for frame in stack.frames]
-
-
-@pytest.mark.parametrize("function", ["spin", "lock"])
-def test_stack_of_a_hung_main_thread_names_the_function(tmp_path: Path, function: str) -> None:
-    _assert_hangs_in(function, stacks_of(tmp_path, function))
-
-
-def _assert_hangs_in(function: str, found: WorkerStacks) -> None:
-    assert (found.source, found.problem, found.kernel) == ("python", "", ())
-    (main,) = found.threads
-    assert (main.main, main.name) == (True, "MainThread")
-    assert function in functions(main)[:2], "at the latest when it begins"
-    assert found.place.startswith(f"{functions(main)[0]} (app.py:")
-    assert "hunter2" not in str(found)
-
-
-def test_worker_goes_on_and_is_asked_again_unless_it_is_stopped(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(tmp_path, "sleep") as (worker, reader):
-            one, two = await asyncio.gather(*(reader.stacks(worker.placement.id, SECONDS) for _ in range(2)))
-            assert one is two, "requests at the same time share an answer"
-            again = await reader.stacks(worker.placement.id, SECONDS)
-            assert again is not one
-            _assert_hangs_in("sleep", again)
-            _stop(worker.process.pid)
-            found = await reader.stacks(worker.placement.id, SECONDS)
-            assert "is stopped" in found.problem
-            assert found.source == ""
-            assert [each.state for each in found.kernel] == ["T"]
-
-    asyncio.run(scenario())
-
-
-def _stop(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    os.waitpid(pid, os.WUNTRACED)
-
-
-def test_stack_of_a_c_function_that_holds_the_interpreter_is_faulthandlers(tmp_path: Path) -> None:
-    found = stacks_of(tmp_path, "hold_the_interpreter", WithoutPatience)
-    assert found.source == "faulthandler"
-    assert "inside a C function" in found.problem
-    assert [each.main for each in found.threads] == [True, False]
-    assert "hold_the_interpreter" in functions(found.threads[0])
-    assert found.tasks == ()
-    assert found.kernel[0].tid == found.pid
-
-
-def test_tasks_of_a_deadlock_show_what_each_waits_for(tmp_path: Path) -> None:
-    found = stacks_of(tmp_path, "deadlock")
-    assert {each.name for each in found.threads} == {"MainThread", "sleeper"}
-    by_name = {name: task for task in found.tasks for name in task.names}
-    crowd = found.tasks[0]
-    assert (crowd.count, len(crowd.names), crowd.waits) == (21, 5, "waits for a Future")
-    assert functions(crowd) == ["Event.wait", "wait_for_event"]
-    assert [each.library for each in crowd.frames] == [True, False]
-    assert by_name["B"].waits == "waits for task A"
-    assert functions(by_name["B"]) == ["wait_for_task"]
-    assert functions(by_name["C"]) == ["Event.wait", "wait_for_event", "numbers", "read_numbers"]
-    shown = "\n".join(found.lines())
-    assert "21 tasks A, " in shown
-    assert "thread sleeper:" in shown
-
-
-def test_process_without_the_handlers_is_not_killed() -> None:
-    process = subprocess.Popen(["sleep", "1000"])
-    tally = Tally.new()
-
-    async def scenario() -> None:
-        worker = local_worker(process, tally)
-        reader = StackReader(WithoutPatience(tally.fileno()), {worker.placement.id: worker})
-        found = await reader.stacks(worker.placement.id, SECONDS)
-        assert "has just been forked" in found.problem
-        promise_stacks(tally.fileno())
-        found = await reader.stacks(worker.placement.id, SECONDS)
-        assert "does not answer" in found.problem
-        assert (found.source, found.threads) == ("", ())
-
-    try:
-        asyncio.run(scenario())
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
-        tally.close()
-
-
-def test_worker_that_has_exited_has_no_stacks() -> None:
-    async def scenario() -> None:
-        reader = StackReader(cast(Children, None), {})
-        found = await reader.stacks("web.1.0", SECONDS)
-        assert (found.problem, found.name, found.worker) == ("it has exited", "web", "web.1.0")
-
-    asyncio.run(scenario())
-
-
-def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_has_set_its_own() -> None:
-    tally, ends = Tally.new(), os.pipe()
-    before = signal.getsignal(ASK)
-    assert not tally.has_stacks
-    try:
-        for handler in (None, signal.SIG_IGN):
-            dump = StackDumper()
-            dump.install_signal_handlers(os.dup(ends[0]))
-            dump.enable_for_page(tally.fileno(), lambda: None)
-            if handler is not None:
-                signal.signal(ASK, handler)
-            dump.disable_and_close()
-            assert signal.getsignal(ASK) is (handler or signal.SIG_DFL)
-            assert tally.has_stacks
-    finally:
-        signal.signal(ASK, before)
-        tally.close()
-        for fd in ends:
-            os.close(fd)
-
-
-def test_page_file_bounds_what_is_written_and_is_cleared_for_the_next_stacks() -> None:
-    tally = Tally.new()
-    try:
-        tally.clear_stacks()
-        assert os.write(tally.fileno(), b"x" * (2 * STACK_BYTES)) == STACK_BYTES
-        with pytest.raises(PermissionError):
-            os.write(tally.fileno(), b"x")
-        assert len(tally.stacks()) == STACK_BYTES
-        tally.clear_stacks()
-        assert tally.stacks() == b""
-        os.write(tally.fileno(), b"next")
-        assert tally.stacks() == b"next"
-        assert tally.counts() is not None
-    finally:
-        tally.close()
 
 
 class Placed:
@@ -1245,106 +438,6 @@ def test_worker_that_is_removed_leaves_the_others_and_their_page(placed: list[Pl
 
 
 # A worker whose event loop is idle.
-
-
-class Kernel:
-    """The kernel's view of a worker: its processor time, and whether it waits for events."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.used_ns: list[int | None] = [1000]
-        self.waits = True
-        self.answered_ns = 900
-        monkeypatch.setattr(module, "process_cpu_ns", lambda _: self._next())
-        monkeypatch.setattr(module, "waits_for_events", lambda _: self.waits)
-
-    def _next(self) -> int | None:
-        return self.used_ns.pop(0) if len(self.used_ns) > 1 else self.used_ns[0]
-
-    def beat_cpu_ns(self) -> int:
-        return self.answered_ns
-
-
-def test_idle_worker_stays_idle_while_its_processor_time_does_not_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kernel, check = Kernel(monkeypatch), module.EventLoopIdleDetector()
-    assert check.is_idle(7, cast(Tally, kernel))
-    kernel.waits = False
-    assert check.is_idle(7, cast(Tally, kernel)), "it has not run since"
-    kernel.used_ns = [1001]
-    assert not check.is_idle(7, cast(Tally, kernel)), "it has run, and not answered"
-    kernel.waits, kernel.answered_ns = True, 1000
-    assert check.is_idle(7, cast(Tally, kernel))
-    kernel.used_ns = [None]
-    assert not check.is_idle(7, cast(Tally, kernel))
-
-
-def test_worker_that_waits_without_another_answer_or_has_run_is_not_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    most = module._AFTER_ANSWER_NS
-    for used, waits, idle in (
-        ([900 + most], True, True),
-        ([901 + most], True, False),
-        ([1000], False, False),
-        ([1000, 1001], True, False),
-        ([None], True, False),
-    ):
-        kernel, check = Kernel(monkeypatch), module.EventLoopIdleDetector()
-        kernel.used_ns, kernel.waits = list(used), waits
-        assert check.is_idle(7, cast(Tally, kernel)) == idle, used
-    kernel, check = Kernel(monkeypatch), module.EventLoopIdleDetector()
-    kernel.waits = False
-    assert not check.is_idle(7, cast(Tally, kernel))
-    kernel.waits, kernel.used_ns = True, [1001]
-    assert not check.is_idle(7, cast(Tally, kernel)), "it has not answered since"
-
-
-def test_notification_socket_can_be_reached_by_every_user_and_goes_away() -> None:
-    async def scenario() -> None:
-        notify = NotifySocket.open(NOBODY)
-        directory = os.path.dirname(notify.path)
-        assert os.stat(directory).st_mode & 0o777 == 0o711
-        assert os.stat(notify.path).st_mode & 0o777 == 0o777
-        assert not os.get_blocking(notify.fileno())
-        notify.start(print)
-        notify.close()
-        notify.close()
-        assert os.path.basename(directory) not in os.listdir(os.path.dirname(directory))
-        assert notify.fileno() == -1
-
-    with no_descriptor_left():
-        asyncio.run(scenario())
-
-
-def test_program_is_reached_through_its_listener_or_at_its_address(short_path: Path) -> None:
-    async def scenario() -> None:
-        path = str(short_path / "program.sock")
-        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
-            unix.bind(path)
-            unix.listen()
-            port = tcp.getsockname()[1]
-            for listener, config, target in (
-                (tcp, server("x", bind=f"127.0.0.1:{port}"), None),
-                (unix, server("x", bind=f"unix:{path}"), None),
-                (tcp, server("x"), tcp),
-            ):
-                probe = await module.connect(config, target)
-                with probe:
-                    accepted, address = listener.accept()
-                    accepted.close()
-                    if listener is tcp:
-                        assert probe.getsockname() == address
-            for listeners in ([], [tcp]):
-                program = worker(command=["serve"], bind=f"127.0.0.1:{port}")
-                with await program.connect_for_probe("http", False, listeners), tcp.accept()[0]:
-                    pass
-            tcp.close()
-            with pytest.raises(ConnectionRefusedError):
-                await module.connect(server("x", bind=f"127.0.0.1:{port}"), None)
-
-    with no_descriptor_left():
-        asyncio.run(scenario())
 
 
 def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
@@ -1601,7 +694,7 @@ def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(survives: 
         else:
             with pytest.raises(TimeoutError):
                 await it.worker.stop(5, None)
-            assert loop.time() == 5 + module.KILL_SECONDS
+            assert loop.time() == 5 + KILL_SECONDS
         assert it.keeper.signals == [signal.SIGKILL]
 
     control(scenario)
@@ -1628,7 +721,7 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count() -> None
         assert found.control is not None
         assert found.control.sock.fileno() == -1
         with pytest.raises(ConnectionRefusedError, match="it has exited"):
-            await found.connect_for_probe("http", False, [])
+            await connect_for_probe(found, "http", False, [])
 
     control(scenario)
 
@@ -1653,7 +746,7 @@ def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
         found = worker(command=["migrate"], job=True)
         asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(status))
         with pytest.raises(WorkerFailed) as raised:
-            await found.wait_until_ready([])
+            await wait_until_ready(found, [])
         assert asyncio.get_running_loop().time() == 5
         before = "" if status else " before it was ready"
         assert raised.value.message == f"exited with status {status}{before}"
@@ -1664,7 +757,7 @@ def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
 
 def test_probe_gets_a_connection_of_its_own_to_the_worker() -> None:
     async def scenario(it: Controlled) -> None:
-        with await it.worker.connect_for_probe("echo", True, []) as ours:
+        with await connect_for_probe(it.worker, "echo", True, []) as ours:
             received = wire.receive(it.end)
             assert received is not None
             message, (fd,) = received
@@ -1682,7 +775,7 @@ def test_worker_that_reads_no_orders_is_not_sent_more_connections() -> None:
         while not it.worker.control.waits:
             it.worker.set_in_rotation(True)
         with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
-            await it.worker.connect_for_probe("echo", True, [])
+            await connect_for_probe(it.worker, "echo", True, [])
 
     control(scenario)
 
@@ -1701,33 +794,6 @@ def test_routes_are_sent_once_the_worker_begins_and_only_while_they_are_the_newe
             assert it.orders() == [({"order": "routes"}, 0)]
         found.assign_routes(RoutesMessage(routes, "web"))
         assert it.orders() == []
-
-    control(scenario)
-
-
-def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
-    async def scenario(it: Controlled) -> None:
-        found = it.worker
-        beats = WorkerHeartbeats({found.placement.id: found})
-        assert not beats.request_beat(found.placement, 5)
-        assert beats.last_beat_ns(found.placement) == 0
-        assert not beats.idle_since_answer(found.placement)
-        fd = tally.create_tally_page()
-        page = tally.map_page(fd)
-        found.tally = Tally(fd)
-        assert beats.request_beat(found.placement, 7)
-        assert page[tally.BEAT_ASKED_NS] == 7
-        assert it.end.recv(100) == BEAT
-        page[tally.BEAT_ANSWERED_NS] = 9
-        page[tally.BEAT_CPU_NS] = 11
-        assert not beats.idle_since_answer(found.placement)
-        assert (beats.last_beat_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)
-        unknown = Placement.of("web", 9, 9)
-        assert (beats.request_beat(unknown, 1), beats.last_beat_ns(unknown)) == (False, 0)
-        assert not beats.idle_since_answer(unknown)
-        found.tally.close()
-        found.tally.close()
-        assert found.tally.fileno() == -1
 
     control(scenario)
 
@@ -1758,51 +824,3 @@ def test_facts_for_another_supervisor_are_complete() -> None:
         assert found.meta()["start"] == process_start(os.getpid())
 
     asyncio.run(scenario())
-
-
-class SentToKeeper:
-    """The messages that the keeper is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[wire.Message, list[int]]] = []
-
-    def send(self, message: wire.Message, fds: Any = ()) -> None:
-        self.sent.append((message, list(fds)))
-
-
-def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -> None:
-    keeper = SentToKeeper()
-    workers: dict[str, LocalWorker] = {}
-    added: list[tuple[str, str, tally.Counts]] = []
-    events: Any = SimpleNamespace(add_up_counts=lambda *ended: added.append(ended))
-    tallies = Tallies(cast(Any, keeper), workers, lambda: events)
-    with no_descriptor_left():
-        for name, requests in (("web.1.1", 3), ("web.1.0", 2), ("web.1.2", 0)):
-            fd = tally.create_tally_page()
-            page = tally.map_page(fd)
-            page[tally.STARTED] = page[tally.BUCKETS] = requests
-            ended = Tally(fd)
-            tallies.collect_final_counts("web", name, ended)
-            assert ended.fileno() == -1
-            assert [each for each, fds in keeper.sent if fds == [fd]] == (
-                [{"op": "put", "name": f"tally:{name}", "meta": {"server": "web"}}] if requests else []
-            )
-            keeper.sent.clear()
-            del page
-        assert [(name, server, counts[tally.STARTED]) for server, name, counts in added] == [
-            ("web.1.1", "web", 3),
-            ("web.1.0", "web", 2),
-        ]
-        assert tallies.unsaved_workers == ["web.1.0", "web.1.1"]
-        fd = tally.create_tally_page()
-        page = tally.map_page(fd)
-        page[tally.STARTED] = page[tally.BUCKETS] = 4
-        assert tallies.add_up_unsaved_counts("api.1.0", {"server": "api"}, [fd]) == []
-        del page
-        assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api", "api.1.0"), 4)
-        assert tallies.unsaved_workers == ["api.1.0", "web.1.0", "web.1.1"]
-        tallies.discard_saved_counts()
-        dropped = sorted(message["name"] for message, _ in keeper.sent if message["op"] == "drop")
-        assert dropped == ["tally:api.1.0", "tally:web.1.0", "tally:web.1.1"]
-        assert tallies.unsaved_workers == []
-        assert tallies.counts(PLACEMENT) is None
