@@ -28,6 +28,14 @@ def poolctl(
     return run
 
 
+def test_printed_file_is_unchanged_in_a_ci(
+    poolctl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    (tmp_path / "Procfile").write_text("web: date '##[%s]'\n")
+    assert "##[%s]" in poolctl("import", "Procfile")[1]
+
+
 def test_file_is_written_once(poolctl: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_text("w: sleep 60\nwhat\n")
     said = (0, "wrote pool.toml: 1 server, 1 remark; next: read it, then poolctl start\n", "")
