@@ -14,6 +14,7 @@ from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandle
 from poolctl.states import State, in_words
 
 from . import decide
+from .addresses import AddressRegistry, abandoned_listeners, same_listener
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
 from .decide import (
     ASLEEP,
@@ -38,8 +39,9 @@ from .health_checks import HealthChecks
 from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Entry, RunningHook, StartAfterStop, Worker
-from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue, abandoned_listeners, same_listener
+from .servers import ServerRegistry
 from .stack_recorder import StackRecorder
+from .workqueue import Recorder, Workqueue
 
 # Another program may take the port between the choice and the use of it.
 

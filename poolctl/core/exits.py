@@ -12,6 +12,7 @@ from poolctl.clock import Clock
 from poolctl.runners.runner_protocol import Exit
 
 from . import decide
+from .addresses import AddressRegistry
 from .decide import AWAKE, LEAVING, Desired, WorkerPhase
 from .explain import (
     failure_of,
@@ -24,7 +25,8 @@ from .explain import (
 )
 from .schedules import moment_text, record_run_end
 from .server_entry import MAX_ATTEMPTS_AWAITED, Entry, Slot, Worker
-from .servers import AddressRegistry, Recorder, ServerRegistry, Workqueue
+from .servers import ServerRegistry
+from .workqueue import Recorder, Workqueue
 
 
 class ExitHandler:

@@ -19,7 +19,7 @@ from poolctl.units import format_duration
 
 from . import decide
 from .server_entry import Entry
-from .servers import Recorder
+from .workqueue import Recorder
 
 T = TypeVar("T")
 

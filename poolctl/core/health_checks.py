@@ -15,7 +15,7 @@ from poolctl.units import format_duration
 
 from .decide import LEAVING, WorkerPhase
 from .server_entry import Entry, Worker
-from .servers import Recorder, Workqueue
+from .workqueue import Recorder, Workqueue
 
 _MAX_ANSWER_SECONDS = 10.0
 

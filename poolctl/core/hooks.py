@@ -22,7 +22,7 @@ from .explain import (
     record_warning,
 )
 from .server_entry import Entry, RunningHook
-from .servers import Recorder, Workqueue
+from .workqueue import Recorder, Workqueue
 
 
 class HookRunner:

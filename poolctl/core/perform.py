@@ -17,6 +17,7 @@ from poolctl.states import Status
 from poolctl.units import format_duration
 
 from . import decide
+from .addresses import AddressRegistry, listeners_beside, same_listener
 from .configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from .decide import ASLEEP, LEAVING, Action, Desired, ListenerState, WorkerPhase
 from .exits import ExitHandler, has_older_worker
@@ -37,16 +38,9 @@ from .explain import (
 from .health_checks import HealthChecks
 from .hooks import HookRunner
 from .server_entry import RUN_FAILED, STEADY_SECONDS, Entry, RunningHook, Worker
-from .servers import (
-    AddressRegistry,
-    Recorder,
-    ServerRegistry,
-    Workqueue,
-    caused_by,
-    listeners_beside,
-    same_listener,
-)
+from .servers import ServerRegistry
 from .stack_recorder import StackRecorder
+from .workqueue import Recorder, Workqueue, caused_by
 
 logger = logging.getLogger("poolctl.supervisor")
 

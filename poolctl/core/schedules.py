@@ -24,7 +24,8 @@ from poolctl.time_windows import (
 
 from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
-from .servers import Recorder, ServerRegistry, Workqueue, caused_by
+from .servers import ServerRegistry
+from .workqueue import Recorder, Workqueue, caused_by
 
 
 class _EarliestTimer:

@@ -10,7 +10,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Runner
 
 from .server_entry import Entry, Worker
-from .servers import Recorder
+from .workqueue import Recorder
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks

@@ -25,7 +25,7 @@ from poolctl.core.core import Core
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.explain import last_lines
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.core.servers import caused_by
+from poolctl.core.workqueue import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.local.local_runner import LocalRunner

@@ -29,7 +29,7 @@ from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import DecisionLogger, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.core.servers import caused_by
+from poolctl.core.workqueue import caused_by
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, pool_files, wire

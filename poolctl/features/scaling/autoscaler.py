@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from poolctl.core.decide import Desired, WorkerPhase
 from poolctl.core.server_entry import Entry
-from poolctl.core.servers import NO_CAUSE
+from poolctl.core.workqueue import NO_CAUSE
 from poolctl.json_form import Table
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext

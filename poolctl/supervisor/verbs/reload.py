@@ -38,7 +38,7 @@ from poolctl.core.configuration_diff import (
 from poolctl.core.core import Core
 from poolctl.core.decide import NO_OVERRIDES, Desired
 from poolctl.core.server_entry import Cause, Entry
-from poolctl.core.servers import CURRENT_CAUSE
+from poolctl.core.workqueue import CURRENT_CAUSE
 from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.json_form import to_json

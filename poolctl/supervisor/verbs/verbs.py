@@ -10,7 +10,7 @@ from functools import partial
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, failure
 from poolctl.control.control_server import Progress, Request
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
-from poolctl.core.servers import caused_by
+from poolctl.core.workqueue import caused_by
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
 from poolctl.feature import features

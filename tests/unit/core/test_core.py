@@ -14,7 +14,7 @@ from poolctl import ServerConfig
 from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder
 from poolctl.core.decide import Action, DecisionLogger, Desired, Overrides, ServerView, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
-from poolctl.core.servers import BATCH, caused_by
+from poolctl.core.workqueue import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests.needs import needs

@@ -10,7 +10,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
-from poolctl.core.servers import caused_by
+from poolctl.core.workqueue import caused_by
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 from tests.manual_clock import ManualClock

@@ -10,7 +10,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.decide import Desired, Overrides, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, restore
-from poolctl.core.servers import BATCH, Workqueue, caused_by
+from poolctl.core.workqueue import BATCH, Workqueue, caused_by
 from poolctl.errors import PoolStartError
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web

@@ -12,7 +12,7 @@ import pytest
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.control_server import Request
 from poolctl.core.decide import Desired
-from poolctl.core.servers import caused_by
+from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit

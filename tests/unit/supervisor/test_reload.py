@@ -22,7 +22,7 @@ from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry, PlannedChange
 from poolctl.control.control_server import Request
 from poolctl.core.configuration_diff import read_digests_by_key
-from poolctl.core.servers import caused_by
+from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
 from poolctl.runners.runner_protocol import Placement
