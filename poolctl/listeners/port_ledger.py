@@ -10,6 +10,7 @@ import socket
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from poolctl.errors import ServerError
 from poolctl.platform import read_json_object, replace_file
@@ -27,9 +28,9 @@ class PortLedger:
 
     A server keeps its port, because clients know the server by its address. `key`, a hash of the path of the pool's
     file, identifies the pool. `path` is below a directory named `key`; other pools have directories of their own.
-    The search starts at a port derived from `key`, and uses a port stored by another pool only if no other port is
-    free, so that two checkouts of one project can run at the same time. A missing or damaged file counts as an empty
-    ledger. Not thread-safe; choosing a port blocks briefly.
+    The search starts at a port derived from `path`, and uses a port stored by another pool only if no other port is
+    free, so that two checkouts of one project can run at the same time, and so can two isolated runs of one file. A
+    missing or damaged file counts as an empty ledger. Not thread-safe; choosing a port blocks briefly.
     """
 
     def __init__(self, path: str, first: int, last: int, *, key: str) -> None:
@@ -43,17 +44,26 @@ class PortLedger:
         return f"<PortLedger {self._first}-{self._last}, {len(self._ports)} chosen>"
 
     def assign_port(
-        self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
+        self,
+        name: str,
+        address: Address,
+        *,
+        avoid: Container[int] = (),
+        vacated: Iterable[int] = (),
+        at_rest: bool = False,
     ) -> int:
         """The stored port of server `name`, or else a newly chosen one that is free on `address`.
 
         `avoid` holds the ports configured for other servers. `vacated` holds the ports of servers about to be removed:
-        they are still in use, and are chosen only if no other port is free. Raises ServerError if no port is
-        free, or if the choice cannot be stored.
+        they are still in use, and are chosen only if no other port is free. A server `at_rest` does not use its stored
+        port: if the port is in use, another is chosen. Raises ServerError if no port is free, or if the choice cannot
+        be stored.
         """
         stored = self._ports.get(name)
         if stored is not None and self._first <= stored <= self._last and stored not in avoid:
-            return stored
+            in_use = at_rest and not is_free(address, stored, lingering=True)
+            if not in_use:
+                return stored
         taken = {port for owner, port in self._ports.items() if owner != name}
         with self._lock_other_pools_ports() as others:
             for last_choice in (False, True):
@@ -74,17 +84,6 @@ class PortLedger:
         """The stored port of server `name`, or None. Does not choose one."""
         return self._ports.get(name)
 
-    def forget_port_in_use(self, name: str, address: Address) -> int | None:
-        """Forget the stored port of server `name` if it is in use on `address`. Returns the forgotten port, or None.
-
-        Call this only while the pool is not running, because use by its own server would count as well.
-        """
-        port = self._ports.get(name)
-        if port is None or is_free(address, port, lingering=True):
-            return None
-        del self._ports[name]
-        return port
-
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget the ports of all servers except `names`; the others were removed from the file."""
         remaining = set(names)
@@ -95,8 +94,8 @@ class PortLedger:
                 self._write()
 
     def _candidate_ports(self) -> Iterator[int]:
-        """All ports of the range, starting at the port derived from `key`."""
-        start = self._first + int(self._key, 16) % (self._last - self._first + 1)
+        """All ports of the range, starting at the port derived from `path`."""
+        start = self._first + crc32(self._path.encode()) % (self._last - self._first + 1)
         yield from range(start, self._last + 1)
         yield from range(self._first, start)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from poolctl.config import (
 from poolctl.control.answers import ErrorEntry, failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
+from poolctl.core.decide import ListenerState
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -103,8 +105,6 @@ class ActiveConfiguration:
         self.name = default_name(files[0])
         self.missing: set[str] = set()  # names of servers that were removed live but are in the files
         self.placed: dict[str, ServerConfig] = {}
-        # By server: the port that another program took while the pool was stopped, and the port chosen instead.
-        self.moved_ports: dict[str, tuple[int, int]] = {}
         self.problems: list[ErrorEntry] = []
         self.exit_code = INVALID_CONFIGURATION  # the exit code of commands while there are `problems`
         self.environments = environments
@@ -163,7 +163,7 @@ class ActiveConfiguration:
     async def _read_and_activate(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read_without_activating(keep=saved.added_servers, stopped=not saved.servers)
+            resolved = await self.read_without_activating(keep=saved.added_servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.activate(resolved)
@@ -185,18 +185,12 @@ class ActiveConfiguration:
         subscriber(self.tables)
 
     async def read_without_activating(
-        self,
-        environment: Mapping[str, str] | None = None,
-        *,
-        keep: Collection[str] = (),
-        stopped: bool = False,
+        self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
     ) -> ConfigurationLoadResult:
         """Read the files without activating them; return their servers, or else their problems.
 
         `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
-        its `auto` port even if the files no longer contain the server. Set `stopped` only if no server runs: if another
-        program has taken a server's `auto` port, the server then gets a new port, recorded in `moved_ports`.
-        Raises ReaderFailed.
+        its `auto` port even if the files no longer contain the server. Raises ReaderFailed.
         """
         reading = await self._reader.read(
             self.files, environment or self._environment, access_log=ACCESS_LOG_VARIABLE in os.environ
@@ -206,7 +200,7 @@ class ActiveConfiguration:
         if problems:
             return ConfigurationLoadResult(name, problems=problems, marks=reading.marks)
         try:
-            servers = await asyncio.to_thread(self._with_ports, reading, keep, stopped)
+            servers = await asyncio.to_thread(self._with_ports, reading, keep)
         except ServerError as error:
             return ConfigurationLoadResult(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
         return ConfigurationLoadResult(
@@ -246,27 +240,21 @@ class ActiveConfiguration:
             logger.warning("%s", failed)
             return {}
 
-    def _with_ports(self, reading: Reading, keep: Collection[str], stopped: bool) -> list[ServerConfig]:
+    def _with_ports(self, reading: Reading, keep: Collection[str]) -> list[ServerConfig]:
         """The servers, with a port for each `auto` address (see `read`). Raises ServerError if no port is free."""
         servers = reading.servers
-        if not any(server.address.auto for server in servers):
-            return with_resolved_references(servers)
         ledger = self._port_ledger(reading.port_range)
-        names = {server.name for server in servers}
-        ledger.keep_only([*names, *keep])
+        automatic = {server.name for server in servers if server.address.auto}
+        gone = {*keep} - {server.name for server in servers}
         vacated = [
-            port for name in keep if name not in names and (port := ledger.stored_port(name)) is not None
+            port for name in keep if name not in automatic and (port := ledger.stored_port(name)) is not None
         ]
+        ledger.keep_only(automatic | gone)
         taken = {server.address.port for server in servers if server.address.port} | _ports(reading.tables)
         resolved = []
         for server in servers:
             if server.address.auto:
-                before = None
-                if stopped and not self._has_kept_port(ledger, server):
-                    before = ledger.forget_port_in_use(server.name, server.address)
                 port = ledger.assign_port(server.name, server.address, avoid=taken, vacated=vacated)
-                if before is not None:
-                    self.moved_ports[server.name] = before, port
                 taken.add(port)
                 server = server.at(server.address.with_port(port))
             resolved.append(server)
@@ -281,9 +269,48 @@ class ActiveConfiguration:
         ]
         return [*own, *(address.key for _, address in named_addresses(self.tables) if address)]
 
-    def _has_kept_port(self, ledger: PortLedger, server: ServerConfig) -> bool:
-        port = ledger.stored_port(server.name)
-        return port is not None and self._comes_back(server.address.with_port(port).key)
+    async def leave_ports_in_use(self, core: Core, entries: Iterable[Entry]) -> dict[str, str]:
+        """Give another port to each of these servers that is at rest, and whose automatic port another program uses.
+
+        Also changes the servers that refer to it. Returns messages by the names of the servers with another port.
+        """
+        first, last = self._port_range
+        resting = [
+            entry.config
+            for entry in entries
+            if first <= (entry.config.address.port or -1) <= last
+            and entry.listener.state is ListenerState.CLOSED
+            and not entry.observed.workers
+        ]
+        taken = {entry.config.address.port or 0 for entry in core.entries.values()}
+        moved = await asyncio.to_thread(self._at_free_ports, resting, taken) if resting else {}
+        if not moved:
+            return {}
+        before = {name: core.entries[name].config.address.port for name in moved}
+        servers = [
+            moved.get(name) or entry.config.before_references() for name, entry in core.entries.items()
+        ]
+        for server in with_resolved_references(servers):
+            if server != (entry := core.entries[server.name]).config:
+                core.change(entry, server, live=False)
+        return {
+            name: f"another program uses port {before[name]}: {server.address.port} was chosen"
+            for name, server in moved.items()
+        }
+
+    def _at_free_ports(self, resting: Iterable[ServerConfig], taken: set[int]) -> dict[str, ServerConfig]:
+        ledger, moved = self._port_ledger(self._port_range), {}
+        for server in resting:
+            address = server.address
+            if self._comes_back(server.key) or ledger.stored_port(server.name) != address.port:
+                continue  # the listener is the pool's own, or the port is not automatic
+            avoid = (taken - {address.port}) | _ports(self.tables)
+            with suppress(ServerError):  # if no port is free, the start names the program that has this one
+                port = ledger.assign_port(server.name, address, avoid=avoid, at_rest=True)
+                if port != address.port:
+                    taken.add(port)
+                    moved[server.name] = server.before_references().at(address.with_port(port))
+        return moved
 
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))

@@ -282,12 +282,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         for message in self._damage:
             logger.warning(message)
             self.events.record("pool", "damaged", message=message, severity="warning")
-        for name, (before, port) in self._configuration.moved_ports.items():
-            message = f"another program uses port {before}: {port} was chosen"
-            self.events.record(
-                "config", "port changed",
-                server=name, before=before, after=port, message=message, severity="warning",
-            )  # fmt: skip
 
     async def _end_left_overs(self, known: Collection[int | None]) -> None:
         """End what a killed pool has left.

@@ -98,6 +98,7 @@ class Lifecycle:
             self._core, ((entry.config, requested_worker_count(entry)) for entry in all_of_them)
         )
         operation = Operation(self._core, PoolStartError, all_of_them)
+        await self._leave_ports_in_use(all_of_them)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 final = call.options.get("final") is True
@@ -160,6 +161,7 @@ class Lifecycle:
         )
         operation = Operation(self._core, PoolRestartError, [*also, *runnable])
         operation.problems += refused
+        await self._leave_ports_in_use([*also, *runnable])
         for entry in also:
             self._core.start(entry)
         environment = call.options.get("env")
@@ -181,6 +183,14 @@ class Lifecycle:
         result = await operation.wait_for_result(chosen, call)
         left = [] if asked else _naming_hint(chosen, call)
         return replace(result, unchanged=tuple(left_alone) or None, warnings=(*result.warnings, *left))
+
+    async def _leave_ports_in_use(self, entries: list[Entry]) -> None:
+        moves = await self._context.configuration.leave_ports_in_use(self._core, entries)
+        for name, message in moves.items():
+            self._context.events.record(
+                "config", "port changed", server=name, message=message, severity="warning"
+            )
+            self._core.add_command_warning(self._core.entries[name], f"{name}: {message}")
 
     def _unready_dependencies(self, entries: list[Entry], asked: list[Entry]) -> list[Entry]:
         """Return the servers to start before a restart of `entries`: their dependencies, direct or not.

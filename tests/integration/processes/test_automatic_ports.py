@@ -47,24 +47,43 @@ def test_eight_checkouts_that_start_at_once_all_run(pool: RealPool, free_port: A
     assert {get(bind).status for bind in binds} == {200}
 
 
-def test_stopped_pool_whose_port_another_program_took_starts_on_another_and_records_it(
+def test_port_that_another_program_took_is_replaced_when_the_server_starts(
     pool: RealPool, free_port: Any
 ) -> None:
     write(pool, free_port(10), 10)
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text() + 'env = { A = "${server.a.url}" }\n')
     pool.ok("start")
     before = {name: item["bind"] for name, item in pool.items().items()}
-    assert get(before["a"]).status == 200
+    for stopped in ("a", "a", ""):
+        pool.ok("stop", *stopped.split())
+        port = int(before["a"].rpartition(":")[2])
+        with socket.create_server(("127.0.0.1", port)):
+            started = pool.ok("start", *stopped.split())
+            after = {name: item["bind"] for name, item in pool.items().items()}
+            assert after["b"] == before["b"]
+            assert after["a"] != before["a"]
+            assert get(after["a"]).status == 200
+            chosen = after["a"].rpartition(":")[2]
+            message = f"another program uses port {port}: {chosen} was chosen"
+            assert f"warning: a: {message}" in started.stderr
+            assert message in pool.ok("events", "a", "--kind", "config").stdout
+            assert pool.ok("exec", "b", "--", "printenv", "A").stdout == f"http://{after['a']}\n"
+            assert pool.run("reload", "--dry-run").code == 0
+        before = after
     pool.ok("stop")
-    port = int(before["a"].rpartition(":")[2])
-    with socket.create_server(("127.0.0.1", port)):
-        pool.ok("start")
-        after = {name: item["bind"] for name, item in pool.items().items()}
-        assert after["b"] == before["b"]
-        assert after["a"] not in before.values()
-        assert get(after["a"]).status == 200
-        chosen = after["a"].rpartition(":")[2]
-        events = pool.ok("events", "a", "--kind", "config").stdout
-        assert f"another program uses port {port}: {chosen} was chosen" in events
-        pool.ok("stop")
     pool.ok("start")
     assert {name: item["bind"] for name, item in pool.items().items()} == after
+
+
+def test_port_of_a_fixed_address_is_never_replaced(pool: RealPool, free_port: Any) -> None:
+    write(pool, free_port(10), 10)
+    pool.ok("start")
+    before = pool.items()["a"]["bind"]
+    file = pool.directory / "pool.toml"
+    file.write_text(file.read_text().replace("127.0.0.1:auto", before, 1))
+    pool.ok("reload")
+    pool.ok("stop", "a")
+    with socket.create_server(("127.0.0.1", int(before.rpartition(":")[2]))):
+        refused = pool.run("start", "a")
+        assert (refused.code, "is in use by" in refused.stderr) == (1, True), refused
+    assert pool.items()["a"]["bind"] == before

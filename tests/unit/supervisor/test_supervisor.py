@@ -985,22 +985,6 @@ def test_problems_of_workers_become_events(whole: WholeSupervisor) -> None:
     assert (refused["server"], refused["bind"], refused["worker"]) == ("web", "127.0.0.1:9318", "web.1.0")
 
 
-def test_port_that_another_program_took_is_replaced_and_recorded(whole: WholeSupervisor) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        before = taken.getsockname()[1]
-        whole.state.mkdir(parents=True)
-        (whole.state / "ports.json").write_text(json.dumps({"web": before}))
-        whole.reader = Reader(web(bind="127.0.0.1:auto"), port_range=(before - 20, before + 20))
-        whole.begin()
-    after = whole.supervisor.core.entries["web"].config.address.port
-    assert before != after
-    message = f"another program uses port {before}: {after} was chosen"
-    assert whole.events("config") == [("port changed", "warning", message)]
-    found = [json.loads(line) for line in (whole.state / "events.jsonl").read_text().splitlines()]
-    (changed,) = [each for each in found if each["event"] == "port changed"]
-    assert (changed["server"], changed["before"], changed["after"]) == ("web", before, after)
-
-
 def test_pool_is_found_by_its_new_name_as_soon_as_a_reload_is_answered(whole: WholeSupervisor) -> None:
     whole.begin()
     whole.reader.reading = replace(whole.reader.reading, name="store")
