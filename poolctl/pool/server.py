@@ -1428,7 +1428,7 @@ def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     message = problem.message
     if handle.host is not None:
         message = handle.host.with_configured_server_names(message)
-    hint = problem.hint.partition("; ")[2] if problem.hint.startswith("poolctl ") else problem.hint
+    hint = "; ".join(part for part in problem.hint.split("; ") if not part.startswith("poolctl "))
     found = error_about(handle.config, message, hint)
     found.__cause__ = problem.__cause__
     return found
