@@ -423,8 +423,10 @@ class _ReloadRun:
             if starts and not server.on_demand:
                 self._core.start(entry)
         else:
-            live = Kind.RESTART not in self._kinds.get(server.name, ())
-            is_due = entry.config.on_demand and not server.on_demand and entry.desired.state is Desired.IDLE
+            kinds = self._kinds.get(server.name, set())
+            live = Kind.RESTART not in kinds
+            is_due = entry.failed and Kind.UPDATE in kinds
+            is_due |= entry.config.on_demand and not server.on_demand and entry.desired.state is Desired.IDLE
             self._core.change(entry, server, live=live, proves=proves)
             self._core.replace_overrides(entry)
             if starts and is_due:

@@ -362,12 +362,12 @@ def placements(desk: Desk) -> list[Placement]:
 
 def test_failed_server_is_tried_again_only_with_a_new_configuration() -> None:
     async def scenario() -> None:
-        desk = Desk(web("a"), web("b"), a=FAILS, b=FAILS)
+        desk = Desk(web("a"), web("b"), web("c"), a=FAILS, b=FAILS, c=FAILS)
         await desk.ask("start")
         desk.runner.script.clear()
-        desk.files.written = [web("a", env={"A": "1"}), web("b", tags=["x"])]
+        desk.files.written = [web("a", env={"A": "1"}), web("b"), web("c", tags=["live"])]
         answer = await desk.ask("reload")
-        assert (answer["exit_code"], desk.states()) == (0, {"a": "running", "b": "failed"})
+        assert (answer["exit_code"], desk.states()) == (0, {"a": "running", "b": "failed", "c": "running"})
         assert (await desk.ask("scale", "b", workers=2))["exit_code"] == 0
 
     run(scenario())
