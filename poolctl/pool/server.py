@@ -1039,16 +1039,16 @@ def blocked_as(
 ) -> Iterator[loop_thread.Limit]:
     """Give the limit of an operation, and raise `kind` if the loop of the servers in this process is blocked then.
 
-    Without a timeout it is the longest that the configuration of a server says, and the loop may be busy for as long
-    again. Servers in this process that should stop, or are starting, refuse connections when it is blocked, and end
-    when the loop answers again.
+    Without a timeout it is the longest that the configuration of a server says, and a start may then find the loop busy
+    for as long again. Servers in this process that should stop, or are starting, refuse connections when it is blocked,
+    and end when the loop answers again.
     """
     stopping = kind is PoolStopError
     key = "stop_timeout" if stopping else "start_timeout"
     if (given := seconds(timeout)) is None:
         configs = (_with_handle(each)[0] for each in concerned())
         longest = max((float(getattr(config, key)) for config in configs), default=0.0)
-        limit = loop_thread.Limit(longest, max(longest, loop_thread.ANSWER_SECONDS))
+        limit = loop_thread.Limit(longest, max(0.0 if stopping else longest, loop_thread.ANSWER_SECONDS))
     else:
         limit = loop_thread.Limit(given)
     try:

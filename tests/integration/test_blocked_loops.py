@@ -83,7 +83,9 @@ def ask(bind: str, path: str) -> None:
 
 
 def server(name: str, app: Any, **keys: Any) -> ServerConfig:
-    return ServerConfig(name=name, bind=f"127.0.0.1:{claim_port()}", app=app, stop_timeout="100ms", **keys)
+    return ServerConfig(
+        name=name, bind=f"127.0.0.1:{claim_port()}", app=app, **{"stop_timeout": "100ms", **keys}
+    )
 
 
 def refused(bind: str) -> bool:
@@ -202,6 +204,15 @@ def test_a_start_without_a_timeout_may_find_the_loop_busy_for_as_long_again(
     threading.Timer(5.4, app.over.set).start()
     with other:
         assert get(next(iter(other))).text == "hello"
+
+
+def test_a_stop_without_a_timeout_waits_once_for_a_blocked_loop(app: Blocking) -> None:
+    pool = Pool([server("web", app, stop_timeout="5s")])
+    with blocked(pool, app):
+        threading.Timer(8.5, app.over.set).start()
+        with pytest.raises(PoolStopError):
+            pool.stop_sync()
+    pool.join_sync()
 
 
 def test_servers_that_nobody_stops_or_starts_are_neither_cut_off_nor_blamed(app: Blocking) -> None:
