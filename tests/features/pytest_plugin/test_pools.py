@@ -193,6 +193,25 @@ def test_session_pool_is_started_once_for_all_tests_of_an_xdist_worker(project: 
     assert len(notes) == len(workers) == len(pids)
 
 
+@pytest.mark.heavy
+def test_two_hundred_servers_of_four_xdist_workers_get_ports_of_their_own(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import pytest
+        from client import ask
+
+        @pytest.mark.parametrize("number", range(40))
+        def test_five(poolctl_pool, number):
+            server = {"app": "shop:app", "bind": "127.0.0.1:auto"}
+            names = [f"web-{index}" for index in range(5)]
+            pool = poolctl_pool(processes=number % 2 == 1, **dict.fromkeys(names, server))
+            pids = {ask(pool.url(name))["pid"] for name in names}
+            assert len(pids) == (5 if number % 2 else 1)
+        """
+    )
+    run(project, "-n", "4").assert_outcomes(passed=40)
+
+
 def test_output_in_a_report_is_no_command_to_a_ci(project: pytest.Pytester) -> None:
     project.makepyfile(
         """
