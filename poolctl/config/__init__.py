@@ -43,7 +43,7 @@ _MODULES = {
     "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "
     "open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",
-    "files.assemble": "Document read_documents variables_referenced_without_default",
+    "files.assemble": "Document read_documents unset_variables",
     "files.marks": "Marks changed_files marks_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM EnvFileError FILE_NAMES JAVASCRIPT NOT_IMPORTED PROCFILE "
     "PYPROJECT SUPERVISORD UNIT Stamp candidate_files default_env_file default_file directory_of find_config "

@@ -23,7 +23,7 @@ from poolctl.config import (
     ServerConfig,
     directory_of,
     maximum_pool_stop_seconds,
-    variables_referenced_without_default,
+    unset_variables,
 )
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE, runtime_root_candidates
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
@@ -315,9 +315,7 @@ def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
 
 def missing_variables(pool: ServicePool) -> list[str]:
     """The variables that the files use without a default and that the systemd unit does not set."""
-    return [
-        name for name in variables_referenced_without_default(pool.files) if name not in _PASSED_VARIABLES
-    ]
+    return [name for name in unset_variables(pool.files) if name not in _PASSED_VARIABLES]
 
 
 def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:

@@ -137,13 +137,33 @@ def read_documents(
     return documents, problems
 
 
-def variables_referenced_without_default(paths: Iterable[str]) -> list[str]:
-    """Return the names of the variables to which configuration files refer without a default, each name once.
+def unset_variables(paths: Iterable[str]) -> list[str]:
+    """Return the variables to which files refer without a default and that their `.env` lacks, each name once.
 
     A directory in `paths` stands for its files. Files that cannot be read or parsed are left out.
     """
     documents, _ = read_documents([*paths])
-    return list(dict.fromkeys(name for document in documents for name in required_variables(document.text)))
+    found: dict[str, None] = {}
+    for document in documents:
+        beside = _with_env_file(document, {}, [])
+        found |= dict.fromkeys(name for name in required_variables(document.text) if name not in beside)
+    return list(found)
+
+
+def _with_env_file(document: Document, env: Mapping[str, str], findings: list[Finding]) -> Mapping[str, str]:
+    """The variables that `${VAR}` in this file means: the environment's, else those of `.env` beside the file."""
+    if {*_VARIABLE.findall(document.text)} <= env.keys():
+        return env
+    for path in read_file.default_env_file(document.base_dir):
+        if not read_file.is_own(path, env):
+            continue  # root takes no values from others
+        try:
+            found, _ = read_file.read_env_file(path, env, for_another_user=False)
+        except read_file.EnvFileError as problem:
+            findings.append(Finding((), str(problem), "fix the file"))
+        else:
+            return {**found, **env}
+    return env
 
 
 # A file, and the path of a table in it.
@@ -186,7 +206,7 @@ class Assembly:
         data = document.data
         # Most files have neither references nor escapes, and walking them costs a third of their validation.
         if "${" in document.text or "\\" in document.text:
-            variables = self._variables_for(document, findings)
+            variables = _with_env_file(document, self.env, findings) if self._reads_env_files else self.env
             data = interpolate(data, variables, findings, in_env=self._in_env)
         if isinstance(data, list):
             findings += self._merge_servers(document, data, ())
@@ -200,21 +220,6 @@ class Assembly:
             message = f"the file holds {shown(data)}, not tables"
             findings.append(Finding((), message, "write [[server]] tables, or a list of servers"))
         self._report(document, findings)
-
-    def _variables_for(self, document: Document, findings: list[Finding]) -> Mapping[str, str]:
-        """The variables that `${VAR}` in this file means: the environment's, else those of `.env` beside the file."""
-        if not self._reads_env_files or {*_VARIABLE.findall(document.text)} <= self.env.keys():
-            return self.env
-        for path in read_file.default_env_file(document.base_dir):
-            if not read_file.is_own(path, self.env):
-                continue  # root takes no values from others
-            try:
-                found, _ = read_file.read_env_file(path, self.env, for_another_user=False)
-            except read_file.EnvFileError as problem:
-                findings.append(Finding((), str(problem), "fix the file"))
-            else:
-                return {**found, **self.env}
-        return self.env
 
     def _report(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,22 @@ def test_variables_that_the_service_lacks_are_named_with_the_file_for_them(
         "warning: the service lacks these variables: NAME_OF_USERS, HOST_OF_ORDERS; "
         "put them into /etc/poolctl/shop.env\n"
     )
+
+
+def test_variables_that_the_service_reads_from_the_env_file_are_not_missing(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, env_file = directory / "pool.toml", directory / ".env"
+    file.write_text(file.read_text().replace("orders.example", "${HOST_OF_ORDERS}"))
+    env_file.write_text("HOST_OF_ORDERS=orders.example\n")
+    said = poolctl("export", "systemd", "--directory", "out")
+    assert (said.code, said.err) == (0, "")
+    if os.geteuid() == 0:
+        # Root reads it by grace of sudo, which does not start the service.
+        os.chown(env_file, 4321, 4321)
+        monkeypatch.setenv("SUDO_UID", "4321")
+        said = poolctl("export", "systemd", "--directory", "out")
+        assert (said.code, "lacks these variables: HOST_OF_ORDERS" in said.err) == (0, True)
 
 
 @pytest.mark.parametrize("given", ["web", "=127.0.0.1:80", "web="])

@@ -14,7 +14,7 @@ from poolctl.config.files.assemble import (
     Document,
     Origins,
     read_documents,
-    variables_referenced_without_default,
+    unset_variables,
 )
 from poolctl.config.model.pool_tables import table_names
 from poolctl.errors import PoolValidateError
@@ -363,7 +363,7 @@ def test_variables_without_a_default_are_collected_from_all_files_that_can_be_re
     (tmp_path / "more" / "1.toml").write_text('[pool]\nname = "${A}-${D}"\n')
     (tmp_path / "more" / "2.toml").write_text('nonsense "${E}"\n')
     paths = [str(tmp_path / each) for each in ("pool.toml", "more", "gone.toml")]
-    assert variables_referenced_without_default(paths) == ["B", "A", "D"]
+    assert unset_variables(paths) == ["B", "A", "D"]
 
 
 def test_file_of_another_tool_is_named_with_the_command_that_imports_it(tmp_path: Path) -> None:
