@@ -55,17 +55,24 @@ def test_claims_of_examples_are_in_the_wave_of_their_first_pods() -> None:
     assert [each["metadata"] for each in claims if "annotations" in each["metadata"]] == []
 
 
+def write_pool_and_overlay(directory: Path) -> None:
+    """Write the page's file, with a route through its Gateway, and its overlay."""
+    text = next(each.text for each in blocks(PAGE) if each.language == "toml")
+    text = text.replace("[kubernetes]\n", '[kubernetes]\ngateway = "edge"\n')
+    (directory / "pool.toml").write_text(f'{text}\n[[route]]\nto = "web"\n')
+    (directory / "overlays/production").mkdir(parents=True)
+    for each in blocks(PAGE):
+        if each.text.startswith("# overlays/"):
+            first, _, rest = each.text.partition("\n")
+            (directory / first.removeprefix("# ")).write_text(rest)
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")
 def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, directory: Path) -> None:
-    text = next(each.text for each in blocks(PAGE) if each.language == "toml")
-    overlay = next(each.text for each in blocks(PAGE) if each.text.startswith("# overlays/production/"))
-    (directory / "pool.toml").write_text(text)
-    path = directory / "overlays" / "production" / "kustomization.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(overlay)
+    write_pool_and_overlay(directory)
     for _ in range(2):
         assert poolctl("export", "kubernetes", "--directory", "cluster").code == 0
-        command = ["kubectl", "kustomize", str(path.parent)]
+        command = ["kubectl", "kustomize", "overlays/production"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         objects = [*yaml.safe_load_all(done.stdout)]
@@ -79,6 +86,8 @@ def test_overlay_beside_the_directory_survives_the_next_export(poolctl: Any, dir
         assert pod["nodeSelector"] == {"disk": "ssd"}
         assert {each["name"] for each in pod["volumes"]} == {"config", "tmp", "uploads"}
         assert "/app/uploads" in {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+        (route,) = (each for each in objects if each["kind"] == "HTTPRoute")
+        assert route["spec"]["rules"][0]["timeouts"] == {"backendRequest": "10s"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl has kustomize")

@@ -36,7 +36,13 @@ _NEWER_KEYS = {"matchLabelKeys", "podFailurePolicy", "unhealthyPodEvictionPolicy
 Object = dict[str, Any]
 
 
-def _in_older_form(table: Object) -> Object:
+def in_older_form(wanted: Object) -> Object:
+    """The object as Kubernetes 1.20 has it."""
+    changed: Object = json.loads(json.dumps(wanted), object_hook=_older)
+    return changed
+
+
+def _older(table: Object) -> Object:
     """Replace a budget of policy/v1 (1.21) and a `sleep` of preStop (1.30), and take newer keys out."""
     table = {key: value for key, value in table.items() if key not in _NEWER_KEYS}
     if table.get("apiVersion") == "policy/v1":
@@ -76,7 +82,7 @@ class ApiServer:
 
     def apply(self, namespace: str, wanted: Object) -> Object:
         """Apply an object as `kubectl apply --server-side` does, in the form that Kubernetes 1.20 has of it."""
-        wanted = json.loads(json.dumps(wanted), object_hook=_in_older_form)
+        wanted = in_older_form(wanted)
         version, plural = wanted["apiVersion"], _PLURALS[wanted["kind"]]
         base = f"/apis/{version}" if "/" in version else f"/api/{version}"
         path = f"{base}/namespaces/{namespace}/{plural}/{wanted['metadata']['name']}"

@@ -26,7 +26,7 @@ from tests.docs.pages import ROOT
 from .api_server import CACHE, IS_BUILT, ApiServer, running, started
 from .image import write_program_image, write_python_image
 
-IMAGE = "poolctl.test/shop:1"
+IMAGE, NEXT_IMAGE = "poolctl.test/shop:1", "poolctl.test/shop:2"  # the same under two names
 GATEWAY = "node-1"  # the node through which the tests reach Services
 # How long the node controller waits for a node's report before it calls the node lost.
 GRACE_SECONDS = 16
@@ -53,7 +53,9 @@ def why_not() -> str:
     if not IS_BUILT or not all((CACHE / "bin" / each).exists() for each in programs):
         return "make test-cluster builds what nodes run"
     missing = [
-        each for each in ("ip", "nsenter", "unshare", "setpriv", "chroot", "dpkg") if not shutil.which(each)
+        each
+        for each in ("ip", "nsenter", "unshare", "setpriv", "chroot", "dpkg", "kubectl")
+        if not shutil.which(each)
     ]
     return f"nodes need {' and '.join(missing)}" if missing else ""
 
@@ -205,6 +207,25 @@ class Cluster:
 
     # Objects
 
+    def kubectl(self, *words: str, stdin: str = "", timeout_seconds: float = 300.0) -> str:
+        """What a command of kubectl prints."""
+        command = ["kubectl", "--cache-dir", self.directory / "kubectl", *words]
+        done = subprocess.run(
+            command,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+        )
+        assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of commands for this cluster."""
+        return {**os.environ, "KUBECONFIG": str(self.directory / "kubeconfig")}
+
     def pods(self, namespace: str) -> list[dict[str, Any]]:
         """The pods of a namespace."""
         _, found = self.api.ask("GET", f"/api/v1/namespaces/{namespace}/pods")
@@ -217,8 +238,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster(count: int, app: Mapping[str, str]) -> Iterator[Cluster]:
-    """A cluster of `count` ready nodes, which have `IMAGE` with these files in /app.
+def cluster(count: int, app: Mapping[str, str], requirements: Sequence[str] = ()) -> Iterator[Cluster]:
+    """A cluster of `count` ready nodes, which have `IMAGE` with these files in /app, and packages of PyPI.
 
     In the block this thread, and what it starts, is on the operator's machine.
     """
@@ -226,7 +247,8 @@ def cluster(count: int, app: Mapping[str, str]) -> Iterator[Cluster]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="poolctl-cluster-")))
         (directory / "images").mkdir()
         write_program_image(directory / "images" / "pause.tar", _PAUSE, CACHE / "bin" / "pause")
-        write_python_image(directory / "images" / "shop.tar", IMAGE, CACHE / "image-debs", app)
+        names = (IMAGE, NEXT_IMAGE)
+        write_python_image(directory / "images" / "shop.tar", names, CACHE / "image-debs", app, requirements)
         found = Cluster(directory, count, f"poolctl-nodes-{os.getpid()}")
         found.open_networks(stack)
         stack.enter_context(_on(found.operator))
