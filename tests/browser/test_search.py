@@ -49,7 +49,7 @@ QUERIES = {
     "supervisord": "coming-from",
     "pm2": "coming-from",
     "gunicorn": "coming-from",
-    "prometheus": "metrics grafana how-do-i",
+    "prometheus": "metrics how-do-i",
     "notifications": "events how-do-i",
     "virtualenv": "environment how-do-i troubleshooting",
     "monorepo": "how-do-i development",

@@ -15,16 +15,15 @@ from tests.docs.pages import ROOT, blocks
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
-GUIDES = ("containers", "deploying", "development", "grafana", "several-users", "tls", "wsgi")
+GUIDES = ("containers", "deploying", "development", "production", "tls", "wsgi")
 # Blocks that are not executed: a workflow needs GitHub or GitLab. Commands in a sentence that need a certificate
-# authority (certbot), Grafana or root are not blocks, and are these. Compose and docker need a daemon; their image's
+# authority (certbot) are not blocks, and are these. Compose and docker need a daemon; their image's
 # recipe is followed in tests/integration/test_examples.py.
-NOT_EXECUTED = 5
+NOT_EXECUTED = 4
 ELSEWHERE = (
     "docker build -t shop .",
     "certbot certonly",
     "certbot renew",
-    "curl http://127.0.0.1:9464/metrics",
 )
 APP = HELLO_APP
 

@@ -1,4 +1,4 @@
-"""The commands of README, quick start and reference are run, and their tables are compared with what is there."""
+"""The commands of README and reference are run, and their tables are compared with what is there."""
 
 from __future__ import annotations
 
@@ -43,14 +43,8 @@ def test_the_readme_is_short_and_each_page_of_the_documentation_can_be_reached_f
     assert {path.name for path in ROOT.glob("docs/*.md")} <= linked
 
 
-def test_the_quick_start_works_as_it_is_pasted(reader: Any) -> None:
-    output = reader("\n".join(some("quick-start", "Quick start", "sh")))
-    assert "3 servers, ok" in output
-    assert output.count("hello from port") >= 2
-
-
-def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) -> None:
-    reader(some("quick-start", "Quick start", "sh")[0])
+def test_the_configuration_example_is_valid(real_pool: RealPool) -> None:
+    real_pool.write_hello()
     (example,) = some("configuration", "Configuration", "toml")
     real_pool.write("pool.toml", example)
     assert real_pool.ok("validate").stdout.strip() == "2 servers, ok (applications not imported: --import)"
@@ -71,7 +65,7 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
 def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_directory(
     reader: Any, real_pool: RealPool
 ) -> None:
-    reader(some("quick-start", "Quick start", "sh")[0])
+    real_pool.write_hello("users", "orders")
     (changes,) = some("commands", "Changing a running pool", "sh")
     output = reader(changes)
     assert "~ orders: env.LOG" in output
