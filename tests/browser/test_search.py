@@ -36,7 +36,7 @@ QUERIES = {
     "secrets": "how-do-i environment configuration kubernetes security",
     "port in use": "troubleshooting",
     "permission denied": "troubleshooting",
-    "502": "troubleshooting gateway haproxy",
+    "502": "troubleshooting gateway",
     "import error": "troubleshooting",
     "autoscaling": "scaling how-do-i",
     "scale to zero": "scaling how-do-i",

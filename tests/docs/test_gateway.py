@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
 def test_examples_are_valid_together(real_pool: RealPool) -> None:
     certificate(real_pool.directory, "internal-ca")
     real_pool.write("pool.toml", "\n".join(EXAMPLES))
-    assert real_pool.ok("validate").stdout == "2 servers, ok (applications not imported: --import)\n"
+    assert real_pool.ok("validate").stdout == "3 servers, ok (applications not imported: --import)\n"
 
 
 def test_every_policy_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The code in docs/routes.md runs against a pool."""
+"""The code in docs/gateway.md runs against a pool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-TEXT = (Path(__file__).parents[2] / "docs" / "routes.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
 POOL = """
 [pool]
 name = "shop"
@@ -40,7 +40,8 @@ def test_registry_of_a_pool_prints_its_routes(
     real_pool.ok("start")
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", os.fspath(real_pool.runtime))
     found: dict[str, object] = {}
-    exec(compile(blocks()[0], "routes.md", "exec"), found)
+    (code,) = [each for each in blocks() if ".registry()" in each]
+    exec(compile(code, "gateway.md", "exec"), found)
     generation = found["registry"].generation  # type: ignore[attr-defined]
     lines = ["users ['http://127.0.0.1:1']", f"1 1 {generation}", "{'file': 1}"]
     assert capsys.readouterr().out.splitlines() == lines
@@ -108,11 +109,11 @@ def test_application_finds_the_route_of_requests_of_every_kind_of_route(real_poo
 
 def test_backends_elsewhere_find_the_route_in_headers() -> None:
     (code,) = [each for each in blocks() if "context_of_headers" in each]
-    exec(compile(code, "routes.md", "exec"), {})
+    exec(compile(code, "gateway.md", "exec"), {})
 
 
 def test_code_of_applications_uses_what_there_is() -> None:
-    for code in blocks()[1:]:
-        compile(code, "routes.md", "exec")
+    for code in blocks():
+        compile(code, "gateway.md", "exec")
         for names in re.findall(r"from poolctl\.gateway\.routes import (.+)", code):
             assert not [name for name in names.split(", ") if not hasattr(routes, name)]
