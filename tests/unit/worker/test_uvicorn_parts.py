@@ -174,13 +174,13 @@ def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
 
 
 def test_installed_version_is_not_older_than_documented() -> None:
-    text = (PACKAGE.parent / "docs" / "configuration.md").read_text()
+    text = (PACKAGE.parent / "docs" / "environment.md").read_text()
     found = re.search(r"tested with (\d+\.\d+) to (\d+\.\d+)", text)
     assert found is not None
     oldest, newest = (tuple(map(int, each.split("."))) for each in found.groups())
     assert oldest == MIN_UVICORN
     if newest < VERSION:
-        pytest.skip("uvicorn is newer than docs/configuration.md says: run `make matrix`, and name it there")
+        pytest.skip("uvicorn is newer than docs/environment.md says: run `make matrix`, and name it there")
     assert oldest <= VERSION
 
 
@@ -189,7 +189,7 @@ def test_oldest_version_is_the_declared_and_the_documented_one() -> None:
     for project in (root, root / "examples" / "existing-project"):
         declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
         assert f"uvicorn>={oldest}" in declared
-    assert f"needs uvicorn {oldest} or newer" in (root / "docs" / "configuration.md").read_text()
+    assert f"needs uvicorn {oldest} or newer" in (root / "docs" / "environment.md").read_text()
 
 
 def uses(tree: ast.AST) -> Iterator[tuple[str, str]]:
