@@ -16,6 +16,7 @@ from typing import Any
 import tomlkit
 import typer
 from manual import in_panel
+from metrics import metrics
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -57,6 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {
         "reference/commands.md": commands(),
         "reference/exit-codes.md": exit_code_table(),
+        "reference/metrics.md": metrics(),
         "reference/python.md": python(),
         **{f"reference/keys/{table}.md": text for table, text in keys().items()},
         **{name: (ROOT / path).read_text() for path, name in OUTSIDE.items() if path.endswith(".md")},

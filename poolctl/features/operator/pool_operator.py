@@ -202,7 +202,7 @@ def settings_of(table: OperatorTable, env: Mapping[str, str], pool_name: str) ->
 _METRICS: Sequence[Row[Table]] = (
     ("poolctl_gateway_operator_requests", "counter", "Requests that the operator was informed of.",
      lambda each: each["delivered"]),
-    ("poolctl_gateway_operator_unsent_requests", "gauge", "Requests that it has not confirmed yet.",
+    ("poolctl_gateway_operator_unsent_requests", "gauge", "Requests that the operator has not confirmed yet.",
      lambda each: sum(each["unsent"].values())),
     ("poolctl_gateway_operator_failing_services", "gauge", "Services whose last report has failed.",
      lambda each: len(each["failing"])),

@@ -76,8 +76,8 @@ _GATEWAY: Sequence[Row[tuple[GatewayManager, bool]]] = (
 _STREAM: Sequence[Row[tuple[Traffic, int]]] = (
     ("poolctl_stream_connections", "counter", "Connections that a stream has accepted.",
      lambda each: each[0].requests),
-    ("poolctl_stream_open_connections", "gauge", "Those that are open.", lambda each: each[1]),
-    ("poolctl_stream_errors", "counter", "Those that failed for want of a backend, or with it.",
+    ("poolctl_stream_open_connections", "gauge", "Connections of a stream that are open.", lambda each: each[1]),
+    ("poolctl_stream_errors", "counter", "Connections that failed for want of a backend, or with it.",
      lambda each: sum(each[0].errors[reason] for reason in (CONNECT, RESPONSE, REFUSED))),
     ("poolctl_stream_received_bytes", "counter", "Bytes from clients.", lambda each: each[0].bytes_in),
     ("poolctl_stream_sent_bytes", "counter", "Bytes to clients.", lambda each: each[0].bytes_out),
