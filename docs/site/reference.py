@@ -25,6 +25,8 @@ import poolctl
 from poolctl import exit_codes
 from poolctl.cli.app import app
 from poolctl.config.rules.json_schema import json_schema
+from poolctl.features.kubernetes._keys import IGNORED, UNSUPPORTED
+from poolctl.features.kubernetes._routes import ROUTE_IGNORED, ROUTE_UNSUPPORTED
 from poolctl.units import format_duration, format_size
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": commands(),
         "reference/exit-codes.md": exit_code_table(),
         "reference/metrics.md": metrics(),
+        "reference/not-exported.md": not_exported(),
         "reference/python.md": python(),
         **{f"reference/keys/{table}.md": text for table, text in keys().items()},
         **{name: (ROOT / path).read_text() for path, name in OUTSIDE.items() if path.endswith(".md")},
@@ -144,6 +147,23 @@ def exit_code_table() -> str:
         rows.append(f"| `{code}` | {f'`{name}`' if name else 'none: done'} |")
     rows += ["", "[Commands](../commands.md#exit-codes) says when a command ends with which.", ""]
     return "\n".join(rows)
+
+
+def not_exported() -> str:
+    """The keys that an export to Kubernetes leaves out or refuses."""
+    parts = [
+        "# Keys that are not exported",
+        "What `poolctl export kubernetes` leaves out, or refuses, and why.",
+    ]
+    for what, ignored, refused in (
+        ("a server", IGNORED, {key: reason for key, (_, reason, _) in UNSUPPORTED.items()}),
+        ("a route", ROUTE_IGNORED, {key: reason for key, (reason, _) in ROUTE_UNSUPPORTED.items()}),
+    ):
+        parts.append(f"## Keys of {what}")
+        for title, reasons in (("left out, with a warning", ignored), ("refused", refused)):
+            rows = [f"| `{key}` | {reason} |" for key, reason in reasons.items()]
+            parts.append("\n".join((f"| {title} | because |", "|---|---|", *rows)))
+    return "\n\n".join(parts) + "\n"
 
 
 def python() -> str:

@@ -18,14 +18,11 @@ def test_example_is_valid(real_pool: RealPool) -> None:
     assert real_pool.ok("validate").stdout == "1 server, ok (applications not imported: --import)\n"
 
 
-def test_probes_and_defaults_are_those_of_the_model() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| ?`?([^`|]*?)`? ?\|", TEXT, re.MULTILINE))
-    kinds = {"startup", "readiness", "liveness"}
+def test_probes_and_thresholds_are_those_of_the_model() -> None:
+    kinds = set(re.findall(r"^\| `(\w+)` \| [^|]*\|$", TEXT.split("## Kinds")[0], re.MULTILINE))
     assert kinds == set(Health.model_fields)
     default = Probe(tcp=True)
+    counts = default.fall_count_warn, default.fall_count_ko, default.rise_count_ko, default.rise_count_warn
+    assert counts == (1, 3, 1, 1), "`warn` after one failure in a row and `ko` after three more"
     for key in ("interval", "timeout"):
-        assert rows[key] == f'"{format_duration(getattr(default, key))}"', key
-    for key in ("jitter", "fall_count_warn", "fall_count_ko", "rise_count_ko", "rise_count_warn"):
-        assert rows[key] == f"{getattr(default, key):g}", key
-    assert (rows["status"], rows["method"]) == (f'"{default.status}"', f'"{default.method}"')
-    assert set(rows) - kinds == set(Probe.model_fields) - {"http", "tcp", "exec"}
+        assert re.search(rf"{format_duration(getattr(default, key))[:-1]} s\s+\(`{key}`", TEXT), key

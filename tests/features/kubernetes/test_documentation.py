@@ -1,8 +1,7 @@
-"""docs/kubernetes.md: its file is exported as it is pasted, and its tables have every key without an equal."""
+"""docs/kubernetes.md: its file is exported as it is pasted."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,20 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from poolctl.features.kubernetes._keys import IGNORED, UNSUPPORTED
-from poolctl.features.kubernetes._routes import ROUTE_IGNORED, ROUTE_UNSUPPORTED
 from tests.docs.pages import ROOT, blocks
 
 from .valid_objects import assert_valid
 
 PAGE = ROOT / "docs" / "kubernetes.md"
-TEXT = PAGE.read_text()
-
-
-def table(head: str) -> dict[str, str]:
-    """The rows of the table of two columns with this head, without its markup."""
-    (rest,) = TEXT.split(f"| {head} |\n")[1:]
-    return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", rest.split("\n\n")[0], re.MULTILINE))
 
 
 def test_file_is_exported(poolctl: Any, directory: Path) -> None:
@@ -119,14 +109,3 @@ def test_example_is_exported_with_its_overlay(
         "shop" if example == "cluster" else "gallery"
     }
     assert [each for each in objects if each["kind"] == "Secret"] == []
-
-
-def test_keys_without_an_equal_are_those_of_the_export() -> None:
-    found = table("key | | because")
-    expected = {key: f"warning | {reason}" for key, reason in IGNORED.items()}
-    expected |= {key: f"error | {reason}" for key, (_, reason, _) in UNSUPPORTED.items()}
-    assert {key: text for key, text in found.items() if key in expected} == expected
-    assert table("key of a route | on a cluster") == dict(ROUTE_IGNORED)
-    assert table("key of a route | because") == {
-        key: reason for key, (reason, _) in ROUTE_UNSUPPORTED.items()
-    }

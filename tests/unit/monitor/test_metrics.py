@@ -261,11 +261,11 @@ poolctl_certificate_expiration_timestamp_seconds gauge When the certificate that
 poolctl_monitor_status gauge 1 for the status of the server: ok, warn, ko, or unknown while it is off.
 poolctl_monitor_latency_seconds gauge How long the newest probe of the server took.
 poolctl_monitor_uptime_seconds_total counter How long the server has answered.
-poolctl_monitor_downtime_seconds_total counter How long it has not, though it was not turned off.
-poolctl_monitor_risetime_seconds_total counter How long it was on its way from ko to ok.
-poolctl_monitor_falltime_seconds_total counter How long it was on its way from ok to ko.
+poolctl_monitor_downtime_seconds_total counter How long the server has not answered, though it was on.
+poolctl_monitor_risetime_seconds_total counter How long the server was on its way from ko to ok.
+poolctl_monitor_falltime_seconds_total counter How long the server was on its way from ok to ko.
 poolctl_monitor_rises_total counter How often the server began to answer.
-poolctl_monitor_falls_total counter How often it ceased to, though it was not turned off.
+poolctl_monitor_falls_total counter How often the server ceased to answer, though it was on.
 poolctl_monitor_sli_ratio gauge The part of its time that it has answered, from 0 to 1.
 poolctl_server_wakes_total counter How often a request has woken the server.
 poolctl_responses_total counter Responses that have begun, by the class of their status.
