@@ -50,9 +50,9 @@ WITHIN = {
         "supervised_process": 4, "helper_process": 4, "local": 5,
     },
     "runners.local": {
-        "server_sockets": 0, "output_pipes": 0, "tally_page": 0, "notify_socket": 0, "program_ports": 0, "zygotes": 1,
-        "local_worker": 2, "readiness": 3, "tallies": 3, "stack_reader": 3, "forking": 3, "activation": 3,
-        "takeover": 3,
+        "server_sockets": 0, "output_pipes": 0, "tally_page": 0, "notify_socket": 0, "program_ports": 0,
+        "first_bytes": 0, "accept_helper": 0, "children": 0, "zygotes": 1, "app_zygotes": 2, "local_worker": 2,
+        "readiness": 3, "tallies": 3, "stack_reader": 3, "forking": 3, "activation": 3, "takeover": 3,
     },
     "features.gateway.process": {
         "settings": 0, "counts": 0, "descriptor_limit": 0, "waiting_connections": 0, "tls": 0,

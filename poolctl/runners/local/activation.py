@@ -15,43 +15,26 @@ import asyncio
 import contextlib
 import itertools
 import os
-import re
 import resource
 import select
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
-from typing import NamedTuple
 
-from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection, from_message
 from poolctl.platform import close_promptly
 
-from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
-from ..process_link import HasDescriptor, Link, LinkLost, NoAnswer, Refused
+from ..helper_process import Helpers
+from ..process_link import HasDescriptor, Link
+from .accept_helper import ACCEPT, TAKE, AcceptHelper, ConnectionRequest, FetchOutcome
+from .first_bytes import ENOUGH_BYTES, FirstBytesKind, bad_request_response, classify_first_bytes
 from .local_worker import LocalWorker
 from .server_sockets import AdoptionPairs, Sockets
 
-# Longer than the helper's own limit, for a helper that was stopped or gets no processor time.
-_SILENT_SECONDS = 1.0
-
-ACCEPT, TAKE = "accept", "take"
-# A longer line is left to the application; httptools and h11 have limits of their own.
-MAX_LINE_BYTES = 8192
-ENOUGH_BYTES = MAX_LINE_BYTES + 2
-_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
-_REQUEST_LINE = re.compile(_METHOD + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r?")
-_BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
-# RFC 8446 §5.1 and §4: a record of type handshake, version 3.x, whose first message is a ClientHello.
-_HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
-_HELLO_AT = 5
 _ROOM_SECONDS = 0.003
 # The maximum of held connections whatever the limit of open files, because each needs memory.
 MAX = 8192
@@ -62,156 +45,6 @@ _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 0.1
 _CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
-
-
-class FetchOutcome(NamedTuple):
-    """How a request for connections, sent to the accept helper, has ended.
-
-    `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
-    `failed`: because a call on the socket has blocked.
-    """
-
-    empty: bool = False
-    junk: bool = False  # the pair contained something that is not a connection
-    full: bool = False  # no descriptor was left
-    failed: bool = False
-    blocked: bool = False
-
-
-ACCEPT_HELPER = HelperKind(
-    name="accept",
-    label="the accept helper",
-    argv=(*command(sys.executable, "acceptor", isolated=True),),
-    entry=fd_store.ACCEPTOR,
-    on_demand=True,
-    ready_seconds=10.0,
-)
-
-
-class AcceptHelper(HelperOwner[HelperProcess]):
-    """Accepts connections for all servers through one helper process.
-
-    The process is started when it is first needed. It outlives its supervisor, and may send connections that an earlier
-    supervisor requested: `returned` is then called with the server's key and the connection. Must be created on the
-    running loop.
-    """
-
-    def __init__(self, helpers: Helpers, returned: Callable[[str, Connection], None]) -> None:
-        self._helper = helpers.add(ACCEPT_HELPER, self, HelperProcess)
-        self._on_returned = returned
-        self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
-        self._requests: dict[int, ConnectionFetch] = {}
-        self._asking: set[asyncio.Task[None]] = set()
-        self._blamed: HelperProcess | None = None
-
-    def warm(self) -> None:
-        """Begin to start the helper process, unless it runs or is starting."""
-        self._helper.start()
-
-    async def adopt(self) -> None:
-        """Use the previous supervisor's helper process, if there is one. Raises LinkLost."""
-        await self._helper.adopt()
-
-    def fetch(self, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> None:
-        """Have the helper process take up to `most` connections from `sock`, a listener or one end of a socket pair.
-
-        Does not wait. Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
-        """
-        asking = asyncio.ensure_future(self._fetch(fetch, sock, most))
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
-
-    def close(self) -> None:
-        """Let the helper process end. Pending requests get no result."""
-        for asking in self._asking:
-            asking.cancel()
-        self._helper.close()
-
-    async def _fetch(self, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> None:
-        number = next(self._numbers)
-        self._requests[number] = fetch
-        try:
-            outcome = await self._ask(number, fetch, sock, most)
-        finally:
-            del self._requests[number]
-        fetch.ended(outcome)
-
-    async def _ask(self, number: int, fetch: ConnectionFetch, sock: HasDescriptor, most: int) -> FetchOutcome:
-        try:
-            process = await self._helper.wait_until_up()
-        except LinkLost as error:
-            # Without a free descriptor here it is worth another try.
-            full = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
-            return FetchOutcome(full=full, failed=not full)
-        if sock.fileno() < 0:
-            return FetchOutcome(empty=True)  # closed since
-        request = {"t": fetch.kind, "n": number, "key": fetch.key, "most": most}
-        try:
-            found, _ = await process.ask(request, [sock], patience_seconds=_SILENT_SECONDS)
-        except Refused:
-            return FetchOutcome(full=True)  # no descriptor was free there
-        except NoAnswer:
-            return FetchOutcome(failed=True)
-        except LinkLost:
-            # Its own time limit ends it, while it works on the first request. Its death by anything else says nothing
-            # about the socket.
-            is_first, self._blamed = process is not self._blamed, process
-            exit_ = await process.wait_briefly_for_exit()
-            timed_out = exit_ is not None and exit_.signal == signal.SIGALRM
-            return FetchOutcome(failed=True, blocked=is_first and timed_out)
-        return FetchOutcome(found["empty"], found["junk"], found["full"])
-
-    def received(self, message: wire.Message, fds: list[int]) -> None:
-        if message.get("t") != "conn":
-            super().received(message, fds)
-            return
-        try:
-            sock = from_message(message, fds)
-        except wire.WireError:
-            return  # its client has gone
-        request = self._requests.get(message["n"])
-        if request is None:
-            self._on_returned(message["key"], sock)
-        else:
-            request.connection_arrived(sock)
-
-
-class FirstBytesKind(StrEnum):
-    """The kinds of data with which a connection can begin."""
-
-    REQUEST = "request"
-    BEGINNING = "beginning"  # it may become one: wait for more
-    NO_REQUEST = "no request"
-
-
-def bad_request_response(*, late: bool) -> bytes:
-    """The HTTP response to bytes that are not a request (400) or, when `late`, to an incomplete request (408)."""
-    status = b"408 Request Timeout" if late else b"400 Bad Request"
-    return b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-
-def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytesKind:
-    """The kind of data with which a connection begins. The first ENOUGH_BYTES bytes suffice as `head`."""
-    return _classify_client_hello(head) if tls else _classify_request_line(head)
-
-
-def _classify_request_line(head: bytes) -> FirstBytesKind:
-    # Empty lines before the request line are to be ignored (RFC 9112 §2.2).
-    line, end, _ = head.lstrip(b"\r\n").partition(b"\n")
-    if end:
-        return FirstBytesKind.REQUEST if _REQUEST_LINE.fullmatch(line) else FirstBytesKind.NO_REQUEST
-    if not line:
-        return FirstBytesKind.BEGINNING if len(head) < MAX_LINE_BYTES else FirstBytesKind.NO_REQUEST
-    if not _BEGINNING.fullmatch(line):
-        return FirstBytesKind.NO_REQUEST
-    return FirstBytesKind.BEGINNING if len(line) < MAX_LINE_BYTES else FirstBytesKind.REQUEST
-
-
-def _classify_client_hello(head: bytes) -> FirstBytesKind:
-    expected = ((0, _HANDSHAKE), (1, _MAJOR), (_HELLO_AT, _CLIENT_HELLO))
-    if any(head[at] != value for at, value in expected if at < len(head)):
-        return FirstBytesKind.NO_REQUEST
-    return FirstBytesKind.REQUEST if len(head) > _HELLO_AT else FirstBytesKind.BEGINNING
 
 
 @dataclass(slots=True, eq=False)
@@ -741,7 +574,7 @@ class Activator:
         return name
 
 
-class ConnectionFetch:
+class ConnectionFetch(ConnectionRequest):
     """A pending request to the accept helper. `wanted`: keep its connections; False once the server is stopped."""
 
     def __init__(

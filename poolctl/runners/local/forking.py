@@ -32,19 +32,14 @@ from ..listener_opener import Opener
 from ..process_link import HasDescriptor, KeeperLink, Link
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import Spec
+from .app_zygotes import AppZygote, AppZygotes
+from .children import Children, ProcessIdentity
 from .local_worker import LocalWorker
 from .notify_socket import NotifySocket
 from .output_pipes import OutputPipes
 from .server_sockets import AdoptionPairs, handover_group
 from .tally_page import Tally
-from .zygotes import (
-    AppZygote,
-    AppZygotes,
-    Children,
-    InterpreterZygoteIdentity,
-    ProcessIdentity,
-    Zygotes,
-)
+from .zygotes import InterpreterZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from poolctl.keeper import fd_store
 
 from ..process_link import Link, Message
+from .children import Children, ProcessIdentity
 from .local_worker import KILL_SECONDS, LocalWorker
-from .zygotes import Children, ProcessIdentity
 
 
 @dataclass

@@ -29,6 +29,8 @@ from ..stack_report import WorkerStacks
 from ..worker_spec import hook_config
 from . import readiness
 from .activation import Activator
+from .app_zygotes import AppZygotes, ImportLimit
+from .children import Children, ProcessIdentity
 from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
 from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers
@@ -47,7 +49,7 @@ from .takeover import (
     wait_briefly_for_reports,
 )
 from .tallies import Tallies, WorkerHeartbeats
-from .zygotes import AppZygotes, Children, ImportLimit, InterpreterZygoteIdentity, ProcessIdentity, Zygotes
+from .zygotes import InterpreterZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -24,11 +24,11 @@ from .. import process_link
 from ..process_link import Descriptor, HasDescriptor, Link, LinkHandler, Message, sanitized_text_or_empty
 from ..runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from ..worker_spec import memory_files, missing_module_hint, tls_settings
+from .children import Children, ProcessIdentity
 from .notify_socket import NotifySocket
 from .program_ports import wait_until_port_is_unused
 from .server_sockets import WorkerRoutes
 from .tally_page import EventLoopIdleDetector, Tally
-from .zygotes import Children, ProcessIdentity
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -25,6 +25,7 @@ from poolctl.listeners.sock_diag import (
 from poolctl.platform import peer_has_closed, waits_for_events
 
 from ..runner_protocol import WorkerFailed
+from .children import ProcessIdentity
 from .local_worker import LocalWorker
 from .program_ports import (
     FIRST_CONNECT_PAUSE_SECONDS,
@@ -36,7 +37,6 @@ from .program_ports import (
     listening_inodes,
     wait_until_listening,
 )
-from .zygotes import ProcessIdentity
 
 # There is no notification when another program calls accept().
 _FIRST_ACCEPT_PAUSE_SECONDS = 0.001

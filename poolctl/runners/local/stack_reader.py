@@ -21,8 +21,8 @@ from ..stack_report import (
     find_main_thread_hang,
     parse,
 )
+from .children import Children
 from .local_worker import LocalWorker
-from .zygotes import Children
 
 # Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
 _PYTHON_SHARE, _FAULTHANDLER_SHARE = 0.6, 0.25

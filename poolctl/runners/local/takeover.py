@@ -23,10 +23,10 @@ from poolctl.keeper import fd_store, wire
 from ..process_link import HasDescriptor, KeeperLink, Link, stored_entries
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id
+from .children import Children
 from .local_worker import AdoptedWorker, LocalWorker
 from .notify_socket import NotifySocket
 from .tally_page import Tally
-from .zygotes import Children
 
 logger = logging.getLogger("poolctl.supervisor")
 

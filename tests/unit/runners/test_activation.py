@@ -28,19 +28,15 @@ from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.runners.helper_process import Helpers
+from poolctl.runners.local import accept_helper
 from poolctl.runners.local import activation as module
+from poolctl.runners.local.accept_helper import ACCEPT, AcceptHelper, ConnectionRequest, FetchOutcome
 from poolctl.runners.local.activation import (
-    ACCEPT,
-    MAX_LINE_BYTES,
-    AcceptHelper,
     Activator,
-    ConnectionFetch,
-    FetchOutcome,
-    FirstBytesKind,
     HeldConnection,
     SleepingListener,
-    classify_first_bytes,
 )
+from poolctl.runners.local.first_bytes import MAX_LINE_BYTES, FirstBytesKind, classify_first_bytes
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import PING, Link
@@ -82,11 +78,11 @@ class Helper(AcceptHelper):
     def close(self) -> None:
         pass
 
-    def fetch(self, fetch: ConnectionFetch, sock: Any, most: int) -> None:
+    def fetch(self, fetch: ConnectionRequest, sock: Any, most: int) -> None:
         self.asked.append(fetch.kind)
         asyncio.get_running_loop().call_soon(self._answer, fetch, sock, most)
 
-    def _answer(self, fetch: ConnectionFetch, shared: socket.socket, most: int) -> None:
+    def _answer(self, fetch: ConnectionRequest, shared: socket.socket, most: int) -> None:
         if self.fails:
             fetch.ended(FetchOutcome(failed=True, blocked=True))
             return
@@ -671,7 +667,7 @@ class Stage:
     async def fetch(self, count: int = 1) -> FetchOutcome:
         clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
         done: asyncio.Future[FetchOutcome] = asyncio.get_running_loop().create_future()
-        self.acceptor.fetch(cast(ConnectionFetch, Request(self.got, done)), self.listener, 8)
+        self.acceptor.fetch(cast(ConnectionRequest, Request(self.got, done)), self.listener, 8)
         found = await done
         for client in clients:
             client.close()
@@ -696,7 +692,7 @@ def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None
             await stage.close()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SILENT_SECONDS", 60.0)
+        patch.setattr(accept_helper, "_SILENT_SECONDS", 60.0)
         asyncio.run(watched())
 
 
@@ -715,7 +711,7 @@ def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monk
     async def scenario(stage: Stage) -> None:
         await stage.fetch()
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_SILENT_SECONDS", 0.1)
+            patch.setattr(accept_helper, "_SILENT_SECONDS", 0.1)
             freeze(stage.keeper.pids[0])
             assert await stage.fetch() == FetchOutcome(failed=True)
         assert (await stage.fetch()).empty
@@ -782,7 +778,7 @@ class AtHelper:
         sock.close()
 
     def fetch(self, name: str = "one") -> None:
-        self.acceptor.fetch(cast(ConnectionFetch, Asked(self, name)), self.sock, 5)
+        self.acceptor.fetch(cast(ConnectionRequest, Asked(self, name)), self.sock, 5)
 
     async def pass_time(self, seconds: float = 0.0) -> None:
         await asyncio.sleep(seconds)
@@ -1177,7 +1173,7 @@ def with_servers(directory: Path, work: Callable[[Servers], Coroutine[Any, Any, 
             await servers.close()
 
     with no_descriptor_left(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SILENT_SECONDS", 60.0)
+        patch.setattr(accept_helper, "_SILENT_SECONDS", 60.0)
         asyncio.run(watched())
 
 

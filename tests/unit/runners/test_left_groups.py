@@ -11,9 +11,9 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
+from poolctl.runners.local.children import Children
 from poolctl.runners.local.left_groups import LeftGroups
 from poolctl.runners.local.local_worker import KILL_SECONDS, LocalWorker
-from poolctl.runners.local.zygotes import Children
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from tests.virtual_loop import VirtualLoop
 

@@ -20,7 +20,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.local import local_runner, zygotes
+from poolctl.runners.local import children, local_runner, zygotes
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
@@ -711,8 +711,8 @@ def test_prepared_worker_is_forked_from_the_imported_application() -> None:
 def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(zygotes, "_FIRST_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(zygotes, "_LAST_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(children, "_FIRST_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(children, "_LAST_LOOK_SECONDS", 0.1)
 
     async def work(runner: ProcessRunner) -> None:
         server = served(preload=True)

@@ -18,6 +18,7 @@ from poolctl import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import process_start
 from poolctl.runners.local import local_worker
+from poolctl.runners.local.children import Children, ProcessIdentity
 from poolctl.runners.local.local_worker import (
     KILL_SECONDS,
     AdoptedWorker,
@@ -27,7 +28,6 @@ from poolctl.runners.local.local_worker import (
 )
 from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
 from poolctl.runners.local.server_sockets import WorkerRoutes
-from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.worker_spec import added_environment, argument_vector

@@ -17,12 +17,12 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import process_start
+from poolctl.runners.local.children import Children, ProcessIdentity
 from poolctl.runners.local.local_worker import (
     LocalWorker,
 )
 from poolctl.runners.local.stack_reader import StackReader
 from poolctl.runners.local.tally_page import Tally
-from poolctl.runners.local.zygotes import Children, ProcessIdentity
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDumper, promise_stacks, read_stacks

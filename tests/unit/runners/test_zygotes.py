@@ -20,18 +20,12 @@ from poolctl import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import parent_and_start, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.local import children as children_module
 from poolctl.runners.local import zygotes as module
+from poolctl.runners.local.app_zygotes import AppZygote, AppZygotes, ImportLimit
+from poolctl.runners.local.children import Children, Forged, ProcessIdentity
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.local.zygotes import (
-    AppZygote,
-    AppZygotes,
-    Children,
-    Forged,
-    ImportLimit,
-    InterpreterZygoteIdentity,
-    ProcessIdentity,
-    Zygotes,
-)
+from poolctl.runners.local.zygotes import InterpreterZygoteIdentity, Zygotes
 from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.withheld_variables import withheld_variables
@@ -137,8 +131,8 @@ def test_process_that_exited_before_the_check_is_known_by_its_report() -> None:
 def test_process_that_does_not_become_a_child_of_the_keeper_is_reported_once(
     child: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FIRST_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(module, "_LAST_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(children_module, "_FIRST_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(children_module, "_LAST_LOOK_SECONDS", 0.05)
 
     async def scenario() -> None:
         keeper = Keeper()

@@ -1,0 +1,152 @@
+"""Fetches connections through the process that calls accept(2), which may block."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from poolctl.bootstrap import command
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.connection_handover import Connection, from_message
+
+from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
+from ..process_link import HasDescriptor, LinkLost, NoAnswer, Refused
+
+# The kinds of a request: for a listener's connections, and for those in the pair of a server's workers.
+ACCEPT, TAKE = "accept", "take"
+# Longer than the helper's own limit, for a helper that was stopped or gets no processor time.
+_SILENT_SECONDS = 1.0
+
+
+class FetchOutcome(NamedTuple):
+    """How a request for connections, sent to the accept helper, has ended.
+
+    `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
+    `failed`: because a call on the socket has blocked.
+    """
+
+    empty: bool = False
+    junk: bool = False  # the pair contained something that is not a connection
+    full: bool = False  # no descriptor was left
+    failed: bool = False
+    blocked: bool = False
+
+
+class ConnectionRequest:
+    """A request for connections of the server `key`; `kind` is ACCEPT or TAKE."""
+
+    kind: str
+    key: str
+
+    def connection_arrived(self, sock: Connection) -> None:
+        """Called with each connection, which the request then owns."""
+        raise NotImplementedError
+
+    def ended(self, found: FetchOutcome) -> None:
+        """Called once, after the last connection."""
+        raise NotImplementedError
+
+
+ACCEPT_HELPER = HelperKind(
+    name="accept",
+    label="the accept helper",
+    argv=(*command(sys.executable, "acceptor", isolated=True),),
+    entry=fd_store.ACCEPTOR,
+    on_demand=True,
+    ready_seconds=10.0,
+)
+
+
+class AcceptHelper(HelperOwner[HelperProcess]):
+    """Accepts connections for all servers through one helper process.
+
+    The process is started when it is first needed. It outlives its supervisor, and may send connections that an earlier
+    supervisor requested: `returned` is then called with the server's key and the connection. Must be created on the
+    running loop.
+    """
+
+    def __init__(self, helpers: Helpers, returned: Callable[[str, Connection], None]) -> None:
+        self._helper = helpers.add(ACCEPT_HELPER, self, HelperProcess)
+        self._on_returned = returned
+        self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
+        self._requests: dict[int, ConnectionRequest] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+        self._blamed: HelperProcess | None = None
+
+    def warm(self) -> None:
+        """Begin to start the helper process, unless it runs or is starting."""
+        self._helper.start()
+
+    async def adopt(self) -> None:
+        """Use the previous supervisor's helper process, if there is one. Raises LinkLost."""
+        await self._helper.adopt()
+
+    def fetch(self, fetch: ConnectionRequest, sock: HasDescriptor, most: int) -> None:
+        """Have the helper process take up to `most` connections from `sock`, a listener or one end of a socket pair.
+
+        Does not wait. Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
+        """
+        asking = asyncio.ensure_future(self._fetch(fetch, sock, most))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+
+    def close(self) -> None:
+        """Let the helper process end. Pending requests get no result."""
+        for asking in self._asking:
+            asking.cancel()
+        self._helper.close()
+
+    async def _fetch(self, fetch: ConnectionRequest, sock: HasDescriptor, most: int) -> None:
+        number = next(self._numbers)
+        self._requests[number] = fetch
+        try:
+            outcome = await self._ask(number, fetch, sock, most)
+        finally:
+            del self._requests[number]
+        fetch.ended(outcome)
+
+    async def _ask(
+        self, number: int, fetch: ConnectionRequest, sock: HasDescriptor, most: int
+    ) -> FetchOutcome:
+        try:
+            process = await self._helper.wait_until_up()
+        except LinkLost as error:
+            # Without a free descriptor here it is worth another try.
+            full = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
+            return FetchOutcome(full=full, failed=not full)
+        if sock.fileno() < 0:
+            return FetchOutcome(empty=True)  # closed since
+        request = {"t": fetch.kind, "n": number, "key": fetch.key, "most": most}
+        try:
+            found, _ = await process.ask(request, [sock], patience_seconds=_SILENT_SECONDS)
+        except Refused:
+            return FetchOutcome(full=True)  # no descriptor was free there
+        except NoAnswer:
+            return FetchOutcome(failed=True)
+        except LinkLost:
+            # Its own time limit ends it, while it works on the first request. Its death by anything else says nothing
+            # about the socket.
+            is_first, self._blamed = process is not self._blamed, process
+            exit_ = await process.wait_briefly_for_exit()
+            timed_out = exit_ is not None and exit_.signal == signal.SIGALRM
+            return FetchOutcome(failed=True, blocked=is_first and timed_out)
+        return FetchOutcome(found["empty"], found["junk"], found["full"])
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        if message.get("t") != "conn":
+            super().received(message, fds)
+            return
+        try:
+            sock = from_message(message, fds)
+        except wire.WireError:
+            return  # its client has gone
+        request = self._requests.get(message["n"])
+        if request is None:
+            self._on_returned(message["key"], sock)
+        else:
+            request.connection_arrived(sock)
