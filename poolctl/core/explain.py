@@ -255,3 +255,14 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
                 explanations += [place, text] if place else [text]
                 place = ""
     return [line for line in explanations if not re.match(_NODE_LINE, line)] if of_node else explanations
+
+
+def explain_blocker(blocker: Entry) -> tuple[str, str]:
+    """Why a server that depends on this one cannot start, as the end of a sentence about it, and the hint."""
+    if blocker.is_disabled:
+        return "is disabled", f"poolctl enable {blocker.name}"
+    if blocker.completed:
+        return "has ended", f"poolctl start {blocker.name}"
+    if blocker.wants_no_worker and not blocker.failed:
+        return "is stopped", f"poolctl start {blocker.name}"
+    return "did not become ready", f"poolctl logs {blocker.name}"

@@ -34,7 +34,8 @@ from poolctl.config import (
     with_resolved_references,
     wrong_references,
 )
-from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder, wait_and_return_unfinished
+from poolctl.core.command_goal import CommandGoal, wait_and_return_unfinished
+from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (

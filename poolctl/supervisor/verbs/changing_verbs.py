@@ -25,8 +25,9 @@ from poolctl.config import (
     problem_of,
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
+from poolctl.core.command_goal import goal_error
 from poolctl.core.configuration_diff import date_text, read_certificate_expiry
-from poolctl.core.core import Core, goal_error
+from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_effect_text
 from poolctl.core.server_entry import Entry, Worker

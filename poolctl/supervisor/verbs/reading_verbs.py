@@ -19,8 +19,8 @@ from poolctl.control.answers import (
 )
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ExecResult, ShowResult, StacksResult
+from poolctl.core.command_goal import CommandGoal, goal_error, wait_and_return_unfinished
 from poolctl.core.configuration_diff import date_text, expired_message
-from poolctl.core.core import CommandGoal, goal_error, wait_and_return_unfinished
 from poolctl.core.decide import ListenerState
 from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message

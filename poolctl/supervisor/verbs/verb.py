@@ -23,7 +23,8 @@ from poolctl.control.answers import (
 )
 from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
-from poolctl.core.core import CommandGoal, Core
+from poolctl.core.command_goal import CommandGoal
+from poolctl.core.core import Core
 from poolctl.core.decide import LEAVING, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolError, ServerError

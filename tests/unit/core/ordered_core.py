@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
-from poolctl.core.core import CommandGoal, Core
+from poolctl.core.command_goal import CommandGoal
+from poolctl.core.core import Core
 from poolctl.core.decide import DecisionLogger
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.core import CommandGoal, Core, RunnerEventForwarder
+from poolctl.core.command_goal import CommandGoal
+from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import Action, DecisionLogger, Desired, Overrides, ServerView, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.workqueue import BATCH, caused_by

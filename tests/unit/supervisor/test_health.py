@@ -22,21 +22,9 @@ from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
-from poolctl.supervisor.health import (
-    HEARTBEAT,
-    LIVENESS,
-    MEMORY,
-    Decision,
-    HeartbeatMonitor,
-    MemoryLimit,
-    RecoverySituation,
-    RecoveryStep,
-    WorkerRecovery,
-    _sentence,
-    decide,
-    watch_health,
-    within,
-)
+from poolctl.supervisor.health import HeartbeatMonitor, MemoryLimit, watch_health
+from poolctl.supervisor.recovery_policy import Decision, RecoverySituation, RecoveryStep, decide, within
+from poolctl.supervisor.worker_recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery, _sentence
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
 from tests.virtual_loop import VirtualLoop

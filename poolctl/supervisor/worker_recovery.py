@@ -1,0 +1,347 @@
+"""Recovers workers that are hung, unhealthy or above their memory limit, according to the table `recovery`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+from poolctl.core.core import Core
+from poolctl.core.decide import WorkerPhase
+from poolctl.core.explain import last_lines
+from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.workqueue import caused_by
+from poolctl.json_form import Table, to_json
+from poolctl.monitor.event_queue import EventBus
+from poolctl.runners.stack_report import WorkerStacks
+from poolctl.states import Status
+
+if TYPE_CHECKING:
+    pass
+from .recovery_policy import RecoverySituation, RecoveryStep, decide, within
+
+LAST_LINES = 10
+_MAX_STACKS = 3  # the number of stacks in the report about workers recovered together
+LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
+_DONE = {
+    RecoveryStep.RESTART: "restarted",
+    RecoveryStep.REPLACE: "replaced",
+    RecoveryStep.DISABLE: "disabled",
+    RecoveryStep.NOTIFY: "told",
+    RecoveryStep.GIVE_UP: "left as it is",
+}
+
+
+class WorkerProblem(NamedTuple):
+    """A worker's problem: its `kind` (LIVENESS, HEARTBEAT or MEMORY), and its description in words, `seen`.
+
+    `since` is when it began, in seconds since the epoch, and `stacks` are the worker's stacks at that time, if known.
+    """
+
+    worker: Worker
+    kind: str
+    seen: str
+    since: float
+    stacks: WorkerStacks | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The problem in words, with the place where the event loop hangs if it is known."""
+        place = self.stacks.place if self.stacks is not None and self.kind == HEARTBEAT else ""
+        return f"{self.seen}, in {place}" if place else self.seen
+
+
+class RecoveryState:
+    """The recovery state of a server with unhealthy workers."""
+
+    def __init__(self, jitter: float) -> None:
+        self.problems: dict[str, WorkerProblem] = {}
+        self.notified: set[str] = set()
+        self.jitter = jitter
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class WorkerRecovery:
+    """Recovers workers whose liveness probe fails, and workers that are reported to `notice`."""
+
+    def __init__(self, core: Core, events: EventBus, chance: Random | None = None) -> None:
+        self._core = core
+        self._events = events
+        self._chance = chance or Random()
+        self._states: dict[str, RecoveryState] = {}
+        self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
+        self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
+        core.health.unhealthy.add(
+            lambda entry, worker, reason: self.report_worker_problem(entry, worker, LIVENESS, reason)
+        )
+        core.observers.add(self.update_recovery)
+
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+        """Recover a worker that has a problem, as its server's policy says. `kind` and `seen`: see WorkerProblem.
+
+        The worker's stacks are read first, if possible. A further problem of the same worker is ignored.
+        """
+        state = self._states.setdefault(entry.name, RecoveryState(self._chance.uniform(-1, 1)))
+        known = state.problems.get(worker.id)
+        if known is None or known.worker is not worker:
+            state.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
+            if kind != MEMORY and entry.config.recovery.strategy != "none":
+                taking = self._taking[id(worker)] = asyncio.ensure_future(
+                    self._core.stacks.record_stacks(entry, worker)
+                )
+                taking.add_done_callback(partial(self._on_stacks_read, entry, worker))
+        self.update_recovery(entry)
+
+    def _on_stacks_read(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
+        """Begin the recovery of the worker, now that its stacks have been read."""
+        # Otherwise it hangs again, and its stacks are being read again.
+        if self._taking.get(id(worker)) is taken:
+            del self._taking[id(worker)]
+        problems = self._states[entry.name].problems if entry.name in self._states else {}
+        problem = problems.get(worker.id)
+        if problem is not None and problem.worker is worker and not taken.cancelled():
+            problems[worker.id] = problem._replace(stacks=taken.result())
+        self.update_recovery(entry)
+
+    def resume(self, entries: Iterable[Entry]) -> None:
+        """Continue the recoveries that the previous supervisor had begun."""
+        for entry in entries:
+            for name, pid in entry.observed.recovering.get("workers", {}).items():
+                worker = entry.observed.workers.get(name)
+                if worker is None or worker.placement is None or worker.placement.pid != pid:
+                    continue
+                self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
+                self._core.health.update_probes_and_health(entry)
+                if (
+                    entry.observed.recovering["step"] == RecoveryStep.RESTART
+                    and worker.phase is WorkerPhase.READY
+                ):
+                    self._core.drain_then_replace(entry, worker)
+
+    def update_recovery(self, entry: Entry) -> None:
+        """Handle a change of the server: a recovery may be over, or a new one due."""
+        state = self._states.get(entry.name)
+        if state is None and not entry.observed.recovering:
+            return
+        if entry.observed.recovering:
+            self._conclude_if_over(entry)
+        if state is not None:
+            self._forget_resolved_problems(entry, state)
+            self._decide_and_recover(entry, state)
+
+    def _forget_resolved_problems(self, entry: Entry, state: RecoveryState) -> None:
+        """Forget workers that have exited or recovered."""
+        state.problems = {name: each for name, each in state.problems.items() if _is_unresolved(entry, each)}
+        state.notified &= state.problems.keys()
+        if not state.problems:
+            _cancel_timer(state)
+            del self._states[entry.name]
+
+    def _decide_and_recover(self, entry: Entry, state: RecoveryState) -> None:
+        current = [
+            problem
+            for problem in state.problems.values()
+            if entry.is_current(problem.worker) and id(problem.worker) not in self._taking
+        ]
+        if not entry.wanted or entry.removed:
+            return
+        policy = entry.config.recovery
+        pauses: list[float] = []
+        for strategy, problems in (
+            (policy.strategy, [each for each in current if each.kind != MEMORY]),
+            ("replace", [each for each in current if each.kind == MEMORY]),
+        ):
+            situation = RecoverySituation(
+                strategy,
+                histories=[_recoveries_of(entry, problem.worker) for problem in problems],
+                ready=len(entry.observed.ready),
+                size=entry.size,
+                overlaps=entry.may_overlap,
+                under_way=bool(entry.observed.recovering),
+                now=self._core.clock.monotonic(),
+                jitter=state.jitter,
+            )
+            step, chosen, again = decide(policy, situation)
+            if step in (RecoveryStep.NOTIFY, RecoveryStep.GIVE_UP):
+                self._notify_once(entry, state, step, problems)
+            elif step in (RecoveryStep.RESTART, RecoveryStep.REPLACE, RecoveryStep.DISABLE):
+                self._begin(entry, step, [problems[place] for place in chosen])
+            pauses.append(again)
+        _cancel_timer(state)
+        if again := min(filter(None, pauses), default=0.0):
+            state.timer = asyncio.get_running_loop().call_later(again, self.update_recovery, entry)
+
+    def _notify_once(
+        self, entry: Entry, state: RecoveryState, step: RecoveryStep, problems: list[WorkerProblem]
+    ) -> None:
+        news = [problem for problem in problems if problem.worker.id not in state.notified]
+        if news:
+            state.notified |= {item.worker.id for item in news}
+            report = self._begin_recovery_report(entry, step, news)
+            self._record(entry, report, "notified" if step is RecoveryStep.NOTIFY else "given up")
+
+    def _begin(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
+        acts = step is not RecoveryStep.DISABLE
+        times = (
+            _recovery_times(entry, problems, self._core.clock.monotonic())
+            if acts
+            else entry.observed.recoveries
+        )
+        counts = acts and any(problem.kind != MEMORY for problem in problems)
+        self._core.note_recovery_begun(
+            entry, self._begin_recovery_report(entry, step, problems), times, counts=counts
+        )
+        with caused_by("recovery: " + "; ".join(problem.seen for problem in problems)):
+            self._act(entry, step, problems)
+
+    def _act(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
+        core = self._core
+        if step is RecoveryStep.RESTART:
+            for problem in problems:
+                core.drain_then_replace(entry, problem.worker)
+        elif step is RecoveryStep.REPLACE:
+            for problem in problems:
+                core.replace_worker(entry, problem.worker.id)
+        else:
+            for dependent in core.servers.closure([entry], core.servers.dependents):
+                if dependent is not entry:
+                    core.stop(dependent)
+            core.replace_overrides(entry, replace(entry.desired.overrides, disabled=True))
+
+    def _begin_recovery_report(
+        self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]
+    ) -> Table:
+        """Describe a recovery that is beginning, as JSON for its event. The workers' last log lines are added later."""
+        workers = [problem.worker for problem in problems]
+        placed_at = min(worker.placed_at for worker in workers)
+        report: Table = {
+            "step": step.value,
+            "seen": [problem.seen for problem in problems],
+            "kinds": sorted({problem.kind for problem in problems}),
+            "since": min(problem.since for problem in problems),
+            "workers": {each.id: each.placement.pid for each in workers if each.placement is not None},
+            "stuck": any(worker.stuck for worker in workers),
+            "pids": entry.pids,
+            "lines": [],
+        }
+        if taken := [to_json(problem.stacks) for problem in problems if problem.stacks is not None]:
+            report["stacks"] = taken[:_MAX_STACKS]
+            report["sentences"] = [problem.sentence for problem in problems]
+        # Read during the recovery; its event is recorded once they have been read.
+        reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
+        self._reading[id(report)] = reading
+        reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
+        return report
+
+    def _take_lines(self, entry: Entry, report: Table, reading: asyncio.Task[list[str]]) -> None:
+        del self._reading[id(report)]
+        report["lines"] = [] if reading.cancelled() else reading.result()
+        self._core.touch(entry)  # the recoveries are part of the entry's record
+
+    def _conclude_if_over(self, entry: Entry) -> None:
+        found = _recovery_outcome(entry)
+        if found is not None:
+            report = entry.observed.recovering
+            self._core.note_recovery_ended(entry)
+            self._record(entry, report, *found)
+
+    def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:
+        duration = max(0.0, self._core.clock.time() - report["since"])
+        done = _DONE[RecoveryStep(report["step"])]
+        seen = "; ".join(report.get("sentences") or report["seen"])
+        detail = {
+            "server": entry.name,
+            "bind": entry.config.key,
+            "message": ": ".join(filter(None, (seen, _sentence(outcome, done, duration), why))),
+            "cause": ", ".join(report["kinds"]),
+            "before": {"pids": report["pids"]},
+            "after": {"pids": entry.pids, "state": entry.state},
+            "strategy": report["step"],
+            "seen": report["seen"],
+            "done": done,
+            "outcome": outcome,
+            "duration_seconds": round(duration, 3),
+            "workers": report["workers"],
+            **({"stacks": report["stacks"]} if "stacks" in report else {}),
+        }
+
+        def write(_: object = None) -> None:
+            self._events.record("recovery", outcome, **detail, lines=report["lines"])
+
+        if reading := self._reading.get(id(report)):
+            reading.add_done_callback(write)
+        else:
+            write()
+
+
+def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
+    return entry.observed.recoveries.get(str(worker.index), [])
+
+
+def _recovery_times(entry: Entry, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
+    """Return the server's recent recovery times by worker index, with `now` added for the recovery that begins.
+
+    Times before the server's `recovery.window` are left out.
+    """
+    whose = {str(problem.worker.index) for problem in problems}
+    known = {
+        key: within(times, entry.config.recovery.window, now)
+        for key, times in entry.observed.recoveries.items()
+    }
+    known |= {key: [*known.get(key, ()), now] for key in whose}
+    return {key: times for key, times in known.items() if times}
+
+
+def _recovery_outcome(entry: Entry) -> tuple[str, str] | None:
+    """The outcome of the recovery (recovered, failed …) and the reason or ""; None while it is in progress."""
+    step = entry.observed.recovering["step"]
+    if step == RecoveryStep.DISABLE:
+        if entry.is_disabled:
+            return ("disabled", "") if entry.is_fully_stopped else None
+        return "interrupted", "it was enabled again"
+    if entry.removed or not entry.wanted:
+        return "interrupted", "it was stopped meanwhile"
+    failure = entry.observed.failure.message if entry.observed.failure else ""
+    if entry.failed or entry.completed:
+        return "failed", failure
+    if step == RecoveryStep.REPLACE and any(
+        worker.id in entry.observed.recovering["workers"] and entry.is_current(worker)
+        for worker in entry.observed.staying
+    ):
+        return "failed", failure or "its replacement did not become ready"
+    return ("recovered", "") if entry.settled else None
+
+
+def _sentence(outcome: str, done: str, duration_seconds: float) -> str:
+    match outcome:
+        case "recovered":
+            return f"{done} within {_duration_text(duration_seconds)}"
+        case "notified":
+            return ""
+        case "disabled":
+            return done
+        case "given up":
+            return "recovered too often, left as it is"
+    return f"could not be {done}" if outcome == "failed" else f"was being {done}"
+
+
+def _duration_text(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:
+    worker = problem.worker
+    if entry.observed.workers.get(worker.id) is not worker or worker.phase is not WorkerPhase.READY:
+        return False
+    if problem.kind == HEARTBEAT:
+        return worker.stuck
+    return problem.kind == MEMORY or worker.health not in (Status.OK, Status.WARN)
+
+
+def _cancel_timer(state: RecoveryState) -> None:
+    if state.timer is not None:
+        state.timer.cancel()
+        state.timer = None
