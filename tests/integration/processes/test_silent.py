@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.keeper import ALONE_SECONDS, ANSWER_SECONDS
+from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS
 from poolctl.runners.local.zygotes import SILENT_SECONDS
 from tests.http_get import get
 from tests.integration.processes.test_deaths import helper

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.keeper import connection_handover, wire
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from tests.descriptors import no_descriptor_left
 
 Pair = tuple[socket.socket, socket.socket]

@@ -24,21 +24,13 @@ from poolctl.bootstrap import command
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
 from poolctl.keeper import keeper as keeper_module
 from poolctl.keeper import pool_files, wire
+from poolctl.keeper.channels import Channel, DonorSupervisor
 from poolctl.keeper.fd_store import CALM
-from poolctl.keeper.keeper import (
-    ALONE_SECONDS,
-    ANSWER_SECONDS,
-    ENDING,
-    STOP_SECONDS,
-    Channel,
-    DonorSupervisor,
-    Keeper,
-    Shutdown,
-    Store,
-    SupervisorProcess,
-    fill_and_find_supervisor,
-)
+from poolctl.keeper.keeper import Keeper
 from poolctl.keeper.reap import Reaper
+from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS, ENDING, STOP_SECONDS, Shutdown
+from poolctl.keeper.store import Store, fill_and_find_supervisor
+from poolctl.keeper.supervisor_process import SupervisorProcess
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
@@ -434,7 +426,7 @@ def test_desired_state_is_removed_with_a_pool_that_was_ended(
 
 SIGNALS = """
 import os, select, signal, sys
-from poolctl.keeper.keeper import Signals
+from poolctl.keeper.shutdown import Signals
 signals = Signals()
 seen = []
 for number in (signal.SIGCHLD, *map(int, sys.argv[1:])):

@@ -18,7 +18,7 @@ from poolctl.core.core import Core
 from poolctl.errors import PoolValidateError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, pool_files
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.platform import read_json_object
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (

@@ -17,7 +17,7 @@ from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
 from poolctl.feature import Feature
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
 from poolctl.supervisor import feature_parts

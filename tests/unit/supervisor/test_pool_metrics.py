@@ -11,7 +11,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.json_form import from_json, to_json
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.monitor.metrics import Family
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.runners.runner_protocol import Placement

@@ -14,7 +14,7 @@ from poolctl.control.answers import ProgressLine
 from poolctl.core.configuration_diff import expired_message
 from poolctl.core.server_entry import record_of
 from poolctl.json_form import from_json
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit
 from poolctl.runners.stack_report import WorkerStacks

@@ -24,7 +24,7 @@ from poolctl.control.control_server import Request
 from poolctl.core.configuration_diff import read_digests_by_key
 from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,

@@ -21,7 +21,8 @@ from poolctl.core.server_entry import Entry
 from poolctl.feature import FEATURES
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.keeper.keeper import Keeper, Store
+from poolctl.keeper.keeper import Keeper
+from poolctl.keeper.store import Store
 from poolctl.platform import memory_file
 from poolctl.runners.process_link import Link
 from poolctl.supervisor.statistics import Totals

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.core.decide import Desired
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.monitor.metrics import ServerSnapshot
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Placement

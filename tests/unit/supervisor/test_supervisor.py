@@ -34,7 +34,7 @@ from poolctl.core.decide import Desired, ListenerState
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.platform import memory_file
 from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult

@@ -17,7 +17,7 @@ import pytest
 from poolctl.clock import PING_SECONDS
 from poolctl.config import TLSConfig
 from poolctl.errors import ServerError
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from poolctl.control.control_server import ControlServer, Progress, Request
-from poolctl.keeper.keeper import Store
+from poolctl.keeper.store import Store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
