@@ -39,3 +39,10 @@ def some(page: str, section: str, language: str) -> list[str]:
     found = [each.text for path in PAGES for each in blocks(path) if each[:3] == wanted]
     assert found, f"no {language} block in section {section!r} of {page}"
     return found
+
+
+def block_with(text: str) -> str:
+    """The only block of the pages that has this text, whatever its page is called."""
+    found = [each.text for path in PAGES for each in blocks(path) if text in each.text]
+    assert len(found) == 1, f"{len(found)} blocks have {text!r}"
+    return found[0]

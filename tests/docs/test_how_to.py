@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import ssl
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,8 @@ import pytest
 
 from poolctl import PoolConfig
 from tests.certificates import certificate
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import PAGES, ROOT, block_with, blocks
+from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
@@ -26,6 +31,9 @@ ELSEWHERE = (
     "certbot renew",
 )
 APP = HELLO_APP
+NAMES_ITS_ENVIRONMENT = "import os, sys\n" + APP.replace(
+    'b"hello from " + str(scope["server"][1]).encode()', "os.path.realpath(sys.prefix).encode()"
+)
 
 
 def guide(name: str, language: str) -> list[str]:
@@ -62,6 +70,24 @@ def test_challenges_of_certbot_arrive_and_other_requests_are_sent_to_https(real_
     assert answer(f"https://{host}/cart") == "web, which leads to web"
 
 
+def test_server_with_tls_of_its_own_serves_a_renewed_certificate_after_the_hook(
+    reader: Any, real_pool: RealPool
+) -> None:
+    (hook,) = {hook for page in PAGES for hook in re.findall(r'--deploy-hook "([^"]+)"', page.read_text())}
+    (name,) = re.findall("--pool (\\w+)", hook)
+    port = claim_port()
+    cert, key = certificate(real_pool.directory)
+    tls = f'tls = {{ cert = "{cert}", key = "{key}" }}'
+    real_pool.write("shop.py", APP)
+    server = f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "shop:app"\n{tls}\n'
+    real_pool.write("pool.toml", f'[pool]\nname = "{name}"\n{server}')
+    real_pool.ok("start")
+    assert ssl.get_server_certificate(("127.0.0.1", port)) == cert.read_text()
+    certificate(real_pool.directory)
+    reader(f"cd /\n{hook}")
+    assert ssl.get_server_certificate(("127.0.0.1", port)) == cert.read_text()
+
+
 def test_what_is_not_executed_is_counted() -> None:
     left = [text for name in GUIDES for language in ("yaml", "json") for text in guide(name, language)]
     text = "".join((ROOT / f"docs/{name}.md").read_text() for name in GUIDES)
@@ -83,15 +109,36 @@ def project(real_pool: RealPool) -> RealPool:
 @pytest.mark.slow
 @pytest.mark.timeout(190)
 def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
+    (project.directory / ".venv").symlink_to(sys.prefix)
+    (project.directory / "current").symlink_to(".venv")
+    # In place of what pip would download.
+    project.write("packages.pth", sysconfig.get_path("purelib") + "\n")
+    project.write("requirements.txt", "")
+    install = ".venv-next/bin/pip install -r requirements.txt\n"
+    commands = "\n".join(guide("deploying", "sh"))
+    assert install in commands
+    project.write("shop.py", NAMES_ITS_ENVIRONMENT)
+    file = project.directory / "pool.toml"
+    file.write_text(file.read_text() + 'python = "current"\n')
     project.ok("start")
-    output = reader("\n".join(guide("deploying", "sh")))
-    assert "web" in output
-    assert (project.directory / "current/bin/python").exists()
+    port = int(project.items()["web"]["bind"].rpartition(":")[2])
+    assert get(port).text == os.path.realpath(sys.prefix)
+    commands = commands.replace(install, f"{install}cp packages.pth .venv-next/lib/python3*/site-packages\n")
+    assert "web" in reader(commands)
+    assert get(port).text == os.path.realpath(project.directory / ".venv-next")
+    reader("ln -sfn .venv current\npoolctl restart web")
+    assert get(port).text == os.path.realpath(sys.prefix)
+
     assert (before := project.items()["web"]["pids"])
     project.write("shop.py", APP.replace("200", "500"))
     broken = project.run("restart", "web")
     assert (broken.code, project.items()["web"]["pids"]) == (1, before), "nothing has to be undone"
     assert "GET /: status 500" in broken.stderr
+    project.write("shop.py", APP)
+    project.write("migrate.py", "raise SystemExit('no such column')\n")
+    with pytest.raises(AssertionError, match="migrate"):
+        reader(block_with("poolctl restart migrate"))
+    assert project.items()["web"]["pids"] == before, "a failed migration keeps the old processes in place"
     project.ok("stop")
 
 
@@ -130,3 +177,5 @@ def test_flask_and_django_work_as_they_are_pasted(reader: Any, real_pool: RealPo
     assert f'"bytes":{path.stat().st_size}' in output
     reader(django)
     assert (real_pool.directory / "office/db.sqlite3").stat().st_size, "it was migrated"
+    # "the same project as an ASGI application"
+    reader(django.replace("office.wsgi:", "office.asgi:").replace("django-admin startproject office\n", ""))

@@ -1,4 +1,4 @@
-"""The commands by which the README installs poolctl, in an empty home, with nothing but the system's python3."""
+"""poolctl and the tutorial's environment are installed as the pages say, with nothing but the system's python3."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ def test_poolctl_is_installed_as_the_readme_says_and_runs_its_first_pool(
         "poolctl start",
         "poolctl list -o name",
         "poolctl stop",
+        *some("tutorial", "An environment", "sh"),
+        some("tutorial", "The application", "sh")[0],
+        *some("tutorial", "Tests", "sh"),
     ]
     output = reader("\n".join(steps), timeout=580)
     assert "\nqueue\nweb\n" in output or "\nweb\nqueue\n" in output
+    assert "1 passed" in output
     assert (tmp_path / ".local" / "bin" / "poolctl").resolve().is_relative_to(tmp_path)
 
 

@@ -1,11 +1,24 @@
-"""What docs/production.md names is there."""
+"""What docs/production.md names is there, and its unit is installed, started, reloaded and restarted as it says."""
 
 from __future__ import annotations
 
+import configparser
+import os
 import re
+import shlex
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
-from tests.real_pool import RealPool
+import pytest
+
+from tests.docs.pages import block_with
+from tests.http_get import get
+from tests.ports import claim_port
+from tests.real_pool import HELLO_APP, RealPool
+from tests.service_manager import service_manager
 
 PAGE = (Path(__file__).parents[2] / "docs/production.md").read_text()
 
@@ -24,3 +37,102 @@ def test_every_command_and_option_is_one(real_pool: RealPool) -> None:
 def test_every_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert (Path(__file__).parents[2] / "docs" / target).exists(), target
+
+
+STAND_INS = "export PATH=$PWD/bin:$PATH\n"
+
+
+@pytest.fixture
+def said_to_systemd(real_pool: RealPool) -> Path:
+    """What `systemctl` and `loginctl` of `STAND_INS` were called with, a line each."""
+    said = real_pool.directory / "said"
+    for name in ("systemctl", "loginctl"):
+        stand_in = real_pool.write(f"bin/{name}", f'#!/bin/sh\necho {name} "$@" >>{said}\n')
+        stand_in.chmod(0o755)
+    return said
+
+
+def values(unit: Path) -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser(interpolation=None, strict=False)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.read(unit)
+    return parsed
+
+
+@pytest.mark.timeout(190)  # many commands, each of which a busy machine gives seconds
+def test_unit_is_installed_reloaded_and_restarted_as_the_page_says(
+    reader: Any, real_pool: RealPool, said_to_systemd: Path
+) -> None:
+    web, given = claim_port(), socket.create_server(("127.0.0.1", 0))
+    of_socket_unit = f"127.0.0.1:{given.getsockname()[1]}"
+    server = f'[[server]]\nname = "web"\nbind = "127.0.0.1:{web}"\napp = "shop:app"\nhealth = "/"\n'
+    handed = f'[[server]]\nname = "handed"\nbind = "fd:front"\nexpose = "http://{of_socket_unit}"\napp = "shop:app"\n'
+    real_pool.write("shop.py", HELLO_APP)
+    real_pool.write("pool.toml", f'[pool]\nname = "shop"\n{handed}{server}')
+    installed = real_pool.directory / "system"
+    block = block_with("poolctl export systemd --directory /etc/systemd/system\n")
+    block = block.replace("/etc/systemd/system", str(installed)).replace("poolctl-NAME", "poolctl-shop")
+    reader(STAND_INS + block)
+    said = said_to_systemd.read_text().splitlines()
+    assert said == ["systemctl daemon-reload", "systemctl enable --now poolctl-shop.service"]
+
+    unit = values(installed / "poolctl-shop.service")["Service"]
+    (sockets,) = installed.glob("*.socket")
+    listens = values(sockets)["Socket"]
+    assert (unit["Sockets"], listens["ListenStream"]) == (sockets.name, of_socket_unit)
+    kept = [unit[key] for key in ("Type", "NotifyAccess", "FileDescriptorStoreMax")]
+    assert kept == ["notify", "main", "4096"], "what the stand-in for the service manager does"
+    argv, cwd = shlex.split(unit["ExecStart"]), Path(unit["WorkingDirectory"])
+    with service_manager(argv, cwd, real_pool.env, real_pool.runtime) as manager:
+        manager.sockets = [(listens["FileDescriptorName"], given)]
+        manager.start()
+        assert get(web).status == get(given.getsockname()[1]).status == 200
+        real_pool.write("shop.py", HELLO_APP.replace("hello from", "reloaded"))
+        with (real_pool.directory / "pool.toml").open("a") as file:
+            file.write('env = { LOG = "info" }\n')
+        subprocess.run(shlex.split(unit["ExecReload"]), cwd="/", env=real_pool.env, check=True, timeout=60)
+        assert get(web).text.startswith("reloaded")
+        # "further connections wait in the backlog for the next run"
+        assert manager.stop() == 0
+        with ThreadPoolExecutor() as clients:
+            answers = [clients.submit(get, port) for port in (web, given.getsockname()[1])]
+            assert not wait(answers, timeout=0.2).done
+            manager.start()
+            assert [each.result().status for each in answers] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "commands"),
+    [
+        (
+            "",
+            "/etc/systemd/system",
+            ["systemctl daemon-reload", "systemctl enable --now poolctl-shop.service"],
+        ),
+        (
+            "--user",
+            "~/.config/systemd/user",
+            [
+                "systemctl --user daemon-reload",
+                "systemctl --user enable --now poolctl-shop.service",
+                "loginctl enable-linger",
+            ],
+        ),
+    ],
+)
+def test_printed_commands_install_the_unit(
+    reader: Any, real_pool: RealPool, said_to_systemd: Path, options: str, place: str, commands: list[str]
+) -> None:
+    if not options and os.geteuid() != 0:
+        pytest.skip("only root's commands are without sudo")
+    real_pool.write_hello()
+    file = real_pool.directory / "pool.toml"
+    file.write_text(f'[pool]\nname = "shop"\n{file.read_text()}')
+    _, found, install = real_pool.ok("export", "systemd", *options.split()).stderr.partition("to install: ")
+    assert (found, place in install) == ("to install: ", True)
+    directory = real_pool.directory / "units"
+    reader(STAND_INS + install.replace("/etc/systemd/system", str(directory)))
+    if options:
+        directory = Path(real_pool.env["HOME"], ".config/systemd/user")
+    assert values(directory / "poolctl-shop.service")["Service"]["Type"] == "notify"
+    assert said_to_systemd.read_text().splitlines() == commands
