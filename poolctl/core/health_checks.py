@@ -49,13 +49,13 @@ class HealthChecks:
     async def prove(self, entry: Entry, worker: Worker) -> None:
         """Ask the first worker of new code, if no readiness probe does, for a page. Its status decides.
 
-        Raises ServerError if the new code fails (see `ask_for_status`), and the worker that it replaces does not.
+        Raises ServerError if the new code fails (see `ask_for_status`), and a worker that it replaces does not.
         """
         config = worker.config
         path = "/" if config.restart.check is None else config.restart.check
-        replaced = next((each for each in entry.observed.ready if each.generation < worker.generation), None)
+        replaced = [each for each in entry.observed.ready if each.generation < worker.generation]
         is_reachable = not config.command or config.is_proxied
-        if replaced is None or path is False or config.health.readiness is not None or not is_reachable:
+        if not replaced or path is False or config.health.readiness is not None or not is_reachable:
             return
         from poolctl.probes.prober import ask_for_status
 
@@ -67,8 +67,10 @@ class HealthChecks:
         answer, works = await ask(worker)
         if works is not False:
             return
-        running_answer, works = await ask(replaced)
-        if not works:
+        # One that has had no request imports the rest of its code now, and so may fail like the new code.
+        answers = await asyncio.gather(*(ask(each) for each in replaced))
+        running_answer = next((answer for answer, works in answers if works), None)
+        if running_answer is None:
             return
         raise ServerError(
             f"the new code answers GET {path} with {answer}, the running code with {running_answer}: "

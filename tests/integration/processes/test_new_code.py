@@ -43,6 +43,7 @@ HANGS = "await asyncio.sleep(60)"
 DIES = "os._exit(3)"
 UPKEEP = "await respond(send, 503)"
 ENDLESS = 'await respond(send, 200, b"", True); await asyncio.sleep(60)'
+BY_PROCESS = 'await respond(send, 200 if os.path.exists(f"works-{os.getpid()}") else 500)'
 BY_PATH = 'await respond(send, 500 if scope["path"] == "/up" else 200, b"new")'
 
 
@@ -115,6 +116,19 @@ def test_what_is_meant_and_what_failed_before_is_replaced(
     assert pids(real_pool) != before
     assert {*asked(real_pool)} == {"GET / shop.example"}
     assert '"GET / ' not in real_pool.ok("logs", "web").stdout, "an access log is about clients"
+
+
+def test_new_code_is_kept_out_if_any_of_the_running_processes_answers(
+    real_pool: RealPool, write: Write
+) -> None:
+    write(BY_PROCESS, "workers = 2")
+    real_pool.ok("start")
+    before = pids(real_pool)
+    for pid in before:
+        works = real_pool.write(f"works-{pid}", "")
+        done = real_pool.run("restart")
+        assert (done.code, pids(real_pool)) == (1, before), done
+        works.unlink()
 
 
 @pytest.mark.parametrize(
