@@ -226,8 +226,9 @@ def _check_environment(environment: str) -> Found:
     path = interpreter.find_program_others_may_change(f"{environment}/bin")
     if not path:
         return [], []
-    message = f"others can change {path}, so {environment}/bin is at the end of root's PATH"
-    return [], [Finding(("python",), message, f"chown -R root {environment}, or set user", environment)]
+    who, fix = interpreter.who_may_change(path)
+    message = f"{who} can modify {path}, so {environment}/bin is at the end of root's PATH"
+    return [], [Finding(("python",), message, fix, environment)]
 
 
 def _check_directory(key: str, path: str) -> Found:

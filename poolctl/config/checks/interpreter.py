@@ -191,15 +191,20 @@ def root_trust_problem(interpreter: str, env: Mapping[str, str]) -> tuple[str, s
     path = find_path_others_may_change(interpreter, env)
     if not path:
         return "", ""
+    who, fix = who_may_change(path)
+    return f"{who} can modify {path}, whose code this server runs as root", fix
+
+
+def who_may_change(path: str) -> tuple[str, str]:
+    """(who, fix) for a path that others than root may change."""
     status = os.lstat(path)
     if status.st_uid == 0:
-        who, fix = "other users", f"chmod -R go-w {path}"
-    else:
-        owner = user_name(status.st_uid)
-        who, fix = f"user {owner}", f"chown -R root {path}"
-        if owner != str(status.st_uid):
-            fix += f", or user = {owner!r}"
-    return f"{who} can modify {path}, whose code this server runs as root", fix
+        return "other users", f"chmod -R go-w {path}"
+    owner = user_name(status.st_uid)
+    fix = f"chown -R root {path}"
+    if owner != str(status.st_uid):
+        fix += f", or user = {owner!r}"
+    return f"user {owner}", fix
 
 
 def directory_for_environment(server: ServerConfig) -> str:

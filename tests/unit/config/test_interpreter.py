@@ -125,6 +125,20 @@ def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
     assert warning.endswith(f"chown -R root {venv}, or user = 'nobody'")
 
 
+def test_path_for_which_an_environment_comes_last_in_roots_path_is_named_with_the_fix(
+    python: Path, tmp_path: Path
+) -> None:
+    venv = python.parents[1]
+    config = load_text(tmp_path, f'[[server]]\nname = "work"\ncommand = ["sh"]\npython = "{venv}"\n')
+    give(tmp_path)
+    config.check_external()
+    (warning,) = [str(warning) for warning in config.warnings if "PATH" in str(warning)]
+    assert warning.endswith(
+        f"user nobody can modify {tmp_path}, so {venv}/bin is at the end of root's PATH; "
+        f"chown -R root {tmp_path}, or user = 'nobody'"
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     [
