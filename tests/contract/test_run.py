@@ -319,6 +319,9 @@ def test_isolated_run_is_a_pool_beside_that_of_the_file(real_pool: RealPool) -> 
     file.write_text(file.read_text().replace("127.0.0.1:auto", before["bind"]))
     taken = real_pool.run("run", "--isolated", "--", "true")
     assert (taken.code, "in use" in taken.stderr) == (1, True), taken
+    file.write_text('[[server]]\nname = "a"\njob = true\ncommand = ["sh", "-c", "echo cause; exit 3"]\n')
+    failed = real_pool.run("run", "--isolated", "--", "true")
+    assert (failed.code, "cause" in failed.stderr, "hint" in failed.stderr) == (1, True, False), failed
 
 
 def test_run_begins_lines_with_their_time_if_asked(real_pool: RealPool) -> None:

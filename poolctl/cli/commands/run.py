@@ -190,6 +190,7 @@ def run(
                 prints_logs=prints_logs,
                 timestamps=timestamps or place.verbose,
                 abort_on_exit=abort_on_exit,
+                keeps_logs=not isolated,
             )
             return asyncio.run(session.run(noted, log_start))
 

@@ -70,7 +70,8 @@ class RunSession:
     `request` is the one to start the servers. `command` is the user's, empty without one, and `path` its program.
     `stop_signals` are blocked. `limit_seconds` limits the time to stop the pool. With `objects`, lines are JSON
     objects. `output` is the form of the result; `watch` applies changed files; `prints_logs` adds the servers' output,
-    with `timestamps`. With `abort_on_exit`, the first end of a server that nobody ordered ends the session.
+    with `timestamps`. With `abort_on_exit`, the first end of a server that nobody ordered ends the session. Without
+    `keeps_logs`, no hint names the command that shows them afterwards.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class RunSession:
         prints_logs: bool,
         timestamps: bool,
         abort_on_exit: bool,
+        keeps_logs: bool,
     ) -> None:
         self.outcome = Outcome()
         self._request = request
@@ -110,6 +112,7 @@ class RunSession:
             pool.socket, self._print_event, brief=bool(command), ends_run=self._end_with
         )
         self._abort_on_exit = abort_on_exit
+        self._keeps_logs = keeps_logs
         self._first_end = asyncio.Event()  # of a server, which ends the session
         self._status_of_first_end = DONE
         self._output: ServerOutput | None = None
@@ -187,6 +190,11 @@ class RunSession:
             if self._first_end.is_set():  # which is why the start has failed
                 return False
         self.outcome, self._servers, self._gateway = Outcome.of(result), result.items, result.gateway
+        if not self._keeps_logs:
+            self.outcome.errors = [
+                replace(each, hint="") if each.hint.startswith("poolctl logs ") else each
+                for each in result.errors
+            ]
         self._failures = {each.name: each.message for each in result.errors if each.name}
         self._print_held_events()
         await in_thread(await_exit_if_pool_ends, result)
