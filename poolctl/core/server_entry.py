@@ -327,7 +327,7 @@ class Entry:
 
     @property
     def restart_policy(self) -> str:
-        """What follows when a worker ends by itself: "no", "on-failure" or "always"."""
+        """The restart policy in effect: the configured one, or "no" after a `final` start (see `Core.start`)."""
         return "no" if self.desired.final else self.config.restart_policy
 
     @property

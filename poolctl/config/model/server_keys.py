@@ -30,7 +30,9 @@ from poolctl.config.model.server_tables import (
     Limits,
     Log,
     Recovery,
+    RecoveryStrategy,
     Restart,
+    RestartPolicy,
     TLSConfig,
     Watch,
 )
@@ -112,12 +114,12 @@ class AutomaticPort:
 # What the program sets: files cannot.
 _OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
 WORKERS_ALLOWED = f"at least 1, at most {MAX_WORKERS}"
-Policy = Literal["no", "on-failure", "always"]
-Strategy = Literal["restart", "replace", "disable", "notify", "none"]
 _NAME = Short("name", 'the name of a server, or { name = "db", condition = "started" }')
 _PROBED_PATH = Short("readiness.http", 'a path such as "/ready", or a table', UrlPath)
-_POLICY = Short("policy", '"no", "on-failure", "always", or a table', Policy, "no")
-_STRATEGY = Short("strategy", '"restart", "replace", "disable", "notify", "none", or a table', Strategy)
+_POLICY = Short("policy", '"no", "on-failure", "always", or a table', RestartPolicy, "no")
+_STRATEGY = Short(
+    "strategy", '"restart", "replace", "disable", "notify", "none", or a table', RecoveryStrategy
+)
 _ServerTLS = Annotated[
     Annotated[Truth, Tag(TRUTH)] | Annotated[TLSConfig, Tag(TABLE)],
     by_form('true, false, or { cert = "FILE", key = "FILE" }'),
@@ -267,12 +269,12 @@ class ServerConfig(Section, frozen=True):
     )
     """The probes; a string is the path of the readiness probe: "/ready"."""
     restart: Annotated[
-        Accepts[Restart, Restart | Policy],
+        Accepts[Restart, Restart | RestartPolicy],
         _POLICY,
     ] = Field(default=Restart(), validate_default=True)
     """Whether a worker is started again after it has ended; a string is the policy: "always"."""
     recovery: Annotated[
-        Accepts[Recovery, Recovery | Strategy],
+        Accepts[Recovery, Recovery | RecoveryStrategy],
         _STRATEGY,
     ] = Field(default=Recovery(), validate_default=True)
     """What is done when liveness is ko or a worker is stuck; a string is the strategy: "replace"."""
@@ -395,7 +397,7 @@ class ServerConfig(Section, frozen=True):
         return 0.0 if self.scale.min else self.scale.idle
 
     @property
-    def restart_policy(self) -> Literal["no", "on-failure", "always"]:
+    def restart_policy(self) -> RestartPolicy:
         """The exits after which a worker is started again: `restart.policy` or, if left out, its default.
 
         A server with an address is expected to serve for ever; a job or a program without one may come to its end.

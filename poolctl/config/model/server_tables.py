@@ -48,6 +48,8 @@ from poolctl.config.values.value_types import (
     by_form,
 )
 
+RestartPolicy = Literal["no", "on-failure", "always"]
+RecoveryStrategy = Literal["restart", "replace", "disable", "notify", "none"]
 SLEEP_KEYS = ("idle", "awake", "asleep", "timezone")
 
 
@@ -236,7 +238,7 @@ PathOrFalse = Annotated[
 class Restart(Section, frozen=True):
     """When and how often a worker that has exited is restarted."""
 
-    policy: Literal["no", "on-failure", "always"] | None = None
+    policy: RestartPolicy | None = None
     """The exits after which a worker is started again. Left out: always for a server with an address, else on-failure.
     """
     backoff: Backoff = Backoff()
@@ -346,7 +348,7 @@ class RecoveryBackoff(Backoff, frozen=True):
 class Recovery(Section, frozen=True):
     """How a hung server is detected, and what is done about it."""
 
-    strategy: Literal["restart", "replace", "disable", "notify", "none"] = "restart"
+    strategy: RecoveryStrategy = "restart"
     """restart stops it and starts it again, replace starts a new worker first, disable takes it out, notify only
     reports it, none does nothing.
     """
