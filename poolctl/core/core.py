@@ -38,8 +38,6 @@ from .servers import ServerRegistry
 from .stack_recorder import StackRecorder
 from .workqueue import Recorder, Workqueue
 
-# Another program may take the port between the choice and the use of it.
-
 
 class Core:
     """The servers of a pool. After each change, the next actions are chosen before the event loop sleeps.
