@@ -85,16 +85,15 @@ def test_every_key_is_in_the_table() -> None:
         for cell in table("configuration", "Keys of a server").values()
         for key in re.findall(r"`(\w+)`", cell)
     }
-    assert json_schema()["$defs"]["Server"]["properties"].keys() - {"listen"} == named, (
-        "docs/configuration.md"
-    )
+    keys = json_schema()["$defs"]["Server"]["properties"].keys() - {"listen"}
+    assert keys ^ named == set(), "the tables of docs/configuration.md"
 
 
 def test_every_command_is_in_the_table(real_pool: RealPool) -> None:
     documented = {name.split()[0] for names in table("commands", "Commands") for name in names.split("`, `")}
     helped = real_pool.ok("help", "--all").stdout
     listed = {m[1] for m in re.finditer(r"^[^\w-]*([a-z]+)  ", helped, re.MULTILINE)}
-    assert documented == listed, "the table of docs/commands.md"
+    assert documented ^ listed == set(), "the table of docs/commands.md"
 
 
 def test_every_exit_code_is_in_the_table() -> None:
