@@ -36,9 +36,10 @@ def _may_stand_beside(one: ServerConfig, other: ServerConfig) -> bool:
 
 
 def _may_share(one: Entry, other: Entry) -> bool:
-    """Whether workers of both servers can have a listener that one leaves to the other, and only one accepts from it.
+    """Whether workers of both servers can hold a listener while one server hands it over, with only one accepting.
 
-    A command accepts when it likes. A server that sleeps, or whose old process has to end first, never has two workers.
+    A command cannot be told to stop accepting. A server that sleeps or may not overlap never has an old and a new
+    worker at once.
     """
     return all(
         each.wanted and each.may_overlap and not (each.config.command or each.sleepy) for each in (one, other)

@@ -101,7 +101,7 @@ class WorkerPhase(StrEnum):
     STOPPING = "stopping"  # ends within its time limit
 
 
-# After these signals of a command, a worker that ends was asked to, whatever its status.
+# A worker that exits after a command sent it one of these was asked to, whatever its exit status.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 LEAVING = frozenset({WorkerPhase.DRAINING, WorkerPhase.STOPPING})
 
@@ -530,9 +530,10 @@ class ExitSituation:
 
 
 def is_ordered_end(signals: Mapping[int, float], exit_: Exit, now: float) -> bool:
-    """Whether a worker that has ended was asked to end by the signals that commands have sent it, at most in time.
+    """Whether a worker has exited because of a signal that a command sent it, and not by itself.
 
-    By signals that end a program unless it handles them, and then it may exit with any status.
+    `signals` has the time until which an exit counts as caused by each signal. A program that handles one of
+    ENDING_SIGNALS may exit with any status.
     """
     return any(
         now <= until and number in (exit_.signal, *ENDING_SIGNALS) for number, until in signals.items()
@@ -596,7 +597,7 @@ class DecisionLogger:
         if not (changed or actions):
             return
         if withheld:
-            outcome = "nothing: the supervisor does only what is ordered"
+            outcome = "nothing: automatic actions are paused"
         elif actions:
             outcome = ", ".join(map(_action_text, actions))
         else:
@@ -667,7 +668,7 @@ def reason_for_no_action(view: ServerView) -> str:
     present = {worker.index for worker in view.workers if view.is_current(worker)}
     if not view.may_start and not present.issuperset(view.indexes):
         return "what it depends on is not ready"
-    return f"waits for the end of {leaving}" if leaving else "it is as desired"
+    return f"waits for the end of {leaving}" if leaving else "it is in its desired state"
 
 
 def _ids_of_workers_in(view: ServerView, *phases: WorkerPhase) -> str:

@@ -120,7 +120,7 @@ def message_and_hint(error: Exception) -> tuple[str, str]:
     An unexpected exception is logged: the server has failed in any case, and no exception may be lost.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return f"the machine refuses a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")
+        return f"cannot start a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")
     if not isinstance(error, (ServerError, WorkerFailed, OSError)):
         logger.error("not expected of a runner", exc_info=error)
     return getattr(error, "message", str(error)), getattr(error, "hint", "")

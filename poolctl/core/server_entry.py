@@ -78,7 +78,7 @@ class Worker:
     stuck: bool = False  # its event loop has not answered a heartbeat
     stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
-    # The signals that commands have sent it, each with the monotonic time until which its end is due to that one.
+    # Signals that commands have sent it, each with the monotonic time until which an exit counts as caused by it.
     signals: dict[int, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     preloading: asyncio.Future[str] | None = None

@@ -332,7 +332,7 @@ class ProgramProber:
 
     def start(self, on_result: OnResult) -> None:
         if self._process is not None:
-            on_result(f"{self._argv[0]}: was killed, and has not ended")
+            on_result(f"{self._argv[0]}: still running after SIGKILL")
             return
         self._on_result = on_result
         try:
@@ -551,10 +551,10 @@ class _HeadReader(ResponseReader):
 async def ask_for_status(
     path: str, server: ServerConfig, runner: Runner, placement: Placement, limit_seconds: float
 ) -> tuple[str, bool | None]:
-    """Ask the worker once for `path`; return its answer in words, and whether its code works; None if that is unknown.
+    """Request `path` once; returns the answer in words, and whether the worker's code works (None if unknown).
 
-    It does not if the status is 500, the connection is closed, or no answer comes within the limit. Every other status,
-    such as the 503 of a maintenance page, is deliberate.
+    Status 500, a closed connection, or no answer within the limit means broken code. Any other status is taken as
+    deliberate, such as the 503 of a maintenance page.
     """
     request = StatusRequest(path, exposed_url=server.expose)
     prober = _request_prober(

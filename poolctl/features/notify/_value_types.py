@@ -19,7 +19,7 @@ def _url(text: str) -> str:
     is_web = scheme.lower() in ("http", "https") and separator and host and is_port(port)
     if not is_web or not text.isprintable():
         # The address itself may be a secret, so it is not repeated.
-        raise BadValue("this is no address of a web service", '"https://HOST/PATH"')
+        raise BadValue("this is not an http or https URL", '"https://HOST/PATH"')
     return text
 
 

@@ -471,7 +471,7 @@ def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCapt
         trace.log_decision("web", replace(view, may_stop=False), [], withheld=True)
     assert caplog.messages == [
         "decision: web: desired run, listener closed -> opening => nothing: its listener is opening",
-        "decision: web: may_stop yes -> no => nothing: the supervisor does only what is ordered",
+        "decision: web: may_stop yes -> no => nothing: automatic actions are paused",
     ]
 
 

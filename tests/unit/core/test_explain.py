@@ -215,9 +215,9 @@ def test_exception_of_a_runner_is_explained_and_logged_only_if_unexpected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     message, hint = message_and_hint(OSError(errno.EMFILE, "x"))
-    assert (message, "ulimit -n" in hint) == ("the machine refuses a worker: Too many open files", True)
+    assert (message, "ulimit -n" in hint) == ("cannot start a worker: Too many open files", True)
     assert message_and_hint(OSError(errno.EPERM, "x")) == (
-        "the machine refuses a worker: Operation not permitted",
+        "cannot start a worker: Operation not permitted",
         "",
     )
     assert message_and_hint(OSError("no number")) == ("no number", "")

@@ -458,7 +458,7 @@ def test_refusal_by_the_system_is_explained_with_its_fix() -> None:
 
         pool.runner.place = place  # type: ignore[method-assign]
         (problem,) = await pool.start()
-        assert problem.message == "the machine refuses a worker: Too many open files"
+        assert problem.message == "cannot start a worker: Too many open files"
         assert "ulimit -n" in problem.hint
 
     run(scenario())
@@ -1609,7 +1609,7 @@ def test_program_that_could_not_be_placed_or_is_late_leaves_the_old_process() ->
 
         pool.runner.place = refuse
         (problem,) = await pool.restart()
-        assert problem.message.startswith("the machine refuses a worker")
+        assert problem.message.startswith("cannot start a worker")
         assert list(pool.runner.running) == ["web.1.0"]
         assert pool.entry.observed.overlap_found == ""
 

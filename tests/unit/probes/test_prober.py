@@ -871,7 +871,7 @@ def test_program_that_was_killed_is_not_started_again_before_it_has_ended() -> N
         probed.prober.start(probed.results.append)
         probed.prober.cancel()
         probed.prober.start(probed.results.append)
-        assert probed.results == ["sleep: was killed, and has not ended"]
+        assert probed.results == ["sleep: still running after SIGKILL"]
         async with asyncio.timeout(60):
             while "" not in probed.results:
                 probed.prober.start(probed.results.append)
