@@ -1,4 +1,4 @@
-"""Probes a worker in one of three ways: by a request, by a connection that it must accept, or by a program."""
+"""Probes a worker: `http` by a request, `tcp` by a connection or (an app) an echoed byte, `exec` by a program."""
 
 from __future__ import annotations
 
