@@ -22,7 +22,7 @@ MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "interface", "handler_key", "command", "socket", "stdin",
     "job", "every", "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "on_demand", "http",
     "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout", "health", "limits", "log",
-    "depends_on", "image",
+    "depends_on", "image", "ready_after",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
 IGNORED: Mapping[str, str] = {
@@ -37,7 +37,6 @@ IGNORED: Mapping[str, str] = {
     "labels": "they are not labels of Kubernetes",
     "mandatory": "the other servers go on without it",
     "restart": "Kubernetes restarts a worker always, with its own delays",
-    "ready_after": "a pod without a probe is ready when its process runs",
     "ready_line": "Kubernetes does not read what a pod prints: a readiness probe can say when it is ready",
     "recovery": "Kubernetes restarts a worker whose liveness probe fails",
     "watch": "code changes with the image",

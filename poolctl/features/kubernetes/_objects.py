@@ -221,8 +221,10 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)
+    probed = port is not None or server.health.startup or server.health.readiness
     spec = {
         **replicas,
+        **({} if probed else {"minReadySeconds": math.ceil(server.ready_after)}),
         "selector": {"matchLabels": selector},
         "strategy": {"type": "Recreate"} if once else rolling,
         "progressDeadlineSeconds": _PROGRESS_SECONDS + math.ceil(server.start_timeout),

@@ -672,6 +672,18 @@ def test_rollout_has_the_time_of_a_start(export: Any) -> None:
     assert (probe["periodSeconds"], probe["failureThreshold"]) == (20, 60)
 
 
+def test_rollout_waits_until_a_program_without_a_port_and_a_probe_has_run_for_a_while(export: Any) -> None:
+    health = {"readiness": {"exec": ["true"]}}
+    objects = export(
+        server("queue", command=["work"], workers=2, ready_after="9.5s"),
+        server("probed", command=["work"], health=health),
+        app("web", 8001),
+    )
+    specs = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "Deployment"}
+    seconds = {name: spec.get("minReadySeconds") for name, spec in specs.items()}
+    assert seconds == {"shop-queue": 10, "shop-probed": None, "shop-web": None}
+
+
 def test_keys_that_nearly_everybody_needs(export: Any) -> None:
     settings = (
         'ingress_class = "nginx"\ningress_tls = "shop-certificate"\npull_secrets = ["registry"]\n'
