@@ -4,7 +4,7 @@ const { json } = require("node:stream/consumers");
 
 // Each on a connection of its own: one that is kept may end with the pod at its other end.
 function orders() {
-  const options = { agent: false, signal: AbortSignal.timeout(5_000) };
+  const options = { agent: false, signal: AbortSignal.timeout(15_000) };
   return new Promise((resolve, reject) => {
     http.get(`${process.env.WEB}/orders`, options, (answer) => json(answer).then(resolve, reject)).on("error", reject);
   });

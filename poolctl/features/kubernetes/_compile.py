@@ -22,6 +22,7 @@ from ._keys import (
     MAX_JOB_NAME_LENGTH,
     ignored_keys,
     is_label,
+    opens_own_port,
     probe_keys_left_out,
     secret_keys,
     settings_problems,
@@ -133,6 +134,7 @@ def compile_pool(
             *ignored_keys(server, config.origin_of(server) or (), is_routed=is_routed),
             *probe_keys_left_out(server),
             *_index_used(server),
+            *_ready_too_early(server),
             *_dependency_warnings(server, servers, running, first),
         )
     )
@@ -214,6 +216,16 @@ def _index_used(server: ServerConfig) -> Iterator[Finding]:
     ):
         key = "command" if any(_INDEX in word for word in server.command or ()) else "env"
         yield Finding((key,), f"{_INDEX} is not set in pods of several", "make a server for each number")
+
+
+def _ready_too_early(server: ServerConfig) -> Iterator[Finding]:
+    """A warning for a program whose port, which poolctl opens, is all that the kubelet looks at."""
+    probes = (server.health.startup, server.health.readiness)
+    asked = any(probe is not None and (probe.http or probe.exec) for probe in probes)
+    if server.command and server.listens and not asked and not opens_own_port(server):
+        message = "pods are ready before the program has started, because poolctl opens its port"
+        fix = 'write health = "/PATH", so that a release that does not start replaces no pods'
+        yield Finding(("command",), message, fix)
 
 
 def _reason_not_exported(table: str, *, is_routed: bool) -> str:

@@ -423,6 +423,25 @@ def test_nothing_is_told_of_what_no_file_has_or_a_pod_does_anyway(poolctl: Any, 
     assert "restart: Kubernetes restarts a worker always" in told(restart="no")
 
 
+@pytest.mark.parametrize(
+    ("keys", "warns"),
+    [
+        ({}, True),
+        ({"health": {"readiness": {"tcp": True}}}, True),
+        ({"health": "/check"}, False),
+        ({"health": {"startup": {"exec": ["true"]}}}, False),
+        ({"socket": "program"}, False),
+        ({"job": True, "bind": ""}, False),
+    ],
+)
+def test_port_that_is_open_before_its_program_runs_needs_a_probe(
+    keys: dict[str, Any], warns: bool, poolctl: Any, directory: Path
+) -> None:
+    keys = {"command": ["gunicorn", "shop:app"], "bind": "127.0.0.1:8000"} | keys
+    (directory / "pool.toml").write_text(POOL + server("web", **{k: v for k, v in keys.items() if v}))
+    assert ("pods are ready before the program" in poolctl("export", "kubernetes").err) is warns
+
+
 def test_init_container_waits_until_each_place_accepts(free_port: Any, until: Any) -> None:
     ports = [free_port(), free_port()]
     waiting = subprocess.Popen([sys.executable, "-c", _WAIT, *(f"127.0.0.1:{port}" for port in ports)])
@@ -555,7 +574,7 @@ def test_port_below_1024_can_be_opened(export: Any) -> None:
 def test_program_opens_its_port_itself_if_it_is_told_or_known_to(
     poolctl: Any, export: Any, directory: Path, keys: dict[str, Any], opens: bool
 ) -> None:
-    found = in_pod(export(server("web", bind="127.0.0.1:8000", **keys)), "web", directory)
+    found = in_pod(export(server("web", bind="127.0.0.1:8000", health="/check", **keys)), "web", directory)
     assert (found.socket, found.bind) == ("program" if opens else "pool", "0.0.0.0:8000")
     assert poolctl("export", "kubernetes").err == "", "no advice that is for one machine"
 
