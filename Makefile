@@ -119,7 +119,7 @@ test-cluster: export POOLCTL_NODES := 1
 test-cluster: dev
 	@bash tests/features/kubernetes/cluster/build
 	@$(BIN)/python -m pytest -o faulthandler_timeout=900 \
-		$(addprefix tests/features/kubernetes/,test_real_cluster.py test_nodes.py) $(ARGS)
+		$(addprefix tests/features/kubernetes/,test_real_cluster.py test_nodes.py test_examples_on_nodes.py) $(ARGS)
 
 # More processes than elsewhere: unit tests wait for deadlines more than they compute.
 quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
