@@ -148,12 +148,12 @@ class Core:
     def _update_sleep_and_disarm_outdated(self, entry: Entry) -> None:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
         kept = entry.window_demand
-        entry.observed.needed = any(
+        entry.observed.has_live_dependents = any(
             dependent.keeps_dependencies_awake for dependent in self.servers.dependents(entry)
         )
         self._windows.update_window(entry)
         if entry.window_demand == ASLEEP:
-            entry.observed.called = False
+            entry.observed.has_pending_request = False
             if kept != ASLEEP and entry.observed.workers:
                 # A new generation, because leaving workers keep their names until they have ended.
                 entry.begin_generation()
@@ -214,7 +214,7 @@ class Core:
             return
         entry.desired.queued_start = None
         if entry.failed or entry.completed:
-            entry.observed.called = False
+            entry.observed.has_pending_request = False
         entry.fill_vacant_slots()
         if entry.wants_no_worker:
             entry.observed.slots.clear()
@@ -272,7 +272,7 @@ class Core:
         entry.desired.stop_seconds, entry.desired.queued_start, entry.desired.fallback = None, None, None
         if not entry.removed:
             entry.set_desired(desired)
-        entry.observed.called, entry.desired.automatic = False, None
+        entry.observed.has_pending_request, entry.desired.automatic = False, None
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon_start(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -632,7 +632,9 @@ class Core:
             entry.set_desired(Desired.RUN)  # the previous supervisor ended before it had recorded the run
             entry.schedule.run_since = entry.schedule.run_since or self.clock.time()
         entry.observed.workers[worker.id] = worker
-        entry.observed.called = entry.observed.called or worker.phase is WorkerPhase.READY
+        entry.observed.has_pending_request = (
+            entry.observed.has_pending_request or worker.phase is WorkerPhase.READY
+        )
         entry.desired.newest = max(entry.desired.newest, worker.generation)
         if worker.phase is WorkerPhase.READY:
             entry.count_restart_if_commanded(worker)

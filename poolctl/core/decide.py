@@ -131,7 +131,7 @@ class WorkerView:
     idle: bool = False  # ready, and without traffic for its server's `scale.idle`
     stuck: bool = False  # its event loop does not answer
     resting: bool = False  # ready, but leaves accepting to other workers
-    ko: bool = False  # its probes fail, or its event loop is stuck
+    unhealthy: bool = False  # its probes fail, or its event loop is stuck
     may_accept: bool = False  # draining, but it has not confirmed yet that it accepts no more
 
 
@@ -155,13 +155,13 @@ class ServerView:
     may_open: bool = True  # no other server has its address
     may_accept: bool = True  # no worker of another server accepts from its address any longer
     may_leave: bool = True  # the servers with which it exchanges addresses are ready at theirs
-    vacates: bool = False  # its listener must be opened again after its workers have ended
+    must_reopen_listener: bool = False  # its listener must be opened again after its workers have ended
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
     out: bool = False  # out of rotation: it answers, but gets no new traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it
-    called: bool = False  # a request has arrived since it fell asleep
-    needed: bool = False  # a server that depends on it is up
+    has_pending_request: bool = False  # a request has arrived since it fell asleep
+    has_live_dependents: bool = False  # a server that depends on it is up
     window_demand: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
     armed: bool = False  # its listener is watched for the first request
     before_start_due: bool = False  # started by a command, and the hook has not ended with status 0 yet
@@ -198,7 +198,12 @@ class ServerView:
     @property
     def should_sleep(self) -> bool:
         """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers."""
-        wakes = self.called or self.needed or self.window_demand == AWAKE or self.awaits_hook
+        wakes = (
+            self.has_pending_request
+            or self.has_live_dependents
+            or self.window_demand == AWAKE
+            or self.awaits_hook
+        )
         return self.sleepy and not wakes and not self.staying
 
     @property
@@ -211,7 +216,7 @@ class ServerView:
         """Whether the server may fall asleep: all of its workers run and had no traffic for its `scale.idle`."""
         return (
             self.sleepy
-            and not self.needed
+            and not self.has_live_dependents
             and self.window_demand != AWAKE
             and not self.out
             and {worker.index for worker in self.staying}.issuperset(self.indexes)
@@ -337,7 +342,7 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         return [Open()]
     if view.listener is not ListenerState.OPEN:
         return []
-    if view.vacates:
+    if view.must_reopen_listener:
         return _retire_then_close(view)
     if view.should_sleep:
         return [] if view.armed else [Arm()]
@@ -417,8 +422,12 @@ def _choose_accepting(view: ServerView) -> list[Action]:
         for worker in view.staying
         if worker.phase is WorkerPhase.READY and worker.generation <= view.generation_at(worker.index)
     ]
-    if any(not worker.ko for worker in ready):
-        return [Accept(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
+    if any(not worker.unhealthy for worker in ready):
+        return [
+            Accept(worker.id, not worker.unhealthy)
+            for worker in ready
+            if worker.resting is not worker.unhealthy
+        ]
     if all(worker.resting for worker in ready):
         return [Accept(worker.id, True) for worker in ready]
     return []
@@ -472,7 +481,7 @@ def _retire(worker: WorkerView) -> Action:
     return Stop(worker.id) if worker.stuck else Drain(worker.id)
 
 
-# Between attempts without end, whatever `backoff` says.
+# Minimum delay when retries are unlimited.
 MIN_ENDLESS_BACKOFF_SECONDS = 1.0
 
 
@@ -655,7 +664,7 @@ def reason_for_no_action(view: ServerView) -> str:
         return "its address is in use" if not view.may_open else "what it depends on is not ready"
     if view.listener is not ListenerState.OPEN:
         return f"its listener is {view.listener}"
-    if view.vacates and leaving:
+    if view.must_reopen_listener and leaving:
         return f"waits for the end of {leaving}"
     if view.should_sleep:
         return f"waits for the end of {leaving}" if leaving else "asleep until the next request"

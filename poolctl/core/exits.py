@@ -230,7 +230,7 @@ class ExitHandler:
             case decide.StepAfterExit.SLEEP:
                 # It ended while idle, as socket-activated programs do, or because the previous supervisor had
                 # put it to sleep. The next request wakes it.
-                observed.called = False
+                observed.has_pending_request = False
                 entry.fill_vacant_slots()
             case decide.StepAfterExit.VACATE:
                 slot.vacant = "ended" if exit_.ok else "failed"
@@ -270,7 +270,9 @@ class ExitHandler:
             others=bool(entry.observed.staying),
             others_wait=any(slot.backoff is not None for slot in others),
             others_failed=any(slot.vacant == "failed" for slot in others),
-            may_sleep=entry.sleepy and not entry.observed.needed and entry.window_demand != AWAKE,
+            may_sleep=entry.sleepy
+            and not entry.observed.has_live_dependents
+            and entry.window_demand != AWAKE,
             retries=entry.desired.retries,
         )
 
@@ -281,7 +283,7 @@ class ExitHandler:
         """
         entry.set_desired(Desired.FAILED)
         if entry.sleepy and entry.desired.retries and entry.restart_policy != "no":
-            entry.observed.called = False
+            entry.observed.has_pending_request = False
 
             def sleep() -> None:
                 entry.set_desired(Desired.RUN)

@@ -128,7 +128,7 @@ class HookRunner:
             await self._runner.stop(hook.placement, seconds)
         except TimeoutError:
             hook.unstoppable = True
-            message = f"hooks.{hook.name} could not be ended, not even by SIGKILL ({hook.placement.where})"
+            message = f"hooks.{hook.name} still running after SIGKILL ({hook.placement.where})"
             note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
             self._queue.touch(entry, progressed=True)
 

@@ -225,7 +225,11 @@ class Executor:
         held = entry.listener.bound
         assert held is not None
         await self._close_unless_claimed(entry, held)
-        entry.listener.state, entry.listener.bound, entry.listener.vacates = ListenerState.CLOSED, None, False
+        entry.listener.state, entry.listener.bound, entry.listener.must_reopen_listener = (
+            ListenerState.CLOSED,
+            None,
+            False,
+        )
         self._queue.touch(entry, progressed=True)
         if refuses and held.address.kind == "fd":
             self._runner.close_arriving(held)
@@ -275,7 +279,7 @@ class Executor:
 
     def _fall_asleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections of the ready workers.
-        entry.observed.called, entry.desired.automatic = False, None
+        entry.observed.has_pending_request, entry.desired.automatic = False, None
         entry.begin_generation()
         entry.fill_vacant_slots()
         for worker in entry.observed.staying:
@@ -298,7 +302,7 @@ class Executor:
 
     def _on_request(self, entry: Entry) -> None:
         entry.listener.armed = None
-        entry.observed.called = True
+        entry.observed.has_pending_request = True
         loop = asyncio.get_running_loop()
         loop.call_later(
             entry.config.start_timeout, self._close_waiting_if_not_started, entry, entry.desired.newest
@@ -475,7 +479,7 @@ class Executor:
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
-                message = await self._stacks.record_stacks_and_extend_message(entry, worker, message)
+                message = await self._stacks.describe_hang(entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
                 if silence and config.ready_line:
                     hint += (
@@ -493,7 +497,7 @@ class Executor:
                 self.exits.record_start(entry, worker)
                 entry.count_restart_if_commanded(worker)
                 self.note_ready(entry, worker)
-                entry.observed.called = True
+                entry.observed.has_pending_request = True
                 entry.desired.fallback = None
                 if worker.generation == entry.desired.unproven:
                     entry.desired.unproven = 0
@@ -572,7 +576,7 @@ class Executor:
         try:
             return await self._runner.stop(worker.placement, limit_seconds, replaced=replaced)
         except TimeoutError:
-            message, hint = "could not be ended, not even by SIGKILL", "see what it waits for"
+            message, hint = "still running after SIGKILL", "see what it waits for"
         except Exception as error:
             reason, hint = message_and_hint(error)
             message = f"could not be ended: {reason}"

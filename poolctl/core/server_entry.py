@@ -94,7 +94,7 @@ class Worker:
         return self.health if self.config.health.probed else Status.OK
 
     @property
-    def ko(self) -> bool:
+    def unhealthy(self) -> bool:
         """Whether the worker's probes fail, or it is stuck."""
         return self.status is Status.KO
 
@@ -199,9 +199,9 @@ class ObservedState:
     overlap_found: str = persisted("")
     warnings: list[str] = transient(factory=list)  # for the command in progress
 
-    called: bool = persisted(False)  # a request has arrived since it fell asleep
+    has_pending_request: bool = persisted(False)  # a request has arrived since it fell asleep
     demand: int = transient(0)  # waiting requests that have not been used to scale the server yet
-    needed: bool = transient(False)  # a server that depends on it is up
+    has_live_dependents: bool = transient(False)  # a server that depends on it is up
     reported_health: Status = transient(Status.OK)  # the health in its last event
     window: WindowState = transient(NO_PERIOD)  # the current period of its windows, even if it cannot sleep
 
@@ -246,7 +246,7 @@ class ServerListener:
     # Configurations of listeners that stay open for workers being replaced.
     previous_configs: list[ServerConfig] = transient(factory=list)
     releasing: list[ServerConfig] = transient(factory=list)  # previous addresses that are being closed
-    vacates: bool = transient(False)  # its workers must end before it can be opened again
+    must_reopen_listener: bool = transient(False)  # its workers must end before it can be opened again
     armed: ServerConfig | None = transient(None)  # the configuration of a listener watched for a request
 
 
@@ -436,13 +436,13 @@ class Entry:
             may_open=may_open,
             may_accept=may_accept,
             may_leave=may_leave,
-            vacates=self.listener.vacates,
+            must_reopen_listener=self.listener.must_reopen_listener,
             abandoned=abandoned,
             job=self.config.job,
             out=self.desired.overrides.out,
             sleepy=self.sleepy,
-            called=self.observed.called,
-            needed=self.observed.needed,
+            has_pending_request=self.observed.has_pending_request,
+            has_live_dependents=self.observed.has_live_dependents,
             window_demand=self.window_demand,
             armed=self.listener.armed is not None,
             before_start_due=self.hooks.before_start_due,
@@ -453,7 +453,8 @@ class Entry:
             workers=tuple(
                 decide.WorkerView(
                     worker.id, worker.generation, worker.index, worker.phase, worker.out, worker.idle, worker.stuck,
-                    worker.resting, worker.ko, worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting,
+                    worker.resting, worker.unhealthy,
+                    worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting,
                 )
                 for worker in self.observed.workers.values()
             ),
@@ -471,7 +472,7 @@ class Entry:
         Windows demand nothing of a server that cannot sleep. No window keeps a server asleep while it is needed.
         """
         state = self.observed.window.state if self.sleepy else ""
-        return "" if state == ASLEEP and self.observed.needed else state
+        return "" if state == ASLEEP and self.observed.has_live_dependents else state
 
     @property
     def should_sleep(self) -> bool:
@@ -485,7 +486,12 @@ class Entry:
     @property
     def _may_sleep(self) -> bool:
         seen = self.observed
-        wakes = seen.called or seen.needed or self.window_demand == decide.AWAKE or self.awaits_hook
+        wakes = (
+            seen.has_pending_request
+            or seen.has_live_dependents
+            or self.window_demand == decide.AWAKE
+            or self.awaits_hook
+        )
         return self.sleepy and not wakes
 
     @property
@@ -555,7 +561,7 @@ class Entry:
             return True
         if self.desired.state.wants_no_worker:
             return self.completed and self.config.job
-        return any(not worker.ko for worker in self.observed.ready)
+        return any(not worker.unhealthy for worker in self.observed.ready)
 
     @property
     def ready(self) -> bool:

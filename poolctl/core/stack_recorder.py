@@ -48,7 +48,7 @@ class StackRecorder:
         entry.observed.stacks = found.shortened(_MAX_STACKS, _MAX_FRAMES)
         return entry.observed.stacks
 
-    async def record_stacks_and_extend_message(self, entry: Entry, worker: Worker, message: str) -> str:
+    async def describe_hang(self, entry: Entry, worker: Worker, message: str) -> str:
         """Record the stacks of a worker not ready in time; returns `message`, plus where it hangs if that is known."""
         stacks = await self.record_stacks(entry, worker)
         if stacks is None:

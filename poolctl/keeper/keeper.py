@@ -161,7 +161,7 @@ class Keeper:
                 self._ping_or_kill_supervisor(time.monotonic())
             if self._donor is not None:
                 self._donor.ping_or_kill(time.monotonic())
-            if self._shutdown.enforce_limits_and_check_over(time.monotonic(), self._supervisor.pid):
+            if self._shutdown.tick(time.monotonic(), self._supervisor.pid):
                 break
             if self._is_next_due:
                 self._try_execute_next_version()

@@ -87,7 +87,7 @@ class Shutdown:
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
-    def enforce_limits_and_check_over(self, now: float, supervisor: int) -> bool:
+    def tick(self, now: float, supervisor: int) -> bool:
         """Enforce the time limits of the shutdown. Return whether the wait for the workers is over.
 
         When the supervisor's limit has passed, the supervisor is killed and the workers are asked to stop. Then the

@@ -871,7 +871,7 @@ class CoreHost(RunnerEventForwarder):
             slept = handle.observed.state is State.SLEEPING
             handle.record_observed_state(self._observed(handle, entry))
             sleeps = handle.observed.state is State.SLEEPING
-            if slept and not sleeps and entry.observed.called and entry.wanted:
+            if slept and not sleeps and entry.observed.has_pending_request and entry.wanted:
                 handle.wakes += 1
             if handle.orders or not entry.is_fully_stopped or self.core.servers.dependents(entry):
                 continue

@@ -209,7 +209,7 @@ class ProcessRunner(LocalRunner):
                 logger.error("no keeper can be started: %r", error)
                 continue
             receiver.on_lost = lambda: self._on_keeper_lost(directory)
-            self.kill_zygotes_and_switch_keeper(int(hello["pid"]))
+            self.attach_keeper(int(hello["pid"]))
             return
 
     def release_after_fork(self) -> None:

@@ -401,7 +401,7 @@ class ActiveConfiguration:
         """Whether the server's command is remembered as unable to start while an older process runs."""
         return self._not_overlapping.has(server)
 
-    async def remember_and_get_previously_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
+    async def swap_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
         """Record the servers that `start` warns of; return the names recorded before, which need no second warning.
 
         A server is recorded if its program binds the server's address, and `socket` is not "program". A change of the

@@ -89,7 +89,7 @@ class Totals:
         """Record that the server changed from one state to another."""
         found = self._availability.setdefault(entry.name, Availability())
         found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
-        if before == "sleeping" and entry.observed.called and entry.wanted:
+        if before == "sleeping" and entry.observed.has_pending_request and entry.wanted:
             self._wakes[entry.name] = self.wakes(entry) + 1
         self._changed = True
 

@@ -199,7 +199,7 @@ def test_tls_of_the_defaults_is_for_servers_that_ask_for_it(real_pool: RealPool)
 
 def test_yaml_tables_for_anchors_are_ignored_and_other_tables_are_not(real_pool: RealPool) -> None:
     text = (
-        "x-env: &common {COMMON: 'yes', UNUSED: '${NOWHERE:-}'}\nx-list: [1, '${UNSET}']\nx-word: 1\n"
+        "x-env: &common {COMMON: 'yes', UNUSED: '${NO_PLACE:-}'}\nx-list: [1, '${UNSET}']\nx-word: 1\n"
         "x-worker: &worker\n  command: [sleep, '600']\n  env: *common\n"
         "server:\n- {name: a, <<: *worker}\n- {name: b, <<: *worker, env: {<<: *common, OWN: '2'}}\n"
     )

@@ -82,7 +82,7 @@ def _expanded_text(
     text: str, env: Mapping[str, str], findings: list[Finding], path: KeyPath, in_env: str
 ) -> str:
     if _unusable.search(text):
-        findings.append(Finding(path, "the text holds a NUL or half a surrogate pair", "take it out"))
+        findings.append(Finding(path, "contains a NUL byte or an unpaired surrogate", "remove it"))
         return _unusable.sub("?", text)
     if "${" not in text:
         return text

@@ -54,7 +54,7 @@ class Place(NamedTuple):
         return ":".join([path_from_working_directory(self.file), *numbers])
 
 
-NOWHERE = Place()
+NO_PLACE = Place()
 
 
 class Finding(NamedTuple):
@@ -77,7 +77,7 @@ class Problem(ServerError):
         self,
         message: str,
         *,
-        place: Place = NOWHERE,
+        place: Place = NO_PLACE,
         name: str = "",
         bind: str = "",
         hint: str = "",
@@ -117,7 +117,7 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
 def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", bind: str = "") -> Problem:
     """The finding as a Problem: at `place` (None if it is in no file), of the server `name` ("" if of no server)."""
     path, message, hint, found, allowed = finding
-    place = place if place and place.key else (place or NOWHERE)._replace(key=dotted(path))
+    place = place if place and place.key else (place or NO_PLACE)._replace(key=dotted(path))
     return Problem(message, place=place, name=name, bind=bind, hint=hint, found=found, allowed=allowed)
 
 

@@ -83,7 +83,7 @@ def route_problems(
     if not gateway.bind and (
         written or not (has_streams or any(each.is_proxied for each in known.by_name.values()))
     ):
-        message = "there is no address for the routes"
+        message = "no listen address is configured for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     for problems in (_proxy_protocol_problems, _socket_file_problems):
         yield from ((None, finding) for finding in problems(gateway, tables.all(StreamConfig)))

@@ -151,7 +151,7 @@ def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ready = [
         (worker, worker.placement.address)
         for worker in entry.observed.ready
-        if worker.placement is not None and not worker.ko and worker.exit is None
+        if worker.placement is not None and not worker.unhealthy and worker.exit is None
     ]
     newest = {each.index: address for each, address in sorted(ready, key=lambda pair: pair[0].generation)}
     return (

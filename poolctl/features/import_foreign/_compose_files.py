@@ -11,7 +11,7 @@ from poolctl.config import Document, read_text
 from poolctl.config.files.yaml_parser import parse_yaml
 from poolctl.config.values.problems import KeyPath, Problem, Tree
 
-from ._foreign_pool import LineOf
+from ._foreign_pool import SourceLine
 from ._settings import text_of
 
 # Lists that another file replaces, tables that may be lists of NAME=VALUE, and names that may be a table.
@@ -94,7 +94,7 @@ class ComposeFile:
     def _line(self, line: int) -> int:
         if self.path == self.main:
             return line
-        return LineOf(line, os.path.relpath(self.path, os.path.dirname(self.main)))
+        return SourceLine(line, os.path.relpath(self.path, os.path.dirname(self.main)))
 
     def _marks(self, document: Document) -> Iterator[tuple[KeyPath, str]]:
         places = document.positions()

@@ -33,12 +33,12 @@ class Unreadable(Exception):
         self.line = line
 
 
-class LineOf(int):
+class SourceLine(int):
     """A line of `file`, which is "" for the source, or the name of another file, such as one that it includes."""
 
     file: str
 
-    def __new__(cls, line: int, file: str) -> LineOf:
+    def __new__(cls, line: int, file: str) -> SourceLine:
         found = super().__new__(cls, line)
         found.file = file
         return found
@@ -335,5 +335,5 @@ def _as_comment(text: str) -> str:
 
 def place_prefix(source: str, line: int) -> str:
     """`FILE:LINE: ` of a line of the source or of another file, "" for an unknown line."""
-    file = (line.file if isinstance(line, LineOf) else "") or source
+    file = (line.file if isinstance(line, SourceLine) else "") or source
     return f"{file}:{line}: " if line else ""

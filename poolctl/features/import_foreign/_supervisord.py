@@ -18,8 +18,8 @@ from ._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Keys,
-    LineOf,
     Remarked,
+    SourceLine,
     Unreadable,
     number,
     signal_name,
@@ -185,7 +185,7 @@ def _sections(text: str, directory: str, file: str = "") -> list[NamedSection]:
     found: list[NamedSection] = []
     here, key = directory.replace("%", "%%"), ""
     for index, row in enumerate(text.splitlines(), 1):
-        line = LineOf(index, file)
+        line = SourceLine(index, file)
         content = _here.sub(lambda _: here, re.sub(r"(?:^|\s)[;#].*", "", row).rstrip())
         values = found[-1].values if found else Section()
         if not content.strip():

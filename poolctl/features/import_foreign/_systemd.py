@@ -16,7 +16,15 @@ from poolctl.config.files.read_file import EnvFileError, read_env_file
 from poolctl.config.values.problems import Problem, Tree
 
 from ._command_lines import apply_command_words
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, LineOf, Unreadable, signal_name, user_and_group
+from ._foreign_pool import (
+    ForeignPool,
+    ForeignServer,
+    Keys,
+    SourceLine,
+    Unreadable,
+    signal_name,
+    user_and_group,
+)
 from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless, shown
 
 MEANINGLESS: Meaningless = {
@@ -150,7 +158,7 @@ def _reader_of_unit(pool: ForeignPool, path: str, first: str) -> _UnitReader:
         sections.setdefault(setting.section, []).append(setting)
     starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
     if not starts:
-        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", LineOf(1, file))
+        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", SourceLine(1, file))
     for section, settings in sections.items():
         if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
             pool.remark(f"[{section}]: not a section of a service", settings[0].line)
@@ -195,7 +203,7 @@ def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
         if not whole:
-            start = LineOf(line, file)
+            start = SourceLine(line, file)
         if row.lstrip().startswith(("#", ";")) or not (row.strip() or whole):
             continue
         if row.endswith("\\"):

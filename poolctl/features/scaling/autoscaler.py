@@ -42,7 +42,7 @@ class LoadSampler:
         for worker in entry.observed.workers.values():
             if worker.phase is not WorkerPhase.READY or worker.placement is None:
                 continue
-            serves = serves or not worker.ko
+            serves = serves or not worker.unhealthy
             found = self._runner.counts(worker.placement)
             if found is None:
                 continue

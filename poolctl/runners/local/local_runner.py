@@ -444,7 +444,7 @@ class LocalRunner(Runner):
         self.zygotes.close()
         self.output.shut_down()
 
-    def kill_zygotes_and_switch_keeper(self, keeper_pid: int) -> None:
+    def attach_keeper(self, keeper_pid: int) -> None:
         """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
         self.children.keeper_pid = keeper_pid
         self.kill_zygotes()

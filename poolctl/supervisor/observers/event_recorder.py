@@ -131,7 +131,7 @@ class EventRecorder:
         cause = failure or seen.last_end
         if not cause and (slept or entry.window_demand == ASLEEP) and entry.desired.cause is None:
             asleep = "no traffic" if state == State.SLEEPING.value else "needed"
-            cause = self._window(entry) or ("a request" if entry.observed.called else asleep)
+            cause = self._window(entry) or ("a request" if entry.observed.has_pending_request else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
         more: Table = {"pids": pids} if pids else {}
         if step and state in _WRONG:  # a worker that could not be placed has no event of its own
@@ -217,7 +217,8 @@ def _fingerprint(entry: Entry) -> object:
     """A value that differs whenever the state, the workers or their number may have changed."""
     return (
         entry.desired.state, entry.is_disabled, entry.out_of_rotation, entry.cleans_up,
-        entry.observed.called, entry.observed.needed, entry.listener.armed is None, entry.size, entry.observed.window,
+        entry.observed.has_pending_request, entry.observed.has_live_dependents,
+        entry.listener.armed is None, entry.size, entry.observed.window,
         *[(id(worker), worker.phase) for worker in entry.observed.workers.values()],
     )  # fmt: skip
 

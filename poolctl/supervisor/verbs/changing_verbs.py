@@ -117,7 +117,7 @@ class Lifecycle:
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         configuration = self._context.configuration
-        warned = await configuration.remember_and_get_previously_warned(entry.config for entry in all_of_them)
+        warned = await configuration.swap_warned(entry.config for entry in all_of_them)
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.wait_for_result(chosen, call)
         asleep = kept_asleep_warnings(chosen, self._core.clock.time()) if call.selector.targets else []

@@ -516,7 +516,7 @@ class ConnectionAcceptor:
             return ReplayProtocol(self._make_adopted_protocol(None, False, b""), received, self._server_state)
         made = self._make_protocol()
         if isinstance(made, Http1Connection):
-            made.limit_head_or_idle_time(until, between_requests=between_requests)
+            made.set_read_deadline(until, between_requests=between_requests)
         return made  # type: ignore[no-any-return]
 
     def _make_protocol(self) -> Any:

@@ -200,7 +200,7 @@ class ConnectionBalancer:
             return self._hand_over(connection, self._counts.others())
         return self._hand_over_if_too_many(connection, self._state.open_connections + 1)
 
-    def hand_over_websocket_if_too_many(self, connection: HasHandOver) -> bool:
+    def maybe_transfer(self, connection: HasHandOver) -> bool:
         """Hand over a connection that becomes a WebSocket, if the worker would have too many with it.
 
         Returns whether the connection was handed over.

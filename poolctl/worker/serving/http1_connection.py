@@ -256,7 +256,7 @@ class Http1Connection(Http1Protocol):
         state = self.server_state
         if state.balancer is None or state.stays or self.scheme != "http":
             return False
-        return state.balancer.hand_over_websocket_if_too_many(TransferableWebSocketRequest(self, *event))
+        return state.balancer.maybe_transfer(TransferableWebSocketRequest(self, *event))
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
@@ -457,7 +457,7 @@ class Http1Connection(Http1Protocol):
             return 1
         return len(data) - (data.rfind(_END_OF_LINES) + len(_END_OF_LINES) if _END_OF_LINES in data else 0)
 
-    def limit_head_or_idle_time(self, until: float | None, *, between_requests: bool) -> None:
+    def set_read_deadline(self, until: float | None, *, between_requests: bool) -> None:
         """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
 
         The limit ends at `until`, a monotonic time. If `between_requests` is true, the connection is between two
@@ -477,7 +477,7 @@ class Http1Connection(Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def deadline_arguments(self) -> dict[str, float | bool]:
-        """Return the deadline of the connection's next request as keyword arguments for `limit_head_or_idle_time`.
+        """Return the deadline of the connection's next request as keyword arguments for `set_read_deadline`.
 
         Returns {} if the usual deadline applies.
         """

@@ -71,7 +71,7 @@ def test_order_names_an_operation_hosts_and_a_time() -> None:
     assert parse_host_change({"op": "enable", "hosts": ["users"]})["for"] is None
 
 
-NO_ORDER = ("no such order for backends", "op is one of disable, enable, drain; hosts is a list")
+NO_ORDER = ("unknown operation on backends", "op is one of disable, enable, drain; hosts is a list")
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[[route]]\nto = 'web'\ntimeouts = { head = 'soon' }\n", "'soon' is not a duration"),
         ("[gateway]\nbind = 'nowhere'\n", "has no port"),
         ("[gateway]\nbind = ':auto'\n", "no fixed address"),
-        ("[gateway]\nbind = []\n", "gateway.bind: there is no address for the routes; add one: bind = \":8080\""),
+        ("[gateway]\nbind = []\n", "gateway.bind: no listen address is configured for the routes; add one"),
         ("[gateway]\nbind = { bind = ':443', tls = 'x' }\n", "'x' is not allowed here; allowed is { cert"),
         ("[gateway]\nbind = { bind = ':443', tls = { key = 'x' } }\n", "'cert' is missing"),
         ("[gateway]\nbind = 'unix:" + "x" * 110 + "'\n", "longer than 107 bytes"),

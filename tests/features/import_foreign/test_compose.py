@@ -593,9 +593,9 @@ def test_variable_of_the_env_file_beside_reaches_a_service_with_files_of_its_own
 
 
 def test_variable_without_a_value_is_a_remark(imported: Import) -> None:
-    said = imported("services: {a: {command: serve, environment: {A: $NOWHERE}}}\n", "compose.yml")
-    assert said.servers["a"]["env"] == {"A": "${NOWHERE:-}"}
-    assert said.remarks == ["compose.yml:1: NOWHERE is set neither here nor in .env: it is empty"]
+    said = imported("services: {a: {command: serve, environment: {A: $NO_PLACE}}}\n", "compose.yml")
+    assert said.servers["a"]["env"] == {"A": "${NO_PLACE:-}"}
+    assert said.remarks == ["compose.yml:1: NO_PLACE is set neither here nor in .env: it is empty"]
 
 
 def test_env_file_that_cannot_be_read_is_an_error(imported: Import, tmp_path: Path) -> None:

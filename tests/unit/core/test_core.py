@@ -1223,7 +1223,7 @@ def test_adopted_worker_determines_the_serving_generation_only_without_a_record(
             worker = Worker(placement.id, number, 0, entry.config, phase, placement)
             pool.core.adopt_worker(entry, worker, generation_recorded=recorded)
         assert (entry.desired.generation, entry.desired.newest) == (generation, 4)
-        assert entry.observed.called
+        assert entry.observed.has_pending_request
 
     run(scenario())
 
@@ -1511,7 +1511,11 @@ def test_window_that_puts_a_server_to_sleep_ends_its_workers_for_a_new_generatio
         for _ in range(2):
             pool.core.touch(entry)
             await turns()
-            assert (entry.window_demand, entry.observed.called, pool.runner.running) == ("asleep", False, {})
+            assert (entry.window_demand, entry.observed.has_pending_request, pool.runner.running) == (
+                "asleep",
+                False,
+                {},
+            )
             assert entry.desired.generation == worker.generation + 1
 
     run(scenario())

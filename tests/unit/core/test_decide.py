@@ -60,7 +60,7 @@ def view(*workers: WorkerView, **facts: Any) -> ServerView:
 
 
 IDLE = replace(worker(), idle=True)
-AWAKE_NOW: dict[str, Any] = {"sleepy": True, "called": True}
+AWAKE_NOW: dict[str, Any] = {"sleepy": True, "has_pending_request": True}
 EXAMPLES = {
     "opens before it spawns": (view(listener=ListenerState.CLOSED), [Open()]),
     "waits for the listener": (view(listener=ListenerState.OPENING), []),
@@ -168,11 +168,11 @@ EXAMPLES = {
     "watches the listener when it sleeps": (view(sleepy=True), [Arm()]),
     "sleeps while the listener is watched": (view(sleepy=True, armed=True), []),
     "stops watching when a request has woken it": (
-        view(sleepy=True, armed=True, called=True), [Disarm(), Spawn(1, 0)],
+        view(sleepy=True, armed=True, has_pending_request=True), [Disarm(), Spawn(1, 0)],
     ),
     "stops watching before it closes": (view(desired=Desired.STOPPED, armed=True), [Disarm(), Close()]),
     "falls asleep when it is idle": (view(IDLE, **AWAKE_NOW), [FallAsleep()]),
-    "does not fall asleep while it is needed": (view(IDLE, needed=True, **AWAKE_NOW), []),
+    "does not fall asleep while it is needed": (view(IDLE, has_live_dependents=True, **AWAKE_NOW), []),
     "does not fall asleep in a window that keeps it awake": (view(IDLE, window_demand=AWAKE, **AWAKE_NOW), []),
     "does not fall asleep out of rotation": (
         view(IDLE, out=True, **AWAKE_NOW), [Rotate("w.1.0", False)],
@@ -184,9 +184,9 @@ EXAMPLES = {
     "does not fall asleep during a restart": (view(IDLE, generation=2, **AWAKE_NOW), [Spawn(2, 0)]),
     "drains what a window keeps asleep": (view(worker(), window_demand=ASLEEP, **AWAKE_NOW), [Drain("w.1.0")]),
     "closes what a window keeps asleep": (view(sleepy=True, armed=True, window_demand=ASLEEP), [Disarm(), Close()]),
-    "drains a worker whose listener is to be vacated": (view(worker(), vacates=True), [Drain("w.1.0")]),
+    "drains a worker whose listener is to be vacated": (view(worker(), must_reopen_listener=True), [Drain("w.1.0")]),
     "closes a listener that is to be vacated before its worker has drained": (
-        view(worker(phase=WorkerPhase.DRAINING), vacates=True), [Close()],
+        view(worker(phase=WorkerPhase.DRAINING), must_reopen_listener=True), [Close()],
     ),
     "keeps the listener of what is removed while its worker may accept": (
         view(replace(worker(phase=WorkerPhase.DRAINING), may_accept=True), desired=Desired.REMOVED), [],
@@ -204,7 +204,7 @@ EXAMPLES = {
     "puts a worker back into rotation": (view(replace(worker(), out=True)), [Rotate("w.1.0", True)]),
     "leaves a worker in rotation": (view(worker()), []),
     "lets the unhealthy worker that accepts go on": (
-        view(replace(worker(), ko=True), replace(worker(index=1), ko=True, resting=True), count=2), [],
+        view(replace(worker(), unhealthy=True), replace(worker(index=1), unhealthy=True, resting=True), count=2), [],
     ),
 }  # fmt: skip
 
@@ -503,7 +503,10 @@ REASONS: list[tuple[ServerView, str]] = [
     (ServerView(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
     (ServerView(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
     (ServerView(Desired.RUN, 1, sleepy=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
-    (ServerView(Desired.RUN, 1, vacates=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
+    (
+        ServerView(Desired.RUN, 1, must_reopen_listener=True, workers=STOPPING, **OPEN),
+        "waits for the end of web.1.0",
+    ),
     (
         ServerView(Desired.RUN, 2, overlap=False, checking=True, **OPEN),
         "waits until it is known whether a worker can start",

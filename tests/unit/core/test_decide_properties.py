@@ -68,7 +68,11 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 listener = ListenerState.OPENING
             case Close() | Refuse():
                 assert listener is ListenerState.OPEN
-                leaves = view.desired is Desired.REMOVED or view.vacates or view.window_demand == ASLEEP
+                leaves = (
+                    view.desired is Desired.REMOVED
+                    or view.must_reopen_listener
+                    or view.window_demand == ASLEEP
+                )
                 leaves = leaves or view.in_backoff
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
@@ -82,7 +86,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 assert armed
                 armed = False
             case FallAsleep():
-                facts = {"called": False, "generation": view.generation + 100}
+                facts = {"has_pending_request": False, "generation": view.generation + 100}
                 for worker in view.staying:
                     assert worker.phase is WorkerPhase.READY
                     assert worker.idle
@@ -128,8 +132,10 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
             case Accept(name, accepting):
                 assert workers[name].phase is WorkerPhase.READY
                 assert workers[name].resting is accepting
-                well = [each for each in serving(view) if not each.ko]
-                assert accepting or (workers[name].ko and well), "only who is ko rests, and never all of them"
+                well = [each for each in serving(view) if not each.unhealthy]
+                assert accepting or (workers[name].unhealthy and well), (
+                    "only who is ko rests, and never all of them"
+                )
                 workers[name] = replace(workers[name], resting=not accepting)
     released = {action.key for action in actions if isinstance(action, Release)}
     abandoned = tuple(key for key in view.abandoned if key not in released)
@@ -150,7 +156,7 @@ def complete(view: ServerView) -> bool:
 def check_step(before: ServerView, actions: list[Action], after: ServerView) -> None:
     """The properties of every single decision."""
     spawns = [action for action in actions if isinstance(action, Spawn)]
-    if before.vacates and before.listener is ListenerState.OPEN:
+    if before.must_reopen_listener and before.listener is ListenerState.OPEN:
         assert not spawns
     if before.desired is not Desired.RUN or not before.may_start or before.awaits_hook:
         assert not spawns
@@ -178,7 +184,7 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         not before.overlap
         and not before.feasible
         and not before.desired.wants_no_worker
-        and not before.vacates
+        and not before.must_reopen_listener
     ):
         ended = {action.worker for action in actions if isinstance(action, Stop)}
         old = [each for each in serving(before) if not before.is_current(each)]
@@ -192,15 +198,24 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         return
     if FallAsleep() in actions:
         assert before.sleepy
-        assert not before.needed
+        assert not before.has_live_dependents
         assert not before.window_demand
         return
     if before.window_demand == ASLEEP:
         assert not before.desired.wanted or not any(isinstance(each, (Open, Spawn, Arm)) for each in actions)
         return
-    proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is ListenerState.OPEN
+    proceeds = (
+        before.desired is Desired.RUN
+        and not before.must_reopen_listener
+        and before.listener is ListenerState.OPEN
+    )
     if proceeds and before.may_start and not before.in_backoff:
-        waiting = before.called or before.needed or not before.sleepy or before.window_demand == AWAKE
+        waiting = (
+            before.has_pending_request
+            or before.has_live_dependents
+            or not before.sleepy
+            or before.window_demand == AWAKE
+        )
         alone = all(map(before.is_current, before.workers))
         if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
             going = {worker.index for worker in before.workers if before.is_current(worker)}
@@ -209,10 +224,14 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         if not waiting and not before.staying:
             assert after.armed
             assert not spawns
-    if before.overlap and not before.desired.wants_no_worker and not before.vacates:
+    if before.overlap and not before.desired.wants_no_worker and not before.must_reopen_listener:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(len(before.indexes), len(serving(before)))
-    serves = before.desired is Desired.RUN and not before.vacates and before.listener is ListenerState.OPEN
+    serves = (
+        before.desired is Desired.RUN
+        and not before.must_reopen_listener
+        and before.listener is ListenerState.OPEN
+    )
     if serves and complete(before):
         # Two generations are ready for no longer than a swap.
         assert all(map(before.is_current, serving(after)))
@@ -238,7 +257,7 @@ def reachable(view: ServerView) -> ServerView:
     due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
     view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
     view = replace(view, hook_ends=view.hook_ends and bool(view.hook))
-    impossible = not view.sleepy or (view.window_demand == ASLEEP and view.needed)
+    impossible = not view.sleepy or (view.window_demand == ASLEEP and view.has_live_dependents)
     return replace(view, window_demand="") if impossible else view
 
 
@@ -256,11 +275,11 @@ views = st.builds(
     may_start=mostly,
     may_stop=mostly,
     sleepy=st.booleans(),
-    called=st.booleans(),
-    needed=seldom,
+    has_pending_request=st.booleans(),
+    has_live_dependents=seldom,
     job=seldom,
     out=seldom,
-    vacates=seldom,
+    must_reopen_listener=seldom,
     may_open=mostly,
     before_start_due=seldom,
     after_stop_due=seldom,
@@ -302,7 +321,11 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
     entry = Entry(
         config,
         DesiredState(view.desired, Overrides(out=view.out)),
-        ObservedState(called=view.called, needed=view.needed, window=WindowState(view.window_demand)),
+        ObservedState(
+            has_pending_request=view.has_pending_request,
+            has_live_dependents=view.has_live_dependents,
+            window=WindowState(view.window_demand),
+        ),
         ServerListener(view.listener, armed=config if armed else None),
         hooks=HookState(
             view.before_start_due, view.after_stop_due, RunningHook(view.hook) if view.hook else None
@@ -363,7 +386,7 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
     if incomplete:
         workers.pop()
     view = ServerView(
-        desired=Desired.RUN, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
-        listener=ListenerState.OPEN, workers=tuple(workers),
+        desired=Desired.RUN, generation=1, count=count, sleepy=True, has_pending_request=True,
+        has_live_dependents=needed, out=out, listener=ListenerState.OPEN, workers=tuple(workers),
     )  # fmt: skip
     assert (decide(view) == [FallAsleep()]) == (not (needed or out or busy or incomplete))

@@ -363,7 +363,11 @@ class Histories(RuleBasedStateMachine):
             assert entry.is_fully_ready
             vacant = sum(bool(slot.vacant) for slot in entry.observed.slots.values())
             assert len(entry.observed.workers) == entry.size - vacant
-            assert (entry.listener.state, entry.listener.previous_configs, entry.listener.vacates) == (
+            assert (
+                entry.listener.state,
+                entry.listener.previous_configs,
+                entry.listener.must_reopen_listener,
+            ) == (
                 ListenerState.OPEN,
                 [],
                 False,

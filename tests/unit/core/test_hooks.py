@@ -251,7 +251,7 @@ def test_each_stop_returns_while_a_hook_cannot_be_killed(stage: Stage) -> None:
     stage.runner.deaf.add("web")
     stage.clock.advance(stage.web.config.stop_timeout + 1)
     stage.loop.settle()
-    message = "hooks.after_stop could not be ended, not even by SIGKILL (nowhere)"
+    message = "hooks.after_stop still running after SIGKILL (nowhere)"
     assert stage.web.observed.failure is not None
     assert (stage.web.observed.failure.message, stage.web.observed.failures) == (message, 1)
     stage.order(stage.core.stop, stage.web)

@@ -673,7 +673,7 @@ def test_worker_that_survives_its_kill_is_reported_with_where_it_runs() -> None:
         (worker,) = pool.core.entries["web"].observed.workers.values()
         pool.runner.deaf.add("web")
         (problem,) = await pool.stop()
-        assert problem.message == "could not be ended, not even by SIGKILL (nowhere)"
+        assert problem.message == "still running after SIGKILL (nowhere)"
         assert worker.unstoppable
         assert list(pool.core.entries["web"].observed.workers) == ["web.1.0"]
 
@@ -945,7 +945,7 @@ def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> 
         assert runner.asked_for == [("web.1.0", 0.9)]
         assert [len(found.threads), *(len(each.frames) for each in found.threads)] == [20] * 21
         assert entry.observed.stacks == found
-        message = await reports.record_stacks_and_extend_message(entry, worker, "is not ready within 5s")
+        message = await reports.describe_hang(entry, worker, "is not ready within 5s")
         assert message == "is not ready within 5s, in wait (app.py:3)"
         (event,) = events
         assert (event.event, event.server, event.worker, event.pid) == (
@@ -964,7 +964,7 @@ def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.L
             reports = StackRecorder(StackRunner(error), events)
             entry, worker = hanging_worker()
             assert await reports.record_stacks(entry, worker) is None
-            assert await reports.record_stacks_and_extend_message(entry, worker, "hangs") == "hangs"
+            assert await reports.describe_hang(entry, worker, "hangs") == "hangs"
             assert events == []
             assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
         reports = StackRecorder(ScriptedRunner(), events)
@@ -1194,7 +1194,7 @@ def test_order_to_wake_a_server_that_falls_asleep_starts_the_next_worker_at_once
         await turns()
         pool.runner.may_drain = asyncio.Event()
         pool.core.set_idle(entry, "web.1.0", True)
-        while entry.observed.called:
+        while entry.observed.has_pending_request:
             await asyncio.sleep(0)
         log_of(pool)
         pool.core.wake(entry)
@@ -1203,7 +1203,10 @@ def test_order_to_wake_a_server_that_falls_asleep_starts_the_next_worker_at_once
             f"disarm {entry.config.key}",
             "place web.2.0",
         ]
-        assert (entry.observed.called, list(entry.observed.workers)) == (True, ["web.1.0", "web.2.0"])
+        assert (entry.observed.has_pending_request, list(entry.observed.workers)) == (
+            True,
+            ["web.1.0", "web.2.0"],
+        )
         pool.runner.may_drain.set()
         await turns()
         assert list(entry.observed.workers) == ["web.2.0"]
@@ -1217,7 +1220,7 @@ def test_order_to_wake_a_stopped_server_has_no_effect() -> None:
         entry = pool.core.entries["web"]
         pool.core.wake(entry)
         await turns()
-        assert (log_of(pool), entry.observed.called) == ([], False)
+        assert (log_of(pool), entry.observed.has_pending_request) == ([], False)
 
     run(scenario())
 
@@ -1262,7 +1265,7 @@ def test_program_that_ends_while_it_is_idle_is_started_again_by_the_next_request
         await turns()
         entry = pool.core.entries["web"]
         assert (log_of(pool), pool.states()) == (["arm web"], {"web": "sleeping"})
-        assert (entry.observed.called, entry.observed.restarts) == (False, 0)
+        assert (entry.observed.has_pending_request, entry.observed.restarts) == (False, 0)
 
     run(scenario())
 
@@ -1281,7 +1284,7 @@ def test_sleeping_server_that_has_failed_sleeps_again_after_its_window() -> None
 
         loop.run_until_complete(scenario())
         loop.settle()
-        assert (pool.states(), entry.observed.called) == ({"web": "failed"}, False)
+        assert (pool.states(), entry.observed.has_pending_request) == ({"web": "failed"}, False)
         pool.clock.advance(59)
         loop.settle()
         assert pool.states() == {"web": "failed"}
@@ -2135,9 +2138,7 @@ def test_start_and_stop_return_when_a_worker_that_was_not_ready_in_time_cannot_b
         pool.runner.deaf.add("web")
         for order in (pool.start, pool.stop):
             (problem,) = await order()
-            assert problem.message == (
-                "was not ready within 20ms; could not be ended, not even by SIGKILL (nowhere)"
-            )
+            assert problem.message == ("was not ready within 20ms; still running after SIGKILL (nowhere)")
         assert list(pool.core.entries["web"].observed.workers) == ["web.1.0"]
         pool.runner.end("web.1.0", KILLED)
         await turns()

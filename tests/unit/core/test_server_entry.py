@@ -257,7 +257,8 @@ def test_every_persisted_field_is_restored() -> None:
     values: dict[str, Any] = {
         "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
-        "certificate_ends": 2.5, "called": True, "restarts": 2, "renewed": {"0": 4}, "restarting": 3, "unproven": 3,
+        "certificate_ends": 2.5, "has_pending_request": True, "restarts": 2, "renewed": {"0": 4},
+        "restarting": 3, "unproven": 3,
         "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4,
         "stopped_with": ["db"], "socket_found": "program", "overlap_found": "no",
         "before_start_due": True, "after_stop_due": True,
@@ -391,7 +392,7 @@ def test_server_is_up_while_it_has_a_worker_or_should_have_one() -> None:
     sleeper = Entry(ServerConfig(name="web", bind=":1", app="a:b", scale={"min": 0}))
     sleeper.desired.state = Desired.RUN
     assert not sleeper.keeps_dependencies_awake
-    sleeper.observed.called = True
+    sleeper.observed.has_pending_request = True
     assert sleeper.keeps_dependencies_awake
 
 
@@ -530,8 +531,8 @@ def test_server_stops_until_its_last_hook_has_run() -> None:
 def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sleeps: bool) -> None:
     server = entry(Desired.RUN, **SLEEPER)
     server.listener.armed = server.config
-    server.observed.called = cause == "a request"
-    server.observed.needed = cause.endswith("a dependent")
+    server.observed.has_pending_request = cause == "a request"
+    server.observed.has_live_dependents = cause.endswith("a dependent")
     if "window" in cause:
         server.observed.window = WindowState(ASLEEP if "asleep" in cause else AWAKE, None)
     server.hooks.before_start_due = cause == "a start hook"
@@ -674,9 +675,11 @@ def test_view_has_the_facts_of_the_entry() -> None:
     )
     server.desired.overrides = Overrides(out=True)
     server.observed.feasible = server.desired.generation = 2
-    server.observed.called = server.observed.needed = server.observed.checking = True
+    server.observed.has_pending_request = server.observed.has_live_dependents = server.observed.checking = (
+        True
+    )
     server.observed.window = WindowState(AWAKE, None)
-    server.listener.state, server.listener.armed, server.listener.vacates = (
+    server.listener.state, server.listener.armed, server.listener.must_reopen_listener = (
         ListenerState.OPEN,
         server.config,
         True,
@@ -687,10 +690,11 @@ def test_view_has_the_facts_of_the_entry() -> None:
     found = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
     assert found == ServerView(
         Desired.RUN, 2, checking=True, may_start=False, may_open=False,
-        vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, window_demand=AWAKE,
+        must_reopen_listener=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True,
+        has_pending_request=True, has_live_dependents=True, window_demand=AWAKE,
         armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
         listener=ListenerState.OPEN,
-        workers=(WorkerView("web.2.5", 2, 5, WorkerPhase.READY, idle=True, stuck=True, ko=True),),
+        workers=(WorkerView("web.2.5", 2, 5, WorkerPhase.READY, idle=True, stuck=True, unhealthy=True),),
     )  # fmt: skip
 
 

@@ -314,14 +314,14 @@ def shutdown(directory: Path) -> Shutdown:
 
 def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    assert not end.enforce_limits_and_check_over(1e9, 0)
+    assert not end.tick(1e9, 0)
     end.start_confirmation_deadline(100.0)
-    assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS - 1, 0)
+    assert not end.tick(100.0 + ANSWER_SECONDS - 1, 0)
     assert not end.alone
-    assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
+    assert not end.tick(100.0 + ANSWER_SECONDS, 0)
     assert end.alone
     assert end.due == 100.0 + ANSWER_SECONDS + ALONE_SECONDS
-    assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0), "nobody is there"
+    assert end.tick(100.0 + ANSWER_SECONDS, 0), "nobody is there"
 
 
 def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_path: Path) -> None:
@@ -329,10 +329,10 @@ def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_pa
         end = shutdown(tmp_path)
         end.start_confirmation_deadline(100.0)
         end.set_stop_deadline(said)
-        assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit - 1, 0)
+        assert not end.tick(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
         end.set_stop_deadline(said)  # a successor of the first, which has died at it
-        end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + limit, 0)
+        end.tick(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
 
 
@@ -346,7 +346,7 @@ def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(t
             )
             end = Shutdown(store, Reaper(), str(tmp_path))
             end.start_confirmation_deadline(100.0)
-            assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, supervisor.pid)
+            assert not end.tick(100.0 + ANSWER_SECONDS, supervisor.pid)
             assert worker.wait(60) == -signal.SIGQUIT
             assert supervisor.wait(60) == -signal.SIGKILL
         finally:
@@ -366,7 +366,7 @@ def test_keeper_that_stops_the_pool_alone_asks_the_whole_process_group_of_a_prog
         store.put(name, {"pid": program.pid, "keeps_group": True}, [])
         end = Shutdown(store, Reaper(), str(tmp_path))
         end.start_confirmation_deadline(100.0)
-        assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
+        assert not end.tick(100.0 + ANSWER_SECONDS, 0)
         assert program.wait(60) == -signal.SIGTERM
         wait_until(lambda: not is_alive(child))
 
@@ -378,14 +378,14 @@ def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever
             store.put("worker:web.1.0", {"pid": worker.pid, "stop_signal": signal.SIGCONT}, [])
             end = Shutdown(store, Reaper(), str(tmp_path))
             end.start_confirmation_deadline(100.0)
-            assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
-            assert not end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
+            assert not end.tick(100.0 + ANSWER_SECONDS, 0)
+            assert not end.tick(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
             if ends:
                 worker.kill()
                 worker.wait(60)
-                assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + 1, 0)
+                assert end.tick(100.0 + ANSWER_SECONDS + 1, 0)
             else:
-                assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
+                assert end.tick(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
                 worker.kill()
 
 
@@ -394,7 +394,7 @@ def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path
     end.start_confirmation_deadline(100.0)
     end.start_confirmation_deadline(200.0)
     assert end.due == 100.0 + ANSWER_SECONDS
-    assert end.enforce_limits_and_check_over(100.0 + ANSWER_SECONDS, 0)
+    assert end.tick(100.0 + ANSWER_SECONDS, 0)
     assert not end.alone
 
 

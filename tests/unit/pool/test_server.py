@@ -253,7 +253,7 @@ def test_a_worker_that_cannot_be_ended_is_a_pool_stop_error() -> None:
     error = caught.value.exceptions[0]
     assert (caught.value.code, error.code, error.name) == (1324, 1324, "a")
     assert (error.message, error.hint) == (
-        "could not be ended, not even by SIGKILL (nowhere)",
+        "still running after SIGKILL (nowhere)",
         "see what it waits for",
     )
     assert pool[config("b").bind].state is State.STOPPED
@@ -280,7 +280,7 @@ def test_join_raises_what_could_not_be_ended() -> None:
 
     with pytest.raises(PoolStopError) as caught:
         asyncio.run(clean_and_join())
-    assert "a: could not be ended" in str(caught.value)
+    assert "a: still running after SIGKILL" in str(caught.value)
     runner.deaf.clear()
     server.stop_sync()
     asyncio.run(pool.join())

@@ -433,10 +433,10 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
             ([guessed, *others], set()), ([guessed], {"guessed"}), ([other], {"guessed"}),
             ([guessed, other], {"guessed", "other"}), (others, set()),
         ):  # fmt: skip
-            assert await configuration.remember_and_get_previously_warned(servers) == before
+            assert await configuration.swap_warned(servers) == before
         pool.file.write_text(WEB + "# changed\n")
         configuration.activate(await configuration.read_without_activating())
-        assert await configuration.remember_and_get_previously_warned([guessed]) == set()
+        assert await configuration.swap_warned([guessed]) == set()
 
     pool.scenario(work)
 

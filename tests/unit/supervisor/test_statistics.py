@@ -300,7 +300,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         shop.runner.tallies.unsaved_workers = ["two"]
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
-        entry.observed.called = True
+        entry.observed.has_pending_request = True
         entry.set_desired(Desired.RUN)
         shop.totals.record_state_change(entry, "sleeping", "starting")
         shop.totals.record_state_change(entry, "starting", "running")
@@ -385,7 +385,7 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
         for name in ("web", "other", "gone"):
             entry = shop.desk.core.entries[name]
             shop.totals.add_up(name, name, page(started=5))
-            entry.observed.called = True
+            entry.observed.has_pending_request = True
             entry.set_desired(Desired.RUN)
             shop.totals.record_state_change(entry, "sleeping", "running")
         shop.desk.clock.advance(4)

@@ -620,7 +620,7 @@ def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch
         one.balancer.balance_new_connection(connection, unread=True)
         one.balancer.schedule_check()
         assert not one.balancer.hand_over_if_too_many(connection)
-        assert not one.balancer.hand_over_websocket_if_too_many(connection)
+        assert not one.balancer.maybe_transfer(connection)
         await asyncio.sleep(1)
         assert (connection.moved, one.moved) == (0, 0)
 
@@ -636,7 +636,7 @@ def test_websocket_beyond_the_fair_share_is_handed_over(
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = others, [50] * len(others)
         one.state.open_websockets = mine
-        assert one.balancer.hand_over_websocket_if_too_many(Movable()) is moves
+        assert one.balancer.maybe_transfer(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -690,7 +690,7 @@ def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: p
         one.balancer.pause_seconds(0, 10)
         one.state.open_websockets = 5
         assert not one.balancer.hand_over_if_too_many(Movable())
-        assert not one.balancer.hand_over_websocket_if_too_many(Movable())
+        assert not one.balancer.maybe_transfer(Movable())
         one.balancer.schedule_check()
         await asyncio.sleep(1.0)
         assert one.moved == 0

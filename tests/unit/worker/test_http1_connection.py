@@ -896,7 +896,7 @@ class Kept:
         self.protocol: Any = protocol_factory(config, self.state, {})()
         self.wire.protocol = self.protocol
         for each in until:
-            self.protocol.limit_head_or_idle_time(each, between_requests=True)
+            self.protocol.set_read_deadline(each, between_requests=True)
         self.protocol.connection_made(self.wire)
 
     def ask(self, data: bytes = REQUEST) -> None:

@@ -23,8 +23,8 @@ class Forwarder(SupervisedProcess):
     WaitingRoom).
 
     A replaced process answers each `give_waiting` with some of the connections that wait, finally with none; its
-    successor gets them by `waiting`. After the order to end, it exits with the last connection that it copies, or with
-    the keeper, its parent: the supervisor may be replaced long before.
+    successor gets them by `waiting`. When told to stop, it exits once its last connection closes, or with the keeper,
+    its parent: the supervisor may be replaced long before.
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:

@@ -52,7 +52,7 @@ from .syntax import (
 )
 
 # The address of a server whose address is not known: nothing listens there.
-NOWHERE = "ipv4@127.0.0.1:1"
+PLACEHOLDER_ADDRESS = "ipv4@127.0.0.1:1"
 # A name that cannot be resolved must not keep the others from being served.
 _RESOLVED_AT_START = "init-addr last,libc,none"
 # HAProxy's name of each policy. "sticky" without a cookie is round-robin; with one the cookie chooses.
@@ -73,7 +73,7 @@ _ALWAYS_FAILURES = (502, 503, 504)
 UNANSWERED = "unanswered.map"
 # Options of a server that gets no more requests once it has refused a connection, until a probe finds that it accepts
 # again: the supervisor learns of it a little later.
-WATCHED = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d downinter 100ms"
+PASSIVE_CHECK = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d downinter 100ms"
 WAIT = ":wait"  # ends the name of the server at which connections wait for another server
 # Longer than any program needs for a response, so that only the program's own limits apply.
 _OWN_LIMITS = "24d"
@@ -636,12 +636,12 @@ def _servers(
         # A process of a proxied server is a server of HAProxy. A cookie names its number, which the next one inherits.
         if sticky and (numbered := addresses.numbered.get(target.server)) is not None:
             places = {
-                f"{name}:{number}": (address or NOWHERE, sticky_value(target.key, number))
+                f"{name}:{number}": (address or PLACEHOLDER_ADDRESS, sticky_value(target.key, number))
                 for number, address in enumerate(numbered)
             }
         elif (processes := addresses.processes.get(target.server)) is not None:
             places = {f"{name}:{process.rpartition(':')[2]}": (process, "") for process in processes}
-        watched = [WATCHED] if target.server and target.key in addresses.waiting else []
+        watched = [PASSIVE_CHECK] if target.server and target.key in addresses.waiting else []
         for place, (address, cookie) in places.items():
             own = " ".join([*options, *limits, *watched])
             servers.append(HaproxyServer(place, target.key, address, own, scaled, cookie))
@@ -660,7 +660,7 @@ def _address_of(endpoint: Endpoint | None) -> str:
     if endpoint is not None and endpoint.kind == "unix":
         return quoted(f"unix@{endpoint.path}")
     if endpoint is None or not endpoint.port:
-        return NOWHERE
+        return PLACEHOLDER_ADDRESS
     family = "ipv6@" if ":" in endpoint.host else ""
     return f"{family}{endpoint.host.strip('[]')}:{endpoint.port}"
 

@@ -104,7 +104,7 @@ class CounterReader:
         self._repeated: dict[tuple[str, str], int] = {}
 
     def compare(self, rows: Iterable[CounterRow]) -> list[tuple[CounterRow, Mapping[str, int]]]:
-        """The rows that count anything now, or since the last call, with their increases: a few of thousands.
+        """Return the rows that count something now, or have changed since the last call, with their increases.
 
         New backends are among them in any case. It may run in a thread.
         """

@@ -21,9 +21,9 @@ from ..supervision.targets import TargetsNow
 from ..target import ServerFacts, Target, TargetState, serving_state
 from .choice import ROUTES
 from .configuration import (
-    NOWHERE,
+    PASSIVE_CHECK,
+    PLACEHOLDER_ADDRESS,
     WAIT,
-    WATCHED,
     HaproxyBackend,
     HaproxyConfiguration,
     HaproxyServer,
@@ -335,7 +335,7 @@ def _states(
     for server in section.servers:
         key = server.key.removesuffix(WAIT)
         target, is_direct = targets[key], server.key == key
-        serves = target.serves and server.address != NOWHERE
+        serves = target.serves and server.address != PLACEHOLDER_ADDRESS
         if is_direct and key in places.waiting:
             serves = serves and target.state is TargetState.READY
         drains = is_direct and target.state is TargetState.DRAINING
@@ -464,7 +464,7 @@ def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> l
             if "'" in command:  # the runtime socket does not support quotes
                 return None
             commands.append(command)
-            commands += [f"enable health {place}"] if WATCHED in server.options else []
+            commands += [f"enable health {place}"] if PASSIVE_CHECK in server.options else []
     return commands
 
 

@@ -34,7 +34,7 @@ from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
-from ..haproxy.configuration import NOWHERE
+from ..haproxy.configuration import PLACEHOLDER_ADDRESS
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import (
     GATEWAY,
@@ -365,7 +365,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             ServerState(MAINTENANCE).command((section.name, server.name))
             for section, _ in setup.users.get(entry.name, ())
             for server in section.servers
-            if server.key == entry.name and server.address not in (*living, NOWHERE)
+            if server.key == entry.name and server.address not in (*living, PLACEHOLDER_ADDRESS)
         ]
         if commands:
             self._leaving = asyncio.ensure_future(self._perform(process, commands))

@@ -241,7 +241,7 @@ def parse_host_change(options: Table) -> Table:
         or not all(isinstance(host, str) for host in hosts)
     ):
         raise SelectorError(
-            "no such order for backends", hint=f"op is one of {', '.join(_OPERATIONS)}; hosts is a list"
+            "unknown operation on backends", hint=f"op is one of {', '.join(_OPERATIONS)}; hosts is a list"
         )
     if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
         raise SelectorError(
