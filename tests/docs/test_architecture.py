@@ -28,9 +28,12 @@ def test_paths_are_there(text: str) -> None:
 def test_names_are_in_the_modules_that_are_given_for_them() -> None:
     named = re.findall(r"`([\w.]+)`\s+(?:of|in)\s+`(poolctl/[\w/]+\.py)`", "".join(PAGES.values()))
     assert named
-    for name, path in named:
-        word = name.rpartition(".")[2]
-        assert re.search(rf"\b{word}\b", (ROOT / path).read_text()), f"{path} has no {word}"
+    missing = [
+        f"{path} has no {name}"
+        for name, path in named
+        if not re.search(rf"\b{name.rpartition('.')[2]}\b", (ROOT / path).read_text())
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
@@ -83,7 +86,7 @@ def test_every_module_that_receives_messages_is_in_the_table_of_protocols() -> N
         if _RECEIVES.search(path.read_text())
     }
     named = set(re.findall(r"`(poolctl/[\w/]+\.py)`", section("### Protocols")))
-    assert sorted(modules - named) == []
+    assert sorted(modules - named) == [], "the table of protocols in docs/internals.md"
 
 
 def test_every_module_that_serves_http_is_named_with_the_protocols() -> None:
@@ -95,7 +98,7 @@ def test_every_module_that_serves_http_is_named_with_the_protocols() -> None:
     }
     named = set(re.findall(r"`(poolctl/[\w/]+\.py)`", section("### Protocols")))
     # The base class of sites that answer at one path.
-    assert sorted(modules - named - {"poolctl/web/site.py"}) == []
+    assert sorted(modules - named - {"poolctl/web/site.py"}) == [], "Protocols in docs/internals.md"
 
 
 ADDED = """
