@@ -464,6 +464,7 @@ class HttpProbeRequest:
     __slots__ = (
         "_body",
         "_expression",
+        "_host",
         "_judging",
         "_label",
         "_plain",
@@ -481,11 +482,9 @@ class HttpProbeRequest:
         self._expression: Expression | None = None
         self._judging: asyncio.Future[None] | None = None
         self._slow_until = 0.0
-        self._request = request_head(
-            probe.method,
-            quote(probe.http, safe=_UNQUOTED),
-            _request_header_fields(probe, exposed_url, reusable=reusable).items(),
-        )
+        fields = _request_header_fields(probe, exposed_url, reusable=reusable)
+        self._host = fields["Host"]
+        self._request = request_head(probe.method, quote(probe.http, safe=_UNQUOTED), fields.items())
 
     def new_reply(self) -> ResponseReader:
         return ResponseReader(self._request, max_body_bytes=MAX_BODY_BYTES)
@@ -497,7 +496,8 @@ class HttpProbeRequest:
         """
         finding = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
-            on_result(finding)
+            # What Django, Rails and others answer to a host that they were not told of.
+            on_result(f"{finding} to the host {self._host}" if reply.status == 400 else finding)
         elif self._body is None:
             on_result("")
         elif self._plain:

@@ -131,6 +131,8 @@ def test_request_is_the_one_that_a_client_would_make() -> None:
         assert await probed.answer(OK) == ""
         plain = Probed()
         assert b"\r\nHost: 127.0.0.1:8080\r\n" in await plain.request()
+        refused = await plain.answer(b"HTTP/1.1 400 \r\ncontent-length: 0\r\n\r\n")
+        assert refused == "GET /health: status 400 to the host 127.0.0.1:8080"
 
     run(scenario)
 
