@@ -44,8 +44,10 @@ EXAMPLES = ROOT / "examples"
 REQUIREMENTS = ("fastapi", "gunicorn", "django", "a2wsgi")
 LOST_AFTER_SECONDS = 5
 ROLLOUT_SECONDS = 300
+# Other work may use the machine, where every pod of an example starts at once after the loss of a node.
+START_SECONDS = 120
 # A lost node's servers answer again after this time: the cluster notices, evicts its pods, and starts others.
-LOST_SECONDS = GRACE_SECONDS + LOST_AFTER_SECONDS + 60
+LOST_SECONDS = GRACE_SECONDS + LOST_AFTER_SECONDS + START_SECONDS
 REQUESTS = 300  # at least, of each load
 MODES = ("keep_alive", "new_connection")
 
@@ -69,8 +71,10 @@ class Project:
 
     def export(self, image: str = IMAGE, tables: str = "") -> str:
         """Export the pool with more tables; the commands that create its Secrets."""
-        release = f'[kubernetes]\nimage = "{image}"\nnode_lost_after = "{LOST_AFTER_SECONDS}s"\n{tables}'
-        (self._directory / "release.toml").write_text(release)
+        (self._directory / "release.toml").write_text(
+            f'[kubernetes]\nimage = "{image}"\nnode_lost_after = "{LOST_AFTER_SECONDS}s"\n'
+            f'[defaults]\nstart_timeout = "{START_SECONDS}s"\n{tables}'
+        )
         files = [word for name in ("pool", "cluster", "release") for word in ("-c", f"{name}.toml")]
         options = ["--directory", "cluster", "--secrets", "reference"]
         done = self.run(sys.executable, "-m", "poolctl", *files, "export", "kubernetes", *options)
@@ -190,7 +194,8 @@ KINDS = {
         "gallery",
         {"gallery": ("/", 200), "editors": ("/", 200)},
         {"SECRET_KEY": "secret", "HOSTS": "gallery,editors,load"},
-        '[defaults]\napp = "project.nothere:application"\n',
+        '[[server]]\nname = "gallery"\napp = "project.nothere:application"\n'
+        '[[server]]\nname = "editors"\napp = "project.nothere:application"\n',
         use_gallery,
     ),
 }
