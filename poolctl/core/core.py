@@ -619,6 +619,13 @@ class Core:
         self._addresses.adopt(entry, config, endpoints)
         self._executor.change_socket_access_or_warn(entry)
 
+    def expect_listener(self, entry: Entry) -> None:
+        """Open the server's listener, which comes back from an earlier run of the pool, once the server is to run.
+
+        Connections that wait in it would else be refused by the gateway until dependencies and hooks are ready.
+        """
+        entry.listener.returned = True
+
     def adopt_worker(self, entry: Entry, worker: Worker, *, generation_recorded: bool = True) -> None:
         """Adopt a running worker.
 

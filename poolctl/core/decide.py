@@ -155,6 +155,9 @@ class ServerView:
     may_open: bool = True  # no other server has its address
     may_accept: bool = True  # no worker of another server accepts from its address any longer
     may_leave: bool = True  # the servers with which it exchanges addresses are ready at theirs
+    returned: bool = (
+        False  # its listener comes back from an earlier run of the pool, and connections may wait in it
+    )
     must_reopen_listener: bool = False  # its listener must be opened again after its workers have ended
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
@@ -330,6 +333,9 @@ def decide(view: ServerView) -> list[Action]:
 def _decide_by_desired_state(view: ServerView) -> list[Action]:
     if view.desired.wants_no_worker:
         return _decide_stopping(view)
+    is_closed = view.listener is ListenerState.CLOSED and view.may_open
+    if is_closed and view.returned and view.window_demand != ASLEEP:
+        return [Open()]
     if view.awaits_hook:
         return _run_hooks(view)
     if view.window_demand == ASLEEP:
@@ -337,8 +343,7 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         return _retire_then_close(view)
     if view.in_backoff:
         return _close(view, Refuse()) if view.refuses else []
-    may_open = view.may_open and (view.may_start or view.sleepy)
-    if view.listener is ListenerState.CLOSED and may_open:
+    if is_closed and (view.may_start or view.sleepy):
         return [Open()]
     if view.listener is not ListenerState.OPEN:
         return []

@@ -91,6 +91,7 @@ class Executor:
         match action:
             case decide.Open():
                 entry.listener.state, entry.listener.bound = ListenerState.OPENING, entry.config
+                entry.listener.returned = False
                 self._queue.run(self._open_listener(entry))
             case decide.Close() | decide.Refuse():
                 entry.listener.state = ListenerState.CLOSING

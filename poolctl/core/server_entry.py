@@ -246,6 +246,7 @@ class ServerListener:
     # Configurations of listeners that stay open for workers being replaced.
     previous_configs: list[ServerConfig] = transient(factory=list)
     releasing: list[ServerConfig] = transient(factory=list)  # previous addresses that are being closed
+    returned: bool = transient(False)  # it comes back from an earlier run of the pool
     must_reopen_listener: bool = transient(False)  # its workers must end before it can be opened again
     armed: ServerConfig | None = transient(None)  # the configuration of a listener watched for a request
 
@@ -436,6 +437,7 @@ class Entry:
             may_open=may_open,
             may_accept=may_accept,
             may_leave=may_leave,
+            returned=self.listener.returned,
             must_reopen_listener=self.listener.must_reopen_listener,
             abandoned=abandoned,
             job=self.config.job,

@@ -79,15 +79,21 @@ def test_restart_of_the_unit_refuses_no_connection(
     pool.write(
         "pool.toml",
         f"""
-        [defaults]
-        app = "hello:app"
         [gateway]
         bind = "127.0.0.1:{gateway}"
         [[route]]
         to = "tcp"
+        [defaults]
+        app = "hello:app"
+        [[server]]
+        name = "migrate"
+        command = ["sleep", "1"]
+        job = true
         [[server]]
         name = "tcp"
         bind = "127.0.0.1:{web}"
+        hooks = {{ before_start = ["sleep", "1"] }}
+        depends_on = [{{ name = "migrate", condition = "completed" }}]
         [[server]]
         name = "unix"
         bind = "unix:./web.sock"

@@ -68,6 +68,12 @@ EXAMPLES = {
     "does nothing when all is there": (view(worker(), worker(index=1), count=2), []),
     "waits for a worker that starts": (view(worker(phase=WorkerPhase.STARTING)), []),
     "waits for its dependencies with all": (view(may_start=False, listener=ListenerState.CLOSED), []),
+    "opens before its dependencies and hooks what comes back": (
+        view(may_start=False, before_start_due=True, listener=ListenerState.CLOSED, returned=True), [Open()],
+    ),
+    "leaves closed what a window keeps asleep": (
+        view(listener=ListenerState.CLOSED, returned=True, window_demand=ASLEEP), [],
+    ),
     "spawns the replacement first": (view(worker(), generation=2), [Spawn(2, 0)]),
     "keeps the old one until the new one is ready": (
         view(worker(), worker(2, phase=WorkerPhase.STARTING), generation=2), [],

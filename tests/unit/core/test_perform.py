@@ -2158,7 +2158,7 @@ def test_dependency_is_stopped_although_its_dependent_cannot_be_killed(order: st
         else:
             entries = [*pool.core.entries.values()]
             (problem,) = await pool.order(PoolStopError, entries, pool.core.schedule_removal)
-        assert (problem.name, "could not be ended" in problem.message) == ("web", True)
+        assert (problem.name, "still running after SIGKILL" in problem.message) == ("web", True)
         assert list(pool.runner.running) == ["web.1.0"]
 
     run(scenario())
