@@ -100,3 +100,24 @@ def test_the_man_page_describes_every_command_and_can_be_formatted() -> None:
         pytest.skip("there is no groff")
     assert done.stderr == ""
     assert "POOLCTL(1)" in done.stdout
+
+
+def test_links_lead_to_pages_and_headings() -> None:
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md")]
+    headings = {path.resolve(): set(anchors(path.read_text())) for path in pages}
+    broken = []
+    for path in pages:
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", prose):
+            if not target.startswith("reference/"):  # generated: `make docs` checks these
+                found = (path.parent / target).resolve() if target else path.resolve()
+                if not found.exists() or (anchor and anchor not in headings[found]):
+                    broken.append(f"{path.relative_to(ROOT)}: {target}#{anchor}")
+    assert broken == []
+
+
+def anchors(text: str) -> Iterator[str]:
+    """The anchors of the headings of a page, as MkDocs and GitHub make them."""
+    for heading in re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        yield re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", words).strip().lower())
