@@ -57,6 +57,13 @@ QUERIES = {
     "debugger": "testing development how-do-i",
     "unix socket": "configuration how-do-i",
     "multiple domains": "how-do-i gateway",
+    "autorestart": "coming-from how-do-i",
+    "start order priority": "how-do-i coming-from",
+    "run as another user": "how-do-i production",
+    "stop all servers": "how-do-i essentials commands",
+    "web interface": "how-do-i dashboard",
+    "stdout_logfile": "coming-from",
+    "volumes": "coming-from containers",
 }
 
 
