@@ -50,6 +50,7 @@ BOOSTS = {
     "contributing": 0.3,
     "reporting": 0.5,
     "how-do-i": 2,
+    "troubleshooting": 1.5,
 }
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([\w./-]+)(#[\w-]+)?\)")
 Schema = Mapping[str, Any]
