@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.configuration import server
+from tests.needs import needs
 
 POOL = '[pool]\nname = "shop"\n[kubernetes]\nimage = "registry.example.com/shop:1.4"\n'
 Write = Callable[..., None]
@@ -208,6 +209,7 @@ def test_secrets_by_reference_need_no_values(
     )
 
 
+@needs("notify")
 @pytest.mark.parametrize(
     "elsewhere",
     [

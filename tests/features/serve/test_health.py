@@ -266,8 +266,9 @@ def test_reason_is_logged_once_for_each_change(serve: Any, until: Any) -> None:
     web.touch("check-live", "200")
     web.touch("check-ready", "400")
     web.touch("imported")
+    refused = f"GET /check-ready: status 400 to the host 127.0.0.1:{web.port}"
     for status, answer in (
-        (400, "GET /check-ready: status 400"),
+        (400, refused),
         (200, "ok"),
         (500, "GET /check-ready: status 500"),
     ):
@@ -279,7 +280,7 @@ def test_reason_is_logged_once_for_each_change(serve: Any, until: Any) -> None:
     web.process.terminate()
     _, output = web.process.communicate(timeout=60)
     assert [line for line in output.splitlines() if line.startswith("poolctl: ")] == [
-        "poolctl: web: not ready: GET /check-ready: status 400",
+        f"poolctl: web: not ready: {refused}",
         "poolctl: web: ready again",
         "poolctl: web: not ready: GET /check-ready: status 500",
         "poolctl: web: not alive: GET /check-live: status 500",
@@ -309,7 +310,8 @@ def test_last_reason_is_the_termination_message_after_an_end_in_order(
         ["unshare", "-m", "sh", "-c", f"{IN_A_CONTAINER} && {command}; echo $?; cat /dev/termination-log"],
         cwd=real_pool.directory, env=real_pool.env, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: not refuses(health) and get(health, "/health").text.strip() == "GET /check: status 400")
+    reason = f"GET /check: status 400 to the host 127.0.0.1:{port}"
+    until(lambda: not refuses(health) and get(health, "/health").text.strip() == reason)
     (pid,) = children(process.pid)
     os.kill(pid, signal.SIGTERM)
-    assert process.communicate(timeout=60)[0] == "0\nnot ready: GET /check: status 400"
+    assert process.communicate(timeout=60)[0] == f"0\nnot ready: {reason}"
