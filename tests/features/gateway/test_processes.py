@@ -112,7 +112,8 @@ def test_haproxy_of_a_pool_of_root_runs_as_an_ordinary_user_unless_the_file_says
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         gateway.ports["two"] = f"{directory}/two.sock"  # type: ignore[assignment]
-        for user, uid in (("", pwd.getpwnam("haproxy").pw_uid), ('user = "root"\n', 0)):
+        users = {each.pw_name: each.pw_uid for each in pwd.getpwall()}
+        for user, uid in (("", users.get("haproxy", users["nobody"])), ('user = "root"\n', 0)):
             head = f'[gateway]\nbind = ["127.0.0.1:{gateway.port}", {tls}]\n{user}'
             gateway.pool.write("pool.toml", head + ROUTES + sockets.format(**gateway.ports, extra=""))
             gateway.pool.ok("reload" if uid == 0 else "start")

@@ -409,7 +409,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("expose = 'http://?x'", "has no host", "http://HOST:PORT"),
     ("expose = 'http://a:8x?y'", "port 8x", "1 to 65535"),
     ("health = { readiness = { http = '/', tcp = true } }", "health.readiness", "keep one"),
-    ('env = { A = "a\\u0000b" }', "NUL", "take it out"),
+    ('env = { A = "a\\u0000b" }', "NUL", "remove it"),
 ]  # fmt: skip
 
 
