@@ -156,3 +156,8 @@ class ControlError(Exception):
         self.message = message
         self.exit_code = exit_code
         self.hint = hint
+
+
+def hint_without(command: str, hint: str) -> str:
+    """The hint without those of its parts, between "; ", that begin with `command`."""
+    return "; ".join(part for part in hint.split("; ") if not part.startswith(command))

@@ -49,7 +49,7 @@ def _may_share(one: Entry, other: Entry) -> bool:
 class AddressRegistry:
     """Tracks which server holds or waits for which address, and queues waiting servers when one is released.
 
-    Maintains the entries' `bound`, `previous_configs` and `must_reopen_listener`.
+    Maintains the entries' `bound`, `previous_configs` and `must_reopen`.
     """
 
     def __init__(self, queue: Workqueue) -> None:
@@ -111,7 +111,7 @@ class AddressRegistry:
                 listener.bound, listener.state = held, ListenerState.OPEN
                 return
         if listener.bound is not None and not same_listener(listener.bound, entry.config):
-            if listener.must_reopen_listener:
+            if listener.must_reopen:
                 return
             self._leaving[entry.name] = entry
             conflicts = overlaps(listener.bound.address, entry.config.address)
@@ -119,18 +119,18 @@ class AddressRegistry:
             if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
                 _may_share(entry, claimant) for claimant in claimants
             ):
-                listener.must_reopen_listener = True
+                listener.must_reopen = True
                 return
             self._add_previous(entry, listener.bound)
             listener.bound, listener.state = None, ListenerState.CLOSED
-        elif listener.must_reopen_listener:
-            listener.must_reopen_listener = (
+        elif listener.must_reopen:
+            listener.must_reopen = (
                 listener.bound is not None and self._other_claimants(entry, listener.bound) != []
             )
         if listener.bound is None and listener.previous_configs and self._waits_in_circle(entry):
             # The old way: its workers end first.
             listener.bound, listener.state = listener.previous_configs.pop(), ListenerState.OPEN
-            listener.must_reopen_listener = True
+            listener.must_reopen = True
 
     def _waits_in_circle(self, entry: Entry) -> bool:
         """Whether the entry waits for an overlapping address of a server that leaves it only after the entry moves."""
@@ -330,7 +330,7 @@ class AddressRegistry:
         if (
             listener.previous_configs
             or listener.releasing
-            or listener.must_reopen_listener
+            or listener.must_reopen
             or (entry.wants_no_worker and listener.bound is not None)
         ):
             return True

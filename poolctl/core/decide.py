@@ -155,9 +155,7 @@ class ServerView:
     may_open: bool = True  # no other server has its address
     may_accept: bool = True  # no worker of another server accepts from its address any longer
     may_leave: bool = True  # the servers with which it exchanges addresses are ready at theirs
-    returned: bool = (
-        False  # its listener comes back from an earlier run of the pool, and connections may wait in it
-    )
+    returned: bool = False  # its listener comes back from an earlier run; connections may wait in it
     must_reopen_listener: bool = False  # its listener must be opened again after its workers have ended
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once

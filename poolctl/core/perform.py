@@ -226,11 +226,8 @@ class Executor:
         held = entry.listener.bound
         assert held is not None
         await self._close_unless_claimed(entry, held)
-        entry.listener.state, entry.listener.bound, entry.listener.must_reopen_listener = (
-            ListenerState.CLOSED,
-            None,
-            False,
-        )
+        listener = entry.listener
+        listener.state, listener.bound, listener.must_reopen = ListenerState.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
         if refuses and held.address.kind == "fd":
             self._runner.close_arriving(held)

@@ -247,7 +247,7 @@ class ServerListener:
     previous_configs: list[ServerConfig] = transient(factory=list)
     releasing: list[ServerConfig] = transient(factory=list)  # previous addresses that are being closed
     returned: bool = transient(False)  # it comes back from an earlier run of the pool
-    must_reopen_listener: bool = transient(False)  # its workers must end before it can be opened again
+    must_reopen: bool = transient(False)  # its workers must end before it can be opened again
     armed: ServerConfig | None = transient(None)  # the configuration of a listener watched for a request
 
 
@@ -438,7 +438,7 @@ class Entry:
             may_accept=may_accept,
             may_leave=may_leave,
             returned=self.listener.returned,
-            must_reopen_listener=self.listener.must_reopen_listener,
+            must_reopen_listener=self.listener.must_reopen,
             abandoned=abandoned,
             job=self.config.job,
             out=self.desired.overrides.out,

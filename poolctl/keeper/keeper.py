@@ -56,7 +56,7 @@ from .channels import Channel, DonorSupervisor, close_all
 from .reap import Reaper, wait_or_kill_children
 from .shutdown import ENDING, UPGRADE, Shutdown, Signals
 from .spawn import spawn
-from .store import Store, fill_and_find_supervisor, keep_open
+from .store import Store, fill_and_find_supervisor, put_close_on_exec
 from .supervisor_process import SupervisorProcess
 
 LAST_OUTPUT_SECONDS = 1.0
@@ -106,7 +106,7 @@ class Keeper:
         state: wire.Message = json.loads(read_file(file))
         os.close(file)
         for name, meta, fds in state["entries"]:
-            keep_open(self.store, name, meta, fds)
+            put_close_on_exec(self.store, name, meta, fds)
         watched = {int(pid): start for pid, start in state["watched"].items()}
         self.reaper.resume(state["unheard"], state["sequence"], watched, state["left_groups"])
         self._open_files = tuple(state["open_files"])

@@ -95,15 +95,15 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
     control, names = plan["control"], plan["inherited"]
     lifeline, lock = plan.get("lifeline", -1), plan.get("lock", -1)
     first = max(control, lifeline, lock) + 1
-    keep_open(store, fd_store.CONTROL, None, [control])
+    put_close_on_exec(store, fd_store.CONTROL, None, [control])
     for name, fd in ((fd_store.LIFELINE, lifeline), (fd_store.LOCK, lock)):
         if fd >= 0:
-            keep_open(store, name, None, [fd])
+            put_close_on_exec(store, name, None, [fd])
     inherited = [*zip(names, range(first, first + len(names)), strict=True)]
     if given := [each for each in inherited if not is_returned(each[0])]:
-        keep_open(store, fd_store.INHERITED, [name for name, _ in given], [fd for _, fd in given])
+        put_close_on_exec(store, fd_store.INHERITED, [name for name, _ in given], [fd for _, fd in given])
     for returned in sorted({name for name in names if is_returned(name)}):
-        keep_open(store, returned, None, [fd for name, fd in inherited if name == returned])
+        put_close_on_exec(store, returned, None, [fd for name, fd in inherited if name == returned])
     supervisor = None
     links = itertools.count(first + len(names))
     for name, pid, link in zip(plan["begun"], plan["pids"], links, strict=False):
@@ -115,7 +115,7 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
             # Workers inherit a zygote's environment: the supervisor decides whether it matches.
             without = plan.get("without", [])
             meta = {"without": without, "pid": pid, "start": process_start(pid), "mark": __version__}
-            keep_open(store, name, meta, [link])
+            put_close_on_exec(store, name, meta, [link])
     return supervisor
 
 
@@ -125,8 +125,8 @@ def is_returned(name: str) -> bool:
     return name != digits and len(digits) == fd_store.RETURNED_DIGITS and not digits.strip("0123456789abcdef")
 
 
-def keep_open(store: Store, name: str, meta: object, fds: list[int]) -> None:
-    """Store descriptors that no program inherits that is started from now on."""
+def put_close_on_exec(store: Store, name: str, meta: object, fds: list[int]) -> None:
+    """Put an entry, and have its descriptors closed on exec, so that no child inherits them."""
     for fd in fds:
         os.set_inheritable(fd, False)
     store.put(name, meta, fds)

@@ -46,6 +46,7 @@ from poolctl.errors import (
     PoolStartError,
     PoolStopError,
     ServerError,
+    hint_without,
 )
 from poolctl.listeners.port_ledger import is_free
 from poolctl.runners.runner_protocol import Exit, Runner
@@ -1049,7 +1050,8 @@ def blocked_as(
     if (given := seconds(timeout)) is None:
         configs = (_with_handle(each)[0] for each in concerned())
         longest = max((float(getattr(config, key)) for config in configs), default=0.0)
-        limit = loop_thread.Limit(longest, max(0.0 if stopping else longest, loop_thread.ANSWER_SECONDS))
+        busy = 0.0 if stopping else longest
+        limit = loop_thread.Limit(longest, max(busy, loop_thread.ANSWER_SECONDS))
     else:
         limit = loop_thread.Limit(given)
     try:
@@ -1429,8 +1431,7 @@ def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     message = problem.message
     if handle.host is not None:
         message = handle.host.with_configured_server_names(message)
-    hint = "; ".join(part for part in problem.hint.split("; ") if not part.startswith("poolctl "))
-    found = error_about(handle.config, message, hint)
+    found = error_about(handle.config, message, hint_without("poolctl ", problem.hint))
     found.__cause__ = problem.__cause__
     return found
 

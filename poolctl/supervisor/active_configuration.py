@@ -269,10 +269,12 @@ class ActiveConfiguration:
         ]
         return [*own, *(address.key for _, address in named_addresses(self.tables) if address)]
 
-    async def leave_ports_in_use(self, core: Core, entries: Iterable[Entry]) -> dict[str, str]:
+    async def leave_ports_in_use(
+        self, core: Core, entries: Iterable[Entry]
+    ) -> dict[str, tuple[int | None, int | None]]:
         """Give another port to each of these servers that is at rest, and whose automatic port another program uses.
 
-        Also changes the servers that refer to it. Returns messages by the names of the servers with another port.
+        Also changes the servers that refer to it. Returns the port before and the port now by the servers' names.
         """
         first, last = self._port_range
         resting = [
@@ -286,17 +288,17 @@ class ActiveConfiguration:
         moved = await asyncio.to_thread(self._at_free_ports, resting, taken) if resting else {}
         if not moved:
             return {}
-        before = {name: core.entries[name].config.address.port for name in moved}
+        ports = {
+            name: (core.entries[name].config.address.port, server.address.port)
+            for name, server in moved.items()
+        }
         servers = [
             moved.get(name) or entry.config.before_references() for name, entry in core.entries.items()
         ]
         for server in with_resolved_references(servers):
             if server != (entry := core.entries[server.name]).config:
                 core.change(entry, server, live=False)
-        return {
-            name: f"another program uses port {before[name]}: {server.address.port} was chosen"
-            for name, server in moved.items()
-        }
+        return ports
 
     def _at_free_ports(self, resting: Iterable[ServerConfig], taken: set[int]) -> dict[str, ServerConfig]:
         ledger, moved = self._port_ledger(self._port_range), {}

@@ -233,9 +233,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             # Before an address is opened that one of them may occupy.
             manager.close_returned(self._configuration.keys_to_listen_on(servers))
         await self._create_core_with_parts(servers)
-        for entry in self.core.entries.values():
-            if manager is not None and manager.holds(entry.config.key):
-                self.core.expect_listener(entry)
+        if manager is not None:
+            for entry in self.core.entries.values():
+                if manager.holds(entry.config.key):
+                    self.core.expect_listener(entry)
         await self._adopt_workers_and_start_recording()
         if not self._calm:
             watch_health(self.core, self.runner, self.events)

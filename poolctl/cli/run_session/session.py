@@ -37,7 +37,7 @@ from poolctl.control.client import (
     read_exit,
     wait_for_exit,
 )
-from poolctl.errors import ControlError
+from poolctl.errors import ControlError, hint_without
 from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
 from poolctl.monitor.journal import JournalEvent
 
@@ -192,8 +192,7 @@ class RunSession:
         self.outcome, self._servers, self._gateway = Outcome.of(result), result.items, result.gateway
         if not self._keeps_logs:
             self.outcome.errors = [
-                replace(each, hint="") if each.hint.startswith("poolctl logs ") else each
-                for each in result.errors
+                replace(error, hint=hint_without("poolctl logs ", error.hint)) for error in result.errors
             ]
         self._failures = {each.name: each.message for each in result.errors if each.name}
         self._print_held_events()

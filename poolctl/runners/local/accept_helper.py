@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
@@ -37,19 +38,17 @@ class FetchOutcome(NamedTuple):
     blocked: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ConnectionRequest:
-    """A request for connections of the server `key`; `kind` is ACCEPT or TAKE."""
+    """A request for connections of the server `key`; `kind` is ACCEPT or TAKE.
+
+    `on_connection` is called with each connection, and then `on_end` once.
+    """
 
     kind: str
     key: str
-
-    def connection_arrived(self, sock: Connection) -> None:
-        """Called with each connection, which the request then owns."""
-        raise NotImplementedError
-
-    def ended(self, found: FetchOutcome) -> None:
-        """Called once, after the last connection."""
-        raise NotImplementedError
+    on_connection: Callable[[Connection], None]
+    on_end: Callable[[FetchOutcome], None]
 
 
 ACCEPT_HELPER = HelperKind(
@@ -86,12 +85,12 @@ class AcceptHelper(HelperOwner[HelperProcess]):
         """Use the previous supervisor's helper process, if there is one. Raises LinkLost."""
         await self._helper.adopt()
 
-    def fetch(self, fetch: ConnectionRequest, sock: HasDescriptor, most: int) -> None:
+    def fetch(self, request: ConnectionRequest, sock: HasDescriptor, most: int) -> None:
         """Have the helper process take up to `most` connections from `sock`, a listener or one end of a socket pair.
 
-        Does not wait. Calls `fetch.connection_arrived` for each connection, and then `fetch.ended` with the result.
+        Does not wait.
         """
-        asking = asyncio.ensure_future(self._fetch(fetch, sock, most))
+        asking = asyncio.ensure_future(self._fetch(request, sock, most))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
 
@@ -101,17 +100,17 @@ class AcceptHelper(HelperOwner[HelperProcess]):
             asking.cancel()
         self._helper.close()
 
-    async def _fetch(self, fetch: ConnectionRequest, sock: HasDescriptor, most: int) -> None:
+    async def _fetch(self, request: ConnectionRequest, sock: HasDescriptor, most: int) -> None:
         number = next(self._numbers)
-        self._requests[number] = fetch
+        self._requests[number] = request
         try:
-            outcome = await self._ask(number, fetch, sock, most)
+            outcome = await self._ask(number, request, sock, most)
         finally:
             del self._requests[number]
-        fetch.ended(outcome)
+        request.on_end(outcome)
 
     async def _ask(
-        self, number: int, fetch: ConnectionRequest, sock: HasDescriptor, most: int
+        self, number: int, request: ConnectionRequest, sock: HasDescriptor, most: int
     ) -> FetchOutcome:
         try:
             process = await self._helper.wait_until_up()
@@ -121,9 +120,9 @@ class AcceptHelper(HelperOwner[HelperProcess]):
             return FetchOutcome(full=full, failed=not full)
         if sock.fileno() < 0:
             return FetchOutcome(empty=True)  # closed since
-        request = {"t": fetch.kind, "n": number, "key": fetch.key, "most": most}
+        message = {"t": request.kind, "n": number, "key": request.key, "most": most}
         try:
-            found, _ = await process.ask(request, [sock], patience_seconds=_SILENT_SECONDS)
+            found, _ = await process.ask(message, [sock], patience_seconds=_SILENT_SECONDS)
         except Refused:
             return FetchOutcome(full=True)  # no descriptor was free there
         except NoAnswer:
@@ -149,4 +148,4 @@ class AcceptHelper(HelperOwner[HelperProcess]):
         if request is None:
             self._on_returned(message["key"], sock)
         else:
-            request.connection_arrived(sock)
+            request.on_connection(sock)

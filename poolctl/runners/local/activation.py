@@ -172,6 +172,20 @@ class SleepingListener:
         held.set_timer(late)
 
 
+@dataclass(slots=True, eq=False)
+class ConnectionFetch:
+    """A pending request to the accept helper, for connections of the listener `fd`; -1 for those left in the pair.
+
+    With `clears`, every connection is taken that workers have left in the pair. `wanted`: keep the connections; False
+    once the server is stopped.
+    """
+
+    sleeping: SleepingListener
+    fd: int
+    clears: bool
+    wanted: bool
+
+
 class Activator:
     """Watches the listeners of a runner's sleeping servers with one epoll instance, and wakes a server at a request.
 
@@ -281,7 +295,7 @@ class Activator:
 
     def forget_all_and_close_held(self) -> None:
         """Forget all servers, close the connections held for them, and end the accept helper."""
-        for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
+        for key in {*self._sleeping, *self._leaving, *(fetch.sleeping.key for fetch in self._fetches)}:
             self.forget_and_close_held(key)
         if self._epoll is not None:
             asyncio.get_running_loop().remove_reader(self._epoll.fileno())
@@ -327,12 +341,12 @@ class Activator:
         """Begin to take all connections that exited workers left in a sleeping server's socket pair, and hold them."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
-            self._start_fetch(ConnectionFetch(self, sleeping, sleeping.left, clears=True))
+            self._start_fetch(sleeping, sleeping.left, clears=True)
 
     def _close_held_connections(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
         for fetch in self._fetches:
-            fetch.wanted = fetch.wanted and fetch.key != key
+            fetch.wanted = fetch.wanted and fetch.sleeping.key != key
         if sleeping := self._sleeping.get(key):
             for held in list(sleeping.connections):
                 self._close(sleeping, held)
@@ -391,7 +405,7 @@ class Activator:
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
                 self._unwatch(fd)
                 sleeping.fetched.add(fd)
-                self._start_fetch(ConnectionFetch(self, sleeping, sleeping.sockets[fd]))
+                self._start_fetch(sleeping, sleeping.sockets[fd])
             else:
                 self._accept(sleeping, sleeping.sockets[fd])
 
@@ -409,23 +423,32 @@ class Activator:
             if not sleeping.armed:
                 return
 
-    def _start_fetch(self, fetch: ConnectionFetch) -> None:
-        """Have the accept helper, a separate process, perform `fetch`: take connections from `fetch.shared`."""
+    def _start_fetch(
+        self, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
+    ) -> None:
+        """Have the accept helper, a separate process, take connections from `shared`."""
+        kind, fd = TAKE if shared is sleeping.left else ACCEPT, -1 if clears else shared.fileno()
+        fetch = ConnectionFetch(sleeping, fd, clears, wanted=not sleeping.refuses)
         self._fetches.add(fetch)
-        self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
+        request = ConnectionRequest(
+            kind,
+            sleeping.key,
+            partial(self._on_connection_arrived, fetch, kind == ACCEPT),
+            partial(self._on_fetch_ended, fetch),
+        )
+        self._accept_helper.fetch(request, shared, self._limit.most_at_once)
 
-    def _on_connection_arrived(self, fetch: ConnectionFetch, sock: Connection) -> None:
-        unseen = fetch.kind == ACCEPT
-        held = HeldConnection(sock, unseen=unseen)
+    def _on_connection_arrived(self, fetch: ConnectionFetch, unseen: bool, sock: Connection) -> None:
+        held, key = HeldConnection(sock, unseen=unseen), fetch.sleeping.key
         if unseen:
             held.limit_time(fetch.sleeping.head_seconds, between_requests=False)
         if not fetch.wanted:
             self._stop_holding(held)
-        elif sleeping := self._sleeping.get(fetch.key):
+        elif sleeping := self._sleeping.get(key):
             self._hold(sleeping, held)
         else:
             # The server has been woken meanwhile.
-            self._hand_over(fetch.key, [held])
+            self._hand_over(key, [held])
 
     def _on_fetch_ended(self, fetch: ConnectionFetch, found: FetchOutcome) -> None:
         self._fetches.discard(fetch)
@@ -572,25 +595,3 @@ class Activator:
         except OSError:
             return ""
         return name
-
-
-class ConnectionFetch(ConnectionRequest):
-    """A pending request to the accept helper. `wanted`: keep its connections; False once the server is stopped."""
-
-    def __init__(
-        self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
-    ) -> None:
-        self.kind = TAKE if shared is sleeping.left else ACCEPT
-        self.key = sleeping.key
-        self.sleeping = sleeping
-        self.shared = shared
-        self.fd = -1 if clears else shared.fileno()
-        self.clears = clears  # to take every connection that workers left in the pair
-        self.wanted = not sleeping.refuses
-        self._activator = activator
-
-    def connection_arrived(self, sock: Connection) -> None:
-        self._activator._on_connection_arrived(self, sock)
-
-    def ended(self, found: FetchOutcome) -> None:
-        self._activator._on_fetch_ended(self, found)

@@ -186,11 +186,13 @@ class Lifecycle:
         return replace(result, unchanged=tuple(left_alone) or None, warnings=(*result.warnings, *left))
 
     async def _leave_ports_in_use(self, entries: list[Entry]) -> None:
-        moves = await self._context.configuration.leave_ports_in_use(self._core, entries)
-        for name, message in moves.items():
+        ports = await self._context.configuration.leave_ports_in_use(self._core, entries)
+        for name, (before, after) in ports.items():
+            message = f"another program uses port {before}: {after} was chosen"
             self._context.events.record(
-                "config", "port changed", server=name, message=message, severity="warning"
-            )
+                "config", "port changed",
+                server=name, before=before, after=after, message=message, severity="warning",
+            )  # fmt: skip
             self._core.add_command_warning(self._core.entries[name], f"{name}: {message}")
 
     def _unready_dependencies(self, entries: list[Entry], asked: list[Entry]) -> list[Entry]:

@@ -425,8 +425,8 @@ class _ReloadRun:
         else:
             kinds = self._kinds.get(server.name, set())
             live = Kind.RESTART not in kinds
-            is_due = entry.failed and Kind.UPDATE in kinds
-            is_due |= entry.config.on_demand and not server.on_demand and entry.desired.state is Desired.IDLE
+            was_on_demand = entry.config.on_demand and entry.desired.state is Desired.IDLE
+            is_due = (entry.failed and Kind.UPDATE in kinds) or (was_on_demand and not server.on_demand)
             self._core.change(entry, server, live=live, proves=proves)
             self._core.replace_overrides(entry)
             if starts and is_due:

@@ -91,12 +91,13 @@ class RouteContexts:
                 headers.append(field)
         scope["headers"] = headers
         for value in values:
-            if value not in self._contexts and (alias := authenticated_alias(value, self._key)) is not None:
+            if value not in self._contexts:
+                if (alias := authenticated_alias(value, self._key)) is None:
+                    continue
                 self._contexts[value] = self._context(alias)
-            if value in self._contexts:
-                _apply_forwarded_headers(scope, headers, self._trusted)
-                if (context := self._contexts[value]) is not None:
-                    scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
+            _apply_forwarded_headers(scope, headers, self._trusted)
+            if (context := self._contexts[value]) is not None:
+                scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
     def _context(self, alias: str) -> Context | None:
         route = None if self._table is None else self._table.get(alias)

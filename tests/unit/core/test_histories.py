@@ -366,7 +366,7 @@ class Histories(RuleBasedStateMachine):
             assert (
                 entry.listener.state,
                 entry.listener.previous_configs,
-                entry.listener.must_reopen_listener,
+                entry.listener.must_reopen,
             ) == (
                 ListenerState.OPEN,
                 [],

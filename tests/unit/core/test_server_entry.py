@@ -679,7 +679,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
         True
     )
     server.observed.window = WindowState(AWAKE, None)
-    server.listener.state, server.listener.armed, server.listener.must_reopen_listener = (
+    server.listener.state, server.listener.armed, server.listener.must_reopen = (
         ListenerState.OPEN,
         server.config,
         True,

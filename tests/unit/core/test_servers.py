@@ -716,11 +716,11 @@ def test_listener_that_was_to_be_vacated_stays_open_when_its_server_returns_to_i
         entry = pool.core.entries["web"]
         moved(pool, program(bind="0.0.0.0:8001"))
         await turns(1)
-        assert entry.listener.must_reopen_listener
+        assert entry.listener.must_reopen
         moved(pool, program(bind=A))
         await turns(60)
         assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {A})
-        assert not entry.listener.must_reopen_listener
+        assert not entry.listener.must_reopen
         assert f"close {A}" not in pool.runner.log
 
     run(scenario())

@@ -84,12 +84,12 @@ class Helper(AcceptHelper):
 
     def _answer(self, fetch: ConnectionRequest, shared: socket.socket, most: int) -> None:
         if self.fails:
-            fetch.ended(FetchOutcome(failed=True, blocked=True))
+            fetch.on_end(FetchOutcome(failed=True, blocked=True))
             return
         try:
             ours, theirs = wire.pair()
         except OSError:
-            fetch.ended(FetchOutcome(full=True))
+            fetch.on_end(FetchOutcome(full=True))
             return
         with ours, theirs:
             helper.forward_connections_to_supervisor(
@@ -99,8 +99,8 @@ class Helper(AcceptHelper):
                 message, fds = received
                 if "id" in message:
                     break
-                fetch.connection_arrived(connection_handover.from_message(message, fds))
-        fetch.ended(FetchOutcome(message["empty"], message["junk"], message["full"]))
+                fetch.on_connection(connection_handover.from_message(message, fds))
+        fetch.on_end(FetchOutcome(message["empty"], message["junk"], message["full"]))
 
 
 def asleep(
@@ -646,10 +646,10 @@ class Request:
         self._got = got
         self._done = done
 
-    def connection_arrived(self, sock: Connection) -> None:
+    def on_connection(self, sock: Connection) -> None:
         self._got.append(sock)
 
-    def ended(self, found: FetchOutcome) -> None:
+    def on_end(self, found: FetchOutcome) -> None:
         self._done.set_result(found)
 
 
@@ -807,11 +807,11 @@ class Asked:
         self._at = at
         self._name = name
 
-    def connection_arrived(self, sock: Connection) -> None:
+    def on_connection(self, sock: Connection) -> None:
         self._at.arrived.append(self._name)
         sock.close()
 
-    def ended(self, found: FetchOutcome) -> None:
+    def on_end(self, found: FetchOutcome) -> None:
         self._at.ended.append((self._name, found))
 
 
