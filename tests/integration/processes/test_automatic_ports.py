@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from typing import Any
@@ -66,7 +67,14 @@ def test_port_that_another_program_took_is_replaced_when_the_server_starts(
             chosen = after["a"].rpartition(":")[2]
             message = f"another program uses port {port}: {chosen} was chosen"
             assert f"warning: a: {message}" in started.stderr
-            assert message in pool.ok("events", "a", "--kind", "config").stdout
+            *_, changed = pool.ok("events", "a", "--kind", "config", "-o", "json").stdout.splitlines()
+            event = json.loads(changed)
+            assert (event["event"], event["severity"], event["message"]) == (
+                "port changed",
+                "warning",
+                message,
+            )
+            assert (event["server"], event["before"], event["after"]) == ("a", port, int(chosen))
             assert pool.ok("exec", "b", "--", "printenv", "A").stdout == f"http://{after['a']}\n"
             assert pool.run("reload", "--dry-run").code == 0
         before = after
