@@ -68,6 +68,8 @@ def test_an_application_runs_without_a_file_and_is_a_target_with_one(real_pool: 
     assert "no server matches" in real_pool.run("run", "other:app").stderr
     refused_port = real_pool.run("run", "hello", "-p", "1")
     assert (refused_port.code, "--port is for an application" in refused_port.stderr) == (2, True)
+    beside_a_file = real_pool.run("-c", "pool.toml", "run", "hello:app")
+    assert (beside_a_file.code, "leave out -c" in beside_a_file.stderr) == (2, True)
     (real_pool.directory / "pool.toml").unlink()
     ask = [sys.executable, "-c", GET.format(port=port)]
     done = real_pool.run("run", "hello:app", "-p", str(port), "--", *ask)

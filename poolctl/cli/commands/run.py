@@ -216,12 +216,16 @@ def _pool_to_run(
 ) -> Iterator[tuple[PoolRef, Selection]]:
     """The pool of the file, and the servers to start. If there is no file, a pool of the application that is named.
 
-    Raises as `find_pool`, UsageError if a port is given and there is a file, and Failure if the pool runs already.
+    Raises as `find_pool`, UsageError if a port is given and there is a file or an application is named beside one, and
+    Failure if the pool runs already.
     """
+    application, *more = selection.targets or [""]
+    if place.config and is_application(application):
+        hint = f"leave out -c, or list the servers that the file has: poolctl -c {shlex.quote(str(place.config[0]))} list"
+        raise UsageError(f"{application} is an application, which runs without a file", hint=hint)
     try:
         pool = find_pool(place)
     except ConfigNotFound as missing:
-        application, *more = selection.targets or [""]
         if more or not is_application(application):
             if command and not application:
                 hint = f"poolctl import -- {shlex.join(command)}, where that is a server, writes one"

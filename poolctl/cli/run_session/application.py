@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from poolctl.config import FILE_NAMES, default_env_file, default_interpreter, escaped, table_text
 from poolctl.control.pool_paths import pool_dir_of_file, state_dir
 
-_APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_APPLICATION = re.compile(r"(?!unix:)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 USUAL_PORT = 8000
 
 
 def is_application(target: str) -> bool:
-    """Whether this may be an application, "module:attribute"."""
+    """Whether this may be an application, "module:attribute", and not an address."""
     return _APPLICATION.fullmatch(target) is not None
 
 
