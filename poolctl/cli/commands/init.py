@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from glob import glob
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,7 @@ _FRAMEWORKS = (
 )
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
+_DJANGO_FILE = "*/wsgi.py"  # made by `django-admin startproject`
 
 STARTERS = {name: (starter, feature) for feature in features() for name, starter in feature.starters.items()}
 
@@ -161,8 +163,8 @@ def _target_path(place: Place, directory: Path | None) -> str:
 
 
 def existing_app(directory: str) -> str:
-    """The `module:attribute` of an application in main.py, app.py or another common file; "" if none is found."""
-    for file in _USUAL_FILES:
+    """The `module:attribute` of an application in main.py, a Django project or another usual place, else ""."""
+    for file in (*_USUAL_FILES, *sorted(glob(_DJANGO_FILE, root_dir=directory))):
         try:
             with open(os.path.join(directory, file), encoding="utf-8", errors="replace") as source:
                 match = re.search(_APPLICATION, source.read(), re.MULTILINE)

@@ -221,7 +221,8 @@ def _pool_to_run(
     """
     application, *more = selection.targets or [""]
     if place.config and is_application(application):
-        hint = f"leave out -c, or list the servers that the file has: poolctl -c {shlex.quote(str(place.config[0]))} list"
+        servers = f"poolctl -c {shlex.quote(str(place.config[0]))} list"
+        hint = f"leave out -c, or name a server of the file: {servers} shows them"
         raise UsageError(f"{application} is an application, which runs without a file", hint=hint)
     try:
         pool = find_pool(place)

@@ -47,10 +47,12 @@ def test_with_an_application_it_can_be_started_at_once(poolctl: Command, directo
         ("asgi.py", "application = get_asgi_application()\n", "asgi:application"),
         ("app.py", "import flask\napp = flask.Flask(__name__)\n", "app:app"),
         ("wsgi.py", "application = get_wsgi_application()\n", "wsgi:application"),
+        ("office/wsgi.py", "application = get_wsgi_application()\n", "office.wsgi:application"),
         ("main.py", "def make():\n    app = FastAPI()\n", ""),
     ],
 )
 def test_an_application_that_is_there_is_found(directory: Path, file: str, text: str, app: str) -> None:
+    (directory / file).parent.mkdir(exist_ok=True)
     (directory / file).write_text(text)
     assert existing_app(str(directory)) == app
 
