@@ -8,6 +8,7 @@ import pwd
 import re
 import socket
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.ports import claim_port
 from tests.programs import program
 from tests.real_pool import HELLO_APP, RealPool
 
+PAGES = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
 PAGE = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text()
 FILES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [json.loads(each) for each in re.findall(r'`(?:command = )?(\["(?:node|env)".*?\])`', PAGE)]
@@ -44,6 +46,43 @@ def test_each_example_is_valid(tmp_path: Path, text: str) -> None:
     assert len(config) == 1
     config.check_external()  # the applications are not there
     assert config.warnings == []
+
+
+def test_each_key_in_a_table_of_the_pages_is_one_that_a_file_takes(
+    tmp_path: Path, installed_haproxy: None
+) -> None:
+    rows = re.findall(r"^\|.*", "\n".join(page.read_text() for page in PAGES), re.MULTILINE)
+    keys = {each for row in rows for each in re.findall(r"`([a-z_.]+ = [^`…]+)`", row) if is_toml(each)}
+    assert len(keys) > 40
+    assert [each for each in sorted(keys) if not is_taken(tmp_path / "pool.toml", each)] == []
+
+
+def is_toml(text: str) -> bool:
+    """Whether it is more than names of keys, as in `log = { path, keep }`."""
+    try:
+        return bool(tomllib.loads(text))
+    except tomllib.TOMLDecodeError:
+        return False
+
+
+def is_taken(path: Path, keys: str) -> bool:
+    """Whether a server, a route or the gateway can have these keys."""
+    gateway = '[gateway]\nbind = ":80"\n'
+    for table in (
+        '[[server]]\nname = "web"\nbind = ":8000"\napp = "web:app"\n',
+        '[[server]]\nname = "web"\nbind = "unix:./web.sock"\napp = "web:app"\n',
+        '[[server]]\nname = "web"\nbind = ":8000"\ncommand = ["web"]\n',
+        '[[server]]\nname = "work"\ncommand = ["work"]\n',
+        f'{gateway}[[route]]\nhost = "a.example.com"\nto = "http://127.0.0.1:8000"\n',
+        f'{gateway}[[route]]\nhost = "a.example.com"\n',
+        gateway,
+    ):
+        named = [*tomllib.loads(keys)]
+        rest = re.sub(rf"^({'|'.join(named)}) = .*\n", "", table, flags=re.MULTILINE)
+        path.write_text(f"{rest}{keys}\n")
+        if not PoolConfig.load(path, {}).problems:
+            return True
+    return False
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import pwd
 import re
 import shlex
 import socket
@@ -136,3 +137,41 @@ def test_printed_commands_install_the_unit(
         directory = Path(real_pool.env["HOME"], ".config/systemd/user")
     assert values(directory / "poolctl-shop.service")["Service"]["Type"] == "notify"
     assert said_to_systemd.read_text().splitlines() == commands
+
+
+TELLS_WHAT_IT_READS = """
+import os
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        said = f"{os.getuid()} {os.environ['KEY']}"
+        for other in ("shop", "blog"):
+            try:
+                said += " " + open(f"../{other}/secret").read()
+            except PermissionError:
+                said += " -"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": said.encode()})
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
+def test_applications_of_several_users_do_not_read_each_others_secrets(real_pool: RealPool) -> None:
+    real_pool.open_to_all()
+    text = block_with('python = "/srv/shop/.venv"').replace('"/srv/', f'"{real_pool.directory}/')
+    text = re.sub(r'python = ".*"', f'python = "{real_pool.python}"', text)
+    ports, uids = {}, {}
+    for name, user, port in (("shop", "nobody", 8000), ("blog", "daemon", 8001)):
+        ports[name], uids[name] = claim_port(), pwd.getpwnam(user).pw_uid
+        text = text.replace(f":{port}", f":{ports[name]}")
+        text = text.replace(f'user = "{name}"', f'user = "{user}"\ncwd = "{name}"\nenv_file = "{name}/.env"')
+        real_pool.write(f"{name}/{name}.py", TELLS_WHAT_IT_READS)
+        for file in (".env", "secret"):
+            path = real_pool.write(f"{name}/{file}", f"KEY={name}")
+            path.chmod(0o600)
+            os.chown(path, uids[name], -1)
+    real_pool.write("pool.toml", text)
+    real_pool.ok("start")
+    assert get(ports["shop"]).text == f"{uids['shop']} shop KEY=shop -"
+    assert get(ports["blog"]).text == f"{uids['blog']} blog - KEY=blog"
