@@ -205,13 +205,16 @@ def _by_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[in
 def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
     found = [*places.get(target.casefold(), ()), *places.get(_canonical(target), ())]
     if "*" in target or "?" in target:
-        import fnmatch
-        import re
-
-        # fnmatch uses atomic groups: many asterisks take no exponential time. `[` is no wildcard here.
-        match = re.compile(fnmatch.translate(target.casefold().replace("[", "[[]"))).match
-        found += [at for word, spots in places.items() if match(word.casefold()) for at in spots]
+        found += [at for word, spots in places.items() if matches_pattern(word, target) for at in spots]
     return found
+
+
+def matches_pattern(word: str, pattern: str) -> bool:
+    """Whether the pattern with the wildcards `*` and `?` matches the whole word, ignoring case."""
+    from fnmatch import fnmatchcase
+
+    # fnmatch uses atomic groups: many asterisks take no exponential time. `[` is no wildcard here.
+    return fnmatchcase(word.casefold(), pattern.casefold().replace("[", "[[]"))
 
 
 def _canonical(target: str) -> str:

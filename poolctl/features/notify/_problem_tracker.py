@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.json_form import Table, from_json
 from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
 from poolctl.runners.stack_report import WorkerStacks
+from poolctl.selection.selector import matches_pattern
 from poolctl.units import format_duration
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ class ProblemTracker:
             return True
         tags = self._facts().tags(server)
         return any(
-            each[4:] in tags if each.startswith("tag:") else fnmatchcase(server.lower(), each.lower())
-            for each in wanted
+            each[4:] in tags if each.startswith("tag:") else matches_pattern(server, each) for each in wanted
         )
 
     def _open_or_escalate(self, key: str, event: JournalEvent, level: str, now: float) -> None:
