@@ -517,14 +517,14 @@ class Core:
         if not entry.wanted:
             return
         entry.desired.ignore_dependencies = False
-        runs = entry.desired.state is Desired.RUN and before.job and bool(entry.observed.workers)
-        if entry.config.every is None:
+        runs = entry.desired.state is Desired.RUN and before.job
+        if entry.config.every is not None:
             if not runs:
-                self.start(entry)
-            elif not entry.config.job:
-                entry.order_restart()
-        elif not (entry.on_schedule or runs):
-            entry.set_desired(Desired.SCHEDULED)
+                entry.set_desired(Desired.SCHEDULED)
+        elif not runs:
+            self.start(entry)
+        elif not entry.config.job:
+            entry.order_restart()
 
     def replace_overrides(self, entry: Entry, overrides: Overrides = decide.NO_OVERRIDES) -> None:
         """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""

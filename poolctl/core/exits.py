@@ -93,8 +93,8 @@ class ExitHandler:
                 hint = f"{failure.hint}; overlap = false ends the previous process first"
                 failure = failure_of(entry, failure.message, hint, cause=failure)
             note_failure(entry, failure)
-        if not was_ready and entry.is_current(worker) and self._roll_back_from(entry, worker):
-            return
+            if entry.is_current(worker) and self._roll_back_from(entry, worker):
+                return
         if worker.given_up and exit_.ok:
             exit_ = Exit(message=exit_.message)  # its status 0 is the result of the stop
         if entry.is_current(worker) and entry.wanted:

@@ -18,6 +18,7 @@ from poolctl import Field, PoolParamError
 from poolctl.exit_codes import NO_SUPERVISOR
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.processes import is_alive
 from tests.real_pool import HELLO_APP, Done, RealPool, pool_in
 
 SIGNS = {"+": "add", "-": "remove", "~": "restart"}
@@ -88,6 +89,28 @@ def test_reload_starts_new_servers_stops_removed_ones_and_restarts_changed_ones_
     assert "nothing to do" in again.stdout
     assert pool.ok("reload", "-o", "json").json["changes"] == []
     assert pids(pool) == after
+
+
+def test_program_that_becomes_a_job_is_ended_and_the_job_runs(pool: RealPool) -> None:
+    as_before = (pool.directory / "pool.toml").read_text()
+    programs = ("once", "nightly", "no-more")
+    tables = {name: f'[[server]]\nname = "{name}"\ncommand = ["sleep", "600"]\n' for name in programs}
+    pool.write("pool.toml", as_before + "".join(tables.values()))
+    pool.ok("reload")
+    before = pids(pool)
+    tables["once"] = tables["once"].replace("600", "0.1") + "job = true\n"
+    tables["nightly"] += 'job = true\nevery = "0 0 1 1 *"\n'
+    tables["no-more"] = tables["no-more"].replace('["sleep", "600"]', '["false"]') + "job = true\n"
+    pool.write("pool.toml", as_before + "".join(tables.values()))
+    failed = pool.run("reload")
+    assert (failed.code, "no-more: was started again with its previous configuration" in failed.stderr) == (
+        1,
+        True,
+    )
+    items = pool.items()
+    assert [items[name]["state"] for name in programs] == ["completed", "sleeping", "running"]
+    assert [name for name in programs if items[name]["pids"]] == ["no-more"]
+    assert not any(is_alive(pid) for name in programs for pid in before[name])
 
 
 def test_the_plan_is_shown_to_people_line_by_line(pool: RealPool, free_port: Callable[[], int]) -> None:
