@@ -90,7 +90,9 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "take it out: `poolctl list -o name,pids` shows the pids": "pidfile pid",
         # Restarts and health
         'restart = "always"': "autorestart",
-        "restart = { limit = N }": "startretries maxrestarts startlimitburst",
+        "restart = { limit = N }": "maxrestarts startlimitburst",
+        "take it out: a server that was never ready is given up after 8 restarts in 5m, one that was ready before"
+        " never": "startretries",
         'restart = { window = "5m" }': "startlimitintervalsec startlimitinterval",
         'restart = { backoff = { initial = "1s" } }': "restartsec restartdelay expbackoffrestartdelay",
         'restart = { backoff = { max = "30s" } }': "restartmaxdelaysec",

@@ -86,7 +86,7 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
         apply_known_server(server, line, port)
     if port and "bind" not in server.keys and any(PORT in word for word in line.words):
         everywhere = any(f"0.0.0.0:{PORT}" in word or word == "0.0.0.0" for word in line.words)
-        server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
+        server.set("bind", f"{'0.0.0.0' if everywhere else '127.0.0.1'}:{port}")
 
 
 def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:

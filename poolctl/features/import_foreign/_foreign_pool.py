@@ -145,9 +145,9 @@ def _name(text: str, account_of: Callable[[int], Sequence[Any]]) -> str:
 
 
 def bind_address(host: str, port: str) -> str:
-    """The value of `bind` for this host and port: `:PORT` if the host stands for all interfaces."""
+    """The value of `bind` for this host and port; `:PORT` without a host, which opens the port for IPv6 as well."""
     host = host.strip("[]")
-    if host in ("", "0.0.0.0", "*"):
+    if host in ("", "*"):
         return f":{port}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

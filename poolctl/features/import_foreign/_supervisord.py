@@ -56,6 +56,8 @@ DEFAULTS = {  # values that change nothing
     "priority": str(DEFAULT_PRIORITY), "minfds": "1024", "minprocs": "200", "strip_ansi": "false",
 }  # fmt: skip
 ADVICE = {
+    "startretries": "a server that was never ready is given up after 8 restarts in 5m, one that was ready never;"
+    " restart.limit would count each of its ends",
     "priority": "servers start at once; depends_on lets one wait for another",
     "minfds": "limits = { open_files } of a server",
 }
@@ -286,9 +288,7 @@ def _environment(server: ForeignServer, text: str) -> None:
 
 def _restart(server: ForeignServer, settings: Settings) -> None:
     settings.carry(server, {"autorestart": ("restart.policy", lambda text: _RESTART.get(text.lower()))})
-    settings.carry(
-        server, {"startretries": ("restart.limit", _retries), "startsecs": ("ready_after", _start_seconds)}
-    )
+    settings.carry(server, {"startsecs": ("ready_after", _start_seconds)})
     if "bind" in server.keys or "restart" in server.keys:
         server.set("restart", {"policy": "on-failure", **server.keys.get("restart", {})})
     ends = not _foreground.search(settings.peek("command") or "")
@@ -339,11 +339,6 @@ def _boolean(settings: Settings, key: str) -> bool | None:
 
 def _seconds(text: str) -> str | None:
     return f"{text}s" if text.isdigit() or REFERENCE.fullmatch(text) else None
-
-
-def _retries(text: str) -> int | str | None:
-    # Of a server that was ready before, a limit would count all exits, startretries counts failed starts.
-    return None if text == "3" else number(text)
 
 
 def _start_seconds(text: str) -> str | None:

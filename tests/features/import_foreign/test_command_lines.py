@@ -21,7 +21,7 @@ from .conftest import Import
         (
             "uvicorn main:make --factory --host 0.0.0.0 --port 80 --workers 4 --root-path /api",
             "main",
-            {"bind": ":80", "app": "main:make", "factory": True, "workers": 4, "http": {"root_path": "/api"}},
+            {"bind": "0.0.0.0:80", "app": "main:make", "factory": True, "workers": 4, "http": {"root_path": "/api"}},
         ),
         (
             "python3 -m uvicorn main:app --uds /run/app.sock --app-dir src --env-file prod.env",
@@ -79,7 +79,7 @@ from .conftest import Import
             "gunicorn main:app -w 4 -k uvicorn.workers.UvicornWorker -b 0.0.0.0:8000 -t 60 --graceful-timeout 30",
             "main",
             {
-                "bind": ":8000", "app": "main:app", "workers": 4, "stop_timeout": "38s",
+                "bind": "0.0.0.0:8000", "app": "main:app", "workers": 4, "stop_timeout": "38s",
                 "recovery": {"stuck_after": "60s"},
             },
         ),
@@ -153,7 +153,7 @@ def test_procfile(imported: Import) -> None:
     )
     after = [{"name": "release", "condition": "completed"}]
     assert said.servers == {
-        "web": {"bind": ":5000", "app": "shop:app", "depends_on": after},
+        "web": {"bind": "0.0.0.0:5000", "app": "shop:app", "depends_on": after},
         "node": {
             "bind": "127.0.0.1:5100", "command": ["node", "server.js", "--port", "{port}"], "depends_on": after,
         },
@@ -196,7 +196,7 @@ def test_gunicorn_with_a_certificate_is_reached_by_https(imported: Import, bind:
     ("line", "keys"),
     [
         ("./build && node s.js --port $PORT", {"bind": "127.0.0.1:5000"}),
-        ("./build && node s.js --listen 0.0.0.0:${PORT}", {"bind": ":5000"}),
+        ("./build && node s.js --listen 0.0.0.0:${PORT}", {"bind": "0.0.0.0:5000"}),
         ("./build && node s.js", {}),
     ],
 )
@@ -342,8 +342,8 @@ def test_line_that_cannot_be_taken_over_is_refused(
     ("line", "keys"),
     [
         ("./serve --host 0.0.0.0 --port $PORT",
-         {"bind": ":5000", "command": ["./serve", "--host", "0.0.0.0", "--port", "{port}"]}),
-        ("./serve -b 0.0.0.0:${PORT-1}", {"bind": ":5000", "command": ["./serve", "-b", "0.0.0.0:{port}"]}),
+         {"bind": "0.0.0.0:5000", "command": ["./serve", "--host", "0.0.0.0", "--port", "{port}"]}),
+        ("./serve -b 0.0.0.0:${PORT-1}", {"bind": "0.0.0.0:5000", "command": ["./serve", "-b", "0.0.0.0:{port}"]}),
         ("./serve -b ${PORT:-1}", {"bind": "127.0.0.1:5000", "command": ["./serve", "-b", "{port}"]}),
         ("gunicorn a:app", {"bind": ":5000", "command": ["gunicorn", "a:app"]}),
         ("gunicorn -b 127.0.0.1:$PORT a:app", {"bind": "127.0.0.1:5000", "command": ["gunicorn", "a:app"]}),

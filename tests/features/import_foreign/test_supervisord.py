@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.features.import_foreign._supervisord import ADVICE
+
 from .conftest import Import
 
 SUPERVISORD = """\
@@ -64,7 +66,8 @@ def test_supervisord(imported: Import) -> None:
         "log": {"path": "/var/log/web.log", "max_size": "20MiB", "keep": 3},
         "tags": ["shop"],
     }
-    assert web["restart"] == {"policy": "always", "limit": 5}
+    assert web["restart"] == "always"
+    assert f"supervisord.conf:9: startretries=5: {ADVICE['startretries']}" in said.remarks
     queue = servers["queue"]
     assert (queue["workers"], queue["on_demand"], queue["restart"]) == (3, True, "on-failure")
     assert servers["tornado-1"]["command"] == ["python", "app.py", "--port=8001"]
@@ -228,8 +231,7 @@ A_JOB = 'startsecs=0: a job, as it may end at once; for a program that runs on, 
         (["autorestart=false", "startsecs=0"], {"restart": "no", "job": True}, [f"4: {A_JOB}"]),
         (["autorestart=false", "startsecs=0", "command=a -F"],
          {"restart": "no", "ready_after": "0s", "command": ["a", "-F"]}, []),
-        (["numprocs=%(ENV_N)s", "stopwaitsecs=%(ENV_T)s", "startretries=%(ENV_N)s"],
-         {"workers": "${N}", "stop_timeout": "${T}s", "restart": {"policy": "on-failure", "limit": "${N}"}}, []),
+        (["numprocs=%(ENV_N)s", "stopwaitsecs=%(ENV_T)s"], {"workers": "${N}", "stop_timeout": "${T}s"}, []),
         (["autostart=%(ENV_A)s", "stopasgroup=%(ENV_A)s"], {},
          ["3: autostart=${A}: no equivalent", "4: stopasgroup=${A}: no equivalent"]),
         (["startretries=3", "autostart=yes", "stopasgroup=FALSE"], {}, []),
@@ -242,10 +244,7 @@ A_JOB = 'startsecs=0: a job, as it may end at once; for a program that runs on, 
         (["stdout_logfile=/x", "stderr_logfile=/y"], {"log": {"path": "/x", "max_size": "50MiB", "keep": 10}},
          ["4: stderr_logfile=/y: a server has one log, of both streams"]),
         (["stdout_logfile_maxbytes=1MB"], {"log": {"max_size": "1MiB"}}, []),
-        (["autorestart=on", "startretries=4"], {"restart": {"policy": "always", "limit": 4}}, []),
-        (["startretries=4", "autorestart=on"], {"restart": {"policy": "always", "limit": 4}}, []),
-        (["startretries=4"], {"restart": {"policy": "on-failure", "limit": 4}}, []),
-        (["startretries=many"], {}, ["3: startretries=many: no equivalent"]),
+        (["startretries=4"], {}, [f"3: startretries=4: {ADVICE['startretries']}"]),
         (["stdout_logfile=AUTO", "stdout_events_enabled=false", "exitcodes=0"], {}, []),
         (["stopasgroup=true", "killasgroup=true"], {"stop_group": "together"}, []),
         (["stopasgroup=false", "killasgroup=true"], {}, []),
