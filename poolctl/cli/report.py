@@ -23,6 +23,8 @@ OTHER_COMMANDS = {
     "up": "start",
     "down": "stop",
     "kill": "stop",
+    "shutdown": "stop",
+    "pid": "list -o name,pids",
     "describe": "show",
     "inspect": "show",
     "delete": "remove",

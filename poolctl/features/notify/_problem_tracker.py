@@ -28,6 +28,8 @@ _RESOLVED_HEALTH = frozenset({"ok", "unknown"})
 _MAX_NEWS = 1000
 _NAMED = 3
 _STACK_LINES = 10
+# A problem is over once it has not come back for so long: a server that crashes in a loop runs in between.
+_OVER_SECONDS = 30.0
 
 
 class NotificationContext(NamedTuple):
@@ -132,7 +134,7 @@ class ProblemTracker:
         self._notify = notify
         self._facts = facts
         self._open: dict[str, TrackedProblem] = {}
-        self._over: dict[str, tuple[TrackedProblem, JournalEvent, float]] = {}
+        self._over: dict[str, tuple[TrackedProblem, JournalEvent, float]] = {}  # may come back yet
         self._news: list[MessageLine] = []
         self._delayed_since: float | None = None
 
@@ -163,7 +165,6 @@ class ProblemTracker:
     def _resolve(self, key: str, event: JournalEvent, now: float) -> None:
         if (problem := self._open.pop(key, None)) is not None:
             self._over[key] = (problem, event, now)
-            self._start_delay(now)
 
     def _concerns(self, event: JournalEvent) -> bool:
         # Sleep resolves a problem of the server's state.
@@ -180,7 +181,6 @@ class ProblemTracker:
 
     def _open_or_escalate(self, key: str, event: JournalEvent, level: str, now: float) -> None:
         if key in self._over:
-            # It ended and began again before a message about its end was due.
             self._open[key], _, _ = self._over.pop(key)
         problem = self._open.setdefault(key, TrackedProblem(event, level, now))
         if _rank(level) >= _rank(problem.severity):
@@ -195,6 +195,7 @@ class ProblemTracker:
     def next_at(self) -> float | None:
         """The earliest time at which a message is due; None if no message is pending."""
         times = [] if self._delayed_since is None else [self._delayed_since + self._notify.delay]
+        times += [ended + self._over_seconds for _, _, ended in self._over.values()]
         if self._notify.repeat:
             sent = [each.sent_at for each in self._open.values() if each.sent]
             times += [min(sent) + self._notify.repeat] if sent else []
@@ -205,9 +206,12 @@ class ProblemTracker:
         at = self.next_at()
         if at is None or (now < at and not at_once):
             return None
+        lines = [
+            *self._collect_due_problem_lines(now),
+            *self._collect_resolution_lines(now, at_once=at_once),
+            *self._news,
+        ]
         self._delayed_since = None
-        lines = [*self._collect_due_problem_lines(now), *self._resolution_lines(), *self._news]
-        self._over.clear()
         self._news.clear()
         return compose(self._facts().name, lines, now) if lines else None
 
@@ -224,20 +228,24 @@ class ProblemTracker:
             lines.append(MessageLine(PROBLEM, problem.severity, text, problem.event))
         return lines
 
-    def _resolution_lines(self) -> list[MessageLine]:
-        if not self._notify.resolved:
-            return []
-        return [
-            MessageLine(
-                RESOLVED, INFO, f"{_end_text(event)} after {_duration_text(ended - problem.since)}", event
-            )
-            for problem, event, ended in self._over.values()
-            if problem.sent
-        ]
+    @property
+    def _over_seconds(self) -> float:
+        return max(self._notify.delay, min(_OVER_SECONDS, _OVER_SECONDS * self._notify.delay))
+
+    def _collect_resolution_lines(self, now: float, *, at_once: bool) -> list[MessageLine]:
+        lines = []
+        for key, (problem, event, ended) in list(self._over.items()):
+            if at_once or now >= ended + self._over_seconds:
+                del self._over[key]
+                if problem.sent and self._notify.resolved:
+                    text = f"{_end_text(event)} after {_duration_text(ended - problem.since)}"
+                    lines.append(MessageLine(RESOLVED, INFO, text, event))
+        return lines
 
     def to_dict(self) -> Table:
-        """The problems that were sent and are not resolved, by key, as JSON for the next supervisor."""
-        return {key: each.to_dict() for key, each in self._open.items() if each.sent}
+        """The problems that were sent and whose end was not, by key, as JSON for the next supervisor."""
+        open_or_over = {key: problem for key, (problem, _, _) in self._over.items()} | self._open
+        return {key: each.to_dict() for key, each in open_or_over.items() if each.sent}
 
     def restore(self, document: Table, now: float) -> None:
         self._open = {key: TrackedProblem.from_dict(each) for key, each in document.items()}

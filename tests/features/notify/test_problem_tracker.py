@@ -45,7 +45,8 @@ def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     assert lines(found.take_due_message(1000)) == []
     found.record(event("starting"), 1000)
     found.record(event("running"), 1060)
-    over = found.take_due_message(1062)
+    assert (found.next_at(), found.take_due_message(1089)) == (1090, None), "it may crash again"
+    over = found.take_due_message(1090)
     assert over is not None
     assert (over.status, over.severity, over.lines) == ("resolved", "info", ("web: running again after 16m",))
     assert found.next_at() is None
@@ -58,15 +59,28 @@ def test_problem_that_ends_before_it_was_notified_is_never_notified() -> None:
     assert found.take_due_message(12) is None
 
 
-def test_problem_that_returns_before_its_end_was_notified_was_never_over() -> None:
+def test_server_that_crashes_in_a_loop_is_notified_once() -> None:
     found = problems(delay=1)
+    found.record(event("backoff"), 10)
+    assert lines(found.take_due_message(11)) == ["web: backoff"]
+    for at in range(12, 100, 4):
+        found.record(event("running"), at)
+        found.record(event("backoff"), at + 2)
+        assert found.take_due_message(at + 3) is None
+    found.record(event("running"), 100)
+    kept = problems(delay=1)
+    kept.restore(found.to_dict(), 101)
+    assert kept.to_dict() == found.to_dict(), "its end was not sent yet"
+    assert lines(found.take_due_message(130)) == ["web: running again after 1m30s"]
+
+
+@pytest.mark.parametrize(("delay", "over"), [(0.1, 3), (60, 60)])
+def test_end_is_notified_once_it_has_lasted(delay: float, over: float) -> None:
+    found = problems(delay=delay)
     found.record(event("failed"), 10)
-    assert lines(found.take_due_message(11)) == ["web: failed"]
-    found.record(event("running"), 20)
-    found.record(event("failed"), 20.5)
-    assert found.take_due_message(22) is None
-    found.record(event("running"), 30)
-    assert lines(found.take_due_message(31)) == ["web: running again after 20s"]
+    assert found.take_due_message(10 + delay) is not None
+    found.record(event("running"), 100)
+    assert found.next_at() == 100 + over
 
 
 def test_problem_that_gets_worse_is_notified_again() -> None:
@@ -95,24 +109,24 @@ def test_lasting_problem_is_notified_repeatedly() -> None:
 
 def test_simultaneous_problems_are_one_message() -> None:
     found = problems(delay=1)
-    found.record(event("failed", "c"), 0)
-    found.take_due_message(1)
+    found.record(event("failed", "c"), -39)
+    found.take_due_message(-38)
     for name in ("a", "b", "d"):
         found.record(event("failed", name), 10)
-    found.record(event("stopped", "c"), 10)
+    found.record(event("stopped", "c"), -19)
     found.record(event("keeper lost", "", "pool"), 10.5)
     sent = found.take_due_message(11)
     assert sent is not None
     assert sent.title == "shop: 4 problems, 1 resolved (a, b, d …)"
-    assert sent.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 10s", "keeper lost")
+    assert sent.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 20s", "keeper lost")
     found.record(event("failed", "e"), 20)
     found.record(event("failed", "f"), 20)
     later = found.take_due_message(21)
     assert later is not None
     assert (later.title, lines(later)) == ("shop: 2 problems (e, f)", ["e: failed", "f: failed"])
     found.record(event("stopped", "e"), 30)
-    found.record(event("failed", "g"), 30)
-    last = found.take_due_message(31)
+    found.record(event("failed", "g"), 59)
+    last = found.take_due_message(60)
     assert last is not None
     assert last.title == "shop: 1 problem, 1 resolved (g, e)"
 
