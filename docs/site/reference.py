@@ -43,6 +43,7 @@ OUTSIDE = {
 # Pages that answer few questions come last in what the search finds.
 BOOSTS = {
     "reference/": 0.3,
+    "reference/python": 0.05,
     "changelog": 0.1,
     "architecture": 0.3,
     "internals": 0.2,
