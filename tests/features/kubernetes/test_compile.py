@@ -16,6 +16,8 @@ from poolctl.features.kubernetes._compile import CompiledPool, compile_pool
 from tests.configuration import server
 from tests.needs import needs
 
+from .valid_objects import assert_valid
+
 POOL = '[pool]\nname = "shop"\n[kubernetes]\nimage = "shop:1"\n'
 Compile = Callable[..., CompiledPool]
 NAMED_BY_DIGEST = ("ConfigMap", "Secret", "Job")
@@ -30,7 +32,10 @@ def compiled(directory: Path) -> Compile:
         path.write_text("\n".join((pool, *tables)))
         config = load([str(path)])
         assert not config.problems
-        return compile_pool(config, [str(path)])
+        found = compile_pool(config, [str(path)])
+        for each in (*found.routes, *(each for objects in found.objects.values() for each in objects)):
+            assert_valid(each)
+        return found
 
     return compile_tables
 

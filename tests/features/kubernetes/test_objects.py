@@ -86,7 +86,7 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     deployed = Deployed(moved, PodEnvironment.of(moved, "/app"))
     objects = list(objects_of(deployed, pool))
     for each in objects:
-        assert_valid(each, "1.37")
+        assert_valid(each)
     assert json.dumps(objects) == json.dumps(list(objects_of(deployed, pool)))
     (text,) = (each["data"]["pool.json"] for each in objects if each["kind"] == "ConfigMap")
     with tempfile.TemporaryDirectory() as place:
@@ -182,7 +182,9 @@ def made(
     server = in_pod(*with_service_addresses([ServerConfig(name="web", **keys)]))
     settings = Kubernetes(**{"image": "shop:1", **table})
     deployed = Deployed(server, PodEnvironment.of(server, "/app"), awaited)
-    found = objects_of(deployed, SharedSettings("shop", settings, handlers))
+    found = list(objects_of(deployed, SharedSettings("shop", settings, handlers)))
+    for each in found:
+        assert_valid(each)
     return {each["kind"]: each for each in found}
 
 

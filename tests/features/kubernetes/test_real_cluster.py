@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from tests.deadline import wait_until
-from tests.docs.pages import ROOT
 
 from .cluster.api_server import IS_BUILT, ApiServer, in_older_form, running
-from .test_documentation import write_pool_and_overlay
+from .test_documentation import EXAMPLES, export_example, write_pool_and_overlay
+from .valid_objects import HTTP_ROUTE
 
 pytestmark = [
     pytest.mark.heavy,
@@ -29,24 +29,12 @@ pytestmark = [
     pytest.mark.skipif(not IS_BUILT, reason="make test-cluster builds the API server"),
 ]
 
-SETTINGS = (
-    '[kubernetes]\nimage = "registry.example.com/shop:1.4"\n'
-    'node_lost_after = "5s"\nrequests = { cpu = "100m", memory = "128M" }\ningress_class = "nginx"\n'
-)
-# What no cluster has of an example.
-CHANGES = {
-    "background-work": '[[server]]\nname = "worker"\nnotify = false\n',
-    "gateway": '[[server]]\nname = "chat"\nscale = { min = 1, max = 1 }\n',
-    "http-and-https": '[[server]]\nname = "https"\ntls = false\n',
-}
-WITHOUT_ROUTES = {"gateway"}  # one of its routes leads out of the cluster
 GATEWAY_API = "gateway.networking.k8s.io"
 # A definition must not have `additionalProperties`: unknown fields are dropped.
 ROUTE_SCHEMA = json.loads(
-    (Path(__file__).parent / "httproute.json").read_text(),
+    json.dumps(HTTP_ROUTE),
     object_hook=lambda table: {key: table[key] for key in table if key != "additionalProperties"},
 )
-EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/pool.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +48,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 def test_exported_files_are_applied_twice_without_a_second_change(
     example: str, api: ApiServer, poolctl: Any, directory: Path
 ) -> None:
-    more = directory / "kubernetes.toml"
-    settings = SETTINGS.replace("ingress_class", "# ") if example in WITHOUT_ROUTES else SETTINGS
-    more.write_text(settings + CHANGES.get(example, ""))
-    files = ["-c", str(ROOT / "examples" / example / "pool.toml"), "-c", str(more)]
-    done = poolctl(*files, "export", "kubernetes", "-o", "json")
-    assert done.code == 0, done.err
-    objects = [each for item in done.json["items"] for each in yaml.safe_load_all(item["text"])]
+    objects = export_example(example, poolctl, directory)
     api.make("/api/v1/namespaces", {"metadata": {"name": example}})
     first, second = (
         [api.apply(example, each)["metadata"]["resourceVersion"] for each in objects] for _ in range(2)
