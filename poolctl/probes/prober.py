@@ -434,6 +434,7 @@ def make_prober(
     if probe.http is not None:
         request = HttpProbeRequest(probe, exposed_url=server.expose, reusable=not server.command)
         return _request_prober(request, server, partial(connect, "http"))
+    assert probe.tcp, f"another kind of probe: {probe!r}"
     if server.command:
         return AcceptProber(partial(connect, "echo", True))
     return RequestProber(EchoExchange(), partial(connect, "echo", True), tls=False)

@@ -240,8 +240,8 @@ def probe_keys_left_out(server: ServerConfig) -> Iterator[Finding]:
         for key in keys:
             if getattr(probe, key) != Probe.model_fields[key].default:
                 yield Finding((*path, key), "a probe of a pod has no equal")
-        if not server.command and probe.exec:
-            yield Finding((*path, "exec"), "in the pod of an app, its event loop has to answer instead")
+        if not server.command and not (probe.http or probe.tcp):
+            yield Finding(path, "in the pod of an app, its event loop has to answer instead")
 
 
 def variable_problems(server: ServerConfig, names: Iterable[str]) -> Iterator[Finding]:

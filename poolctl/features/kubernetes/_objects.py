@@ -426,8 +426,9 @@ def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
     if probe.exec is not None:
         words = probe_argument_vector(server, probe.exec)
         return {"exec": {"command": [_literal(word) for word in words]}}
-    if probe.http is None:
+    if probe.tcp:
         return {"tcpSocket": {"port": "http"}}
+    assert probe.http is not None, f"another kind of probe: {probe!r}"
     # As poolctl probes it: the kubelet's own Host is the pod's address, which Django, for one, answers with 400.
     host = (
         {}

@@ -758,7 +758,7 @@ def test_keys_of_probes_that_pods_do_not_have_are_told(poolctl: Any, directory: 
     told = [line.partition(": ")[2] for line in poolctl("export", "kubernetes").err.splitlines()]
     keys = sorted(re.findall(r"server\[\d\]\.\S+", "\n".join(told)))
     assert keys == [
-        "server[0].health.liveness.exec:",
+        "server[0].health.liveness:",
         "server[0].health.readiness.interval_fall:",
         "server[1].health.readiness.body:",
         "server[1].health.readiness.interval_fall:",
