@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from poolctl.address import Address, AddressError, canonical_ipv6, parse
 from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_long_path
@@ -115,6 +116,12 @@ def canonical_redirect_target(text: str) -> str:
         raise BadValue(f"{shown(text)} is no URL", REDIRECT_ALLOWED)
     if not re.fullmatch(r"[!-~]+", text) or not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host):
         raise BadValue(f"{shown(text)} has characters that no URL has, or credentials", REDIRECT_ALLOWED)
+    try:
+        port = urlsplit(text).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise BadValue(f"{shown(text)} is no URL", REDIRECT_ALLOWED)
     return text
 
 

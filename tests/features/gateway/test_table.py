@@ -367,6 +367,8 @@ def test_saved_change_of_a_server_keeps_the_tables(tmp_path: Path) -> None:
         ('redirect = "https://a\\r\\nX: y"', "has characters that no URL has"),
         ('redirect = "https://me@a.example"', "or credentials"),
         ('redirect = "ftp://a.example"', "is no URL"),
+        ('redirect = "https://a.example:65536/"', "'https://a.example:65536/' is no URL"),
+        ('redirect = "https://[::1"', "is no URL"),
         ('redirect = { to = "https", status = 302 }', "route[0].redirect.status: "),
         ('redirect = true', '"https", a URL, or a table'),
         ('redirect = "https"\nto = "web"', "a route that redirects asks no server, and to has no effect; take one of"),
