@@ -250,15 +250,15 @@ def _problems(
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
     for finding in settings_problems(pool.settings, hidden):
         yield None, finding
-    if not servers and not is_label(pool.name):
+    if not is_label(pool.name):
         fix = "use lower-case letters, digits and hyphens, 63 at most, a letter first"
         yield None, Finding(("pool", "name"), f"no label can have the value {pool.name!r}", fix)
     for server in servers:
         for finding in unsupported_keys(server):
             yield server, finding
         name = f"{pool.name}-{server.name}"
-        if is_label(server.name) and not is_label(name):
-            fix = "use lower-case letters, digits and hyphens in [pool] name, 63 characters together"
+        if is_label(server.name) and is_label(pool.name) and not is_label(name):
+            fix = "shorten it or [pool] name, to 63 characters together"
             yield server, Finding(("name",), f"no Deployment can be named {name!r}", fix)
         elif server.job and len(name) > MAX_JOB_NAME_LENGTH:
             kind = "Job" if server.every is None else "CronJob"

@@ -54,7 +54,7 @@ _SHELL = re.compile(r"(?:ba|da|z|a)?sh")
 _BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|-.*|[0-9]+|[A-Za-z_][A-Za-z0-9_]*=.*")
 # Keys of a probe without an equal in a pod; those of an app's HTTP probe are heeded by `poolctl serve`.
 _NOT_IN_PODS = ("interval_fall", "interval_rise", "rise_count_warn", "jitter")
-_FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, no digit first"
+_FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, a letter first"
 _WHOLE_HOUR = (1 << 60) - 1
 _MAX_NAME_LENGTH = 63  # the name of a Service is a label of RFC 1035
 MAX_JOB_NAME_LENGTH = 52  # those of its pods, and of the Jobs of a CronJob, are longer
@@ -62,9 +62,7 @@ _variable = re.compile(r"(?!\.\.)(?!\.$)[-._a-zA-Z][-._a-zA-Z0-9]{0,252}")
 _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _namespace = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _subdomain = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_annotation = re.compile(
-    r"(?:(?=[^/]{1,253}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
-)
+_annotation = re.compile(r"[A-Za-z0-9](?:[-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _image = re.compile(
     r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
     r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64}|@[a-z0-9+._-]+:[0-9a-f]{32,})?"
@@ -164,9 +162,15 @@ def settings_problems(settings: Kubernetes, hidden: Sequence[str]) -> Iterator[F
     if settings.ingress_tls is not None and settings.ingress_class is None:
         fix = "write ingress_class, too; the certificates of a Gateway are those of its listeners"
         yield Finding(("kubernetes", "ingress_tls"), "there is no Ingress", fix)
-    if settings.gateway is not None and not all(map(is_label, settings.gateway.split("/", 1))):
-        fix = 'write its name, or "NAMESPACE/NAME"'
-        yield Finding(("kubernetes", "gateway"), f"no Gateway can be named {settings.gateway!r}", fix)
+    if settings.gateway is not None:
+        *namespaces, gateway = settings.gateway.split("/")
+        if (
+            len(namespaces) > 1
+            or not _subdomain.fullmatch(gateway)
+            or not all(map(_namespace.fullmatch, namespaces))
+        ):
+            fix = 'write its name, or "NAMESPACE/NAME"'
+            yield Finding(("kubernetes", "gateway"), f"no Gateway can be named {settings.gateway!r}", fix)
     for key, kind, names in (
         ("ingress_class", "IngressClass", [settings.ingress_class]),
         ("ingress_tls", "Secret", [settings.ingress_tls]),
@@ -199,7 +203,8 @@ def settings_problems(settings: Kubernetes, hidden: Sequence[str]) -> Iterator[F
             fix = "write the value itself if everybody may read it"
             message = "it is a secret, or comes from the environment"
             yield Finding(("kubernetes", "annotations", name), message, fix)
-        if not _annotation.fullmatch(name):
+        domain, slash, rest = name.rpartition("/")
+        if not _annotation.fullmatch(rest) or (slash and not _subdomain.fullmatch(domain)):
             fix = "write NAME or DOMAIN/NAME, the name with at most 63 letters, digits and -._"
             yield Finding(("kubernetes", "annotations", name), "no object has such an annotation", fix)
 

@@ -222,12 +222,13 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
     # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)
     probed = port is not None or server.health.startup or server.health.readiness
+    watched_seconds = 0 if probed else math.ceil(server.ready_after)
     spec = {
         **replicas,
-        **({} if probed else {"minReadySeconds": math.ceil(server.ready_after)}),
+        **({} if probed else {"minReadySeconds": watched_seconds}),
         "selector": {"matchLabels": selector},
         "strategy": {"type": "Recreate"} if once else rolling,
-        "progressDeadlineSeconds": _PROGRESS_SECONDS + math.ceil(server.start_timeout),
+        "progressDeadlineSeconds": _PROGRESS_SECONDS + math.ceil(server.start_timeout) + watched_seconds,
         "template": template,
     }
     if server.scale.max > 1:
@@ -503,7 +504,7 @@ def _quantity(size: int) -> str:
 
 def _autoscaler_spec(server: ServerConfig, name: str) -> Table:
     cores: float = server.scale.triggers.cpu  # type: ignore[attr-defined]  # of the feature for scaling
-    target = {"type": "AverageValue", "averageValue": f"{round(cores * 1000)}m"}
+    target = {"type": "AverageValue", "averageValue": f"{max(1, round(cores * 1000))}m"}
     return {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
         "minReplicas": server.scale.min,

@@ -145,8 +145,9 @@ def _unsupported(config: RouteConfig, to: Collection[Any], pool: SharedSettings)
     ):
         fix = 'write the whole name, or "*.example.com"'
         yield Finding(("host",), f"no object of a cluster matches the host {config.host!r}", fix)
-    if not _path.fullmatch(config.path) or "%2f" in config.path.lower():
-        yield Finding(("path",), "it has characters that no path of a cluster's route has", "use others")
+    if not _path.fullmatch(config.path) or re.search("//|%2f", config.path.lower()):
+        fix = "use letters, digits, hyphens and single slashes"
+        yield Finding(("path",), f"no object of a cluster matches the path {config.path!r}", fix)
     if pool.settings.ingress_class is not None:
         yield from _unsupported_by_ingress(config, to)
     else:
@@ -272,9 +273,9 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
         modifier = {"set": listed(config.response_headers)}
         yield {"type": "ResponseHeaderModifier", "responseHeaderModifier": modifier}
     rewrite: Table = {}
-    if config.host_header:
+    if config.host_header and not config.redirect:
         rewrite["hostname"] = config.host_header
-    if config.strip_path and config.path != "/":
+    if config.strip_path and config.path != "/" and not config.redirect:
         rewrite["path"] = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
     if rewrite:
         yield {"type": "URLRewrite", "urlRewrite": rewrite}

@@ -377,7 +377,8 @@ def test_server_that_no_pod_can_be_is_refused_at_its_place(
     [
         ("", "the pool has no table [kubernetes]"),
         ("[kubernetes]\n", "the pods have no image"),
-        (POOL.replace("shop", "Shop", 1), "no Deployment can be named 'Shop-web'"),
+        (POOL.replace("shop", "Shop", 1), "pool.name: no label can have the value 'Shop'"),
+        (POOL.replace("shop", "shop-", 1), "pool.name: no label can have the value 'shop-'"),
     ],
 )
 def test_pool_without_what_pods_need_is_refused(poolctl: Any, directory: Path, pool: str, words: str) -> None:
@@ -685,13 +686,14 @@ def test_rollout_has_the_time_of_a_start(export: Any) -> None:
 def test_rollout_waits_until_a_program_without_a_port_and_a_probe_has_run_for_a_while(export: Any) -> None:
     health = {"readiness": {"exec": ["true"]}}
     objects = export(
-        server("queue", command=["work"], workers=2, ready_after="9.5s"),
+        server("queue", command=["work"], workers=2, ready_after="14m59.5s"),
         server("probed", command=["work"], health=health),
         app("web", 8001),
     )
     specs = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "Deployment"}
     seconds = {name: spec.get("minReadySeconds") for name, spec in specs.items()}
-    assert seconds == {"shop-queue": 10, "shop-probed": None, "shop-web": None}
+    assert seconds == {"shop-queue": 900, "shop-probed": None, "shop-web": None}
+    assert specs["shop-queue"]["progressDeadlineSeconds"] > 900, "the API server refuses any other"
 
 
 def test_keys_that_nearly_everybody_needs(export: Any) -> None:
@@ -719,6 +721,7 @@ def test_keys_that_nearly_everybody_needs(export: Any) -> None:
         ('secrets = ["Shop_Database"]', "secrets: no Secret can be named 'Shop_Database'"),
         ('pull_secrets = ["a_b"]', "pull_secrets: no Secret can be named 'a_b'"),
         ('service_account = "-"', "service_account: no ServiceAccount can be named '-'"),
+        ('annotations = { "a..b/c" = "" }', "annotations.a..b/c: no object has such an annotation"),
         ('annotations = { "a/b/c" = "" }', "annotations.a/b/c: no object has such an annotation"),
         ('ingress_tls = "x"', "ingress_tls: there is no Ingress"),
         ('directory = "app"', 'directory: it is in the image; write "/app"'),

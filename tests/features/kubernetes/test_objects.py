@@ -446,12 +446,15 @@ def test_scheduled_job_runs_at_its_times(disabled: bool, table: dict[str, str], 
 
 
 @pytest.mark.skipif("scaling" not in FEATURES, reason="the number of workers does not change")
-def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled() -> None:
-    keys = {"app": "a:b", "bind": ":80", "scale": {"min": 1, "max": 3, "triggers": {"cpu": 0.25}}}
+@pytest.mark.parametrize(("cores", "average"), [(0.25, "250m"), (0.0001, "1m")])
+def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled(
+    cores: float, average: str
+) -> None:
+    keys = {"app": "a:b", "bind": ":80", "scale": {"min": 1, "max": 3, "triggers": {"cpu": cores}}}
     found = made(**keys)
     assert list(found)[-3:] == ["Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler"]
     assert "replicas" not in found["Deployment"]["spec"]
-    target = {"type": "AverageValue", "averageValue": "250m"}
+    target = {"type": "AverageValue", "averageValue": average}
     assert found["HorizontalPodAutoscaler"]["spec"] == {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop-web"},
         "minReplicas": 1,

@@ -32,7 +32,7 @@ from tests.examples import examples
 from .valid_objects import assert_valid
 
 POOL = '[pool]\nname = "shop"\n[kubernetes]\nimage = "shop:1"\n'
-GATEWAY, INGRESS = POOL + 'gateway = "infra/edge"\n', POOL + 'ingress_class = "nginx"\n'
+GATEWAY, INGRESS = POOL + 'gateway = "infra/edge.v2"\n', POOL + 'ingress_class = "nginx"\n'
 WEB = server("web", bind=":8000", app="web:app", tags=["front"])
 USERS = server("users", bind=":8001", app="users:app", tags=["front"])
 Object = dict[str, Any]
@@ -83,7 +83,7 @@ def test_route_leads_to_the_services_of_its_servers(export: Any) -> None:
     )
     spec = found["shop-front"]["spec"]
     assert spec["parentRefs"] == [
-        {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "infra", "name": "edge"}
+        {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "infra", "name": "edge.v2"}
     ]
     assert spec["hostnames"] == ["shop.example.com"]
     (rule,) = spec["rules"]
@@ -130,7 +130,12 @@ def test_redirect_to_https_is_for_the_listener_without_tls(export: Any) -> None:
         route(host="a.example.com", to="web"),
         route(host="b.example.com", to="users"),
         route(
-            alias="moved", host="c.example.com", redirect={"to": "https://a.example.com/new", "status": 301}
+            alias="moved",
+            host="c.example.com",
+            path="/old",
+            strip_path=True,
+            host_header="d.example.com",
+            redirect={"to": "https://a.example.com/new", "status": 301},
         ),
     )
     (redirect,) = (name for name in found if name.startswith("shop-redirect-a-example-com-"))
@@ -140,7 +145,8 @@ def test_redirect_to_https_is_for_the_listener_without_tls(export: Any) -> None:
     assert rule["filters"][0]["requestRedirect"] == {"statusCode": 308, "scheme": "https", "port": 443}
     assert "backendRefs" not in rule
     (rule,) = found["shop-moved"]["spec"]["rules"]
-    assert rule["filters"][0]["requestRedirect"] == {
+    (only,) = rule["filters"]
+    assert only["requestRedirect"] == {
         "statusCode": 301,
         "scheme": "https",
         "hostname": "a.example.com",
@@ -228,6 +234,7 @@ REFUSALS: list[tuple[Object, str]] = [
     ({"policy": "ip-hash"}, "policy: no standard field chooses backends by ip-hash"),
     ({"register": True}, "register: a cluster's backends are Services"),
     ({"to": "http://10.0.0.7:9000"}, "to: http://10.0.0.7:9000 is no Service"),
+    ({"path": "/a//b"}, "path: no object of a cluster matches the path '/a//b'"),
     ({"host": "shop"}, "host: no object of a cluster matches the host 'shop'"),
     ({"host": "a*.example.com"}, "host: no object of a cluster matches"),
     ({"host": "10.0.0.1"}, "host: no object of a cluster matches"),
@@ -263,6 +270,7 @@ def test_what_traffic_or_safety_depends_on_is_refused_at_its_place(
         ((INGRESS, route(to="web", strip_path=True, path="/v1")), "strip_path: an Ingress has no equal"),
         ((GATEWAY + 'ingress_class = "nginx"\n',), "ingress_class: routes go through gateway already"),
         ((POOL + 'gateway = "a/b/c"\n',), "gateway: no Gateway can be named 'a/b/c'"),
+        ((POOL + 'gateway = "a.b/c"\n',), "gateway: no Gateway can be named 'a.b/c'"),
         ((POOL + 'ingress_class = "A_b"\n',), "ingress_class: no IngressClass can be named 'A_b'"),
     ],
 )
