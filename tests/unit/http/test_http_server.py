@@ -7,13 +7,13 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from poolctl.http import http_server
 from poolctl.http.http_server import ClientGone, HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from tests.virtual_loop import VirtualLoop
@@ -132,6 +132,11 @@ async def everything(path: Path, data: bytes) -> bytes:
     return found
 
 
+def in_virtual_time(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work)
+
+
 def test_request_that_does_not_come_in_time_is_answered_408_and_silence_is_not(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s", QUICK):
@@ -140,8 +145,7 @@ def test_request_that_does_not_come_in_time_is_answered_408_and_silence_is_not(t
             )
             assert await everything(tmp_path / "s", b"") == b""
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+    in_virtual_time(scenario())
 
 
 def test_answer_of_unknown_length_is_chunked_and_until_the_end_for_an_older_client(tmp_path: Path) -> None:
@@ -188,18 +192,14 @@ def test_client_that_waits_for_100_gets_it(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_refusal_reaches_a_client_that_is_still_sending(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_server, "_LINGER_SECONDS", 60.0)
-
+def test_refusal_reaches_a_client_that_is_still_sending(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s"):
             head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
             found = await everything(tmp_path / "s", head + b"x" * 500_000)
             assert found.startswith(b"HTTP/1.1 413 ")
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize("piece", [b"a: b\r\n" * 1000, b"a" * 6000], ids=["fields", "one field"])
@@ -274,11 +274,7 @@ def test_failure_of_a_handler_ends_the_connection_and_is_logged(
     assert "not thought of" in caplog.text
 
 
-def test_refusal_ends_the_connection_at_once_for_the_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_server, "_LINGER_SECONDS", 3600.0)
-
+def test_refusal_ends_the_connection_at_once_for_the_client(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s", PATIENT) as handler:
             handler.refused = "not you"
@@ -286,8 +282,9 @@ def test_refusal_ends_the_connection_at_once_for_the_client(
                 b"HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n"
                 b"Connection: close\r\n\r\nno\n"
             )
+            assert asyncio.get_running_loop().time() == 0
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize(("sent", "answered"), [(b"", b""), (GET[:10], b"HTTP/1.1 400 Bad Request\r\n")])
@@ -433,15 +430,13 @@ class Full(contextlib.AbstractContextManager[None]):
 
 
 def test_connection_waits_until_a_descriptor_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(http_server, "_ACCEPT_AGAIN_SECONDS", 0.01)
-
     async def scenario() -> None:
         async with served(tmp_path / "s", reserve=Full()):
             assert (await everything(tmp_path / "s", b"GET / HTTP/1.0\r\n\r\n")).endswith(b"<>")
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario())
     assert caplog.messages == ["cannot accept requests: Too many open files"] * 2
 
 
@@ -474,8 +469,7 @@ def test_answer_that_is_not_read_is_given_up(tmp_path: Path, path: bytes) -> Non
                             taken += len(data)
                     assert 90_000 < 10_000 * handler.pieces - taken < 120_000
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+    in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize(("version", "data"), [(b"1.1", b"4\r\nhere\r\n"), (b"1.0", b"here")])

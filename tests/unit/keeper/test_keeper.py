@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -22,7 +21,6 @@ from hypothesis.strategies import integers, sampled_from
 from poolctl import __version__
 from poolctl.bootstrap import command
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
-from poolctl.keeper import keeper as keeper_module
 from poolctl.keeper import pool_files, wire
 from poolctl.keeper.channels import Channel, DonorSupervisor
 from poolctl.keeper.fd_store import CALM
@@ -283,26 +281,26 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
 NOBODY = 2**22 + 1  # no pid is as high
 
 
-def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now))
+def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path) -> None:
+    now = time.monotonic()
     ours, theirs = wire.pair()
     keeper = Keeper(str(tmp_path), [], (1, 2))
-    keeper._watchdog = HungProcessDetector(now)
+
+    def sleeps_until(due: float) -> bool:
+        return keeper._timeout_milliseconds() == pytest.approx(1000 * (due - time.monotonic()), abs=500)
+
     assert keeper._timeout_milliseconds() is None, "there is no supervisor to ask"
-    keeper._supervisor.due = 100.0
-    assert keeper._timeout_milliseconds() == 1
-    keeper._supervisor.due = 99.0
-    assert keeper._timeout_milliseconds() == 0
-    keeper._supervisor.due = 140.0
-    assert keeper._timeout_milliseconds() == 40_001, "not a moment too early"
-    keeper._shutdown.start_confirmation_deadline(130.0 - ANSWER_SECONDS)
-    assert keeper._timeout_milliseconds() == 30_001
+    keeper._supervisor.due = now + 4000.0
+    assert sleeps_until(now + 4000.0)
+    keeper._shutdown.start_confirmation_deadline(now + 3000.0 - ANSWER_SECONDS)
+    assert sleeps_until(now + 3000.0)
     with ours, theirs:
-        keeper._donor = DonorSupervisor(ours, {"pid": NOBODY, "start": 1}, 115.0)
-        assert keeper._timeout_milliseconds() == 20_001
-        keeper._supervisor.pid = NOBODY
-        assert keeper._timeout_milliseconds() == int(SILENT_SECONDS * 100) + 1
+        keeper._donor = DonorSupervisor(ours, {"pid": NOBODY, "start": 1}, now + 2000.0)
+        assert sleeps_until(keeper._donor.due)
+        keeper._supervisor.pid, keeper._watchdog = NOBODY, HungProcessDetector(now)
+        assert sleeps_until(keeper._watchdog.due)
+    keeper._supervisor.due = 0.0
+    assert keeper._timeout_milliseconds() == 0
     keeper.reaper.close()
 
 

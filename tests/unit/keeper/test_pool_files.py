@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -31,15 +30,6 @@ def test_sweep_removes_only_haproxys_sockets_that_no_process_has_open(tmp_path: 
     kept = {"control.sock", "gone", "g.bound", "g.listening"}
     assert {path.name for path in tmp_path.iterdir()} == kept
     pool_files.remove_stale_sockets(str(tmp_path / "no such directory"))
-
-
-def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bound(tmp_path / "g.stale").close()
-    monkeypatch.setattr(pool_files, "_SOCKET_TABLE", str(tmp_path / "gone"))
-    pool_files.remove_stale_sockets(str(tmp_path))
-    assert (tmp_path / "g.stale").exists()
 
 
 def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:
@@ -95,9 +85,12 @@ def test_state_of_an_unknown_boot_is_not_trusted(tmp_path: Path, monkeypatch: py
     assert pool_files.read_left_state(str(tmp_path)) == {}
 
 
-def test_lock_that_is_held_is_refused_or_awaited_until_it_is_released(tmp_path: Path) -> None:
-    held = pool_files.lock(str(tmp_path))
-    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+@pytest.mark.parametrize(("removed", "made_again"), [(False, False), (True, False), (True, True)])
+def test_lock_that_is_held_is_refused_or_awaited_until_it_is_released(
+    tmp_path: Path, removed: bool, made_again: bool
+) -> None:
+    held, file = pool_files.lock(str(tmp_path)), tmp_path / "lock"
+    assert file.stat().st_mode & 0o777 == 0o600
     assert not os.get_inheritable(held)
     before = open_descriptors()
     with pytest.raises(BlockingIOError):
@@ -108,8 +101,13 @@ def test_lock_that_is_held_is_refused_or_awaited_until_it_is_released(tmp_path: 
     waiting.start()
     wait_until(lambda: f" {os.getpid()} " in _waiting_for_locks())
     assert taken == []
+    if removed:
+        file.unlink()
+    if made_again:
+        file.touch()
     os.close(held)
     waiting.join(60)
+    assert os.path.samestat(os.fstat(taken[0]), file.stat())
     os.close(taken[0])
     os.close(pool_files.lock(str(tmp_path), patient=False))
 
@@ -117,29 +115,6 @@ def test_lock_that_is_held_is_refused_or_awaited_until_it_is_released(tmp_path: 
 def _waiting_for_locks() -> str:
     """The rows of proc_locks(5) for requests that wait."""
     return "".join(row for row in Path("/proc/locks").read_text().splitlines(True) if "->" in row)
-
-
-@pytest.mark.parametrize("is_replaced", [False, True])
-def test_lock_whose_file_the_previous_holder_removed_is_taken_on_a_new_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
-) -> None:
-    file, original, calls = tmp_path / "lock", fcntl.flock, []
-
-    def flock(descriptor: int, operation: int) -> None:
-        if not calls:
-            file.unlink()
-            if is_replaced:
-                file.touch()
-        calls.append(descriptor)
-        original(descriptor, operation)
-
-    monkeypatch.setattr(pool_files.fcntl, "flock", flock)
-    before = open_descriptors()
-    held = pool_files.lock(str(tmp_path))
-    assert os.path.samestat(os.fstat(held), file.stat())
-    assert len(calls) == 2
-    os.close(held)
-    assert open_descriptors() == before
 
 
 def test_directory_without_logs_is_removed_with_its_lock(tmp_path: Path) -> None:
