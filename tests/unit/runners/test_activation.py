@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,18 +28,21 @@ from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.local import accept_helper
 from poolctl.runners.local import activation as module
 from poolctl.runners.local.accept_helper import ACCEPT, AcceptHelper, ConnectionRequest, FetchOutcome
 from poolctl.runners.local.activation import (
+    MAX,
+    MIN,
     Activator,
     HeldConnection,
+    HeldConnectionLimit,
     SleepingListener,
 )
 from poolctl.runners.local.first_bytes import MAX_LINE_BYTES, FirstBytesKind, classify_first_bytes
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import PING, Link
+from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import freeze
@@ -50,11 +53,22 @@ from tests.virtual_loop import VirtualLoop
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def run(work: Callable[[House], Coroutine[Any, Any, None]]) -> None:
+@contextlib.contextmanager
+def open_files(limit: int) -> Iterator[None]:
+    """This process may have this many descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def run(work: Callable[[House], Coroutine[Any, Any, None]], *, few_files: bool = False) -> None:
     async def watched() -> None:
         unseen: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        house = House()
+        house = House(few_files=few_files)
         try:
             await asyncio.wait_for(work(house), 20)
         finally:
@@ -115,7 +129,7 @@ def asleep(
 class House:
     """A listener, the pair of a server, an activator, and what came of it. Stands for the keeper and the pairs, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, few_files: bool = False) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.left, self.worker_end = wire.pair()
@@ -130,7 +144,8 @@ class House:
         self.helper = Helper()
         self.cleared = 0
         this: Any = self
-        self.activator = Activator(this, this, this, Helpers(this, ""))
+        with open_files(MIN) if few_files else contextlib.nullcontext():
+            self.activator = Activator(this, this, this, Helpers(this, ""))
         self.activator._accept_helper = self.helper
 
     def close(self) -> None:
@@ -317,38 +332,29 @@ def test_slow_line_and_idle_connection_are_closed_after_their_time() -> None:
     run(scenario)
 
 
-def _hold_at_most(monkeypatch: Any, count: int) -> None:
-    monkeypatch.setattr(module, "MAX", count)
-    monkeypatch.setattr(module, "MIN", count)
-
-
-def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:
-    _hold_at_most(monkeypatch, 3)
-
+def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one() -> None:
     async def scenario(house: House) -> None:
         house.arm()
         begun = await house.connect(b"GET /")
         await house.until(lambda: house.kept)
-        one, *_ = [await house.connect() for _ in range(3)]
+        one, *_ = [await house.connect() for _ in range(MIN)]
         assert await house.closed(one) == b""
-        assert (house.woken, len(house.kept)) == (0, 3)
+        assert (house.woken, len(house.kept)) == (0, MIN)
         begun.send(REQUEST[5:])
-        await house.until(lambda: len(house.given) == 3)
+        await house.until(lambda: len(house.given) == MIN)
 
-    run(scenario)
+    run(scenario, few_files=True)
 
 
-def test_more_beginnings_of_requests_than_may_be_held_wake_their_server(monkeypatch: Any) -> None:
-    _hold_at_most(monkeypatch, 2)
-
+def test_more_beginnings_of_requests_than_may_be_held_wake_their_server() -> None:
     async def scenario(house: House) -> None:
         house.arm()
-        for _ in range(3):
+        for _ in range(MIN + 1):
             await house.connect(b"GET /")
-        await house.until(lambda: len(house.given) == 3)
+        await house.until(lambda: len(house.given) == MIN + 1)
         assert (house.woken, house.kept) == (1, [])
 
-    run(scenario)
+    run(scenario, few_files=True)
 
 
 def test_a_shared_listener_is_accepted_from_by_the_helper_only(monkeypatch: Any) -> None:
@@ -384,9 +390,8 @@ def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_fro
     run(scenario)
 
 
-def test_junk_in_the_pair_is_closed_a_little_at_a_time(monkeypatch: Any) -> None:
+def test_junk_in_the_pair_is_closed_a_little_at_a_time() -> None:
     async def scenario(house: House) -> None:
-        monkeypatch.setattr(module, "_RETRY_SECONDS", 0.001)
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,
             socket.socket(type=socket.SOCK_DGRAM) as datagrams,
@@ -432,16 +437,14 @@ def test_connection_without_room_in_the_pair_is_given_later() -> None:
     run(scenario)
 
 
-def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_its_worker(monkeypatch: Any) -> None:
+def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_its_worker() -> None:
     async def scenario(house: House) -> None:
         house.room = 0
-        house.arm(head_seconds=6)
+        house.arm(head_seconds=0.5)
         await house.connect()
         await house.until(lambda: house.kept)
         house.activator.disarm_and_hand_over("web")
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + 7)
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.6)
         assert (len(house.given), len(house.kept)) == (0, 1)
         house.room = 1
         await house.until(lambda: house.given)
@@ -491,32 +494,24 @@ def test_server_that_accepts_itself_is_woken_by_any_connection() -> None:
     run(scenario)
 
 
-def test_no_left_connection_is_lost_when_descriptors_run_out(monkeypatch: Any) -> None:
+def test_no_left_connection_is_lost_when_descriptors_run_out() -> None:
     async def scenario(house: House) -> None:
-        monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
         house.arm()
         client = await house.leave_behind()
         client.send(REQUEST)
-        hoard: list[int] = []
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 30, hard))
-        try:
+        with contextlib.ExitStack() as hoard, open_files(client.fileno() + 30):
             with contextlib.suppress(OSError):
                 while True:
-                    hoard.append(os.dup(0))
+                    hoard.callback(os.close, os.dup(0))
             await asyncio.sleep(0.03)
             assert house.woken == 0
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for fd in hoard:
-                os.close(fd)
         await house.until(lambda: house.given)
         assert house.given[0].recv(1000) == REQUEST
 
     run(scenario)
 
 
-def test_connections_wait_in_the_backlog_when_descriptors_run_out(monkeypatch: Any) -> None:
+def test_connections_wait_in_the_backlog_when_descriptors_run_out() -> None:
     class Full(socket.socket):
         fails = 1
 
@@ -527,7 +522,6 @@ def test_connections_wait_in_the_backlog_when_descriptors_run_out(monkeypatch: A
             return super().accept()
 
     async def scenario(house: House) -> None:
-        monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
         house.listener = Full(fileno=house.listener.detach())
         house.arm()
         await house.connect(REQUEST)
@@ -691,9 +685,7 @@ def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None
         finally:
             await stage.close()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accept_helper, "_SILENT_SECONDS", 60.0)
-        asyncio.run(watched())
+    asyncio.run(watched())
 
 
 def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(tmp_path: Path) -> None:
@@ -707,13 +699,11 @@ def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked
     run_helper(tmp_path, scenario)
 
 
-def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.fetch()
-        with monkeypatch.context() as patch:
-            patch.setattr(accept_helper, "_SILENT_SECONDS", 0.1)
-            freeze(stage.keeper.pids[0])
-            assert await stage.fetch() == FetchOutcome(failed=True)
+        freeze(stage.keeper.pids[0])
+        assert await stage.fetch() == FetchOutcome(failed=True)
         assert (await stage.fetch()).empty
         assert len(stage.keeper.pids) == 2
 
@@ -751,14 +741,6 @@ def test_helper_without_a_free_descriptor_takes_nothing_and_works_again_when_the
         assert stage.keeper.pids == [pid]
 
     run_helper(tmp_path, scenario)
-
-
-@pytest.mark.parametrize(("limit", "most"), [(8, 1), (320, 20), (335, 20)])
-def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(
-    monkeypatch: pytest.MonkeyPatch, limit: int, most: int
-) -> None:
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
-    assert module.HeldConnectionLimit().most_at_once == most
 
 
 class AtHelper:
@@ -980,39 +962,30 @@ def test_connection_to_close_is_the_oldest_unseen_one_else_the_oldest_left_by_a_
     assert sleeping_with(begun, held(unseen=False, begun=True)).expendable(newest) is None
 
 
-def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, used = 1000.0, 50
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (100, 100))
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
-    limit = module.HeldConnectionLimit()
-    assert limit.most_at_once == 6
-    assert not limit.too_many(16)
-    assert not limit.too_many(20)
-    # 100 descriptors, less 25 that stay free and 30 that are used for something else
-    assert (limit.too_many(45), limit.too_many(46)) == (False, True)
-    used, now = 100, now + 0.09
-    assert not limit.too_many(45)
-    now += 0.02
-    assert limit.too_many(45)
-    assert not limit.too_many(20)
+@pytest.mark.parametrize(("limit", "at_once"), [(8, 1), (320, 20), (335, 20), (12_000, 64)])
+def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(limit: int, at_once: int) -> None:
+    with open_files(limit):
+        assert HeldConnectionLimit().most_at_once == at_once
 
 
-@pytest.mark.parametrize(
-    ("used", "limit", "most", "at_once"),
-    [(50_000, 15, 16, 1), (20, 200_000, 8192, 64)],
-    ids=["least", "most"],
-)
-def test_number_of_held_connections_has_a_least_and_a_most(
-    monkeypatch: pytest.MonkeyPatch, used: int, limit: int, most: int, at_once: int
-) -> None:
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
-    monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
-    checked = module.HeldConnectionLimit()
-    assert (checked.too_many(most + 1), checked.too_many(most)) == (True, False)
-    assert checked.most_at_once == at_once
+def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free() -> None:
+    others = len(os.listdir("/proc/self/fd")) - 20
+    with open_files(400):
+        limit = HeldConnectionLimit()
+    most = 300 - others
+    assert [limit.too_many(count) for count in (20, most, most + 1)] == [False, False, True]
+    with contextlib.ExitStack() as more:
+        for _ in range(5):
+            more.callback(os.close, os.dup(0))
+        wait_until(lambda: limit.too_many(20) or limit.too_many(most))
+        assert not limit.too_many(most - 5)
+
+
+@pytest.mark.parametrize(("open_limit", "most"), [(15, MIN), (12_000, MAX)])
+def test_number_of_held_connections_has_a_least_and_a_most(open_limit: int, most: int) -> None:
+    with open_files(open_limit):
+        limit = HeldConnectionLimit()
+    assert (limit.too_many(most + 1), limit.too_many(most)) == (True, False)
 
 
 def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
@@ -1172,8 +1145,7 @@ def with_servers(directory: Path, work: Callable[[Servers], Coroutine[Any, Any, 
         finally:
             await servers.close()
 
-    with no_descriptor_left(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accept_helper, "_SILENT_SECONDS", 60.0)
+    with no_descriptor_left():
         asyncio.run(watched())
 
 

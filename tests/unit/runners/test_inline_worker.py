@@ -15,7 +15,6 @@ import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.errors import ServerError
-from poolctl.runners import inline_worker as module
 from poolctl.runners.inline_worker import InlineWorker
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests import serving
@@ -174,13 +173,14 @@ def test_reason_of_an_application_that_does_not_start_is_its_own() -> None:
     run(scenario())
 
 
-def test_error_of_an_unusable_setting_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(server: ServerConfig) -> Any:
-        raise ValueError("unusable")
+def test_error_of_an_unusable_application_is_the_reason() -> None:
+    class Unusable:
+        @property
+        def __call__(self) -> Any:
+            raise ValueError("unusable")
 
     async def scenario() -> None:
-        stage = Stage()
-        monkeypatch.setattr(module, "uvicorn_settings", fail)
+        stage = Stage(Unusable())
         assert await stage.failed() == (Exit.from_returncode(1), "ValueError: unusable")
         await stage.close()
 
@@ -392,20 +392,21 @@ def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pyte
         runner.run(scenario())
 
 
-def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CANCEL_SECONDS", 100.0)
-
+def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled() -> None:
     async def scenario() -> None:
         stage = Stage()
-        await stage.started()
+        client = await stage.started()
         stage.worker.begin_shutdown(drain=False)
         await stage.worker.kill(Exit(message="killed"))
         assert not stage.worker._task.cancelled()
         assert stage.worker._task.result() == Exit.from_returncode(0)
         assert stage.worker.exited.result() == Exit(message="killed")
+        client.close()
         await stage.close()
+        await turns()
 
-    run(scenario())
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scenario())
 
 
 def test_client_authority_that_a_renewal_replaces_is_no_longer_trusted(tmp_path: Path) -> None:

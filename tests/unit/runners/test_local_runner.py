@@ -20,7 +20,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.local import children, local_runner, zygotes
+from poolctl.runners.local import zygotes
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
@@ -34,7 +34,7 @@ from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
-from tests.processes import freeze, is_alive
+from tests.processes import is_alive
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
 from tests.unit.runners.test_local_worker import worker
 from tests.unit.runners.test_process_link import StoringPeer
@@ -653,26 +653,6 @@ def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exi
     with_runner(work)
 
 
-@pytest.mark.slow
-def test_zygote_that_is_stopped_is_killed_and_the_next_worker_gets_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(local_runner, "PING_SECONDS", 0.05)
-
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        first = await placed(runner, server)
-        (zygote,) = runner.zygotes.processes
-        freeze(zygote.pid)
-        while zygote in runner.zygotes.processes:
-            await asyncio.sleep(0.01)
-        second = await placed(runner, server, 2)
-        assert {first.pid, second.pid} & {zygote.pid} == set()
-        assert await fetch(server) == "hello"
-
-    with_runner(work)
-
-
 def test_connections_that_no_worker_has_accepted_are_counted() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
@@ -708,12 +688,7 @@ def test_prepared_worker_is_forked_from_the_imported_application() -> None:
 
 
 @pytest.mark.slow
-def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(children, "_FIRST_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(children, "_LAST_LOOK_SECONDS", 0.1)
-
+def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(preload=True)
         await runner.open(server)

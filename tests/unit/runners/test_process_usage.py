@@ -178,26 +178,6 @@ def test_processor_time_alone_may_be_newer_than_memory() -> None:
         asyncio.run(scenario(process.pid))
 
 
-def test_requests_at_the_same_time_are_answered_by_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    passes: list[set[int]] = []
-    find = platform.processes_by_leader
-
-    def counted(leaders: set[int]) -> dict[int | None, list[int]]:
-        passes.append(set(leaders))
-        return find(leaders)
-
-    async def scenario(*pids: int) -> None:
-        monkeypatch.setattr(platform, "processes_by_leader", counted)
-        usages = ProcessUsages()
-        await asyncio.gather(*(usages.measure([pid]) for pid in pids), usages.measure(pids, memory=False))
-        assert all(usages.of(pid).memory_bytes for pid in pids)
-        await usages.measure(pids)
-        assert passes == [set(pids)]
-
-    with worker("cat") as one, worker("cat") as other:
-        asyncio.run(scenario(one.pid, other.pid))
-
-
 def test_request_that_is_cancelled_does_not_cancel_those_of_others() -> None:
     async def scenario(pid: int) -> None:
         usages = ProcessUsages()

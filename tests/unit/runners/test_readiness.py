@@ -19,7 +19,6 @@ from poolctl import platform
 from poolctl.listeners import sock_diag
 from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import process_start
-from poolctl.runners.local import readiness
 from poolctl.runners.local.local_worker import (
     LocalWorker,
 )
@@ -128,11 +127,8 @@ def test_a_program_is_not_ready_because_another_worker_accepts(
 
 
 def test_a_program_is_ready_when_it_has_accepted_a_client_while_probes_wait(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path,
 ) -> None:
-    monkeypatch.setattr(readiness, "FIRST_LISTING_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(readiness, "LISTING_SECONDS", 60.0)
-
     async def scenario() -> None:
         with listening("tcp", short_path) as listener, contextlib.ExitStack() as clients:
             for _ in range(5):

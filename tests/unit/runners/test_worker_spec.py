@@ -279,10 +279,13 @@ def test_one_file_may_hold_certificate_and_key(tmp_path: Path) -> None:
     assert specs.tls_contents(server_of(tls={"cert": str(tmp_path / "both")})) == [b"both", b"both"]
 
 
-def test_only_root_runs_a_server_as_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = next(each.pw_name for each in pwd.getpwall() if each.pw_uid not in (0, os.geteuid()))
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert specs.user_ids(server_of(user=other)) == (pwd.getpwnam(other).pw_uid, pwd.getpwnam(other).pw_gid)
-    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
-    with pytest.raises(ServerError, match=f"only root can run it as '{other}'"):
-        specs.user_ids(server_of(user=other))
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_only_root_runs_a_server_as_another_user() -> None:
+    other = next(each for each in pwd.getpwall() if each.pw_uid)
+    assert specs.user_ids(server_of(user=other.pw_name)) == (other.pw_uid, other.pw_gid)
+    os.seteuid(4_000_000)
+    try:
+        with pytest.raises(ServerError, match=f"only root can run it as '{other.pw_name}'"):
+            specs.user_ids(server_of(user=other.pw_name))
+    finally:
+        os.seteuid(0)
