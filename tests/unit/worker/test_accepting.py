@@ -10,6 +10,7 @@ import resource
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import uvicorn
 
 from poolctl.keeper import connection_handover, wire
 from poolctl.platform import peer_has_closed
-from poolctl.worker.serving import accepting, http1_connection
 from poolctl.worker.serving.accepting import (
     AdoptionPair,
     ConnectionAcceptor,
@@ -124,12 +124,7 @@ def test_full_worker_leaves_new_connections_to_another_one(engine: Engine, pair:
     engine.run(scenario())
 
 
-def test_woken_worker_executes_no_request_of_clients_that_have_left(
-    engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It is full for longer: then some that have waited for the wake still wait.
-    monkeypatch.setattr(accepting, "_WAKE_SECONDS", 0.2)
-
+def test_woken_worker_executes_no_request_of_clients_that_have_left(engine: Engine, pair: Pair) -> None:
     async def answered(client: Client, until_time: float) -> None:
         assert (await client.answer())[0] == 200
         await until(lambda: time.monotonic() > until_time)
@@ -155,21 +150,18 @@ def test_woken_worker_executes_no_request_of_clients_that_have_left(
                 pair.hand_over(second)
                 staying += [in_backlog[1], stays]
             server.accept_or_drain(True)
-            until_time = time.monotonic() + 0.4
+            # It is full for longer than it is woken: then some that have waited for the wake still wait.
+            until_time = time.monotonic() + 1.5
             await asyncio.gather(*(answered(client, until_time) for client in staying))
             assert len(app.scopes) == len(staying)
 
     engine.run(scenario())
 
 
-def test_client_that_closes_its_side_after_the_wake_is_served(
-    engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accepting, "_WAKE_SECONDS", 0.0)
-
+def test_client_that_closes_its_side_after_the_wake_is_served(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker(), woken=True) as (_server, app, _port, _running):
-            await turns()
+            await asyncio.sleep(1.1)
             client, sock = await accepted()
             await client.send()
             client.writer.write_eof()
@@ -180,9 +172,7 @@ def test_client_that_closes_its_side_after_the_wake_is_served(
     engine.run(scenario())
 
 
-def test_full_worker_drains_rests_and_accepts_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 60.0)
-
+def test_full_worker_drains_rests_and_accepts_again(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, max_connections=1) as (server, _, port, running):
             client = await Client.connect(port)
@@ -222,14 +212,24 @@ def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_pat
     engine.run(scenario())
 
 
+@contextlib.contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_there_is_one(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(accepting, "_RETRY_SECONDS", 0.05)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl._create_unverified_context()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def scenario() -> None:
         async with served(engine, secure=context) as (server, _, port, _running):
@@ -237,14 +237,9 @@ def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_the
             await until(lambda: server.server_state.expected)
             (listening,) = server.acceptor.servers
             with socket.socket() as second:
-                free = os.dup(second.fileno())
-                os.close(free)
-                resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-                try:
+                with no_free_descriptor():
                     second.connect(("127.0.0.1", port))
                     await until(lambda: listening._retry)  # type: ignore[attr-defined]
-                finally:
-                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 await until(lambda: len(server.server_state.expected) == 2)
             await client.writer.start_tls(trusting)
             assert (await client.get())[0] == 200
@@ -760,16 +755,12 @@ def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
 
 
 def test_worker_without_a_free_descriptor_takes_nothing_until_there_is_one(
-    any_engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    any_engine: Engine, pair: Pair
 ) -> None:
-    def full(fd: int) -> int:
-        raise OSError(24, "Too many open files")
-
     async def scenario() -> None:
         async with served(any_engine, adoption=pair.worker()) as (server, _app, _port, _running):
             client, sock = await accepted()
-            with monkeypatch.context() as patched:
-                patched.setattr(os, "dup", full)
+            with no_free_descriptor():
                 pair.hand_over(sock)
                 await turns()
                 assert not server.server_state.connections

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pytest
 
-from poolctl.worker.serving import connection_balancer, http1_connection, pool_server
+from poolctl.worker.serving import connection_balancer
 from poolctl.worker.serving.connection_balancer import (
     MOMENT_SECONDS,
     ConnectionBalancer,
@@ -340,16 +340,13 @@ def test_worker_takes_tls_connections_that_no_other_one_takes(
 
 
 def test_drain_finishes_handshakes_and_leaves_what_was_given_to_others(
-    engine: Engine, pair: Pair, secure: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    monkeypatch.setattr(pool_server, "_HANDSHAKE_SECONDS", 60.0)
-    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 60.0)
-
     async def scenario() -> None:
         async with workers(engine, pair, 3, secure=secure) as made:
             first, *others = made
-            clients = [await Client.connect(first.port) for _ in range(9)]
-            await until(lambda: sum(counts(made)) == 9)
+            clients = [await Client.connect(first.port) for _ in range(6)]
+            await until(lambda: sum(counts(made)) == 6)
             first.server.drain()
             await until(lambda: first.server.should_exit)
             for each in clients:

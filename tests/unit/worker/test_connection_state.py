@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -21,18 +20,6 @@ def loop() -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
     yield loop
     loop.close()
-
-
-def test_date_is_valid_to_the_end_of_its_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_state, "time", lambda: 1_700_000_000.125)
-    monkeypatch.setattr(connection_state, "monotonic_ns", lambda: 3_000_000_000)
-    server_state = PoolServerState()
-    server_state.fixed_headers = [(b"server", b"pool")]
-    server_state.renew_default_headers()
-    date, fixed = server_state.default_headers
-    assert parsedate_to_datetime(date[1].decode()).timestamp() == 1_700_000_000
-    assert fixed == (b"server", b"pool")
-    assert server_state.date_ends_ns == 3_875_000_000
 
 
 def test_date_can_be_left_out() -> None:

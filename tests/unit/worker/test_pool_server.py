@@ -18,7 +18,6 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving import http1_connection, pool_server
 from poolctl.worker.serving.connection_balancer import create_peer_counts_page
 from poolctl.worker.serving.http1_connection import H11Connection
 from poolctl.worker.serving.pool_server import (
@@ -485,16 +484,6 @@ def each_engine(request: pytest.FixtureRequest) -> Engine:
     return chosen
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 60.0)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 0.15)
-
-
 def test_drain_keeps_an_idle_connection_whose_next_response_says_close(each_engine: Engine) -> None:
     async def scenario() -> None:
         async with served(each_engine) as (server, _, port, running):
@@ -513,15 +502,16 @@ def test_drain_keeps_an_idle_connection_whose_next_response_says_close(each_engi
     each_engine.run(scenario())
 
 
-@pytest.mark.usefixtures("quick")
-def test_drain_closes_an_idle_connection_after_a_quiet_period(each_engine: Engine) -> None:
+def test_drain_closes_an_idle_or_silent_connection_after_a_quiet_period(each_engine: Engine) -> None:
     async def scenario() -> None:
         async with served(each_engine) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.get()
+            idle, silent = await Client.connect(port), await Client.connect(port)
+            await idle.get()
+            await until(lambda: len(server.server_state.connections) == 2)
             server.drain()
-            assert await client.stays_open(0.1)
-            assert await client.at_end()
+            assert await idle.stays_open(0.1)
+            assert await idle.at_end()
+            assert await silent.at_end()
             await running
 
     each_engine.run(scenario())
@@ -605,19 +595,6 @@ def test_drain_answers_the_first_request_of_a_new_connection(each_engine: Engine
     each_engine.run(scenario())
 
 
-@pytest.mark.usefixtures("quick")
-def test_silent_connection_delays_a_drain_only_by_the_quiet_period(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine) as (server, _, port, running):
-            silent = await Client.connect(port)
-            await until(lambda: server.server_state.connections)
-            server.drain()
-            await asyncio.wait_for(running, 10)
-            assert await silent.at_end()
-
-    each_engine.run(scenario())
-
-
 def test_drain_ends_at_its_timeout(each_engine: Engine) -> None:
     async def scenario() -> None:
         async with served(each_engine, drain_seconds=0.1, stop_seconds=0.1) as (server, app, port, running):
@@ -678,11 +655,7 @@ def test_websocket_is_closed_with_1012_after_a_drain(each_engine: Engine, websoc
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_websocket_closes_when_its_client_has_replied(
-    each_engine: Engine, websocket: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_server, "REPLY_SECONDS", 60.0)
-
+def test_websocket_closes_when_its_client_has_replied(each_engine: Engine, websocket: dict[str, str]) -> None:
     async def scenario() -> None:
         async with served(each_engine, config=websocket, drain_seconds=0.05) as (server, app, port, running):
             client = await Client.connect(port)

@@ -296,19 +296,15 @@ def test_idle_connection_of_the_gateway_stays_open_and_that_of_a_client_is_close
     engine.run(scenario())
 
 
-def test_idle_connection_of_the_gateway_closes_with_a_drain_that_cannot_hand_it_over(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("poolctl.worker.serving.http1_connection.QUIET_SECONDS", 0.05)
-
+def test_idle_connection_of_the_gateway_closes_with_a_drain_that_cannot_hand_it_over() -> None:
     async def scenario() -> None:
-        async with served(engine, routes=contexts()) as it:
+        async with served(PLAIN, routes=contexts()) as it:
             gateway = await Client.connect(it.port)
             assert (await gateway.get("/", GOOD))[0] == 200
             it.server.drain()
             assert await gateway.at_end()
 
-    engine.run(scenario())
+    PLAIN.run(scenario())
 
 
 @pytest.mark.parametrize("resting", [False, True], ids=["drained", "drained while resting"])

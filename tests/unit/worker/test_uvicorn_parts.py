@@ -28,7 +28,7 @@ import poolctl
 from poolctl.bootstrap import MIN_UVICORN
 from poolctl.config import ServerConfig
 from poolctl.runners.worker_spec import memory_files, uvicorn_settings
-from poolctl.worker.serving import http1_connection, pool_server, uvicorn_parts
+from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.http1_connection import Http1Connection
 from poolctl.worker.serving.pool_server import connection_class
@@ -319,11 +319,7 @@ def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
     engine.run(scenario())
 
 
-def test_drain_waits_for_a_tls_handshake_in_progress(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_server, "_HANDSHAKE_SECONDS", 60.0)
-    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 60.0)
+def test_drain_waits_for_a_tls_handshake_in_progress(engine: Engine, tmp_path: Path) -> None:
     certified = context(tmp_path, "same")
 
     async def scenario() -> None:
