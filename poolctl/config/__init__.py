@@ -40,8 +40,7 @@ _MODULES = {
     "checks.interpreter": "find_path_others_may_change default_interpreter ids_to_start_interpreter_as ids_of "
     "active_environment broken_environment directory_for_environment interpreter missing_module "
     "missing_program start_options with_virtual_environment",
-    "configuration": "BINDS_ITSELF Configuration Reading Surroundings no_certificate "
-    "open_files_per_pool_process",
+    "configuration": "BINDS_ITSELF Configuration Surroundings no_certificate open_files_per_pool_process",
     "edit": "Draft FileChanged server_table",
     "files.assemble": "Document read_documents unset_variables",
     "files.marks": "Marks changed_files marks_of",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
-from poolctl.config.files.marks import Marks
 from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, secret_variable_names
 from poolctl.config.model.server_keys import ServerConfig
 from poolctl.config.model.server_tables import TLSConfig
@@ -337,23 +336,3 @@ class Surroundings:
     defaults: dict[str, Tree] = field(default_factory=dict)
     base_dir: str = ""
     handlers: str | None = None
-
-
-@dataclass
-class Reading:
-    """The content of a pool's files: servers and tables; if they are invalid, only `problems`, as JSON documents.
-
-    `name` and `port_range` come from [pool]; with several files, `files` maps each server's name to its file.
-    """
-
-    marks: Marks
-    problems: list[dict[str, Tree]] = field(default_factory=list)
-    configuration: Configuration | None = None
-    name: str | None = None
-    servers: list[ServerConfig] = field(default_factory=list)
-    surroundings: Surroundings = field(default_factory=Surroundings)
-    port_range: tuple[int, int] = (0, 0)
-    tables: Tables = field(default_factory=Tables)
-    files: Mapping[str, str] = field(default_factory=dict)
-    # Problems of env files: a pool does not start with them, but a running pool continues.
-    unreadable: list[dict[str, Tree]] = field(default_factory=list)

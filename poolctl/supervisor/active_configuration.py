@@ -12,15 +12,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from poolctl.config import (
-    Configuration,
     Finding,
     Marks,
-    Reading,
     ServerConfig,
     Surroundings,
     Tables,
@@ -39,7 +37,6 @@ from poolctl.core.decide import ListenerState
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import read_json_object, replace_file
 from poolctl.runners.helper_process import Helpers
@@ -48,34 +45,12 @@ from poolctl.runners.process_link import Link
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
-from .configuration_reader import ConfigurationReader, ReaderFailed
+from .configuration_reader import ConfigurationReader, ReaderFailed, Reading
 from .takeover.state_store import SavedDesiredState, StateStore, StoredConfiguration
 
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 
 logger = logging.getLogger("poolctl.supervisor")
-
-
-@dataclass
-class ConfigurationLoadResult:
-    """The result of reading the files: the servers in file order and the pool's name, or the problems."""
-
-    name: str
-    servers: list[ServerConfig] = field(default_factory=list)
-    problems: list[ErrorEntry] = field(default_factory=list)
-    surroundings: Surroundings = field(default_factory=Surroundings)
-    port_range: tuple[int, int] = (0, 0)
-    tables: Tables = field(default_factory=Tables)
-    marks: Marks | None = None
-    files: Mapping[str, str] = field(default_factory=dict)  # the file of each server, if there are several
-    configuration: Configuration | None = None  # as it was read; None without a reading
-    unreadable: list[ErrorEntry] = field(default_factory=list)  # problems of env files
-    remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.check_external
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no server and no route was read."""
-        return not (self.servers or self.tables.routes)
 
 
 def default_name(file: str) -> str:
@@ -163,13 +138,13 @@ class ActiveConfiguration:
     async def _read_and_activate(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read_without_activating(keep=saved.added_servers)
+            reading = await self.read_without_activating(keep=saved.added_servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
-            self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
-            self.activate(resolved)
+            self.problems = reading.problems or ([] if saved.servers else reading.unreadable)
+            self.activate(reading)
             if self.problems:
-                return resolved.servers
-            return await self._with_live_changes(resolved.servers, saved)
+                return reading.servers
+            return await self._with_live_changes(reading.servers, saved)
         except ReaderFailed as failed:
             self.problems, self.exit_code = list(failed.result.errors), failed.result.exit_code
             return []
@@ -186,7 +161,7 @@ class ActiveConfiguration:
 
     async def read_without_activating(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
-    ) -> ConfigurationLoadResult:
+    ) -> Reading:
         """Read the files without activating them; return their servers, or else their problems.
 
         `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
@@ -196,35 +171,22 @@ class ActiveConfiguration:
             self.files, environment or self._environment, access_log=ACCESS_LOG_VARIABLE in os.environ
         )
         name = default_name(self.files[0])
-        problems = [from_json(ErrorEntry, problem) for problem in reading.problems]
-        if problems:
-            return ConfigurationLoadResult(name, problems=problems, marks=reading.marks)
-        try:
-            servers = await asyncio.to_thread(self._with_ports, reading, keep)
-        except ServerError as error:
-            return ConfigurationLoadResult(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
-        return ConfigurationLoadResult(
-            reading.name or name,
-            self._self_binding.apply_to(servers),
-            surroundings=reading.surroundings,
-            port_range=reading.port_range,
-            tables=reading.tables,
-            marks=reading.marks,
-            files=reading.files,
-            configuration=reading.configuration,
-            unreadable=[from_json(ErrorEntry, each) for each in reading.unreadable],
-        )
+        if not reading.problems:
+            try:
+                servers = await asyncio.to_thread(self._with_ports, reading, keep)
+            except ServerError as error:
+                return Reading(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
+            reading = replace(reading, servers=self._self_binding.apply_to(servers))
+        return replace(reading, name=reading.name or name)
 
-    async def check_external(
-        self, resolved: ConfigurationLoadResult, names: Collection[str]
-    ) -> list[ErrorEntry]:
+    async def check_external(self, reading: Reading, names: Collection[str]) -> list[ErrorEntry]:
         """Check the files, users and programs that the servers called `names` refer to; returns the problems.
 
-        Stores the warnings about all servers of `resolved` in `resolved.remarks`. Raises ReaderFailed.
+        Stores the warnings about all servers of `reading` in `reading.remarks`. Raises ReaderFailed.
         """
-        if resolved.configuration is None:
+        if reading.configuration is None:
             return []
-        problems, resolved.remarks = await self._reader.check_external(resolved.configuration, names)
+        problems, reading.remarks = await self._reader.check_external(reading.configuration, names)
         return problems
 
     async def key_origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
@@ -251,14 +213,14 @@ class ActiveConfiguration:
         ]
         ledger.keep_only(automatic | gone)
         taken = {server.address.port for server in servers if server.address.port} | _ports(reading.tables)
-        resolved = []
+        placed = []
         for server in servers:
             if server.address.auto:
                 port = ledger.assign_port(server.name, server.address, avoid=taken, vacated=vacated)
                 taken.add(port)
                 server = server.at(server.address.with_port(port))
-            resolved.append(server)
-        return with_resolved_references(resolved)
+            placed.append(server)
+        return with_resolved_references(placed)
 
     def keys_to_listen_on(self, servers: Iterable[ServerConfig]) -> list[str]:
         """The canonical addresses at which the pool listens if all of these servers run that are not disabled."""
@@ -317,18 +279,16 @@ class ActiveConfiguration:
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
-    def activate(
-        self, resolved: ConfigurationLoadResult, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def activate(self, reading: Reading, environment: Mapping[str, str] | None = None) -> None:
         """Activate this configuration. `environment` is the one that was given to `read`, if any."""
-        self.name = resolved.name
-        self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
+        self.name = reading.name
+        self._surroundings, self._port_range = reading.surroundings, reading.port_range
         self._environment = environment or self._environment
         self.missing.clear()
-        self.marks = resolved.marks
+        self.marks = reading.marks
         self._saved_revision = -1
-        self._withhold_variables(resolved.servers, resolved.tables)
-        changed, self.tables = resolved.tables != self.tables, resolved.tables
+        self._withhold_variables(reading.servers, reading.tables)
+        changed, self.tables = reading.tables != self.tables, reading.tables
         for subscriber, every_reload in self._subscribers:
             if changed or every_reload:
                 subscriber(self.tables)

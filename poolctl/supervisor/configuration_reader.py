@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -15,21 +16,20 @@ from poolctl import __version__, bootstrap
 from poolctl.config import (
     Configuration,
     Marks,
-    Reading,
     ServerConfig,
     Surroundings,
+    Tables,
     added_server,
     changed_files,
     directory_of,
     load,
     marks_of,
 )
-from poolctl.control.answers import ErrorEntry, Result, failure
+from poolctl.control.answers import ErrorEntry, Result, error_entries, failure
 from poolctl.daemon_threads import complete
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.exit_codes import CONFLICT
 from poolctl.feature import features
-from poolctl.json_form import from_json
 
 Answer = TypeVar("Answer")
 
@@ -52,6 +52,32 @@ class ReaderFailed(Exception):
     def result(self) -> Result:
         """Return the failed command's result, whose only error is this failure and whose exit code is 8."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
+
+
+@dataclass
+class Reading:
+    """What was read from the files: the servers in file order, or the problems.
+
+    `name` and `port_range` come from [pool]; the pool has a name of its own if [pool] has none.
+    """
+
+    name: str = ""
+    servers: list[ServerConfig] = field(default_factory=list)
+    problems: list[ErrorEntry] = field(default_factory=list)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    port_range: tuple[int, int] = (0, 0)
+    tables: Tables = field(default_factory=Tables)
+    marks: Marks | None = None
+    files: Mapping[str, str] = field(default_factory=dict)  # the file of each server, if there are several
+    configuration: Configuration | None = None  # None with `problems`
+    # Problems of env files: a pool does not start with them, but a running pool continues.
+    unreadable: list[ErrorEntry] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.check_external
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no server and no route was read."""
+        return not (self.servers or self.tables.routes)
 
 
 class ConfigurationReader:
@@ -81,9 +107,7 @@ class ConfigurationReader:
         """
 
         def check() -> tuple[list[ErrorEntry], list[str]]:
-            problems = [
-                from_json(ErrorEntry, each.to_dict()) for each in configuration.check_external(names=names)
-            ]
+            problems = [ErrorEntry.of(each) for each in configuration.check_external(names=names)]
             return problems if names else [], [str(warning) for warning in configuration.warnings]
 
         return await self._call(check, _CHECK_SECONDS, configuration.files)
@@ -201,19 +225,18 @@ def _read(files: Sequence[str], env: Mapping[str, str] | None, access_log: bool)
     try:
         config = load(files, env, access_log=access_log)
     except PoolError as error:
-        return Reading(marks, error.to_list())
-    if problems := [problem.to_dict() for problem in config.problems or config.startup_problems()]:
-        return Reading(marks, problems)
+        return Reading(problems=[*error_entries(error)], marks=marks)
+    if problems := config.problems or config.startup_problems():
+        return Reading(problems=[*map(ErrorEntry.of, problems)], marks=marks)
     settings = config.settings
     return Reading(
-        marks,
-        [],
-        config,
-        settings.name,
+        settings.name or "",
         list(config),
-        Surroundings(config.defaults, directory_of(files[0]), settings.handlers),
-        settings.port_range,
-        config.tables,
-        config.file_of_each_server(),
-        [each.to_dict() for each in config.env_file_problems()],
+        surroundings=Surroundings(config.defaults, directory_of(files[0]), settings.handlers),
+        port_range=settings.port_range,
+        tables=config.tables,
+        marks=marks,
+        files=config.file_of_each_server(),
+        configuration=config,
+        unreadable=[*map(ErrorEntry.of, config.env_file_problems())],
     )

@@ -46,8 +46,7 @@ from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import NothingMatched, Selector, select
 
-from ..active_configuration import ConfigurationLoadResult
-from ..configuration_reader import ReaderFailed
+from ..configuration_reader import ReaderFailed, Reading
 from .changing_verbs import check_pool_file_limit, expired_certificate_error
 from .verb import (
     Call,
@@ -105,27 +104,27 @@ class Reload:
         """
         force = bool(call.options.get("force"))
         async with self._configuration.turn:
-            resolved = await self._configuration.read_without_activating(
+            reading = await self._configuration.read_without_activating(
                 call.options.get("env"), keep=self._core.entries
             )
-            names = self._selected_names(call, resolved)
-            changes, problems = await self._plan(resolved, names, force=force)
+            names = self._selected_names(call, reading)
+            changes, problems = await self._plan(reading, names, force=force)
             if problems:
                 return ReloadResult(
                     items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION
                 )
-            servers, signals = resolved.servers, list[PlannedChange]()
+            servers, signals = reading.servers, list[PlannedChange]()
             if names is None:
-                lines = [*self._changes_outside_servers(resolved), *changes]
+                lines = [*self._changes_outside_servers(reading), *changes]
             else:
-                servers, signals = self._limited(resolved.servers, names), self._signals(names, changes)
+                servers, signals = self._limited(reading.servers, names), self._signals(names, changes)
                 lines = [*changes, *signals]
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
                     items=self._all_items(),
                     exit_code=code,
-                    warnings=tuple(resolved.remarks),
+                    warnings=tuple(reading.remarks),
                     changes=tuple(lines),
                 )
             check_pool_file_limit(self._core, servers)
@@ -134,20 +133,20 @@ class Reload:
             self._record(lines)
             previous = self._configuration.marks
             exposed = self._activate_and_list_withheld_variables(
-                resolved, call.options.get("env"), applied, names
+                reading, call.options.get("env"), applied, names
             )
             unhandled = await self._send_signals(signals)
             renewal = [*applied.change_socket_access(), *await applied.renew_changed_certificates()]
         code, errors, warnings = await applied.wait_for_changes(call)
-        if names is not None and not await self._difference_left(resolved):
-            self._configuration.marks = resolved.marks
+        if names is not None and not await self._difference_left(reading):
+            self._configuration.marks = reading.marks
             self._core.servers.note_revision()  # saved for a successor
-        elif names is None and errors and await self._planned(resolved):
+        elif names is None and errors and await self._planned(reading):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
             self._core.servers.note_revision()  # saved for a successor
         errors += [*renewal, *unhandled]
-        warnings += [*self._exposed_variable_warnings(exposed, applied.replaced), *resolved.remarks]
+        warnings += [*self._exposed_variable_warnings(exposed, applied.replaced), *reading.remarks]
         return ReloadResult(
             items=self._all_items(),
             errors=tuple(errors),
@@ -156,15 +155,15 @@ class Reload:
             changes=tuple(lines),
         )
 
-    def _selected_names(self, call: Call, resolved: ConfigurationLoadResult) -> set[str] | None:
+    def _selected_names(self, call: Call, reading: Reading) -> set[str] | None:
         """The names of the selected servers, in the pool or in the files. Raises NothingMatched.
 
         None if the reload is about the whole pool, or the files have problems.
         """
-        if call.selector.selects_all or self._configuration_errors(resolved):
+        if call.selector.selects_all or self._configuration_errors(reading):
             return None
         new = [
-            item_from_config(server) for server in resolved.servers if server.name not in self._core.entries
+            item_from_config(server) for server in reading.servers if server.name not in self._core.entries
         ]
         return {each.name for each in select([*self._all_items(), *new], call.selector)}
 
@@ -210,9 +209,9 @@ class Reload:
                 errors.append(error_of_kind(PoolRestartError, server_problem(entry, message, hint)))
         return errors
 
-    async def _difference_left(self, resolved: ConfigurationLoadResult) -> bool:
+    async def _difference_left(self, reading: Reading) -> bool:
         """Whether another reload of these files would change anything."""
-        return bool([*self._changes_outside_servers(resolved), *await self._planned(resolved)])
+        return bool([*self._changes_outside_servers(reading), *await self._planned(reading)])
 
     async def apply_to_servers_at_rest(self, call: Call, working: Collection[str]) -> ReloadResult | None:
         """Apply the files if they change none of the `working` servers; returns changes or errors, None if they do.
@@ -221,41 +220,41 @@ class Reload:
         servers are not started.
         """
         async with self._configuration.turn:
-            resolved = await self._configuration.read_without_activating(keep=self._core.entries)
-            found = await self._difference(resolved)
-            at_rest = self._core.entries.keys() - {*working} & {server.name for server in resolved.servers}
+            reading = await self._configuration.read_without_activating(keep=self._core.entries)
+            found = await self._difference(reading)
+            at_rest = self._core.entries.keys() - {*working} & {server.name for server in reading.servers}
             if working and (found.problems or not {change.name for change in found.changes} <= at_rest):
                 return None
             if found.problems:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
             of_servers = [change for change in found.changes if not change.name.startswith("[")]
-            applied = _ReloadRun(self._core, self._runner, of_servers, resolved.servers)
+            applied = _ReloadRun(self._core, self._runner, of_servers, reading.servers)
             applied.apply_to_core(allow_expired=False, starts=False)
             self._record(found.changes)
-            self._activate_and_list_withheld_variables(resolved, None, applied)
+            self._activate_and_list_withheld_variables(reading, None, applied)
         await applied.forget_removed_when_stopped(call)
         return ReloadResult(changes=tuple(found.changes))
 
     async def difference(self) -> PlannedReload:
         """Return the changes that a reload would make, without checking the users and programs that servers name."""
         async with self._configuration.turn:
-            resolved = await self._configuration.read_without_activating(keep=self._core.entries)
-            return await self._difference(resolved)
+            reading = await self._configuration.read_without_activating(keep=self._core.entries)
+            return await self._difference(reading)
 
-    async def _difference(self, resolved: ConfigurationLoadResult) -> PlannedReload:
-        if problems := self._configuration_errors(resolved):
-            return PlannedReload([], [], problems, resolved.marks, {})
-        changes = [*self._changes_outside_servers(resolved), *await self._planned(resolved)]
-        return PlannedReload(resolved.servers, changes, [], resolved.marks, resolved.files)
+    async def _difference(self, reading: Reading) -> PlannedReload:
+        if problems := self._configuration_errors(reading):
+            return PlannedReload([], [], problems, reading.marks, {})
+        changes = [*self._changes_outside_servers(reading), *await self._planned(reading)]
+        return PlannedReload(reading.servers, changes, [], reading.marks, reading.files)
 
-    def _configuration_errors(self, resolved: ConfigurationLoadResult) -> list[ErrorEntry]:
-        if resolved.is_empty and self._core.entries and not resolved.problems:
+    def _configuration_errors(self, reading: Reading) -> list[ErrorEntry]:
+        if reading.is_empty and self._core.entries and not reading.problems:
             hint = "poolctl stop ends the pool"
             return [failure(PoolValidateError, "there is no server in the files", hint)]
-        return resolved.problems
+        return reading.problems
 
-    async def _planned(self, resolved: ConfigurationLoadResult) -> list[PlannedChange]:
-        files = await asyncio.to_thread(_files, resolved.servers)
+    async def _planned(self, reading: Reading) -> list[PlannedChange]:
+        files = await asyncio.to_thread(_files, reading.servers)
         now = [
             CurrentServer(entry.config, entry.desired.overrides, entry.added, entry.observed.files)
             for entry in self._core.entries.values()
@@ -268,38 +267,38 @@ class Reload:
                 keys=change.keys,
                 message=change.message,
             )
-            for change in planned_changes(now, resolved.servers, files, self._configuration.missing)
+            for change in planned_changes(now, reading.servers, files, self._configuration.missing)
         ]
 
     async def _plan(
-        self, resolved: ConfigurationLoadResult, names: Collection[str] | None, *, force: bool
+        self, reading: Reading, names: Collection[str] | None, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
         """The changes that a reload makes, and the problems that prevent it.
 
         Only those of the servers called `names`; None: all. `force` ignores expired certificates.
         """
-        if problems := self._configuration_errors(resolved):
+        if problems := self._configuration_errors(reading):
             return [], problems
-        changes = [each for each in await self._planned(resolved) if names is None or each.name in names]
-        problems = await self._configuration.check_external(resolved, {change.name for change in changes})
+        changes = [each for each in await self._planned(reading) if names is None or each.name in names]
+        problems = await self._configuration.check_external(reading, {change.name for change in changes})
         if not force:
-            problems += await asyncio.to_thread(self._certificate_expiry_errors, resolved.servers, changes)
+            problems += await asyncio.to_thread(self._certificate_expiry_errors, reading.servers, changes)
         return changes, problems
 
     def _activate_and_list_withheld_variables(
         self,
-        resolved: ConfigurationLoadResult,
+        reading: Reading,
         environment: Mapping[str, str] | None,
         applied: _ReloadRun,
         names: Collection[str] | None = None,
     ) -> list[str]:
-        """Activate `resolved`; returns the environment variables that new workers no longer get.
+        """Activate `reading`; returns the environment variables that new workers no longer get.
 
         If the reload is limited to the servers called `names`, the rest of the files stays as it was.
         """
         known = withheld_variables()
         if names is None:
-            self._configuration.activate(resolved, environment)
+            self._configuration.activate(reading, environment)
         else:
             self._configuration.missing.difference_update(names)
         if environment:
@@ -338,11 +337,11 @@ class Reload:
                 **where,
             )
 
-    def _changes_outside_servers(self, resolved: ConfigurationLoadResult) -> Iterable[PlannedChange]:
-        if resolved.name != self._configuration.name:
-            message = f"the pool's name: {self._configuration.name} → {resolved.name}"
+    def _changes_outside_servers(self, reading: Reading) -> Iterable[PlannedChange]:
+        if reading.name != self._configuration.name:
+            message = f"the pool's name: {self._configuration.name} → {reading.name}"
             yield _of_pool(POOL, ("pool.name",), message)
-        before, after = self._configuration.tables.by_name(), resolved.tables.by_name()
+        before, after = self._configuration.tables.by_name(), reading.tables.by_name()
         for name in before | after:
             if before.get(name) != after.get(name):
                 keys = _changed_keys(name, before.get(name), after.get(name))

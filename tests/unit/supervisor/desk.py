@@ -16,11 +16,8 @@ from poolctl.core.decide import DecisionLogger
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.active_configuration import (
-    ActiveConfiguration,
-    ConfigurationLoadResult,
-    ConfigurationReader,
-)
+from poolctl.supervisor.active_configuration import ActiveConfiguration
+from poolctl.supervisor.configuration_reader import ConfigurationReader, Reading
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call, VerbContext
@@ -43,10 +40,10 @@ class Files(ActiveConfiguration):
 
     async def read_without_activating(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
-    ) -> ConfigurationLoadResult:
+    ) -> Reading:
         self.reads.append(environment)
         await asyncio.sleep(0)
-        return ConfigurationLoadResult(
+        return Reading(
             self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.tables_of_files
         )
 

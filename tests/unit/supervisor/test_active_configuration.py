@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Reading, Tables
+from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.core import Core
 from poolctl.errors import PoolValidateError
@@ -23,14 +23,13 @@ from poolctl.platform import read_json_object
 from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
-    ConfigurationLoadResult,
     ProgramsFile,
     SelfBindingProgramsFile,
     default_name,
     obstacles_to_adding,
     try_write_object,
 )
-from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
+from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
 from poolctl.supervisor.takeover.state_store import StateStore, encoded
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import RecordedEvents
@@ -362,7 +361,7 @@ def test_problems_outside_of_the_files_are_those_of_the_servers_asked_about(tmp_
         assert await configuration.check_external(resolved, []) == []
         (problem,) = await configuration.check_external(resolved, ["web"])
         assert "missing.env" in problem.message
-        assert await configuration.check_external(ConfigurationLoadResult("none"), ["web"]) == []
+        assert await configuration.check_external(Reading("none"), ["web"]) == []
 
     pool.scenario(work)
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import poolctl
-from poolctl.config import Configuration, Reading, Surroundings
+from poolctl.config import Configuration, Surroundings
 from poolctl.errors import PoolValidateError
 from poolctl.supervisor import configuration_reader
-from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
+from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
 
 from .test_active_configuration import WEB, run
 
@@ -34,7 +34,7 @@ def test_files_are_read_with_the_variables_given_and_problems_have_their_places(
     assert ([each.name for each in reading.servers], reading.problems) == (["web"], [])
     assert reading.servers[0].tags == ("secret",)
     problems = run(read(bad)).problems
-    assert {(each["file"], each["line"]) for each in problems} == {(str(bad), 1), (str(bad), 2)}
+    assert {(each.file, each.line) for each in problems} == {(str(bad), 1), (str(bad), 2)}
     assert "there is no such file" in str(run(read(tmp_path / "none.toml")).problems)
 
 

@@ -26,12 +26,8 @@ from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.store import Store
 from poolctl.runners.runner_protocol import Placement
-from poolctl.supervisor.active_configuration import (
-    ActiveConfiguration,
-    ConfigurationLoadResult,
-    ConfigurationReader,
-    ReaderFailed,
-)
+from poolctl.supervisor.active_configuration import ActiveConfiguration
+from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
 from poolctl.supervisor.verbs.verb import VerbContext
@@ -891,9 +887,7 @@ class WithOutside(Files):
         self.problems_outside: list[ErrorEntry] = []
         self.asked: list[list[str]] = []
 
-    async def check_external(
-        self, resolved: ConfigurationLoadResult, names: Collection[str]
-    ) -> list[ErrorEntry]:
+    async def check_external(self, resolved: Reading, names: Collection[str]) -> list[ErrorEntry]:
         self.asked.append(sorted(names))
         resolved.remarks = ["a: has a remark"]
         return list(self.problems_outside)

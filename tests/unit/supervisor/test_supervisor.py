@@ -25,7 +25,7 @@ from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.model.server_tables import Health, Probe
 from poolctl.control import pool_lock
-from poolctl.control.answers import Result
+from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.client import Client, SupervisorEnded, messages_async, read_exit
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
@@ -552,7 +552,7 @@ def test_change_ordered_while_the_files_are_read_is_made_though_its_client_has_l
     assert whole.end() == 0
 
 
-WRONG = {"code": 3, "error": "ErrorValidate", "message": "port 99999 is too large", "hint": "choose another"}
+WRONG = ErrorEntry(code=3, error="ErrorValidate", message="port 99999 is too large", hint="choose another")
 
 
 @pytest.mark.parametrize("verb", ["start", "stop", "list"])
@@ -567,7 +567,7 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
     found = [(each["message"], each["hint"]) for each in result["errors"]]
     assert (found, result["exit_code"]) == (
-        ([], 0) if verb == "stop" else ([(WRONG["message"], WRONG["hint"])], INVALID_CONFIGURATION)
+        ([], 0) if verb == "stop" else ([(WRONG.message, WRONG.hint)], INVALID_CONFIGURATION)
     )
     assert not whole.running.done()
     assert not (whole.directory / "info.json").exists()

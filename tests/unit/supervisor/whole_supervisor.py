@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Configuration, Reading, Tables
+from poolctl.config import Configuration, Tables
 from poolctl.control import pool_lock
 from poolctl.control.answers import Result
 from poolctl.control.client import messages_async
@@ -29,6 +29,7 @@ from poolctl.monitor.journal import JournalEvent, newest_first
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.process_link import Link, LinkHandler
 from poolctl.supervisor import supervisor
+from poolctl.supervisor.configuration_reader import Reading
 from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext
 from poolctl.supervisor.launch import listen
 from poolctl.supervisor.supervisor import Supervisor
@@ -60,7 +61,7 @@ class Reader:
     """Reads what the test has written, once it `may_read`."""
 
     def __init__(self, *servers: ServerConfig, tables: Tables | None = None, **more: Any) -> None:
-        self.reading = Reading({}, servers=list(servers), tables=tables or Tables(), **more)
+        self.reading = Reading(servers=list(servers), tables=tables or Tables(), marks={}, **more)
         self.may_read: asyncio.Event | None = None
         self.asked: list[Any] = []
 
