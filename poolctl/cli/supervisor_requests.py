@@ -19,13 +19,10 @@ from poolctl.control.client import (
     NoSupervisor,
     SupervisorEnded,
     failure_reason,
-    progress_line,
-    value_of,
     wait_for_exit,
 )
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
-from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,12 +69,6 @@ def ask(request: Request, pool: PoolRef) -> Result:
 
 def ask_for(kind: type[Answer], request: Request, pool: PoolRef) -> Answer:
     """Send a request to the pool as `ask` does, but return the answer as an instance of the class `kind`."""
-    result = value_of(kind, _send_request_for_document(request, pool))
-    await_exit_if_pool_ends(result)  # so that the next command finds no remains of this pool
-    return result
-
-
-def _send_request_for_document(request: Request, pool: PoolRef) -> Table:
     command = request.command or request.verb
     with Progress(command, quiet=request.place.quiet, verbose=request.place.verbose) as progress:
         body = {
@@ -85,7 +76,7 @@ def _send_request_for_document(request: Request, pool: PoolRef) -> Table:
             "options": {"timeout": request.timeout, **request.options, "progress": progress.wanted},
         }
         try:
-            document = _call(pool, request.verb, body, progress, request.timeout)
+            result = _ask_until_answered(kind, pool, request, body, progress)
         except KeyboardInterrupt:
             from poolctl.control.protocol import CHANGING_VERBS
             from poolctl.feature import features
@@ -96,8 +87,9 @@ def _send_request_for_document(request: Request, pool: PoolRef) -> Table:
             hint = f"the {command} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
     if progress.warnings:
-        document["warnings"] = [*dict.fromkeys([*progress.warnings, *(document.get("warnings") or ())])]
-    return document
+        result = replace(result, warnings=(*dict.fromkeys([*progress.warnings, *result.warnings]),))
+    await_exit_if_pool_ends(result)  # so that the next command finds no remains of this pool
+    return result
 
 
 def await_exit_if_pool_ends(result: Result) -> None:
@@ -106,15 +98,15 @@ def await_exit_if_pool_ends(result: Result) -> None:
         wait_for_exit(result.keeper_pid or 0)
 
 
-def _call(
-    pool: PoolRef, verb: str, body: Mapping[str, object], progress: Progress, timeout: float | None
-) -> Table:
+def _ask_until_answered(
+    kind: type[Answer], pool: PoolRef, request: Request, body: Mapping[str, object], progress: Progress
+) -> Answer:
     """Send a request to the supervisor, and return its answer; retries if another supervisor takes over."""
     client = Client(pool.socket)
     while True:
         before = _socket_identity(pool.socket)
         try:
-            return client.call(verb, body, lambda line: progress(progress_line(line)), timeout)
+            return client.ask(kind, request.verb, body, progress, request.timeout)
         except SupervisorEnded:
             # A supervisor that exits regularly removes its socket before closing connections; a killed one does not.
             if _socket_identity(pool.socket) == before:
