@@ -54,6 +54,8 @@ _SHELL = re.compile(r"(?:ba|da|z|a)?sh")
 _BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|-.*|[0-9]+|[A-Za-z_][A-Za-z0-9_]*=.*")
 # Keys of a probe without an equal in a pod; those of an app's HTTP probe are heeded by `poolctl serve`.
 _NOT_IN_PODS = ("interval_fall", "interval_rise", "rise_count_warn", "jitter")
+# Argo CD applies a wave when the objects of the earlier ones are healthy.
+WAVE = "argocd.argoproj.io/sync-wave"
 _FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, a letter first"
 _WHOLE_HOUR = (1 << 60) - 1
 _MAX_NAME_LENGTH = 63  # the name of a Service is a label of RFC 1035
@@ -203,6 +205,9 @@ def settings_problems(settings: Kubernetes, hidden: Sequence[str]) -> Iterator[F
             fix = "write the value itself if everybody may read it"
             message = "it is a secret, or comes from the environment"
             yield Finding(("kubernetes", "annotations", name), message, fix)
+        if name == WAVE:
+            fix = "take it out; the waves rise along depends_on"
+            yield Finding(("kubernetes", "annotations", name), "it would be one wave for all servers", fix)
         domain, slash, rest = name.rpartition("/")
         if not _annotation.fullmatch(rest) or (slash and not _subdomain.fullmatch(domain)):
             fix = "write NAME or DOMAIN/NAME, the name with at most 63 letters, digits and -._"

@@ -21,9 +21,10 @@ from poolctl.config import Probe, ServerConfig, with_resolved_references
 from poolctl.config.values.problems import Tree
 from poolctl.json_form import Table
 from poolctl.runners.worker_spec import probe_argument_vector
+from poolctl.units import format_duration
 
 from ._environment import PodEnvironment
-from ._keys import cron_schedule, opens_own_port, quantity
+from ._keys import WAVE, cron_schedule, opens_own_port, quantity
 from .table import Kubernetes
 
 POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects, and selectors
@@ -32,8 +33,6 @@ _PRUNED_LAST = {
     "argocd.argoproj.io/sync-options": "PruneLast=true",
     "kustomize.toolkit.fluxcd.io/prune": "disabled",
 }
-# Argo CD applies a wave when the objects of the earlier ones are healthy.
-_WAVE = "argocd.argoproj.io/sync-wave"
 _CONFIG_DIRECTORY, _CONFIG_FILE = "/etc/poolctl", "pool.json"
 _HEALTH_PORT = 9000
 _FIRST_UNPRIVILEGED_PORT = 1024
@@ -121,7 +120,7 @@ class SharedSettings:
             labels = of_server | labels | self.selector(server)
         else:
             labels[POOL] = self.name
-        annotations = {**more, **self.settings.annotations, **({_WAVE: str(wave)} if wave else {})}
+        annotations = {**more, **self.settings.annotations, **({WAVE: str(wave)} if wave else {})}
         return {"labels": labels, **({"annotations": annotations} if annotations else {})}
 
     def selector(self, server: str) -> dict[str, str]:
@@ -342,7 +341,7 @@ def _pod_spec(
         "securityContext": _NO_RIGHTS,
     }
     account = settings.service_account
-    pull = [{"name": name} for name in settings.pull_secrets]
+    pull = [{"name": name} for name in dict.fromkeys(settings.pull_secrets)]
     return {
         **({"serviceAccountName": account} if account else {"automountServiceAccountToken": False}),
         **({"imagePullSecrets": pull} if pull else {}),
@@ -387,7 +386,7 @@ def _command_and_probes(server: ServerConfig, delay_seconds: float, port: int | 
             **(delay if delay_seconds else {}),
         }
     health = _HEALTH_PORT if port != _HEALTH_PORT else _HEALTH_PORT + 1
-    command += ["--health", f"0.0.0.0:{health}", "--stop-delay", f"{delay_seconds:g}s"]
+    command += ["--health", f"0.0.0.0:{health}", "--stop-delay", format_duration(delay_seconds)]
     ports.append({"name": "health", "containerPort": health, "protocol": "TCP"})
     return {"command": command, "ports": ports, **_probes_of_app(server)}
 

@@ -265,7 +265,7 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
     changes = {
         **({"set": listed(config.set_headers)} if config.set_headers else {}),
         **({"add": listed(config.add_headers)} if config.add_headers else {}),
-        **({"remove": list(config.remove_headers)} if config.remove_headers else {}),
+        **({"remove": list(dict.fromkeys(config.remove_headers))} if config.remove_headers else {}),
     }
     if changes:
         yield {"type": "RequestHeaderModifier", "requestHeaderModifier": changes}

@@ -295,16 +295,16 @@ def test_limits_of_time_become_the_cluster_s(export: Any) -> None:
         "liveness": {"http": "/l", "fall_count_ko": 4},
     }
     keys = {"start_timeout": "90s", "drain_timeout": "20s", "stop_timeout": "8s", "health": health}
-    settings = POOL + 'stop_delay = "6s"\nnode_lost_after = "1500ms"\n'
+    settings = POOL + 'stop_delay = "12d"\nnode_lost_after = "1500ms"\n'
     objects = export(app(**keys), pool=settings)
     pod, container = objects.pod("web"), objects.container("web")
-    assert pod["terminationGracePeriodSeconds"] == 6 + 20 + 8
+    assert pod["terminationGracePeriodSeconds"] == 12 * 86400 + 20 + 8
     assert {each["tolerationSeconds"] for each in pod["tolerations"]} == {2}
     first, ready, alive = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
     assert first["periodSeconds"] * first["failureThreshold"] == 90
     assert (ready["periodSeconds"], ready["timeoutSeconds"]) == (7, 4)
     assert alive["failureThreshold"] == 5
-    assert container["command"][-2:] == ["--stop-delay", "6s"]
+    assert container["command"][-2:] == ["--stop-delay", "12d"]
 
 
 def test_app_without_a_probe_is_ready_soon_after_its_start(export: Any) -> None:
@@ -698,7 +698,7 @@ def test_rollout_waits_until_a_program_without_a_port_and_a_probe_has_run_for_a_
 
 def test_keys_that_nearly_everybody_needs(export: Any) -> None:
     settings = (
-        'ingress_class = "nginx"\ningress_tls = "shop-certificate"\npull_secrets = ["registry"]\n'
+        'ingress_class = "nginx"\ningress_tls = "shop-certificate"\npull_secrets = ["registry", "registry"]\n'
         'service_account = "shop"\nannotations = { "prometheus.io/scrape" = "true" }\n'
     )
     objects = export(app(), '[[route]]\nhost = "shop.test"\nto = "web"\n', pool=POOL + settings)
@@ -721,6 +721,7 @@ def test_keys_that_nearly_everybody_needs(export: Any) -> None:
         ('secrets = ["Shop_Database"]', "secrets: no Secret can be named 'Shop_Database'"),
         ('pull_secrets = ["a_b"]', "pull_secrets: no Secret can be named 'a_b'"),
         ('service_account = "-"', "service_account: no ServiceAccount can be named '-'"),
+        ('annotations = { "argocd.argoproj.io/sync-wave" = "7" }', "it would be one wave for all servers"),
         ('annotations = { "a..b/c" = "" }', "annotations.a..b/c: no object has such an annotation"),
         ('annotations = { "a/b/c" = "" }', "annotations.a/b/c: no object has such an annotation"),
         ('ingress_tls = "x"', "ingress_tls: there is no Ingress"),

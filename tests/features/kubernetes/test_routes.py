@@ -99,7 +99,7 @@ def test_route_leads_to_the_services_of_its_servers(export: Any) -> None:
 
 def test_route_changes_requests_and_responses(export: Any) -> None:
     keys = {
-        "set_headers": {"X-Tenant": "a"}, "add_headers": {"X-B": "b"}, "remove_headers": ["X-C"],
+        "set_headers": {"X-Tenant": "a"}, "add_headers": {"X-B": "b"}, "remove_headers": ["X-C", "X-C"],
         "response_headers": {"X-D": "d"}, "host_header": "web.internal", "strip_path": True,
         "timeouts": {"total": "90s"}, "methods": ["GET", "PUT"],
     }  # fmt: skip
