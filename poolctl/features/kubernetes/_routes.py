@@ -82,6 +82,9 @@ def compile_routes(
     """
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:
+        finding = Finding(("labels",), "they have no effect: the pool has no gateway", "add [gateway]")
+        with_labels = (each for each in servers if any(name.startswith("route.") for name in each.labels))
+        found.ignored.extend((each, finding) for each in with_labels)
         return found
     known = ServerIndex(servers)
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []

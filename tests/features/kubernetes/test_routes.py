@@ -167,6 +167,16 @@ def test_labels_and_expose_of_a_server_are_routes(export: Any) -> None:
     assert "labels" not in warnings
 
 
+def test_labels_are_routes_only_where_the_pool_has_a_gateway(export: Any) -> None:
+    shop = server("shop", bind=":8002", app="a:b", labels={"route.host": "s.example.com"})
+    found, warnings = export(shop)
+    assert (
+        found,
+        "labels: they have no effect: the pool has no gateway; add [gateway]" in warnings,
+    ) == ({}, True)
+    assert list(export(shop, "[gateway]\n")[0]) == ["shop-shop"]
+
+
 def test_route_that_is_not_served_is_not_exported(export: Any) -> None:
     off = server("off", bind=":8002", app="a:b", disabled=True)
     mail = server("mail", bind=":8003", app="a:b", expose="https://mail.example.com/in")
