@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -43,6 +44,20 @@ def no_descriptor_left() -> Iterator[None]:
         timeout_seconds=60,
         what=lambda: f"the descriptors of before, {before}; there are {open_descriptors()}",
     )
+
+
+@contextlib.contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """This process can open only so many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = [os.dup(0) for _ in range(count + 1)]
+    for fd in lowest:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def run(work: Coroutine[Any, Any, None], timeout_seconds: float = 60.0) -> None:

@@ -31,7 +31,7 @@ from poolctl.keeper.store import Store, fill_and_find_supervisor
 from poolctl.keeper.supervisor_process import SupervisorProcess
 from poolctl.platform import process_start
 from tests.deadline import wait_until
-from tests.descriptors import no_descriptor_left
+from tests.descriptors import free_descriptors, no_descriptor_left
 from tests.examples import examples
 from tests.processes import descriptors, freeze, is_alive, stat
 
@@ -241,20 +241,9 @@ def test_supervisor_that_cannot_be_executed_is_tried_again_and_named_in_the_log(
     assert gone.stat().st_mode & 0o777 == 0o700, "its directory was made again for its owner alone"
 
 
-@contextlib.contextmanager
-def no_free_descriptor() -> Iterator[None]:
-    """This process can open nothing."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_supervisor_for_which_no_descriptor_is_free_is_tried_again(tmp_path: Path) -> None:
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
-    with no_free_descriptor():
+    with free_descriptors(0):
         assert process.start(5.0) is None
         assert process.start(6.0) is None
     assert (process.pid, process.due) == (0, 6.1)

@@ -8,15 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from poolctl.clock import RateLimit
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
-from poolctl.logs import internal_log
 from poolctl.logs.internal_log import InternalLog, InternalLogRotator
-from tests.descriptors import no_descriptor_left
+from tests.descriptors import free_descriptors, no_descriptor_left
 from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop
 
@@ -26,65 +26,57 @@ def clock() -> ManualClock:
     return ManualClock(1000.0)
 
 
+Log = tuple[logging.Logger, Callable[[], list[str]]]
+
+
 @pytest.fixture
-def log(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, list[str]]:
-    """A logger, and the lines that it writes, without their time."""
-    lines: list[str] = []
-    handler = InternalLog("/nowhere", clock)
-    monkeypatch.setattr(
-        handler, "_write", lambda line: lines.append(line.decode().split(" ", 3)[3].rstrip("\n"))
-    )
+def log(clock: ManualClock, capfd: pytest.CaptureFixture[str]) -> Log:
+    """A logger, and the lines that it has written since the last call, without their time."""
     logger = logging.Logger("test")
-    logger.addHandler(handler)
-    return logger, lines
+    logger.addHandler(InternalLog("/nowhere", clock))
+    return logger, lambda: [line.split(" ", 3)[3] for line in capfd.readouterr().err.splitlines()]
 
 
 @pytest.mark.slow
-def test_a_line_that_is_repeated_is_counted(
-    log: tuple[logging.Logger, list[str]], clock: ManualClock
-) -> None:
+def test_a_line_that_is_repeated_is_counted(log: Log, clock: ManualClock) -> None:
     logger, lines = log
     for _ in range(12_346):
         logger.error("no %s", "way")
     logger.error("another")
-    assert lines == ["no way", "the last message was repeated 12,345 times", "another"]
+    assert lines() == ["no way", "the last message was repeated 12,345 times", "another"]
     logger.error("another")
     clock.advance(11)
     logger.error("another")
-    assert lines[3:] == ["the last message was repeated 2 times"], "while it goes on, too"
+    assert lines() == ["the last message was repeated 2 times"], "while it goes on, too"
     logger.error("another")
     logger.handlers[0].close()
-    assert lines[4:] == ["the last message was repeated 1 time"]
+    assert lines() == ["the last message was repeated 1 time"]
 
 
 @pytest.mark.slow
-def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
-    log: tuple[logging.Logger, list[str]], clock: ManualClock
-) -> None:
+def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(log: Log, clock: ManualClock) -> None:
     logger, lines = log
     for number in range(20_000):
         logger.error("%d %s", number, "x" * 60_000)
-    written = sum(map(len, lines))
-    assert 100_000 < written < 300_000
-    assert lines[0].endswith("… (55906 characters more)")
+    written = lines()
+    assert 100_000 < sum(map(len, written)) < 300_000
+    assert written[0].endswith("… (55906 characters more)")
     clock.advance(60)
     logger.error("later")
-    assert lines[-2] == f"{20_000 - len(lines) + 2:,} messages were left out: too many at once"
-    assert lines[-1] == "later"
-    before = len(lines)
+    assert lines() == [f"{20_000 - len(written):,} messages were left out: too many at once", "later"]
     for number in range(2_000):
         logger.error("%d %s", number, "y" * 60_000)
-    kept = len(lines) - before
     logger.handlers[0].close()
-    assert lines[before + kept :] == [f"{2_000 - kept:,} messages were left out: too many at once"]
+    *kept, last = lines()
+    assert last == f"{2_000 - len(kept):,} messages were left out: too many at once"
 
 
 @pytest.mark.slow
-def test_a_flood_of_pairs_is_bounded_as_well(log: tuple[logging.Logger, list[str]]) -> None:
+def test_a_flood_of_pairs_is_bounded_as_well(log: Log) -> None:
     logger, lines = log
     for number in range(20_000):
         logger.error("%d", number // 2)
-    assert sum(map(len, lines)) < 300_000
+    assert sum(map(len, lines())) < 300_000
 
 
 @pytest.mark.slow
@@ -153,30 +145,20 @@ def large(path: Path) -> Path:
     return path
 
 
-def test_logs_without_inotify_are_looked_at_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(internal_log, "DirectoryWatch", fail)
+def test_logs_are_looked_at_again_a_second_after_a_watch_was_impossible(tmp_path: Path) -> None:
     first, other = large(tmp_path / "first.log"), large(tmp_path / "other.txt")
     loop = VirtualLoop()
 
     async def make() -> InternalLogRotator:
-        return InternalLogRotator(str(tmp_path))
+        with free_descriptors(0):
+            return InternalLogRotator(str(tmp_path))
 
     logs = loop.run_until_complete(make())
-    assert (first.stat().st_size, other.stat().st_size) == (0, MAX_SIZE_BYTES + 1)
-    later = large(tmp_path / "later.log")
-    loop.pass_time(internal_log._WITHOUT_INOTIFY_SECONDS - 0.1)
-    assert later.stat().st_size
+    loop.pass_time(0.9)
+    assert first.stat().st_size
     loop.pass_time(0.2)
-    assert not later.stat().st_size
+    assert (first.stat().st_size, other.stat().st_size) == (0, MAX_SIZE_BYTES + 1)
     logs.close()
-    large(later)
-    loop.pass_time(10 * internal_log._WITHOUT_INOTIFY_SECONDS)
-    assert later.stat().st_size
     loop.close()
 
 

@@ -7,7 +7,6 @@ import contextlib
 import grp
 import os
 import pwd
-import resource
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
@@ -38,6 +37,7 @@ from poolctl.probes.worker_probes import WorkerProbe
 from poolctl.selection.regular_expressions import SLOW, matching_texts, run_in_turn
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.descriptors import free_descriptors
 from tests.http_corpus import LAST, RESPONSES, STREAM, ResponseCase
 from tests.processes import is_alive
 from tests.serving import turns
@@ -723,12 +723,8 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
 def test_program_for_which_no_descriptor_is_free_says_nothing_about_the_worker() -> None:
     async def scenario() -> None:
         probed = Probed(exec=["true"])
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        try:
+        with free_descriptors(0):
             probed.prober.start(probed.results.append)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         problem = await probed.verdict()
         assert (problem, type(problem)) == ("true: Too many open files", Unsent)
         probed.prober.start(probed.results.append)

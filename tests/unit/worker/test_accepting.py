@@ -10,7 +10,6 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.pool_server import connection_class
 from tests.asgi_apps import hello
 from tests.certificates import certificate
+from tests.descriptors import free_descriptors
 from tests.serving import (
     ENGINES,
     FAST,
@@ -212,18 +212,6 @@ def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_pat
     engine.run(scenario())
 
 
-@contextlib.contextmanager
-def no_free_descriptor() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_there_is_one(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -237,7 +225,7 @@ def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_the
             await until(lambda: server.server_state.expected)
             (listening,) = server.acceptor.servers
             with socket.socket() as second:
-                with no_free_descriptor():
+                with free_descriptors(0):
                     second.connect(("127.0.0.1", port))
                     await until(lambda: listening._retry)  # type: ignore[attr-defined]
                 await until(lambda: len(server.server_state.expected) == 2)
@@ -760,7 +748,7 @@ def test_worker_without_a_free_descriptor_takes_nothing_until_there_is_one(
     async def scenario() -> None:
         async with served(any_engine, adoption=pair.worker()) as (server, _app, _port, _running):
             client, sock = await accepted()
-            with no_free_descriptor():
+            with free_descriptors(0):
                 pair.hand_over(sock)
                 await turns()
                 assert not server.server_state.connections
