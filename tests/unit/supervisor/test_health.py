@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.config import Recovery, RecoveryBackoff
-from poolctl.core import stack_recorder
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.process_usage import Usage
@@ -359,11 +358,8 @@ async def asked() -> tuple[RecoveryScenario, AskedRunner]:
     return await started(RecoveryScenario(config, runner=runner)), runner
 
 
-def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report() -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(stack_recorder, "_STACKS_SECONDS", 60.0)
         it, runner = await asked()
         it.entry.observed.workers["web.1.0"].stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
@@ -383,11 +379,8 @@ def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report(
     run(scenario())
 
 
-def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time() -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(stack_recorder, "_STACKS_SECONDS", 0.001)
         it, runner = await asked()
         await it.make_unhealthy("web.1.0")
         while not it.reports:
@@ -403,11 +396,8 @@ def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time(
     run(scenario())
 
 
-def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone() -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(stack_recorder, "_STACKS_SECONDS", 60.0)
         it, runner = await asked()
         it.entry.observed.workers["web.1.0"].stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
@@ -419,11 +409,8 @@ def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone(
     run(scenario())
 
 
-def test_worker_that_hangs_again_while_its_stacks_are_taken_is_recovered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_worker_that_hangs_again_while_its_stacks_are_taken_is_recovered() -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(stack_recorder, "_STACKS_SECONDS", 60.0)
         it, runner = await asked()
         worker = it.entry.observed.workers["web.1.0"]
         for stuck in (True, False, True):

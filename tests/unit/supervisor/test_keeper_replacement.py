@@ -198,10 +198,7 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
-    monkeypatch: pytest.MonkeyPatch, full: bool
-) -> None:
-    monkeypatch.setattr(keeper_replacement, "_LATE_SECONDS", 0.05)
+def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(full: bool) -> None:
     ours, theirs = wire.pair()
     with ours, theirs, subprocess.Popen(["sleep", "60"]) as process:
         freeze(process.pid)

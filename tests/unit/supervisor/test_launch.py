@@ -241,17 +241,6 @@ def test_variables_of_secrets_are_withheld_from_companions(pool: Pool, keeper: K
     assert keeper.plan["without"] == sorted(["KEY", pool_paths.ACCESS_LOG_VARIABLE])
 
 
-def test_pool_needs_a_proc_that_shows_processes(
-    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launching, "proc_problem", lambda: ("/proc is not there", "mount it"))
-    with pytest.raises(ControlError) as caught:
-        pool.launch()
-    assert (caught.value.exit_code, caught.value.message, caught.value.hint) == (
-        1, "the pool cannot be started: /proc is not there", "mount it",
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("limit", "refused"), [(0, True), (10, True), (1_000_000, False), (-1, False)])
 def test_too_few_open_files_are_reported_with_the_number_that_is_needed(
     pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, limit: int, refused: bool

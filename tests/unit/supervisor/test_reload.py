@@ -502,23 +502,6 @@ def test_server_that_only_the_changed_file_has_is_named_with_the_command_that_st
     run(scenario())
 
 
-def test_change_that_a_watcher_is_about_to_apply_is_not_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "_WATCHER_SECONDS", 3600.0)
-
-    async def scenario() -> None:
-        desk = await DeskWithFiles.begun(tmp_path)
-        watcher = os.open(tmp_path, os.O_RDONLY)
-        fcntl.flock(watcher, fcntl.LOCK_SH)
-        desk.file.write_text(WEB + EXTRA)
-        assert await desk.changed("list") is None
-        os.close(watcher)
-        assert await desk.changed("list")
-
-    run(scenario())
-
-
 @pytest.mark.slow
 def test_variables_are_compared_with_what_the_workers_have_read(tmp_path: Path) -> None:
     async def scenario() -> None:

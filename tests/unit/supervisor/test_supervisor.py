@@ -315,9 +315,8 @@ async def with_lock(place: Place, work: Callable[[HeldLock], Coroutine[Any, Any,
 
 @pytest.mark.parametrize("lost", ["directory", "socket", "info"])
 def test_runtime_files_that_vanish_are_restored(
-    place: Place, lost: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Place, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor, "_CHECK_SECONDS", 0.01)
     listener = place.listen()
     place.files.try_publish("shop")
 
@@ -349,9 +348,8 @@ def test_runtime_files_that_vanish_are_restored(
 
 
 def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
-    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor, "_CHECK_SECONDS", 0.001)
     listener = place.listen()
     place.files.try_publish("shop")
 

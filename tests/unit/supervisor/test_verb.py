@@ -323,17 +323,6 @@ def test_worker_that_is_not_ready_has_no_health_and_no_place() -> None:
     run(work())
 
 
-def test_requests_that_run_does_not_log_are_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk, (entry,) = entries_of(web("a", http={"access_log": True}))
-    origin = {"http.access_log": "/p:3"}
-    assert details(desk.core, entry, origin, reveal=False).config["http"]["access_log"] is True
-    monkeypatch.setattr(verb, "logged_requests", lambda config: False)
-    found = details(desk.core, entry, origin, reveal=False)
-    assert found.config["http"]["access_log"] is False
-    assert found.origin == {"http.access_log": "run --no-access-log"}
-    assert details(desk.core, entry, None, reveal=False).origin is None
-
-
 def test_probes_of_a_worker_have_their_last_result() -> None:
     async def work() -> None:
         desk, (entry,) = entries_of(web("a"))
