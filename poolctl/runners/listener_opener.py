@@ -152,16 +152,24 @@ class Opener:
 
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
-        if (manager := self.manager) is None or address.kind == "fd":
-            return await self._open(address, inherited, access, beside, held)
-        returned = manager.take(address.key)
+        manager = None if address.kind == "fd" else self.manager
+        returned = manager.take(address.key) if manager is not None else []
+        open_it = functools.partial(
+            open_listener,
+            address,
+            inherited=inherited,
+            access=access,
+            beside=beside,
+            held=held,
+            returned=returned,
+        )
         try:
-            sockets = await self._open(address, inherited, access, beside, held, returned)
+            sockets = await self._open(address, open_it)
         except BaseException:
-            if returned:
+            if manager is not None and returned:
                 manager.remove(address.key, returned)
             raise
-        if sockets or returned:
+        if manager is not None and (sockets or returned):
             manager.put(address.key, [*held, *sockets])
         return sockets
 
@@ -181,23 +189,8 @@ class Opener:
             self.manager.remove(key, sockets)
 
     async def _open(
-        self,
-        address: Address,
-        inherited: Inherited | None,
-        access: SocketAccess,
-        beside: Sequence[socket.socket] | None = None,
-        held: Sequence[socket.socket] = (),
-        returned: Sequence[socket.socket] = (),
+        self, address: Address, open_it: Callable[[], list[socket.socket]]
     ) -> list[socket.socket]:
-        open_it = functools.partial(
-            open_listener,
-            address,
-            inherited=inherited,
-            access=access,
-            beside=beside,
-            held=held,
-            returned=returned,
-        )
         try:
             return await _run_resolving_work(address, open_it, undo=refuse_and_close)
         except ListenError as error:
@@ -271,7 +264,7 @@ class Opener:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""
         if not await _run_resolving_work(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
-            close_listener(await self._open(address, None, PRIVATE))
+            close_listener(await self._open(address, functools.partial(open_listener, address)))
 
     async def _holders(self, place: Place) -> list[Holder]:
         loop, search = asyncio.get_running_loop(), self._searching
