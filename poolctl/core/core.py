@@ -57,7 +57,6 @@ class Core:
     ) -> None:
         self.runner = runner
         self.clock = clock
-        self._recorder = recorder
         self.reason = ""  # why the whole pool is being stopped, "" for a command
         self._queue = Workqueue(self._process_batch)
         self._addresses = AddressRegistry(self._queue)

@@ -255,7 +255,9 @@ class ExitHandler:
                 slot.spent = verdict.spent
                 if was_ready and verdict.delay_seconds > 0:
                     observed.failure = failure_of(entry, exit_.message)
-                self._back_off(entry, slot, verdict.delay_seconds)
+                observed.next_step = restart_text(verdict.delay_seconds, len(slot.restart_times))
+                if verdict.delay_seconds > 0:
+                    self._begin_backoff(entry, slot, verdict.delay_seconds)
 
     def _exit_situation(
         self, entry: Entry, index: int, now: float, *, was_ready: bool
@@ -291,11 +293,6 @@ class ExitHandler:
 
             loop, window = asyncio.get_running_loop(), entry.config.restart.window
             entry.observed.sleep_timer = loop.call_later(window, sleep)
-
-    def _back_off(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
-        entry.observed.next_step = restart_text(delay_seconds, len(slot.restart_times))
-        if delay_seconds > 0:
-            self._begin_backoff(entry, slot, delay_seconds)
 
     def _begin_backoff(self, entry: Entry, slot: Slot, delay_seconds: float) -> None:
         slot.end_backoff()

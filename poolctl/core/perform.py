@@ -339,14 +339,10 @@ class Executor:
             worker.failure = failure_of(entry, message, hint, cause=error)
             exit_ = Exit(message=message)
             with logged_exceptions(f"worker {worker.id} may still run"):
-                exit_ = await self._end_unwatched(entry, worker) or exit_
+                if worker.placement is not None:
+                    await self._end_worker(entry, worker, 0, replaced=False)
+                    exit_ = await self._runner.wait_for_exit(worker.placement)
         await self._handle_worker_exit(entry, worker, exit_)
-
-    async def _end_unwatched(self, entry: Entry, worker: Worker) -> Exit | None:
-        if worker.placement is None:
-            return None
-        await self._end_worker(entry, worker, 0, replaced=False)
-        return await self._runner.wait_for_exit(worker.placement)
 
     async def _run_worker(self, entry: Entry, worker: Worker) -> Exit:
         exit_ = Exit(message="was stopped before it was placed")
@@ -541,7 +537,9 @@ class Executor:
     async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
-        replaced = replaced or _has_ready_peer(entry, worker)
+        replaced = replaced or any(
+            _takes_connections_of(worker, each.config) for each in entry.observed.ready
+        )
         with logged_exceptions(f"worker {worker.id} cannot be drained"):
             await self._runner.begin_drain(worker.placement, replaced=replaced)
             worker.stopped_accepting = True
@@ -649,10 +647,6 @@ def _missing_readiness_sign(entry: Entry, worker: Worker) -> str:
         return "it has not sent READY=1"
     who = "it has not" if has_older_worker(entry, worker) else "nothing has"
     return f"{who} accepted a connection on {config.key}"
-
-
-def _has_ready_peer(entry: Entry, worker: Worker) -> bool:
-    return any(_takes_connections_of(worker, each.config) for each in entry.observed.ready)
 
 
 def _takes_connections_of(worker: Worker, config: ServerConfig) -> bool:

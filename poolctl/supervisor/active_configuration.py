@@ -89,7 +89,8 @@ class ActiveConfiguration:
         self._subscribers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._self_binding = SelfBindingProgramsFile(os.path.join(state_directory, "programs.json"))
-        self._not_overlapping = ProgramsFile(os.path.join(state_directory, "no-overlap.json"))
+        # Servers whose command cannot start while an older process runs.
+        self.not_overlapping = ProgramsFile(os.path.join(state_directory, "no-overlap.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
         self._reader = reader
@@ -357,11 +358,7 @@ class ActiveConfiguration:
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
         if entry.observed.overlap_found == "no":
-            self._not_overlapping.remember(entry.config)
-
-    def is_known_not_to_overlap(self, server: ServerConfig) -> bool:
-        """Whether the server's command is remembered as unable to start while an older process runs."""
-        return self._not_overlapping.has(server)
+            self.not_overlapping.remember(entry.config)
 
     async def swap_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
         """Record the servers that `start` warns of; return the names recorded before, which need no second warning.

@@ -395,7 +395,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def _on_entry_changed(self, entry: Entry) -> None:
         self._configuration.remember_findings(entry)
-        if not entry.observed.overlap_found and self._configuration.is_known_not_to_overlap(entry.config):
+        if not entry.observed.overlap_found and self._configuration.not_overlapping.has(entry.config):
             self.core.note_overlap_impossible(entry)
         self._store.note_changed()
         self._save_timer.note_change()
