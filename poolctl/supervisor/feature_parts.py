@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
@@ -22,7 +22,7 @@ from .statistics import Totals
 from .takeover.state_store import StateStore
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
-from .web_addresses import WebServer
+from .web_addresses import WebAddress, WebServer
 
 if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
@@ -51,6 +51,8 @@ class PartContext(NamedTuple):
 class FeaturePart:
     """The part of a feature that runs in the supervisor. It is created when a key, a table or a verb first needs it."""
 
+    address: WebAddress[Any] | None = None  # closed when the supervisor exits
+
     def __init__(self, site: PartContext) -> None:
         self.site = site
 
@@ -67,6 +69,8 @@ class FeaturePart:
 
     async def wait_for_opening_attempt(self) -> None:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
+        if self.address is not None:
+            await self.address.wait_for_opening_attempt()
 
     async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         """Return the command's `result` once the feature has applied the command's changes; may add warnings to it.
@@ -86,7 +90,7 @@ class FeaturePart:
     @property
     def problems(self) -> Iterable[str]:
         """A message for each table of the feature that cannot be served now, for example if its address is in use."""
-        return ()
+        return self.address.warnings if self.address is not None else ()
 
     @property
     def serves_without_servers(self) -> bool:
@@ -114,6 +118,8 @@ class FeaturePart:
 
     async def stop_serving(self) -> None:
         """Stop serving clients, because the supervisor exits."""
+        if self.address is not None:
+            await self.address.close()
 
     async def aclose(self) -> None:
         """Release all resources, because the supervisor exits."""

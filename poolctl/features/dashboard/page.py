@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from poolctl.address import parse
@@ -38,7 +38,7 @@ class DashboardPart(FeaturePart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: Dashboard | None = None
-        self._address = DashboardAddress(site.web, site.environment)
+        self._address = self.address = DashboardAddress(site.web, site.environment)
         self._history = FigureHistory(site.core, site.samples, site.store)
 
     @property
@@ -52,16 +52,6 @@ class DashboardPart(FeaturePart):
         # Collected before a page is opened, so that it shows the past at once.
         self._history.enable_or_clear(self._table is not None)
         self._address.serve_table(self._table)
-
-    async def wait_for_opening_attempt(self) -> None:
-        await self._address.wait_for_opening_attempt()
-
-    @property
-    def problems(self) -> Sequence[str]:
-        return self._address.warnings
-
-    async def stop_serving(self) -> None:
-        await self._address.close()
 
     async def _link(self, call: Call) -> DashboardLinkResult:
         """The page's URL and login token, for clients of the control socket: they have full access to the pool."""

@@ -70,7 +70,7 @@ class PoolOperator(GatewayPart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: OperatorTable | None = None
-        self._address = WebAddress(site.web, "operator", self._site_settings)
+        self._address = self.address = WebAddress(site.web, "operator", self._site_settings)
         self._reports = ReportLimit()  # by service
         self._gateway: GatewayManager | None = None
         self._client: OperatorClient | None = None
@@ -146,20 +146,12 @@ class PoolOperator(GatewayPart):
             self._client.close()
             self._client = None
 
-    @property
-    def problems(self) -> Iterable[str]:
-        return self._address.warnings
-
-    async def wait_for_opening_attempt(self) -> None:
-        """Wait until the endpoint's address is open, or could not be opened; returns at once if none is configured."""
-        await self._address.wait_for_opening_attempt()
-
     def gateway_metrics(self) -> Iterable[Family]:
         return families_of(_METRICS, [(self._client.snapshot(), {})]) if self._client is not None else ()
 
     async def stop_serving(self) -> None:
         self._close_client()
-        await self._address.close()
+        await super().stop_serving()
 
 
 def site_settings(table: OperatorTable, env: Mapping[str, str]) -> SiteSettings:
