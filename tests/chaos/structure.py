@@ -40,6 +40,8 @@ LONG = {
     "slow uploads": Client("uploads", 4, paths=("/both/slow",), chunks=50),
 }
 STREAMS_SECONDS = 100.0
+# Clients that never pause would have the machine to themselves, and a change take as long as all else together.
+MIN_PAUSE_SECONDS = 0.1
 REFUSES_SECONDS = 5.0
 DIES_SECONDS = 30.0
 NOTICED_SECONDS = 2.0
@@ -87,7 +89,11 @@ class StructureChaos(GatewayChaos):
 
     def __init__(self, seed: int, say: Callable[[str], None], executable: str) -> None:
         self.copies = 0
-        super().__init__(seed, say, clients={**CLIENTS, **IDLE, **LONG})
+        clients = {
+            name: each._replace(pause=max(each.pause, MIN_PAUSE_SECONDS))
+            for name, each in {**CLIENTS, **IDLE, **LONG}.items()
+        }
+        super().__init__(seed, say, clients=clients)
         self.executable = executable
         self.kills = Kills()
         self.deaths = self.kills  # type: ignore[assignment]
