@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
+from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.states import State, in_words
 
 from .core import Core
@@ -70,7 +70,7 @@ class CommandGoal:
 
     def problem(self, entry: Entry) -> ServerError | None:
         """The reason why the server has not reached its goal, with its last output; None if it has."""
-        if self.has_failed(entry) and entry.observed.failure is not None:
+        if self.has_failed(entry) and entry.observed.failure is not None and not self.was_retried(entry):
             return self._with_last_lines(entry, entry.observed.failure)
         if self._reached(entry):
             return None
@@ -105,6 +105,10 @@ class CommandGoal:
         if entry.on_schedule and self._kind is not PoolRestartError:
             return False  # the command has not failed if a run fails meanwhile
         return entry.observed.failures > self._failures[entry.name]
+
+    def was_retried(self, entry: Entry) -> bool:
+        """Whether the server was to start, and is ready after an attempt that failed, while others were waited for."""
+        return self._kind is PoolStartError and self.has_failed(entry) and entry.is_fully_ready
 
     def _has_exited_since_creation(self, entry: Entry) -> bool:
         """Return whether a server that should run has ended since this goal was created, and is not ready again."""

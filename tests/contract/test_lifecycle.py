@@ -112,6 +112,18 @@ def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None
     assert (error["code"], error["error"], error["name"]) == (1323, "ErrorPoolStart", "web")
 
 
+def test_server_whose_second_attempt_succeeds_in_time_has_started(real_pool: RealPool) -> None:
+    flaky = '[[server]]\nname = "flaky"\ncommand = ["sh", "-c", "mkdir once || exec sleep 600; exit 3"]\n'
+    slow = '[[server]]\nname = "slow"\ncommand = ["sleep", "600"]\nready_after = "4s"\n'
+    real_pool.write("pool.toml", flaky + slow)
+    started = real_pool.ok("start")
+    assert (
+        "warning: flaky: exited with status 3 before it was ready; another attempt succeeded"
+        in started.stderr
+    )
+    real_pool.ok("status")
+
+
 @pytest.mark.slow
 def test_every_failure_is_listed_and_the_others_run(
     real_pool: RealPool, free_port: Any, http_get: Any, until: Any

@@ -103,14 +103,24 @@ def test_program_that_becomes_a_job_is_ended_and_the_job_runs(pool: RealPool) ->
     tables["no-more"] = tables["no-more"].replace('["sleep", "600"]', '["false"]') + "job = true\n"
     pool.write("pool.toml", as_before + "".join(tables.values()))
     failed = pool.run("reload")
-    assert (failed.code, "no-more: was started again with its previous configuration" in failed.stderr) == (
-        1,
-        True,
-    )
+    assert (failed.code, "no-more: exited with status 1" in failed.stderr) == (1, True)
     items = pool.items()
-    assert [items[name]["state"] for name in programs] == ["completed", "sleeping", "running"]
-    assert [name for name in programs if items[name]["pids"]] == ["no-more"]
+    assert [items[name]["state"] for name in programs] == ["completed", "sleeping", "failed"]
     assert not any(is_alive(pid) for name in programs for pid in before[name])
+
+
+def test_job_that_fails_is_not_run_again_and_never_as_it_was_before(real_pool: RealPool) -> None:
+    text = '[[server]]\nname = "work"\ncommand = ["sleep", "600"]\n[[server]]\nname = "migrate"\njob = true\n'
+    text += 'command = ["sh", "-c", "echo $DB >> ran; ! test -e broken"]\nenv = { DB = "old" }\n'
+    real_pool.write("pool.toml", text)
+    real_pool.ok("start")
+    real_pool.write("pool.toml", text.replace("old", "new"))
+    real_pool.write("broken", "")
+    real_pool.ok("reload")
+    assert real_pool.run("restart", "migrate").code == 1
+    (real_pool.directory / "broken").unlink()
+    real_pool.ok("restart", "migrate")
+    assert (real_pool.directory / "ran").read_text().split() == ["old", "new", "new"]
 
 
 def test_the_plan_is_shown_to_people_line_by_line(pool: RealPool, free_port: Callable[[], int]) -> None:

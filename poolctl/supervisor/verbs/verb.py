@@ -248,7 +248,12 @@ class Operation(CommandGoal):
     @property
     def warnings(self) -> list[str]:
         """The warnings about the servers since the operation began."""
-        return [warning for entry in self._entries for warning in entry.observed.warnings]
+        retried = [
+            f"{entry.name}: {entry.observed.failure.message}; another attempt succeeded"
+            for entry in self._entries
+            if entry.observed.failure is not None and self.was_retried(entry)
+        ]
+        return [*(warning for entry in self._entries for warning in entry.observed.warnings), *retried]
 
 
 def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
