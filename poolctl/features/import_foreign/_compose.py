@@ -36,7 +36,7 @@ MEANINGLESS: Meaningless = {
     "tty": "the output of a server goes to its log",
 }
 DEFAULTS = {  # values that change nothing
-    "deploy.mode": "replicated", "deploy.resources.limits.cpus": "0", "deploy.resources.limits.memory": "0",
+    "deploy.mode": "replicated", "logging.driver": "json-file", "deploy.resources.limits.cpus": "0", "deploy.resources.limits.memory": "0",
     "privileged": False, "read_only": False,
 }  # fmt: skip
 ADVICE = {
@@ -451,6 +451,9 @@ class _Reader:
             service.carry(server, {"scale": ("workers", int)})
         if "limits" not in server.keys:
             service.carry(server, {"mem_limit": ("limits.memory", _size)})
+        service.table("ulimits").carry(server, {"nofile": ("limits.open_files", int)})
+        service.table("ulimits").table("nofile").carry(server, {"soft": ("limits.open_files", int)})
+        service.table("logging").table("options").carry(server, _LOG)
         if server.keys.get("workers") == 0:
             del server.keys["workers"]
             server.set("disabled", True)
@@ -477,7 +480,7 @@ class _Reader:
         readiness = server.keys["health"]["readiness"]
         period = _seconds(server.keys.pop("start_timeout", ""))
         interval = _seconds(readiness.get("interval", "")) or DEFAULT_INTERVAL
-        limit = period + interval * readiness.get("fall_count_ko", DEFAULT_RETRIES)
+        limit = period + interval * (readiness.get("fall_count_ko", DEFAULT_RETRIES - 1) + 1)
         if limit > START_TIMEOUT:  # until then, the container is not called unhealthy
             server.set("start_timeout", f"{limit:g}s")
 
@@ -516,10 +519,12 @@ _RESTART_POLICY: Keys = {
     "delay": ("restart.backoff.initial", lambda value: _duration(value)),
     "window": ("restart.window", lambda value: _duration(value)),
 }
+_LOG: Keys = {"max-size": ("log.max_size", lambda value: _size(value)), "max-file": ("log.keep", int)}
 _PROBE: Keys = {
     "interval": ("health.readiness.interval", lambda value: _duration(value)),
     "timeout": ("health.readiness.timeout", lambda value: _duration(value)),
-    "retries": ("health.readiness.fall_count_ko", int),
+    # Here the first failure is a warning, and those after it are counted.
+    "retries": ("health.readiness.fall_count_ko", lambda value: max(int(value) - 1, 1)),
     "start_period": ("start_timeout", lambda value: _duration(value)),
 }
 

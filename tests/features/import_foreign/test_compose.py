@@ -14,7 +14,7 @@ from .conftest import Import
 def test_public_apps_of_gunicorns_asgi_worker_are_served(imported: Import) -> None:
     file = "gunicorn/asgi_framework_compat/docker-compose.yml"
     table = imported((FILES / file).read_text(), "compose.yml").servers["fastapi"]
-    probe = {"http": "/health", "interval": "5s", "timeout": "3s", "fall_count_ko": 10}
+    probe = {"http": "/health", "interval": "5s", "timeout": "3s", "fall_count_ko": 9}
     assert (table["bind"], table["app"], table["health"]) == (":8002", "app:app", {"readiness": probe})
 
 
@@ -72,7 +72,7 @@ def test_compose(imported: Import, tmp_path: Path) -> None:
         "restart": "always",
         "env": {"LEVEL": "${LEVEL:-info}", "COST": "5$"},
         "env_file": ["api.env"],
-        "health": {"readiness": {"http": "/health", "interval": "10s", "fall_count_ko": 5}},
+        "health": {"readiness": {"http": "/health", "interval": "10s", "fall_count_ko": 4}},
         "workers": 2,
         "limits": {"memory": "512MiB"},
         "start_timeout": "50s",
@@ -220,7 +220,7 @@ def test_check_of_a_container_is_a_probe(
         f"services: {{a: {{command: 'uvicorn a:b --port 80', ports: ['8080:80'], healthcheck: {check}}}}}\n"
     )
     table = imported(text, "compose.yml").servers["a"]
-    times = {"interval": "5s", "timeout": "2s", "fall_count_ko": 4}
+    times = {"interval": "5s", "timeout": "2s", "fall_count_ko": 3}
     assert table.get("health") == (None if probe is None else {"readiness": probe | times})
 
 
@@ -253,7 +253,7 @@ def test_image_says_how_it_is_stopped(imported: Import, tmp_path: Path) -> None:
     ("check", "readiness", "remarks"),
     [
         ("--interval=5s --retries=4 \\\n  CMD curl -f http://localhost:8000/up || exit 1",
-         {"http": "/up", "interval": "5s", "fall_count_ko": 4}, []),
+         {"http": "/up", "interval": "5s", "fall_count_ko": 3}, []),
         ('--timeout=2s CMD ["check", "$X"]', {"exec": ["check", "$X"], "timeout": "2s"}, []),
         ("CMD test -e ${Y}/x", {"exec": ["sh", "-c", "test -e $${Y}/x"]}, []),
         ("--start-interval=1s CMD check", {"exec": ["sh", "-c", "check"]},
@@ -577,7 +577,7 @@ services:
         "restart": "always",
         "stop_timeout": "5s",
         "limits": {"memory": "1GiB"},
-        "health": {"readiness": {"exec": ["true"], "interval": "5s", "timeout": "5s", "fall_count_ko": 2}},
+        "health": {"readiness": {"exec": ["true"], "interval": "5s", "timeout": "5s", "fall_count_ko": 1}},
     }
     assert said.remarks == []
     assert "not set here: UNSET" in said.err
