@@ -21,6 +21,7 @@ from poolctl.pool import loop_thread
 from poolctl.runners import embedded_runner
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
+from tests.descriptors import free_descriptors
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.processes import is_alive
@@ -57,37 +58,23 @@ def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
 
 
 def test_keeper_that_could_not_be_started_is_started_again_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 0.01)
     (tmp_path / "plain.py").write_text(APP)
     port = claim_port()
     config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
     pool = Pool([config], runner=ProcessRunner())
-    with monkeypatch.context() as patched:
-        patched.setattr(embedded_runner, "command", lambda *_, **__: ["true"])
-        patched.setattr(embedded_runner, "_KEEPER_SECONDS", 0.1)
-        with pytest.raises(PoolStartError):
-            pool.start_sync(timeout=60)
-
-    def starts() -> bool:
-        try:
-            pool.start_sync(timeout=60)
-        except PoolStartError:
-            return False
-        return True
-
-    wait_until(starts)
+    loop_thread.run_sync(asyncio.sleep(0))
+    with free_descriptors(0), pytest.raises(PoolStartError):
+        pool.start_sync(timeout=60)
+    pool.start_sync(timeout=60)
     assert get(port).status == 200
     pool.stop_sync(timeout=60)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
 
-def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 600.0)
+def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(APP)
     servers = {
         name: ServerConfig(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 import socket
 from collections.abc import Iterator
 from itertools import pairwise
@@ -312,19 +311,24 @@ def test_probe_that_takes_longer_than_its_interval_is_repeated_at_once(loop: Cou
     ("status", "latest_seconds"), [(Status.OK, 60), (Status.WARN, 0.5), (Status.UNKNOWN, 0.5)]
 )
 def test_probes_are_spread_over_their_interval_but_come_soon_if_the_worker_is_not_ok(
-    loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, status: Status, latest_seconds: float
+    loop: CountingLoop, status: Status, latest_seconds: float
 ) -> None:
-    monkeypatch.setattr(random, "uniform", lambda _, highest: highest)
-    prober = TimedProber(loop)
-    probe = WorkerProbe("liveness", Probe(tcp=True, interval=60, jitter=0.1), prober, lambda _: None)  # type: ignore[arg-type]
+    probers = [TimedProber(loop) for _ in range(50)]
+    probe = Probe(tcp=True, interval=60, jitter=0.1)
+    probes = [WorkerProbe("liveness", probe, each, lambda _: None) for each in probers]  # type: ignore[arg-type]
 
     async def begin() -> None:
-        probe.start(status)
+        for each in probes:
+            each.start(status)
 
     loop.run_until_complete(begin())
     loop.pass_time(latest_seconds + 67)
-    assert prober.asked == pytest.approx([latest_seconds, latest_seconds + 66], abs=GRAIN_SECONDS)
-    probe.stop()
+    first = [each.asked[0] for each in probers]
+    assert min(first) < latest_seconds / 2 < max(first) <= latest_seconds + GRAIN_SECONDS
+    pauses = [each.pauses[0] for each in probers]
+    assert 54 - GRAIN_SECONDS <= min(pauses) < 60 < max(pauses) <= 66 + GRAIN_SECONDS
+    for each in probes:
+        each.stop()
 
 
 def test_worker_that_is_not_ready_is_probed_after_growing_pauses(loop: CountingLoop) -> None:

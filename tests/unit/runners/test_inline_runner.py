@@ -17,6 +17,7 @@ from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed, app_state
 from tests import serving
 from tests.asgi_apps import hello, refusing, stubborn
+from tests.own_process import run_in_own_process
 from tests.ports import claim_port
 from tests.serving import Client, turns, until
 
@@ -213,20 +214,23 @@ def test_disarmed_listener_reports_nothing(ends: str) -> None:
     run(scenario())
 
 
-def test_inherited_listener_is_returned_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server(bind="fd:web")
-        await runner.open(config)
-        await runner.aclose()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        fd = os.dup(listener.fileno())
-        monkeypatch.setattr(
-            "poolctl.runners.inline_runner.inherited_descriptors", lambda environ: {"web": [fd]}
-        )
-        run(scenario())
-        socket.create_connection(listener.getsockname(), timeout=60).close()
+def test_inherited_listener_is_returned_unchanged() -> None:
+    run_in_own_process("""
+import asyncio, os, socket
+from poolctl import ServerConfig
+from poolctl.runners.inline_runner import InlineRunner
+from tests.asgi_apps import hello
+os.open(os.devnull, os.O_RDONLY)  # number 3
+listener = socket.create_server(("127.0.0.1", 0))
+os.dup2(listener.fileno(), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+async def work():
+    runner = InlineRunner()
+    await runner.open(ServerConfig(name="web", bind="fd:web", app=hello))
+    await runner.aclose()
+asyncio.run(work())
+socket.create_connection(listener.getsockname(), timeout=60).close()
+""")
 
 
 def test_forked_child_releases_every_socket_and_leaves_the_parents_worker_alone() -> None:

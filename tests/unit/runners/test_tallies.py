@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.keeper import wire
-from poolctl.runners.local import tally_page
 from poolctl.runners.local.local_worker import (
     LocalWorker,
 )
 from poolctl.runners.local.tallies import Tallies, WorkerHeartbeats
-from poolctl.runners.local.tally_page import EventLoopIdleDetector, Tally
+from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.runner_protocol import Placement
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
@@ -161,59 +160,6 @@ def test_sum_of_any_number_of_pages_fits_too() -> None:
         tally.add(total, most)
     array("q", total)
     assert total[tally.STARTED] == tally.MAX
-
-
-class Kernel:
-    """The kernel's view of a worker: its processor time, and whether it waits for events."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.used_ns: list[int | None] = [1000]
-        self.waits = True
-        self.answered_ns = 900
-        monkeypatch.setattr(tally_page, "process_cpu_ns", lambda _: self._next())
-        monkeypatch.setattr(tally_page, "waits_for_events", lambda _: self.waits)
-
-    def _next(self) -> int | None:
-        return self.used_ns.pop(0) if len(self.used_ns) > 1 else self.used_ns[0]
-
-    def beat_cpu_ns(self) -> int:
-        return self.answered_ns
-
-
-def test_idle_worker_stays_idle_while_its_processor_time_does_not_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kernel, check = Kernel(monkeypatch), EventLoopIdleDetector()
-    assert check.is_idle(7, cast(Tally, kernel))
-    kernel.waits = False
-    assert check.is_idle(7, cast(Tally, kernel)), "it has not run since"
-    kernel.used_ns = [1001]
-    assert not check.is_idle(7, cast(Tally, kernel)), "it has run, and not answered"
-    kernel.waits, kernel.answered_ns = True, 1000
-    assert check.is_idle(7, cast(Tally, kernel))
-    kernel.used_ns = [None]
-    assert not check.is_idle(7, cast(Tally, kernel))
-
-
-def test_worker_that_waits_without_another_answer_or_has_run_is_not_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    most = tally_page._AFTER_ANSWER_NS
-    for used, waits, idle in (
-        ([900 + most], True, True),
-        ([901 + most], True, False),
-        ([1000], False, False),
-        ([1000, 1001], True, False),
-        ([None], True, False),
-    ):
-        kernel, check = Kernel(monkeypatch), EventLoopIdleDetector()
-        kernel.used_ns, kernel.waits = list(used), waits
-        assert check.is_idle(7, cast(Tally, kernel)) == idle, used
-    kernel, check = Kernel(monkeypatch), EventLoopIdleDetector()
-    kernel.waits = False
-    assert not check.is_idle(7, cast(Tally, kernel))
-    kernel.waits, kernel.used_ns = True, [1001]
-    assert not check.is_idle(7, cast(Tally, kernel)), "it has not answered since"
 
 
 def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:

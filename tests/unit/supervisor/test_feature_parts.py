@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
-from poolctl.feature import Feature
+from poolctl.feature import Feature, features
 from poolctl.keeper.store import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
@@ -252,10 +253,6 @@ def test_part_that_does_nothing_serves_nothing() -> None:
     run(work())
 
 
-def test_modules_are_those_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = [
-        Feature(package="a", supervisor="part:Part"),
-        Feature(package="b"),
-    ]
-    monkeypatch.setattr(feature_parts, "features", lambda: declared)
-    assert modules() == ["a.part"]
+def test_modules_are_those_of_the_parts() -> None:
+    assert all(map(find_spec, modules()))
+    assert len(modules()) == len([each for each in features() if each.supervisor])

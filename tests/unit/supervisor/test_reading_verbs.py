@@ -12,7 +12,6 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.control.answers import ProgressLine
 from poolctl.core.configuration_diff import expired_message
-from poolctl.core.server_entry import record_of
 from poolctl.json_form import from_json
 from poolctl.keeper.store import Store
 from poolctl.monitor.journal import Journal
@@ -20,7 +19,6 @@ from poolctl.runners.runner_protocol import Exit
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.statistics import Statistics, Totals
-from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.reading_verbs import expiry_warning
 from poolctl.supervisor.verbs.verb import Call
@@ -33,12 +31,10 @@ from tests.unit.supervisor.test_state_store import StoreLink
 class Recorded(Desk):
     """A desk that leaves to a successor what has changed, as the supervisor does after each answer."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path) -> None:
         super().__init__(*(web(f"s{number}") for number in range(3)))
         self.link = StoreLink(Store())
         self.store = StateStore(self.link, str(directory))
-        self.serialised: list[str] = []
-        monkeypatch.setattr(state_store, "record_of", self._counted)
         totals = Totals(self.core, self.runner.tallies, self.events, self.store)
         self.statistics = Statistics(self.core, totals)
         self.verbs.add("stats", self.statistics.stats)
@@ -49,11 +45,6 @@ class Recorded(Desk):
         await self.ask("start")
         await turns()
         await self.ask("list")  # what has come of the start is written with this answer
-        self.serialised.clear()
-
-    def _counted(self, entry: Any) -> dict[str, Any]:
-        self.serialised.append(entry.name)
-        return record_of(entry)
 
     async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
         document = await super().ask(verb, *targets, **options)
@@ -64,10 +55,10 @@ class Recorded(Desk):
 
 
 @pytest.fixture
-def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def scenario(tmp_path: Path) -> Callable[..., None]:
     def begin(work: Callable[[Recorded], Any]) -> None:
         async def whole() -> None:
-            desk = Recorded(tmp_path, monkeypatch)
+            desk = Recorded(tmp_path)
             await desk.begin()
             await work(desk)
             desk.link.end()
@@ -78,12 +69,11 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "status", "wait", "stats", "monitor"])
-def test_a_read_changes_and_serialises_nothing(scenario: Callable[..., None], verb: str) -> None:
+def test_a_read_changes_nothing(scenario: Callable[..., None], verb: str) -> None:
     async def work(desk: Recorded) -> None:
         for _ in range(3):
             assert (await desk.ask(verb))["exit_code"] == 0
             await asyncio.sleep(0)
-        assert desk.serialised == []
         assert desk.core.take_changed() == []
 
     scenario(work)
