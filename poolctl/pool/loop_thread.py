@@ -67,30 +67,29 @@ class LoopThread:
     """A thread with an event loop. It ends when each `hold` is released and all work given to `order` is done."""
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop
+        # Made here, so that the caller gets the error if no descriptor is free.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self.loop = self._runner.get_loop()
         self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}
         self.own_runner: Runner | None = None  # for pools without a runner
         self.runners: weakref.WeakSet[Runner] = weakref.WeakSet()  # those in use, besides
         self._tasks: set[asyncio.Task[object]] = set()
         self._holds = 0
-        self._begun = threading.Event()
+        self._over = asyncio.Event()
         self.thread = threading.Thread(target=self._run_loop, name="poolctl-engine", daemon=True)
-        self.thread.start()
-        self._begun.wait()
+        try:
+            self.thread.start()
+        except RuntimeError:
+            self._runner.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<LoopThread {len(self._tasks)} tasks>"
 
     def _run_loop(self) -> None:
         # There is one main task, because anyio's worker threads live as long as the main task.
-        with asyncio.Runner() as runner:
-            self.loop = runner.get_loop()
-            self._over = asyncio.Event()
-            self._begun.set()
-            runner.run(self._serve())
-
-    async def _serve(self) -> None:
-        await self._over.wait()
+        with self._runner:
+            self._runner.run(self._over.wait())
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK.

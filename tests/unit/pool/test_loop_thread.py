@@ -13,6 +13,7 @@ import pytest
 from poolctl import Field, Pool, PoolContext, ServerConfig, State
 from poolctl.pool import loop_thread
 from tests.deadline import wait_until
+from tests.own_process import run_in_own_process
 from tests.unit.runners.scripted_runner import ScriptedRunner
 
 
@@ -247,3 +248,21 @@ def test_child_of_a_fork_keeps_the_loop_of_its_parent_and_begins_its_own(
         current.release()
     current.thread.join(60)
     assert not current.thread.is_alive()
+
+
+def test_loop_for_which_no_descriptor_is_free_is_an_error_and_the_next_one_works() -> None:
+    run_in_own_process("""
+import errno
+from poolctl.pool import loop_thread
+from tests.descriptors import free_descriptors
+try:
+    with free_descriptors(0):
+        loop_thread.get_or_start()
+except OSError as error:
+    assert error.errno == errno.EMFILE
+else:
+    raise AssertionError("it has begun")
+async def work():
+    return 7
+assert loop_thread.run_sync(work()) == 7
+""")
