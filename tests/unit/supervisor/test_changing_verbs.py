@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig, ServerError
-from poolctl.config import RAISE_OPEN_FILES, Tables, open_files_per_pool_process
+from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.server_entry import record_of, restore
 from poolctl.errors import PoolValidateError
@@ -630,31 +630,6 @@ def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_exp
     run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("limit", "refused"), [(70, True), (74, True), (75, False), (resource.RLIM_INFINITY, False)]
-)
-def test_servers_that_need_more_open_files_than_there_may_be_are_refused(
-    monkeypatch: pytest.MonkeyPatch, limit: int, refused: bool
-) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"), web("off", disabled=True))
-        need = open_files_per_pool_process([(desk.core.entries["a"].config, 1)])
-        monkeypatch.setattr(
-            resource, "getrlimit", lambda kind: (0, limit if limit < 0 else limit + need - 75)
-        )
-        coming = [(desk.core.entries["a"].config, 1)]
-        if not refused:
-            check_open_file_limit(desk.core, coming)
-            return
-        with pytest.raises(TooManyOpenFiles) as caught:
-            check_open_file_limit(desk.core, coming)
-        (error,) = caught.value.result.errors
-        assert error.message.startswith(f"1 server needs {need} open files, but this pool may have only ")
-        assert (caught.value.result.exit_code, error.hint) == (1, RAISE_OPEN_FILES)
-
-    run(scenario())
-
-
 def test_open_files_are_counted_for_what_runs_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), web("off", disabled=True))
@@ -1108,20 +1083,6 @@ def test_change_that_needs_too_many_open_files_is_refused_and_changes_nothing(
         with pytest.raises(TooManyOpenFiles):
             await desk.ask(verb, *targets, workers=500, server={"name": "new"}, base_dir="/")
         assert (desk.states(), desk.runner.log) == (states, [])
-
-    run(scenario())
-
-
-def test_start_says_which_servers_are_kept_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a", scale={"min": 0}), web("b"))
-        monkeypatch.setattr(
-            changing_verbs,
-            "kept_asleep_warnings",
-            lambda entries, now: [f"{each.name} sleeps" for each in entries],
-        )
-        assert (await desk.ask("start", "a", "b"))["warnings"] == ["a sleeps", "b sleeps"]
-        assert (await desk.ask("start"))["warnings"] == []
 
     run(scenario())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -239,33 +238,6 @@ def test_variables_of_secrets_are_withheld_from_companions(pool: Pool, keeper: K
     pool.env |= {"KEY": "secret", "OTHER": "x", pool_paths.ACCESS_LOG_VARIABLE: "1"}
     pool.launch()
     assert keeper.plan["without"] == sorted(["KEY", pool_paths.ACCESS_LOG_VARIABLE])
-
-
-@pytest.mark.parametrize(("limit", "refused"), [(0, True), (10, True), (1_000_000, False), (-1, False)])
-def test_too_few_open_files_are_reported_with_the_number_that_is_needed(
-    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, limit: int, refused: bool
-) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
-    if not refused:
-        assert pool.launch().keeper_pid == 4711
-        return
-    with pytest.raises(ControlError) as caught:
-        pool.launch()
-    one = int(caught.value.message.split()[3])
-    assert caught.value.exit_code == 7
-    assert caught.value.message == f"the pool needs {one} open files, but may have only {limit} here"
-    pool.file.write_text(
-        SERVER + SERVER.replace("web", "b").replace("8080", "1") + "disabled = true\nworkers = 9\n"
-    )
-    with pytest.raises(ControlError, match=f"needs {one} open files"):
-        pool.launch()
-    pool.file.write_text(SERVER + "workers = 9\n")
-    with pytest.raises(ControlError) as caught:
-        pool.launch()
-    assert int(caught.value.message.split()[3]) > one
-    pool.file.write_text("broken [")
-    with pytest.raises(ControlError, match="the pool needs at least "):
-        pool.launch()
 
 
 def test_control_socket_is_this_users_and_replaces_a_dead_one(tmp_path: Path) -> None:

@@ -222,18 +222,3 @@ def test_live_changes_are_handed_on_and_live_servers_are_not() -> None:
         assert len(desk.handed) == 1
 
     run(scenario())
-
-
-def test_build_that_runs_already_is_kept_unless_it_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "installed_build", lambda: "this")
-    monkeypatch.setattr(verb, "is_package_changed_since", lambda moment: False)
-
-    async def scenario() -> None:
-        desk = Handing()
-        answer = await desk.upgrade("exit 3", build="this")
-        assert (answer["exit_code"], desk.handed, answer.get("upgraded_from")) == (0, [], None)
-        assert [each["name"] for each in answer["items"]] == ["web"]
-        assert (await desk.upgrade("exit 3", build="other"))["exit_code"] == CONFLICT
-        assert (await desk.upgrade("exit 3", build="this", force=True))["exit_code"] == CONFLICT
-
-    run(scenario())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from typing import Any
 
 import pytest
@@ -407,34 +406,5 @@ def test_client_that_leaves_has_abandoned_its_command() -> None:
         desk.events.flush()
         assert (seen[-1].event, seen[-1].cause) == ("start abandoned", "the client disconnected")
         assert seen[-1].detail.get("exit_code") is None
-
-    run(scenario())
-
-
-def test_supervisor_without_servers_ends_when_there_are_too_few_open_files(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 10))
-
-    async def scenario() -> None:
-        desk = Desk(web())
-        answer = await handled(desk, "start")
-        assert (answer.exit_code, answer.ended, answer.keeper_pid, desk.over) == (1, True, 1, True)
-        assert "open files" in answer.errors[0].message
-
-    run(scenario())
-
-
-def test_supervisor_goes_on_when_there_are_too_few_open_files_for_a_further_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web("other"))
-        await desk.ask("start", "web")
-        monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 10))
-        answer = await handled(desk, "start")
-        assert (answer.exit_code, bool(answer.ended), desk.over) == (1, False, False)
-        assert "open files" in answer.errors[0].message
-        assert desk.states() == {"web": "running", "other": "stopped"}
 
     run(scenario())
