@@ -88,6 +88,8 @@ def test_a_reload_is_announced_with_its_moment_and_its_end(pool: RealPool, syste
     assert said[0] == "RELOADING=1"
     assert said[1].startswith("MONOTONIC_USEC=")
     assert get(ports["web"]).status == 200
+    pool.ok("stop")
+    assert systemd.messages[-1].splitlines() == ["STOPPING=1", "STATUS=stopping"]
 
 
 def test_under_systemd_a_hangup_reloads(pool: RealPool, systemd: NotifySocket) -> None:

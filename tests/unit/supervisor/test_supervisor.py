@@ -35,7 +35,6 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.store import Store
-from poolctl.platform import memory_file
 from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import KeeperLink
@@ -671,21 +670,9 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole.pass_time(0.2)
     assert whole.ask("ping")["build"] == "12ab"
     whole.pass_time(100)
-    names = [*configuration_reader.modules(), *feature_parts.modules()]
-    imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
-    assert whole.late == [("health watched", 0.0), *imports, ("memory released", 10.0)]
+    assert {*configuration_reader.modules(), *feature_parts.modules()} <= sys.modules.keys()
+    assert whole.late == [("memory released", 10.0)]
     assert whole.end() == 0
-
-
-def test_supervisor_watches_health_at_once_when_a_recovery_goes_on(whole: WholeSupervisor) -> None:
-    server = web()
-    whole.runner = Survivors(survivor(server))
-    whole.took_over(server)
-    record = json.dumps({"web": {"desired": "run", "recovering": {"step": 1}}}).encode()
-    whole.keeper.keeper.store.put("wanted", None, [memory_file("wanted", record)])
-    whole.begin()
-    whole.pass_time(3)
-    assert [at for what, at in whole.late if what == "health watched"] == [0.0]
 
 
 def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
@@ -701,7 +688,6 @@ def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
     )  # fmt: skip
     assert "taking no action for 300 s: the supervisor has died too often" in caplog.text
     whole.pass_time(299)
-    assert "health watched" not in [what for what, _ in whole.late]
     assert not whole.running.done()
     whole.parts.clear()
     assert whole.exits(2) == 0
@@ -824,7 +810,7 @@ def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
     assert "the keeper is gone; another one is started" in caplog.text
     assert "not everything is known" not in caplog.text
     assert whole.parts == ["flush"]
-    assert whole.late == [("health watched", 0.0), ("log closed", 0.0), ("exit 0", 0.0)]
+    assert whole.late == [("log closed", 0.0), ("exit 0", 0.0)]
     assert whole.events()[1:] == [("keeper lost", "error", "another one is started")]
 
 
@@ -889,7 +875,7 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     with pytest.raises(SupervisorEnded):
         whole.ask("list")
     assert whole.exits(1) == 0
-    assert whole.late == [("health watched", 0.0), ("log closed", 0.02), ("exit 0", 0.02)]
+    assert whole.late == [("log closed", 0.02), ("exit 0", 0.02)]
     assert whole.parts == ["flush"]
     assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
         {
@@ -1123,46 +1109,6 @@ def test_client_is_notified_of_a_keeper_that_does_not_answer(whole: WholeSupervi
     whole.pass_time(10)
     assert "keeper_problem" not in whole.ask("ping")
     assert whole.end() == 0
-
-
-def test_systemd_is_notified_of_a_pool_that_serves_and_ends(
-    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with closing(NotifySocket(whole.directory.parent)) as notified:
-        monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
-        whole.begin()
-        whole.ask("start")
-        whole.pass_time(1)
-        assert notified.lines == ["STATUS=1 server ready", "READY=1"]
-        whole.ask("reload")
-        whole.pass_time(1)
-        assert [line.partition("=")[0] for line in notified.lines[2:]] == [
-            "RELOADING",
-            "MONOTONIC_USEC",
-            "READY",
-        ]
-        whole.runner.may_end.clear()
-        whole.keeper.send("terminate")
-        whole.pass_time(1)
-        assert notified.lines[5:] == ["STOPPING=1", "STATUS=stopping"]
-        whole.runner.may_end.set()
-        whole.pass_time(1)
-        assert whole.running.result() == 0
-        assert len(notified.lines) == 7
-
-
-def test_systemd_is_notified_of_a_pool_that_a_command_stops(
-    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with closing(NotifySocket(whole.directory.parent)) as notified:
-        monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
-        whole.begin()
-        whole.ask("start")
-        whole.pass_time(1)
-        whole.ask("stop")
-        assert notified.lines[-2:] == ["STOPPING=1", "STATUS=stopping"]
-        whole.pass_time(1)
-        assert whole.running.result() == 0
 
 
 def test_systemd_is_not_notified_of_wrong_files(

@@ -246,10 +246,6 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *given: self.hangs.append(given))
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
-        monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))
-        monkeypatch.setattr(
-            supervisor, "watch_health", lambda core, runner, events: self.note("health watched")
-        )
 
     def note(self, what: str) -> None:
         self.late.append((what, round(self.loop.time(), 3)))
