@@ -324,8 +324,9 @@ class Seat:
 
     announced_until = 0.0
 
-    def __init__(self, page: dict[Seat, int | None]) -> None:
+    def __init__(self, page: dict[Seat, int | None], *, announced: bool = False) -> None:
         self.page = page
+        self.always_announced = announced
         page[self] = None
         self.alone = False
         self.websockets = 0
@@ -347,7 +348,7 @@ class Seat:
 
     @property
     def handover_announced(self) -> bool:
-        return time.monotonic() < Seat.announced_until
+        return self.always_announced or time.monotonic() < Seat.announced_until
 
     def close(self) -> None:
         self.page.pop(self, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import resource
 import socket
@@ -322,16 +321,15 @@ def test_listeners_are_left_to_others_if_one_of_them_is_no_stream() -> None:
 
 @pytest.mark.parametrize(("more", "seconds"), [(0, 0.0), (1, 0.001), (2, 0.05), (3, 0.05)])
 def test_worker_with_more_connections_than_others_leaves_them_the_next_one_for_a_moment(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, more: int, seconds: float
+    pair: Pair, more: int, seconds: float
 ) -> None:
-    monkeypatch.setattr(Seat, "announced_until", math.inf)
     shared, state = acceptor(pair.worker())
     page: dict[Seat, int | None] = {}
     loop = VirtualLoop()
     taken: list[float] = []
 
     async def scenario() -> None:
-        state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
+        state.balancer = ConnectionBalancer(state, pair.give, Seat(page, announced=True), kept=True)  # type: ignore[arg-type]
         Seat(page).publish(3)
         for each in range(3 + more):
             state.connections.add(each)
@@ -349,12 +347,11 @@ def test_worker_with_more_connections_than_others_leaves_them_the_next_one_for_a
 
 
 def test_worker_that_rests_while_it_leaves_a_connection_to_others_does_not_take_it(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair,
 ) -> None:
-    monkeypatch.setattr(Seat, "announced_until", math.inf)
     shared, state = acceptor(pair.worker())
     page: dict[Seat, int | None] = {}
-    own = Seat(page)
+    own = Seat(page, announced=True)
     loop = VirtualLoop()
 
     async def scenario() -> None:
@@ -386,7 +383,7 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
     async def scenario() -> None:
         shared, state = acceptor(secure=server_context(tmp_path))
         page: dict[Seat, int | None] = {}
-        state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
+        state.balancer = ConnectionBalancer(state, pair.give, Seat(page, announced=True), kept=True)  # type: ignore[arg-type]
         Seat(page).publish(0)
         begun = time.monotonic()
         with listener() as sock:
