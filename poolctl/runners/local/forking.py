@@ -144,13 +144,10 @@ class FallbackCertificates:
     def _store_certificate(self, server: ServerConfig, given: LoadedCertificate) -> LoadedCertificate:
         if given.contents and self._given.get(server.name) != given:
             self._given[server.name] = given
-            self._schedule_save()
+            # The certificates of servers that start together are stored together.
+            if self._due is None:
+                self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._save_for_successor)
         return given
-
-    def _schedule_save(self) -> None:
-        # The certificates of servers that start together are stored together.
-        if self._due is None:
-            self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._save_for_successor)
 
     def _save_for_successor(self) -> None:
         self._due = None
@@ -335,7 +332,7 @@ class Forker:
     def _preload_spec(self, server: ServerConfig) -> Spec:
         return worker_spec.preload_spec(
             server,
-            interpreter=_interpreter(server),
+            interpreter=interpreter(server.python),
             open_files=self._site.open_files,
             env_base=self._site.environments.get(server.name),
         )
@@ -483,8 +480,4 @@ class Forker:
         if server.command:
             # Any zygote can execute a command, which does not need the application's interpreter.
             return InterpreterZygoteIdentity(sys.executable)
-        return InterpreterZygoteIdentity.for_user(_interpreter(server), worker_spec.user_ids(server))
-
-
-def _interpreter(server: ServerConfig) -> str:
-    return interpreter(server.python)
+        return InterpreterZygoteIdentity.for_user(interpreter(server.python), worker_spec.user_ids(server))

@@ -492,13 +492,10 @@ def _changed_keys(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ..
     one, other = _values_by_name(before), _values_by_name(after)
     if not one or not other:
         return (name,)
-    changed = tuple(f"{name}.{key}" for key in {**one, **other} if _differ(one.get(key), other.get(key)))
+    pairs = ((key, one.get(key), other.get(key)) for key in {**one, **other})
+    # Most values are equal, and need not be written out for that.
+    changed = tuple(f"{name}.{key}" for key, a, b in pairs if a != b and _written(a) != _written(b))
     return changed or (name,)  # the order differs, or a secret
-
-
-def _differ(one: object, other: object) -> bool:
-    """Whether the values differ in a file. Most are equal, and need not be written out for that."""
-    return one != other and _written(one) != _written(other)
 
 
 def _written(value: object) -> object:

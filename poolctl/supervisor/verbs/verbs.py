@@ -84,10 +84,10 @@ class Verbs:
         if verb not in AUDITED or call.options.get("dry_run"):
             return await self._perform_safely(verb, call)
         by = call.by()
-        message = " ".join(
-            [verb, *_selector_arguments(call.selector), *_option_arguments(verb, call.options)]
-        )
-        given = _given_selection(call.selector)
+        given = {
+            key: value for key, value in call.selector.to_dict().items() if value and key != "allow_empty"
+        }
+        message = " ".join([verb, *_selector_arguments(given), *_option_arguments(verb, call.options)])
         recorded = {key: call.options[key] for key in _RECORDED if call.options.get(key) is not None}
         self._events.record("audit", verb, message=message, by=by, selection=given, options=recorded)
         begun, is_abandoned = time.monotonic(), False
@@ -185,15 +185,10 @@ def _on_behalf_of(by: object) -> Table:
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
 
 
-def _selector_arguments(selector: Selector) -> list[str]:
-    given = _given_selection(selector)
-    targets = given.pop("targets", [])
-    words = [f"--{key} {value}" for key, values in given.items() if key != "not" for value in values]
-    return [*targets, *words, *(["--not"] if "not" in given else [])]
-
-
-def _given_selection(selector: Selector) -> Table:
-    return {key: value for key, value in selector.to_dict().items() if value and key != "allow_empty"}
+def _selector_arguments(given: Table) -> list[str]:
+    options = [key for key in given if key not in ("targets", "not")]
+    words = [f"--{key} {value}" for key in options for value in given[key]]
+    return [*given.get("targets", ()), *words, *(["--not"] if "not" in given else [])]
 
 
 def _option_arguments(verb: str, options: Table) -> list[str]:
