@@ -16,7 +16,6 @@ from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.config.model.server_tables import Log
 from poolctl.errors import ServerError
-from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.logs.internal_log import InternalLogRotator
 from poolctl.logs.log_line import stamp
@@ -114,9 +113,6 @@ class OutputPipes(HelperOwner[HelperProcess]):
 
     def use(self, process: HelperProcess, *, is_new: bool) -> None:
         # Also to an adopted logger: the keeper starts the first one without them.
-        self._send_pipes(process)
-
-    def _send_pipes(self, process: HelperProcess) -> None:
         process.link.send({"t": "underway"}, self._spool)
         for pipe in self._pipes.values():
             process.link.send(pipe.message, [pipe.read])
@@ -125,30 +121,18 @@ class OutputPipes(HelperOwner[HelperProcess]):
         """The path of the server's log file."""
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
-    def _registration_message(self, key: str, server: ServerConfig) -> wire.Message:
-        """The message that registers the pipe `key` with the logger."""
-        log = server.log
-        return {
-            "t": "add",
-            "id": key,
-            "name": server.name,
-            "pid": 0,
-            "path": self.path(server),
-            "owner": _owner_of_log_directories(server),
-            "format": log.format,
-            **_rotation(log),
-            **({} if server.ready_line is None else {"ready_line": server.ready_line}),
-        }
-
-    def _new_key(self, name: str) -> str:
-        """A new key for a pipe; unique, because a worker and its replacement have a pipe each."""
-        return f"{name}.{os.getpid()}.{next(self._numbers)}"
-
     def create_pipe(self, server: ServerConfig) -> tuple[str, int]:
         """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
-        self.paths[server.name] = self.path(server)
-        key = self._new_key(server.name)
-        write = self._add_pipe(key, self._registration_message(key, server))
+        log = server.log
+        path = self.paths[server.name] = self.path(server)
+        key, write = self._add_pipe(
+            server.name,
+            path,
+            log.format,
+            log,
+            owner=_owner_of_log_directories(server),
+            **({} if server.ready_line is None else {"ready_line": server.ready_line}),
+        )
         give_output_to_user(write, server)
         return key, write
 
@@ -158,27 +142,21 @@ class OutputPipes(HelperOwner[HelperProcess]):
         `name` is in brackets, as no server's is. `form` is that of the file, in which lines get their time, or "raw";
         `limits` are those of its size and age. Writing never waits: lines that the pipe cannot take are lost.
         """
-        key = self._new_key(name)
-        message = {
-            "t": "add",
-            "id": key,
-            "name": name,
-            "pid": 0,
-            "path": path,
-            "format": form,
-            **_rotation(limits),
-        }
-        write = self._add_pipe(key, message)
+        key, write = self._add_pipe(name, path, form, limits)
         os.set_blocking(write, False)
         with contextlib.suppress(PermissionError):  # a user with many pipes gets no larger ones
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _LOG_PIPE_BYTES)
         return key, write
 
-    def _add_pipe(self, key: str, message: wire.Message) -> int:
+    def _add_pipe(self, name: str, path: str, form: str, log: Log, **more: object) -> tuple[str, int]:
+        # Unique, because a worker and its replacement have a pipe each.
+        key = f"{name}.{os.getpid()}.{next(self._numbers)}"
+        message = {"t": "add", "id": key, "name": name, "pid": 0, "path": path, "format": form, **more}
+        message |= {"max_size": log.max_size, "keep": log.keep, "max_age": log.max_age}
         read, write = os.pipe()
         os.set_blocking(read, False)
         self._pipes[key] = _Pipe.of(read, message)
-        return write
+        return key, write
 
     def register_pipe(self, key: str, pid: int) -> None:
         """Have the logger read this pipe, into which the process `pid` writes."""
@@ -303,10 +281,6 @@ def entry_name(message: wire.Message) -> str:
     """The name in the keeper's store of the pipe that this message registers."""
     kind = fd_store.OUTPUT if _is_of_a_server(message) else fd_store.HELPER_OUTPUT
     return f"{kind}{message['id']}"
-
-
-def _rotation(log: Log) -> Table:
-    return {"max_size": log.max_size, "keep": log.keep, "max_age": log.max_age}
 
 
 def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:
