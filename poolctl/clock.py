@@ -42,10 +42,9 @@ class RateLimit:
 
 
 class ReportLimit:
-    """Counts events by key, and allows a report of each key at most once per `seconds`. Times are monotonic."""
+    """Counts events by key, and allows a report of each key at most once a minute. Times are monotonic."""
 
-    def __init__(self, seconds: float = 60.0) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._next: dict[str, float] = {}
 
@@ -55,7 +54,7 @@ class ReportLimit:
         if not total or now < self._next.get(key, now):
             self._counts[key] = total
             return 0
-        self._next[key] = now + self._seconds
+        self._next[key] = now + 60.0
         return total
 
 

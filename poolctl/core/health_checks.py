@@ -95,7 +95,7 @@ class HealthChecks:
             worker.probes.stop()
             worker.probes = None
 
-    def worker_problem(self, entry: Entry, worker: Worker) -> str:
+    def worker_problem(self, worker: Worker) -> str:
         """The problem that a heartbeat or probe has found in the worker, or ""."""
         if worker.stuck:
             return _stuck_message(worker)
@@ -103,7 +103,7 @@ class HealthChecks:
 
     def first_worker_problem(self, entry: Entry) -> str:
         """The first problem found in any of the server's workers, or ""."""
-        messages = (self.worker_problem(entry, worker) for worker in list(entry.observed.workers.values()))
+        messages = map(self.worker_problem, list(entry.observed.workers.values()))
         return next((message for message in messages if message), "")
 
     def latency_seconds(self, entry: Entry) -> float | None:

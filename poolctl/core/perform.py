@@ -469,7 +469,7 @@ class Executor:
                 return  # ended by its own time limits: it may have accepted, although it has not reported that
             message, hint = message_and_hint(error)
             if isinstance(error, TimeoutError):
-                why = self._health.worker_problem(entry, worker) or silence
+                why = self._health.worker_problem(worker) or silence
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )

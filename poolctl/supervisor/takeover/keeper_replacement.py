@@ -114,7 +114,7 @@ class KeeperWatch:
         self._late = True
         # The keeper may have been stopped.
         kill(self._process, signal.SIGCONT)
-        self._announce_problem("keeper silent", "warning")
+        self._announce_problem("warning")
 
     def _kill_or_resume_silent_keeper(self, now: float) -> None:
         # The ping stays in the socket, and the keeper answers it as soon as it runs.
@@ -123,7 +123,7 @@ class KeeperWatch:
         kill(self._process, signal.SIGCONT if self.reason_irreplaceable() else signal.SIGKILL)
         if not self._given_up:
             self._given_up = True
-            self._announce_problem("keeper silent", "error")
+            self._announce_problem("error")
 
     def _record_keeper_answer(self, now: float) -> bool:
         """Whether the keeper has sent anything since the last call."""
@@ -138,10 +138,10 @@ class KeeperWatch:
             self._events.record("pool", "keeper back", message=message, severity="info")
         return True
 
-    def _announce_problem(self, event: str, severity: str) -> None:
+    def _announce_problem(self, severity: str) -> None:
         problem = self.problem
         logger.error(problem)
-        self._events.record("pool", event, message=problem, severity=severity)
+        self._events.record("pool", "keeper silent", message=problem, severity=severity)
         for follow in list(self._followers):
             follow(problem)
 
