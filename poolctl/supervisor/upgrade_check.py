@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 import poolctl
 from poolctl import bootstrap
 from poolctl.config import Configuration, ServerConfig, interpreter, load
-from poolctl.control.answers import ErrorEntry
+from poolctl.control.answers import ErrorEntry, error_entries
 from poolctl.core.server_entry import Entry, restore
 from poolctl.errors import PoolError, ServerError
-from poolctl.json_form import from_json, to_json
+from poolctl.json_form import to_json
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import spawn
 from poolctl.runners.local.zygotes import InterpreterZygoteIdentity
@@ -41,19 +41,19 @@ def print_takeover_check(files: Sequence[str]) -> str | None:
     interpreters. Raises the exceptions of the imports.
     """
     in_force, _, desired = sys.stdin.buffer.read().partition(b"\n")
-    problem, errors = "", []
+    problem, errors = "", list[ErrorEntry]()
     servers: Sequence[ServerConfig] = []
     try:
         stored = decoded(in_force)
         servers = stored.servers
-        errors = [each.to_dict() for each in Configuration(servers, stored.tables).startup_problems()]
+        errors += map(ErrorEntry.of, Configuration(servers, stored.tables).startup_problems())
     except NotUnderstood as unsupported:
         problem = str(unsupported)
         try:
             servers = config = load(files, os.environ)
-            errors = [each.to_dict() for each in config.problems or config.startup_problems()]
+            errors += map(ErrorEntry.of, config.problems or config.startup_problems())
         except PoolError as error:
-            errors = error.to_list()
+            errors += error_entries(error)
     if not errors:
         records = json.loads(desired)
         for server in servers:
@@ -61,8 +61,7 @@ def print_takeover_check(files: Sequence[str]) -> str | None:
         _import_everything()
         if failed := _zygote_failure(each for each in servers if not (each.command or each.disabled)):
             return failed
-    entries = tuple(from_json(ErrorEntry, each) for each in errors)
-    print(json.dumps(to_json(TakeoverCheckReport(problem=problem, errors=entries))))
+    print(json.dumps(to_json(TakeoverCheckReport(problem=problem, errors=tuple(errors)))))
     return None
 
 

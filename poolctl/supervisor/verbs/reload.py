@@ -15,7 +15,7 @@ from dataclasses import replace
 from signal import Signals
 from typing import NamedTuple
 
-from poolctl.config import Marks, Section, ServerConfig, Stamp, Table, changed_files, stamp_of
+from poolctl.config import Section, ServerConfig, Stamp, Table, changed_files, stamp_of
 from poolctl.control.answers import (
     ChangedFiles,
     ErrorEntry,
@@ -79,13 +79,11 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class PlannedReload(NamedTuple):
-    """The files' servers, and the changes that a reload would make; both are empty if the files have `problems`."""
+    """The content of the files, and the changes that a reload would make: none if the files have `problems`."""
 
-    servers: list[ServerConfig]
+    reading: Reading
     changes: list[PlannedChange]
     problems: list[ErrorEntry]
-    marks: Marks | None
-    files: Mapping[str, str]
 
 
 class Reload:
@@ -243,9 +241,9 @@ class Reload:
 
     async def _difference(self, reading: Reading) -> PlannedReload:
         if problems := self._configuration_errors(reading):
-            return PlannedReload([], [], problems, reading.marks, {})
+            return PlannedReload(reading, [], problems)
         changes = [*self._changes_outside_servers(reading), *await self._planned(reading)]
-        return PlannedReload(reading.servers, changes, [], reading.marks, reading.files)
+        return PlannedReload(reading, changes, [])
 
     def _configuration_errors(self, reading: Reading) -> list[ErrorEntry]:
         if reading.is_empty and self._core.entries and not reading.problems:
@@ -555,7 +553,7 @@ class ConfigurationDrift:
         )
         if self._is_saving and difference is not None and _is_empty(difference):
             self._is_saving = False
-            self._configuration.marks = difference.marks
+            self._configuration.marks = difference.reading.marks
             self._core.servers.note_revision()  # saved for a successor
             return result
         return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
@@ -597,7 +595,9 @@ class ConfigurationDrift:
             return result
         here = items(self._core, self._core.entries.values())
         new = [
-            item_from_config(server) for server in difference.servers if server.name not in self._core.entries
+            item_from_config(server)
+            for server in difference.reading.servers
+            if server.name not in self._core.entries
         ]
         names: dict[str, None] = {}
         for target in call.selector.targets:
@@ -608,7 +608,7 @@ class ConfigurationDrift:
         file = self._configuration.files[0]
         errors = []
         for name in names:
-            written = os.path.basename(difference.files.get(name, file))
+            written = os.path.basename(difference.reading.files.get(name, file))
             message = f"{name} is in {written} but not in the running pool: poolctl reload"
             errors.append(failure(PoolParamError, message))
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
