@@ -188,6 +188,12 @@ def peer_has_closed(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def close_all(fds: Iterable[int]) -> None:
+    """Close these descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
 def close_promptly(fd: int) -> None:
     """Close a descriptor to which an application had access, without waiting.
 

@@ -8,6 +8,7 @@ import socket
 from collections import deque
 
 from ..clock import HungProcessDetector
+from ..platform import close_all
 from . import wire
 from .reap import signal_process
 
@@ -105,9 +106,3 @@ class DonorSupervisor(Channel):
             signal_process(self._pid, self._start, signal.SIGCONT)
         elif self._watchdog.mark_ping_sent_if_due(now, early=early):
             self.send({"event": "ping"})
-
-
-def close_all(fds: list[int]) -> None:
-    """Close these descriptors."""
-    for fd in fds:
-        os.close(fd)

@@ -46,13 +46,14 @@ import time
 from ..clock import HungProcessDetector
 from ..platform import (
     become_subreaper,
+    close_all,
     memory_file,
     name_process,
     raise_descriptor_limit,
     read_file,
 )
 from . import fd_store, pool_files, wire
-from .channels import Channel, DonorSupervisor, close_all
+from .channels import Channel, DonorSupervisor
 from .reap import Reaper, wait_or_kill_children
 from .shutdown import ENDING, UPGRADE, Shutdown, Signals
 from .spawn import spawn

@@ -15,7 +15,7 @@ import signal
 import time
 from functools import partial
 
-from ..platform import group_members, process_start
+from ..platform import close_all, group_members, process_start
 from . import wire
 
 TYPE_CHECKING = False
@@ -234,8 +234,7 @@ class GroupWatcher:
 
     def close(self) -> None:
         """Stop watching all groups."""
-        for fd in self._leaders:
-            os.close(fd)
+        close_all(self._leaders)
         self._epoll.close()
 
 
@@ -304,8 +303,7 @@ class Watcher:
 
     def close(self) -> None:
         """Stop watching all processes, and close the descriptors used for watching."""
-        for fd in self._pids:
-            os.close(fd)
+        close_all(self._pids)
         self._epoll.close()
 
     def kill_all(self, limit_seconds: float) -> None:

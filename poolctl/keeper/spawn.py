@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 
-from ..platform import raise_descriptor_limit, replace_file
+from ..platform import close_all, raise_descriptor_limit, replace_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def spawn(
             setsigdef=signal.valid_signals(),
         )
     finally:
-        for fd in lifted:
-            os.close(fd)
+        close_all(lifted)
 
 
 class CompanionSpec:

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.keeper import wire
 from poolctl.keeper.supervisor_link import SupervisorLink
-from poolctl.platform import memory_file, name_process, raise_descriptor_limit
+from poolctl.platform import close_all, memory_file, name_process, raise_descriptor_limit
 
 from .log_file import LogFile
 from .log_line import as_json, stamp, with_timestamp_prefix
@@ -160,8 +160,7 @@ class OutputSpool:
 
     def close(self) -> None:
         """Close the files."""
-        for fd in self.fds:
-            os.close(fd)
+        close_all(self.fds)
         self.fds = []
 
     def _finish(self, id: str, rest: bytes) -> None:
@@ -434,8 +433,7 @@ class OutputLogger:
         except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
             text = f"{kind}: {type(error).__name__}: {error}"
             self._reports.append({"t": "error", "id": message.get("id"), "message": text})
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
         """Carry out an order `add`: update the stream that has the same `id`, pipe and file, or add a new one.

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from poolctl.clock import HungProcessDetector, RateLimit
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.reap import signal_process
-from poolctl.platform import is_stopped, process_start, waits_for_events
+from poolctl.platform import close_all, is_stopped, process_start, waits_for_events
 
 from .withheld_variables import withheld_variables
 
@@ -506,8 +506,7 @@ class KeeperLink(Link):
     async def _fetch_into_entries(self, name: str) -> None:
         reply, fds = await self.call({"op": "get", "name": name})
         if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
         else:
             self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
 

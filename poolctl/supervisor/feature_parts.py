@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ from poolctl.core.core import Core
 from poolctl.feature import Feature, features
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.metrics import GiveSamples
+from poolctl.platform import close_all
 from poolctl.runners.local.local_runner import LocalRunner
 
 from .active_configuration import SupervisorContext
@@ -168,8 +168,7 @@ class FeatureParts:
 
     async def _is_there(self, entry: str) -> bool:
         reply, fds = await self._environment.keeper.call({"op": "get", "name": entry})
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         return bool(fds or reply.get("meta"))
 
     def apply_tables(self, tables: Tables) -> None:

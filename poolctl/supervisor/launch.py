@@ -24,7 +24,7 @@ from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.spawn import CompanionSpec, start_with_companions
-from poolctl.platform import proc_problem
+from poolctl.platform import close_all, proc_problem
 from poolctl.runners.local import companions
 
 if TYPE_CHECKING:
@@ -166,8 +166,7 @@ def _start_keeper(
         keeper_pid = start_with_companions(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
         if lifeline:  # the caller goes on: what the pool closes must not stay open here
-            for fd in inherited:
-                os.close(fd)
+            close_all(inherited)
         return LaunchedKeeper(keeper_pid, write)
 
 

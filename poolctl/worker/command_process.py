@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from ..keeper.left_children import SI_KERNEL, descendants, end_processes, left_children, reap_and_find_status
 from ..keeper.reap import deliver
-from ..platform import become_subreaper, name_process
+from ..platform import become_subreaper, close_all, name_process
 from . import process_setup
 from .process_setup import SPEC_FD, Spec
 
@@ -50,8 +50,7 @@ def run_command_in_child() -> NoReturn:
     if command == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _become_command(spec, listeners)
-    for fd in (SPEC_FD, *listeners):
-        os.close(fd)  # each duplicate of a listener keeps the port bound
+    close_all((SPEC_FD, *listeners))  # each duplicate of a listener keeps the port bound
     status, was_signalled = _forward_signals_until_exit(
         command, together=spec["stop_group"] == "together", stop_signal=spec["stop_signal"]
     )

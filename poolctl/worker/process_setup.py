@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from ..bootstrap import command
 from ..file_access import why_execution_failed, why_not_entered
-from ..platform import end_with_parent, prefer_for_oom_kill, read_file
+from ..platform import close_all, end_with_parent, prefer_for_oom_kill, read_file
 
 # The first of the descriptors that are passed to a process of the pool.
 FIRST_FD = 16
@@ -188,8 +188,7 @@ def _open_endless_input() -> None:
     except OSError as error:
         raise _failed("cannot open a pipe as its standard input", error) from error
     os.dup2(both, 0)
-    for fd in (read, write, both):
-        os.close(fd)
+    close_all((read, write, both))
 
 
 def move_descriptors_and_close_others(fds: list[int], output: int, first: int = FIRST_FD) -> None:

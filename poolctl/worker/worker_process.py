@@ -24,7 +24,7 @@ from typing import NoReturn
 import uvicorn
 
 from ..keeper import wire
-from ..platform import name_process
+from ..platform import close_all, name_process
 from . import imports, process_setup
 from .process_setup import BEAT, FIRST_LISTENER_FD, Spec
 from .serving.accepting import AdoptionPair
@@ -281,8 +281,7 @@ class ControlSocket:
         try:
             self.worker.perform(message, fds)
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
 
     def close_in_child(self) -> None:
         """Close the socket in a process that the application has forked."""

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import NamedTuple, NoReturn
 
 from ..keeper import wire
-from ..platform import name_process
+from ..platform import close_all, name_process
 from . import imports, process_setup
 from .process_setup import SPEC_FD, Spec
 from .serving.pool_server import STARTUP_FAILURE
@@ -183,7 +183,7 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
     received = wire.receive(requests, wait=True)
     if received is not None:
         message, fds = received
-        _close_all(fds)
+        close_all(fds)
         if "id" in message:
             wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
 
@@ -207,7 +207,7 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
                 _fork_one(requests, message, fds, roles[operation])
             elif operation == "ping":
                 wire.send(requests, {"event": "up"}, wait=True)
-            _close_all(fds)
+            close_all(fds)
             if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
                 break
     finally:
@@ -230,11 +230,6 @@ def _fork_one(
         wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
     except OSError as error:
         wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _lead_session(group: int) -> None:

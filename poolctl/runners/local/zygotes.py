@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 from poolctl.bootstrap import as_user, command
 from poolctl.config import ids_to_start_interpreter_as
 from poolctl.keeper import fd_store, wire
-from poolctl.platform import process_start
+from poolctl.platform import close_all, process_start
 
 from .. import process_link
 from ..left_overs import ProcessNote, ProcessNotes
@@ -236,8 +236,7 @@ class Zygotes:
         if meta.get("without", []) == self._without[key]:
             self._note(_process_of(meta))
             return wire.socket_from_fd(fds[0]), _process_of(meta)
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         return None
 
     async def _spawn_and_store(

@@ -25,7 +25,7 @@ from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import start_detached
 from poolctl.monitor.event_queue import EventBus
-from poolctl.platform import continue_periodically, continue_when_parent_ends
+from poolctl.platform import close_all, continue_periodically, continue_when_parent_ends
 from poolctl.private_directory import recreate_pool_directory
 from poolctl.runners.process_link import KeeperLink, identity, kill
 
@@ -291,8 +291,7 @@ def _await(link: socket.socket, event: str, keeper_to_resume: Table | None = Non
         if received is None:
             raise ConnectionResetError("the keeper ended")
         message, fds = received
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if message.get("event") == event:
             return message
         if message.get("event") == "refused":
