@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from poolctl.routing.route_health import DEPTHS, ERROR, RouteHealth
 from poolctl.web import metrics
-from poolctl.web.bearer_tokens import Peer
+from poolctl.web.bearer_tokens import Peer, Refused
 from poolctl.web.metrics import OPENMETRICS, TEXT, MetricsSite, health_by_name, wants_openmetrics
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import run
@@ -148,15 +150,19 @@ def test_supervisor_that_does_not_answer_is_a_503() -> None:
     run(work())
 
 
-def test_detailed_health_is_refused_to_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Peer, "is_local", False)
+def test_detailed_health_is_refused_to_other_machines() -> None:
+    peer = Peer(ip_address("10.0.0.9"), "10.0.0.9")
 
     async def work() -> None:
-        pages = Pages(Figures())
-        assert kind_and_body(await pages.ask("/health/full")) == (
-            403, "text/plain", "addresses and errors are shown to clients of this machine alone: see /health/summary\n",
-        )  # fmt: skip
-        assert (await pages.ask("/health/summary"))[0] == 503
+        site = Pages(Figures()).site
+        scope = {"type": "http", "method": "GET", "headers": []}
+        full, summary = (
+            Request({**scope, "raw_path": b"/health/" + depth}) for depth in (b"full", b"summary")
+        )
+        with pytest.raises(Refused, match="clients of this machine alone: see /health/summary") as caught:
+            await site.answer(full, peer)
+        assert caught.value.status == 403
+        assert (await site.answer(summary, peer)).status_code == 503
 
     run(work())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 from poolctl.control.answers import Result
 from poolctl.control.control_server import ControlServer, Request
 from poolctl.supervisor.launch import listen
-from poolctl.web import site as sites
 from poolctl.web.site import SupervisorClient
 from tests.unit.core.ordered_core import run
 from tests.unit.web.greeter import Greeter
+from tests.virtual_loop import VirtualLoop
 
 
 class Supervisor:
@@ -73,16 +74,12 @@ def test_request_waits_for_the_next_supervisor(short_path: Path) -> None:
     run(work())
 
 
-def test_request_is_given_up_when_no_supervisor_comes(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sites, "SUPERVISOR_SECONDS", 0.05)
-
-    async def work() -> None:
+def test_request_is_given_up_when_no_supervisor_comes_for_30_seconds(short_path: Path) -> None:
+    asking = SupervisorClient(str(short_path / "control.sock")).ask("greet", {})
+    with closing(VirtualLoop()) as loop:
         with pytest.raises(TimeoutError):
-            await SupervisorClient(str(short_path / "control.sock")).ask("greet", {})
-
-    run(work())
+            loop.run_until_complete(asking)
+        assert 30 <= loop.time() < 31
 
 
 def test_request_of_a_client_that_has_left_is_refused() -> None:

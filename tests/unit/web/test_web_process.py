@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from poolctl.control.control_server import ControlServer, Progress, Request
+from poolctl.control.server_answers import MetricsResult
 from poolctl.keeper import wire
 from poolctl.runners.process_link import Link, LinkHandler
-from poolctl.web import web_process
+from poolctl.supervisor.launch import listen
 from poolctl.web.web_process import Certificate, WebServerProcess
 from tests.certificates import certificate
-from tests.unit.web.greeter import Greeter, any_certificate, tls_of
+from tests.unit.web.greeter import any_certificate, tls_of
+from tests.virtual_loop import VirtualLoop
 
 
 class Orders(LinkHandler):
@@ -36,14 +40,13 @@ class Orders(LinkHandler):
 
     async def until(self, *answers: dict[str, Any]) -> None:
         """Wait for exactly these further messages."""
-        async with asyncio.timeout(60):
-            while len(self.answers) < len(answers):
-                await asyncio.sleep(0.001)
+        while len(self.answers) < len(answers):
+            await asyncio.sleep(0.01)
         assert self.answers == [*answers]
         self.answers.clear()
 
-    async def serve(self, listener: socket.socket, number: int = 1, word: str = "hello", **more: Any) -> None:
-        order = {"t": "serve", "table": "greet", "number": number, "settings": {"word": word}, "tls": None}
+    async def serve(self, listener: socket.socket, number: int = 1, path: str = "/a", **more: Any) -> None:
+        order = {"t": "serve", "table": "metrics", "number": number, "settings": {"path": path}, "tls": None}
         self.link.send({**order, **more}, [listener])
 
 
@@ -52,35 +55,35 @@ def play(work: Callable[[Orders], Awaitable[None]], directory: Path) -> None:
         orders = Orders()
         orders.link.send({"t": "begin", "directory": str(directory)})
         await orders.until({"t": "up"})
-        async with asyncio.timeout(60):
-            await work(orders)
-            await orders.running
+        await work(orders)
+        await orders.running
         orders.link.close()
 
     handlers = [*logging.getLogger().handlers]
     try:
-        asyncio.run(whole())
+        with contextlib.closing(VirtualLoop()) as loop:
+            loop.run_until_complete(whole())
     finally:
         for handler in {*logging.getLogger().handlers} - {*handlers}:
             logging.getLogger().removeHandler(handler)
             handler.close()
 
 
-@pytest.fixture(autouse=True)
-def greeting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_process, "site_class", lambda table: Greeter)
-
-
 def served(number: int = 1, problem: str = "", *, changed: bool = True) -> dict[str, Any]:
-    return {"t": "served", "table": "greet", "number": number, "problem": problem, "changed": changed}
+    return {"t": "served", "table": "metrics", "number": number, "problem": problem, "changed": changed}
 
 
-async def greeted(port: int, tls: ssl.SSLContext | None = None) -> str:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
-    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+async def answered(port: int, path: str = "/") -> str:
+    """What a client gets: on the wrong path, where the metrics are."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     whole = await reader.read()
     writer.close()
-    return whole.decode().rpartition("\r\n")[2].partition(" ")[0]
+    return whole.decode().rpartition("\r\n")[2]
+
+
+async def metrics(request: Request, progress: Progress) -> MetricsResult:
+    return MetricsResult(text="figures")
 
 
 def test_process_serves_from_its_order_to_its_end(tmp_path: Path) -> None:
@@ -92,25 +95,20 @@ def test_process_serves_from_its_order_to_its_end(tmp_path: Path) -> None:
             await orders.until(served())
             await orders.serve(listener, 2)
             await orders.until(served(2, changed=False))
-            await orders.serve(listener, 3, "bye")
+            await orders.serve(listener, 3, "/b")
             await orders.until(served(3))
-            assert await greeted(port) == "bye"
-        stream = socket.create_connection(("127.0.0.1", port))
-        stream.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(
-            stream, b"GET /stream HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n"
-        )
-        received = await loop.sock_recv(stream, 65536)
-        assert received.startswith(b"HTTP/1.1 200 ")
+            assert await answered(port) == "the metrics are at /b\n"
+        waiting = asyncio.ensure_future(answered(port, "/b"))
+        await asyncio.sleep(1)
         orders.link.send({"t": "end"})
-        with stream:
-            while data := await loop.sock_recv(stream, 65536):
-                received += data
-        assert received.endswith(b"\r\n0\r\n\r\n"), "the stream ends before the process"
+        await asyncio.sleep(0.5)
+        supervisor = ControlServer(metrics)
+        supervisor.replace_listener(listen(str(tmp_path / "control.sock")))
+        assert await waiting == "figures", "requests are answered before the process ends"
+        await supervisor.close()
         await orders.running
         with pytest.raises(ConnectionRefusedError):
-            await greeted(port)
+            await answered(port)
 
     play(work, tmp_path)
 
@@ -121,11 +119,11 @@ def test_listener_of_a_closed_table_is_closed_when_that_is_confirmed(tmp_path: P
             port = listener.getsockname()[1]
             await orders.serve(listener)
         await orders.until(served())
-        orders.link.send({"t": "close", "table": "greet"})
+        orders.link.send({"t": "close", "table": "metrics"})
         orders.link.send({"t": "close", "table": "other"})
         await orders.link.call({"t": "performed"})
         with pytest.raises(ConnectionRefusedError):
-            await greeted(port)
+            await answered(port)
         orders.link.send({"t": "end"})
 
     play(work, tmp_path)
@@ -138,7 +136,7 @@ def test_site_moves_to_another_listener(tmp_path: Path) -> None:
                 port = listener.getsockname()[1]
                 await orders.serve(listener, number)
             await orders.until(served(number))
-            assert await greeted(port) == "hello"
+            assert await answered(port) == "the metrics are at /a\n"
         orders.link.send({"t": "end"})
 
     play(work, tmp_path)
@@ -148,7 +146,7 @@ def test_site_that_fails_is_reported(tmp_path: Path) -> None:
     async def work(orders: Orders) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             await orders.serve(listener, settings={})
-        await orders.until(served(1, "'word'"))
+        await orders.until(served(1, "'path'"))
         orders.link.send({"t": "end"})
 
     play(work, tmp_path)
@@ -161,11 +159,7 @@ def test_process_ends_when_keeper_and_supervisor_have_ended(tmp_path: Path) -> N
     play(work, tmp_path)
 
 
-def test_renewed_certificate_is_used_and_reported_while_it_is_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web_process, "RENEWAL_SECONDS", 0.01)
-    monkeypatch.setattr(web_process, "RETRY_SECONDS", 0.01)
+def test_renewed_certificate_is_used_and_reported_while_it_is_broken(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
 
     async def work(orders: Orders) -> None:
@@ -177,9 +171,8 @@ def test_renewed_certificate_is_used_and_reported_while_it_is_broken(
         await orders.until(served())
         first = await shown(port)
         new_cert.replace(cert)  # for a moment it does not fit the key
-        async with asyncio.timeout(60):
-            while not orders.answers:
-                await asyncio.sleep(0.001)
+        while not orders.answers:
+            await asyncio.sleep(0.1)
         assert orders.answers.pop()["problem"].startswith("its certificate cannot be used: ")
         assert await shown(port) == first
         new_key.replace(key)
