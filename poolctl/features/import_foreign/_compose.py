@@ -36,7 +36,8 @@ MEANINGLESS: Meaningless = {
     "tty": "the output of a server goes to its log",
 }
 DEFAULTS = {  # values that change nothing
-    "deploy.mode": "replicated", "logging.driver": "json-file", "deploy.resources.limits.cpus": "0", "deploy.resources.limits.memory": "0",
+    "deploy.mode": "replicated", "logging.driver": "json-file",
+    "deploy.resources.limits.cpus": "0", "deploy.resources.limits.memory": "0",
     "privileged": False, "read_only": False,
 }  # fmt: skip
 ADVICE = {

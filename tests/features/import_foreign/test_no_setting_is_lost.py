@@ -102,7 +102,8 @@ COMPOSE: Values = {
     "services.a.volumes": (["x:/y"],), "services.a.working_dir": ("/srv",), "services.a.cap_add": (["A"],),
     "services.a.logging": ({"driver": "x"},), "services.a.x-own": TEXTS, "services.a.unheard_of": (1, {"a": [1]}),
     "services.a.logging.options": ({"max-size": "10m", "max-file": "3"}, {"max-size": "much"}, {"labels": "a"}),
-    "services.a.ulimits.nofile": (4096, {"soft": 1024, "hard": 2048}, "all"), "services.a.ulimits.core": (0,), "secrets.s.file": ("x",), "volumes.x.driver": ("local",), "unheard_of": (1,),
+    "services.a.ulimits.nofile": (4096, {"soft": 1024, "hard": 2048}, "all"), "services.a.ulimits.core": (0,),
+    "secrets.s.file": ("x",), "volumes.x.driver": ("local",), "unheard_of": (1,),
     "x-own": ({"a": 1},), "version": ("3",),
 }  # fmt: skip
 UVICORN: Values = {
