@@ -32,7 +32,8 @@ class Stage:
         web = ServerConfig(
             name="web", bind="127.0.0.1:8002", app="a:b", hooks=BOTH, depends_on=["db"], restart="no"
         )
-        self.core = Core([db, web], self.runner, self.clock, RecordedEvents())
+        self.events = RecordedEvents()
+        self.core = Core([db, web], self.runner, self.clock, self.events)
 
     def order(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
         async def ordered() -> None:
@@ -220,13 +221,11 @@ def test_start_hook_that_exceeds_the_start_timeout_is_killed_and_named_with_the_
 
 def test_failed_stop_hook_is_an_event_with_the_cause_of_the_stop(stage: Stage) -> None:
     started(stage)
-    events = stage.core._recorder
-    assert isinstance(events, RecordedEvents)
     with caused_by("poolctl stop"):
         stage.order(stage.core.stop, stage.web)
     stage.finish("stop", "close", "hook")
     stage.order(stage.runner.end, "web.after_stop", Exit.from_signal(9))
-    (event,) = [each for each in events if each.event == "hook failed"]
+    (event,) = [each for each in stage.events if each.event == "hook failed"]
     message = "hooks.after_stop was killed by SIGKILL"
     assert (event.kind, event.message, event.cause) == ("lifecycle", message, "poolctl stop")
     assert (event.server, event.bind) == ("web", stage.web.config.key)
