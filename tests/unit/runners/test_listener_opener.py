@@ -46,7 +46,6 @@ def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytes
     def search_until_over(places: Any) -> None:
         searched.append(over.wait(30))
 
-    monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(listener_opener, "find_holders", search_until_over)
     it = Opener()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -55,7 +54,6 @@ def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytes
         assert searched == []
         over.set()
         monkeypatch.setattr(listener_opener, "find_holders", lambda places: {}[places])
-        monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 5)
         assert messages(it, [listener]) == [f"port {port} is in use"]
 
 
