@@ -24,7 +24,6 @@ from poolctl import (
     PoolAddError,
     PoolConfig,
     PoolContext,
-    PoolMonitorError,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
@@ -32,7 +31,6 @@ from poolctl import (
     PoolValidateError,
     Server,
     ServerConfig,
-    ServerError,
     State,
     Status,
     TLSConfig,
@@ -1160,18 +1158,6 @@ def test_join_waits_for_a_removed_server_that_still_runs() -> None:
     assert joined.is_set()
     assert [*runner.running] == ["b.1.0"]
     pool.stop_sync()
-
-
-def test_servers_that_cannot_be_monitored_are_errors_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(server: Server) -> Monitor:
-        raise PoolMonitorError("fails", [ServerError(f"{server.name} is odd", name=server.name)])
-
-    pool = made(ScriptedRunner(), scripted("a"), scripted("b"))
-    assert [each.name for each in pool.monitor()] == ["a", "b"]
-    monkeypatch.setattr(Server, "monitor", fails)
-    with pytest.raises(PoolMonitorError, match="2 servers cannot be monitored") as caught:
-        pool.monitor()
-    assert [each.name for each in caught.value.exceptions] == ["a", "b"]
 
 
 def test_configuration_of_files_is_loaded_with_these_variables(tmp_path: Path) -> None:

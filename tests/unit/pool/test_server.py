@@ -455,16 +455,13 @@ def test_a_server_in_transit_is_between_ok_and_ko() -> None:
     thread.join(60)
 
 
-def test_start_that_was_cut_short_ends_as_soon_as_its_worker_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("poolctl.pool.server._KILL_SECONDS", 90.0)
+def test_start_that_was_cut_short_ends_as_soon_as_its_worker_has_ended() -> None:
     pool = made(ScriptedRunner(a=NEVER), config("a"))
     thread = threading.Thread(target=_quietly(pool.start_sync), daemon=True)
     thread.start()
     wait_until(lambda: only(pool).state is State.STARTING)
     pool.stop_sync()
-    thread.join(60)
+    thread.join(4)  # a killed worker is waited for at most 5 s
     assert not thread.is_alive()
 
 
@@ -1266,10 +1263,10 @@ def test_pools_without_a_runner_share_one() -> None:
     assert isinstance(one.core.runner, InlineRunner)
 
 
-def test_server_without_a_descriptor_for_a_connection_cannot_be_monitored(
+def test_servers_without_descriptors_for_a_connection_cannot_be_monitored(
     free_port: Callable[[], int],
 ) -> None:
-    pool = made(ScriptedRunner(), config("a", bind=f"127.0.0.1:{free_port()}"))
+    pool = made(ScriptedRunner(), *(config(name, bind=f"127.0.0.1:{free_port()}") for name in "ab"))
     pool.start_sync()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
@@ -1277,15 +1274,14 @@ def test_server_without_a_descriptor_for_a_connection_cannot_be_monitored(
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
     try:
         with pytest.raises(PoolMonitorError) as caught:
-            only(pool).monitor()
+            pool.monitor()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    (problem,) = caught.value.exceptions
-    assert (problem.message, problem.hint) == (
-        "no connection can be made: Too many open files",
-        "raise the limit of open files: ulimit -n",
-    )
-    assert str(caught.value).startswith("a cannot be monitored")
+    message = "no connection can be made: Too many open files"
+    assert [(each.name, each.message, each.hint) for each in caught.value.exceptions] == [
+        (name, message, "raise the limit of open files: ulimit -n") for name in "ab"
+    ]
+    assert str(caught.value).startswith("2 servers cannot be monitored")
     pool.stop_sync()
 
 
