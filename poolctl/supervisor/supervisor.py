@@ -43,7 +43,7 @@ from poolctl.runners.left_overs import ProcessNotes
 from poolctl.runners.listener_opener import ManagerStore, Opener
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner
-from poolctl.runners.local.local_worker import AdoptedWorker
+from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.process_link import Duplicate, KeeperLink, LinkHandler, LinkLost
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector
@@ -713,10 +713,10 @@ async def restore_and_adopt_workers(
     return len(adopted.workers)
 
 
-def _adopted_worker(found: AdoptedWorker) -> Worker:
+def _adopted_worker(found: LocalWorker) -> Worker:
     placement = found.placement
     phase = WorkerPhase.READY if found.ready_at is not None else WorkerPhase.STARTING
-    if found.resting == "new" and found.server.health.gated:
+    if found.resting == "new" and found.config.health.gated:
         phase = WorkerPhase.STARTING
     if found.leaving:
         phase = WorkerPhase.DRAINING
@@ -724,14 +724,14 @@ def _adopted_worker(found: AdoptedWorker) -> Worker:
         placement.id,
         placement.generation,
         placement.index,
-        found.server,
+        found.config,
         phase,
         placement,
         found.ready_at,
         idle=found.idle,
         expired=found.expired,
         # Of one that has not reported yet, this is unknown: being told to accept changes nothing if it does anyway.
-        resting=bool(found.resting) or (phase is WorkerPhase.STARTING and not found.server.command),
+        resting=bool(found.resting) or (phase is WorkerPhase.STARTING and not found.config.command),
         # The previous supervisor took it out of rotation because its probes failed.
         health=Status.KO if found.resting == "told" else Status.UNKNOWN,
     )

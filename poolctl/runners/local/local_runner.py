@@ -302,7 +302,7 @@ class LocalRunner(Runner):
             await self.close(key)
         await self.output.start()
         return AdoptionResult(
-            [worker.to_adopted() for worker in found],
+            found,
             {hook.server.name: (hook.hook, hook.placement) for hook in adoption.hooks},
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )

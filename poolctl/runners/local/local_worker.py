@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence, Set
-from dataclasses import dataclass
 
 from poolctl import platform
 from poolctl.address import Address
@@ -53,19 +52,6 @@ class RoutesMessage:
         """Send the message to a worker, unless newer routes have replaced it and its descriptors are closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
-
-
-@dataclass(frozen=True, slots=True)
-class AdoptedWorker:
-    """A worker that a previous supervisor started, with the state that the worker has reported."""
-
-    placement: Placement
-    server: ServerConfig
-    ready_at: float | None = None  # on the system's monotonic clock
-    leaving: bool = False  # it was asked to drain or to stop
-    idle: bool = False
-    resting: str = ""  # why it does not accept: "new" (never ordered to) or "told" (ordered not to)
-    expired: bool = False  # it has served its `max_requests`
 
 
 class LocalWorker(LinkHandler):
@@ -116,7 +102,7 @@ class LocalWorker(LinkHandler):
         self.earlier_listeners: Set[int] = frozenset()
         self.on_never_started: Callable[[], None] = lambda: None
         self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
-        self._expired = False  # it has served `max_requests` requests
+        self.expired = False  # it has served `max_requests` requests
         self._renewing = False  # it has not answered the order to renew its certificate
         self.breach = ""  # how it, or its zygote, broke the protocol
         self.ready_at: float | None = None  # on the system's monotonic clock, which all processes share
@@ -160,8 +146,8 @@ class LocalWorker(LinkHandler):
             _settle(self.reported)
             self.mark_ready()
         elif event == "expired":
-            if self.server.http.max_requests is not None and not self._expired:
-                self._expired = True
+            if self.server.http.max_requests is not None and not self.expired:
+                self.expired = True
                 self._events().expired(self.placement)
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
@@ -369,12 +355,6 @@ class LocalWorker(LinkHandler):
         if not self.answered.done():
             self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
-
-    def to_adopted(self) -> AdoptedWorker:
-        """This worker's placement, configuration and reported state, for the core to adopt."""
-        return AdoptedWorker(
-            self.placement, self.config, self.ready_at, self.leaving, self.idle, self.resting, self._expired
-        )
 
     def meta(self) -> Message:
         """The value of this worker's entry in the keeper's store, from which a later supervisor adopts it."""

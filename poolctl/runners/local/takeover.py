@@ -24,7 +24,7 @@ from ..process_link import HasDescriptor, KeeperLink, Link, stored_entries
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import hook_config, usable_user_id
 from .children import Children
-from .local_worker import AdoptedWorker, LocalWorker
+from .local_worker import LocalWorker
 from .notify_socket import NotifySocket
 from .tally_page import Tally
 
@@ -45,7 +45,7 @@ class AdoptionResult:
     `endpoints` maps the key of a server to the addresses of its open listeners.
     """
 
-    workers: Sequence[AdoptedWorker] = ()
+    workers: Sequence[LocalWorker] = ()
     hooks: Mapping[str, tuple[str, Placement]] = field(default_factory=dict)
     endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

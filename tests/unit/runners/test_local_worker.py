@@ -20,7 +20,6 @@ from poolctl.platform import process_start
 from poolctl.runners.local.children import Children, ProcessIdentity
 from poolctl.runners.local.local_worker import (
     KILL_SECONDS,
-    AdoptedWorker,
     LocalWorker,
     RoutesMessage,
     RunnerWorkers,
@@ -564,7 +563,7 @@ def test_worker_reports_its_state_by_messages() -> None:
         assert (done(), found.resting, found.leaving) == (set(futures), "", True)
         assert found.ready_at == ready_at
         found.received({"event": "idle"})
-        assert found.to_adopted() == AdoptedWorker(found.placement, found.server, ready_at, True, True, "")
+        assert found.idle
         found.received({"event": "busy"})
         assert it.reports.idleness == [(found.placement, True), (found.placement, False)]
         assert not found.idle
@@ -579,7 +578,7 @@ def test_worker_has_imported_its_application_when_it_is_ready() -> None:
     async def scenario() -> None:
         found = worker()
         assert (found.preloaded, found.imported.done()) == (False, False)
-        assert found.to_adopted() == AdoptedWorker(found.placement, found.server, None, False, False, "")
+        assert (found.ready_at, found.leaving, found.idle, found.resting) == (None, False, False, "")
         found.mark_ready()
         assert found.imported.done()
         assert found.ready_at is not None

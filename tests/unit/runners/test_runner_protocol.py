@@ -7,8 +7,6 @@ import pickle
 
 import pytest
 
-from poolctl import ServerConfig
-from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed, app_state
 
@@ -88,8 +86,6 @@ def test_placement_and_exit_tell_what_is_unknown_by_none() -> None:
 
 def test_nothing_is_adopted_by_default() -> None:
     assert (AdoptionResult().workers, AdoptionResult().hooks, AdoptionResult().endpoints) == ((), {}, {})
-    worker = AdoptedWorker(Placement.of("users", 3, 1), ServerConfig(name="users", bind=":1", app="any:app"))
-    assert (worker.ready_at, worker.leaving, worker.idle, worker.resting) == (None, False, False, "")
 
 
 def test_state_of_an_application_cannot_be_changed_by_default() -> None:

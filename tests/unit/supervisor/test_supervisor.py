@@ -16,6 +16,7 @@ from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,6 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.store import Store
-from poolctl.runners.local.local_worker import AdoptedWorker
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import Exit, Placement
@@ -62,7 +62,7 @@ from .whole_supervisor import KEEPER_PID, Reader, RecordingPart, WholeSupervisor
 class Survivors(SlowRunner):
     """A runner whose workers may have outlived an earlier supervisor."""
 
-    def __init__(self, *left: AdoptedWorker, **more: Any) -> None:
+    def __init__(self, *left: Any, **more: Any) -> None:
         super().__init__()
         self.left = AdoptionResult(left, **more)
 
@@ -78,8 +78,10 @@ class Survivors(SlowRunner):
         return {each.placement.pid for each in self.left.workers}
 
 
-def survivor(server: ServerConfig, *, ready_at: float | None = 1.0, **more: Any) -> AdoptedWorker:
-    return AdoptedWorker(Placement.of(server.name, 1, 0, pid=4711), server, ready_at, **more)
+def survivor(server: ServerConfig, *, ready_at: float | None = 1.0, **more: Any) -> Any:
+    fields: dict[str, Any] = {"leaving": False, "idle": False, "resting": "", "expired": False, **more}
+    placement = Placement.of(server.name, 1, 0, pid=4711)
+    return SimpleNamespace(placement=placement, config=server, ready_at=ready_at, **fields)
 
 
 class Succession:
