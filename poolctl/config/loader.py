@@ -297,7 +297,6 @@ class _ConfigurationBuilder:
         self.problems: list[Problem] = list(assembly.problems)
         # The value of a bad reference is unknown, so no further problems of it are reported.
         self.unresolved = {problem.place for problem in assembly.problems}
-        self.interpreter = cache(self._interpreter)
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
         self.defaults = Defaults(assembly.defaults, base_dir)
         self.settings = self._validate_settings()
@@ -308,10 +307,11 @@ class _ConfigurationBuilder:
     def build_config(self, files: list[str]) -> Configuration:
         for finding in self.defaults.findings:
             self._report(None, finding)
+        interpreter = cache(self._interpreter)  # as an attribute, it would be in a cycle
         for entry in self.assembly.entries:
             findings: list[Finding] = []
             table, handlers = self.defaults.merged_with(entry.table), self.settings.handlers
-            python = "" if "python" in table else self.interpreter(entry.base_dir)
+            python = "" if "python" in table else interpreter(entry.base_dir)
             server, address = _server_of(table, entry.base_dir, handlers, python, findings)
             if self.several_bind:
                 findings = [each for each in findings if not is_of_shared_address(each)]
