@@ -20,6 +20,7 @@ from poolctl import __version__, bootstrap
 from poolctl.control import pool_lock
 from poolctl.control.answers import PingResult, ProgressLine, Result
 from poolctl.control.client import (
+    GRACE_SECONDS,
     AsyncClient,
     Client,
     NoSupervisor,
@@ -267,15 +268,18 @@ def test_a_full_backlog_is_a_conflict(kind: Any, path: Path) -> None:
     assert caught.value.exit_code == 8
 
 
-@on_both_clients
-def test_late_answer_fails_with_exit_code_124(kind: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_answer_fails_with_exit_code_124(path: Path) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("poolctl.control.client.GRACE_SECONDS", 0.05)
-    with stand_in(path, answer), pytest.raises(ControlError) as caught:
-        kind(str(path)).call("wait", timeout=0.0)
-    assert caught.value.exit_code == 124
+    async def wait() -> object:
+        return [each async for each in AsyncClient(str(path)).messages("wait", timeout=limit)]
+
+    limit = 0.05 - GRACE_SECONDS
+    for asks in (lambda: [*Client(str(path)).messages("wait", timeout=limit)], lambda: asyncio.run(wait())):
+        with stand_in(path, answer), pytest.raises(ControlError) as caught:
+            asks()
+        assert caught.value.exit_code == 124
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,24 @@ import json
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from poolctl.control import control_server as control
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.json_form import Table
 from tests.examples import examples
+from tests.virtual_loop import VirtualLoop
 
+T = TypeVar("T")
 Handle = Callable[[Request, Progress], Awaitable[object]]
 
 
@@ -63,6 +64,11 @@ async def serving(
             await running.close()
             await asyncio.sleep(0)
     assert unseen == []
+
+
+def in_virtual_time(scenario: Coroutine[None, None, T]) -> T:
+    with closing(VirtualLoop()) as loop:
+        return loop.run_until_complete(scenario)
 
 
 async def exchange(path: Path, data: bytes, *, half_close: bool = False) -> bytes:
@@ -217,17 +223,13 @@ def test_a_huge_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_client_that_does_not_finish_its_request_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(control, "REQUEST_SECONDS", 0.5)
-
+def test_a_client_that_does_not_finish_its_request_is_given_up(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as path:
             assert status(await exchange(path, b"POST /v1/list HTT")) == 400
             assert status(await exchange(path, request("list", {"a": 1})[:-3])) == 400
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario())
 
 
 def test_slow_clients_do_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -331,33 +333,27 @@ def test_another_user_is_refused() -> None:
     asyncio.run(scenario())
 
 
-def test_closing_lets_the_answers_under_way_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(control, "_GRACE_SECONDS", 60.0)
-
+def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
     async def scenario() -> None:
-        begun = asyncio.Event()
+        begun, over = asyncio.Event(), asyncio.Event()
 
         async def slow(request: Request, progress: Progress) -> object:
             begun.set()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.9)
+            over.set()
             return Echo(verb="done")
 
         async with serving(tmp_path, slow) as path:
             asking = asyncio.ensure_future(exchange(path, request("list")))
             await begun.wait()
+        assert over.is_set()
         assert lines(await asking) == [{"result": {"verb": "done"}}]
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize("turns", [2, 3, 4])
-def test_closing_loses_no_connection_that_was_just_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
-) -> None:
-    monkeypatch.setattr(control, "_GRACE_SECONDS", 60.0)
-
+def test_closing_loses_no_connection_that_was_just_accepted(tmp_path: Path, turns: int) -> None:
     async def scenario() -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
             async with serving(tmp_path) as path:
@@ -367,12 +363,11 @@ def test_closing_loses_no_connection_that_was_just_accepted(
                     await asyncio.sleep(0)
             client.setblocking(False)
             answer = b""
-            async with asyncio.timeout(60):
-                while more := await asyncio.get_running_loop().sock_recv(client, 65536):
-                    answer += more
+            while more := await asyncio.get_running_loop().sock_recv(client, 65536):
+                answer += more
             return answer
 
-    assert lines(asyncio.run(scenario()))[-1]["result"]["verb"] == "list"
+    assert lines(in_virtual_time(scenario()))[-1]["result"]["verb"] == "list"
 
 
 def test_a_listener_whose_server_is_busy_takes_as_many_connections_as_it_was_made_for(tmp_path: Path) -> None:
@@ -424,8 +419,8 @@ def test_reserve_is_left_free_until_it_is_used_where_the_limit_allows_it(
     monkeypatch: pytest.MonkeyPatch, hard: int, soft: int, free: int | None, used: int | None
 ) -> None:
     limits = [(soft, hard)]
-    monkeypatch.setattr(control.resource, "getrlimit", lambda kind: limits[-1])
-    monkeypatch.setattr(control.resource, "setrlimit", lambda kind, given: limits.append(given))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, given: limits.append(given))
     reserve = DescriptorReserve(16)
     assert limits[1:] == ([] if free is None else [(free, hard)])
     with reserve:

@@ -420,8 +420,5 @@ def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_the
 
 def test_home_that_is_no_absolute_path_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert pool_paths._preferred_state_dir({"XDG_STATE_HOME": "state"}, "abc") is None
-    assert pool_paths._preferred_state_dir({"POOLCTL_RUNTIME_DIR": "/run/x"}, "abc") is None
-    assert pool_paths._preferred_state_dir(
-        {"POOLCTL_STATE_DIR": "/s", "POOLCTL_RUNTIME_DIR": "/r"}, "abc"
-    ) == ("/s/abc")
+    env = {"XDG_STATE_HOME": "state"}
+    assert pool_paths.state_dir(env, "abc") == pool_paths.pool_dir(env, "abc") + "/state"
