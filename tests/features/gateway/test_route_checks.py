@@ -146,9 +146,13 @@ def test_target_that_does_not_exist_is_a_problem(tmp_path: Path, text: str, prob
 
 def test_server_with_problems_of_its_own_is_no_unknown_target(tmp_path: Path) -> None:
     bad = server("bad", bind="nowhere", app="a:b", tags=["broken"])
-    found = told(tmp_path, WEB + bad + route(to=["bad", "tag:broken", "tag:api"]))
+    defaults = '[defaults]\ntags = ["shared"]\n'
+    found = told(tmp_path, defaults + WEB + bad + route(to=["bad", "tag:broken", "tag:api", "tag:shared"]))
     assert "server[1].bind" in found
     assert "\n" not in found
+    assert "has the tag 'shared'" in told(tmp_path, defaults + WEB + route(to="tag:shared")), (
+        "all servers are valid"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import grp
 import os
 import pwd
@@ -11,8 +10,7 @@ import tempfile
 import time
 import venv
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,6 @@ from poolctl.config.checks.external_checks import (
     runs_python_as_root,
     unwritable_file_findings,
 )
-from poolctl.config.model.pool_tables import MetricsTable, TableRules, Tables
-from poolctl.config.values.problems import Finding
-from poolctl.safe_open import UnsafePath
 from tests.config_files import SERVER, load_text
 from tests.environments import with_old_uvicorn
 from tests.needs import needs
@@ -410,33 +405,33 @@ def test_code_that_a_servers_environment_names_runs_as_its_user(open_directory: 
     assert not (open_directory / "ran_as_root").exists()
 
 
-@pytest.mark.parametrize(
-    ("raised", "message", "fix"),
-    [
-        (UnsafePath("another user owns it; move it away"), "{path} cannot be written: another user owns it",
-         "move it away"),
-        (UnsafePath("another user owns it"), "{path} cannot be written: another user owns it", "name another file"),
-        (IsADirectoryError(), "{path} is a directory", "name a file in it"),
-        (PermissionError(errno.EACCES, "Permission denied"), "{path} cannot be written: Permission denied",
-         f"let the pool's user (uid {os.geteuid()}) write there, or name another file"),
-        (OSError(errno.EROFS, "Read-only file system"), "{path} cannot be written: Read-only file system",
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a directory of another user")
+def test_file_that_cannot_be_appended_to_has_its_reason_and_fix(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, -1)
+    link, fifo = theirs / "link", theirs / "fifo"
+    assert unwritable_file_findings(("log", "path"), str(link)) == []
+    link.symlink_to("a.log")
+    os.mkfifo(fifo)
+    os.seteuid(65534)
+    try:
+        found = unwritable_file_findings(("log", "path"), "/etc/a.log")
+    finally:
+        os.seteuid(0)
+    for path in (link, fifo):
+        found += unwritable_file_findings(("log", "path"), str(path))
+    assert [(each.message, each.hint) for each in found] == [
+        ("/etc/a.log cannot be written: Permission denied",
+         "let the pool's user (uid 65534) write there, or name another file"),
+        (f"{link} cannot be written: link on its path is a link that another user can make",
+         "write the path that it leads to"),
+        (f"{fifo} cannot be written: {fifo} is not a regular file, in a directory that another user can write",
          "name another file"),
-        (OSError("odd"), "{path} cannot be written: odd", "name another file"),
-    ],
-)  # fmt: skip
-def test_file_that_cannot_be_appended_to_has_its_reason_and_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: OSError, message: str, fix: str
-) -> None:
-    path = str(tmp_path / "a.log")
-
-    def fail(path: str) -> None:
-        raise raised
-
-    assert unwritable_file_findings(("log", "path"), path) == []
-    monkeypatch.setattr(external_checks, "check_appendable", fail)
-    assert unwritable_file_findings(("log", "path"), path) == [
-        Finding(("log", "path"), message.format(path=path), fix, path)
-    ]
+    ]  # fmt: skip
+    assert {(each.path, each.found) for each in found} == {
+        (("log", "path"), str(path)) for path in ("/etc/a.log", link, fifo)
+    }
 
 
 def test_file_above_a_path_is_named(tmp_path: Path) -> None:
@@ -479,23 +474,3 @@ def test_application_that_cannot_be_imported_has_its_reason_and_fix(
 ) -> None:
     of = job(Path("/app"), target, python="/bin/python")
     assert external_checks._message_and_fix(of, answer) == (message, fix)
-
-
-class Rules(TableRules):
-    """Rules that find something outside the files."""
-
-    def check(
-        self, servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
-    ) -> tuple[list[Finding], list[Finding]]:
-        assert ([each.name for each in servers], env) == (["web"], {"A": "1"})
-        return [Finding(("metrics",), "wrong", "")], [Finding(("metrics",), "doubtful", "")]
-
-
-def test_problems_and_warnings_of_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_checks, "rules_of", lambda names: [Rules()] if "metrics" in names else [])
-    server = ServerConfig(name="web", bind=":1", app="a:b")
-    tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9"))
-    problems, warnings = external_checks.check_tables(tables, {"A": "1"}, [server])
-    assert ([each.message for each in problems], [each.message for each in warnings]) == (
-        ["wrong"], ["doubtful"],
-    )  # fmt: skip

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Surroundings, TLSConfig, added_server, load, loader
-from poolctl.config.model.pool_tables import Located, MetricsTable, NamesOfInvalidServers, TableRules, Tables
-from poolctl.config.model.server_keys import ServerConfig
-from poolctl.config.values.problems import Finding
+from poolctl.config import Surroundings, TLSConfig, added_server, load
+from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.config.values.problems import MAX_SUGGESTIONS, similar
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
@@ -303,51 +301,10 @@ def test_address_of_a_table_that_a_server_has_is_a_problem_of_the_table(tmp_path
     assert len(text.splitlines()) == 1
 
 
-class Rules(TableRules):
-    """Rules that find a problem of the first server, and one of [metrics]."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[str], NamesOfInvalidServers]] = []
-
-    def problems(
-        self, servers: Iterable[ServerConfig], tables: Tables, unfinished: NamesOfInvalidServers
-    ) -> Iterator[Located]:
-        self.asked.append(([each.name for each in servers], unfinished))
-        yield next(iter(servers)), Finding(("bind",), "is not right", "change it")
-        yield None, Finding(("metrics", "bind"), "is not right", "change it")
-
-
-def test_rules_between_tables_and_servers_know_which_of_them_have_problems(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rules = Rules()
-    monkeypatch.setattr(loader, "rules_of", lambda names: [rules])
-    text = (
-        '[defaults]\ntags = ["d"]\n[metrics]\nbind = "127.0.0.1:9"\n'
-        + table("a", 1)
-        + table("b", 2, 'tags = ["t"]\nrestart = "sometimes"\n')
-        + table("c", 3, 'tags = ["u"]\n')
-        + table("d", 4, "tags = 5\n")
-    )
-    lines = told(tmp_path, text).splitlines()
-    ((names, unfinished),) = rules.asked
-    assert (names, unfinished) == (
-        ["a", "c"],
-        NamesOfInvalidServers({"b", "d"}, {"d", "t"}, set()),
-    )
-    for line in (
-        "4:1: metrics.bind: is not right; change it",
-        "7:1: server[0].bind: is not right; change it",
-    ):
-        assert f"{tmp_path}/pool.toml:{line}" in lines
-    told(tmp_path, '[defaults]\ntags = ["d"]\n[metrics]\nbind = "127.0.0.1:9"\n' + table("a", 1))
-    assert rules.asked[1] == (["a"], NamesOfInvalidServers(set(), set(), set())), "every server is valid"
-
-
-def test_each_load_suggests_words_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolctl.config.values.problems.MAX_SUGGESTIONS", 1)
-    for wrong, meant in (("binf", "bind"), ("workres", "workers")):
-        assert f"did you mean '{meant}'?" in told(tmp_path, table("a", 1, f"{wrong} = 1\n"))
+def test_each_load_suggests_words_anew(tmp_path: Path) -> None:
+    for number in range(MAX_SUGGESTIONS):
+        similar(f"word {number}", (), 1, 0.5)
+    assert "did you mean 'bind'?" in told(tmp_path, table("a", 1, "binf = 1\n"))
 
 
 def test_env_file_next_to_the_file_is_that_of_servers_without_their_own(tmp_path: Path) -> None:

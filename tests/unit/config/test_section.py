@@ -24,7 +24,7 @@ from poolctl.config import (
 from poolctl.config.model.pool_tables import MetricsTable, PoolSettings
 from poolctl.config.model.section import Table, tables_within, validated, with_feature_keys
 from poolctl.config.model.server_tables import Hooks, Http, Limits, Log, Scale, Watch
-from poolctl.config.values.problems import Finding
+from poolctl.config.values.problems import MAX_SUGGESTIONS, Finding, similar
 from poolctl.config.values.value_types import FilePath, Positive, Text
 from poolctl.errors import PoolValidateError
 
@@ -240,15 +240,15 @@ def test_value_with_a_problem_already_is_not_reported_again() -> None:
     assert findings[1].message == "7 is not allowed here"
 
 
-def test_each_table_made_in_python_suggests_words_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolctl.config.values.problems.MAX_SUGGESTIONS", 1)
-    for wrong, meant in (("htp", "http"), ("boddy", "body")):
-        with pytest.raises(PoolValidateError) as caught:
-            Probe(**{wrong: "/"})
-        assert f"did you mean {meant!r}?" in str(caught.value)
+def test_each_table_made_in_python_suggests_words_anew() -> None:
+    for number in range(MAX_SUGGESTIONS):
+        similar(f"word {number}", (), 1, 0.5)
     findings: list[Finding] = []
     assert validated(Probe, {"methd": "GET"}, findings) is None
     assert "did you mean" not in findings[0].hint, "a file does not begin anew with each of its tables"
+    with pytest.raises(PoolValidateError) as caught:
+        Probe(htp="/")
+    assert "did you mean 'http'?" in str(caught.value)
 
 
 def test_refusal_counts_its_problems() -> None:
