@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import socket
+from typing import Any
 
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -40,6 +42,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def pass_time(self, seconds: float = 0.0) -> None:
         """Run everything that is due within this time, and what follows from it."""
         self.run_until_complete(self._pass(seconds))
+
+    async def getaddrinfo(self, *names: Any, **hints: Any) -> Any:
+        """Look up names in this thread: the loop's time would pass during an answer from another one."""
+        return socket.getaddrinfo(*names, **hints)
 
     def close(self) -> None:
         """Cancel what still runs first, so that no task or coroutine is left for the next test to report."""

@@ -7,7 +7,7 @@ import json
 import ssl
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.features.proxmox.table import ProxmoxTable
+from tests.virtual_loop import VirtualLoop
 
 SECRET = "3d7a4b4e-51cb-4a2e-9c6d-000000000001"
 TOKEN = f"pool@pve!routes={SECRET}"
@@ -246,19 +247,19 @@ def play_with(
     make: Callable[[Cluster, str], Stage],
     steps: Callable[[Stage], Coroutine[Any, Any, None]],
 ) -> None:
-    """Run the steps with a cluster that has this certificate and key, and an empty state directory."""
+    """Run the steps in virtual time, with a cluster with this certificate and key, and an empty state directory."""
 
     async def run(state_directory: str) -> None:
         cluster = await Cluster(*pair).start()
         stage = make(cluster, state_directory)
         try:
-            await asyncio.wait_for(steps(stage), 60)
+            await steps(stage)
         finally:
             stage.inventory.close()
             cluster.close()
 
-    with tempfile.TemporaryDirectory() as state_directory:
-        asyncio.run(run(state_directory))
+    with tempfile.TemporaryDirectory() as state_directory, closing(VirtualLoop()) as loop:
+        loop.run_until_complete(run(state_directory))
 
 
 async def no_activities() -> Mapping[str, Activity] | None:

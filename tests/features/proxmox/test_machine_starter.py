@@ -85,11 +85,7 @@ class Stage:
 
 
 @pytest.fixture
-def play(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]:
-    monkeypatch.setattr(_machine_starter, "_POLL_SECONDS", 0.001)
-
+def play(pair: tuple[Path, Path]) -> Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]:
     def play(steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
         play_with(pair, Stage, steps)
 
@@ -182,20 +178,16 @@ def test_failed_start_is_not_tried_again_for_some_time(play: Play, fails: str, a
     play(steps)
 
 
-def test_after_the_cooldown_which_doubles_it_is_tried_again(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_machine_starter, "_COOLDOWN_SECONDS", 0.1)
-
+def test_after_the_cooldown_which_doubles_it_is_tried_again(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin()
         stage.cluster.fails = "no space"
         for _ in range(2):
             await stage.ask()
             while stage.starter.states_by_url[WEB].state == "failed":
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.1)
         pauses = [each.retry_seconds for each in stage.reported if each.state == "failed"]
-        assert pauses == [0.1, 0.2]
+        assert pauses == [30.0, 60.0]
         assert stage.states() == ["stopped", *["starting", "failed", "stopped"] * 2]
         stage.cluster.fails = ""
         assert (await stage.ask()).state == "running"
@@ -356,9 +348,7 @@ PlayIdle = Callable[[Callable[[IdleStage], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture
-def play_idle(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> PlayIdle:
-    monkeypatch.setattr(_machine_starter, "_POLL_SECONDS", 0.001)
-
+def play_idle(pair: tuple[Path, Path]) -> PlayIdle:
     def play_idle(steps: Callable[[IdleStage], Coroutine[Any, Any, None]]) -> None:
         play_with(pair, IdleStage, steps)
 

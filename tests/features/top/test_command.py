@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ import pytest
 
 from poolctl.cli.main import main
 from poolctl.control.pool_paths import pool_key
-from poolctl.features.top import command
-from poolctl.features.top._boards import PoolView
 from tests.features.top.test_live_view import answering, many
 from tests.real_pool import RealPool
 from tests.stand_in import Answer, Send, always, item, result, stand_in
@@ -144,29 +140,3 @@ def test_failure_of_the_supervisor_is_the_commands(place: Path, capsys: pytest.C
     with stand_in(place, always(exit_code=4, errors=[error])):
         assert main(["top", "nothing"]) == 4
     assert capsys.readouterr() == ("", "error: no server matches\n")
-
-
-@pytest.mark.parametrize(("ended_by", "code"), [(0, 0), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
-def test_live_view_ends_by_a_key_or_a_signal(
-    place: Path, monkeypatch: pytest.MonkeyPatch, ended_by: int, code: int
-) -> None:
-    class View:
-        def __init__(self, view: PoolView) -> None:
-            pass
-
-        async def run(self) -> int:
-            return ended_by
-
-    sent: list[tuple[int, int]] = []
-    before = signal.getsignal(signal.SIGUSR1)
-    monkeypatch.setattr("poolctl.features.top._live_view.LiveView", View)
-    monkeypatch.setattr(command, "_is_terminal", lambda: True)
-    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    try:
-        with stand_in(place, answer_with()):
-            assert main(["top"]) == code
-        by_signal = ended_by == signal.SIGUSR1
-        assert sent == ([(os.getpid(), ended_by)] if by_signal else [])
-        assert (signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL) is (by_signal or before == signal.SIG_DFL)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
