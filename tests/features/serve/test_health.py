@@ -163,9 +163,7 @@ PROBES = {kind: Probe(http=f"/{kind}", timeout=60).to_dict() for kind in ("start
 START, READY, LIVE = "/startup", "/readiness", "/liveness"
 
 
-def test_app_without_probes_is_healthy_while_its_event_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolctl.features.serve._health._TIMEOUT_SECONDS", 60.0)
-
+def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
     async def work() -> None:
         health = HealthEndpoint("web", [], {}, "http://a")
         assert await asked(health) == (503, "the application is starting")

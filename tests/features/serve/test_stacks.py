@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,19 +34,31 @@ def read(path: str) -> bytes:
     return found
 
 
-def test_only_the_own_user_and_root_are_answered(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_user_is_answered_until_the_socket_is_closed(listener: socket.socket) -> None:
     path = listener.getsockname()
-    uid = 1000
-    monkeypatch.setattr("poolctl.features.serve._stacks.peer_credentials", lambda sock: (1, uid, 1))
-    monkeypatch.setattr("poolctl.features.serve._stacks.os.geteuid", lambda: 1000)
     stacks = StacksSocket(listener, SPEC)
     stacks.begin()
-    assert read(path).startswith(b'{"name": "web"')
-    uid = 0
-    assert b"Current thread" in read(path)
-    uid = 1001
-    assert read(path) == b""
+    answer = read(path)
+    assert answer.startswith(b'{"name": "web"')
+    assert b"Current thread" in answer
     stacks.close()
     wait_until(lambda: not Path(path).exists())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(("server", "client", "answered"), [(65534, 0, True), (0, 65534, False)])
+def test_other_users_than_root_are_not_answered(server: int, client: int, answered: bool) -> None:
+    # A socket without a file, that everybody can reach.
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
+        listener.bind("")
+        listener.listen()
+        os.seteuid(client)
+        try:
+            connection.connect(listener.getsockname())
+            os.seteuid(0)
+            os.seteuid(server)
+            StacksSocket(listener, SPEC).begin()
+            connection.settimeout(30)
+            assert bool(connection.recv(1)) is answered
+        finally:
+            os.seteuid(0)
