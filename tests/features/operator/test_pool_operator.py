@@ -26,7 +26,6 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import render
 from poolctl.platform import process_start
-from poolctl.supervisor import web_addresses
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS
 from tests.certificates import certificate
@@ -407,44 +406,6 @@ def test_taken_port_is_a_problem_until_it_is_free() -> None:
     play(test)
 
 
-async def slow_clients(bind: str, count: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Clients that have sent a part of a request."""
-    host, _, port = bind.rpartition(":")
-    clients = [await asyncio.open_connection(host, int(port)) for _ in range(count)]
-    for _, writer in clients:
-        writer.write(request()[:40])
-    return clients
-
-
-def test_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(pool: Pool) -> None:
-        table, bind = trusted()
-        await pool.serve(table)
-        async with asyncio.timeout(DEADLINE):
-            ((reader, writer),) = await slow_clients(bind, 1)
-            assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
-            writer.close()
-
-    monkeypatch.setattr(OperatorSite, "limits", OperatorSite.limits._replace(request_seconds=0.5))
-    play(test)
-
-
-def test_client_that_begins_no_handshake_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(pool: Pool) -> None:
-        cert, key = certificate(tmp_path)
-        table, bind = trusted(tls={"cert": str(cert), "key": str(key)})
-        await pool.serve(table)
-        async with asyncio.timeout(DEADLINE):
-            host, _, port = bind.rpartition(":")
-            reader, writer = await asyncio.open_connection(host, int(port))
-            with contextlib.suppress(ConnectionError):
-                assert await reader.read() == b""
-            writer.close()
-
-    monkeypatch.setattr(OperatorSite, "limits", OperatorSite.limits._replace(request_seconds=0.05))
-    play(test)
-
-
 def test_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path: Path) -> None:
     async def test(pool: Pool) -> None:
         cert, key = certificate(tmp_path)
@@ -461,21 +422,6 @@ def test_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path: Path) -> 
         assert "its certificate cannot be used" in pool.address.problem
         assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
 
-    play(test)
-
-
-def test_slow_clients_give_way_to_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(pool: Pool) -> None:
-        table, bind = trusted()
-        await pool.serve(table)
-        clients = await slow_clients(bind, 3)
-        assert (await ask(bind, request())).status == 200
-        for _, writer in clients:
-            writer.close()
-
-    monkeypatch.setattr(
-        OperatorSite, "limits", OperatorSite.limits._replace(request_seconds=600.0, connections=2)
-    )
     play(test)
 
 
@@ -503,11 +449,7 @@ def test_events_are_bounded_and_their_counts_are_whole() -> None:
     play(test)
 
 
-def test_pool_serves_the_address_of_its_table_and_closes_it_without_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(web_addresses, "_RETRY_SECONDS", 0.01)
-
+def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> None:
     async def test(pool: Pool) -> None:
         part = pool.part
         part.apply_tables(Tables())
@@ -520,8 +462,9 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one(
                 await part.wait_for_opening_attempt()
                 (problem,) = part.problems
                 assert problem.startswith("[operator]: operator cannot be served: ")
-            while [*part.problems]:
-                await asyncio.sleep(0.001)
+            part.apply_tables(Tables(operator=table))
+            await part.wait_for_opening_attempt()
+            assert [*part.problems] == []
             assert (await ask(bind, request())).status == 200
             part.apply_tables(Tables(operator=OperatorTable(url="http://127.0.0.1:1")))
             await part.wait_for_opening_attempt()

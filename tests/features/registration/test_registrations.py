@@ -288,9 +288,7 @@ def test_no_time_to_live_runs_while_the_address_is_not_served() -> None:
     play(work)
 
 
-def test_heartbeat_is_saved_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registrations, "_SAVE_SECONDS", 0.001)
-
+def test_heartbeat_is_saved_soon() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
         options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 600}
@@ -319,7 +317,6 @@ def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning() ->
 
 def test_validation_is_prepared_soon_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = asyncio.Event()
-    monkeypatch.setattr(registrations, "_AFTER_START_SECONDS", 0)
 
     async def work(stage: Stage) -> None:
         loop, prepare = asyncio.get_running_loop(), registrations._preload_validation
