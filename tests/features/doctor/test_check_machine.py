@@ -276,12 +276,22 @@ def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> N
 
 
 @pytest.mark.integration
+@needs_root
+def test_proc_that_lists_no_processes_is_a_problem(real_pool: RealPool) -> None:
+    code, found = examined(real_pool, around=in_namespace("--mount", "mount -t tmpfs none /proc"))
+    assert code == 1
+    assert only(found, "proc", "problem")["message"].startswith("/proc ")
+
+
+@pytest.mark.integration
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
 def test_a_kernel_that_forbids(real_pool: RealPool) -> None:
     real_pool.write("forbid.py", FORBID)
     code, found = examined(real_pool, around=f'exec {sys.executable} forbid.py "$@"')
     assert code == 0
     assert [each["message"].split()[0] for each in found["kernel"]] == ["pidfd_open", "pidfd_getfd"]
+    fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
+    assert {(each["status"], each["fix"]) for each in found["kernel"]} == {("warning", fix)}
     real_pool.write("forbid.py", FORBID.replace("424,", "319,"))
     code, found = examined(real_pool, around=f'exec {sys.executable} forbid.py "$@"')
     assert code == 1
@@ -308,23 +318,6 @@ MOUNTS = """
 22 21 0:40 / /home/a\\040b rw - nfs4 server:/home rw,vers=4.2
 23 22 0:41 / /home/a\\040b/local rw - tmpfs none rw
 """
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/home/a b/pool", "nfs4"),
-        ("/home/a b", "nfs4"),
-        ("/home/a b/local/x", ""),
-        ("/home/a bc", ""),
-        ("/", ""),
-    ],
-)
-def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
-    path: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_check_machine, "read_text_or_empty", lambda path: MOUNTS.strip())
-    assert _check_machine._network_file_system(path) == kind
 
 
 class Machine:
@@ -376,6 +369,23 @@ def found(results: Iterable[CheckResult]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/a b/pool", "nfs4"),
+        ("/home/a b", "nfs4"),
+        ("/home/a b/local/x", ""),
+        ("/home/a bc", ""),
+        ("/", ""),
+    ],
+)
+def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
+    machine: Machine, path: str, kind: str
+) -> None:
+    machine.tables["/proc/self/mountinfo"] = MOUNTS.strip()
+    assert _check_machine._network_file_system(path) == kind
+
+
+@pytest.mark.parametrize(
     ("reserved", "status", "message"),
     [
         (
@@ -419,16 +429,16 @@ def test_queue_of_connections_is_as_long_as_the_kernel_allows(
 
 
 @pytest.mark.parametrize(
-    ("limit", "uid", "running", "status"),
+    ("room", "uid", "running", "status"),
     [
-        (26, 1000, False, "problem"), (28, 1000, False, "ok"), (26, 0, False, "ok"), (26, 1000, True, "ok"),
-        (resource.RLIM_INFINITY, 1000, False, "ok"),
+        (8, 1000, False, "problem"), (100, 1000, False, "ok"), (8, 0, False, "ok"), (8, 1000, True, "ok"),
+        (None, 1000, False, "ok"),
     ],
 )  # fmt: skip
 def test_user_has_to_be_allowed_the_processes_of_the_pool(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, limit: int, uid: int, running: bool, status: str
+    machine: Machine, room: int | None, uid: int, running: bool, status: str
 ) -> None:
-    monkeypatch.setattr(_check_machine, "_threads_of_user", lambda: 12)
+    limit = resource.RLIM_INFINITY if room is None else _check_machine._threads_of_user() + room
     machine.limit(1024, 1024, limit)
     machine.user(uid)
     machine.group()
@@ -602,28 +612,7 @@ def test_control_groups_are_those_of_the_process_and_above(tmp_path: Path) -> No
     assert [*_check_machine.control_groups("memory", *places)][3:] == []
 
 
-def test_kernel_without_a_call_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
-    def fails() -> None:
-        raise OSError
-
-    def works() -> None:
-        return None
-
-    fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
-    features = (
-        ("a", "this is lost", True, fails),
-        ("b", "that is lost", False, fails),
-        ("c", "x", True, works),
-    )
-    monkeypatch.setattr(_check_machine, "_FEATURES", features)
-    results = list(_check_machine.kernel_features(machine.context))
-    assert [(each.status, each.message, each.fix) for each in results] == [
-        ("problem", "a does not work: this is lost", fix),
-        ("warning", "b does not work: that is lost", fix),
-    ]
-    monkeypatch.setattr(_check_machine, "_FEATURES", features[2:])
-    said = f"Linux {os.uname().release} has what the pool needs"
-    assert found(_check_machine.kernel_features(machine.context)) == [("ok", said)]
+def test_kernel_other_than_linux_is_a_problem(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_check_machine, "LINUX", False)
     assert found(_check_machine.kernel_features(machine.context)) == [("problem", "this is not Linux")]
 
@@ -637,15 +626,6 @@ def test_kernel_of_this_machine_has_the_calls() -> None:
         before = os.listdir("/proc/self/fd")
         assert _check_machine._is_supported(attempt)
         assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-@pytest.mark.parametrize("problem", ["", "/proc is not mounted"])
-def test_proc_that_lists_no_processes_is_a_problem(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, problem: str
-) -> None:
-    monkeypatch.setattr(_check_machine, "proc_problem", lambda: (problem, "mount it"))
-    ((status, said),) = found(_check_machine.proc(machine.context))
-    assert (status, said) == (("problem", problem) if problem else ("ok", "/proc shows this process"))
 
 
 def test_limit_of_a_running_pool_is_that_of_its_keeper(
@@ -745,10 +725,8 @@ def test_directories_of_a_pool_have_room(machine: Machine, directories: Path) ->
     assert found(_check_machine.state_directory_check(machine.context)) == []
 
 
-def test_directories_on_the_network_are_reported(
-    machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_check_machine, "_network_file_system", lambda path: "nfs")
+def test_directories_on_the_network_are_reported(machine: Machine, directories: Path) -> None:
+    machine.tables["/proc/self/mountinfo"] = f"22 21 0:40 / {directories} rw - nfs server:/ rw"
     (runtime,) = _check_machine.runtime_directory_check(machine.context)
     assert (runtime.status, runtime.message, runtime.fix) == (
         "problem", f"{directories} is on a network file system (nfs), where Unix sockets do not work",
@@ -824,23 +802,13 @@ def test_entries_of_the_runtime_directory_that_belong_to_no_pool_are_leftovers(
 def test_disks_of_logs_elsewhere_are_checked_once(
     machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    devices = {str(directories): 1, "/disk": 2, "/other": 3}
-    monkeypatch.setattr(_check_machine, "_nearest_existing", lambda path: next(
-        (each for each in ("/disk", "/other") if path.startswith(each)), str(directories)
-    ))  # fmt: skip
-    stat = os.stat
-
-    def stat_of(path: Any, **more: Any) -> Any:
-        return SimpleNamespace(st_dev=devices[path]) if path in devices else stat(path, **more)
-
-    monkeypatch.setattr(os, "stat", stat_of)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != "/other")
-    logs = [None, "/disk/a.log", "/disk/b.log", "/other/c.log"]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/proc")
+    logs = [None, "/dev/shm/a.log", "/dev/shm/none/b.log", "/proc/c.log", str(directories / "d.log")]
     machine.context.servers = [SimpleNamespace(log=SimpleNamespace(path=path)) for path in logs]
     machine.context.config = SimpleNamespace(tables=Tables())
-    assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
-    machine.context.config = SimpleNamespace(tables=Tables(events=EventsTable(path="/disk/e")))
+    assert found(_check_machine.disks(machine.context)) == [("ok", "/dev/shm, 4096 MiB left")]
+    machine.context.config = SimpleNamespace(tables=Tables(events=EventsTable(path="/dev/shm/e")))
     machine.context.servers = []
-    assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
+    assert found(_check_machine.disks(machine.context)) == [("ok", "/dev/shm, 4096 MiB left")]
     machine.context.config = None
     assert found(_check_machine.disks(machine.context)) == []
