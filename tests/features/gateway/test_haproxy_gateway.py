@@ -558,18 +558,28 @@ def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_ser
     run(work())
 
 
+def answer_name(monkeypatch: pytest.MonkeyPatch, asked: str, answer: Callable[[], list[str]]) -> None:
+    """Resolve one name as a name server would that gives this answer."""
+    resolve = socket.getaddrinfo
+
+    def answered(name: str, *given: Any, **hints: Any) -> Any:
+        if name == asked:
+            return [(0, 0, 0, "", (address, 0)) for address in answer()]
+        return resolve(name, *given, **hints)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answered)
+
+
 def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, resolve = threading.Event(), host_names._resolve
+    answers = threading.Event()
 
-    def slow(name: str) -> list[str]:
-        if name == "slow.example":
-            answers.wait(DEADLINE_SECONDS)
-            return ["127.0.0.1"]
-        return resolve(name)
+    def slow() -> list[str]:
+        answers.wait(DEADLINE_SECONDS)
+        return ["127.0.0.1"]
 
-    monkeypatch.setattr(host_names, "_resolve", slow)
+    answer_name(monkeypatch, "slow.example", slow)
 
     async def work() -> None:
         async with gateway(short) as stage:
@@ -595,7 +605,7 @@ def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it
 def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
     short: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    monkeypatch.setattr(host_names, "_resolve", lambda name: ["::1", "127.0.0.1"])
+    answer_name(monkeypatch, "localhost", lambda: ["::1", "127.0.0.1"])
     monkeypatch.setattr(host_names, "_RESOLVES_AGAIN_SECONDS", 0.01)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -766,13 +776,13 @@ def test_successor_knows_the_addresses_of_hosts_while_no_name_server_answers(
 ) -> None:
     is_there, ends = True, threading.Event()
 
-    def resolve(name: str) -> list[str]:
+    def resolve() -> list[str]:
         if not is_there:
             ends.wait(DEADLINE_SECONDS)
             raise OSError("no name server")
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(host_names, "_resolve", resolve)
+    answer_name(monkeypatch, "one.example", resolve)
 
     async def work() -> None:
         nonlocal is_there

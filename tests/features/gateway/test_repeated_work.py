@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from poolctl.config import Probe
-from poolctl.features.gateway.haproxy import host_names
 from poolctl.features.gateway.haproxy.host_names import HostNames
 from poolctl.features.gateway.repeated_work import RepeatedWork
-from poolctl.features.gateway.supervision import figures, outside_targets
 from poolctl.features.gateway.supervision.outside_targets import ProbedTarget, UrlProbes
 from poolctl.routing.route import Route, Target
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import FiguresStage
+from tests.virtual_loop import VirtualLoop
 
 
 class Failing:
@@ -57,12 +58,11 @@ def with_calls(begin: Callable[[Failing], Any]) -> None:
         await until(lambda: failing.calls >= 2)
         work.close()
 
-    asyncio.run(scene())
+    with closing(VirtualLoop()) as loop:
+        loop.run_until_complete(scene())
 
 
-def test_counters_are_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "_INTERVAL_SECONDS", 0.0)
-
+def test_counters_are_read_on() -> None:
     def begin(failing: Failing) -> Any:
         made = FiguresStage(Route(alias="web", to=(Target(server="one"),))).figures
         made.counted = failing
@@ -73,9 +73,8 @@ def test_counters_are_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_host_names_are_resolved_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_names, "_RESOLVES_AGAIN_SECONDS", 0.0)
-    addresses = iter(range(1, 255))
-    monkeypatch.setattr(host_names, "_resolve", lambda name: [f"127.0.0.{next(addresses)}"])
+    addresses = ([(0, 0, 0, "", (f"127.0.0.{number}", 0))] for number in range(1, 255))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **hints: next(addresses))
 
     def begin(failing: Failing) -> Any:
         names = HostNames(failing)
@@ -85,9 +84,7 @@ def test_host_names_are_resolved_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with_calls(begin)
 
 
-def test_targets_are_probed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outside_targets, "_FIRST_PAUSE_SECONDS", 0.0)
-
+def test_targets_are_probed_on() -> None:
     def begin(failing: Failing) -> Any:
         probe = Probe(tcp=True, interval=0.1)
         probes = UrlProbes[ProbedTarget](failing)
