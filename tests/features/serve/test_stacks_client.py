@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.serve._stacks_client import socket_path, stacks_in
+from tests.configuration import server
 from tests.real_pool import RealPool
 
 HEAD = b'{"name": "web", "pid": 42, "directories": [], "thread": "poolctl stacks"}'
@@ -75,6 +76,9 @@ def test_selection_is_checked_and_a_killed_process_is_not_shown(serve: Any, unti
     pool = web.pool
     until(lambda: pool.run("stacks", "-o", "name").stdout == "web\n")
     assert pool.run("stacks", "wbe").code == 4
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write(server("other", bind="127.0.0.1:1", app="a:b"))
+    assert pool.ok("stacks", "other", "-o", "name").stdout == ""
     web.process.kill()
     web.process.wait(60)
     assert len(sockets(pool.runtime)) == 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -587,20 +590,36 @@ def test_wrong_number_of_workers_has_its_fix(poolctl: Command, number: str, hint
     assert said.err == f"error: scale: {number!r} is not a number from 1 to 10000\n  hint: {hint}\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 7), (errno.EROFS, 1), (errno.ENOSPC, 1)])
-def test_file_that_cannot_be_written_after_the_change_is_an_error_with_its_exit_code(
-    poolctl: Command,
-    supervised: Supervised,
-    file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    code: int,
-) -> None:
-    def fail(self: object) -> None:
-        raise OSError(number, os.strerror(number), str(file))
+@contextmanager
+def unwritable_files(number: int = errno.EFBIG) -> Iterator[Callable[[], None]]:
+    """From the call of the function to the end of the block, writing fails with this error."""
+    user, limits = os.geteuid(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield (
+            lambda: (
+                os.seteuid(65534)
+                if number == errno.EACCES
+                else resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            )
+        )
+    finally:
+        os.seteuid(user)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(Draft, "write", fail)
-    with supervised(always(item("users", workers=2))):
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 7), (errno.EFBIG, 1)])
+def test_file_that_cannot_be_written_after_the_change_is_an_error_with_its_exit_code(
+    poolctl: Command, supervised: Supervised, file: Path, number: int, code: int
+) -> None:
+    if number == errno.EACCES and os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            forbid()
+        return result(item("users", workers=2))
+
+    with supervised(answer), unwritable_files(number) as forbid:
         said = poolctl("scale", "users", "2", "--save", "-o", "json")
     document = said.json
     assert (said.code, document["saved"]) == (code, [])
@@ -610,16 +629,12 @@ def test_file_that_cannot_be_written_after_the_change_is_an_error_with_its_exit_
     assert [each["name"] for each in document["items"]] == ["users"]
 
 
-def test_file_alone_that_cannot_be_written_changes_nothing(
-    poolctl: Command, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", None)
-
-    monkeypatch.setattr(Draft, "write", fail)
-    said = poolctl("disable", "users", "--save")
+def test_file_alone_that_cannot_be_written_changes_nothing(poolctl: Command, file: Path) -> None:
+    with unwritable_files() as forbid:
+        forbid()
+        said = poolctl("disable", "users", "--save")
     assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("error: cannot write pool.toml: No space left on device\n")
+    assert said.err.startswith("error: cannot write pool.toml: File too large\n")
 
 
 def test_scaling_by_triggers_changes_no_file(poolctl: Command, supervised: Supervised) -> None:

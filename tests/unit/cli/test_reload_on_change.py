@@ -91,13 +91,6 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
     return watched_pool
 
 
-@pytest.fixture
-def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test writes to several files in a row is one change."""
-    monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 0.5)
-
-
-@pytest.mark.usefixtures("one_batch")
 def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory: Path) -> None:
     with watching(shown("users", directory)) as pool:
         for number in range(5):
@@ -111,13 +104,10 @@ def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory:
 
 
 def test_code_that_is_written_without_a_pause_is_applied_after_the_longest_wait(
-    watching: Watching, directory: Path, monkeypatch: pytest.MonkeyPatch
+    watching: Watching, directory: Path
 ) -> None:
-    monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 600.0)
-    monkeypatch.setattr(reload_on_change, "MAX_SECONDS", 0.0)
     with watching(shown("a", directory)) as pool:
         wait_until(lambda: (directory / "app.py").write_text("x") and pool.reports)
-        monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 0.0)  # the end of the pool is one change
     assert pool.orders[0] == ("restart", ["a"])
 
 
@@ -185,7 +175,6 @@ def test_code_saved_after_its_workers_started_and_before_the_watch_began_is_rest
     assert pool.lines[1:] == ["a, b, c, d: new.py changed, restarting"]
 
 
-@pytest.mark.usefixtures("one_batch")
 def test_line_about_changed_code_names_three_files_and_the_number_of_others(
     watching: Watching, directory: Path
 ) -> None:
@@ -292,7 +281,6 @@ def test_directory_that_is_replaced_by_another_of_its_name_is_changed_code(
     assert {*pool.lines[1:]} == {"web: app/inner/app.py changed, restarting"}
 
 
-@pytest.mark.usefixtures("one_batch")
 def test_files_that_kubernetes_mounts_are_changed_by_a_switched_link(
     watching: Watching, directory: Path
 ) -> None:
@@ -487,7 +475,6 @@ def test_a_broken_file_is_reported_and_the_next_change_is_seen(watching: Watchin
         wait_until(lambda: pool.reports == [("reload", 5)] * 2)
 
 
-@pytest.mark.usefixtures("one_batch")
 def test_worker_that_a_reload_has_replaced_is_not_replaced_again(watching: Watching, directory: Path) -> None:
     changes = [{"name": "a", "change": "restart"}, {"name": "b", "change": "update"}]
     with watching(shown("a", directory), shown("b", directory), changes=changes) as pool:

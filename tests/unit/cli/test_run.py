@@ -13,7 +13,6 @@ from poolctl.cli.commands.run import program, supervisor_environment
 from poolctl.cli.main import main
 from poolctl.cli.outcome import Failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
-from poolctl.errors import ControlError
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from tests.real_pool import RealPool
 
@@ -113,15 +112,12 @@ def test_command_runs_with_its_pool_and_its_failure_shows_what_the_servers_wrote
     assert not real_pool.processes()
 
 
-def test_launch_that_fails_is_reported(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*args: object, **more: object) -> None:
-        raise ControlError("no room", exit_code=7, hint="make some")
-
-    monkeypatch.setattr("poolctl.supervisor.launch.launch", fail)
+def test_launch_that_fails_is_reported(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "run").touch()
     assert main(["run"]) == 7
-    assert capsys.readouterr() == ("", "error: no room\n  hint: make some\n")
+    path = directory / "run"
+    message = f"error: {path} is not a directory\n  hint: mv {path} {path}.old\n"
+    assert capsys.readouterr() == ("", message)
 
 
 @pytest.mark.parametrize(

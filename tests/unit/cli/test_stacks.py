@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.cli.commands import stacks as stacks_command
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
-from poolctl.json_form import from_json
-from poolctl.runners.stack_report import WorkerStacks
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -62,29 +58,6 @@ def test_show_and_verbose_status_have_the_stacks_of_a_worker_that_was_not_ready(
         short, verbose = poolctl("status").out, poolctl("status", "-v").out
     assert "\n".join([f"  hung       {lines[0]}", *(f"{'':13}{line}" for line in lines[1:])]) in shown
     assert verbose == short + "".join(f"    {line}\n" for line in lines)
-
-
-def test_processes_of_a_feature_answer_without_a_supervisor(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = [from_json(WorkerStacks, each) for each in (HUNG, {**PROGRAM, "name": "orders"})]
-    asked: list[str] = []
-
-    def stacks_in(directory: str) -> list[WorkerStacks]:
-        asked.append(directory)
-        return found
-
-    features = (
-        SimpleNamespace(stacks=""),
-        SimpleNamespace(stacks="x", load=lambda name: stacks_in if name == "x" else None),
-    )
-    monkeypatch.setattr(stacks_command, "features", lambda: features)
-    assert poolctl("stacks", "-o", "name") == (0, "users.1.0\ndb.1.0\n", "")
-    assert poolctl("stacks", "orders", "-o", "name") == (0, "db.1.0\n", "")
-    assert asked == [find_pool(Place()).directory] * 2
-    found.clear()
-    said = poolctl("stacks")
-    assert (said.code, said.out) == (6, "")
 
 
 def test_head_of_a_worker_is_bold_in_colours_and_has_its_pid_if_it_is_known(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.commands import status
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Leave, Supervised
@@ -63,19 +62,10 @@ def test_health_check_exits_with_0_or_1(
         assert poolctl("status").code == answer["exit_code"]
 
 
-def test_health_check_of_a_broken_pool_is_1(
-    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_health_check_of_a_broken_pool_is_1(poolctl: Command, directory: Path) -> None:
     assert poolctl("status", "--healthcheck").code == 1
     (directory / "pool.toml").write_text("broken [")
     assert poolctl("status", "--healthcheck").code == 1
-
-    def fail(request: object) -> None:
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(status, "find_pool", fail)
-    said = poolctl("status", "--healthcheck")
-    assert (said.code, said.err) == (1, "error: no memory\n")
 
 
 def test_status_of_a_supervisor_that_sends_no_summary(poolctl: Command, supervised: Supervised) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +18,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from poolctl.cli import supervisor_requests
 from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure
 from poolctl.cli.place import Place
@@ -35,9 +36,8 @@ from poolctl.cli.supervisor_requests import (
     startup_failure,
     supervisor_log_size,
 )
-from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ProgressLine, Result, ServerProgress
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import MetricsResult
 from poolctl.errors import ControlError
@@ -105,7 +105,6 @@ def test_a_terminal_sees_it_after_a_while(monkeypatch: pytest.MonkeyPatch) -> No
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(supervisor_requests, "DELAY_SECONDS", 0.01)
     with Progress("start") as shown:
         shown(step("slow", "starting"))
         wait_until(lambda: "waiting for slow" in terminal.getvalue())
@@ -118,7 +117,6 @@ def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(supervisor_requests, "DELAY_SECONDS", 0)
     making, stepped = threading.Event(), threading.Event()
     status = Console.status
 
@@ -137,7 +135,6 @@ def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.
 
 def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
-    monkeypatch.setattr(supervisor_requests, "DELAY_SECONDS", 60)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     with Progress("start") as shown:
@@ -239,20 +236,18 @@ def test_answer_that_ends_the_pool_returns_after_its_last_process(
     [(["restart"], True), (["stop"], True), (["reload"], True), (["list"], False)],
 )
 def test_interrupted_change_says_that_it_continues(
-    directory: Path, words: list[str], changes: bool, monkeypatch: pytest.MonkeyPatch
+    directory: Path, supervised: Supervised, words: list[str], changes: bool
 ) -> None:
     asked = Asked(directory, *words)
 
-    def interrupt(client: Client, *arguments: Any) -> Any:
-        raise KeyboardInterrupt
+    async def interrupt(verb: str, body: dict[str, Any], send: Send) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr(Client, "call", interrupt)
-    if not changes:
-        with pytest.raises(KeyboardInterrupt):
-            ask(asked.request, asked.pool)
-        return
-    with pytest.raises(Failure) as caught:
+    with supervised(interrupt), pytest.raises(Failure if changes else KeyboardInterrupt) as caught:
         ask(asked.request, asked.pool)
+    if not isinstance(caught.value, Failure):
+        return
     (wrong,) = caught.value.outcome.errors
     assert (caught.value.outcome.exit_code, wrong.message) == (130, "interrupted")
     assert wrong.hint == f"the {words[0]} continues in the background: poolctl status"
@@ -432,15 +427,15 @@ def test_service_manager_is_told_the_keeper_and_whether_the_pool_is_ready(
     told.bind(str(directory / "notify"))
     told.settimeout(10)
     monkeypatch.setenv("NOTIFY_SOCKET", str(directory / "notify"))
-    monkeypatch.setattr(sd_notify, "is_main", lambda env: True)
+    monkeypatch.delenv("SYSTEMD_EXEC_PID", raising=False)
     notify_systemd_of_keeper_pid(asked.pool, ready=ready)  # it has ended already
     with supervised(always(keeper_pid=4711)) as requests:
         notify_systemd_of_keeper_pid(asked.pool, ready=ready)
         assert told.recv(1000).decode().splitlines() == ["MAINPID=4711", *(["READY=1"] if ready else [])]
-        monkeypatch.setattr(sd_notify, "is_main", lambda env: False)
+        monkeypatch.setenv("SYSTEMD_EXEC_PID", "1")
         notify_systemd_of_keeper_pid(asked.pool, ready=ready)
         monkeypatch.delenv("NOTIFY_SOCKET")
-        monkeypatch.setattr(sd_notify, "is_main", lambda env: True)
+        monkeypatch.delenv("SYSTEMD_EXEC_PID")
         notify_systemd_of_keeper_pid(asked.pool, ready=ready)
     assert len(requests) == 1
     told.close()
@@ -485,8 +480,9 @@ def test_the_supervisors_own_words_about_usage_are_passed_on(
 class Launches:
     """Launches that end in a stand-in, after as many as the test says that do not."""
 
-    def __init__(self, place: Path, answers: dict[str, Any], failures: int = 0) -> None:
+    def __init__(self, place: Path, answers: dict[str, Any], failures: int = 0, written: str = "") -> None:
         self.place = place
+        self.written = written
         self.answers = answers
         self.failures = failures
         self.files: list[list[str]] = []
@@ -503,6 +499,8 @@ class Launches:
             return found
 
         self.place.mkdir(parents=True, mode=0o700, exist_ok=True)
+        with (self.place / "supervisor.log").open("a") as log:
+            log.write(self.written)
         self.requests = self.stack.enter_context(stand_in(self.place / "control.sock", answer))
 
     @property
@@ -515,12 +513,13 @@ def launched(
     monkeypatch: pytest.MonkeyPatch,
     answers: dict[str, Any],
     failures: int = 0,
+    written: str = "",
     **values: Any,
 ) -> tuple[Any, Launches]:
     """What a start without a supervisor ends in, and its launches."""
     request = Request("start", selection=Selection(**values))
     pool = find_pool(request.place)
-    launches = Launches(Path(pool.directory), answers, failures)
+    launches = Launches(Path(pool.directory), answers, failures, written)
     monkeypatch.setattr("poolctl.supervisor.launch.launch", launches)
     try:
         with launches.stack:
@@ -574,11 +573,12 @@ def test_supervisor_that_ends_while_it_is_asked_has_written_why(
     place = Path(find_pool(Place()).directory)
     place.mkdir(parents=True, mode=0o700)
     (place / "supervisor.log").write_text("from earlier\n")
-    monkeypatch.setattr(
-        "poolctl.cli.supervisor_requests.failure_reason",
-        lambda path, start: f"{path.rpartition('/')[2]} {start}",
+    found, _ = launched(directory, monkeypatch, {"start": None})
+    assert isinstance(found, SupervisorEnded)
+    assert "from earlier" not in found.message
+    found, launches = launched(
+        directory, monkeypatch, {"start": None, "stop": None}, written="it is broken\n"
     )
-    found, launches = launched(directory, monkeypatch, {"start": None, "stop": None})
     assert isinstance(found, ControlError)
-    assert found.message == "the supervisor could not start: supervisor.log 13"
+    assert found.message == "the supervisor could not start: it is broken"
     assert ("stop", True) in launches.verbs

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from poolctl.cli.commands import wait
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -63,23 +64,12 @@ def test_wait_that_fails_prints_no_line(poolctl: Command, supervised: Supervised
         assert poolctl("wait") == (124, "", "error: a: is starting, not ready\n")
 
 
-def test_wait_without_a_supervisor_begins_when_there_is_one(
-    poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    contexts: list[Any] = []
-
-    def begin(seconds: float) -> None:
-        assert 0 < seconds <= wait.POLL_SECONDS
-        contexts.append(supervised(always(item("users"))))
-        contexts[-1].__enter__()
-
-    monkeypatch.setattr(wait, "sleep", begin)
-    try:
+def test_wait_without_a_supervisor_begins_when_there_is_one(poolctl: Command, supervised: Supervised) -> None:
+    with ExitStack() as stack:
+        begin = threading.Timer(0.2, lambda: stack.enter_context(supervised(always(item("users")))))
+        begin.start()
         assert poolctl("wait", "--timeout", "20s").out == "1 server ready\n"
-        assert len(contexts) == 1
-    finally:
-        for each in contexts:
-            each.__exit__(None, None, None)
+        begin.join()
 
 
 def test_wait_that_gives_up_names_the_goal(poolctl: Command) -> None:

@@ -86,9 +86,8 @@ def test_death_of_a_known_reason_does_not_repeat_it_where_this_is_wanted(
 
 
 def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_replaced(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    monkeypatch.setattr("poolctl.cli.run_session._pool_events._RETRY_SECONDS", 0.001)
     path = tmp_path_factory.mktemp("s") / "control.sock"
 
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:

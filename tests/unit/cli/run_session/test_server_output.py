@@ -110,7 +110,6 @@ def test_reader_that_is_gone_is_reported(pool: PoolRef, monkeypatch: pytest.Monk
 def test_end_does_not_wait_for_a_reader_that_has_stopped_reading(
     pool: PoolRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poolctl.cli.run_session._server_output.LAST_OUTPUT_SECONDS", 0.05)
     (server,) = logged(pool, "web")
     with open(f"{pool.directory}/web.log", "a") as log:
         log.write(f"{LATER}9Z {'x' * 100_000}\n")

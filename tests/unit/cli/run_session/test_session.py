@@ -42,11 +42,13 @@ class Launched:
         self.launches: list[tuple[list[str], dict[str, str]]] = []
         self.error = io.StringIO()
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.on_launch: Callable[[], None] = lambda: None
         self._stack = ExitStack()
         self._keepers = -1
 
     def launch(self, files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
         assert lifeline
+        self.on_launch()
         self.launches.append((files, dict(env)))
         self.place.mkdir(parents=True, mode=0o700)
         self.requests = self._stack.enter_context(stand_in(self.place / "control.sock", self._answer))
@@ -235,33 +237,19 @@ def test_start_that_fails_is_reported_and_everything_is_stopped(launching: Launc
     [(signal.SIGINT, (), 130), (signal.SIGTERM, (), 0), (signal.SIGTERM, ("--", "true"), 143)],
 )
 def test_signal_during_the_launch_stops_the_pool_once_it_is_launched(
-    launching: Launching, monkeypatch: pytest.MonkeyPatch, number: int, words: tuple[str, ...], code: int
+    launching: Launching, number: int, words: tuple[str, ...], code: int
 ) -> None:
     launched = launching()
     before = signal.getsignal(number)
-
-    def launch(files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
-        interrupt(number)
-        return launched.launch(files, env, lifeline=lifeline)
-
-    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
+    launched.on_launch = lambda: interrupt(number)
     assert main(["run", *words]) == code
     assert launched.orders == [("stop", {})]
     assert signal.getsignal(number) is before
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_reason_of_a_supervisor_that_did_not_start_is_what_it_wrote(
-    launching: Launching, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched = launching(start=lambda body: None)
-
-    def launch(files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
-        found = launched.launch(files, env, lifeline=lifeline)
-        (launched.place / "supervisor.log").write_text("it is broken\n")
-        return found
-
-    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
+def test_reason_of_a_supervisor_that_did_not_start_is_what_it_wrote(launching: Launching) -> None:
+    launched = launching(start=lambda body: (launched.place / "supervisor.log").write_text("it is broken\n"))
     assert main(["run"]) == 8
     assert launched.error.getvalue().startswith("error: the supervisor could not start: it is broken\n")
 
