@@ -155,17 +155,17 @@ def test_no_figure_of_a_page_with_random_numbers_is_below_zero() -> None:
 class WithHistory(Recorded):
     """A desk that answers the verb `history`, too."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(directory, monkeypatch)
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
         self.history = FigureHistory(self.core, self.statistics.send_samples_to, self.store)
         self.verbs.add("history", self.history.verb)
 
 
 @pytest.fixture
-def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def scenario(tmp_path: Path) -> Callable[..., None]:
     def begin(work: Callable[[WithHistory], Any]) -> None:
         async def whole() -> None:
-            desk = WithHistory(tmp_path, monkeypatch)
+            desk = WithHistory(tmp_path)
             await desk.begin()
             await work(desk)
             desk.link.end()
@@ -188,7 +188,6 @@ def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., No
         for targets, span in ((("s1", "s2"), "hour"), ((), "week")):
             with pytest.raises(SelectorError):
                 await desk.ask("history", *targets, span=span)
-        assert desk.serialised == []
         assert desk.core.take_changed() == []
         desk.clock.advance(61)
         desk.statistics._sample()
@@ -198,7 +197,7 @@ def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., No
     scenario(work)
 
 
-def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
+def test_samples_for_a_dashboard_leave_nothing_to_a_successor(
     scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics_module, "INTERVAL_SECONDS", 0.001)
@@ -213,10 +212,9 @@ def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
             await asyncio.sleep(0.001)
             document = (await desk.ask("stats", "s1"))["items"][0]
             samples = document["stats"]["history"]["memory_bytes"]
-        assert desk.serialised == []
         assert desk.core.take_changed() == []
         assert {name: record_of(entry) for name, entry in desk.core.entries.items()} == before
-        assert kept == [], "nothing is left to a successor"
+        assert kept == []
 
     scenario(work)
 
