@@ -499,9 +499,8 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.watch_idleness(entry, config.idle_seconds)
         elif entry.wanted:
-            if entry.settled and not (
-                config.job or before.job
-            ):  # what a job does is not done again by itself
+            # What a job does is not done again by itself.
+            if entry.settled and not (config.job or before.job):
                 entry.desired.fallback = before
             if entry.has_worker_of_serving_generation:
                 entry.order_restart(proves=proves)
