@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import tzname
@@ -17,8 +16,7 @@ from poolctl.cli.main import main
 from poolctl.cli.options import BadValue, parse_time, timestamp
 from poolctl.control.pool_paths import pool_key
 from poolctl.feature import FEATURES
-from poolctl.logs import log_tail
-from poolctl.logs.log_line import LogLine, stamp
+from poolctl.logs.log_line import stamp
 from poolctl.routing.context import KEY_CHARACTERS, context_value
 from tests.stand_in import Send, always, item, result
 
@@ -113,18 +111,6 @@ def test_times_are_those_of_journalctl(text: str, meant: str) -> None:
 def test_text_that_is_no_time_is_refused_with_examples(text: str) -> None:
     with pytest.raises(BadValue, match="is not a time"):
         timestamp(text)
-
-
-def test_interrupt_ends_following_with_130(
-    poolctl: Command, logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def follow(*given: Any, **options: Any) -> Iterator[LogLine]:
-        yield next(followed(*given, **options))
-        raise KeyboardInterrupt
-
-    followed = log_tail.follow
-    monkeypatch.setattr("poolctl.cli.commands.logs.log_tail.follow", follow)
-    assert poolctl("logs", "users", "-f", "-n1") == (130, "users | new users\n", "")
 
 
 def test_verbose_lines_carry_their_time(poolctl: Command, logs: Path) -> None:
