@@ -132,10 +132,7 @@ def test_added_and_removed_servers_are_sent_to_viewers(stage: Stage) -> None:
             assert sorted(until(later, "pool")["levels"]) == ["web-2", "web-3"]
 
 
-def test_change_of_a_level_without_an_event_is_in_the_history(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_state_hub, "INTERVAL_SECONDS", 0.2)
+def test_change_of_a_level_without_an_event_is_in_the_history(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
         stage.pool.servers["web-1"]["health"] = "warn"
@@ -213,8 +210,7 @@ def test_server_without_a_verdict_is_judged_by_its_readiness() -> None:
     assert (level("running", True), level("running", False)) == ("ok", "busy")
 
 
-def test_only_figures_that_have_changed_are_sent_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_state_hub, "INTERVAL_SECONDS", 0.2)
+def test_only_figures_that_have_changed_are_sent_again(stage: Stage) -> None:
     stage.pool.become("web-2", state="stopped", ready=False, health="unknown")
     with stream(stage) as messages:
         assert until(messages, "pool")["figures"].keys() == {"web-1", "web-2", "web-3"}
