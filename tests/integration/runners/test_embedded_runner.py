@@ -64,9 +64,11 @@ def test_keeper_that_could_not_be_started_is_started_again_later(
     port = claim_port()
     config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
     pool = Pool([config], runner=ProcessRunner())
-    loop_thread.run_sync(asyncio.sleep(0))
+    loop = loop_thread.get_or_start()
+    loop.hold()  # it needs descriptors as well
     with free_descriptors(0), pytest.raises(PoolStartError):
         pool.start_sync(timeout=60)
+    loop.release()
     pool.start_sync(timeout=60)
     assert get(port).status == 200
     pool.stop_sync(timeout=60)
