@@ -65,6 +65,7 @@ def test_server_that_crashes_in_a_loop_is_notified_once() -> None:
     assert lines(found.take_due_message(11)) == ["web: backoff"]
     for at in range(12, 100, 4):
         found.record(event("running"), at)
+        assert found.take_due_message(at + 1.5) is None
         found.record(event("backoff"), at + 2)
         assert found.take_due_message(at + 3) is None
     found.record(event("running"), 100)
