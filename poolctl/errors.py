@@ -159,5 +159,5 @@ class ControlError(Exception):
 
 
 def hint_without(command: str, hint: str) -> str:
-    """The hint without those of its parts, between "; ", that begin with `command`."""
+    """Remove the parts of a hint such as "one; another" that begin with `command`."""
     return "; ".join(part for part in hint.split("; ") if not part.startswith(command))

@@ -231,11 +231,9 @@ class _Keys:
             example = self._examples.get((table, *path), self._of_definitions.get((definition, key)))
             if example is not None:
                 for end in range(1, len(path)):
+                    # A key of a table in a list is shown with the others.
                     if isinstance(whole := self._examples.get((table, *path[:end])), list):
-                        path, example = (
-                            path[:end],
-                            whole,
-                        )  # a key of a table in a list is shown with the others
+                        path, example = path[:end], whole
                         break
                 yield _in_table(_head(table, self._tables[table]), path, example)
             for inner in _references(declared):

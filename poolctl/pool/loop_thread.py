@@ -67,7 +67,8 @@ class LoopThread:
     """A thread with an event loop. It ends when each `hold` is released and all work given to `order` is done."""
 
     def __init__(self) -> None:
-        # Made here, so that the caller gets the error if no descriptor is free.
+        # Made here, so that the caller gets the error if no descriptor is free. With a factory it does not become the
+        # event loop of the caller's thread.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self.loop = self._runner.get_loop()
         self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}

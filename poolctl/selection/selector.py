@@ -213,7 +213,7 @@ def matches_pattern(word: str, pattern: str) -> bool:
     """Whether the pattern with the wildcards `*` and `?` matches the whole word, ignoring case."""
     from fnmatch import fnmatchcase
 
-    # fnmatch uses atomic groups: many asterisks take no exponential time. `[` is no wildcard here.
+    # Many asterisks do not take exponential time, as fnmatch uses atomic groups. `[` is an ordinary character here.
     return fnmatchcase(word.casefold(), pattern.casefold().replace("[", "[[]"))
 
 

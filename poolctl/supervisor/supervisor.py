@@ -300,7 +300,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     async def _run_deferred_startup(self) -> None:
         """Import modules that a start does not need, before an upgrade can replace the package's files."""
         await asyncio.sleep(_AFTER_START_SECONDS)
-        self._web.reconcile()  # where nothing is to be served, it knows from now on that there is no process
+        self._web.reconcile()  # if nothing uses it, it would keep all exits until it has looked for its process
         await self._verbs.build.digest()
         await import_slowly([*configuration_reader.modules(), *feature_parts.modules()])
 

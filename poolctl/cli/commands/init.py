@@ -78,8 +78,10 @@ _FRAMEWORKS = (
     "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|Flask|get_asgi_application|get_wsgi_application"
 )
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
-_USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
-_DJANGO_FILE = "*/wsgi.py"  # made by `django-admin startproject`
+# The last one is made by `django-admin startproject`.
+_USUAL_FILES = (
+    "main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py", "*/wsgi.py",
+)  # fmt: skip
 
 STARTERS = {name: (starter, feature) for feature in features() for name, starter in feature.starters.items()}
 
@@ -164,7 +166,7 @@ def _target_path(place: Place, directory: Path | None) -> str:
 
 def existing_app(directory: str) -> str:
     """The `module:attribute` of an application in main.py, a Django project or another usual place, else ""."""
-    for file in (*_USUAL_FILES, *sorted(glob(_DJANGO_FILE, root_dir=directory))):
+    for file in (file for usual in _USUAL_FILES for file in sorted(glob(usual, root_dir=directory))):
         try:
             with open(os.path.join(directory, file), encoding="utf-8", errors="replace") as source:
                 match = re.search(_APPLICATION, source.read(), re.MULTILINE)

@@ -35,10 +35,12 @@ class DashboardPart(FeaturePart):
     In calm mode, after repeated crashes of the supervisor, the page is neither opened nor closed.
     """
 
+    address: DashboardAddress
+
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: Dashboard | None = None
-        self._address = self.address = DashboardAddress(site.web, site.environment)
+        self.address = DashboardAddress(site.web, site.environment)
         self._history = FigureHistory(site.core, site.samples, site.store)
 
     @property
@@ -51,11 +53,11 @@ class DashboardPart(FeaturePart):
             return
         # Collected before a page is opened, so that it shows the past at once.
         self._history.enable_or_clear(self._table is not None)
-        self._address.serve_table(self._table)
+        self.address.serve_table(self._table)
 
     async def _link(self, call: Call) -> DashboardLinkResult:
         """The page's URL and login token, for clients of the control socket: they have full access to the pool."""
-        if problem := await self._address.wait_until_served():
+        if problem := await self.address.wait_until_served():
             return _failed(f"the dashboard: {problem}", "poolctl events")
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)

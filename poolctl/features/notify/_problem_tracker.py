@@ -28,7 +28,7 @@ _RESOLVED_HEALTH = frozenset({"ok", "unknown"})
 _MAX_NEWS = 1000
 _NAMED = 3
 _STACK_LINES = 10
-# A problem is over once it has not come back for so long: a server that crashes in a loop runs in between.
+# The end of a problem is reported when it has lasted for this time: a server in a crash loop runs in between.
 _OVER_SECONDS = 30.0
 
 
@@ -243,7 +243,7 @@ class ProblemTracker:
         return lines
 
     def to_dict(self) -> Table:
-        """The problems that were sent and whose end was not, by key, as JSON for the next supervisor."""
+        """The problems that were reported, and their end was not, by key, as JSON for the next supervisor."""
         open_or_over = {key: problem for key, (problem, _, _) in self._over.items()} | self._open
         return {key: each.to_dict() for key, each in open_or_over.items() if each.sent}
 

@@ -67,10 +67,12 @@ def _is_alive(process: str) -> bool:
 class PoolOperator(GatewayPart):
     """A supervisor part that receives reports of request counts at `bind`, and has the gateway report to `url`."""
 
+    address: WebAddress[OperatorTable]
+
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: OperatorTable | None = None
-        self._address = self.address = WebAddress(site.web, "operator", self._site_settings)
+        self.address = WebAddress(site.web, "operator", self._site_settings)
         self._reports = ReportLimit()  # by service
         self._gateway: GatewayManager | None = None
         self._client: OperatorClient | None = None
@@ -83,7 +85,7 @@ class PoolOperator(GatewayPart):
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [operator] configures, and apply its settings."""
         self._table = tables.get(OperatorTable)
-        self._address.serve_table(self._table)
+        self.address.serve_table(self._table)
         self._configure_client()
 
     def connect(self, gateway: GatewayManager) -> None:

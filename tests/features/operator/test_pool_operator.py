@@ -64,7 +64,7 @@ class Pool:
         self.stage = WebStage(self.events, env, keeper)
         self.part = self.another_part()
         self.stage.verbs |= self.part.verbs
-        self.address = self.part._address
+        self.address = self.part.address
 
     def another_part(self) -> PoolOperator:
         core: Any = self.servers
@@ -384,7 +384,7 @@ def test_successor_continues_with_the_listener_and_the_process(tmp_path: Path) -
         successor = pool.another_part()
         successor.site._replace(web=WebServer(pool.stage.environment, pool.events))
         successor.apply_tables(Tables(operator=table))
-        await successor._address.wait_until_served()
+        await successor.address.wait_until_served()
         assert path.stat().st_ino == inode
         assert (await ask(f"unix:{path}", request())).status == 200
         assert pool.servers.demanded == [("users", 1)]
