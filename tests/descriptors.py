@@ -48,12 +48,19 @@ def no_descriptor_left() -> Iterator[None]:
 
 @contextlib.contextmanager
 def free_descriptors(count: int) -> Iterator[None]:
-    """This process can open only so many files more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Let this process open only `count` more files."""
     lowest = [os.dup(0) for _ in range(count + 1)]
     for fd in lowest:
         os.close(fd)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest[-1], hard))
+    with descriptor_limit(lowest[-1]):
+        yield
+
+
+@contextlib.contextmanager
+def descriptor_limit(limit: int) -> Iterator[None]:
+    """Let this process open only descriptors below `limit`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         yield
     finally:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -63,3 +66,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         await asyncio.sleep(seconds)
         for _ in range(5):
             await asyncio.sleep(0)
+
+
+def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
+    """Run this to its end on a loop of its own; returns its result."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work)

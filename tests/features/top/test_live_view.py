@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pyte
@@ -21,7 +21,7 @@ from tests.deadline import wait_until
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
 from tests.terminal import Terminal
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 
 @pytest.fixture
@@ -373,8 +373,7 @@ def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> N
         await asyncio.sleep(600)
         assert view._notice == Notice("Stop web?")
 
-    with closing(VirtualLoop()) as loop:
-        loop.run_until_complete(play())
+    run_in_virtual_time(play())
 
 
 PAGE_DOWN, PAGE_UP, LEFT, RIGHT, BACKSPACE, ESCAPE = "\x1b[6~", "\x1b[5~", "\x1b[D", "\x1b[C", "\x7f", "\x1b"

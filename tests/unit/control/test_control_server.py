@@ -9,11 +9,11 @@ import json
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -24,9 +24,8 @@ from poolctl.control.control_server import ControlServer, DescriptorReserve, Pro
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.json_form import Table
 from tests.examples import examples
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
-T = TypeVar("T")
 Handle = Callable[[Request, Progress], Awaitable[object]]
 
 
@@ -64,11 +63,6 @@ async def serving(
             await running.close()
             await asyncio.sleep(0)
     assert unseen == []
-
-
-def in_virtual_time(scenario: Coroutine[None, None, T]) -> T:
-    with closing(VirtualLoop()) as loop:
-        return loop.run_until_complete(scenario)
 
 
 async def exchange(path: Path, data: bytes, *, half_close: bool = False) -> bytes:
@@ -229,7 +223,7 @@ def test_a_client_that_does_not_finish_its_request_is_given_up(tmp_path: Path) -
             assert status(await exchange(path, b"POST /v1/list HTT")) == 400
             assert status(await exchange(path, request("list", {"a": 1})[:-3])) == 400
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
 
 
 def test_slow_clients_do_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -349,7 +343,7 @@ def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
         assert over.is_set()
         assert lines(await asking) == [{"result": {"verb": "done"}}]
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize("turns", [2, 3, 4])
@@ -367,7 +361,7 @@ def test_closing_loses_no_connection_that_was_just_accepted(tmp_path: Path, turn
                 answer += more
             return answer
 
-    assert lines(in_virtual_time(scenario()))[-1]["result"]["verb"] == "list"
+    assert lines(run_in_virtual_time(scenario()))[-1]["result"]["verb"] == "list"
 
 
 def test_a_listener_whose_server_is_busy_takes_as_many_connections_as_it_was_made_for(tmp_path: Path) -> None:

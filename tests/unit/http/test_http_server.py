@@ -7,16 +7,15 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from poolctl.http.http_server import ClientGone, HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 ONCE = b"GET /a HTTP/1.0\r\n\r\n"
@@ -132,11 +131,6 @@ async def everything(path: Path, data: bytes) -> bytes:
     return found
 
 
-def in_virtual_time(work: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(work)
-
-
 def test_request_that_does_not_come_in_time_is_answered_408_and_silence_is_not(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s", QUICK):
@@ -145,7 +139,7 @@ def test_request_that_does_not_come_in_time_is_answered_408_and_silence_is_not(t
             )
             assert await everything(tmp_path / "s", b"") == b""
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
 
 
 def test_answer_of_unknown_length_is_chunked_and_until_the_end_for_an_older_client(tmp_path: Path) -> None:
@@ -199,7 +193,7 @@ def test_refusal_reaches_a_client_that_is_still_sending(tmp_path: Path) -> None:
             found = await everything(tmp_path / "s", head + b"x" * 500_000)
             assert found.startswith(b"HTTP/1.1 413 ")
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize("piece", [b"a: b\r\n" * 1000, b"a" * 6000], ids=["fields", "one field"])
@@ -284,7 +278,7 @@ def test_refusal_ends_the_connection_at_once_for_the_client(tmp_path: Path) -> N
             )
             assert asyncio.get_running_loop().time() == 0
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize(("sent", "answered"), [(b"", b""), (GET[:10], b"HTTP/1.1 400 Bad Request\r\n")])
@@ -436,7 +430,7 @@ def test_connection_waits_until_a_descriptor_is_free(
         async with served(tmp_path / "s", reserve=Full()):
             assert (await everything(tmp_path / "s", b"GET / HTTP/1.0\r\n\r\n")).endswith(b"<>")
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
     assert caplog.messages == ["cannot accept requests: Too many open files"] * 2
 
 
@@ -469,7 +463,7 @@ def test_answer_that_is_not_read_is_given_up(tmp_path: Path, path: bytes) -> Non
                             taken += len(data)
                     assert 90_000 < 10_000 * handler.pieces - taken < 120_000
 
-    in_virtual_time(scenario())
+    run_in_virtual_time(scenario())
 
 
 @pytest.mark.parametrize(("version", "data"), [(b"1.1", b"4\r\nhere\r\n"), (b"1.0", b"here")])

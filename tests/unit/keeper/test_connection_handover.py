@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import struct
 import time
@@ -15,7 +14,7 @@ import pytest
 
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.store import Store
-from tests.descriptors import no_descriptor_left
+from tests.descriptors import descriptor_limit, no_descriptor_left
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -171,13 +170,8 @@ def test_connection_waits_when_there_is_no_room_for_its_descriptor(pair: Pair) -
 
 
 def _take_without_room_then_with_it(pair: Pair) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        with pytest.raises(connection_handover.NoRoom):
-            connection_handover.receive_connection(pair[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with descriptor_limit(0), pytest.raises(connection_handover.NoRoom):
+        connection_handover.receive_connection(pair[1])
     taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     taken.close()

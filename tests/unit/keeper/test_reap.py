@@ -17,7 +17,7 @@ import pytest
 from poolctl.keeper.reap import Reaper, Watcher, kill_rest_of_group, signal_process
 from poolctl.platform import group_members, process_start
 from tests.deadline import wait_until
-from tests.descriptors import no_descriptor_left
+from tests.descriptors import descriptor_limit, no_descriptor_left
 from tests.own_process import run_in_own_process
 from tests.processes import is_alive
 
@@ -378,12 +378,8 @@ def test_all_watched_processes_are_killed_at_once() -> None:
 def test_watched_process_is_signalled_without_a_free_descriptor(pid: int) -> None:
     watcher = Watcher()
     assert watcher.watch(pid, start_of(pid))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-    try:
+    with descriptor_limit(0):
         assert watcher.signal(pid, signal.SIGKILL, group=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert ended(watcher) == [pid]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import socket
 import struct
 import time
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from poolctl.keeper import wire
 from poolctl.platform import memory_file
-from tests.descriptors import no_descriptor_left, open_descriptors
+from tests.descriptors import descriptor_limit, no_descriptor_left, open_descriptors
 from tests.examples import examples
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -132,14 +131,8 @@ def test_message_beyond_the_limit_is_refused() -> None:
 
 def test_long_message_waits_while_no_descriptor_is_free() -> None:
     here, there = wire.pair()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with here, there, no_descriptor_left():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        try:
-            with pytest.raises(BlockingIOError):
-                wire.send(here, {"a": "x" * wire.MAX_PACKET_BYTES})
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with here, there, no_descriptor_left(), descriptor_limit(0), pytest.raises(BlockingIOError):
+        wire.send(here, {"a": "x" * wire.MAX_PACKET_BYTES})
 
 
 def test_message_in_a_file_is_accepted_from_trusted_senders_only() -> None:

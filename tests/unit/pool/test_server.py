@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import pickle
-import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -37,6 +35,7 @@ from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.worker import tally
 from tests.deadline import wait_until
+from tests.descriptors import free_descriptors
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
 
@@ -1268,15 +1267,8 @@ def test_servers_without_descriptors_for_a_connection_cannot_be_monitored(
 ) -> None:
     pool = made(ScriptedRunner(), *(config(name, bind=f"127.0.0.1:{free_port()}") for name in "ab"))
     pool.start_sync()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-    try:
-        with pytest.raises(PoolMonitorError) as caught:
-            pool.monitor()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with free_descriptors(0), pytest.raises(PoolMonitorError) as caught:
+        pool.monitor()
     message = "no connection can be made: Too many open files"
     assert [(each.name, each.message, each.hint) for each in caught.value.exceptions] == [
         (name, message, "raise the limit of open files: ulimit -n") for name in "ab"

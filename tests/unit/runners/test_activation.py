@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -43,7 +43,7 @@ from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import PING, Link
 from tests.deadline import wait_until
-from tests.descriptors import no_descriptor_left
+from tests.descriptors import descriptor_limit, no_descriptor_left
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import freeze
 from tests.unit.runners.test_local_runner import config
@@ -51,17 +51,6 @@ from tests.unit.runners.test_process_link import StoringPeer
 from tests.virtual_loop import VirtualLoop
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@contextlib.contextmanager
-def open_files(limit: int) -> Iterator[None]:
-    """This process may have this many descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def run(work: Callable[[House], Coroutine[Any, Any, None]], *, few_files: bool = False) -> None:
@@ -144,7 +133,7 @@ class House:
         self.helper = Helper()
         self.cleared = 0
         this: Any = self
-        with open_files(MIN) if few_files else contextlib.nullcontext():
+        with descriptor_limit(MIN) if few_files else contextlib.nullcontext():
             self.activator = Activator(this, this, this, Helpers(this, ""))
         self.activator._accept_helper = self.helper
 
@@ -499,7 +488,7 @@ def test_no_left_connection_is_lost_when_descriptors_run_out() -> None:
         house.arm()
         client = await house.leave_behind()
         client.send(REQUEST)
-        with contextlib.ExitStack() as hoard, open_files(client.fileno() + 30):
+        with contextlib.ExitStack() as hoard, descriptor_limit(client.fileno() + 30):
             with contextlib.suppress(OSError):
                 while True:
                     hoard.callback(os.close, os.dup(0))
@@ -829,14 +818,10 @@ def test_helper_is_started_once_and_gets_the_requests_that_wait_for_it() -> None
 
 def test_request_without_a_free_descriptor_for_the_helper_may_be_repeated() -> None:
     async def scenario(at: AtHelper) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        try:
+        with descriptor_limit(0):
             at.acceptor.warm()
             at.fetch("one")
             await at.pass_time()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert at.ended == [("one", FetchOutcome(full=True))]
         at.fetch("two")
         (request,) = await at.hears()
@@ -964,13 +949,13 @@ def test_connection_to_close_is_the_oldest_unseen_one_else_the_oldest_left_by_a_
 
 @pytest.mark.parametrize(("limit", "at_once"), [(8, 1), (320, 20), (335, 20), (12_000, 64)])
 def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(limit: int, at_once: int) -> None:
-    with open_files(limit):
+    with descriptor_limit(limit):
         assert HeldConnectionLimit().most_at_once == at_once
 
 
 def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free() -> None:
     others = len(os.listdir("/proc/self/fd")) - 20
-    with open_files(400):
+    with descriptor_limit(400):
         limit = HeldConnectionLimit()
     most = 300 - others
     assert [limit.too_many(count) for count in (20, most, most + 1)] == [False, False, True]
@@ -983,7 +968,7 @@ def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free() ->
 
 @pytest.mark.parametrize(("open_limit", "most"), [(15, MIN), (12_000, MAX)])
 def test_number_of_held_connections_has_a_least_and_a_most(open_limit: int, most: int) -> None:
-    with open_files(open_limit):
+    with descriptor_limit(open_limit):
         limit = HeldConnectionLimit()
     assert (limit.too_many(most + 1), limit.too_many(most)) == (True, False)
 

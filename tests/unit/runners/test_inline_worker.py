@@ -21,7 +21,7 @@ from tests import serving
 from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing
 from tests.certificates import certificate
 from tests.serving import Client, turns, until
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 
 class Stage:
@@ -388,8 +388,7 @@ def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pyte
         assert stage.worker.exited.result() == verdict
         await stage.close()
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+    run_in_virtual_time(scenario())
 
 
 def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled() -> None:
@@ -405,8 +404,7 @@ def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled() -> None:
         await stage.close()
         await turns()
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+    run_in_virtual_time(scenario())
 
 
 def test_client_authority_that_a_renewal_replaces_is_no_longer_trusted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from poolctl.runners.local.children import Children
 from poolctl.runners.local.left_groups import LeftGroups
 from poolctl.runners.local.local_worker import KILL_SECONDS, LocalWorker
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 PID = 7
 ASKED, KILLED = ("signal", signal.SIGINT, True), ("signal", signal.SIGKILL, True)
@@ -65,8 +65,7 @@ class Stage:
 
 
 def staged(work: Callable[[], Awaitable[None]]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(work())
+    run_in_virtual_time(work())
 
 
 @pytest.mark.parametrize("stop_group", ["after", "together"])

@@ -30,7 +30,7 @@ from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.worker_spec import added_environment, argument_vector
 from tests.descriptors import no_descriptor_left
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 
 class Keeper:
@@ -232,8 +232,7 @@ def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> No
 
 
 def _run_virtually(work: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(work)
+    run_in_virtual_time(work)
 
 
 @pytest.mark.parametrize(

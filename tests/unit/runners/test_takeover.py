@@ -21,7 +21,7 @@ from poolctl.runners.local.takeover import (
     wait_briefly_for_reports,
 )
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 
 def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
@@ -153,5 +153,4 @@ def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_
         await wait_briefly_for_reports(cast(Any, [Reporting(), first]))
         assert loop.time() == pytest.approx(0.3)
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+    run_in_virtual_time(scenario())

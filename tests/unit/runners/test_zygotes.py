@@ -32,7 +32,7 @@ from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.processes import is_alive
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import VirtualLoop, run_in_virtual_time
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -137,8 +137,7 @@ def test_process_that_does_not_become_a_child_of_the_keeper_is_reported_once(chi
         assert deeds == [f"named pid {parent} as a new process, but it is not a process of the pool"]
         keeper.close()
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+    run_in_virtual_time(scenario())
 
 
 class Silent:

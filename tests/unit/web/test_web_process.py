@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -22,7 +21,7 @@ from poolctl.supervisor.launch import listen
 from poolctl.web.web_process import Certificate, WebServerProcess
 from tests.certificates import certificate
 from tests.unit.web.greeter import any_certificate, tls_of
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 
 class Orders(LinkHandler):
@@ -61,8 +60,7 @@ def play(work: Callable[[Orders], Awaitable[None]], directory: Path) -> None:
 
     handlers = [*logging.getLogger().handlers]
     try:
-        with contextlib.closing(VirtualLoop()) as loop:
-            loop.run_until_complete(whole())
+        run_in_virtual_time(whole())
     finally:
         for handler in {*logging.getLogger().handlers} - {*handlers}:
             logging.getLogger().removeHandler(handler)
