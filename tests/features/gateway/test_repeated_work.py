@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from poolctl.features.gateway.supervision.outside_targets import ProbedTarget, U
 from poolctl.routing.route import Route, Target
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import FiguresStage
-from tests.virtual_loop import run_in_virtual_time
+from tests.virtual_loop import VirtualLoop
 
 
 class Failing:
@@ -57,7 +58,8 @@ def with_calls(begin: Callable[[Failing], Any]) -> None:
         await until(lambda: failing.calls >= 2)
         work.close()
 
-    run_in_virtual_time(scene())
+    with closing(VirtualLoop()) as loop:
+        loop.run_until_complete(scene())
 
 
 def test_counters_are_read_on() -> None:

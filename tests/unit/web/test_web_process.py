@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -21,7 +22,7 @@ from poolctl.supervisor.launch import listen
 from poolctl.web.web_process import Certificate, WebServerProcess
 from tests.certificates import certificate
 from tests.unit.web.greeter import any_certificate, tls_of
-from tests.virtual_loop import run_in_virtual_time
+from tests.virtual_loop import VirtualLoop
 
 
 class Orders(LinkHandler):
@@ -60,7 +61,8 @@ def play(work: Callable[[Orders], Awaitable[None]], directory: Path) -> None:
 
     handlers = [*logging.getLogger().handlers]
     try:
-        run_in_virtual_time(whole())
+        with contextlib.closing(VirtualLoop()) as loop:
+            loop.run_until_complete(whole())
     finally:
         for handler in {*logging.getLogger().handlers} - {*handlers}:
             logging.getLogger().removeHandler(handler)
