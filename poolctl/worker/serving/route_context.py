@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,7 +30,7 @@ from .uvicorn_parts import App, Receive, Scope, Send
 
 _FIELDS = frozenset((CONTEXT_FIELD.encode(), UPSTREAM_FIELD.encode()))
 _FOR, _PROTO, _PREFIX = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-prefix"
-_SCHEMES = {"http": "http", "websocket": "ws"}
+_SCHEMES = {"http": ("http", "https"), "websocket": ("ws", "wss")}
 _OVER_TLS = b"https", b"wss"  # traefik and others say wss for a WebSocket
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -83,21 +84,42 @@ class RouteContexts:
         return serve
 
     def _move_context_into_scope(self, scope: Scope) -> None:
-        headers, values = [], []
+        headers = []
+        hops = proto = prefix = b""
+        value = None  # of the field with the secret
         for field in scope["headers"]:
-            if field[0] in _FIELDS:
-                values.append(field[1])
-            else:
-                headers.append(field)
+            name = field[0]
+            if name in _FIELDS:
+                value = field[1] if self._is_authentic(field[1]) else value
+                continue
+            headers.append(field)
+            if name == _FOR:
+                hops = hops + b"," + field[1] if hops else field[1]
+            elif name == _PROTO:
+                proto = field[1]
+            elif name == _PREFIX:
+                prefix = field[1]
         scope["headers"] = headers
-        for value in values:
-            if value not in self._contexts:
-                if (alias := authenticated_alias(value, self._key)) is None:
-                    continue
-                self._contexts[value] = self._context(alias)
-            _apply_forwarded_headers(scope, headers, self._trusted)
-            if (context := self._contexts[value]) is not None:
-                scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
+        if value is None:
+            return
+        scope["client"] = _client(hops, self._trusted)
+        is_secure = proto.partition(b",")[0].strip().lower() in _OVER_TLS  # what the first proxy says
+        scope["scheme"] = _SCHEMES[scope["type"]][is_secure]
+        if prefix and not scope.get("root_path"):
+            # As uvicorn does for a configured root_path.
+            scope["root_path"] = unquote(prefix.decode("latin-1"))
+            scope["path"] = scope["root_path"] + scope["path"]
+            scope["raw_path"] = prefix + scope["raw_path"]
+        if (context := self._contexts[value]) is not None:
+            scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
+
+    def _is_authentic(self, value: bytes) -> bool:
+        """Whether this value of a field has the secret. If so, `_contexts` has the context of its route."""
+        if value not in self._contexts:
+            if (alias := authenticated_alias(value, self._key)) is None:
+                return False
+            self._contexts[value] = self._context(alias)
+        return True
 
     def _context(self, alias: str) -> Context | None:
         route = None if self._table is None else self._table.get(alias)
@@ -112,36 +134,15 @@ def is_of_gateway(scope: Scope) -> bool:
     return EXTENSION in (scope.get("extensions") or ())
 
 
-def _apply_forwarded_headers(
-    scope: Scope, headers: Iterable[tuple[bytes, bytes]], trusted: tuple[str, ...]
-) -> None:
-    """Set scheme, client and root_path of a request of the gateway, which has set these headers."""
-    hops: list[bytes] = []
-    proto = prefix = b""
-    for name, value in headers:
-        if name == _FOR:
-            hops += value.split(b",")
-        elif name == _PROTO:
-            proto = value.partition(b",")[0].strip()  # what the first proxy says
-        elif name == _PREFIX:
-            prefix = value
-    scope["client"] = _client(hops, trusted)
-    scope["scheme"] = _SCHEMES[scope["type"]] + ("s" if proto.lower() in _OVER_TLS else "")
-    if prefix and not scope.get("root_path"):
-        # As uvicorn does for a configured root_path.
-        scope["root_path"] = unquote(prefix.decode("latin-1"))
-        scope["path"] = scope["root_path"] + scope["path"]
-        scope["raw_path"] = prefix + scope["raw_path"]
-
-
-def _client(hops: Sequence[bytes], trusted: tuple[str, ...]) -> tuple[str, int] | None:
+@lru_cache(maxsize=256)
+def _client(hops: bytes, trusted: tuple[str, ...]) -> tuple[str, int] | None:
     """The last address in `X-Forwarded-For` that does not belong to a trusted proxy, with its port or 0.
 
     As HAProxy finds it: what is no address ends the search, and with "*" any client could claim an address.
     """
     found = None
-    for hop in reversed(hops):
-        address = _host_and_port(hop.decode("latin-1").strip())
+    for hop in reversed(hops.decode("latin-1").split(",") if hops else ()):
+        address = _host_and_port(hop.strip())
         if trusted and not is_within(address[0], (EVERY,)):
             break
         found = address

@@ -27,6 +27,7 @@ _STEPS = (f"{_SEPARATED},{_CUT},{_MERGED}", f"{_CUT},{_SEPARATED},{_MERGED}")
 _SEVERAL = f"{{ var({_OTHERS[0]}) -m found }}"
 # Traefik and others say wss for a WebSocket.
 _IS_HTTPS = "{ req.hdr(x-forwarded-proto,1) -m str -i -- https wss }"
+_IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
 ROUTES = "routes.map"
 _NO_ENTRY = "-"
 # How keys of the map begin, for each kind of host pattern: with the host, in which "*" stands for any.
@@ -65,6 +66,12 @@ def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str]
     redirects = any(route.redirects_to_https for route, _ in sections if route.alias in mapped)
     if redirects:
         yield f"    http-request set-var(txn.secure) str({_SECURE}) if {_IS_HTTPS}"
+    tiers = {match.host_pattern(route.host).tier for route, _ in sections}
+    if tiers & {match.LABEL, match.DOMAIN}:
+        is_address = f"{{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
+        yield f"    http-request set-var(txn.name) var(txn.host) unless {is_address}"
+    if match.LABEL in tiers:
+        yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     for number, (stage, members) in enumerate(groupby(sorted(sections, key=_stage), _stage)):
         of_stage = [*members]
         tried = [each for each in of_stage if each[0].alias not in mapped]

@@ -719,7 +719,6 @@ _VERSION_NOT_SUPPORTED = "status 505 content-type text/plain string 'HTTP Versio
 _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
 )  # fmt: skip
-_IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
 _FRONTEND, NO_ROUTE = "gateway", "no-route"
 _PASSING, _NOT_PASSED = "passing", "not-passed"
 
@@ -911,7 +910,7 @@ def _request_rules_before_routing(
     routes: Sequence[Route],
     places: ProcessPlaces,
 ) -> Iterator[str]:
-    """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
+    """Rules that refuse invalid requests and set the variables for routing: host and path."""
     yield comment("max_head_size")
     yield from head_rules(
         settings.table.max_head_size, places.log, has_access_log=bool(settings.table.access_log)
@@ -937,8 +936,6 @@ def _request_rules_before_routing(
         yield f"    http-request set-var(txn.host) {quoted(host)}{unless}"
         unless = " unless { var(txn.host) -m len ge 1 }"
     yield from misdirected_request_rules(fronts)
-    yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
-    yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     needs_client = bool(settings.table.access_log) or any(
         route.allow or route.client_limit or route.policy == IP_HASH for route in routes
     )

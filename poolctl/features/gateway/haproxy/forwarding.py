@@ -75,7 +75,8 @@ def forwarding_rules(
     for name, value, condition in values:
         there = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
         yield f"    http-request set-header {name} '{value}' if {condition}{there}"
-    yield from _forwarded(trusted)
+    if trusted:
+        yield from _forwarded()
     if asks_for_certificate:
         yield "    http-request set-header Client-Cert ':%[ssl_c_der,base64]:' if { ssl_c_used }"
 
@@ -160,23 +161,14 @@ def _extended_hops() -> Iterator[str]:
     yield f"    http-request set-header X-Forwarded-For '%[var(txn.hops)]' if {has_hops}"
 
 
-def _forwarded(trusted: Sequence[str]) -> Iterator[str]:
-    """Rules for the field Forwarded.
+def _forwarded() -> Iterator[str]:
+    """Rules that extend the field Forwarded of a trusted proxy by the proxy's address.
 
-    A trusted proxy's field is extended by the proxy's address. If it sent none, none is added, because applications
-    that prefer this field would take the proxy for the client.
+    If it sent none, none is added: applications that prefer this field would take the proxy for the client.
     """
     yield "    http-request set-var(txn.node) src"
     yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""
     yield f"    http-request set-var(txn.node) str(unknown) unless {_HAS_ADDRESS}"
-    yield "    http-request set-var(txn.scheme) str(http)"
-    yield "    http-request set-var(txn.scheme) str(https) if uses_tls"
-    host = quoted('regsub("[^][A-Za-z0-9._:-]",,g)')
-    yield f"    http-request set-var(txn.said) req.fhdr(host),{host}"
-    forwarded = quoted('for=%[var(txn.node)];proto=%[var(txn.scheme)];host="%[var(txn.said)]"')
-    unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
-    yield f"    http-request set-header Forwarded {forwarded}{unless}"
-    if trusted:
-        extended = quoted("%[var(txn.forwarded)], for=%[var(txn.node)]")
-        has_one = "{ var(txn.trusted) -m bool } { var(txn.forwarded) -m found }"
-        yield f"    http-request set-header Forwarded {extended} if {has_one}"
+    extended = quoted("%[var(txn.forwarded)], for=%[var(txn.node)]")
+    has_one = "{ var(txn.trusted) -m bool } { var(txn.forwarded) -m found }"
+    yield f"    http-request set-header Forwarded {extended} if {has_one}"
