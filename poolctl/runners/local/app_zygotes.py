@@ -29,7 +29,7 @@ from .zygotes import END_SECONDS, SILENT_SECONDS, InterpreterZygoteIdentity, Zyg
 logger = logging.getLogger("poolctl.supervisor")
 
 _EXIT_SECONDS = 1.0
-_LAST_OUTPUT_SECONDS = 3.0
+_LAST_OUTPUT_SECONDS = 10.0  # the first import of a pool may fail before its logger is up
 _LAST_LINES = 200
 _ADOPTED_IMPORT_SECONDS = 30.0
 
