@@ -20,6 +20,17 @@ from .conftest import Supervised
 
 ROOT = Path(__file__).parents[3]
 FILES = {"bash": "poolctl.bash", "zsh": "_poolctl", "fish": "poolctl.fish"}
+# `make test` types in one of them.
+SHELLS = [
+    pytest.param(
+        kind,
+        marks=[
+            pytest.mark.skipif(shutil.which(kind) is None, reason=f"no {kind} here"),
+            *([] if kind == "bash" else [pytest.mark.slow]),
+        ],
+    )
+    for kind in FILES
+]
 
 # Lines whose last word is being completed, and the words that are offered for it.
 OFFERED = [
@@ -90,8 +101,8 @@ READY = "reads a line> "
 _arguments = re.compile(r"ran((?:<[^<>]*>)+)\.")
 
 
-def typed(directory: Path, kind: str, keys: str) -> str:
-    """The arguments of the poolctl that Enter runs after the keys, in an interactive shell."""
+def typed(directory: Path, kind: str, *lines: str) -> list[str]:
+    """The arguments of the poolctl that Enter runs after each of the lines, in an interactive shell."""
     home = directory / "home"
     command = home / "bin" / "poolctl"
     settings = home / ".config" / "fish" / "config.fish"
@@ -110,45 +121,35 @@ def typed(directory: Path, kind: str, keys: str) -> str:
     env = {"PATH": f"{command.parent}:{os.environ['PATH']}", "HOME": str(home)}
     with Terminal(pool, shell=f"exec {kind} -i", env=env) as terminal:
         terminal.until(lambda shown: READY in shown)
-        terminal.press(f"poolctl {keys}\r")
-        shown = terminal.until(_arguments.search)
-    return "".join(_arguments.findall(shown))
+        for number, line in enumerate(lines):
+            terminal.press(f"poolctl {line}\r")
+            terminal.until(lambda shown, ran=number: len(_arguments.findall(shown)) > ran)
+        return _arguments.findall(terminal.shown)
 
 
-@pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize(
-    ("keys", "arguments"),
-    [
-        ("stop us\t", "<stop><users>"),
-        ("stop 127.0.0.1:8081 ord\t", "<stop><127.0.0.1:8081><orders>"),
-        ("stop 127.0.0.1:8082\t", "<stop><127.0.0.1:8082>"),
-        ("stop --tag a\t", "<stop><--tag><api>"),
-        ("list --state ru\t", "<list><--state><running>"),
-        ("list -o name,stat\t", "<list><-o><name,state>"),
-        ("filter na\t", "<filter><name>"),
-        ("-c only\t", "<-c><only.toml>"),
-    ],
-)
-def test_tab_completes_the_word_before_it(directory: Path, kind: str, keys: str, arguments: str) -> None:
-    if shutil.which(kind) is None:
-        pytest.skip(f"no {kind} here")
+@pytest.mark.parametrize("kind", SHELLS)
+def test_tab_completes_the_word_before_it(directory: Path, kind: str) -> None:
     (directory / "only.toml").write_text('[[server]]\nname = "no-other"\n')
-    assert typed(directory, kind, keys) == arguments
+    lines = {
+        "stop us\t": "<stop><users>",
+        "stop 127.0.0.1:8081 ord\t": "<stop><127.0.0.1:8081><orders>",
+        "stop 127.0.0.1:8082\t": "<stop><127.0.0.1:8082>",
+        "stop --tag a\t": "<stop><--tag><api>",
+        "list --state ru\t": "<list><--state><running>",
+        "list -o name,stat\t": "<list><-o><name,state>",
+        "filter na\t": "<filter><name>",
+        "-c only\t": "<-c><only.toml>",
+    }
+    assert typed(directory, kind, *lines) == [*lines.values()]
 
 
-@pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize(
-    ("keys", "arguments"), [("stop li\t", "<stop><live>"), ("unregister sh\t", "<unregister><shop>")]
-)
-def test_tab_completes_what_a_running_pool_knows(
-    directory: Path, supervised: Supervised, kind: str, keys: str, arguments: str
-) -> None:
-    if shutil.which(kind) is None:
-        pytest.skip(f"no {kind} here")
-    if "unregister" in keys and "registration" not in FEATURES:
-        pytest.skip("without its feature")
+@pytest.mark.parametrize("kind", SHELLS)
+def test_tab_completes_what_a_running_pool_knows(directory: Path, supervised: Supervised, kind: str) -> None:
+    lines = {"stop li\t": "<stop><live>"}
+    if "registration" in FEATURES:
+        lines["unregister sh\t"] = "<unregister><shop>"
     with supervised(always({**item("live"), "alias": "shop"})):
-        assert typed(directory, kind, keys) == arguments
+        assert typed(directory, kind, *lines) == [*lines.values()]
 
 
 @pytest.mark.parametrize("shell", FILES)
