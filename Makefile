@@ -60,10 +60,9 @@ demo: venv
 	@echo "poolctl $(DEMO) run …"
 	@exec $(BIN)/poolctl $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl $(DEMO)
 
-# Fast unit tests, each with its first parameters, the contract, the commands of the README and of shorter pages, and for
-# each capability one test through real processes. `make test-all` also runs the variants of the unit tests, and pastes
-# the tutorial and the longer guides.
-IN_TEST := capability or not (slow or heavy or integration or variant)
+# Fast tests, the contract, the commands of the README and of shorter pages, and for each capability one test through
+# real processes. `make test-all` also runs slow tests, and pastes the tutorial and the longer guides.
+IN_TEST := capability or not (slow or heavy or integration)
 test: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "$(IN_TEST)" $(ARGS)
@@ -72,10 +71,10 @@ test: dev
 test-all: dev
 	@$(MAKE) --no-print-directory --keep-going test-measured test-rest
 
-# Coverage shows which lines no fast unit test runs. Without it, in the other part, run the variants of a test and the
-# property tests, which hardly run other lines, and tests through real processes, whose time coverage doubles.
+# Coverage shows which lines no fast unit test runs. Without it, in the other part, run the property tests, which hardly
+# run other lines, and tests through real processes, whose time coverage doubles.
 # From Python 3.12 on coverage is measured by sys.monitoring, which costs a fifth as much.
-MEASURED := not (slow or heavy or integration or unmeasured or capability or variant or hypothesis)
+MEASURED := not (slow or heavy or integration or unmeasured or capability or hypothesis)
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.
 	@rm -rf .coverage.d && mkdir .coverage.d && mkdir -m 1777 .coverage.d/all

@@ -38,10 +38,6 @@ MARKS = {
     "integration": pytest.mark.integration,
 }
 
-# Directories in which each set of parameters checks something else that is documented. Elsewhere all but a test's first
-# are marked `variant`: they hardly run other lines, and `make test` leaves them out.
-DOCUMENTED = ("contract", "docs")
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let signals reach what tests start: a shell's background job and all that it starts ignore two, nohup's one."""
@@ -64,15 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     directories = {path: path.relative_to(HERE).parts[0] for path in {item.path for item in items}}
     seen: set[str] = set()
     for item in items:
-        directory = directories[item.path]
-        if mark := MARKS.get(directory):
+        if mark := MARKS.get(directories[item.path]):
             item.add_marker(mark)
-        function, _, parameters = item.nodeid.partition("[")
-        if parameters and function in seen:
-            if directory not in DOCUMENTED:
-                item.add_marker(pytest.mark.variant)
-            if item.get_closest_marker("heavy_variants"):
-                item.add_marker(pytest.mark.heavy)
+        function = item.nodeid.partition("[")[0]
+        if function in seen and item.get_closest_marker("heavy_variants"):
+            item.add_marker(pytest.mark.heavy)
         seen.add(function)
     if os.environ.get("CI"):
         listed = {config.rootpath / line for line in SECOND_TRY.read_text().split()}

@@ -29,7 +29,7 @@ LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
 WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/__init__.py", "poolctl/gateway/operator.py")
 TESTS = (
     "-m",
-    "capability or not (slow or heavy or integration or variant)",
+    "capability or not (slow or heavy or integration)",
     "tests/unit",
     "tests/contract",
     "tests/features",
