@@ -70,9 +70,9 @@ def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
     yield "    http-after-response set-var(txn.status) status"
     left = "{ status 400 } { srv_id gt 0 } !{ var(txn.answered) -m bool }"
     yield f"    http-after-response set-var(txn.status) int(499) if {left}"
-    given = "req.fhdr(x-request-id)"
+    request_id = "req.fhdr(x-request-id)"
     is_one = "{ req.fhdr_cnt(x-request-id) eq 1 }"
-    yield f"    http-request set-var(txn.id) {given} if {is_one} {{ {given} -m reg {quoted(_PRINTABLE_ID)} }}"
+    yield f"    http-request set-var(txn.id) {request_id} if {is_one} {{ {request_id} -m reg {quoted(_PRINTABLE_ID)} }}"
     yield "    http-request set-var(txn.id) uuid,regsub(-,,g) if !{ var(txn.id) -m found }"
     yield f"    http-request set-header X-Request-ID '{_ID}'"
 

@@ -74,7 +74,7 @@ def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str]
         yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     for number, (stage, members) in enumerate(groupby(sorted(sections, key=_stage), _stage)):
         of_stage = [*members]
-        tried = [each for each in of_stage if each[0].alias not in mapped]
+        tried = [member for member in of_stage if member[0].alias not in mapped]
         if len(tried) < len(of_stage):
             yield from _lookups(number, *stage, by_scheme=redirects)
             choices += _choices_by_map(number, no_route)
@@ -131,18 +131,18 @@ def _lookups(number: int, tier: int, labels: int, *, by_scheme: bool) -> Iterato
         yield f"    http-request set-var(txn.domain) {domain} unless {{ var(txn.name) -m beg . }}"
     secure = ",concat(,txn.secure)" if by_scheme else ""
     for reading, variable in enumerate((_AS_IT_IS, *_OTHERS)):
-        found = f"{_KEY_OF_REQUEST[tier]}{secure},concat(,{variable}),map_beg({ROUTES},{_NO_ENTRY})"
+        section = f"{_KEY_OF_REQUEST[tier]}{secure},concat(,{variable}),map_beg({ROUTES},{_NO_ENTRY})"
         condition = f" if {_SEVERAL}" if reading else ""
-        yield f"    http-request set-var(txn.section{number}_{reading}) {found}{condition}"
+        yield f"    http-request set-var(txn.section{number}_{reading}) {section}{condition}"
 
 
 def _choices_by_map(number: int, no_route: str) -> Iterator[str]:
     """Lines that send requests to the section that was found at this stage, if it is the same for all readings."""
-    found = f"txn.section{number}"
+    variable = f"txn.section{number}"
     for reading in range(1, 1 + len(_OTHERS)):
-        same = f"{{ var({found}_0),strcmp({found}_{reading}) eq 0 }}"
+        same = f"{{ var({variable}_0),strcmp({variable}_{reading}) eq 0 }}"
         yield _use_backend(no_route, _SEVERAL, f"!{same}")
-    yield _use_backend(f"%[var({found}_0)]", "!" + matches(f"var({found}_0)", "str", _NO_ENTRY))
+    yield _use_backend(f"%[var({variable}_0)]", "!" + matches(f"var({variable}_0)", "str", _NO_ENTRY))
 
 
 def _host_conditions(route: Route, scope: str = "txn") -> Iterator[str]:
@@ -199,8 +199,8 @@ def _headers_variable(section: str) -> str:
 
 
 def _use_backend(section: str, *conditions: str) -> str:
-    given = " ".join(filter(None, conditions))
-    return f"    use_backend {section}{' if ' if given else ''}{given}"
+    condition = " ".join(filter(None, conditions))
+    return f"    use_backend {section}{' if ' if condition else ''}{condition}"
 
 
 def _stage(member: tuple[Route, str]) -> tuple[int, int]:
@@ -211,7 +211,7 @@ def _stage(member: tuple[Route, str]) -> tuple[int, int]:
 
 def _mapped_aliases(sections: Sections) -> frozenset[str]:
     """The aliases of the routes that are looked up in the map."""
-    conditioned = {match.host_pattern(each.host) for each, _ in sections if each.methods or each.headers}
+    conditioned = {match.host_pattern(route.host) for route, _ in sections if route.methods or route.headers}
     return frozenset(
         route.alias
         for route, _ in sections

@@ -166,13 +166,13 @@ class HaproxyConfiguration(NamedTuple):
         The servers in `disabled`, pairs of backend name and server name, get no traffic.
         """
         resting = frozenset(disabled)
-        found = [*self.lines]
+        lines = [*self.lines]
         for backend in self.backends:
-            found += ["", *backend.lines]
-            found += [
+            lines += ["", *backend.lines]
+            lines += [
                 server.line(disabled=(backend.name, server.name) in resting) for server in backend.servers
             ]
-        return "\n".join([*found, ""])
+        return "\n".join([*lines, ""])
 
     @property
     def sections(self) -> dict[str, HaproxyBackend]:
@@ -323,8 +323,9 @@ def _passing_backend(
     route: Route, names: set[str], addresses: ServerAddresses, version: tuple[int, int]
 ) -> HaproxyBackend | None:
     """The section that passes TLS to the route's servers; None if they have none, or a rule needs to see requests."""
-    found = [addresses.endpoints.get(target.server) for target in route.to]
-    if not (route.takes_whole_hosts and found and all(each is not None and each.tls for each in found)):
+    endpoints = [addresses.endpoints.get(target.server) for target in route.to]
+    passes = endpoints and all(endpoint and endpoint.tls for endpoint in endpoints)
+    if not (route.takes_whole_hosts and passes):
         return None
     name = unique_name(f"tls:{route.alias}", names)
     lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
@@ -336,7 +337,7 @@ def _passing_backend(
         f"    timeout server {duration(route.timeouts.idle)}",
     ]
     copied = StreamRoute(alias=route.alias, bind="", to=route.to)
-    plain = {key: each and each._replace(tls=False) for key, each in addresses.endpoints.items()}
+    plain = {key: endpoint and endpoint._replace(tls=False) for key, endpoint in addresses.endpoints.items()}
     servers = _servers(copied, ServerAddresses(plain, waiting=addresses.waiting), None, version)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
 
@@ -351,7 +352,7 @@ def _passing_frontend(
     yield from ("", f"frontend {_PASSING}", "    mode tcp")
     yield from (line for listener in listeners for line in listener.bind_lines())
     yield from proxy_protocol_rules(listeners, settings.trusted_proxies)
-    yield f"    timeout client {longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout client {longest_duration([route.timeouts.idle for route in routes] or [Timeouts().idle])}"
     yield f"    tcp-request inspect-delay {duration(settings.table.head_timeout)}"
     host = quoted(r"regsub(\.$,)")
     yield f"    tcp-request content set-var(sess.host) req.ssl_sni,lower,{host}"
@@ -437,8 +438,8 @@ def _sent_name(name: str, server: str, route: Route | StreamRoute, keys: Mapping
 
 def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
     """Rules that count the responses of each server with these statuses; HAProxy's own counters know only classes."""
-    if found := [*map(str, statuses)]:
-        for group in line_groups(found):
+    if words := [*map(str, statuses)]:
+        for group in line_groups(words):
             yield f"    acl is_failure status {group}"
         condition = " if is_failure"
         yield f"    http-response set-var(txn.server) srv_name{condition}"
@@ -532,8 +533,8 @@ def _single_execution_rules() -> Iterator[str]:
 def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterator[str]:
     """The rule by which servers of gRPC believe that trailers reach the client: HAProxy passes them on."""
     endpoints = (
-        addresses.endpoints.get(each.server) if each.server else Endpoint.of_url(each.url)
-        for each in route.to
+        addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
+        for target in route.to
     )
     if any(endpoint is not None and endpoint.h2 for endpoint in endpoints):
         yield "    http-request set-header TE trailers"
@@ -643,15 +644,15 @@ def _servers(
             places = {f"{name}:{process.rpartition(':')[2]}": (process, "") for process in processes}
         watched = [PASSIVE_CHECK] if target.server and target.key in addresses.waiting else []
         for place, (address, cookie) in places.items():
-            own = " ".join([*options, *limits, *watched])
-            servers.append(HaproxyServer(place, target.key, address, own, scaled, cookie))
+            arguments = " ".join([*options, *limits, *watched])
+            servers.append(HaproxyServer(place, target.key, address, arguments, scaled, cookie))
         if (waiting := addresses.waiting.get(target.key)) is not None:
-            own = " ".join([*(option for option in options if option != _RESOLVED_AT_START), "backup"])
+            arguments = " ".join([*(option for option in options if option != _RESOLVED_AT_START), "backup"])
             key = f"{target.key}{WAIT}"
             place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
             # A client whose process has ended goes to another one, instead of waiting for the next.
             cookie = sticky if len(places) == 1 else ""
-            servers.append(HaproxyServer(place, key, waiting, own, scaled, cookie))
+            servers.append(HaproxyServer(place, key, waiting, arguments, scaled, cookie))
     return tuple(servers)
 
 
@@ -694,8 +695,8 @@ def has_host_name(endpoint: Endpoint) -> bool:
 
 def _authorities_file() -> str:
     """The file or directory of the system's CA certificates: not every HAProxy finds them by itself (@system-ca)."""
-    known = ssl.get_default_verify_paths()
-    return known.cafile or known.capath or known.openssl_cafile
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath or paths.openssl_cafile
 
 
 _MIN_BUFFER_BYTES = 16_384  # the buffer also holds heads of responses
@@ -738,7 +739,7 @@ def configuration_of(
     """
     ordered, names = match.in_order(routes), set[str]()
     # Not in the order of precedence: that changes at run time.
-    by_alias = sorted(ordered, key=lambda each: each.alias)
+    by_alias = sorted(ordered, key=lambda route: route.alias)
     version = settings.version
     backends = [(route, _route_backend(route, names, addresses, keys, version)) for route in by_alias]
     section_names = {route.alias: section.name for route, section in backends}
@@ -790,12 +791,12 @@ def configuration_of(
         f"    stick-table type string len {FAILURES_KEY_BYTES} size {_FAILURES_SIZE} store gpc0",
     ]
     if passing:
-        passing_sections = {each.alias: each for each in passed if each is not None}
+        passing_sections = {section.alias: section for section in passed if section is not None}
         lines += _passing_frontend(settings, passing, ordered, passing_sections)
     for route, section in backends:
         if table := [*route_table(route, section.name)]:
             lines += ["", *table]
-    sections = [section for _, section in backends] + [each for each in passed if each is not None]
+    sections = [section for _, section in backends] + [section for section in passed if section is not None]
     binds = {listener.alias: listener for listener in listeners if listener.alias}
     sections += [
         _stream_backend(stream, binds[stream.alias], names, addresses, version, settings, places.log)

@@ -73,8 +73,8 @@ def forwarding_rules(
         ("X-Forwarded-Host", "%[req.fhdr(host)]", "{ req.fhdr(host) -m found }"),
     )
     for name, value, condition in values:
-        there = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
-        yield f"    http-request set-header {name} '{value}' if {condition}{there}"
+        unless_sent = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
+        yield f"    http-request set-header {name} '{value}' if {condition}{unless_sent}"
     if trusted:
         yield from _forwarded()
     if asks_for_certificate:
@@ -113,13 +113,13 @@ def _reports_of_forwarded() -> Iterator[str]:
 
     Scheme and host are those of its first element, as of X-Forwarded-Proto.
     """
-    found = "{ var(txn.forwarded) -m found }"
+    is_sent = "{ var(txn.forwarded) -m found }"
     is_plain = f"{{ var(txn.forwarded) -m reg {quoted(_PLAIN_FORWARDED)} }}"
-    yield f"    http-request del-header Forwarded if {found} !{is_plain}"
+    yield f"    http-request del-header Forwarded if {is_sent} !{is_plain}"
     yield f"    http-request unset-var(txn.forwarded) if !{is_plain}"
-    yield f"    http-request set-var(txn.reported) {quoted(_REPORTED)} if {found}"
-    found = "{ var(txn.reported) -m found }"
-    yield f"    http-request set-var(txn.hops) {quoted(_REPORTED_HOPS)} if {found} !{{ var(txn.hops) -m found }}"
+    yield f"    http-request set-var(txn.reported) {quoted(_REPORTED)} if {is_sent}"
+    is_sent = "{ var(txn.reported) -m found }"
+    yield f"    http-request set-var(txn.hops) {quoted(_REPORTED_HOPS)} if {is_sent} !{{ var(txn.hops) -m found }}"
     for name, parameter, values in (("Proto", "proto", "(https?|wss?)"), ("Host", "host", "[][a-z0-9.:_-]+")):
         pattern = f"^([^,]*;)?{parameter}={values}([;,]|$)"
         value = f'%[var(txn.reported),regsub("^([^,]*;)?{parameter}=([^;,]*).*$",\\2)]'

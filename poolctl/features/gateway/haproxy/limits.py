@@ -113,12 +113,12 @@ def head_rules(most_bytes: int, log: str, *, has_access_log: bool = False) -> It
     if has_access_log:
         yield f"    http-request set-var-fmt(txn.why) {quoted(f': {why}')} {if_larger}"
     else:
-        asked = "%[req.fhdr(host),bytes(0,255)]%[path,bytes(0,512)]"
+        host_and_path = "%[req.fhdr(host),bytes(0,255)]%[path,bytes(0,512)]"
         # HAProxy's own messages are less severe.
         yield f"    log {log} len {_LOG_LINE_BYTES} format raw local0 emerg"
         yield f"    log-format {quoted(f'[WARNING] %t: %HM %{{+E}}[var(txn.asked)] of %ci gets 431: {why}')}"
         yield "    http-request set-log-level silent"
-        yield f"    http-request set-var-fmt(txn.asked) {quoted(asked)} {if_larger}"
+        yield f"    http-request set-var-fmt(txn.asked) {quoted(host_and_path)} {if_larger}"
         yield f"    http-request set-log-level emerg {if_larger}"
     yield f"    http-request deny {_HEAD_TOO_LARGE} {if_larger}"
 

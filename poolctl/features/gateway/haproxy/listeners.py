@@ -40,9 +40,9 @@ class HaproxyCertificate(NamedTuple):
     @property
     def hosts(self) -> tuple[str, ...]:
         """The host names for which this certificate is presented (SNI); IP addresses are excluded (RFC 6066 §3)."""
-        given = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
-        found = [name for name in given if _is_host_name(name) and not name.replace(".", "").isdigit()]
-        return (*found,) or (_NO_NAME,)
+        names = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
+        hosts = [name for name in names if _is_host_name(name) and not name.replace(".", "").isdigit()]
+        return (*hosts,) or (_NO_NAME,)
 
     @property
     def crt_list_line(self) -> str:
@@ -97,13 +97,13 @@ class HaproxyListener(NamedTuple):
             for certificate in self.certificates
         ]
         shown: dict[str, list[int]] = {}
-        for number, each in enumerate(self.certificates):
-            for name in each.hosts:
+        for number, certificate in enumerate(self.certificates):
+            for name in certificate.hosts:
                 shown.setdefault(name, []).append(number)
-        found = "".join(
+        map_lines = "".join(
             f"{name} {self._identifier_of_certificates(numbers)}\n" for name, numbers in shown.items()
         )
-        return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
+        return {self.crt_list: "".join(lines), f"{self.crt_list}.map": map_lines}
 
     def bind_lines(self, *, http2: bool = False) -> Iterator[str]:
         """The listener's `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
@@ -130,11 +130,11 @@ class HaproxyListener(NamedTuple):
         )
         # HAProxy compares the name as it was sent, including a final dot.
         for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
-            known = f"{{ var(txn.{variable}) -m found }}"
+            is_set = f"{{ var(txn.{variable}) -m found }}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
-            yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{known}"
+            yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{is_set}"
             default = self._identifier_of_certificates([0])
-            yield f"    http-request set-var(txn.{variable}) str({default}) if {here} !{known}"
+            yield f"    http-request set-var(txn.{variable}) str({default}) if {here} !{is_set}"
 
     def _identifier_of_certificates(self, numbers: Sequence[int]) -> str:
         """Return the text that identifies, in HAProxy's rules, the certificates with these indexes in `certificates`.

@@ -16,13 +16,13 @@ _COMMENT_CHARACTERS = 200
 
 def unique_name(text: str, taken: set[str]) -> str:
     """Return a name that HAProxy allows, resembles the text and is not in `taken`; adds it to `taken`."""
-    wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+    wanted = name = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
     number = 1
-    while found in taken:
+    while name in taken:
         number += 1
-        found = f"{wanted}:{number}"
-    taken.add(found)
-    return found
+        name = f"{wanted}:{number}"
+    taken.add(name)
+    return name
 
 
 def quoted(text: str) -> str:
@@ -49,13 +49,15 @@ def duration(seconds: float) -> str:
 
 def longest_duration(times: Iterable[float]) -> str:
     """The longest of several time limits in HAProxy's syntax; a limit of 0 means no limit."""
-    found = [*times]
-    return duration(0.0 if 0.0 in found else max(found))
+    durations = [*times]
+    return duration(0.0 if 0.0 in durations else max(durations))
 
 
 def comment(text: str) -> str:
     """A line of a section that explains the ones below it, or is the path of the key that they are made from."""
-    shown = "".join(each if each.isprintable() and each.isascii() else "?" for each in text)
+    shown = "".join(
+        character if character.isprintable() and character.isascii() else "?" for character in text
+    )
     return f"    # {shown[:_COMMENT_CHARACTERS]}"
 
 
@@ -92,5 +94,5 @@ def alerts_in(output: str, pid: int = 0) -> list[str]:
     return [
         " ".join(message.partition(" : ")[2].split())
         for message in messages
-        if (found := re.match(r"\[ALERT\] *\((\d+)\)", message)) is not None and pid in (0, int(found[1]))
+        if (alert := re.match(r"\[ALERT\] *\((\d+)\)", message)) is not None and pid in (0, int(alert[1]))
     ]
