@@ -1,22 +1,60 @@
-"""A sandbox that forbids system calls, as containers do."""
+"""A thread or program for which Linux refuses system calls, as in sandboxes and on machines without IPv6."""
 
 from __future__ import annotations
 
-# A filter of system calls (seccomp(2)) that answers EPERM to pidfd_send_signal, pidfd_open, close_range, pidfd_getfd
-# and faccessat2, as containers do whose filter is older than those calls. Then the program itself.
-FORBID = """
-import ctypes, os, struct, sys
-NUMBERS = (424, 434, 436, 438, 439)
-code = [(0x20, 0, 0, 0)]
-code += [(0x15, len(NUMBERS) - at, 0, number) for at, number in enumerate(NUMBERS)]
-code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050001)]
-program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-filter = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)))
-assert libc.prctl(22, 2, ctypes.byref(filter), 0, 0) == 0
-try:
-    os.pidfd_open(os.getpid())
-except PermissionError:
-    os.execv(sys.argv[1], sys.argv[1:])
-"""
+import ctypes
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from errno import EAFNOSUPPORT, EPERM, EPROTONOSUPPORT
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """A system call by its number on x86-64; with `argument` only calls with this first argument."""
+
+    number: int
+    argument: int | None = None
+
+
+BIND, CHOWN, UNLINKAT, SPLICE, INOTIFY_INIT = Call(49), Call(92), Call(263), Call(275), Call(294)
+NO_NETLINK = {Call(41, socket.AF_NETLINK): EPROTONOSUPPORT}
+NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}
+# pidfd_send_signal, pidfd_open, close_range, pidfd_getfd and faccessat2, which filters of containers may not know yet.
+NEW_CALLS = (424, 434, 436, 438, 439)
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
+
+
+def run_without(errors: Mapping[Call, int], work: Callable[[], T]) -> T:
+    """Run this in a thread in which these calls fail with these numbers of errors."""
+    import pytest
+
+    if os.uname().machine != "x86_64":
+        pytest.skip("system calls have other numbers on this machine")
+    with ThreadPoolExecutor(1, initializer=_refuse, initargs=(errors,)) as thread:
+        return thread.submit(work).result()
+
+
+def _refuse(errors: Mapping[Call, int]) -> None:
+    """Set a filter for this thread (seccomp(2)), for ever."""
+    code = []
+    for call, error in errors.items():
+        argument = [] if call.argument is None else [(0x20, 0, 0, 16), (0x15, 0, 1, call.argument)]
+        code += [(0x20, 0, 0, 0), (0x15, 0, 1 + len(argument), call.number), *argument]
+        code += [(0x06, 0, 0, 0x00050000 | error)]
+    code += [(0x06, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    rules = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)))
+    assert libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(rules), 0, 0) == 0
+
+
+if __name__ == "__main__":  # sandbox.py NUMBER,NUMBER… PROGRAM…: the program, without these system calls
+    _refuse({Call(int(number)): EPERM for number in sys.argv[1].split(",")})
+    os.execv(sys.argv[2], sys.argv[2:])

@@ -30,11 +30,11 @@ from poolctl.features.doctor._check import CheckResult
 from poolctl.listeners.open_listener import BACKLOG
 from poolctl.platform import process_start
 from poolctl.runners.left_overs import ProcessNote, ProcessNotes
+from tests import sandbox
 from tests.deadline import wait_until
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.processes import freeze
 from tests.real_pool import RealPool
-from tests.sandbox import FORBID
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Found = dict[str, list[dict[str, str]]]
@@ -286,14 +286,16 @@ def test_proc_that_lists_no_processes_is_a_problem(real_pool: RealPool) -> None:
 @pytest.mark.integration
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
 def test_a_kernel_that_forbids(real_pool: RealPool) -> None:
-    real_pool.write("forbid.py", FORBID)
-    code, found = examined(real_pool, around=f'exec {sys.executable} forbid.py "$@"')
+    def in_sandbox(*calls: int) -> tuple[int, Found]:
+        numbers = ",".join(map(str, calls))
+        return examined(real_pool, around=f'exec {sys.executable} {sandbox.__file__} {numbers} "$@"')
+
+    code, found = in_sandbox(*sandbox.NEW_CALLS)
     assert code == 0
     assert [each["message"].split()[0] for each in found["kernel"]] == ["pidfd_open", "pidfd_getfd"]
     fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
     assert {(each["status"], each["fix"]) for each in found["kernel"]} == {("warning", fix)}
-    real_pool.write("forbid.py", FORBID.replace("424,", "319,"))
-    code, found = examined(real_pool, around=f'exec {sys.executable} forbid.py "$@"')
+    code, found = in_sandbox(319)
     assert code == 1
     assert "memfd_create" in next(each["message"] for each in found["kernel"] if each["status"] == "problem")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests import sandbox
 from tests.http_get import get
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.processes import freeze
 from tests.real_pool import RealPool
-from tests.sandbox import FORBID
 
 UNSHARE = shutil.which("unshare")
 pytestmark = [
@@ -167,10 +167,9 @@ def test_a_read_only_root_and_a_user_without_a_name_are_no_hindrance(pool: RealP
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
 def test_pool_works_in_a_sandbox_that_forbids_system_calls_with_eperm(pool: RealPool, contain: Any) -> None:
     pool.write_hello("web")
-    pool.write("forbid.py", FORBID)
     container = contain(
         "--", "sh", "-c", 'poolctl="$0"; $poolctl restart && $poolctl status --healthcheck', pool.command()[0],
-        before=f'set -- {sys.executable} forbid.py "$@"',
+        before=f'set -- {sys.executable} {sandbox.__file__} {",".join(map(str, sandbox.NEW_CALLS))} "$@"',
     )  # fmt: skip
     code, stdout, stderr = container.end(60)
     assert code == 0, stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -15,9 +16,13 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners import listen_errors, sock_diag
+from poolctl.listeners import listen_errors
 from poolctl.listeners.listen_errors import Holder
+from poolctl.listeners.open_listener import ListenError, close_listener, open_listener
 from tests.deadline import wait_until
+from tests.sandbox import NO_NETLINK, run_without
+
+CLONE_NEWNET = 0x40000000
 
 LISTEN = """
 import socket, sys
@@ -97,10 +102,9 @@ def test_search_ends_when_its_time_is_over() -> None:
         assert find(listener.getsockname(), 0) == []
 
 
-def test_search_without_sock_diag_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
+def test_search_without_sock_diag_finds_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert find(listener.getsockname()) == []
+        assert run_without(NO_NETLINK, lambda: find(listener.getsockname())) == []
 
 
 def test_holder_that_belongs_to_a_pool_has_the_files_of_the_pool(tmp_path: Path) -> None:
@@ -188,20 +192,23 @@ def test_error_of_a_port_is_explained_with_its_fix(number: int, host: str, messa
     assert error.taken == (("127.0.0.1", 8080) if number == errno.EADDRINUSE else None)
 
 
-def test_privileged_port_is_explained_with_the_systems_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit = tmp_path / "limit"
-    monkeypatch.setattr(listen_errors, "_UNPRIVILEGED_PORT_START", str(limit))
-    for content, port, first in (("", 1023, 1024), ("90", 89, 90)):
-        limit.write_text(content)
-        for number in (errno.EACCES, errno.EPERM):
-            found = listen_errors.port_error(parse(f":{port}"), "0.0.0.0", OSError(number, ""))
-            assert found.message == f"port {port} is privileged: only root may open ports below {first}"
-            assert f"take a port from {first} up" in found.hint
-            assert f"ip_unprivileged_port_start={port}" in found.hint
-            allowed = listen_errors.port_error(parse(f":{first}"), "0.0.0.0", OSError(number, ""))
-            assert "privileged" not in allowed.message
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
+def test_privileged_port_is_explained_with_the_systems_limit() -> None:
+    def work() -> None:
+        assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
+        Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("90")
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ListenError) as caught:
+                open_listener(parse("*:89"))
+            close_listener(open_listener(parse("*:90")))
+        finally:
+            os.seteuid(0)
+        assert caught.value.message == "port 89 is privileged: only root may open ports below 90"
+        assert "take a port from 90 up" in caught.value.hint
+        assert "ip_unprivileged_port_start=89" in caught.value.hint
+
+    run_without({}, work)
 
 
 def test_unix_socket_has_its_own_command() -> None:

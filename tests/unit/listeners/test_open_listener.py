@@ -27,7 +27,6 @@ from poolctl.listeners.listen_errors import (
 )
 from poolctl.listeners.open_listener import (
     BACKLOG,
-    BindHost,
     ListenError,
     SocketAccess,
     change_access,
@@ -44,9 +43,11 @@ from poolctl.listeners.open_listener import (
     resolve_bind_targets,
     socket_file_identity,
 )
+from tests import moments
 from tests.descriptors import no_descriptor_left
 from tests.ports import claim_port
 from tests.programs import program
+from tests.sandbox import BIND, CHOWN, NO_IPV6, NO_NETLINK, UNLINKAT, run_without
 
 FreePort = Callable[[], int]
 
@@ -174,26 +175,24 @@ def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.Mo
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
-def without_ipv6(target: BindHost, port: int, **_: object) -> socket.socket:
-    if target.family == socket.AF_INET6:
-        raise OSError(errno.EAFNOSUPPORT, "no IPv6")
-    return socket.socket(target.family)
-
-
 def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
-    monkeypatch: pytest.MonkeyPatch,
+    free_port: FreePort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poolctl.listeners.open_listener._open_port", without_ipv6)
-    with opened(":80") as sockets:
-        assert [sock.family for sock in sockets] == [socket.AF_INET]
-    with pytest.raises(ListenError, match=r"\[::1\]:80") as caught, no_descriptor_left():
-        open_listener(parse("[::1]:80"))
-    assert "IPv4" in caught.value.hint
+    port = free_port()
     found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (host, 1, 0, 0)) for host in ("fd00::1", "fd00::2")]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    with pytest.raises(ListenError) as caught:
-        open_listener(parse("shop:80"))
-    assert "IPv4" in caught.value.hint
+
+    def work() -> None:
+        with opened(f":{port}") as sockets:
+            assert [sock.family for sock in sockets] == [socket.AF_INET]
+        with pytest.raises(ListenError, match=r"\[::1\]:") as caught, no_descriptor_left():
+            open_listener(parse(f"[::1]:{port}"))
+        assert "IPv4" in caught.value.hint
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(ListenError) as caught:
+            open_listener(parse(f"shop:{port}"))
+        assert "IPv4" in caught.value.hint
+
+    run_without(NO_IPV6, work)
 
 
 def test_listener_that_refuses_takes_no_connection_though_another_process_holds_it(
@@ -401,32 +400,30 @@ class TestUnixSockets:
         ],
     )
     def test_never_have_rights_that_were_not_asked_for(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: SocketAccess, after: SocketAccess
+        self, tmp_path: Path, before: SocketAccess, after: SocketAccess
     ) -> None:
         path, seen = tmp_path / "a.sock", []
 
-        def watched(change: Callable[..., None]) -> Callable[..., None]:
-            def changed(*args: object) -> None:
-                change(*args)
-                status = path.stat()
-                seen.append(SocketAccess(stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)))
+        def current() -> SocketAccess:
+            status = path.stat()
+            return SocketAccess(stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
 
-            return changed
+        def watch(*_: object) -> None:
+            if path.exists():
+                seen.append(current())
 
         umask = os.umask(0)
-        for name in ("chmod", "chown"):
-            monkeypatch.setattr(os, name, watched(getattr(os, name)))
         try:
-            sockets = open_listener(parse(f"unix:{path}"), access=before)
-            opened_with = seen[-1]
-            assert opened_with == before._replace(owner=before.owner or (0, os.getegid()))
-            assert all(rights(each) <= rights(opened_with) | {("user", 0)} for each in seen), seen
-            seen.clear()
-            change_access(parse(f"unix:{path}"), sockets, after)
+            with moments.before("os.chmod", watch), moments.before("os.chown", watch):
+                sockets = open_listener(parse(f"unix:{path}"), access=before)
+                opened_with = current()
+                assert opened_with == before._replace(owner=before.owner or (0, os.getegid()))
+                assert all(rights(each) <= rights(opened_with) | {("user", 0)} for each in seen), seen
+                seen.clear()
+                change_access(parse(f"unix:{path}"), sockets, after)
         finally:
             os.umask(umask)
-        status = path.stat()
-        now = SocketAccess(stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
+        now = current()
         assert now == after._replace(owner=after.owner or (0, os.getegid()))
         assert all(rights(each) <= rights(opened_with) | rights(now) for each in seen), seen
         assert bool(seen) == (now != opened_with)
@@ -452,131 +449,82 @@ class TestUnixSockets:
         close_listener(sockets)
 
     @needs_root
-    def test_that_have_their_mode_and_owner_need_no_answer_of_the_kernel(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_that_have_their_mode_and_owner_need_no_answer_of_the_kernel(self, tmp_path: Path) -> None:
         os.chown(tmp_path, NOBODY, NOBODY)
         address, access = parse(f"unix:{tmp_path}/a.sock"), SocketAccess(0o666, (NOBODY, NOBODY))
         sockets = open_listener(address, access=access)
-        monkeypatch.setattr("poolctl.listeners.open_listener.bound_inode", lambda sock: None)
-        change_access(address, sockets, access)
+        run_without(NO_NETLINK, lambda: change_access(address, sockets, access))
         with pytest.raises(ListenError, match="is not the socket of this listener any more"):
-            change_access(address, sockets, access._replace(mode=0o660))
+            run_without(NO_NETLINK, lambda: change_access(address, sockets, access._replace(mode=0o660)))
         close_listener(sockets)
 
-    @pytest.mark.parametrize(("uid", "fix"), [(0, "CAP_CHOWN"), (1000, "start poolctl as root")])
+    @needs_root
+    @pytest.mark.parametrize(("uid", "fix"), [(0, "CAP_CHOWN"), (NOBODY, "start poolctl as root")])
     def test_that_cannot_be_given_away_are_an_error_with_the_fix(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, fix: str
+        self, short_path: Path, uid: int, fix: str
     ) -> None:
-        def fail(*_: object) -> None:
-            raise PermissionError(errno.EPERM, "no")
-
-        if uid == 0 and os.geteuid() != 0:
-            pytest.skip("the directory belongs to this user, whom root does not trust")
-        monkeypatch.setattr("os.chown", fail)
-        monkeypatch.setattr("os.geteuid", lambda: uid)
-        access = SocketAccess(0o666, (0, 4242))
+        os.chown(short_path, uid, -1)
+        address, access = parse(f"unix:{short_path}/a.sock"), SocketAccess(0o666, (0, 4242))
         message = "cannot be given to root:4242: Operation not permitted"
-        with no_descriptor_left(), pytest.raises(ListenError, match=message) as caught:
-            open_listener(parse(f"unix:{tmp_path}/a.sock"), access=access)
-        assert fix in caught.value.hint
+        os.seteuid(uid)
+        try:
+            with no_descriptor_left(), pytest.raises(ListenError, match=message) as caught:
+                run_without({CHOWN: errno.EPERM}, lambda: open_listener(address, access=access))
+            assert fix in caught.value.hint
+        finally:
+            os.seteuid(0)
 
     @pytest.mark.parametrize(
-        ("error", "message", "hint"),
+        ("number", "message", "hint"),
         [
-            (
-                OSError(errno.ELOOP, "a link"),
-                "refusing to make a socket in /run/x: a link",
-                "choose a directory that no other user can replace",
-            ),
-            (OSError(errno.ENOENT, "no"), "the directory /run/x does not exist", "make it: mkdir -p /run/x"),
-            *(
-                (
-                    OSError(number, "no"),
-                    f"no socket can be made in /run/x: {os.strerror(number)}",
-                    "make /run/x writable for this user, or choose another directory",
-                )
-                for number in (errno.EACCES, errno.EPERM, errno.EROFS)
-            ),
-            (
-                OSError(errno.ENOSPC, "no"),
-                f"the Unix socket /run/x/a.sock cannot be opened: {os.strerror(errno.ENOSPC)}",
-                "",
-            ),
+            *((number, "no socket can be made in", "writable") for number in (errno.EPERM, errno.EROFS)),
+            (errno.ENOSPC, "the Unix socket .*/a.sock cannot be opened", ""),
         ],
     )
     def test_whose_directory_cannot_be_used_are_explained(
-        self, error: OSError, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, number: int, message: str, hint: str
     ) -> None:
-        def fail(path: str) -> int:
-            assert path == "/run/x"
-            raise error
+        address = parse(f"unix:{tmp_path}/a.sock")
+        with pytest.raises(ListenError, match=f"{message}.*: {os.strerror(number)}") as caught:
+            run_without({BIND: number}, lambda: open_listener(address))
+        assert (hint in caught.value.hint, caught.value.bind) == (True, address.key)
 
-        monkeypatch.setattr("poolctl.listeners.open_listener.open_directory", fail)
-        with pytest.raises(ListenError) as caught:
-            open_listener(parse("unix:/run/x/a.sock"))
-        found = caught.value
-        assert (found.message, found.hint or "", found.bind) == (message, hint, "unix:/run/x/a.sock")
-
-    def test_that_are_stale_and_cannot_be_removed_are_an_error(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_that_are_stale_and_cannot_be_removed_are_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         with opened(f"unix:{path}"):
             pass
-
-        def fail(name: str, *, dir_fd: int) -> None:
-            assert (name, os.readlink(f"/proc/self/fd/{dir_fd}")) == ("a.sock", str(tmp_path))
-            raise PermissionError(errno.EPERM, "no")
-
-        with monkeypatch.context() as patched:
-            patched.setattr("os.unlink", fail)
-            with pytest.raises(ListenError, match=f"the stale socket {path} cannot be removed"):
-                open_listener(parse(f"unix:{path}"))
-
-        def removed_meanwhile(name: str, *, dir_fd: int) -> None:
-            path.rename(tmp_path / "gone.sock")
-            raise FileNotFoundError(errno.ENOENT, "gone")
-
-        with monkeypatch.context() as patched:
-            patched.setattr("os.unlink", removed_meanwhile)
-            sockets = open_listener(parse(f"unix:{path}"))
-        assert is_live(str(path))
-        close_listener(sockets)
-
-    def test_made_elsewhere_than_in_their_directory_are_refused_for_root(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "a.sock"
-        elsewhere = tmp_path / "elsewhere"
-        elsewhere.mkdir()
-        replaced = os.open(elsewhere, os.O_RDONLY)
-        monkeypatch.setattr("os.geteuid", lambda: 0)
-        monkeypatch.setattr("poolctl.listeners.open_listener.open_directory", lambda _: os.dup(replaced))
-        with no_descriptor_left(), pytest.raises(ListenError, match="its directory was replaced meanwhile"):
-            open_listener(parse(f"unix:{path}"))
-        os.close(replaced)
+        with pytest.raises(ListenError, match=f"the stale socket {path} cannot be removed"):
+            run_without({UNLINKAT: errno.EPERM}, lambda: open_listener(parse(f"unix:{path}")))
+        with (
+            moments.before("os.remove", lambda *_: path.rename(tmp_path / "gone.sock")),
+            opened(f"unix:{path}"),
+        ):
+            assert is_live(str(path))
 
     @pytest.mark.parametrize("found", ["nothing", "a link", "a file", "a socket of an older listener"])
-    def test_that_are_not_the_file_just_made_are_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
-    ) -> None:
-        tmp_path.chmod(0o777)  # others can move files here
-        replaced = tmp_path / "replaced"
-        replaced.mkdir(0o777)
-        replaced.chmod(0o777)
-        if found == "a link":
-            (replaced / "a.sock").symlink_to("../a.sock")
-        elif found == "a file":
-            (replaced / "a.sock").touch(0o200)
-        elif found != "nothing":
-            close_listener(open_listener(parse(f"unix:{replaced}/a.sock")))
-        directory = os.open(replaced, os.O_RDONLY)
-        monkeypatch.setattr("poolctl.listeners.open_listener._clear_socket_path", lambda *_: None)
-        monkeypatch.setattr("poolctl.listeners.open_listener.open_directory", lambda _: os.dup(directory))
-        with no_descriptor_left(), pytest.raises(ListenError, match="its directory was replaced meanwhile"):
-            open_listener(parse(f"unix:{tmp_path}/a.sock"))
-        os.close(directory)
+    def test_that_are_not_the_file_just_made_are_refused(self, tmp_path: Path, found: str) -> None:
+        here, away = tmp_path / "here", tmp_path / "away"
+        here.mkdir()
+        here.chmod(0o777)  # others can move files here
+
+        def exchange(sock: socket.socket, name: str) -> None:
+            if name != f"{here}/a.sock" or away.exists():
+                return
+            here.rename(away)
+            here.mkdir()
+            if found == "a link":
+                (away / "a.sock").symlink_to("../here/a.sock")
+            elif found == "a file":
+                (away / "a.sock").touch(0o200)
+            elif found != "nothing":
+                close_listener(open_listener(parse(f"unix:{away}/a.sock")))
+
+        with (
+            moments.before("socket.bind", exchange),
+            no_descriptor_left(),
+            pytest.raises(ListenError, match="its directory was replaced meanwhile"),
+        ):
+            open_listener(parse(f"unix:{here}/a.sock"))
 
     def test_may_have_a_path_of_107_bytes(self, short_path: Path) -> None:
         path = f"{short_path}/".ljust(107, "x")

@@ -25,6 +25,7 @@ from poolctl.listeners.sock_diag import (
     tcp_sockets,
     wait_until_accepted,
 )
+from tests.sandbox import NO_NETLINK, run_without
 
 KINDS = ["127.0.0.1", "::1", "unix"]
 
@@ -73,13 +74,9 @@ def test_accept_queue_has_the_connections_that_no_process_has_taken(listener: so
             assert accept_queue(listener) == 2
 
 
-def test_kernel_without_sock_diag_gives_no_answer(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernel_without_sock_diag_gives_no_answer(listener: socket.socket) -> None:
     with connection(listener) as sock:
-        monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
-        assert (is_accepted(sock), is_listed(sock)) == (None, False)
-        monkeypatch.undo()
+        assert run_without(NO_NETLINK, lambda: (is_accepted(sock), is_listed(sock))) == (None, False)
         assert is_accepted(sock) is False
         with listener.accept()[0]:
             pass
@@ -90,7 +87,7 @@ def test_kernel_without_sock_diag_gives_no_answer(
 @pytest.mark.parametrize("asked", [True, False], ids=["sock_diag", "no sock_diag"])
 @pytest.mark.parametrize("act", ["closes", "speaks", "resets"])
 def test_data_or_close_from_the_program_shows_that_it_has_accepted(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, act: str, asked: bool
+    listener: socket.socket, act: str, asked: bool
 ) -> None:
     async def scenario() -> None:
         with connection(listener) as sock:
@@ -106,9 +103,7 @@ def test_data_or_close_from_the_program_shows_that_it_has_accepted(
                     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await asyncio.wait_for(waiting, 60)
 
-    if not asked:
-        monkeypatch.setattr(sock_diag, "is_accepted", lambda sock: None)
-    asyncio.run(scenario())
+    run_without({} if asked else NO_NETLINK, lambda: asyncio.run(scenario()))
 
 
 def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
