@@ -1,4 +1,4 @@
-"""A thread or program for which Linux refuses system calls, as in sandboxes and on machines without IPv6."""
+"""A thread or program for which Linux is another one: it refuses system calls, or has other files and networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,17 +28,35 @@ NO_NETLINK = {Call(41, socket.AF_NETLINK): EPROTONOSUPPORT}
 NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}
 # pidfd_send_signal, pidfd_open, close_range, pidfd_getfd and faccessat2, which filters of containers may not know yet.
 NEW_CALLS = (424, 434, 436, 438, 439)
+FILES, FILES_AND_NETWORK = 0x20000, 0x40020000  # CLONE_NEWNS, CLONE_NEWNET
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 
 
 def run_without(errors: Mapping[Call, int], work: Callable[[], T]) -> T:
     """Run this in a thread in which these calls fail with these numbers of errors."""
-    import pytest
-
-    if os.uname().machine != "x86_64":
-        pytest.skip("system calls have other numbers on this machine")
+    _skip_unless(os.uname().machine == "x86_64", "system calls have other numbers on this machine")
     with ThreadPoolExecutor(1, initializer=_refuse, initargs=(errors,)) as thread:
         return thread.submit(work).result()
+
+
+def run_in_namespace(script: str, work: Callable[[], T], kind: int = FILES) -> T:
+    """Run this script of the shell, and then this, in a thread with namespaces of its own (unshare(2))."""
+    _skip_unless(os.geteuid() == 0, "only root can make namespaces")
+
+    def enter_and_work() -> T:
+        assert ctypes.CDLL(None).unshare(kind) == 0
+        subprocess.run(["sh", "-ec", f"mount --make-rprivate /; {script}"], check=True)
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(enter_and_work).result()
+
+
+def _skip_unless(possible: bool, reason: str) -> None:
+    import pytest  # which a program in a sandbox needs not
+
+    if not possible:
+        pytest.skip(reason)
 
 
 def _refuse(errors: Mapping[Call, int]) -> None:

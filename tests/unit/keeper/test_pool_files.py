@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from poolctl.keeper import pool_files
+from poolctl.platform import boot_identity
 from tests.deadline import wait_until
 from tests.descriptors import open_descriptors
+from tests.sandbox import run_in_namespace
 
 
 def bound(path: Path) -> socket.socket:
@@ -79,10 +81,16 @@ def test_each_name_has_a_state_of_its_own_and_all_are_removed_together(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["web.log"]
 
 
-def test_state_of_an_unknown_boot_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_files, "boot_identity", lambda: ["", 1])
-    pool_files.write_left_state(str(tmp_path), b'{"servers": {}}')
-    assert pool_files.read_left_state(str(tmp_path)) == {}
+def test_state_of_an_unknown_boot_is_not_trusted(tmp_path: Path) -> None:
+    def work() -> None:
+        boot_identity.cache_clear()
+        try:
+            pool_files.write_left_state(str(tmp_path), b'{"servers": {}}')
+            assert pool_files.read_left_state(str(tmp_path)) == {}
+        finally:
+            boot_identity.cache_clear()
+
+    run_in_namespace("mount --bind /dev/null /proc/sys/kernel/random/boot_id", work)
 
 
 @pytest.mark.parametrize(("removed", "made_again"), [(False, False), (True, False), (True, True)])

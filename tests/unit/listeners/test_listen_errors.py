@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -20,9 +19,7 @@ from poolctl.listeners import listen_errors
 from poolctl.listeners.listen_errors import Holder
 from poolctl.listeners.open_listener import ListenError, close_listener, open_listener
 from tests.deadline import wait_until
-from tests.sandbox import NO_NETLINK, run_without
-
-CLONE_NEWNET = 0x40000000
+from tests.sandbox import FILES_AND_NETWORK, NO_NETLINK, run_in_namespace, run_without
 
 LISTEN = """
 import socket, sys
@@ -192,11 +189,8 @@ def test_error_of_a_port_is_explained_with_its_fix(number: int, host: str, messa
     assert error.taken == (("127.0.0.1", 8080) if number == errno.EADDRINUSE else None)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
 def test_privileged_port_is_explained_with_the_systems_limit() -> None:
     def work() -> None:
-        assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
-        Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("90")
         os.seteuid(65534)
         try:
             with pytest.raises(ListenError) as caught:
@@ -208,7 +202,7 @@ def test_privileged_port_is_explained_with_the_systems_limit() -> None:
         assert "take a port from 90 up" in caught.value.hint
         assert "ip_unprivileged_port_start=89" in caught.value.hint
 
-    run_without({}, work)
+    run_in_namespace("sysctl -q net.ipv4.ip_unprivileged_port_start=90", work, FILES_AND_NETWORK)
 
 
 def test_unix_socket_has_its_own_command() -> None:

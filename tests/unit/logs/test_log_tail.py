@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -29,6 +30,7 @@ from poolctl.logs.log_tail import (
     tail,
 )
 from tests.descriptors import free_descriptors, no_descriptor_left
+from tests.sandbox import INOTIFY_INIT, run_without
 
 
 def at(second: int, *texts: str) -> bytes:
@@ -117,22 +119,22 @@ class TestTail:
         st.lists(st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=12), max_size=30),
         st.integers(1, 40),
         st.booleans(),
-        st.integers(1, 20),
+        st.integers(0, 400),
+        st.integers(1, 2),
     )
-    def test_tail_finds_the_lines_wherever_blocks_end(
-        self, tmp_path_factory: pytest.TempPathFactory, lines: list[str], count: int, ended: bool, block: int
+    def test_tail_finds_the_lines_wherever_blocks_of_64_kib_end(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        lines: list[str],
+        count: int,
+        ended: bool,
+        before: int,
+        blocks: int,
     ) -> None:
         path = tmp_path_factory.mktemp("tail") / "x.log"
-        text = "\n".join(lines) + ("\n" if ended and lines else "")
-        path.write_bytes(text.encode())
-        expected = text.removesuffix("\n").split("\n")[-count:] if text else []
-        before = log_tail._BLOCK_BYTES
-        log_tail._BLOCK_BYTES = block
-        try:
-            found = texts(tail(str(path), count))
-        finally:
-            log_tail._BLOCK_BYTES = before
-        assert found == expected
+        lines.append("".join(map(str, range(40_000)))[: blocks * 65536 - before])
+        path.write_text("\n".join(lines) + ("\n" if ended else ""))
+        assert texts(tail(str(path), count)) == lines[-count:]
 
     def test_tail_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n" + at(5, "a5"))
@@ -143,15 +145,14 @@ class TestTail:
 
 
 @pytest.fixture(params=["inotify", "polling"])
-def followed(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Follower]]:
-    if request.param == "polling":
-        monkeypatch.setattr(log_tail, "_new_watch", lambda: None)
+def followed(request: pytest.FixtureRequest) -> Iterator[Callable[..., Follower]]:
+    errors = {INOTIFY_INIT: errno.EMFILE} if request.param == "polling" else {}
     followers: list[Follower] = []
 
     def make(*paths: Path, **limits: Any) -> Follower:
-        followers.append(Follower({path.stem: str(path) for path in paths}, **limits))
+        files = {path.stem: str(path) for path in paths}
+        followers.append(run_without(errors, lambda: Follower(files, **limits)))
+        assert (followers[-1].fileno() == -1) is bool(errors)
         return followers[-1]
 
     yield make
@@ -355,17 +356,6 @@ def test_log_whose_directory_was_missing_is_polled_no_longer_once_it_is_there(tm
     assert follower.wait_for_new_lines(0, reader=-1), "it may be there"
     assert follower.read() == []
     assert not follower.wait_for_new_lines(0, reader=-1)
-    follower.close()
-
-
-def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable() -> DirectoryWatch:
-        raise OSError("no inotify here")
-
-    monkeypatch.setattr(log_tail, "DirectoryWatch", unavailable)
-    follower = Follower({"web": str(path)})
-    assert follower.fileno() == -1
-    assert follower.wait_for_new_lines(0.01, reader=-1)
     follower.close()
 
 

@@ -35,6 +35,7 @@ from poolctl.selection.regular_expressions import FASTER, SLOW
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.processes import freeze
+from tests.sandbox import SPLICE, run_without
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
 DEADLINE_SECONDS = 60.0
@@ -691,14 +692,16 @@ def test_logger_killed_while_it_continues_leaves_every_line_once(
     assert interrupted.texts() == EXPECTED
 
 
-def test_logger_killed_after_storing_leaves_every_line_once(
-    interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logger_killed_after_storing_leaves_every_line_once(interrupted: Interrupted) -> None:
     interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n" + LINES, stamp(NOW)))
     move = interrupted.begin(LINES, b"9 la")
-    with monkeypatch.context() as patch:
-        patch.setattr(OutputSpool, "_finish", lambda *_: None)
-        interrupted.spool.finish(move)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))  # there is room for the note of it, no more
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            interrupted.spool.finish(move)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     os.write(interrupted.write, b"ter\n" + LINES)
     interrupted.recover()
     assert interrupted.texts() == [*EXPECTED, *EXPECTED[1:-1]]
@@ -862,21 +865,18 @@ def test_area_of_a_line_that_is_complete_is_used_again(interrupted: Interrupted)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
-def test_pipe_is_read_where_the_sandbox_forbids_splice(
-    interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(*_: Any, **__: Any) -> int:
-        raise OSError(number, os.strerror(number))
+def test_pipe_is_read_where_the_sandbox_forbids_splice(interrupted: Interrupted, number: int) -> None:
+    def work() -> None:
+        with pytest.raises(BlockingIOError):
+            interrupted.spool.take("web.0", interrupted.read)
+        os.write(interrupted.write, b"one\ntwo")
+        interrupted.recover()
+        assert interrupted.texts() == ["one"]
+        os.write(interrupted.write, b"\n" + LINES)
+        interrupted.recover()
+        assert len(interrupted.texts()) == 11
 
-    monkeypatch.setattr(os, "splice", refuse)
-    with pytest.raises(BlockingIOError):
-        interrupted.spool.take("web.0", interrupted.read)
-    os.write(interrupted.write, b"one\ntwo")
-    interrupted.recover()
-    assert interrupted.texts() == ["one"]
-    os.write(interrupted.write, b"\n" + LINES)
-    interrupted.recover()
-    assert len(interrupted.texts()) == 11
+    run_without({SPLICE: number}, work)
 
 
 def test_empty_pipe_and_ended_pipe_are_distinguished(interrupted: Interrupted) -> None:
