@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import mmap
 import os
 import socket
 import struct
-from time import monotonic, monotonic_ns
+from time import monotonic_ns
 from typing import Any, Protocol
 
 MOMENT_SECONDS = 0.1
@@ -162,7 +163,7 @@ class ConnectionBalancer:
         self._accepting = False
         self._short_lived = False  # most connections of the last interval are already closed
         self._made: list[Any] = []  # connections accepted in this interval, except those handed over
-        self._given_at = self._came_back_at = 0.0
+        self._given_at = self._came_back_at = -math.inf
         self._in_flight = self._others_before = 0
 
     def publish_accepting(self, accepting: bool) -> None:
@@ -236,7 +237,7 @@ class ConnectionBalancer:
             return _PAUSE_SECONDS if more == 1 and not pauses else 0.0
         if pauses < _MAX_PAUSES:
             return _LONG_PAUSE_SECONDS
-        self._came_back_at = monotonic()
+        self._came_back_at = self._loop.time()
         return 0.0
 
     @property
@@ -245,7 +246,7 @@ class ConnectionBalancer:
 
         Also False for a second after this worker took a handed-over connection that no other worker had taken.
         """
-        return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
+        return self._accepting and self._loop.time() - self._came_back_at > _REST_SECONDS
 
     def _hand_over_if_too_many(self, connection: HasHandOver, mine: int) -> bool:
         others = self._counts.others() if self._may_hand_over and not self._short_lived else []
@@ -267,7 +268,7 @@ class ConnectionBalancer:
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
         """Return how many handed-over connections the other workers, whose counts are `others`, do not count yet."""
-        if monotonic() - self._given_at > _TAKEN_SECONDS:
+        if self._loop.time() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))
 
@@ -278,7 +279,7 @@ class ConnectionBalancer:
         if not self._in_flight:
             self._others_before = sum(others)
         self._in_flight += 1
-        self._given_at = monotonic()
+        self._given_at = self._loop.time()
         return True
 
     def _detect_short_lived_and_even_out(self) -> None:

@@ -126,12 +126,18 @@ class HeadTimeouts:
     """Limits the time for request heads (request line and headers) on all connections of a worker, with one timer.
 
     A connection has the attributes `transport` (None while it is not connected) and `idle` (no request is in progress),
-    and a method `on_head_timeout`, which closes it or refuses the request when the time is over. Times are monotonic.
+    and a method `on_head_timeout`, which closes it or refuses the request when the time is over. Times are the clock's.
     """
 
-    def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
+    def __init__(
+        self,
+        seconds: float = HEAD_SECONDS,
+        most_bytes: int = HEAD_BYTES,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.seconds = seconds
         self.most_bytes = most_bytes
+        self._clock = clock
         self.due: dict[Any, float] = {}  # by connection: when its head must be complete
         self._extended: set[float] = set()  # the times in `due` that are already later than the limit
         self._timer: asyncio.TimerHandle | None = None
@@ -139,7 +145,7 @@ class HeadTimeouts:
 
     def start(self, connection: Any, due: float | None = None) -> None:
         """Schedule the connection's `on_head_timeout` for `due`; None means in `self.seconds`. `cancel` undoes it."""
-        now = monotonic()
+        now = self._clock()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
@@ -152,12 +158,12 @@ class HeadTimeouts:
         if self._timer is not None:
             self._timer.cancel()
         seconds = max(0.0, seconds)
-        self._fires = monotonic() + seconds
+        self._fires = self._clock() + seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._fire_due_timeouts)
 
     def _fire_due_timeouts(self) -> None:
         self._timer = None
-        now = monotonic()
+        now = self._clock()
         for connection, due in list(self.due.items()):
             if due > now:
                 continue

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import pytest
 
-from poolctl.worker.serving import connection_balancer
 from poolctl.worker.serving.connection_balancer import (
     MOMENT_SECONDS,
     ConnectionBalancer,
@@ -44,7 +43,7 @@ from tests.serving import (
     served,
     until,
 )
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"
@@ -527,9 +526,7 @@ class One:
         return sum(each.moved for each in self.state.connections)
 
 
-def decide(
-    monkeypatch: pytest.MonkeyPatch, scenario: Callable[[One], Coroutine[Any, Any, None]], **options: Any
-) -> None:
+def decide(scenario: Callable[[One], Coroutine[Any, Any, None]], **options: Any) -> None:
     async def watched() -> None:
         one = One(**options)
         try:
@@ -541,9 +538,7 @@ def decide(
         await asyncio.sleep(10)
         assert len(one.others.published) == count
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        monkeypatch.setattr(connection_balancer, "monotonic", lambda: 1000.0 + runner.get_loop().time())
-        runner.run(watched())
+    run_in_virtual_time(watched())
 
 
 @pytest.mark.parametrize(
@@ -557,9 +552,7 @@ def decide(
         (5, [], False),
     ],
 )
-def test_connection_beyond_the_fair_share_is_handed_over(
-    monkeypatch: pytest.MonkeyPatch, mine: int, others: list[int], moves: bool
-) -> None:
+def test_connection_beyond_the_fair_share_is_handed_over(mine: int, others: list[int], moves: bool) -> None:
     async def scenario(one: One) -> None:
         one.others.connections = others
         one.state.open_connections = mine
@@ -576,10 +569,10 @@ def test_connection_beyond_the_fair_share_is_handed_over(
             assert not one.balancer.hand_over_if_too_many(connection)
             assert connection.moved == 1
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
-def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_has_not_begun_to_accept_hands_over_nothing() -> None:
     async def scenario(one: One) -> None:
         one.others.connections = [0]
         one.has(5)
@@ -591,7 +584,7 @@ def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pyt
         assert (connection.moved, one.moved) == (0, 0)
         new.close()
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
 @pytest.mark.slow
@@ -607,7 +600,7 @@ def test_slot_is_not_accepting_at_first_and_its_descriptor_is_closed() -> None:
         del counts
 
 
-def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_is_alone_hands_over_nothing() -> None:
     async def scenario(one: One) -> None:
         one.others.alone = True
         one.others.connections = one.others.websockets = [0]
@@ -621,35 +614,33 @@ def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(1)
         assert (connection.moved, one.moved) == (0, 0)
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
 @pytest.mark.parametrize(
     ("mine", "others", "moves"), [(1, [1, 1], False), (2, [1, 1], True), (0, [0], False), (3, [], False)]
 )
-def test_websocket_beyond_the_fair_share_is_handed_over(
-    monkeypatch: pytest.MonkeyPatch, mine: int, others: list[int], moves: bool
-) -> None:
+def test_websocket_beyond_the_fair_share_is_handed_over(mine: int, others: list[int], moves: bool) -> None:
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = others, [50] * len(others)
         one.state.open_websockets = mine
         assert one.balancer.maybe_transfer(Movable()) is moves
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
 @pytest.mark.parametrize(
     ("mine", "least", "moves"), [(3, 2, False), (4, 2, True), (12, 10, False), (12, 9, True), (11, 9, True)]
 )
 def test_worker_with_clearly_more_websockets_hands_over_any_connection(
-    monkeypatch: pytest.MonkeyPatch, mine: int, least: int, moves: bool
+    mine: int, least: int, moves: bool
 ) -> None:
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = [30, least], [99, 99]
         one.state.open_websockets = one.state.open_connections = mine
         assert one.balancer.hand_over_if_too_many(Movable()) is moves
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
 @pytest.mark.parametrize(
@@ -666,7 +657,7 @@ def test_worker_with_clearly_more_websockets_hands_over_any_connection(
     ],
 )
 def test_connections_are_left_to_workers_with_fewer_while_handovers_are_announced(
-    monkeypatch: pytest.MonkeyPatch, mine: int, accepted: int, websockets: int, pauses: int, seconds: float
+    mine: int, accepted: int, websockets: int, pauses: int, seconds: float
 ) -> None:
     async def scenario(one: One) -> None:
         one.others.connections, one.others.websockets = [3, 7], [1, 7]
@@ -677,10 +668,10 @@ def test_connections_are_left_to_workers_with_fewer_while_handovers_are_announce
         one.others.connections = []
         assert one.balancer.pause_seconds(accepted, pauses) == 0.0
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
-def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_whose_offers_nobody_takes_makes_none_for_a_second() -> None:
     async def scenario(one: One) -> None:
         one.others.connections, one.others.websockets, one.others.handover_announced = [0], [0], True
         one.has(5)
@@ -695,12 +686,10 @@ def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: p
         assert one.moved > 0
         assert one.balancer.hand_over_if_too_many(Movable())
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
-def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old() -> None:
     async def scenario(one: One) -> None:
         one.others.connections = [0]
         one.state.open_connections = 1
@@ -718,13 +707,11 @@ def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old(
         one.state.open_connections = 2
         assert one.balancer.hand_over_if_too_many(Movable())
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
 @pytest.mark.parametrize(("closed", "moves"), [(0, True), (1, True), (2, False), (3, False), (4, False)])
-def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
-    monkeypatch: pytest.MonkeyPatch, closed: int, moves: bool
-) -> None:
+def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(closed: int, moves: bool) -> None:
     async def scenario(one: One) -> None:
         one.others.connections = [9]
         made = [Movable() for _ in range(4)]
@@ -737,13 +724,11 @@ def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
         one.state.open_connections = 5
         assert one.balancer.hand_over_if_too_many(Movable()) is moves
 
-    decide(monkeypatch, scenario)
+    decide(scenario)
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer(
-    monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
+def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer(kept: bool) -> None:
     async def scenario(one: One) -> None:
         one.others.connections = [8, 9, 10]
         one.has(10)
@@ -758,12 +743,10 @@ def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer
         await asyncio.sleep(1)
         assert one.moved == kept
 
-    decide(monkeypatch, scenario, kept=kept)
+    decide(scenario, kept=kept)
 
 
-def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation() -> None:
     async def scenario(one: One) -> None:
         one.state.open_connections, one.state.open_websockets = 3, 2
         one.balancer.publish()
@@ -773,4 +756,4 @@ def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation(
         one.balancer.publish_accepting(False)
         assert one.others.published == [(0, 0), (3, 2), (None, 2), (None, 2)]
 
-    decide(monkeypatch, scenario)
+    decide(scenario)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from poolctl.worker.serving import connection_state
 from poolctl.worker.serving.connection_state import HeadTimeouts, PoolServerState
 from poolctl.worker.tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from tests.virtual_loop import VirtualLoop
@@ -48,8 +48,12 @@ class Kept:
     def __init__(self, *, idle: bool = True) -> None:
         self.idle = idle
         self.transport: Any = self
+        self.sock: socket.socket | None = None
         self.late = 0
         self.on_late: Callable[[], None] = lambda: None
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        return self.sock
 
     def on_head_timeout(self) -> None:
         self.late += 1
@@ -170,15 +174,9 @@ def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
 
 
 @pytest.fixture
-def timeouts(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> HeadTimeouts:
+def timeouts(loop: VirtualLoop) -> HeadTimeouts:
     """Time limits of 10 seconds on a clock that moves with the loop."""
-    monkeypatch.setattr(connection_state, "monotonic", loop.time)
-    monkeypatch.setattr(connection_state, "unread_bytes", lambda transport: transport in UNREAD)
-    UNREAD.clear()
-    return HeadTimeouts(10.0)
-
-
-UNREAD: set[Any] = set()
+    return HeadTimeouts(10.0, clock=loop.time)
 
 
 def after(loop: VirtualLoop, seconds: float, act: Callable[[], None] = lambda: None) -> None:
@@ -255,9 +253,11 @@ def test_connection_that_was_lost_is_forgotten(loop: VirtualLoop, timeouts: Head
 def test_head_delayed_by_a_slow_loop_gets_one_second_once(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
     connection = Kept()
     connection.on_late = lambda: timeouts.cancel(connection)
-    UNREAD.add(connection)
-    after(loop, 0, lambda: timeouts.start(connection))
-    after(loop, 10.9)
-    assert connection.late == 0
-    after(loop, 0.7)
-    assert connection.late == 1
+    connection.sock, client = socket.socketpair()
+    with connection.sock, client:
+        client.send(b"GET / HTTP/1.1\r\n")
+        after(loop, 0, lambda: timeouts.start(connection))
+        after(loop, 10.9)
+        assert connection.late == 0
+        after(loop, 0.7)
+        assert connection.late == 1

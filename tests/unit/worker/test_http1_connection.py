@@ -22,7 +22,6 @@ from websockets.asyncio.client import connect
 
 from poolctl.keeper import connection_handover
 from poolctl.worker import tally
-from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.http1_connection import TransferableWebSocketRequest, wants_events
@@ -1207,23 +1206,6 @@ def test_request_that_asks_for_h2c_has_its_body_and_so_have_those_behind_it(
     assert kept.wire.written.count(b"HTTP/1.1 200 OK") == 4
     assert not kept.state.head_timeouts.due
     kept.close()
-
-
-def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = blank_page()
-    kept.protocol.counts = RequestCounts(page)
-    latencies_ns = (100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000)
-    clock = iter([time_ns for latency_ns in latencies_ns for time_ns in (0, latency_ns)])
-    monkeypatch.setattr(http1_connection, "monotonic_ns", lambda: next(clock))
-    for _ in latencies_ns:
-        kept.ask()
-    counts = page.tolist()
-    assert (tally.responses(counts), tally.in_flight(counts)) == (4, 0)
-    assert counts[tally.BUCKETS : tally.BUCKETS + 2] == [2, 1]
-    assert counts[tally.COUNTED - 1] == 1
-    assert counts[tally.LATENCY_NS] == sum(latencies_ns)
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from time import monotonic
+import time
+from collections.abc import Callable
+from math import inf
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +16,6 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
-from poolctl.worker.serving import request_records
 from poolctl.worker.serving.request_records import (
     AccessLogMiddleware,
     FailedRequestLog,
@@ -71,15 +72,21 @@ def test_responses_are_counted_by_status_and_by_latency(any_engine: Engine, page
     any_engine.run(scenario())
 
 
-def test_request_is_in_flight_until_its_response_is_complete(any_engine: Engine, page: memoryview) -> None:
+def test_request_is_in_flight_until_its_response_is_complete_and_then_counted_by_its_latency(
+    any_engine: Engine, page: memoryview
+) -> None:
     async def scenario() -> None:
         async with served(any_engine, tally=page) as (_, app, port, _running):
             client = await Client.connect(port)
             await client.send("/slow")
             await until(lambda: in_flight(page) == 1)
+            await asyncio.sleep(0.02)
             app.release.set()
             await client.answer()
             await until(lambda: in_flight(page) == 0)
+            (bucket,) = [at for at, count in enumerate(page[tally.BUCKETS : tally.COUNTED]) if count]
+            bounds = [0, *tally.BOUNDS_NS, inf]
+            assert max(20_000_000, bounds[bucket]) < page[tally.LATENCY_NS] <= bounds[bucket + 1]
             client.close()
 
     any_engine.run(scenario())
@@ -251,24 +258,24 @@ class Told:
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines that the worker prints."""
+def lines(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """Returns the lines that the worker has printed."""
     printed: list[str] = []
-    monkeypatch.setattr(request_records, "_print", printed.append)
-    return printed
+
+    def read() -> list[str]:
+        printed.extend(capfd.readouterr().out.splitlines())
+        return printed
+
+    return read
 
 
 def test_request_id_is_taken_or_made_and_found_by_application_and_client(
-    engine: Engine, lines: list[str]
+    engine: Engine, lines: Callable[[], list[str]]
 ) -> None:
     async def scenario() -> None:
         app = Told()
-        async with served(engine, AccessLogMiddleware(app, log="text", answer=True)) as (
-            _,
-            _app,
-            port,
-            _running,
-        ):
+        inner = AccessLogMiddleware(app, log="text", answer=True)
+        async with served(engine, inner, **quiet()) as (_, _app, port, _running):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/a?b=c", "X-Request-ID: theirs-1")
             assert (status, headers["x-request-id"]) == (202, "theirs-1")
@@ -285,52 +292,56 @@ def test_request_id_is_taken_or_made_and_found_by_application_and_client(
                 assert app.found[-1] == (made, [made.encode()])
             assert re.fullmatch(
                 r'INFO:     127\.0\.0\.1:\d+ - "GET /a\?b=c HTTP/1\.1" 202 Accepted \d+\.\d+ms theirs-1',
-                lines[0],
+                lines()[0],
             )
-            assert len(lines) == 5
+            assert len(lines()) == 5
             client.close()
 
     engine.run(scenario())
 
 
-def test_line_gives_the_status_even_of_a_request_without_a_response(engine: Engine, lines: list[str]) -> None:
+def test_line_gives_the_status_even_of_a_request_without_a_response(
+    engine: Engine, lines: Callable[[], list[str]]
+) -> None:
     async def scenario() -> None:
-        begun, inner = monotonic(), AccessLogMiddleware(Told(), log="json")
-        async with served(engine, inner) as (_, _app, port, _running):
+        begun, inner = time.monotonic(), AccessLogMiddleware(Told(), log="json")
+        async with served(engine, inner, **quiet()) as (_, _app, port, _running):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/fails")
             assert (status, headers.get("x-request-id")) == (500, None)
             leaving = await Client.connect(port)
             await leaving.send("/waits")
             leaving.close()
-            await until(lambda: len(lines) >= 2)
+            await until(lambda: len(lines()) >= 2)
             async with connect(f"ws://127.0.0.1:{port}/ws"):
                 pass
-            await until(lambda: len(lines) >= 3)
-            found = [json.loads(line) for line in lines]
+            await until(lambda: len(lines()) >= 3)
+            found = [json.loads(line) for line in lines()]
             assert [(each["method"], each["target"], each["status"]) for each in found] == [
                 ("GET", "/fails", 500), ("GET", "/waits", 499), ("WebSocket", "/ws", 101),
             ]  # fmt: skip
             assert found[0]["level"] == "INFO"
             assert MADE.fullmatch(found[0]["request_id"])
             for each in found:
-                assert 0 <= each["duration_seconds"] <= monotonic() - begun + 0.001
+                assert 0 <= each["duration_seconds"] <= time.monotonic() - begun + 0.001
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[0]["time"])
 
     engine.run(scenario())
 
 
-def test_line_of_a_request_that_a_stop_cuts_off_has_503(engine: Engine, lines: list[str]) -> None:
+def test_line_of_a_request_that_a_stop_cuts_off_has_503(
+    engine: Engine, lines: Callable[[], list[str]]
+) -> None:
     async def scenario() -> None:
         inner = AccessLogMiddleware(App(), log="json")
-        async with served(engine, inner, stop_seconds=0.1) as (server, _app, port, running):
+        async with served(engine, inner, **quiet(), stop_seconds=0.1) as (server, _app, port, running):
             client = await Client.connect(port)
             await client.send("/slow")
             await inner.inner.under_way.wait()
             server.stop()
             assert (await client.answer())[0] == 503
             await running
-            assert [json.loads(line)["status"] for line in lines] == [503]
+            assert [json.loads(line)["status"] for line in lines()] == [503]
 
     engine.run(scenario())
 
@@ -385,9 +396,9 @@ def test_failed_requests_have_a_line_and_others_have_none(
             assert (await client.get("/fails"))[0] == 500
             client.close()
 
-    begun = monotonic()
+    begun = time.monotonic()
     any_engine.run(scenario())
-    most_ms = (monotonic() - begun) * 1000 + 1
+    most_ms = (time.monotonic() - begun) * 1000 + 1
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 3, lines
     for line, asked in zip(
@@ -442,16 +453,13 @@ def test_line_is_an_object_where_the_log_is_of_objects(capfd: pytest.CaptureFixt
     assert full.keys() - short.keys() == {"request_id"}
 
 
-def test_lines_of_one_second_are_bounded_and_the_others_counted(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 10.0
-    monkeypatch.setattr(request_records, "monotonic", lambda: now)
+def test_lines_of_one_second_are_bounded_and_the_others_counted(capfd: pytest.CaptureFixture[str]) -> None:
     failed = FailedRequestLog("text")
+    time.sleep(1 - time.monotonic() % 1)  # the 120 lines are to be of one second
     for _ in range(120):
         failed.log(SCOPE, 503, 0.25)
     assert len(capfd.readouterr().out.splitlines()) == 50
-    now = 11.0
+    time.sleep(1 - time.monotonic() % 1)
     failed.log(SCOPE, 503, 0.25)
     first, second = capfd.readouterr().out.splitlines()
     assert first == "ERROR:    70 more requests failed within a second"

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import time
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
@@ -432,7 +433,8 @@ def test_unknown_protocol_class_has_the_current_date_and_is_replaced_after_its_r
 
 @pytest.mark.parametrize("there", [True, False])
 def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    monkeypatch.setattr(uvicorn_parts, "find_spec", lambda name: object() if there else None)
+    if not there:
+        monkeypatch.setitem(sys.modules, "httptools", None)
     expected = "httptools" if there else "h11"
     assert uvicorn_parts.settings_for(None, {"http": "auto", "loop": "auto"}) == {
         "http": expected,
