@@ -23,7 +23,8 @@ class Call(NamedTuple):
     argument: int | None = None
 
 
-BIND, CHOWN, UNLINKAT, SPLICE, INOTIFY_INIT = Call(49), Call(92), Call(263), Call(275), Call(294)
+BIND, READLINK, CHOWN, UNLINKAT = Call(49), Call(89), Call(92), Call(263)
+SPLICE, INOTIFY_INIT = Call(275), Call(294)
 NO_NETLINK = {Call(41, socket.AF_NETLINK): EPROTONOSUPPORT}
 NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}
 # pidfd_send_signal, pidfd_open, close_range, pidfd_getfd and faccessat2, which filters of containers may not know yet.

@@ -202,7 +202,8 @@ def test_privileged_port_is_explained_with_the_systems_limit() -> None:
         assert "take a port from 90 up" in caught.value.hint
         assert "ip_unprivileged_port_start=89" in caught.value.hint
 
-    run_in_namespace("sysctl -q net.ipv4.ip_unprivileged_port_start=90", work, FILES_AND_NETWORK)
+    limit = "echo 90 > /proc/sys/net/ipv4/ip_unprivileged_port_start"
+    run_in_namespace(limit, work, FILES_AND_NETWORK)
 
 
 def test_unix_socket_has_its_own_command() -> None:

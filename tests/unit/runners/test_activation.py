@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -28,7 +27,6 @@ from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.supervisor_link import SupervisorLink
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.local import activation as module
 from poolctl.runners.local.accept_helper import ACCEPT, AcceptHelper, ConnectionRequest, FetchOutcome
 from poolctl.runners.local.activation import (
     MAX,
@@ -973,46 +971,37 @@ def test_number_of_held_connections_has_a_least_and_a_most(open_limit: int, most
     assert (limit.too_many(most + 1), limit.too_many(most)) == (True, False)
 
 
-def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loop = VirtualLoop()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 500.0 + loop.time()))
-    late: list[float] = []
-
-    def is_late() -> None:
-        late.append(loop.time())
+def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same() -> None:
+    def of(connection: HeldConnection) -> tuple[int, bool, int]:
+        """The time left in seconds, whether it is for a request to begin, and when the timer fires."""
+        assert connection.sock.until is not None
+        assert connection.timer is not None
+        left, fires = connection.sock.until - time.monotonic(), connection.timer.when()
+        return round(left), connection.sock.asked, round(fires - asyncio.get_running_loop().time())
 
     async def scenario() -> None:
         one, other = socket.socketpair()
         one.close()
-        sleeping = asleep(quiet_seconds=40.0, head_seconds=5.0)
-        connection = HeldConnection.accepted(other, 8.0)
-        assert (connection.sock.until, connection.sock.asked) == (508.0, False)
-        sleeping.limit_wait(connection, is_late, begun=False)
-        await asyncio.sleep(1)
-        sleeping.limit_wait(connection, is_late, begun=True)
-        assert (connection.sock.until, connection.begun) == (508.0, True)
-        await asyncio.sleep(8)
-        assert late == [8.0]
+        late = asyncio.Event()
+        sleeping = asleep(quiet_seconds=4000.0, head_seconds=500.0)
+        connection = HeldConnection.accepted(other, 800.0)
+        for begun in (False, True):
+            sleeping.limit_wait(connection, late.set, begun=begun)
+            assert (of(connection), connection.begun) == ((800, False, 800), begun)
         connection.stop_timer()
         connection.sock.until = None
-        sleeping.limit_wait(connection, is_late, begun=False)
-        assert (connection.sock.until, connection.sock.asked, connection.begun) == (549.0, True, False)
-        sleeping.limit_wait(connection, is_late, begun=True)
-        assert (connection.sock.until, connection.sock.asked) == (514.0, False)
-        await asyncio.sleep(6)
-        assert late == [8.0, 14.0]
+        sleeping.limit_wait(connection, late.set, begun=False)
+        assert (of(connection), connection.begun) == ((4000, True, 4000), False)
+        sleeping.limit_wait(connection, late.set, begun=True)
+        assert of(connection) == (500, False, 500)
         connection.sock.until = 1.0
-        connection.set_timer(is_late)
-        await asyncio.sleep(0.5)
-        assert late == [8.0, 14.0, 15.0]
+        connection.set_timer(late.set)
+        await asyncio.wait_for(late.wait(), 60)
         connection.stop_timer()
         assert connection.timer is None
         connection.sock.close()
 
-    loop.run_until_complete(scenario())
-    loop.close()
+    asyncio.run(scenario())
 
 
 class OpenListeners:

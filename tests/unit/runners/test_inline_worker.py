@@ -9,7 +9,7 @@ import ssl
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -27,10 +27,12 @@ from tests.virtual_loop import run_in_virtual_time
 class Stage:
     """A worker on a listener of its own, that may begin at once."""
 
-    def __init__(self, app: Any = hello, *, state: Any = None, **keys: Any) -> None:
+    def __init__(
+        self, app: Any = hello, *, state: Any = None, turn: asyncio.Semaphore | None = None, **keys: Any
+    ) -> None:
         self.listener = serving.listener()
         self.port = self.listener.getsockname()[1]
-        self.turn = asyncio.Semaphore(1)
+        self.turn = turn or asyncio.Semaphore(1)
         config = ServerConfig(name="web", bind=f"127.0.0.1:{self.port}", app=app, **keys)
         placement = Placement.of("web", 1, 0, pid=1)
         self.worker = InlineWorker(placement, config, state or {}, self.turn, lambda: None)
@@ -361,21 +363,21 @@ def test_killed_worker_ends_as_ordered_with_its_requests_connections_and_lifespa
     run(scenario())
 
 
-def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_swallows_its_cancellation_counts_as_ended() -> None:
     release: list[asyncio.Event] = []
 
-    async def swallowing(self: Any) -> Any:
-        release.append(asyncio.Event())
-        while not release[0].is_set():
-            try:
-                await release[0].wait()
-            except asyncio.CancelledError:
-                release.append(release[0])
-        raise RuntimeError("late")
+    class Swallowing(asyncio.Semaphore):
+        async def acquire(self) -> Literal[True]:
+            release.append(asyncio.Event())
+            while not release[0].is_set():
+                try:
+                    await release[0].wait()
+                except asyncio.CancelledError:
+                    release.append(release[0])
+            raise RuntimeError("late")
 
     async def scenario() -> None:
-        stage = Stage()
-        monkeypatch.setattr(InlineWorker, "_load_uvicorn_config", swallowing)
+        stage = Stage(turn=Swallowing())
         stage.worker.start([stage.listener])
         await turns()
         verdict = Exit(signal=9, message="cancelled")

@@ -8,15 +8,15 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from poolctl.address import parse
 from poolctl.listeners.listen_errors import ListenError
-from poolctl.runners import listener_opener
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from tests.deadline import wait_until
+from tests.sandbox import run_in_namespace
 
 
 def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
@@ -40,21 +40,26 @@ def test_each_of_many_listeners_that_fail_together_names_the_holder() -> None:
             assert all(each.endswith(f"(pid {os.getpid()})") for each in said)
 
 
-def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    over, searched = threading.Event(), []
+@pytest.mark.parametrize("search", ["hangs", "fails"])
+def test_listen_fails_without_the_holder_if_the_search_hangs_or_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, search: str
+) -> None:
+    file = tmp_path / "file"  # in place of one of this process's in /proc
+    if search == "hangs":
+        os.mkfifo(file)
+    else:
+        file.write_text("not a number")
 
-    def search_until_over(places: Any) -> None:
-        searched.append(over.wait(30))
+    def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            assert messages(Opener(), [listener]) == [f"port {port} is in use"]
 
-    monkeypatch.setattr(listener_opener, "find_holders", search_until_over)
-    it = Opener()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert messages(it, [listener]) == [f"port {port} is in use"]
-        assert searched == []
-        over.set()
-        monkeypatch.setattr(listener_opener, "find_holders", lambda places: {}[places])
-        assert messages(it, [listener]) == [f"port {port} is in use"]
+    replaced = f"/proc/{os.getpid()}/{'comm' if search == 'hangs' else 'stat'}"
+    run_in_namespace(f"mount --bind {file} {replaced}", work)
+    assert ("cannot find the process that holds an address" in caplog.text) is (search == "fails")
+    if search == "hangs":
+        os.close(os.open(file, os.O_WRONLY))  # which ends the search
 
 
 def test_result_comes_from_another_thread_while_the_loop_runs() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from poolctl.errors import ServerError
-from poolctl.runners.local import private_ports
 from poolctl.runners.local.private_ports import free_private_address
+from tests.programs import program
+from tests.sandbox import FILES_AND_NETWORK, run_in_namespace
 
 OUTGOING = range(*map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()))
 
@@ -26,14 +27,14 @@ def test_address_is_free_and_no_outgoing_connection_gets_its_port() -> None:
     assert len(found) > 40, "chosen at random, so that a port is not used again at once"
 
 
-def test_addresses_that_are_taken_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as used, socket.socket() as free:
-        for each in (used, free):
-            each.bind(("127.0.0.1", 0))
-        used.listen()
-        ports = [sock.getsockname()[1] for sock in (used, free)]
-        free.close()
-        monkeypatch.setattr(private_ports, "_candidates", lambda: iter(ports))
-        assert free_private_address(()).key == f"127.0.0.1:{ports[1]}"
-        with pytest.raises(ServerError, match="no private port is free"):
-            free_private_address({f"127.0.0.1:{ports[1]}"})
+def test_addresses_that_are_taken_are_left_out() -> None:
+    program("ip")
+
+    def work() -> None:
+        with socket.create_server(("127.0.0.1", 10_000)):
+            assert free_private_address(()).key == "127.0.0.1:10001"
+            with pytest.raises(ServerError, match="no private port is free"):
+                free_private_address({"127.0.0.1:10001"})
+
+    outgoing = "echo 10002 65535 > /proc/sys/net/ipv4/ip_local_port_range"
+    run_in_namespace(f"ip link set lo up; {outgoing}", work, FILES_AND_NETWORK)

@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +21,10 @@ from poolctl.runners.process_usage import (
     Usage,
     processor_seconds_between,
 )
+from tests import moments
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
+from tests.sandbox import run_in_namespace
 from tests.virtual_loop import VirtualLoop
 
 MIB = 1024 * 1024
@@ -193,18 +195,22 @@ def test_request_that_is_cancelled_does_not_cancel_those_of_others() -> None:
 
 
 def test_request_ends_with_the_known_figures_if_the_memory_of_a_process_cannot_be_read(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    ended, loop = threading.Event(), VirtualLoop()
-    monkeypatch.setattr(platform, "memory_bytes", lambda pid: ended.wait(60) and 7)
-    with worker("cat") as process:
+    os.mkfifo(tmp_path / "hangs")
+
+    def work() -> None:
+        loop = VirtualLoop()
         usages = ProcessUsages(ManualClock())
         loop.run_until_complete(usages.measure([process.pid]))
         assert usages.of(process.pid).memory_bytes is None
-        ended.set()
-        wait_until(lambda: usages.of(process.pid).memory_bytes == 7)
+        (tmp_path / "hangs").write_text("Pss: 7 kB\n")
+        wait_until(lambda: usages.of(process.pid).memory_bytes == 7 * 1024)
         loop.pass_time(1)
         loop.close()
+
+    with worker("cat") as process:
+        run_in_namespace(f"mount --bind {tmp_path}/hangs /proc/{process.pid}/smaps_rollup", work)
 
 
 def test_figures_of_a_worker_that_does_not_run_are_unknown() -> None:
@@ -216,15 +222,8 @@ def test_figures_of_a_worker_that_does_not_run_are_unknown() -> None:
     assert usages.of(process.pid) == Usage()
 
 
-def test_memory_that_has_not_changed_is_read_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    size_of = platform.memory_bytes
-
-    def noted(pid: int) -> int | None:
-        read.append(pid)
-        return size_of(pid)
-
-    monkeypatch.setattr(platform, "memory_bytes", noted)
+def test_memory_that_has_not_changed_is_read_again_after_a_minute() -> None:
+    opened: list[object] = []
     clock = ManualClock()
     usages = ProcessUsages(clock)
     with worker("cat") as process:
@@ -232,23 +231,28 @@ def test_memory_that_has_not_changed_is_read_again_after_a_minute(monkeypatch: p
         process.stdin.write("it runs\n")
         process.stdin.flush()
         assert said(process) == "it runs"
-        for _ in range(12):
-            measured(usages, process.pid)
-            clock.advance(USAGE_SECONDS + 1)
-        assert len(read) == 2
+        with moments.before("open", lambda path, *_: opened.append(path)):
+            for _ in range(12):
+                measured(usages, process.pid)
+                clock.advance(USAGE_SECONDS + 1)
+        assert opened.count(f"/proc/{process.pid}/smaps_rollup") == 2
 
 
-def test_figures_of_processes_that_proc_hides_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hidden(pid: int) -> None:
-        raise PermissionError
-
+def test_figures_of_processes_that_proc_hides_are_unknown() -> None:
     clock = ManualClock()
     usages = ProcessUsages(clock)
+
+    def hidden() -> Usage:
+        os.seteuid(65534)
+        try:
+            return measured(usages, process.pid)
+        finally:
+            os.seteuid(0)
+
     with worker("cat") as process:
         assert measured(usages, process.pid).memory_bytes
         clock.advance(USAGE_SECONDS + 1)
-        with monkeypatch.context() as patched:
-            patched.setattr(platform, "process_figures", hidden)
-            assert measured(usages, process.pid) == Usage(measured_at=clock.monotonic())
+        seen = run_in_namespace("mount -t proc -o hidepid=1,gid=4242 proc /proc", hidden)
+        assert seen == Usage(measured_at=clock.monotonic())
         clock.advance(USAGE_SECONDS + 1)
         assert measured(usages, process.pid).memory_bytes
