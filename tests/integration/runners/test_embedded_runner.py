@@ -18,7 +18,6 @@ import pytest
 
 from poolctl import Pool, PoolStartError, ServerConfig
 from poolctl.pool import loop_thread
-from poolctl.runners import embedded_runner
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 from tests.descriptors import free_descriptors
@@ -34,10 +33,10 @@ async def app(scope, receive, send):
 """
 
 
+@pytest.mark.slow
 def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
     tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 0.2)
     monkeypatch.setattr(tempfile, "tempdir", str(short_path))  # a dropped pool removes no logs
     (tmp_path / "plain.py").write_text(APP)
     port = claim_port()
@@ -256,16 +255,14 @@ def note(name: str) -> str:
     return f"open('notes', 'a').write('{name} ')"
 
 
+@pytest.mark.slow
 def test_hooks_run_around_a_server_also_when_the_keeper_has_nothing_else_to_do(
-    tmp_path: Path, runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runner: ProcessRunner
 ) -> None:
-    # The keeper would end before a hook that takes half a second.
-    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 0.1)
-    slow = "import time; time.sleep(0.5); "
-    pool = Pool(
-        [config_with_hooks(tmp_path, before_start=slow + note("before"), after_stop=slow + note("after"))],
-        runner=runner,
-    )
+    # At the second start longer than an idle keeper lives.
+    slow = "import os, time; time.sleep(11 if os.path.exists('notes') else 0); "
+    hooks = config_with_hooks(tmp_path, before_start=slow + note("before"), after_stop=note("after"))
+    pool = Pool([hooks], runner=runner)
     for _ in range(2):
         pool.start_sync(timeout=60)
         pool.stop_sync(timeout=60)

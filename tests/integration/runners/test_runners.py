@@ -381,20 +381,6 @@ def test_a_unix_socket_is_served_and_removed_at_the_end(pool: Pool, short_path: 
     assert not path.exists()
 
 
-def test_an_auto_port_is_chosen_once_and_kept(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = claim_port(2)
-    monkeypatch.setattr("poolctl.pool.server.DEFAULT_PORT_RANGE", f"{port}-{port + 1}")
-    one = pool.store_new(config("one", bind="127.0.0.1:auto"))
-    two = pool.store_new(config("two", bind="127.0.0.1:0"))
-    assert one.bind != two.bind
-    assert list(pool) == [one.bind, two.bind]
-    pool.start_sync()
-    assert get(one.bind).text == get(two.bind).text == "hello"
-    pool.stop_sync()
-    pool.start_sync()
-    assert get(one.bind).text == "hello"
-
-
 def test_a_factory_makes_the_app(pool: Pool) -> None:
     server = pool.store_new(config("made", "make_hello", factory=True))
     pool.start_sync()

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -260,22 +260,29 @@ def test_directory_that_is_made_at_the_same_time_is_used(
 
 
 @pytest.fixture
-def roots(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def roots() -> Iterator[list[Path]]:
     """The two directories of a user without a variable, which are not there."""
-    found = [short_path / "system" / "poolctl", short_path / "own"]
-    monkeypatch.setattr(pool_paths, "runtime_root_candidates", lambda env: [*map(str, found)])
-    return found
+    if os.geteuid() != 0:
+        pytest.skip("only root can become a user with a directory in /run")
+    uid = 4_000_000 + os.getpid()
+    found = [Path(f"/run/user/{uid}/poolctl"), Path(f"/tmp/poolctl-{uid}")]
+    found[0].parent.mkdir(parents=True)
+    os.chown(found[0].parent, uid, -1)
+    os.setresuid(uid, uid, 0)
+    yield found
+    os.setresuid(0, 0, 0)
+    for path in (found[0].parent, found[1]):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def test_second_runtime_directory_is_used_where_the_first_cannot_be_made(roots: list[Path]) -> None:
     system, own = roots
-    system.parent.touch()
+    system.parent.chmod(0o500)
     assert pool_paths.pool_dir({}, "abc") == f"{own}/abc"
     assert pool_paths.ensure_runtime_root({}) == str(own)
     assert own.stat().st_mode & 0o777 == 0o700
     own.rmdir()
-    system.parent.unlink()
-    system.parent.mkdir()
+    system.parent.chmod(0o700)
     assert pool_paths.pool_dir({}, "abc") == f"{system}/abc"
     assert pool_paths.ensure_runtime_root({}) == str(system)
 
@@ -346,22 +353,13 @@ def test_full_backlog_counts_as_a_pool_that_runs(env: dict[str, str]) -> None:
 
 
 def test_state_directory_of_the_variable_is_used_and_no_other_one(
-    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], short_path: Path
 ) -> None:
     env["POOLCTL_STATE_DIR"] = str(short_path / "state")
-    fallback = short_path / "run" / "abc" / "state"
-    fallback.mkdir(parents=True)
+    (short_path / "run" / "abc" / "state").mkdir(parents=True)
     assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc", "a start makes it"
     (short_path / "state" / "abc").mkdir(parents=True)
     assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc"
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
-    assert refusal(lambda: pool_paths.state_dir(env, "abc"))[0].endswith("this user may not write there")
-    shutil.rmtree(short_path / "run")
-    monkeypatch.setattr(pool_paths, "_preferred_state_dir", lambda env, key: f"{short_path}/state/abc")
-    del env["POOLCTL_STATE_DIR"]
-    assert pool_paths.state_dir(env, "abc", create=True) == str(fallback)
-    assert fallback.stat().st_mode & 0o777 == 0o700
-    assert pool_paths.ensure_pool_dir(env, "abc") == str(fallback.parent)
 
 
 def test_state_directory_that_others_can_change_is_refused(env: dict[str, str], short_path: Path) -> None:
@@ -386,7 +384,7 @@ def test_state_directory_that_others_can_change_is_refused(env: dict[str, str], 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_there(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path,
 ) -> None:
     home, own = short_path / "home", short_path / "own"
     short_path.chmod(0o755)
@@ -394,28 +392,37 @@ def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_the
         path.mkdir(mode=0o755)
         os.chown(path, uid, uid)
     env = {"POOLCTL_STATE_DIR": str(home / "state"), "POOLCTL_RUNTIME_DIR": str(own)}
-    os.seteuid(54321)
+    os.setresuid(54321, 54321, 0)
     try:
         assert refusal(lambda: pool_paths.state_dir(env, "abc", create=True))[0].startswith(
             "cannot keep state in"
         )
-        assert pool_paths.state_dir({**env, "POOLCTL_STATE_DIR": ""}, "abc", create=True)
-        os.seteuid(0)
-        theirs = home / "poolctl" / "abc"
-        theirs.mkdir(parents=True)
-        os.chown(theirs, 54322, 54322)
-        monkeypatch.setattr(pool_paths, "_preferred_state_dir", lambda env, key: str(theirs))
-        os.seteuid(54321)
-        assert pool_paths.state_dir({**env, "POOLCTL_STATE_DIR": ""}, "abc") == f"{own}/abc/state"
-        monkeypatch.undo()
-        os.seteuid(0)
+        without = {"POOLCTL_STATE_DIR": "", "POOLCTL_RUNTIME_DIR": str(own)}
+        state = f"{own}/abc/state"
+        assert pool_paths.state_dir(without, "abc", create=True) == state
+        assert os.stat(state).st_mode & 0o777 == 0o700
+        os.setresuid(0, 0, 0)
         home.chmod(0o777)
-        os.seteuid(54321)
+        os.setresuid(54321, 54321, 0)
         message, _, fix = refusal(lambda: pool_paths.state_dir(env, "abc"))
     finally:
-        os.seteuid(0)
+        os.setresuid(0, 0, 0)
     assert message == f"{home} belongs to uid 54322, who could replace {home}/state/abc"
     assert fix == "run poolctl as that user, or set POOLCTL_STATE_DIR to a directory of your own"
+
+
+def test_state_directory_that_this_user_cannot_write_is_not_used(short_path: Path, roots: list[Path]) -> None:
+    uid = os.geteuid()
+    os.setresuid(0, 0, 0)
+    short_path.chmod(0o755)
+    for path, owner in ((short_path / "poolctl", 54322), (short_path / "own", uid)):
+        (path / "abc").mkdir(mode=0o500, parents=True)
+        os.chown(path / "abc", owner, -1)
+    os.setresuid(uid, uid, 0)
+    env = {"XDG_STATE_HOME": str(short_path)}
+    assert pool_paths.state_dir(env, "abc", create=True) == f"{roots[0]}/abc/state"
+    env["POOLCTL_STATE_DIR"] = f"{short_path}/own"
+    assert refusal(lambda: pool_paths.state_dir(env, "abc"))[0].endswith("this user may not write there")
 
 
 def test_home_that_is_no_absolute_path_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
