@@ -23,7 +23,8 @@ class Call(NamedTuple):
     argument: int | None = None
 
 
-BIND, READLINK, CHOWN, UNLINKAT = Call(49), Call(89), Call(92), Call(263)
+BIND, MKDIR, READLINK, CHOWN, UNLINKAT = Call(49), Call(83), Call(89), Call(92), Call(263)
+PIDFD_OPEN = Call(434)
 SPLICE, INOTIFY_INIT = Call(275), Call(294)
 NO_NETLINK = {Call(41, socket.AF_NETLINK): EPROTONOSUPPORT}
 NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from errno import EPERM
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_tail import tail
 from poolctl.safe_open import UnsafePath, check_appendable, open_directory, open_file, open_to_read
+from tests import moments
 from tests.descriptors import no_descriptor_left
+from tests.sandbox import CHOWN, run_without
 
 NOBODY = 65534
 LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
@@ -153,30 +156,26 @@ def test_directories_made_in_one_with_the_setgid_bit_keep_its_group(theirs: Path
 
 
 def test_directories_made_for_a_log_stay_roots_if_they_cannot_be_given_away(
-    theirs: Path, monkeypatch: pytest.MonkeyPatch
+    theirs: Path,
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "chown", refuse)
     path = theirs / "new" / "web.log"
-    assert LogFile(str(path), owner=(NOBODY, NOBODY)).append_and_count_written(LINE) == len(LINE)
+    file = LogFile(str(path), owner=(NOBODY, NOBODY))
+    assert run_without({CHOWN: EPERM}, lambda: file.append_and_count_written(LINE)) == len(LINE)
     made = path.parent.stat()
     assert (made.st_uid, oct(made.st_mode & 0o7777)) == (0, "0o750")
 
 
 def test_directory_that_another_user_puts_in_place_of_a_new_one_is_not_given_away(
-    ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch
+    ours: Path, theirs: Path
 ) -> None:
-    make = os.mkdir
+    def exchange(name: object, *_: object) -> None:
+        if name == "logs" and (theirs / "logs").exists() and ours.exists():
+            (theirs / "logs").rename(theirs / "away")
+            ours.parent.rename(theirs / "logs")
 
-    def exchanged(name: str, mode: int, *, dir_fd: int) -> None:
-        make(name, mode, dir_fd=dir_fd)
-        (theirs / "logs").rename(theirs / "away")
-        ours.parent.rename(theirs / "logs")
-
-    monkeypatch.setattr(os, "mkdir", exchanged)
-    LogFile(str(theirs / "logs" / "new.log"), owner=(NOBODY, NOBODY)).append_and_count_written(LINE)
+    with moments.before("open", exchange):
+        LogFile(str(theirs / "logs" / "new.log"), owner=(NOBODY, NOBODY)).append_and_count_written(LINE)
+    assert not ours.exists()
     assert (theirs / "logs").stat().st_uid == 0
 
 

@@ -42,6 +42,7 @@ from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolStartError, PoolValidateError
 from poolctl.exit_codes import NOT_PERMITTED
 from tests.processes import freeze
+from tests.sandbox import PIDFD_OPEN, run_without
 from tests.stand_in import Send, always, item, result, stand_in
 
 
@@ -631,16 +632,16 @@ def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> 
     run(work())
 
 
-def test_end_is_awaited_without_pidfd_open_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(pid: int) -> int:
-        raise OSError(errno.ENOSYS, "Function not implemented")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_end_is_awaited_without_pidfd_open_too(number: int) -> None:
+    def work() -> None:
+        with subprocess.Popen(["sleep", "60"]) as process:
+            assert not wait_for_exit(process.pid, 0.01)
+            process.kill()
+            assert wait_for_exit(process.pid, 60)
+        assert wait_for_exit(process.pid, 0)
 
-    monkeypatch.setattr(os, "pidfd_open", refused)
-    with subprocess.Popen(["sleep", "60"]) as process:
-        assert not wait_for_exit(process.pid, 0.01)
-        process.kill()
-        assert wait_for_exit(process.pid, 60)
-    assert wait_for_exit(process.pid, 0)
+    run_without({PIDFD_OPEN: number}, work)
 
 
 def test_waiting_for_an_end_is_bounded() -> None:
@@ -809,15 +810,6 @@ def test_call_with_an_output_is_answered_and_pings_a_silent_supervisor(path: Pat
     os.close(write)
     assert requests[0] == ("list", {})
     assert {verb for verb, _ in requests[1:]} == {"ping"}
-
-
-def test_process_that_has_no_descriptor_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(pid: int) -> int:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "pidfd_open", refuses)
-    assert not wait_for_exit(os.getpid(), 0)
-    assert wait_for_exit(2**22 + 1, 0)
 
 
 def test_exit_that_cannot_be_recorded_is_left_out(tmp_path: Path) -> None:

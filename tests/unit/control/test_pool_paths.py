@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from poolctl.control import pool_paths
 from poolctl.control.pool_paths import restore_private_directory
 from poolctl.errors import ControlError
+from tests import moments
+from tests.sandbox import MKDIR, run_without
 
 
 @pytest.fixture
@@ -232,31 +236,26 @@ def test_refused_directories_have_a_message_and_a_fix(
 
 
 def test_directory_that_cannot_be_made_is_reported_with_the_reason(
-    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], short_path: Path
 ) -> None:
-    def full(path: str, mode: int) -> None:
-        raise OSError(28, "No space left on device")
-
     (short_path / "run").mkdir()
-    monkeypatch.setattr(os, "mkdir", full)
-    assert refusal(lambda: pool_paths.ensure_pool_dir(env, "abc")) == (
+    found = run_without({MKDIR: ENOSPC}, lambda: refusal(lambda: pool_paths.ensure_pool_dir(env, "abc")))
+    assert found == (
         f"cannot make {short_path}/run/abc: No space left on device", 7,
         "free some space there, or set POOLCTL_RUNTIME_DIR to another directory",
     )  # fmt: skip
 
 
-def test_directory_that_is_made_at_the_same_time_is_used(
-    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    makes = os.mkdir
+def test_directory_that_is_made_at_the_same_time_is_used(env: dict[str, str], short_path: Path) -> None:
+    made = short_path / "run" / "abc"
+    made.parent.mkdir()
 
-    def twice(path: str, mode: int) -> None:
-        makes(path, mode)
-        raise FileExistsError
+    def make(path: str, *_: object) -> None:
+        if path == str(made) and not made.exists():
+            subprocess.run(["mkdir", "-m", "700", path], check=True)
 
-    (short_path / "run").mkdir()
-    monkeypatch.setattr(os, "mkdir", twice)
-    assert pool_paths.ensure_pool_dir(env, "abc") == f"{short_path}/run/abc"
+    with moments.before("os.mkdir", make):
+        assert pool_paths.ensure_pool_dir(env, "abc") == str(made)
 
 
 @pytest.fixture
