@@ -134,9 +134,10 @@ class FeatureParts:
     Features that the configuration does not use are not imported at a start.
     """
 
-    def __init__(self, environment: SupervisorContext, events: EventBus) -> None:
+    def __init__(self, environment: SupervisorContext, events: EventBus, features: Iterable[Feature]) -> None:
         self._environment = environment
         self._events = events
+        self._features = [feature for feature in features if feature.supervisor]
         self._parts: dict[str, FeaturePart] = {}
         self.over = asyncio.Event()  # set when the supervisor ends
 
@@ -156,13 +157,13 @@ class FeatureParts:
         self._site = PartContext(
             self._environment, core, runner, self._events, samples, totals, store, self, web, self.over
         )
-        for feature in _features():
+        for feature in self._features:
             if feature.sections:
                 self._get_or_create_part(feature)
 
     async def take_over_processes(self) -> None:
         """Create the part of each feature whose process an earlier supervisor has left."""
-        for feature in _features():
+        for feature in self._features:
             if feature.entry and await self._is_there(feature.entry):
                 self._get_or_create_part(feature).take_over_process()
 
@@ -176,7 +177,7 @@ class FeatureParts:
         named = tables.by_name().keys()
         parts = [
             self._get_or_create_part(feature)
-            for feature in _features()
+            for feature in self._features
             if feature.package in self._parts or named & {*feature.tables, *feature.needed_with}
         ]
         for part in parts:
@@ -184,7 +185,7 @@ class FeatureParts:
 
     def add_to(self, verbs: Verbs) -> None:
         """Add the features' verbs to `verbs`."""
-        for feature in _features():
+        for feature in self._features:
             for name in feature.verbs:
                 verbs.add(name, partial(self._answer, feature, name))
 
@@ -242,7 +243,3 @@ def modules() -> list[str]:
         for feature in features()
         if feature.supervisor
     ]
-
-
-def _features() -> Iterator[Feature]:
-    return (feature for feature in features() if feature.supervisor)

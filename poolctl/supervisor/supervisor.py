@@ -32,6 +32,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.workqueue import caused_by
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
+from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
@@ -202,7 +203,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._killed = KilledPool(self.events)
         self._damage = [f"{path} was damaged, and is not used" for path in damaged_files(state_directory)]
         self._web = WebServer(self._environment, self.events)
-        self._parts = FeatureParts(self._environment, self.events)
+        self._parts = FeatureParts(self._environment, self.events, features())
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
         for report in self._early_exits:
             self._helpers.handle_exit_report(report)

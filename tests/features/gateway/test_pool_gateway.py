@@ -483,7 +483,7 @@ def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
         keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
         place = temporary_directory(stage)
         environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place), Opener())
-        parts = FeatureParts(environment, stage.events)
+        parts = FeatureParts(environment, stage.events, ())
         stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
         stage.part.apply_tables(Tables(gateway=GatewayConfig()))
         found = await stage.perform("hosts")

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,6 @@ from poolctl.feature import Feature, features
 from poolctl.keeper.store import Store
 from poolctl.routing.route_health import HEALTHY, RouteHealth
 from poolctl.selection.selector import Selector
-from poolctl.supervisor import feature_parts
 from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext, modules
 from poolctl.supervisor.verbs.verb import Call, Verb
 from tests.unit.core.ordered_core import run, web
@@ -87,12 +87,11 @@ def feature(name: str, log: list[str], **keys: Any) -> Feature:
 class Supervised:
     """The parts of these features over a core."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *features: Feature) -> None:
-        monkeypatch.setattr(feature_parts, "features", lambda: features)
+    def __init__(self, directory: Path, *features: Feature) -> None:
         self.desk = Desk(web())
         self.link = StoreLink(Store())
         environment: Any = SimpleNamespace(directory=str(directory), keeper=self.link)
-        self.parts = FeatureParts(environment, self.desk.events)
+        self.parts = FeatureParts(environment, self.desk.events, features)
         absent: Any = None
         self.parts.create_initial_parts(self.desk.core, absent, absent, absent, absent, absent)
 
@@ -106,8 +105,8 @@ def log() -> list[str]:
 
 
 @pytest.fixture
-def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    return lambda *features: Supervised(tmp_path, monkeypatch, *features)
+def supervised(tmp_path: Path) -> Make:
+    return partial(Supervised, tmp_path)
 
 
 METRICS = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
@@ -118,7 +117,7 @@ def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_applies_them
 ) -> None:
     async def work() -> None:
         parts = supervised(
-            Feature(package="without a part"),
+            Feature(package="without a part", tables={"metrics": "x:y"}),
             feature("keys", log, sections={"Scale": "x:y"}),
             feature("own", log, tables={"metrics": "x:y"}),
             feature("other", log, tables={"gateway": "x:y"}),
@@ -216,14 +215,13 @@ def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: lis
 
 
 def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
-    supervised: Make, log: list[str], monkeypatch: pytest.MonkeyPatch
+    supervised: Make, log: list[str]
 ) -> None:
     async def work() -> None:
         made = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        monkeypatch.setattr(made.desk, "await_effects_and_extend_result", made.parts.extend)
-        assert (await made.desk.ask("list"))["warnings"] == ["list one", "list two"]
+        assert (await made.parts.extend("list", LIST, Result())).warnings == ("list one", "list two")
         assert [*await made.parts.route_healths()] == ["one", "two"]
 
     run(work())

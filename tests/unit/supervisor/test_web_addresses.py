@@ -21,7 +21,6 @@ from poolctl.keeper.store import Store
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
-from poolctl.supervisor import web_addresses
 from poolctl.supervisor.web_addresses import Order, SiteSettings, WebAddress, WebServer, tls_settings
 from poolctl.web import web_process
 from tests.certificates import certificate
@@ -379,15 +378,12 @@ class Occupied(Opener):
         return await super().listen(*given, **more)
 
 
-def test_address_in_use_is_one_problem_until_it_is_free(
-    free_port: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web_addresses, "_RETRY_SECONDS", 0.001)
-
+@pytest.mark.slow
+def test_address_in_use_is_one_problem_until_it_is_free(free_port: Ports, tmp_path: Path) -> None:
     async def work() -> None:
         port = free_port()
         pool = Supervisor(Store(), tmp_path)
-        pool.web.opener = Occupied(3)
+        pool.web.opener = Occupied(2)
         pool.hello.serve_table(SimpleNamespace(bind=f"127.0.0.1:{port}"))
         await pool.hello.wait_for_opening_attempt()
         assert pool.hello.problem == "greet cannot be served: the address is in use"
@@ -427,11 +423,10 @@ def test_wrong_settings_are_a_problem_and_the_address_is_served_as_before(
     run(work())
 
 
+@pytest.mark.slow
 def test_bad_certificate_is_a_problem_and_the_one_before_stays_in_use(
-    free_port: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    free_port: Ports, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(web_process, "RETRY_SECONDS", 0.01)
-
     async def work() -> None:
         port = free_port()
         cert, key = certificate(tmp_path)
