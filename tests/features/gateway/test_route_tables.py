@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import os
 import time
@@ -11,15 +10,13 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from poolctl.config import MASK, ServerConfig, Tables
-from poolctl.features.gateway.supervision import route_tables
 from poolctl.features.gateway.supervision.route_tables import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.keeper.pool_files import CONTEXT_SECRET
 from poolctl.routing.registry import TableRegistry
-from poolctl.routing.route_table import RouteTable, write_table
+from poolctl.routing.route_table import RouteTable
+from tests.descriptors import free_descriptors
 from tests.temporary_directory import temporary_directory
 
 
@@ -106,23 +103,15 @@ def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_t
     run(work())
 
 
-def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descriptor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descriptor() -> None:
     async def work() -> None:
         publisher = Publisher()
         await publisher.compute("web", "other", user="nobody")
-        before, written = publisher.published.table, itertools.count(1)
-
-        def full(*args: Any, **options: Any) -> int:
-            if next(written) == 2:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write_table(*args, **options)
-
-        monkeypatch.setattr(route_tables, "write_table", full)
+        before = publisher.published.table
         descriptors = set(os.listdir("/proc/self/fd"))
-        await publisher.compute("web", "other", route="other", user="nobody")
-        problem = "its route table cannot be made: [Errno 28] No space left on device"
+        with free_descriptors(1):  # there is one more table
+            await publisher.compute("web", "other", route="other", user="nobody")
+        problem = "its route table cannot be made: [Errno 24] Too many open files"
         assert (publisher.published.problem, publisher.published.table) == (problem, before)
         assert set(os.listdir("/proc/self/fd")) == descriptors
         publisher.published.close()

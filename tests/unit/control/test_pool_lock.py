@@ -15,6 +15,8 @@ import pytest
 
 from poolctl.control import pool_lock
 from poolctl.control.pool_lock import acquire, holder, is_held, is_in_place
+from poolctl.platform import boot_identity
+from tests.sandbox import run_in_namespace
 
 POOL = "/nowhere/0123abcd"
 OTHERS = ["/nowhere/0123abce", "/elsewhere/0123abcd"]
@@ -151,12 +153,21 @@ def test_file_that_was_removed_holds_no_lock(places: list[Path]) -> None:
     assert free_again(lock, again)
 
 
-def test_lock_of_an_earlier_boot_or_another_namespace_or_machine_does_not_count(
-    places: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_lock_of_an_earlier_boot_or_another_machine_does_not_count(
+    places: list[Path], tmp_path: Path
 ) -> None:
+    def in_another_boot() -> bool:
+        boot_identity.cache_clear()
+        try:
+            return is_held(POOL)
+        finally:
+            boot_identity.cache_clear()
+
     lock = acquire(POOL)
-    monkeypatch.setattr(pool_lock, "boot_identity", lambda: ["another boot", 1])
-    assert not is_held(POOL)
+    (tmp_path / "boot").write_text("another")
+    another = f"mount --bind {tmp_path}/boot /proc/sys/kernel/random/boot_id"
+    assert not run_in_namespace(another, in_another_boot)
+    assert is_held(POOL)
     os.close(lock)
 
 

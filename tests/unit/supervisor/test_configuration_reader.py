@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import poolctl
-from poolctl.config import Configuration, Surroundings
+from poolctl.config import Surroundings
 from poolctl.errors import PoolValidateError
-from poolctl.supervisor import configuration_reader
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
+from tests import moments
 
 from .test_active_configuration import WEB, run
 
@@ -89,18 +89,17 @@ def file(tmp_path: Path) -> Path:
     return found
 
 
+def before_reading(file: Path, act: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    return moments.before("open", lambda path, *_: path in (str(file), file.name) and act())
+
+
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def disk(file: Path) -> Iterator[threading.Event]:
     """A disk that does not answer before the event is set."""
-    answers, load = threading.Event(), configuration_reader.load
-
-    def slow(*given: Any, **options: Any) -> Configuration:
-        answers.wait(30)
-        return load(*given, **options)
-
-    monkeypatch.setattr(configuration_reader, "load", slow)
-    yield answers
-    answers.set()
+    answers = threading.Event()
+    with before_reading(file, lambda: answers.wait(30)):
+        yield answers
+        answers.set()
 
 
 def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
@@ -118,20 +117,15 @@ def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
     run(scenario())
 
 
-def test_reading_that_works_is_waited_for_however_long_it_takes(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = configuration_reader.load
-
-    def works(*given: Any, **options: Any) -> Configuration:
+def test_reading_that_works_is_waited_for_however_long_it_takes(file: Path) -> None:
+    def work() -> None:
         end = time.monotonic() + 2.0
         while time.monotonic() < end:
             sum(range(1000))
-        return load(*given, **options)
 
-    monkeypatch.setattr(configuration_reader, "load", works)
     reader = ConfigurationReader(stalled_seconds=1.0)
-    assert len(run(reader.read([str(file)], None, access_log=False)).servers) == 1
+    with before_reading(file, work):
+        assert len(run(reader.read([str(file)], None, access_log=False)).servers) == 1
 
 
 def test_cancelled_reading_leaves_the_way_free_for_the_next_one(file: Path, disk: threading.Event) -> None:
@@ -147,17 +141,16 @@ def test_cancelled_reading_leaves_the_way_free_for_the_next_one(file: Path, disk
 
 
 def test_error_that_nobody_expected_and_another_version_on_disk_are_reasons(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*given: Any, **options: Any) -> Configuration:
+    def fail() -> None:
         raise ImportError("no library here")
 
-    monkeypatch.setattr(configuration_reader, "load", broken)
-    with pytest.raises(ReaderFailed, match="no library here"):
-        run(read(tmp_path / "pool.toml"))
+    with before_reading(file, fail), pytest.raises(ReaderFailed, match="no library here"):
+        run(read(file))
     monkeypatch.setattr("poolctl.bootstrap.installed_version", lambda: "99.1.2")
     with pytest.raises(ReaderFailed) as failed:
-        run(read(tmp_path / "pool.toml"))
+        run(read(file))
     assert str(failed.value) == f"poolctl 99.1.2 is installed, and this pool runs {poolctl.__version__}"
     assert (failed.value.installed, failed.value.hint) == ("99.1.2", "poolctl upgrade")
 
