@@ -75,8 +75,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # importlib.import_module would import `warnings` too.
     module = __import__(f"{__name__}.{_HOMES[name]}", fromlist=[name])
-    found = globals()[name] = getattr(module, name)
-    return found
+    value = globals()[name] = getattr(module, name)
+    return value
 
 
 def disable_pydantic_plugins() -> None:

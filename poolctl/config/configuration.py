@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, overload
 
 from poolctl.config.model.pool_tables import PoolSettings, Tables, rules_of, secret_variable_names
@@ -75,25 +76,26 @@ class Configuration(Sequence[ServerConfig]):
     def warnings(self) -> list[ServerError]:
         """Return the problems that do not prevent a start.
 
-        Warnings about files, users and programs are included only if `outside`, which checks those, was called before.
+        Warnings about files, users and programs are included only after `check_external` was called.
         """
-        found: list[tuple[ServerConfig | None, Finding]] = [*shared_users(self._servers)]
+        findings: list[tuple[ServerConfig | None, Finding]] = [*shared_users(self._servers)]
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
             ignored = self._ignored_log_keys(server)
-            found += [(server, each) for each in _warnings_of(server, disabled, self._origins, ignored)]
-        problems = self.located(found)
-        labels = (name for each in self._servers for name in each.labels)
+            warnings = _warnings_of(server, disabled, self._origins, ignored)
+            findings += [(server, finding) for finding in warnings]
+        problems = self.located(findings)
+        labels = (name for server in self._servers for name in server.labels)
         for rules in rules_of(self.tables.by_name(), labels):
             problems += self.located(rules.warnings(self._servers, self.tables, complete=not self._problems))
         return [*problems, *self._external_warnings]
 
-    def located(self, found: Iterable[tuple[ServerConfig | None, Finding]]) -> list[Problem]:
+    def located(self, findings: Iterable[tuple[ServerConfig | None, Finding]]) -> list[Problem]:
         """Convert findings to problems, with file and line if known.
 
         A finding comes with its server, or with None if it concerns a table other than a server.
         """
-        return [self._located(*each) for each in found]
+        return [self._located(server, finding) for server, finding in findings]
 
     def origin_of(self, server: ServerConfig) -> dict[str, str] | None:
         """`{"http.loop": "/etc/pool.toml:7", …}` for the keys of a server that files set; None if it is in no file."""
@@ -113,12 +115,12 @@ class Configuration(Sequence[ServerConfig]):
         return {server.name: self._origins.file_of(server.name) for server in self._servers}
 
     def _ignored_log_keys(self, server: ServerConfig) -> tuple[str, ...]:
-        """The keys that files set of the server's log, but that a log which is printed does not heed."""
+        """The keys of the server's log that files set, but that have no effect because the log is printed."""
         log = server.log
         if self._origins is None or log.path is not None or not {"max_size", "keep"} <= log.model_fields_set:
             return ()
-        found = self._origins.of(server.name)
-        return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in found and key in found)
+        origin = self._origins.of(server.name)
+        return tuple(key for key in ("log.max_size", "log.keep") if "log.path" in origin and key in origin)
 
     @property
     def secret_variable_names(self) -> frozenset[str]:
@@ -141,36 +143,35 @@ class Configuration(Sequence[ServerConfig]):
         if names is None:
             checks.check([*servers, *self._excluded], import_apps=import_apps)
         else:
-            checks.check([each for each in servers if each.name in names], import_apps=import_apps)
-            checks.collect_warnings([each for each in servers if each.name not in names])
+            checks.check([server for server in servers if server.name in names], import_apps=import_apps)
+            checks.collect_warnings([server for server in servers if server.name not in names])
         of_tables, warnings = check_tables(self.tables, os.environ, self._servers)
         if names is not None:
             # The servers of the pool run without a journal, too.
-            warnings += [each for each in of_tables if each.path == JOURNAL_PATH]
-            of_tables = [each for each in of_tables if each.path != JOURNAL_PATH]
+            warnings += [finding for finding in of_tables if finding.path == JOURNAL_PATH]
+            of_tables = [finding for finding in of_tables if finding.path != JOURNAL_PATH]
         self._external_warnings = _distinct(self.located(checks.warnings))
         self.wsgi_middleware = {server.name: middleware for server, middleware in checks.wsgi}
         self._external_warnings += self.located((None, finding) for finding in warnings)
-        found = _distinct(self.located(checks.problems))
-        found += self.located((None, finding) for finding in of_tables)
+        problems = _distinct(self.located(checks.problems))
+        problems += self.located((None, finding) for finding in of_tables)
         if names is None:
-            # What another program does not accept is not reported where a check of our own has found the reason.
+            # If a check above has found the cause, the complaint of another program is left out.
             explained = {
-                problem.place for problem in [*self._problems, *found] if isinstance(problem, Problem)
+                problem.place for problem in [*self._problems, *problems] if isinstance(problem, Problem)
             }
-            found += [problem for problem in self.startup_problems() if problem.place not in explained]
-        return [*found]
+            problems += [problem for problem in self.startup_problems() if problem.place not in explained]
+        return [*problems]
 
     def startup_problems(self) -> list[Problem]:
         """Problems that prevent the pool from starting here, such as a missing program. Blocks on the disk."""
-        found = [
-            each.startup_problems(self._servers, self.tables) for each in rules_of(self.tables.by_name())
-        ]
-        return [*self.located(finding for each in found for finding in each)]
+        rules = rules_of(self.tables.by_name())
+        findings = (rule.startup_problems(self._servers, self.tables) for rule in rules)
+        return self.located(chain.from_iterable(findings))
 
     def env_file_problems(self) -> list[ServerError]:
         """The problems of the env files of servers that are not disabled. Blocks on the disk."""
-        with_files = [each for each in self._servers if each.env_file and not each.disabled]
+        with_files = [server for server in self._servers if server.env_file and not server.disabled]
         if not with_files:
             return []
         from poolctl.config.checks.external_checks import ExternalChecks
@@ -182,10 +183,11 @@ class Configuration(Sequence[ServerConfig]):
 
     def _missing_settings(self) -> list[ServerError]:
         handler, tls = self._handler is not None, self._tls is not None
-        found = (
-            (server, missing_settings(server, handler, tls)) for server in [*self._servers, *self._excluded]
-        )
-        return [self._located(each, finding) for each, findings in found for finding in findings]
+        return [
+            self._located(server, finding)
+            for server in [*self._servers, *self._excluded]
+            for finding in missing_settings(server, handler, tls)
+        ]
 
     def _located(self, server: ServerConfig | None, finding: Finding) -> Problem:
         if server is None:
@@ -249,9 +251,9 @@ def _warnings_of(
     env = server.env if server.command else {}
     yield from misspelt_placeholders(server.command or (), env, server.probe_and_hook_commands.items())
     if ignored and origins is not None:
-        own = origins.of(server.name, inherited=False)
+        origin = origins.of(server.name, inherited=False)
         # In the defaults, a size may be meant for the logs of other servers.
-        for key in (key for key in ignored if key in own or "log.path" not in own):
+        for key in (key for key in ignored if key in origin or "log.path" not in origin):
             _, name = path = tuple(key.split("."))
             yield Finding(path, f"{name} has no effect: a log that is printed keeps 2 MiB", "take it out")
     for name, value in server.env.items():
@@ -284,7 +286,7 @@ _LONG_START_SECONDS = 3600.0
 
 
 def _implausible_values(server: ServerConfig) -> Iterator[Finding]:
-    """Warnings of values that were surely meant in another unit."""
+    """Warnings about values that were probably meant in another unit."""
     memory, seconds = server.limits.memory, server.start_timeout
     if memory is not None and memory < _MIN_MEMORY_BYTES:
         message = f"every worker exceeds a limit of {format_size(memory)}, and is replaced again and again"
@@ -298,15 +300,15 @@ def _implausible_values(server: ServerConfig) -> Iterator[Finding]:
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:
     """The problems without repetitions: a missing certificate of [defaults] is one problem, not one for each server."""
-    found = {
+    distinct = {
         (problem.place if problem.file else id(problem), problem.message): problem for problem in problems
     }
-    return list(found.values())
+    return list(distinct.values())
 
 
 _DESCRIPTORS_OF_PAIR = 2
 # For each worker: its control socket or NOTIFY_SOCKET, its tally page, the pipe for its output. A keeper that replaced
-# an earlier keeper is not the worker's parent and also holds a pidfd of it, if there is room.
+# an earlier one is not the parent of its workers, and also holds a pidfd of each, if there is room.
 _DESCRIPTORS_OF_WORKER = 3
 _DESCRIPTORS_OF_PROGRAM = 2
 # Number of workers that may be replaced at once; further replacements wait for free descriptors.

@@ -64,7 +64,7 @@ class Draft:
         self._changes: dict[str, ServerListChanges] = {}
         self._texts: dict[str, str] | None = None
         self.written: list[str] = []
-        self._asked: list[tuple[Callable[..., None], tuple[Tree, ...]]] = []
+        self._history: list[tuple[Callable[..., None], tuple[Tree, ...]]] = []
 
     def entry(self, name: str) -> ServerTable | None:
         """The server of that name, ignoring case, as written in the files; None if no file has it."""
@@ -77,56 +77,55 @@ class Draft:
         around it, and if there is no such table, to the last file with the server. Raises KeyError if no file has the
         server, as do `reset`, `scale` and `remove`.
         """
-        self._asked.append((Draft.set, (name, path, value)))
+        self._history.append((Draft.set, (name, path, value)))
         document, table = self._source_to_change(self._existing(name), path)
-        self._set(document, table, _own_path(document, table, path) or path, value)
+        self._set(document, table, _spelled_path(document, table, path) or path, value)
 
     def reset(self, name: str, key: str, default: Tree) -> None:
-        """Give a server's key the value `default`: delete it if that suffices and loses no comment, else set it."""
-        self._asked.append((Draft.reset, (name, key, default)))
+        """Give a server's key the value `default`: delete it if that is enough and loses no comment, else set it."""
+        self._history.append((Draft.reset, (name, key, default)))
         entry = self._existing(name)
         document, table = self._source_to_change(entry, (key,))
-        own = _own_path(document, table, (key,)) or (key,)
-        homes = [part for part in entry.parts if part[0].path_as_spelled((*part[1], key)) is not None]
-        alone = (
-            len(homes) == 1 and key not in self._defaults and not _line_has_comment(document, (*table, key))
-        )
-        self._set(document, table, own, REMOVED if alone else default)
+        path = _spelled_path(document, table, (key,)) or (key,)
+        sources = [part for part in entry.parts if part[0].path_as_spelled((*part[1], key)) is not None]
+        is_only = len(sources) == 1 and key not in self._defaults
+        can_delete = is_only and not _line_has_comment(document, (*table, key))
+        self._set(document, table, path, REMOVED if can_delete else default)
 
     def scale(self, name: str, workers: int) -> None:
         """Set a server's number of workers; a `scale.min` of 0 is kept, so that the server may still sleep."""
-        self._asked.append((Draft.scale, (name, workers)))
+        self._history.append((Draft.scale, (name, workers)))
         document, table = self._source_to_change(self._existing(name), ("scale",))
-        own = _own_path(document, table, ("scale",))
+        path = _spelled_path(document, table, ("scale",))
         written = document.data
-        for key in () if own is None else (*table, *own):
+        for key in () if path is None else (*table, *path):
             written = written[key]
-        if own is None or not isinstance(written, dict):
-            self._set(document, table, own or ("workers",), workers)
+        if path is None or not isinstance(written, dict):
+            self._set(document, table, path or ("workers",), workers)
             return
         if written.get("min") != 0:
-            self._set(document, table, (*own, "min"), workers)
-        self._set(document, table, (*own, "max"), workers)
+            self._set(document, table, (*path, "min"), workers)
+        self._set(document, table, (*path, "max"), workers)
 
     def remove(self, name: str) -> None:
         """Remove a server from every file that has it."""
-        self._asked.append((Draft.remove, (name,)))
+        self._history.append((Draft.remove, (name,)))
         for document, table in self._existing(name).parts:
             self._changes_of(document).removed.add(int(table[-1]))
 
     def add(self, table: dict[str, Tree]) -> None:
         """Add a server after the others, in the last file that has servers."""
-        self._asked.append((Draft.add, (table,)))
+        self._history.append((Draft.add, (table,)))
         self._changes_of(self.file_for_new_server()).added.append(table)
 
     def file_for_new_server(self) -> Document:
         """The file that `add` writes to: the last one that has servers, or else the last one."""
-        homes = [
+        with_servers = [
             document
             for document in self.documents
             if isinstance(document.data, list) or document.path_as_spelled(("server",)) is not None
         ]
-        return (homes or self.documents)[-1]
+        return (with_servers or self.documents)[-1]
 
     def rebase(self) -> Draft:
         """Apply the same changes to the current content of the files; returns a new draft.
@@ -135,7 +134,7 @@ class Draft:
         """
         draft = Draft(self.files, self.env)
         draft.written = self.written
-        for verb, arguments in self._asked:
+        for verb, arguments in self._history:
             verb(draft, *arguments)
         return draft
 
@@ -155,9 +154,10 @@ class Draft:
         if self._texts is None:
             if problems := self.manual_changes():
                 raise PoolValidateError("only TOML files are changed", problems)
-            changed = self._changed()
-            found = {each.path: edited(each, self._changes[each.path]) for each in changed}
-            self._texts = {each.path: found[each.path] for each in changed if found[each.path] != each.text}
+            texts = [
+                (document, edited(document, self._changes[document.path])) for document in self._changed()
+            ]
+            self._texts = {document.path: text for document, text in texts if text != document.text}
         return self._texts
 
     def _changed(self) -> list[Document]:
@@ -223,7 +223,7 @@ class Draft:
         return self._changes.setdefault(document.path, ServerListChanges())
 
 
-def _own_path(document: Document, table: KeyPath, path: KeyPath) -> KeyPath | None:
+def _spelled_path(document: Document, table: KeyPath, path: KeyPath) -> KeyPath | None:
     """Return `path`, a key of the server at `table`, as spelled in the file; None if the file does not have the key."""
     whole = document.path_as_spelled((*table, *path))
     return None if whole is None else whole[len(document.prefix) + len(table) :]
@@ -303,9 +303,9 @@ def edited(document: Document, changes: ServerListChanges) -> str:
     ]
     for edit in edits:
         try:
-            found = edit()
-            if _without_empty(parse(found, "toml")) == _without_empty(meant):
-                return found.replace("\n", "\r\n") if crlf else found
+            new_text = edit()
+            if _without_empty(parse(new_text, "toml")) == _without_empty(meant):
+                return new_text.replace("\n", "\r\n") if crlf else new_text
         except (ValueError, LookupError) as error:
             reason = str(error)
     place = document.place(("server", *changes.first_changed_path()))
@@ -462,12 +462,12 @@ class ServerLineBlocks:
         if servers in positions and not starts:
             raise ValueError("its servers are not one below the other")
         if not all(self.lines[first].lstrip().startswith("[[") for first in starts):
-            raise ValueError("its servers are not tables with heads of their own")
+            raise ValueError("its servers are not tables with their own headers")
         limits: dict[int, int] = {}
         current = -1
         for path, (line, _) in sorted(positions.items(), key=lambda item: item[1][0]):
-            own = path[len(servers) :] if path[: len(servers)] == servers else ()
-            owner = int(own[0]) if own else -1
+            rest = path[len(servers) :] if path[: len(servers)] == servers else ()
+            owner = int(rest[0]) if rest else -1
             if owner != current:
                 limits.setdefault(current, line - 1)
                 current = owner
@@ -556,10 +556,10 @@ def _edited_in_parts(document: Document, text: str, servers: KeyPath, changes: S
 
     parts = ServerLineBlocks(text, document.positions(), servers)
 
-    def edit(own: str, pairs: Pairs) -> str:
-        one = tomlkit.parse(own)
-        set_or_remove(ensure_list_at(one, servers)[0], pairs, _tomlkit_value)
-        return without_added_blank_lines(own, one.as_string())
+    def edit(block: str, pairs: Pairs) -> str:
+        parsed = tomlkit.parse(block)
+        set_or_remove(ensure_list_at(parsed, servers)[0], pairs, _tomlkit_value)
+        return without_added_blank_lines(block, parsed.as_string())
 
     head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"
     return parts.change(changes, edit, "\n".join(table_text(head, table) for table in changes.added))

@@ -48,7 +48,7 @@ from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# Problems of a server that may be solved in a file that could not be read.
+# These problems may be solved by a file that could not be read.
 PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 
@@ -66,7 +66,7 @@ def load(
     """The configuration of these files and directories; later files override earlier files. Blocks on the disk.
 
     `texts` replace the contents of some files, by path. `access_log` is the default of http.access_log.
-    `python` is the interpreter of servers that name none; by default that of the environment beside the file or active.
+    `python` is the interpreter of servers that name none; by default, that of `default_interpreter`.
     `env` and, with `env_files`, `.env` beside a file resolve its `${VAR}`. With a format `in_env`, such as "<{}>",
     references in `env` of servers are not resolved, but written in it.
     With `several_bind`, several workers may bind the address of their server, because each has a machine of its own.
@@ -133,15 +133,16 @@ class Defaults:
             trial.pop(key, None)
         add_derived_values(trial, base_dir, findings)
         part = checked(ServerConfig, trial, findings)
-        # Of triggers: each server may have its own scale.max.
+        # Problems of triggers are left to each server, which may have its own scale.max.
         of_servers: set[KeyPath] = set()
         if part is not None and isinstance(scale := vars(part).get("scale"), Scale):
             may_overlap = truth_if_interpolated(trial.get("overlap")) is not False
-            found = scale.findings_in_server(is_command="command" in trial, may_overlap=may_overlap)
-            of_servers = {("scale", *finding.path) for finding in found}
-        self.findings = [each for each in findings if each.path[0] in table and each.path not in of_servers]
+            scale_findings = scale.findings_in_server(is_command="command" in trial, may_overlap=may_overlap)
+            of_servers = {("scale", *finding.path) for finding in scale_findings}
+        reported = (finding for finding in findings if finding.path[0] in table)
+        self.findings = [finding for finding in reported if finding.path not in of_servers]
         bad = {finding.path[0] for finding in self.findings}
-        # Reported here, and not again for each server.
+        # Servers do not inherit a bad value, which would be reported again for each of them.
         self.raw = {key: value for key, value in self.raw.items() if key not in bad}
         if "tls" in bad:
             self.tls = None
@@ -149,31 +150,32 @@ class Defaults:
         self.ready = self.raw | ({} if self.tls is None else {"tls": self.tls})
         if part is not None:
             # Validated once, not for each server.
-            self.ready |= {key: each for key, each in part if key in self.ready and isinstance(each, Section)}
+            sections = {key: value for key, value in part if isinstance(value, Section)}
+            self.ready |= {key: sections[key] for key in self.ready.keys() & sections.keys()}
             if of_servers:
                 self.ready["scale"] = self.raw["scale"]
 
-    def merged_with(self, own: dict[str, Tree]) -> dict[str, Tree]:
-        """A new table: the server's `own` keys, and the defaults for the other keys; nested tables are merged."""
-        table = {**self.ready, **own}
+    def merged_with(self, server: dict[str, Tree]) -> dict[str, Tree]:
+        """A new table: the keys of `server`, and defaults for the other keys; nested tables are merged."""
+        table = {**self.ready, **server}
         if self.tls is not None:
-            self._apply_default_tls(table, own)
-        elif self._tls_is_invalid and _lacks_certificate(own.get("tls")):
+            self._apply_default_tls(table, server)
+        elif self._tls_is_invalid and _lacks_certificate(server.get("tls")):
             del table["tls"]  # its certificate is in the defaults, where the problem is reported
         for key, inherited in self.raw.items():
-            if isinstance(inherited, dict) and isinstance(own.get(key), dict):
-                table[key] = merged(inherited, own[key])
+            if isinstance(inherited, dict) and isinstance(server.get(key), dict):
+                table[key] = merged(inherited, server[key])
         if "command" in table and "bind" not in table:
-            self._drop_settings_needing_address(table, own)
-        if "scale" in self.ready and (left_out := Scale.not_inherited(table, own)):
+            self._drop_settings_needing_address(table, server)
+        if "scale" in self.ready and (left_out := Scale.not_inherited(table, server)):
             scale = table["scale"] if isinstance(table["scale"], dict) else self.raw["scale"]
-            table["scale"] = {key: each for key, each in scale.items() if key not in left_out}
+            table["scale"] = {key: value for key, value in scale.items() if key not in left_out}
         displaced: frozenset[str] = frozenset()
-        if "command" in own:
+        if "command" in server:
             displaced = APP_KEYS
-        elif own.keys() & APP_KEYS - {"tls"}:
+        elif server.keys() & APP_KEYS - {"tls"}:
             displaced = COMMAND_KEYS
-        if own.get("every") is not None:
+        if server.get("every") is not None:
             displaced |= NOT_FOR_SCHEDULES
         if any(truth_if_interpolated(table.get(key)) is True for key in ("job", "notify")):
             displaced |= {"ready_line"}
@@ -182,40 +184,35 @@ class Defaults:
         if not str(table.get("bind")).startswith("unix:"):
             displaced |= {*SOCKET_FILE_KEYS}
         for key in displaced:
-            if key not in own:
+            if key not in server:
                 table.pop(key, None)
         return table
 
-    def _drop_settings_needing_address(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
+    def _drop_settings_needing_address(self, table: dict[str, Tree], server: dict[str, Tree]) -> None:
         """For a program without an address, remove what is inherited and needs one."""
-        unusable = (
-            ("env", _needs_address),
-            ("health", _probes_address),
-            ("hooks", _needs_address),
-            ("scale", _sleeps),
-        )
-        for key, needs in unusable:
+        tests = {"env": _needs_address, "health": _probes_address, "hooks": _needs_address, "scale": _sleeps}
+        for key, needs_address in tests.items():
             if isinstance(inherited := self.raw.get(key), dict):
-                mine = own.get(key, {})
-                kept = {name: each for name, each in inherited.items() if not needs(name, each)}
-                table[key] = merged(kept, mine) if isinstance(mine, dict) else mine
+                override = server.get(key, {})
+                kept = {name: value for name, value in inherited.items() if not needs_address(name, value)}
+                table[key] = merged(kept, override) if isinstance(override, dict) else override
 
-    def _apply_default_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        asked = own.get("tls", self.raw.get("tls"))
-        if asked is True:
+    def _apply_default_tls(self, table: dict[str, Tree], server: dict[str, Tree]) -> None:
+        tls = server.get("tls", self.raw.get("tls"))
+        if tls is True:
             table["tls"] = self.ready["tls"]
-        elif isinstance(asked, dict) and self.tls is not None:
-            # The key and its password belong to the certificate.
-            under = self.tls
-            if "cert" in asked:
-                under = {k: v for k, v in under.items() if k not in ("cert", "key", "password_env")}
-            table["tls"] = merged(under, asked)
-        elif asked is None:
+        elif isinstance(tls, dict) and self.tls is not None:
+            # A server with its own certificate does not inherit the key of another one.
+            inherited = self.tls
+            if "cert" in tls:
+                inherited = {k: v for k, v in inherited.items() if k not in ("cert", "key", "password_env")}
+            table["tls"] = merged(inherited, tls)
+        elif tls is None:
             table.pop("tls", None)
 
 
 def _is_ready_by_running(table: dict[str, Tree]) -> bool:
-    """Whether the table is of a program that shows in no other way that it is ready."""
+    """Whether the only sign that the table's program is ready is that it keeps running."""
     health = table.get("health")
     health = dict(health) if isinstance(health, (dict, Section)) else {}
     shows = any(truth_if_interpolated(table.get(key)) is True for key in ("job", "notify"))
@@ -247,10 +244,10 @@ def _sleeps(key: str, value: Tree) -> bool:
 def _server_of(
     table: dict[str, Tree], base_dir: str, handlers: str | None, python: str | None, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
-    """The valid part of a server, whose problems are added to `findings`, and its address if that can be read."""
+    """The valid part of a server, and its address if that can be read. Problems are added to `findings`."""
     address = add_derived_values(table, base_dir, findings)
-    if "env_file" not in table and (found := default_env_file(base_dir)):
-        table["env_file"] = found
+    if "env_file" not in table and (env_file := default_env_file(base_dir)):
+        table["env_file"] = env_file
     if "python" not in table:
         table |= {"lacks_environment": True} if python is None else {"python": python}
     if handlers and not table.keys() & {"app", "command"}:
@@ -271,15 +268,15 @@ def added_server(
     """
     reset_suggestions()
     findings: list[Finding] = []
-    own = normalised(interpolate(dict(table), env, findings), base_dir, findings)
-    whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(own)
+    server_keys = normalised(interpolate(dict(table), env, findings), base_dir, findings)
+    whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(server_keys)
     python = default_interpreter(base_dir, env)
     if python and "python" not in whole and (broken := broken_environment(python)):
         findings.append(Finding(("python",), *broken, python))
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
     findings += missing_settings(server) if server and not findings else ()
     if findings or server is None:
-        name, bind = own.get("name"), own.get("bind")
+        name, bind = server_keys.get("name"), server_keys.get("bind")
         name = name if isinstance(name, str) else ""
         refuse(name[:60] or "the server", findings, name, bind if isinstance(bind, str) else "")
     return server
@@ -307,14 +304,14 @@ class _ConfigurationBuilder:
     def build_config(self, files: list[str]) -> Configuration:
         for finding in self.defaults.findings:
             self._report(None, finding)
-        interpreter = cache(self._interpreter)  # as an attribute, it would be in a cycle
+        interpreter = cache(self._interpreter)  # not an attribute: that would be a reference cycle
         for entry in self.assembly.entries:
             findings: list[Finding] = []
             table, handlers = self.defaults.merged_with(entry.table), self.settings.handlers
             python = "" if "python" in table else interpreter(entry.base_dir)
             server, address = _server_of(table, entry.base_dir, handlers, python, findings)
             if self.several_bind:
-                findings = [each for each in findings if not is_of_shared_address(each)]
+                findings = [finding for finding in findings if not is_of_shared_address(finding)]
             for finding in findings:
                 self._report(entry, finding)
             server = None if findings else server
@@ -323,14 +320,13 @@ class _ConfigurationBuilder:
         excluded = self._report_conflicting_servers()
         if any(OPENING in document.text for document in self.assembly.documents):
             self._check_address_references()
-        are_needed = self.assembly.tables or any(each and each.is_proxied for each in self.servers)
+        are_needed = self.assembly.tables or any(server and server.is_proxied for server in self.servers)
         tables = self._tables() if are_needed else None
         if tables is not None:
             self._check_tables(tables)
-        config = Configuration(
-            (each for index, each in enumerate(self.servers) if each and index not in excluded), tables
-        )
-        config._excluded = [each for index in sorted(excluded) if (each := self.servers[index])]
+        valid = (server for index, server in enumerate(self.servers) if server and index not in excluded)
+        config = Configuration(valid, tables)
+        config._excluded = [server for index in sorted(excluded) if (server := self.servers[index])]
         # A problem of a default is reported once, not for each server that inherits it.
         distinct: dict[object, Problem] = {}
         for problem in self.problems:
@@ -342,7 +338,7 @@ class _ConfigurationBuilder:
         return config
 
     def _interpreter(self, base_dir: str) -> str | None:
-        """The interpreter of the servers of a directory's files that name none; if it is broken, that is a problem."""
+        """The interpreter for servers of this directory's files that name none. Reports it if it is broken."""
         python = self.python or default_interpreter(base_dir, self.env)
         if python and (broken := broken_environment(python)):
             self._report(None, Finding(("python",), *broken, python))
@@ -362,7 +358,7 @@ class _ConfigurationBuilder:
 
     def _tables(self) -> Tables:
         findings: list[Finding] = []
-        servers = [each for each in self.servers if each is not None]
+        servers = [server for server in self.servers if server is not None]
         tables = build_tables(self.assembly.tables, findings, servers)
         for path, other, finding in table_conflicts(tables, self.addresses):
             server = next((entry for entry in self.assembly.entries if entry.name == other), None)
@@ -382,14 +378,15 @@ class _ConfigurationBuilder:
                 broken.append(entry)
             else:
                 entries.setdefault(server.name, entry)
-        tags = [self.defaults.raw.get("tags", ()), *(each.table.get("tags", ()) for each in broken)]
+        tags = [entry.table.get("tags", ()) for entry in broken]
+        tags += [self.defaults.raw.get("tags", ())] if broken else []
         unfinished = NamesOfInvalidServers(
-            {each.name for each in broken},
+            {entry.name for entry in broken},
             {
                 tag
-                for each in tags
-                if broken and isinstance(each, (list, tuple))
-                for tag in each
+                for words in tags
+                if isinstance(words, (list, tuple))
+                for tag in words
                 if isinstance(tag, str)
             },
             {
@@ -399,7 +396,7 @@ class _ConfigurationBuilder:
                 and not (isinstance(valid := tables.by_name().get(name), tuple) and len(valid) == len(raw))
             },
         )
-        servers = [each for each in self.servers if each is not None]
+        servers = [server for server in self.servers if server is not None]
         for rule in rules:
             for owner, finding in rule.problems(servers, tables, unfinished):
                 self._report(entries[owner.name] if owner else None, finding)
@@ -412,19 +409,18 @@ class _ConfigurationBuilder:
             other = self.origins.place(entries[first], finding.path)
             self._report(entries[second], finding._replace(message=f"{finding.message}, {other}"))
             excluded.add(second)
-        if any(each.depends_on for each in self.servers if each):
+        valid = [(index, server) for index, server in enumerate(self.servers) if server]
+        if any(server.depends_on for _, server in valid):
             # If two servers have the same name, dependencies refer to the first.
-            indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
-            servers = [
-                each for index, each in enumerate(self.servers) if each and indexes[each.name] == index
-            ]
+            indexes = {server.name: index for index, server in reversed(valid)}
+            servers = [server for index, server in valid if indexes[server.name] == index]
             broken = [name for name, _ in self.addresses if name not in indexes]
-            for server, finding in dependency_findings(servers, broken):
-                self._report(entries[indexes[server.name]], finding)
-                excluded.add(indexes[server.name])
+            for dependent, finding in dependency_findings(servers, broken):
+                self._report(entries[indexes[dependent.name]], finding)
+                excluded.add(indexes[dependent.name])
         names = dict.fromkeys(name for name, _ in self.addresses)
-        for entry, each in zip(entries, self.servers, strict=True):
-            if each is None:
+        for entry, server in zip(entries, self.servers, strict=True):
+            if server is None:
                 written = entry.table.get("depends_on", self.defaults.raw.get("depends_on"))
                 for finding in unknown_dependencies(written, names):
                     self._report(entry, finding)

@@ -37,13 +37,13 @@ def _default_values() -> Table:
 
 
 def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
+    leaves: list[tuple[str, object]] = []
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            found += _flattened(value, f"{prefix}{key}.")
+            leaves += _flattened(value, f"{prefix}{key}.")
         elif value is not None and value != {}:
-            found.append((prefix + key, value))
-    return found
+            leaves.append((prefix + key, value))
+    return leaves
 
 
 def _place(key: str, origin: Mapping[str, str]) -> str:

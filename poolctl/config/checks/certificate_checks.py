@@ -143,7 +143,7 @@ def certificate_names(text: str) -> list[str]:
     """
     from ipaddress import ip_address
 
-    found: list[str] = []
+    names: list[str] = []
     try:
         for _, extension in [
             element
@@ -155,13 +155,13 @@ def certificate_names(text: str) -> list[str]:
             parts = list(_elements(extension))
             for tag, content in _nested_elements(parts[-1][1]) if parts[0][1] == _SUBJECT_ALT_NAME else ():
                 if tag == _DNS_NAME:
-                    found.append(content.decode("ascii").lower())
+                    names.append(content.decode("ascii").lower())
                 elif tag == _IP_ADDRESS:
                     address = ip_address(content)
-                    found.append(f"[{address}]" if address.version == 6 else str(address))
+                    names.append(f"[{address}]" if address.version == 6 else str(address))
     except (ValueError, IndexError):
         return []
-    return found
+    return names
 
 
 def _certificate_fields(text: str) -> list[tuple[int, bytes]]:

@@ -33,7 +33,7 @@ from poolctl.installation import install_command
 from poolctl.safe_open import UnsafePath, check_appendable
 
 # Problems and warnings.
-Found = tuple[list[Finding], list[Finding]]
+Findings = tuple[list[Finding], list[Finding]]
 _LOG_PATH = ("log", "path")
 JOURNAL_PATH = ("events", "path")
 
@@ -61,7 +61,7 @@ class ExternalChecks:
         self.problems: list[tuple[ServerConfig, Finding]] = []
         self.warnings: list[tuple[ServerConfig, Finding]] = []
         self.wsgi: list[tuple[ServerConfig, str]] = []
-        self._seen: dict[Hashable, Found] = {}
+        self._seen: dict[Hashable, Findings] = {}
 
     def check(self, servers: Sequence[ServerConfig], *, import_apps: bool = False) -> None:
         """Check everything the servers refer to; with `import_apps` also import their apps. Blocks until done."""
@@ -79,13 +79,13 @@ class ExternalChecks:
         self._check_once(server, self._check_env_files, server.env_file, environment, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerConfig]) -> None:
-        """Add the servers' warnings, and their unwritable log files, to `warnings`; discard all other problems."""
-        known = len(self.problems)
+        """Add the servers' warnings and unwritable log files to `warnings`; discard all other problems."""
+        count = len(self.problems)
         for server in servers:
             self._check_server(server)
         # Every server still runs, but the loss of its log should not come as a surprise.
-        self.warnings += [problem for problem in self.problems[known:] if problem[1].path == _LOG_PATH]
-        del self.problems[known:]
+        self.warnings += [problem for problem in self.problems[count:] if problem[1].path == _LOG_PATH]
+        del self.problems[count:]
 
     def _check_server(self, server: ServerConfig) -> None:
         self._check_once(server, _check_directory, "cwd", server.cwd)
@@ -121,12 +121,12 @@ class ExternalChecks:
 
     def _environment_of(self, server: ServerConfig) -> dict[str, str]:
         try:
-            own = {**read_env_files(server, {**self.env, **server.env}), **server.env}
+            variables = {**read_env_files(server, {**self.env, **server.env}), **server.env}
         except ServerError:  # reported by `check_env_files`
-            own = {**server.env}
-        return {**self.env, **interpreter.with_virtual_environment(server, own, self.env)}
+            variables = {**server.env}
+        return {**self.env, **interpreter.with_virtual_environment(server, variables, self.env)}
 
-    def _check_once(self, server: ServerConfig, check: Callable[..., Found], *at: Hashable) -> None:
+    def _check_once(self, server: ServerConfig, check: Callable[..., Findings], *at: Hashable) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive
         if key not in self._seen:
             self._seen[key] = check(*at)
@@ -142,15 +142,15 @@ class ExternalChecks:
         files: tuple[str | EnvFile, ...],
         environment: frozenset[tuple[str, str]],
         for_another_user: bool,
-    ) -> Found:
+    ) -> Findings:
         problems, warnings = [], []
-        known = {**self._inherited_environment(), **dict(environment)}
-        found: dict[str, str] = {}
+        lookup = {**self._inherited_environment(), **dict(environment)}
+        variables: dict[str, str] = {}
         for index, file in enumerate(files):
             key = ("env_file", index)
             path = file if isinstance(file, str) else file.path
             try:
-                found, unset = read_env_file(file, known, found, for_another_user=for_another_user)
+                variables, unset = read_env_file(file, lookup, variables, for_another_user=for_another_user)
             except EnvFileError as problem:
                 fix = "fix the file, or take it out; env_file = [] is none"
                 problems.append(Finding(key, str(problem), fix, path))
@@ -161,11 +161,11 @@ class ExternalChecks:
                 warnings.append(Finding(key, message, fix, path))
         return problems, warnings
 
-    def _check_trust(self, python: str) -> Found:
+    def _check_trust(self, python: str) -> Findings:
         message, fix = interpreter.root_trust_problem(python, self.env)
         return [], [Finding(("python",), message, fix, python)] if message else []
 
-    def _check_certificates(self, tls: TLSConfig) -> Found:
+    def _check_certificates(self, tls: TLSConfig) -> Findings:
         from poolctl.config.checks.certificate_checks import check_certificates
 
         return check_certificates(tls, self.env, self.now)
@@ -177,7 +177,7 @@ class ExternalChecks:
                 # None, this process's own user, if any server without a user has this interpreter.
                 using[server.python] = server.user if using.get(server.python, "") is not None else None
         using.pop(sys.executable, None)  # poolctl's own interpreter has uvicorn, which poolctl needs
-        apps = [each for each in servers if not each.command]
+        apps = [server for server in servers if not server.command]
         for python, finding in check_interpreters(using):
             self.problems += [(app, finding) for app in apps if app.python == python]
 
@@ -188,7 +188,7 @@ class ExternalChecks:
             target = server.handlers if server.app is None else server.app
             if not isinstance(target, str) or server.command:
                 continue
-            own = with_absolute_paths(read_env_files(server, {**env, **server.env}) | server.env, server.cwd)
+            variables = read_env_files(server, {**env, **server.env}) | server.env
             job = ImportJob(
                 python=interpreter.interpreter(server.python),
                 target=target,
@@ -196,7 +196,7 @@ class ExternalChecks:
                 interface=server.interface,
                 app_dir=server.app_dir,
                 cwd=server.cwd,
-                env=tuple(sorted(own.items())),
+                env=tuple(sorted(with_absolute_paths(variables, server.cwd).items())),
                 user=server.user if os.geteuid() == 0 else None,
                 timeout_seconds=server.start_timeout,
                 new_environment_in=interpreter.directory_for_environment(server),
@@ -222,7 +222,7 @@ def runs_python_as_root(server: ServerConfig) -> bool:
     return not server.command and not callable(server.app) and interpreter.runs_as_root(server.user)
 
 
-def _check_environment(environment: str) -> Found:
+def _check_environment(environment: str) -> Findings:
     path = interpreter.find_program_others_may_change(f"{environment}/bin")
     if not path:
         return [], []
@@ -231,14 +231,14 @@ def _check_environment(environment: str) -> Found:
     return [], [Finding(("python",), message, fix, environment)]
 
 
-def _check_directory(key: str, path: str) -> Found:
+def _check_directory(key: str, path: str) -> Findings:
     if os.path.isdir(path):
         return [], []
     what = "is not a directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
 
 
-def _check_open_files(limit: int) -> Found:
+def _check_open_files(limit: int) -> Findings:
     """A warning if the kernel refuses this limit: setrlimit(2), RLIMIT_NOFILE."""
     with contextlib.suppress(OSError, ValueError), open("/proc/sys/fs/nr_open") as file:
         most = int(file.read())
@@ -252,7 +252,7 @@ def _check_open_files(limit: int) -> Found:
 _PATCHES = r"(?m)^\s*(?:from gevent import .*\bmonkey\b|(?:import|from) gevent\.monkey\b)"
 
 
-def _check_patching(app_dir: str, module: str) -> Found:
+def _check_patching(app_dir: str, module: str) -> Findings:
     """A warning if the application's module has gevent patch the standard library, which asyncio does not survive."""
     path = os.path.join(app_dir, *module.split("."))
     for file in (f"{path}.py", f"{path}/__init__.py"):
@@ -264,9 +264,9 @@ def _check_patching(app_dir: str, module: str) -> Found:
     return [], []
 
 
-def _check_import_path(key: str, path: str) -> Found:
-    found = _check_directory(key, path)
-    return ([], []) if any(found) and _is_in_archive(path) else found
+def _check_import_path(key: str, path: str) -> Findings:
+    findings = _check_directory(key, path)
+    return ([], []) if any(findings) and _is_in_archive(path) else findings
 
 
 def _is_in_archive(path: str) -> bool:
@@ -275,18 +275,18 @@ def _is_in_archive(path: str) -> bool:
     import zipimport
 
     try:
-        found = zipimport.zipimporter(path)
-        with zipfile.ZipFile(found.archive) as archive:
-            return any(name.startswith(found.prefix) for name in archive.namelist())
+        importer = zipimport.zipimporter(path)
+        with zipfile.ZipFile(importer.archive) as archive:
+            return any(name.startswith(importer.prefix) for name in archive.namelist())
     except (ImportError, OSError, zipfile.BadZipFile):
         return False
 
 
-def _check_user(user: str) -> Found:
+def _check_user(user: str) -> Findings:
     return check_user(("user",), user)
 
 
-def check_user(path: KeyPath, user: str) -> Found:
+def check_user(path: KeyPath, user: str) -> Findings:
     """Problems and warnings of the user, or user and group, that a program should run as."""
     missing = _missing_accounts(path, user)
     if missing or os.geteuid() in (0, interpreter.ids_of(user)[0]):
@@ -295,7 +295,7 @@ def check_user(path: KeyPath, user: str) -> Found:
     return [], [Finding(path, f"only root can run it as {name!r}", "start the pool as root", user)]
 
 
-def check_socket_owner(path: KeyPath, owner: str) -> Found:
+def check_socket_owner(path: KeyPath, owner: str) -> Findings:
     """Problems and warnings of the user, or user and group, that the file of a Unix socket should belong to."""
     missing = _missing_accounts(path, owner)
     if missing or os.geteuid() == 0:
@@ -344,12 +344,12 @@ def check_tables(
     names = tables.by_name().keys()
     for path, table in tables:
         wrong, doubtful = table.check(env, names)
-        problems += [each._replace(path=(*path, *each.path)) for each in wrong]
-        warnings += [each._replace(path=(*path, *each.path)) for each in doubtful]
+        problems += [finding._replace(path=(*path, *finding.path)) for finding in wrong]
+        warnings += [finding._replace(path=(*path, *finding.path)) for finding in doubtful]
     return problems, warnings
 
 
-def _check_log(path: str) -> Found:
+def _check_log(path: str) -> Findings:
     return unwritable_file_findings(_LOG_PATH, path), []
 
 

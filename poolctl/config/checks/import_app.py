@@ -45,22 +45,22 @@ def import_app(job: dict[str, Any]) -> dict[str, Any]:
     sys.path.insert(0, job["app_dir"])
     sys.argv = [""]
     name, _, attributes = job["target"].partition(":")
-    found: Any = importlib.import_module(name)
+    app: Any = importlib.import_module(name)
     for attribute in attributes.split("."):
         try:
-            found = getattr(found, attribute)
+            app = getattr(app, attribute)
         except AttributeError:
             import difflib
 
-            names = [known for known in dir(found) if not known.startswith("_")]
+            names = [member for member in dir(app) if not member.startswith("_")]
             near = difflib.get_close_matches(attribute, names, n=1)
             return {"kind": "no attribute", "near": near[0] if near else ""}
-    if not callable(found):
-        return {"kind": "not callable", "message": f"of type {type(found).__name__}"}
+    if not callable(app):
+        return {"kind": "not callable", "message": f"of type {type(app).__name__}"}
     interface, is_known = job["interface"], not job["factory"]
-    if is_known and (reason := interface_rules["mismatch"](found, interface)):
+    if is_known and (reason := interface_rules["mismatch"](app, interface)):
         return {"kind": "mismatch", "message": reason}
-    if interface == "wsgi" or (interface == "auto" and is_known and interface_rules["is_wsgi"](found)):
+    if interface == "wsgi" or (interface == "auto" and is_known and interface_rules["is_wsgi"](app)):
         return {"wsgi": "uvicorn" if importlib.util.find_spec("a2wsgi") is None else "a2wsgi"}
     return {}
 

@@ -68,21 +68,21 @@ def broken_environment(python: str) -> tuple[str, str] | None:
 
 
 def with_virtual_environment(
-    server: ServerConfig, own: Mapping[str, str], inherited: Mapping[str, str]
+    server: ServerConfig, variables: Mapping[str, str], inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables `own` of a server, with PATH and VIRTUAL_ENV for its programs if it has a virtual environment.
+    """The `variables` of a server, with PATH and VIRTUAL_ENV if it has a virtual environment.
 
-    Its programs come first in the inherited PATH; last, if root runs them and others may change them. A PATH in `own`
-    stays as it is.
+    Programs of that environment come first in the inherited PATH; last, if root runs them and others may change them. A
+    PATH in `variables` stays as it is.
     """
     environment = virtual_environment(server)
-    if not environment or "PATH" in own:
-        return {**own}
+    if not environment or "PATH" in variables:
+        return {**variables}
     programs = f"{environment}/bin"
-    places = [each for each in inherited.get("PATH", os.defpath).split(os.pathsep) if each != programs]
+    places = [place for place in inherited.get("PATH", os.defpath).split(os.pathsep) if place != programs]
     is_last = runs_as_root(server.user) and find_program_others_may_change(programs)
     places.insert(len(places) if is_last else 0, programs)
-    return {"PATH": os.pathsep.join(places), "VIRTUAL_ENV": environment, **own}
+    return {"PATH": os.pathsep.join(places), "VIRTUAL_ENV": environment, **variables}
 
 
 def virtual_environment(server: ServerConfig) -> str:
@@ -178,11 +178,11 @@ def find_path_others_may_change(
         if not os.path.exists(path):
             continue
         # A file is an archive of modules: its sitecustomize would run as well.
-        found = trusted.replaceable_component(path) or (
+        component = trusted.replaceable_component(path) or (
             _entry_others_may_write(path, trusted) if os.path.isdir(path) else ""
         )
-        if found:
-            return found
+        if component:
+            return component
     return trusted.replaceable_component(interpreter)
 
 
@@ -281,17 +281,17 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
     settings = _read_settings(f"{prefix}/pyvenv.cfg")
     home = settings.get("home")
     bases = {real} if home is None else {real, os.path.dirname(home)}
-    for library in [each for base in (prefix, *bases) for each in _libraries(base, "python3.")]:
+    for library in [directory for base in (prefix, *bases) for directory in _libraries(base, "python3.")]:
         yield library
         yield from _paths_in_directory(library, "lib-dynload")
-    sites = [f"{each}/site-packages" for each in _libraries(prefix, "python3.")]
+    sites = [f"{library}/site-packages" for library in _libraries(prefix, "python3.")]
     if home is None or settings.get("include-system-site-packages") == "true":
         user_base = env.get("PYTHONUSERBASE") or os.path.join(env.get("HOME", "/"), ".local")
         for base in (*bases, *(f"{base}/local" for base in bases)):
-            sites += [
-                f"{each}/{name}-packages" for each in _libraries(base, "python3") for name in ("site", "dist")
-            ]
-        sites += [f"{each}/site-packages" for each in _paths_in_directory(f"{user_base}/lib", "python3.")]
+            for library in _libraries(base, "python3"):
+                sites += [f"{library}/site-packages", f"{library}/dist-packages"]
+        user_libraries = _paths_in_directory(f"{user_base}/lib", "python3.")
+        sites += [f"{library}/site-packages" for library in user_libraries]
     for site in filter(os.path.lexists, sites):
         yield site
         yield from _named_by_pth(site)

@@ -71,46 +71,46 @@ class Document:
 
     def path_as_spelled(self, path: KeyPath) -> KeyPath | None:
         """The path from the root of the file, with keys spelled as in the file; None if the file has no value there."""
-        known = self.positions()
+        places = self.positions()
         whole = (*self.prefix, *path)
-        if whole in known:
+        if whole in places:
             return whole
         for index, part in enumerate(whole):
             other = SYNONYMS.get(part) if isinstance(part, str) else None
-            if other and (*whole[:index], other) in known:
+            if other and (*whole[:index], other) in places:
                 # The rest of the path belongs to the long form: it has no place of its own.
                 return (*whole[:index], other)
         if "labels" in whole:
             # Dots in the name of a label may be tables of the file.
             start = whole.index("labels") + 1
             whole = (*whole[:start], *(part for name in whole[start:] for part in str(name).split(".")))
-            return whole if whole in known else None
+            return whole if whole in places else None
         return None
 
     def path_without_omitted_parts(self, path: KeyPath) -> KeyPath:
         """Return `path` without parts that the file omits, such as index 0 where `bind = ":80"` stands for a list."""
-        here, found = self.data, []
+        here, kept = self.data, []
         for part in path:
             if isinstance(here, str) or (part == 0 and not isinstance(here, list)):
                 continue  # the value stands alone for a list of one, or for a table with this key
-            found.append(part)
+            kept.append(part)
             inside = isinstance(here, dict) or (isinstance(here, list) and isinstance(part, int))
             try:
                 here = here[part] if inside else None
             except LookupError:
                 here = None
-        return tuple(found)
+        return tuple(kept)
 
     def place(self, path: KeyPath) -> Place:
         """Return file, line, column and dotted key of the value at `path`.
 
         If the file has no such value, return the line and column of the innermost table around it in the file.
         """
-        known = self.positions()
+        places = self.positions()
         for length in range(len(path), -1, -1):
-            found = self.path_as_spelled(path[:length])
-            if found is not None:
-                return Place(self.path, *known[found], dotted((*found, *path[length:])))
+            spelled = self.path_as_spelled(path[:length])
+            if spelled is not None:
+                return Place(self.path, *places[spelled], dotted((*spelled, *path[length:])))
         return Place(self.path, 1, 1, dotted((*self.prefix, *path)))
 
 
@@ -143,11 +143,11 @@ def unset_variables(paths: Iterable[str]) -> list[str]:
     A directory in `paths` stands for its files. Files that cannot be read or parsed are left out.
     """
     documents, _ = read_documents([*paths])
-    found: dict[str, None] = {}
+    unset: dict[str, None] = {}
     for document in documents:
         beside = _with_env_file(document, {}, [])
-        found |= dict.fromkeys(name for name in required_variables(document.text) if name not in beside)
-    return list(found)
+        unset |= dict.fromkeys(name for name in required_variables(document.text) if name not in beside)
+    return list(unset)
 
 
 def _with_env_file(document: Document, env: Mapping[str, str], findings: list[Finding]) -> Mapping[str, str]:
@@ -158,11 +158,11 @@ def _with_env_file(document: Document, env: Mapping[str, str], findings: list[Fi
         if not read_file.is_own(path, env):
             continue  # root takes no values from others
         try:
-            found, _ = read_file.read_env_file(path, env, for_another_user=False)
+            variables, _ = read_file.read_env_file(path, env, for_another_user=False)
         except read_file.EnvFileError as problem:
             findings.append(Finding((), str(problem), "fix the file"))
         else:
-            return {**found, **env}
+            return {**variables, **env}
     return env
 
 
@@ -232,14 +232,14 @@ class Assembly:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
     def _merge_table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
-        known = file_tables()
-        if key not in known:
+        names = file_tables()
+        if key not in names:
             hint = _unknown_table_hint(document, str(key), value)
-            yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))
+            yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(names))
             return
         model = model_of_table(key)
         if key == "server" or (model is not None and model.listed):
-            if not isinstance(value, list) or (model and not all(isinstance(each, dict) for each in value)):
+            if not isinstance(value, list) or (model and not all(isinstance(table, dict) for table in value)):
                 hint = _header_hint(document, key, value)
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif model is None:
@@ -270,25 +270,24 @@ class Assembly:
                 yield Finding((name, index, key), f"unknown key {key!r}", "take it out")
         base_dir = document.base_dir
         self.tables[name] = [
-            model.in_long_form(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
+            model.in_long_form(table, as_is, base_dir) for table, as_is in zip(tables, written, strict=True)
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
         """Add a file's tables of the class `model` to those of earlier files; tables with the same name are merged."""
         name, written = model.table_name, document.data[model.table_name]
-        known = self.tables.setdefault(name, [])
-        earlier = {
-            label: at for at, each in enumerate(known) if isinstance(label := each.get(model.merged_by), str)
-        }
+        existing = self.tables.setdefault(name, [])
+        labels = [table.get(model.merged_by) for table in existing]
+        earlier = {label: at for at, label in enumerate(labels) if isinstance(label, str)}
         for index, table in enumerate(tables):
-            own = model.in_long_form(table, written[index], document.base_dir)
-            label = own.get(model.merged_by)
+            entry = model.in_long_form(table, written[index], document.base_dir)
+            label = entry.get(model.merged_by)
             at = earlier.pop(label, None) if isinstance(label, str) else None
             if at is None:
-                at = len(known)
-                known.append(own)
+                at = len(existing)
+                existing.append(entry)
             else:
-                known[at] = merged(known[at], own)
+                existing[at] = merged(existing[at], entry)
             self.parts.setdefault((name, at), []).append((document, (name, index)))
 
     def _merge_into_defaults(self, document: Document, value: dict[str, Tree]) -> None:
@@ -307,8 +306,8 @@ class Assembly:
             if not isinstance(value, dict):
                 yield Finding(path, f"a server is a table, and this is {shown(value)}", "write name = …")
                 continue
-            own: list[Finding] = []
-            table = normalised(value, document.base_dir, own)
+            findings: list[Finding] = []
+            table = normalised(value, document.base_dir, findings)
             name = table.get("name")
             name = name if isinstance(name, str) else ""
             entry = self._by_name.get(name) if name else None
@@ -322,8 +321,8 @@ class Assembly:
                 if name:
                     self._by_name.setdefault(name, entry)
             here.add(name)
-            if own:
-                self._report(document, own, path, entry)
+            if findings:
+                self._report(document, findings, path, entry)
 
 
 def _unknown_table_hint(document: Document, key: str, value: Tree) -> str:
@@ -331,9 +330,9 @@ def _unknown_table_hint(document: Document, key: str, value: Tree) -> str:
     if meant := meant_table(key):
         return _header_hint(document, meant, value)
     if key in ServerConfig.keys_in_files():
-        server, defaults = (_shown_header(document, each) for each in ("server", "defaults"))
+        server, defaults = (_shown_header(document, name) for name in ("server", "defaults"))
         if document.kind == "toml" and isinstance(value, dict):
-            of_server, of_all = (f"[{each.strip('[]')}.{key}]" for each in (server, defaults))
+            of_server, of_all = (f"[{head.strip('[]')}.{key}]" for head in (server, defaults))
             return f"write {of_server} below its {server}, or {of_all} for all servers"
         return f"write it below {server}, or below {defaults} for all servers"
     if isinstance(value, dict) and value.keys() & _KEYS_THAT_SERVE:
@@ -350,7 +349,7 @@ def _header_hint(document: Document, table: str, value: Tree) -> str:
     if not is_listed(table):
         return f"write {shown_header}"
     inner = value.items() if isinstance(value, dict) else ()
-    names = [name for name, each in inner if isinstance(each, (dict, list))]
+    names = [name for name, child in inner if isinstance(child, (dict, list))]
     if table == "server" and names and names[0] not in ServerConfig.keys_in_files():
         equals = " =" if document.kind == "toml" else ":"
         return f"write {shown_header}, and name{equals} {json_text(names[0])}"
@@ -423,26 +422,25 @@ class Origins:
 
         Without `inherited`, the keys of [defaults] are left out.
         """
-        found: dict[str, str] = {}
+        origin: dict[str, str] = {}
         entry = self._entries.get(name)
         if entry is None:
-            return found
-        tables = [each.data.get("defaults") for each in self.documents if isinstance(each.data, dict)]
-        # The table [defaults.tls] is for servers that ask for it.
-        asks = "tls" in entry.table or any(
-            isinstance(each, dict) and each.get("tls") is True for each in tables
-        )
+            return origin
+        files = (document.data for document in self.documents if isinstance(document.data, dict))
+        defaults = [data["defaults"] for data in files if isinstance(data.get("defaults"), dict)]
+        # The table [defaults.tls] is only for servers with `tls`.
+        asks = "tls" in entry.table or any(table.get("tls") is True for table in defaults)
         for document, table in [*(self._defaults if inherited else ()), *entry.parts]:
             for path, line, value in _keys_of(document, table):
                 first, where = LONG_FORMS.get(str(path[0]), path[0]), f"{document.path}:{line}"
                 if table != ("defaults",) or first != "tls" or asks:
                     key = ".".join(map(str, (first, *path[1:])))
-                    found[key] = where
+                    origin[key] = where
                     if value is None:
-                        del found[key]  # as if no file had it
+                        del origin[key]  # as if no file had it
                     elif len(path) == 1 and not isinstance(value, dict):
-                        found |= dict.fromkeys(_KEYS_OF_SHORT_FORMS.get(str(path[0]), ()), where)
-        return found
+                        origin |= dict.fromkeys(_KEYS_OF_SHORT_FORMS.get(str(path[0]), ()), where)
+        return origin
 
 
 def _keys_of(document: Document, table: KeyPath) -> Iterator[tuple[KeyPath, int, Tree]]:
@@ -460,10 +458,10 @@ def _keys_of(document: Document, table: KeyPath) -> Iterator[tuple[KeyPath, int,
     def keys_in(inside: Tree, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, int, Tree]]:
         for key, value in inside.items() if isinstance(inside, dict) else ():
             place = places.get((*document.prefix, *table, *path, key))
-            own = place[0] if place else line
+            key_line = place[0] if place else line
             if place or not isinstance(value, dict):
-                yield (*path, key), own, value
-            yield from keys_in(value, (*path, key), own)
+                yield (*path, key), key_line, value
+            yield from keys_in(value, (*path, key), key_line)
 
     yield from keys_in(here, (), places.get((*document.prefix, *table), (1, 1))[0])
 

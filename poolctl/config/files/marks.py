@@ -55,13 +55,13 @@ def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
 
 
 def _expand_directories_to_files(paths: Iterable[str]) -> dict[str, None]:
-    found: dict[str, None] = {}
+    files: dict[str, None] = {}
     for path in paths:
         try:
-            found.update(dict.fromkeys(files_of(path)))
+            files.update(dict.fromkeys(files_of(path)))
         except ServerError:
-            found[path] = None  # an empty directory: reported when it is read
-    return found
+            files[path] = None  # an empty directory: reported when it is read
+    return files
 
 
 def _mark(path: str) -> Mark:

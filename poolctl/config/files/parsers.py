@@ -125,7 +125,7 @@ def parse_json(text: str) -> Tree:
         place = scanner.lines.place(offset)
         raise ParseError(f"the key {key!r} is there twice", *place, "keep one of them") from None
     except ValueError as error:
-        constant = next((found for found in re.finditer(_JSON_CONSTANT, text) if found[1]), None)
+        constant = next((match for match in re.finditer(_JSON_CONSTANT, text) if match[1]), None)
         if constant is None:
             raise ParseError("a number of too many digits") from None
         place = OffsetLocator(text).place(constant.start(1))
@@ -282,16 +282,16 @@ def _unquoted(key: str) -> str:
 
 def _explained(text: str, kind: str, error: ParseError) -> ParseError:
     """The parser's error with a fix, in plain words for the six commonest mistakes."""
-    found = None
+    explained = None
     if error.line and kind != "yaml":
         start = sum(len(line) + 1 for line in text.split("\n")[: error.line - 1]) + error.column - 1
         if error.message.startswith(_OF_STRINGS):
-            found = (start, *UNCLOSED_STRING)
+            explained = (start, *UNCLOSED_STRING)
         else:
-            found = (_explained_toml if kind == "toml" else _explained_json)(text, error.message, start)
-    if found is None:
+            explained = (_explained_toml if kind == "toml" else _explained_json)(text, error.message, start)
+    if explained is None:
         return ParseError(error.message, error.line, error.column, RULES[kind])
-    at, message, hint = found
+    at, message, hint = explained
     return ParseError(message, *OffsetLocator(text).place(at), hint)
 
 
@@ -341,10 +341,10 @@ def _wrong_header(line: str) -> tuple[str, str] | None:
 
     if behind := re.match(_TEXT_BEHIND_HEADER, line):
         return f"text behind the header {behind[1][:SHOWN_CHARACTERS]}", "write it on the next line"
-    found = re.fullmatch(_LIKE_HEADER, line)
-    if found is None or len(line) > SHOWN_CHARACTERS:
+    match = re.fullmatch(_LIKE_HEADER, line)
+    if match is None or len(line) > SHOWN_CHARACTERS:
         return None
-    before, name, label, after = found.groups()
+    before, name, label, after = match.groups()
     parts = tuple(name.split("."))
     prefix = parts[:2] if parts[:2] == ("tool", "poolctl") else ()
     first, *inner = parts[len(prefix) :] or ("",)

@@ -65,11 +65,11 @@ def find_config(
             raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
         return [os.path.normpath(os.path.join(cwd, path)) for path in named]
     for directory in (cwd, *_directories_above(cwd, env)):
-        if found := default_file(directory):
-            if directory != cwd and not (is_own(directory, env) and is_own(found, env, safe=True)):
-                hint = f"to use that of another user, name it: -c {found}"
+        if file := default_file(directory):
+            if directory != cwd and not (is_own(directory, env) and is_own(file, env, safe=True)):
+                hint = f"to use that of another user, name it: -c {file}"
                 raise ConfigNotFound(f"no configuration file of your own in {cwd} or above", hint)
-            return [found]
+            return [file]
     hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
     if near := _near_miss(cwd):
         wanted = f"pool{os.path.splitext(near)[1].lower()}"
@@ -108,7 +108,7 @@ def is_own(path: str, env: Mapping[str, str], *, safe: bool = False) -> bool:
     With `safe`, nobody else may replace a part of the path that root uses.
     """
     user = os.geteuid()
-    users, groups = (_id_in(env, each) if user == 0 else set() for each in ("SUDO_UID", "SUDO_GID"))
+    users, groups = (_id_in(env, variable) if user == 0 else set() for variable in ("SUDO_UID", "SUDO_GID"))
     try:
         owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
     except OSError:
@@ -253,10 +253,10 @@ def kind_of(path: str) -> str:
 def stamp_of(path: str) -> Stamp:
     """Inode, change time, modification time and size of a file, following links; None if there is no such file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size
 
 
 def lasting_stamp_of(path: str) -> Stamp:
@@ -279,12 +279,12 @@ def files_of(path: str) -> list[str]:
         raise _unreadable(path, "the directory") from error
     except OSError as error:
         raise _problem(path, f"cannot be listed: {error.strerror}", "check the path and the disk") from error
-    found = [os.path.join(path, name) for name in names if _suffix(name) in SUFFIXES]
-    found = [file for file in found if not file.endswith(f"/{PYPROJECT}") or has_poolctl_section(file)]
-    if not found:
+    files = [os.path.join(path, name) for name in names if _suffix(name) in SUFFIXES]
+    files = [file for file in files if not file.endswith(f"/{PYPROJECT}") or has_poolctl_section(file)]
+    if not files:
         raise _problem(path, "no configuration file in this directory", "put a pool.toml there")
     default = default_file(path)
-    return [file for file in found if not default or file == default or _seems_to_be_of_a_pool(file)]
+    return [file for file in files if not default or file == default or _seems_to_be_of_a_pool(file)]
 
 
 # How similar an unknown table's name must be to one of ours, to be reported and not taken for another program's.
@@ -317,8 +317,8 @@ def _has_table_of_a_pool(path: str) -> bool:
     data = pyproject_section(data) if os.path.basename(path) == PYPROJECT else data
     if not isinstance(data, dict):
         return True
-    known = file_tables()
-    tables = [key for key in map(str, data) if key in known or similar(key, known, 1, _MISSPELT)]
+    names = file_tables()
+    tables = [key for key in map(str, data) if key in names or similar(key, names, 1, _MISSPELT)]
     return bool(tables) and not foreign_format(path, data)
 
 
@@ -327,22 +327,21 @@ def _suffix(name: str) -> str:
 
 
 def missing_file(path: str) -> Problem:
-    """The problem of a file that was given by path but does not exist."""
+    """The problem of a file that was named but does not exist."""
     return _problem(path, _NO_FILE, "check the path, or write one with `poolctl init`")
 
 
 def variables_named_by_env_keys(paths: Iterable[str]) -> set[str]:
     """The variables that `*_env` keys in these files or directories seem to name; found without parsing the files."""
     # Some processes start before the files are parsed.
-    found: set[str] = set()
+    variables: set[str] = set()
     for path in paths:
         with contextlib.suppress(ServerError):
             for file in files_of(path):
-                with contextlib.suppress(
-                    OSError, ValueError
-                ):  # unreadable files are reported when they are loaded
-                    found |= {name.decode() for name in re.findall(_NAMED, read_regular_truncated(file))}
-    return found
+                # Unreadable files are reported when they are loaded.
+                with contextlib.suppress(OSError, ValueError):
+                    variables |= {name.decode() for name in re.findall(_NAMED, read_regular_truncated(file))}
+    return variables
 
 
 def _unreadable(path: str, subject: str) -> Problem:
@@ -405,7 +404,7 @@ def read_env_file(
     except Problem as problem:
         fix = f"; {problem.hint}" if isinstance(problem.__cause__, PermissionError) else ""
         raise EnvFileError(f"{path}: {problem.message}{fix}") from problem
-    found = dict(earlier or {})
+    variables = dict(earlier or {})
     unset: list[tuple[int, str]] = []
     pair, escape_or_reference = re.compile(_PAIR), re.compile(rf"(?s)\\(.)|{_REFERENCE}")
     blanks = re.match(_BLANKS, text)
@@ -418,7 +417,7 @@ def read_env_file(
             return _ESCAPES.get(escaped[0], match[0])
         if not expand:
             return match[0]
-        value = environment.get(name, found.get(name, default))
+        value = environment.get(name, variables.get(name, default))
         if value is None:
             unset.append((line, name))
         nonlocal inserted, in_all
@@ -452,10 +451,10 @@ def read_env_file(
             bare = "" if is_empty else re.split(r"\s#", bare, maxsplit=1)[0].rstrip()
             end = bare.rfind("}") + 1
             value = re.sub(_REFERENCE, replacement, bare[:end]) + bare[end:]
-        found[name] = value
+        variables[name] = value
         line += text.count("\n", here, match.end())
         here = match.end()
-    return found, unset
+    return variables, unset
 
 
 def default_env_file(base_dir: str) -> tuple[str, ...]:
@@ -469,14 +468,15 @@ def read_env_files(server: ServerConfig, environment: Mapping[str, str]) -> dict
 
     Blocks on the disk. Raises ServerError for a file that cannot be read.
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for file in server.env_file:
         try:
-            found, _ = read_env_file(file, environment, found, for_another_user=server.user is not None)
+            another = server.user is not None
+            variables, _ = read_env_file(file, environment, variables, for_another_user=another)
         except EnvFileError as error:
             hint = "fix the file, or remove it from env_file; [] is none"
             raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
-    return found
+    return variables
 
 
 def pyproject_section(data: Tree) -> Tree:
@@ -529,9 +529,9 @@ def foreign_format(path: str, data: Tree = None) -> str:
     if _suffix(path) in (".conf", ".ini"):
         with contextlib.suppress(ServerError):
             text = read_text(path)
-            return next((each for each, section in _SECTIONS.items() if section.search(text)), "")
+            return next((kind for kind, section in _SECTIONS.items() if section.search(text)), "")
     name = os.path.basename(path).lower()
-    return next((each for each, pattern in _NAMES.items() if re.fullmatch(pattern, name)), "")
+    return next((kind for kind, pattern in _NAMES.items() if re.fullmatch(pattern, name)), "")
 
 
 def _has_apps(data: Tree) -> bool:

@@ -54,7 +54,7 @@ class Frame:
 def parse_yaml(text: str, truth_values: Container[str] = _BOOLEANS) -> Tree:
     """The value of the only document of the text. Raises ParseError.
 
-    Of the words for true and false, those that are not among the `truth_values` in lower case stay texts.
+    Words for true and false stay text unless `truth_values` contains them in lower case.
     """
     try:
         return _Builder(truth_values).build(yaml.parse(text, Loader=_LOADER))

@@ -99,8 +99,8 @@ def model_of_table(name: str) -> type[Table] | None:
     """The class of the table with this name; None for an unknown table."""
     if name in MODELS:
         return MODELS[name]
-    found = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
-    return next(found, None)
+    models = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
+    return next(models, None)
 
 
 def file_tables() -> tuple[str, ...]:
@@ -116,10 +116,10 @@ def is_listed(name: str) -> bool:
 
 
 def meant_table(name: str) -> str:
-    """The table of a file that was meant by a misspelt name, or by that of another tool; "" if none is known."""
-    known, word = file_tables(), plain_word(name)
-    of_others = (table for table, words in OTHER_TABLES.items() if table in known and word in words.split())
-    return misspelt(name, known) or next(of_others, "")
+    """The table that was meant by a misspelt name, or by the name that another tool uses; "" if unknown."""
+    names, word = file_tables(), plain_word(name)
+    of_others = (table for table, words in OTHER_TABLES.items() if table in names and word in words.split())
+    return misspelt(name, names) or next(of_others, "")
 
 
 def header(name: str, prefix: KeyPath = ()) -> str:
@@ -155,11 +155,11 @@ class Tables:
 
     def __iter__(self) -> Iterator[tuple[KeyPath, Table]]:
         """The path of each table, such as `("route", 0)`, and the table."""
-        for name, found in self.by_name().items():
-            if isinstance(found, tuple):
-                yield from (((name, index), table) for index, table in enumerate(found))
+        for name, value in self.by_name().items():
+            if isinstance(value, tuple):
+                yield from (((name, index), table) for index, table in enumerate(value))
             else:
-                yield (name,), found
+                yield (name,), value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tables) and other._tables == self._tables
@@ -176,7 +176,7 @@ class Tables:
     def to_dict(self) -> dict[str, Tree]:
         """The tables as they would be written in files; they contain no secrets."""
         return {
-            name: [each.to_dict() for each in table] if isinstance(table, tuple) else table.to_dict()
+            name: [entry.to_dict() for entry in table] if isinstance(table, tuple) else table.to_dict()
             for name, table in sorted(self.by_name().items(), key=lambda each: isinstance(each[1], tuple))
         }
 
@@ -185,14 +185,14 @@ def secret_variable_names(
     servers: Iterable[ServerConfig], tables: Tables, defaults: Mapping[str, Tree] | None = None
 ) -> frozenset[str]:
     """The variables named by `*_env` keys: they hold secrets of the pool, and are not passed to servers by default."""
-    found = set(_env_key_values(defaults or {}))
+    names = set(_env_key_values(defaults or {}))
     for _, table in tables:
-        found.update(_env_key_values(table))
+        names.update(_env_key_values(table))
     # In a server only the TLS table has such a key; the names in `env` are the server's own variables.
     for server in servers:
         if server.tls and server.tls is not True and server.tls.password_env:
-            found.add(server.tls.password_env)
-    return frozenset(found)
+            names.add(server.tls.password_env)
+    return frozenset(names)
 
 
 def _env_key_values(table: Section | Mapping[str, Tree]) -> Iterator[str]:
@@ -202,9 +202,9 @@ def _env_key_values(table: Section | Mapping[str, Tree]) -> Iterator[str]:
             if key.endswith("_env"):
                 yield value
         elif key != "env":
-            for each in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(each, (Section, dict)):
-                    yield from _env_key_values(each)
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(inner, (Section, dict)):
+                    yield from _env_key_values(inner)
 
 
 # The server whose keys the finding concerns; if None, the finding's path starts with a table of the file.
@@ -236,7 +236,7 @@ class BoundAddress(NamedTuple):
 class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
-    # The tables, as in a file, that a pool with proxied servers has at least.
+    # Tables, as in a file, that every pool with proxied servers needs.
     tables_of_proxied: ClassVar[Mapping[str, Tree]] = {}
 
     def build_interdependent_tables(
@@ -307,9 +307,9 @@ def all_rules() -> Iterator[TableRules]:
 
 def routes_of(servers: Iterable[ServerConfig], tables: Tables) -> tuple[AnyRoute, ...] | None:
     """The routes of these servers and tables in order of precedence; None for a pool without a gateway."""
-    found = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
-    routes = [each for each in found if each is not None]
-    return tuple(route for each in routes for route in each) if routes else None
+    by_feature = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
+    defined = [routes for routes in by_feature if routes is not None]
+    return tuple(route for routes in defined for route in routes) if defined else None
 
 
 def build_tables(
@@ -317,7 +317,7 @@ def build_tables(
 ) -> Tables:
     """The valid tables of the merged files. Problems of invalid tables are added to the findings.
 
-    `servers` may need tables of features without which they cannot be reached: these get their defaults.
+    Tables that `servers` need to be reached, such as [gateway], get their defaults if they are missing.
     """
     if any(server.is_proxied for server in servers):
         raw = {
@@ -338,37 +338,38 @@ def build_tables(
 
 def _list_of(
     model: type[Table],
-    given: list[dict[str, Tree]],
+    raw_tables: list[dict[str, Tree]],
     path: KeyPath,
     findings: list[Finding],
     others: Mapping[str, Tree],
 ) -> tuple[Table, ...]:
     labels: set[str] = set()
-    found: list[Table] = []
-    for index, each in enumerate(given):
-        table = _table(model, each, (*path, index), findings, others)
+    tables: list[Table] = []
+    for index, raw in enumerate(raw_tables):
+        table = _table(model, raw, (*path, index), findings, others)
         if table is not None:
-            found.append(table)
+            tables.append(table)
             if table.label in labels:
                 place = (*path, index, *(("name",) if "name" in table.model_fields_set else ()))
                 findings.append(Finding(place, f"the name {table.label!r} is taken", 'add name = "…"'))
             labels.add(table.label)
-    return tuple(found)
+    return tuple(tables)
 
 
 def _table(
     model: type[Table],
-    given: dict[str, Tree],
+    raw: dict[str, Tree],
     path: KeyPath,
     findings: list[Finding],
     others: Mapping[str, Tree],
 ) -> Table | None:
-    table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    own: list[Finding] = []
-    found = checked(model, model.with_derived_values(table), own)
-    # Even an invalid address may be a secret.
-    own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
-    if found is not None and not own:
-        own += found.findings_against_other_tables(others)
-    findings += [each._replace(path=(*path, *each.path)) for each in own]
-    return None if own else found
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    problems: list[Finding] = []
+    table = checked(model, model.with_derived_values(values), problems)
+    if table is not None and not problems:
+        problems += table.findings_against_other_tables(others)
+    for problem in problems:
+        # Even an invalid address may be a secret.
+        shown = "" if problem.path[:1] == ("url",) else problem.found
+        findings.append(problem._replace(path=(*path, *problem.path), found=shown))
+    return None if problems else table

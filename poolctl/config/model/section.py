@@ -19,7 +19,7 @@ from poolctl.feature import features
 
 Kind = TypeVar("Kind", bound="Section")
 
-# True while `validated` collects the problems of a table: the tables within it leave theirs to it.
+# True while `validated` collects the problems of a table: the tables within it do not raise their own.
 _is_part: ContextVar[bool] = ContextVar("_is_part", default=False)
 is_within_validation = _is_part.get
 
@@ -47,10 +47,10 @@ class Section(
             return validate(data)
         reset_suggestions()
         findings: list[Finding] = []
-        made = validated(cls, data, findings, validate)
-        if made is None:
+        section = validated(cls, data, findings, validate)
+        if section is None:
             refuse(cls.__name__, findings)
-        return made
+        return section
 
     def findings(self) -> Iterable[Finding]:
         """Contradictions between the table's keys; their paths are relative to the table."""
@@ -84,20 +84,20 @@ class Section(
 
     def to_dict(self) -> dict[str, Tree]:
         """The table as it would be written in a file: defaults filled in, unset keys left out."""
-        found = ((name, getattr(self, name)) for name in keys_of(type(self)))
-        return {name: _as_written(value, only_given=False) for name, value in found if value is not None}
+        values = ((name, getattr(self, name)) for name in keys_of(type(self)))
+        return {name: _as_written(value, only_given=False) for name, value in values if value is not None}
 
     def as_given(self) -> dict[str, Tree]:
         """The keys that were given, as they would be written in a file."""
-        given = (name for name in keys_of(type(self)) if name in self.model_fields_set)
-        return {name: _as_written(getattr(self, name), only_given=True) for name in given}
+        names = (name for name in keys_of(type(self)) if name in self.model_fields_set)
+        return {name: _as_written(getattr(self, name), only_given=True) for name in names}
 
 
 def _as_written(value: Tree, *, only_given: bool) -> Tree:
     if isinstance(value, Section):
         return value.as_given() if only_given else value.to_dict()
     if isinstance(value, (list, tuple)):
-        return [_as_written(each, only_given=only_given) for each in value]
+        return [_as_written(element, only_given=only_given) for element in value]
     return dict(value) if isinstance(value, dict) else value
 
 
@@ -117,15 +117,15 @@ def validated(
 ) -> Kind | None:
     """Return the table as an instance of `kind`; if it is invalid, add its problems to `findings` and return None.
 
-    `validate` is what a constructor fills its instance with.
+    A constructor passes its `validate`, which fills its instance.
     """
     token = _is_part.set(True)
     try:
         return (validate or kind.model_validate)(table)
     except ValidationError as error:
         reported = {finding.path for finding in findings}
-        found = findings_of(error, kind.keys_at, kind.table)
-        findings += [finding for finding in found if finding.path not in reported]
+        problems = findings_of(error, kind.keys_at, kind.table)
+        findings += [finding for finding in problems if finding.path not in reported]
         return None
     finally:
         _is_part.reset(token)
@@ -139,13 +139,14 @@ def checked(
 ) -> Kind | None:
     """The valid part of a table; its problems, contradictions between valid keys included, are added to `findings`.
 
-    The part has no attribute for an invalid key. None if a key is missing that has no example to stand in for it.
+    The part has no attributes for invalid keys. None if a missing key has no example to use in its place.
     """
     wrong: list[Finding] = []
-    part = validated(kind, table, wrong, validate) or _valid_part(kind, table, [each.path for each in wrong])
-    for found in wrong, _contradictions(part) if part else ():
+    part = validated(kind, table, wrong, validate)
+    part = part or _valid_part(kind, table, [finding.path for finding in wrong])
+    for batch in wrong, _contradictions(part) if part else ():
         reported = {finding.path for finding in findings}
-        findings += [each for each in found if each.path not in reported]
+        findings += [finding for finding in batch if finding.path not in reported]
     return part
 
 
@@ -162,8 +163,8 @@ def _valid_part(kind: type[Kind], table: dict[str, Tree], wrong: list[KeyPath]) 
         vars(part).pop(name, None)
         inner, within = tables_within(kind).get(name), [path[1:] for path in wrong if path[0] == name]
         is_table = inner is not None and isinstance(table.get(name), dict) and all(within)
-        if inner and is_table and (found := _valid_part(inner, table[name], within)) is not None:
-            vars(part)[name] = found
+        if inner and is_table and (inner_part := _valid_part(inner, table[name], within)) is not None:
+            vars(part)[name] = inner_part
             part.model_fields_set.add(name)
     return part
 
@@ -197,8 +198,8 @@ def keys_of(kind: type[Section]) -> tuple[str, ...]:
 class _Form:
     """How the value of a key is written.
 
-    It has the marks of the key, its class if it is a table, the form of a list's elements, and whether a single one may
-    stand for the list.
+    It has the marks of the key, its class if it is a table, the form of a list's elements, and whether one element may
+    be written instead of the list.
     """
 
     marks: list[Short | Flat | Relative]
@@ -208,31 +209,31 @@ class _Form:
 
     @classmethod
     def of(cls, annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
-        found, alternatives = cls([]), [annotation]
+        form, alternatives = cls([]), [annotation]
         marks = [*metadata]
         while alternatives:
-            each = alternatives.pop()
-            origin = get_origin(each)
+            alternative = alternatives.pop()
+            origin = get_origin(alternative)
             if origin is Annotated:
-                marks += each.__metadata__
-                alternatives.append(each.__origin__)
+                marks += alternative.__metadata__
+                alternatives.append(alternative.__origin__)
             elif origin in (Union, UnionType):
-                alternatives += get_args(each)
+                alternatives += get_args(alternative)
             elif origin is tuple:
-                elements = cls.of(get_args(each)[0])
-                found.elements = elements if elements.marks or elements.table else None
-            elif isinstance(each, type) and issubclass(each, Section):
-                found.table = each
-        found.or_single = any(isinstance(mark, OrSingle) for mark in marks)
-        found.marks = [mark for mark in reversed(marks) if isinstance(mark, (Short, Flat, Relative))]
-        return found
+                elements = cls.of(get_args(alternative)[0])
+                form.elements = elements if elements.marks or elements.table else None
+            elif isinstance(alternative, type) and issubclass(alternative, Section):
+                form.table = alternative
+        form.or_single = any(isinstance(mark, OrSingle) for mark in marks)
+        form.marks = [mark for mark in reversed(marks) if isinstance(mark, (Short, Flat, Relative))]
+        return form
 
     @property
     def has_paths(self) -> bool:
         """Whether the value holds paths."""
-        inner = forms_of(self.table).values() if self.table else ()
-        own = any(isinstance(mark, Relative) for mark in self.marks)
-        return own or any(each.has_paths for each in (*inner, *([self.elements] if self.elements else [])))
+        inner = [*forms_of(self.table).values()] if self.table else []
+        inner += [self.elements] if self.elements else []
+        return any(isinstance(mark, Relative) for mark in self.marks) or any(form.has_paths for form in inner)
 
     def long(self, value: Tree, directory: str) -> Tree:
         """The value in its long form, with absolute paths."""
@@ -241,15 +242,15 @@ class _Form:
         if self.table and isinstance(value, dict):
             return long_form(self.table, value, directory)
         if self.elements and isinstance(value, (list, tuple)):
-            return [self.elements.long(each, directory) for each in value]
+            return [self.elements.long(element, directory) for element in value]
         return self.elements.long(value, directory) if self.elements and self.or_single else value
 
 
 @cache
 def forms_of(kind: type[Section]) -> dict[str, _Form]:
     """The keys of a table that have a short form, a path, or tables within them."""
-    found = {name: _Form.of(field.annotation, field.metadata) for name, field in kind.model_fields.items()}
-    return {name: form for name, form in found.items() if form.marks or form.table or form.elements}
+    forms = {name: _Form.of(field.annotation, field.metadata) for name, field in kind.model_fields.items()}
+    return {name: form for name, form in forms.items() if form.marks or form.table or form.elements}
 
 
 def long_form(kind: type[Section], table: Mapping[str, Tree], directory: str) -> dict[str, Tree]:
@@ -263,17 +264,17 @@ def long_form(kind: type[Section], table: Mapping[str, Tree], directory: str) ->
 
 def tables_within(kind: type[Section]) -> dict[str, type[Section]]:
     """Return {key: class of the nested table} for each key of `kind` whose value is a table or a list of tables."""
-    found = (
+    tables = (
         (name, form.table or (form.elements and form.elements.table)) for name, form in forms_of(kind).items()
     )
-    return {name: table for name, table in found if table}
+    return {name: table for name, table in tables if table}
 
 
 def with_feature_keys(kind: type[Kind]) -> type[Kind]:
     """Return the subclass of section class `kind` with which a feature adds keys; `kind` itself if there is none."""
     name = kind.__name__
-    found = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
-    return next(found, kind)
+    subclasses = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
+    return next(subclasses, kind)
 
 
 class Table(Section, frozen=True):

@@ -318,17 +318,17 @@ class ServerConfig(Section, frozen=True):
         base_dir = os.getcwd()
         table = normalised(data, base_dir, findings)
         add_derived_values(table, base_dir, findings)
-        made = checked(cls, table, findings, lambda each: cls._filled(each, validate))
-        if findings or made is None:
+        server = checked(cls, table, findings, lambda values: cls._filled(values, validate))
+        if findings or server is None:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))
             who = name if name and isinstance(name, str) else "the server"
             refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
-        return made
+        return server
 
     @classmethod
     def _filled(cls, table: dict[str, Tree], validate: ModelWrapValidatorHandler[Self]) -> Self:
-        made = validate({key: value for key, value in table.items() if key not in _OF_PROGRAM})
-        return made._set_by_program(**{name: table[name] for name in _OF_PROGRAM & table.keys()})
+        server = validate({key: value for key, value in table.items() if key not in _OF_PROGRAM})
+        return server._set_by_program(**{name: table[name] for name in _OF_PROGRAM & table.keys()})
 
     def rules(self) -> Iterable[Iterable[Finding]]:
         return (rule(self) for rule in RULES)
@@ -411,9 +411,9 @@ class ServerConfig(Section, frozen=True):
 
     @property
     def is_ready_by_running(self) -> bool:
-        """Whether the server is a program that shows in no other way that it is ready than by running for a while."""
-        shows = self.notify or self.ready_line is not None or self.health.gated
-        return bool(self.command) and not (self.listens or self.job or shows)
+        """Whether the only sign that the server's program is ready is that it keeps running."""
+        has_sign = self.notify or self.ready_line is not None or self.health.gated
+        return bool(self.command) and not (self.listens or self.job or has_sign)
 
     @property
     def binds_itself(self) -> bool:
@@ -432,15 +432,17 @@ class ServerConfig(Section, frozen=True):
     @property
     def env_file_paths(self) -> tuple[str, ...]:
         """The paths of its env files."""
-        return tuple(each if isinstance(each, str) else each.path for each in self.env_file)
+        return tuple(file if isinstance(file, str) else file.path for file in self.env_file)
 
     @property
     def probe_and_hook_commands(self) -> dict[KeyPath, tuple[str, ...]]:
         """The commands of the probes and hooks, each by the path of its key."""
         probes = ((kind, getattr(self.health, kind)) for kind in PROBES)
-        found: dict[KeyPath, Any] = {("health", kind, "exec"): probe and probe.exec for kind, probe in probes}
-        found |= {("hooks", name): getattr(self.hooks, name) for name in HOOKS if self.hooks}
-        return {path: command for path, command in found.items() if command}
+        commands: dict[KeyPath, Any] = {
+            ("health", kind, "exec"): probe.exec for kind, probe in probes if probe
+        }
+        commands |= {("hooks", name): getattr(self.hooks, name) for name in HOOKS if self.hooks}
+        return {path: command for path, command in commands.items() if command}
 
     @property
     def address_variables(self) -> dict[str, str]:
@@ -467,42 +469,42 @@ class ServerConfig(Section, frozen=True):
 
     def to_dict(self) -> dict[str, Tree]:
         """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None."""
-        found = super().to_dict()
+        table = super().to_dict()
         if self.app is not None:
             app = self.app if isinstance(self.app, str) else repr(self.app)
-            found = {"name": self.name, "app": app} | found | {"app": app}
+            table = {"name": self.name, "app": app} | table | {"app": app}
         if not self.listens:
-            del found["bind"], found["expose"]
+            del table["bind"], table["expose"]
         if self.lacks_environment and not self.command:
-            found.setdefault("python", sys.executable)
+            table.setdefault("python", sys.executable)
         if not self.command:
-            del found["stop_group"], found["stdin"], found["backend_protocol"]
+            del table["stop_group"], table["stdin"], table["backend_protocol"]
         if not self.is_proxied:
-            del found["forward"]
+            del table["forward"]
         if self.address.kind != "unix":
-            del found["socket_mode"]
+            del table["socket_mode"]
         if not self.is_ready_by_running:
-            del found["ready_after"]
-        found["restart"] = {"policy": self.restart_policy, **found["restart"]}
-        return found
+            del table["ready_after"]
+        table["restart"] = {"policy": self.restart_policy, **table["restart"]}
+        return table
 
     def replace(self, /, **changes: Any) -> Self:
         """Return a validated copy of the server, with the given keywords as new values. Raises PoolValidateError."""
         written = self.before_references()
-        given = {key: getattr(written, key) for key in self.model_fields_set}
+        values = {key: getattr(written, key) for key in self.model_fields_set}
         if self.derived_expose:
-            given.pop("expose", None)
+            values.pop("expose", None)
         if "listen" in changes or not self.listens:
-            given.pop("bind", None)
+            values.pop("bind", None)
         if "workers" in changes:
-            given.pop("scale", None)
-        made = type(self)(**(given | changes))
+            values.pop("scale", None)
+        server = type(self)(**(values | changes))
         kept: dict[str, Any] = {"base_dir": self.base_dir, "handlers": self.handlers}
-        kept["lacks_environment"] = made.python is None and self.lacks_environment
-        if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
+        kept["lacks_environment"] = server.python is None and self.lacks_environment
+        if server.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
             kept["address"], kept["automatic_port"] = self.address, self.automatic_port
-        return made._set_by_program(**kept)
+        return server._set_by_program(**kept)
 
     def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
         """Check references outside the file: other files, certificates, interpreter, importable app.
@@ -525,12 +527,12 @@ class ServerConfig(Section, frozen=True):
         return self.model_copy(update=changes)._set_by_program(address=address, automatic_port=automatic_port)
 
     def with_references_replaced(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with these values in place of those with references, which `before_references` returns."""
+        """A copy with these values, from which references are resolved. `before_references` returns the original."""
         before = self._before_references or {name: getattr(self, name) for name in changes}
         return self.model_copy(update=changes)._set_by_program(before_references=before)
 
     def before_references(self) -> Self:
-        """The server with its references to other servers, of which the addresses may have changed."""
+        """The server with its references to other servers instead of their addresses, which may have changed."""
         before = self._before_references
         return self.model_copy(update=before)._set_by_program(before_references={}) if before else self
 
@@ -556,25 +558,25 @@ SOCKET_FILE_KEYS = ("socket_mode", "socket_owner")
 
 
 def _keys_of_apps_and_commands(server: ServerConfig) -> Iterator[Finding]:
-    given = server.model_fields_set
+    written = server.model_fields_set
     if server.command is None:
         for key, without in (("notify", False), ("job", False), ("socket", "pool"), ("stdin", "null")):
-            if key in given and (value := getattr(server, key)) != without:
+            if key in written and (value := getattr(server, key)) != without:
                 text = f"{key} = {json_text(value)}"
                 yield Finding((key,), f"{text} needs a command", 'add command = ["prog", …]')
         for key in ("stop_signal", "stop_group"):
-            if key in given and getattr(server, key) is not None:
+            if key in written and getattr(server, key) is not None:
                 fix = "take it out: the worker of an app ends in order by itself"
                 yield Finding((key,), f"{key} is for a command", fix)
-        if "backend_protocol" in given:
+        if "backend_protocol" in written:
             message = "backend_protocol is for a command: an app speaks HTTP/1.1 with the gateway"
             yield Finding(("backend_protocol",), message, "take it out")
     else:
-        if "app" in given and server.app is not None:
+        if "app" in written and server.app is not None:
             yield Finding(("command",), "both 'app' and 'command' are given", "keep one of them")
-        if "handler_key" in given and server.handler_key:
+        if "handler_key" in written and server.handler_key:
             yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
-        if "tls" in given and server.tls:
+        if "tls" in written and server.tls:
             fix = "take tls out, and give the program its certificates in its own way"
             yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
 
@@ -750,9 +752,9 @@ def _unfilled_placeholders(server: ServerConfig) -> Iterator[Finding]:
         return
     needed = [mark for mark in PLACEHOLDERS if mark != "{bind}" or not server.listens]
     for path, words in server.probe_and_hook_commands.items():
-        found = {mark for word in words for mark in placeholders(word, needed)}
-        if found:
-            marks = " and ".join(mark for mark in needed if mark in found)
+        unfilled = {mark for word in words for mark in placeholders(word, needed)}
+        if unfilled:
+            marks = " and ".join(mark for mark in needed if mark in unfilled)
             message = f"{server.address.key} has no host and port for {marks}"
             yield Finding(path, message, "take it out, or double the braces to pass it on as it is")
 
@@ -762,8 +764,8 @@ def no_socket_file(path: KeyPath, address: Address) -> Finding:
     fix = "take it out, or bind a Unix socket: unix:/PATH"
     if address.kind == "fd":
         fix = "take it out, and write SocketMode=, SocketUser= and SocketGroup= into the .socket unit"
-    found = f"the address is {address.key}" if address.listens else "it has no address"
-    return Finding(path, f"{path[-1]} is for the file of a Unix socket, and {found}", fix)
+    actual = f"the address is {address.key}" if address.listens else "it has no address"
+    return Finding(path, f"{path[-1]} is for the file of a Unix socket, and {actual}", fix)
 
 
 # The rules over several keys of a server. A rule that reads an invalid key is left out, so each is about a few keys.
@@ -784,20 +786,20 @@ RULES: tuple[Callable[[ServerConfig], Iterable[Finding]], ...] = (
 
 def normalised(table: Mapping[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
     """The table of a server (or of the defaults) of a file in `base_dir`, with every key in its long form."""
-    found = dict(table)
-    for key in _OF_PROGRAM & found.keys():
-        unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key)))
+    normal = dict(table)
+    for key in _OF_PROGRAM & normal.keys():
+        unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(normal.pop(key)))
         findings.append(key_of_another_tool((key,), "") or unknown)
-    if "listen" in found:
-        bind = found.pop("listen")
-        if "bind" in found:
+    if "listen" in normal:
+        bind = normal.pop("listen")
+        if "bind" in normal:
             message = "both 'listen' and 'bind' are given"
             findings.append(Finding(("listen",), message, "they mean the same: keep 'bind'"))
-        found.setdefault("bind", bind)
-    found = long_form(ServerConfig, found, base_dir)
-    if "workers" in found:
-        findings += _expand_workers(found)
-    return found
+        normal.setdefault("bind", bind)
+    normal = long_form(ServerConfig, normal, base_dir)
+    if "workers" in normal:
+        findings += _expand_workers(normal)
+    return normal
 
 
 def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
@@ -821,15 +823,15 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
     """Return a server's table for a file in `new_dir` instead of `base_dir`: relative paths are made absolute."""
     if os.path.abspath(base_dir) == os.path.abspath(new_dir):
         return table
-    found = dict(table)
+    moved = dict(table)
     forms = forms_of(ServerConfig)
     for key, value in table.items():
         form = forms.get("bind" if key == "listen" else key)
         # The value of a reference is not known yet.
         if form is not None and form.has_paths and "${" not in str(value):
-            found[key] = form.long(value, base_dir)
+            moved[key] = form.long(value, base_dir)
     # In `new_dir` their defaults would be different.
-    found.setdefault("cwd", base_dir)
-    if "command" not in found:
-        found.setdefault("app_dir", base_dir)
-    return found
+    moved.setdefault("cwd", base_dir)
+    if "command" not in moved:
+        moved.setdefault("app_dir", base_dir)
+    return moved

@@ -309,7 +309,7 @@ class Probe(Section, frozen=True):
             yield Finding((), message, "keep one of them" if kinds else 'add http = "/path"')
         elif kinds != ["http"]:
             for key in [
-                each for each in ("status", "body", "method", "headers") if each in self.model_fields_set
+                key for key in ("status", "body", "method", "headers") if key in self.model_fields_set
             ]:
                 message = f"{key} is for a probe with http, and this is one with {kinds[0]}"
                 yield Finding((key,), message, f"take it out, or probe with http instead of {kinds[0]}")

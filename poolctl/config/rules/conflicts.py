@@ -53,10 +53,10 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[tuple[i
             message = f"the address {address.key} is taken by {servers[earlier.order][0]!r}"
             yield index, earlier.order, Finding(("bind",), message, "choose another address", address.key)
             continue
-        if (found := find_overlapping_unequal(address, taken, ports)) is not None:
-            message = f"{_spelt(address)} overlaps {_spelt(found.address)} of {servers[found.order][0]!r}"
+        if (overlap := find_overlapping_unequal(address, taken, ports)) is not None:
+            message = f"{_spelt(address)} overlaps {_spelt(overlap.address)} of {servers[overlap.order][0]!r}"
             hint = "choose another port, or narrower addresses"
-            yield index, found.order, Finding(("bind",), message, hint, address.key)
+            yield index, overlap.order, Finding(("bind",), message, hint, address.key)
         taken[address.key] = _TakenAddress(address, index)
         ports[address.port] += 1
 
@@ -86,13 +86,13 @@ def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig
 def os_users_by_server(servers: Iterable[ServerConfig]) -> dict[str, str]:
     """The name of the user that each server runs as, by the server's name. Accounts with the same uid get one name."""
     names: dict[str, str] = {}
-    found: dict[str, str] = {}
+    users: dict[str, str] = {}
     for server in servers:
-        given = (server.user or "").partition(":")[0]
-        if given not in names:
-            names[given] = _canonical_user_name(given)
-        found[server.name] = names[given]
-    return found
+        account = (server.user or "").partition(":")[0]
+        if account not in names:
+            names[account] = _canonical_user_name(account)
+        users[server.name] = names[account]
+    return users
 
 
 def _canonical_user_name(name: str) -> str:
@@ -172,22 +172,22 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 def maximum_pool_stop_seconds(servers: Iterable[ServerConfig], more_seconds: float = 0.0) -> float:
     """Return the maximum time that a stop of all servers in dependency order takes, plus `more_seconds`.
 
-    It is the time of the longest chain of dependencies if every server takes its maximum time, and then of what servers
-    with `stop_group = "leader"` have left running. `more_seconds` is the time that features need after that.
+    It is the longest chain of dependencies, with the maximum time of each server, and then the time for processes that
+    `stop_group = "leader"` leaves running. `more_seconds` is the time that features need after that.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
     # A chain may be longer than Python's stack.
     order = TopologicalSorter(
-        {each.name: [other.name for other in each.depends_on] for each in by_name.values()}
+        {server.name: [other.name for other in server.depends_on] for server in by_name.values()}
     )
     for server in (by_name[name] for name in order.static_order() if name in by_name):
-        below = [chains[each.name] for each in server.depends_on if each.name in chains]
+        below = [chains[wanted.name] for wanted in server.depends_on if wanted.name in chains]
         # A program without connections does not drain.
-        own = server.drain_timeout * server.listens + server.stop_timeout
+        seconds = server.drain_timeout * server.listens + server.stop_timeout
         if server.hooks is not None and server.hooks.after_stop:
-            own += server.stop_timeout
-        chains[server.name] = own + max(below, default=0.0)
+            seconds += server.stop_timeout
+        chains[server.name] = seconds + max(below, default=0.0)
     left = [server.stop_timeout for server in by_name.values() if server.stop_group == "leader"]
     return max(chains.values(), default=0.0) + max(left, default=0.0) + more_seconds
 
@@ -216,11 +216,11 @@ def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[KeyPath, str, Finding]]:
     """(path, name, finding) for each table whose address is already in use by `name`, a server or an earlier table."""
-    own = [*_addresses(tables)]
-    together = [*servers, *((each.name, each.address) for each in own)]
-    for second, first, finding in conflicts(together) if own else ():
+    addresses = [*_addresses(tables)]
+    together = [*servers, *((address.name, address.address) for address in addresses)]
+    for second, first, finding in conflicts(together) if addresses else ():
         if second >= len(servers) and finding.path == ("bind",):
-            yield own[second - len(servers)].path, together[first][0], finding
+            yield addresses[second - len(servers)].path, together[first][0], finding
 
 
 PARTS = ("url", "host", "port")
@@ -250,18 +250,18 @@ def reference_findings(
 def wrong_references(
     servers: Sequence[ServerConfig], others: Iterable[ServerConfig] = (), failed: Iterable[str] = ()
 ) -> dict[int, list[Finding]]:
-    """What is wrong with references to servers, by the index of the server in whose `env` or `command` they are.
+    """Wrong references to servers in `env` and `command`, by the index of the server that has them.
 
     References may name `servers`, `others`, and invalid servers with the names `failed`.
     """
     if not any(map(may_refer, servers)):
         return {}
     named = dict.fromkeys(failed, ServerReferenceValues(None))
-    for each in (*others, *servers):
-        expose = None if each.derived_expose else each.expose
-        named[each.name] = ServerReferenceValues(each.address, expose)
-    found = ((index, [*reference_findings(dict(each), named)]) for index, each in enumerate(servers))
-    return {index: findings for index, findings in found if findings}
+    for server in (*others, *servers):
+        expose = None if server.derived_expose else server.expose
+        named[server.name] = ServerReferenceValues(server.address, expose)
+    by_index = ((index, [*reference_findings(dict(server), named)]) for index, server in enumerate(servers))
+    return {index: findings for index, findings in by_index if findings}
 
 
 def may_refer(server: ServerConfig) -> bool:
@@ -280,21 +280,22 @@ def with_resolved_references(
     servers = list(servers)
     if not any(map(may_refer, servers)):
         return servers
-    there: list[ServerConfig] = [*others, *servers]
-    known = {each.name: address_parts(each.expose, each.address) for each in there if not each.address.auto}
+    named: list[ServerConfig] = [*others, *servers]
+    chosen = [server for server in named if not server.address.auto]
+    parts = {server.name: address_parts(server.expose, server.address) for server in chosen}
     literal = _ESCAPED if keep_escapes else OPENING
     return [
-        _with_resolved_references(server, known, literal) if may_refer(server) else server
+        _with_resolved_references(server, parts, literal) if may_refer(server) else server
         for server in servers
     ]
 
 
-def _with_resolved_references(server: Server, known: Mapping[str, Mapping[str, str]], literal: str) -> Server:
+def _with_resolved_references(server: Server, parts: Mapping[str, Mapping[str, str]], literal: str) -> Server:
     def address(match: re.Match[str]) -> str:
         if match[1] is None:
             return literal
         name, _, part = match[1].rpartition(".")
-        return known.get(name, {}).get(part, match[0])
+        return parts.get(name, {}).get(part, match[0])
 
     changes: dict[str, Tree] = {}
     if any(OPENING in value for value in server.env.values()):
@@ -321,7 +322,7 @@ def _reference_problem(
     name, _, part = inside.rpartition(".")
     shown = shortened_printable(name or inside)[:60]
     if part not in PARTS or not name:
-        names = " or ".join(f"{OPENING}{shown}.{each}}}" for each in PARTS)
+        names = " or ".join(f"{OPENING}{shown}.{choice}}}" for choice in PARTS)
         return Finding(
             path, f"{OPENING}{shortened_printable(inside)[:60]}}} is no reference", f"write {names}"
         )

@@ -25,12 +25,12 @@ class _Generator(GenerateJsonSchema):
     """Describes keys by the text below each, read here alone: `use_attribute_docstrings` reads it at import."""
 
     def model_schema(self, schema: ModelSchema) -> dict[str, Any]:
-        found = super().model_schema(schema)
+        generated = super().model_schema(schema)
         texts = texts_below_keys(schema["cls"])
-        for name, key in found.get("properties", {}).items():
+        for name, key in generated.get("properties", {}).items():
             if name in texts:
                 key.setdefault("description", texts[name])
-        return found
+        return generated
 
     def encode_default(self, dft: Tree) -> Tree:
         # A table that is left out is a table without keys.
@@ -39,18 +39,18 @@ class _Generator(GenerateJsonSchema):
 
 def texts_below_keys(model: type) -> dict[str, str]:
     """What a model says of each of its keys: the string below it."""
-    found: dict[str, str] = {}
-    for each in reversed(model.__mro__):
-        if issubclass(each, Section):
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+    texts: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, Section):
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
             assert isinstance(tree, ast.ClassDef)
             for key, text in itertools.pairwise(tree.body):
                 match key, text:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
                         value=ast.Constant(value=str(words))
                     ):
-                        found[name] = inspect.cleandoc(words)
-    return found
+                        texts[name] = inspect.cleandoc(words)
+    return texts
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -67,7 +67,7 @@ def json_schema() -> Schema:
         name: feature.load(part) for feature in features() for name, part in feature.tables.items()
     }
     models: list[type[Section]] = [ServerConfig, PoolSettings, *tables.values()]
-    _, schema = models_json_schema([(each, "validation") for each in models], schema_generator=_Generator)
+    _, schema = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
     definitions: dict[str, Schema] = schema["$defs"]
     for table in definitions.values():
         for name, key in table.get("properties", {}).items():
@@ -139,12 +139,13 @@ def _merge_alternatives(key: Schema) -> None:
     """Write alternatives in one list, `anyOf`, however deep pydantic has them."""
     if isinstance(items := key.get("items"), dict):
         _merge_alternatives(items)
-    found: list[Schema] = []
+    alternatives: list[Schema] = []
     for part in [*key.pop("anyOf", ()), *key.pop("oneOf", ())]:
         _merge_alternatives(part)
-        found += part["anyOf"] if part.keys() == {"anyOf"} else [part]
-    if found:
-        key["anyOf"] = [each for at, each in enumerate(found) if each not in found[:at]]
+        parts = part["anyOf"] if part.keys() == {"anyOf"} else [part]
+        alternatives += [part for part in parts if part not in alternatives]
+    if alternatives:
+        key["anyOf"] = alternatives
 
 
 def _allow_interpolation(key: Schema) -> None:

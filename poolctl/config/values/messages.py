@@ -111,12 +111,12 @@ def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table:
         hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
         hint = getattr(cause, "hint", "") or hint
         return Finding(path, str(cause), hint, shown(value), allowed)
-    found, allowed = shown(value), _allowed(kind, context, details["msg"])
+    written, allowed = shown(value), _allowed(kind, context, details["msg"])
     if allowed == "a table":
         allowed = EXAMPLES.get(str(path[-1]) if path else "", allowed)
-    message, hint = f"{found} is not allowed here", f"allowed is {allowed}"
+    message, hint = f"{written} is not allowed here", f"allowed is {allowed}"
     if not allowed:
-        message, hint = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}", ""
+        message, hint = f"{written}: {details['msg'][:1].lower()}{details['msg'][1:]}", ""
     if kind == "literal_error" and isinstance(value, str):
         near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
         hint = f'did you mean "{near}"? {hint}' if near else hint
@@ -124,7 +124,7 @@ def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table:
         hint = f'write {path[-1]} = {{ http = "{shortened_printable(value)}" }}'
     if allowed in FIX_BY_TYPE and isinstance(value, (str, int, float)):
         hint = f"expected {allowed}: {FIX_BY_TYPE[allowed]}"
-    return Finding(path, message, hint, found, allowed)
+    return Finding(path, message, hint, written, allowed)
 
 
 def _allowed(error_type: str, context: dict[str, Any], message: str) -> str:

@@ -24,7 +24,7 @@ from poolctl.config.values.plain import (
 from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
 
 MAX_DEPTH = 5
-# Of a log that is printed, for `logs` and the causes of failures: the file and its predecessor together.
+# Maximum size of the file of a printed log, with its predecessor. `logs` and the causes of failures read it.
 _SMALL_LOG_BYTES = 2 * 1024 * 1024
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
 # The beginning of a reference to a server, which is replaced later: see rules/conflicts.py.
@@ -106,22 +106,21 @@ def _expanded_text(
         if in_env and within == ("env",):
             return in_env.format(match[1])
         name, default = inside[1], inside[2]
-        found = env.get(name) or default
-        if found is None and name not in env:
+        value = env.get(name) or default
+        if value is None and name not in env:
             message, hint = f"the environment variable {name} is not set", "set it, or give a default: "
             findings.append(Finding(path, message, f"{hint}${{{name}:-…}}", match[0]))
-        return (found or "").replace(OPENING, f"${OPENING}") if names_servers else found or ""
+        return (value or "").replace(OPENING, f"${OPENING}") if names_servers else value or ""
 
     result = _reference.sub(replaced, text)
     if _unusable.search(result):
-        message = "the environment variable holds bytes that are no text"
-        findings.append(Finding(path, message, "set it to UTF-8"))
+        findings.append(Finding(path, "the environment variable is not UTF-8", "set it to UTF-8"))
         result = _unusable.sub("?", result)
     if result == text:
         return text
-    found = Interpolated(result)
-    found.written = text
-    return found
+    expanded = Interpolated(result)
+    expanded.written = text
+    return expanded
 
 
 def _path_within_server(path: KeyPath) -> KeyPath:
@@ -168,7 +167,7 @@ def absolute_pattern(value: Tree, base_dir: str) -> Tree:
 def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
     """The problems of texts with a NUL, which no path, argument or variable can contain."""
     if isinstance(value, str):
-        return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
+        return [Finding(path, "contains a NUL byte", "remove it")] if "\0" in value else []
     if len(path) > MAX_DEPTH or not isinstance(value, (dict, list, tuple)):
         return []
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -177,15 +176,15 @@ def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
 
 def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
     """A new table with the keys of both: where both have a key, nested tables are merged, other values are `over`'s."""
-    found = {**under, **over}
+    result = {**under, **over}
     for key in under.keys() & over.keys():
         if isinstance(under[key], dict) and isinstance(over[key], dict):
-            found[key] = merged(under[key], over[key])
-    return found
+            result[key] = merged(under[key], over[key])
+    return result
 
 
 def with_own_log_file(log: dict[str, Tree]) -> dict[str, Tree]:
-    """The table of a log; if its path is a standard stream, which `poolctl run` prints, with a small file of its own.
+    """The table of a log. If it has a standard stream as path (`poolctl run` prints it), it also gets a small file.
 
     The small file is at the path that a log without `path` has.
     """
@@ -200,7 +199,7 @@ def add_derived_values(table: dict[str, Tree], base_dir: str, findings: list[Fin
 
     Returns the address, or None if no address can be read.
     """
-    found = _address(table, base_dir)
+    address = _address(table, base_dir)
     table["base_dir"] = base_dir
     table.setdefault("cwd", base_dir)
     table.setdefault("app_dir", base_dir)
@@ -209,17 +208,17 @@ def add_derived_values(table: dict[str, Tree], base_dir: str, findings: list[Fin
         table["log"] = with_own_log_file(log)
     if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
         table["scale"] = scale | {"max": max(scale["min"], 1)}
-    if isinstance(found, Finding):
-        findings.append(found)
+    if isinstance(address, Finding):
+        findings.append(address)
         table.pop("bind", None)
         return None
-    table["address"], table["bind"] = found, found.key
+    table["address"], table["bind"] = address, address.key
     if table.get("expose") is None:
         table["derived_expose"] = True
         table.pop("expose", None)
-        if found.listens:
-            table["expose"] = exposed_url(found, bool(table.get("tls")))
-    return found
+        if address.listens:
+            table["expose"] = exposed_url(address, bool(table.get("tls")))
+    return address
 
 
 def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding:
@@ -267,22 +266,21 @@ def misspelt_placeholders(
         for path, words in others
         for index, word in enumerate(words)
     ]
-    for path, text, known in texts:
+    for path, text, placeholders in texts:
         for written in _in_braces.finditer(text) if "{" in text else ():
-            meant = next((each for each in known if _is_misspelt(written[1], each)), None)
-            if meant is not None:
+            if meant := [mark for mark in placeholders if _is_misspelt(written[1], mark)]:
                 message = f"{written[0]} is no placeholder, and is passed on as it is"
-                yield Finding(path, message, f"write {{{meant}}} if you mean that", written[0])
+                yield Finding(path, message, f"write {{{meant[0]}}} if you mean that", written[0])
 
 
-def _is_misspelt(written: str, known: str) -> bool:
-    """Whether the word differs from the known one only in case and spaces, or in one letter."""
+def _is_misspelt(written: str, placeholder: str) -> bool:
+    """Whether the word differs from the placeholder only in case and spaces, or in one letter."""
     word = written.strip().lower()
-    shorter = min(len(word), len(known))
-    if written == known or shorter < 3:
-        return word == known != written
-    same = next((at for at in range(shorter) if word[at] != known[at]), shorter)
-    rest, meant = word[same:], known[same:]
+    shorter = min(len(word), len(placeholder))
+    if written == placeholder or shorter < 3:
+        return word == placeholder != written
+    same = next((at for at in range(shorter) if word[at] != placeholder[at]), shorter)
+    rest, meant = word[same:], placeholder[same:]
     if rest == meant[1::-1] + meant[2:]:
         return True  # the word itself, or two letters swapped
     return meant in (rest, rest[1:]) or meant[1:] in (rest, rest[1:])

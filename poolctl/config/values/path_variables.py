@@ -16,16 +16,16 @@ def with_absolute_paths(env: Mapping[str, str], directory: str | None = None) ->
     `directory` is by default the current one; if that has been removed, paths stay as they are. An empty entry of a
     list is the directory itself, as in a process that starts there.
     """
-    found = dict(env)
+    variables = dict(env)
     if directory is None:
         try:
             directory = os.getcwd()
         except OSError:
-            return found
+            return variables
     for name in (*_LISTS, *_PATHS):
-        if value := found.get(name):
+        if value := variables.get(name):
             paths = value.split(os.pathsep) if name in _LISTS else [value]
-            found[name] = os.pathsep.join(
+            variables[name] = os.pathsep.join(
                 os.path.join(directory, path) if path else directory for path in paths
             )
-    return found
+    return variables

@@ -70,17 +70,17 @@ def refuse_long_path(address: Address) -> None:
 def host_and_port(rest: str) -> tuple[str, str] | None:
     """Return host and port of `rest`, a URL without its scheme (RFC 3986 §3.2), "" if missing; None if invalid."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-    found = re.fullmatch(_AUTHORITY, authority)
-    if found is None:
+    match = re.fullmatch(_AUTHORITY, authority)
+    if match is None:
         return None
-    if found["ip"] is not None:
+    if match["ip"] is not None:
         from ipaddress import IPv6Address  # few addresses are in brackets
 
         try:
-            IPv6Address(found["ip"])
+            IPv6Address(match["ip"])
         except ValueError:
             return None
-    return found["host"], found["port"] or ""
+    return match["host"], match["port"] or ""
 
 
 def is_port(text: str) -> bool:
@@ -106,7 +106,7 @@ class FrozenDict(dict[str, str]):
 EMPTY = FrozenDict()
 
 
-# The value of `socket` with which each process opens a port of its own, to which HAProxy forwards the server's.
+# The value of `socket` of a command whose processes each open a private port, to which HAProxy forwards.
 PROXIED = "proxied"
 
 
@@ -120,13 +120,13 @@ def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
     return socket == "program" or any(map(placeholders, (*command, *values_in(env))))
 
 
-def placeholders(text: Tree, known: Collection[str] = PLACEHOLDERS) -> list[str]:
-    """The `known` placeholders, by default those for an address, in a text; empty for a value that is not a text."""
+def placeholders(text: Tree, marks: Collection[str] = PLACEHOLDERS) -> list[str]:
+    """The placeholders in a text that are among `marks`; empty for a value that is not a text."""
     if not isinstance(text, str) or "{" not in text:
         return []
     braced = _braced_word.findall(text)
     filled = {word for opening, word, closing in braced if min(len(opening), len(closing)) % 2}
-    return [mark for mark in known if mark.strip("{}") in filled]
+    return [mark for mark in marks if mark.strip("{}") in filled]
 
 
 def fill_placeholders(text: str, values: Mapping[str, str]) -> str:
@@ -135,10 +135,10 @@ def fill_placeholders(text: str, values: Mapping[str, str]) -> str:
     As in Python's format strings `{{word}}` becomes `{word}`, and `{{{word}}}` the value in braces.
     """
 
-    def fill(found: re.Match[str]) -> str:
-        opening, word, closing = found.groups()
+    def fill(match: re.Match[str]) -> str:
+        opening, word, closing = match.groups()
         if word not in values:
-            return found[0]
+            return match[0]
         depth = min(len(opening), len(closing))
         pairs, is_filled = divmod(depth, 2)
         inner = values[word] if is_filled else word
@@ -178,7 +178,7 @@ PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
 
 # Limits are defined here so that their users need not import pydantic.
-ANCHOR_TABLES = "x-"  # how tables begin that YAML files have only for anchors (extension fields of compose)
+ANCHOR_TABLES = "x-"  # the prefix of YAML tables that only hold anchors (extension fields of compose)
 MAX_WORKERS = 10_000
 MAX_SOCKET_PATH_BYTES = 107
 # Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.

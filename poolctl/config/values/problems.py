@@ -171,7 +171,7 @@ def key_of_another_tool(path: KeyPath, table: str) -> Finding | None:
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)
     word = plain_word(key[:60])
-    fix = next((each for each, words in OTHER_TOOLS.get(parent, {}).items() if word in words.split()), "")
+    fix = next((advice for advice, words in OTHER_TOOLS.get(parent, {}).items() if word in words.split()), "")
     if not fix:
         return None
     fix = fix if fix.startswith("take it out") else f"write {fix}"
@@ -180,8 +180,8 @@ def key_of_another_tool(path: KeyPath, table: str) -> Finding | None:
     return Finding(path, message, fix, key[:60])
 
 
-def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
-    """Return the finding about the key at `path`, which is not one of the `known` keys of its table.
+def unknown_key(path: KeyPath, keys: tuple[str, ...], table: str) -> Finding:
+    """Return the finding about the key at `path`, which is not one of the `keys` of its table.
 
     `table` is the table's name, or "" for a server.
     """
@@ -189,23 +189,21 @@ def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
         return finding
     key = str(path[-1])
     word = plain_word(key[:60])
-    if near := misspelt(key, known):
+    if near := misspelt(key, keys):
         hint = f"did you mean {near!r}?"
-    elif len(known) <= MAX_NEAR:
-        hint = f"known here: {', '.join(known)}"
+    elif len(keys) <= MAX_NEAR:
+        hint = f"known here: {', '.join(keys)}"
     else:
-        found = [each for each in known if each.endswith(f"_{word}")] or similar(
-            key, known, MAX_NEAR, SIMILAR
-        )
-        hint = f"similar keys: {', '.join(found)}" if found else "`poolctl config --schema` lists every key"
-    return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
+        close = [name for name in keys if name.endswith(f"_{word}")] or similar(key, keys, MAX_NEAR, SIMILAR)
+        hint = f"similar keys: {', '.join(close)}" if close else "`poolctl config --schema` lists every key"
+    return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(keys))
 
 
-def misspelt(word: str, known: tuple[str, ...]) -> str:
-    """The known word of which this one is a typo, or ""; few typos change the first letter, or more than one."""
+def misspelt(word: str, words: tuple[str, ...]) -> str:
+    """The one of `words` that was misspelt as `word`, or ""; few typos change the first letter, or more than one."""
     from difflib import SequenceMatcher
 
-    near = nearest(word, known)
+    near = nearest(word, words)
     written, meant = plain_word(word), plain_word(near)
     if written[:1] != meant[:1] or abs(len(written) - len(meant)) > 1:
         return ""
@@ -219,27 +217,27 @@ def plain_word(word: str) -> str:
 
 
 @lru_cache(maxsize=MAX_SUGGESTIONS)
-def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
+def _similar(word: str, words: tuple[str, ...], number: int, cutoff: float) -> list[str]:
     from difflib import get_close_matches
 
-    direct = {plain_word(name): name for name in known}.get(plain_word(word))
-    return [direct] if direct else get_close_matches(word.lower(), known, n=number, cutoff=cutoff)
+    direct = {plain_word(name): name for name in words}.get(plain_word(word))
+    return [direct] if direct else get_close_matches(word.lower(), words, n=number, cutoff=cutoff)
 
 
-def similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
-    """At most `number` known words that resemble `word`; `cutoff` is the least similarity, from 0 to 1 (difflib).
+def similar(word: str, words: tuple[str, ...], number: int, cutoff: float) -> list[str]:
+    """At most `number` of `words` that resemble `word`; `cutoff` is the least similarity, from 0 to 1 (difflib).
 
     Empty after MAX_SUGGESTIONS different searches, until `reset_suggestions` is called: a file full of unknown keys
     would take minutes.
     """
     if len(word) > SHOWN_CHARACTERS or _similar.cache_info().currsize >= MAX_SUGGESTIONS:
         return []
-    return _similar(word, known, number, cutoff)
+    return _similar(word, words, number, cutoff)
 
 
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """The known word that was probably meant, or ""."""
-    return next(iter(similar(word, known, 1, 0.6)), "")
+def nearest(word: str, words: tuple[str, ...]) -> str:
+    """The one of `words` that was probably meant by `word`, or ""."""
+    return next(iter(similar(word, words, 1, 0.6)), "")
 
 
 def reset_suggestions() -> None:

@@ -18,7 +18,7 @@ _MIN_HIDDEN_LENGTH = 6
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
 # Endings of keys that name where a secret is.
 _REFERENCES = ("_env", "_file")
-# Tables whose keys are the user's own names.
+# In these tables, users choose the keys.
 _FREE = ("env", "labels", "headers")
 _SEPARATORS = r"[-_.\s]"
 _URL = r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)"
@@ -47,20 +47,20 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
 def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
     """The value of the key `path`, for display: secrets, and `hidden` texts inside strings, are replaced by MASK."""
     if isinstance(value, dict):
-        return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
+        return {key: masked(inner, (*path, key), hidden=hidden) for key, inner in value.items()}
     if value is None or isinstance(value, bool):
         return value
     if is_secret_key(path):
         return MASK
     if isinstance(value, (list, tuple)):
-        return masked_arguments([masked(each, (*path, at), hidden=hidden) for at, each in enumerate(value)])
+        return masked_arguments([masked(inner, (*path, at), hidden=hidden) for at, inner in enumerate(value)])
     return masked_text(value, hidden) if isinstance(value, str) else value
 
 
 def values_to_mask(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
     """Return the variables' values that are to be masked, the longest first. Values too short to mask are left out."""
-    found = {env.get(name, "") for name in variables}
-    return sorted((each for each in found if len(each) >= _MIN_HIDDEN_LENGTH), key=len, reverse=True)
+    values = {env.get(name, "") for name in variables}
+    return sorted((value for value in values if len(value) >= _MIN_HIDDEN_LENGTH), key=len, reverse=True)
 
 
 def masked_text(text: str, hidden: Collection[str] = ()) -> str:
@@ -72,7 +72,7 @@ def masked_text(text: str, hidden: Collection[str] = ()) -> str:
 
 def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
     """A program's arguments with MASK for the values of options such as `--password VALUE` and `--token=VALUE`."""
-    found: list[Any] = []
+    result: list[Any] = []
     secret = False
     for argument in arguments:
         if isinstance(argument, str):
@@ -82,8 +82,8 @@ def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
             elif secret and not argument.startswith("-"):
                 argument = MASK
             secret = argument.startswith("-") and "=" not in argument and is_secret(argument)
-        found.append(argument)
-    return found
+        result.append(argument)
+    return result
 
 
 def masked_file_text(text: str) -> str:

@@ -24,7 +24,7 @@ def value_text(value: object) -> str:
         inner = ", ".join(f"{key_text(k)} = {value_text(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{', '.join(value_text(each) for each in value)}]"
+        return f"[{', '.join(value_text(element) for element in value)}]"
     return _string(str(value))
 
 
@@ -47,9 +47,9 @@ def escaped(value: Tree) -> Tree:
     if isinstance(value, str):
         return re.sub(r"\$\{(?!server\.)", "$${", value)
     if isinstance(value, Mapping):
-        return {key: escaped(each) for key, each in value.items()}
+        return {key: escaped(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [escaped(each) for each in value]
+        return [escaped(inner) for inner in value]
     return value
 
 

@@ -85,13 +85,14 @@ MAX_BYTES = 2**60
 def _duration(minimum: float) -> tuple[BeforeValidator, WithJsonSchema]:
     def seconds(value: Tree) -> float:
         try:
-            found = units.parse_duration(value)
+            duration = units.parse_duration(value)
         except ValueError as problem:
             raise BadValue(str(problem), units.DURATION_ALLOWED) from None
-        if not minimum <= found <= YEAR_SECONDS:
+        if not minimum <= duration <= YEAR_SECONDS:
             allowed = f"{units.format_duration(minimum)} to {units.format_duration(YEAR_SECONDS)}"
-            raise BadValue(f"{units.format_duration(found)} is out of range; allowed is {allowed}", allowed)
-        return found
+            message = f"{units.format_duration(duration)} is out of range; allowed is {allowed}"
+            raise BadValue(message, allowed)
+        return duration
 
     number = {"type": "number", "minimum": minimum, "maximum": YEAR_SECONDS}
     return BeforeValidator(seconds), _schema(number, units.DURATION_PATTERN, "seconds")
@@ -100,12 +101,12 @@ def _duration(minimum: float) -> tuple[BeforeValidator, WithJsonSchema]:
 def _size(minimum: int, maximum: int, allowed: str) -> tuple[BeforeValidator, WithJsonSchema]:
     def size_bytes(value: Tree) -> int:
         try:
-            found = units.parse_size(number_if_interpolated(value))
+            size = units.parse_size(number_if_interpolated(value))
         except ValueError as problem:
             raise BadValue(str(problem), units.SIZE_ALLOWED) from None
-        if not minimum <= found <= maximum:
-            raise BadValue(f"{found} bytes is out of range", allowed)
-        return found
+        if not minimum <= size <= maximum:
+            raise BadValue(f"{size} bytes is out of range", allowed)
+        return size
 
     number = {"type": "integer", "minimum": minimum}
     return BeforeValidator(size_bytes), _schema(number, units.SIZE_PATTERN, "bytes")
@@ -257,10 +258,10 @@ def _wrong_authority(expose: str) -> tuple[str, str] | None:
     scheme, separator, rest = expose.rpartition("://")
     if "unix" in scheme.lower():
         return None
-    if (found := host_and_port(rest)) is None:
+    if (authority := host_and_port(rest)) is None:
         fix = 'write "http://HOST:PORT", an address of IPv6 in brackets: "http://[::1]:PORT"'
         return f"{shown(expose)} has no host that clients could use", fix
-    host, port = found
+    host, port = authority
     if not host and (separator or not port):
         return f"{shown(expose)} has no host", 'write "http://HOST:PORT"'
     if port == "auto" or is_port(port):
@@ -332,7 +333,7 @@ def _expression(text: str) -> str:
 
 @dataclass(frozen=True)
 class Relative:
-    """The mark of a key with a path: in a file, it starts at the directory of that file.
+    """Marks a key with a path, which is relative to the directory of its file.
 
     `absolute(value, directory)` returns the value with an absolute path.
     """
@@ -342,7 +343,7 @@ class Relative:
 
 @dataclass(frozen=True)
 class Short:
-    """The mark of a table that may be given as a text, which sets this key of it: `health = "/ready"`.
+    """Marks a table that may be written as a text, which sets its key `key`: `health = "/ready"`.
 
     `allowed` describes the texts and the table. `text` is the type of the text, for the JSON Schema. `false` is the
     text that YAML reads as false if it is not quoted.
@@ -364,10 +365,10 @@ class Short:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def table_of(value: Tree) -> Tree:
-            found = self.long(value)
-            if not isinstance(found, (dict, BaseModel, NoneType)):
+            expanded = self.long(value)
+            if not isinstance(expanded, (dict, BaseModel, NoneType)):
                 raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
-            return found
+            return expanded
 
         table = handler(source)
         either = core_schema.union_schema([handler.generate_schema(self.text), table])
@@ -376,19 +377,19 @@ class Short:
 
 @dataclass(frozen=True)
 class Flat:
-    """The mark of a table of texts whose names may have dots: an unquoted one is a table within it."""
+    """Marks a table of texts with dotted names: without quotes, such a name is a table within it."""
 
     def long(self, value: Tree) -> Tree:
         """The table with dotted names instead of tables within it."""
         if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
             return value
-        found: dict[str, Tree] = {}
+        table: dict[str, Tree] = {}
         for key, inner in value.items():
             if isinstance(inner, dict):
-                found |= {f"{key}.{name}": each for name, each in self.long(inner).items()}
+                table |= {f"{key}.{name}": text for name, text in self.long(inner).items()}
             else:
-                found[key] = inner
-        return found
+                table[key] = inner
+        return table
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         texts = handler(source)
@@ -400,7 +401,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class OrSingle:
-    """The mark of a list whose only element may be given alone. It may be empty unless `needs` says what it needs."""
+    """Marks a list that may be written as its only element. `needs` says what an empty list lacks; "" allows it."""
 
     needs: str = ""
 
@@ -534,8 +535,8 @@ Environment = Accepts[
 ]
 
 
-# The forms that a value may have, as tags of a union's alternatives: the errors are those of the form that was given,
-# and the tag is no part of a key's path.
+# The forms of a value, as tags of a union: pydantic reports errors only of the form that was written. Paths of findings
+# leave the tags out.
 TRUTH, TEXT, TABLE, LIST = "<truth>", "<text>", "<table>", "<list>"
 
 

@@ -238,7 +238,7 @@ def test_key_of_the_model_alone_is_unknown_in_a_file() -> None:
 
 def test_text_with_a_nul_is_named_by_its_path() -> None:
     assert nul_findings({"a": ["x", "y\0"], "b": 5, "c": "z"}) == [
-        Finding(("a", 1), "the text holds a NUL", "take it out")
+        Finding(("a", 1), "contains a NUL byte", "remove it")
     ]
 
 
