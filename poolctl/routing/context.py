@@ -153,7 +153,7 @@ def route_headers(route: Route) -> list[tuple[str, str]]:
 
 
 def context_value(name: str, key: str, alias: str) -> str:
-    """The name of a server that shows its workers that the gateway has sent a request, and by which route.
+    """A server's name, extended so that its workers know that the gateway sent a request, and for which route.
 
     `key` is a secret that only the gateway and the server's workers know. HAProxy accepts the result as a name.
     """
@@ -161,7 +161,7 @@ def context_value(name: str, key: str, alias: str) -> str:
 
 
 def without_keys(text: str) -> str:
-    """The text, such as a message of HAProxy, with the plain name instead of each `context_value` in it."""
+    """The text, such as a message from HAProxy, with each `context_value` reduced to the server's name."""
     return _KEY_AND_ALIAS.sub("", text)
 
 
@@ -178,16 +178,16 @@ def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext |
 
     The route has alias, host, path and provider only.
     """
-    found = {name.lower().decode("latin-1"): unquote(value.decode("latin-1")) for name, value in headers}
-    if not found.get(_ROUTE):
+    fields = {name.lower().decode("latin-1"): unquote(value.decode("latin-1")) for name, value in headers}
+    if not fields.get(_ROUTE):
         return None
     route = Route(
-        alias=found[_ROUTE],
-        host=found.get(_HOST, ""),
-        path=found.get(_PATH, "/"),
-        provider=found.get(_PROVIDER, ""),
+        alias=fields[_ROUTE],
+        host=fields.get(_HOST, ""),
+        path=fields.get(_PATH, "/"),
+        provider=fields.get(_PROVIDER, ""),
     )
-    return RouteContext(route, found.get(_NAME, ""), found.get(_URL, ""))
+    return RouteContext(route, fields.get(_NAME, ""), fields.get(_URL, ""))
 
 
 _NONE = RouteContext(Route(alias=""))
@@ -199,7 +199,7 @@ def _context_or_empty(scope: Scope) -> RouteContext:
         return _NONE
     route = fields["route"]
     if not isinstance(route, Route):
-        # An instance of the worker's own poolctl, even if the application's interpreter has another poolctl.
+        # The worker's poolctl has made it, and the application has imported another version.
         route = from_json(Route, route.to_json())
     return RouteContext(route, fields["name"], fields["url"])
 

@@ -101,17 +101,17 @@ def covers_path(prefix: str, path: str) -> bool:
 
 def prefixes(path: str, depth: int) -> list[str]:
     """The prefixes of the path with at most `depth` segments, longest first; the last one is "/"."""
-    found = ["/"]
+    paths = ["/"]
     end = 0
     for _ in range(depth):
         end = path.find("/", end + 1)
         if end < 0:
             if path != "/":
-                found.append(path)
+                paths.append(path)
             break
-        found.append(path[:end])
-    found.reverse()
-    return found
+        paths.append(path[:end])
+    paths.reverse()
+    return paths
 
 
 def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:
@@ -174,8 +174,8 @@ def explain(
                 "it would match" if taken is None else f"{other.alias if other else 'no route'} would match"
             )
             why = f"read as {reading}, as some backends do, {instead}"
-            judged = taken or other
-            return [step._replace(matched=False, why=why) if step.route is judged else step for step in steps]
+            route = taken or other
+            return [step._replace(matched=False, why=why) if step.route is route else step for step in steps]
     return steps
 
 
@@ -188,7 +188,7 @@ def in_order(routes: Iterable[Route]) -> list[Route]:
     routes = list(routes)
     patterns = {host_pattern(route.host): None for route in routes}
     # Equal ones stay in the order of the file.
-    ranked = sorted(patterns, key=lambda each: (each.tier, -each.weight))
+    ranked = sorted(patterns, key=lambda pattern: (pattern.tier, -pattern.weight))
     ranks = {pattern: rank for rank, pattern in enumerate(ranked)}
 
     def precedence(route: Route) -> tuple[int, int, bool, bool, int]:

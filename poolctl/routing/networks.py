@@ -14,12 +14,12 @@ UNIX = "unix"  # as one of `trusted_proxies`: the peers of Unix sockets, which h
 def is_within(address: str, networks: tuple[str, ...]) -> bool:
     """Whether the address is in one of the networks. "*" contains every address; the address "" is in no network."""
     try:
-        given = ip_address(address)
+        ip = ip_address(address)
     except ValueError:
         return False
-    if isinstance(given, IPv6Address):
-        given = given.ipv4_mapped or given
-    return EVERY in networks or any(given in _network(network) for network in networks if network != UNIX)
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    return EVERY in networks or any(ip in _network(network) for network in networks if network != UNIX)
 
 
 def in_every_form(networks: Sequence[str]) -> list[str]:
@@ -29,12 +29,12 @@ def in_every_form(networks: Sequence[str]) -> list[str]:
     """
     if EVERY in networks:
         return [EVERY]
-    found = [each for each in networks if each == UNIX]
-    for network in (_network(each) for each in networks if each != UNIX):
-        found.append(str(network))
+    forms = [network for network in networks if network == UNIX]
+    for network in (_network(text) for text in networks if text != UNIX):
+        forms.append(str(network))
         if isinstance(network, IPv4Network):
-            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
-    return found
+            forms.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return forms
 
 
 @lru_cache(maxsize=1024)

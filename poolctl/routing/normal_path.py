@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import re
 
-# Nearly all paths, unless there is an empty segment or a dot at the beginning of one: read alike by all servers.
+# Nearly all paths. All servers read them alike, unless a segment is empty or begins with a dot.
 _PLAIN = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,=:@/]*+")
 _ALLOWED = re.compile(r"/(?:[!-\"$&->@-\[\]-~]++|%(?!00|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})*")
-# After dot segments were removed: others that are seen by servers which decode separators, or cut parameters off.
+# Dot segments that only servers see that decode separators, or cut parameters off.
 _HIDDEN_DOTS = re.compile(r"(?:/|%2F|%5C)\.\.?(?:/|%2F|%5C|;|\Z)")
 _PARAMETERS = re.compile(r";[^/]*+")
 _SEPARATOR = re.compile(r"%(?:2F|5C)")
@@ -73,9 +73,9 @@ def readings(path: str) -> list[str]:
     if not any(map(path.__contains__, _AMBIGUOUS)):
         return [path]
     separated, cut = _SEPARATOR.sub("/", path), _PARAMETERS.sub("", path)
-    found = [path, separated, cut, _SEPARATOR.sub("/", cut), _PARAMETERS.sub("", separated)]
-    found += [_SLASHES.sub("/", each) for each in found]
-    return list(dict.fromkeys(found))
+    variants = [path, separated, cut, _SEPARATOR.sub("/", cut), _PARAMETERS.sub("", separated)]
+    variants += [_SLASHES.sub("/", variant) for variant in variants]
+    return list(dict.fromkeys(variants))
 
 
 def _without_dot_segments(path: str) -> str:

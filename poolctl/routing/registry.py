@@ -104,10 +104,10 @@ class _ReadOnlyRegistry:
 
     def by_provider(self) -> dict[str, list[AnyRoute]]:
         """All routes, grouped by the provider that defined them."""
-        found: dict[str, list[AnyRoute]] = {}
+        routes: dict[str, list[AnyRoute]] = {}
         for route in self.iter_all():
-            found.setdefault(route.provider, []).append(route)
-        return found
+            routes.setdefault(route.provider, []).append(route)
+        return routes
 
 
 class Registry(_ReadOnlyRegistry):
@@ -160,7 +160,8 @@ class RouteTableView(Generic[Kind]):
     def __iter__(self) -> Iterator[Kind]:
         """Iterate over the routes of this kind in the current route table, in the order given to `write_table`."""
         table = self._table()
-        return iter(()) if table is None else (_as_own_class(self._kind, each) for each in self._every(table))
+        routes = () if table is None else self._every(table)
+        return (_as_own_class(self._kind, route) for route in routes)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} routes>"
@@ -168,8 +169,8 @@ class RouteTableView(Generic[Kind]):
     def get(self, alias: str) -> Kind | None:
         """The route of this alias, or None."""
         table = self._table()
-        found = None if table is None else self._find(table, alias)
-        return None if found is None else _as_own_class(self._kind, found)
+        route = None if table is None else self._find(table, alias)
+        return None if route is None else _as_own_class(self._kind, route)
 
 
 class HTTPTableRoutes(RouteTableView[Route]):
@@ -181,8 +182,8 @@ class HTTPTableRoutes(RouteTableView[Route]):
     def get_by_host(self, host: str) -> Route | None:
         """The first route with exactly this host and any path; None if there is no such route."""
         table = self._table()
-        found = None if table is None else table.get_by_host(host)
-        return None if found is None else _as_own_class(Route, found)
+        route = None if table is None else table.get_by_host(host)
+        return None if route is None else _as_own_class(Route, route)
 
 
 class TableRegistry(_ReadOnlyRegistry):

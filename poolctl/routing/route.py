@@ -11,14 +11,14 @@ FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inven
 IP_HASH = "ip-hash"
 STICKY = "sticky"  # by a cookie, which a stream does not have
 POLICIES = ("round-robin", "weighted", "least-connections", IP_HASH, "random-two", "first", STICKY)
-# The keys of a route in a file for which requests have to be read: connections of TLS that are copied to a server, by
-# the name in their handshake, do not show theirs.
+# The keys of a route for which the gateway has to read requests. It cannot read them in TLS connections that it passes
+# to a server by the name in their handshake.
 NEEDS_REQUESTS = (
     "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
     "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
     "buffer_requests", "repeatable", "waiting_page", "probe_responses",
 )  # fmt: skip
-# The attributes of a Route for keys that have a different name there.
+# The attributes of a Route for these keys; each other key is an attribute of the same name.
 _ATTRIBUTES = {
     "sticky": ("sticky_cookie",),
     "limit": ("limit", "client_limit"),
@@ -140,10 +140,10 @@ class Route:
     provider: str = FILE
     strip_path: bool = False  # the prefix is removed from the path for the backend
     host_header: str = ""  # sent to the backend instead of the client's Host
-    add_headers: tuple[Header, ...] = ()  # after fields of the same names from the client
-    set_headers: tuple[Header, ...] = ()  # in their place
+    add_headers: tuple[Header, ...] = ()  # after the client's headers of the same names
+    set_headers: tuple[Header, ...] = ()  # instead of the client's headers of the same names
     remove_headers: tuple[str, ...] = ()  # their names, in lower case
-    response_headers: tuple[Header, ...] = ()  # in the place of the backend's
+    response_headers: tuple[Header, ...] = ()  # instead of the backend's headers of the same names
     sticky_cookie: str = ""
     sticky_secure: bool = False  # the cookie is sent within TLS only
     sticky_same_site: str = "Lax"  # or "Strict", "None"

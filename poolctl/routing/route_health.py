@@ -23,8 +23,8 @@ _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "drain
 class RouteHealth:
     """The health of a route: its status, how long it has been serving, its latency, and the reason for the status.
 
-    The latency is taken from the last probe's answer, and is None without a measurement. A route is `at_rest` if all
-    its servers start on demand and none has been started: that it refuses requests is no fault.
+    The latency is that of the last probe, or None without a measurement. A route is `at_rest` if all its servers start
+    on demand and none has been started: refusing requests is then not a fault.
     """
 
     status: str = UNKNOWN
@@ -69,7 +69,8 @@ def server_health(
 
 def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
     """The health of a route with these backends: the health of the best one, or unknown without backends."""
-    return min(backends, key=lambda each: (STATUSES.index(each.status), each.at_rest), default=RouteHealth())
+    rank = STATUSES.index
+    return min(backends, key=lambda backend: (rank(backend.status), backend.at_rest), default=RouteHealth())
 
 
 def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:

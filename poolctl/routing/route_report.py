@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from .route import ExcludedRoute, Route, StreamRoute
 
-# What the gateway forwards, or that it does not.
+# The values of RouteReport.way.
 HTTP, STREAM, EXCLUDED = "http", "stream", "excluded"
 
 # The columns of `routes` and `backends` with -o wide, which the dashboard shows, too.
@@ -155,7 +155,7 @@ class BackendReport:
         return self.host
 
 
-# Its probe has not succeeded yet; it gets requests; its probe fails; its time-to-live has passed.
+# A registered service: no probe has succeeded yet; it gets requests; its probe fails; its time-to-live has passed.
 STARTING, SERVING, FAILING, SILENT = "starting", "serving", "failing", "silent"
 
 

@@ -1,7 +1,7 @@
 """The route table: routes in one sealed file in memory, which other processes read.
 
-The file never changes: a change of the routes makes a new file with a higher generation. Each route is a line of its
-own, because a worker gets thousands of routes and needs a few of them.
+The file never changes: a change of the routes makes a new file with a higher generation. Each route is a line, because
+a worker gets thousands of routes and decodes only a few of them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ..json_form import from_json
 from .match import WILDCARD, explain, host_pattern, normal_host
 from .route import ExcludedRoute, Route, StreamRoute
 
-_encode, _decode = JSONEncoder().encode, JSONDecoder().decode  # which an application cannot replace
+_encode, _decode = JSONEncoder().encode, JSONDecoder().decode  # an application cannot replace these
 
-# The first letters of the lines of the kinds of routes; the fields follow in JSON, the alias first.
+# A line begins with the letter of the route's kind; the fields follow in JSON, the alias first.
 _HTTP, _STREAM, _EXCLUDED = "h", "s", "x"
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -40,26 +40,26 @@ def write_table(
     Raises ValueError if HTTP routes have the same alias, OSError if memory is exhausted.
     """
     http = [*routes]
-    if len({each.alias for each in http}) < len(http):
+    if len({route.alias for route in http}) < len(http):
         raise ValueError("two routes have the same alias")
     kinds: dict[str, list[Any]] = {
         _HTTP: http,
-        _STREAM: _first_ones(streams),
-        _EXCLUDED: _first_ones(excluded),
+        _STREAM: _unique_by_alias(streams),
+        _EXCLUDED: _unique_by_alias(excluded),
     }
-    head = {"generation": generation, **{kind: len(its) for kind, its in kinds.items()}}
+    head = {"generation": generation, **{kind: len(members) for kind, members in kinds.items()}}
     lines = [_encode(head)]
-    for kind, its in kinds.items():
-        lines += [kind + _encode({"alias": each.alias, **_changed_fields(each)}) for each in its]
+    for kind, members in kinds.items():
+        lines += [kind + _encode({"alias": route.alias, **_changed_fields(route)}) for route in members]
     return memory_file("poolctl-routes", "\n".join([*lines, ""]).encode(), SEALS)
 
 
-def _first_ones(routes: Iterable[StreamRoute | ExcludedRoute]) -> list[StreamRoute | ExcludedRoute]:
-    """These routes without those whose alias an earlier one has."""
-    found: dict[str, StreamRoute | ExcludedRoute] = {}
+def _unique_by_alias(routes: Iterable[StreamRoute | ExcludedRoute]) -> list[StreamRoute | ExcludedRoute]:
+    """The first route of each alias."""
+    by_alias: dict[str, StreamRoute | ExcludedRoute] = {}
     for route in routes:
-        found.setdefault(route.alias, route)
-    return [*found.values()]
+        by_alias.setdefault(route.alias, route)
+    return [*by_alias.values()]
 
 
 def _changed_fields(value: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _defaults(kind: Any) -> tuple[tuple[str, object], ...]:
 def _in_json(field: object) -> object:
     if is_dataclass(field):
         return _changed_fields(field)
-    return [_in_json(each) for each in field] if isinstance(field, tuple) else field
+    return [_in_json(element) for element in field] if isinstance(field, tuple) else field
 
 
 class TableError(ValueError):
@@ -106,7 +106,7 @@ class RouteTable:
 
     def __iter__(self) -> Iterator[Route]:
         """Every route, in the order given to `write_table`; each is decoded when it is reached."""
-        return (from_json(Route, each) for each in self._all(_HTTP))
+        return (from_json(Route, values) for values in self._all(_HTTP))
 
     def find(
         self,
@@ -129,7 +129,7 @@ class RouteTable:
 
     def get(self, alias: str) -> Route | None:
         """The route of this alias, or None."""
-        return None if (found := self._of_alias(_HTTP, alias)) is None else from_json(Route, found)
+        return None if (values := self._of_alias(_HTTP, alias)) is None else from_json(Route, values)
 
     def get_by_host(self, host: str) -> Route | None:
         """The first route with exactly this host and any path; None if there is no such route."""
@@ -138,20 +138,20 @@ class RouteTable:
 
     def get_stream(self, alias: str) -> StreamRoute | None:
         """The stream of this alias, or None."""
-        return None if (found := self._of_alias(_STREAM, alias)) is None else from_json(StreamRoute, found)
+        return None if (values := self._of_alias(_STREAM, alias)) is None else from_json(StreamRoute, values)
 
     def get_excluded(self, alias: str) -> ExcludedRoute | None:
         """Return the route of this alias that is known but not served (excluded); None if there is no such route."""
-        found = self._of_alias(_EXCLUDED, alias)
-        return None if found is None else from_json(ExcludedRoute, found)
+        values = self._of_alias(_EXCLUDED, alias)
+        return None if values is None else from_json(ExcludedRoute, values)
 
     def streams(self) -> Iterator[StreamRoute]:
         """Every stream, in the order given to `write_table`."""
-        return (from_json(StreamRoute, each) for each in self._all(_STREAM))
+        return (from_json(StreamRoute, values) for values in self._all(_STREAM))
 
     def excluded(self) -> Iterator[ExcludedRoute]:
         """Iterate over the routes that are known but not served (excluded), in the order given to `write_table`."""
-        return (from_json(ExcludedRoute, each) for each in self._all(_EXCLUDED))
+        return (from_json(ExcludedRoute, values) for values in self._all(_EXCLUDED))
 
     @property
     def num_streams(self) -> int:
@@ -166,14 +166,14 @@ class RouteTable:
     @cached_property
     def _by_host(self) -> dict[str, list[int]]:
         """Where the routes of each host begin, in the order given to `write_table`."""
-        found: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
         for at in self._places(_HTTP):
-            found.setdefault(normal_host(self._fields(at).get("host", "")), []).append(at)
-        return found
+            places.setdefault(normal_host(self._fields(at).get("host", "")), []).append(at)
+        return places
 
     @cached_property
     def _patterns(self) -> tuple[list[str], int]:
-        """The hosts with "*" inside them, and the most labels behind one that begins with it."""
+        """The hosts with "*" elsewhere than at the beginning, and the maximum number of labels in a "*.DOMAIN"."""
         inside = [host for host in self._by_host if host_pattern(host).tier == WILDCARD]
         return inside, max((host.count(".") for host in self._by_host if host.startswith("*.")), default=0)
 
@@ -185,9 +185,9 @@ class RouteTable:
         hosts = {host, host.partition(".")[0], *domains, *inside, "", "*"}
         return sorted(
             at
-            for each in hosts & self._by_host.keys()
-            if host_pattern(each).covers(host)
-            for at in self._by_host[each]
+            for pattern in hosts & self._by_host.keys()
+            if host_pattern(pattern).covers(host)
+            for at in self._by_host[pattern]
         )
 
     def _of_alias(self, kind: str, alias: str) -> Any:
