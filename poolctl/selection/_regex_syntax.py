@@ -33,7 +33,7 @@ _LETTERS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL
 
 
 def translated(expression: str) -> str:
-    """The expression in the syntax of `regex`. Raises re.error; RecursionError or OverflowError for a too large one."""
+    """The expression in the syntax of `regex`. Raises re.error; RecursionError or OverflowError if it is too large."""
     if len(expression) > _MAX_ITEMS:
         raise OverflowError
     parsed = _parser.parse(expression)
@@ -66,7 +66,7 @@ class _Translation:
         if kind is _constants.AT:
             return _PLACES.get(value) or _word_boundary(flags, inverted=value is not _constants.AT_BOUNDARY)
         if kind is _constants.BRANCH:
-            return f"(?:{'|'.join([self._sequence(each, flags, copies) for each in value[1]])})"
+            return f"(?:{'|'.join([self._sequence(branch, flags, copies) for branch in value[1]])})"
         if kind is _constants.SUBPATTERN:
             return self._group(value, flags, copies)
         if kind is _constants.ATOMIC_GROUP:

@@ -43,8 +43,8 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
     return dict(compress(members.items(), map(matches, values)))
 
 
-def value_test(field: Field, pattern: str, found: AbstractSet[str]) -> Callable[[str], bool]:
-    """Return a function that is true for values equal to `pattern`, and for values in `found`.
+def value_test(field: Field, pattern: str, matched: AbstractSet[str]) -> Callable[[str], bool]:
+    """Return a function that is true for values equal to `pattern`, and for values in `matched`.
 
     The comparison ignores case. `pattern` may spell a bind address differently, and may omit an exposed URL's scheme.
     """
@@ -55,7 +55,7 @@ def value_test(field: Field, pattern: str, found: AbstractSet[str]) -> Callable[
         folded = text.casefold()
         if wanted and (folded == wanted or (without_scheme and folded.partition("://")[2] == wanted)):
             return True
-        return text in found
+        return text in matched
 
     return matches
 

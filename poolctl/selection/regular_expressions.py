@@ -35,10 +35,10 @@ _ELSEWHERE = {
 }
 
 
-# CPU time of one match, so that load on the machine does not count; a usual expression takes microseconds.
+# CPU time, so that load on the machine does not count; a usual expression takes microseconds.
 LIMIT_SECONDS = 0.25
-_TRIES = (1, 2, 4, 8)
-# Only the calls that wait or run hold the lock: it refers to its loop, which otherwise would never be freed.
+_TIMEOUT_FACTORS = (1, 2, 4, 8)
+# Weak: a lock refers to its loop, which has to be freed when no call waits or runs.
 _turns: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakValueDictionary()
 SLOW = f"the regular expression takes more than {LIMIT_SECONDS:g} s"
 FASTER = "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike"
@@ -78,7 +78,7 @@ class Expression:
         """Whether the text contains a match. Raises SlowExpression after this CPU time of the thread."""
         end = time.thread_time() + seconds
         # A timeout of `regex` counts the CPU time of the whole process, which other threads may use up.
-        for factor in _TRIES:
+        for factor in _TIMEOUT_FACTORS:
             try:
                 return self._pattern.search(text, timeout=factor * max(seconds, 0.0)) is not None
             except TimeoutError:
@@ -102,18 +102,17 @@ def matching_texts(expressions: Iterable[str], texts: Iterable[str]) -> frozense
 
     Raises BadExpression, and SlowExpression if the search in all texts takes too long.
     """
-    found = [Expression(expression) for expression in expressions]
+    patterns = [Expression(expression) for expression in expressions]
     end = time.thread_time() + LIMIT_SECONDS
     return frozenset(
-        text for text in texts if any(each.is_found(text, end - time.thread_time()) for each in found)
+        text for text in texts if any(regex.is_found(text, end - time.thread_time()) for regex in patterns)
     )
 
 
 async def run_in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function that matches expressions in a thread, after the earlier calls; returns its result.
 
-    Together, all such calls of a loop use one thread of its executor, even if callers are cancelled, because others
-    need the threads too.
+    The calls of a loop use one thread of its executor, even if callers are cancelled: others need the threads too.
     """
     import asyncio
 

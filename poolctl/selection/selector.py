@@ -39,7 +39,7 @@ __all__ = ["NothingMatched", "Selector", "SelectorError", "select"]
 LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
 # The fields that regular expressions select by.
 EXPRESSIONS = ("name", "bind", "expose")
-# A word for the state of servers that are stopped because they have ended by themselves.
+# As a state: servers that are stopped because they ended by themselves.
 ENDED = "ended"
 _NEAR_NAMES = 3
 # A shell may replace `*` by thousands of words: the search for names near all of them would hold up the supervisor.
@@ -128,7 +128,7 @@ class Selector:
         return not self.invert and not any(getattr(self, key) for key in LISTS)
 
     def names(self, name: str, bind: str) -> bool:
-        """Whether a target is exactly this name, ignoring case, or this address, and not a pattern that matches it."""
+        """Whether a target is this name, ignoring case, or this address; a matching pattern does not count."""
         words = (name.casefold(), bind.casefold())
         return any(target.casefold() in words or _canonical(target) == bind for target in self.targets)
 
@@ -142,7 +142,7 @@ class Selector:
 
 
 def empty_value_error(option: str) -> SelectorError:
-    """The error of an option whose value is empty, as that of an unset variable in a script is."""
+    """The error of an option with an empty value, such as an unset variable of a script."""
     return SelectorError(
         f"{option} is empty, perhaps because a variable is not set",
         hint='in a shell, "${NAME:?}" instead of "$NAME" stops at a variable that is not set',
@@ -170,7 +170,7 @@ def select(items: Iterable[Server], selector: Selector) -> list[Server]:
     everything = list(items)
     if selector.selects_all:
         return everything
-    wanted, unknown = _by_targets(everything, selector.targets)
+    wanted, unknown = _match_targets(everything, selector.targets)
     if unknown:
         raise _unmatched_targets(unknown, everything)
     tests = _tests(selector, everything)
@@ -184,29 +184,29 @@ def select(items: Iterable[Server], selector: Selector) -> list[Server]:
     return chosen
 
 
-def _by_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[int] | None, list[str]]:
+def _match_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[int] | None, list[str]]:
     """Return the positions of matching items, and the targets that match none; (None, []) if there are no targets."""
     if not targets:
         return None, []
-    places: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for at, item in enumerate(items):
         for word in {item.name.casefold(), item.bind}:
-            places.setdefault(word, []).append(at)
+            positions.setdefault(word, []).append(at)
     wanted: set[int] = set()
     unknown = []
     for target in dict.fromkeys(targets):
-        found = _places_of(target, places)
-        if not found:
+        matches = _match_target(target, positions)
+        if not matches:
             unknown.append(target)
-        wanted.update(found)
+        wanted.update(matches)
     return wanted, unknown
 
 
-def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
-    found = [*places.get(target.casefold(), ()), *places.get(_canonical(target), ())]
+def _match_target(target: str, positions: Mapping[str, list[int]]) -> list[int]:
+    matches = [*positions.get(target.casefold(), ()), *positions.get(_canonical(target), ())]
     if "*" in target or "?" in target:
-        found += [at for word, spots in places.items() if matches_pattern(word, target) for at in spots]
-    return found
+        matches += [at for word in positions if matches_pattern(word, target) for at in positions[word]]
+    return matches
 
 
 def matches_pattern(word: str, pattern: str) -> bool:
@@ -243,8 +243,8 @@ def _expression_test(selector: Selector, field: str, items: Sequence[Selectable]
     if selector.matched is not None:
         return _is_one_of(field, selector.matched.get(field, frozenset()))
     values = {getattr(item, field) or "" for item in items}
-    found = matching_values(field, getattr(selector, field), values)
-    return lambda item: (getattr(item, field) or "") in found
+    matched = matching_values(field, getattr(selector, field), values)
+    return lambda item: (getattr(item, field) or "") in matched
 
 
 def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
@@ -291,9 +291,9 @@ def _canonical_choice(field: str, word: str) -> str:
     if word.casefold() in allowed:
         return word.casefold()
     near = similar_words(word, allowed)
-    known = f"one of: {', '.join(allowed)}"
+    choices = f"one of: {', '.join(allowed)}"
     raise SelectorError(
-        f"unknown {field} {word!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known
+        f"unknown {field} {word!r}", hint=f"did you mean {near[0]!r}? {choices}" if near else choices
     )
 
 
@@ -323,10 +323,10 @@ def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Select
 
     A similar tag may differ in case only, because tags are case-sensitive.
     """
-    known = dict.fromkeys(tag for item in items for tag in item.tags)
-    unknown = [tag for tag in tags if tag not in known][:_SHOWN_WORDS]
+    existing = dict.fromkeys(tag for item in items for tag in item.tags)
+    unknown = [tag for tag in tags if tag not in existing][:_SHOWN_WORDS]
     hint = "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
-    near = [name for tag in unknown for name in similar_words(tag, known)]
+    near = [name for tag in unknown for name in similar_words(tag, existing)]
     return NothingMatched(f"no server matches {options}".rstrip(), _did_you_mean(near) or hint)
 
 
@@ -338,7 +338,7 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
     """At most three of `words` that resemble `word`, ignoring case, the most similar first."""
     import difflib
 
-    by_fold = {each.casefold(): each for each in words}
+    by_fold = {candidate.casefold(): candidate for candidate in words}
     near = difflib.get_close_matches(word[:_MAX_WORD_LENGTH].casefold(), by_fold, n=_NEAR_NAMES)
     return [by_fold[fold] for fold in near]
 

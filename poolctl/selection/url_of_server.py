@@ -18,20 +18,20 @@ def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]
     """
     if not isinstance(path, str):
         raise PoolParamError(f"{path!r} is no path of a URL", hint='write url(NAME, "/path")')
-    found = next((expose for each, expose in servers if each == name), None)
-    if found is None and not any(each == name for each, _ in servers):
-        raise unknown_server(name, [each for each, _ in servers])
-    if not found:
+    url = next((expose for server, expose in servers if server == name), None)
+    if url is None and not any(server == name for server, _ in servers):
+        raise unknown_server(name, [server for server, _ in servers])
+    if not url:
         raise PoolParamError(
             f"{name!r} has no URL: it is a job or a program without a port", hint="give it a bind"
         )
-    if path.strip("/") and "://" not in found:
-        raise PoolParamError(f"{name!r} is reached at {found}, which is not a URL that a path can follow")
-    return f"{found.rstrip('/')}/{path.lstrip('/')}" if path and "://" in found else found
+    if path.strip("/") and "://" not in url:
+        raise PoolParamError(f"{name!r} is reached at {url}, which is not a URL that a path can follow")
+    return f"{url.rstrip('/')}/{path.lstrip('/')}" if path and "://" in url else url
 
 
 def unknown_server(name: str, names: Sequence[str]) -> PoolParamError:
-    """The error for a name that is not one of `names`: with similar ones, or else the first few."""
+    """The error for a name that is not in `names`; it suggests similar names, or else lists the first few."""
     if isinstance(name, str) and (near := similar_words(name, names)):
         return PoolParamError(f"there is no server {name!r}; did you mean {' or '.join(map(repr, near))}?")
     more = len(names) - _SHOWN_NAMES

@@ -31,7 +31,7 @@ ASSEMBLED: dict[str, str | bytes] = {
     "poolctl.features.import_foreign._compose._with_hosts": r"(^|//|@|[\s,;='(\[])(db)(:\d{2,5})?(?=$|[/?\s,;])",
     "poolctl.features.import_foreign._compose._with_port": r"(?<![\w.-])80(?![\w.])",
     "poolctl.features.import_foreign._known_servers.apply_known_server_of_script": r"(?<![\w.])80(?![\w.])",
-    "poolctl.selection.selector._places_of": fnmatch.translate("web-*-[0-9]*.*"),
+    "poolctl.selection.selector._match_target": fnmatch.translate("web-*-[0-9]*.*"),
 }
 # Expressions that are slower: each with the reason why this harms nobody.
 SLOWER = {
