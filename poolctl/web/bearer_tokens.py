@@ -42,7 +42,7 @@ class Refused(Exception):
 class Peer(NamedTuple):
     """The sender of a request: its address, or None over a Unix socket. Wrong tokens are counted by `key`.
 
-    `certified`: it has presented a certificate signed by an authority of the address's TLS context.
+    `certified` is true if it has presented a certificate that the TLS context of the address accepts.
     """
 
     ip: Ip | None
@@ -82,7 +82,7 @@ def unmapped(ip: Ip) -> Ip:
 
 
 class Token:
-    """A token that lets a client in. A long one cannot be guessed, so it is accepted however many wrong ones are sent.
+    """A token that lets a client in. A long one cannot be guessed, so it is accepted even after many wrong ones.
 
     Compared by its SHA-256: the time then does not reveal its length.
     """
@@ -97,29 +97,29 @@ class Token:
 
 
 class TokenCheck:
-    """Finds the tokens that clients send, and has each client wait that has sent too many wrong ones."""
+    """Checks the tokens that clients send. A client that has sent too many wrong ones has to wait."""
 
     def __init__(self) -> None:
         self._wrong = WrongTokens()
 
     def accepted(self, sent: bytes, tokens: Iterable[Token], key: str, now: float) -> Token:
-        """The one of `tokens` that has been sent by the client whose wrong tokens are counted by `key`.
+        """The token in `tokens` that equals `sent`. The client's wrong tokens are counted by `key`.
 
         Raises Refused: 401 for a wrong token, or 429 while the client has to wait. A right token that is long passes.
         """
-        found, digest = None, _digest(sent)
+        match, digest = None, _digest(sent)
         for token in tokens:  # all of them, so that the time reveals nothing
             if token.has(digest):
-                found = token
-        if found is not None and found.is_long:
-            return found
+                match = token
+        if match is not None and match.is_long:
+            return match
         if wait := self._wrong.wait_seconds(key, now):
             seconds = int(wait) + 1
             raise Refused(429, f"too many wrong tokens; wait {seconds} s", retry_after=str(seconds))
-        if found is None:
+        if match is None:
             self._wrong.add(key, now)
             raise Refused(401, "wrong token" if sent else "the token is missing", www_authenticate="Bearer")
-        return found
+        return match
 
 
 def bearer_token(authorization: str) -> bytes:
@@ -129,7 +129,7 @@ def bearer_token(authorization: str) -> bytes:
 
 
 def short_token_warnings(path: KeyPath, token: str, where: str, fix: str) -> list[Finding]:
-    """The warning of `validate` about a token of clients that is too short to be accepted at any time, if it is."""
+    """A warning for `validate` if the token is so short that it has to wait after wrong tokens, too; else []."""
     if not 0 < len(token) < LONG_TOKEN:
         return []
     message = f"the token in {where} has {len(token)} characters, and can be guessed"

@@ -33,7 +33,7 @@ class MetricsSite(EndpointSite):
 
     def __init__(self, supervisor: SupervisorClient, clock: Clock | None = None) -> None:
         super().__init__(supervisor, clock)
-        # By kind of answer: when it was asked for, and the answer.
+        # By kind of answer: when it was requested, and the answer.
         self._latest: dict[str, tuple[float, asyncio.Future[Table]]] = {}
 
     def configure(self, settings: Table) -> None:
@@ -46,36 +46,36 @@ class MetricsSite(EndpointSite):
         if path == self._path:
             openmetrics = wants_openmetrics(request.headers.get("accept", ""))
             kind = OPENMETRICS if openmetrics else TEXT
-            found = await self._known_or_new(kind, "metrics", {"openmetrics": openmetrics})
-            return response(200, kind, str(found["text"]).encode(), vary="accept")
+            metrics = await self._recent_answer(kind, "metrics", {"openmetrics": openmetrics})
+            return response(200, kind, str(metrics["text"]).encode(), vary="accept")
         if path not in HEALTH:
             raise Refused(404, f"the metrics are at {self._path}")
         depth = HEALTH[path]
         if depth == FULL and not peer.is_local:
             message = "addresses and errors are shown to clients of this machine alone: see /health/summary"
             raise Refused(403, message)
-        found = await self._known_or_new(depth, "health", {"depth": depth})
-        body = json.dumps(health_by_name(found, depth)).encode() + b"\n"
+        report = await self._recent_answer(depth, "health", {"depth": depth})
+        body = json.dumps(health_by_name(report, depth)).encode() + b"\n"
         return response(
-            503 if found["exit_code"] else 200, "application/json", body, cache_control="no-store"
+            503 if report["exit_code"] else 200, "application/json", body, cache_control="no-store"
         )
 
-    async def _known_or_new(self, what: str, verb: str, options: Table) -> Table:
+    async def _recent_answer(self, kind: str, verb: str, options: Table) -> Table:
         # Clients that ask at the same time get the same answer.
         now = self.clock.monotonic()
-        asked_at, answer = self._latest.get(what, (now, None))
-        if answer is None or (answer.done() and asked_at + _FRESH_SECONDS <= now):
+        requested_at, answer = self._latest.get(kind, (now, None))
+        if answer is None or (answer.done() and requested_at + _FRESH_SECONDS <= now):
             answer = asyncio.ensure_future(self.supervisor.ask(verb, options))
-            self._latest[what] = now, answer
+            self._latest[kind] = now, answer
         return await asyncio.shield(answer)
 
 
 def health_by_name(result: Table, depth: str) -> Table:
     """The health of each route and server, from the result of the verb `health`."""
-    found = {each.pop("name"): each for each in map(dict, result["items"])}
-    for each in found.values():
-        del each["kind"]
-    return {name: each["status"] for name, each in found.items()} if depth == SIMPLE else found
+    healths = {item.pop("name"): item for item in map(dict, result["items"])}
+    for health in healths.values():
+        del health["kind"]
+    return {name: health["status"] for name, health in healths.items()} if depth == SIMPLE else healths
 
 
 def wants_openmetrics(accept: str) -> bool:
@@ -91,6 +91,6 @@ def wants_openmetrics(accept: str) -> bool:
         if kind in ("text/plain", "text/*", "*/*"):
             others = max(others, quality)
         elif kind == "application/openmetrics-text":
-            known = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
-            ours = max(ours, quality if known else 0.0)
+            is_supported = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
+            ours = max(ours, quality if is_supported else 0.0)
     return ours > 0 and ours >= others

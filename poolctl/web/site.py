@@ -20,16 +20,16 @@ from poolctl.json_form import Table
 
 from .bearer_tokens import Peer, Refused
 
-# How long a request waits for the supervisor, which may be being replaced.
+# How long a request waits while the supervisor is replaced.
 SUPERVISOR_SECONDS = 30.0
-_AGAIN_SECONDS = 0.05
+_RETRY_SECONDS = 0.05
 
 
 class SiteLimits(NamedTuple):
     """Limits for the clients of an address.
 
-    `request_seconds` is for the head of a request, and again for its body. Above `connections`, the client that has
-    waited longest without a request has to leave.
+    `request_seconds` is for the head of a request, and again for its body. Above `connections`, the connection that has
+    been without a request longest is closed.
     """
 
     connections: int
@@ -57,7 +57,7 @@ class SupervisorClient:
             while True:
                 with contextlib.suppress(NoSupervisor, SupervisorEnded):
                     return await self._client.call(verb, body)
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
 
     def report_refusal(self, table: str, message: str) -> None:
         """Have the supervisor record that clients of this table's address were refused."""
@@ -67,8 +67,8 @@ class SupervisorClient:
 class Site:
     """Base class of the sites: each answers the requests at the address of a table.
 
-    `app` is an ASGI application for HTTP alone. It finds the client in the state of a request (`peer`), which is None
-    if the client has left. It is not called before a request's body has arrived.
+    `app` is an ASGI application for HTTP alone, called when the body of a request has arrived. The client is in the
+    request's state as `peer`, None if it has left.
     """
 
     limits: ClassVar[SiteLimits]

@@ -1,4 +1,4 @@
-"""The pool's own server class in front of a site: it is never full, and refuses invalid requests in the site's form."""
+"""The server of a site: it closes idle connections to make room, and refuses invalid requests in the site's format."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ class SiteServer(PoolServer):
         await self.run(listeners, ready)
 
     def _make_room(self) -> None:
-        """Close the connection that has waited longest. If all have requests, accept none until one of them closes."""
+        """Close the connection that has waited longest. If none waits, accept no more until one closes."""
         state = self.server_state
-        since = {each: due - state.head_timeouts.seconds for each, due in state.expected.items()}
+        since = {handshake: due - state.head_timeouts.seconds for handshake, due in state.expected.items()}
         waiting = [
             connection
             for connection in state.connections
             if isinstance(connection, SiteConnection) and connection.waits
         ]
-        since |= {each: each.since for each in waiting}
+        since |= {connection: connection.since for connection in waiting}
         if not since:
             self._pause_accepting()
             return
@@ -111,7 +111,7 @@ class SiteConnection(H11Connection):
 
     @property
     def waits(self) -> bool:
-        """Whether the client has not sent a whole request that is not answered yet."""
+        """Whether the connection waits for a request, or for the rest of its body."""
         return self.idle or self.body_follows
 
     def refusal(self, status: int) -> tuple[list[Header], bytes]:

@@ -24,7 +24,7 @@ from poolctl.worker.serving.uvicorn_parts import ssl_context
 from .site import Site, SupervisorClient
 from .site_server import SiteServer
 
-# The intervals of checks for certificate files that other programs have renewed, or still have to repair.
+# How often certificate files are checked: usable ones for a renewal, unusable ones for a repair.
 RENEWAL_SECONDS = 30.0
 RETRY_SECONDS = 5.0
 # The site of the only table that is not a feature's.
@@ -38,8 +38,8 @@ Report = Callable[[str, bool], None]
 class WebServerProcess(SupervisedProcess):
     """Serves each address that the message `serve` brings, until the message `close` or the end of the process.
 
-    The first message is `begin`, with the pool's `directory`. `serve` has the `table` whose site is served, the site's
-    `settings`, the settings of its `tls` or None, and the listeners. It is answered with `served`: its `number`, the
+    The first message is `begin`, with the pool's `directory`. `serve` has the `table` to serve, the `settings` of its
+    site, its `tls` settings or None, and the listeners. The answer is `served`, with the `number` of the message, the
     `problem` or "", and whether anything has `changed`. At the end, addresses that were not closed are drained: another
     process serves them.
     """
@@ -106,16 +106,16 @@ def site_class(table: str) -> type[Site]:
     """The class of the site at the address of this table."""
     for feature in features():
         if table in feature.tables and feature.web:
-            found: type[Site] = feature.load(feature.web)
-            return found
+            site: type[Site] = feature.load(feature.web)
+            return site
     module, _, name = _METRICS.partition(":")
     return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
 
 
 class ServedAddress:
-    """A site with its listeners, its server and its certificate, all of which may be replaced at any time.
+    """A site with its listeners, its server and its certificate; each of them may be replaced at any time.
 
-    `servers` has the tasks of all servers of the process that are not over yet.
+    `servers` has the tasks of all servers of the process that still run.
     """
 
     def __init__(self, site: Site, servers: set[asyncio.Task[None]]) -> None:
@@ -165,11 +165,11 @@ class ServedAddress:
     async def _renew(self, settings: Table, certificate: Certificate, report: Report) -> None:
         """Use renewed certificate files for new connections. Never returns."""
         while True:
-            known = certificate.problem
-            await asyncio.sleep(RETRY_SECONDS if known else RENEWAL_SECONDS)
+            reported = certificate.problem
+            await asyncio.sleep(RETRY_SECONDS if reported else RENEWAL_SECONDS)
             async with self._turn:
                 problem = await self._apply(settings, certificate)
-            if problem != known:
+            if problem != reported:
                 report(problem, True)
 
     async def _apply(self, settings: Table, certificate: Certificate) -> str:
@@ -223,21 +223,21 @@ class Certificate:
         self.tls = tls
         self.context: ssl.SSLContext | None = None
         self.problem = ""
-        self._known: list[Stamp] | None = None
+        self._loaded: list[Stamp] | None = None
 
     async def load_if_changed(self) -> None:
         """Make a new context if the files have changed, or could not be used before."""
         if self.tls is None:
             return
-        found = await asyncio.to_thread(self._stamps)
-        if found == self._known:
+        stamps = await asyncio.to_thread(self._stamps)
+        if stamps == self._loaded:
             return
         try:
             self.context = await asyncio.to_thread(self._load)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            self.problem, self._known = f"its certificate cannot be used: {error}", None
+            self.problem, self._loaded = f"its certificate cannot be used: {error}", None
         else:
-            self.problem, self._known = "", found
+            self.problem, self._loaded = "", stamps
 
     def _load(self) -> ssl.SSLContext:
         assert self.tls is not None
