@@ -37,8 +37,8 @@ SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NAME = r"[A-Za-z0-9._-]+"
 _BLANK = r"[\x00-\x20\x7f]"
-# Control characters, and those that change the direction of text, in a set of a regular expression: they would show
-# another text than the one that is used.
+# For a set in a regular expression: control characters, and those that change the direction of text. Text with them is
+# shown differently from what it is.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 
@@ -390,4 +390,4 @@ def _candidates(address: Address, items: Mapping[str, Item]) -> Iterator[Item]:
     if "%" in address.host or address.host.startswith("fe80"):
         # With and without a zone, one address has several spellings.
         bare = address.host.partition("%")[0]
-        yield from (each for each in items.values() if each.address.host.partition("%")[0] == bare)
+        yield from (item for item in items.values() if item.address.host.partition("%")[0] == bare)

@@ -20,7 +20,7 @@ _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE,
 
 
 def reset_inherited_signals() -> None:
-    """Undo what this process's caller has blocked or ignored, which execve(2) hands down (signal(7))."""
+    """Reset signals that this process's caller has blocked or ignored: execve(2) keeps both (signal(7))."""
     for number in range(1, signal.NSIG):
         if signal.getsignal(number) is signal.SIG_IGN and number not in _MAY_BE_IGNORED:
             signal.signal(number, signal.SIG_DFL)
@@ -33,7 +33,7 @@ def main() -> None:
     __import__("poolctl")
     del sys.path[0]
     part = sys.argv.pop(1)
-    # The keeper does so once it has handlers: signals that arrived while it replaced itself are still blocked.
+    # The keeper does so once it has handlers: until then, signals that arrived while it replaced itself stay blocked.
     if part != "keeper":
         reset_inherited_signals()
     entry = f"poolctl.{part}.__main__"
@@ -94,11 +94,11 @@ def is_package_changed_since(moment: float) -> bool:
 
 
 def _installed_files() -> list[str]:
-    found: list[str] = []
+    paths: list[str] = []
     for directory, names, files in os.walk(os.path.dirname(os.path.abspath(__file__))):
         names[:] = sorted({*names} - {"__pycache__"})
-        found += (os.path.join(directory, name) for name in sorted(files))
-    return found
+        paths += (os.path.join(directory, name) for name in sorted(files))
+    return paths
 
 
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-# What waits for a time of day looks at the clock again after this long: an event loop's own clock does not know that
-# the machine was suspended, or that its time was set.
+# How often schedules look at the clock: an event loop does not notice that the machine was suspended, or its time set.
 LOOK_SECONDS = 30.0
 
 
@@ -68,7 +67,7 @@ def next_aligned_time(now: float, interval_seconds: float) -> float:
 
 PING_SECONDS = 5.0
 SILENT_SECONDS = 10.0
-# Before its first message it imports its modules, which is slow on a busy machine.
+# A process imports its modules before its first message, which is slow on a busy machine.
 FIRST_MESSAGE_SECONDS = 60.0
 # Checks per time limit.
 _CHECKS = 10

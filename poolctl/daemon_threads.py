@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 NAME = "poolctl-calls"
-# The limits count a thread as a process, so only a few. More calls at once wait for a free thread.
+# Few, because limits of processes count threads. Further calls wait for a free thread.
 THREADS = 6
 
 _pool: DaemonThreads | None = None
@@ -28,7 +28,7 @@ _pool: DaemonThreads | None = None
 class DaemonThreads(ThreadPoolExecutor):
     """An executor whose threads are created with it, and end with the process.
 
-    Threads that the machine refuses are created by a later call. Until there is one, calls run in the caller's thread.
+    Threads that cannot be created are created by a later call. Without any thread, calls run in the caller's thread.
     """
 
     def __init__(self, count: int = THREADS) -> None:

@@ -89,13 +89,13 @@ class PoolError(ExceptionGroup[ServerError]):
 
     def to_list(self) -> list[dict[str, str | int]]:
         """Return the group's errors as JSON, as the command line prints them; nested groups are flattened."""
-        found: list[dict[str, str | int]] = []
+        entries: list[dict[str, str | int]] = []
         for child in self.exceptions:
             if isinstance(child, PoolError):
-                found += child.to_list()
+                entries += child.to_list()
             elif isinstance(child, ServerError):
-                found.append(child.to_dict())
-        return found
+                entries.append(child.to_dict())
+        return entries
 
 
 class PoolParamError(PoolError):

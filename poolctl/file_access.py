@@ -24,7 +24,7 @@ _FIRST_LINE_BYTES = 255  # Linux reads no more of a script (BINPRM_BUF_SIZE)
 _MAX_SCRIPTS = 4  # scripts whose interpreter is a script, as in execve(2)
 _HEAD_BYTES = 4096
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# They ignore the carriage return behind their options.
+# These interpreters ignore a carriage return after their options.
 _OPTIONS_WITH_CARRIAGE_RETURN = ("perl", "ruby")
 # ELF: e_machine (System V ABI), and the type of the program header that names the dynamic loader.
 _MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
@@ -51,12 +51,12 @@ def why_execution_failed(program: str, search_path: str, error: OSError) -> str:
         here = os.getcwd()
     except FileNotFoundError:
         return "the working directory has been removed"
-    found = next(_candidates(program, search_path, here), None)
+    file = next(_candidates(program, search_path, here), None)
     # Not found by a relative path, or below a directory that may not be entered.
     is_elsewhere = "/" in program and (program[0] != "/" or error.errno == errno.EACCES)
-    obstacle = why_not_executable(program, search_path, here) if found or is_elsewhere else None
-    if found and obstacle is None and error.errno == errno.ENOEXEC:
-        machine, foreign = os.uname().machine, _foreign_machine(_head(found))
+    obstacle = why_not_executable(program, search_path, here) if file or is_elsewhere else None
+    if file and obstacle is None and error.errno == errno.ENOEXEC:
+        machine, foreign = os.uname().machine, _foreign_machine(_head(file))
         what = f"for {foreign}" if foreign else "not for this system"
         obstacle = f"is {what}, and this machine is {machine}", f"install the program for {machine}"
     return f"it {obstacle[0]}; {obstacle[1]}" if obstacle else error.strerror or str(error)
@@ -203,8 +203,10 @@ def _foreign_machine(head: bytes) -> str:
     """The machine that an ELF program is for, if this one does not run its programs; else ""."""
     if not head.startswith(b"\x7fELF"):
         return ""
-    number, own = _machine(head), _machine(_head("/proc/self/exe"))
-    return "" if number in (own, _ALSO_RUN.get(own)) else _MACHINES.get(number, f"another machine ({number})")
+    number, native = _machine(head), _machine(_head("/proc/self/exe"))
+    if number in (native, _ALSO_RUN.get(native)):
+        return ""
+    return _MACHINES.get(number, f"another machine ({number})")
 
 
 def _loader(head: bytes) -> str:

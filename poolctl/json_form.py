@@ -18,7 +18,7 @@ else:
     Table = dict
 
 Record = TypeVar("Record")
-# A type's empty value, its types in JSON, its function from JSON, and its function to JSON.
+# Of a type: the empty value, the valid types in JSON, and the functions that convert from and to JSON.
 _Form = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]
 
 
@@ -81,17 +81,17 @@ def field_names(kind: Any) -> tuple[str, ...]:
 def _field_codecs(kind: Any) -> tuple[_FieldCodec, ...]:
     # Cached, because a worker removes the modules that define the types from sys.modules.
     types = get_type_hints(kind)
-    found = []
+    codecs = []
     for field in fields(kind):
         empty, accepted, read, write = _type_codec(types[field.name])
         missing = empty if field.default is MISSING else field.default
-        found.append(_FieldCodec(field.name, missing, accepted, read, write, field.default is None))
-    return tuple(found)
+        codecs.append(_FieldCodec(field.name, missing, accepted, read, write, field.default is None))
+    return tuple(codecs)
 
 
 def _type_codec(kind: Any) -> _Form:
     if isinstance(kind, UnionType):
-        (only,) = (each for each in kind.__args__ if each is not NoneType)
+        (only,) = (member for member in kind.__args__ if member is not NoneType)
         _, accepted, read, write = _type_codec(only)
         return None, accepted, read, write
     origin = getattr(kind, "__origin__", kind)
@@ -111,9 +111,9 @@ def _tuple_codec(kind: Any) -> _Form:
     if isinstance(kind, UnionType):
         accepted = (*accepted, NoneType)
 
-    def elements(given: list[object]) -> tuple[object, ...]:
-        if not all(isinstance(each, accepted) for each in given):
-            raise ValueError(f"{given!r} has elements of another type")
-        return tuple(given if read is None else map(read, given))
+    def elements(items: list[object]) -> tuple[object, ...]:
+        if not all(isinstance(item, accepted) for item in items):
+            raise ValueError(f"{items!r} has elements of another type")
+        return tuple(items if read is None else map(read, items))
 
     return (), (list,), elements, list if write is None else lambda values: [write(value) for value in values]

@@ -228,11 +228,11 @@ def replace_file(path: str, content: bytes) -> None:
 def load_or_create_secret(path: str, count: int) -> bytes:
     """Read the secret of so many bytes in this file (mode 0600), or create it. Raises OSError."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        if len(found := file.read(count)) == count:
-            return found
-    made = os.urandom(count)
-    replace_file(path, made)
-    return made
+        if len(secret := file.read(count)) == count:
+            return secret
+    secret = os.urandom(count)
+    replace_file(path, secret)
+    return secret
 
 
 def read_json_object(path: str) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def read_json_object(path: str) -> dict[str, Any]:
 
 
 def damaged_files(directory: str) -> list[str]:
-    """The paths of the JSON files in this directory that hold no JSON object, so that they cannot be used."""
+    """The paths of the JSON files in this directory that are damaged: they do not hold a JSON object."""
     paths = (
         os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(".json")
     )
@@ -289,10 +289,11 @@ def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
     """
     poll = select.poll()
     # A close is always reported (POLLERR, POLLHUP).
-    for each, events in ((fd, select.POLLIN), (reader, 0)):
-        if each >= 0:
-            poll.register(each, events)
-    ready = [each for each, _ in poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)]
+    for descriptor, events in ((fd, select.POLLIN), (reader, 0)):
+        if descriptor >= 0:
+            poll.register(descriptor, events)
+    timeout = None if timeout_seconds is None else timeout_seconds * 1000
+    ready = [descriptor for descriptor, _ in poll.poll(timeout)]
     if reader in ready:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     return fd in ready
@@ -356,7 +357,7 @@ def group_members(group: int) -> Iterator[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process with this pid that has not ended; one that was not waited for has."""
+    """Whether a process with this pid exists and is not a zombie."""
     return _stat_fields(pid)[:1] not in ([], [b"Z"])
 
 
@@ -393,7 +394,7 @@ def process_variable(pid: int, name: str) -> str:
 
 
 def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
-    """The pids of all processes by the session leader, one of `leaders`, to which they belong; None has all others.
+    """The pids of all processes, by the session leader in `leaders` to which they belong; None has all others.
 
     A process belongs to the leader of its session. A session begun by a descendant (setsid(2)) belongs to the leader of
     its parent's session, as long as that parent lives. All lists are empty if /proc cannot be read.
@@ -406,36 +407,36 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
             session = sessions[pid] = pid if pid in leaders else os.getsid(pid)
             members.setdefault(session, []).append(pid)
     owners: dict[int | None, int | None] = {None: None, **{leader: leader for leader in leaders}}
-    found: dict[int | None, list[int]] = {leader: [] for leader in owners}
+    by_leader: dict[int | None, list[int]] = {leader: [] for leader in owners}
     for session, pids in members.items():
         above: int | None = session
         passed = []
         while above not in owners:
             assert above is not None
-            owners[above] = None  # ends a circle, which there may be if pids are reused meanwhile
+            owners[above] = None  # ends a cycle, which reused pids may form
             passed.append(above)
             tops = [above] if above in sessions else members[above]
-            parents = (sessions.get(each[0]) for each in map(parent_and_start, tops) if each)
+            parents = (sessions.get(entry[0]) for entry in map(parent_and_start, tops) if entry)
             above = next((parent for parent in parents if parent not in (None, above)), None)
-        for each in passed:
-            owners[each] = owners[above]
-        found[owners[session]] += pids
-    return found
+        for below in passed:
+            owners[below] = owners[above]
+        by_leader[owners[session]] += pids
+    return by_leader
 
 
 def socket_inodes(pid: int) -> set[int] | None:
     """The inodes of a process's sockets (proc(5), fd); None if they cannot be read."""
-    found = set()
+    inodes = set()
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in descriptors:
                 with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                     kind, _, inode = os.readlink(descriptor.path).partition(":[")
                     if kind == "socket":
-                        found.add(int(inode.rstrip("]")))
+                        inodes.add(int(inode.rstrip("]")))
     except OSError:
         return None
-    return found
+    return inodes
 
 
 def process_users(pid: int) -> set[int] | None:
@@ -477,8 +478,8 @@ def process_figures(pid: int) -> tuple[int, float, float, int] | None:
         return None
     user, system, waited_user, waited_system = map(int, fields[11:15])
     ticks = os.sysconf("SC_CLK_TCK")
-    own, waited = (user + system) / ticks, (waited_user + waited_system) / ticks
-    return int(fields[19]), own, waited, int(fields[21]) * resource.getpagesize()
+    used, waited = (user + system) / ticks, (waited_user + waited_system) / ticks
+    return int(fields[19]), used, waited, int(fields[21]) * resource.getpagesize()
 
 
 def age_seconds(pid: int) -> float:
@@ -508,22 +509,22 @@ def waits_for_events(pid: int) -> bool:
     function = _read_quietly(f"/proc/{pid}/wchan")
     if not any(name in function for name in _WAITS_FOR_EVENTS):
         return False
-    found = 0
+    instances = 0
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for count, descriptor in enumerate(descriptors):
                 if count == _MAX_DESCRIPTORS:
                     return False
-                found += os.readlink(descriptor.path) == "anon_inode:[eventpoll]"
+                instances += os.readlink(descriptor.path) == "anon_inode:[eventpoll]"
     except OSError:
         return False
-    return found == 1
+    return instances == 1
 
 
 def is_stopped(pid: int) -> bool:
     """Whether a signal such as SIGSTOP, not a debugger, has stopped a process or a child of it (proc(5), stat)."""
     children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
-    return any(_stat_fields(each)[:1] == [b"T"] for each in (pid, *map(int, children)))
+    return any(_stat_fields(process)[:1] == [b"T"] for process in (pid, *map(int, children)))
 
 
 def process_name(pid: int) -> str:
@@ -547,12 +548,12 @@ def kernel_state_of_threads(pid: int, most: int) -> list[dict[str, Any]]:
         tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
     except OSError:
         return []
-    found = []
+    threads = []
     for tid in tids[:most]:
         place = f"/proc/{pid}/task/{tid}"
         name, _, rest = _read_quietly(f"{place}/stat").rpartition(b")")
-        texts = {each: _read_quietly(f"{place}/{each}").decode(errors="replace") for each in _OF_THREADS}
-        found.append(
+        texts = {key: _read_quietly(f"{place}/{key}").decode(errors="replace") for key in _OF_THREADS}
+        threads.append(
             {
                 "tid": tid,
                 "name": name.partition(b"(")[2].decode(errors="replace"),
@@ -562,7 +563,7 @@ def kernel_state_of_threads(pid: int, most: int) -> list[dict[str, Any]]:
                 "stack": [row.rpartition(" ")[2] for row in texts["stack"].splitlines()],
             }
         )
-    return found
+    return threads
 
 
 def copy_descriptor(pid: int, fd: int) -> int:

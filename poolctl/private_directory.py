@@ -122,7 +122,7 @@ def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
         raise UnsafeDirectory(path, f"belongs to uid {status.st_uid}, who could replace {wanted}")
     if status.st_mode & stat.S_ISVTX or not _others_may_write(status):
         return
-    # A directory of root that others may write to is meant for them: for temporary files, or for a team.
+    # If root lets others write to a directory, that is intended: for temporary files, or for a team.
     fix = f"chmod {'go-w' if status.st_uid else '+t'} {_quoted(path)}"
     if status.st_uid != os.geteuid():
         fix = "" if status.st_uid else f"as root: {fix}"
@@ -134,7 +134,7 @@ def _check_parent(path: str, status: os.stat_result, wanted: str) -> None:
 def _check_own(path: str, *, closed: bool = False) -> None:
     status = os.lstat(path)
     if status.st_uid != os.geteuid():
-        # What is closed may be in use: that user's pool has its sockets there.
+        # A closed directory may be in use: the sockets of that user's pool are in it.
         can_be_moved = not closed and os.geteuid() in (0, os.stat(os.path.dirname(path)).st_uid)
         raise UnsafeDirectory(
             path,

@@ -46,9 +46,9 @@ class Status(StrEnum):
     KO = "ko"
 
     @classmethod
-    def common_or_warn(cls, found: Iterable[Status]) -> Status | None:
+    def common_or_warn(cls, statuses: Iterable[Status]) -> Status | None:
         """The common status of several workers: WARN if their known statuses differ; None without workers."""
-        statuses = set(found)
-        if len(statuses) > 1:
-            statuses.discard(cls.UNKNOWN)
-        return cls.WARN if len(statuses) > 1 else next(iter(statuses), None)
+        distinct = set(statuses)
+        if len(distinct) > 1:
+            distinct.discard(cls.UNKNOWN)
+        return cls.WARN if len(distinct) > 1 else next(iter(distinct), None)

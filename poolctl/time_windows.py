@@ -76,7 +76,7 @@ def parse_window(text: str) -> Window:
 
 
 def _parse_field(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:
-    found: set[int] = set()
+    values: set[int] = set()
     for part in word.split(","):
         match = re.fullmatch(_PART, part)
         if match is None:
@@ -94,8 +94,8 @@ def _parse_field(word: str, name: str, least: int, most: int, names: tuple[str, 
         if begin > end:
             edges = (names[-1], names[0]) if names else (most, least)
             raise BadWindow(f"{part!r} ends before it begins", f"{first}-{edges[0]},{edges[1]}-{last}")
-        found.update(range(begin, end + 1, int(step or 1)))
-    return frozenset(found)
+        values.update(range(begin, end + 1, int(step or 1)))
+    return frozenset(values)
 
 
 def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str, ...]) -> int:
@@ -130,9 +130,9 @@ def parse_time_zone(name_or_empty: str) -> tzinfo | None:
 
 
 def is_frequent(text: str) -> bool:
-    """Whether a task in this window goes by the clock as it is, also when that has been set back.
+    """Whether a task in this window runs again in the hour that is repeated when clocks are set back (cron(8)).
 
-    A task of every hour, or with a `*` as minute or hour, does (cron(8)); one of certain times runs once a day.
+    True for every hour, or with a `*` as minute or hour. A task at certain times runs once a day.
     """
     minutes = parse_window(text).minutes
     is_hourly = all(minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
@@ -149,9 +149,9 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
     since = now - now % 60 + 60
     day = datetime.fromtimestamp(since, zone).date()
     for _ in range(_HORIZON_DAYS):
-        found = _first_minute(window.minute_mask_on(day), day, since, zone, repeated=repeated)
-        if found is not None:
-            return found
+        minute = _first_minute(window.minute_mask_on(day), day, since, zone, repeated=repeated)
+        if minute is not None:
+            return minute
         day += timedelta(days=1)
     return None
 
@@ -222,12 +222,12 @@ def _minute_masks_by_state(parsed: list[tuple[str, list[Window]]], day: date) ->
     `parsed` lists states with their time windows. A minute has the first listed state with a window that contains the
     minute. A minute in no window has the state "".
     """
-    rest, found = _WHOLE_DAY, {}
+    rest, masks = _WHOLE_DAY, {}
     for state, windows in parsed:
         bits = 0
         for window in windows:
             bits |= window.minute_mask_on(day)
-        found[state] = bits & rest
+        masks[state] = bits & rest
         rest &= ~bits
-    found[""] = rest
-    return found
+    masks[""] = rest
+    return masks
