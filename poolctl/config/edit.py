@@ -236,7 +236,7 @@ def _line_has_comment(document: Document, path: KeyPath) -> bool:
 
 def _manual_change_instructions(document: Document, changes: ServerListChanges) -> Iterator[Problem]:
     """The changes as instructions for a person: where to edit the file, and the text to write, with secrets masked."""
-    servers = _servers_of(document)
+    servers: KeyPath = () if isinstance(document.data, list) else ("server",)
     for index, pairs in changes.pairs.items():
         table = copy.deepcopy(document.data if not servers else document.data["server"])[index]
         set_or_remove(table, pairs)
@@ -255,10 +255,6 @@ def _manual_change_instructions(document: Document, changes: ServerListChanges) 
         added = masked_file_text(_new_servers_text(document, servers, changes.added, count))
         place = document.place((*servers, count - 1) if count else ())
         yield Problem(f"write this {'after the server' if count else 'into the file'}:\n{added}", place=place)
-
-
-def _servers_of(document: Document) -> KeyPath:
-    return () if isinstance(document.data, list) else ("server",)
 
 
 def _pair_text(kind: str, key: str, value: Tree) -> str:

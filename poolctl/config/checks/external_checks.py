@@ -93,7 +93,7 @@ class ExternalChecks:
             self._check_once(server, _check_import_path, "app_dir", server.app_dir)
         self.check_env_files(server)
         if server.user:
-            self._check_once(server, _check_user, server.user)
+            self._check_once(server, check_user, ("user",), server.user)
         if server.socket_owner:
             self._check_once(server, check_socket_owner, ("socket_owner",), server.socket_owner)
         if runs_python_as_root(server):
@@ -280,10 +280,6 @@ def _is_in_archive(path: str) -> bool:
             return any(name.startswith(importer.prefix) for name in archive.namelist())
     except (ImportError, OSError, zipfile.BadZipFile):
         return False
-
-
-def _check_user(user: str) -> Findings:
-    return check_user(("user",), user)
 
 
 def check_user(path: KeyPath, user: str) -> Findings:
