@@ -295,4 +295,4 @@ def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
 
 def error_entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
     """An entry for each error in `errors`."""
-    return tuple(from_json(ErrorEntry, each) for each in errors.to_list())
+    return tuple(from_json(ErrorEntry, error) for error in errors.to_list())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 OK = 200
 FORBIDDEN = 403
 _BEGINNING = b"HTTP/1."
-# A connection to a dead supervisor waits in the backlog: after this time without data it has to answer a ping.
+# After this time without data, the supervisor has to answer a ping: a dead one would leave the client in the backlog.
 SILENCE_SECONDS = 10.0
 _FAILED_SECONDS = 0.5  # instead, once the keeper could not start a supervisor several times
 # The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
@@ -42,7 +42,7 @@ _READ_BYTES = 256 * 1024
 _HANDOVER_SECONDS = 30.0
 _AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
 _STATUS = "status.json"
-# A supervisor whose control socket was removed restores it within a second or two; one that starts opens it.
+# A running supervisor restores a removed control socket within two seconds; a starting one opens it.
 _MISSING_SECONDS = 5.0
 # Much longer than a pool needs to exit after its servers have stopped, even on a busy machine.
 END_SECONDS = 30.0
@@ -138,8 +138,8 @@ class Client:
         timeout: float | None = None,
     ) -> Answer:
         """Like `call`, but returns a typed answer instead of a document."""
-        given = None if on_progress is None else lambda line: on_progress(progress_line(line))
-        return value_of(kind, self.call(verb, body, given, timeout))
+        report = None if on_progress is None else lambda line: on_progress(progress_line(line))
+        return value_of(kind, self.call(verb, body, report, timeout))
 
     def messages(
         self, verb: str, body: Mapping[str, object] | None = None, timeout: float | None = None
@@ -243,7 +243,7 @@ class Client:
         return f"{os.path.dirname(self.socket_path)}/supervisor.log"
 
     def _order_upgrade_of_keeper(self, keeper_pid: int) -> None:
-        """Have a keeper without a supervisor start this version's, and then this version of itself."""
+        """Make a keeper without a supervisor start that of this version, and then replace itself by this version's."""
         import signal
 
         from poolctl.platform import replace_file
@@ -366,8 +366,8 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Answer:
         """As `Client.ask`."""
-        given = None if on_progress is None else lambda line: on_progress(progress_line(line))
-        return value_of(kind, await self.call(verb, body, given, timeout))
+        report = None if on_progress is None else lambda line: on_progress(progress_line(line))
+        return value_of(kind, await self.call(verb, body, report, timeout))
 
     async def messages(
         self, verb: str, body: Mapping[str, object] | None = None, timeout: float | None = None
@@ -482,7 +482,7 @@ class _Call:
         return None if self._end is None else max(0.0, self._end - monotonic())
 
     def receive(self, message: Table) -> Table | None:
-        """Return the result if the message is it; else pass the message on."""
+        """Return the result if the message holds it; else pass the message on."""
         if "result" in message:
             result: Table = message["result"]
             return result
@@ -544,7 +544,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
 
 
 class _ConnectionAttempts:
-    """Connects a request, again and again while the pool runs without its control socket, which will be restored.
+    """Connects a request; tries again while the pool runs without its control socket, which will be restored.
 
     The kernel reports neither a socket that begins to listen nor a lock that is released, so the caller tries again
     after _LOOK_SECONDS.
@@ -641,7 +641,7 @@ class AnswerReader:
         return messages
 
     def _read_head(self) -> bool:
-        """Return whether the head has arrived. Raises ValueError for anything else."""
+        """Return whether the head has arrived. Raises ValueError for an invalid head."""
         if not _BEGINNING.startswith(self._rest[: len(_BEGINNING)]):
             raise ValueError("not HTTP")
         head, end, body = self._rest.partition(b"\r\n\r\n")
@@ -704,7 +704,7 @@ def raise_for_errors(
     from poolctl.control.answers import ErrorEntry
     from poolctl.json_form import from_json
 
-    children = [from_json(ErrorEntry, each).to_error() for each in result.get("errors", ())]
+    children = [from_json(ErrorEntry, entry).to_error() for entry in result.get("errors", ())]
     if code == exit_codes.TIMED_OUT:
         for child in children:
             child.__cause__ = TimeoutError(child.message)
@@ -719,7 +719,7 @@ def raise_for_errors(
 
 
 def incompatible_answer_error() -> ControlError:
-    """The error for an answer that is not in the form of a supervisor's answers."""
+    """The error for a malformed answer."""
     return ControlError(
         "the supervisor's answer is not understood",
         exit_code=exit_codes.CONFLICT,

@@ -159,7 +159,7 @@ def _verb(received: ReceivedRequest) -> str:
     return "list" if verb == "servers" else verb
 
 
-# The types of options in JSON, by name; null is the default of each.
+# The JSON types of options, by name; each option may also be null, its default.
 _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
         ("all", "auto", "check", "counts", "deps", "dry_run", "errors", "files", "follow", "force", "idle", "kill",
@@ -192,7 +192,8 @@ def _check_types(document: Table) -> None:
         if kinds is None or value is None:
             continue
         is_right = isinstance(value, kinds) and (kinds == (bool,) or not isinstance(value, bool))
-        if not is_right or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
+        elements = value if isinstance(value, list) else []
+        if not is_right or not all(isinstance(element, str) for element in elements):
             raise BadMessage(f"the option {name} must be {_TYPE_NAMES[kinds[-1]]}")
 
 

@@ -50,10 +50,10 @@ class RouteTableResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchingRoutesResult(Result):
-    """The answer of `routes` with the operation "explain": of the `total` routes, those that may match a request.
+    """The answer of `routes` with the operation "explain": the routes, out of `total`, that may match a request.
 
     `excluded` are routes for the request's host that are not served. The header `header_for_host` has the host.
-    `unavailable` has by alias, and target, why targets get no requests, or only some.
+    `unavailable` says, by alias and target, why a target gets no requests, or only some.
     """
 
     header_for_host: str = "Host"
@@ -65,7 +65,7 @@ class MatchingRoutesResult(Result):
 
 
 def excluded_routes_for_host(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
-    """Return at most 100 of the unserved `routes`: those whose host pattern covers `host`, and those without a host."""
+    """Return at most 100 of the unserved `routes`, with a host pattern that covers `host`, or without a host."""
     from itertools import islice
 
     from poolctl.routing.match import host_pattern
@@ -77,7 +77,7 @@ def excluded_routes_for_host(host: str, routes: Iterable[ExcludedRoute]) -> tupl
 
 def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[RouteToServer, ...]]:
     """The routes that lead to each server, by the names of the servers."""
-    found: dict[str, list[RouteToServer]] = {}
+    by_server: dict[str, list[RouteToServer]] = {}
     for route in routes:
         servers = {target.server: None for target in route.to if target.server}
         if servers:
@@ -85,10 +85,10 @@ def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[
                 protocol, host, path = "http", route.host, route.path
             else:
                 protocol, host, path = route.protocol, route.bind, ""
-            each = RouteToServer(alias=route.alias, protocol=protocol, host=host, path=path)
+            entry = RouteToServer(alias=route.alias, protocol=protocol, host=host, path=path)
             for server in servers:
-                found.setdefault(server, []).append(each)
-    return {server: tuple(its) for server, its in found.items()}
+                by_server.setdefault(server, []).append(entry)
+    return {server: tuple(entries) for server, entries in by_server.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

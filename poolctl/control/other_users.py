@@ -1,4 +1,4 @@
-"""The pool of a file that another user runs: each user has a runtime directory of their own, and so a pool of it."""
+"""Pools that other users run from the same file: each user has a runtime directory, and in it a pool of the file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class OtherPool(NamedTuple):
 
 def running_elsewhere(first_file: str) -> OtherPool | None:
     """Who else runs the pool of this file in this PID namespace; None for nobody."""
-    own, path = os.geteuid(), os.path.realpath(first_file)
+    uid, path = os.geteuid(), os.path.realpath(first_file)
     for pid in processes():
         if _first_file_of_supervisor(pid) != path:
             continue
         users = process_users(pid)
-        if users and own not in users and len(status_of(pid).get(b"NSpid", b"").split()) == 1:
+        if users and uid not in users and len(status_of(pid).get(b"NSpid", b"").split()) == 1:
             return OtherPool(min(users), pid)
     return None
 
@@ -54,9 +54,8 @@ def _first_file_of_supervisor(pid: int) -> str:
 def refuse_second_pool(files: Sequence[str]) -> str:
     """A note if another user runs the pool of these files; "" if nobody else does.
 
-    Raises ControlError (exit code 8) if the other user is root or the file's owner, and a server has a fixed address,
-    which the other one has, or none, so that a scheduler or a queue would work twice. What any other user's processes
-    look like keeps no pool from starting.
+    Raises ControlError (exit code 8) if the other user is root or the file's owner, and a server would conflict: it has
+    a fixed address, or none, as a scheduler or a queue worker. Other users cannot prevent a start.
     """
     who = running_elsewhere(files[0])
     if not who:

@@ -403,13 +403,13 @@ class PoolClient:
     ) -> ReloadDocument:
         """Apply the changed files and return the `"changes"`; with `dry_run` only report them.
 
-        A selection limits this to its servers, of which the unchanged ones get their `reload_signal`. A dry run's
+        A selection limits this to its servers; unchanged servers in it get their `reload_signal`. A dry run's
         `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with from now on.
         Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`, an expired
         certificate in a file is a problem if the server still uses one that is valid.
         """
-        given = None if env is None else with_absolute_paths(env)
-        options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
+        variables = None if env is None else with_absolute_paths(env)
+        options = {"dry_run": dry_run, "env": variables, "timeout": timeout, "wait": wait, "force": force}
         answer = self._ask("reload", PoolRestartError, targets, selector, options, on_progress, ANSWERED)
         return cast(ReloadDocument, answer)
 
@@ -549,7 +549,7 @@ class PoolClient:
         return self._change_hosts("enable", hosts)
 
     def drain_host(self, *hosts: str) -> Table:
-        """Drain each of `hosts`: it still serves clients whose sticky cookie names it; new clients go to others."""
+        """Drain each of `hosts`: it still serves clients with its sticky cookie; new clients go to others."""
         return self._change_hosts("drain", hosts)
 
     def health_info(self, *, routes: bool = False) -> dict[str, Table]:
@@ -566,7 +566,7 @@ class PoolClient:
 
     def health_info_simple(self, *, routes: bool = False) -> dict[str, str]:
         """Return the status of each route and server."""
-        return {name: each["status"] for name, each in self._health(SIMPLE, routes).items()}
+        return {name: entry["status"] for name, entry in self._health(SIMPLE, routes).items()}
 
     def register(
         self,
@@ -585,8 +585,8 @@ class PoolClient:
         the end. If no route `name` exists, `host` and `path` define it. `probe` is a health check: a path, or a table.
         Raises PoolParamError if no route fits, PoolValidateError if invalid, ControlError (exit code 8) if refused.
         """
-        given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
-        options = {"name": name, "to": with_absolute_socket_path(to), "weight": weight, **given}
+        settings = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
+        options = {"name": name, "to": with_absolute_socket_path(to), "weight": weight, **settings}
         service = RegisteredAs(self, {key: value for key, value in options.items() if value is not None})
         service.heartbeat()
         return service
@@ -601,11 +601,11 @@ class PoolClient:
 
     def _health(self, depth: str, routes: bool) -> dict[str, Table]:
         options = {"depth": depth, "routes": routes}
-        found = self._ask("health", PoolMonitorError, (), None, options, None, ANSWERED)
+        answer = self._ask("health", PoolMonitorError, (), None, options, None, ANSWERED)
         about = "name", "kind"
         return {
-            each["name"]: {key: value for key, value in each.items() if key not in about}
-            for each in found["items"]
+            item["name"]: {key: value for key, value in item.items() if key not in about}
+            for item in answer["items"]
         }
 
     def _change_hosts(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:

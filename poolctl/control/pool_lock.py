@@ -39,7 +39,7 @@ def acquire(pool_directory: str) -> int:
 
     Raises BlockingIOError if the pool runs or is being started, and OSError if the lock can be kept nowhere.
     """
-    if is_held(pool_directory):  # also in a directory that comes later, used while the first was not usable
+    if is_held(pool_directory):  # also in a later directory, used while the first one was not usable
         raise BlockingIOError
     position = _position(pool_directory)
     problem = None
@@ -115,7 +115,7 @@ def holder(pool_directory: str) -> int:
     position = _position(pool_directory)
     parents = {pid: parent_and_start(pid) for pid in processes() if any(_locks_of(pid, position))}
     # The supervisor is the keeper's child.
-    return min((pid for pid, found in parents.items() if found and found[0] not in parents), default=0)
+    return min((pid for pid, parent in parents.items() if parent and parent[0] not in parents), default=0)
 
 
 def _locks_of(pid: int, position: int) -> Iterator[bytes]:

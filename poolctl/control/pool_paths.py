@@ -43,7 +43,7 @@ BACKLOG = 512
 
 
 def pool_key(first_file: str) -> str:
-    """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits.
+    """Return the key of the pool with this absolute path of its first file: 12 hexadecimal digits.
 
     A directory has the key of its default file, if it has one. Reads the directory.
     """
@@ -104,24 +104,24 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
 
 
 def pool_dir_of_file(env: Mapping[str, str], first_file: str) -> str:
-    """Return the directory of the pool whose first file has this absolute path, even if it does not exist yet.
+    """Return the directory of the pool with this absolute path of its first file, even if it does not exist yet.
 
     A running pool of a directory keeps its key, even if a default file is added to the directory.
     """
-    found = pool_dir(env, pool_key(first_file))
+    path = pool_dir(env, pool_key(first_file))
     directory = directory_of(first_file)
-    if os.path.exists(f"{found}/{SOCKET_NAME}") or first_file not in (directory, default_file(directory)):
-        return found
+    if os.path.exists(f"{path}/{SOCKET_NAME}") or first_file not in (directory, default_file(directory)):
+        return path
     before = pool_dir(env, _key_of_path(directory))
-    return before if os.path.exists(f"{before}/{SOCKET_NAME}") else found
+    return before if os.path.exists(f"{before}/{SOCKET_NAME}") else path
 
 
 def ensure_pool_dir(env: Mapping[str, str], key: str) -> str:
     """Return the pool's private directory, created if missing. Raises ControlError (exit code 7) on failure."""
-    found = pool_dir(env, key)
-    if os.path.isdir(found):
-        check_private(found)
-        return found
+    existing = pool_dir(env, key)
+    if os.path.isdir(existing):
+        check_private(existing)
+        return existing
     path = f"{ensure_runtime_root(env)}/{key}"
     try:
         ensure_private_directory(path)
@@ -141,17 +141,17 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
 
     If several pools have the name, only running ones count. Raises ControlError (exit code 8) if several run.
     """
-    found = pool_dirs_named(env, name)
-    if len(found) > 1:
-        found = [path for path in found if listens(f"{path}/{SOCKET_NAME}")]
-    if len(found) > 1:
-        files = [" ".join(map(str, read_info(path).get("files") or [path])) for path in found]
+    directories = pool_dirs_named(env, name)
+    if len(directories) > 1:
+        directories = [path for path in directories if listens(f"{path}/{SOCKET_NAME}")]
+    if len(directories) > 1:
+        files = [" ".join(map(str, read_info(path).get("files") or [path])) for path in directories]
         raise ControlError(
-            f"{len(found)} running pools are named {name!r}: {', '.join(files)}",
+            f"{len(directories)} running pools are named {name!r}: {', '.join(files)}",
             exit_code=CONFLICT,
             hint=f"name one by its file: -c {files[0]}",
         )
-    return found[0] if found else None
+    return directories[0] if directories else None
 
 
 def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
@@ -161,16 +161,16 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
     """
     if not name or "/" in name or name.startswith((".", "@")):
         return []
-    found = []
+    directories = []
     for path in existing_pool_directories(env):
-        key_given = os.path.basename(path) == name
-        if key_given or read_info(path).get("name") == name:
+        is_key = os.path.basename(path) == name
+        if is_key or read_info(path).get("name") == name:
             _refuse_unsafe_root(os.path.dirname(path), explicit=bool(env.get(RUNTIME_VARIABLE)))
             check_private(path)
-            if key_given:
+            if is_key:
                 return [path]
-            found.append(path)
-    return found
+            directories.append(path)
+    return directories
 
 
 def existing_pool_directories(env: Mapping[str, str]) -> Iterator[str]:
@@ -195,10 +195,10 @@ def read_json_or_empty(path: str) -> Table:
     """Return the JSON object in this file; an empty one when there is none."""
     try:
         with open(path, "rb") as file:
-            found = json.loads(file.read())
+            document = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def listens(path: str) -> bool:
@@ -273,9 +273,9 @@ def _check_state_dir(path: str, *, create: bool, chosen: bool = True) -> None:
 
 
 def _would_be_used(path: str, *, chosen: bool) -> bool:
-    """Whether state would be kept in the directory if it were safe: this user can write or create it.
+    """Whether this user can write or create the directory, so that state is kept there if it is safe.
 
-    In the home of another user, as with sudo -E, it would not, unless it exists and a variable has `chosen` it.
+    False in the home of another user, as with sudo -E, unless the directory exists and a variable has `chosen` it.
     """
     if chosen and os.path.lexists(path):
         return True

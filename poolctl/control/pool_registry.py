@@ -38,12 +38,12 @@ class PoolRouteRegistry(TableRegistry):
 
     def __init__(self, client: Client) -> None:
         """Connect and wait for the routes. Raises NoSupervisor, another ControlError, PoolError, or OSError."""
-        super().__init__(self._refreshed_or_last_table)
+        super().__init__(self._current_table)
         self._client = client
         self._lock = threading.Lock()
         self._latest: RouteTable | None = None
-        self._reported: _GenerationStream | None = None
-        self._again = 0.0  # the monotonic time of the next attempt
+        self._stream: _GenerationStream | None = None
+        self._retry_at = 0.0  # monotonic
         self._closed = False
         self._connect_and_fetch()
 
@@ -54,14 +54,14 @@ class PoolRouteRegistry(TableRegistry):
         self.close()
 
     def __del__(self) -> None:
-        if (reported := getattr(self, "_reported", None)) is not None:
-            reported.close()
+        if (stream := getattr(self, "_stream", None)) is not None:
+            stream.close()
 
     @property
     def connected(self) -> bool:
         """Whether the supervisor reports changes at present."""
-        self._refreshed_or_last_table()
-        return self._reported is not None
+        self._current_table()
+        return self._stream is not None
 
     def close(self) -> None:
         """Disconnect. The routes stay as they are at this moment."""
@@ -69,42 +69,42 @@ class PoolRouteRegistry(TableRegistry):
             self._closed = True
             self._disconnect()
 
-    def _refreshed_or_last_table(self) -> RouteTable | None:
+    def _current_table(self) -> RouteTable | None:
         with self._lock:
             if not self._closed:
                 try:
-                    self._fetch_or_reconnect()
+                    self._update()
                 except (ControlError, PoolError, OSError):
                     self._disconnect()
-                    self._again = monotonic() + _RETRY_SECONDS
+                    self._retry_at = monotonic() + _RETRY_SECONDS
             return self._latest
 
-    def _fetch_or_reconnect(self) -> None:
-        reported = self._reported
-        if reported is not None and reported.pid == os.getpid():
+    def _update(self) -> None:
+        stream = self._stream
+        if stream is not None and stream.pid == os.getpid():
             try:
-                generation = reported.receive_newest_nowait()
+                generation = stream.receive_newest_nowait()
             except SupervisorEnded:
-                self._again = 0.0  # try at once, because the next supervisor may already run
+                self._retry_at = 0.0  # try at once, because the next supervisor may already run
             else:
                 self._refresh_table(generation)
                 return
         self._disconnect()  # after a fork, the connection belongs to the parent
-        if monotonic() >= self._again:
+        if monotonic() >= self._retry_at:
             self._connect_and_fetch()
 
     def _connect_and_fetch(self) -> None:
-        reported = _GenerationStream(self._client)
+        stream = _GenerationStream(self._client)
         try:
-            self._refresh_table(reported.receive_first())
+            self._refresh_table(stream.receive_first())
         except BaseException:
-            reported.close()
+            stream.close()
             raise
-        if reported.over:
-            reported.close()
-            self._again = monotonic() + _RETRY_SECONDS
+        if stream.over:
+            stream.close()
+            self._retry_at = monotonic() + _RETRY_SECONDS
         else:
-            self._reported = reported
+            self._stream = stream
 
     def _refresh_table(self, generation: int) -> None:
         """Fetch and map the supervisor's route table, unless the mapped one has the given generation number."""
@@ -121,9 +121,9 @@ class PoolRouteRegistry(TableRegistry):
             os.close(fd)
 
     def _disconnect(self) -> None:
-        if self._reported is not None:
-            self._reported.close()
-            self._reported = None
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
 
 class _GenerationStream:
@@ -138,7 +138,7 @@ class _GenerationStream:
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def receive_first(self) -> int:
-        """Wait for the first generation number; return it. Raises TimeoutError and the errors of `newest`."""
+        """Wait for the first generation number; return it. Raises TimeoutError and as `receive_newest_nowait`."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)

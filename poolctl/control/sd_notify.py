@@ -16,7 +16,7 @@ SOCKET_VARIABLE = "NOTIFY_SOCKET"
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
-# Too many descriptors are in flight for a moment (unix(7)).
+# The delay before another attempt if too many descriptors are in flight (unix(7)).
 _IN_FLIGHT_SECONDS = 0.002
 
 
