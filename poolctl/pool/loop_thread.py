@@ -1,4 +1,4 @@
-"""The background thread whose event loop manages this process's servers. It exists only while it is needed.
+"""The background thread with the event loop that manages this process's servers. It exists only while needed.
 
 Every start, stop and restart runs on that loop, and may be called from any thread and any event loop. If an application
 blocks it, callers with a limit get LoopBlocked. The thread is a daemon, and servers that still run when the main thread
@@ -73,7 +73,7 @@ class LoopThread:
         self.loop = self._runner.get_loop()
         self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}
         self.own_runner: Runner | None = None  # for pools without a runner
-        self.runners: weakref.WeakSet[Runner] = weakref.WeakSet()  # those in use, besides
+        self.runners: weakref.WeakSet[Runner] = weakref.WeakSet()  # the other runners in use
         self._tasks: set[asyncio.Task[object]] = set()
         self._holds = 0
         self._over = asyncio.Event()
@@ -164,14 +164,14 @@ class LoopThread:
             answer.set_result(None)
         return answer
 
-    def stop_servers_and_end(self) -> None:
+    def shut_down(self) -> None:
         """Stop all servers and end the thread, within EXIT_SECONDS; blocks. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._run_exit_callbacks_and_end()))
+            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._shut_down()))
         if not concurrent.futures.wait([self.ping()], ANSWER_SECONDS).not_done:
             self.thread.join(EXIT_SECONDS + 2 * _CLOSE_SECONDS)
 
-    async def _run_exit_callbacks_and_end(self) -> None:
+    async def _shut_down(self) -> None:
         if endings := [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]:
             await asyncio.wait(endings, timeout=EXIT_SECONDS)
         if closings := [asyncio.ensure_future(runner.aclose()) for runner in self.runners]:
@@ -180,7 +180,7 @@ class LoopThread:
 
 
 def get_or_start() -> LoopThread:
-    """Return the one LoopThread of this process. Starts its thread if there is no LoopThread yet."""
+    """Return the LoopThread of this process, started if necessary."""
     global _current
     with LOCK:
         if _current is None:
@@ -197,8 +197,7 @@ def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
 async def run(work: Coroutine[None, None, T], limit: Limit | None = None, *, stands: bool = False) -> T:
     """Run `work` on the loop thread and return its result, without blocking the caller's own loop.
 
-    If the loop does not answer when the limit is over, raises LoopBlocked.
-    The work is cancelled then, unless it `stands`.
+    Raises LoopBlocked if the loop does not answer when the limit is over; cancels the work then, unless `stands`.
     """
     future = submit(work)
     try:
@@ -288,7 +287,7 @@ def has_exited() -> bool:
 def _finish_current() -> None:
     global _current, _exited
     if _current is not None:
-        _current.stop_servers_and_end()
+        _current.shut_down()
     _current, _exited = None, True
 
 

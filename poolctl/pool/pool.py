@@ -108,21 +108,21 @@ Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
 def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerError]]:
     """Convert mappings to configurations; returns the valid ones and all problems. Raises TypeError for a non-list."""
-    made: list[ServerConfig] = []
+    valid: list[ServerConfig] = []
     problems: list[ServerError] = []
     for index, server in enumerate(servers):
         if isinstance(server, ServerConfig):
-            made.append(server)
+            valid.append(server)
         elif isinstance(server, Mapping):
             try:
-                made.append(ServerConfig(**{str(key): value for key, value in server.items()}))
+                valid.append(ServerConfig(**{str(key): value for key, value in server.items()}))
             except PoolValidateError as error:
                 problems += error.exceptions
         else:
             message = f"{shown(server)} is neither a ServerConfig nor a mapping"
             hint = "write ServerConfig(name=…, bind=…)"
             problems.append(Problem(message, place=Place(key=f"[{index}]"), hint=hint))
-    return made, problems
+    return valid, problems
 
 
 def with_ports(
@@ -216,12 +216,12 @@ class Pool(Mapping[str, Server], StartAndStop):
         self.handler(handler)
         self._store_each(servers)
 
-    def _set_up(self, shared: Shared, seen_of: Pool | None = None) -> None:
+    def _set_up(self, shared: Shared, source: Pool | None = None) -> None:
         self._shared = shared
-        self._is_view = seen_of is not None
-        self._source_pool = self if seen_of is None else seen_of  # the original pool, if this is a view
+        self._is_view = source is not None
+        self._source_pool = self if source is None else source  # the original pool, if this is a view
         self._servers: dict[str, Server] = {}
-        self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
+        self._added: set[Server] = set()  # to a view: the servers that were stored in it, not in its pool
         self._ports: Counter[int | None] = Counter()  # the number of servers with each TCP port
         self._departed: set[Handle] = set()
         with LOCK:
@@ -303,7 +303,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             self._servers[config.bind] = server
             if self._is_view:
                 if not self._holds(server):
-                    self._own.add(server)
+                    self._added.add(server)
             else:
                 server._shared = self._shared  # has effect from its next start on
                 if old is not None:
@@ -323,8 +323,8 @@ class Pool(Mapping[str, Server], StartAndStop):
         configs = [server.config for server in servers]
         if not any(map(may_refer, configs)):
             return {}
-        there = [server.config for pool in (self._source_pool, self) for server in pool.values()]
-        resolved, wrong = _with_resolved_references(configs, there)
+        others = [server.config for pool in (self._source_pool, self) for server in pool.values()]
+        resolved, wrong = _with_resolved_references(configs, others)
         for server, config in zip(servers, resolved, strict=True):
             if config != server.config:
                 server._set_config(config)
@@ -338,21 +338,21 @@ class Pool(Mapping[str, Server], StartAndStop):
     ) -> None:
         """Add the servers that can be added. Raises PoolAddError with `problems` and the failures, if there are any.
 
-        Of servers with the same address none is added: nobody means to have a part of a list only.
+        If several servers have the same address, none of them is added.
         """
         errors = [*problems]
         stored: dict[str, list[Server]] = {}
-        given = [ServerConfig(**each) if isinstance(each, Mapping) else each for each in servers]
-        taken = {each.address.port for each in given if isinstance(each, (Server, ServerConfig))}
+        entries = [ServerConfig(**entry) if isinstance(entry, Mapping) else entry for entry in servers]
+        taken = {entry.address.port for entry in entries if isinstance(entry, (Server, ServerConfig))}
         taken |= {*+self._ports}
-        made: list[Server] = []
-        for each in given:
+        candidates: list[Server] = []
+        for entry in entries:
             try:
-                made.append(each if isinstance(each, Server) else _server_of(each, taken))
+                candidates.append(entry if isinstance(entry, Server) else _server_of(entry, taken))
             except PoolAddError as error:
                 errors += error.exceptions
-        wrong = self._resolve_references(made)
-        for server in made:
+        wrong = self._resolve_references(candidates)
+        for server in candidates:
             try:
                 if server in wrong:
                     raise PoolAddError(f"{server.name} cannot be added", wrong[server])
@@ -404,22 +404,22 @@ class Pool(Mapping[str, Server], StartAndStop):
             if not self._is_view:
                 self._stop_removed(servers)
 
-    def _set_members_stopping_others(self, servers: Sequence[Server]) -> list[Server]:
-        """Make `servers` the pool's content, in this order; orders all other servers to stop, and returns those.
+    def _replace_members(self, servers: Sequence[Server]) -> list[Server]:
+        """Replace the pool's content by `servers`, in this order; orders all other servers to stop, and returns them.
 
         The addresses of `servers` must not overlap. The caller must hold LOCK.
         """
         staying = set(servers)
-        gone = [server for server in self._servers.values() if server not in staying]
+        removed = [server for server in self._servers.values() if server not in staying]
         self._servers = {server.bind: server for server in servers}
         self._ports = Counter(server.address.port for server in servers)
         for server in servers:
             server._shared = self._shared
-        self._stop_removed(gone)
-        return gone
+        self._stop_removed(removed)
+        return removed
 
     def _rekey(self, moved: Mapping[str, Server]) -> None:
-        """Key these servers, given by their previous addresses, by those that they have now; tell it to the others.
+        """Key the servers in `moved`, by their previous addresses, by their new ones, and update references to them.
 
         The caller must hold LOCK.
         """
@@ -433,12 +433,12 @@ class Pool(Mapping[str, Server], StartAndStop):
         servers = [] if self._is_view else [*self._servers.values()]
         resolved, wrong = _with_resolved_references([server.config.before_references() for server in servers])
         for index, (server, config) in enumerate(zip(servers, resolved, strict=True)):
-            # Another pool may have resolved its references, or this one may have had what they name.
+            # A wrong reference stays resolved: another pool may have done so, or the server may have been removed here.
             if index not in wrong and config != server.config:
                 server._set_config(config)
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
-        """Order the active ones among these removed servers to stop; does not wait. The caller must hold LOCK."""
+        """Order these removed servers to stop, if they are active; does not wait. The caller must hold LOCK."""
         busy = [
             handle
             for server in servers
@@ -480,8 +480,8 @@ class Pool(Mapping[str, Server], StartAndStop):
                 for server in self._servers.values()
                 if (handle := handle_in_process(server)) is not None
             ]
-            found = {handle: (*handle.stops, *handle.ending) for handle in (*self._departed, *present)}
-            return {handle: futures for handle, futures in found.items() if futures}
+            endings = {handle: (*handle.stops, *handle.ending) for handle in (*self._departed, *present)}
+            return {handle: futures for handle, futures in endings.items() if futures}
 
     @staticmethod
     def _raise_stop_errors(futures: Iterable[concurrent.futures.Future[None]]) -> None:
@@ -515,7 +515,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         For a view from `filter`: whether it is in the original pool, or was added to the view itself.
         """
-        return server in self._own or self._source_pool._servers.get(server.bind) is server
+        return server in self._added or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
         with LOCK:
@@ -538,8 +538,8 @@ class Pool(Mapping[str, Server], StartAndStop):
         leave out the scheme. `regex` is matched in the caller's thread, without a time limit. Raises PoolParamError.
         """
         view = Pool.__new__(Pool)
-        view._set_up(self._shared, seen_of=self._source_pool)
-        view._own.update(self._own)
+        view._set_up(self._shared, source=self._source_pool)
+        view._added.update(self._added)
         view._servers = self._matching(field, pattern, regex)
         view._ports = Counter(server.address.port for server in view._servers.values())
         return view
@@ -557,7 +557,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         Raises PoolParamError if there is no such server, or if it has no URL: a program without a port has none, and a
         Unix socket only an address without a path.
         """
-        return url_of_server(name, path, [(each.name, each.expose) for each in self.values()])
+        return url_of_server(name, path, [(server.name, server.expose) for server in self.values()])
 
     # Whole pools.
 
@@ -636,11 +636,11 @@ class Pool(Mapping[str, Server], StartAndStop):
             configuration = configs
         else:
             try:
-                made, problems = configurations(configs)
+                servers, problems = configurations(configs)
             except TypeError as error:
                 message = f"{shown(configs)} is no list of servers"
                 raise PoolParamError(message, hint="give it a list") from error
-            configuration = Configuration(made)
+            configuration = Configuration(servers)
             configuration._problems, configuration._tls = problems, self._shared.tls
         handles = [handle_in_process(server) for server in self.values()]
         runs = self._started or any(handle is not None and handle.is_active_or_ordered for handle in handles)
@@ -652,26 +652,26 @@ class Pool(Mapping[str, Server], StartAndStop):
         try:
             self.start_sync()
         except BaseException as failed:
-            with _noted_in(failed):
+            with _stop_error_noted_in(failed):
                 self.stop_sync()
             raise
         return self
 
     def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
-        with _noted_in(raised):
+        with _stop_error_noted_in(raised):
             self.stop_sync()
 
     async def __aenter__(self) -> Pool:
         try:
             await self.start()
         except BaseException as failed:
-            with _noted_in(failed):
+            with _stop_error_noted_in(failed):
                 await self.stop()
             raise
         return self
 
     async def __aexit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
-        with _noted_in(raised):
+        with _stop_error_noted_in(raised):
             await self.stop()
 
     def _work(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
@@ -693,22 +693,21 @@ class Pool(Mapping[str, Server], StartAndStop):
     def run_until_signal(self) -> None:
         """Start the pool, wait for SIGINT or SIGTERM, and stop it, each request in progress answered.
 
-        Blocks; for the main thread of a program. A second Ctrl-C does what it did before. Raises PoolStartError and
-        PoolStopError as `start` and `stop` do, PoolParamError in another thread.
+        Blocks; for the main thread of a program. A second Ctrl-C is handled as before the call. Raises PoolStartError
+        and PoolStopError as `start` and `stop` do, PoolParamError in another thread.
         """
         if threading.current_thread() is not threading.main_thread():
             raise PoolParamError(
                 "signals arrive in the main thread", hint="call it there, or use start and stop"
             )
-        told = threading.Event()
-        before = {
-            each: signal.signal(each, lambda *_: told.set()) for each in (signal.SIGINT, signal.SIGTERM)
-        }
+        signalled = threading.Event()
+        numbers = signal.SIGINT, signal.SIGTERM
+        before = {number: signal.signal(number, lambda *_: signalled.set()) for number in numbers}
         try:
             starting = loop_thread.submit(self._work(PoolStartError, None))
-            starting.add_done_callback(lambda done: _set_if_failed(done, told))
-            told.wait()
-            # A start that the signal ends is no failure.
+            starting.add_done_callback(lambda done: _set_if_failed(done, signalled))
+            signalled.wait()
+            # A start that is ended by the signal has not failed.
             failure = starting.exception() if starting.done() and not starting.cancelled() else None
         finally:
             for number, handler in before.items():
@@ -759,16 +758,16 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server, as from `Server.monitor`; blocks. Raises PoolMonitorError with every failure."""
-        found: builtins.list[Monitor] = []
+        snapshots: builtins.list[Monitor] = []
         errors: builtins.list[ServerError] = []
         for server in self.values():
             try:
-                found.append(server.monitor())
+                snapshots.append(server.monitor())
             except PoolMonitorError as error:
                 errors += error.exceptions
         if errors:
             raise PoolMonitorError(f"{len(errors)} servers cannot be monitored", errors)
-        return found
+        return snapshots
 
     def health_info(self) -> dict[str, Table]:
         """Return the status, uptime, latency and detail of each server, by its name; sends no probe.
@@ -791,8 +790,8 @@ class Pool(Mapping[str, Server], StartAndStop):
 
 
 @contextlib.contextmanager
-def _noted_in(raised: BaseException | None) -> Iterator[None]:
-    """Have a stop that fails hide no exception that ends the `with` statement: it becomes a note of that."""
+def _stop_error_noted_in(raised: BaseException | None) -> Iterator[None]:
+    """While the exception `raised` ends a `with` statement, a failed stop only adds a note to it."""
     try:
         yield
     except PoolStopError as error:
@@ -825,14 +824,14 @@ def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
 
 def _pids_by_usages(servers: Iterable[Server]) -> dict[ProcessUsages, builtins.list[int | None]]:
     """The pids of the servers' workers, by the object that measures their memory and processor time."""
-    found: dict[ProcessUsages, builtins.list[int | None]] = {}
+    pids: dict[ProcessUsages, builtins.list[int | None]] = {}
     for server in servers:
         handle = handle_in_process(server)
         if handle is not None and handle.host is not None and handle.entry is not None:
             runner = handle.host.core.runner
             if not runner.in_this_process:
-                found.setdefault(runner.usages, []).extend(metrics.worker_pids([handle.entry]))
-    return found
+                pids.setdefault(runner.usages, []).extend(metrics.worker_pids([handle.entry]))
+    return pids
 
 
 def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
@@ -865,8 +864,8 @@ def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSn
 
 
 def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
-    found: list[WorkerStacks] = []
-    asked: list[tuple[Runner, ServerConfig, Placement]] = []
+    stacks: list[WorkerStacks] = []
+    remote: list[tuple[Runner, ServerConfig, Placement]] = []
     for server in servers:
         handle = handle_in_process(server)
         host, entry = (None, None) if handle is None else (handle.host, handle.entry)
@@ -877,10 +876,10 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
             if worker.placement is None:
                 continue
             if runner.in_this_process:
-                found.append(_stacks_of_this_process(host.loop_thread, server.config, worker.placement))
+                stacks.append(_stacks_of_this_process(host.loop_thread, server.config, worker.placement))
             else:
-                asked.append((runner, server.config, worker.placement))
-    return found + _stacks_of_others(asked) if asked else found
+                remote.append((runner, server.config, worker.placement))
+    return stacks + _stacks_of_others(remote) if remote else stacks
 
 
 def _stacks_of_this_process(
@@ -896,20 +895,21 @@ def _stacks_of_this_process(
     )
 
 
-def _stacks_of_others(asked: list[tuple[Runner, ServerConfig, Placement]]) -> list[WorkerStacks]:
+def _stacks_of_others(remote: list[tuple[Runner, ServerConfig, Placement]]) -> list[WorkerStacks]:
     async def ask() -> list[WorkerStacks | None]:
-        return await asyncio.gather(*(runner.stacks(each.id, _STACK_SECONDS) for runner, _, each in asked))
+        requests = (runner.stacks(placement.id, _STACK_SECONDS) for runner, _, placement in remote)
+        return await asyncio.gather(*requests)
 
     loop_thread.refuse_own_thread()
     future = loop_thread.submit(ask())
     try:
-        found = future.result(_LOOP_SECONDS)
+        answers = future.result(_LOOP_SECONDS)
     except TimeoutError:
         future.cancel()
         problem = "this process's own loop does not answer"
-        return [_unknown_stacks(config, each, problem) for _, config, each in asked]
-    pairs = zip(found, asked, strict=True)
-    return [replace(each, name=config.name) for each, (_, config, _) in pairs if each is not None]
+        return [_unknown_stacks(config, placement, problem) for _, config, placement in remote]
+    pairs = zip(answers, remote, strict=True)
+    return [replace(stacks, name=config.name) for stacks, (_, config, _) in pairs if stacks is not None]
 
 
 def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) -> WorkerStacks:
@@ -930,10 +930,10 @@ class ApplyOperation:
         self._runs = runs
         self._errors: list[ServerError] = []
         self._to_start: list[Server] = []
-        self._live: set[Server] = set()  # servers whose running workers apply the change
+        self._live: set[Server] = set()  # their running workers apply the change
         self._certificates: list[Server] = []
-        self._sockets: list[Server] = []  # servers whose Unix socket may get another mode or owner
-        self._beside: list[Server] = []
+        self._sockets: list[Server] = []  # their Unix sockets may get another mode or owner
+        self._beside: list[Server] = []  # active servers without a change
         self._stops: set[concurrent.futures.Future[None]] = set()
         tls = configuration._tls
         self._files = {server.name: read_digests_by_key(_with_tls(server, tls)) for server in configuration}
@@ -941,8 +941,8 @@ class ApplyOperation:
     @property
     def concerned(self) -> Sequence[Server | ServerConfig]:
         """The servers that it starts; before it runs, all that it may change."""
-        every = {each.name: each for each in (*self._pool.values(), *self._configuration)}
-        return self._to_start or [*every.values()]
+        by_name = {server.name: server for server in (*self._pool.values(), *self._configuration)}
+        return self._to_start or [*by_name.values()]
 
     async def run(self) -> None:
         """Apply the new configurations; returns when each server uses its new configuration, or has failed.
@@ -987,24 +987,24 @@ class ApplyOperation:
         self._pool._shared.tls = after
         members: list[Server] = []
         for config in written:
-            there = by_name.get(config.name, [])
-            if not there:
+            namesakes = by_name.get(config.name, [])
+            if not namesakes:
                 members.append(Server(config))
                 if self._runs and not (config.disabled or config.on_demand):
                     self._to_start.append(members[-1])
                 continue
-            server = next((each for each in there if each.bind == config.bind), there[0])
+            at_address = (namesake for namesake in namesakes if namesake.bind == config.bind)
+            server = next(at_address, namesakes[0])
             members.append(server)
-            there.remove(server)
+            namesakes.remove(server)
             running = CurrentServer(_with_tls(_active_config(server), before), files=_files(server))
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
             self._begin_change(server, config, changes[0] if changes else None)
         active = [*self._to_start, *(server for server in members if _is_wanted(server))]
         self._to_start += resting_dependencies(active, members)
-        gone = self._pool._set_members_stopping_others([*members, *kept])
-        self._stops |= {
-            future for each in gone if (handle := handle_in_process(each)) for future in handle.stops
-        }
+        for server in self._pool._replace_members([*members, *kept]):
+            if handle := handle_in_process(server):
+                self._stops |= handle.stops
 
     def _without_address_conflicts(
         self, written: list[ServerConfig]
@@ -1022,15 +1022,15 @@ class ApplyOperation:
                 for server in self._pool.values()
                 if server.name not in names and (server.name in invalid or "" in invalid)
             ]
-            addresses = [(each.name, each.config.address) for each in kept]
-            addresses += [(each.name, each.address) for each in written]
-            found = {index - len(kept): finding for index, _, finding in conflicts(addresses)}
-            found = {index: finding for index, finding in found.items() if index >= 0}
-            if not found:
+            addresses = [(server.name, server.config.address) for server in kept]
+            addresses += [(server.name, server.address) for server in written]
+            conflicting = {index - len(kept): finding for index, _, finding in conflicts(addresses)}
+            conflicting = {index: finding for index, finding in conflicting.items() if index >= 0}
+            if not conflicting:
                 return written, kept
-            for index, finding in found.items():
+            for index, finding in conflicting.items():
                 self._errors.append(_problem(written[index], finding))
-            written = [server for index, server in enumerate(written) if index not in found]
+            written = [server for index, server in enumerate(written) if index not in conflicting]
 
     def _begin_change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
         handle, is_wanted = handle_in_process(server), _is_wanted(server)
@@ -1109,12 +1109,12 @@ class PoolConfig(Configuration):
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()
         self._context: PoolContext | None = None
-        made: list[ServerConfig] = []
+        valid: list[ServerConfig] = []
         try:
-            made, self._problems = configurations(servers)
+            valid, self._problems = configurations(servers)
         except TypeError:
             self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
-        self._servers = self._exclude_conflicting(made)
+        self._servers = self._exclude_conflicting(valid)
 
     @classmethod
     def load(
@@ -1138,20 +1138,20 @@ class PoolConfig(Configuration):
         return config
 
     def _exclude_conflicting(self, servers: list[ServerConfig]) -> list[ServerConfig]:
-        out: set[int] = set()
+        excluded: set[int] = set()
         for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
-            out.add(index)
+            excluded.add(index)
             self._problems.append(_problem(servers[index], finding))
-        kept = [server for index, server in enumerate(servers) if index not in out]
+        kept = [server for index, server in enumerate(servers) if index not in excluded]
         failed = [problem.name for problem in self._problems]
         for server, finding in dependency_findings(kept, failed):
-            out.update(index for index, other in enumerate(servers) if other is server)
+            excluded.update(index for index, other in enumerate(servers) if other is server)
             self._problems.append(_problem(server, finding))
         for index, findings in wrong_references(servers, failed=failed).items():
-            out.add(index)
+            excluded.add(index)
             self._problems += [_problem(servers[index], finding) for finding in findings]
-        self._excluded = [servers[index] for index in sorted(out)]
-        return [server for index, server in enumerate(servers) if index not in out]
+        self._excluded = [servers[index] for index in sorted(excluded)]
+        return [server for index, server in enumerate(servers) if index not in excluded]
 
     def set_handler(self, handler: Handler | None) -> None:
         """Set the function that returns the applications of servers without their own, `{handler_key: ASGI app}`.

@@ -104,9 +104,7 @@ class PoolContext:
         with LOCK:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
-                self._watcher = threading.Thread(
-                    target=self._wait_for_stop_then_cancel, name="poolctl-context", daemon=True
-                )
+                self._watcher = threading.Thread(target=self._watch, name="poolctl-context", daemon=True)
                 self._watcher.start()
         if self.stop.is_set():
             self.cancel()
@@ -116,7 +114,7 @@ class PoolContext:
         with LOCK:
             self._endings.pop(key, None)
 
-    def _wait_for_stop_then_cancel(self) -> None:
+    def _watch(self) -> None:
         while True:
             if self.stop.wait(_LINGER_SECONDS):
                 self.cancel()
@@ -178,19 +176,19 @@ class Shared:
         for finding in wrong_references([config]).get(0, ()):
             raise error_about(config, finding.message, finding.hint)
         (config,) = with_resolved_references([config])
-        found: dict[str, object] = {}
+        updates: dict[str, object] = {}
         if config.tls is True:
             if self.tls is None:
                 hint = "set_default_tls(TLSConfig(…))"
                 raise error_about(config, "asks for TLS, and there is no default", hint)
-            found["tls"] = self.tls
+            updates["tls"] = self.tls
         if config.app is None and not config.command:
-            app = self._select_app_from_handlers(config)
+            app = self._app_of(config)
             if app is not None:
-                found["app"] = app
-        return config.model_copy(update=found) if found else config
+                updates["app"] = app
+        return config.model_copy(update=updates) if updates else config
 
-    def _select_app_from_handlers(self, config: ServerConfig) -> object:
+    def _app_of(self, config: ServerConfig) -> object:
         key = config.handler_key
         if self.handler is None:
             if config.handlers:
@@ -323,7 +321,7 @@ class StartAndStop:
         servers, holds = self._chosen()
         if holds is None or kind is PoolStopError:
             return servers
-        starting = [server for server in servers if not server._rests_until_named]
+        starting = [server for server in servers if not server._is_resting]
         chosen = {*starting, *resting_dependencies(starting, servers)}
         return [server for server in servers if server in chosen]
 
@@ -380,7 +378,7 @@ class StartAndStop:
         self._perform_sync(PoolRestartError, timeout)
 
 
-_UNTIL_NAMED = frozenset({State.STOPPED, State.STOPPING, State.COMPLETED})
+_RESTING_STATES = frozenset({State.STOPPED, State.STOPPING, State.COMPLETED})
 
 
 class Server(StartAndStop):
@@ -439,9 +437,9 @@ class Server(StartAndStop):
         return State.DISABLED if state is State.STOPPED and self._config.disabled else state
 
     @property
-    def _rests_until_named(self) -> bool:
-        """Whether the server starts on demand and does not run."""
-        return self._config.on_demand and self.state in _UNTIL_NAMED
+    def _is_resting(self) -> bool:
+        """Whether the server starts on demand, and does not run."""
+        return self._config.on_demand and self.state in _RESTING_STATES
 
     @property
     def health(self) -> Status:
@@ -499,7 +497,7 @@ class Server(StartAndStop):
         which blocks for at most a second. Raises PoolMonitorError if no socket can be opened.
         """
         handle, state = handle_in_process(self), self.state
-        known = handle.availability_now() if handle is not None else Availability()
+        availability = handle.availability_now() if handle is not None else Availability()
         status, latency, problem = self._check_health(handle, state)
         message = problem or self.message
         return Monitor(
@@ -507,14 +505,14 @@ class Server(StartAndStop):
             bind=self.bind,
             status=status,
             latency=latency,
-            uptime=timedelta(seconds=known.uptime),
-            downtime=timedelta(seconds=known.downtime),
-            rise=timedelta(seconds=known.risetime),
-            fall=timedelta(seconds=known.falltime),
-            sli=known.sli or 0.0,
+            uptime=timedelta(seconds=availability.uptime),
+            downtime=timedelta(seconds=availability.downtime),
+            rise=timedelta(seconds=availability.risetime),
+            fall=timedelta(seconds=availability.falltime),
+            sli=availability.sli or 0.0,
             message=message or ("" if state is State.RUNNING else str(state)),
-            rises=known.rise,
-            falls=known.fall,
+            rises=availability.rise,
+            falls=availability.fall,
         )
 
     def _check_health(self, handle: Handle | None, state: State) -> tuple[Status, timedelta | None, str]:
@@ -553,10 +551,10 @@ class Server(StartAndStop):
 
 
 def with_port(config: ServerConfig, port_range: str = "", avoid: Container[int | None] = ()) -> ServerConfig:
-    """The configuration, with a free port of the range in place of `auto`, which is not one of those to `avoid`.
+    """The configuration, with a free port of the range that is not in `avoid` instead of `auto`.
 
-    Others get this port only when nothing has the configuration any longer, or its server was started and no other
-    port is free. `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
+    The port is reserved while the configuration exists, and once its server was started, as long as another port is
+    free. `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
     """
     address = config.address
     return _at_free_port(config, port_range or DEFAULT_PORT_RANGE, avoid) if address.auto else config
@@ -566,7 +564,7 @@ def _at_free_port(config: ServerConfig, port_range: str, avoid: Container[int | 
     address = config.address
     first, _, last = port_range.partition("-")
     ports = range(int(first), int(last or first) + 1)
-    # Elsewhere for each process, so that programs that start together seldom choose the same.
+    # Each process begins elsewhere, so that programs that start together seldom choose the same port.
     start = Random(os.getpid()).randrange(len(ports))
     for last_choice in (False, True):
         with LOCK:
@@ -589,7 +587,7 @@ class KeyedServers(Protocol):
         """Return the server with this address."""
 
     def _rekey(self, moved: Mapping[str, Server]) -> None:
-        """Note that these servers, by their previous addresses, have others now. The caller must hold LOCK."""
+        """Key the servers in `moved`, by their previous addresses, by their new ones. The caller must hold LOCK."""
 
 
 # Every pool and view, by its id.
@@ -597,10 +595,7 @@ pools: weakref.WeakValueDictionary[int, KeyedServers] = weakref.WeakValueDiction
 
 
 def move_from_taken_ports(servers: Iterable[Server]) -> list[Server]:
-    """Choose another port for each of these servers that has an automatic one, is stopped, and would find it in use.
-
-    Returns those servers.
-    """
+    """Choose another port for each stopped server that would find its automatic port in use; returns these servers."""
     moved: dict[str, Server] = {}
     with LOCK:
         for server in servers:
@@ -612,7 +607,7 @@ def move_from_taken_ports(servers: Iterable[Server]) -> list[Server]:
             avoid = {
                 port for pool in pools.values() if pool.load(config.bind) is server for port in pool._ports
             }
-            with contextlib.suppress(ServerError):  # none is free: the start says who has the present one
+            with contextlib.suppress(ServerError):  # none is free: the start reports who uses the current one
                 server._set_config(_at_free_port(config, choice.port_range, avoid))
                 moved[config.bind] = server
         for pool in [*pools.values()] if moved else ():
@@ -705,7 +700,7 @@ class Handle:
         return bool(self.orders or self.stops) or (entry is not None and not entry.is_fully_stopped)
 
     def refuse_connections(self) -> None:
-        """Have a server in this process refuse connections from now on, although the loop is blocked."""
+        """Make a server in this process refuse connections from now on, even if the loop is blocked."""
         from poolctl.runners.inline_runner import InlineRunner
 
         host, entry = self.host, self.entry
@@ -728,17 +723,17 @@ class Handle:
     def availability_now(self) -> Availability:
         """How long the server has been up and down, until now."""
         with LOCK:
-            found = replace(self.availability)
-            found.add_elapsed(self._clock.monotonic())
-        return found
+            availability = replace(self.availability)
+            availability.add_elapsed(self._clock.monotonic())
+        return availability
 
     def record_observed_state(self, observed: ServerRuntimeState) -> None:
         """Record `observed` as the server's current state, and update the times that it was up and down."""
         with LOCK:
             self.observed = observed
-            state, health, known = observed.state.value, observed.health.value, self.availability
-            if (state, health) != (known.state, known.health):
-                known.note(self._clock.monotonic(), state=state, health=health)
+            state, health, availability = observed.state.value, observed.health.value, self.availability
+            if (state, health) != (availability.state, availability.health):
+                availability.note(self._clock.monotonic(), state=state, health=health)
 
     def note_exit(self, entry: Entry) -> None:
         """Count the end of a worker that was not told to end, if the server was ready; a job's end is its result.
@@ -783,7 +778,7 @@ class CoreHost(RunnerEventForwarder):
         if handle := self._handles.get(server):
             tally.add(handle.ended, counts)
 
-    def register_under_unique_name(self, handle: Handle) -> str:
+    def register(self, handle: Handle) -> str:
         """Register the server in the core; returns its name there: its own, or one like `web~2` if that is taken."""
         if handle.entry is not None:
             return handle.entry.name
@@ -818,10 +813,9 @@ class CoreHost(RunnerEventForwarder):
             handle.entry = self.core.add(config, restarts=handle.restarts, failures=handle.failures)
             handle.config_sources = [(config, source)]
             return True
-        in_use = [handle.entry.config, *(worker.config for worker in handle.entry.observed.workers.values())]
-        handle.config_sources = [
-            pair for pair in handle.config_sources if any(pair[0] is each for each in in_use)
-        ]
+        configs = [handle.entry.config, *(worker.config for worker in handle.entry.observed.workers.values())]
+        in_use = {id(config) for config in configs}
+        handle.config_sources = [pair for pair in handle.config_sources if id(pair[0]) in in_use]
         runs = handle.entry.wanted and bool(handle.entry.observed.workers)
         same = handle.entry.config == config or (runs and not replace)
         if same and self._source(handle, handle.entry.config) is source:
@@ -845,17 +839,17 @@ class CoreHost(RunnerEventForwarder):
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
         if handle is not None and handle.entry is entry:
-            self.sync_or_release_handle(handle)
+            self.update_handle(handle)
 
     def set_dependencies(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
-        """Make the server depend on `dependencies`, which have the names that `reserve` returned for the servers."""
+        """Make the server depend on `dependencies`, with the names that `register` returned for the servers."""
         assert handle.entry is not None
         before = self._source(handle, handle.entry.config)
         self.core.set_dependencies(handle.entry, dependencies)
         if before is not None and self._source(handle, handle.entry.config) is None:
             handle.config_sources.append((handle.entry.config, before))
 
-    def sync_or_release_handle(self, handle: Handle) -> None:
+    def update_handle(self, handle: Handle) -> None:
         """Copy the server's current state from its entry in the core to its handle, and remove an unneeded entry.
 
         An entry is needed while the server is active, an order for the server is in progress, or another server depends
@@ -914,7 +908,7 @@ class CoreHost(RunnerEventForwarder):
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
         """The user's configuration from which the core's `config` was derived; None if it is unknown."""
-        return next((source for made, source in handle.config_sources if made is config), None)
+        return next((source for derived, source in handle.config_sources if derived is config), None)
 
 
 def dependencies_among(
@@ -927,17 +921,17 @@ def dependencies_among(
     """
     by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
-    found: dict[Handle, tuple[Dependency, ...]] = {}
+    dependencies: dict[Handle, tuple[Dependency, ...]] = {}
     for handle in handles:
-        mine = []
+        needed = []
         for dependency in handle.config.depends_on:
             other = by_name.get(dependency.name)
             if other is not None and not _reaches(other, handle, edges):
                 edges.setdefault(handle, []).append(other)
                 renamed = names[other] != dependency.name
-                mine.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
-        found[handle] = tuple(mine)
-    return found
+                needed.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
+        dependencies[handle] = tuple(needed)
+    return dependencies
 
 
 def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> bool:
@@ -1021,16 +1015,16 @@ def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) 
     """
     resting: dict[str, list[Server]] = {}
     for server in members:
-        if server._rests_until_named and not server.ready:
+        if server._is_resting and not server.ready:
             resting.setdefault(server.name, []).append(server)
-    found: list[Server] = []
+    dependencies: list[Server] = []
     ahead = [*starting] if resting else []
     while ahead:
         for dependency in ahead.pop().config.depends_on:
             needed = resting.pop(dependency.name, [])
-            found += needed
+            dependencies += needed
             ahead += needed
-    return found
+    return dependencies
 
 
 @contextlib.contextmanager
@@ -1039,21 +1033,21 @@ def blocked_as(
     concerned: Callable[[], Iterable[Server | Handle | ServerConfig]],
     timeout: Timeout = None,
 ) -> Iterator[loop_thread.Limit]:
-    """Give the limit of an operation, and raise `kind` if the loop of the servers in this process is blocked then.
+    """Yield the limit of an operation; raise `kind` if the loop of the servers in this process is blocked at its end.
 
-    Without a timeout it is the longest that the configuration of a server says, and a start may then find the loop busy
-    for as long again. Servers in this process that should stop, or are starting, refuse connections when it is blocked,
-    and end when the loop answers again.
+    Without a `timeout`, the limit is the longest timeout of a server's configuration, and the loop may be busy for that
+    time again during a start. If the loop is blocked, servers in this process that should stop, or are starting, refuse
+    connections, and end when the loop answers again.
     """
     stopping = kind is PoolStopError
     key = "stop_timeout" if stopping else "start_timeout"
-    if (given := seconds(timeout)) is None:
-        configs = (_with_handle(each)[0] for each in concerned())
+    if (requested := seconds(timeout)) is None:
+        configs = (_with_handle(server)[0] for server in concerned())
         longest = max((float(getattr(config, key)) for config in configs), default=0.0)
         busy = 0.0 if stopping else longest
         limit = loop_thread.Limit(longest, max(busy, loop_thread.ANSWER_SECONDS))
     else:
-        limit = loop_thread.Limit(given)
+        limit = loop_thread.Limit(requested)
     try:
         yield limit
     except loop_thread.LoopBlocked as blocked:
@@ -1169,7 +1163,7 @@ class StartOperation:
     otherwise only those with a changed configuration are restarted. `limit` is the timeout in seconds. `holds` tells
     whether a server is still in the pool; `holds` is None for a single server, which starts without its dependencies.
     The workers of servers in `live` are not replaced, and apply the new configuration. `beside` are other active
-    servers, on which `servers` may depend; they are restarted only if they refer to one whose port is chosen anew.
+    servers, on which `servers` may depend; they are restarted only if they refer to a server that gets another port.
     """
 
     def __init__(
@@ -1198,8 +1192,8 @@ class StartOperation:
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
         move_from_taken_ports(self._ordered)
-        # Servers that refer to those that have moved are changed by that.
-        servers = [*self._ordered, *(each for each in self._servers[len(self._ordered) :] if each.stale)]
+        # A reference to a server that has moved makes a server stale.
+        servers = [*self._ordered, *(other for other in self._servers[len(self._ordered) :] if other.stale)]
         for moves_left in reversed(range(_MAX_MOVES)):
             await self._attempt(servers)
             if not moves_left or (self._deadline is not None and time.monotonic() >= self._deadline):
@@ -1207,20 +1201,20 @@ class StartOperation:
             if not (moved := move_from_taken_ports(self._errors)):
                 break
             servers = self._changed_by(moved)
-            for each in servers:
-                self._errors.pop(each, None)
+            for server in servers:
+                self._errors.pop(server, None)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
-        failed = [each for each in self._servers if each in self._errors and self._is_held(each)]
+        failed = [server for server in self._servers if server in self._errors and self._is_held(server)]
         errors = [self._errors[server] for server in failed]
         _raise_if_any(errors, self._kind, len(self._servers))
 
     def _changed_by(self, moved: Iterable[Server]) -> list[Server]:
-        """The moved servers, those that refer to them, and those that failed only because of their dependencies."""
+        """The moved servers, servers that refer to them, and servers that failed only because of their dependencies."""
         changed, before = {*moved}, 0
         changed |= {server for server in self._servers if server.stale and server not in self._errors}
         while before < len(changed):
-            before, names = len(changed), {each.name for each in changed}
+            before, names = len(changed), {server.name for server in changed}
             failed = {error.name for error in self._errors} - names
             for error in self._errors:
                 needed = {dependency.name for dependency in error.config.depends_on}
@@ -1231,24 +1225,24 @@ class StartOperation:
     async def _attempt(self, servers: Sequence[Server]) -> None:
         self._handles = []
         try:
-            ordered = self._prepare_or_stop_disabled(servers)
+            ordered = self._prepare(servers)
             goals = self._begin(ordered)
-            await self._wait_or_abandon(ordered, goals)
-            await self._record_outcomes_and_abandon_failed(ordered, goals)
+            await self._wait(ordered, goals)
+            await self._record_outcomes(ordered, goals)
         finally:
             for handle in self._handles:
                 handle.orders -= 1
             for handle in self._handles:
                 if handle.host is not None:
-                    handle.host.sync_or_release_handle(handle)
+                    handle.host.update_handle(handle)
 
     def _is_held(self, server: Server) -> bool:
         return self._holds is None or self._holds(server)
 
     # Orders to the core.
 
-    def _prepare_or_stop_disabled(self, servers: Sequence[Server]) -> list[_PendingServer]:
-        found: list[_PendingServer] = []
+    def _prepare(self, servers: Sequence[Server]) -> list[_PendingServer]:
+        prepared: list[_PendingServer] = []
         for server in servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
@@ -1273,9 +1267,9 @@ class StartOperation:
             live = server in self._live
             # The next run of a job has the new configuration; the current run is not waited for.
             startable = startable and not (live and config.every is not None)
-            found.append(_PendingServer(server, handle, config, startable, live))
+            prepared.append(_PendingServer(server, handle, config, startable, live))
         needed = {dependency.name for server in self._servers for dependency in server.config.depends_on}
-        return [each for each in found if each.startable or each.live or each.server.name in needed]
+        return [item for item in prepared if item.startable or item.live or item.server.name in needed]
 
     def _record_refusal(self, server: Server, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
@@ -1287,53 +1281,56 @@ class StartOperation:
     def _begin(self, ordered: Sequence[_PendingServer]) -> dict[CoreHost, CommandGoal]:
         hosts: dict[CoreHost, list[_PendingServer]] = {}
         goals: dict[CoreHost, CommandGoal] = {}
-        for each in ordered:
-            hosts.setdefault(each.handle.host or ensure_core_host(each.server._shared), []).append(each)
+        for pending in ordered:
+            host = pending.handle.host or ensure_core_host(pending.server._shared)
+            hosts.setdefault(host, []).append(pending)
         for host, group in hosts.items():
             held = filter(self._is_held, self._servers)
-            around = [handle for each in held if (handle := handle_in_process(each)) is not None]
-            names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
-            names |= {each.handle: host.register_under_unique_name(each.handle) for each in group}
+            names: dict[Handle, str] = {}
+            for handle in filter(None, map(handle_in_process, held)):
+                if handle.host is host and handle.entry is not None:
+                    names[handle] = handle.entry.name
+            names |= {pending.handle: host.register(pending.handle) for pending in group}
             needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
             changed = []
-            for each in group:
-                config = self._core_configuration(each, names, needed)
-                changed.append(host.add_or_update(each.handle, config, replace=replace, live=each.live))
-            entries = [each.entry for each in group if each.startable]
+            for pending in group:
+                config = self._core_configuration(pending, names, needed)
+                changed.append(host.add_or_update(pending.handle, config, replace=replace, live=pending.live))
+            entries = [pending.entry for pending in group if pending.startable]
             goals[host] = CommandGoal(host.core, self._kind, entries)
-            for each, is_new in zip(group, changed, strict=True):
-                if each.startable:
-                    self._start_restart_or_refuse(host, each, changed=is_new)
+            for pending, is_new in zip(group, changed, strict=True):
+                if pending.startable:
+                    self._order(host, pending, changed=is_new)
         return goals
 
     def _core_configuration(
-        self, each: _PendingServer, names: dict[Handle, str], needed: dict[Handle, tuple[Dependency, ...]]
+        self, pending: _PendingServer, names: dict[Handle, str], needed: dict[Handle, tuple[Dependency, ...]]
     ) -> ServerConfig:
-        """Return the configuration of `each.server` for the core, where servers may have other names than in the pool.
+        """Return the server's configuration for the core, where servers may have other names than in the pool.
 
         `names` gives each server's name in the core, and `needed` its dependencies under such names. An order for a
         single server ignores `needed`: the server keeps those in the core, and a new one has no dependencies.
         """
-        dependencies = needed[each.handle]
+        dependencies = needed[pending.handle]
         if self._holds is None:
-            dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
-        return each.config.model_copy(update={"name": names[each.handle], "depends_on": dependencies})
+            dependencies = pending.entry.config.depends_on if pending.handle.entry is not None else ()
+        return pending.config.model_copy(update={"name": names[pending.handle], "depends_on": dependencies})
 
-    def _start_restart_or_refuse(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
-        core, entry = host.core, each.entry
+    def _order(self, host: CoreHost, pending: _PendingServer, *, changed: bool) -> None:
+        core, entry = host.core, pending.entry
         holder = core.lasting_address_holder(entry)
         if holder is not None:
             name = host.with_configured_server_names(holder.name)
             message = f"its address is in use by {name!r} of this process"
-            problem = error_about(each.server.config, message, "stop that one first")
-            self._record_refusal(each.server, each.handle, problem)
+            problem = error_about(pending.server.config, message, "stop that one first")
+            self._record_refusal(pending.server, pending.handle, problem)
             return
-        each.handle.refusal = None
-        each.handle.awaiting.add(self)
-        core.set_app_state(entry, each.server._shared.values)
+        pending.handle.refusal = None
+        pending.handle.awaiting.add(self)
+        core.set_app_state(entry, pending.server._shared.values)
         runs = entry.wanted and bool(entry.observed.workers)
-        if each.live:
+        if pending.live:
             return
         if self._kind is PoolRestartError and runs and not changed:
             core.restart(entry, retries=entry.sleepy)
@@ -1342,63 +1339,61 @@ class StartOperation:
 
     # Waiting for the outcome.
 
-    async def _wait_or_abandon(
-        self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
-    ) -> None:
+    async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]) -> None:
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
             await asyncio.gather(*(goal.wait_until_settled(left) for goal in goals.values()))
         except asyncio.CancelledError:
-            for each in ordered:
-                self._abandon_start_and_needs_wait(each)
+            for pending in ordered:
+                self._abandon_start(pending)
             raise
         finally:
-            for each in ordered:
-                each.handle.awaiting.discard(self)
+            for pending in ordered:
+                pending.handle.awaiting.discard(self)
 
-    def _abandon_start_and_needs_wait(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
+    def _abandon_start(self, pending: _PendingServer, problem: ServerError | None = None) -> bool:
         """Abandon the server's start, unless another StartOperation waits for the server, or it has failed or is ready.
 
         Return True if the caller has to wait until killed workers have ended. Return False if nothing was abandoned, or
         if the start had no workers yet because it waited for a stop in progress.
         """
-        handle = each.handle
+        handle = pending.handle
         handle.awaiting.discard(self)
-        if handle.host is None or handle.awaiting or not each.startable or each.live:
+        if handle.host is None or handle.awaiting or not pending.startable or pending.live:
             return False
-        waits = each.entry.desired.queued_start is not None
-        if not waits and (each.entry.failed or each.entry.settled):
+        waits = pending.entry.desired.queued_start is not None
+        if not waits and (pending.entry.failed or pending.entry.settled):
             return False
-        handle.host.core.abandon_start(each.entry, problem)
+        handle.host.core.abandon_start(pending.entry, problem)
         return not waits  # otherwise it waits for the stop in progress
 
-    async def _record_outcomes_and_abandon_failed(
+    async def _record_outcomes(
         self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
     ) -> None:
         abandoned: dict[CoreHost, list[Entry]] = {}
-        for each in ordered:
-            handle, host = each.handle, each.handle.host
-            if host is None or not each.startable or each.server in self._errors:
+        for pending in ordered:
+            handle, host = pending.handle, pending.handle.host
+            if host is None or not pending.startable or pending.server in self._errors:
                 continue
-            problem = self._problem(each, goals[host])
+            problem = self._problem(pending, goals[host])
             if problem is None:
-                self._track_started_server(host, each)
+                self._track_started_server(host, pending)
                 continue
-            self._errors[each.server] = problem
-            if self._abandon_start_and_needs_wait(each, problem):
-                abandoned.setdefault(host, []).append(each.entry)
-            if each.entry.failed:
+            self._errors[pending.server] = problem
+            if self._abandon_start(pending, problem):
+                abandoned.setdefault(host, []).append(pending.entry)
+            if pending.entry.failed:
                 handle.refusal = problem
         for host, entries in abandoned.items():
             await wait_and_return_unfinished(
                 host.core, entries, lambda entry: entry.is_fully_stopped or entry.settled, _KILL_SECONDS
             )
-        for each in ordered:
-            if each.server in self._errors and each.handle.observed.state is State.RUNNING:
-                self._errors[each.server] = _append_old_instance_note(self._errors[each.server])
+        for pending in ordered:
+            if pending.server in self._errors and pending.handle.observed.state is State.RUNNING:
+                self._errors[pending.server] = _append_old_instance_note(self._errors[pending.server])
 
-    def _problem(self, each: _PendingServer, goal: CommandGoal) -> ServerError | None:
-        server, entry = each.server, each.entry
+    def _problem(self, pending: _PendingServer, goal: CommandGoal) -> ServerError | None:
+        server, entry = pending.server, pending.entry
         if entry in goal.missing:
             late = error_about(server.config, f"was not ready within {self._limit:g} s")
             late.__cause__ = TimeoutError()
@@ -1408,20 +1403,21 @@ class StartOperation:
             return None
         if goal.is_overtaken(entry):
             return error_about(server.config, "was stopped before it was ready")
-        return _in_user_terms(each.handle, problem)
+        return _in_user_terms(pending.handle, problem)
 
-    def _track_started_server(self, host: CoreHost, each: _PendingServer) -> None:
-        handle = each.handle
-        if (choice := each.config.automatic_port) is not None:
+    def _track_started_server(self, host: CoreHost, pending: _PendingServer) -> None:
+        handle, entry = pending.handle, pending.entry
+        if (choice := pending.config.automatic_port) is not None:
             choice.is_reserved = False
-        if is_leaving(each.entry):
-            future = loop_thread.submit(
-                wait_and_return_unfinished(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
+        if is_leaving(entry):
+            waiting = wait_and_return_unfinished(
+                host.core, [entry], lambda entry: not is_leaving(entry), None
             )
+            future = loop_thread.submit(waiting)
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)
-        context = each.server._shared.context
-        if context is not None and not each.entry.is_fully_stopped:
+        context = pending.server._shared.context
+        if context is not None and not entry.is_fully_stopped:
             handle.context = context
             context.attach(handle, lambda: order_stop([handle]))
 
@@ -1431,9 +1427,9 @@ def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     message = problem.message
     if handle.host is not None:
         message = handle.host.with_configured_server_names(message)
-    found = error_about(handle.config, message, hint_without("poolctl ", problem.hint))
-    found.__cause__ = problem.__cause__
-    return found
+    error = error_about(handle.config, message, hint_without("poolctl ", problem.hint))
+    error.__cause__ = problem.__cause__
+    return error
 
 
 def _append_old_instance_note(problem: ServerError) -> ServerError:
