@@ -37,8 +37,8 @@ SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NAME = r"[A-Za-z0-9._-]+"
 _BLANK = r"[\x00-\x20\x7f]"
-# For a set in a regular expression: control characters, and those that change the direction of text. Text with them is
-# shown differently from what it is.
+# For a set in a regular expression: control characters, and characters that change the direction of text. Text with
+# them looks different from what it is.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 

@@ -63,7 +63,7 @@ def is_asgi3(app: Any) -> bool:
 
 
 def is_plain_asgi3(app: Any) -> bool:
-    """Whether `app` is a coroutine function of exactly three arguments, or an instance whose `__call__` is one.
+    """Whether `app`, or the `__call__` of its class, is a coroutine function of exactly three arguments.
 
     Most applications are. Without this check, each worker would need a signature, and share 100 KB less memory.
     """

@@ -26,7 +26,7 @@ _pool: DaemonThreads | None = None
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """An executor whose threads are created with it, and end with the process.
+    """An executor with threads that are created with it, and end with the process.
 
     Threads that cannot be created are created by a later call. Without any thread, calls run in the caller's thread.
     """

@@ -37,7 +37,7 @@ class Configuration(Sequence[ServerConfig]):
         self._problems: list[ServerError] = []
         self._origins: Origins | None = None
         self._external_warnings: list[Problem] = []
-        # The servers whose app was found to be a WSGI application when it was imported, with what will serve it.
+        # By server: the middleware of an app that turned out to be a WSGI application when it was imported.
         self.wsgi_middleware: dict[str, str] = {}
         # Only set from Python.
         self._handler: Tree = None

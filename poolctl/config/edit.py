@@ -409,7 +409,7 @@ class ServerListChanges:
 
 
 def set_or_remove(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
-    """Set keys of a table, or remove those whose new value is REMOVED; missing tables on their paths are created."""
+    """Set keys of a table, or remove them if the new value is REMOVED; missing tables on their paths are created."""
     for path, value in pairs:
         at = table
         for number, key in enumerate(path[:-1], 1):

@@ -99,7 +99,7 @@ class _ReadOnlyRegistry:
         return self.http.get(alias) or self.stream.get(alias)
 
     def get_http_route_or_exact(self, alias: str, host: str) -> Route | None:
-        """The HTTP route with this alias, or else one whose alias or host is exactly `host`, or else None."""
+        """The HTTP route with this alias, or else with the alias `host`, or else with exactly that host; else None."""
         return self.http.get(alias) or self.http.get(host) or self.http.get_by_host(host)
 
     def by_provider(self) -> dict[str, list[AnyRoute]]:

@@ -109,7 +109,7 @@ def static_route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteRepo
 
 
 class RequestedBackendState(StrEnum):
-    """The state that was requested for a host. A draining host gets only requests whose sticky cookie names it."""
+    """The state that was requested for a host. A draining host gets only requests with its sticky cookie."""
 
     ACTIVE = "active"
     DISABLED = "disabled"

@@ -51,7 +51,7 @@ class _Translation:
         return "".join([self._item(kind, value, flags, copies) for kind, value in items])
 
     def _item(self, kind: object, value: Any, flags: int, copies: int) -> str:
-        """One item of the parser's result, whose value depends on its kind, in the syntax of `regex`."""
+        """One item of the parser's result, in the syntax of `regex`. The type of `value` depends on `kind`."""
         self._count(copies)
         if kind is _constants.LITERAL:
             return _character(value)

@@ -115,7 +115,7 @@ class EndpointSite(Site):
 
 
 def response(status: int, kind: str, body: bytes, **fields: str) -> Response:
-    """A response whose content type is `kind` as it is; Starlette would add the charset of text."""
+    """A response with exactly the content type `kind`; Starlette would add the charset of text."""
     named = {name.replace("_", "-"): value for name, value in fields.items()}
     return Response(body, status, {"content-type": kind, **named})
 

@@ -229,7 +229,7 @@ class Certificate:
         """Make a new context if the files have changed, or could not be used before."""
         if self.tls is None:
             return
-        stamps = await asyncio.to_thread(self._stamps)
+        stamps = await asyncio.to_thread(lambda: [stamp_of(path) for path in self._paths])
         if stamps == self._loaded:
             return
         try:
@@ -243,9 +243,6 @@ class Certificate:
         assert self.tls is not None
         with self._opened() as fds:
             return ssl_context(self.tls, fds)
-
-    def _stamps(self) -> list[Stamp]:
-        return [stamp_of(path) for path in self._paths]
 
     @property
     def _paths(self) -> Sequence[str]:

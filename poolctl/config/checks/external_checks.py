@@ -41,8 +41,7 @@ JOURNAL_PATH = ("events", "path")
 class ExternalChecks:
     """Collects (server, finding) pairs in `problems` and `warnings`. A path that many servers share is checked once.
 
-    Servers whose app was imported and is a WSGI application are collected in `wsgi`, with the middleware that will
-    serve it.
+    `wsgi` collects servers with an imported WSGI application, each with the middleware that will serve it.
 
     `default_tls` is the certificate of servers with `tls = true`. Variables in `withheld` are removed from the
     environment in which apps are imported.

@@ -1,7 +1,7 @@
 """Finds a server's interpreter or program, and checks whether others may change what the interpreter runs at startup.
 
 Code that other users may change should not run as root. If root runs poolctl, an interpreter with such code starts as
-the server's user. A server whose user is root gets a warning instead. Standard library only.
+the server's user. A server of root gets a warning instead. Standard library only.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def directory_for_environment(server: ServerConfig) -> str:
 def missing_module(
     missing: str, module: str, app_dir: str, python: str, new_environment_in: str = ""
 ) -> tuple[str, str]:
-    """(problem, fix) of an application's `module` whose import did not find the module `missing`.
+    """(problem, fix) if importing an application's `module` failed because the module `missing` was not found.
 
     If `new_environment_in` is given, the fix is to create `.venv` in this directory: `python` is poolctl's own
     interpreter, and nothing is installed there.
@@ -306,7 +306,7 @@ def _libraries(base: str, start: str) -> list[str]:
 
 
 def _paths_in_directory(directory: str, start: str = "", end: str = "") -> list[str]:
-    """The paths of a directory's entries whose names begin with `start` and end with `end`; [] if it cannot be read.
+    """The paths of a directory's entries that begin with `start` and end with `end`; [] if it cannot be read.
 
     Avoids `glob`, which is slow to import.
     """

@@ -467,7 +467,7 @@ def _keys_of(document: Document, table: KeyPath) -> Iterator[tuple[KeyPath, int,
 
 
 def nearest_source(sources: Sequence[Source], path: KeyPath) -> Source | None:
-    """Return the last source whose table has a value at `path`, which is relative to the table.
+    """Return the last source with a value at `path`, which is relative to the source's table.
 
     If no table has such a value, search again for `path` without the last key, and so on. Return None if no table has
     even the first key.

@@ -76,7 +76,7 @@ def _mark(path: str) -> Mark:
 
 
 def _section_of(content: bytes) -> bytes:
-    """Reduce a pyproject.toml to the content of [tool.poolctl], the only part whose changes matter.
+    """Reduce a pyproject.toml to the content of [tool.poolctl]: changes of other parts do not matter.
 
     A file that is not valid TOML is returned unchanged.
     """

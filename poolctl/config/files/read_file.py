@@ -54,7 +54,7 @@ def find_config(
 
     `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory, or in the
     nearest one above it that has any (see `_directories_above`). Given paths need not exist, so that a running pool is
-    found even if its file is gone. A directory stands for its files, also those that are added later. Raises
+    found even if its file is gone. A directory stands for its files, including later ones. Raises
     ConfigNotFound if there is no file, if a given path is empty, or if the file above belongs to another user.
     """
     cwd = os.getcwd() if cwd is None else cwd
@@ -163,7 +163,7 @@ SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 _NO_FILE = "there is no such file"
 _TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
 _OTHER_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-# A key whose name ends in _env, and its value: the name of a variable.
+# A key that ends in _env, and its value: the name of a variable.
 _NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 _CHUNK_BYTES = 1024 * 1024
 

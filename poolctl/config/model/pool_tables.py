@@ -177,7 +177,7 @@ class Tables:
         """The tables as they would be written in files; they contain no secrets."""
         return {
             name: [entry.to_dict() for entry in table] if isinstance(table, tuple) else table.to_dict()
-            for name, table in sorted(self.by_name().items(), key=lambda each: isinstance(each[1], tuple))
+            for name, table in sorted(self.by_name().items(), key=lambda item: isinstance(item[1], tuple))
         }
 
 
@@ -207,7 +207,7 @@ def _env_key_values(table: Section | Mapping[str, Tree]) -> Iterator[str]:
                     yield from _env_key_values(inner)
 
 
-# The server whose keys the finding concerns; if None, the finding's path starts with a table of the file.
+# The server that the finding concerns; if None, the finding's path starts with a table of the file.
 Located = tuple[ServerConfig | None, Finding]
 
 

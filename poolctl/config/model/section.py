@@ -1,4 +1,4 @@
-"""The base classes of a configuration's tables: frozen pydantic models whose constructors name every problem."""
+"""The base classes of a configuration's tables: frozen pydantic models; a constructor names every problem."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class _TakenAddress(NamedTuple):
 
 
 def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[tuple[int, int, Finding]]:
-    """(index, earlier index, finding) for each server whose name or address conflicts with an earlier server.
+    """(index, earlier index, finding) for each conflict of a server's name or address with an earlier server.
 
     A server is given by its name and address. A missing name ("") or address (None) conflicts with no other.
     """
@@ -70,7 +70,7 @@ def _spelt(address: Address) -> str:
 def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig, Finding]]:
     """Warnings about servers that share a user in a pool with several users, one for each shared user.
 
-    A pool whose servers all run as one user expects no isolation, and gets no warning.
+    A pool with all servers under one user expects no isolation, and gets no warning.
     """
     by_user: dict[str, list[ServerConfig]] = {}
     for server in servers:
@@ -106,7 +106,7 @@ def _canonical_user_name(name: str) -> str:
 def dependency_findings(
     servers: Sequence[Server], others: Sequence[str] = ()
 ) -> Iterator[tuple[Server, Finding]]:
-    """Each server whose dependencies cannot be satisfied, with the reason.
+    """Each server with dependencies that cannot be satisfied, and the reason.
 
     `others` are names of invalid servers: a dependency on one of them is not reported.
     """
@@ -193,7 +193,7 @@ def maximum_pool_stop_seconds(servers: Iterable[ServerConfig], more_seconds: flo
 
 
 def scalar_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
-    """Yield (table name, address) for each table whose `bind` is a string, not a list."""
+    """Yield (table name, address) for each table with a string as `bind`, not a list."""
     for name, table in tables.by_name().items():
         bind = getattr(table, "bind", None)
         if isinstance(bind, str):
@@ -215,7 +215,7 @@ def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[KeyPath, str, Finding]]:
-    """(path, name, finding) for each table whose address is already in use by `name`, a server or an earlier table."""
+    """(path, name, finding) for each table with an address that `name`, a server or an earlier table, already uses."""
     addresses = [*_addresses(tables)]
     together = [*servers, *((address.name, address.address) for address in addresses)]
     for second, first, finding in conflicts(together) if addresses else ():
@@ -274,7 +274,7 @@ def with_resolved_references(
 ) -> list[Server]:
     """The servers, with `${server.NAME.…}` references in `env` and `command` replaced by addresses.
 
-    References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays. A literal
+    References may name `servers` or `others`. A reference stays until the port of its server is chosen. A literal
     `$${server.` becomes `${server.`, unless `keep_escapes`: then the result can be resolved again.
     """
     servers = list(servers)

@@ -1,5 +1,4 @@
-"""Environment variables whose paths an interpreter reads at its start, when its working directory is / and not yet
-the server's."""
+"""Environment variables with paths that an interpreter reads at its start, when its working directory is still /."""
 
 from __future__ import annotations
 

@@ -106,14 +106,14 @@ class FrozenDict(dict[str, str]):
 EMPTY = FrozenDict()
 
 
-# The value of `socket` of a command whose processes each open a private port, to which HAProxy forwards.
+# With this value of `socket`, each process of a command opens a private port, and HAProxy forwards to it.
 PROXIED = "proxied"
 
 
 def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
     """Whether the program opens its server's address itself, and gets it in its command or environment.
 
-    False if `command` is not a list of words, and for a program whose port is not the server's (`proxied`).
+    False if `command` is not a list of words, and for a program with private ports (`proxied`).
     """
     if not isinstance(command, (list, tuple)) or socket == PROXIED:
         return False

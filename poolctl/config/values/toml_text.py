@@ -34,7 +34,7 @@ def key_text(key: str) -> str:
 
 
 def table_text(head: str, table: Mapping[str, object]) -> str:
-    """The table in TOML, below the line `head` (`[pool]`, `[[server]]`); keys whose value is None are omitted."""
+    """The table in TOML, below the line `head` (`[pool]`, `[[server]]`); keys with the value None are omitted."""
     lines = [head, *(f"{key_text(k)} = {value_text(v)}" for k, v in table.items() if v is not None)]
     return "\n".join(lines) + "\n"
 
