@@ -167,11 +167,11 @@ class LoopThread:
     def shut_down(self) -> None:
         """Stop all servers and end the thread, within EXIT_SECONDS; blocks. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._shut_down()))
+            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._shut_down_on_loop()))
         if not concurrent.futures.wait([self.ping()], ANSWER_SECONDS).not_done:
             self.thread.join(EXIT_SECONDS + 2 * _CLOSE_SECONDS)
 
-    async def _shut_down(self) -> None:
+    async def _shut_down_on_loop(self) -> None:
         if endings := [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]:
             await asyncio.wait(endings, timeout=EXIT_SECONDS)
         if closings := [asyncio.ensure_future(runner.aclose()) for runner in self.runners]:
