@@ -112,7 +112,7 @@ class Manager(SimpleNamespace):
         self.stage.servers["web"] = server()
         routes = SimpleNamespace(
             routes=ROUTES, generation=7, services=None, table=None, wait_until_current=self._done,
-            masked_table_descriptor=self._table, subscribed=self._followed,
+            subscribed=self._followed,
         )  # fmt: skip
         super().__init__(
             gateway=self.stage.haproxy, pid=os.getpid(), tables=Tables(gateway=GatewayConfig()), routes=routes,
@@ -122,7 +122,6 @@ class Manager(SimpleNamespace):
             probes=SimpleNamespace(latency_seconds=lambda url: None), targets=self.stage.targets,
             counts=self.stage.counts, figures=self.stage.figures, stage=self.stage,
         )  # fmt: skip
-        self.table: socket.socket | None = None
         self.reported: list[Callable[[int], None]] = []
 
     @property
@@ -131,9 +130,6 @@ class Manager(SimpleNamespace):
 
     async def _done(self) -> None:
         self.calls.append("settled")
-
-    async def _table(self) -> socket.socket | None:
-        return self.table
 
     @contextmanager
     def _followed(self, report: Callable[[int], None]) -> Iterator[None]:
@@ -258,7 +254,7 @@ def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines() -> 
         assert (await stage.gateway.attach_or_follow_table(call)).generation == 7
         assert attached == []
         with socket.socket() as table:
-            stage.manager.table = table
+            stage.manager.routes.table = table
             await stage.gateway.attach_or_follow_table(call)
             assert attached == [table.fileno()]
         following = asyncio.ensure_future(

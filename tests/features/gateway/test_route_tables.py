@@ -153,14 +153,14 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
     async def masked_of(routes: RouteTableManager, *given: RouteConfig) -> TableRegistry:
         tables = Tables(gateway=GatewayConfig(), route=given, stream=(stream,))
         routes.schedule_computation(lambda: (source("web")[0], tables))
-        descriptor = await routes.masked_table_descriptor()
-        assert descriptor is not None
-        table = RouteTable(descriptor.fileno())
+        await routes.wait_until_current()
+        assert routes.table is not None
+        table = RouteTable(routes.table.fileno())
         return TableRegistry(lambda: table)
 
     async def work() -> None:
         routes = Publisher().published
-        assert await routes.masked_table_descriptor() is None
+        assert routes.table is None
         registry = await masked_of(routes, secret, plain, gone)
         first = registry.http.get("first")
         assert first is not None
@@ -175,15 +175,11 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
             [*routes.routes.excluded],
         )
         assert (registry.num_all, registry.generation) == (4, routes.generation)
-        assert await routes.masked_table_descriptor() is await routes.masked_table_descriptor()
         generations: list[int] = []
         with routes.subscribed(generations.append):
             await masked_of(routes, plain)
             assert generations == [routes.generation]
-            masked = await routes.masked_table_descriptor()
-            assert masked is not None
         routes.close()
-        assert masked.fileno() == -1
 
     run(work())
 

@@ -85,8 +85,10 @@ class GatewayVerbs:
         routes = self.gateway.routes
         if call.options.get("follow") is True:
             await self._stream_generations(call)
-        elif (table := await routes.masked_table_descriptor()) is not None:
-            call.attach(table.fileno())
+        else:
+            await routes.wait_until_current()
+            if routes.table is not None:
+                call.attach(routes.table.fileno())
         return RouteTableResult(generation=routes.generation)
 
     async def _stream_generations(self, call: Call) -> None:

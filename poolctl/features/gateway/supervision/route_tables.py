@@ -72,7 +72,7 @@ class RouteTableManager:
         self.next_process_key = ""  # by which HAProxy recognizes what a replaced process passes on
         self.routes = RouteSet()
         self.generation = 0
-        self.table: Descriptor | None = None
+        self.table: Descriptor | None = None  # without secrets; it may be closed when the routes change
         # The tables sent to workers, by server name.
         self.worker_tables: Mapping[str, Descriptor] = {}
         self.problem = ""
@@ -80,8 +80,6 @@ class RouteTableManager:
         self._changed = changed
         self._source: Source | None = None
         self._work: asyncio.Task[None] | None = None
-        self._masked: tuple[int, Descriptor] | None = None  # the generation, and its table without secrets
-        self._masking = asyncio.Lock()
         self._followers: list[Callable[[int], object]] = []
         # The number of requested computations, and how many of these requests the current routes answer.
         self._asked = self._answered = 0
@@ -109,23 +107,6 @@ class RouteTableManager:
         while self._answered < asked:
             await self._computed.wait()
 
-    async def masked_table_descriptor(self) -> Descriptor | None:
-        """Return the file descriptor of a copy of the route table without secrets; None if no table is computed yet.
-
-        The copy has HTTP routes, streams and excluded routes. The descriptor may be closed when the routes change.
-        """
-        await self.wait_until_current()
-        async with self._masking:  # each table is made only once
-            generation, routes = self.generation, self.routes
-            if self.table is None:
-                return None
-            if self._masked is None or self._masked[0] != generation:
-                made = await in_daemon_thread(lambda: _write_masked_table(routes, generation), undo=os.close)
-                if self._masked is not None:
-                    self._masked[1].close()
-                self._masked = generation, Descriptor(made)
-            return self._masked[1]
-
     @contextlib.contextmanager
     def subscribed(self, follow: Callable[[int], object]) -> Iterator[None]:
         """Context manager: inside it, `follow` is called with the generation of each new table that is published."""
@@ -143,9 +124,6 @@ class RouteTableManager:
             self.table.close()
             self.table = None
         _close(self.worker_tables)
-        if self._masked is not None:
-            self._masked[1].close()
-            self._masked = None
 
     async def _compute_until_current(self) -> None:
         while self._source is not None and self._answered < self._asked:
@@ -220,14 +198,15 @@ def _users_of(routes: RouteSet) -> list[str]:
 
 
 def _write_tables(routes: RouteSet, generation: int) -> list[int]:
-    """Write the route tables, and return their descriptors: of all routes, then of each user's workers.
+    """Write the route tables, and return their descriptors: of all routes without secrets, then of each user's workers.
 
     An application may run as another user than the pool, and can read the table of its worker. So this table has only
     the routes to servers of its user, without header values, URLs and limits.
     """
     made: list[int] = []
     try:
-        made.append(write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded))
+        shown = [*map(masked_route, routes.http)]
+        made.append(write_table(shown, generation, streams=routes.streams, excluded=routes.excluded))
         for user in _users_of(routes):
             own = {server for server, its in routes.users if its == user}
             shown = [_for_workers(each, own) for each in routes.http if own & {it.server for it in each.to}]
@@ -264,12 +243,6 @@ def _close(tables: Mapping[str, Descriptor]) -> None:
 def _key(secret: bytes, server: str, user: str) -> str:
     """The key by which the server's workers recognize requests of the gateway; different for each server and user."""
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:KEY_CHARACTERS]
-
-
-def _write_masked_table(routes: RouteSet, generation: int) -> int:
-    """Write the route table without secrets, and return its descriptor."""
-    shown = map(masked_route, routes.http)
-    return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)
 
 
 def masked_route(route: Route) -> Route:
