@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from poolctl.features.gateway.haproxy.configuration import NO_ROUTE, HaproxyBackend, HaproxyServer
-from poolctl.features.gateway.haproxy.process import HaproxyRefusal
+from poolctl.features.gateway.haproxy.process import HaproxyProcess, HaproxyRefusal
 from poolctl.features.gateway.program import MIN_VERSION
 from poolctl.features.gateway.settings import GatewaySettings
 from poolctl.features.gateway.supervision.counts import TrafficCounts
-from poolctl.features.gateway.supervision.figures import GatewayFigures, Serving
+from poolctl.features.gateway.supervision.figures import GatewayFigures
 from poolctl.features.gateway.supervision.hosts import HostStates
 from poolctl.features.gateway.supervision.targets import Targets
 from poolctl.features.gateway.table import GatewayConfig
@@ -50,6 +50,7 @@ class ScriptedHaproxy:
         self.known = identity(os.getpid())
         self.pid = os.getpid()
         self.exited = SimpleNamespace(done=lambda: True)
+        self.setup = "known"
         self.hung = False
         self.asked = 0
         self.rows: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -148,9 +149,10 @@ class FiguresStage:
         """`read`, outside of an event loop."""
         return asyncio.run(self.figures.read())
 
-    def _serving(self) -> Serving | None:
+    def _serving(self) -> HaproxyProcess | None:
         haproxy: Any = self.haproxy
-        return Serving(haproxy, {each.name: each for each in self.sections}) if self.is_running else None
+        haproxy.sections = {each.name: each for each in self.sections}
+        return haproxy if self.is_running else None
 
     def _record(self, kind: str, host: str, why: str) -> None:
         self.events.append((kind, host, why))

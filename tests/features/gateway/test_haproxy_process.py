@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.haproxy import process as haproxy_process
-from poolctl.features.gateway.haproxy.configuration import HaproxyServer
+from poolctl.features.gateway.haproxy.configuration import HaproxyBackend, HaproxyServer
 from poolctl.features.gateway.haproxy.process import (
     GATEWAY,
     HaproxyProcess,
@@ -93,6 +93,7 @@ while True:
         answer(connection, command)
         connection.close()
 """
+STREAM = HaproxyBackend("stream:s", "s", True, (), ())
 STATISTICS = "# pxname,svname,scur\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
 
 
@@ -133,7 +134,8 @@ class Stage:
         setup = SimpleNamespace(
             program=str(self.script), user="", access_log="", text="global\n", sockets=(),
             files={"map": b"a b\n", "c.pem": b"pem"},
-            start_commands=lambda: (), configuration=SimpleNamespace(servers_by_line_number=lambda: ()),
+            start_commands=lambda: (),
+            configuration=SimpleNamespace(servers_by_line_number=lambda: (), sections={"stream:s": STREAM}),
         )  # fmt: skip
         setup.without = lambda refused: setup
         setup.__dict__.update(changes)
@@ -346,23 +348,6 @@ def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
     play(scene)
 
 
-def test_server_that_is_back_before_it_is_deleted_is_taken_back(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(**{"del server b/gone": "Server deleted.\n", "del server b/busy": "It has connections.\n"})
-        process = await stage.start()
-        added = {f"b/{name}": f"add server b/{name} 127.0.0.1:1" for name in ("back", "gone", "busy")}
-        process.delete_later(added, after_seconds=0.2)
-        assert process.take_back([added["b/back"], "set map m"]) == ["set map m"]
-        process.delete_later({"b/back": added["b/back"]}, after_seconds=60.0)
-        log = stage.directory / "commands"
-        await until(lambda: log.exists() and "del server b/busy" in log.read_text())
-        assert stage.commands() == ["del server b/gone", "del server b/busy"]
-        assert process.take_back([added["b/gone"], added["b/busy"]]) == [added["b/gone"]]
-        assert process.take_back(["add server b/back 127.0.0.1:2"]) is None, "another address"
-
-    play(scene)
-
-
 def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.says(stays=True)
@@ -393,7 +378,7 @@ def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> 
     async def scene(stage: Stage) -> None:
         stage.says(**{"show stat -1 2 -1": STATISTICS.format(1)})
         process = await stage.start()
-        finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0, ["stream:s"]))
+        finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0))
         while "show stat" not in (stage.directory / "commands").read_text():
             await asyncio.sleep(0.001)
         assert not finishing.done()
@@ -408,13 +393,13 @@ def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None
         stage.says(stays=True)
         first = await stage.start()
         second = await stage.replace(first)
-        await stage.processes.finish_requests(second, 0.05, [])
+        await stage.processes.finish_requests(second, 0.05)
         assert not first.exited.done()
         await stage.processes.end_all(stage.log)
         assert first.exited.done()
         assert second.exited.done()
         assert not (stage.directory / "haproxy").exists(), "with the keys of certificates"
-        await stage.processes.finish_requests(None, 60.0, [])
+        await stage.processes.finish_requests(None, 60.0)
 
     play(scene)
 

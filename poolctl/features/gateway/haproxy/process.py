@@ -20,7 +20,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from poolctl.config.model.server_tables import Log
@@ -37,8 +37,8 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.process_link import HasDescriptor, Link, Refused, identity, spawn
 
-from .configuration import NEXT, RefusableServer
-from .setup import ADDS, DELETES, HaproxySetup, joined_commands
+from .configuration import NEXT, HaproxyBackend, RefusableServer
+from .setup import HaproxySetup, joined_commands
 from .sleeping import WAKING
 from .syntax import alerts_in
 
@@ -60,8 +60,6 @@ MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of its files, in the pool's directory
 _ANSWER_SECONDS = 20.0
 _EXIT_SECONDS = 5.0
-# HAProxy 2.8.25 crashed under load when servers were deleted at once: a stream still used one that had no connections.
-_DELETION_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _FIRST_REQUEST_SECONDS = 1.0
 # A hung process must not hold up its successor.
@@ -84,15 +82,15 @@ class HaproxyRefusal(ServerError):
 class HaproxyProcess(HelperChild):
     """A HAProxy process, which answers commands on the runtime socket at `path`; "" for one that is replaced already.
 
-    Raises ProcessLookupError if it has ended before.
+    `setup` is what it runs with, None as long as that of an adopted process is not known. It lacks the servers in
+    `refused`. Raises ProcessLookupError if it has ended before.
     """
 
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
-        # Servers in maintenance, by "BACKEND/SERVER", and the call of `delete_later` that will delete each.
-        self._leaving: dict[str, Mapping[str, str]] = {}
-        self._deletions: set[asyncio.Task[None]] = set()
+        self.setup: HaproxySetup | None = None
+        self.refused: Set[RefusableServer] = frozenset()
         self._fd = os.pidfd_open(self.pid)
         if process_start(self.pid) != known["start"]:
             os.close(self._fd)
@@ -100,13 +98,16 @@ class HaproxyProcess(HelperChild):
         asyncio.get_running_loop().add_reader(self._fd, self._on_exit)
         self._pinging: asyncio.Task[None] | None = None
 
+    @property
+    def sections(self) -> Mapping[str, HaproxyBackend]:
+        """The backends that it serves, by name."""
+        return self.setup.configuration.sections if self.setup is not None else {}
+
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
         if self.path:
             pool_files.unlink_quietly(self.path)
-        for deletion in self._deletions:
-            deletion.cancel()
         self.mark_exited()
 
     def ping(self) -> None:
@@ -138,32 +139,6 @@ class HaproxyProcess(HelperChild):
     async def ask(self, command: str) -> str:
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
         return await _ask(self.path, command, _ANSWER_SECONDS)
-
-    def delete_later(self, servers: Mapping[str, str], after_seconds: float = _DELETION_SECONDS) -> None:
-        """Delete servers in maintenance soon, unless they are taken back, or have connections then.
-
-        `servers` has, by "BACKEND/SERVER", the command that adds one again.
-        """
-        self._leaving |= dict.fromkeys(servers, servers)
-        deletion = asyncio.ensure_future(self._delete_later(servers, after_seconds))
-        self._deletions.add(deletion)
-        deletion.add_done_callback(self._deletions.discard)
-
-    async def _delete_later(self, servers: Mapping[str, str], after_seconds: float) -> None:
-        await asyncio.sleep(after_seconds)
-        with contextlib.suppress(HaproxyRefusal):  # it is being replaced
-            for server in servers:
-                is_leaving = self._leaving.get(server) is servers
-                if is_leaving and "deleted" in await self.ask(f"{DELETES}{server}"):
-                    self._leaving.pop(server, None)
-
-    def take_back(self, commands: Sequence[str]) -> list[str] | None:
-        """The commands without those that add a server which is still there; None if that server is not the same."""
-        added = {each.split()[2]: each for each in commands if each.startswith(ADDS)}
-        there = {place: self._leaving.pop(place)[place] for place in added.keys() & self._leaving.keys()}
-        if any(added[place] != command for place, command in there.items()):
-            return None
-        return [each for each in commands if each not in there.values()]
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
@@ -263,10 +238,7 @@ class HaproxyProcesses:
         self.wanted: HaproxySetup | None = None
         # Started if HAProxy refuses `wanted`: what the last process had, set as long as there is none.
         self.fallback: HaproxySetup | None = None
-        # That of the latest process, without the servers that it refuses.
-        self.started: HaproxySetup | None = None
-        # The servers that the process in use does not have.
-        self.refused: Collection[RefusableServer] = ()
+        self._reported: Set[RefusableServer] = frozenset()  # the refused servers of the latest process
         self.drain_seconds = 0.0  # how long a process that has outlived its pool may finish its requests
         self._replaced: dict[HaproxyProcess, None] = {}  # the oldest first
         self._limiting: asyncio.Task[None] | None = None
@@ -294,7 +266,7 @@ class HaproxyProcesses:
                 raise
             with contextlib.suppress(HaproxyRefusal):
                 # Without a mark: the helper tries to replace it at once, and then knows why it cannot.
-                setup = fallback.with_states_of(self.wanted)
+                setup = fallback.with_states_of(self.wanted)._replace(left={})
                 return await self._start_without_refused(keeper, log, kind, "", setup)
             raise refusal from None
 
@@ -318,8 +290,9 @@ class HaproxyProcesses:
         except BaseException:
             process.end()
             raise
-        known, self.refused, self.started = self.refused, refused.keys(), setup
-        for server in refused.keys() - known:
+        process.setup, process.refused = setup, refused.keys()
+        known, self._reported = self._reported, process.refused
+        for server in process.refused - known:
             message = f"{server[1].key} gets no requests, as HAProxy does not accept it: {refused[server]}"
             logger.error("%s", message)
             self._record("backend refused", message)
@@ -358,19 +331,20 @@ class HaproxyProcesses:
         self,
         process: HaproxyProcess | None,
         seconds: float,
-        streams: Sequence[str],
         *,
         awaits_first_requests: bool = False,
     ) -> None:
         """Accept no more, and wait until no requests are in progress, at most `seconds`.
 
-        Connections of the backends `streams` and idle connections do not count, except for a moment if it
+        Connections of streams and idle connections do not count, except for a moment if it
         `awaits_first_requests` of those accepted last. A replaced process cannot be asked for its requests: it has the
         same time to end.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
                 if process is not None:
+                    sections = process.sections.values()
+                    streams = [each.name for each in sections if each.is_stream or each.passes_tls]
                     with contextlib.closing(await RuntimeSession.open(process)) as session:
                         await process.stop_accepting()
                         loop = asyncio.get_running_loop()

@@ -37,7 +37,9 @@ from .listeners import HaproxyCertificate, HaproxyListener
 from .sleeping import ASLEEP, AWAKE, SLEEPING, STARTS, WAKING, answers_for_sleeping
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
-ADDS, DELETES = "add server ", "del server "
+# HAProxy 2.8.25 crashed under load when servers were deleted: those that are used no more stay in maintenance until
+# the next process, which so many of them bring about.
+_MAX_LEFT = 100
 # A backend with one of these lines gets no servers at run time: they would lack the cookie, or the right place.
 _FIXED = ("    cookie ", "    balance first")
 # HAProxy's descriptors: its runtime socket, its log, then its listeners, of which the first one is that of NEXT.
@@ -84,7 +86,8 @@ class HaproxySetup(NamedTuple):
     by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is that of [gateway],
     for which HAProxy has a pipe after its sockets. `maps` are by file name. `digest` identifies the set-up for a
     successor: it covers everything but the states of servers, and includes servers that are left out. `users` are the
-    sections of each target; `targets` are those that `states` and `maps` follow.
+    sections of each target; `targets` are those that `states` and `maps` follow. `left` are servers in maintenance
+    that a running process has besides those of the configuration, by backend and server name.
     """
 
     program: str
@@ -100,6 +103,7 @@ class HaproxySetup(NamedTuple):
     maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     users: Mapping[str, Sequence[RoutedSection]] = MappingProxyType({})
     targets: TargetsNow = TargetsNow()
+    left: Mapping[tuple[str, str], HaproxyServer] = MappingProxyType({})
 
     @property
     def text(self) -> str:
@@ -357,10 +361,11 @@ def _endpoint_of_url(url: str) -> Endpoint | None:
     return None
 
 
-def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
-    """The runtime commands that change one setup into the other; None if that takes another process.
+def change(before: HaproxySetup, after: HaproxySetup) -> tuple[list[str], HaproxySetup] | None:
+    """The runtime commands that change one setup into the other, and what the process runs with then.
 
-    At run time the members of backends change: their state, weight and address, and which there are.
+    None if that takes another process. At run time the members of backends change: their state, weight and address,
+    and which there are.
     """
     old, new = before.configuration, after.configuration
     if (
@@ -375,24 +380,22 @@ def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | N
     commands: list[str] = []
     for name, entries in after.maps.items():
         commands += _map_commands(name, before.maps[name], entries)
-    added: set[tuple[str, str]] = set()
+    left = dict(before.left)
     for previous, backend in zip(old.backends, new.backends, strict=True):
-        if previous.servers == backend.servers:
-            continue
-        found = _backend_update_commands(previous, backend)
-        if found is None:
-            return None
-        commands += found
-        names = {server.name for server in previous.servers}
-        added |= {(backend.name, server.name) for server in backend.servers if server.name not in names}
+        if previous.servers != backend.servers:
+            found = _backend_update_commands(previous, backend, left)
+            if found is None:
+                return None
+            commands += found
+    if len(left) > _MAX_LEFT:
+        return None
     for place, state in after.states.items():
-        known = before.states.get(place)
-        if place in added:
-            known = ServerState(MAINTENANCE, state.limit)
+        # A server that is added is in maintenance, as are those that were left.
+        known = before.states.get(place, ServerState(MAINTENANCE, state.limit))
         if known is not state and known != state:
             commands.append(state.command(place))
     # First give traffic to servers, then take it from others: between two commands one must be able to serve.
-    return sorted(commands, key=_takes_traffic_away)
+    return sorted(commands, key=_takes_traffic_away), after._replace(left=left)
 
 
 def _buffered(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -424,54 +427,36 @@ def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]
             yield f"set map {name} {key} {value}"
 
 
-def deleted_servers(commands: Iterable[str], before: HaproxySetup) -> dict[str, str]:
-    """The commands that add the servers again which these commands delete, by "BACKEND/SERVER"."""
-    deleted = {command.removeprefix(DELETES) for command in commands if command.startswith(DELETES)}
-    return {
-        place: _addition(place, server)
-        for backend in (before.configuration.backends if deleted else ())
-        for server in backend.servers
-        if (place := f"{backend.name}/{server.name}") in deleted
-    }
-
-
-def _addition(place: str, server: HaproxyServer) -> str:
-    return f"{ADDS}{place} {server.address} {server.arguments}".rstrip()
-
-
 def _takes_traffic_away(command: str) -> bool:
-    return command.startswith(DELETES) or command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
+    return command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
 
 
-def _backend_update_commands(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
+def _backend_update_commands(
+    before: HaproxyBackend, after: HaproxyBackend, left: dict[tuple[str, str], HaproxyServer]
+) -> list[str] | None:
     old, new = ({each.name: each for each in backend.servers} for backend in (before, after))
     if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
         return None
     commands: list[str] = []
     for name, server in old.items():
-        place = f"{after.name}/{name}"
         if name not in new:
-            commands += _removal_commands(after, [server])
-            continue
-        found = [*_server_update_commands(place, server, new[name])]
-        if None in found:
-            return None
-        commands += filter(None, found)
+            left[after.name, name] = server
+            commands.append(f"set server {after.name}/{name} state {MAINTENANCE}")
     for name, server in new.items():
-        if name not in old:
-            place = f"{after.name}/{name}"
-            command = _addition(place, server)
-            if "'" in command:  # the runtime socket does not support quotes
+        place = f"{after.name}/{name}"
+        known = old.get(name) or left.pop((after.name, name), None)
+        if known is not None:
+            found = [*_server_update_commands(place, known, server)]
+            if None in found:
                 return None
-            commands.append(command)
-            commands += [f"enable health {place}"] if PASSIVE_CHECK in server.options else []
+            commands += filter(None, found)
+            continue
+        command = f"add server {place} {server.address} {server.arguments}".rstrip()
+        if "'" in command:  # the runtime socket does not support quotes
+            return None
+        commands.append(command)
+        commands += [f"enable health {place}"] if PASSIVE_CHECK in server.options else []
     return commands
-
-
-def _removal_commands(backend: HaproxyBackend, servers: Iterable[HaproxyServer]) -> Iterator[str]:
-    for server in servers:
-        place = f"{backend.name}/{server.name}"
-        yield from (f"set server {place} state {MAINTENANCE}", f"{DELETES}{place}")
 
 
 def _server_update_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from poolctl.routing.route import Target
 from poolctl.routing.route_report import BackendReport
 
-from ..haproxy.configuration import HaproxyBackend
 from ..haproxy.counters import READ_COUNTERS, CounterReader, rows_of
 from ..haproxy.process import HaproxyProcess, HaproxyRefusal, RuntimeSession
 from ..repeated_work import RepeatedWork
@@ -31,13 +30,6 @@ _EXPLAINED_SECONDS = 5.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Serving(NamedTuple):
-    """The HAProxy that serves, and its backends by name."""
-
-    process: HaproxyProcess
-    backends: Mapping[str, HaproxyBackend]
-
-
 class Rates(NamedTuple):
     """The requests and failures of each second."""
 
@@ -54,7 +46,8 @@ class _Reading(NamedTuple):
 class GatewayFigures:
     """Reads the counters of HAProxy about once a second into the targets' counts and breakers.
 
-    `serving` returns the process that serves, None without one. `changed` is called when other targets get requests
+    `serving` returns the process that serves, None without one. Of one that was adopted, and whose setup is not known
+    yet, nothing is read. `changed` is called when other targets get requests
     because of the counters, `counted` after each reading with the process and the requests of each route that it has
     counted since it began.
     """
@@ -62,7 +55,7 @@ class GatewayFigures:
     def __init__(
         self,
         targets: Targets,
-        serving: Callable[[], Serving | None],
+        serving: Callable[[], HaproxyProcess | None],
         changed: Callable[[], None],
         now: Callable[[], float],
     ) -> None:
@@ -84,11 +77,13 @@ class GatewayFigures:
         self._previous, self._current = self._current, CounterReader(self._targets.counts)
         self._start(self._read_often(self._current))
 
-    async def follow_replaced(self, replaced: Serving) -> None:
+    async def follow_replaced(self, replaced: HaproxyProcess) -> None:
         """Continue to read the counters of the process that has just been replaced, until it ends."""
+        if replaced.setup is None:
+            return
         reader = self._previous
         try:
-            session = await RuntimeSession.open(replaced.process)
+            session = await RuntimeSession.open(replaced)
         except HaproxyRefusal as refusal:
             logger.warning("the last figures of a replaced HAProxy are lost: %s", refusal)
         else:
@@ -98,19 +93,19 @@ class GatewayFigures:
     async def read(self) -> bool:
         """Read the counters now; returns whether HAProxy has answered."""
         async with self._reading:
-            serving, reader = self._serving(), self._current
-            if serving is None:
+            process, reader = self._serving(), self._current
+            if process is None or process.setup is None:
                 self._readings.clear()
                 return False
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    text = await serving.process.ask("; ".join(READ_COUNTERS))
+                    text = await process.ask("; ".join(READ_COUNTERS))
             except (HaproxyRefusal, TimeoutError) as error:
-                if not serving.process.exited.done():
+                if not process.exited.done():
                     logger.warning("HAProxy does not report its figures: %s", error or "no answer in time")
                 self._readings.clear()
                 return False
-            await self._add(text, reader, serving)
+            await self._add(text, reader, process)
             reading = self._present()
             if not self._readings or reading.at - self._readings[-1].at >= _INTERVAL_SECONDS:
                 self._readings.append(reading)
@@ -134,7 +129,9 @@ class GatewayFigures:
                 with reading.attempt():
                     await self.read()
 
-    async def _read_until_end(self, session: RuntimeSession, reader: CounterReader, serving: Serving) -> None:
+    async def _read_until_end(
+        self, session: RuntimeSession, reader: CounterReader, process: HaproxyProcess
+    ) -> None:
         reading = RepeatedWork("the counters of a replaced HAProxy")
         try:
             has_connections = True
@@ -143,17 +140,17 @@ class GatewayFigures:
                     has_connections = await session.has_connections()
                     text = "".join([await session.ask(each) for each in READ_COUNTERS])
                     with reading.attempt():
-                        await self._add(text, reader, serving)
+                        await self._add(text, reader, process)
         except HaproxyRefusal:
             pass  # it was ended
         finally:
             session.close()
             self._replaced.discard(reader)
 
-    async def _add(self, text: str, reader: CounterReader, serving: Serving) -> None:
+    async def _add(self, text: str, reader: CounterReader, process: HaproxyProcess) -> None:
         rows = await asyncio.to_thread(lambda: reader.compare(rows_of(text)))
-        results = reader.add(rows, serving.backends)
-        self.counted(serving.process, reader.requests)
+        results = reader.add(rows, process.sections)
+        self.counted(process, reader.requests)
         if reader is not self._current:
             return
         if self._is_history:

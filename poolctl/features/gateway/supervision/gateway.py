@@ -43,17 +43,15 @@ from ..haproxy.process import (
     HaproxyRefusal,
 )
 from ..haproxy.setup import (
-    DELETES,
     MAINTENANCE,
     HaproxySetup,
     HeldListener,
     ServerState,
     SetupParts,
-    deleted_servers,
+    change,
     host_names,
     joined_commands,
     parts_of,
-    runtime_commands,
 )
 from ..program import program_problem, uid_of
 from ..repeated_work import RepeatedWork
@@ -62,7 +60,7 @@ from ..table import GatewayConfig
 from ..target import ServerFacts, TargetState, facts_of, serving_state
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
-from .figures import GatewayFigures, Serving
+from .figures import GatewayFigures
 from .forwarding import Forwarding, WaitingListeners
 from .hosts import HostStates
 from .listeners import (
@@ -132,7 +130,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostStates(now, self._on_host_changed), TrafficCounts()
         self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
-        self.figures = GatewayFigures(self.targets, self._serving, self._update, now)
+        self.figures = GatewayFigures(self.targets, lambda: self.gateway, self._update, now)
         self.probes = TargetProbes(self._update)
         self.routes = RouteTableManager(self._on_routes_computed, environment.directory)
         self.processes = HaproxyProcesses(
@@ -148,10 +146,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
-        self._setup: HaproxySetup | None = None  # of the process in use; None if that was adopted
-        self._replaced_setup: HaproxySetup | None = None  # of the previous process; None if that was adopted
         self._built: tuple[SetupParts, HaproxySetup] | None = None  # with the last states
-        self._digest = ""  # of the whole setup, with servers that HAProxy refuses
         self._current: GatewayPlan | None = None
         self._certificates: tuple[Certificate, ...] = ()  # the ones that the gateway uses
         self._unserved: tuple[ServerError, ...] = ()
@@ -247,8 +242,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
                 if self.is_configured:
-                    await self._helper.wait_until_up()
-                    if self._setup is None:  # adopted
+                    process = await self._helper.wait_until_up()
+                    if process.setup is None:  # adopted
                         await self._helper.wait_until_settled()
         return self.gateway
 
@@ -281,12 +276,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         while (postponed := self._postponed) is not None:
             await asyncio.wait({postponed})
             await self._helper.wait_until_settled()
-
-    # Figures.
-
-    def _serving(self) -> Serving | None:
-        process, setup = self.gateway, self._setup
-        return None if process is None or setup is None else Serving(process, setup.configuration.sections)
 
     async def fetch_activity_by_host(self) -> dict[str, Activity] | None:
         """Return the Activity of each target by its name or URL; None if HAProxy does not answer."""
@@ -353,8 +342,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
         Any user may open their ports now. An update takes up to a second if there are thousands of routes.
         """
-        process, setup = self.gateway, self._setup
-        if process is None or setup is None or not entry.config.is_proxied:
+        process = self.gateway
+        if process is None or process.setup is None or not entry.config.is_proxied:
             return
         living = {
             worker.placement.address
@@ -363,7 +352,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         }
         commands = [
             ServerState(MAINTENANCE).command((section.name, server.name))
-            for section, _ in setup.users.get(entry.name, ())
+            for section, _ in process.setup.users.get(entry.name, ())
             for server in section.servers
             if server.key == entry.name and server.address not in (*living, PLACEHOLDER_ADDRESS)
         ]
@@ -461,10 +450,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 await self._listeners.close_others(plan.listeners)
         elif await self._change(process, setup):
             await self._listeners.close_others(plan.listeners)
-            self._digest = setup.digest
-            self._helper.note_settings(self._digest)
-        elif self._setup is not None and self._postpone_replacement(process):
-            return self._digest
+            self._helper.note_settings(setup.digest)
+        elif process.setup is not None and self._postpone_replacement(process):
+            return process.setup.digest
         return setup.digest
 
     async def _wait_for_first_command(self) -> None:
@@ -481,7 +469,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
         If they do not, at least the states of its servers are those of the setup: a replaced process takes no commands.
         """
-        before, after, suffices = self._setup, setup.without(self.processes.refused), True
+        before, after, suffices = process.setup, setup.without(process.refused), True
         if before is None and process.mark != GATEWAY.mark_of(setup.digest):
             # As long as no other one can be started, it serves with its own routes. It may lack some of these servers.
             with contextlib.suppress(HaproxyRefusal):
@@ -490,16 +478,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return False
         if before is None:
             commands = after.state_commands()
-        elif (found := await in_daemon_thread(lambda: runtime_commands(before, after))) is None or (
-            found := process.take_back(found)
-        ) is None:
-            suffices, after = False, before.with_states_of(after)
-            commands = runtime_commands(before, after) or []
         else:
-            commands = found
-        deleted = {} if before is None else deleted_servers(commands, before)
+            if (found := await in_daemon_thread(lambda: change(before, after))) is None:
+                suffices, found = False, change(before, before.with_states_of(after))
+            commands, after = found or ([], before)
         try:
-            for command in joined_commands(each for each in commands if not each.startswith(DELETES)):
+            for command in joined_commands(commands):
                 answer = await process.ask(command)
                 if _PERFORMED.match(answer) is None:
                     raise HaproxyRefusal(f"{command}: {answer.strip()}")
@@ -507,10 +491,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             logger.warning("HAProxy is started again: %s", without_keys(str(refusal)))
             process.mark = ""
             return False
-        if deleted:
-            await self.figures.read()  # the servers' counters go with them
-            process.delete_later(deleted)
-        self._setup = after
+        process.setup = after
         return suffices
 
     def _postpone_replacement(self, process: HaproxyProcess) -> bool:
@@ -590,24 +571,21 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._update()
 
     def use(self, process: HaproxyProcess, *, is_new: bool) -> None:
-        self._replaced_setup, self._setup = self._setup, None
         self.figures.begin_process(is_new=is_new)
         self.processes.fallback = None
-        if is_new and (started := self.processes.started) is not None:
-            self._setup, self._digest = started, started.digest
+        if is_new:
             self._record_event_if_addresses_changed()
         if self._has_changed:
             self._update()
 
     async def retire(self, process: HaproxyProcess) -> None:
-        if (setup := self._replaced_setup) is not None:
-            await self.figures.follow_replaced(Serving(process, setup.configuration.sections))
+        await self.figures.follow_replaced(process)
         # First: from now on their connections would be accepted by nobody.
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
         await self.processes.retire(process)
 
     def on_lost(self, process: HaproxyProcess) -> None:
-        self.processes.fallback, self._setup = self._setup or self.processes.fallback, None
+        self.processes.fallback = process.setup or self.processes.fallback
         self._ends.append(asyncio.get_running_loop().time())
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
@@ -692,15 +670,12 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         # The sockets of a process that is just being started must not be closed before they are sent.
         self._helper.stop_attempts()
         await self._helper.wait_until_settled()
-        process, plan, setup = self._helper.release(), self._current, self._setup
+        process, plan = self._helper.release(), self._current
         await self._listeners.close_others(())
         if plan is not None:
-            backends = setup.configuration.backends if setup is not None else ()
-            streams = [backend.name for backend in backends if backend.is_stream or backend.passes_tls]
             await self.processes.finish_requests(
                 process,
                 plan.settings.table.drain_timeout,
-                streams,
                 awaits_first_requests=self._environment.opener.stays_open,
             )
         await self._end_processes()
