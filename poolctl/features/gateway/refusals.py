@@ -1,7 +1,7 @@
 """Finds what HAProxy refuses in a configuration before anything is started: `haproxy -c`, and the keys that it means.
 
 HAProxy names a line of its own file. The key is that of the comment above the line (see `syntax.comment`), in the table
-from which the section is made. What it complains about is then left out, because it hides other complaints.
+from which the section is made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 from poolctl.config.model.pool_tables import Located, Tables
 from poolctl.config.model.server_keys import ServerConfig
@@ -22,7 +21,7 @@ from poolctl.routing.route import Route, StreamRoute
 
 from .haproxy.configuration import HaproxyConfiguration, ServerAddresses, configuration_of
 from .haproxy.listeners import HaproxyCertificate, HaproxyListener
-from .haproxy.syntax import alerts_in, quoted
+from .haproxy.syntax import alerts_in
 from .program import program_path, program_problem
 from .route_checks import locate_finding
 from .routes import ServerIndex, routes_of, written_routes
@@ -31,7 +30,6 @@ from .table import GatewayConfig, GatewayListener, StreamConfig
 
 _FILE = "haproxy.cfg"
 _CHECK_SECONDS = 15.0
-_MAX_RUNS = 20
 _SHOWN_CHARACTERS = 300
 # HAProxy opens no address while it checks a file; descriptors, which it would look at, do not exist yet.
 _ANY_ADDRESS = "127.0.0.1:1"
@@ -77,26 +75,18 @@ def refusals(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Locate
         _addresses(servers),
         _keys(servers),
     ).with_addresses({})  # an address that is not known needs no name service
-    lines, places = made.text().split("\n"), _Places(made, ServerIndex(servers), tables, gateway)
+    lines, known = made.text().split("\n"), ServerIndex(servers)
     found = set[tuple[object, KeyPath]]()
-    for _ in range(_MAX_RUNS):
-        alerts = _alerts(program, made, lines)
-        changed = False
-        for alert in alerts:
-            place = _PLACE.search(alert)
-            number = int(place[1]) - 1 if place is not None else 0
-            server, finding = places.located(lines, number, alert)
-            if (server, finding.path) not in found:
-                found.add((server, finding.path))
-                yield server, finding
-            changed |= place is not None and _leave_out(lines, number, _quoted_address(alert))
-        if not changed:
-            return
+    for alert in _alerts(program, made):
+        server, finding = _located(alert, lines, made, known, tables)
+        if (server, finding.path) not in found:
+            found.add((server, finding.path))
+            yield server, finding
 
 
-def _alerts(program: str, made: HaproxyConfiguration, lines: Sequence[str]) -> list[str]:
-    """HAProxy's alerts about these lines with the files of this configuration. Blocks."""
-    texts = {_FILE: "\n".join(lines), **made.all_files}
+def _alerts(program: str, made: HaproxyConfiguration) -> list[str]:
+    """HAProxy's alerts about this configuration. Blocks."""
+    texts = {_FILE: made.text(), **made.all_files}
     texts[_CERTIFICATE] = "".join(
         f"-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n" for kind, text in _PEM.items()
     )
@@ -120,86 +110,28 @@ def _alerts(program: str, made: HaproxyConfiguration, lines: Sequence[str]) -> l
     ]
 
 
-def _leave_out(lines: list[str], number: int, value: str) -> bool:
-    """Leave out what HAProxy complains about: this value, or else the line; returns whether that changes anything."""
-    before = lines[number]
-    if before.startswith("    bind "):
-        lines[number] = f"    bind {_ANY_ADDRESS}"
-    elif value:
-        lines[number] = " ".join(
-            "127.0.0.1" if each in (value, quoted(value)) else each for each in before.split(" ")
-        )
-    elif not before.startswith(("backend", "frontend", "listen", "global", "defaults")):
-        lines[number] = ""
-    return lines[number] != before
-
-
-class _Places(NamedTuple):
-    """Finds the keys from which lines are made."""
-
-    made: HaproxyConfiguration
-    known: ServerIndex
-    tables: Tables
-    gateway: GatewayConfig
-
-    def located(self, lines: Sequence[str], number: int, alert: str) -> Located:
-        """The finding about the key from which this line is made."""
-        start = next((each for each in range(number, -1, -1) if lines[each][:1].strip()), 0)
-        words = lines[start].split()
-        section = self.made.sections.get(words[1]) if len(words) > 1 else None
-        comments = (_COMMENT.match(line) for line in reversed(lines[start : number + 1]))
-        key = next(filter(None, comments), None)
-        path: KeyPath = () if key is None else tuple(filter(None, key.groups()))
-        if section is None:
-            return None, _finding(("gateway", *self._element(self.gateway, path, alert)), alert)
-        if section.is_stream:
-            stream = next(
-                (each for each in self.tables.all(StreamConfig) if each.label == section.alias), None
-            )
-            if stream is None:  # the port of a proxied server
-                return self.known.by_name[section.alias], _finding(("name",), alert)
-            target = self._target_of(stream.to, number) if path == ("to",) else ()
-            return None, _finding(("stream", stream.index, *path, *target), alert)
-        route = next(
-            each
-            for each in written_routes(self.known, self.tables)
-            if each.alias == section.alias and each.config
-        )
-        config: Any = route.config
-        found = (*path, *self._target_of(config.to, number)) if path == ("to",) else path
-        return locate_finding(route, _finding(self._element(config, found, alert), alert))
-
-    def _element(self, table: Any, path: KeyPath, alert: str) -> KeyPath:
-        """The path to the element of a list that the alert quotes, or to the certificate that it means."""
-        if path in (("allow",), ("trusted_proxies",)):
-            values = [str(each) for each in getattr(table, str(path[0]))]
-            return (*path, *[index for index, each in enumerate(values) if f"'{each}'" in alert][:1])
-        if path == ("bind",):
-            found = re.search(r"listener-(\d+)\.crt-list:(\d+)", alert)
-            listeners = [
-                (index, each.tls) for index, each in enumerate(table.bind) if not isinstance(each.tls, bool)
-            ]
-            for index, certificates in listeners:
-                for number, each in enumerate(certificates):
-                    is_named = found is not None and (index, number + 1) == (int(found[1]), int(found[2]))
-                    if is_named or (
-                        each.ciphers and f"cipher list to '{':'.join(each.ciphers.split())}'" in alert
-                    ):
-                        return (*path, index, "tls", number, "ciphers")
-        return path
-
-    def _target_of(self, to: Sequence[Any], number: int) -> KeyPath:
-        """The index of the target to which the server in this line leads."""
-        servers = dict(self.made.servers_by_line_number())
-        if number + 1 not in servers:
-            return ()
-        key = servers[number + 1][1].key
-        found = (
-            index
-            for index, each in enumerate(to)
-            if key in {target.key for target in self.known.resolve_targets_with_reasons([each])[0]}
-        )
-        return tuple(found)[:1]
+def _located(
+    alert: str, lines: Sequence[str], made: HaproxyConfiguration, known: ServerIndex, tables: Tables
+) -> Located:
+    """The finding about the key from which the line is made that the alert names."""
+    place = _PLACE.search(alert)
+    number = int(place[1]) - 1 if place is not None else 0
+    start = next((each for each in range(number, -1, -1) if lines[each][:1].strip()), 0)
+    words = lines[start].split()
+    section = made.sections.get(words[1]) if len(words) > 1 else None
+    comments = (_COMMENT.match(line) for line in reversed(lines[start : number + 1]))
+    key = next(filter(None, comments), None)
+    path: KeyPath = () if key is None else tuple(filter(None, key.groups()))
+    if section is None:
+        return None, _finding(("gateway", *path), alert)
+    if section.is_stream:
+        stream = next((each for each in tables.all(StreamConfig) if each.label == section.alias), None)
+        if stream is None:  # the port of a proxied server
+            return known.by_name[section.alias], _finding(("name",), alert)
+        return None, _finding(("stream", stream.index, *path), alert)
+    written = written_routes(known, tables)
+    route = next(each for each in written if each.alias == section.alias and each.config)
+    return locate_finding(route, _finding(path, alert))
 
 
 def _finding(path: KeyPath, alert: str) -> Finding:
@@ -207,13 +139,7 @@ def _finding(path: KeyPath, alert: str) -> Finding:
     said = _without_place(alert)
     shown = said[:_SHOWN_CHARACTERS] + ("…" if len(said) > _SHOWN_CHARACTERS else "")
     message = f"HAProxy does not accept it: {shown if shown.isprintable() else repr(shown)}"
-    return Finding(path, message, "write another value, or take it out", _quoted_address(alert))
-
-
-def _quoted_address(alert: str) -> str:
-    """What HAProxy takes for no address; "" if the alert is about something else."""
-    found = re.search(r"'([^']+)' is not a valid IPv4 or IPv6 address", alert)
-    return found[1] if found is not None else ""
+    return Finding(path, message, "write another value, or take it out")
 
 
 def _without_place(alert: str) -> str:
