@@ -27,7 +27,7 @@ from poolctl.keeper import wire
 from poolctl.platform import processes
 from poolctl.runners.helper_process import HelperLog
 from tests.deadline import until
-from tests.features.gateway.scripted_haproxy import LogFiles
+from tests.features.gateway.scripted_haproxy import LogFiles, gateway_settings
 from tests.helper_keeper import ExecutingKeeper
 from tests.processes import command_line, freeze
 
@@ -131,10 +131,10 @@ class Stage:
 
     def use(self, **changes: Any) -> None:
         """Start the next process with a setup that is like this."""
+        settings = gateway_settings(changes.pop("program", str(self.script)))
         setup = SimpleNamespace(
-            program=str(self.script), user="", access_log="", text="global\n", sockets=(),
-            files={"map": b"a b\n", "c.pem": b"pem"},
-            start_commands=lambda: (),
+            parts=SimpleNamespace(settings=settings, sockets=()), text="global\n",
+            files={"map": b"a b\n", "c.pem": b"pem"}, start_commands=lambda: (),
             configuration=SimpleNamespace(servers_by_line_number=lambda: (), sections={"stream:s": STREAM}),
         )  # fmt: skip
         setup.without = lambda refused: setup

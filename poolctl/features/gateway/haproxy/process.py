@@ -254,7 +254,7 @@ class HaproxyProcesses:
         Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
         """
         assert self.wanted is not None
-        unopened = [sock for sock in self.wanted.sockets if not listens(sock)]
+        unopened = [sock for sock in self.wanted.parts.sockets if not listens(sock)]
         try:
             process = await self._start_without_refused(keeper, log, kind, mark, self.wanted)
             for sock in unopened:
@@ -380,8 +380,9 @@ class HaproxyProcesses:
         """Start a process; returns it when it serves, or None and its alerts."""
         path = os.path.join(self.directory, f"{pool_files.GATEWAY}{secrets.token_hex(4)}")
         pipes = [self._output.create_log_pipe("[gateway]", log.path, "raw", _LIMITS)]
-        if setup.access_log:
-            form = "raw" if setup.access_log == "json" else "text"
+        settings = setup.parts.settings
+        if access_log := settings.table.access_log:
+            form = "raw" if access_log == "json" else "text"
             pipes.append(self._output.create_log_pipe("[gateway]", self._access_log, form, Log()))
         printed = memory_file("haproxy-output", b"")
         try:
@@ -390,11 +391,11 @@ class HaproxyProcesses:
                 os.chmod(path, 0o600)
                 runtime.listen()
                 runtime.setblocking(False)
-                fds: list[int | HasDescriptor] = [runtime, pipes[0][1], *setup.sockets]
+                fds: list[int | HasDescriptor] = [runtime, pipes[0][1], *setup.parts.sockets]
                 fds += [write for _, write in pipes[1:]]
                 # In the keeper's session: else the keeper would kill the daemon, which is in the group of the program
                 # that ends, before it has made a session of its own.
-                command = [setup.program, "-D", "-f", _main_file(self.directory)]
+                command = [settings.program, "-D", "-f", _main_file(self.directory)]
                 await spawn(keeper, command, printed, fds, session=False)
             process = await self._answering(kind, mark, path)
             log.note(process.known, drain_seconds=self.drain_seconds)
@@ -413,8 +414,8 @@ class HaproxyProcesses:
             found = alerts_in(without_keys(output.decode("utf-8", "replace")))
             for key, _ in pipes:
                 self._output.discard(key)
-            why = error.message if isinstance(error, HaproxyRefusal) else f"{setup.program}: {error}"
-            return None, found or [f"{setup.program} cannot be started: {why}"]
+            why = error.message if isinstance(error, HaproxyRefusal) else f"{settings.program}: {error}"
+            return None, found or [f"{settings.program} cannot be started: {why}"]
         finally:
             os.close(printed)
             for _, write in pipes:

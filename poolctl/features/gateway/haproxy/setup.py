@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -47,6 +48,7 @@ _RUNTIME_FD, _LOG_FD, _FIRST_LISTENER_FD = 3, 4, 5
 # HAProxy's buffer for a command is larger (see tune.bufsize).
 _BUFFERED_BYTES = 15_000
 _AND, _SETS_STATE = "; ", "set maxconn server "
+_is_ip_address = re.compile(r"(ipv[46]@)?[0-9a-f.:]+:[0-9]+").fullmatch
 _SLEEP = {TargetState.READY: AWAKE, TargetState.STARTING: STARTS, TargetState.SLEEPING: ASLEEP}
 
 
@@ -80,30 +82,26 @@ class RoutedSection(NamedTuple):
 
 
 class HaproxySetup(NamedTuple):
-    """A configuration with the executable, the states of servers, the contents of files, and the sockets.
+    """A configuration, made from `parts`, with the states of its servers, by backend and server name.
 
-    `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
-    by file name. `user` is the user that it runs as (see GatewaySettings). `access_log` is that of [gateway],
-    for which HAProxy has a pipe after its sockets. `maps` are by file name. `digest` identifies the set-up for a
-    successor: it covers everything but the states of servers, and includes servers that are left out. `users` are the
-    sections of each target; `targets` are those that `states` and `maps` follow. `left` are servers in maintenance
-    that a running process has besides those of the configuration, by backend and server name.
+    `structure` identifies what no runtime command changes, `digest` also the servers, including those that are left
+    out: it is for a successor. `users` are the sections of each target; `targets` are those that the states follow.
+    `left` are servers in maintenance that a running process has besides those of the configuration.
     """
 
-    program: str
-    user: str
-    access_log: bool | str
+    parts: SetupParts
     configuration: HaproxyConfiguration
-    states: Mapping[tuple[str, str], ServerState]
-    bundles: Mapping[str, bytes]
-    authorities: Mapping[str, bytes]
-    sockets: tuple[socket.socket, ...]
-    inodes: tuple[int, ...]
+    structure: str
     digest: str
-    maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-    users: Mapping[str, Sequence[RoutedSection]] = MappingProxyType({})
+    users: Mapping[str, Sequence[RoutedSection]]
+    states: Mapping[tuple[str, str], ServerState] = MappingProxyType({})
     targets: TargetsNow = TargetsNow()
     left: Mapping[tuple[str, str], HaproxyServer] = MappingProxyType({})
+
+    @property
+    def maps(self) -> Mapping[str, Mapping[str, str]]:
+        """The entries of the maps that change at run time, by file name."""
+        return self.configuration.maps
 
     @property
     def text(self) -> str:
@@ -113,9 +111,9 @@ class HaproxySetup(NamedTuple):
     @property
     def files(self) -> dict[str, bytes]:
         """The contents of all files besides the main one."""
-        texts = self.configuration._replace(maps=self.maps).all_files
+        texts = self.configuration.all_files
         encoded = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
-        return {**encoded, **self.bundles, **self.authorities}
+        return {**encoded, **self.parts.certificates}
 
     @property
     def shows_waiting_page(self) -> bool:
@@ -142,6 +140,19 @@ class HaproxySetup(NamedTuple):
                 commands += _map_commands(name, {}, entries)
         return commands
 
+    def with_states(self, targets: TargetsNow) -> HaproxySetup:
+        """A copy with these states of the targets. It costs as much as has changed since the states before."""
+        changed = (each for key in targets.changed_since(self.targets) for each in self.users.get(key, ()))
+        states, sleeping = dict(self.states), dict(self.maps.get(SLEEPING, {}))
+        for section, route in {each.section.name: each for each in changed}.values():
+            found = targets.of(route)
+            states.update(_states(section, route, found, self.parts.places))
+            if isinstance(route, Route) and answers_for_sleeping(route):
+                sleeping[section.name] = _SLEEP[serving_state(found.values())]
+        maps = {**self.maps, SLEEPING: sleeping} if SLEEPING in self.maps else self.maps
+        made = self.configuration._replace(maps=maps)
+        return self._replace(configuration=made, states=states, targets=targets)
+
     def with_states_of(self, other: HaproxySetup) -> HaproxySetup:
         """A copy with the states of the other setup. Servers that `other` lacks are used until HAProxy is replaced.
 
@@ -154,7 +165,7 @@ class HaproxySetup(NamedTuple):
         }
         return self._replace(
             states={place: other.states.get(place, state) for place, state in self.states.items()},
-            maps={**self.maps, **maps},
+            configuration=self.configuration._replace(maps={**self.maps, **maps}),
         )
 
 
@@ -179,7 +190,8 @@ class SetupParts(NamedTuple):
     """What a configuration depends on. Equal parts make equal configurations.
 
     `addresses` are those of the `host_names`, as far as they are known; HAProxy itself would resolve a name when it
-    starts, and wait for the answer. `keys` are those with which workers recognize the route, by alias.
+    starts, and wait for the answer. `keys` are those with which workers recognize the route, by alias. `certificates`
+    are files with certificates and keys.
     """
 
     settings: GatewaySettings
@@ -189,8 +201,7 @@ class SetupParts(NamedTuple):
     places: ServerAddresses
     keys: Mapping[str, str]
     addresses: Mapping[str, str]
-    bundles: Mapping[str, bytes]
-    authorities: Mapping[str, bytes]
+    certificates: Mapping[str, bytes]
     sockets: tuple[socket.socket, ...]
     next_address: str
     next_key: str
@@ -208,30 +219,16 @@ class SetupParts(NamedTuple):
         made = configuration_of(
             self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, own
         ).with_addresses(self.addresses)
-        program, user = self.settings.program, self.settings.user
-        inodes = tuple(os.fstat(sock.fileno()).st_ino for sock in self.sockets)
-        chosen = made.maps.get(ROUTES)
-        whole = program, user, made.text(), made.files, chosen, self.bundles, self.authorities, inodes
-        digest = hashlib.sha256(repr(whole).encode()).hexdigest()
+        bare = made._replace(backends=tuple(each._replace(servers=()) for each in made.backends))
         return HaproxySetup(
-            program, user, self.settings.table.access_log, made, {}, self.bundles, self.authorities, self.sockets,
-            inodes, digest, made.maps, _users([*self.routes, *self.streams], made),
-        )  # fmt: skip
+            self, made, self._digest(bare), self._digest(made), _users([*self.routes, *self.streams], made)
+        )
 
-    def with_states(self, setup: HaproxySetup, targets: TargetsNow) -> HaproxySetup:
-        """A copy of a setup that was built from these parts, with these states of its targets.
-
-        It costs as much as has changed since the states of the given setup.
-        """
-        changed = (each for key in targets.changed_since(setup.targets) for each in setup.users.get(key, ()))
-        states, sleeping = dict(setup.states), dict(setup.maps.get(SLEEPING, {}))
-        for section, route in {each.section.name: each for each in changed}.values():
-            found = targets.of(route)
-            states.update(_states(section, route, found, self.places))
-            if isinstance(route, Route) and answers_for_sleeping(route):
-                sleeping[section.name] = _SLEEP[serving_state(found.values())]
-        maps = {**setup.maps, SLEEPING: sleeping} if SLEEPING in setup.maps else setup.maps
-        return setup._replace(states=states, maps=maps, targets=targets)
+    def _digest(self, made: HaproxyConfiguration) -> str:
+        program, user, chosen = self.settings.program, self.settings.user, made.maps.get(ROUTES)
+        inodes = [os.fstat(sock.fileno()).st_ino for sock in self.sockets]
+        whole = program, user, made.text(), made.files, chosen, self.certificates, inodes
+        return hashlib.sha256(repr(whole).encode()).hexdigest()
 
 
 def parts_of(
@@ -249,14 +246,13 @@ def parts_of(
     `facts` are about the routed servers, by name. `waiting` are the addresses where connections wait, by target.
     `following` is where the next process accepts what a replaced one passes on: the address, the socket and the key.
     """
-    bundles: dict[str, bytes] = {}
-    authorities: dict[str, bytes] = {}
+    certificates: dict[str, bytes] = {}
     next_address, next_socket, next_key = following
     listeners, sockets = [], [next_socket]
     for each in held:
         first = _FIRST_LISTENER_FD + len(sockets)
         sockets += each.sockets
-        listeners.append(_listener(each, first, bundles, authorities))
+        listeners.append(_listener(each, first, certificates))
     places = ServerAddresses(
         {name: _endpoint(each.bind, each.tls, each.h2) for name, each in facts.items()},
         {name: each.processes for name, each in facts.items() if each.processes is not None},
@@ -271,8 +267,7 @@ def parts_of(
         places,
         dict(keys),
         dict(addresses),
-        bundles,
-        authorities,
+        certificates,
         tuple(sockets),
         next_address,
         next_key,
@@ -292,16 +287,14 @@ def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapp
     }
 
 
-def _listener(
-    held: HeldListener, first: int, bundles: dict[str, bytes], authorities: dict[str, bytes]
-) -> HaproxyListener:
-    """Return the listener in HAProxy's syntax; adds the contents of its files to `bundles` and `authorities`."""
+def _listener(held: HeldListener, first: int, files: dict[str, bytes]) -> HaproxyListener:
+    """Return the listener in HAProxy's syntax; adds the contents of its files to `files`."""
     found = []
     for names, tls, (cert, key, *rest) in held.certificates:
-        name = f"certificate-{len(bundles) + 1}.pem"
-        bundles[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
+        name = f"certificate-{len(files) + 1}.pem"
+        files[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
         ca = f"{name}.ca" if rest else ""
-        authorities.update({ca: rest[0]} if rest else {})
+        files.update({ca: rest[0]} if rest else {})
         found.append(
             HaproxyCertificate(name, ca, tls["client_auth"], tls["min_version"], tls["ciphers"] or "", names)
         )
@@ -367,21 +360,13 @@ def change(before: HaproxySetup, after: HaproxySetup) -> tuple[list[str], Haprox
     None if that takes another process. At run time the members of backends change: their state, weight and address,
     and which there are.
     """
-    old, new = before.configuration, after.configuration
-    if (
-        (before.program, before.user, old.lines, old.files, before.inodes, before.authorities, before.bundles)
-        != (after.program, after.user, new.lines, new.files, after.inodes, after.authorities, after.bundles)
-        or [each._replace(servers=()) for each in old.backends]
-        != [each._replace(servers=()) for each in new.backends]
-        or before.maps.keys() != after.maps.keys()
-        or before.maps.get(ROUTES) != after.maps.get(ROUTES)
-    ):
+    if before.structure != after.structure:
         return None
     commands: list[str] = []
     for name, entries in after.maps.items():
         commands += _map_commands(name, before.maps[name], entries)
     left = dict(before.left)
-    for previous, backend in zip(old.backends, new.backends, strict=True):
+    for previous, backend in zip(before.configuration.backends, after.configuration.backends, strict=True):
         if previous.servers != backend.servers:
             found = _backend_update_commands(previous, backend, left)
             if found is None:
@@ -465,9 +450,7 @@ def _server_update_commands(place: str, before: HaproxyServer, after: HaproxySer
     if before.weight != after.weight:
         yield f"set server {place} weight {after.weight}"
     if before.address != after.address:
-        host, _, port = after.address.rpartition(":")
-        host = host.rpartition("@")[2]
-        # A path of a socket, or a name to be resolved, cannot be set at run time.
-        if "unix@" in before.address + after.address or host.strip("0123456789abcdef.:"):
-            yield None
+        if not (_is_ip_address(before.address) and _is_ip_address(after.address)):
+            yield None  # the path of a socket cannot be set at run time
+        host, _, port = after.address.rpartition("@")[2].rpartition(":")
         yield f"set server {place} addr {host} port {port}"

@@ -11,6 +11,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Tables
@@ -47,7 +48,6 @@ from ..haproxy.setup import (
     HaproxySetup,
     HeldListener,
     ServerState,
-    SetupParts,
     change,
     host_names,
     joined_commands,
@@ -146,7 +146,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
-        self._built: tuple[SetupParts, HaproxySetup] | None = None  # with the last states
+        self._built: HaproxySetup | None = None  # with the last states
         self._current: GatewayPlan | None = None
         self._certificates: tuple[Certificate, ...] = ()  # the ones that the gateway uses
         self._unserved: tuple[ServerError, ...] = ()
@@ -531,12 +531,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         following = self._waiting.next_process
         next_one = following.address, following.sock, self.routes.next_process_key
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)
-        if self._built is None or self._built[0] != parts:
-            self._built = parts, await in_daemon_thread(parts.build)
-        before = self._built[1]
-        now = self.targets.now(before.users)
-        setup = await in_daemon_thread(lambda: parts.with_states(before, now))
-        self._built = parts, setup
+        if (setup := self._built) is None or setup.parts != parts:
+            setup = await in_daemon_thread(parts.build)
+        now = self.targets.now(setup.users)
+        self._built = setup = await in_daemon_thread(partial(setup.with_states, now))
         return setup
 
     async def _wake_for_waiting_pages(self) -> None:
