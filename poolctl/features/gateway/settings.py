@@ -24,7 +24,7 @@ class ListenerSettings:
 
     `alias` is the route of a stream's listener. `tls`: it has certificates, or passes connections to servers with TLS
     by the name in the ClientHello. `accept_proxy`: trusted proxies begin their connections with a header of the PROXY
-    protocol.
+    protocol. A Unix socket has a `mode` and an `owner`, as in the file.
     """
 
     bind: str
@@ -32,6 +32,8 @@ class ListenerSettings:
     alias: str = ""
     tls: bool = False
     accept_proxy: bool = False
+    mode: str = ""
+    owner: str | None = None
 
     @property
     def role(self) -> tuple[str, str]:

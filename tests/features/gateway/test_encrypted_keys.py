@@ -29,7 +29,7 @@ def contents(tls: TLSConfig, **env: str) -> list[bytes]:
     gateway = GatewayConfig(bind=(GatewayListener(bind=":443", tls=(tls,)),))
     plan = plan_of(Tables(gateway=gateway), (), env)
     assert plan is not None
-    (found,) = plan.certificates_of(":443")
+    (found,) = plan.certificates[":443"]
     return [*found.contents]
 
 

@@ -16,10 +16,9 @@ import pytest
 from poolctl import TLSConfig
 from poolctl.config import Tables
 from poolctl.errors import ServerError
-from poolctl.features.gateway.haproxy.setup import CertificateContents
+from poolctl.features.gateway.haproxy.setup import Certificate
 from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.listeners import (
-    Certificate,
     GatewayListeners,
     GatewayPlan,
     plan_of,
@@ -79,7 +78,7 @@ def by_key(*listeners: ListenerSettings) -> dict[str, ListenerSettings]:
 
 def plan(*listeners: ListenerSettings, **more: Any) -> GatewayPlan:
     settings: Any = None
-    return GatewayPlan(settings, by_key(*listeners), more.get("streams", {}), more.get("certificates", ()))
+    return GatewayPlan(settings, by_key(*listeners), **more)
 
 
 def accepting(listeners: GatewayListeners, port: int, host: str = "127.0.0.1") -> list[str]:
@@ -142,13 +141,13 @@ def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> Non
             streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
             found = plan_of(tables, streams, {})
             assert found is not None
-            assert await listeners.open_missing(found.listeners, found.access) == []
+            assert await listeners.open_missing(found.listeners) == []
             statuses = [os.stat(each) for each in (path, f"{path}2")]
             assert [f"{stat.S_IMODE(each.st_mode):04o}" for each in statuses] == [mode, mode]
             inodes.update(each.st_ino for each in statuses)
         assert len(inodes) == 2, "the sockets stay"
         os.unlink(path)
-        (error,) = await listeners.open_missing(found.listeners, found.access)
+        (error,) = await listeners.open_missing(found.listeners)
         assert error.message.startswith(f"the mode of {path} cannot be set")
         await listeners.close_others(())
 
@@ -162,7 +161,7 @@ def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(t
             bind = ({"bind": f"unix:{path}", "owner": owner},)
             found = plan_of(Tables(gateway=GatewayConfig(bind=bind)), [], {})
             assert found is not None
-            problems = await listeners.open_missing(found.listeners, found.access)
+            problems = await listeners.open_missing(found.listeners)
             messages = [each.message for each in problems]
             missing = "there is no user or group 'no-such-user' that its socket could belong to"
             assert messages == ([] if owner is None else [missing])
@@ -205,15 +204,11 @@ def test_narrower_address_stays_open_when_the_wider_one_cannot_be_opened() -> No
 
 def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> None:
     old, new, other = http("127.0.0.1:1", tls=True), http("127.0.0.1:2", tls=True), http("127.0.0.1:3")
-    certificates = tuple(
-        Certificate(key, CertificateContents((key,), {}, ()), TLSConfig(cert=key))
-        for key in (new.bind, other.bind)
-    )
+    certificates = {each.bind: [Certificate(TLSConfig(cert=each.bind), (), ())] for each in (new, other)}
     planned = plan(new, other, certificates=certificates)
     failed = planned.limited_to(by_key(old, other))
     assert set(failed.listeners) == {old.bind, other.bind}
-    assert failed.certificates == (*certificates, certificates[0]._replace(bind=old.bind))
-    assert failed.certificates_of(old.bind) == [certificates[0].contents]
+    assert failed.certificates == {**certificates, old.bind: certificates[new.bind]}
     assert set(planned.limited_to(by_key(old, new, other)).listeners) == {new.bind, other.bind}
 
 
@@ -245,7 +240,7 @@ def test_plan_has_a_listener_for_each_address_and_stream() -> None:
     )
     assert found.listeners == by_key(*listeners)
     assert found.streams == {listeners[2].bind: db, listeners[3].bind: web_port}
-    assert found.certificates == ()
+    assert found.certificates == {}
     assert plan_of(Tables(), (), {}) is None
 
 
@@ -267,17 +262,10 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
     key, found = "127.0.0.1:8443", made()
     assert found.listeners[key].tls
     contents = first[0].read_bytes(), first[1].read_bytes(), both.read_bytes()
-    assert found.certificates_of(key) == [
-        CertificateContents(
-            ("a.example", "127.0.0.1"),
-            {"client_auth": "none", "min_version": "1.2", "ciphers": None}, [*contents[:2]],
-        ),
-        CertificateContents(
-            ("b.example", "127.0.0.1"),
-            {"client_auth": "required", "min_version": "1.3", "ciphers": "AES"},
-            [contents[2], contents[2], contents[0]],
-        ),
-    ]  # fmt: skip
+    assert found.certificates[key] == [
+        Certificate(tls[0], ("a.example", "127.0.0.1"), [*contents[:2]]),
+        Certificate(tls[1], ("b.example", "127.0.0.1"), [contents[2], contents[2], contents[0]]),
+    ]
     first[1].unlink()
     with pytest.raises(ServerError, match=f"cannot read {first[1]}: No such file or directory") as failed:
         made()

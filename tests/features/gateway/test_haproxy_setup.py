@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.config import TLSConfig
 from poolctl.features.gateway.haproxy.configuration import (
     ProcessPlaces,
     ServerAddresses,
@@ -17,7 +18,7 @@ from poolctl.features.gateway.haproxy.configuration import (
 )
 from poolctl.features.gateway.haproxy.listeners import HaproxyCertificate, HaproxyListener
 from poolctl.features.gateway.haproxy.setup import (
-    CertificateContents,
+    Certificate,
     HaproxySetup,
     HeldListener,
     ServerState,
@@ -248,8 +249,12 @@ class Held:
         self.following = "abns@next", self.sockets[0], "KEY"
         self.stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))
         certificates = [
-            CertificateContents(("a.example",), _rules(), [b"CERT\n\n", b"KEY\n"]),
-            CertificateContents((), _rules("optional", "1.3", "AES"), [b"BOTH\n", b"BOTH\n", b"CA\n"]),
+            Certificate(TLSConfig(cert="a.pem"), ("a.example",), [b"CERT\n\n", b"KEY\n"]),
+            Certificate(
+                TLSConfig(cert="b.pem", ca="ca", client_auth="optional", min_version="1.3", ciphers="AES"),
+                (),
+                [b"BOTH\n", b"BOTH\n", b"CA\n"],
+            ),
         ]
         https = ListenerSettings(bind=":8443", tls=True, accept_proxy=True)
         tcp = ListenerSettings(bind="127.0.0.1:5432", protocol="tcp", alias="pg")
@@ -282,10 +287,6 @@ class Held:
     def states(self) -> list[str]:
         """The states of the route's servers, and of the stream's."""
         return [each.state for each in self.made().states.values()]
-
-
-def _rules(client_auth: str = "none", min_version: str = "1.2", ciphers: str | None = None) -> dict[str, Any]:
-    return {"client_auth": client_auth, "min_version": min_version, "ciphers": ciphers}
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def test_listener_that_a_previous_version_stored_has_the_usual_values() -> None:
         "alias": "",
         "tls": False,
         "accept_proxy": False,
+        "mode": "",
     }
     assert to_json(from_json(ListenerSettings, given)) == {**given, **others}
 

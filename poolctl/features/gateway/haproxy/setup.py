@@ -13,7 +13,8 @@ from itertools import groupby
 from types import MappingProxyType
 from typing import NamedTuple
 
-from poolctl.json_form import Table
+from poolctl.config import TLSConfig
+from poolctl.errors import ServerError
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import route_key, stream_key
 
@@ -169,21 +170,25 @@ class HaproxySetup(NamedTuple):
         )
 
 
+class Certificate(NamedTuple):
+    """A certificate: its names, and the contents of the certificate, key and optional CA files of `tls`.
+
+    With a `problem` the files have changed, and cannot be used.
+    """
+
+    tls: TLSConfig
+    names: tuple[str, ...]
+    contents: Sequence[bytes]
+    problem: ServerError | None = None
+
+
 class HeldListener(NamedTuple):
     """A listener with its sockets, and its certificates; `route` is None unless it is the listener of a stream."""
 
     settings: ListenerSettings
     route: StreamRoute | None
     sockets: Sequence[socket.socket]
-    certificates: Sequence[CertificateContents] = ()
-
-
-class CertificateContents(NamedTuple):
-    """A certificate: its names, its settings, and the contents of the certificate, key and optional CA files."""
-
-    names: tuple[str, ...]
-    tls: Table
-    contents: Sequence[bytes]
+    certificates: Sequence[Certificate] = ()
 
 
 class SetupParts(NamedTuple):
@@ -290,13 +295,15 @@ def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapp
 def _listener(held: HeldListener, first: int, files: dict[str, bytes]) -> HaproxyListener:
     """Return the listener in HAProxy's syntax; adds the contents of its files to `files`."""
     found = []
-    for names, tls, (cert, key, *rest) in held.certificates:
+    for each in held.certificates:
+        cert, key, *rest = each.contents
         name = f"certificate-{len(files) + 1}.pem"
         files[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
         ca = f"{name}.ca" if rest else ""
         files.update({ca: rest[0]} if rest else {})
+        tls = each.tls
         found.append(
-            HaproxyCertificate(name, ca, tls["client_auth"], tls["min_version"], tls["ciphers"] or "", names)
+            HaproxyCertificate(name, ca, tls.client_auth, tls.min_version, tls.ciphers or "", each.names)
         )
     binds = tuple(f"fd@{first + number}" for number in range(len(held.sockets)))
     crt_list = f"listener-{first}.crt-list"

@@ -45,6 +45,7 @@ from ..haproxy.process import (
 )
 from ..haproxy.setup import (
     MAINTENANCE,
+    Certificate,
     HaproxySetup,
     HeldListener,
     ServerState,
@@ -64,7 +65,6 @@ from .figures import GatewayFigures
 from .forwarding import Forwarding, WaitingListeners
 from .hosts import HostStates
 from .listeners import (
-    Certificate,
     GatewayListeners,
     GatewayPlan,
     certificates_from_json,
@@ -148,7 +148,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
         self._built: HaproxySetup | None = None  # with the last states
         self._current: GatewayPlan | None = None
-        self._certificates: tuple[Certificate, ...] = ()  # the ones that the gateway uses
+        self._certificates: list[Certificate] = []  # the ones that the gateway uses
         self._unserved: tuple[ServerError, ...] = ()
         self._noted = ""  # the problem of which there is an event
         self._served: tuple[str, ...] = ()  # the addresses in the last event
@@ -517,7 +517,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self._names.follow(names)
         self.targets.unresolved = names.keys() - self._names.addresses.keys()
         held = [
-            HeldListener(each, plan.streams.get(key), sockets, plan.certificates_of(key))
+            HeldListener(each, plan.streams.get(key), sockets, plan.certificates.get(key, ()))
             for key, each in plan.listeners.items()
             if (sockets := self._listeners.of(key))
         ]
@@ -604,7 +604,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             if self._current is None:
                 raise
             plan, problems = self._current, [error]
-        self._keep_certificates(() if plan is None else plan.certificates)
+        self._keep_certificates([] if plan is None else plan.all_certificates)
         if plan is None:
             self._current, self._unserved, self._served = None, (), ()
             return
@@ -614,8 +614,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             if (problem := await in_daemon_thread(lambda: program_problem(program))) is not None:
                 await self._listeners.close_others(())
                 raise ServerError("; ".join(problem))
-        unopened = await self._listeners.open_missing(plan.listeners, plan.access)
-        self._note_unserved([*problems, *unopened, *plan.problems])
+        unopened = await self._listeners.open_missing(plan.listeners)
+        problems += [*unopened, *(each.problem for each in self._certificates if each.problem is not None)]
+        self._note_unserved(problems)
         self._current = plan.limited_to(self._listeners.settings)
         if self._again is not None:
             self._again.cancel()
@@ -623,7 +624,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             seconds = _RETRY_SECONDS if self._unserved else _RENEWAL_SECONDS
             self._again = asyncio.get_running_loop().call_later(seconds, self._reconcile)
 
-    def _keep_certificates(self, used: tuple[Certificate, ...]) -> None:
+    def _keep_certificates(self, used: list[Certificate]) -> None:
         if certificates_to_json(used) != certificates_to_json(self._certificates):
             content = json.dumps(certificates_to_json(used)).encode()
             self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, content)

@@ -7,9 +7,9 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from poolctl.address import overlaps, parse
 from poolctl.config import Tables, TLSConfig, certificate_names, openssl_reason, read_regular_truncated
@@ -29,23 +29,11 @@ from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost, stored_entries
 from poolctl.runners.socket_access import socket_access
 
-from ..haproxy.setup import CertificateContents
+from ..haproxy.setup import Certificate
 from ..settings import HTTP, GatewaySettings, ListenerSettings, settings_of
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
-
-
-class Certificate(NamedTuple):
-    """A certificate of the listener `bind`, read from the files in `tls`.
-
-    With a `problem` the files have changed, and cannot be used.
-    """
-
-    bind: str
-    contents: CertificateContents
-    tls: TLSConfig
-    problem: ServerError | None = None
 
 
 def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
@@ -53,49 +41,41 @@ def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
     return [
         {
             "tls": certificate.tls.to_dict(),
-            "names": certificate.contents.names,
-            "settings": certificate.contents.tls,
-            "contents": [content.decode("latin-1") for content in certificate.contents.contents],
+            "names": certificate.names,
+            "contents": [content.decode("latin-1") for content in certificate.contents],
         }
         for certificate in certificates
     ]
 
 
-def certificates_from_json(rows: Iterable[Table]) -> tuple[Certificate, ...]:
+def certificates_from_json(rows: Iterable[Table]) -> list[Certificate]:
     """The certificates that an earlier supervisor has used, which `plan_of` takes as `known`."""
-    return tuple(
+    return [
         Certificate(
-            "",
-            CertificateContents(
-                tuple(row["names"]), row["settings"], [each.encode("latin-1") for each in row["contents"]]
-            ),
             TLSConfig(**row["tls"]),
+            tuple(row["names"]),
+            [each.encode("latin-1") for each in row["contents"]],
         )
         for row in rows
-    )
+    ]
 
 
 class GatewayPlan(NamedTuple):
     """The listeners, certificates and settings that a gateway should have.
 
-    `listeners` is by key. `streams` maps the keys of stream listeners to their routes. `access` has the mode and the
-    owner, as in the file, of the listeners that are Unix sockets.
+    `listeners` is by key, and so are the routes of stream listeners and the certificates; the first certificate of a
+    listener is also used for all hosts that none names.
     """
 
     settings: GatewaySettings
     listeners: Mapping[str, ListenerSettings]
-    streams: Mapping[str, StreamRoute]
-    certificates: tuple[Certificate, ...]
-    access: Mapping[str, tuple[str, str | None]] = MappingProxyType({})
-
-    def certificates_of(self, key: str) -> list[CertificateContents]:
-        """The certificates of this listener; the first one is also used for all hosts that none names."""
-        return [certificate.contents for certificate in self.certificates if certificate.bind == key]
+    streams: Mapping[str, StreamRoute] = MappingProxyType({})
+    certificates: Mapping[str, Sequence[Certificate]] = MappingProxyType({})
 
     @property
-    def problems(self) -> list[ServerError]:
-        """Why certificates are still used whose files have changed."""
-        return [certificate.problem for certificate in self.certificates if certificate.problem is not None]
+    def all_certificates(self) -> list[Certificate]:
+        """The certificates of all listeners."""
+        return [each for found in self.certificates.values() for each in found]
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """Return a copy of the plan that has only open listeners.
@@ -110,19 +90,16 @@ class GatewayPlan(NamedTuple):
             if key not in self.listeners and each.role in missing
         }
         streams = {key: self.streams[missing[each.role]] for key, each in kept.items() if each.alias}
-        certificates = [
-            certificate._replace(bind=key)
-            for key, each in kept.items()
-            for certificate in self.certificates
-            if each.tls and certificate.bind == missing[each.role]
-        ]
+        certificates = {
+            key: self.certificates.get(missing[each.role], ()) for key, each in kept.items() if each.tls
+        }
         return self._replace(
             listeners={
                 **{key: each for key, each in self.listeners.items() if key in open_listeners},
                 **kept,
             },
             streams={**self.streams, **streams},
-            certificates=(*self.certificates, *certificates),
+            certificates={**self.certificates, **certificates},
         )
 
 
@@ -141,18 +118,14 @@ def plan_of(
     if gateway is None:
         return None
     listeners = {}
-    with_address: list[GatewayListener | StreamConfig] = [*gateway.bind, *tables.all(StreamConfig)]
-    access = {
-        address.key: (table.mode, table.owner)
-        for table in with_address
-        if (address := parse(table.bind)).kind == "unix"
-    }
+    of_streams = {parse(table.bind).bind: table for table in tables.all(StreamConfig)}
     for each in gateway.bind:
         made = ListenerSettings(
             bind=parse(each.bind).bind,
             protocol=HTTP,
             tls=bool(each.tls),
             accept_proxy=each.accept_proxy_protocol,
+            **_socket_file(each),
         )
         listeners[made.bind] = made
     routes = {}
@@ -162,32 +135,42 @@ def plan_of(
             protocol=stream.protocol,
             alias=stream.alias,
             accept_proxy=stream.accept_proxy,
+            **_socket_file(of_streams.get(stream.bind)),
         )
         listeners[made.bind] = made
         routes[made.bind] = stream
-    certificates = tuple(_read_certificates(gateway, env, known))
-    return GatewayPlan(settings_of(gateway), listeners, routes, certificates, access)
+    certificates = {
+        parse(each.bind).bind: [_certificate_in_use(tls, env, known) for tls in each.tls]
+        for each in gateway.bind
+        if not isinstance(each.tls, bool)
+    }
+    return GatewayPlan(settings_of(gateway), listeners, routes, certificates)
 
 
-def _read_certificates(
-    gateway: GatewayConfig, env: Mapping[str, str], known: Collection[Certificate]
-) -> Iterable[Certificate]:
-    for listener in gateway.bind:
-        for tls in () if isinstance(listener.tls, bool) else listener.tls:
-            bind = parse(listener.bind).bind
-            used = next((each.contents for each in known if each.tls == tls), None)
-            try:
-                found = _read_certificate(tls, env)
-                if used not in (None, found):
-                    _check_certificate(found, tls.cert)
-                yield Certificate(bind, found, tls)
-            except ServerError as error:
-                if used is None:
-                    raise
-                yield Certificate(bind, used, tls, error)
+def _socket_file(table: GatewayListener | StreamConfig | None) -> dict[str, Any]:
+    """The mode and the owner of the table's address if that is a Unix socket."""
+    if table is None or parse(table.bind).kind != "unix":
+        return {}
+    return {"mode": table.mode, "owner": table.owner}
 
 
-def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> CertificateContents:
+def _certificate_in_use(
+    tls: TLSConfig, env: Mapping[str, str], known: Collection[Certificate]
+) -> Certificate:
+    """The certificate in these files; if it cannot be used, the known one. Raises ServerError if there is none."""
+    used = next((each for each in known if each.tls == tls), None)
+    try:
+        found = _read_certificate(tls, env)
+        if used is not None and used.contents != found.contents:
+            _check_certificate(found)
+        return found
+    except ServerError as error:
+        if used is None:
+            raise
+        return used._replace(problem=error)
+
+
+def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> Certificate:
     contents = []
     for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
         try:
@@ -198,16 +181,10 @@ def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> CertificateCont
     if b"ENCRYPTED" in contents[1]:
         contents[1] = _without_password(contents[1], tls.key or tls.cert, env.get(tls.password_env or "", ""))
         contents[0] = _without_keys(contents[0])
-    settings: Table = {
-        "client_auth": tls.client_auth,
-        "min_version": tls.min_version,
-        "ciphers": tls.ciphers,
-    }
-    names = tuple(certificate_names(contents[0].decode("ascii", "replace")))
-    return CertificateContents(names, settings, contents)
+    return Certificate(tls, tuple(certificate_names(contents[0].decode("ascii", "replace"))), contents)
 
 
-def _check_certificate(found: CertificateContents, path: str) -> None:
+def _check_certificate(found: Certificate) -> None:
     """Raise ServerError if HAProxy could not use the certificate: then it would not start again, or not change."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     cert, key, *authorities = found.contents
@@ -217,9 +194,8 @@ def _check_certificate(found: CertificateContents, path: str) -> None:
         for authority in authorities:
             context.load_verify_locations(cadata=authority.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as error:
-        message = (
-            f"{path} cannot be used, so that the certificate before it still is: {openssl_reason(error)}"
-        )
+        why = openssl_reason(error)
+        message = f"{found.tls.cert} cannot be used, so that the certificate before it still is: {why}"
         raise ServerError(message, hint="check `tls` of [gateway]") from error
     finally:
         os.close(bundle)
@@ -282,16 +258,11 @@ class GatewayListeners:
                 self._open[key] = [socket.socket(fileno=fd) for fd in fds]
                 self._identities[key] = socket_file_identity(self.settings[key].bind)
 
-    async def open_missing(
-        self,
-        wanted: Mapping[str, ListenerSettings],
-        access: Mapping[str, tuple[str, str | None]] = MappingProxyType({}),
-    ) -> list[ServerError]:
+    async def open_missing(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
         """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
 
         A port that is not open yet refuses connections until HAProxy listens. An outdated listener at an overlapping
-        address stays open, and serves, until HAProxy is replaced. `access` has, by key, the mode and owner of Unix
-        sockets, including those that are open.
+        address stays open, and serves, until HAProxy is replaced. Unix sockets that are open get their mode and owner.
         """
         problems: list[ServerError] = []
         for key, listener in wanted.items():
@@ -299,7 +270,7 @@ class GatewayListeners:
             if is_open and self.settings[key] != listener:
                 self._store_listener_in_keeper(key, listener)
             try:
-                allowed = await _access_of(key, access)
+                allowed = await _access_of(listener)
                 if is_open:
                     change_access(parse(listener.bind), self._open[key], allowed)
             except ServerError as error:
@@ -338,8 +309,7 @@ class GatewayListeners:
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
 
 
-async def _access_of(key: str, access: Mapping[str, tuple[str, str | None]]) -> SocketAccess:
-    if key not in access:
+async def _access_of(listener: ListenerSettings) -> SocketAccess:
+    if not listener.mode:
         return PRIVATE
-    mode, owner = access[key]
-    return await in_daemon_thread(lambda: socket_access(mode, owner))
+    return await in_daemon_thread(lambda: socket_access(listener.mode, listener.owner))
