@@ -19,14 +19,11 @@ from typing import Any
 
 import pytest
 
-from poolctl.address import parse
 from poolctl.clock import Clock
 from poolctl.config import Tables, TLSConfig
 from poolctl.features.gateway.haproxy import host_names
-from poolctl.features.gateway.haproxy.setup import HaproxySetup
 from poolctl.features.gateway.supervision import gateway as manager
 from poolctl.features.gateway.supervision.gateway import GatewayManager
-from poolctl.features.gateway.supervision.listeners import GatewayPlan
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener
 from poolctl.features.gateway.target import ServerFacts, TargetState
@@ -35,7 +32,6 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
-from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.certificates import certificate
@@ -90,10 +86,6 @@ class Manager(GatewayManager):
 
     def _schedule_recomputation(self) -> None: ...
 
-    async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
-        await self.stage.may_update.wait()
-        return await super()._build_setup(plan)
-
 
 class Stage:
     """HAProxy with one listener, before the servers "one" and "two", which answer with their names."""
@@ -106,8 +98,6 @@ class Stage:
         self.keys: dict[str, Any] = {}
         self.facts: dict[str, ServerFacts] = {}
         self.backends: list[asyncio.Server] = []
-        self.may_update = asyncio.Event()
-        self.may_update.set()
         self.routes, self.streams = tuple[Route, ...]((BOTH,)), tuple[StreamRoute, ...]()
         self.keeper = Keeper()
         self.bus = EventBus(Clock())
@@ -319,40 +309,6 @@ def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(sh
             assert await stage.get(accept="text/html") == "one"
             assert stage.pid == pid
             assert woken.empty()
-
-    run(work())
-
-
-def test_process_that_has_ended_gets_nothing_more_before_the_next_update(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            places = [stage.facts[name].bind for name in ("one", "two")]
-            workers = {
-                place: SimpleNamespace(placement=SimpleNamespace(address=place), exit=None)
-                for place in places
-            }
-            proxied: Any = SimpleNamespace(
-                wanted=True,
-                name="one",
-                config=SimpleNamespace(
-                    is_proxied=True, start_timeout=DEADLINE_SECONDS, address=parse("127.0.0.1:1")
-                ),
-                wants_no_worker=True,  # it has no listener of its own here
-                observed=SimpleNamespace(workers=workers),
-            )
-            core: Any = stage.manager._core
-            core.entries["one"] = proxied
-            await stage.change("one", processes=tuple(places))
-            await stage.route(Route(alias="a", to=(Target(server="one"),)))
-            assert await stage.answers() == {"one", "two"}
-            stage.may_update.clear()
-            workers[places[0]].exit = Exit(message="was killed")
-            for observer in core.observers:
-                observer(proxied)
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while await stage.answers() != {"two"}:
-                    pass
-            stage.may_update.set()
 
     run(work())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import pytest
@@ -29,9 +28,8 @@ from poolctl.features.gateway.haproxy.setup import (
     parts_of,
 )
 from poolctl.features.gateway.settings import Endpoint, ListenerSettings
-from poolctl.features.gateway.supervision.breaker import Results
 from poolctl.features.gateway.target import TargetState
-from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
+from poolctl.routing.route import Route, StreamRoute, Target, TrafficLimits
 from tests.features.gateway.scripted_haproxy import FiguresStage, gateway_settings, server
 
 ONE, TWO = Target(server="one"), Target(server="two")
@@ -331,37 +329,6 @@ def test_servers_get_traffic_as_far_as_their_targets_are_in_use(held: Held) -> N
     assert held.states() == ["drain", "maint", "maint", "ready", "ready"]
 
 
-def test_states_that_follow_changes_are_those_of_a_setup_that_is_new(held: Held) -> None:
-    three = Target(server="three")
-    held.routes = [
-        Route(alias="r", to=(ONE, TWO), breaker=BreakerRule(failures=1)),
-        Route(alias="page", to=(TWO, three), waiting_page=True),
-        Route(alias="url", to=(URL, three)),
-    ]
-    held.stage.servers["three"] = server(bind="127.0.0.1:8083")
-    held.stage.set_routes(*held.routes, held.stream)
-    targets, random = held.stage.targets, Random(1)
-    facts, waiting = targets.facts(), {"three": "abns@waiting"}
-    parts = parts_of(gateway_settings(), held.listeners, held.routes, facts, {}, {}, waiting, held.following)
-    built = followed = parts.build()
-    seen = set()
-    for _ in range(200):
-        key = random.choice(["one", "two", "three"])
-        if random.random() < 0.5:
-            state = random.choice([*TargetState, TargetState.READY])
-            held.stage.servers[key] = replace(held.stage.servers[key], target=server(state).target)
-        elif random.random() < 0.5:
-            random.choice([held.stage.hosts.disable, held.stage.hosts.drain, held.stage.hosts.enable])(key)
-        else:
-            held.stage.clock.advance(6.0)
-            targets.record_results({("r", key): Results(failed=3)} if key != "three" else {})
-        states = targets.now(built.users)
-        new, followed = built.with_states(states), followed.with_states(states)
-        assert (followed.states, followed.maps) == (new.states, new.maps)
-        seen |= {(place, state) for place, state in new.states.items()}
-    assert len(seen) > 15, "the changes have an effect"
-
-
 @pytest.mark.parametrize(
     ("state", "direct", "waiting", "page"),
     [
@@ -377,7 +344,7 @@ def test_connections_to_a_target_that_is_not_ready_wait(
 ) -> None:
     held.stage.servers["two"] = server(state, bind="127.0.0.1:8082")
     held.routes = [Route(alias="r", to=(TWO,), waiting_page=True)]
-    held.stage.set_routes(*held.routes)
+    held.stage.set_routes(*held.routes, held.stream)
     targets, addresses = held.stage.targets, {"two": "abns@waiting"}
     parts = parts_of(
         gateway_settings(), held.listeners, held.routes, targets.facts(), {}, {}, addresses, held.following
@@ -400,7 +367,6 @@ def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: H
     held.routes = [
         Route(alias="r", to=(Target(url="https://a.example:8443"), Target(url="http://b.example")))
     ]
-    held.stream = replace(held.stream, to=(Target(url="[::1]:1"),))
     assert host_names([each.key for each in held.routes[0].to], {}) == {"a.example": 8443, "b.example": 80}
     held.addresses = {"b.example": "fd00::1"}
     a, b, *_ = (server for section in held.made().configuration.backends for server in section.servers)

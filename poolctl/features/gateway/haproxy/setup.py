@@ -75,28 +75,19 @@ class ServerState(NamedTuple):
         return f"{_SETS_STATE}{name} {most}{_AND}set server {name} state {self.state}"
 
 
-class RoutedSection(NamedTuple):
-    """A backend section with its route."""
-
-    section: HaproxyBackend
-    route: Route | StreamRoute
-
-
 class HaproxySetup(NamedTuple):
     """A configuration, made from `parts`, with the states of its servers, by backend and server name.
 
     `structure` identifies what no runtime command changes, `digest` also the servers, including those that are left
-    out: it is for a successor. `users` are the sections of each target; `targets` are those that the states follow.
-    `left` are servers in maintenance that a running process has besides those of the configuration.
+    out: it is for a successor. `left` are servers in maintenance that a running process has besides those of the
+    configuration.
     """
 
     parts: SetupParts
     configuration: HaproxyConfiguration
     structure: str
     digest: str
-    users: Mapping[str, Sequence[RoutedSection]]
     states: Mapping[tuple[str, str], ServerState] = MappingProxyType({})
-    targets: TargetsNow = TargetsNow()
     left: Mapping[tuple[str, str], HaproxyServer] = MappingProxyType({})
 
     @property
@@ -142,17 +133,17 @@ class HaproxySetup(NamedTuple):
         return commands
 
     def with_states(self, targets: TargetsNow) -> HaproxySetup:
-        """A copy with these states of the targets. It costs as much as has changed since the states before."""
-        changed = (each for key in targets.changed_since(self.targets) for each in self.users.get(key, ()))
-        states, sleeping = dict(self.states), dict(self.maps.get(SLEEPING, {}))
-        for section, route in {each.section.name: each for each in changed}.values():
+        """A copy with these states of its targets."""
+        routes = {route_key(each): each for each in self.parts.served}
+        states, sleeping = dict[tuple[str, str], ServerState](), dict[str, str]()
+        for section in self.configuration.backends:
+            route = routes[stream_key(section.alias) if section.is_stream else section.alias]
             found = targets.of(route)
             states.update(_states(section, route, found, self.parts.places))
             if isinstance(route, Route) and answers_for_sleeping(route):
                 sleeping[section.name] = _SLEEP[serving_state(found.values())]
         maps = {**self.maps, SLEEPING: sleeping} if SLEEPING in self.maps else self.maps
-        made = self.configuration._replace(maps=maps)
-        return self._replace(configuration=made, states=states, targets=targets)
+        return self._replace(configuration=self.configuration._replace(maps=maps), states=states)
 
     def with_states_of(self, other: HaproxySetup) -> HaproxySetup:
         """A copy with the states of the other setup. Servers that `other` lacks are used until HAProxy is replaced.
@@ -225,9 +216,12 @@ class SetupParts(NamedTuple):
             self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, own
         ).with_addresses(self.addresses)
         bare = made._replace(backends=tuple(each._replace(servers=()) for each in made.backends))
-        return HaproxySetup(
-            self, made, self._digest(bare), self._digest(made), _users([*self.routes, *self.streams], made)
-        )
+        return HaproxySetup(self, made, self._digest(bare), self._digest(made))
+
+    @property
+    def served(self) -> Sequence[Route | StreamRoute]:
+        """The routes and the streams."""
+        return *self.routes, *self.streams
 
     def _digest(self, made: HaproxyConfiguration) -> str:
         program, user, chosen = self.settings.program, self.settings.user, made.maps.get(ROUTES)
@@ -311,18 +305,6 @@ def _listener(held: HeldListener, first: int, files: dict[str, bytes]) -> Haprox
     return HaproxyListener(
         binds, held.settings.alias, crt_list, tuple(found), held.settings.accept_proxy, passes_tls
     )
-
-
-def _users(
-    routes: Sequence[Route | StreamRoute], configuration: HaproxyConfiguration
-) -> Mapping[str, Sequence[RoutedSection]]:
-    known = {route_key(each): each for each in routes}
-    found: dict[str, list[RoutedSection]] = {}
-    for section in configuration.backends:
-        route = known[stream_key(section.alias) if section.is_stream else section.alias]
-        for key in dict.fromkeys(target.key for target in route.to):
-            found.setdefault(key, []).append(RoutedSection(section, route))
-    return found
 
 
 def _states(

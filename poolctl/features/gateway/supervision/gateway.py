@@ -11,7 +11,6 @@ import os
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config import Tables
@@ -35,7 +34,6 @@ from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
-from ..haproxy.configuration import PLACEHOLDER_ADDRESS
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import (
     GATEWAY,
@@ -44,11 +42,9 @@ from ..haproxy.process import (
     HaproxyRefusal,
 )
 from ..haproxy.setup import (
-    MAINTENANCE,
     Certificate,
     HaproxySetup,
     HeldListener,
-    ServerState,
     change,
     host_names,
     joined_commands,
@@ -146,7 +142,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
-        self._built: HaproxySetup | None = None  # with the last states
+        self._built: HaproxySetup | None = None  # the last one, without states
         self._current: GatewayPlan | None = None
         self._certificates: list[Certificate] = []  # the ones that the gateway uses
         self._unserved: tuple[ServerError, ...] = ()
@@ -159,7 +155,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._postponed: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
-        self._leaving: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self.first_command = asyncio.Event()  # which says what servers are to run
@@ -316,7 +311,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
-            self._leave_ended_processes(entry)
             if self._is_outdated_by(entry):
                 self._reconcile()
             self._update()
@@ -336,33 +330,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             if stream.provider != SERVER
             or ((entry := entries.get(stream.alias)) is not None and not entry.wants_no_worker)
         ]
-
-    def _leave_ended_processes(self, entry: Entry) -> None:
-        """Have HAProxy send nothing more to processes of a proxied server that have ended.
-
-        Any user may open their ports now. An update takes up to a second if there are thousands of routes.
-        """
-        process = self.gateway
-        if process is None or process.setup is None or not entry.config.is_proxied:
-            return
-        living = {
-            worker.placement.address
-            for worker in entry.observed.workers.values()
-            if worker.placement is not None and worker.exit is None
-        }
-        commands = [
-            ServerState(MAINTENANCE).command((section.name, server.name))
-            for section, _ in process.setup.users.get(entry.name, ())
-            for server in section.servers
-            if server.key == entry.name and server.address not in (*living, PLACEHOLDER_ADDRESS)
-        ]
-        if commands:
-            self._leaving = asyncio.ensure_future(self._perform(process, commands))
-
-    async def _perform(self, process: HaproxyProcess, commands: list[str]) -> None:
-        with contextlib.suppress(HaproxyRefusal):  # it is being replaced
-            for command in joined_commands(commands):
-                await process.ask(command)
 
     def _schedule_recomputation(self) -> None:
         self._revision = self._core.servers.revision
@@ -533,9 +500,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)
         if (setup := self._built) is None or setup.parts != parts:
             setup = await in_daemon_thread(parts.build)
-        now = self.targets.now(setup.users)
-        self._built = setup = await in_daemon_thread(partial(setup.with_states, now))
-        return setup
+        self._built = setup
+        now = self.targets.now({target.key for route in parts.served for target in route.to})
+        return await in_daemon_thread(lambda: setup.with_states(now))
 
     async def _wake_for_waiting_pages(self) -> None:
         """Wake the targets whose waiting page HAProxy has shown, as long as it may show one."""

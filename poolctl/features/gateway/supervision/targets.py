@@ -32,14 +32,6 @@ class TargetsNow(NamedTuple):
     by_key: Mapping[str, Target] = MappingProxyType({})
     on_routes: Mapping[tuple[str, str], Target] = MappingProxyType({})
 
-    def changed_since(self, before: TargetsNow) -> list[str]:
-        """The keys of targets that differ: routes to all others have the same targets that serve."""
-        places = self.on_routes.keys() | before.on_routes.keys()
-        changed = {place[1] for place in places if self.on_routes.get(place) != before.on_routes.get(place)}
-        return [
-            key for key, target in self.by_key.items() if key in changed or before.by_key.get(key) != target
-        ]
-
     def of(self, route: AnyServedRoute) -> dict[str, Target]:
         """The route's targets by key. The ready ones serve, else the starting ones, else the sleeping ones.
 
