@@ -61,7 +61,7 @@ class ScriptedHaproxy:
         for column, count in counts.items():
             self.rows[proxy, name][column] += count
 
-    async def ask(self, command: str) -> str:
+    async def ask(self, *commands: str) -> str:
         self.asked += 1
         if self.hung:
             raise HaproxyRefusal("it does not answer")

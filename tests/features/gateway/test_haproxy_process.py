@@ -35,7 +35,7 @@ from tests.processes import command_line, freeze
 # command, and what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it
 # (`warnings`); `commands` gets each command.
 PROGRAM = """
-import json, os, signal, socket, sys, time
+import json, os, select, signal, socket, sys, time
 
 here = os.path.dirname(os.path.abspath(__file__))
 answers = lambda: json.load(open(os.path.join(here, "answers.json")))
@@ -55,43 +55,31 @@ def leave(number, frame):
     if "ignores" in answers():
         return
     listener.close()
-    if "stays" not in answers() or number == signal.SIGTERM:
-        if not sessions:
-            os._exit(0)
-    while "stays" in answers() or (sessions and number != signal.SIGTERM):
-        serve(sessions)
+    while "stays" in answers() and number != signal.SIGTERM:
+        serve()
         time.sleep(0.01)
-    os._exit(7)
+    while sessions and number != signal.SIGTERM:
+        serve()
+    os._exit(0)
 
-def serve(sessions):
-    for each in list(sessions):
-        each.settimeout(0.01)
-        try:
-            command = each.recv(4096).decode().strip()
-        except TimeoutError:
-            continue
+def serve():
+    for each in select.select(sessions, [], [], 0.01)[0]:
+        command = each.recv(4096).decode().strip()
         if not command:
             sessions.remove(each)
+            each.close()
             continue
-        answer(each, command, "\\n> ")
-
-def answer(connection, command, prompt=""):
-    with open(os.path.join(here, "commands"), "a") as file:
-        file.write(command + "\\n")
-    default = f"Pid: {os.getpid()}\\n" if command == "show info" else "\\n"
-    connection.sendall((answers().get(command, default) + prompt).encode())
+        with open(os.path.join(here, "commands"), "a") as file:
+            file.write(command + "\\n")
+        default = f"Pid: {os.getpid()}\\n" if command == "show info" else "\\n"
+        each.sendall((answers().get(command, default) + "\\n> ").encode())
 
 signal.signal(signal.SIGUSR1, leave)
 signal.signal(signal.SIGTERM, leave)
 while True:
-    connection, _ = listener.accept()
-    command = connection.recv(4096).decode().strip()
-    if command == "prompt":
-        sessions.append(connection)
-        answer(connection, command, "\\n> ")
-    else:
-        answer(connection, command)
-        connection.close()
+    if select.select([listener], [], [], 0.0)[0]:
+        sessions.append(listener.accept()[0])
+    serve()
 """
 STREAM = HaproxyBackend("stream:s", "s", True, (), ())
 STATISTICS = "# pxname,svname,scur\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
@@ -167,7 +155,7 @@ class Stage:
         file = self.directory / "commands"
         found = file.read_text().splitlines() if file.exists() else []
         file.write_text("")
-        return [each for each in found if not each.startswith("show ")]
+        return [each for each in found if not each.startswith(("show ", "prompt"))]
 
     def modes(self) -> dict[str, int]:
         """The modes of the program's files, and of their directory."""

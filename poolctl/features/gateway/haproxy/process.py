@@ -20,7 +20,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from poolctl.config.model.server_tables import Log
@@ -38,7 +38,7 @@ from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.process_link import HasDescriptor, Link, Refused, identity, spawn
 
 from .configuration import NEXT, HaproxyBackend, RefusableServer
-from .setup import HaproxySetup, joined_commands
+from .setup import HaproxySetup
 from .sleeping import WAKING
 from .syntax import alerts_in
 
@@ -69,6 +69,10 @@ _MAX_ALERTS = 3
 _MAX_OUTPUT_BYTES = 256 * 1024
 _BACKENDS = 2  # the kind of proxies in "show stat"
 _PROMPT = b"\n> "  # ends a response in a session
+# HAProxy's responses to a performed command; anything else is a refusal.
+_PERFORMED = re.compile(
+    r"\s*(New server registered|IP changed|port changed|no need to change|nothing changed|$)"
+)
 _MAX_ANSWERED_BYTES = 2**30
 _LIMITS = Log(max_size=MAX_SIZE_BYTES, keep=1)
 
@@ -136,9 +140,17 @@ class HaproxyProcess(HelperChild):
         super().end()
         self.signal(signal.SIGUSR1)
 
-    async def ask(self, command: str) -> str:
-        """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
-        return await _ask(self.path, command, _ANSWER_SECONDS)
+    async def ask(self, *commands: str) -> str:
+        """Send commands to the runtime socket and return the responses. Raises HaproxyRefusal if there is none."""
+        with contextlib.closing(await RuntimeSession.open(self.path)) as session:
+            return "".join([await session.ask(each) for each in commands])
+
+    async def perform(self, commands: Iterable[str]) -> None:
+        """Send commands that change something. Raises HaproxyRefusal for one that is not performed."""
+        with contextlib.closing(await RuntimeSession.open(self.path)) as session:
+            for command in commands:
+                if _PERFORMED.match(answer := await session.ask(command)) is None:
+                    raise HaproxyRefusal(f"{command}: {answer.strip()}")
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
@@ -159,49 +171,40 @@ class HaproxyProcess(HelperChild):
                     await asyncio.sleep(_CLOSES_POLL_SECONDS)
 
 
-async def _ask(path: str, command: str, timeout_seconds: float) -> str:
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            reader, writer = await asyncio.open_unix_connection(path)
-            try:
-                writer.write(command.encode() + b"\n")
-                if answer := await reader.read():
-                    return answer.decode("utf-8", "replace")
-                raise ConnectionResetError("it has closed the connection")
-            finally:
-                writer.close()
-    except (OSError, TimeoutError) as error:
-        raise HaproxyRefusal(f"its runtime socket does not answer: {error or 'no answer in time'}") from None
-
-
 class RuntimeSession:
     """A connection to the runtime socket of a process, which is usable even while the process finishes its requests.
 
     The process does not end before the session is closed.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout_seconds: float
+    ) -> None:
+        self._reader, self._writer, self._timeout_seconds = reader, writer, timeout_seconds
 
     @classmethod
-    async def open(cls, process: HaproxyProcess) -> RuntimeSession:
-        """Open a session. Raises HaproxyRefusal."""
+    async def open(cls, path: str, timeout_seconds: float = _ANSWER_SECONDS) -> RuntimeSession:
+        """Open a session. Raises HaproxyRefusal, as for every answer that does not come in time."""
         try:
-            made = cls(*await asyncio.open_unix_connection(process.path, limit=_MAX_ANSWERED_BYTES))
+            streams = await asyncio.open_unix_connection(path, limit=_MAX_ANSWERED_BYTES)
         except OSError as error:
             raise HaproxyRefusal(f"its runtime socket does not answer: {error}") from None
+        made = cls(*streams, timeout_seconds)
         await made.ask("prompt")
         return made
 
     async def ask(self, command: str) -> str:
         """Send a command and return the response. Raises HaproxyRefusal if there is none."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(self._timeout_seconds):
                 self._writer.write(command.encode() + b"\n")
                 answer = await self._reader.readuntil(_PROMPT)
-        except (OSError, TimeoutError, EOFError) as error:
+        except BaseException as error:
             self.close()
-            raise HaproxyRefusal(f"it does not answer: {error or 'no answer in time'}") from None
+            if not isinstance(error, (OSError, TimeoutError, EOFError)):
+                raise
+            why = error or "no answer in time"
+            raise HaproxyRefusal(f"its runtime socket does not answer: {why}") from None
         return answer.removesuffix(_PROMPT).decode("utf-8", "replace")
 
     async def has_connections(self) -> bool:
@@ -285,8 +288,7 @@ class HaproxyProcesses:
                 raise HaproxyRefusal("; ".join(alerts[:_MAX_ALERTS]))
             refused |= found
         try:
-            for command in joined_commands(setup.start_commands()):
-                await process.ask(command)
+            await process.perform(setup.start_commands())
         except BaseException:
             process.end()
             raise
@@ -345,7 +347,7 @@ class HaproxyProcesses:
                 if process is not None:
                     sections = process.sections.values()
                     streams = [each.name for each in sections if each.is_stream or each.passes_tls]
-                    with contextlib.closing(await RuntimeSession.open(process)) as session:
+                    with contextlib.closing(await RuntimeSession.open(process.path)) as session:
                         await process.stop_accepting()
                         loop = asyncio.get_running_loop()
                         patience = loop.time() + (_FIRST_REQUEST_SECONDS if awaits_first_requests else 0.0)
@@ -423,7 +425,8 @@ class HaproxyProcesses:
 
     async def _answering(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
         """The process that answers at `path`. Raises HaproxyRefusal if none does: it has closed its socket then."""
-        answer = await _ask(path, "show info", kind.ready_seconds)
+        with contextlib.closing(await RuntimeSession.open(path, kind.ready_seconds)) as session:
+            answer = await session.ask("show info")
         found = re.search(r"^Pid: (\d+)$", answer, re.MULTILINE)
         if found is None:
             raise HaproxyRefusal(f"it does not report its pid: {answer.strip()}")

@@ -9,7 +9,6 @@ import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -46,9 +45,6 @@ _MAX_LEFT = 100
 _FIXED = ("    cookie ", "    balance first")
 # HAProxy's descriptors: its runtime socket, its log, then its listeners, of which the first one is that of NEXT.
 _RUNTIME_FD, _LOG_FD, _FIRST_LISTENER_FD = 3, 4, 5
-# HAProxy's buffer for a command is larger (see tune.bufsize).
-_BUFFERED_BYTES = 15_000
-_AND, _SETS_STATE = "; ", "set maxconn server "
 _is_ip_address = re.compile(r"(ipv[46]@)?[0-9a-f.:]+:[0-9]+").fullmatch
 _SLEEP = {TargetState.READY: AWAKE, TargetState.STARTING: STARTS, TargetState.SLEEPING: ASLEEP}
 
@@ -68,11 +64,11 @@ class ServerState(NamedTuple):
         """Whether the configuration file can express this."""
         return self.state != DRAIN and not self.tested
 
-    def command(self, place: tuple[str, str]) -> str:
-        """The runtime command that sets this for the server at this place, its backend and its name."""
+    def commands(self, place: tuple[str, str]) -> list[str]:
+        """The runtime commands that set this for the server at this place, its backend and its name."""
         name = "/".join(place)
         most = min(self.tested, self.limit or self.tested) or self.limit
-        return f"{_SETS_STATE}{name} {most}{_AND}set server {name} state {self.state}"
+        return [f"set maxconn server {name} {most}", f"set server {name} state {self.state}"]
 
 
 class HaproxySetup(NamedTuple):
@@ -122,11 +118,12 @@ class HaproxySetup(NamedTuple):
 
     def start_commands(self) -> list[str]:
         """Return the runtime commands for what the configuration file cannot express about servers."""
-        return [each.command(place) for place, each in self.states.items() if not each.is_in_file]
+        states = ((place, each) for place, each in self.states.items() if not each.is_in_file)
+        return [command for place, each in states for command in each.commands(place)]
 
     def state_commands(self) -> list[str]:
         """The runtime commands that set the state of every server, and the entries of maps."""
-        commands = [each.command(place) for place, each in self.states.items()]
+        commands = [command for place, each in self.states.items() for command in each.commands(place)]
         for name, entries in self.maps.items():
             if name != ROUTES:
                 commands += _map_commands(name, {}, entries)
@@ -367,32 +364,9 @@ def change(before: HaproxySetup, after: HaproxySetup) -> tuple[list[str], Haprox
         # A server that is added is in maintenance, as are those that were left.
         known = before.states.get(place, ServerState(MAINTENANCE, state.limit))
         if known is not state and known != state:
-            commands.append(state.command(place))
+            commands += state.commands(place)
     # First give traffic to servers, then take it from others: between two commands one must be able to serve.
     return sorted(commands, key=_takes_traffic_away), after._replace(left=left)
-
-
-def _buffered(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in groups that HAProxy can buffer."""
-    group, size = list[str](), 0
-    for text in texts:
-        if group and size + len(text) > _BUFFERED_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(text)
-        size += len(text) + len(_AND)
-    if group:
-        yield group
-
-
-def joined_commands(commands: Iterable[str]) -> Iterator[str]:
-    """The commands, of which those that set states of servers are joined: HAProxy prints nothing if it performs them.
-
-    With thousands of routes a connection for each of them would take ten seconds.
-    """
-    for sets_state, group in groupby(commands, lambda each: each.startswith(_SETS_STATE)):
-        found = [*group]
-        yield from map(_AND.join, _buffered(found)) if sets_state else found
 
 
 def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:

@@ -83,7 +83,7 @@ class GatewayFigures:
             return
         reader = self._previous
         try:
-            session = await RuntimeSession.open(replaced)
+            session = await RuntimeSession.open(replaced.path)
         except HaproxyRefusal as refusal:
             logger.warning("the last figures of a replaced HAProxy are lost: %s", refusal)
         else:
@@ -99,7 +99,7 @@ class GatewayFigures:
                 return False
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    text = await process.ask("; ".join(READ_COUNTERS))
+                    text = await process.ask(*READ_COUNTERS)
             except (HaproxyRefusal, TimeoutError) as error:
                 if not process.exited.done():
                     logger.warning("HAProxy does not report its figures: %s", error or "no answer in time")

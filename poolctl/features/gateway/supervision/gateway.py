@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,6 @@ from ..haproxy.setup import (
     HeldListener,
     change,
     host_names,
-    joined_commands,
     parts_of,
 )
 from ..program import program_problem, uid_of
@@ -91,10 +89,6 @@ _REPLACEMENT_SECONDS = 1.0
 _RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
 # If this many exits occur within the time below, restarting does not help.
 _UNSTABLE_ENDS, _UNSTABLE_SECONDS = 3, 600.0
-# HAProxy's responses to a performed command; anything else is a refusal.
-_PERFORMED = re.compile(
-    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|nothing changed|$)"
-)
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -440,8 +434,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if before is None and process.mark != GATEWAY.mark_of(setup.digest):
             # As long as no other one can be started, it serves with its own routes. It may lack some of these servers.
             with contextlib.suppress(HaproxyRefusal):
-                for state in after.state_commands() if self._helper.problem else ():
-                    await process.ask(state)
+                if self._helper.problem:
+                    await process.ask(*after.state_commands())
             return False
         if before is None:
             commands = after.state_commands()
@@ -450,10 +444,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 suffices, found = False, change(before, before.with_states_of(after))
             commands, after = found or ([], before)
         try:
-            for command in joined_commands(commands):
-                answer = await process.ask(command)
-                if _PERFORMED.match(answer) is None:
-                    raise HaproxyRefusal(f"{command}: {answer.strip()}")
+            if commands:
+                await process.perform(commands)
         except HaproxyRefusal as refusal:
             logger.warning("HAProxy is started again: %s", without_keys(str(refusal)))
             process.mark = ""
