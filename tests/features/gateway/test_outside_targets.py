@@ -310,11 +310,11 @@ def test_target_that_starts_is_probed_more_and_more_rarely_up_to_its_interval(
     service = Watched(f"unix:{tmp_path}/gone", probe(interval=0.3))
     probing.watch(service)
     loop.pass_time(1.41)
-    # Pauses of 0.1, 0.15, 0.225 and then 0.3 s, in steps of 0.1 s.
-    assert probing.times() == [0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.3]
+    # Pauses of 0.1, 0.15, 0.225 and then 0.3 s.
+    assert probing.times() == [0.0, 0.1, 0.25, 0.475, 0.775, 1.075, 1.375]
     service.state = SERVING
     loop.pass_time(0.6)
-    assert probing.times() == [1.6, 1.9]
+    assert probing.times() == [1.675, 1.975]
 
 
 def test_target_that_serves_is_probed_at_its_interval_from_the_start_of_a_probe(
@@ -404,21 +404,6 @@ def test_at_most_32_probes_run_at_once(loop: VirtualLoop, probing: Probing, list
     assert {found[1] for found in probing.results} == {*services}
 
 
-def test_at_most_100_probes_begin_in_a_second(loop: VirtualLoop, probing: Probing, tmp_path: Path) -> None:
-    services = [Watched(f"unix:{tmp_path}/gone", probe(interval=100.0)) for _ in range(200)]
-    for service in services:
-        service.state = SERVING
-        probing.watch(service)
-    loop.pass_time()
-    assert len(probing.times()) == 100
-    loop.pass_time(0.25)
-    assert 23 <= len(probing.times()) <= 25
-    loop.pass_time(0.75)
-    assert 74 <= len(probing.times()) <= 77
-    loop.pass_time(1.0)
-    assert probing.times() == []
-
-
 def test_after_close_no_probe_begins_or_ends(loop: VirtualLoop, probing: Probing, listener: Listener) -> None:
     listener.answer = b""
     for _ in range(140):
@@ -430,18 +415,6 @@ def test_after_close_no_probe_begins_or_ends(loop: VirtualLoop, probing: Probing
     assert listener.open == 0
     loop.pass_time(10.0)
     assert (probing.times(), len(listener.heads)) == ([], 32)
-
-
-def test_after_close_no_probe_begins_that_was_kept_back(
-    loop: VirtualLoop, probing: Probing, tmp_path: Path
-) -> None:
-    for _ in range(150):
-        probing.watch(Watched(f"unix:{tmp_path}/gone", probe(interval=100.0)))
-    loop.pass_time()
-    assert len(probing.times()) == 100
-    probing.probes.close()
-    loop.pass_time(10.0)
-    assert probing.times() == []
 
 
 def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:

@@ -6,18 +6,16 @@ import asyncio
 import os
 import random
 import ssl
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
-from poolctl.clock import RateLimit
 from poolctl.config import Probe, ServerConfig, Tables
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.probes.prober import statuses
-from poolctl.probes.worker_probes import Hysteresis, call_at_rounded_time
+from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing import route as routing
 from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
@@ -36,9 +34,8 @@ from ..routes import probes_as_sent
 from ..settings import Endpoint, unverifiable_address
 from ..target import MachineState, Target, TargetState
 
-# Maximum probes at once and per second. With many services, each is probed less often than configured.
-_AT_ONCE, _PER_SECOND = 32, 100
-_PAUSE_SECONDS = 0.02
+# Maximum number of probes at once. With many services, each is probed less often than configured.
+_AT_ONCE = 32
 # A service that has just started is probed more often at first.
 _FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
@@ -129,18 +126,6 @@ class ProbedService(Hashable, Protocol):
 S = TypeVar("S", bound=ProbedService)
 
 
-class UrlProbeState(Generic[S]):
-    """The repeated probe of one service."""
-
-    def __init__(self, service: S, probe: Probe, target: routing.Target) -> None:
-        self.service = service
-        self.probe = probe
-        self.target = target
-        self.timer: asyncio.TimerHandle | None = None
-        self.pause_seconds = _FIRST_PAUSE_SECONDS
-        self.work = RepeatedWork(f"the probe of {service.url}")
-
-
 class UrlProbes(Generic[S]):
     """Probes each watched service repeatedly, until `forget` or `close`.
 
@@ -149,81 +134,47 @@ class UrlProbes(Generic[S]):
 
     def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
         self._on_probed = on_probed
-        self._watched: dict[S, UrlProbeState[S]] = {}
-        self._waiting: deque[UrlProbeState[S]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
-        self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
-        self._pause: asyncio.TimerHandle | None = None
+        self._watched: dict[S, tuple[Probe, asyncio.Task[None]]] = {}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     def watch(self, service: S, probe: Probe | None, target: routing.Target = routing.Target()) -> None:  # noqa: B008  immutable
         """Probe the service repeatedly as `probe` says, beginning at once. If `probe` is None, stop probing it.
 
         `target` says how a certificate is verified.
         """
-        previous = self._watched.get(service)
-        if previous is not None and previous.probe == probe:
+        if service in self._watched and self._watched[service][0] == probe:
             return
         self.forget(service)
         if probe is not None:
-            self._watched[service] = UrlProbeState(service, probe, target)
-            self._enqueue_probe(self._watched[service])
+            self._watched[service] = probe, asyncio.ensure_future(self._repeat(service, probe, target))
 
     def forget(self, service: S) -> None:
         """Stop probing the service."""
-        probe = self._watched.pop(service, None)
-        if probe is not None and probe.timer is not None:
-            probe.timer.cancel()
+        if service in self._watched:
+            self._watched.pop(service)[1].cancel()
 
     def close(self) -> None:
         """Stop probing."""
         for service in list(self._watched):
             self.forget(service)
-        self._waiting.clear()
-        if self._pause is not None:
-            self._pause.cancel()
-        for task in self._running:
-            task.cancel()
 
-    def _enqueue_probe(self, probe: UrlProbeState[S]) -> None:
-        self._waiting.append(probe)
-        if self._pause is None:
-            self._start_queued_probes()
-
-    def _start_queued_probes(self) -> None:
-        self._pause = None
-        while self._waiting and len(self._running) < _AT_ONCE:
-            if not self._allowance.take(1, _now()):
-                loop = asyncio.get_running_loop()
-                self._pause = loop.call_later(_PAUSE_SECONDS, self._start_queued_probes)
+    async def _repeat(self, service: S, probe: Probe, target: routing.Target) -> None:
+        pause_seconds, work = _FIRST_PAUSE_SECONDS, RepeatedWork(f"the probe of {service.url}")
+        while True:
+            async with self._turns:
+                began = _now()
+                with work.attempt():
+                    problem = await probe_url(service.url, probe, target)
+                    self._on_probed(service, problem, _now() - began)
+            if service.hysteresis is None:
                 return
-            task = asyncio.ensure_future(self._probe_and_schedule_next(self._waiting.popleft()))
-            self._running.add(task)
-            task.add_done_callback(self._on_probe_done)
-
-    def _on_probe_done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if self._pause is None:
-            self._start_queued_probes()
-
-    async def _probe_and_schedule_next(self, probe: UrlProbeState[S]) -> None:
-        service = probe.service
-        if self._watched.get(service) is not probe:
-            return
-        began = _now()
-        with probe.work.attempt():
-            problem = await probe_url(service.url, probe.probe, probe.target)
-            if self._watched.get(service) is probe:
-                self._on_probed(service, problem, _now() - began)
-        if self._watched.get(service) is probe and service.hysteresis is not None:
             pause = service.hysteresis.interval_seconds
             if service.state == STARTING:
-                pause = min(pause, probe.pause_seconds)
-                probe.pause_seconds *= _FACTOR
+                pause = min(pause, pause_seconds)
+                pause_seconds *= _FACTOR
             # Shorter, so that a failure is found within `interval`.
-            pause *= 1 - probe.probe.jitter * random.random()
-            probe.timer = call_at_rounded_time(
-                max(began + pause, _now()), partial(self._enqueue_probe, probe)
-            )
+            pause *= 1 - probe.jitter * random.random()
+            await asyncio.sleep(max(0.0, began + pause - _now()))
 
 
 def _now() -> float:
