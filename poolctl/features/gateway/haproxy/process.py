@@ -93,6 +93,7 @@ class HaproxyProcess(HelperChild):
     def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
         super().__init__(kind, known, mark)
         self.path = path
+        self._pinging: asyncio.Task[None] | None = None
         self.setup: HaproxySetup | None = None
         self.refused: Set[RefusableServer] = frozenset()
         self._fd = os.pidfd_open(self.pid)
@@ -100,7 +101,9 @@ class HaproxyProcess(HelperChild):
             os.close(self._fd)
             raise ProcessLookupError(self.pid)
         asyncio.get_running_loop().add_reader(self._fd, self._on_exit)
-        self._pinging: asyncio.Task[None] | None = None
+        if path:
+            self.up.set()
+            self.watch()
 
     @property
     def sections(self) -> Mapping[str, HaproxyBackend]:
@@ -242,7 +245,6 @@ class HaproxyProcesses:
         # Started if HAProxy refuses `wanted`: what the last process had, set as long as there is none.
         self.fallback: HaproxySetup | None = None
         self._reported: Set[RefusableServer] = frozenset()  # the refused servers of the latest process
-        self.drain_seconds = 0.0  # how long a process that has outlived its pool may finish its requests
         self._replaced: dict[HaproxyProcess, None] = {}  # the oldest first
         self._limiting: asyncio.Task[None] | None = None
 
@@ -308,8 +310,6 @@ class HaproxyProcesses:
             known = {name: meta[name] for name in ("pid", "start")}
             with contextlib.suppress(OSError):
                 found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
-                found.up.set()
-                found.watch()
                 found.answered()  # it already runs: the long time for a first answer is not for it
         for pid in await in_daemon_thread(lambda: _pids_of(self.directory)):
             if found is None or pid != found.pid:
@@ -387,6 +387,7 @@ class HaproxyProcesses:
             form = "raw" if access_log == "json" else "text"
             pipes.append(self._output.create_log_pipe("[gateway]", self._access_log, form, Log()))
         printed = memory_file("haproxy-output", b"")
+        process, why = None, ""
         try:
             with socket.socket(socket.AF_UNIX) as runtime:
                 runtime.bind(path)
@@ -400,28 +401,24 @@ class HaproxyProcesses:
                 command = [settings.program, "-D", "-f", _main_file(self.directory)]
                 await spawn(keeper, command, printed, fds, session=False)
             process = await self._answering(kind, mark, path)
-            log.note(process.known, drain_seconds=self.drain_seconds)
-            if output := os.pread(printed, _MAX_OUTPUT_BYTES, 0):
-                with contextlib.suppress(OSError):
-                    os.write(pipes[0][1], output)
-            for key, _ in pipes:
-                self._output.register_pipe(key, process.pid)
-            return process, []
+            log.note(process.known, drain_seconds=settings.table.drain_timeout)
         except (Refused, HaproxyRefusal, OSError) as error:
             pool_files.unlink_quietly(path)
-            # Shown and sent to others: the secrets in names of servers are left out.
+            why = error.message if isinstance(error, HaproxyRefusal) else f"{settings.program}: {error}"
+        finally:
             output = os.pread(printed, _MAX_OUTPUT_BYTES, 0)
             with contextlib.suppress(OSError):
                 os.write(pipes[0][1], output)
-            found = alerts_in(without_keys(output.decode("utf-8", "replace")))
-            for key, _ in pipes:
-                self._output.discard(key)
-            why = error.message if isinstance(error, HaproxyRefusal) else f"{settings.program}: {error}"
-            return None, found or [f"{settings.program} cannot be started: {why}"]
-        finally:
             os.close(printed)
-            for _, write in pipes:
+            for key, write in pipes:
                 os.close(write)
+                if process is None:
+                    self._output.discard(key)
+                else:
+                    self._output.register_pipe(key, process.pid)
+        # Shown and sent to others: the secrets in names of servers are left out.
+        alerts = alerts_in(without_keys(output.decode("utf-8", "replace"))) if process is None else []
+        return process, alerts or [f"{settings.program} cannot be started: {why}"]
 
     async def _answering(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
         """The process that answers at `path`. Raises HaproxyRefusal if none does: it has closed its socket then."""
@@ -430,10 +427,7 @@ class HaproxyProcesses:
         found = re.search(r"^Pid: (\d+)$", answer, re.MULTILINE)
         if found is None:
             raise HaproxyRefusal(f"it does not report its pid: {answer.strip()}")
-        process = HaproxyProcess(kind, identity(int(found[1])), mark, path)
-        process.up.set()
-        process.watch()
-        return process
+        return HaproxyProcess(kind, identity(int(found[1])), mark, path)
 
     async def _end_oldest_if_too_many(self, replaced: HaproxyProcess) -> None:
         await asyncio.wait([replaced.exited], timeout=_EXIT_SECONDS)

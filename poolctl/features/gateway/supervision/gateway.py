@@ -486,7 +486,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.targets.unknown = self._awaited.unknown
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
         self.forwarding.apply(dict(self._awaited.orders(facts, uids)))
-        self.processes.drain_seconds = plan.settings.table.drain_timeout
         following = self._waiting.next_process
         next_one = following.address, following.sock, self.routes.next_process_key
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)

@@ -195,11 +195,7 @@ async def probe_url(url: str, probe: Probe, target: routing.Target = routing.Tar
     try:
         if probe.tcp:
             async with asyncio.timeout(probe.timeout):
-                if isinstance(where, str):
-                    _, writer = await asyncio.open_unix_connection(where)
-                else:
-                    _, writer = await asyncio.open_connection(*where)
-                writer.close()
+                await _connect(endpoint)
             return ""
         tls, name = _verification(endpoint, target)
         async with (
@@ -220,19 +216,20 @@ async def connection_problem(target: routing.Target, timeout_seconds: float) -> 
     endpoint = Endpoint.of_url(target.url)
     try:
         async with asyncio.timeout(timeout_seconds):
-            if endpoint.kind == "unix":
-                _, writer = await asyncio.open_unix_connection(endpoint.path)
-            else:
-                tls, name = _verification(endpoint, target)
-                _, writer = await asyncio.open_connection(
-                    endpoint.host, endpoint.port, ssl=tls, server_hostname=name
-                )
-            writer.close()
+            await _connect(endpoint, *_verification(endpoint, target))
     except TimeoutError:
         return f"no answer within {format_duration(timeout_seconds)}"
     except (OSError, ValueError) as error:
         return _reason(error)
     return unverifiable_address(target.url, sni=target.sni, verify=target.verify)
+
+
+async def _connect(endpoint: Endpoint, tls: ssl.SSLContext | None = None, name: str | None = None) -> None:
+    if endpoint.kind == "unix":
+        _, writer = await asyncio.open_unix_connection(endpoint.path)
+    else:
+        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls, server_hostname=name)
+    writer.close()
 
 
 def _reason(error: Exception) -> str:
