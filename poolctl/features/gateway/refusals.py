@@ -60,7 +60,12 @@ def refusals(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Locate
         return
     servers = list(servers)
     routes = routes_of(servers, tables)
-    http = [_with_any_authority(route) for route in routes if isinstance(route, Route)]
+    http = [
+        # With a CA file that exists: those of targets have checks of their own.
+        replace(route, to=tuple(replace(each, ca=_CERTIFICATE) for each in route.to))
+        for route in routes
+        if isinstance(route, Route)
+    ]
     streams = [route for route in routes if isinstance(route, StreamRoute)]
     listeners = [_listener(number, each) for number, each in enumerate(gateway.bind)]
     listeners += [
@@ -148,11 +153,6 @@ def _without_place(alert: str) -> str:
     return re.sub(
         rf" for bind '{_ANY_ADDRESS}' at|'bind {_ANY_ADDRESS}' in section '\w+' : ", "", text
     ).strip(" .")
-
-
-def _with_any_authority(route: Route) -> Route:
-    """The route with a CA file that exists: those of targets have checks of their own."""
-    return replace(route, to=tuple(replace(each, ca=_CERTIFICATE) for each in route.to))
 
 
 def _listener(number: int, table: GatewayListener) -> HaproxyListener:

@@ -281,12 +281,11 @@ def _unknown_tag_message(tag: str, known: ServerIndex) -> tuple[str, str]:
 def is_own_address(target: str, binds: Iterable[Address]) -> bool:
     """Whether the target is an address of the gateway itself, which would send requests to itself for ever."""
     address = parse(target.rpartition("://")[2])
-    return any(bind.key == address.key or _reaches(address, bind) for bind in binds)
-
-
-def _reaches(address: Address, bind: Address) -> bool:
-    local = address.host in ("localhost", "::1") or address.host.startswith("127.")
-    return local and bind.is_wildcard and address.port == bind.port
+    is_local = address.host in ("localhost", "::1") or address.host.startswith("127.")
+    return any(
+        bind.key == address.key or (is_local and bind.is_wildcard and bind.port == address.port)
+        for bind in binds
+    )
 
 
 def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
@@ -376,18 +375,14 @@ def _duplicate_alias_problems(
     """Report each route, or stream, that has the alias of an earlier one. Only those in the file have a table."""
     first: dict[str, WrittenRoute] = {}
     for each, config in named:
-        if config is not None and _is_named_after_unknown_server(config, known):
-            continue
+        named_after = config.to[0].to if config and not config.alias and config.to else None
+        if named_after and known.servers_or_none_if_outside(named_after) == []:
+            continue  # it has a name once the target is known
         other = first.setdefault(each.alias, each)
         if other is not each:
             label = "alias" if each.server is None else f"label {PREFIX}alias"
             message, fix = _taken_alias_message(each.alias, _name_of(other), label, config)
             yield locate_finding(each, Finding(("alias",), message, fix, each.alias))
-
-
-def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
-    """Return whether the route or stream has no `alias`, and its first target is an unknown server or unknown tag."""
-    return not route.alias and bool(route.to) and known.servers_or_none_if_outside(route.to[0].to) == []
 
 
 def _taken_alias_message(
@@ -512,7 +507,8 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
                 message = "the label has no effect: the pool has no gateway"
                 yield server, Finding(("labels", label), message, "add [gateway], or take the label out")
         return
-    yield from ((None, finding) for finding in _gateway_warnings(gateway))
+    for finding in _joined_timeouts(gateway.timeouts):
+        yield None, finding._replace(path=("gateway", *finding.path))
     written = written_routes(known, tables)
     # The machines of [proxmox] bring routes of their own.
     may_have_none = not complete or not gateway.bind or "proxmox" in tables.by_name()
@@ -536,7 +532,10 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
         if config.path != "/" and not config.strip_path:
             for server in known.servers_of(config):
                 if server.http.root_path == config.path and not server.command:
-                    yield server, _added_prefix(config.path)
+                    path = config.path
+                    message = f"it is put before {path} of the route, so that the app gets {path}{path}/…"
+                    fix = "take it out, and add strip_path = true to the route"
+                    yield server, Finding(("http", "root_path"), message, fix)
 
 
 def _hidden_challenges(
@@ -552,18 +551,6 @@ def _hidden_challenges(
     if hidden:
         message = f"a route with a host comes first: challenges for {hidden[0]} go to its application"
         yield Finding(("path",), message, f'add host = "{hidden[0]}", with a route for each host', route.path)
-
-
-def _added_prefix(path: str) -> Finding:
-    """The warning of a `root_path` that was meant to take the route's path off: it is put before it."""
-    message = f"it is put before {path} of the route, so that the app gets {path}{path}/…"
-    return Finding(("http", "root_path"), message, "take it out, and add strip_path = true to the route")
-
-
-def _gateway_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
-    yield from (
-        timeout._replace(path=("gateway", *timeout.path)) for timeout in _joined_timeouts(gateway.timeouts)
-    )
 
 
 def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:

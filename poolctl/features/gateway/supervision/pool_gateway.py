@@ -178,15 +178,16 @@ class GatewayVerbs:
         return HostsResult(items=tuple(rows.values()))
 
     def backends(self) -> list[BackendReport]:
-        """A report on each target of a route, from the figures that were read last."""
-        return [self._with_connections(row) for row in self.gateway.figures.backends()]
+        """A report on each target of a route, from the figures that were read last.
 
-    def _with_connections(self, row: BackendReport) -> BackendReport:
-        """The report; for a server of the pool with the number of its workers' open connections."""
-        if (entry := self._core.entries.get(row.host)) is None:
-            return row
-        opened = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
-        return replace(row, connections=opened)
+        Connections of a server of the pool are those that its workers have.
+        """
+        rows = self.gateway.figures.backends()
+        for number, row in enumerate(rows):
+            if (entry := self._core.entries.get(row.host)) is not None:
+                opened = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
+                rows[number] = replace(row, connections=opened)
+        return rows
 
     async def change_hosts(self, call: Call) -> Result:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
