@@ -162,7 +162,7 @@ def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineState:
-    """The supervisor's report about the container or virtual machine behind a URL (`host`).
+    """The supervisor's report about the container or virtual machine behind a URL.
 
     `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
     `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
@@ -175,7 +175,6 @@ class MachineState:
     FAILED: ClassVar[str] = "failed"
     UNKNOWN: ClassVar[str] = "unknown"
 
-    host: str
     state: str = ""
     why: str = ""
     retry_seconds: float = 0.0

@@ -85,7 +85,7 @@ class MachinePowerManager:
         """The states of all machines by URL; empty if requests may not start machines."""
         if self._table is None or not self._table.start:
             return {}
-        return {url: self._known_state(url, guest, self._table) for url, guest in self._guests.items()}
+        return {url: self._known_state(guest, self._table) for url, guest in self._guests.items()}
 
     def configure(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
         """Use this API and the table's limits from now on. If they are None, no machine is started or stopped."""
@@ -145,13 +145,12 @@ class MachinePowerManager:
             if case.work is not None:
                 case.work.cancel()
 
-    def _known_state(self, url: str, guest: Guest, table: ProxmoxTable) -> MachineState:
+    def _known_state(self, guest: Guest, table: ProxmoxTable) -> MachineState:
         case = self._start_states.get(guest.vmid)
         state = MachineState.STOPPED if guest.status == STOPPED else MachineState.RUNNING
         if case is None:
-            return MachineState(host=url, state=state, start_seconds=table.start_timeout)
+            return MachineState(state=state, start_seconds=table.start_timeout)
         return MachineState(
-            host=url,
             state=case.state or state,
             why=case.why,
             # As first reported: with the time that is left, each report would differ from the previous one.

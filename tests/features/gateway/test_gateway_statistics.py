@@ -329,7 +329,7 @@ def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts() -
 def test_route_to_a_machine_that_a_request_would_start_is_napping(machine: str, state: str) -> None:
     wiki = Route(alias="wiki", to=(Target(url="http://wiki:80"),))
     pool = RoutePool(wiki)
-    pool.stage.targets.machines = {"http://wiki:80": MachineState(host="http://wiki:80", state=machine)}
+    pool.stage.targets.machines = {"http://wiki:80": MachineState(state=machine)}
     assert pool.report(wiki).state == state
     assert pool.health(wiki).latency_seconds == 0.5
 

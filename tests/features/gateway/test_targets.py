@@ -84,7 +84,7 @@ def test_urls_are_used_unless_a_probe_a_machine_or_a_command_says_otherwise() ->
     stage = FiguresStage(all_)
     assert serving(stage, all_) == [A, B, C]
     stage.targets.probed = {A: FoundTarget(DOWN, "status 503")}
-    stage.targets.machines = {B: MachineState(host=B, state=MachineState.STOPPED)}
+    stage.targets.machines = {B: MachineState(state=MachineState.STOPPED)}
     assert serving(stage, all_) == [C]
     stage.hosts.drain(C)
     assert (serving(stage, all_), stage.found(all_)[C].state) == ([B], DRAINING)

@@ -113,7 +113,7 @@ class AwaitedTargets:
     def _awaited_machine(self, key: str) -> AwaitedTarget:
         now = asyncio.get_running_loop().time()
         states = self.machines.states if self.machines is not None else {}
-        machine = states.get(key, MachineState(host=key))
+        machine = states.get(key, MachineState())
         if machine.state in _DOWN:
             self._starting_until[key] = now + machine.start_seconds
         number, answers = self._wakes.get(key, (0, 0))

@@ -67,11 +67,6 @@ class Forwarding(HelperOwner[ForwarderProcess]):
         self._orders: Mapping[str, Order] | None = None  # by target
         self._sent: dict[str, Order] = {}
 
-    @property
-    def problem(self) -> str:
-        """Why no forwarder runs, or ""."""
-        return self._helper.problem
-
     def apply(self, orders: Mapping[str, Order]) -> None:
         """Await these targets, and no others. The caller owns the listeners. Does not wait."""
         begins_or_ends = self._orders is None or bool(orders) != bool(self._orders)
