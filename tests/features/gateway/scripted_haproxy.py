@@ -125,7 +125,6 @@ class FiguresStage:
     def replace_haproxy(self) -> None:
         """Let another HAProxy serve, whose counters begin at 0."""
         self.haproxy = ScriptedHaproxy()
-        self.figures._current = type(self.figures._current)(self.counts)
 
     def count(self, route: Route | StreamRoute, target: str = "", bad: int = 0, **counts: int) -> None:
         """Count at the route, or at its target; `bad` is the number of responses whose status is a failure."""

@@ -64,10 +64,11 @@ def with_calls(begin: Callable[[Failing], Any]) -> None:
 
 def test_counters_are_read_on() -> None:
     def begin(failing: Failing) -> Any:
-        made = FiguresStage(Route(alias="web", to=(Target(server="one"),))).figures
-        made.counted = failing
-        made.begin_process(is_new=True)
-        return made
+        stage = FiguresStage(Route(alias="web", to=(Target(server="one"),)))
+        haproxy: Any = stage.haproxy
+        stage.figures.counted = failing
+        stage.figures.begin_process(haproxy, is_new=True)
+        return stage.figures
 
     with_calls(begin)
 

@@ -46,8 +46,7 @@ class _Reading(NamedTuple):
 class GatewayFigures:
     """Reads the counters of HAProxy about once a second into the targets' counts and breakers.
 
-    `serving` returns the process that serves, None without one. Of one that was adopted, and whose setup is not known
-    yet, nothing is read. `changed` is called when other targets get requests
+    `serving` returns the process that serves, None without one. `changed` is called when other targets get requests
     because of the counters, `counted` after each reading with the process and the requests of each route that it has
     counted since it began.
     """
@@ -65,35 +64,32 @@ class GatewayFigures:
         self._changed = changed
         self._now = now  # a monotonic clock
         self._readings: deque[_Reading] = deque(maxlen=_READINGS)  # a second apart
-        self._current = self._previous = CounterReader(targets.counts)
+        self._readers: dict[HaproxyProcess, CounterReader] = {}  # those of replaced ones until they end
         self._is_history = False  # whether the next figures are of the time before this supervisor
-        self._replaced: set[CounterReader] = set()
         self._reading = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
 
-    def begin_process(self, *, is_new: bool) -> None:
-        """Read from now on the counters of another HAProxy; those of a new one begin at 0."""
+    def begin_process(self, process: HaproxyProcess, *, is_new: bool) -> None:
+        """Read from now on the counters of this process, which serves; those of a new one begin at 0."""
         self._is_history = not is_new
-        self._previous, self._current = self._current, CounterReader(self._targets.counts)
-        self._start(self._read_often(self._current))
+        self._start(self._read_often(process))
 
     async def follow_replaced(self, replaced: HaproxyProcess) -> None:
         """Continue to read the counters of the process that has just been replaced, until it ends."""
         if replaced.setup is None:
             return
-        reader = self._previous
         try:
             session = await RuntimeSession.open(replaced.path)
         except HaproxyRefusal as refusal:
             logger.warning("the last figures of a replaced HAProxy are lost: %s", refusal)
+            self._readers.pop(replaced, None)
         else:
-            self._replaced.add(reader)
-            self._start(self._read_until_end(session, reader, replaced))
+            self._start(self._read_until_end(session, replaced))
 
     async def read(self) -> bool:
         """Read the counters now; returns whether HAProxy has answered."""
         async with self._reading:
-            process, reader = self._serving(), self._current
+            process = self._serving()
             if process is None or process.setup is None:
                 self._readings.clear()
                 return False
@@ -105,7 +101,7 @@ class GatewayFigures:
                     logger.warning("HAProxy does not report its figures: %s", error or "no answer in time")
                 self._readings.clear()
                 return False
-            await self._add(text, reader, process)
+            await self._add(text, process)
             reading = self._present()
             if not self._readings or reading.at - self._readings[-1].at >= _INTERVAL_SECONDS:
                 self._readings.append(reading)
@@ -122,16 +118,14 @@ class GatewayFigures:
         counts, total = self._targets.counts, self._targets.counts.total
         return _Reading(self._now(), total.requests + sum(counts.refused.values()), total.failures)
 
-    async def _read_often(self, reader: CounterReader) -> None:
+    async def _read_often(self, process: HaproxyProcess) -> None:
         reading = RepeatedWork("the counters of the gateway")
-        while reader is self._current:
+        while process is self._serving():
             async with _at_most_a_share():
                 with reading.attempt():
                     await self.read()
 
-    async def _read_until_end(
-        self, session: RuntimeSession, reader: CounterReader, process: HaproxyProcess
-    ) -> None:
+    async def _read_until_end(self, session: RuntimeSession, process: HaproxyProcess) -> None:
         reading = RepeatedWork("the counters of a replaced HAProxy")
         try:
             has_connections = True
@@ -140,18 +134,22 @@ class GatewayFigures:
                     has_connections = await session.has_connections()
                     text = "".join([await session.ask(each) for each in READ_COUNTERS])
                     with reading.attempt():
-                        await self._add(text, reader, process)
+                        await self._add(text, process)
         except HaproxyRefusal:
             pass  # it was ended
         finally:
             session.close()
-            self._replaced.discard(reader)
+            self._readers.pop(process, None)
 
-    async def _add(self, text: str, reader: CounterReader, process: HaproxyProcess) -> None:
+    async def _add(self, text: str, process: HaproxyProcess) -> None:
+        if process not in self._readers:
+            self._readers = {each: its for each, its in self._readers.items() if not each.exited.done()}
+            self._readers[process] = CounterReader(self._targets.counts)
+        reader = self._readers[process]
         rows = await asyncio.to_thread(lambda: reader.compare(rows_of(text)))
         results = reader.add(rows, process.sections)
         self.counted(process, reader.requests)
-        if reader is not self._current:
+        if process is not self._serving():
             return
         if self._is_history:
             # When these targets have failed is not known, but that they have answered.
@@ -184,26 +182,24 @@ class GatewayFigures:
     @property
     def connections(self) -> int:
         """The number of clients' connections."""
-        return sum(reader.connections for reader in self._readers)
+        return sum(reader.connections for reader in self._readers.values())
 
     @property
     def open_streams(self) -> Counter[str]:
         """The open connections of each stream, by alias."""
-        return sum((reader.open_streams for reader in self._readers), Counter())
+        return sum((reader.open_streams for reader in self._readers.values()), Counter())
 
     @property
     def queued(self) -> Counter[str]:
         """The requests that wait for a busy target, by `route_key`."""
-        return sum((reader.queued for reader in self._readers), Counter())
+        return sum((reader.queued for reader in self._readers.values()), Counter())
 
     def backends(self) -> list[BackendReport]:
         """A report on each target of a route."""
-        in_flight: Counter[tuple[str, str]] = sum((reader.in_flight for reader in self._readers), Counter())
+        in_flight: Counter[tuple[str, str]] = sum(
+            (reader.in_flight for reader in self._readers.values()), Counter()
+        )
         return [*self._targets.reports(in_flight, self.queued)]
-
-    @property
-    def _readers(self) -> list[CounterReader]:
-        return [self._current, *self._replaced - {self._current}]
 
 
 @asynccontextmanager

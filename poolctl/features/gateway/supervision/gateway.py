@@ -527,7 +527,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._update()
 
     def use(self, process: HaproxyProcess, *, is_new: bool) -> None:
-        self.figures.begin_process(is_new=is_new)
+        self.figures.begin_process(process, is_new=is_new)
         self.processes.fallback = None
         if is_new:
             self._record_event_if_addresses_changed()
