@@ -143,7 +143,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._noted = ""  # the problem of which there is an event
         self._served: tuple[str, ...] = ()  # the addresses in the last event
         self._revision = -1
-        self._adopted = self._restoring = self._over = self._hosts_changed = False
+        self._adopted = self._over = self._hosts_changed = False
         # Whether the plan has to be made again, and whether the targets have changed since the last setup.
         self._is_outdated = self._has_changed = True
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
@@ -349,8 +349,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._update()
 
     def _on_host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
-        if not self._restoring:
-            self._record_event(f"host {state}", host, why)
+        self._record_event(f"host {state}", host, why)
         if not self._hosts_changed:  # a command may change thousands
             self._hosts_changed = True
             asyncio.get_running_loop().call_soon(self._follow_hosts)
@@ -617,9 +616,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         )
         self._names.addresses = json.loads(await self._store.read(fd_store.GATEWAY_ADDRESSES) or b"{}")
         if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
-            self._restoring = True  # restored states are not events
             self.hosts.restore(json.loads(content))
-            self._restoring = False
+            self._follow_hosts()
 
     async def finish(self) -> None:
         """Refuse new connections; returns when the open connections have ended, within `drain_timeout`."""

@@ -132,7 +132,7 @@ class HostStates:
         return {"hosts": [to_json(record) for record in records]}
 
     def restore(self, table: Table) -> None:
-        """Restore the states from a predecessor's `to_json`. `changed` is called for states that still apply.
+        """Restore the states from a predecessor's `to_json`, as far as they still apply. `changed` is not called.
 
         Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """
@@ -146,12 +146,10 @@ class HostStates:
             # Never longer than the time that was ordered, in case the system's clock was set back.
             left = min(record.until - wall, record.until - record.since) if record.until else 0.0
             if state is not RequestedBackendState.ACTIVE and (left > 0 or not record.until):
-                self._set(record.host, state, record.why, left, since=record.since)
+                self._record(record.host, state, record.why, left, since=record.since)
 
-    def _set(
-        self, host: str, state: RequestedBackendState, why: str, seconds: float, *, since: float | None = None
-    ) -> None:
-        self._record(host, state, why, seconds, since=since)
+    def _set(self, host: str, state: RequestedBackendState, why: str, seconds: float) -> None:
+        self._record(host, state, why, seconds)
         self._changed(host, state, why)
 
     def _record(
