@@ -119,13 +119,8 @@ def _listener_with_shell_commands(
             file = f"{name}-{number}.pem"
             commands.append(_bundle_command(tls, os.path.join(directory, file)))
         certificates.append(
-            HaproxyCertificate(
-                file,
-                tls.ca or "",
-                tls.client_auth,
-                tls.min_version,
-                tls.ciphers or "",
-                _read_certificate_names(tls.cert) if demands else (),
+            HaproxyCertificate.of(
+                tls, file, tls.ca or "", _read_certificate_names(tls.cert) if demands else ()
             )
         )
     made = HaproxyListener(

@@ -160,16 +160,7 @@ def _listener(number: int, table: GatewayListener) -> HaproxyListener:
     return HaproxyListener(
         (_ANY_ADDRESS,),
         crt_list=f"listener-{number}.crt-list",
-        certificates=tuple(
-            HaproxyCertificate(
-                _CERTIFICATE,
-                _CERTIFICATE,
-                certificate.client_auth,
-                certificate.min_version,
-                certificate.ciphers or "",
-            )
-            for certificate in certificates
-        ),
+        certificates=tuple(HaproxyCertificate.of(tls, _CERTIFICATE, _CERTIFICATE) for tls in certificates),
         accept_proxy=table.accept_proxy_protocol,
         passes_tls=table.tls is True,
     )

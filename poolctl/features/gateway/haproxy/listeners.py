@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from poolctl.config.model.server_tables import TLSConfig
+
 from .syntax import network_groups, quoted
 
 # The end of a certificate's key (see `_identifier_of_certificates`) if the certificate asks for a client certificate.
@@ -31,6 +33,11 @@ class HaproxyCertificate(NamedTuple):
     min_version: str = "1.2"
     ciphers: str = ""
     names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tls: TLSConfig, file: str, ca_file: str, names: tuple[str, ...] = ()) -> HaproxyCertificate:
+        """The certificate with these files and the other keys of `tls`."""
+        return cls(file, ca_file, tls.client_auth, tls.min_version, tls.ciphers or "", names)
 
     @property
     def asks_for_certificate(self) -> bool:

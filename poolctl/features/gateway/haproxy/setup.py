@@ -292,10 +292,7 @@ def _listener(held: HeldListener, first: int, files: dict[str, bytes]) -> Haprox
         files[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
         ca = f"{name}.ca" if rest else ""
         files.update({ca: rest[0]} if rest else {})
-        tls = each.tls
-        found.append(
-            HaproxyCertificate(name, ca, tls.client_auth, tls.min_version, tls.ciphers or "", each.names)
-        )
+        found.append(HaproxyCertificate.of(each.tls, name, ca, each.names))
     binds = tuple(f"fd@{first + number}" for number in range(len(held.sockets)))
     crt_list = f"listener-{first}.crt-list"
     passes_tls = held.settings.tls and not found
