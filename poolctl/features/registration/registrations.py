@@ -259,7 +259,7 @@ class TargetRegistration(GatewayPart):
     async def _recompute_routes_and_get_problem(self, gateway: GatewayManager, name: str) -> str:
         """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
         routes = gateway.routes
-        routes.schedule_recomputation()
+        routes.schedule_computation()
         await routes.wait_until_current()
         own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
         return next((each.reason for each in own if each.alias == name), "")
@@ -298,7 +298,7 @@ class TargetRegistration(GatewayPart):
 
     def _publish_and_save_change(self) -> None:
         if self._gateway is not None:
-            self._gateway.routes.schedule_recomputation()
+            self._gateway.routes.schedule_computation()
         self._save()
 
     def _schedule_expiry_check(self, deadline: float) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.exit_codes import NO_SUPERVISOR
 from poolctl.features.gateway.supervision.gateway import GatewayManager
@@ -443,7 +442,7 @@ def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none() -> Non
     async def scene(manager: Manager) -> None:
         services: Any = Services()
         manager.routes.services = services
-        manager.routes.schedule_computation(lambda: ([], Tables()))
+        manager.routes.schedule_computation()
         with pytest.raises(ServerError, match="its route table cannot be made: no memory"):
             await manager.settings()
         await manager.routes.wait_until_current()

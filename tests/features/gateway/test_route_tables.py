@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +38,30 @@ def source(*names: str, route: str = "web", user: str = "root") -> tuple[Sequenc
     return servers, Tables(gateway=GatewayConfig(), route=(RouteConfig(to=(route,), alias="first"),))
 
 
+def schedule(routes: RouteTableManager, newest: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
+    """Have the routes computed from this source."""
+    routes.source = newest
+    routes.schedule_computation()
+
+
 class Publisher:
     def __init__(self, path: str = "") -> None:
         self.generations: list[int] = []
         self.path = path or temporary_directory(self)
-        self.published = RouteTableManager(self.changed, self.path)
+        self.published = RouteTableManager(source, self.changed, self.path)
 
     def changed(self) -> None:
         self.generations.append(self.published.generation)
 
     async def compute(self, *names: str, route: str = "web", user: str = "root") -> None:
-        self.published.schedule_computation(lambda: source(*names, route=route, user=user))
+        schedule(self.published, lambda: source(*names, route=route, user=user))
         await self.published.wait_until_current()
 
 
 def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
     async def work() -> None:
         publisher = Publisher()
-        publisher.published.schedule_computation(lambda: source("web"))
+        schedule(publisher.published, lambda: source("web"))
         await publisher.compute("web", "other")
         await publisher.compute("web", "third")
         assert len(publisher.generations) == 1
@@ -91,7 +97,7 @@ def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_t
         def broken() -> tuple[Sequence[ServerConfig], Tables]:
             raise RuntimeError("a flaw")
 
-        publisher.published.schedule_computation(broken)
+        schedule(publisher.published, broken)
         await publisher.published.wait_until_current()
         assert publisher.published.generation == before
         assert "a flaw" in publisher.published.problem
@@ -126,9 +132,9 @@ def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
 
         def change() -> None:
             route = next(names)
-            publisher.published.schedule_computation(lambda: source("web", "other", route=route))
+            schedule(publisher.published, lambda: source("web", "other", route=route))
 
-        publisher.published = RouteTableManager(change, publisher.path)
+        publisher.published = RouteTableManager(source, change, publisher.path)
         change()
         for _ in range(3):
             before = publisher.published.generation
@@ -152,7 +158,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
 
     async def masked_of(routes: RouteTableManager, *given: RouteConfig) -> TableRegistry:
         tables = Tables(gateway=GatewayConfig(), route=given, stream=(stream,))
-        routes.schedule_computation(lambda: (source("web")[0], tables))
+        schedule(routes, lambda: (source("web")[0], tables))
         await routes.wait_until_current()
         assert routes.table is not None
         table = RouteTable(routes.table.fileno())
@@ -203,7 +209,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
             gateway=GatewayConfig(),
             route=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
         )
-        routes.schedule_computation(lambda: (source("web", "third", "other", user="nobody")[0], tables))
+        schedule(routes, lambda: (source("web", "third", "other", user="nobody")[0], tables))
         await routes.wait_until_current()
         assert routes.routes.users == (("other", "nobody"), ("third", "root"), ("web", "root"))
         of_workers = routes.worker_tables
@@ -224,7 +230,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
         routes.close()
         assert {each.fileno() for each in of_workers.values()} == {-1}
         successor = Publisher(str(tmp_path)).published
-        successor.schedule_computation(lambda: (source("web", "third", "other", user="root")[0], tables))
+        schedule(successor, lambda: (source("web", "third", "other", user="root")[0], tables))
         await successor.wait_until_current()
         assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
         assert shown(successor) == {name: ["other", "third", "web"] for name in keys}
@@ -252,12 +258,9 @@ def test_same_routes_from_the_same_source_make_no_other_table() -> None:
     async def work() -> None:
         publisher = Publisher()
         routes = publisher.published
-        routes.schedule_recomputation()
-        await routes.wait_until_current()
-        assert publisher.generations == [], "there is no source yet"
         await publisher.compute("web")
         table = routes.table
-        routes.schedule_recomputation()
+        routes.schedule_computation()
         await routes.wait_until_current()
         assert (len(publisher.generations), routes.table) == (1, table)
         seen: list[int] = []

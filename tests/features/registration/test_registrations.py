@@ -117,7 +117,7 @@ class Registry:
         events = EventBus(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), route=ROUTES)
-        self.routes = RouteTableManager(self._changed, temporary_directory(self))
+        self.routes = RouteTableManager(lambda: ((), tables), self._changed, temporary_directory(self))
         self.tables = tables
         gateway: Any = self
         self.gateway: Any = None
@@ -136,7 +136,7 @@ class Registry:
         keeper_link: Any = self.keeper
         self.manager = TargetRegistration(site._replace(store=StateStore(keeper_link, self.directory)))
         self.manager.connect(gateway)
-        self.routes.schedule_computation(lambda: ((), tables))
+        self.routes.schedule_computation()
         self.events = events
 
     def _changed(self) -> None:
@@ -465,7 +465,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}
         await registry.ask("register", **options)
         generation, computed = registry.routes.generation, []
-        registry.routes.schedule_recomputation = lambda: computed.append(1)  # type: ignore[method-assign]
+        registry.routes.schedule_computation = lambda: computed.append(1)  # type: ignore[method-assign]
         for _ in range(200):
             (item,) = (await registry.ask("register", **options))["items"]
         assert (registry.routes.generation, computed) == (generation, [])

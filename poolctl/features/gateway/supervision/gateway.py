@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from poolctl.config import Tables
+from poolctl.config import ServerConfig, Tables
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
@@ -122,7 +122,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
         self.figures = GatewayFigures(self.targets, lambda: self.gateway, self._update, now)
         self.probes = TargetProbes(self._update)
-        self.routes = RouteTableManager(self._on_routes_computed, environment.directory)
+        self.routes = RouteTableManager(self._route_source, self._on_routes_computed, environment.directory)
         self.processes = HaproxyProcesses(
             environment.directory,
             output,
@@ -327,9 +327,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def _schedule_recomputation(self) -> None:
         self._revision = self._core.servers.revision
-        self.routes.schedule_computation(
-            lambda: ([entry.config for entry in self._core.entries.values()], self.tables)
-        )
+        self.routes.schedule_computation()
+
+    def _route_source(self) -> tuple[list[ServerConfig], Tables]:
+        return [entry.config for entry in self._core.entries.values()], self.tables
 
     def _on_routes_computed(self) -> None:
         routes = self.routes.routes
@@ -382,7 +383,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self.routes.wait_until_current()  # their streams have listeners
         if self.routes.table is None and self.routes.problem:
             # An adopted HAProxy keeps the routes that it has.
-            self.routes.schedule_recomputation()
+            self.routes.schedule_computation()
             raise ServerError(self.routes.problem)
         if self._is_outdated:
             self._is_outdated = False

@@ -60,11 +60,13 @@ class RouteSet(NamedTuple):
 class RouteTableManager:
     """The pool's routes, computed in a thread, and their route tables; `changed` is called for each new table.
 
-    `services` adds registered services to the routes; call `recompute` when these services change. A file in
-    `directory` has the secret from which the keys in `context_keys` are derived.
+    They are computed from the servers and configuration tables that `source` returns. `services` adds registered
+    services to the routes; call `schedule_computation` when these services change. A file in `directory` has the secret
+    from which the keys in `context_keys` are derived.
     """
 
-    def __init__(self, changed: Callable[[], None], directory: str) -> None:
+    def __init__(self, source: Source, changed: Callable[[], None], directory: str) -> None:
+        self.source = source
         self._secret_path = os.path.join(directory, CONTEXT_SECRET)
         self._secret = b""
         # By application: the key by which its workers recognize requests of the gateway.
@@ -78,24 +80,17 @@ class RouteTableManager:
         self.problem = ""
         self.services: ServiceSource | None = None
         self._changed = changed
-        self._source: Source | None = None
         self._work: asyncio.Task[None] | None = None
         self._followers: list[Callable[[int], object]] = []
         # The number of requested computations, and how many of these requests the current routes answer.
         self._asked = self._answered = 0
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
-    def schedule_computation(self, source: Source) -> None:
-        """Schedule a computation of the routes, which calls `source` to get the servers and configuration tables."""
-        self._source = source
+    def schedule_computation(self) -> None:
+        """Schedule a computation of the routes."""
         self._asked += 1
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute_until_current())
-
-    def schedule_recomputation(self) -> None:
-        """Schedule another computation of the routes from the same source as before."""
-        if self._source is not None:
-            self.schedule_computation(self._source)
 
     def has(self, alias: str) -> bool:
         """Whether an HTTP route with this alias is served."""
@@ -126,18 +121,18 @@ class RouteTableManager:
         _close(self.worker_tables)
 
     async def _compute_until_current(self) -> None:
-        while self._source is not None and self._answered < self._asked:
+        while self._answered < self._asked:
             await asyncio.sleep(_GATHER_SECONDS)
             asked = self._asked
-            await self._compute_once(self._source)
+            await self._compute_once()
             self._answered = asked
             computed, self._computed = self._computed, asyncio.Event()
             computed.set()
 
-    async def _compute_once(self, source: Source) -> None:
+    async def _compute_once(self) -> None:
         before = self.routes if self.table is not None else None
         try:
-            servers, tables = source()
+            servers, tables = self.source()
             with_services = None if self.services is None else await self.services.route_extender()
             routes = await in_daemon_thread(lambda: _compute_routes(servers, tables, with_services))
             if await in_daemon_thread(lambda: routes != before):
