@@ -64,15 +64,15 @@ def leave(number, frame):
 
 def serve():
     for each in select.select(sessions, [], [], 0.01)[0]:
-        command = each.recv(4096).decode().strip()
-        if not command:
+        commands = each.recv(4096).decode()
+        if not commands:
             sessions.remove(each)
             each.close()
-            continue
         with open(os.path.join(here, "commands"), "a") as file:
-            file.write(command + "\\n")
-        default = f"Pid: {os.getpid()}\\n" if command == "show info" else "\\n"
-        each.sendall((answers().get(command, default) + "\\n> ").encode())
+            file.write(commands)
+        for command in commands.splitlines():
+            default = f"Pid: {os.getpid()}\\n" if command == "show info" else "\\n"
+            each.sendall((answers().get(command, default) + "\\n> ").encode())
 
 signal.signal(signal.SIGUSR1, leave)
 signal.signal(signal.SIGTERM, leave)

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from poolctl.config.model.server_tables import Log
@@ -146,13 +146,13 @@ class HaproxyProcess(HelperChild):
     async def ask(self, *commands: str) -> str:
         """Send commands to the runtime socket and return the responses. Raises HaproxyRefusal if there is none."""
         with contextlib.closing(await RuntimeSession.open(self.path)) as session:
-            return "".join([await session.ask(each) for each in commands])
+            return "".join(await session.ask(*commands))
 
-    async def perform(self, commands: Iterable[str]) -> None:
+    async def perform(self, commands: Sequence[str]) -> None:
         """Send commands that change something. Raises HaproxyRefusal for one that is not performed."""
         with contextlib.closing(await RuntimeSession.open(self.path)) as session:
-            for command in commands:
-                if _PERFORMED.match(answer := await session.ask(command)) is None:
+            for command, answer in zip(commands, await session.ask(*commands), strict=True):
+                if _PERFORMED.match(answer) is None:
                     raise HaproxyRefusal(f"{command}: {answer.strip()}")
 
     async def sections_to_wake(self) -> list[str]:
@@ -196,27 +196,27 @@ class RuntimeSession:
         await made.ask("prompt")
         return made
 
-    async def ask(self, command: str) -> str:
-        """Send a command and return the response. Raises HaproxyRefusal if there is none."""
+    async def ask(self, *commands: str) -> list[str]:
+        """Send commands, thousands at once, and return the responses. Raises HaproxyRefusal if there are none."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                self._writer.write(command.encode() + b"\n")
-                answer = await self._reader.readuntil(_PROMPT)
+                self._writer.write("".join(f"{each}\n" for each in commands).encode())
+                answers = [await self._reader.readuntil(_PROMPT) for _ in commands]
         except BaseException as error:
             self.close()
             if not isinstance(error, (OSError, TimeoutError, EOFError)):
                 raise
             why = error or "no answer in time"
             raise HaproxyRefusal(f"its runtime socket does not answer: {why}") from None
-        return answer.removesuffix(_PROMPT).decode("utf-8", "replace")
+        return [answer.removesuffix(_PROMPT).decode("utf-8", "replace") for answer in answers]
 
     async def has_connections(self) -> bool:
         """Whether clients are connected to the process. Raises HaproxyRefusal."""
-        return re.search(r"^CurrConns: 0$", await self.ask("show info"), re.MULTILINE) is None
+        return re.search(r"^CurrConns: 0$", (await self.ask("show info"))[0], re.MULTILINE) is None
 
     async def has_requests(self, streams: Sequence[str]) -> bool:
         """Whether requests are in progress, apart from the connections of the sections `streams`."""
-        text = await self.ask(f"show stat -1 {_BACKENDS} -1")
+        (text,) = await self.ask(f"show stat -1 {_BACKENDS} -1")
         rows = csv.DictReader(text.lstrip("\n# ").splitlines())
         return any(int(row["scur"] or 0) for row in rows if row["pxname"] not in streams)
 
@@ -423,7 +423,7 @@ class HaproxyProcesses:
     async def _answering(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
         """The process that answers at `path`. Raises HaproxyRefusal if none does: it has closed its socket then."""
         with contextlib.closing(await RuntimeSession.open(path, kind.ready_seconds)) as session:
-            answer = await session.ask("show info")
+            (answer,) = await session.ask("show info")
         found = re.search(r"^Pid: (\d+)$", answer, re.MULTILINE)
         if found is None:
             raise HaproxyRefusal(f"it does not report its pid: {answer.strip()}")

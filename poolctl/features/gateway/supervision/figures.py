@@ -132,7 +132,7 @@ class GatewayFigures:
             while has_connections:
                 async with _at_most_a_share(), self._reading:
                     has_connections = await session.has_connections()
-                    text = "".join([await session.ask(each) for each in READ_COUNTERS])
+                    text = "".join(await session.ask(*READ_COUNTERS))
                     with reading.attempt():
                         await self._add(text, process)
         except HaproxyRefusal:
