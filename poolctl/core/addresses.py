@@ -163,6 +163,12 @@ class AddressRegistry:
             self._waiting[entry.name] = entry
         return free
 
+    def waits_for_address(self, entry: Entry) -> bool:
+        """Whether the entry cannot open its listener before another server has left its address."""
+        return entry.listener.state is ListenerState.CLOSED and any(
+            self._is_blocked_by(entry, other) for other in self._leaving.values() if other is not entry
+        )
+
     def exchange(self, entry: Entry) -> list[Entry]:
         """The other servers that take over one's address, directly or in a circle, in a change that is not complete.
 

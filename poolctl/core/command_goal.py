@@ -148,7 +148,8 @@ class CommandGoal:
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.observed.failures)
             failed = dependency.observed.failures > since or dependency.name in self._stuck
-            starts = dependency.ready or dependency.desired.queued_start is not None
+            is_stuck = dependency.name in self._stuck and not self._core.servers.may_start(entry)
+            starts = (dependency.ready and not is_stuck) or dependency.desired.queued_start is not None
             if (failed or dependency.wants_no_worker) and not starts:
                 return dependency
         return None

@@ -181,7 +181,7 @@ class Core:
         )
 
     def _queue_affected_neighbours(self, entry: Entry) -> None:
-        facts = entry.dependency_facts()
+        facts = self.servers.dependency_facts(entry)
         if self._dependency_facts.get(entry.name) != facts:
             self._dependency_facts[entry.name] = facts
             neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))

@@ -191,6 +191,13 @@ class ServerView:
         return worker.generation == self.generation_at(worker.index)
 
     @property
+    def awaits_replacement(self) -> bool:
+        """Whether workers serve, and no worker of the generation that is to replace them has been created."""
+        return any(worker.phase is WorkerPhase.READY for worker in self.workers) and not any(
+            self.is_current(worker) or worker.generation > self.generation for worker in self.workers
+        )
+
+    @property
     def in_backoff(self) -> bool:
         """Whether the server has no worker that serves or starts, because all its indexes wait for a next attempt."""
         waits = bool(self.waiting) and self.waiting >= {*self.indexes}
@@ -341,6 +348,9 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         return _retire_then_close(view)
     if view.in_backoff:
         return _close(view, Refuse()) if view.refuses else []
+    if view.awaits_replacement and not view.may_start:
+        # The old workers serve, with their listener and their configuration, until the dependencies are ready.
+        return _disarm(view) + _in_rotation_changes(view) + _choose_accepting(view)
     if is_closed and (view.may_start or view.sleepy):
         return [Open()]
     if view.listener is not ListenerState.OPEN:

@@ -131,10 +131,17 @@ class ExitHandler:
     def roll_back(self, entry: Entry) -> bool:
         """Undo the replacement of the server's workers, and that of servers with which it exchanges addresses.
 
-        Return whether there is something to return to.
+        The replacement of its dependents is cancelled, as far as it still waits for this server. Return whether there
+        is something to return to.
         """
         others = self._addresses.exchange(entry)
+        if entry.is_being_replaced:
+            for dependent in self._servers.closure([entry], self._servers.waiting_dependents):
+                if dependent is not entry and dependent not in others:
+                    self._cancel_replacement(dependent, entry)
         if not self._roll_back_alone(entry):
+            # From now on it is being started, not replaced.
+            entry.desired.restarting = 0
             return False
         for other in others:
             message = f"was to exchange addresses with {entry.name}, which cannot have its new one"
@@ -143,6 +150,16 @@ class ExitHandler:
                 self._fail(other)
             self._queue.touch(other, progressed=True)
         return True
+
+    def _cancel_replacement(self, dependent: Entry, failed: Entry) -> None:
+        config = dependent.config
+        self._roll_back_alone(dependent)
+        then = f"poolctl restart {dependent.name}" if dependent.config is config else "poolctl reload"
+        message = (
+            f"was not replaced and runs as before, because {failed.name}, on which it depends, has failed"
+        )
+        note_failure(dependent, failure_of(dependent, message, f"poolctl logs {failed.name}; then {then}"))
+        self._queue.touch(dependent, progressed=True)
 
     def _roll_back_alone(self, entry: Entry) -> bool:
         """Switch back to the ready workers that are being replaced or, if there are none, start the `fallback`.

@@ -375,6 +375,23 @@ class Entry:
         return self.wanted and any(map(self.is_current, self.observed.workers.values()))
 
     @property
+    def awaits_replacement(self) -> bool:
+        """Whether workers serve, and no worker of the generation that is to replace them has been created."""
+        return bool(self.observed.ready) and not any(
+            self.is_current(worker) or worker.generation > self.desired.generation
+            for worker in self.observed.workers.values()
+        )
+
+    @property
+    def is_being_replaced(self) -> bool:
+        """Whether workers of a new generation are to replace older ones and are not ready yet, or a job runs."""
+        if self.desired.state is not Desired.RUN or self.should_sleep or self.has_ready_generation:
+            return False
+        generation = self.desired.generation
+        has_older = any(worker.generation < generation for worker in self.observed.ready)
+        return self.config.job or self.desired.restarting == generation or has_older
+
+    @property
     def completed(self) -> bool:
         """Whether the server ended by itself with status 0 and is not started again."""
         return self.desired.state is Desired.COMPLETED

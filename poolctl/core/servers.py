@@ -153,13 +153,56 @@ class ServerRegistry:
         return entry is not None and entry.is_disabled
 
     def may_start(self, entry: Entry) -> bool:
-        """Whether each dependency of the server meets its condition, such as being ready."""
-        awaited = entry.config.depends_on
-        if entry.desired.ignore_dependencies:
+        """Whether no dependency has to be ready, or to be replaced, before workers of the server start."""
+        return self.awaited_dependency(entry) is None
+
+    def awaited_dependency(self, entry: Entry) -> Entry | None:
+        """A dependency that does not meet its condition, such as being ready, before workers of the server start.
+
+        A new or changed server also waits while its dependency is being replaced. One that only replaces a crashed
+        worker does not, because the dependency's old workers still serve.
+        """
+        for each in entry.config.depends_on:
+            dependency = self.entries.get(each.name)
+            if dependency is None:
+                continue
+            if entry.awaits_replacement and self._addresses.waits_for_address(dependency):
+                continue  # this server may have to leave that address first
             # A sleeping server that was started without its dependencies still wakes after the dependencies that
             # are wanted.
-            awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
-        return all(self._meets_condition(each.name, each.condition) for each in awaited)
+            is_ignored = entry.desired.ignore_dependencies and not (
+                entry.sleepy and not dependency.wants_no_worker
+            )
+            if not (is_ignored or self._meets_condition(dependency, each.condition)):
+                return dependency
+            is_new = entry.awaits_replacement or not (is_ignored or entry.observed.was_up)
+            if is_new and self._is_being_replaced(dependency, each.condition):
+                return dependency
+        return None
+
+    def _is_being_replaced(self, entry: Entry, condition: str = "ready") -> bool:
+        if not entry.is_being_replaced:
+            return False
+        current = [worker for worker in entry.observed.workers.values() if entry.is_current(worker)]
+        if condition == "started" and any(worker.placement is not None for worker in current):
+            return False
+        # If it waits for a stopped server, its replacement may never begin.
+        return bool(current) or self.stopped_dependency(entry) is None
+
+    def waiting_dependents(self, entry: Entry) -> list[Entry]:
+        """The direct dependents whose replacement waits for this or another server."""
+        return [
+            each for each in self.dependents(entry) if each.awaits_replacement and not self.may_start(each)
+        ]
+
+    def dependency_facts(self, entry: Entry) -> tuple[object, ...]:
+        """Return a tuple of the facts about the server on which decisions about its neighbours depend."""
+        return (
+            *entry.dependency_facts(),
+            self._is_being_replaced(entry),
+            self._is_being_replaced(entry, "started"),
+            self._addresses.waits_for_address(entry),
+        )
 
     def stopped_dependency(self, entry: Entry) -> Entry | None:
         """A dependency for which the server waits, and which is not to run; else None."""
@@ -176,14 +219,8 @@ class ServerRegistry:
             None,
         )
 
-    def _is_to_run(self, name: str) -> bool:
-        entry = self.entries.get(name)
-        return entry is not None and not entry.wants_no_worker
-
-    def _meets_condition(self, name: str, condition: str) -> bool:
-        entry = self.entries.get(name)
-        if entry is None:
-            return True
+    @staticmethod
+    def _meets_condition(entry: Entry, condition: str) -> bool:
         if entry.desired.queued_start is not None:
             return False  # the workers of the previous start are still leaving
         if condition == "started":

@@ -95,6 +95,11 @@ class ReadingVerbs:
             f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
         ]
         lasting = [f"{entry.name}: {text}" for entry in entries if (text := lasting_problem(entry))]
+        lasting += [
+            f"{entry.name}: keeps its workers until {awaited.name}, on which it depends, is ready"
+            for entry in entries
+            if entry.awaits_replacement and (awaited := self._core.servers.awaited_dependency(entry))
+        ]
         lasting += await _removed_socket_warnings(entries)
         problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
