@@ -194,7 +194,7 @@ class ServerView:
     def awaits_replacement(self) -> bool:
         """Whether workers serve, and no worker of the generation that is to replace them has been created."""
         return any(worker.phase is WorkerPhase.READY for worker in self.workers) and not any(
-            self.is_current(worker) or worker.generation > self.generation for worker in self.workers
+            self.is_current(worker) or worker.generation >= self.generation for worker in self.workers
         )
 
     @property

@@ -137,7 +137,7 @@ class ExitHandler:
         others = self._addresses.exchange(entry)
         if entry.is_being_replaced:
             for dependent in self._servers.closure([entry], self._servers.waiting_dependents):
-                if dependent is not entry and dependent not in others:
+                if dependent not in (entry, *others):
                     self._cancel_replacement(dependent, entry)
         if not self._roll_back_alone(entry):
             # From now on it is being started, not replaced.

@@ -378,18 +378,24 @@ class Entry:
     def awaits_replacement(self) -> bool:
         """Whether workers serve, and no worker of the generation that is to replace them has been created."""
         return bool(self.observed.ready) and not any(
-            self.is_current(worker) or worker.generation > self.desired.generation
+            self.is_current(worker) or worker.generation >= self.desired.generation
             for worker in self.observed.workers.values()
         )
 
     @property
     def is_being_replaced(self) -> bool:
         """Whether workers of a new generation are to replace older ones and are not ready yet, or a job runs."""
-        if self.desired.state is not Desired.RUN or self.should_sleep or self.has_ready_generation:
+        if self.desired.state is not Desired.RUN or self.has_ready_generation:
             return False
         generation = self.desired.generation
         has_older = any(worker.generation < generation for worker in self.observed.ready)
         return self.config.job or self.desired.restarting == generation or has_older
+
+    @property
+    def has_new_process(self) -> bool:
+        """Whether a process of the generation that should serve exists, ready or not."""
+        workers = self.observed.workers.values()
+        return any(worker.placement is not None and self.is_current(worker) for worker in workers)
 
     @property
     def completed(self) -> bool:

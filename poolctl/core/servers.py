@@ -181,19 +181,14 @@ class ServerRegistry:
         return None
 
     def _is_being_replaced(self, entry: Entry, condition: str = "ready") -> bool:
-        if not entry.is_being_replaced:
-            return False
-        current = [worker for worker in entry.observed.workers.values() if entry.is_current(worker)]
-        if condition == "started" and any(worker.placement is not None for worker in current):
+        if not entry.is_being_replaced or (condition == "started" and entry.has_new_process):
             return False
         # If it waits for a stopped server, its replacement may never begin.
-        return bool(current) or self.stopped_dependency(entry) is None
+        return self.stopped_dependency(entry) is None
 
     def waiting_dependents(self, entry: Entry) -> list[Entry]:
-        """The direct dependents whose replacement waits for this or another server."""
-        return [
-            each for each in self.dependents(entry) if each.awaits_replacement and not self.may_start(each)
-        ]
+        """The servers that depend on this server directly, and whose replacement has not begun."""
+        return [dependent for dependent in self.dependents(entry) if dependent.awaits_replacement]
 
     def dependency_facts(self, entry: Entry) -> tuple[object, ...]:
         """Return a tuple of the facts about the server on which decisions about its neighbours depend."""

@@ -24,7 +24,12 @@ WEBS: dict[str, dict[str, Any]] = {
     "own socket": {"command": program("{port}"), "env": {}},
 }
 # A job that runs as long as there is a file.
-JOB = "import os, time\nwhile os.path.exists('job.hangs'): time.sleep(0.01)\nraise SystemExit(os.path.exists('job.fails'))"
+JOB = """
+import os, time
+while os.path.exists("job.hangs"):
+    time.sleep(0.01)
+raise SystemExit(os.path.exists("job.fails"))
+"""
 
 
 @pytest.fixture

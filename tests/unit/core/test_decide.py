@@ -75,6 +75,19 @@ EXAMPLES = {
         view(listener=ListenerState.CLOSED, returned=True, window_demand=ASLEEP), [],
     ),
     "spawns the replacement first": (view(worker(), generation=2), [Spawn(2, 0)]),
+    "keeps the old one until its dependencies are ready": (view(worker(), generation=2, may_start=False), []),
+    "keeps the old one without overlap, too": (
+        view(worker(), generation=2, may_start=False, overlap=False, feasible=False), [],
+    ),
+    "keeps the address of the old one, too": (
+        view(worker(), generation=2, may_start=False, must_reopen_listener=True), [],
+    ),
+    "opens no new address before its dependencies are ready": (
+        view(worker(), generation=2, may_start=False, sleepy=True, listener=ListenerState.CLOSED), [],
+    ),
+    "takes an old one out of rotation that waits to be replaced": (
+        view(worker(), generation=2, may_start=False, out=True), [Rotate("w.1.0", False)],
+    ),
     "keeps the old one until the new one is ready": (
         view(worker(), worker(2, phase=WorkerPhase.STARTING), generation=2), [],
     ),

@@ -173,6 +173,11 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         assert not any(isinstance(action, Open) for action in actions)
         closes = before.refuses and before.listener is ListenerState.OPEN and not before.awaits_hook
         assert not closes or before.desired is not Desired.RUN or Refuse() in actions
+    serves_on = before.awaits_replacement and not before.may_start and not before.awaits_hook
+    if serves_on and before.desired is Desired.RUN and before.window_demand != ASLEEP:
+        others = (Accept, Disarm, Release, Rotate)
+        returns = before.returned and actions == [Open()]
+        assert returns or all(isinstance(action, others) for action in actions), "what serves stays as it is"
     for spawn in spawns:
         assert spawn.generation == before.generation_at(spawn.index)
         assert 0 <= spawn.index < before.count
@@ -349,6 +354,7 @@ def test_state_of_a_server_agrees_with_its_workers(view: ServerView, armed: bool
     serves, state = bool(serving(view)), State(entry.state)
     seen = entry.view(may_start=True, may_stop=True, may_open=True)
     assert entry.should_sleep == seen.should_sleep
+    assert entry.awaits_replacement == seen.awaits_replacement
     assert entry.in_backoff == (seen.in_backoff and entry.desired.state is Desired.RUN)
     assert (state is State.BACKOFF) <= entry.in_backoff
     if state is State.DRAINING and not serves:

@@ -11,10 +11,10 @@ from poolctl import ServerConfig
 from poolctl.core.decide import Desired, Overrides, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, restore
 from poolctl.core.workqueue import BATCH, Workqueue, caused_by
-from poolctl.errors import PoolStartError
+from poolctl.errors import PoolRestartError, PoolStartError
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
-from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.runners.scripted_runner import FAILS, NEVER, READY
 
 
 def job(name: str, **keys: object) -> ServerConfig:
@@ -196,6 +196,213 @@ def moved(pool: OrderedCore, *configs: ServerConfig) -> None:
     """As a reload would have it: all at once."""
     for config in configs:
         pool.core.change(pool.core.entries[config.name], config, live=False)
+
+
+async def reload(pool: OrderedCore, *configs: ServerConfig) -> dict[str, str]:
+    """Change these servers as a reload would, and wait; returns the problems by server."""
+    entries = [pool.core.entries[config.name] for config in configs]
+    by_name = {config.name: config for config in configs}
+    problems = await pool.order(
+        PoolRestartError, entries, lambda entry: pool.core.change(entry, by_name[entry.name], live=False)
+    )
+    return {problem.name: problem.message for problem in problems}
+
+
+def places(pool: OrderedCore) -> list[str]:
+    return [line.removeprefix("place ") for line in pool.runner.log if line.startswith("place")]
+
+
+NEW = {"tags": ["new"]}
+CHAIN = [("web", ["api"]), ("api", ["db"]), ("db", [])]
+
+
+def chain(**keys: Any) -> list[ServerConfig]:
+    return [web(name, depends_on=needs, **keys) for name, needs in CHAIN]
+
+
+def test_servers_that_change_together_are_replaced_in_the_order_of_their_dependencies() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(*chain())
+        await pool.start()
+        assert await reload(pool, *chain(**NEW)) == {}
+        assert places(pool)[3:] == ["db.2.0", "api.2.0", "web.2.0"]
+        await pool.restart()
+        assert places(pool)[6:] == ["db.3.0", "api.3.0", "web.3.0"]
+        await pool.restart("db")
+        assert places(pool)[9:] == ["db.4.0"]
+
+    run(scenario())
+
+
+def test_server_is_not_replaced_if_what_it_depends_on_fails_directly_or_not() -> None:
+    async def scenario() -> None:
+        before = chain()
+        pool = OrderedCore(*before, **{"db.2.0": FAILS})
+        await pool.start()
+        problems = await reload(pool, *chain(**NEW))
+        message = "was not replaced and runs as before, because db, on which it depends, has failed"
+        assert (problems["api"], problems["web"]) == (message, message)
+        assert [entry.config for entry in pool.core.entries.values()] == before
+        assert {*pool.runner.running} == {"db.1.0", "api.1.0", "web.1.0"}
+        assert await reload(pool, *chain(**NEW)) == {}
+
+    run(scenario())
+
+
+def test_server_is_replaced_beside_a_dependency_that_has_to_be_started_only() -> None:
+    async def scenario() -> None:
+        needs = {"depends_on": [{"name": "db", "condition": "started"}]}
+        pool = OrderedCore(web("api", **needs), web("db"), **{"db.2.0": NEVER})
+        await pool.start()
+        moved(pool, web("api", **needs, **NEW), web("db", **NEW))
+        await turns(40)
+        assert places(pool)[2:] == ["db.2.0", "api.2.0"]
+
+    run(scenario())
+
+
+def test_server_is_replaced_when_all_workers_of_its_dependency_are_ready() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("api", depends_on=["db"]), web("db", workers=2), **{"db.2.1": NEVER})
+        await pool.start()
+        pool.begin(pool.restart())
+        await turns(40)
+        assert places(pool)[3:] == ["db.2.0", "db.2.1"]
+
+    run(scenario())
+
+
+def test_single_worker_is_replaced_while_a_dependency_is_and_a_new_server_waits() -> None:
+    async def scenario() -> None:
+        keys: dict[str, Any] = {"depends_on": ["db"], "restart": "always"}
+        pool = OrderedCore(
+            web("api", **keys), web("db"), web("new", **keys), web("alone", **keys), **{"db.2.0": NEVER}
+        )
+        await pool.start("db", "api")
+        pool.begin(pool.restart("db"))
+        pool.begin(pool.start("new"))
+        pool.begin(pool.start("alone", deps=False))
+        await turns()
+        pool.core.replace_worker(pool.core.entries["api"], "api.1.0")
+        await turns()
+        pool.runner.end("api.2.0", Exit.from_signal(9))
+        await turns()
+        assert places(pool)[2:] == ["db.2.0", "alone.1.0", "api.2.0", "api.2.0"]
+        assert pool.states() == {"api": "running", "db": "running", "new": "starting", "alone": "running"}
+        pool.runner.end("db.2.0", Exit.from_signal(9))
+        await turns(40)
+        assert pool.states()["new"] == "running"
+
+    run(scenario())
+
+
+def test_server_is_replaced_if_its_dependency_waits_for_a_stopped_one() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(*chain())
+        await pool.start()
+        pool.core.stop(pool.core.entries["db"])
+        await turns()
+        assert await reload(pool, *chain(**NEW)[:2]) == {"api": "waits for db, which is stopped"}
+        assert places(pool)[3:] == ["web.2.0"]
+        await pool.start("db")
+        await turns(40)
+        assert places(pool)[3:] == ["web.2.0", "db.1.0", "api.2.0"]
+
+    run(scenario())
+
+
+def test_replacement_that_waits_for_one_that_keeps_failing_keeps_no_command_waiting() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(*chain(), **{"db.2.0": FAILS})
+        await pool.start()
+        pool.runner.script["db"] = FAILS
+        pool.runner.end("db.1.0", Exit.from_signal(9))
+        await turns()
+        problems = await reload(pool, *chain(restart="always"))
+        assert (problems["web"], problems["api"]) == (
+            "waits for api, which did not become ready",
+            "waits for db, which did not become ready",
+        )
+        assert {*pool.runner.running} == {"api.1.0", "web.1.0"}
+
+    run(scenario())
+
+
+def test_server_is_replaced_alone_after_the_failure_of_a_dependency_that_had_to_end_first() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(
+            web("api", depends_on=["db"]), web("db", overlap=False, restart="always"), db=READY
+        )
+        await pool.start()
+        pool.runner.script["db"] = FAILS
+        assert {problem.name for problem in await pool.restart()} == {"api", "db"}
+        assert await pool.restart("api") == []
+        assert {*pool.runner.running} == {"api.3.0"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("keys", [{}, {"overlap": False}, {"command": ["program", "{fd}"], "app": None}])
+@pytest.mark.parametrize(
+    ("api", "db"),
+    [
+        ((A, B), (B, A)),
+        ((A, C), (B, A)),
+        (("0.0.0.0:8001", C), (B, A)),
+        (("127.0.0.2:8001", C), (A, "0.0.0.0:8001")),
+    ],
+)
+def test_server_whose_address_its_dependency_takes_over_does_not_wait_for_it_in_vain(
+    api: tuple[str, str], db: tuple[str, str], keys: dict[str, Any]
+) -> None:
+    async def scenario() -> None:
+        def configs(when: int) -> list[ServerConfig]:
+            return [web("api", bind=api[when], depends_on=["db"], **keys), web("db", bind=db[when], **keys)]
+
+        pool = OrderedCore(*configs(0))
+        await pool.start()
+        pool.runner.may_close.clear()
+        reloading = asyncio.ensure_future(reload(pool, *configs(1)))
+        await turns(40)
+        pool.runner.may_close.set()
+        assert await reloading == {}
+        await turns(80)
+        assert listening(pool) == {api[1]: "api", db[1]: "db"}
+
+    run(scenario())
+
+
+def test_server_waits_for_a_dependency_that_has_to_leave_its_own_address_first() -> None:
+    async def scenario() -> None:
+        def configs(bind: str, **keys: Any) -> list[ServerConfig]:
+            return [web("api", depends_on=["web"], **keys), program(bind=bind)]
+
+        pool = OrderedCore(*configs(A))
+        await pool.start()
+        pool.runner.may_end.clear()
+        moved(pool, *configs("0.0.0.0:8001", **NEW))
+        await turns(40)
+        assert {*pool.runner.running} == {"api.1.0", "web.1.0"}
+        pool.runner.may_end.set()
+        await turns(80)
+        assert {*pool.runner.running} == {"api.2.0", "web.2.0"}
+
+    run(scenario())
+
+
+def test_exchange_of_addresses_with_a_dependency_that_fails_is_undone() -> None:
+    async def scenario() -> None:
+        def configs(api: str, db: str) -> list[ServerConfig]:
+            return [web("api", bind=api, depends_on=["db"]), web("db", bind=db)]
+
+        pool = OrderedCore(*configs(A, B), **{"db.2.0": FAILS})
+        await pool.start()
+        problems = await reload(pool, *configs(B, A))
+        assert problems["api"] == "was to exchange addresses with db, which cannot have its new one"
+        assert listening(pool) == {A: "api", B: "db"}
+        assert pool.states() == {"api": "running", "db": "running"}
+
+    run(scenario())
 
 
 def listening(pool: OrderedCore) -> dict[str, str]:
