@@ -419,15 +419,15 @@ def make_prober(
     runner: Runner,
     placement: Placement,
     env: dict[str, str],
-    own: Callable[[], bool] = lambda: False,
+    exact: Callable[[], bool] = lambda: False,
 ) -> Prober:
     """The prober that runs `probe` on the worker `placement`. `env` is added to the environment of a program.
 
-    While `own` returns True, other workers that share the listener must not answer in the worker's place.
+    While `exact` returns True, other workers that share the listener must not answer in the worker's place.
     """
 
     def connect(kind: str, plain: bool) -> Awaitable[socket.socket]:
-        return runner.connect_for_probe(placement, kind, plain, own=own())
+        return runner.connect_for_probe(placement, kind, plain, exact=exact())
 
     if probe.exec is not None:
         return ProgramProber(probe_argument_vector(server, probe.exec), server, env)

@@ -1,9 +1,9 @@
 """Keeps the pool's helpers running: the logger, and the processes `accept`, `config` and `web`.
 
-A helper is a child of the keeper, outlives its supervisor, and is adopted by the next one. Most are programs of our own
-(HelperProcess): descriptor 3 is the link to the supervisor, which the keeper also holds. They say `up` when they are
-ready, answer `ping`, and exit when they are ordered to `end` or when keeper and supervisor are both gone. A foreign
-program is another HelperChild.
+A helper is a child of the keeper, outlives its supervisor, and is adopted by the next one. Most are poolctl's own
+programs (HelperProcess): descriptor 3 is the link to the supervisor, which the keeper also holds. They send `up` when
+they are ready, answer `ping`, and exit when they are ordered to `end` or when keeper and supervisor are both gone. A
+foreign program is another HelperChild.
 
 An owner decides with which settings its helper should run (see HelperOwner); a Helper makes that true, by starting,
 adopting, replacing or ending a process. The pool does not depend on helpers: their problems are logged, and raised only
@@ -62,11 +62,10 @@ class HelperKind:
 
     `argv` is its command, and `entry` its name in the keeper's store.
 
-    A kind with `on_demand` is started by the first request to it, and again by the first one after its exit. Any
-    other kind is started at once, and restarted after its exit, with pauses that grow from `first_pause_seconds` to
-    `longest_pause_seconds`. With `overlaps`, it is replaced without a gap: the next process is up before the
-    current one is ordered to end. It is replaced when its settings or its `version` change: that of poolctl, whose
-    code it runs.
+    A kind with `on_demand` is started by a request, also after its exit. Any other kind is started at once, and
+    restarted after its exit, with pauses that grow from `first_pause_seconds` to `max_pause_seconds`. With `overlaps`,
+    it is replaced without a gap: the next process is up before the current one is ordered to end. It is replaced when
+    its settings or its `version` change, by default poolctl's version.
     """
 
     name: str
@@ -81,8 +80,8 @@ class HelperKind:
     stop_signal: int = signal.SIGTERM
     drain_seconds: float | None = 0.0
     first_pause_seconds: float = 0.2
-    longest_pause_seconds: float = 30.0
-    calm_seconds: float = 60.0  # after a longer life the pauses begin again with the first
+    max_pause_seconds: float = 30.0
+    calm_seconds: float = 60.0  # after running this long, the next pause is the first again
     version: str = __version__
 
     def mark_of(self, settings: str) -> str:
@@ -91,7 +90,7 @@ class HelperKind:
 
 
 class LogPipes(Protocol):
-    """Leads what a process prints to the logger: see OutputPipes."""
+    """Connects the output of processes to the logger: see OutputPipes."""
 
     @property
     def is_logger_up(self) -> bool: ...
@@ -108,8 +107,8 @@ class LogPipes(Protocol):
 class HelperLog:
     """The file at `path` to which a helper's processes print.
 
-    They print through `pipes`. One that is started while no logger runs, such as the logger, prints directly to the
-    file: why the first process of a pool cannot start has to be known at once.
+    They print through `pipes`. While no logger runs, they print directly to the file, so that it shows at once why the
+    first process of a pool, the logger, cannot start.
     """
 
     def __init__(
@@ -128,31 +127,28 @@ class HelperLog:
     ) -> Table:
         """Have the keeper start a program that prints to this log; return its identity: see process_link.spawn."""
         if self._pipes is None or not self._pipes.is_logger_up:
-            known = identity(await spawn(keeper, argv, self.path, fds))
-            self.note(known)
-            return known
+            process = identity(await spawn(keeper, argv, self.path, fds))
+            self.note(process)
+            return process
         pipe, write = self._pipes.create_log_pipe(f"[{self._kind.name}]", self.path, "raw", _LIMITS)
         try:
-            known = identity(await spawn(keeper, argv, write, fds))
+            process = identity(await spawn(keeper, argv, write, fds))
         except BaseException:
             self._pipes.discard(pipe)
             raise
         finally:
             os.close(write)
-        self.note(known)
-        self._pipes.register_pipe(pipe, known["pid"])
-        return known
+        self.note(process)
+        self._pipes.register_pipe(pipe, process["pid"])
+        return process
 
-    def note(self, known: Table, drain_seconds: float | None = None) -> None:
-        """Note the process with this identity, in case that it outlives keeper and supervisor.
-
-        `drain_seconds` replaces that of its kind.
-        """
-        if self._notes is not None and known["start"] is not None:
+    def note(self, process: Table, drain_seconds: float | None = None) -> None:
+        """Note the process, in case it outlives keeper and supervisor. `drain_seconds` overrides its kind's value."""
+        if self._notes is not None and process["start"] is not None:
             kind = self._kind
             note = ProcessNote(
-                known["pid"],
-                known["start"],
+                process["pid"],
+                process["start"],
                 kind.label,
                 stop_signal=kind.stop_signal,
                 stop_seconds=kind.end_seconds,
@@ -174,16 +170,16 @@ class HelperLog:
 
 
 class HelperChild:
-    """A process of a helper. `known` is its identity, `mark` its version and settings.
+    """A process of a helper. `identity` is its pid and start time, `mark` its version and settings.
 
     `up` is set when the process is ready, or has exited; `exited` is done when it has exited. A process that hangs is
     killed: see `watch`.
     """
 
-    def __init__(self, kind: HelperKind, known: Table, mark: str) -> None:
+    def __init__(self, kind: HelperKind, process: Table, mark: str) -> None:
         loop = asyncio.get_running_loop()
         self.kind = kind
-        self.known = known
+        self.identity = process
         self.mark = mark
         self.up = asyncio.Event()
         self.exited: asyncio.Future[None] = loop.create_future()
@@ -195,7 +191,7 @@ class HelperChild:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return int(self.known["pid"])
+        return int(self.identity["pid"])
 
     @property
     def is_gone(self) -> bool:
@@ -203,7 +199,7 @@ class HelperChild:
         return self.exited.done()
 
     def ping(self) -> None:
-        """Ask the process for a sign that it does not hang, which is passed to `answered`."""
+        """Send the process a ping; `answered` is called when it answers."""
         raise NotImplementedError
 
     def save_to_keeper(self, keeper: Link) -> None:
@@ -216,7 +212,7 @@ class HelperChild:
     def end(self) -> None:
         """Have the process exit, without waiting. It is killed later if it hangs: it would hold its listeners forever.
 
-        What it still sends is received.
+        Its messages are received until then.
         """
         self.stop_watching()
         asyncio.get_running_loop().call_later(self.kind.end_seconds, self.kill_and_close)
@@ -227,7 +223,7 @@ class HelperChild:
 
     def kill_and_close(self) -> None:
         """Kill the process if it still runs, and receive nothing more."""
-        kill(self.known)
+        kill(self.identity)
 
     async def wait_until_ready(self, log: HelperLog) -> None:
         """Wait until the process is up. If it exits or takes too long, end it, and raise LinkLost or TimeoutError."""
@@ -258,7 +254,7 @@ class HelperChild:
 
     def watch(self) -> None:
         """Ping the process from now on, and kill it if it hangs."""
-        self._watchdog = ProcessWatchdog(self.ping, self.known, f"{self.kind.label}'s process")
+        self._watchdog = ProcessWatchdog(self.ping, self.identity, f"{self.kind.label}'s process")
 
     def answered(self) -> None:
         """Record that the process does not hang."""
@@ -282,8 +278,8 @@ class HelperChild:
 class HelperProcess(HelperChild, LinkHandler):
     """A process of a helper, controlled over `link`."""
 
-    def __init__(self, kind: HelperKind, sock: socket.socket, known: Table, mark: str) -> None:
-        super().__init__(kind, known, mark)
+    def __init__(self, kind: HelperKind, sock: socket.socket, process: Table, mark: str) -> None:
+        super().__init__(kind, process, mark)
         self._receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_fds(fds)
         self.link = Link(sock, self)
         self.watch()
@@ -295,11 +291,11 @@ class HelperProcess(HelperChild, LinkHandler):
         ours, theirs = wire.pair()
         try:
             with theirs:
-                known = await log.spawn(keeper, kind.argv, [theirs])
+                started = await log.spawn(keeper, kind.argv, [theirs])
         except BaseException:
             ours.close()
             raise
-        process = cls(kind, ours, known, mark)
+        process = cls(kind, ours, started, mark)
         process.output_start = output_start
         return process
 
@@ -310,9 +306,9 @@ class HelperProcess(HelperChild, LinkHandler):
         if not fds:
             return None
         meta = reply["meta"]
-        known = {"pid": meta["pid"], "start": meta["start"]}
-        process = cls(kind, wire.socket_from_fd(fds[0]), known, meta["mark"])
-        process.answered()  # it already runs: the long time for a first answer is not for it
+        running = {"pid": meta["pid"], "start": meta["start"]}
+        process = cls(kind, wire.socket_from_fd(fds[0]), running, meta["mark"])
+        process.answered()  # it already runs: the long timeout for a first answer does not apply
         return process
 
     @property
@@ -323,7 +319,7 @@ class HelperProcess(HelperChild, LinkHandler):
         self.link.send(PING)
 
     def save_to_keeper(self, keeper: Link) -> None:
-        meta = {**self.known, "mark": self.mark}
+        meta = {**self.identity, "mark": self.mark}
         keeper.send({"op": "put", "name": self.kind.entry, "meta": meta}, [self.link.sock])
 
     def receive_with(self, receive: Callable[[wire.Message, list[int]], None]) -> None:
@@ -343,7 +339,7 @@ class HelperProcess(HelperChild, LinkHandler):
         try:
             return await self.link.call(message, fds, patience_seconds=patience_seconds)
         except NoAnswer:
-            kill(self.known)
+            kill(self.identity)
             raise
 
     async def wait_until_performed(self) -> None:
@@ -374,7 +370,7 @@ class HelperProcess(HelperChild, LinkHandler):
         # Deferred, because the first message that is sent may already find the link lost.
         loop.call_soon(self.mark_exited)
         # A process that has closed its link without exiting must not stay.
-        loop.call_later(self.kind.end_seconds, kill, self.known)
+        loop.call_later(self.kind.end_seconds, kill, self.identity)
 
 
 Child = TypeVar("Child", bound=HelperChild)
@@ -383,7 +379,7 @@ Started = TypeVar("Started", bound=HelperChild, covariant=True)
 
 
 class ProcessSource(Protocol[Started]):
-    """Starts the processes of a kind, and finds the one that the previous supervisor has left: see HelperProcess."""
+    """Starts the processes of a kind, or adopts the previous supervisor's process: see HelperProcess."""
 
     async def spawn(self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str) -> Started: ...
 
@@ -396,7 +392,7 @@ class HelperOwner(Generic[Child]):
     async def settings(self) -> str | None:
         """The settings on which the process depends; it is replaced when they change (see HelperKind).
 
-        None if no process should run now. Raises ServerError if none can run; they are asked for again after a pause.
+        None if no process should run now. Raises ServerError if none can run; called again after a pause.
         """
         return ""
 
@@ -407,7 +403,7 @@ class HelperOwner(Generic[Child]):
         """Send orders to a new process that is up, or to an adopted one. The next supervisor will find it."""
 
     async def retire(self, process: Child) -> None:
-        """Have a process exit, because another one has replaced it."""
+        """Have a replaced process exit."""
         process.end()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
@@ -415,16 +411,16 @@ class HelperOwner(Generic[Child]):
         close_fds(fds)
 
     def on_lost(self, process: Child) -> None:
-        """Handle the exit of the process in use, which was not ordered."""
+        """Handle an unexpected exit of the process in use."""
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         """Record an event of the helper, such as "dashboard failed"."""
 
 
 class Helper(Generic[Child]):
-    """Keeps a helper running as its owner's settings say. `process` is the process in use, None while there is none.
+    """Keeps a helper running as its owner's settings say. `process` is the process in use, or None.
 
-    `problem` is why there is none, or ""; `restarts` counts the exits that were not ordered. Begins with `reconcile`,
+    `problem` says why none can run, or is ""; `restarts` counts unexpected exits. Nothing runs before `reconcile`,
     `adopt` or, on demand, the first request. Its processes print to `log`.
     """
 
@@ -448,7 +444,7 @@ class Helper(Generic[Child]):
         self.latest: Child | None = None
         # By pid, while a process is being spawned, or may have been started with the pool and exited since.
         self._early_exits: dict[int, Exit] | None = {}
-        self._processes: WeakSet[Child] = WeakSet()  # also those that have just ended
+        self._processes: WeakSet[Child] = WeakSet()  # including processes that have just exited
         self._adopted = self._over = False
         self._is_wanted = True
         self._again = False
@@ -461,7 +457,7 @@ class Helper(Generic[Child]):
 
     @property
     def pid(self) -> int:
-        """The pid of the process in use, or of the one that is starting; 0 if there is none."""
+        """The pid of the process that is in use or starting; 0 without one."""
         process = self.process or self.latest
         return process.pid if process is not None and not process.exited.done() else 0
 
@@ -473,7 +469,7 @@ class Helper(Generic[Child]):
         self._attempt_soon()
 
     async def adopt(self) -> None:
-        """Use the process that the previous supervisor has left, if there is one. Raises LinkLost."""
+        """Use the previous supervisor's process, if there is one. Raises LinkLost."""
         await self._adopt_once()
         if self.kind.on_demand and self.process is not None and self.process.mark != await self._mark():
             self.end_process()
@@ -489,9 +485,9 @@ class Helper(Generic[Child]):
             self._attempt_soon()
 
     async def wait_until_up(self) -> Child:
-        """The process, once it is up; it is started if that is done on demand.
+        """Return the process once it is up; start it if it is started on demand.
 
-        Raises LinkLost if it cannot run; its cause is then the exception that has prevented it.
+        Raises LinkLost if it cannot run, chained to the exception that prevented it.
         """
         if self.kind.on_demand:
             self.start()
@@ -520,7 +516,7 @@ class Helper(Generic[Child]):
             process.end()
 
     def stop_attempts(self) -> None:
-        """Start and replace no process from now on; the one in use stays. Attempts end soon: see wait_until_settled."""
+        """Stop starting and replacing processes, but keep the one in use. Attempts end soon: see wait_until_settled."""
         self._over = True
         if self._retry is not None:
             self._retry.cancel()
@@ -560,13 +556,13 @@ class Helper(Generic[Child]):
                 process.record_exit(exit_)
 
     def release(self) -> Child | None:
-        """Return the process in use, and use it no more: its exit is no event then."""
+        """Return the process in use, and stop using it: its exit is no longer reported."""
         if (process := self.process) is not None:
             self.process = self.latest = None
             self._keeper.send({"op": "drop", "name": self.kind.entry})
         return process
 
-    # Attempts: one at a time, and another one if something has changed meanwhile.
+    # Attempts: one at a time, then another if something has changed meanwhile.
 
     def _attempt_soon(self) -> None:
         if self._retry is not None:
@@ -620,7 +616,7 @@ class Helper(Generic[Child]):
         process = await self._source.adopt(self._keeper, self.kind)
         if process is not None:
             self._register(process)
-            self.log.note(process.known)
+            self.log.note(process.identity)
             self._manage(process, is_new=False)
         self._early_exits = None
 
@@ -686,8 +682,8 @@ class Helper(Generic[Child]):
         if self._retry is not None:
             self._retry.cancel()
         self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._attempt_soon)
-        longest = self.kind.longest_pause_seconds
-        self._pause_seconds = min(max(self._pause_seconds * 2, _SECOND_PAUSE_SECONDS), longest)
+        next_pause_seconds = max(self._pause_seconds * 2, _SECOND_PAUSE_SECONDS)
+        self._pause_seconds = min(next_pause_seconds, self.kind.max_pause_seconds)
 
     def _release_attempt_waiters(self) -> None:
         """Let `wait_for_attempt` return, unless something has changed since the attempt began."""
@@ -700,9 +696,9 @@ class Helper(Generic[Child]):
 
 
 class Helpers:
-    """The helpers of one pool: makes them, lists them, and passes them the exits that the keeper reports.
+    """The helpers of one pool: creates them, lists them, and passes them the exits that the keeper reports.
 
-    The first one is the logger, whose owner sets `pipes`: all others print to these.
+    The first is the logger; its owner sets `pipes`, to which all others print.
     """
 
     def __init__(self, keeper: Link, directory: str, notes: ProcessNotes | None = None) -> None:

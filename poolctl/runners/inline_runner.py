@@ -53,7 +53,7 @@ class InlineRunner(Runner):
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
         self._opener = Opener()
         self._workers: dict[str, InlineWorker] = {}
-        # Imports on the calling loop run one at a time.
+        # The running loop, and the semaphore that limits how many imports run on it at once.
         self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         runners_to_forget.add(self)
 
@@ -61,7 +61,7 @@ class InlineRunner(Runner):
         return f"<InlineRunner {len(self._workers)} workers on {len(self._listeners)} listeners>"
 
     async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
-        _refuse_what_needs_a_process(server)
+        _refuse_process_settings(server)
         key, address = server.key, server.address
         held, _ = self._listeners.get(key, ([], None))
         others = {other: self._listeners[other][0] for other in beside if other in self._listeners}
@@ -98,7 +98,7 @@ class InlineRunner(Runner):
 
         Called from another thread, because an application blocks the loop.
         """
-        for worker in [each for each in self._workers.values() if each.server.key == server.key]:
+        for worker in [worker for worker in self._workers.values() if worker.server.key == server.key]:
             # First, so that the loop does not accept from a listener that has been shut down.
             loop.call_soon_threadsafe(functools.partial(worker.begin_shutdown, drain=False))
         sockets, _ = self._listeners.get(server.key, ([], None))
@@ -119,7 +119,7 @@ class InlineRunner(Runner):
     async def place(
         self, server: ServerConfig, generation: int, index: int, *, resting: bool = False
     ) -> Placement:
-        _refuse_what_needs_a_process(server)
+        _refuse_process_settings(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
         worker = InlineWorker(
             placement,
@@ -160,7 +160,7 @@ class InlineRunner(Runner):
             worker.set_accepting(accepting)
 
     async def connect_for_probe(
-        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+        self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         worker = self._workers.get(placement.id)
         if worker is None or worker.exited.done():
@@ -253,7 +253,7 @@ class InlineRunner(Runner):
         self._listeners, self._workers = {}, {}
 
 
-def _refuse_what_needs_a_process(server: ServerConfig) -> None:
+def _refuse_process_settings(server: ServerConfig) -> None:
     if server.tls is True:  # never serve in the clear when encryption is configured
         raise ServerError("`tls = true` without a default certificate", name=server.name, bind=server.key)
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
@@ -263,7 +263,7 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
         used.append("workers")
     if server.limits.open_files is not None:
         used.append("limits.open_files")
-    # Left out, it is the directory of the server's file, which need not be the embedding program's.
+    # By default it is the directory of the server's file, which may differ from the embedding program's.
     if server.cwd != server.base_dir and os.path.realpath(server.cwd) != os.getcwd():
         used.append("cwd")
     if server.log != Log():

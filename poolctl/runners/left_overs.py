@@ -1,4 +1,4 @@
-"""Notes the pool's processes, so that those that outlive keeper and supervisor can be ended by `start` or `stop`.
+"""Notes the pool's processes, so that `start` or `stop` can end processes that outlive keeper and supervisor.
 
 A process is noted before it begins, in a file in the pool's directory. Its pid and start time identify it, and it leads
 a session. Notes from before a reboot, or from another PID namespace, are ignored: their pids may belong to other
@@ -41,8 +41,8 @@ STOP_SECONDS = 10.0
 _MAX_LINES_PER_PROCESS = 2
 _FEW_LINES = 200
 _LISTING_SECONDS = 5.0
-# The kernel does not report that a process has closed a listener.
-_LISTENS_AGAIN_SECONDS = 0.05
+# The kernel does not report that a process has closed a listener, so it is polled.
+_LISTENER_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ProcessNote:
 class ProcessNotes:
     """The notes of a running pool. If the file cannot be written, that is logged, and the pool runs without it.
 
-    `earlier` are the notes that were there before: of an earlier supervisor, or of a pool that was killed.
+    `earlier` are the notes of an earlier supervisor, or of a pool that was killed.
     """
 
     def __init__(self, directory: str) -> None:
@@ -73,7 +73,7 @@ class ProcessNotes:
         self.earlier = _read(self._path)
         self._notes = {note.pid: note for note in self.earlier}
         self._file: int | None = None
-        self._lines = self._most_lines = 0
+        self._lines = self._max_lines = 0
         self._problem = ""
 
     def add(self, note: ProcessNote) -> None:
@@ -82,7 +82,7 @@ class ProcessNotes:
             return
         self._notes[note.pid] = note
         self._lines += 1
-        if self._file is None or self._lines > self._most_lines:
+        if self._file is None or self._lines > self._max_lines:
             self.rewrite()
             return
         try:
@@ -93,11 +93,11 @@ class ProcessNotes:
             self._report(error)
 
     def rewrite(self) -> None:
-        """Write the file anew, with the processes that are left of those that were noted."""
+        """Rewrite the file with the noted processes that still run."""
         self._close_file()
         self._notes = {note.pid: note for note in living(self._notes.values())}
         self._lines = len(self._notes)
-        self._most_lines = self._lines * _MAX_LINES_PER_PROCESS + _FEW_LINES
+        self._max_lines = self._lines * _MAX_LINES_PER_PROCESS + _FEW_LINES
         try:
             _write(self._path, self._notes.values())
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -106,7 +106,7 @@ class ProcessNotes:
             self._report(error)
 
     def close(self, left: Iterable[ProcessNote]) -> None:
-        """Forget the processes of this pool, which have ended, but not what is still `left` of an earlier one."""
+        """Forget this pool's processes, which have ended; keep the notes `left`, of an earlier pool's processes."""
         self._close_file()
         with contextlib.suppress(OSError):
             _write_or_remove(self._path, living(left))
@@ -124,7 +124,7 @@ class ProcessNotes:
 
 
 def left_overs(directory: str) -> list[ProcessNote]:
-    """The notes in the pool's directory of processes of which something is left. Reads /proc if there are any notes."""
+    """The notes of processes that are left over from a pool of this directory. Reads /proc if there are any notes."""
     return living(_read(os.path.join(directory, pool_files.PROCESSES)))
 
 
@@ -144,17 +144,17 @@ def _read(path: str) -> list[ProcessNote]:
             return []
     except (OSError, ValueError, RecursionError):
         return []
-    found = {}
+    notes = {}
     for line in lines:
         # A line may be incomplete, because the disk was full.
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             note = ProcessNote(*json.loads(line))
-            found[note.pid] = note
-    return [*found.values()]
+            notes[note.pid] = note
+    return [*notes.values()]
 
 
 def _life() -> list[object]:
-    """What is the same as long as a pid of this process's view names the same process."""
+    """Identifies the boot and the PID namespace: noted pids are valid only while this is unchanged."""
     return [*boot_identity(), os.stat("/proc/self/ns/pid").st_ino]
 
 
@@ -174,24 +174,24 @@ def _line(note: ProcessNote) -> bytes:
 
 
 def living(notes: Iterable[ProcessNote]) -> list[ProcessNote]:
-    """The notes of those processes of whose session something is left. Blocks."""
+    """The notes of sessions that still have a running process. Blocks."""
     by_session = {note.pid: note for note in notes}
-    found = _members_of_sessions(by_session) if by_session else {}
-    return [note for pid, note in by_session.items() if found.get(pid)]
+    members = _members_of_sessions(by_session) if by_session else {}
+    return [note for pid, note in by_session.items() if members.get(pid)]
 
 
 def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int]]:
-    """The running processes of these sessions, by the pid of the leader. A session of a stranger has none."""
-    found: dict[int, list[int]] = {}
+    """The running processes of these sessions, by the leader's pid; none if another process has reused that pid."""
+    members: dict[int, list[int]] = {}
     for pid in processes():
         with contextlib.suppress(OSError):
-            # A process that has just been forked leads no session yet. A pid that has come round may be a member's.
+            # A newly forked process does not lead its session yet. A reused pid may be a member of another session.
             is_noted = pid in notes and process_start(pid) == notes[pid].start
             if (session := pid if is_noted else os.getsid(pid)) in notes:
-                found.setdefault(session, []).append(pid)
+                members.setdefault(session, []).append(pid)
     return {
         session: running
-        for session, pids in found.items()
+        for session, pids in members.items()
         if process_start(session) in (None, notes[session].start)
         and (running := [pid for pid in pids if is_running(pid)])
     }
@@ -199,9 +199,9 @@ def _members_of_sessions(notes: Mapping[int, ProcessNote]) -> dict[int, list[int
 
 @dataclass
 class LeftOver:
-    """A session that is being ended, if it `is_ours`: if any process in it was surely the pool's.
+    """A session that is being ended. `is_ours`: at least one process in it was certainly the pool's.
 
-    `unmarked` are processes that may not be the pool's, because the session's leader has exited: they are not ended.
+    `unmarked` processes may not be the pool's, because the session's leader has exited: they are not ended.
     """
 
     note: ProcessNote
@@ -231,10 +231,10 @@ class LeftOver:
                 os.close(self._pidfds.pop(pid))
         for pid in current - self._pidfds.keys() - self.unmarked:
             with contextlib.suppress(OSError):
-                self._hold_or_name(pid, is_certain=is_certain)
+                self._add(pid, is_certain=is_certain)
         self.listens = any((socket_inodes(pid) or set()) & listening for pid in self._pidfds)
 
-    def _hold_or_name(self, pid: int, *, is_certain: bool) -> None:
+    def _add(self, pid: int, *, is_certain: bool) -> None:
         pidfd = os.pidfd_open(pid)
         # From here on, reuse of the pid would be detected.
         is_ours = is_certain or (
@@ -247,7 +247,7 @@ class LeftOver:
         self.unmarked.add(pid)
 
     def signal_if_due(self, seconds: float, kill_after: float) -> None:
-        """Send the signals that are due after these `seconds`: SIGKILL to all after `kill_after`."""
+        """Send the signals that are due after `seconds`; after `kill_after` SIGKILL to all processes."""
         self.was_killed = self.was_killed or seconds >= kill_after
         number = signal.SIGKILL if self.was_killed else self._polite_signal(seconds)
         # As in a stop, the other processes of a session get the signal when its leader has ended.
@@ -263,24 +263,24 @@ class LeftOver:
             return self.note.stop_signal
         if self.note.drain_seconds is not None and seconds >= self.note.drain_seconds:
             return signal.SIGTERM
-        # A worker has seen that it is alone, and must not be stopped; HAProxy has not.
+        # A worker has noticed that it is alone and drains, so it must not be stopped; HAProxy does not notice.
         return signal.SIGCONT if self.note.stop_signal == signal.SIGTERM else self.note.stop_signal
 
     @property
     def warnings(self) -> list[str]:
-        """What has to be said of the processes that have not ended by themselves."""
+        """Warnings about the processes that did not end by themselves."""
         label, left = self.note.label, sorted(self._pidfds)
         warnings = [f"{label}: pid {pid} could not be ended" for pid in left]
         if self.was_killed and not left:
             warnings.append(f"{label}: pid {self.note.pid} had to be killed")
         return warnings + [
-            f"{label}: pid {pid} may be left over from a killed pool, or a stranger, and was not ended: "
-            f"if it is, kill {pid}"
+            f"{label}: pid {pid} may be left over from a killed pool, or another program, and was not ended: "
+            f"if it is the pool's, kill {pid}"
             for pid in sorted(self.unmarked)
         ]
 
     def kill_after(self, limit_seconds: float | None, last_began: float | None) -> float:
-        """After how many seconds it is killed. `last_began`: when only those were left that end after all others."""
+        """After how many seconds it is killed. `last_began`: when only processes that end last were left."""
         note = self.note
         if note.drain_seconds is None:
             allowed = float("inf") if last_began is None else last_began + note.stop_seconds
@@ -297,25 +297,27 @@ def end_left_overs(
 ) -> list[LeftOver]:
     """End these processes, each within the time of its note, at most `limit_seconds`; return how each has ended.
 
-    `on_released` is called once those that are left listen no more, and only finish their requests. Blocks.
+    `on_released` is called once the remaining processes have closed their listeners, and only finish requests. Blocks.
     """
     sessions = [LeftOver(note) for note in notes]
     began, last_began, released = time.monotonic(), None, False
     while left := _still_running(sessions):
         seconds = time.monotonic() - began
-        # A process that was killed closes its listeners before it has ended: it does not finish anything.
-        if not released and all(each.drains and not (each.listens or each.was_killed) for each in left):
+        # A killed process closes its listeners before it has ended, but does not finish its requests.
+        if not released and all(
+            session.drains and not (session.listens or session.was_killed) for session in left
+        ):
             released = True
             on_released(sessions)
-        if last_began is None and all(each.note.drain_seconds is None for each in left):
+        if last_began is None and all(session.note.drain_seconds is None for session in left):
             last_began = seconds
-        limits = [each.kill_after(limit_seconds, last_began) for each in left]
-        for each, kill_after in zip(left, limits, strict=True):
-            each.signal_if_due(seconds, kill_after)
+        limits = [session.kill_after(limit_seconds, last_began) for session in left]
+        for session, kill_after in zip(left, limits, strict=True):
+            session.signal_if_due(seconds, kill_after)
         if all(seconds >= kill_after + KILLED_SECONDS for kill_after in limits):
             break  # they cannot be killed
-        is_closing = any(each.drains and each.listens for each in left)
-        _await_exit(left, limits, began, _LISTENS_AGAIN_SECONDS if is_closing else None)
+        is_closing = any(session.drains and session.listens for session in left)
+        _await_exit(left, limits, began, _LISTENER_POLL_SECONDS if is_closing else None)
     if not released:
         on_released(sessions)
     return sessions
@@ -323,19 +325,17 @@ def end_left_overs(
 
 def left_over_text(labels: Iterable[str]) -> str:
     """A message that these processes were left over."""
-    found = [*labels]
-    names, many = ", ".join(dict.fromkeys(found)), len(found) > 1
-    return (
-        f"{len(found)} process{'es' * many} of a killed pool {'were' if many else 'was'} left over: {names}"
-    )
+    processes = [*labels]
+    names, many = ", ".join(dict.fromkeys(processes)), len(processes) > 1
+    return f"{len(processes)} process{'es' * many} of a killed pool {'were' if many else 'was'} left over: {names}"
 
 
-def _still_running(left: list[LeftOver]) -> list[LeftOver]:
-    members = _members_of_sessions({each.note.pid: each.note for each in left})
+def _still_running(sessions: list[LeftOver]) -> list[LeftOver]:
+    members = _members_of_sessions({session.note.pid: session.note for session in sessions})
     listening = {*_listening_inodes()}
-    for each in left:
-        each.update(members.get(each.note.pid, ()), listening)
-    return [each for each in left if each.pidfds]
+    for session in sessions:
+        session.update(members.get(session.note.pid, ()), listening)
+    return [session for session in sessions if session.pidfds]
 
 
 def _listening_inodes() -> Iterator[int]:
@@ -347,10 +347,10 @@ def _listening_inodes() -> Iterator[int]:
 def _await_exit(left: list[LeftOver], limits: list[float], began: float, pause_seconds: float | None) -> None:
     """Wait until one of the processes has exited, another signal is due, or `pause_seconds` have passed."""
     poll = select.poll()
-    for pidfd in (pidfd for each in left for pidfd in each.pidfds):
+    for pidfd in (pidfd for session in left for pidfd in session.pidfds):
         poll.register(pidfd, select.POLLIN)
     seconds = time.monotonic() - began
-    drains = [each.note.drain_seconds or 0.0 for each in left]
+    drains = [session.note.drain_seconds or 0.0 for session in left]
     moments = [*limits, *(limit + KILLED_SECONDS for limit in limits), *drains]
     pauses = [moment - seconds for moment in moments if seconds < moment < float("inf")]
     pauses += [] if pause_seconds is None else [pause_seconds]

@@ -54,9 +54,9 @@ logger = logging.getLogger("poolctl.supervisor")
 class ManagerStore:
     """The copies of the pool's listeners that the service manager holds while it restarts the pool's unit.
 
-    `manager` leads to the service manager, which gives the copies to the next run of the pool: those in the keeper's
-    store have come back in this way (see sd_pid_notify_with_fds(3)). The name of a listener is a hash of its address;
-    because of the key `secret`, no other program can give its own sockets such a name.
+    `manager` is the link to the service manager, which passes the copies to the next run of the pool; returned copies
+    are in the keeper's store (see sd_pid_notify_with_fds(3)). The name of a listener is a hash of its address; because
+    of the key `secret`, no other program can give its own sockets such a name.
     """
 
     def __init__(self, manager: Link, keeper: Link, secret: bytes) -> None:
@@ -65,30 +65,30 @@ class ManagerStore:
         self._secret = secret
         self._returned: dict[str, list[socket.socket]] = {}
         self._stored: dict[str, Sequence[socket.socket]] = {}
-        # Set when the service manager ends this run of the pool: the listeners stay open for the next one.
+        # Set when the service manager ends this run of the pool: the listeners stay open for the next run.
         self.stays_open = False
 
     async def fetch_returned(self) -> None:
-        """Fetch the listeners that have come back."""
+        """Fetch the returned listeners."""
         async for name, _ in stored_entries(self._keeper, fd_store.RETURNED):
             _, fds = await self._keeper.call({"op": "get", "name": name})
             sockets = self._returned[name] = []
             for fd in fds:
                 try:
                     sockets.append(socket.socket(fileno=fd))
-                except OSError:  # somebody else has stored it
+                except OSError:  # not a socket: another program has stored it
                     close_promptly(fd)
 
     def holds(self, key: str) -> bool:
-        """Whether listeners of the canonical address `key` have come back and were not taken yet."""
+        """Whether there are returned listeners of the canonical address `key` that were not taken yet."""
         return self._name_of(key) in self._returned
 
     def take(self, key: str) -> list[socket.socket]:
-        """The listeners of this address that have come back; the caller owns them."""
+        """Return the returned listeners of this address; the caller owns them."""
         return self._returned.pop(self._name_of(key), [])
 
     def put(self, key: str, sockets: Sequence[socket.socket]) -> None:
-        """Have the service manager hold copies of these listeners, in place of those that it has for this address."""
+        """Have the service manager hold copies of these listeners, instead of earlier ones for this address."""
         name = self._name_of(key)
         self._remove(name)
         self._stored[name] = sockets
@@ -107,7 +107,7 @@ class ManagerStore:
         self._keeper.send({"op": "drop", "name": name})
 
     def close_returned(self, wanted: Iterable[str] = ()) -> None:
-        """Close what has come back and was not taken, except the listeners of the addresses `wanted`."""
+        """Close returned listeners that were not taken, except at the addresses `wanted`."""
         for name in self._returned.keys() - {self._name_of(key) for key in wanted}:
             sockets = self._returned.pop(name)
             refuse_new_connections(sockets)
@@ -123,7 +123,7 @@ class ManagerStore:
 
 
 class Opener:
-    """Opens and closes listeners, of which the service manager has copies if there is a `manager`.
+    """Opens and closes listeners. With a `manager`, the service manager holds copies of them.
 
     If addresses are in use, concurrent calls share one search for the processes that hold them.
     """
@@ -137,7 +137,7 @@ class Opener:
 
     @property
     def stays_open(self) -> bool:
-        """Whether what is closed here stays open with the service manager, for the next run of the pool."""
+        """Whether the service manager keeps closed listeners open for the next run of the pool."""
         return self.manager is not None and self.manager.stays_open
 
     async def listen(
@@ -148,7 +148,7 @@ class Opener:
         beside: Sequence[socket.socket] | None = None,
         held: Sequence[socket.socket] = (),
     ) -> list[socket.socket]:
-        """Open the sockets of the address, or use those that come back, and return them (see `open_listener`).
+        """Open the sockets of the address, or use returned ones; return them (see `open_listener`).
 
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
@@ -174,10 +174,10 @@ class Opener:
         return sockets
 
     def close(self, key: str, sockets: Sequence[socket.socket], identity: Identity | None) -> None:
-        """Close the listeners of the canonical address `key`; connections are refused, whoever else holds them.
+        """Close the listeners of the canonical address `key`. Connections are refused, even if other processes hold it.
 
-        Sockets that a `.socket` unit has passed stay open there. The others stay open in the service manager's store if
-        it ends this run of the pool: the next run gets them.
+        Sockets of a `.socket` unit stay open. If the service manager ends this run of the pool, the others stay open in
+        its store for the next run.
         """
         if key.startswith("fd:") or self.stays_open:
             close_listener(sockets)
@@ -221,7 +221,7 @@ class Opener:
         return opened
 
     def close_unneeded(self, address: Address, held: Sequence[socket.socket]) -> list[socket.socket]:
-        """Close those of its listeners `held` that the address does not need, and return the others."""
+        """Close the listeners in `held` that the address does not need; return the others."""
         needed = needed_listeners(address, held)
         if surplus := [sock for sock in held if sock not in needed]:
             if bound := self._bound.get(address.key):
@@ -234,9 +234,9 @@ class Opener:
     def adopt_bound(
         self, key: str, sockets: Sequence[socket.socket], open_: Mapping[str, Sequence[socket.socket]]
     ) -> None:
-        """Treat the listener's sockets that an earlier supervisor has only bound as `open_missing` does.
+        """Handle sockets that an earlier supervisor has only bound, as `open_missing` does.
 
-        `open_` are all listeners by key. Without one at an overlapping address, listens at once. Raises OSError.
+        `open_` has all listeners by key. Listens at once if none has an overlapping address. Raises OSError.
         """
         mine = [parse(describe(sock)) for sock in sockets]
         others = {
@@ -252,7 +252,7 @@ class Opener:
             listen_alone(sockets)
 
     def closing(self, key: str) -> None:
-        """Note that the listener of this key is about to be closed: what is bound beside it alone listens from now."""
+        """Called before the listener of this key is closed: listen on sockets that are bound beside no other."""
         self._bound.pop(key, None)
         for bound, (sockets, others) in list(self._bound.items()):
             others.discard(key)
@@ -279,12 +279,12 @@ class Opener:
         while wanted := self._wanted:
             self._wanted = {}
             try:
-                found = await in_daemon_thread(functools.partial(find_holders, list(wanted)))
+                holders = await in_daemon_thread(functools.partial(find_holders, list(wanted)))
             except Exception:
                 logger.exception("cannot find the process that holds an address")
-                found = {}
+                holders = {}
             for place, future in wanted.items():
-                future.set_result(found.get(place, []))
+                future.set_result(holders.get(place, []))
 
 
 async def _run_resolving_work(

@@ -36,7 +36,7 @@ _MAX_CHARACTERS = 4000
 BURST = 100
 _PER_SECOND = 10.0
 _RETRY_SECONDS = 0.002
-# Longer than a process is stopped for a look at it.
+# Longer than a debugger stops a process in order to look at it.
 _STOPPED_SECONDS = 3.0
 _PAUSED_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 0.1
@@ -63,8 +63,8 @@ def sanitized_text_or_empty(message: Message, key: str) -> str:
 def sanitize_and_truncate_text(value: str) -> str:
     """Return the first 4000 characters. Each is replaced by U+FFFD unless it is printable, a tab or a line break."""
     return "".join(
-        each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for each in value[:_MAX_CHARACTERS]
+        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for character in value[:_MAX_CHARACTERS]
     )
 
 
@@ -76,10 +76,10 @@ def flag_of(message: Message, key: str) -> bool:
     return value
 
 
-def number_of(message: Message, key: str, least: int, most: int) -> int:
-    """The integer under the key. Raises Malformed unless it is there and lies between `least` and `most`, inclusive."""
+def number_of(message: Message, key: str, minimum: int, maximum: int) -> int:
+    """The integer under the key. Raises Malformed if it is missing, or not from `minimum` to `maximum` (inclusive)."""
     value = message.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         raise _malformed_value(message, key)
     return value
 
@@ -187,8 +187,8 @@ class LinkHandler:
     def on_link_lost(self) -> None:
         """Handle the loss of the other end. Called once, unless the link was closed at this end."""
 
-    def on_violation(self, deed: str) -> None:
-        """Handle a violation of the protocol: `deed` says what the process did ("sent …"). `lost` is called next."""
+    def on_violation(self, violation: str) -> None:
+        """Handle a violation of the protocol, such as "sent no JSON". `on_link_lost` is called next."""
 
 
 class Link:
@@ -305,11 +305,11 @@ class Link:
         self._receiver = LinkHandler()
         self._end()
 
-    def cut_off(self, deed: str) -> None:
-        """Close an untrusted link whose process violated the protocol; `deed` says how, such as "sent no JSON"."""
+    def cut_off(self, violation: str) -> None:
+        """Close an untrusted link whose process violated the protocol; `violation` says how, such as "sent no JSON"."""
         if not self._trusted and self.sock.fileno() >= 0:
-            self._receiver.on_violation(deed)
-            self._end(LinkLost(f"it {deed}"))
+            self._receiver.on_violation(violation)
+            self._end(LinkLost(f"it {violation}"))
 
     def _queue_message(self, payload: bytes, fds: Sequence[int | HasDescriptor]) -> None:
         if not self._trusted and len(self._outbox) >= MAX_UNREAD:
@@ -537,18 +537,18 @@ class ProcessWatchdog:
     signal has stopped hangs after three seconds without an answer. `name` is for the log; `watchdog` sets the interval
     of the pings and the time limit for an answer.
 
-    `known` is the process's pid and start time (see `identity`).
+    `process` is its pid and start time (see `identity`).
     """
 
     def __init__(
         self,
         ping: Callable[[], object],
-        known: wire.Message,
+        process: wire.Message,
         name: str,
         watchdog: HungProcessDetector | None = None,
     ) -> None:
         self._ping = ping
-        self._known = known
+        self._process = process
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._watchdog = watchdog or HungProcessDetector(self._loop.time())
@@ -578,13 +578,13 @@ class ProcessWatchdog:
         self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_kill)
 
     def _ping_or_kill(self) -> None:
-        now, pid = self._loop.time(), self._known.get("pid", 0)
+        now, pid = self._loop.time(), self._process.get("pid", 0)
         hangs = self._watchdog.check_for_hang(now)
         if hangs or (self.unanswered_seconds >= _STOPPED_SECONDS and is_stopped(pid)):
             self._timer = None
             if pid:
                 logger.error("%s (pid %d) does not answer: killing it", self._name, pid)
-                kill(self._known)
+                kill(self._process)
             return
         if self._watchdog.mark_ping_sent_if_due(now):
             if waits_for_events(pid):
@@ -595,8 +595,8 @@ class ProcessWatchdog:
         self._set_timer()
 
 
-def kill(known: wire.Message, number: int = signal.SIGKILL) -> None:
+def kill(process: wire.Message, number: int = signal.SIGKILL) -> None:
     """Send the signal to the process with this identity, but not to another process that has reused its pid."""
-    pid, start = known.get("pid"), known.get("start")
+    pid, start = process.get("pid"), process.get("start")
     if pid is not None and start is not None:
         signal_process(pid, start, number)

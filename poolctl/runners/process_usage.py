@@ -1,7 +1,7 @@
 """Measures the memory and processor time of workers, each with all of its processes.
 
-A program is often several processes: a shell and what it has started, npm and node, a master and its workers. Counted
-are all processes of the worker's session, and those that its processes have started in sessions of their own.
+A program is often several processes: a shell and its command, npm and node, a master and its workers. All processes of
+the worker's session are counted, and those that its processes have started in other sessions.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Usage(NamedTuple):
 
 
 class ProcessFigures(NamedTuple):
-    """A process's processor time in seconds, that of the ended children for which it has waited, and its memory.
+    """The processor time and memory of a process.
 
-    `waited_seconds` includes the time of the children's children. `resident_bytes` counts shared pages in full.
+    `waited_seconds` is the time of reaped children and their children. `resident_bytes` counts shared pages in full.
     """
 
     own_seconds: float
@@ -63,18 +63,18 @@ _NEW = ProcessFigures(0.0, 0.0, 0)
 def processor_seconds_between(
     before: Mapping[_ProcessId, ProcessFigures], now: Mapping[_ProcessId, ProcessFigures]
 ) -> float:
-    """The processor time that a worker's processes have used between two looks at them; never negative.
+    """The processor time that a worker's processes have used between two measurements; never negative.
 
-    The time of an ended process moves to the process that has waited for it, and counts once. If none has waited for
-    it, as where SIGCHLD is ignored, it counts as it was last seen.
+    The time of an ended process moves to the process that reaps it, and counts once. If no process reaps it, for
+    example because SIGCHLD is ignored, its last measured time counts.
     """
-    own = waited = 0.0
+    own_seconds = waited_seconds = 0.0
     for process, figures in now.items():
         earlier = before.get(process, _NEW)
-        own += figures.own_seconds - earlier.own_seconds
-        waited += figures.waited_seconds - earlier.waited_seconds
-    ended = sum(each.own_seconds + each.waited_seconds for key, each in before.items() if key not in now)
-    return own + max(0.0, waited - ended)
+        own_seconds += figures.own_seconds - earlier.own_seconds
+        waited_seconds += figures.waited_seconds - earlier.waited_seconds
+    ended = sum(past.own_seconds + past.waited_seconds for key, past in before.items() if key not in now)
+    return own_seconds + max(0.0, waited_seconds - ended)
 
 
 class _ReadMemory(NamedTuple):
@@ -86,7 +86,7 @@ class _ReadMemory(NamedTuple):
 
 
 class _MeasuredWorker:
-    """A worker and its processes as they were last seen. `began_at` is the monotonic time of its start."""
+    """A worker and its processes when last measured. `began_at` is the monotonic time of its start."""
 
     def __init__(self, began_at: float) -> None:
         self.usage = Usage()
@@ -117,9 +117,9 @@ class _MeasuredWorker:
     def note_memory(self, now: float) -> None:
         """Note that the memory of its processes has been read at the time `now`."""
         self.memory = {process: self.memory[process] for process in self.processes}
-        sizes = [each.size_bytes for each in self.memory.values()]
-        known = [size for size in sizes if size is not None]
-        self.usage = self.usage._replace(memory_bytes=sum(known) if len(known) == len(sizes) else None)
+        sizes = [memory.size_bytes for memory in self.memory.values()]
+        readable = [size for size in sizes if size is not None]
+        self.usage = self.usage._replace(memory_bytes=sum(readable) if len(readable) == len(sizes) else None)
         self.memory_at = now
 
 
@@ -180,15 +180,17 @@ class ProcessUsages:
         self._measure({pid: request for pid in pids if pid is not None})
 
     async def _measure_in_turn(self) -> None:
-        async with self._turn:  # what is requested until then is measured too
+        async with self._turn:  # also measures what is requested while it waits
             requests, self._requests, self._next_pass = self._requests, {}, None
             await asyncio.to_thread(self._measure, requests)
 
     def _due(self, requests: Mapping[int, _Request]) -> dict[int, _Request]:
         """The requests that are not met by figures measured earlier."""
-        known = self._workers
+        workers = self._workers
         return {
-            pid: each for pid, each in requests.items() if pid not in known or not each.is_met_by(known[pid])
+            pid: request
+            for pid, request in requests.items()
+            if pid not in workers or not request.is_met_by(workers[pid])
         }
 
     def _measure(self, requests: Mapping[int, _Request]) -> None:
@@ -196,12 +198,12 @@ class ProcessUsages:
             requests = self._due(requests)
             if not requests:
                 return
-            found = platform.processes_by_leader(self._workers.keys() | requests.keys())
-            self._workers = {pid: each for pid, each in self._workers.items() if found[pid]}
+            members = platform.processes_by_leader(self._workers.keys() | requests.keys())
+            self._workers = {pid: worker for pid, worker in self._workers.items() if members[pid]}
             for pid in requests:
-                if found[pid]:
-                    self._read_figures(pid, found[pid])
-            workers = [self._workers[pid] for pid, each in requests.items() if each.memory and found[pid]]
+                if members[pid]:
+                    self._read_figures(pid, members[pid])
+            workers = [self._workers[pid] for pid in requests if requests[pid].memory and members[pid]]
             self._read_memory([worker for worker in workers if worker.processes])
 
     def _read_figures(self, pid: int, members: Iterable[int]) -> None:
@@ -210,8 +212,8 @@ class ProcessUsages:
         processes = {}
         try:
             for member in members:
-                if (found := platform.process_figures(member)) is not None:
-                    start, own_seconds, waited_seconds, resident_bytes = found
+                if (figures := platform.process_figures(member)) is not None:
+                    start, own_seconds, waited_seconds, resident_bytes = figures
                     processes[member, start] = ProcessFigures(own_seconds, waited_seconds, resident_bytes)
         except PermissionError:
             self._workers[pid] = _MeasuredWorker.of_unknown_usage(now)
@@ -223,9 +225,9 @@ class ProcessUsages:
         worker.note_figures(processes, now)
 
     def _read_memory(self, workers: Sequence[_MeasuredWorker]) -> None:
-        """Read the memory of the workers' processes; first of those whose resident memory has changed most.
+        """Read the memory of the workers' processes, the largest change of resident memory first.
 
-        If that takes too long, the rest keeps the memory that was read earlier.
+        If that takes too long, the rest keeps earlier figures.
         """
         now = self._clock.monotonic()
         order: list[tuple[float, float, _MeasuredWorker, _ProcessId]] = []

@@ -33,7 +33,7 @@ app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", de
 class Placement:
     """One created worker: its server, generation and index, and where it runs.
 
-    `address` is that of a process of a proxied server, where no other process listens.
+    `address` is the private address of a process of a proxied server; "" for other servers.
     """
 
     id: str
@@ -135,7 +135,7 @@ class RunnerEventHandler:
         """
 
     def closing(self) -> None:
-        """Handle that the runner is being closed by the program that made it: its workers end, and are not replaced."""
+        """Handle that the program closes this runner: its workers end, and are not replaced."""
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """Handle that `count` bytes of the server's output could not be written to `path`."""
@@ -268,13 +268,13 @@ class Runner(Protocol):
         """
 
     async def connect_for_probe(
-        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+        self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
         With `kind` "http" the application answers, with "echo" poolctl's code in the worker. `plain`: without TLS. If
-        workers share a listener, any of them may answer; with `own`, this one has accepted the connection, for which
-        the call may wait without a time limit. Raises OSError.
+        workers share a listener, any of them may answer. With `exact`, the call waits, without a time limit, until this
+        worker has accepted the connection. Raises OSError.
         """
 
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
@@ -295,8 +295,8 @@ class Runner(Protocol):
     async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         """The last lines that the server wrote since a time (seconds since the epoch), oldest first.
 
-        With the id of a `worker` that has just exited only its own lines, if they can still be told from others.
-        Empty `in_this_process`. May take time; the caller waits for LOGS_SECONDS at most.
+        With the id of a `worker` that has just exited, only its lines, if they are still known. Empty
+        `in_this_process`. May take time; the caller waits for LOGS_SECONDS at most.
         """
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:

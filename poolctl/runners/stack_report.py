@@ -52,7 +52,7 @@ class ThreadStack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SameStackTasks:
-    """A group of tasks of the event loop that wait at the same place, with the names of some of them."""
+    """A group of tasks of the event loop that wait at the same place, with some of their names."""
 
     count: int
     names: tuple[str, ...]
@@ -97,7 +97,7 @@ class WorkerStacks:
             self,
             threads=tuple(replace(thread, frames=thread.frames[:frames]) for thread in self.threads[:stacks]),
             tasks=tuple(replace(task, frames=task.frames[:frames]) for task in self.tasks[:stacks]),
-            kernel=tuple(replace(each, stack=each.stack[:frames]) for each in self.kernel[:stacks]),
+            kernel=tuple(replace(thread, stack=thread.stack[:frames]) for thread in self.kernel[:stacks]),
         )
 
     def lines(self) -> Iterator[str]:
@@ -112,11 +112,11 @@ class WorkerStacks:
             word = "task" if task.count == 1 else f"{task.count} tasks"
             yield f"{word} {', '.join(task.names)}{more}, {task.waits}:"
             yield from (f"  {frame}" for frame in task.frames)
-        for each in self.kernel:
-            facts = [f"state {each.state}", each.wchan and f"waits in {each.wchan}"]
-            facts.append(each.syscall and f"system call {each.syscall}")
-            yield f"kernel, thread {each.tid} {each.name}: {', '.join(filter(None, facts))}"
-            yield from (f"  {function}" for function in each.stack)
+        for entry in self.kernel:
+            facts = [f"state {entry.state}", entry.wchan and f"waits in {entry.wchan}"]
+            facts.append(entry.syscall and f"system call {entry.syscall}")
+            yield f"kernel, thread {entry.tid} {entry.name}: {', '.join(filter(None, facts))}"
+            yield from (f"  {function}" for function in entry.stack)
 
 
 def parse(
@@ -130,23 +130,23 @@ def parse(
     from .process_link import sanitize_and_truncate_text
 
     roots = [_OURS, *(os.path.join(directory, "") for directory in directories if directory)]
-    found: list[tuple[re.Match[str], list[Frame]]] = []
+    blocks: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _MAX_LINE_LENGTH:
             continue
         line = sanitize_and_truncate_text(line)
         if header := _HEADER.fullmatch(line):
-            if len(found) == 2 * _MAX_STACKS:  # the maximum of threads, and of tasks
+            if len(blocks) == 2 * _MAX_STACKS:  # the maximum of threads, and of tasks
                 break
-            found.append((header, []))
-        elif found and len(found[-1][1]) < _MAX_FRAMES and (frame := _FRAME.fullmatch(line)):
-            found[-1][1].append(_frame(frame, roots))
-    heads = [each for each in found if each[0]["current"]]
+            blocks.append((header, []))
+        elif blocks and len(blocks[-1][1]) < _MAX_FRAMES and (frame := _FRAME.fullmatch(line)):
+            blocks[-1][1].append(_frame(frame, roots))
+    heads = [block for block in blocks if block[0]["current"]]
     # faulthandler begins with the newest thread, and marks the thread that got the signal.
     main = (
-        heads[-1:] if source == FAULTHANDLER else [each for each in heads if each[0]["current"] != "Thread"]
+        heads[-1:] if source == FAULTHANDLER else [head for head in heads if head[0]["current"] != "Thread"]
     )
-    heads.sort(key=lambda each: each not in main)
+    heads.sort(key=lambda head: head not in main)
     threads = [
         ThreadStack(
             name=head["name"] or "",
@@ -162,7 +162,7 @@ def parse(
             waits=head["waits"],
             frames=tuple(frames),
         )
-        for head, frames in found
+        for head, frames in blocks
         if head["count"]
     ]
     return threads, tasks[:_MAX_STACKS]
@@ -182,13 +182,13 @@ def _without_own_frames(frames: list[Frame]) -> list[Frame]:
     return frames[: calls[-1]] if calls else frames
 
 
-def _frame(found: re.Match[str], roots: Iterable[str]) -> Frame:
-    path = found["file"]
+def _frame(match: re.Match[str], roots: Iterable[str]) -> Frame:
+    path = match["file"]
     installed = _LIBRARIES.match(path)
-    root = next((each for each in roots if path.startswith(each)), "")
+    root = next((root for root in roots if path.startswith(root)), "")
     return Frame(
-        function=found["function"],
+        function=match["function"],
         file=path[installed.end() :] if installed else path.removeprefix(root),
-        line=int(found["line"]) if found["line"].isdigit() else 0,
+        line=int(match["line"]) if match["line"].isdigit() else 0,
         library=installed is not None or path.startswith(("<frozen ", f"{_OURS}poolctl/")),
     )

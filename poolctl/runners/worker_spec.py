@@ -83,7 +83,7 @@ def worker_spec(
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
-        # Whether the two ends of its pair, and the page on which it counts, are the last descriptors.
+        # Whether the last descriptors are the two ends of its adoption pair and its tally page.
         "adoption": not server.command,
         "uvicorn": uvicorn_settings(server) | {"access_log": False},
         "requests": _request_logging(server),
@@ -191,14 +191,14 @@ def _scope_state(server: ServerConfig) -> Table:
 
 def added_environment(server: ServerConfig, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment variables that the server adds to `base`, by default to the pool's own."""
-    own = dict(server.env)
+    env = dict(server.env)
     if server.command:
         values = _address_values(server)
-        own = {name: fill_placeholders(value, values) for name, value in own.items()}
+        env = {name: fill_placeholders(value, values) for name, value in env.items()}
     of_address = server.address_variables
-    of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **own})
+    of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **env})
     # Withheld variables are removed from env files, which may contain them, but not from `env`.
-    return with_absolute_paths({**of_address, **environment_for_programs(of_files), **own}, server.cwd)
+    return with_absolute_paths({**of_address, **environment_for_programs(of_files), **env}, server.cwd)
 
 
 def program_environment(server: ServerConfig, base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -352,8 +352,8 @@ def _request_logging(server: ServerConfig) -> Table | None:
     logged, answers = logged_requests(server), bool(server.http.request_id)
     if not logged and not answers:
         return None
-    found: Table = {"log": server.log.format if logged is True else None, "answer": answers}
-    return found | {"failed": server.log.format} if logged == "errors" else found
+    settings: Table = {"log": server.log.format if logged is True else None, "answer": answers}
+    return settings | {"failed": server.log.format} if logged == "errors" else settings
 
 
 def logged_requests(server: ServerConfig) -> bool | str:

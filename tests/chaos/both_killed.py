@@ -315,7 +315,7 @@ class BothKilled:
         killed = {*re.findall(r"(\S+): pid \d+ had to be killed", said)}
         if killed != KILLED or f"hung: pid {hung} had to be killed" not in said:
             raise Fault(f"{killed} had to be killed, not {KILLED}\n{done}")
-        if ("may be left over from a killed pool, or a stranger" in said) != (stranger == "session"):
+        if ("may be left over from a killed pool, or another program" in said) != (stranger == "session"):
             raise Fault(f"of the stranger {pid} was said what is wrong\n{done}")
 
     def _check_everything_answers(self) -> None:

@@ -44,7 +44,7 @@ class CountedRequests:
         self, process: HaproxyProcess, requests: Mapping[str, int], client: OperatorClient | None
     ) -> None:
         """Let the client count the requests of the process that are not counted yet. Without a client, none is."""
-        name = "{pid} {start}".format(**process.known)
+        name = "{pid} {start}".format(**process.identity)
         if name not in self._counted:
             self._counted = {each: counted for each, counted in self._counted.items() if _is_alive(each)}
         counted = self._counted.get(name, {})

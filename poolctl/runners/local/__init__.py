@@ -26,8 +26,8 @@ def companions(
     The keeper stores a socket to each program under the program's name. `files` are the pool's configuration files.
     Variables in `withheld_variables` are removed from the programs' environments.
     """
-    found = default_interpreter(directory_of(files[0]), env)
-    interpreter = found if found and os.access(found, os.X_OK) else sys.executable
+    default = default_interpreter(directory_of(files[0]), env)
+    interpreter = default if default and os.access(default, os.X_OK) else sys.executable
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
     programs = {

@@ -115,26 +115,25 @@ class AcceptHelper(HelperOwner[HelperProcess]):
         try:
             process = await self._helper.wait_until_up()
         except LinkLost as error:
-            # Without a free descriptor here it is worth another try.
+            # If no descriptor is free here, another try may succeed.
             full = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
             return FetchOutcome(full=full, failed=not full)
         if sock.fileno() < 0:
             return FetchOutcome(empty=True)  # closed since
         message = {"t": request.kind, "n": number, "key": request.key, "most": most}
         try:
-            found, _ = await process.ask(message, [sock], patience_seconds=_SILENT_SECONDS)
+            reply, _ = await process.ask(message, [sock], patience_seconds=_SILENT_SECONDS)
         except Refused:
             return FetchOutcome(full=True)  # no descriptor was free there
         except NoAnswer:
             return FetchOutcome(failed=True)
         except LinkLost:
-            # Its own time limit ends it, while it works on the first request. Its death by anything else says nothing
-            # about the socket.
+            # Its own time limit ends it during the first request. Any other cause says nothing about the socket.
             is_first, self._blamed = process is not self._blamed, process
             exit_ = await process.wait_briefly_for_exit()
             timed_out = exit_ is not None and exit_.signal == signal.SIGALRM
             return FetchOutcome(failed=True, blocked=is_first and timed_out)
-        return FetchOutcome(found["empty"], found["junk"], found["full"])
+        return FetchOutcome(reply["empty"], reply["junk"], reply["full"])
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if message.get("t") != "conn":

@@ -36,7 +36,7 @@ from .local_worker import LocalWorker
 from .server_sockets import AdoptionPairs, Sockets
 
 _ROOM_SECONDS = 0.003
-# The maximum of held connections whatever the limit of open files, because each needs memory.
+# The maximum of held connections, even with a high limit of open files, because each needs memory.
 MAX = 8192
 # The minimum even if most descriptors are in use, so that slow clients have time to send their request.
 MIN = 16
@@ -63,9 +63,9 @@ class HeldConnection:
     @classmethod
     def accepted(cls, sock: socket.socket, head_seconds: float) -> HeldConnection:
         """A new connection with a time limit for its request's head. It takes ownership of `sock`."""
-        made = cls(Connection(fileno=sock.detach()))
-        made.limit_time(head_seconds, between_requests=False)
-        return made
+        held = cls(Connection(fileno=sock.detach()))
+        held.limit_time(head_seconds, between_requests=False)
+        return held
 
     def limit_time(self, seconds: float, *, between_requests: bool) -> None:
         """Limit the client's time to begin its next request (`between_requests`) or to complete a request's head.
@@ -174,10 +174,10 @@ class SleepingListener:
 
 @dataclass(slots=True, eq=False)
 class ConnectionFetch:
-    """A pending request to the accept helper, for connections of the listener `fd`; -1 for those left in the pair.
+    """A pending request to the accept helper, for connections of the listener `fd`, or of the pair if `fd` is -1.
 
-    With `clears`, every connection is taken that workers have left in the pair. `wanted`: keep the connections; False
-    once the server is stopped.
+    With `clears`, it takes every connection that workers have left in the pair. `wanted` is False once the server is
+    stopped: then the connections are closed.
     """
 
     sleeping: SleepingListener
@@ -246,14 +246,14 @@ class Activator:
     def _arm(self, sleeping: SleepingListener) -> None:
         self.disarm_and_hand_over(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
-        # After one blocked call there is no further call: any connection wakes that server.
+        # After one blocked call accept(2) is not called again: any connection wakes that server.
         sleeping.accepts = sleeping.accepts and sleeping.key not in self._servers_that_block
         if sleeping.accepts and (sleeping.shared or sleeping.left is not None):
             self._accept_helper.warm()
         sleeping.armed = True
         self._watch_listeners(sleeping)
         for held in self._leaving.pop(sleeping.key, []):
-            # They were not sent before the server fell asleep again.
+            # Not sent before the server fell asleep again.
             self._watch_held(sleeping, held)
 
     def disarm_and_hand_over(self, key: str) -> None:
@@ -450,31 +450,31 @@ class Activator:
             # The server has been woken meanwhile.
             self._hand_over(key, [held])
 
-    def _on_fetch_ended(self, fetch: ConnectionFetch, found: FetchOutcome) -> None:
+    def _on_fetch_ended(self, fetch: ConnectionFetch, outcome: FetchOutcome) -> None:
         self._fetches.discard(fetch)
         sleeping, fd = fetch.sleeping, fetch.fd
         sleeping.fetched.discard(fd)
         if not sleeping.armed or (fetch.clears and sleeping.left is None):
             return
-        if found.failed:
+        if outcome.failed:
             # The helper has failed: wake the server, which accepts by itself.
-            if found.blocked:
+            if outcome.blocked:
                 self._servers_that_block.add(sleeping.key)
             self._wake(sleeping)
         elif fetch.clears:
-            self._finish_or_retry_pair_clearing(sleeping, found)
-        elif found.junk or found.full:
+            self._finish_or_retry_pair_clearing(sleeping, outcome)
+        elif outcome.junk or outcome.full:
             self._unwatch_and_retry_later(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
             self._watch(fd, sleeping)
 
-    def _finish_or_retry_pair_clearing(self, sleeping: SleepingListener, found: FetchOutcome) -> None:
-        if found.empty and sleeping.left is not None:
+    def _finish_or_retry_pair_clearing(self, sleeping: SleepingListener, outcome: FetchOutcome) -> None:
+        if outcome.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
             self._adoptions.close_pair(sleeping.key)
         else:
-            pause_seconds = _RETRY_SECONDS if found.junk or found.full else 0
+            pause_seconds = _RETRY_SECONDS if outcome.junk or outcome.full else 0
             asyncio.get_running_loop().call_later(
                 pause_seconds, self._fetch_connections_left_in_pair, sleeping.key
             )
@@ -490,7 +490,7 @@ class Activator:
                 self._close(sleeping, held)
             else:
                 held.name = self._try_store_in_keeper(sleeping.key, held.sock)
-                if self._limit.too_many(sum(len(each.connections) for each in self._sleeping.values())):
+                if self._limit.too_many(sum(len(other.connections) for other in self._sleeping.values())):
                     self._evict_or_wake_most_crowded(held)
 
     def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:

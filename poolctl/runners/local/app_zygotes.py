@@ -124,8 +124,8 @@ class AppZygote(LinkHandler):
         self._give_up()
         self._children.kill_group_after(self.process, self.exited, END_SECONDS)
 
-    def on_violation(self, deed: str) -> None:
-        logger.warning("the process that has imported %s %s: killing it", self.server, deed)
+    def on_violation(self, violation: str) -> None:
+        logger.warning("the process that has imported %s %s: killing it", self.server, violation)
         self._children.kill_group_after(self.process, self.exited, 0.0)
 
     async def fork_obstacle_after_import(
@@ -251,10 +251,7 @@ class _ImportInProgress:
 
 
 class AppZygotes:
-    """Starts app zygotes when servers need them, and ends those that no server needs.
-
-    `turns` limits how many of them import at the same time.
-    """
+    """Starts app zygotes when servers need them, and ends unused ones. `turns` limits concurrent imports."""
 
     def __init__(
         self, keeper: Link, children: Children, zygotes: Zygotes, output: OutputPipes, turns: ImportLimit
@@ -374,12 +371,12 @@ class AppZygotes:
         making.task = asyncio.ensure_future(work)
         self._imports_in_progress[key] = making
 
-        def done(made: asyncio.Task[AppZygote | str]) -> None:
+        def done(task: asyncio.Task[AppZygote | str]) -> None:
             if self._imports_in_progress.get(key) is making:
                 del self._imports_in_progress[key]
             # Mark the exception as retrieved, because there may be no caller that awaits this task.
-            if not made.cancelled():
-                made.exception()
+            if not task.cancelled():
+                task.exception()
 
         making.task.add_done_callback(done)
 
@@ -414,9 +411,9 @@ class AppZygotes:
             self._register(zygote)
             if source.user is not None:
 
-                def on_forged(deed: str) -> None:
-                    self._zygotes.discard(source, deed)
-                    zygote.link.cut_off(deed)
+                def on_forged(violation: str) -> None:
+                    self._zygotes.discard(source, violation)
+                    zygote.link.cut_off(violation)
 
                 self._children.schedule_parent_check(process, on_forged)
             meta = {
@@ -447,7 +444,7 @@ class AppZygotes:
             newest = zygote
         else:
             # Imports may end in a different order than they began.
-            older, newest = sorted((before, zygote), key=lambda each: each.code_since)
+            older, newest = sorted((before, zygote), key=lambda candidate: candidate.code_since)
             older.end()
         self._present[zygote.key] = newest
         return newest

@@ -50,7 +50,7 @@ class Children:
         self.keeper_pid = keeper_pid
         self.early: dict[int, Exit] = {}
         self._keeper = keeper
-        self._known: set[int] = set()
+        self._registered: set[int] = set()
         self._unconfirmed: dict[ProcessIdentity, tuple[float, Callable[[str], None]]] = {}
         self._forks = 0  # in progress
         self._confirm_timer: asyncio.TimerHandle | None = None
@@ -80,7 +80,7 @@ class Children:
             pid = process_link.number_of(reply, "pid", 2, _MAX_PID)
         except process_link.Malformed as error:
             raise Forged(f"answered with {error}") from None
-        if pid in self._known:
+        if pid in self._registered:
             raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
         start = process_start(pid) if self._sees_processes else None
         if start is None and self._sees_processes:
@@ -99,13 +99,13 @@ class Children:
         """Register the process. Returns its exit if it has exited already."""
         exit_ = self.early.pop(pid, None)
         if exit_ is None:
-            self._known.add(pid)
+            self._registered.add(pid)
         return exit_
 
     def forget(self, pid: int) -> None:
         """Forget a process that has exited, since its pid may be reused."""
-        self._known.discard(pid)
-        for process in [each for each in self._unconfirmed if each.pid == pid]:
+        self._registered.discard(pid)
+        for process in [process for process in self._unconfirmed if process.pid == pid]:
             del self._unconfirmed[process]
 
     def schedule_parent_check(self, process: ProcessIdentity, on_forged: Callable[[str], None]) -> None:
@@ -125,7 +125,7 @@ class Children:
                 del self._unconfirmed[process]
             elif loop.time() >= until:
                 del self._unconfirmed[process]
-                self._known.discard(process.pid)
+                self._registered.discard(process.pid)
                 on_forged(f"named pid {process.pid} as a new process, but it is not a process of the pool")
         if self._unconfirmed:
             self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm_parentage)

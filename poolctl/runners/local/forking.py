@@ -48,7 +48,7 @@ _VERSION = 1  # the version of the record for a successor
 
 _Files = tuple[str | None, ...]
 # Maximum descriptors in use while a worker is created: its sockets, pipe and page, and files passed to it.
-_DESCRIPTORS_OF_ONE = 16
+_DESCRIPTORS_PER_WORKER = 16
 _PATIENCE_SECONDS = 10.0
 
 
@@ -90,34 +90,34 @@ class FallbackCertificates:
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._given: dict[str, LoadedCertificate] = {}
+        self._kept: dict[str, LoadedCertificate] = {}
         self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
     def read_certificate_with_expiry_fallback(
         self, server: ServerConfig, generation: int
     ) -> LoadedCertificate:
-        """Return the certificate in the server's files. If it has expired, return the kept one if that is still valid.
+        """Return the certificate in the server's files or, if it has expired, the kept certificate if still valid.
 
-        A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid one is kept.
-        Raises ServerError for a file that cannot be read.
+        A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid certificate
+        is kept. Raises ServerError for a file that cannot be read.
         """
-        found, before = _read_certificate(server), self._given.get(server.name)
+        loaded, kept = _read_certificate(server), self._kept.get(server.name)
         now = time.time()
-        if before is None or before.files != found.files or before.ends is None or before.ends <= now:
-            return self._store_certificate(server, found)
-        expired = found.ends is not None and found.ends <= now
-        return before if expired and self._forced.get(server.name) != generation else found
+        if kept is None or kept.files != loaded.files or kept.ends is None or kept.ends <= now:
+            return self._store_certificate(server, loaded)
+        expired = loaded.ends is not None and loaded.ends <= now
+        return kept if expired and self._forced.get(server.name) != generation else loaded
 
     def keep_if_ready(
-        self, server: ServerConfig, generation: int, given: LoadedCertificate, ready: asyncio.Future[None]
+        self, server: ServerConfig, generation: int, used: LoadedCertificate, ready: asyncio.Future[None]
     ) -> None:
-        """Keep `given`, a worker's certificate, if the worker is ready: its finished future `ready` has a result."""
+        """Keep the certificate `used` by a worker if the worker is ready: its finished future has a result."""
         if ready.cancelled() or ready.exception() is not None:
             return
         if self._forced.get(server.name) == generation:
             del self._forced[server.name]
-        self._store_certificate(server, given)
+        self._store_certificate(server, used)
 
     def reload_certificate(self, server: ServerConfig) -> LoadedCertificate:
         """Return the certificate in the server's files, and keep it for later workers. Raises ServerError."""
@@ -134,39 +134,39 @@ class FallbackCertificates:
         for fd in fds:
             try:
                 left = _decoded(read_file(fd))
-                self._given = {name: each for name, each in left.items() if name in names}
+                self._kept = {name: certificate for name, certificate in left.items() if name in names}
             except Exception:
                 # Stored by a later version: the files are read, as at a first start.
                 logger.exception("the previous supervisor's certificates cannot be read")
             finally:
                 os.close(fd)
 
-    def _store_certificate(self, server: ServerConfig, given: LoadedCertificate) -> LoadedCertificate:
-        if given.contents and self._given.get(server.name) != given:
-            self._given[server.name] = given
+    def _store_certificate(self, server: ServerConfig, certificate: LoadedCertificate) -> LoadedCertificate:
+        if certificate.contents and self._kept.get(server.name) != certificate:
+            self._kept[server.name] = certificate
             # The certificates of servers that start together are stored together.
             if self._due is None:
                 self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._save_for_successor)
-        return given
+        return certificate
 
     def _save_for_successor(self) -> None:
         self._due = None
-        fd = memory_file("poolctl-certificates", _encoded(self._given))
+        fd = memory_file("poolctl-certificates", _encoded(self._kept))
         try:
             self._keeper.send({"op": "put", "name": fd_store.CERTIFICATES}, [fd])
         finally:
             os.close(fd)
 
 
-def _encoded(given: Mapping[str, LoadedCertificate]) -> bytes:
+def _encoded(certificates: Mapping[str, LoadedCertificate]) -> bytes:
     """The certificates in a form that a successor of any later version can read."""
     rows = {
         name: {
-            "files": each.files,
-            "contents": [one.decode("latin-1") for one in each.contents],
-            "ends": each.ends,
+            "files": certificate.files,
+            "contents": [content.decode("latin-1") for content in certificate.contents],
+            "ends": certificate.ends,
         }
-        for name, each in given.items()
+        for name, certificate in certificates.items()
     }
     return json.dumps({"version": _VERSION, "certificates": rows}).encode()
 
@@ -178,7 +178,7 @@ def _decoded(content: bytes) -> dict[str, LoadedCertificate]:
         raise ValueError(f"version {record['version']} of the record is not known")
     return {
         name: LoadedCertificate(
-            tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"]
+            tuple(row["files"]), [text.encode("latin-1") for text in row["contents"]], row["ends"]
         )
         for name, row in record["certificates"].items()
     }
@@ -197,7 +197,7 @@ class DescriptorBudget:
     """Limits how many workers are created at once, so that this process and the keeper do not run out of descriptors.
 
     When it is exhausted, for example by a restart of many servers, new workers wait until old ones have exited.
-    Descriptors in use are counted only when the known free ones are used up: counting takes longer the more there are.
+    Counting takes long if many are open, so they are counted again only when the free ones are used up.
     """
 
     def __init__(self, in_use: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))) -> None:
@@ -225,13 +225,13 @@ class DescriptorBudget:
         self._ended.set()
 
     def _take(self) -> bool:
-        if self._free < _DESCRIPTORS_OF_ONE and not self._exhausted:
+        if self._free < _DESCRIPTORS_PER_WORKER and not self._exhausted:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             self._free = limit - self._in_use()
-        self._exhausted = self._free < _DESCRIPTORS_OF_ONE
+        self._exhausted = self._free < _DESCRIPTORS_PER_WORKER
         if self._exhausted:
             return False
-        self._free -= _DESCRIPTORS_OF_ONE
+        self._free -= _DESCRIPTORS_PER_WORKER
         return True
 
 
@@ -310,8 +310,8 @@ class Forker:
         Returns "", or the reason why workers cannot be forked from a zygote. Raises ServerError, WorkerFailed.
         """
         self._code_since[server.key] = since
-        found = await self._get_or_start_zygote(server)
-        return found if isinstance(found, str) else ""
+        outcome = await self._get_or_start_zygote(server)
+        return outcome if isinstance(outcome, str) else ""
 
     def warm(self, server: ServerConfig) -> None:
         """Begin to start the zygote for the server's workers, before one is needed."""
@@ -355,13 +355,13 @@ class Forker:
         resting: bool,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
-        given = self.certificates.read_certificate_with_expiry_fallback(server, generation)
-        own = server if private is None else server.at_private_address(private)
+        certificate = self.certificates.read_certificate_with_expiry_fallback(server, generation)
+        local_server = server if private is None else server.at_private_address(private)
         spec = worker_spec.worker_spec(
-            own,
+            local_server,
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
-            tls_files=len(given.contents),
+            tls_files=len(certificate.contents),
             open_files=self._site.open_files,
             env_base=self._site.environments.get(server.name),
         )
@@ -381,7 +381,9 @@ class Forker:
             if_failed.enter_context(control)
             afterwards.enter_context(theirs)
             inherited = [theirs.fileno(), write, *(sock.fileno() for sock in sockets)]
-            fds = self._prepare_inherited_descriptors(worker, spec, inherited, given, afterwards, if_failed)
+            fds = self._prepare_inherited_descriptors(
+                worker, spec, inherited, certificate, afterwards, if_failed
+            )
             if isinstance(app_zygote, AppZygote):
                 worker.preloaded = True
                 process = await app_zygote.fork(fds)
@@ -395,11 +397,11 @@ class Forker:
                 id=worker_spec.hook_id(server.name, hook) if hook else placement.id,
                 where=f"pid {pid}",
                 pid=pid,
-                certificate_ends=given.ends,
+                certificate_ends=certificate.ends,
                 address="" if private is None else private.key,
             )
             worker.answered.add_done_callback(
-                functools.partial(self.certificates.keep_if_ready, server, generation, given)
+                functools.partial(self.certificates.keep_if_ready, server, generation, certificate)
             )
             if worker.notify is not None:
                 worker.listen_for_readiness(worker.notify)
@@ -408,7 +410,7 @@ class Forker:
             kept: list[HasDescriptor] = [holder for holder in ours if holder is not None]
             name = f"{fd_store.WORKER}{worker.placement.id}"
             self._site.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
-            # Recorded before it is ordered to begin, so that it is never unknown to the next supervisor or pool.
+            # Recorded before it is ordered to begin, so that the next supervisor or pool always finds it.
             self._note(process, server)
             if server.command:
                 with contextlib.suppress(OSError):
@@ -417,12 +419,12 @@ class Forker:
             else:
                 worker.control_by(control)
 
-        def on_forged(deed: str) -> None:
+        def on_forged(violation: str) -> None:
             if isinstance(app_zygote, AppZygote):
-                app_zygote.link.cut_off(deed)
+                app_zygote.link.cut_off(violation)
             else:
-                self._zygotes.discard(forked_from, deed)
-            worker.mark_never_started(deed)
+                self._zygotes.discard(forked_from, violation)
+            worker.mark_never_started(violation)
 
         if worker.preloaded or forked_from.user is not None:
             self._children.schedule_parent_check(process, on_forged)
@@ -433,7 +435,7 @@ class Forker:
         worker: LocalWorker,
         spec: Spec,
         control_output_and_listeners: list[int],
-        given: LoadedCertificate,
+        certificate: LoadedCertificate,
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
@@ -450,7 +452,7 @@ class Forker:
                 spec["env"]["NOTIFY_SOCKET"] = worker.notify.path
         file = worker_spec.spec_file(spec)
         afterwards.callback(os.close, file)
-        certificates = afterwards.enter_context(worker_spec.memory_files(given.contents))
+        certificates = afterwards.enter_context(worker_spec.memory_files(certificate.contents))
         adoption = [sock.fileno() for sock in self._adoptions.get_or_open(server)]
         fds = [file, *control_output_and_listeners, *certificates, *adoption]
         if not server.command:

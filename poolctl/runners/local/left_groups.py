@@ -113,7 +113,7 @@ class LeftGroups:
         self._children.kill_group_after(group.leader, group.ended, group.stop_seconds)
 
     async def wait_until_gone(self, key: str) -> None:
-        """Wait until the groups of this server have ended that are being ended, or could not be ended."""
+        """Wait for the end of this server's groups that are being ended; return after a time limit."""
         await _wait_until_ended(
             [group for group in self._groups.values() if group.key == key and not group.stays]
         )

@@ -93,7 +93,7 @@ class LocalRunner(Runner):
     Workers outlive their supervisor, as children of the keeper.
 
     The keeper's exit reports must be passed to `handle_exit_report`. If the keeper and this process have both died,
-    workers drain and exit; what does not is ended by the next start or stop (see left_overs).
+    workers drain and exit; the next start or stop ends the other processes (see left_overs).
     """
 
     events = RunnerEventHandler()
@@ -206,7 +206,7 @@ class LocalRunner(Runner):
             taken = {worker.placement.address for worker in self._workers.values()}
             private = await in_daemon_thread(lambda: free_private_address(taken))
         with self.children.recording_early_exits():
-            serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
+            serving = any(peer.ready_at and not peer.left.done() for peer in self._workers.of(server.key))
             woken = not server.scale.min and not serving
             sockets = [] if server.is_proxied else self.sockets.share_with_worker(server)
             worker = await self.forker.fork(
@@ -222,7 +222,7 @@ class LocalRunner(Runner):
         return worker.placement
 
     async def _wait_for_own_port(self, server: ServerConfig) -> None:
-        """Wait for the end of processes that an earlier program has left, and that may have the server's port."""
+        """Wait for the end of processes that an earlier program has left: they may hold the server's port."""
         if server.binds_itself:
             await self._left_groups.wait_until_gone(server.key)
 
@@ -281,28 +281,28 @@ class LocalRunner(Runner):
         }
         names = await take_over(self.keeper, adopters)
         await self.sockets.adopt_bound()
-        found = adoption.found
+        workers = adoption.workers
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
             self.zygotes.start(InterpreterZygoteIdentity.from_key(key))
-        if found and not zygotes:
+        if workers and not zygotes:
             # The zygotes exited with their keeper.
-            self.forker.warm(found[0].server)
+            self.forker.warm(workers[0].server)
         for server in servers.values():
             if server.preload and self.sockets.endpoints(server.key):
                 self.forker.retain_app_zygote(server)
         self.app_zygotes.end_unneeded()
         # Last, because connections that the accept helper has accepted are put into the servers' pairs.
         await self.activator.adopt_acceptor(by_key)
-        await wait_briefly_for_reports(found)
+        await wait_briefly_for_reports(workers)
         # Close unused listeners before any server looks for an address that one of them may occupy.
-        ours = {server.key for server in servers.values()} | {worker.config.key for worker in found}
+        ours = {server.key for server in servers.values()} | {worker.config.key for worker in workers}
         open_keys = self.sockets.keys()
         for key in open_keys - ours:
             await self.close(key)
         await self.output.start()
         return AdoptionResult(
-            found,
+            workers,
             {hook.server.name: (hook.hook, hook.placement) for hook in adoption.hooks},
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
@@ -337,7 +337,7 @@ class LocalRunner(Runner):
             self._workers[placement.id].set_accepting(accepting)
 
     async def connect_for_probe(
-        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+        self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         """Connect to the worker. Raises OSError.
 
@@ -347,12 +347,13 @@ class LocalRunner(Runner):
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
-        return await readiness.connect_for_probe(worker, kind, plain, self.sockets.of(worker.server), own=own)
+        listeners = self.sockets.of(worker.server)
+        return await readiness.connect_for_probe(worker, kind, plain, listeners, exact=exact)
 
     async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:
-            given = self.forker.certificates.reload_certificate(server)
-            self._workers[placement.id].reload_tls(server, given.contents)
+            certificate = self.forker.certificates.reload_certificate(server)
+            self._workers[placement.id].reload_tls(server, certificate.contents)
 
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
@@ -420,15 +421,15 @@ class LocalRunner(Runner):
     async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         key = self._last_outputs.get(worker, "")
         await self.output.wait_until_stored(key, _LAST_WORDS_SECONDS)
-        if (found := self.output.last_lines(key, lines)) is not None:
-            return found
+        if (tail := self.output.last_lines(key, lines)) is not None:
+            return tail
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 
     async def aclose(self) -> None:
         self._next_check.cancel()
         workers = list(self._workers.values())
-        # What cannot be ended must not keep the rest open.
+        # A worker that cannot be stopped must not keep the rest open.
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers), return_exceptions=True)
         for worker in workers:
             self._workers.remove(worker)

@@ -174,19 +174,19 @@ class LocalWorker(LinkHandler):
             limit = loop.call_later(_END_SECONDS, self.on_violation, "closed its control socket")
             self.exited.add_done_callback(lambda _: limit.cancel())
 
-    def on_violation(self, deed: str) -> None:
-        """Kill the worker because it violated the protocol (`deed` says how); this counts as an unexpected exit."""
+    def on_violation(self, violation: str) -> None:
+        """Kill the worker, which violated the protocol (`violation` says how). This counts as an unexpected exit."""
         if not self.breach and not self.exited.done():
-            self.breach = f"it {deed}"
+            self.breach = f"it {violation}"
             logger.warning(
                 "killing worker %s (pid %s): %s", self.placement.id, self.placement.pid, self.breach
             )
             self._children.kill_group_after(self.process, self.exited, 0.0)
 
-    def mark_never_started(self, deed: str) -> None:
-        """Treat the worker as exited, because its zygote reported a false pid. `deed` says what the zygote did."""
+    def mark_never_started(self, violation: str) -> None:
+        """Treat the worker as exited, because its zygote reported a false pid. `violation` says what the zygote did."""
         if not self.exited.done():
-            self.breach = f"its zygote {deed}"
+            self.breach = f"its zygote {violation}"
             self.on_never_started()
 
     def order_to_begin(self) -> None:
@@ -337,15 +337,15 @@ class LocalWorker(LinkHandler):
 
         Raises WorkerFailed if it exits before, and the exception of a sign.
         """
-        looks = {asyncio.ensure_future(sign) for sign in signs}
+        tasks = {asyncio.ensure_future(sign) for sign in signs}
         try:
-            await asyncio.wait({*looks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*tasks, self.answered}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for look in looks:
-                look.cancel()
-        for look in looks:
-            if look.done():
-                look.result()
+            for task in tasks:
+                task.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
         self.mark_ready()
         await asyncio.shield(self.answered)
 
@@ -393,8 +393,8 @@ class LocalWorker(LinkHandler):
         runs_to_its_end = self.server.job or self.hook
         if self._taken_over and exit_.ok and not (self.reported.done() or runs_to_its_end):
             exit_ = _UNSEEN
-        for each in (self.reported, self.begun, self.imported, self.left):
-            _settle(each)
+        for future in (self.reported, self.begun, self.imported, self.left):
+            _settle(future)
         self.exited.set_result(exit_)
         if not exit_.group_left or self.server.stop_group == "leader":
             _settle(self.group_ended)
@@ -450,7 +450,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         if group is None:
             return
         peers = [
-            each for each in self._by_key[key] if each.handover_group == group and not each.exited.done()
+            peer for peer in self._by_key[key] if peer.handover_group == group and not peer.exited.done()
         ]
         if len(peers) < 2 and worker.server.workers < 2:
             return
@@ -479,4 +479,4 @@ class RunnerWorkers(dict[str, LocalWorker]):
 
     def running_peers(self, worker: LocalWorker) -> list[LocalWorker]:
         """The other workers of the worker's server that have not exited."""
-        return [each for each in self.of(worker.config.key) if each is not worker and not each.exited.done()]
+        return [peer for peer in self.of(worker.config.key) if peer is not worker and not peer.exited.done()]

@@ -1,4 +1,4 @@
-"""Which kills of processes the kernel's out-of-memory killer is known to have done."""
+"""Tells which processes the kernel's out-of-memory killer has killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..runner_protocol import Exit
 
-# Of a control group, with a line `oom_kill NUMBER`: of version 2 and of version 1.
+# The files of a control group (version 2, version 1) that have a line `oom_kill NUMBER`.
 _FILES = ("memory.events", "memory.oom_control")
 _KILLED_STATUS = 128 + 9  # of a shell whose command was killed
 
@@ -39,7 +39,7 @@ class MemoryKills:
         self._attributed = self._count()
 
     def explains(self, exit_: Exit) -> bool:
-        """Whether memory ran out: it was a kill, and the control group counts one that explains no earlier exit."""
+        """Whether memory ran out: it was a kill, and the control group counts a kill that no earlier exit explains."""
         is_kill = exit_.signal == 9 or exit_.status == _KILLED_STATUS
         if not is_kill or self._count() <= self._attributed:
             return False

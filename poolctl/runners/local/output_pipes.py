@@ -35,15 +35,15 @@ LOGGER = HelperKind(
     overlaps=False,  # two would share the lines of a pipe
     # Workers block once they have filled their pipes (64 KiB).
     first_pause_seconds=0.0,
-    longest_pause_seconds=0.2,
+    max_pause_seconds=0.2,
     drain_seconds=None,
 )
 _APPEND_SECONDS = 1.0
 _FILES_OF_A_REPORT = 3
 _MAX_LINE_LENGTH = 4096
-# The ends of output that are kept for messages about the ends of workers.
+# How many pipes' last output is kept, for messages about exited workers.
 MAX_TAILS = 100
-# What a program may write that drops lines rather than wait.
+# How much a program can write into a pipe without waiting.
 _LOG_PIPE_BYTES = 1024 * 1024
 
 
@@ -106,13 +106,13 @@ class OutputPipes(HelperOwner[HelperProcess]):
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         fds = kept or [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
         self._spool = [Descriptor(fd) for fd in fds]
-        # Also if the keeper has them: otherwise its link would keep duplicates of its own for the next keeper.
+        # Even if the keeper has them: otherwise its link would keep separate duplicates for the next keeper.
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, self._spool)
         await self._helper.adopt()
         self._helper.reconcile()
 
     def use(self, process: HelperProcess, *, is_new: bool) -> None:
-        # Also to an adopted logger: the keeper starts the first one without them.
+        # Even to an adopted logger: the keeper starts the first logger without them.
         process.link.send({"t": "underway"}, self._spool)
         for pipe in self._pipes.values():
             process.link.send(pipe.message, [pipe.read])
@@ -137,14 +137,14 @@ class OutputPipes(HelperOwner[HelperProcess]):
         return key, write
 
     def create_log_pipe(self, name: str, path: str, form: str, limits: Log) -> tuple[str, int]:
-        """Create a pipe, like `create_pipe`, for lines that are no server's output; their file is `path`.
+        """Create a pipe, like `create_pipe`, for lines that do not come from a server. They go to the file `path`.
 
-        `name` is in brackets, as no server's is. `form` is that of the file, in which lines get their time, or "raw";
-        `limits` are those of its size and age. Writing never waits: lines that the pipe cannot take are lost.
+        `name` is in brackets, unlike a server's name. `form` is the file's format, in which lines get their time, or
+        "raw"; `limits` bounds its size and age. Writing never waits: lines that the pipe cannot take are lost.
         """
         key, write = self._add_pipe(name, path, form, limits)
         os.set_blocking(write, False)
-        with contextlib.suppress(PermissionError):  # a user with many pipes gets no larger ones
+        with contextlib.suppress(PermissionError):  # a user with many pipes cannot enlarge them
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _LOG_PIPE_BYTES)
         return key, write
 
@@ -189,7 +189,7 @@ class OutputPipes(HelperOwner[HelperProcess]):
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
         """Adopt a pipe from the keeper's store; returns the owner of its descriptor. Must be called before `start`."""
         pipe = self._pipes[key] = _Pipe.of(fds[0], message)
-        if _is_of_a_server(message):
+        if _is_server_output(message):
             self.paths[str(message["name"])] = str(message["path"])
         return [pipe.read]
 
@@ -263,28 +263,28 @@ class OutputPipes(HelperOwner[HelperProcess]):
                 pipe.ready.exception()  # perhaps nothing waits for it
             else:
                 pipe.ready.set_result(None)
-                # The next logger looks for it no longer, and the next supervisor knows that it was there.
+                # The next logger need not look for it, and the next supervisor knows that it was printed.
                 del pipe.message["ready_line"]
                 self._keeper.send({"op": "note", "name": entry_name(pipe.message), "meta": pipe.message})
         elif message.get("t") == "dropped" and key in self._pipes:
-            server, path = (str(self._pipes[key].message[each]) for each in ("name", "path"))
+            server, path = (str(self._pipes[key].message[field]) for field in ("name", "path"))
             self._events().output_lost(
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )
 
 
-def _is_of_a_server(message: wire.Message) -> bool:
+def _is_server_output(message: wire.Message) -> bool:
     return not str(message["name"]).startswith("[")
 
 
 def entry_name(message: wire.Message) -> str:
     """The name in the keeper's store of the pipe that this message registers."""
-    kind = fd_store.OUTPUT if _is_of_a_server(message) else fd_store.HELPER_OUTPUT
+    kind = fd_store.OUTPUT if _is_server_output(message) else fd_store.HELPER_OUTPUT
     return f"{kind}{message['id']}"
 
 
 def _owner_of_log_directories(server: ServerConfig) -> tuple[int, int] | None:
-    """The user and group of the server, which get the directories made for `log.path`; None for the pool's own."""
+    """The server's user and group, which own directories made for `log.path`; None for the pool's own."""
     if server.log.path is None:
         return None  # in the state directory, which is private
     with contextlib.suppress(ServerError):  # reported when the worker is started
@@ -297,5 +297,5 @@ def last_lines(path: str, lines: int, since: float) -> list[str]:
 
     Unless `since` is 0, lines of unknown age, which another program has written into the file, are left out.
     """
-    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_MAX_LINE_LENGTH)
-    return [masked_text(line.text) for line in found if line.time or not since]
+    last = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_MAX_LINE_LENGTH)
+    return [masked_text(line.text) for line in last if line.time or not since]

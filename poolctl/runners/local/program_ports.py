@@ -14,7 +14,7 @@ from poolctl.listeners.sock_diag import CONNECTED, LISTEN, tcp_sockets
 # There is no notification when another program calls bind(), so it is polled.
 FIRST_CONNECT_PAUSE_SECONDS = 0.01
 LAST_CONNECT_PAUSE_SECONDS = 0.2
-# Listing the connections of a listener takes longer, because the kernel walks through all of the machine.
+# Listing the connections of a listener takes longer: the kernel walks through all connections of the machine.
 FIRST_LISTING_PAUSE_SECONDS = 0.5
 LAST_LISTING_PAUSE_SECONDS = 2.0
 LISTING_SECONDS = 1.0
@@ -36,7 +36,7 @@ async def wait_until_listening(server: ServerConfig) -> None:
 def listening_inodes(server: ServerConfig) -> set[int]:
     """The inodes of the sockets that listen at the server's port, whichever process has them. Blocks."""
     until = time.monotonic() + LISTING_SECONDS
-    return {each.inode for each in tcp_sockets(LISTEN, until, port=server.address.port or 0)}
+    return {sock.inode for sock in tcp_sockets(LISTEN, until, port=server.address.port or 0)}
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
@@ -48,8 +48,8 @@ async def connect(server: ServerConfig, target: socket.socket | None) -> socket.
     elif address.kind == "unix":
         family, where = socket.AF_UNIX, address.path
     else:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, _, _, _, where = found[0]
+        addresses = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = addresses[0]
     probe = socket.socket(family, socket.SOCK_STREAM)
     probe.setblocking(False)
     try:

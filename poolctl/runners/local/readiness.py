@@ -1,7 +1,7 @@
 """Waits until workers are ready, and connects to them for probes.
 
-The workers of a program share a listener: which of them has accepted a connection is seen by the process that has the
-connection's socket (proc(5), fd).
+The workers of a program share a listener. /proc shows which worker has accepted a connection: one of its processes has
+the connection's socket (proc(5), fd).
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ async def wait_until_ready(worker: LocalWorker, listeners: Sequence[socket.socke
 
 
 async def connect_for_probe(
-    worker: LocalWorker, kind: str, plain: bool, listeners: Sequence[socket.socket], *, own: bool = False
+    worker: LocalWorker, kind: str, plain: bool, listeners: Sequence[socket.socket], *, exact: bool = False
 ) -> socket.socket:
     """Connect to the worker, and return the caller's end of the connection. Raises OSError.
 
     A worker that runs a command is reached through the first of `listeners` or, if there is none, at the address
-    that the command binds itself. Another worker of its server may accept the connection, unless `own`.
+    that the command binds itself. Another worker of its server may accept the connection, unless `exact`.
     """
     if worker.exited.done():
         raise ConnectionRefusedError("it has exited")
     if worker.control is None:
-        if own and listeners:
+        if exact and listeners:
             return await ProgramSockets(worker).connect(listeners[0])
         return await connect(worker.server, next(iter(listeners), None))
     if worker.control.waits:
@@ -109,23 +109,23 @@ class ProgramSockets:
         """
         count, pause = 1, FIRST_CONNECT_PAUSE_SECONDS
         while True:
-            own = None
+            accepted = None
             probes: list[socket.socket] = []
             try:
                 for _ in range(count):
                     probes.append(await connect(self._worker.server, listener))
                 if _accepts_only_data(listener):
-                    own = await self._assume_own(probes[0])
+                    accepted = await self._assume_own(probes[0])
                 else:
-                    own = await self._wait_for_own(probes)
+                    accepted = await self._wait_for_own(probes)
             except OSError:
                 pass
             finally:
                 for probe in probes:
-                    if probe is not own:
+                    if probe is not accepted:
                         probe.close()
-            if own is not None:
-                return own
+            if accepted is not None:
+                return accepted
             await asyncio.sleep(pause)
             # More only if it may already wait for them: they also burden the other workers.
             waits = await asyncio.to_thread(self._waits_for_events)
@@ -156,23 +156,23 @@ class ProgramSockets:
             pause = min(pause * 1.5, LAST_CONNECT_PAUSE_SECONDS)
 
     async def _is_own(self, probe: socket.socket, inode: int | None) -> bool:
-        """Whether a process of the worker has accepted the connection, whose other end is the socket `inode`, if any.
+        """Whether a process of the worker has accepted the connection. `inode` is the socket at the other end, if any.
 
-        While no older worker of the server runs, this is also assumed of a connection that is already closed.
+        A connection that is already closed counts as accepted while no older worker of the server runs.
         """
         if inode:
-            found = await self._has_socket(lambda: {inode}, strictly=self._overlaps)
+            accepts = await self._has_socket(lambda: {inode}, strictly=self._overlaps)
         elif peer_has_closed(probe) or is_listed(probe):
-            found = not self._overlaps
+            accepts = not self._overlaps
         else:
-            found = None  # the kernel does not answer
-        return (await self._assume_own(probe)) is not None if found is None else found
+            accepts = None  # the kernel does not answer
+        return (await self._assume_own(probe)) is not None if accepts is None else accepts
 
     async def _assume_own(self, probe: socket.socket) -> socket.socket | None:
         """Return the connection, because the system does not show which process accepts it.
 
-        While an older worker runs, the worker is killed instead, unless it has notified that it is ready: it has to be
-        started after the end of the older one.
+        While an older worker runs, this worker is killed instead, because it has to start after the end of the older
+        one. It is not killed once it has reported that it is ready.
         """
         if self._worker.answered.done() or not self._overlaps:
             return probe
@@ -191,8 +191,8 @@ class ProgramSockets:
     async def _has_socket(self, inodes: Callable[[], Set[int]], *, strictly: bool) -> bool | None:
         """Whether a process of the worker has a socket with one of the `inodes`; None if that cannot be seen.
 
-        Unless `strictly`, a process also counts that belongs to no other worker and is not older than this one: the
-        program may have started it elsewhere, such as in a container.
+        Unless `strictly`, processes without a worker also count if they are not older than this one: the program may
+        have started them elsewhere, such as in a container.
         """
         worker, peers = self._worker.process, {peer.process.pid for peer in self._worker.peers()}
         # In a thread, because there may be many processes.
@@ -205,8 +205,8 @@ class ProgramSockets:
             await wait_until_listening(server)
             if not earlier:
                 return
-            found = await asyncio.to_thread(listening_inodes, server)
-            if not found or found - earlier:
+            listening = await asyncio.to_thread(listening_inodes, server)
+            if not listening or listening - earlier:
                 return
             await asyncio.sleep(LAST_CONNECT_PAUSE_SECONDS)
 
@@ -250,11 +250,11 @@ def _worker_has_socket(
 ) -> bool | None:
     """See ProgramSockets._has_socket; `peers` are the pids of the other workers. Blocks."""
     processes = platform.processes_by_leader({worker.pid, *peers})
-    own = [platform.socket_inodes(pid) for pid in processes.pop(worker.pid)]
-    if any(found and not found.isdisjoint(inodes) for found in own):
+    by_process = [platform.socket_inodes(pid) for pid in processes.pop(worker.pid)]
+    if any(held and not held.isdisjoint(inodes) for held in by_process):
         return True
     if strictly:
-        return None if all(found is None for found in own) else False
+        return None if all(held is None for held in by_process) else False
     strangers = processes.pop(None)
     others = [pid for pids in processes.values() for pid in pids]
     others += [pid for pid in strangers if (platform.process_start(pid) or 0) < (worker.start or 0)]

@@ -49,7 +49,7 @@ class Gateway(Protocol):
     """The gateway as seen by a runner."""
 
     async def announce_workers_exit(self, server: str) -> None:
-        """Let the gateway send the server nothing more, whose workers will exit; return when it does, or too late."""
+        """Tell the gateway that the server's workers will exit; return when it sends nothing more, or on a timeout."""
 
 
 class Sockets:
@@ -111,7 +111,7 @@ class Sockets:
                     await self._opener.check_bindable(server.address)
                 return
             if (manager := self._opener.manager) is not None and manager.holds(key):
-                self._shared.add(key)  # what is left of the workers before may have it
+                self._shared.add(key)  # processes left by earlier workers may hold it
             others = {other: self._open[other] for other in beside if other in self._open}
             access = server_socket_access(server)
             opened = await self._opener.open_missing(server.address, held, others, self.inherited, access)
@@ -168,7 +168,7 @@ class Sockets:
         return self._open[key]
 
     async def adopt_bound(self) -> None:
-        """Once all listeners are adopted: let those wait that are only bound, or listen (see `Opener.adopt_bound`)."""
+        """Handle listeners that are only bound (see `Opener.adopt_bound`). Called once all are adopted."""
         for key, sockets in list(self._open.items()):
             bound = [sock for sock in sockets if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
             try:

@@ -41,15 +41,15 @@ class StackReader:
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """The worker's stacks; concurrent requests share one answer."""
-        found = self._workers.get(worker)
-        if found is None or found.exited.done():
+        process = self._workers.get(worker)
+        if process is None or process.exited.done():
             name = worker.rsplit(".", 2)[0]
             return WorkerStacks(name=name, worker=worker, pid=None, problem="it has exited")
-        asked = self._asked.get(worker)
-        if asked is None:
-            asked = self._asked[worker] = asyncio.ensure_future(self._request_stacks(found, seconds))
-            asked.add_done_callback(lambda _: self._asked.pop(worker))
-        return await asyncio.shield(asked)
+        request = self._asked.get(worker)
+        if request is None:
+            request = self._asked[worker] = asyncio.ensure_future(self._request_stacks(process, seconds))
+            request.add_done_callback(lambda _: self._asked.pop(worker))
+        return await asyncio.shield(request)
 
     async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
         problem, source, written = _reason_stacks_unavailable(worker), "", b""
@@ -97,14 +97,14 @@ class StackReader:
         assert pid is not None
         try:
             async with asyncio.timeout(seconds), self._reading:
-                found = await in_daemon_thread(
+                threads = await in_daemon_thread(
                     functools.partial(platform.kernel_state_of_threads, pid, _MAX_THREADS)
                 )
         except TimeoutError:
             return ()
         return tuple(
-            from_json(KernelThread, {**each, "name": sanitize_and_truncate_text(each["name"])})
-            for each in found
+            from_json(KernelThread, {**thread, "name": sanitize_and_truncate_text(thread["name"])})
+            for thread in threads
         )
 
 

@@ -66,11 +66,11 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
 async def systemd_sockets(keeper: Link) -> dict[str, list[int]]:
     """The sockets that systemd passed to the pool, by descriptor number ("3" is the first) and by name, if any."""
     reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
-    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
+    sockets = {str(number): [fd] for number, fd in enumerate(fds, 3)}
     for name, fd in zip(reply["meta"] or (), fds, strict=True):
         if name:
-            found.setdefault(name, []).append(fd)
-    return found
+            sockets.setdefault(name, []).append(fd)
+    return sockets
 
 
 async def wait_briefly_for_reports(workers: Sequence[LocalWorker]) -> None:
@@ -86,10 +86,9 @@ async def wait_briefly_for_reports(workers: Sequence[LocalWorker]) -> None:
 
 @dataclass
 class WorkerAdoption:
-    """Adopts workers and running hooks, which it appends to `found` and `hooks`.
+    """Adopts workers and running hooks, and appends them to `workers` and `hooks`.
 
-    `placed` maps ids of workers to their configurations. A worker whose id is not there gets its server's
-    configuration.
+    `placed` maps ids of workers to their configurations; the other workers get their server's configuration.
     """
 
     keeper: KeeperLink
@@ -97,7 +96,7 @@ class WorkerAdoption:
     events: Callable[[], RunnerEventHandler]
     servers: Mapping[str, ServerConfig]
     placed: Mapping[str, ServerConfig]
-    found: list[LocalWorker] = field(default_factory=list)
+    workers: list[LocalWorker] = field(default_factory=list)
     hooks: list[LocalWorker] = field(default_factory=list)
 
     def adopt_or_stop(
@@ -140,12 +139,12 @@ class WorkerAdoption:
         sock = next((socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         # Set before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
-        owners: list[HasDescriptor] = [each for each in (sock, worker.tally) if each is not None]
+        owners: list[HasDescriptor] = [holder for holder in (sock, worker.tally) if holder is not None]
         self.keeper.remember_entry(f"{fd_store.WORKER}{name}", meta, owners)
         worker.mark_adopted(reports=sock is not None and meta["notify"] is None)
         follow(worker)
         self._resume(worker, meta, sock)
-        (self.hooks if hook else self.found).append(worker)
+        (self.hooks if hook else self.workers).append(worker)
         return []
 
     def _resume(self, worker: LocalWorker, meta: wire.Message, sock: socket.socket | None) -> None:

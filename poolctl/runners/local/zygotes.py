@@ -72,8 +72,8 @@ class InterpreterZygoteIdentity(NamedTuple):
     @classmethod
     def from_key(cls, key: str) -> InterpreterZygoteIdentity:
         """Return the identity whose property `key` has this value."""
-        found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
-        return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
+        match = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
+        return cls(key) if match is None else cls(match[3], (int(match[1]), int(match[2])))
 
 
 class Zygotes:
@@ -142,10 +142,10 @@ class Zygotes:
             hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
-    def discard(self, source: InterpreterZygoteIdentity, deed: str) -> None:
-        """Stop using the zygote, which reported a process that it cannot have forked. `deed` describes the report."""
+    def discard(self, source: InterpreterZygoteIdentity, violation: str) -> None:
+        """Stop using the zygote, which reported a process that it cannot have forked; `violation` describes that."""
         if (link := _link_of(self._running.get(source.key))) is not None:
-            link.cut_off(deed)
+            link.cut_off(violation)
 
     @property
     def processes(self) -> list[ProcessIdentity]:
@@ -292,8 +292,8 @@ class _Zygote(LinkHandler):
             self.up.set_exception(LinkLost("the interpreter exited at its start"))
         self._zygotes.end_lost_zygote(self)
 
-    def on_violation(self, deed: str) -> None:
-        logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
+    def on_violation(self, violation: str) -> None:
+        logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, violation)
 
 
 def _link_of(started: asyncio.Task[Link] | None) -> Link | None:

@@ -47,7 +47,7 @@ class ScriptedHaproxy:
     """Its counters are those of `count`; it answers as long as it is not `hung`."""
 
     def __init__(self) -> None:
-        self.known = identity(os.getpid())
+        self.identity = identity(os.getpid())
         self.pid = os.getpid()
         self.exited = SimpleNamespace(done=lambda: True)
         self.setup = "known"

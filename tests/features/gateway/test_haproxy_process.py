@@ -147,7 +147,7 @@ class Stage:
 
     def hold(self, process: HaproxyProcess) -> None:
         """Have it in the keeper's store."""
-        meta = {**process.known, "settings": process.mark, "path": process.path}
+        meta = {**process.identity, "settings": process.mark, "path": process.path}
         self.keeper.entries[GATEWAY.entry] = meta, []
 
     def commands(self) -> list[str]:

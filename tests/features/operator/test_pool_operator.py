@@ -491,7 +491,7 @@ class Gateway:
 
     def count(self, start: int, **requests: int) -> None:
         """Let a process of this machine that was started then have counted these requests of routes."""
-        self.counted(SimpleNamespace(known={"pid": os.getpid(), "start": start}), requests)
+        self.counted(SimpleNamespace(identity={"pid": os.getpid(), "start": start}), requests)
 
 
 async def informed(part: PoolOperator, requests: int) -> None:

@@ -218,7 +218,7 @@ def test_what_a_killed_leader_has_left_is_ended_if_it_is_surely_the_pools(
         done = pool.ok(command)
         until(lambda: not is_alive(marked))
         assert is_alive(unmarked)
-        assert f"group: pid {unmarked} may be left over from a killed pool, or a stranger" in done.stderr
+        assert f"group: pid {unmarked} may be left over from a killed pool, or another program" in done.stderr
         assert f"kill {unmarked}" in done.stderr
     finally:
         os.kill(unmarked, signal.SIGKILL)

@@ -163,7 +163,7 @@ def test_stop_names_but_neither_ends_nor_counts_what_may_be_a_strangers(
         said = poolctl("stop")
         assert (said.code, said.out) == (0, "nothing is running\n")
         assert said.err.startswith(
-            f"warning: users: pid {stranger} may be left over from a killed pool, or a stranger"
+            f"warning: users: pid {stranger} may be left over from a killed pool, or another program"
         )
         assert is_alive(stranger)
     finally:

@@ -378,12 +378,12 @@ def worker_probes(**health: Any) -> WorkerProbes:
 
 class Refusing:
     def __init__(self) -> None:
-        self.own: list[bool] = []
+        self.exact: list[bool] = []
 
     async def connect_for_probe(
-        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+        self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
-        self.own.append(own)
+        self.exact.append(exact)
         raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 
 
@@ -395,15 +395,15 @@ def test_only_the_probes_of_a_worker_that_is_not_ready_must_reach_that_worker() 
         found = WorkerProbes(server, Placement.of("web", 1, 0, pid=17), runner, lambda *_: None)  # type: ignore[arg-type]
         waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
         async with asyncio.timeout(60):
-            while len(runner.own) < 2:
+            while len(runner.exact) < 2:
                 await asyncio.sleep(0.01)
             waiting.cancel()
             found.start(Status.OK)
-            count = len(runner.own)
-            while len(runner.own) < count + 2:
+            count = len(runner.exact)
+            while len(runner.exact) < count + 2:
                 await asyncio.sleep(0.01)
         found.stop()
-        assert runner.own == [True] * count + [False] * (len(runner.own) - count)
+        assert runner.exact == [True] * count + [False] * (len(runner.exact) - count)
 
     asyncio.run(scenario())
 

@@ -127,7 +127,7 @@ def recalled(record: bytes) -> dict[str, LoadedCertificate]:
     async def scenario() -> dict[str, LoadedCertificate]:
         certificates = FallbackCertificates(Keeper(record))  # type: ignore[arg-type]
         await certificates.load_saved(["web"])
-        return certificates._given
+        return certificates._kept
 
     return asyncio.run(scenario())
 

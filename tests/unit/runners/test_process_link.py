@@ -826,12 +826,12 @@ def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
         (sanitized_text_or_empty, "a\tb\n\x1b", "a\tb\n\N{REPLACEMENT CHARACTER}"),
         (sanitized_text_or_empty, None, ""),
         (sanitized_text_or_empty, 5, Malformed),
-        (partial(number_of, least=2, most=4), 2, 2),
-        (partial(number_of, least=2, most=4), 4, 4),
-        (partial(number_of, least=2, most=4), 1, Malformed),
-        (partial(number_of, least=2, most=4), 5, Malformed),
-        (partial(number_of, least=0, most=4), True, Malformed),
-        (partial(number_of, least=0, most=4), None, Malformed),
+        (partial(number_of, minimum=2, maximum=4), 2, 2),
+        (partial(number_of, minimum=2, maximum=4), 4, 4),
+        (partial(number_of, minimum=2, maximum=4), 1, Malformed),
+        (partial(number_of, minimum=2, maximum=4), 5, Malformed),
+        (partial(number_of, minimum=0, maximum=4), True, Malformed),
+        (partial(number_of, minimum=0, maximum=4), None, Malformed),
     ],
 )
 def test_values_of_messages_are_checked(read: Any, value: object, found: Any) -> None:

@@ -240,7 +240,7 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
                 notified = program_at(listener, generation=3)
                 notified.peers = lambda: [older]
                 notified.mark_ready()
-                (await connect_for_probe(notified, "http", True, [listener], own=True)).close()
+                (await connect_for_probe(notified, "http", True, [listener], exact=True)).close()
 
     refused = {"kernel": NO_NETLINK, "rights": {READLINK: errno.EACCES}}.get(hidden_by, {})
     run_without(refused, lambda: asyncio.run(scenario()))
@@ -252,7 +252,9 @@ def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Path) ->
             older = program_at(listener, pid, generation=1)
             program = program_at(listener, generation=2)
             program.peers = lambda: [older]
-            connecting = asyncio.ensure_future(connect_for_probe(program, "http", True, [listener], own=True))
+            connecting = asyncio.ensure_future(
+                connect_for_probe(program, "http", True, [listener], exact=True)
+            )
             await one_in_queue(listener)
             accepted, address = listener.accept()
             with accepted, await asyncio.wait_for(connecting, 60) as probe:

@@ -110,7 +110,7 @@ def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None
         adoption.adopt_or_stop(found.append, "web.1.0", reply["meta"], fds)
         (worker,) = found
         assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
-        assert adoption.found == found
+        assert adoption.workers == found
         _, owners = runner.keeper.entries["worker:web.1.0"]  # for the keeper's successor
         assert owners[-1] is worker.tally
         assert worker.control is not None

@@ -129,7 +129,7 @@ class HaproxyProcess(HelperChild):
     def save_to_keeper(self, keeper: Link) -> None:
         # Not as "mark", which an upgrade removes from entries: processes with poolctl's code are replaced.
         meta = {
-            **self.known, "settings": self.mark, "path": self.path, "stop_signal": int(signal.SIGUSR1),
+            **self.identity, "settings": self.mark, "path": self.path, "stop_signal": int(signal.SIGUSR1),
         }  # fmt: skip
         keeper.send({"op": "put", "name": self.kind.entry, "meta": meta})
 
@@ -401,7 +401,7 @@ class HaproxyProcesses:
                 command = [settings.program, "-D", "-f", _main_file(self.directory)]
                 await spawn(keeper, command, printed, fds, session=False)
             process = await self._answering(kind, mark, path)
-            log.note(process.known, drain_seconds=settings.table.drain_timeout)
+            log.note(process.identity, drain_seconds=settings.table.drain_timeout)
         except (Refused, HaproxyRefusal, OSError) as error:
             pool_files.unlink_quietly(path)
             why = error.message if isinstance(error, HaproxyRefusal) else f"{settings.program}: {error}"
