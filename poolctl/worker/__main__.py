@@ -65,8 +65,8 @@ class _TooOld(ImportError):
 def _require_uvicorn() -> None:
     import uvicorn
 
-    if (found := uvicorn_problem(sys.executable, uvicorn.__version__)) is not None:
-        raise _TooOld(*found)
+    if (problem := uvicorn_problem(sys.executable, uvicorn.__version__)) is not None:
+        raise _TooOld(*problem)
 
 
 def _report_unfit_to_supervisor(error: ImportError) -> str:

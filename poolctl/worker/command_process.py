@@ -29,9 +29,9 @@ _FORWARDED = signal.valid_signals() - {
     # Raised by this process's own instructions.
     signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS,
 }  # fmt: skip
-# A program that cannot open its port ends early.
+# A program that cannot open its port exits early.
 _EARLY_SECONDS = 30.0
-_NOT_EXECUTABLE = 126  # as a shell has it; beyond, the program is not there, or a signal has ended it
+_NOT_EXECUTABLE = 126  # as in a shell; higher: the program is missing, or a signal has ended it
 
 
 def run_command_in_child() -> NoReturn:
@@ -85,17 +85,17 @@ def _forward_signals_until_exit(command: int, *, together: bool, stop_signal: in
     """
     was_signalled = False
     while True:
-        came = signal.sigwaitinfo((signal.SIGCHLD, *_FORWARDED))
-        if came.si_signo == signal.SIGCHLD:
+        received = signal.sigwaitinfo((signal.SIGCHLD, *_FORWARDED))
+        if received.si_signo == signal.SIGCHLD:
             status = reap_and_find_status(command)
             if status is not None:
                 return status, was_signalled
-        elif came.si_code == SI_KERNEL:
-            if came.si_signo in _STOPS:
+        elif received.si_code == SI_KERNEL:
+            if received.si_signo in _STOPS:
                 os.kill(os.getpid(), signal.SIGSTOP)
-        elif came.si_pid != os.getpid():  # not the SIGPIPE of its own output
+        elif received.si_pid != os.getpid():  # not the SIGPIPE of its own output
             was_signalled = True
-            number = stop_signal if came.si_signo == signal.SIGTERM else came.si_signo
+            number = stop_signal if received.si_signo == signal.SIGTERM else received.si_signo
             for pid in descendants() if together else (command,):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     deliver(partial(os.kill, pid), number)

@@ -83,8 +83,8 @@ def close_and_unlink(listeners: Iterable[socket.socket]) -> None:
 def serve_for_debugging() -> NoReturn:
     """Serve one server for debugging, on the main thread, until Ctrl-C or SIGTERM; then exit.
 
-    So `breakpoint()` works and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a debugger that
-    starts with the interpreter sees only the application. There is no restart and no handover.
+    `breakpoint()` reads from the terminal, Ctrl-C raises KeyboardInterrupt, and a profiler or debugger that starts with
+    the interpreter sees only the application. The server is not restarted, and hands over no connections.
     """
     spec, listeners, tls_fds, _ = read_and_apply_spec("worker", "debug")
     try:

@@ -60,19 +60,18 @@ _MODULES = (
 
 _PACKAGES = "poolctl", "poolctl.gateway", "poolctl.routing"
 _EXPORTS = "poolctl.gateway.routes"
-_EXPORTED_TOO = registry, route_health  # for applications only; workers do not use them
+_ONLY_EXPORTED = registry, route_health  # imported for applications; workers do not use them
 
 
 class RoutesImportHook:
     """Import hook (in sys.meta_path) that makes `poolctl.gateway.routes` importable without poolctl installed.
 
-    The hook returns the worker's own modules. So a route in an ASGI scope is an instance of the class that the
-    application imports. The worker's modules are loaded before the first fork, so a later upgrade of poolctl cannot
-    change them.
+    The hook returns the worker's modules, so that a route in an ASGI scope is an instance of the class that the
+    application imports. They are loaded before the first fork, so a later upgrade of poolctl cannot change them.
 
-    If poolctl is also installed in the application's interpreter, the application imports the installed modules. The
-    hook then supplies only modules that the installed poolctl lacks. Functions of the installed modules accept the
-    worker's routes, because such functions read a route's fields by name.
+    If poolctl is also installed in the application's interpreter, the application imports the installed modules, and
+    the hook supplies only modules that the installed poolctl lacks. Functions of the installed modules accept the
+    worker's routes, because they read a route's fields by name.
     """
 
     def __init__(self, modules: dict[str, ModuleType], exports: CodeType) -> None:
@@ -111,7 +110,7 @@ def make_routes_module_importable() -> None:
 
 def import_libraries_and_set_up() -> None:
     """Install the signal handlers for stack dumps, import uvicorn and others, and configure logging and gc."""
-    # The descriptor of the specification, which a worker has closed by then.
+    # The number of the specification's descriptor, which a worker no longer needs by then.
     STACK_DUMP.install_signal_handlers(SPEC_FD)
     import_libraries()
     configure_logging_and_garbage_collection()
@@ -211,7 +210,7 @@ def load_app(spec: Spec) -> Any:
     if spec["interface"] != "wsgi" and is_plain_asgi3(app):
         return app
     if is_factory(app):
-        # uvicorn calls it, too, but takes the application that it returns for one of ASGI.
+        # uvicorn calls it too, but assumes that it returns an ASGI application.
         app = _call(app, path)
         logger.warning(
             "%s takes no argument: it is called to create the application; set factory = true", path
@@ -229,7 +228,7 @@ def _served_application(app: Any, path: str, spec: Spec) -> App:
     if interface == "wsgi" or (interface == "auto" and is_wsgi(app)):
         return WsgiApp(app, spec["threads"])
     if (is_asgi3(app) or (interface == "asgi" and accepts(app, 3))) and not is_coroutine_function(app):
-        # uvicorn would take it for an application of ASGI 2, and answer every request with 500.
+        # uvicorn would call it as an ASGI 2 application, and answer every request with 500.
         async def asgi3(scope: Scope, receive: Receive, send: Send) -> None:
             await app(scope, receive, send)
 
@@ -248,17 +247,17 @@ def _load_handler(path: str, key: str) -> Any:
 def _import_attribute(path: str) -> Any:
     module_name, _, attributes = path.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
     except Exception as error:
         raise LoadFailed(f"cannot import {path!r}: {type(error).__name__}: {error}") from error
     for attribute in attributes.split("."):
         try:
-            found = getattr(found, attribute)
+            value = getattr(value, attribute)
         except AttributeError as error:
-            near = _nearest(attribute, found)
+            near = _nearest(attribute, value)
             meant = f"; did you mean {near!r}?" if near else ""
             raise LoadFailed(f"cannot import {path!r}: {error}{meant}") from error
-    return found
+    return value
 
 
 def _nearest(attribute: str, holder: object) -> str:
@@ -336,7 +335,7 @@ def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth:
         for route in getattr(router, "routes", ()) if depth else ():
             with contextlib.suppress(Exception):
                 if isinstance(route, kind):
-                    # A route initializes itself when it is matched for the first time, with whatever path.
+                    # A route initializes itself when it is first matched, even with a path that does not match.
                     route.matches(_example_scope())  # type: ignore[attr-defined]
             code = getattr(getattr(route, "endpoint", None), "__code__", None)
             if sources is not None and inspect.iscode(code) and code.co_filename not in sources:

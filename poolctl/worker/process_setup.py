@@ -34,7 +34,7 @@ _LAST_STANDARD_FD = 2
 # An interpreter reads variables with these prefixes only at its start, so they have no effect on a fork.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 
-# Variables that systemd, or a similar program, set for the pool alone (sd_listen_fds(3), sd_notify(3)).
+# Variables that systemd, or a similar program, sets only for the pool (sd_listen_fds(3), sd_notify(3)).
 _POOL_VARIABLES = (
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -69,10 +69,9 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
 
 
 def fill_standard_descriptors() -> None:
-    """Open /dev/null in place of each of the descriptors 0 to 2 that is closed.
+    """Open /dev/null at each of the descriptors 0 to 2 that is closed.
 
-    Otherwise a connection would get one of these numbers: libuv aborts when it closes it, and log lines are written
-    there.
+    Otherwise a connection could get this number: log lines would go to its client, and libuv aborts when it closes it.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_FD:
         os.set_inheritable(null, True)
@@ -160,7 +159,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     if spec.get("stdin") == "open":
         _open_endless_input()
     if spec.get("ends_with_parent"):
-        end_with_parent()  # after the change of the user, which resets it
+        end_with_parent()  # only now, because changing the user resets it
     if "index" in spec:
         os.environ["POOLCTL_NAME"] = spec["server"]  # identifies its processes (see left_daemons)
     if sockets:
@@ -179,8 +178,8 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
 def _open_endless_input() -> None:
     """Make descriptor 0 a pipe without data and without an end. Raises SetupFailed.
 
-    The descriptor reads and writes (fifo(7)): the pipe has a writer as long as it has a reader, whatever happens to
-    other processes. Servers share no pipe, because a server of another user could write to it.
+    The descriptor is open for reading and writing (fifo(7)), so the pipe has a writer as long as it has a reader. Each
+    server has its own pipe, because a server of another user could write to a shared one.
     """
     read, write = os.pipe()
     try:

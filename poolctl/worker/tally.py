@@ -59,7 +59,7 @@ COUNTED = BUCKETS + len(BOUNDS_NS) + 1  # the counted slots end here
 BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long the worker took to answer
 BEAT_ANSWERED_NS = 50  # when the supervisor asked for the heartbeat answered last; 0: none is answered
-_STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
+_STACKS = 51  # 1 if the worker writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # processor time used by its process up to the answer
 
 SIZE_BYTES = mmap.PAGESIZE
@@ -112,12 +112,12 @@ def bounded(number: int) -> int:
 
 def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
     """Return why a worker's counts cannot have grown from `before` to `counts` within `seconds`; "" if they can."""
-    # Only increases are judged, because open connections also decrease.
-    most = int(MAX_PER_SECOND * (seconds + 1))
+    # Only increases are checked, because open connections also decrease.
+    max_increase = int(MAX_PER_SECOND * (seconds + 1))
     for slot in range(1, COUNTED):
         number = counts[slot]
         # Any latency is possible, because a response may take as long as the machine has been up.
-        limit = MAX - 1 if slot == LATENCY_NS else MAX_OPEN if slot in _NOW else before[slot] + most
+        limit = MAX - 1 if slot == LATENCY_NS else MAX_OPEN if slot in _NOW else before[slot] + max_increase
         if number > limit:
             return f"slot {slot} went from {before[slot]} to {number} within {seconds:.3g} s"
     return ""
@@ -249,8 +249,8 @@ def describe_stacks(
     names = {ident: thread.name for ident, thread in list(threading._active.items())}  # type: ignore[attr-defined]
     frames = sys._current_frames()
     current = main or threading.get_ident()
-    own = frames.pop(current, None)
-    threads = [(current, frame or own), *frames.items()]
+    current_frame = frames.pop(current, None)
+    threads = [(current, frame or current_frame), *frames.items()]
     for ident, top in threads[:_MAX_THREADS]:
         head = "Current thread" if ident == current else "Thread"
         name = f" [{_printable(names[ident])}]" if ident in names else ""
@@ -292,10 +292,10 @@ def _await_chain(awaitable: object) -> Iterator[Location]:
     for _ in range(_MAX_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.
-            found = [
+            owners = [
                 referent for referent in gc.get_referents(awaitable) if isinstance(referent, _GENERATORS)
             ]
-            awaitable = found[0] if len(found) == 1 else None
+            awaitable = owners[0] if len(owners) == 1 else None
         for frame_name, awaited_name in _AWAITING:
             frame = getattr(awaitable, frame_name, None)
             if frame is not None:
@@ -323,4 +323,4 @@ def _lines(locations: Iterator[Location]) -> Iterator[str]:
 
 
 def _printable(name: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in str(name)[:_NAME_CHARACTERS])
+    return "".join(char if char.isprintable() else "?" for char in str(name)[:_NAME_CHARACTERS])

@@ -129,14 +129,14 @@ class WorkerProcess:
         self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = self._on_left
         self._inform(_STARTED)
-        # A supervisor that takes over meanwhile reads here that nobody has let the worker accept yet.
+        # Tells a supervisor that takes over now that the worker has not been allowed to accept yet.
         self.control.send_or_drop(_RESTING if self.server.resting else _READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
     def _on_left(self) -> None:
         for listener in self.listeners:
-            listener.close()  # without keeper and supervisor nobody else has them: their addresses become free
+            listener.close()  # frees the addresses if keeper and supervisor have exited
         self.control.send_or_drop({"event": "left"})
 
     def _report_request_limit_reached(self) -> None:
@@ -238,11 +238,11 @@ class WorkerProcess:
         return status
 
     def close_in_child(self) -> None:
-        # The child must keep neither the port bound nor connections open that are closed here.
+        # The child must not keep the port bound, or connections open that are closed here.
         STACK_DUMP.disable_and_close()
         self.control.close_in_child()
         sockets = [*self.listeners, *(self.adoption or ())]
-        for fd in (self.tally_fd, *(each.detach() for each in sockets)):
+        for fd in (self.tally_fd, *(sock.detach() for sock in sockets)):
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -325,10 +325,10 @@ def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> boo
         return False
     if tally is not None:
         # Nothing here is read through the module `time`, whose functions the application may have replaced.
-        asked = tally[BEAT_ASKED_NS]
-        tally[BEAT_LAG_NS] = max(0, monotonic_ns() - asked)
+        asked_ns = tally[BEAT_ASKED_NS]
+        tally[BEAT_LAG_NS] = max(0, monotonic_ns() - asked_ns)
         tally[BEAT_CPU_NS] = process_time_ns()
-        tally[BEAT_ANSWERED_NS] = asked
+        tally[BEAT_ANSWERED_NS] = asked_ns
     return True
 
 
@@ -401,7 +401,7 @@ class ForkedChildCleanup:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
 
     def _after_fork_in_child(self) -> None:
-        if not self._separate:  # in a grandchild these numbers may belong to its own descriptors
+        if not self._separate:  # in a grandchild these descriptor numbers may have been reused
             self._separate = True
             self._reset_loop_signal_handlers()
             self._worker.close_in_child()
@@ -410,7 +410,7 @@ class ForkedChildCleanup:
     def _reset_loop_signal_handlers(self) -> None:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
-            # Reset only the handler of the loop, for whichever signals; all others belong to the application.
+            # Reset only the loop's handler; all others belong to the application.
             if self.loop_handler is not None and signal.getsignal(number) == self.loop_handler:
                 signal.signal(number, signal.SIG_DFL)
 

@@ -38,7 +38,7 @@ REQUESTS_FD = 3
 _APP_REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1
 _FORKER_SECONDS = 0.05
-_CLOSE_BEHIND_MILLISECONDS = 4
+_NEXT_REQUEST_MILLISECONDS = 4
 
 # By a request's operation: the function that the fork runs with the request's descriptors.
 Roles = Mapping[str, Callable[[list[int]], NoReturn]]
@@ -48,7 +48,7 @@ def run_base_zygote() -> None:
     """Run the base zygote: fork a worker or app zygote for each request until the socket's other end is closed."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
-    # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
+    # Done here, not in every worker: Python's default handlers are meant for programs of one process.
     process_setup.reset_signals()
     process_setup.clear_systemd_variables()
     imports.import_libraries_and_set_up()
@@ -102,11 +102,11 @@ def _import_and_serve_forks(spec: Spec) -> int:
         message = str(error)[: imports.MAX_CHARACTERS]
         _send(requests, {"event": "failed", "message": message, "missing": error.missing})
         return _run_exit_functions(STARTUP_FAILURE)
-    if found := before.describe_leftovers_after_wait(origins):
-        return _report_preload_unusable(requests, found, before.advice_on_new_native_threads())
+    if leftovers := before.describe_leftovers_after_wait(origins):
+        return _report_preload_unusable(requests, leftovers, before.advice_on_new_native_threads())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
-    # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
+    # From now on only workers print, into their own pipes; end of file on this pipe shows that all output was read.
     process_setup.flush_output()
     process_setup.fill_standard_descriptors()
     process_setup.discard_output()
@@ -116,8 +116,8 @@ def _import_and_serve_forks(spec: Spec) -> int:
     return 0
 
 
-def _report_preload_unusable(requests: socket.socket, found: str, fix: str) -> int:
-    problem = f"its import {found}, which no fork can share: each worker imports it instead"
+def _report_preload_unusable(requests: socket.socket, leftovers: str, fix: str) -> int:
+    problem = f"its import {leftovers}, which no fork can share: each worker imports it instead"
     problem += f" ({fix})" if fix else ""
     process_setup.print_message(f"preload = true has no effect: {problem}")
     _run_exit_functions(0)
@@ -193,8 +193,8 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
 
     `roles` maps the operation that a request names to the function to run in its process.
     """
-    # The keeper can wait for the forked processes, and signal them by pid, once it is their parent: when this process
-    # exits. It still serves requests that follow closely, because a forker for each makes starts a fifth slower.
+    # The keeper becomes the parent of the forked processes, and can reap and signal them, only when this process exits.
+    # Requests that follow closely are still served here, because a forker for each makes starts a fifth slower.
     more = select.poll()
     more.register(requests, select.POLLIN)
     ends = None
@@ -208,7 +208,7 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
             elif operation == "ping":
                 wire.send(requests, {"event": "up"}, wait=True)
             close_all(fds)
-            if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
+            if time.monotonic() >= ends or not more.poll(_NEXT_REQUEST_MILLISECONDS):
                 break
     finally:
         os._exit(0)
@@ -225,7 +225,7 @@ def _fork_one(
             _lead_session(group)
             run(fds)
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            # Not left to the child: until it runs, a signal to the zygote's group would reach it.
+            # Here, not in the child: until it runs, a signal to the zygote's group would reach it.
             os.setpgid(child, child)
         wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
     except OSError as error:
@@ -253,7 +253,7 @@ _MAX_NAMED = 3
 
 # Names of threads that their library does not need after a fork. jemalloc holds its locks during a fork
 # (pthread_atfork(3)), so the child is safe (pyarrow, pandas, scikit-learn: none of 300 forks hung).
-_SPARED = frozenset({"jemalloc_bg_thd"})
+_IGNORED_THREADS = frozenset({"jemalloc_bg_thd"})
 _TASKS = "/proc/self/task"
 
 # Libraries that compute on threads of their own, by a part of their file's name, and the variable that limits them.
@@ -278,7 +278,7 @@ class ProcessSnapshot(NamedTuple):
     def of_this_process(cls) -> ProcessSnapshot:
         """The current threads, children and descriptors of this process."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
-        kept = frozenset(thread for thread in threads if native_thread_name(thread) not in _SPARED)
+        kept = frozenset(thread for thread in threads if native_thread_name(thread) not in _IGNORED_THREADS)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def describe_leftovers_after_wait(self, origins: ThreadOrigins | None = None) -> str:
@@ -290,13 +290,13 @@ class ProcessSnapshot(NamedTuple):
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _trigger_fork_handlers()
         deadline = time.monotonic() + _ENDING_SECONDS
-        while found := self._describe_new_resources(
+        while leftovers := self._describe_new_resources(
             ProcessSnapshot.of_this_process(), origins or ThreadOrigins()
         ):
             if time.monotonic() >= deadline:
                 break
             time.sleep(_PAUSE_SECONDS)
-        return found
+        return leftovers
 
     def advice_on_new_native_threads(self) -> str:
         """Advice on preventing the native threads started since this snapshot; "" without such threads or advice."""
@@ -305,7 +305,7 @@ class ProcessSnapshot(NamedTuple):
         )
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
-        python = {each.native_id for each in threading.enumerate()}
+        python = {thread.native_id for thread in threading.enumerate()}
         return now.threads - self.threads - python
 
     def _describe_new_resources(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
@@ -326,20 +326,20 @@ class ProcessSnapshot(NamedTuple):
 
 
 def _children(threads: frozenset[int]) -> list[int]:
-    found: list[int] = []
+    children: list[int] = []
     for thread in threads:
         with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
-            found += map(int, file.read().split())
-    return found
+            children += map(int, file.read().split())
+    return children
 
 
 def _descriptors() -> dict[int, str]:
-    found = {}
+    targets = {}
     for name in os.listdir("/proc/self/fd"):
         # The descriptor of the listing itself is closed by now.
         with contextlib.suppress(OSError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
+            targets[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return targets
 
 
 def _trigger_fork_handlers() -> None:
@@ -410,18 +410,18 @@ class ThreadOrigins:
     def describe_thread(self, thread: int) -> str:
         """A description of a thread, such as `the thread 'ticker' of shop.jobs`."""
         module = self._modules.get(thread, "")
-        for each in threading.enumerate():
-            if each.native_id == thread:
-                module = _module_of(each) or module
-                return f"the thread {each.name!r}" + (f" of {module}" if module else "")
+        for candidate in threading.enumerate():
+            if candidate.native_id == thread:
+                module = _module_of(candidate) or module
+                return f"the thread {candidate.name!r}" + (f" of {module}" if module else "")
         name = native_thread_name(thread)
-        known = f"a thread {name!r}" if name and name != native_thread_name(os.getpid()) else "a thread"
-        return f"{known} in {module}" if module else f"{known} ({thread})"
+        text = f"a thread {name!r}" if name and name != native_thread_name(os.getpid()) else "a thread"
+        return f"{text} in {module}" if module else f"{text} ({thread})"
 
     def _record_new_threads(self, importing: str = "") -> None:
-        if found := _threads() - self._modules.keys():
+        if threads := _threads() - self._modules.keys():
             self._modules |= dict.fromkeys(
-                found, _module_that_started_thread(self._last, importing or _importing_module_name())
+                threads, _module_that_started_thread(self._last, importing or _importing_module_name())
             )
 
 
@@ -456,7 +456,7 @@ def _module_that_started_thread(last: str, importing: str) -> str:
     """
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
-        return last  # an extension module, whose libraries have been loaded
+        return last  # an extension module: loading its libraries may start threads
     if getattr(spec, "_initializing", False) or last == importing:
         return last
     if importing and last.partition(".")[0] in sys.stdlib_module_names:

@@ -40,17 +40,17 @@ Socket = socket.socket  # an application may replace it, as gevent and PySocks d
 
 # A full worker accepts again once a sixteenth of its connections has closed, or some time after the first has closed,
 # because opening and closing a listener costs as much as several requests.
-_PART = 16
+_ROOM_DIVISOR = 16
 _ROOM_SECONDS = 0.05
 _TAKE_AGAIN_SECONDS = 0.1
 # Descriptors kept free for probes, files of the application, and connections accepted in one loop iteration.
 _MIN_RESERVE = 16
-_RESERVED_PART = 16
+_RESERVE_DIVISOR = 16
 _OPEN_AT_START = 64  # assumed where /proc is not readable
 _AT_ONCE = 16
 # How long a woken worker expects connections in its pair that have waited for it to wake.
 _WAKE_SECONDS = 1.0
-_ROOM_PART = 4
+_BATCH_DIVISOR = 4
 _RETRY_SECONDS = 1.0  # the same as asyncio's
 _MIN_HANDSHAKE_SECONDS = 0.1
 
@@ -88,7 +88,7 @@ class BatchLimitedListener(socket.socket):
     def accept(self) -> tuple[socket.socket, object]:
         """Like socket.accept(), but after a few calls raises BlockingIOError once, to let the loop do other work."""
         if not self._at_once:
-            self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _ROOM_PART))
+            self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _BATCH_DIVISOR))
             raise BlockingIOError
         self._at_once -= 1
         fd, address = self._accept()  # type: ignore[attr-defined]
@@ -155,14 +155,14 @@ def stop_reading(listeners: Sequence[socket.socket]) -> None:
 
 async def close_all(listening: Sequence[Listening]) -> None:
     """Stop accepting, without losing a connection that has been accepted."""
-    # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
-    # first and close it some turns later, when those are attached.
-    for each in listening:
-        stop_reading(each.sockets)
+    # asyncio's Server.close() destroys connections that it has accepted but not attached yet, so it is called a few
+    # loop iterations after the last accept.
+    for server in listening:
+        stop_reading(server.sockets)
     for _ in range(3):
         await asyncio.sleep(0)
-    for each in listening:
-        each.close()
+    for server in listening:
+        server.close()
     await asyncio.sleep(0)
 
 
@@ -320,7 +320,7 @@ class ConnectionAcceptor:
         self._full = True
         self._server_state.connections.on_leave = self._accept_again_now_or_soon
         self._stop_taking_handovers()
-        # Cleared at once, because the next connection is for another worker.
+        # Now, not in the background task: another worker should accept the next connection.
         before, self.servers = self.servers, ()
         for server in before:
             stop_reading(server.sockets)
@@ -328,7 +328,7 @@ class ConnectionAcceptor:
 
     def _accept_again_now_or_soon(self) -> None:
         assert self._most is not None
-        if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
+        if self._server_state.open_connections <= self._most - max(1, self._most // _ROOM_DIVISOR):
             self._accept_again_if_room()
         elif self._room_timer is None:
             self._room_timer = asyncio.get_running_loop().call_later(
@@ -372,7 +372,7 @@ class ConnectionAcceptor:
         sockets = [BatchLimitedListener(listener, self._server_state) for listener in self._listeners]
         try:
             if self._is_limited or config.ssl is not None:
-                # As asyncio's server does: a listener that was opened beside another one is only bound so far.
+                # As asyncio's server does: a listener that was opened beside another is only bound so far.
                 for sock in sockets:
                     sock.listen(config.backlog)
                 return [OneByOneAcceptor(sock, self._serve_accepted, self._has_room) for sock in sockets]
@@ -497,8 +497,8 @@ class ConnectionAcceptor:
         if balancer is not None:
             balancer.note_taken()
         if self._config.ssl is None:
-            made = functools.partial(self._make_adopted_protocol, taken.until, taken.asked, taken.received)
-            self.accepted.attach(made, taken)
+            make = functools.partial(self._make_adopted_protocol, taken.until, taken.asked, taken.received)
+            self.accepted.attach(make, taken)
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
@@ -514,10 +514,10 @@ class ConnectionAcceptor:
     ) -> asyncio.Protocol:
         if received:
             return ReplayProtocol(self._make_adopted_protocol(None, False, b""), received, self._server_state)
-        made = self._make_protocol()
-        if isinstance(made, Http1Connection):
-            made.set_read_deadline(until, between_requests=between_requests)
-        return made  # type: ignore[no-any-return]
+        protocol = self._make_protocol()
+        if isinstance(protocol, Http1Connection):
+            protocol.set_read_deadline(until, between_requests=between_requests)
+        return protocol  # type: ignore[no-any-return]
 
     def _make_protocol(self) -> Any:
         return protocol_factory(self._config, self._server_state, self._app_state)()
@@ -545,8 +545,8 @@ def protocol_factory(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State
 ) -> Callable[[], Any]:
     """A function that creates the protocol of each new connection."""
-    made: Any = config.http_protocol_class
-    return functools.partial(made, config=config, server_state=server_state, app_state=app_state)
+    protocol_class: Any = config.http_protocol_class
+    return functools.partial(protocol_class, config=config, server_state=server_state, app_state=app_state)
 
 
 def connection_limit_by_descriptors() -> int:
@@ -559,4 +559,4 @@ def connection_limit_by_descriptors() -> int:
         open_now = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
     except OSError:
         open_now = _OPEN_AT_START
-    return max(1, soft - open_now - max(_MIN_RESERVE, soft // _RESERVED_PART))
+    return max(1, soft - open_now - max(_MIN_RESERVE, soft // _RESERVE_DIVISOR))

@@ -40,7 +40,7 @@ _STEP_SECONDS = 0.005
 _TAKEN_SECONDS = 0.02  # connections handed over earlier are already counted by their new worker
 _REST_SECONDS = 1.0
 _MIN_DIFFERENCE = 2
-_WEBSOCKETS_PART = 4
+_WEBSOCKETS_DIVISOR = 4
 # A worker with one connection more than another pauses once, with two or more it makes several long pauses.
 _PAUSE_SECONDS = 0.001
 _LONG_PAUSE_SECONDS = 0.005
@@ -86,7 +86,7 @@ class PeerCounts:
     def publish(self, connections: int | None, websockets: int) -> None:
         """Publish the number of open connections, and how many are WebSockets. None: the worker does not accept."""
         used = self._slot - _FIRST + 1
-        # At first, and again if another worker that joined at the same moment has overwritten it.
+        # Initially, and again if a worker that joined at the same moment has overwritten it.
         if self._page[_USED] < used:
             self._page[_USED] = used
         self._page[self._slot] = 0 if connections is None else websockets << _BITS | connections + 1
@@ -133,8 +133,8 @@ class PeerCounts:
         raise BlockingIOError("no slot is free")
 
     def _is_alive(self, slot: int) -> bool:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
-        kind, *_ = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
+        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, request))
         return bool(kind != fcntl.F_UNLCK)
 
 
@@ -264,7 +264,7 @@ class ConnectionBalancer:
 
     def _has_more_websockets(self) -> bool:
         mine, others = self._state.open_websockets, self._counts.others_websockets()
-        return bool(others) and mine - min(others) >= max(_MIN_DIFFERENCE, mine // _WEBSOCKETS_PART)
+        return bool(others) and mine - min(others) >= max(_MIN_DIFFERENCE, mine // _WEBSOCKETS_DIVISOR)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
         """Return how many handed-over connections the other workers, whose counts are `others`, do not count yet."""
@@ -284,7 +284,8 @@ class ConnectionBalancer:
 
     def _detect_short_lived_and_even_out(self) -> None:
         if self._made:
-            closed = sum(each.transport is None or each.transport.is_closing() for each in self._made)
+            transports = [connection.transport for connection in self._made]
+            closed = sum(transport is None or transport.is_closing() for transport in transports)
             self._short_lived = 2 * closed >= len(self._made)
             self._made.clear()
         self._even_out()

@@ -65,7 +65,7 @@ class TrackedConnections(set[Any]):
     def add(self, connection: Hashable) -> None:
         state = self._state
         if len(self) + len(state.expected) + 1 >= state.most_connections:
-            state.on_full()  # before it is one of those that may have to make room
+            state.on_full()  # before the connection is added
         set.add(self, connection)
         if state.on_activity is not None:
             state.on_activity()
@@ -196,7 +196,7 @@ class PoolServerState(ServerState):
         self.changed = asyncio.Event()
         self.fixed_headers: list[Header] = []  # the headers of every response, besides the date
         self.date_header = True
-        self.date_ends_ns = 0  # the monotonic time at which the date in `default_headers` is no longer right
+        self.date_ends_ns = 0  # the monotonic time from which the date in `default_headers` is wrong
         self.tally: memoryview | None = None  # the page of counts
         self.counts: RequestCounts | None = None  # counts requests on `tally`
         self.failed: FailedRequestLog | None = None  # logs requests that failed

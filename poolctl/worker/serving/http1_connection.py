@@ -80,7 +80,7 @@ FIRST = PartialHead()  # the head of a first request of which nothing has arrive
 
 
 class AnsweredTransport:
-    """What uvicorn's object for a request has for a transport after its response: its errors end no connection."""
+    """Replaces the transport of uvicorn's object for a request after its response: later errors close no connection."""
 
     def close(self) -> None:
         """Do nothing: the client was not told that the connection ends, and may have sent its next request."""
@@ -122,9 +122,9 @@ class Http1Connection(Http1Protocol):
 
     @property
     def limit_concurrency(self) -> int | None:
-        """What uvicorn compares the numbers of connections and of requests with: 0 refuses a request, None does not.
+        """uvicorn's limit of connections and requests: 0 if the next request is to be refused, else None.
 
-        uvicorn also counts connections without a request: a few idle clients would have it refuse all others.
+        uvicorn would also count connections without a request, so that a few idle clients block all others.
         """
         most = self.server_state.most_requests
         return None if most is None or len(self.server_state.tasks) < most else 0
@@ -140,7 +140,7 @@ class Http1Connection(Http1Protocol):
 
     @property
     def of_gateway(self) -> bool:
-        """Whether the gateway sends requests on this connection, which it closes itself when it needs it no longer."""
+        """Whether the connection is the gateway's, which closes it itself when it is no longer needed."""
         return self._from_gateway or (self.cycle is not None and is_of_gateway(self.cycle.scope))
 
     @property
@@ -217,7 +217,7 @@ class Http1Connection(Http1Protocol):
             self.transport.pause_reading()
         elif self.hand_over(end):
             return
-        # A response is still being written, or the pair is full because the other workers are busy: then it serves on.
+        # A response is still being written, or the pair is full because the other workers are busy: keep serving.
         if self._trying is not None and not self._trying.cancelled():
             self._trying.cancel()
         # The first time at the end of this iteration: uvloop writes then.
@@ -279,7 +279,7 @@ class Http1Connection(Http1Protocol):
         if state.draining:
             self._mark_last_response()
 
-    # What uvicorn's object for a request calls instead of the methods of a transport.
+    # The methods of a transport, which uvicorn's object for a request calls.
 
     def write(self, data: bytes) -> None:
         """Send the next part of a response. A head waits for the part that follows."""
@@ -320,7 +320,7 @@ class Http1Connection(Http1Protocol):
             self.transport.write(head)
 
     def close(self) -> None:
-        """Close the connection when everything is sent, unless the client takes it for open (RFC 9112 §9.6).
+        """Close the connection when everything is sent, unless the client considers it open (RFC 9112 §9.6).
 
         uvicorn closes it after each error of an application. But a client whose response is complete, and did not say
         `Connection: close`, may have sent its next request.
@@ -375,7 +375,7 @@ class Http1Connection(Http1Protocol):
         self.begun_ns = now_ns  # the time at which a pipelined request begins
         super().on_response_complete()
         state = self.server_state
-        # Once: a supervisor that is held up takes the reports of many for the flood of a hostile application.
+        # Only once: a delayed supervisor would take many reports for a flood from a hostile application.
         if state.total_requests == state.max_requests:
             state.on_limit()
         # The client was not told that the response is the last, and may send another request.
@@ -643,7 +643,7 @@ class H11Connection(Http1Connection, H11Protocol):
             self.send_head()
             self.transport.close()  # h11 cannot find the end of what the client still sends
             return b""
-        # h11 refuses to go on after an event that does not fit, such as a body after the head of a 204.
+        # h11 does not continue after an invalid event, such as a body after the head of a 204.
         self._renew_parser()
         pipelined: bytes = conn.trailing_data[0]
         return pipelined
@@ -673,11 +673,11 @@ class _UpgradeIgnored(Exception):
 
 
 class UpgradeIgnoringConnection(HttpToolsProtocol):
-    """uvicorn's class, which with this serves requests that ask for an unsupported protocol (RFC 9110 §7.8).
+    """uvicorn's class, extended to serve requests that ask for an unsupported protocol (RFC 9110 §7.8).
 
-    httptools takes what follows such a head for data of that protocol, and uvicorn drops it: the body of a POST of
-    Java's HttpClient, which asks for h2c, or the next requests. So the head is parsed again, without `Upgrade`, which
-    the application still sees. A new parser does it, because the old one stops reading after `Connection: close`.
+    httptools treats everything after such a head as data of that protocol, and uvicorn drops it: the body of a POST of
+    Java's HttpClient, which asks for h2c, or the next requests. So a new parser parses the head without `Upgrade`,
+    which the application still sees; the old parser would stop reading after `Connection: close`.
     """
 
     @property
@@ -807,5 +807,5 @@ class DataDiscardingProtocol(asyncio.Protocol):
 
 def wants_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether these request headers ask for server-sent events."""
-    # As every EventSource sends (HTML, "Server-sent events"). Any other stream, ended so, could be taken for complete.
+    # Every EventSource sends this (HTML, "Server-sent events"). The client of another stream might think it complete.
     return any(name == b"accept" and b"text/event-stream" in value for name, value in headers)

@@ -310,7 +310,7 @@ class PoolServer(uvicorn.Server):
 
     def _trust_unix_peers(self) -> None:
         config = self.config
-        # Elsewhere a client without an address is one that has left before its connection was accepted.
+        # On other listeners, a client without an address has left before its connection was accepted.
         is_unix = all(listener.family == socket.AF_UNIX for listener in self._listeners)
         if config.proxy_headers and UNIX in config.forwarded_allow_ips and is_unix:
             app: Any = inner_app(config.loaded_app)
@@ -381,10 +381,9 @@ class PoolServer(uvicorn.Server):
         """Close HTTP connections of a class that poolctl does not know, each after its response in progress."""
         kind: Any = self.config.http_protocol_class
         if not issubclass(kind, Http1Connection):
-            for each in [
-                connection for connection in self.server_state.connections if type(connection) is kind
-            ]:
-                each.shutdown()
+            for connection in list(self.server_state.connections):
+                if type(connection) is kind:
+                    connection.shutdown()
 
     async def _wait_until_empty(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
         """Wait until no connection and no request is left, the time is over or, with `or_stopped`, `stop` is called."""
@@ -483,12 +482,12 @@ class ProbeConnections:
                 connection.transport.abort()
 
     def _make_protocol(self) -> asyncio.Protocol:
-        made = protocol_factory(self._config, self.server_state, self._app_state)()
-        made.access_log = False
-        made.app = inner_app(made.app)
-        made.timeout_keep_alive = _PROBE_KEPT_SECONDS
-        made.connection_made = functools.partial(self._on_probe_connected, made)
-        return made  # type: ignore[no-any-return]
+        protocol = protocol_factory(self._config, self.server_state, self._app_state)()
+        protocol.access_log = False
+        protocol.app = inner_app(protocol.app)
+        protocol.timeout_keep_alive = _PROBE_KEPT_SECONDS
+        protocol.connection_made = functools.partial(self._on_probe_connected, protocol)
+        return protocol  # type: ignore[no-any-return]
 
     def _on_probe_connected(self, protocol: Any, transport: asyncio.Transport) -> None:
         type(protocol).connection_made(protocol, transport)

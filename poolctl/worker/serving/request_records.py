@@ -78,7 +78,7 @@ class AccessLogMiddleware:
 
         async def sent(message: Message) -> None:
             if self._answer and message["type"] in _HEADS:
-                headers = [each for each in message.get("headers", ()) if bytes(each[0]).lower() != _NAME]
+                headers = [field for field in message.get("headers", ()) if bytes(field[0]).lower() != _NAME]
                 message = {**message, "headers": headers + name}
             await send(message)
             if seen.record_and_check_end(message):
@@ -154,7 +154,7 @@ class RequestLogLine(NamedTuple):
 
     def members(self) -> dict[str, object]:
         """Return the log line as JSON fields, such as `method` and `status`. A field without a value is left out."""
-        found = {
+        fields = {
             "message": f"{self._method_and_target()} {int(self.status)}",
             "request_id": self.name or None,
             "client": uvicorn_parts.get_client_addr(self.scope),  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ class RequestLogLine(NamedTuple):
             "status": int(self.status),
             "duration_seconds": round(self.seconds, 6),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _method_and_target(self) -> str:
         target = uvicorn_parts.get_path_with_query_string(self.scope)  # type: ignore[arg-type]
@@ -192,8 +192,8 @@ class FailedRequestLog:
         self._lines += 1
         if self._lines > _MAX_LINES:
             return
-        given = next((value for name, value in scope["headers"] if name == _NAME), b"")
-        name = given.decode() if _GOOD.fullmatch(given) else ""
+        id_ = next((value for name, value in scope["headers"] if name == _NAME), b"")
+        name = id_.decode() if _GOOD.fullmatch(id_) else ""
         _write_log_line(self._form, "ERROR", RequestLogLine(scope, status, seconds, name))
 
 
@@ -239,10 +239,10 @@ def _print(line: str) -> None:
 
 
 def _assign_request_id(scope: Scope) -> str:
-    given = [value for name, value in scope["headers"] if name == _NAME]
-    name = given[0] if given and _GOOD.fullmatch(given[0]) else os.urandom(_SECRET_BYTES).hex().encode()
-    if given != [name]:
-        scope["headers"] = [*(each for each in scope["headers"] if each[0] != _NAME), (_NAME, name)]
+    ids = [value for name, value in scope["headers"] if name == _NAME]
+    name = ids[0] if ids and _GOOD.fullmatch(ids[0]) else os.urandom(_SECRET_BYTES).hex().encode()
+    if ids != [name]:
+        scope["headers"] = [*(header for header in scope["headers"] if header[0] != _NAME), (_NAME, name)]
     text: str = name.decode()
     scope.setdefault("state", {})["request_id"] = text
     return text

@@ -121,11 +121,11 @@ class RequiredProtocolMembers(NamedTuple):
 
 
 def _members(kind: type) -> set[str]:
-    found = set(dir(kind))
-    for each in kind.__mro__:
-        code = getattr(vars(each).get("__init__"), "__code__", None)
-        found.update(getattr(code, "co_names", ()))
-    return found
+    names = set(dir(kind))
+    for base in kind.__mro__:
+        code = getattr(vars(base).get("__init__"), "__code__", None)
+        names.update(getattr(code, "co_names", ()))
+    return names
 
 
 # The parts of both classes.
@@ -266,10 +266,10 @@ class _EnabledLogger(logging.Logger):
 
 
 def keep_loggers_enabled() -> None:
-    """Have errors and requests logged whatever logging an application sets up.
+    """Log errors and requests even if an application sets up its own logging.
 
-    `logging.config.dictConfig` and `fileConfig` disable every logger that exists, unless they are told otherwise: an
-    exception in a request would be logged nowhere.
+    By default `logging.config.dictConfig` and `fileConfig` disable existing loggers: exceptions in requests would not
+    be logged.
     """
     for name in _LOGGERS:
         logging.getLogger(name).__class__ = _EnabledLogger

@@ -160,7 +160,7 @@ class WsgiRequest:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let the application's thread end with the next part of the body that it sends or reads."""
+        """End the application's thread when it next sends or reads a part of the body."""
         self.gone = True
         self._changed.set()
 
@@ -196,7 +196,7 @@ class WsgiRequest:
         port = (self.scope.get("server") or ("", None))[1]
         environ["SERVER_PORT"] = str(port or (443 if environ["wsgi.url_scheme"] == "https" else 80))
         environ.setdefault("REMOTE_ADDR", "")  # the client of a Unix socket
-        environ["asgi.scope"] = self.scope  # whose `state` has the values of the pool's context
+        environ["asgi.scope"] = self.scope  # its `state` has the values of the pool's context
         environ["wsgi.errors"] = sys.stderr
         environ["wsgi.input"] = io.BufferedReader(RequestBody(environ["wsgi.input"], self))
         environ["wsgi.input_terminated"] = True
@@ -205,8 +205,8 @@ class WsgiRequest:
 def _headers_for_wsgi(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
     """The headers without ambiguous names, and with a single Cookie.
 
-    In an environ `X_Forwarded_For` would be `X-Forwarded-For`, so a client could pass off its own as a proxy's. HTTP/2
-    splits Cookie into several headers (RFC 9113 §8.2.3).
+    In an environ `X_Forwarded_For` and `X-Forwarded-For` have the same name, so a client could forge a proxy's header.
+    HTTP/2 splits Cookie into several headers (RFC 9113 §8.2.3).
     """
     cookies = []
     for name, value in headers:
@@ -259,7 +259,7 @@ class WsgiResponse:
         if code in _WITHOUT_BODY:
             self._bytes_left = 0
             # uvicorn would expect a body of this length.
-            encoded = [each for each in encoded if each[0] != "content-length"]
+            encoded = [header for header in encoded if header[0] != "content-length"]
         self.headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in encoded]
         self._has_begun = True
         self._inner_write = self.inner_start(f"{code} ", [])
@@ -277,7 +277,7 @@ class WsgiResponse:
             yield chunk
 
     def take_written(self) -> Iterator[bytes]:
-        """What the application has passed to `write` since the last call, if the middleware has no `write` itself."""
+        """The data passed to `write` since the last call, if the middleware has no `write`."""
         written, self._written = self._written, []
         return iter(written)
 
