@@ -1,4 +1,4 @@
-"""The keeper's connections to a supervisor, and to the one that fills a new keeper."""
+"""The keeper's connections: to its supervisor, and to a supervisor that has lost its keeper."""
 
 from __future__ import annotations
 

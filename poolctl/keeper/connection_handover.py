@@ -34,9 +34,9 @@ class NoRoom(Exception):
 class Connection(socket.socket):
     """A client connection, with a deadline if a process has set one, and with the bytes that were read already.
 
-    `until` is the deadline, a monotonic time. If `asked` is False, the head of a request must be complete by the
-    deadline; without a deadline the receiver sets its usual limit. If `asked` is True, a response was sent and no byte
-    has arrived since: the next request must begin by the deadline; without one the connection is not limited.
+    `until` is the deadline, a monotonic time. An `idle` connection has got its last response, and no byte has arrived
+    since: its next request must begin by the deadline; without a deadline it may stay idle. On any other connection the
+    head of a request must be complete by the deadline; without a deadline the receiver sets its usual limit.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
@@ -44,7 +44,7 @@ class Connection(socket.socket):
     type = socket.SocketType.type  # type: ignore[assignment]
 
     until: float | None = None
-    asked = False
+    idle = False
     received = b""  # what a process has already read, which precedes the bytes in the socket
 
     @property
@@ -53,10 +53,10 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """Return this connection's deadline (`until`, `asked`) as fields of a message; {} without a deadline."""
+        """Return `until` and `idle` as fields of a message; {} for the receiver's usual limit."""
         if self.until is not None:
-            return {"until": self.until, "asked": self.asked}
-        return {"asked": True} if self.asked else {}
+            return {"until": self.until, "asked": self.idle}
+        return {"asked": True} if self.idle else {}
 
     def to_message(self) -> wire.Message:
         """The fields of a message from which `from_message` restores this connection, with its descriptor."""
@@ -88,7 +88,7 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
     sock.received = received
     until = message.get("until")
     sock.until = until if isinstance(until, float) and math.isfinite(until) else None
-    sock.asked = bool(message.get("asked"))
+    sock.idle = bool(message.get("asked"))
     return sock
 
 
@@ -123,7 +123,7 @@ def receive_connection(end: socket.socket) -> Connection | None:
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
-    received = wire.receive(end, most_bytes=wire.MAX_PACKET_BYTES)
+    received = wire.receive(end, max_bytes=wire.MAX_PACKET_BYTES)
     if received is None:
         return None
     message, fds = received

@@ -1,15 +1,15 @@
 """The names of entries in the keeper's descriptor store (like systemd's FDSTORE), the same in all versions.
 
-The names of servers' sockets and workers contain a colon, for which `Store.holds_work` looks: a keeper whose supervisor
-cannot be started keeps running only if its store holds such a name.
+The names of servers' sockets and workers contain a colon (see `Store.holds_work`): if the supervisor cannot be started,
+the keeper keeps running only if its store holds such a name.
 """
 
 from __future__ import annotations
 
 # Descriptors passed to the pool when it starts.
 CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
-# The listeners that an earlier run of the pool has stored in the service manager, by the name that they have there.
-# Their names begin so, and have this number of hexadecimal digits more. No name of a .socket unit has this form.
+# Listeners that an earlier run of the pool has stored in the service manager: the prefix of their names there, and the
+# number of hexadecimal digits after it. No .socket unit has such a name.
 RETURNED, RETURNED_DIGITS = "poolctl-", 32
 # The pool's lock (see pool_lock), which keeper and supervisor hold by this entry while either runs.
 LOCK = "lock"

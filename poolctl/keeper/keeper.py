@@ -182,11 +182,11 @@ class Keeper:
     def _choose_next_supervisor(self) -> None:
         """Choose the version of the supervisor to start after one has exited, or could not be started.
 
-        If that has happened repeatedly, `run` ends if the store holds no sockets or workers; else clients are told.
+        After repeated failures, `run` ends if the store holds no sockets or workers; otherwise a file informs clients.
         """
         if self._requested is not None:
             self._try_version(*self._requested)
-        elif self._supervisor.give_candidate_up():
+        elif self._supervisor.give_up_candidate():
             self.store.release_to_another_version()
         if self._supervisor.given_up:
             with contextlib.suppress(OSError):
@@ -238,7 +238,7 @@ class Keeper:
 
     def _process_signals(self) -> None:
         received = self._signals.read()
-        # First the entries of processes that have already exited: they tell what becomes of the process groups.
+        # First the entries of processes that have already exited: they decide what happens to their process groups.
         self._perform_arrived_requests()
         self._process_exit_reports(self.reaper.reap())
         if not {*ENDING}.isdisjoint(received):
@@ -258,7 +258,7 @@ class Keeper:
     def _process_exit_reports(self, reports: list[wire.Message]) -> None:
         for report in reports:
             if report["pid"] == self._supervisor.pid:
-                # Sent before its exit, which may be noticed first.
+                # It sent them before its exit, which may be noticed first.
                 self._perform_arrived_requests()
                 self._close_client()
                 self._supervisor.schedule_restart(time.monotonic())
@@ -359,9 +359,9 @@ class Keeper:
             return False
         message, fds = received
         (channel if isinstance(channel, DonorSupervisor) else self._watchdog).received(time.monotonic())
-        reply, found = self.answer(message, fds)
+        reply, reply_fds = self.answer(message, fds)
         if message.get("id") is not None:
-            channel.send(reply, found)
+            channel.send(reply, reply_fds)
         if reply.get("report") is not None:
             self._process_exit_reports([reply["report"]])
         return True
@@ -386,8 +386,8 @@ class Keeper:
     def _perform(self, message: wire.Message, fds: list[int], reply: wire.Message) -> list[int]:
         operation = message["op"]
         if operation == "get":
-            reply["meta"], found = self.store.get(message["name"]) or (None, [])
-            return found
+            reply["meta"], stored = self.store.get(message["name"]) or (None, [])
+            return stored
         if operation == "put":
             self.store.put(message["name"], message.get("meta"), [*fds])
             fds.clear()  # the store owns them now
@@ -494,8 +494,8 @@ def main() -> None:
     try:
         if argument.startswith("{"):
             plan: wire.Message = {"open_files": open_files, "pids": []}
-            for each in (argument, *begun):
-                plan |= json.loads(each)
+            for part in (argument, *begun):
+                plan |= json.loads(part)
             keeper = Keeper(directory, plan["supervisor"], tuple(plan["open_files"]))
             if "restored" in plan:
                 keeper.resume(plan["restored"])

@@ -1,10 +1,10 @@
 """Reaps a command of the user, and ends the processes that it leaves behind. Standard library only.
 
 A command in the terminal has no process group of its own. The process that runs it is a child subreaper instead (see
-platform.become_subreaper), and so becomes the parent of the processes that are left, whose pids cannot be reused before
+platform.become_subreaper), and so becomes the parent of the processes that are left: their pids cannot be reused before
 it reaps them.
 
-Likewise the keeper is the parent of the daemons that programs of the pool leave behind. These are only found.
+Likewise the keeper is the parent of the daemons that programs of the pool leave behind. These are only listed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def left_daemons(keeper: int, workers: Container[int | None]) -> list[tuple[str,
 
 
 def descendants() -> list[int]:
-    """The children of this process and theirs, as far as they have not left its session."""
+    """The children of this process that are in its session, their children there, and so on."""
     pids, session = left_children(()), os.getsid(0)
     for pid in pids:  # the list grows
         with contextlib.suppress(OSError):

@@ -316,7 +316,7 @@ class Watcher:
 
 
 def deliver(send: Callable[[int], object], number: int) -> None:
-    """Call `send` with a signal and, if it asks a process to end, with SIGCONT, so that a suspended one handles it.
+    """Call `send` with a signal and, if it asks a process to end, SIGCONT, so that a suspended process handles it.
 
     As systemd does (systemd.kill(5)).
     """

@@ -69,7 +69,7 @@ class Shutdown:
         return self.due is not None
 
     def start_confirmation_deadline(self, now: float) -> None:
-        """Note that the shutdown is requested; the supervisor has ANSWER_SECONDS to confirm it (see `check`)."""
+        """Note that the shutdown is requested; the supervisor has ANSWER_SECONDS to confirm it (see `tick`)."""
         if self.due is None:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
@@ -93,7 +93,7 @@ class Shutdown:
         When the supervisor's limit has passed, the supervisor is killed and the workers are asked to stop. Then the
         wait is over when no worker is left, or after ALONE_SECONDS. `supervisor` is a pid, 0 if none runs.
         """
-        if self.alone and not any(map(self._is_there, self._workers())):
+        if self.alone and not any(map(self._is_running, self._workers())):
             return True
         if self.due is None or now < self.due:
             return False
@@ -123,5 +123,5 @@ class Shutdown:
     def _workers(self) -> list[int]:
         return [int(meta["pid"]) for meta in self._store.values(*WORKERS)]
 
-    def _is_there(self, pid: int) -> bool:
+    def _is_running(self, pid: int) -> bool:
         return is_child(pid) or pid in self._reaper.watcher.starts or pid in self._reaper.left_groups

@@ -113,7 +113,7 @@ def start_detached(argv: list[str], env: dict[str, str], fds: list[int]) -> None
 def start_with_companions(
     argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[CompanionSpec]
 ) -> int:
-    """Run `argv` as `start_detached` does, with programs that the new process starts as its children before.
+    """Run `argv` as `start_detached` does, after the new process has started `companions` as its children.
 
     Returns the new process's pid, or 0 if no process could be created. This process must have no threads.
 
@@ -152,8 +152,8 @@ def start_with_companions(
             os._exit(1)
     os.close(writes)
     os.waitpid(child, 0)
-    with open(reads, "rb") as made:
-        return int(made.read() or 0)
+    with open(reads, "rb") as pipe:
+        return int(pipe.read() or 0)
 
 
 def _renumber_and_close_others(fds: Sequence[int]) -> None:

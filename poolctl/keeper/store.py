@@ -100,8 +100,8 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
         if fd >= 0:
             put_close_on_exec(store, name, None, [fd])
     inherited = [*zip(names, range(first, first + len(names)), strict=True)]
-    if given := [each for each in inherited if not is_returned(each[0])]:
-        put_close_on_exec(store, fd_store.INHERITED, [name for name, _ in given], [fd for _, fd in given])
+    if passed := [(name, fd) for name, fd in inherited if not is_returned(name)]:
+        put_close_on_exec(store, fd_store.INHERITED, [name for name, _ in passed], [fd for _, fd in passed])
     for returned in sorted({name for name in names if is_returned(name)}):
         put_close_on_exec(store, returned, None, [fd for name, fd in inherited if name == returned])
     supervisor = None

@@ -68,15 +68,15 @@ class SupervisorProcess:
         return is_candidate
 
     def try_candidate(self, command: list[str], now: float) -> None:
-        """Start the supervisor of another version, at once or after the exit of the one that runs."""
+        """Start the supervisor of another version, at once or after the exit of the running supervisor."""
         self.candidate, self._failures, self._deaths = command, 0, []
         if not self.pid:
             self.due = now
 
-    def give_candidate_up(self) -> bool:
-        """Return to the earlier command if the candidate has exited, and its interpreter and program are still there.
+    def give_up_candidate(self) -> bool:
+        """Return to the earlier command if the candidate has exited, and the earlier program still exists.
 
-        Returns whether this was done. In the same environment both commands are equal: there is nothing to return to.
+        Returns whether this was done; False if both commands are equal, because they are in the same environment.
         """
         has_failed = bool(self.candidate) and self._running == self.candidate != self.command
         # See bootstrap.command: the words before and after the interpreter's option.

@@ -119,30 +119,30 @@ def receive(
     sock: socket.socket,
     *,
     wait: bool = False,
-    most_bytes: int = MAX_MESSAGE_BYTES,
-    most_descriptors: int = MAX_DESCRIPTORS,
+    max_bytes: int = MAX_MESSAGE_BYTES,
+    max_descriptors: int = MAX_DESCRIPTORS,
 ) -> tuple[Message, list[int]] | None:
     """Return the next message and its descriptors (close-on-exec, owned by the caller), or None at end of file.
 
     Waits for a message if `wait` is set or the socket has a timeout; otherwise raises BlockingIOError when no message
     is queued. If the data is invalid or too large, closes the descriptors that came with the data, without blocking,
-    and raises WireError. For a sender that is not trusted, `most_bytes` is at most MAX_PACKET_BYTES: then a message in
+    and raises WireError. For a sender that is not trusted, `max_bytes` is at most MAX_PACKET_BYTES: then a message in
     a file is invalid.
     """
     # Not socket.recv_fds(), which ignores its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.
     wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
-    packet_bytes = min(most_bytes, MAX_PACKET_BYTES)
+    packet_bytes = min(max_bytes, MAX_PACKET_BYTES)
     payload, ancillary, flags, _ = sock.recvmsg(packet_bytes, _MAX_ANCILLARY_BYTES, wanted)
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
-        if flags & _CTRUNC or len(fds) > most_descriptors:
+        if flags & _CTRUNC or len(fds) > max_descriptors:
             number = _decode(payload).get("id")
             raise WireError("a message with more descriptors than are expected", number)
         if flags & _TRUNC:
             raise WireError(f"a message of more than {packet_bytes} bytes")
-        if payload == _IN_FILE and fds and most_bytes > MAX_PACKET_BYTES:
-            payload = _take_from_file(fds, most_bytes)
+        if payload == _IN_FILE and fds and max_bytes > MAX_PACKET_BYTES:
+            payload = _take_from_file(fds, max_bytes)
         return (_decode(payload), fds) if payload or fds else None
     except WireError:
         for fd in fds:
@@ -150,11 +150,11 @@ def receive(
         raise
 
 
-def _take_from_file(fds: list[int], most_bytes: int) -> bytes:
+def _take_from_file(fds: list[int], max_bytes: int) -> bytes:
     """Remove the first of the descriptors, a sealed file, and return its content. Raises WireError."""
     file = fds.pop(0)
     try:
-        return read_sealed_file(file, SEALS, most_bytes)
+        return read_sealed_file(file, SEALS, max_bytes)
     except ValueError as error:
         raise WireError(f"a message in a file: {error}") from error
     finally:

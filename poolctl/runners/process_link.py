@@ -209,7 +209,7 @@ class Link:
         self._receiver = receiver or LinkHandler()
         self._trusted = trusted
         limits = (wire.MAX_MESSAGE_BYTES, wire.MAX_DESCRIPTORS) if trusted else (MAX_BYTES, 0)
-        self._most_bytes, self._most_descriptors = limits
+        self._max_bytes, self._max_descriptors = limits
         self._loop = asyncio.get_running_loop()
         self._allowance = message_allowance()
         # Unique across processes: a successor may read replies to this process's calls from the same socket.
@@ -345,7 +345,7 @@ class Link:
         for _ in range(64):
             try:
                 received = wire.receive(
-                    self.sock, most_bytes=self._most_bytes, most_descriptors=self._most_descriptors
+                    self.sock, max_bytes=self._max_bytes, max_descriptors=self._max_descriptors
                 )
             except (BlockingIOError, InterruptedError):
                 return

@@ -72,8 +72,8 @@ class HeldConnection:
 
         A limit of the same kind that is already set stays unchanged; a limit of the other kind is replaced.
         """
-        if self.sock.until is None or self.sock.asked is not between_requests:
-            self.sock.until, self.sock.asked = time.monotonic() + seconds, between_requests
+        if self.sock.until is None or self.sock.idle is not between_requests:
+            self.sock.until, self.sock.idle = time.monotonic() + seconds, between_requests
 
     def set_timer(self, late: Callable[[], None]) -> None:
         """Have `late` called when the time limit expires, if one is set."""
@@ -167,7 +167,7 @@ class SleepingListener:
         held.begun = begun
         if begun:
             held.limit_time(self.head_seconds, between_requests=False)
-        elif held.sock.until is None and not held.sock.asked:
+        elif held.sock.until is None and not held.sock.idle:
             held.limit_time(self.quiet_seconds, between_requests=True)
         held.set_timer(late)
 

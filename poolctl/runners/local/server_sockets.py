@@ -284,7 +284,7 @@ def _close_queued_connections(take: socket.socket) -> None:
     # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MAX_IN_A_PAIR):
         try:
-            received = wire.receive(take, most_bytes=wire.MAX_PACKET_BYTES)
+            received = wire.receive(take, max_bytes=wire.MAX_PACKET_BYTES)
         except wire.WireError:
             continue
         except OSError:

@@ -497,13 +497,13 @@ class ConnectionAcceptor:
         if balancer is not None:
             balancer.note_taken()
         if self._config.ssl is None:
-            make = functools.partial(self._make_adopted_protocol, taken.until, taken.asked, taken.received)
+            make = functools.partial(self._make_adopted_protocol, taken.until, taken.idle, taken.received)
             self.accepted.attach(make, taken)
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
             usual = monotonic() + self._server_state.head_timeouts.seconds
-            self._shake_hands(taken, usual if taken.until is None or taken.asked else min(taken.until, usual))
+            self._shake_hands(taken, usual if taken.until is None or taken.idle else min(taken.until, usual))
 
     def _shake_hands(self, sock: socket.socket, due: float) -> None:
         assert self._config.ssl is not None

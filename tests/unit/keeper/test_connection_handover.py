@@ -52,13 +52,13 @@ def test_handed_over_connection_keeps_its_clients_remaining_time(
     client, accepted = socket.socketpair()
     with client, accepted:
         given = connection_handover.Connection(fileno=accepted.detach())
-        given.until, given.asked = until, asked
+        given.until, given.idle = until, asked
         with given:
             connection_handover.send_connection(pair[0], given.fileno(), given.limits())
     taken = connection_handover.receive_connection(pair[1])
     assert taken is not None
     with taken:
-        assert (taken.until, taken.asked) == (until, asked)
+        assert (taken.until, taken.idle) == (until, asked)
 
 
 @pytest.mark.parametrize("until", ["soon", None, [], float("nan"), float("inf"), 10**400])
@@ -115,7 +115,7 @@ def test_connection_hands_itself_over_unless_the_pair_is_full(pair: Pair) -> Non
             taken = connection_handover.receive_connection(pair[1])
             assert taken is not None
             with taken:
-                assert (taken.until, taken.asked, taken.received) == (12.5, False, b"GET /")
+                assert (taken.until, taken.idle, taken.received) == (12.5, False, b"GET /")
         client.send(b"hello")
         assert given.recv(5) == b"hello"
 
@@ -220,10 +220,10 @@ def test_connection_with_further_descriptors_is_closed(pair: Pair, count: int) -
 def test_connection_is_restored_from_its_message_and_descriptor(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, connection_handover.Connection(fileno=accepted.detach()) as kept:
-        kept.until, kept.asked = 12.5, True
+        kept.until, kept.idle = 12.5, True
         kept.received = b"GET / HTTP/1.1\r\n"
         with connection_handover.from_message(kept.to_message(), [os.dup(kept.fileno())]) as restored:
-            assert (restored.until, restored.asked, restored.received) == (12.5, True, kept.received)
+            assert (restored.until, restored.idle, restored.received) == (12.5, True, kept.received)
             restored.sendall(b"over")
         assert client.recv(100) == b"over"
 

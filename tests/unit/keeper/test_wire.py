@@ -140,7 +140,7 @@ def test_message_in_a_file_is_accepted_from_trusted_senders_only() -> None:
     with here, there, no_descriptor_left():
         wire.send(here, {"a": "x" * wire.MAX_PACKET_BYTES})
         with pytest.raises(wire.WireError, match="not JSON"):
-            wire.receive(there, most_bytes=wire.MAX_PACKET_BYTES)
+            wire.receive(there, max_bytes=wire.MAX_PACKET_BYTES)
 
 
 def test_file_that_could_block_or_change_is_no_message() -> None:
@@ -213,7 +213,7 @@ def test_closing_an_unexpected_connection_with_linger_does_not_block() -> None:
         os.close(accepted.detach())
         began = time.monotonic()
         with pytest.raises(wire.WireError, match="more descriptors"):
-            wire.receive(there, most_descriptors=0)
+            wire.receive(there, max_descriptors=0)
         assert time.monotonic() - began < 10
 
 

@@ -527,7 +527,7 @@ def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(
             for until, asked in ((before + 200.0, True), (before + 20.0, False), (None, False)):
                 house.clients.append(socket.create_connection(elsewhere.getsockname()))
                 left = Connection(fileno=elsewhere.accept()[0].detach())
-                left.until, left.asked = until, asked
+                left.until, left.idle = until, asked
                 with left:
                     connection_handover.send_connection(house.worker_end, left.fileno(), left.limits())
         await house.until(lambda: len(house.kept) == 4)
@@ -977,7 +977,7 @@ def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same() ->
         assert connection.sock.until is not None
         assert connection.timer is not None
         left, fires = connection.sock.until - time.monotonic(), connection.timer.when()
-        return round(left), connection.sock.asked, round(fires - asyncio.get_running_loop().time())
+        return round(left), connection.sock.idle, round(fires - asyncio.get_running_loop().time())
 
     async def scenario() -> None:
         one, other = socket.socketpair()

@@ -395,7 +395,7 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
             with connection_handover.receive_connection(pair.take) as taken:
                 assert taken.until
                 assert begun + 10 <= taken.until <= time.monotonic() + 10
-                assert not taken.asked
+                assert not taken.idle
             await close_connections(shared, state)
 
     PLAIN.run(scenario())
