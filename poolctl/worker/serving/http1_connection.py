@@ -248,15 +248,11 @@ class Http1Connection(Http1Protocol):
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
         """Upgrade to a WebSocket here, or hand the connection over if this worker has too many WebSockets."""
-        if not self._hand_over_upgrade_if_too_many(event):
-            self.server_state.renew_default_headers()
-            super().handle_websocket_upgrade(*event)
-
-    def _hand_over_upgrade_if_too_many(self, event: tuple[Any, ...]) -> bool:
         state = self.server_state
-        if state.balancer is None or state.stays or self.scheme != "http":
-            return False
-        return state.balancer.maybe_transfer(TransferableWebSocketRequest(self, *event))
+        balancer = None if state.stays or self.scheme != "http" else state.balancer
+        if balancer is None or not balancer.maybe_transfer(TransferableWebSocketRequest(self, *event)):
+            state.renew_default_headers()
+            super().handle_websocket_upgrade(*event)
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
@@ -276,8 +272,8 @@ class Http1Connection(Http1Protocol):
             state.on_activity()
         if state.balancer is not None:
             state.balancer.schedule_check()
-        if state.draining:
-            self._mark_last_response()
+        if state.draining and not self.idle:
+            self._close_after_response()
 
     # The methods of a transport, which uvicorn's object for a request calls.
 
@@ -420,11 +416,6 @@ class Http1Connection(Http1Protocol):
             self.counts.tally[STATUS + 4] += 1
         self.server_state.renew_default_headers()
         super().send_400_response(msg)
-
-    def _mark_last_response(self) -> None:
-        """Mark the response as the last, because the request began while the worker drains."""
-        if not self.idle:
-            self._close_after_response()
 
     def _close_after_response(self) -> None:
         cycle = self.cycle
