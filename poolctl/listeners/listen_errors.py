@@ -1,6 +1,6 @@
 """Explains why a listener could not be opened, and how to fix it.
 
-For an address in use, it finds the process that holds it, if this user may see that process (sock_diag(7), proc(5)).
+For an address in use, finds the process that holds it, if this user may see that process (sock_diag(7), proc(5)).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def port_error(address: Address, host: str, error: OSError) -> ListenError:
     """Return the ListenError for a failed bind to `host` and the port of `address`."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE:
-        return unattributed_address_in_use_error(address, (host, port))
+        return address_in_use_error(address, (host, port))
     if error.errno in (errno.EACCES, errno.EPERM) and port < _first_unprivileged_port():
         message = f"port {port} is privileged: only root may open ports below {_first_unprivileged_port()}"
         hint = (
@@ -97,9 +97,9 @@ def unresolved_host_error(address: Address, reason: str) -> ListenError:
     )
 
 
-def unattributed_address_in_use_error(address: Address, place: Place) -> ListenError:
+def address_in_use_error(address: Address, place: Place) -> ListenError:
     """The ListenError for an address or path in use; does not name the process that uses it (see `with_holders`)."""
-    what, command, another = _name_find_command_and_kind(place)
+    what, command, another = _describe_place(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
@@ -108,7 +108,7 @@ def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     """The error with the names of the processes that use its address, and a fix; unchanged without holders."""
     if error.taken is None or not holders:
         return error
-    what, command, another = _name_find_command_and_kind(error.taken)
+    what, command, another = _describe_place(error.taken)
     first = holders[0]
     others = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
     by = f"{first}{others}"
@@ -146,7 +146,7 @@ def name_holders(errors: Sequence[ListenError], max_seconds: float = MAX_SECONDS
     ]
 
 
-def _name_find_command_and_kind(place: Place) -> tuple[str, str, str]:
+def _describe_place(place: Place) -> tuple[str, str, str]:
     """Return three texts: the place's name, a command that finds its process, and "path" (Unix) or "port" (TCP)."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"

@@ -18,10 +18,10 @@ from poolctl.safe_open import is_trusted, open_directory
 
 from .listen_errors import (
     ListenError,
+    address_in_use_error,
     listen_error,
     owner_error,
     port_error,
-    unattributed_address_in_use_error,
     unresolved_host_error,
 )
 from .sock_diag import bound_inode
@@ -69,7 +69,7 @@ def open_listener(
     held: Sequence[socket.socket] = (),
     returned: Sequence[socket.socket] = (),
 ) -> list[socket.socket]:
-    """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one without `held`.
+    """Open the listening sockets of `address`, non-blocking and close-on-exec; at least one, unless some are `held`.
 
     `:8080` opens one for each IP version, `localhost` one for each loopback address of the name; `fd:NAME` takes the
     sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; the new
@@ -79,8 +79,8 @@ def open_listener(
     overlapping addresses, which get all connections until the caller listens. The TCP sockets `held` are open already:
     only others that the address needs are opened.
 
-    A socket among `returned` that listens already at one of the addresses is used instead of a new one. All others are
-    closed, and so are all of them if this fails.
+    A socket in `returned` that already listens at one of the addresses is used instead of a new socket. The others are
+    closed; if this fails, all are closed.
     """
     try:
         if address.kind == "tcp":
@@ -137,7 +137,7 @@ def _listen_on_path(
 def change_access(address: Address, sockets: Iterable[socket.socket], access: SocketAccess) -> None:
     """Give the file of an open Unix socket this mode and owner; no effect for other addresses.
 
-    At no moment does it give rights that neither the old nor the new access gives. Raises ListenError.
+    Never gives rights beyond the old or the new access, even for a moment. Raises ListenError.
     """
     if address.kind != "unix":
         return
@@ -146,7 +146,7 @@ def change_access(address: Address, sockets: Iterable[socket.socket], access: So
             try:
                 with _closing(_open_socket_file(os.path.basename(address.path), directory)) as file:
                     if _has_access(os.fstat(file), os.fstat(directory), access):
-                        continue  # also where the kernel does not tell whose file it is
+                        continue  # even if the kernel does not tell which socket the file belongs to
                     if not (is_trusted(os.fstat(directory)) or _is_bound_to(sock, os.fstat(file))):
                         raise ListenError(
                             f"{address.path} is not the socket of this listener any more",
@@ -175,7 +175,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 def _open_socket_file(name: str, directory: int) -> int:
-    """A descriptor of the file itself: no link, and no later file of that name, can stand for it. Raises OSError."""
+    """A descriptor of the file itself, not of a link or of a later file of that name. Raises OSError."""
     return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
 
@@ -209,7 +209,7 @@ def _set_access(address: Address, file: int, directory: int, access: SocketAcces
     status, path = os.fstat(file), f"/proc/self/fd/{file}"
     owner = access.owner or _default_owner(os.fstat(directory))
     if (status.st_uid, status.st_gid) != owner:
-        # First without the rights that the new owner should not get, or that the old one should lose.
+        # First remove the rights that the old or the new owner must not have.
         os.chmod(path, stat.S_IMODE(status.st_mode) & access.mode)
         try:
             os.chown(path, *owner)
@@ -284,7 +284,7 @@ def _clear_socket_path(address: Address, directory: int) -> None:
             f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
         )
     if is_live(path):
-        raise unattributed_address_in_use_error(address, path)
+        raise address_in_use_error(address, path)
     try:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
@@ -335,7 +335,7 @@ def listens(sock: socket.socket) -> bool:
 
 
 def refuse_and_close(sockets: Iterable[socket.socket]) -> None:
-    """Close listeners that other processes may hold, too: a new one could not bind the address meanwhile."""
+    """Close listeners that other processes may hold too, so that another listener can bind the address at once."""
     refuse_new_connections(sockets)
     close_listener(sockets)
 
@@ -360,13 +360,13 @@ def describe(sock: socket.socket) -> str:
 
 
 def listen_alone(sockets: Iterable[socket.socket]) -> None:
-    """Listen on sockets that `open_listener` has only bound, because those beside them are about to be closed."""
+    """Listen on sockets that `open_listener` has only bound, because the listeners beside them are about to close."""
     for sock in sockets:
         sock.listen(BACKLOG)
 
 
 def needed_listeners(address: Address, sockets: Sequence[socket.socket]) -> list[socket.socket]:
-    """Those of an address' sockets that it needs; `0.0.0.0:80` has the key of `:80`, but not its socket for IPv6."""
+    """The sockets that the address needs. `0.0.0.0:80` has the key of `:80`, but does not need a socket for IPv6."""
     if address.key.startswith("0.0.0.0:") and not address.dual:
         return [sock for sock in sockets if sock.family == socket.AF_INET]
     return [*sockets]
@@ -469,7 +469,7 @@ def resolve_bind_targets(address: Address) -> list[BindHost]:
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
         for family, _, _, _, sockaddr in _resolve_host(address, host):
             text = str(sockaddr[0])
-            if address.host != "localhost" or _is_loopback(text):
+            if address.host != "localhost" or text == "::1" or text.startswith("127."):
                 targets.setdefault(text, BindHost(family, text, sockaddr[2:]))
     if not targets:
         raise ListenError(
@@ -488,10 +488,6 @@ def _resolve_host(address: Address, host: str) -> list[tuple[int, int, int, str,
         raise unresolved_host_error(address, str(error.strerror)) from error
     except UnicodeError as error:
         raise unresolved_host_error(address, str(error)) from error
-
-
-def _is_loopback(text: str) -> bool:
-    return text == "::1" or text.startswith("127.")
 
 
 def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:

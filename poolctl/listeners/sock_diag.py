@@ -118,8 +118,10 @@ def peer_inode(sock: socket.socket) -> int | None:
     not answer, or if the other end is closed.
     """
     try:
-        unix = sock.family == socket.AF_UNIX
-        return _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer_inode(sock)
+        if sock.family == socket.AF_UNIX:
+            return _unix_attribute(sock, _SHOW_PEER, _PEER)
+        # From the point of view of the other end: its local address is our remote address.
+        return _tcp_inode(sock.family, sock.getpeername(), sock.getsockname())
     except (OSError, struct.error):
         return None
 
@@ -132,11 +134,6 @@ def is_listed(sock: socket.socket) -> bool:
         return _tcp_inode(sock.family, sock.getsockname(), sock.getpeername()) is not None
     except (OSError, struct.error):
         return False
-
-
-def _tcp_peer_inode(sock: socket.socket) -> int | None:
-    # From the point of view of the other end, whose own address is our remote address.
-    return _tcp_inode(sock.family, sock.getpeername(), sock.getsockname())
 
 
 def _tcp_inode(family: int, local: Any, remote: Any) -> int | None:

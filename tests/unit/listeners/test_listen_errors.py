@@ -161,7 +161,7 @@ def test_addresses_of_this_machine_include_loopback() -> None:
 
 
 TCP = parse("127.0.0.1:8080")
-TAKEN = listen_errors.unattributed_address_in_use_error(TCP, ("127.0.0.1", 8080))
+TAKEN = listen_errors.address_in_use_error(TCP, ("127.0.0.1", 8080))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_privileged_port_is_explained_with_the_systems_limit() -> None:
 
 
 def test_unix_socket_has_its_own_command() -> None:
-    path = listen_errors.unattributed_address_in_use_error(parse("unix:/a/b"), "/a/b")
+    path = listen_errors.address_in_use_error(parse("unix:/a/b"), "/a/b")
     assert path.message == "the Unix socket /a/b is in use"
     assert "ss -lxp 'src /a/b', or choose another path" in path.hint
     unknown = listen_errors.unresolved_host_error(parse("nowhere:80"), "no such host")
@@ -260,9 +260,7 @@ def test_error_without_a_holder_or_a_place_stays_as_it_is() -> None:
 def test_every_address_in_use_gets_its_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        taken = listen_errors.unattributed_address_in_use_error(
-            parse(f"127.0.0.1:{port}"), ("127.0.0.1", port)
-        )
+        taken = listen_errors.address_in_use_error(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
         other = listen_errors.ListenError("it failed")
         named, same = listen_errors.name_holders([taken, other], 60)
     assert f"(pid {os.getpid()})" in named.message

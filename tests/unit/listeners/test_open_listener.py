@@ -19,10 +19,10 @@ from poolctl.address import parse
 from poolctl.listeners.listen_errors import (
     Holder,
     Place,
+    address_in_use_error,
     listen_error,
     name_holders,
     port_error,
-    unattributed_address_in_use_error,
     with_holders,
 )
 from poolctl.listeners.open_listener import (
@@ -277,7 +277,7 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
     ],
 )  # fmt: skip
 def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hint: str) -> None:
-    error = with_holders(unattributed_address_in_use_error(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
+    error = with_holders(address_in_use_error(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
     assert (error.message, error.hint) == (message, hint)
 
 
@@ -701,7 +701,7 @@ def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tm
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             client = stack.enter_context(socket.create_connection(listener.getsockname()))
             place = (listener if what == "listener" else client).getsockname()
-        hint = unattributed_address_in_use_error(parse("127.0.0.1:1"), place).hint
+        hint = address_in_use_error(parse("127.0.0.1:1"), place).hint
         command = re.search(r"ss -\w+ '.*?'", hint)
         assert command is not None, hint
         done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)
