@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from .log_line import LogLine, parse_record
 
 LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
-# The usual words, in full and as short as loggers print them after a time.
+# The usual words, in full and as loggers abbreviate them after a time.
 _WORDS = {level: level for level in LEVELS} | {
     "warn": "warning",
     "err": "error",
@@ -27,8 +27,8 @@ _SHORT = {
     "erro": "error",
     **dict.fromkeys(("ftl", "fata", "pnc", "pani", "dpanic"), "critical"),
 }
-# Of one tool only: a character, as klog, Tornado, Redis and sd-daemon(3) have it, or words of npm, .NET and PHP.
-_OWN = {
+# Levels of single tools: characters (klog, Tornado, Redis, sd-daemon(3)), and words of npm, .NET and PHP.
+_RARE = {
     **dict.fromkeys((*".-D7", "trce"), "debug"),
     **dict.fromkeys("*I65", "info"),
     **dict.fromkeys("#W4", "warning"),
@@ -44,7 +44,7 @@ _PREFIXES = {word.upper() for word in _WORDS}
 # klog's "E1129 04:35:03.123456    7 cart.go:3] …", Tornado's "[E 261129 04:35:03 web:7] …", Redis' "7:M 29 Nov 2026
 # 04:35:03.123 # …", sd-daemon's "<3>…", logrus' "ERRO[0000] …", npm's "npm ERR! …", .NET's "fail: Shop.Cart[0]",
 # "PHP Fatal error:  …"
-_OWN_FORMS = re.compile(
+_RARE_FORMS = re.compile(
     r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+:\d+\]"
     r"|\[([DIWEC]) [\d-]{6,10} \d\d:\d\d:\d\d"
     r"|\d+:[MSCX] \d\d \w{3} (?:\d{4} )?\d\d:\d\d:\d\d\.\d+ ([.*#-]) "
@@ -80,9 +80,9 @@ def canonical_level(word: str) -> str:
 def level_place(text: str) -> tuple[str, int, int]:
     """The level in a line of text, and the start and end of that word; ("", 0, 0) if there is none."""
     head = text[:_MAX_HEAD_LENGTH]
-    if form := _OWN_FORMS.match(head):
+    if form := _RARE_FORMS.match(head):
         at = form.lastindex or 0
-        return _OWN.get(form[at]) or _OWN.get(form[at].lower()) or canonical_level(form[at]), *form.span(at)
+        return _RARE.get(form[at]) or _RARE.get(form[at].lower()) or canonical_level(form[at]), *form.span(at)
     for word in re.finditer("[A-Za-z]+", head):
         if word[0].lower() in _LEVELS_BY_WORD and _is_level(
             word[0], head[: word.start()], head[word.end() :]
@@ -231,14 +231,10 @@ class _LevelTracker:
             self._inside = True
             if _RANKS.get(self._level, -1) < _RANKS["error"]:
                 self._level = "error"
-        elif _is_indented(text):
+        elif not text or text[0] in " \t":  # an indented line
             self._inside = True
         elif self._inside:
             self._inside = False  # the line with the exception
         else:
             self._level = ""
         return self._level
-
-
-def _is_indented(text: str) -> bool:
-    return not text or text[0] in " \t"

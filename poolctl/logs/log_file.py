@@ -15,7 +15,7 @@ from .log_line import parse_line, seconds_of, stamp
 from .log_tail import OpenLog
 
 _FILE_MODE = 0o640
-_LOOK_EVERY_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
 _MAX_SURPLUS_FILES = 100
@@ -57,7 +57,7 @@ class LogFile:
         self._regular = True
         self._torn = False
         self._born = ""
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._rotate_at = 0.0
         self.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
 
@@ -123,8 +123,8 @@ class LogFile:
 
     def _reopen_or_rotate_if_due(self) -> None:
         now = self._clock.monotonic()
-        if self._fd >= 0 and self._regular and now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_SECONDS
+        if self._fd >= 0 and self._regular and now >= self._check_at:
+            self._check_at = now + _CHECK_SECONDS
             if not self._refresh_size_and_check_path():
                 self.close_for_reopen()
         if self._fd < 0:
@@ -150,7 +150,7 @@ class LogFile:
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
         self._torn, self._born = self._torn_end_and_birth()
-        self._look_at = self._clock.monotonic() + _LOOK_EVERY_SECONDS
+        self._check_at = self._clock.monotonic() + _CHECK_SECONDS
         self.error = ""
 
     def _torn_end_and_birth(self) -> tuple[bool, str]:
@@ -171,12 +171,12 @@ class LogFile:
 
     def _refresh_size_and_check_path(self) -> bool:
         try:
-            there = os.stat(self.path)
+            current = os.stat(self.path)
         except OSError:
             return False
-        here = os.fstat(self._fd)
-        self._size = here.st_size  # another program may have truncated it
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        opened = os.fstat(self._fd)
+        self._size = opened.st_size  # another program may have truncated it
+        return (current.st_dev, current.st_ino) == (opened.st_dev, opened.st_ino)
 
     def _fitting_end(self, block: bytes, start: int) -> int:
         """The index up to which `block[start:]` fits, in whole lines; `start` if the file must be rotated first."""

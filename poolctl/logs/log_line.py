@@ -106,7 +106,7 @@ def _is_stamp(text: object) -> bool:
     return True
 
 
-# Names of members, of which case does not matter: of the text of a level, of its number, of the time and the message.
+# Names of members for the time, the level (as text or number) and the message, in lower case. Their case is ignored.
 _TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t", "@t", "asctime")
 _LEVELS = ("level_name", "levelname", "level", "severity", "lvl", "log.level", "loglevel", "@l", "severitytext",
            "severity_text", "severitynumber", "severity_number", "priority")  # fmt: skip
@@ -192,11 +192,11 @@ def _flat(fields: dict[str, object]) -> dict[str, object]:
 
 
 def _take(fields: dict[str, object], names: tuple[str, ...]) -> tuple[str, object]:
-    """Remove the first of these members that is there; returns its name in lower case and its value."""
-    there = {key.lower(): key for key in reversed(fields)}
+    """Remove the first of these members that exists; returns its name in lower case and its value."""
+    keys = {key.lower(): key for key in reversed(fields)}
     for name in names:
-        if name in there:
-            return name, fields.pop(there[name])
+        if name in keys:
+            return name, fields.pop(keys[name])
     return "", None
 
 

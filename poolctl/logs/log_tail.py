@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Unreadable = Callable[[str, OSError], None]
 
 _BLOCK_BYTES = 64 * 1024
-# The logger writes no longer lines and no more files. A file or directory that other users can write may have both.
+# The logger does not exceed these limits. Files and directories that other users can write may.
 MAX_LINE_BYTES = 1024 * 1024
 MAX_FILES = 1000
 
@@ -40,12 +40,12 @@ class OpenLog:
 
     __slots__ = ("parts",)
 
-    def __init__(self, path: str, most_files: int = MAX_FILES) -> None:
+    def __init__(self, path: str, max_files: int = MAX_FILES) -> None:
         self.parts: list[tuple[int, int]] = []
         seen = set()
         number = missing = 0
         # One number may be missing: a writer killed while renaming files leaves a gap.
-        while missing < 2 and number < most_files:
+        while missing < 2 and number < max_files:
             try:
                 fd = open_file(path, os.O_RDONLY, suffix=f".{number}" if number else "")
             except (FileNotFoundError, NotADirectoryError, UnsafePath):
@@ -78,18 +78,18 @@ class OpenLog:
         since: str = "",
         name: str = "",
         wanted: LineFilter | None = None,
-        longest: int | None = None,
+        max_length: int | None = None,
     ) -> list[LogLine]:
         """The last `lines` lines (None: all), oldest first, that pass `wanted` and are not older than `since`.
 
-        A line without a time has the time of the previous line. Lines are cut to `longest` characters.
+        A line without a time has the time of the previous line. Lines are cut to `max_length` characters.
         """
         last_lines: list[LogLine] = []
         candidates = self._lines_since_newest_first(since, name)
         for line in candidates if wanted is None else wanted.filter_backwards(candidates):
             if lines is not None and len(last_lines) >= lines:
                 break
-            line.text = line.text[:longest]
+            line.text = line.text[:max_length]
             last_lines.append(line)
         last_lines.reverse()
         carry_times(last_lines)
@@ -114,13 +114,13 @@ def tail(
     *,
     since: str = "",
     name: str = "",
-    most_files: int = MAX_FILES,
+    max_files: int = MAX_FILES,
     wanted: LineFilter | None = None,
-    longest: int | None = None,
+    max_length: int | None = None,
 ) -> list[LogLine]:
     """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is no log."""
-    with contextlib.closing(OpenLog(path, most_files)) as log:
-        return log.tail(lines, since=since, name=name, wanted=wanted, longest=longest)
+    with contextlib.closing(OpenLog(path, max_files)) as log:
+        return log.tail(lines, since=since, name=name, wanted=wanted, max_length=max_length)
 
 
 def merged_tails(
@@ -233,7 +233,7 @@ class DirectoryWatch:
         return is_new
 
     def _forget_replaced(self, directory: str) -> None:
-        """Stop watching the directory that had this path before, and those in it: their new paths are not known."""
+        """Stop watching the directory that had this path before, and directories in it: their new paths are unknown."""
         for number, path in self._directories.items():
             if path == directory or path.startswith(f"{directory}/"):
                 self._directories[number] = ""

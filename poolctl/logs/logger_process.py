@@ -59,12 +59,12 @@ _MIN_AGE_CHECK_SECONDS, _MAX_AGE_CHECK_SECONDS = 0.05, 3600.0
 MAX_BYTES = 64 * 1024
 # Errors of splice(2) in a sandbox that does not allow it.
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
-# Of an area of the spool: its header, and the header with the content.
+# Sizes in the spool: of the header of an area, and of a whole area.
 _HEADER_BYTES = 1024
 _AREA_BYTES = _HEADER_BYTES + MAX_BYTES
-# Of each stream's output, for messages about the end of its process.
+# How much of each stream's last output is kept, for messages about the exit of its process.
 _TAIL_BYTES = 8 * 1024
-# Of each line, in which `ready_line` is looked for.
+# How much of each line is searched for `ready_line`.
 _SEARCHED_BYTES = 4 * 1024
 
 
@@ -204,8 +204,8 @@ class OutputSpool:
 class OutputStream:
     """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line stays in the spool.
 
-    `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor, which `report`
-    sends a message to at once.
+    `dropped_bytes` counts output that could not be stored. `report` sends the supervisor a message at once; `id`
+    identifies the stream to it.
     """
 
     def __init__(

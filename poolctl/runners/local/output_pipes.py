@@ -297,5 +297,5 @@ def last_lines(path: str, lines: int, since: float) -> list[str]:
 
     Unless `since` is 0, lines of unknown age, which another program has written into the file, are left out.
     """
-    last = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT, longest=_MAX_LINE_LENGTH)
+    last = tail(path, lines, since=stamp(since), max_files=_FILES_OF_A_REPORT, max_length=_MAX_LINE_LENGTH)
     return [masked_text(line.text) for line in last if line.time or not since]

@@ -552,4 +552,4 @@ class TestHostileFiles:
         log.close()
         file = LogFile(str(path), max_size_bytes=1, keep=1)
         assert file.append_and_count_written(at(10, "next")) > 0
-        assert texts(tail(str(path), 2, most_files=2)) == ["newest", "next"]
+        assert texts(tail(str(path), 2, max_files=2)) == ["newest", "next"]
