@@ -243,7 +243,7 @@ def _unix(path: str, base_dir: str | None) -> Address:
         # The locale may be unable to encode this text: the path then uses the UTF-8 bytes of the file.
         whole = os.fsdecode(whole.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
-        raise AddressError("the path of the unix socket holds half of a surrogate pair") from None
+        raise AddressError("the path of the unix socket contains an unpaired surrogate") from None
     return Address("unix", path="/" + whole.lstrip("/"))
 
 

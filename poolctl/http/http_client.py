@@ -166,9 +166,9 @@ def _parse(name: str, value: str) -> ForwardProxy:
         where = urlsplit(value if "//" in value else f"http://{value}")
         port = where.port or 80
     except ValueError:
-        raise ProxyError(f"{name} is no address of a proxy") from None
+        raise ProxyError(f"{name} is not the address of a proxy") from None
     if where.scheme != "http" or not where.hostname:
-        raise ProxyError(f"{name} is no address of a proxy: it begins with http://")
+        raise ProxyError(f"{name} is not the address of a proxy, which begins with http://")
     authorization = ""
     if where.username is not None:
         whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
@@ -184,17 +184,17 @@ def _is_excepted(host: str, port: int, environment: Mapping[str, str]) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         address = None
-    for each in filter(None, (part.strip().lower() for part in listed.split(","))):
-        if each == "*":
+    for rule in filter(None, (part.strip().lower() for part in listed.split(","))):
+        if rule == "*":
             return True
         if address is not None:
             try:
-                if address in ipaddress.ip_network(each.strip("[]"), strict=False):
+                if address in ipaddress.ip_network(rule.strip("[]"), strict=False):
                     return True
             except ValueError:
                 pass
-        name, _, wanted = each.rpartition(":") if each.count(":") == 1 else (each, "", "")
+        name, _, digits = rule.rpartition(":") if rule.count(":") == 1 else (rule, "", "")
         domain = name.lstrip("*").lstrip(".")
-        if domain and (not wanted or wanted == str(port)) and (host == domain or host.endswith(f".{domain}")):
+        if domain and (not digits or digits == str(port)) and (host == domain or host.endswith(f".{domain}")):
             return True
     return False

@@ -23,8 +23,8 @@ from .messages import END_OF_HEAD, MAX_FIELDS, MAX_HEAD_BYTES, UNFIT, UNFIT_CHAR
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024
-# What h11 accepts, but servers read differently (RFC 9112 §2.2, §3.2, §5.2, §6.3): UNFIT, a folded field, a list of
-# lengths, a fragment.
+# Accepted by h11, but read differently by other servers (RFC 9112 §2.2, §3.2, §5.2, §6.3): UNFIT, a folded field, a
+# list of lengths, a fragment.
 _ambiguous = re.compile(UNFIT + rb"|\n[\t ]|\n(?i:content-length):[^\r]*,|\A[^\r]*#").search
 _is_host = re.compile(rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*").fullmatch  # RFC 9110 §7.2, RFC 3986 §3.2.2
 _ACCEPT_AGAIN_SECONDS = 0.1
@@ -199,8 +199,8 @@ class HttpServer:
             loop.remove_reader(listener.fileno())
             loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again, listener)
             return
-        most = self._limits.connections
-        if most is not None and len(self._connections) >= most:
+        limit = self._limits.connections
+        if limit is not None and len(self._connections) >= limit:
             oldest = next(iter(self._connections))
             oldest.cancel()
             self._remove_connection(oldest)
@@ -372,8 +372,8 @@ async def _receive_body(
     return bytes(body)
 
 
-async def _await_disconnect(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:
-    """Return when the client has disconnected or sent `most_bytes`; the received bytes are discarded."""
+async def _await_disconnect(stream: asyncio.StreamReader, max_bytes: float = math.inf) -> None:
+    """Return when the client has disconnected or sent `max_bytes`; the received bytes are discarded."""
     with contextlib.suppress(ConnectionError):
-        while most_bytes > 0 and (data := await stream.read(_READ_BYTES)):
-            most_bytes -= len(data)
+        while max_bytes > 0 and (data := await stream.read(_READ_BYTES)):
+            max_bytes -= len(data)

@@ -93,7 +93,7 @@ def request_head(method: str, target: str, fields: Iterable[tuple[str, str]]) ->
     try:
         return h11.Request(method=method, target=target, headers=headers)
     except (h11.LocalProtocolError, UnicodeEncodeError):  # a target above ASCII
-        raise ValueError("the method, the target or a header's name is not one of a request") from None
+        raise ValueError("the method, the target or the name of a header is not valid") from None
 
 
 class ResponseReader:
@@ -122,7 +122,7 @@ class ResponseReader:
 
     @property
     def body(self) -> bytes:
-        """The part of the body that has arrived and was not taken."""
+        """The part of the body that has arrived and was not taken yet."""
         return bytes(self._body)
 
     @property

@@ -48,7 +48,7 @@ def test_no_proxy_excepts_names_domains_addresses_and_networks(host: str, listed
 
 @pytest.mark.parametrize("value", ["https://proxy.test", "socks5://proxy.test", "http://", "http://a:port"])
 def test_value_that_is_no_address_of_a_proxy_is_an_error_without_it(value: str) -> None:
-    with pytest.raises(ProxyError, match="HTTPS_PROXY is no address of a proxy"):
+    with pytest.raises(ProxyError, match="HTTPS_PROXY is not the address of a proxy"):
         proxy_for("https", "hooks.test", 443, {"HTTPS_PROXY": value})
 
 
