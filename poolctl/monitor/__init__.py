@@ -1,1 +1,1 @@
-"""Events and their journal, availability, metrics and recovery policy."""
+"""Events and their journal, and metrics."""

@@ -126,7 +126,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def severity(self) -> str:
-        """info, warning or error: the severity given in the event, or else the usual one of its kind and state."""
+        """info, warning or error: the event's own severity, or else the default for its kind and state."""
         stated = self.detail.get("severity")
         if stated in SEVERITIES:
             return str(stated)
@@ -234,8 +234,8 @@ def parse_event(line: bytes) -> JournalEvent | None:
         table = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(table, dict) and isinstance(table.get("seq"), int)
-    return JournalEvent.from_json(table) if whole else None
+    is_event = isinstance(table, dict) and isinstance(table.get("seq"), int)
+    return JournalEvent.from_json(table) if is_event else None
 
 
 class EventFilter(NamedTuple):

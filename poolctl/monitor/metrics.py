@@ -132,8 +132,8 @@ class ServerSnapshot:
 
 
 def _sum_if_known(figures: Iterable[Figure]) -> Figure:
-    found = list(figures)
-    return None if None in found else sum(filter(None, found))
+    values = list(figures)
+    return None if None in values else sum(filter(None, values))
 
 
 # Receives the time of a sample, and the sample of all servers.
@@ -142,11 +142,10 @@ TakeSample = Callable[[float, Sequence[ServerSnapshot]], None]
 GiveSamples = Callable[[TakeSample | None], None]
 
 
-def measure_server(entry: Entry, total_from_ended: Counts, runner: Runner) -> ServerSnapshot:
+def measure_server(entry: Entry, total: Counts, runner: Runner) -> ServerSnapshot:
     """Return a server's current statistics, with the memory and processor time that were measured last.
 
-    `total_from_ended` holds the counts of the server's exited workers; the counts of its current workers are added to
-    `total_from_ended`.
+    `total` holds the counts of the server's exited workers; the counts of its current workers are added to it.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
@@ -155,9 +154,9 @@ def measure_server(entry: Entry, total_from_ended: Counts, runner: Runner) -> Se
             continue
         counts = runner.counts(placement)
         if counts is not None:
-            tally.add(total_from_ended, counts)
+            tally.add(total, counts)
         workers.append((worker, counts, runner.usages.of(placement.pid)))
-    return ServerSnapshot(entry, total_from_ended, workers, counts=not runner.in_this_process)
+    return ServerSnapshot(entry, total, workers, counts=not runner.in_this_process)
 
 
 def worker_pids(entries: Iterable[Entry]) -> list[int | None]:
@@ -204,34 +203,36 @@ Subject = TypeVar("Subject")
 Row = tuple[str, str, str, Callable[[Subject], "float | None"]]
 
 _SERVER: Sequence[Row[ServerSnapshot]] = (
-    ("poolctl_server_ready", "gauge", "Whether the server answers.", lambda each: int(each.entry.ready)),
-    ("poolctl_server_workers_wanted", "gauge", "How many workers the server is to have.", lambda each: each.entry.size),
-    ("poolctl_server_workers", "gauge", "How many workers the server has.", lambda each: len(each.workers)),
+    ("poolctl_server_ready", "gauge", "Whether the server answers.", lambda server: int(server.entry.ready)),
+    ("poolctl_server_workers_wanted", "gauge", "How many workers the server is to have.",
+     lambda server: server.entry.size),
+    ("poolctl_server_workers", "gauge", "How many workers the server has.", lambda server: len(server.workers)),
     ("poolctl_server_restarts", "counter", "How often the server was restarted, ordered or not.",
-     lambda each: each.entry.observed.restarts),
+     lambda server: server.entry.observed.restarts),
     ("poolctl_server_flapping", "gauge", "Whether its workers die soon after they were ready, again and again.",
-     lambda each: int(each.entry.flapping)),
+     lambda server: int(server.entry.flapping)),
     ("poolctl_server_failures", "counter", "How often a start or a stop of the server has failed.",
-     lambda each: each.entry.observed.failures),
-    ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's processes.", lambda each: each.memory_bytes),
+     lambda server: server.entry.observed.failures),
+    ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's processes.",
+     lambda server: server.memory_bytes),
     ("poolctl_certificate_expiration_timestamp_seconds", "gauge",
      "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
-     lambda each: each.entry.observed.certificate_ends if each.entry.observed.workers else None),
+     lambda server: server.entry.observed.certificate_ends if server.entry.observed.workers else None),
 )  # fmt: skip
 _AVAILABILITY: Sequence[Row[Availability]] = (
     ("poolctl_monitor_uptime_seconds", "counter", "How long the server has answered.",
-     lambda each: round(each.uptime, 3)),
+     lambda record: round(record.uptime, 3)),
     ("poolctl_monitor_downtime_seconds", "counter", "How long the server has not answered, though it was on.",
-     lambda each: round(each.downtime, 3)),
+     lambda record: round(record.downtime, 3)),
     ("poolctl_monitor_risetime_seconds", "counter", "How long the server was on its way from ko to ok.",
-     lambda each: round(each.risetime, 3)),
+     lambda record: round(record.risetime, 3)),
     ("poolctl_monitor_falltime_seconds", "counter", "How long the server was on its way from ok to ko.",
-     lambda each: round(each.falltime, 3)),
-    ("poolctl_monitor_rises", "counter", "How often the server began to answer.", lambda each: each.rise),
+     lambda record: round(record.falltime, 3)),
+    ("poolctl_monitor_rises", "counter", "How often the server began to answer.", lambda record: record.rise),
     ("poolctl_monitor_falls", "counter", "How often the server ceased to answer, though it was on.",
-     lambda each: each.fall),
+     lambda record: record.fall),
     ("poolctl_monitor_sli_ratio", "gauge", "The part of its time that it has answered, from 0 to 1.",
-     lambda each: each.sli),
+     lambda record: record.sli),
 )  # fmt: skip
 _REQUESTS: Sequence[Row[tally.Counts]] = (
     ("poolctl_requests", "counter", "Requests received.", lambda counts: counts[tally.STARTED]),
@@ -250,17 +251,17 @@ _ERRORS = {
 }
 _WORKER: Sequence[Row[_WorkerSnapshot]] = (
     ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker's processes.",
-     lambda each: each.usage.memory_bytes),
+     lambda worker: worker.usage.memory_bytes),
     ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker's processes.",
-     lambda each: each.usage.cpu_seconds),
+     lambda worker: worker.usage.cpu_seconds),
     ("poolctl_worker_event_loop_lag_seconds", "gauge", "How late the worker's event loop was at its newest heartbeat.",
-     lambda each: loop_lag_seconds(each.counts)),
+     lambda worker: loop_lag_seconds(worker.counts)),
     ("poolctl_worker_requests", "counter", "Requests received by the worker.",
-     lambda each: each.counts[tally.STARTED] if each.counts else None),
+     lambda worker: worker.counts[tally.STARTED] if worker.counts else None),
     ("poolctl_worker_requests_in_flight", "gauge", "Requests that the worker is answering.",
-     lambda each: tally.in_flight(each.counts) if each.counts else None),
+     lambda worker: tally.in_flight(worker.counts) if worker.counts else None),
     ("poolctl_worker_open_connections", "gauge", "Connections of the worker that are open.",
-     lambda each: each.counts[tally.OPEN_CONNECTIONS] if each.counts else None),
+     lambda worker: worker.counts[tally.OPEN_CONNECTIONS] if worker.counts else None),
 )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from poolctl.selection.regular_expressions import (
 )
 from poolctl.units import format_duration
 
-# Called once with the result of a probe: the problem (`Unsent` if it is none of the worker's), or "".
+# Called once with the result of a probe: the problem (`Unsent` if the worker did not cause it), or "".
 OnResult = Callable[[str], None]
 # Makes a new connection, which the caller closes. Raises OSError.
 Connect = Callable[[], Awaitable[socket.socket]]
@@ -388,7 +388,7 @@ class ProgramProber:
         status = self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # the rest of its group
-        self._finish("" if not status else _problem(self._argv[0], status, self._output.last_line()))
+        self._finish("" if not status else _exit_problem(self._argv[0], status, self._output.last_line()))
 
     def _finish(self, problem: str) -> None:
         if self._watched >= 0:
@@ -402,7 +402,7 @@ class ProgramProber:
             on_result(problem)
 
 
-def _problem(program: str, status: int, output: str) -> str:
+def _exit_problem(program: str, status: int, output: str) -> str:
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
     return f"{program}: {how}{f': {masked_text(output)}' if output else ''}"
 
@@ -458,7 +458,7 @@ _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 class HttpProbeRequest:
     """An HTTP request to send as a probe, and the rules that judge its response.
 
-    `expose` is the server's public address, for the Host header. Unless `reusable`, the request asks the server to
+    `exposed_url` is the server's public address, for the Host header. Unless `reusable`, the request asks the server to
     close the connection after the response.
     """
 
@@ -497,7 +497,7 @@ class HttpProbeRequest:
         """
         finding = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
-            # What Django, Rails and others answer to a host that they were not told of.
+            # Django, Rails and others answer 400 to a host that is not in their configuration.
             on_result(f"{finding} to the host {self._host}" if reply.status == 400 else finding)
         elif self._body is None:
             on_result("")
@@ -529,7 +529,7 @@ class HttpProbeRequest:
 
 
 class StatusRequest(HttpProbeRequest):
-    """A GET whose answer is the status line: the body, which may be long or never end, is not read."""
+    """A GET that reads only the head of the response, because the body may be long or endless."""
 
     def __init__(self, path: str, *, exposed_url: str) -> None:
         super().__init__(Probe(http=path), exposed_url=exposed_url, reusable=False)

@@ -65,8 +65,8 @@ class Hysteresis:
     def interval_seconds(self) -> float:
         """The time between the starts of two probes, in seconds."""
         probe = self._probe
-        now = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
-        return now or probe.interval
+        special = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
+        return special or probe.interval
 
     def _transition_threshold(self, succeeded: bool) -> tuple[int, Status]:
         """How many successes (or failures) in a row change the status, and the status to which they change it."""
@@ -165,13 +165,13 @@ class WorkerProbe:
 
     def start(self, status: Status) -> None:
         """Start regular probes with this initial status; unless the status is ok, the first probe is sent soon."""
-        longest = self.probe.interval
+        max_delay = self.probe.interval
         if status is not Status.OK:
-            longest = min(longest, _UNKNOWN_SECONDS)
+            max_delay = min(max_delay, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
         # Spread the probes of workers that started together.
         self._timer = call_at_rounded_time(
-            asyncio.get_running_loop().time() + random.uniform(0, longest), self._start_or_time_out
+            asyncio.get_running_loop().time() + random.uniform(0, max_delay), self._start_or_time_out
         )
 
     def stop(self) -> None:
@@ -309,7 +309,7 @@ class WorkerProbes:
             probe.stop()
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        # Once it is ready, others may answer in its place: it may be busy with a request.
+        # Once it is ready, other workers may answer in its place: it may be busy with a request.
         prober = make_prober(
             probe, self._server, self._runner, self.placement, self._added_env(), lambda: not self.started
         )
