@@ -114,7 +114,7 @@ class Address(_Fields):
 
     @property
     def listens(self) -> bool:
-        """Whether clients can connect to the address; False for a job or a process, whose key has only a name."""
+        """Whether clients can connect to the address; False for a job or a process, which have only a name."""
         return self.kind not in NAMED
 
     @property
@@ -368,7 +368,7 @@ def find_overlapping_unequal(
     """Return an item whose address overlaps with `address` but has a different key; None if there is none.
 
     `items` maps address keys to items, and `ports` has the number of these items that use each TCP port. If `address`
-    is a wildcard whose port no item uses, the items are not searched.
+    is a wildcard with a port that no item uses, the items are not searched.
     """
     if address.port is None or (address.is_wildcard and not ports[address.port]):
         return None

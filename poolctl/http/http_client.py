@@ -28,7 +28,7 @@ class NoResponse(ConnectionError):
 
 
 class StreamedResponse:
-    """A response whose head has been read, and whose body is read on demand."""
+    """A response with its head; the body is read on demand."""
 
     def __init__(self, head: h11.Response, message: ResponseReader, stream: asyncio.StreamReader) -> None:
         self.head = head

@@ -1,4 +1,4 @@
-"""Reads responses that arrive in pieces of any size, makes heads of requests, and checks those that a server reads.
+"""Reads responses that arrive in pieces of any size, makes heads of requests, and checks requests for a server.
 
 h11 frames all of them. What it does not limit is limited here while a response is still arriving: fields, interim
 responses, and chunks, because each costs as much work as a thousand bytes.

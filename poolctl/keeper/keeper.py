@@ -28,7 +28,7 @@ For an upgrade, the next version's supervisor is started first. Once it has adop
 by execve(2), which keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable
 descriptor; the rest of its state is passed to the next program in a file in memory. If the next supervisor exits before
 that, the earlier one is started, unless it has been removed or replaced on disk. SIGUSR1 asks a keeper without a
-supervisor to start the one named in the file fd_store.UPGRADE.
+supervisor to start the supervisor named in the file fd_store.UPGRADE.
 """
 
 from __future__ import annotations

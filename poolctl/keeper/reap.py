@@ -95,7 +95,7 @@ class Reaper:
         return self._append_exit(pid, None, None, left=left)
 
     def report_gone(self) -> list[wire.Message]:
-        """The new reports for left groups whose last process has ended, also appended to `unacknowledged`."""
+        """The new reports for left groups that have become empty, also appended to `unacknowledged`."""
         return [self._end_left_group(pid) for pid in self.left_groups.unwatch_empty()]
 
     def _end_left_group(self, pid: int) -> wire.Message:
@@ -202,7 +202,7 @@ class GroupWatcher:
 
     @property
     def leaders(self) -> list[int]:
-        """The pids of the ended leaders, each of which is its group's id."""
+        """The pids of the ended leaders, which are the ids of the groups."""
         return list(self._pidfds)
 
     def watch(self, leader: int) -> bool:
@@ -222,7 +222,7 @@ class GroupWatcher:
         return False
 
     def unwatch_empty(self) -> list[int]:
-        """The leaders of groups whose last process has ended since the last call."""
+        """The leaders of groups that have become empty since the last call."""
         empty = []
         for fd, _ in self._epoll.poll(0):
             leader = self._leaders.pop(fd)
@@ -327,7 +327,7 @@ def deliver(send: Callable[[int], object], number: int) -> None:
 
 
 def kill_rest_of_group(pid: int, start: int) -> None:
-    """Kill the remaining processes of a group whose leader has exited. `start` is the leader's start time.
+    """Kill the remaining processes of a group after the exit of its leader. `start` is the leader's start time.
 
     Does nothing if another process has the leader's pid: the kernel reuses a pid only after its group is empty.
     """

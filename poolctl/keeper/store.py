@@ -55,11 +55,11 @@ class Store:
             wire.close_with_unread_descriptors(fd)
 
     def values(self, *prefixes: str) -> list[Any]:
-        """The values of the entries whose names start with one of `prefixes`."""
+        """The values of the entries with a name that starts with one of `prefixes`."""
         return [value for name, (value, _) in self._entries.items() if name.startswith(prefixes)]
 
     def keeps_group(self, pid: int) -> bool:
-        """Whether the process is a worker whose process group is left running when it exits."""
+        """Whether the process is a worker, and its process group keeps running when it exits."""
         return any(meta["pid"] == pid and meta.get("keeps_group") for meta in self.values(*WORKERS))
 
     def release_to_another_version(self) -> None:

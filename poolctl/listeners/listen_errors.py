@@ -185,7 +185,7 @@ class Holder(NamedTuple):
 
 
 def find_holders(places: Iterable[Place], max_seconds: float = MAX_SECONDS) -> dict[Place, list[Holder]]:
-    """For each address or path, the processes that listen on it; if none, those whose connections prevent binding.
+    """For each address or path, the processes that listen on it; if none, the processes with connections there.
 
     Never raises. Blocks for about `max_seconds` at most; processes not found by then are omitted.
     """
@@ -306,7 +306,7 @@ def _pop_sockets(pid: int, missing: dict[str, int], until: float) -> set[int]:
 def _pool_files_and_runtime(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """Return the configuration files and runtime directory of a process's pool, as in Holder; (None, "") if none."""
     parent, _ = parent_and_start(pid) or (0, 0)
-    # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
+    # A worker of this pool (its keeper is our parent) is treated as an ordinary process.
     for manager in (pid,) if parent == os.getppid() else (pid, parent):
         arguments = _pool_process_arguments(manager)
         if arguments is None:

@@ -482,7 +482,7 @@ def resolve_bind_targets(address: Address) -> list[BindHost]:
 
 def _resolve_host(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
     try:
-        # As bytes: a str would be encoded as an internationalised name, whose tables are slow to import.
+        # As bytes: a str would be encoded as an internationalised name, with tables that are slow to import.
         return [*socket.getaddrinfo(host.encode(), 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
         raise unresolved_host_error(address, str(error.strerror)) from error

@@ -168,7 +168,7 @@ def parse_record(text: str) -> JsonRecord | None:
 
 
 def _flat(fields: dict[str, object]) -> dict[str, object]:
-    """The members of a record, with those that some loggers nest: loguru, ECS, OpenTelemetry, tracing, MongoDB."""
+    """The members of a record, including nested ones of loguru, ECS, OpenTelemetry, tracing and MongoDB."""
     flat = dict(fields)
     match fields:
         case {"record": {"level": {"name": level}, "message": message, **more}}:  # loguru

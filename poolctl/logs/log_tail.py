@@ -345,7 +345,7 @@ class TailedFile:
         return lines
 
     def _open_newer_logs(self) -> list[int]:
-        """Open the log files that were created after the one being read; returns their descriptors, oldest first."""
+        """Open the log files that are newer than the current file; returns their descriptors, oldest first."""
         try:
             if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:
                 return []

@@ -117,7 +117,7 @@ class ProcessRunner(LocalRunner):
             self._ending = asyncio.ensure_future(self._end_keeper())
 
     async def end_if_unused(self) -> None:
-        """End the keeper and the processes beside it, if no server is open; the next one starts them anew."""
+        """End the keeper and its zygotes and logger if no server is open. The next server starts them again."""
         self._end_if_idle()
         if self._ending is not None:
             await self._ending

@@ -301,7 +301,7 @@ class HelperProcess(HelperChild, LinkHandler):
 
     @classmethod
     async def adopt(cls, keeper: Link, kind: HelperKind) -> Self | None:
-        """The process of this kind whose link the keeper holds; None if it holds none. Raises LinkLost."""
+        """The process of this kind, if the keeper holds a link to it; otherwise None. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": kind.entry})
         if not fds:
             return None

@@ -136,7 +136,7 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
             owner.close()
 
 
-# The runners of this process, whose descriptors a child must not keep open.
+# The runners of this process: a forked child must not keep their descriptors open.
 runners_to_forget: weakref.WeakSet[Any] = weakref.WeakSet()
 _of_parents: list[object] = []
 
@@ -306,7 +306,7 @@ class Link:
         self._end()
 
     def cut_off(self, violation: str) -> None:
-        """Close an untrusted link whose process violated the protocol; `violation` says how, such as "sent no JSON"."""
+        """Close an untrusted link after a violation of the protocol, such as "sent no JSON"."""
         if not self._trusted and self.sock.fileno() >= 0:
             self._receiver.on_violation(violation)
             self._end(LinkLost(f"it {violation}"))
@@ -418,7 +418,7 @@ async def spawn(
 ) -> int:
     """Have the keeper start a program, with `fds` as its descriptors 3, 4 …, and return its pid.
 
-    With `session` it leads a new session, whose processes the keeper ends with it.
+    With `session` it leads a new session; the keeper ends the session's processes with it.
 
     The program's output is `output`: a file to which it is appended, or a descriptor. The variables in
     `unset_variables`, by default the withheld variables, are removed from its environment. Raises LinkLost, or Refused
@@ -439,7 +439,7 @@ def close_fds(fds: Sequence[int]) -> None:
 
 
 async def stored_entries(keeper: Link, prefix: str = "") -> AsyncIterator[tuple[str, Any]]:
-    """Yield name and value of each entry of the keeper's store whose name begins with `prefix`. Raises LinkLost."""
+    """Yield name and value of the entries of the keeper's store with this prefix of the name. Raises LinkLost."""
     after = prefix[:-1]
     while entries := (await keeper.call({"op": "list", "after": after}))[0]["entries"]:
         for name, meta in entries:

@@ -1,7 +1,7 @@
 """Measures the memory and processor time of workers, each with all of its processes.
 
 A program is often several processes: a shell and its command, npm and node, a master and its workers. All processes of
-the worker's session are counted, and those that its processes have started in other sessions.
+the worker's session are counted, and processes that they have started in other sessions.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _MeasuredWorker:
 
     @classmethod
     def of_unknown_usage(cls, now: float) -> _MeasuredWorker:
-        """A worker whose processes /proc hides at the time `now`."""
+        """A worker with processes that /proc hides at the time `now`."""
         worker = cls(now)
         worker.usage, worker.memory_at = Usage(measured_at=now), now
         return worker
@@ -207,7 +207,7 @@ class ProcessUsages:
             self._read_memory([worker for worker in workers if worker.processes])
 
     def _read_figures(self, pid: int, members: Iterable[int]) -> None:
-        """Read the processor time of the worker with this pid, whose processes are `members`."""
+        """Read the processor time of the worker with this pid and the processes `members`."""
         now = self._clock.monotonic()
         processes = {}
         try:

@@ -144,14 +144,14 @@ class RunnerEventHandler:
         """Handle the final counts of a worker that has ended; `worker` is a name that no other worker gets."""
 
     def record_impossible_counts_event(self, server: str, worker: str, reason: str) -> None:
-        """Handle impossible counts of a worker, whose further counts are ignored. Called once per worker."""
+        """Handle impossible counts of a worker; further counts are ignored. Called once per worker."""
 
 
 class Runner(Protocol):
     """Creates and ends the workers of servers. Used from one event loop, which no method may block.
 
     `events`, which gets the runner's reports, is set before the first server is opened. `in_this_process`: workers are
-    tasks of this process, not processes whose memory and processor time `usages` measures.
+    tasks of this process. Otherwise `usages` measures their memory and processor time.
     """
 
     events: RunnerEventHandler

@@ -36,7 +36,7 @@ class InheritedSpec(NamedTuple):
 def read_and_apply_spec(part: str, *role: str, light: bool = False) -> InheritedSpec:
     """Read a server's specification, and apply its limits, user, environment and directory to this process.
 
-    Returns the specification and the inherited descriptors, whose number is the first argument of the process. Imports
+    Returns the specification and the inherited descriptors; the first argument of the process is their number. Imports
     the modules that workers need, except if `light` is true and no user is configured. The modules are imported before
     the process becomes the server's user, who may be unable to read them.
 

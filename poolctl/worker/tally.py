@@ -4,8 +4,8 @@ The worker only adds to integers; no message is sent, and no timer runs. The pag
 processes hold too, so that the counts outlive a worker that is killed. Standard library only.
 
 After the page, the file has room for the stacks of the worker's threads and tasks, which takes no memory until it is
-used. The supervisor asks for stacks with a signal instead of a message, so that a worker whose event loop hangs
-answers, too. Their text has a maximum size, and can be read after the worker has been killed.
+used. The supervisor asks for stacks with a signal instead of a message, so that a worker with a hung event loop answers
+too. Their text has a maximum size, and can be read after the worker has been killed.
 
 - ASK is handled by Python code in the main thread, even during a `time.sleep()`, a wait for a lock or a busy loop. This
   is safe at any time, also writes tasks and the names of threads, and reports when it is done.
@@ -35,7 +35,7 @@ from typing import Any
 # The first slot names the layout of the others. A page with another number is not read by this version.
 LAYOUT = int.from_bytes(b"poolctl\x01", "big")
 
-STARTED = 1  # requests whose headers have arrived
+STARTED = 1  # requests with complete headers
 DISCONNECTED = 2  # requests without a complete response because the client disconnected
 BROKEN = 3  # requests without a complete response because the application failed
 MALFORMED = 4  # inputs that were not valid requests

@@ -1,8 +1,8 @@
 """A worker process: loads the application, becomes ready, follows orders from its control socket, and exits.
 
 Orders arrive and events leave through the control socket, and no call blocks. A heartbeat is answered without a
-message: it is noted on a page of memory that the supervisor reads. A worker whose keeper and supervisor have
-both exited drains, and exits.
+message: it is noted on a page of memory that the supervisor reads. When both keeper and supervisor have exited, the
+worker drains, and exits.
 
 Processes that the application forks do not keep the worker's sockets and signal handlers (see ForkedChildCleanup).
 """
@@ -324,7 +324,7 @@ def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> boo
         # The next read sees the same error.
         return False
     if tally is not None:
-        # Nothing here is read through the module `time`, whose functions the application may have replaced.
+        # Not through the module `time`: the application may have replaced its functions.
         asked_ns = tally[BEAT_ASKED_NS]
         tally[BEAT_LAG_NS] = max(0, monotonic_ns() - asked_ns)
         tally[BEAT_CPU_NS] = process_time_ns()

@@ -312,10 +312,10 @@ class ProcessSnapshot(NamedTuple):
         # Several threads of one library count as one.
         words = list(
             dict.fromkeys(
-                f"started {origins.describe_thread(each)}" for each in sorted(now.threads - self.threads)
+                f"started {origins.describe_thread(thread)}" for thread in sorted(now.threads - self.threads)
             )
         )
-        words += [f"started the process {each}" for each in sorted(now.children - self.children)]
+        words += [f"started the process {child}" for child in sorted(now.children - self.children)]
         words += [
             f"opened {_describe_descriptor(fd, target)}"
             for fd, target in sorted(now.descriptors.items())
@@ -450,9 +450,9 @@ def _threads() -> set[int]:
 
 
 def _module_that_started_thread(last: str, importing: str) -> str:
-    """The module whose import probably started a new thread, or "A or B" if either of two may have.
+    """The module that probably started a new thread when it was imported, or "A or B" if it is one of two.
 
-    `last` is the module whose import began most recently; `importing` is the module that is being executed now.
+    `last` is the module with the most recent import; `importing` is the module that is being executed now.
     """
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):

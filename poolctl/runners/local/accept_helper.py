@@ -72,7 +72,7 @@ class AcceptHelper(HelperOwner[HelperProcess]):
     def __init__(self, helpers: Helpers, returned: Callable[[str, Connection], None]) -> None:
         self._helper = helpers.add(ACCEPT_HELPER, self, HelperProcess)
         self._on_returned = returned
-        self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
+        self._numbers = itertools.count(time.monotonic_ns())  # greater than an earlier supervisor's numbers
         self._requests: dict[int, ConnectionRequest] = {}
         self._asking: set[asyncio.Task[None]] = set()
         self._blamed: HelperProcess | None = None

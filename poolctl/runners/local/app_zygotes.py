@@ -82,7 +82,7 @@ class AppZygote(LinkHandler):
         self.code_since = code_since
         self.process = process
         self.uid = uid  # the user it runs as; None for the pool's own
-        self.server = server  # the server whose log gets the output of the import
+        self.server = server  # the output of the import goes to this server's log
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.up: asyncio.Future[str] = loop.create_future()

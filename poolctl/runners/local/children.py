@@ -61,7 +61,7 @@ class Children:
     def recording_early_exits(self) -> Iterator[None]:
         """Context manager: record the exits of unknown processes while a fork is in progress."""
         if not self._forks:
-            self.early.clear()  # earlier exits are of other processes, whose pids may be reused
+            self.early.clear()  # earlier exits are of other processes: their pids may be reused
         self._forks += 1
         try:
             yield

@@ -58,7 +58,7 @@ class RunnerContext:
 
     A runner adds its helpers to `helpers`. `directory` contains the pool's runtime files. `environments` holds, by
     server name, the environments that replace the pool's own (`restart --env`); it changes while the pool runs.
-    Processes are noted in `notes`; None for a pool within a program, whose processes end with it. `opener` opens the
+    Processes are noted in `notes`; None for a pool within a program, with which they end. `opener` opens the
     listeners.
     """
 

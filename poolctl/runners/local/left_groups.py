@@ -119,7 +119,7 @@ class LeftGroups:
         )
 
     async def end_all(self) -> None:
-        """End all groups, also those that stay, each within its stop_timeout; return when they have ended."""
+        """End all groups, including groups that stay, each within its stop_timeout; return when they have ended."""
         for group in self._groups.values():
             if group.stays:
                 group.stays = False

@@ -55,7 +55,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _LAST_OUTPUT_SECONDS = 3.0
 _LAST_REQUESTS_SECONDS = 3.0  # longer than a connection has to be quiet before a worker closes it
-_LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacement should start soon
+_LAST_WORDS_SECONDS = 0.2  # short, because the replacement of a worker that was ready should start soon
 
 
 class RoutePublisher:
@@ -261,7 +261,7 @@ class LocalRunner(Runner):
     ) -> AdoptionResult:
         """Adopt the workers and listeners of these servers, and end all other workers that the keeper holds.
 
-        `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
+        `placed` has the configurations, by worker id, that differ from the configuration of the worker's server.
         Called once, before a listener is opened or a worker is started.
         """
         self.sockets.inherited = await systemd_sockets(self.keeper)

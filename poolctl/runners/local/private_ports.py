@@ -18,10 +18,10 @@ _ATTEMPTS = 200
 
 
 def free_private_address(taken: Collection[str]) -> Address:
-    """An address on loopback that is not in `taken`, and whose port is free. Blocks; raises ServerError without one.
+    """An address on loopback with a free port, not in `taken`. Blocks. Raises ServerError if there is none.
 
-    The kernel uses the port for no outgoing connection. But another program may open it first: check which process
-    listens there before requests are forwarded to it.
+    The kernel does not use the port for outgoing connections. But another program may open it first: check which
+    process listens there before requests are forwarded to it.
     """
     for port in _candidates():
         address = f"{_HOST}:{port}"

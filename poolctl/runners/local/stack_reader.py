@@ -36,7 +36,7 @@ class StackReader:
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
         self._children = children
         self._workers = workers
-        self._asked: dict[str, asyncio.Task[WorkerStacks]] = {}
+        self._requests: dict[str, asyncio.Task[WorkerStacks]] = {}
         self._reading = asyncio.Semaphore(_MAX_READING)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
@@ -45,10 +45,10 @@ class StackReader:
         if process is None or process.exited.done():
             name = worker.rsplit(".", 2)[0]
             return WorkerStacks(name=name, worker=worker, pid=None, problem="it has exited")
-        request = self._asked.get(worker)
+        request = self._requests.get(worker)
         if request is None:
-            request = self._asked[worker] = asyncio.ensure_future(self._request_stacks(process, seconds))
-            request.add_done_callback(lambda _: self._asked.pop(worker))
+            request = self._requests[worker] = asyncio.ensure_future(self._request_stacks(process, seconds))
+            request.add_done_callback(lambda _: self._requests.pop(worker))
         return await asyncio.shield(request)
 
     async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:

@@ -41,7 +41,7 @@ Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 class AdoptionResult:
     """The processes and listeners taken over from an earlier supervisor.
 
-    `hooks` has an item for each server whose hook is running: the name of the hook, and the placement of its process.
+    `hooks` maps servers with a running hook to the name of the hook and the placement of its process.
     `endpoints` maps the key of a server to the addresses of its open listeners.
     """
 

@@ -71,7 +71,7 @@ class InterpreterZygoteIdentity(NamedTuple):
 
     @classmethod
     def from_key(cls, key: str) -> InterpreterZygoteIdentity:
-        """Return the identity whose property `key` has this value."""
+        """Return the identity with this `key`."""
         match = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if match is None else cls(match[3], (int(match[1]), int(match[2])))
 
@@ -149,7 +149,7 @@ class Zygotes:
 
     @property
     def processes(self) -> list[ProcessIdentity]:
-        """All zygote processes that have not exited, including those that are still starting."""
+        """All zygote processes that have not exited, including starting ones."""
         return list(self._processes.values())
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class Zygotes:
     async def _fetch_usable_from_store(self, key: str) -> tuple[socket.socket, ProcessIdentity] | None:
         """Return the socket and process of a zygote that an earlier supervisor stored; None if there is none to use.
 
-        A zygote is not used if the variables removed from its environment differ from those that are withheld now.
+        A zygote is not used if the variables removed from its environment are not the variables withheld now.
         """
         reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:

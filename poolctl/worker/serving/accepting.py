@@ -103,7 +103,7 @@ class BatchLimitedListener(socket.socket):
 class OneByOneAcceptor:
     """Accepts a connection in each iteration of the event loop, until it is closed or `stop_reading` is called for it.
 
-    It accepts while `has_room` returns True. `serve` gets each connection, of which nothing has been read, and owns it.
+    It accepts while `has_room` returns True. `serve` gets each connection unread, and owns it.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class ConnectionsAwaitingProtocol:
         self._connect_accepted_socket(make, sock, None)
 
     def cancel(self) -> None:
-        """Close the connections whose protocol object is not attached yet, such as those in a TLS handshake."""
+        """Close the connections without an attached protocol object, such as during a TLS handshake."""
         for waits, _ in list(self._waiting.values()):
             waits.cancel()
 

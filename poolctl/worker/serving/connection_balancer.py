@@ -162,7 +162,7 @@ class ConnectionBalancer:
         self._timer: asyncio.TimerHandle | None = None
         self._accepting = False
         self._short_lived = False  # most connections of the last interval are already closed
-        self._made: list[Any] = []  # connections accepted in this interval, except those handed over
+        self._new: list[Any] = []  # connections accepted in this interval, except those handed over
         self._given_at = self._came_back_at = -math.inf
         self._in_flight = self._others_before = 0
 
@@ -188,7 +188,7 @@ class ConnectionBalancer:
             return
         self.schedule_check()
         if not (unread and self._hand_over_if_too_many(connection, self._state.open_connections)):
-            self._made.append(connection)
+            self._new.append(connection)
 
     def hand_over_if_too_many(self, connection: HasHandOver) -> bool:
         """Hand over an accepted connection that is not counted yet, if the worker would have too many with it.
@@ -267,7 +267,7 @@ class ConnectionBalancer:
         return bool(others) and mine - min(others) >= max(_MIN_DIFFERENCE, mine // _WEBSOCKETS_DIVISOR)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
-        """Return how many handed-over connections the other workers, whose counts are `others`, do not count yet."""
+        """Return how many handed-over connections are not yet in the counts of the other workers, `others`."""
         if self._loop.time() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))
@@ -283,11 +283,11 @@ class ConnectionBalancer:
         return True
 
     def _detect_short_lived_and_even_out(self) -> None:
-        if self._made:
-            transports = [connection.transport for connection in self._made]
+        if self._new:
+            transports = [connection.transport for connection in self._new]
             closed = sum(transport is None or transport.is_closing() for transport in transports)
-            self._short_lived = 2 * closed >= len(self._made)
-            self._made.clear()
+            self._short_lived = 2 * closed >= len(self._new)
+            self._new.clear()
         self._even_out()
 
     def _even_out(self) -> None:

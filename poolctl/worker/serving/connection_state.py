@@ -231,7 +231,7 @@ class PoolServerState(ServerState):
         return self.most_connections - self.open_connections
 
     def record_handshake_start(self, connection: object, due: float) -> None:
-        """Record a connection whose TLS handshake begins, and the time at which its first head is due."""
+        """Record that a connection's TLS handshake begins, and the time at which its first head is due."""
         self.expected[connection] = due
         if self.open_connections >= self.most_connections:
             self.on_full()
@@ -249,7 +249,7 @@ class PoolServerState(ServerState):
         return due
 
     def forget_unfinished_handshake(self, connection: object) -> None:
-        """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
+        """Forget a connection after a failed TLS handshake; do nothing if the handshake was completed."""
         if self.record_handshake_end(connection) is not None:
             self.connections.handle_connection_end()
 
@@ -261,7 +261,7 @@ class PoolServerState(ServerState):
         self.default_headers = date + self.fixed_headers
 
     def send_held_heads(self) -> None:
-        """Send the heads of the responses whose bodies have not begun."""
+        """Send the heads of responses that are still held back."""
         connections, self.held_heads = self.held_heads, []
         for connection in connections:
             if connection.held:

@@ -67,7 +67,7 @@ _REFUSALS = {
 
 
 class PartialHead:
-    """An incomplete request head, of which about `size` bytes have arrived."""
+    """An incomplete request head; about `size` bytes of it have arrived."""
 
     __slots__ = ("last", "size")
 
@@ -76,7 +76,7 @@ class PartialHead:
         self.last = b""  # the last bytes: the end of a head may arrive in two pieces
 
 
-FIRST = PartialHead()  # the head of a first request of which nothing has arrived yet
+FIRST = PartialHead()  # the head of a first request, before any byte has arrived
 
 
 class AnsweredTransport:
@@ -752,7 +752,7 @@ class HttptoolsConnection(Http1Connection, UpgradeIgnoringConnection):
 
 
 class TransferableWebSocketRequest:
-    """A connection whose last request asks for a WebSocket; `event` is the parser's event, None with httptools."""
+    """A connection that is to become a WebSocket; `event` is the parser's event, None with httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection

@@ -226,7 +226,7 @@ class PoolServer(uvicorn.Server):
         return issubclass(kind, Http1Connection) and self._adoption is not None and self.config.ssl is None
 
     def balance_by_counts_page(self, page: int) -> None:
-        """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
+        """Balance connections with other workers by the counts in the memory file `page`. Takes over `page`."""
         self._stop_balancer()
         self._page = page
         if self.started:
@@ -415,7 +415,7 @@ def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[o
 
 
 async def answer_unfinished(connections: Iterable[object]) -> None:
-    """Answer 503 to each request whose task still runs after its cancellation, for example because it uses a thread."""
+    """Answer 503 to each request that still runs after its cancellation, for example because it uses a thread."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SEND_SECONDS):
             for cycle in list(_unanswered(connections)):
@@ -424,7 +424,7 @@ async def answer_unfinished(connections: Iterable[object]) -> None:
 
 
 def _unanswered(connections: Iterable[object]) -> Iterable[Any]:
-    """Yield uvicorn's cycle object of each HTTP request whose response has not begun."""
+    """Yield uvicorn's cycle object of each HTTP request without a begun response."""
     for connection in connections:
         cycle = getattr(connection, "cycle", None)
         if cycle is not None and not cycle.response_started and not cycle.disconnected:

@@ -2,7 +2,7 @@
 
 The middlewares pass requests to threads and responses back. Each of them leaves out parts of PEP 3333 and of what users
 of gunicorn expect. These parts are here, for both: the environ, the file of the body, the rules of `start_response`,
-and the end of a response whose client has disconnected.
+and the end of a response after its client has disconnected.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ class RequestThreads(Executor):
         weakref.finalize(self, self._calls.put, None).atexit = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run `fn` in a thread. Raises RuntimeError if there is no thread, and the machine refuses one."""
+        """Run `fn` in a thread. Raises RuntimeError if there is no thread and none can be started."""
         self._waiting += 1
         while self._waiting and self._idle.acquire(blocking=False):
             self._waiting -= 1

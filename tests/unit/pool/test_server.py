@@ -1112,7 +1112,7 @@ class ProbedRunner(ScriptedRunner):
         self.answering: set[asyncio.Task[None]] = set()
 
     async def connect_for_probe(
-        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+        self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         ours = await super().connect_for_probe(placement, kind, plain)
         self.answering.add(asyncio.ensure_future(self._answer(placement.id, self.asked.pop()[2])))

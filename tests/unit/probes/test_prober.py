@@ -64,7 +64,7 @@ class Probed:
         return make_prober(readiness, server, self, None, {"WHO": "web"})  # type: ignore[arg-type]
 
     async def connect_for_probe(
-        self, placement: Any, kind: str, plain: bool, *, own: bool = False
+        self, placement: Any, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         if self.refuses:
             raise ConnectionRefusedError(111, "Connection refused")
@@ -403,7 +403,7 @@ def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
 
     class Runner:
         async def connect_for_probe(
-            self, placement: Any, kind: str, plain: bool, *, own: bool = False
+            self, placement: Any, kind: str, plain: bool, *, exact: bool = False
         ) -> socket.socket:
             asked.append((kind, plain))
             try:
@@ -481,7 +481,7 @@ class Connecting:
         self.asked: list[tuple[str, bool]] = []
 
     async def connect_for_probe(
-        self, placement: Any, kind: str, plain: bool, *, own: bool = False
+        self, placement: Any, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         self.asked.append((kind, plain))
         sock = socket.create_connection(("127.0.0.1", self.port))
@@ -579,7 +579,7 @@ def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
 
     class Runner:
         async def connect_for_probe(
-            self, placement: Any, kind: str, plain: bool, *, own: bool = False
+            self, placement: Any, kind: str, plain: bool, *, exact: bool = False
         ) -> socket.socket:
             ours = socket.create_connection(listener.getsockname())
             ours.setblocking(False)
@@ -644,9 +644,9 @@ def test_program_is_known_to_be_late_while_other_workers_accept_its_connections(
 ) -> None:
     class Runner:
         async def connect_for_probe(
-            self, placement: Any, kind: str, plain: bool, *, own: bool = False
+            self, placement: Any, kind: str, plain: bool, *, exact: bool = False
         ) -> socket.socket:
-            assert own
+            assert exact
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 

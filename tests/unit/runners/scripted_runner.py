@@ -148,7 +148,7 @@ class ScriptedRunner:
         self.log.append(f"{'work' if accepting else 'rest'} {placement.id}")
 
     async def connect_for_probe(
-        self, placement: Placement, kind: str, plain: bool, *, own: bool = False
+        self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
     ) -> socket.socket:
         if placement.id not in self.running:
             raise ConnectionRefusedError("it has ended")
