@@ -944,7 +944,7 @@ def test_connection_that_stays_is_handed_over_with_its_remaining_time(kept: Kept
     kept.loop.pass_time(25)
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.receive_connection(pair.take) as taken:
-        assert taken.asked
+        assert taken.idle
         assert taken.until is not None
         assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
 
@@ -990,7 +990,7 @@ def test_idle_connection_is_handed_over_with_its_remaining_time(kept: Kept, pair
     assert (kept.wire.aborted, kept.wire.reading) == (True, False)
     assert kept.protocol not in kept.state.connections
     with connection_handover.receive_connection(pair.take) as taken:
-        assert taken.asked
+        assert taken.idle
         assert taken.until is not None
         assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
         assert taken.received == b""
@@ -1002,7 +1002,7 @@ def test_lingering_connection_is_handed_over_without_a_time_limit(kept: Kept, pa
     kept.protocol.close_when_idle()
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.receive_connection(pair.take) as taken:
-        assert (taken.until, taken.asked) == (None, False)
+        assert (taken.until, taken.idle) == (None, False)
 
 
 def test_connection_before_its_first_request_is_handed_over_with_the_time_of_its_head(
@@ -1011,7 +1011,7 @@ def test_connection_before_its_first_request_is_handed_over_with_the_time_of_its
     due = kept.state.head_timeouts.due[kept.protocol]
     assert kept.protocol.hand_over(pair.give)
     with connection_handover.receive_connection(pair.take) as taken:
-        assert (taken.until, taken.asked) == (due, False)
+        assert (taken.until, taken.idle) == (due, False)
 
 
 def test_connection_that_cannot_be_handed_over_is_read_on(kept: Kept, pair: Pair) -> None:
