@@ -28,7 +28,7 @@ _RESOLVED_HEALTH = frozenset({"ok", "unknown"})
 _MAX_NEWS = 1000
 _NAMED = 3
 _STACK_LINES = 10
-# The end of a problem is reported when it has lasted for this time: a server in a crash loop runs in between.
+# The end of a problem is reported after this time, because a server in a crash loop runs now and then.
 _OVER_SECONDS = 30.0
 
 
@@ -134,12 +134,12 @@ class ProblemTracker:
         self._notify = notify
         self._facts = facts
         self._open: dict[str, TrackedProblem] = {}
-        self._over: dict[str, tuple[TrackedProblem, JournalEvent, float]] = {}  # may come back yet
+        self._over: dict[str, tuple[TrackedProblem, JournalEvent, float]] = {}  # can recur
         self._news: list[MessageLine] = []
         self._delayed_since: float | None = None
 
     def record(self, event: JournalEvent, now: float) -> None:
-        """Record an event of the pool for a later message. Events that the receiver is not to get are ignored."""
+        """Record an event of the pool for a later message. Events that the receiver does not select are ignored."""
         if event.kind == "lifecycle" and event.state in _GONE:
             self._resolve(f"health {event.server}", event, now)
         if not self._concerns(event):
@@ -176,7 +176,8 @@ class ProblemTracker:
             return True
         tags = self._facts().tags(server)
         return any(
-            each[4:] in tags if each.startswith("tag:") else matches_pattern(server, each) for each in wanted
+            pattern[4:] in tags if pattern.startswith("tag:") else matches_pattern(server, pattern)
+            for pattern in wanted
         )
 
     def _open_or_escalate(self, key: str, event: JournalEvent, level: str, now: float) -> None:
@@ -197,7 +198,7 @@ class ProblemTracker:
         times = [] if self._delayed_since is None else [self._delayed_since + self._notify.delay]
         times += [ended + self._over_seconds for _, _, ended in self._over.values()]
         if self._notify.repeat:
-            sent = [each.sent_at for each in self._open.values() if each.sent]
+            sent = [problem.sent_at for problem in self._open.values() if problem.sent]
             times += [min(sent) + self._notify.repeat] if sent else []
         return min(times, default=None)
 
@@ -243,14 +244,14 @@ class ProblemTracker:
         return lines
 
     def to_dict(self) -> Table:
-        """The problems that were reported, and their end was not, by key, as JSON for the next supervisor."""
+        """The reported problems without a reported end, by key, as JSON for the next supervisor."""
         open_or_over = {key: problem for key, (problem, _, _) in self._over.items()} | self._open
-        return {key: each.to_dict() for key, each in open_or_over.items() if each.sent}
+        return {key: problem.to_dict() for key, problem in open_or_over.items() if problem.sent}
 
     def restore(self, document: Table, now: float) -> None:
-        self._open = {key: TrackedProblem.from_dict(each) for key, each in document.items()}
-        for each in self._open.values():  # the machine's time may have been set back
-            each.since, each.sent_at = min(each.since, now), min(each.sent_at, now)
+        self._open = {key: TrackedProblem.from_dict(entry) for key, entry in document.items()}
+        for problem in self._open.values():  # the machine's time may have been set back
+            problem.since, problem.sent_at = min(problem.since, now), min(problem.sent_at, now)
 
 
 def _rank(level: str) -> int:

@@ -85,16 +85,16 @@ class NotificationSender:
     async def _post(self, message: Message) -> None:
         notify = self._notify
         url = notify.url or self._secret("url") or ""
-        path, own, table = _request_parts(
+        path, extra, table = _request_parts(
             notify.type, message, self._facts().name, notify.topic or "", self._secret("token")
         )
         body = json.dumps(table, default=str).encode()
         where = urlsplit(url)
         if where.scheme not in ("http", "https") or not where.hostname:
             raise SendFailed("its url is not an http or https address", again=False)
-        if where.username is not None and "authorization" not in own:
+        if where.username is not None and "authorization" not in extra:
             whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
-            own["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
+            extra["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
         tls = await self._tls_context() if where.scheme == "https" else None
         target = f"{where.path.rstrip('/') if path else where.path}{path}" or "/"
         target += f"?{where.query}" if where.query else ""
@@ -103,7 +103,7 @@ class NotificationSender:
             "user-agent": f"poolctl/{__version__}",
             "content-length": str(len(body)),
             "connection": "close",
-            **own,
+            **extra,
         }
         fields = [*headers.items()]
         try:
@@ -280,11 +280,11 @@ async def send_test(
     receivers: Sequence[Notify], names: Sequence[str], facts: NotificationContext
 ) -> NotifyResult:
     """Send a test notification to the receivers with these names, or to all; the result has an outcome for each."""
-    known = [receiver.label for receiver in receivers]
-    if not known or not set(names) <= {*known}:
-        unknown = next((name for name in names if name not in known), "")
+    labels = [receiver.label for receiver in receivers]
+    if not labels or not set(names) <= {*labels}:
+        unknown = next((name for name in names if name not in labels), "")
         what = f"no receiver is named {unknown!r}" if unknown else "no [[notify]] receivers are configured"
-        hint = f"receivers: {', '.join(known)}" if known else "add a [[notify]] table to the file"
+        hint = f"receivers: {', '.join(labels)}" if labels else "add a [[notify]] table to the file"
         return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
     title = f"{facts.name}: this is a test"
     text = "If you can read this, problems will be reported here."
@@ -299,6 +299,7 @@ async def send_test(
         return ReceiverTestResult(name=notify.label, ok=not problem, message=problem)
 
     chosen = [receiver for receiver in receivers if not names or receiver.label in names]
-    found = await asyncio.gather(*map(attempt, chosen))
-    errors = [failure(PoolMonitorError, f"{each.name}: {each.message}") for each in found if not each.ok]
-    return NotifyResult(errors=tuple(errors), exit_code=FAILED if errors else DONE, receivers=tuple(found))
+    results = await asyncio.gather(*map(attempt, chosen))
+    failed = [result for result in results if not result.ok]
+    errors = tuple(failure(PoolMonitorError, f"{result.name}: {result.message}") for result in failed)
+    return NotifyResult(errors=errors, exit_code=FAILED if errors else DONE, receivers=tuple(results))

@@ -90,8 +90,8 @@ class Outbox:
     def restore(self, waiting: list[Any], now: float) -> None:
         """Add the messages that an earlier outbox could not send, from its `to_list`."""
         for (status, severity, title, lines, time, events), since in waiting:
-            found = tuple(map(JournalEvent.from_json, events))
-            message = Message(status, severity, title, tuple(lines), time, found)
+            journal = tuple(map(JournalEvent.from_json, events))
+            message = Message(status, severity, title, tuple(lines), time, journal)
             self._waiting.append((message, min(since, now)))  # the machine's time may have been set back
 
 
@@ -139,8 +139,8 @@ class DeliveryTask:
 
     def to_dict(self) -> Table:
         """Return the open problems and the unsent messages, for a later task of the same receiver; {} if none."""
-        found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
-        return found if any(found.values()) else {}
+        state = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
+        return state if any(state.values()) else {}
 
     async def _run(self) -> None:
         while True:
@@ -213,7 +213,7 @@ class Notifications(FeaturePart):
 
     def apply_tables(self, tables: Tables) -> None:
         """Notify the receivers in these configuration tables. Deliveries to unchanged receivers are not interrupted."""
-        wanted = {each.label: each for each in tables.all(Notify)}
+        wanted = {receiver.label: receiver for receiver in tables.all(Notify)}
         is_first = self._unsubscribe is None
         if is_first and not wanted:
             return
@@ -225,9 +225,9 @@ class Notifications(FeaturePart):
             else:
                 delivery.stop()
                 left[label] = delivery.to_dict()
-        for label, each in wanted.items():
+        for label, receiver in wanted.items():
             if label not in self._deliveries:
-                self._deliveries[label] = DeliveryTask(each, self, left.get(label, {}))
+                self._deliveries[label] = DeliveryTask(receiver, self, left.get(label, {}))
         self.save()
         if is_first:
             self._unsubscribe = self.site.events.subscribe(self._record)
@@ -248,11 +248,11 @@ class Notifications(FeaturePart):
 
     def save(self) -> None:
         """Write the open problems and unsent messages to a file for the next supervisor."""
-        found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
+        unsent = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
         # Notifications are sent even if the disk is full.
         with contextlib.suppress(OSError):
-            if found:
-                replace_file(self._path, json.dumps(found, default=str).encode())
+            if unsent:
+                replace_file(self._path, json.dumps(unsent, default=str).encode())
             elif os.path.exists(self._path):
                 os.unlink(self._path)
 

@@ -81,34 +81,34 @@ class Notify(Table, frozen=True):
 
     def to_dict(self) -> dict[str, Tree]:
         """The table as plain values for a file; `${VAR}` in a url is not expanded, because its value is secret."""
-        found = super().to_dict()
-        return found | {"url": self.written} if self.written else found
+        table = super().to_dict()
+        return table | {"url": self.written} if self.written else table
 
     @classmethod
     def in_long_form(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], directory: str
     ) -> dict[str, Tree]:
-        found = super().in_long_form(table, written, directory)
+        result = super().in_long_form(table, written, directory)
         url = written.get("url")
-        return found | {"written": url} if isinstance(url, str) and "${" in url else found
+        return result | {"written": url} if isinstance(url, str) and "${" in url else result
 
     def findings(self) -> Iterator[Finding]:
-        given = [key for key in _SOURCES if getattr(self, key) is not None]
+        sources = [key for key in _SOURCES if getattr(self, key) is not None]
         if self.type == "command":
             if self.command is None:
                 yield Finding((), "a command is missing", 'add command = ["program", "argument"]')
-            if given:
+            if sources:
                 yield Finding(
-                    (given[0],), f"a command has no {given[0]}", "take it out, or choose another type"
+                    (sources[0],), f"a command has no {sources[0]}", "take it out, or choose another type"
                 )
             return
         if self.command is not None:
             message = f"{self.type} runs no command"
             yield Finding(("command",), message, 'take it out, or write type = "command"')
-        if len(given) != 1:
-            what = "is missing" if not given else f"is given {len(given)} times"
+        if len(sources) != 1:
+            what = "is missing" if not sources else f"is given {len(sources)} times"
             hint = "write one of url, url_env and url_file"
-            yield Finding((given[1],) if given else (), f"the address {what}", hint)
+            yield Finding((sources[1],) if sources else (), f"the address {what}", hint)
         if self.token_env and self.token_file:
             yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
         if self.type == "gotify" and not (self.token_env or self.token_file):
