@@ -28,10 +28,10 @@ def _operator_url(text: str) -> str:
         return address.key
     try:
         parts = urlsplit(text)
-        found = parts.scheme in PORTS and parts.hostname and parts.port != 0
+        valid = parts.scheme in PORTS and parts.hostname and parts.port != 0
     except ValueError:  # a port that is no number
-        found = None
-    if not found or not text.isprintable() or " " in text:
+        valid = None
+    if not valid or not text.isprintable() or " " in text:
         raise BadValue("this is no address of an operator", _ALLOWED)
     if "@" in parts.netloc:
         raise BadValue("the address has credentials: name the variable of a token, token_env", _ALLOWED)

@@ -204,7 +204,7 @@ class OperatorClient:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _capped_due_time(self, due: float) -> float:
-        """Return the earlier of `due`, a time that another process recorded, and now plus the longest allowed pause."""
+        """Limit `due`, a time that another process recorded, to the longest allowed pause from now."""
         most = max(MAX_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -259,14 +259,14 @@ class OperatorClient:
                 if not 200 <= response.status < 300:
                     raise ConnectionError(f"it answers {response.status}")
                 limit.reschedule(None)
-                # The rest is not needed, but KubeElasti's operator gives up scaling when its client leaves.
+                # The body is not needed, but KubeElasti's operator stops scaling if the client disconnects.
                 with contextlib.suppress(OSError, BadMessage, TimeoutError):
                     async with asyncio.timeout(TIMEOUT_SECONDS):
                         async for _ in response.body():
                             pass
 
     async def _tls_context(self, settings: OperatorSettings) -> ssl.SSLContext:
-        """The TLS context, created again when one of its files has changed. Reads them in a thread; raises OSError."""
+        """The TLS context, recreated when its files change. Reads the files in a thread; raises OSError."""
 
         def load() -> tuple[object, ssl.SSLContext]:
             paths = filter(None, (settings.ca, settings.cert, settings.key))
@@ -301,7 +301,7 @@ class OperatorClient:
     def _note_success_and_report_recovery(self, service: _CountedService, delivered: int) -> None:
         self._delivered += delivered
         service.failures, service.why = 0, ""
-        if self._reported and not any(each.failures for each in self._services.values()):
+        if self._reported and not any(other.failures for other in self._services.values()):
             self._reported, self._report_again = False, 0.0
             self._report(REACHED, f"{self._settings.url} is informed of all requests again", "info")
 
@@ -407,7 +407,7 @@ class UnsentCounts:
         return [other for path in paths if path != self._path and (other := _open_counts(path)) is not None]
 
     def _create(self) -> None:
-        # Locked before another process can find it.
+        # Lock the file before another process can find it.
         name = f"{os.getpid()}.{secrets.token_hex(4)}"
         path = os.path.join(self._directory, f".{PREFIX}{name}")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -418,7 +418,7 @@ class UnsentCounts:
         os.rename(path, self._path)
 
     def _map(self, size: int) -> None:
-        # Fails on a full disk; without it a write into the memory would end the process by SIGBUS.
+        # Fails on a full disk, where a later write to the memory would kill the process with SIGBUS.
         os.posix_fallocate(self._fd, 0, size)
         self.words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
 
@@ -507,14 +507,14 @@ def _open_counts(path: str) -> OtherProcessCounts | None:
 
 def _records(words: memoryview) -> list[tuple[str, int, int]]:
     """The (service name, count, slot) of each allocated slot in the array `words`."""
-    content, found = words.cast("B"), []
+    content, records = words.cast("B"), []
     last = min(words[1], len(words) // _WORDS - 1)
     for slot in range(_WORDS, (last + 1) * _WORDS, _WORDS):
         start, length = (slot + _NAME) * 8, min(words[slot + _LENGTH], MAX_NAME_BYTES)
         if length:
             name = bytes(content[start : start + length]).decode(errors="replace")
-            found.append((name, words[slot + COUNT], slot))
-    return found
+            records.append((name, words[slot + COUNT], slot))
+    return records
 
 
 def _unlink(path: str) -> None:

@@ -31,9 +31,9 @@ _COUNTED_FILE = "operator-counted.json"
 
 
 class CountedRequests:
-    """How many requests of each HAProxy process are counted already, by route.
+    """The number of requests that were counted for each HAProxy process, by route.
 
-    They are in a file in `directory`: a later supervisor continues with the same HAProxy, and counts none twice.
+    They are stored in `directory`, so that a later supervisor of the same HAProxy does not count requests twice.
     """
 
     def __init__(self, directory: str) -> None:
@@ -43,10 +43,10 @@ class CountedRequests:
     def add(
         self, process: HaproxyProcess, requests: Mapping[str, int], client: OperatorClient | None
     ) -> None:
-        """Let the client count the requests of the process that are not counted yet. Without a client, none is."""
+        """Let the client count new requests of the process. Without a client they are not counted."""
         name = "{pid} {start}".format(**process.identity)
         if name not in self._counted:
-            self._counted = {each: counted for each, counted in self._counted.items() if _is_alive(each)}
+            self._counted = {key: counted for key, counted in self._counted.items() if _is_alive(key)}
         counted = self._counted.get(name, {})
         if counted == requests:
             return
@@ -55,7 +55,7 @@ class CountedRequests:
             for alias, count in requests.items():
                 if count > counted.get(alias, 0):
                     client.count(alias, count - counted.get(alias, 0))
-            # After the client's own file: a supervisor that is killed in between counts twice rather than not at all.
+            # Written after the client's file: if killed in between, count requests twice rather than lose them.
             replace_file(self._path, json.dumps(self._counted).encode())
 
 
@@ -195,9 +195,9 @@ def settings_of(table: OperatorTable, env: Mapping[str, str], pool_name: str) ->
 
 _METRICS: Sequence[Row[Table]] = (
     ("poolctl_gateway_operator_requests", "counter", "Requests that the operator was informed of.",
-     lambda each: each["delivered"]),
+     lambda status: status["delivered"]),
     ("poolctl_gateway_operator_unsent_requests", "gauge", "Requests that the operator has not confirmed yet.",
-     lambda each: sum(each["unsent"].values())),
+     lambda status: sum(status["unsent"].values())),
     ("poolctl_gateway_operator_failing_services", "gauge", "Services whose last report has failed.",
-     lambda each: len(each["failing"])),
+     lambda status: len(status["failing"])),
 )  # fmt: skip

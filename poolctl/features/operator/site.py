@@ -34,8 +34,8 @@ class Access(NamedTuple):
 
     def needs_token(self, peer: Peer) -> bool:
         """Whether the client may report requests only with a token."""
-        known = is_within(peer.address, self.trusted)
-        return not (self.open_to_all or peer.certified or known)
+        trusted = is_within(peer.address, self.trusted)
+        return not (self.open_to_all or peer.certified or trusted)
 
 
 class RequestCountReport(NamedTuple):
@@ -116,12 +116,12 @@ class OperatorSite(EndpointSite):
 def read_report(body: bytes) -> RequestCountReport:
     """Parse a report from JSON. A missing `count` means 1, a missing `namespace` means "". Raises ValueError."""
     try:
-        found = json.loads(body)
+        report = json.loads(body)
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(report, dict):
         raise ValueError("it is no JSON object")
-    service, count, namespace = found.get("svc"), found.get("count", 1), found.get("namespace", "")
+    service, count, namespace = report.get("svc"), report.get("count", 1), report.get("namespace", "")
     if not isinstance(service, str) or not service:
         raise ValueError("svc is not the name of a service")
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MAX_REQUESTS:

@@ -52,19 +52,19 @@ class OperatorTable(Table, frozen=True):
     """Addresses or networks whose clients may use bind without token or certificate."""
 
     def findings(self) -> Iterator[Finding]:
-        given = self.model_fields_set
+        keys_set = self.model_fields_set
         if self.url is None and self.bind is None:
             fix = "add url, of an operator to inform, or bind, to be one"
             yield Finding((), "neither url nor bind is given", fix)
             return
         for other, keys in (("bind", _OF_BIND), ("url", _OF_URL)):
             for key in keys if getattr(self, other) is None else ():
-                if key in given:
+                if key in keys_set:
                     yield Finding(
                         (key,), f"{key} is for {other}, which is missing", f"add {other}, or take it out"
                     )
         if self.bind is not None:
-            yield from self._bind_findings(self.bind, given)
+            yield from self._bind_findings(self.bind, keys_set)
         if self.bind is not None and self.url is not None and _reaches(self.url, self.bind):
             yield Finding(
                 ("url",), "this is the address of bind: the pool would inform itself", "take one out"
@@ -104,7 +104,7 @@ class OperatorTable(Table, frozen=True):
                 problems.append(Finding(("ca",), f"{self.ca}: {problem.message}", problem.hint, self.ca))
         return problems, warnings
 
-    def _bind_findings(self, bind: str, given: set[str]) -> Iterator[Finding]:
+    def _bind_findings(self, bind: str, keys_set: set[str]) -> Iterator[Finding]:
         if "*" in self.trusted:
             message = 'trusted = ["*"] lets everyone who reaches it start servers'
             yield Finding(("trusted",), message, 'name networks, such as "10.0.0.0/8"', "*")
@@ -117,7 +117,7 @@ class OperatorTable(Table, frozen=True):
             message = f"the token of {self.token_env} is sent to url, and opens bind: that operator could start servers"
             fix = "take token_env out and use tls = { cert = …, key = …, ca = … } for both, or give url to another pool"
             yield Finding(("token_env",), message, fix, self.token_env)
-        if "mode" in given:
+        if "mode" in keys_set:
             yield Finding(("mode",), f"{bind} is no Unix socket: it has no mode", "take it out")
         if not (self.token_env or self.trusted or (self.tls and self.tls.ca)):
             fix = (
@@ -134,8 +134,8 @@ def _reaches(url: str, bind: str) -> bool:
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         url = f"{host}:{parts.port or PORTS[parts.scheme]}"
     try:
-        target, own = parse(url), parse(bind)
+        target, bound = parse(url), parse(bind)
     except AddressError:
         return False
     local = target.host in ("localhost", *LOOPBACKS) or target.host.startswith("127.")
-    return overlaps(target, own) if local else target.key == own.key
+    return overlaps(target, bound) if local else target.key == bound.key
