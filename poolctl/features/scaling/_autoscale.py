@@ -75,8 +75,8 @@ class _Window:
 
     def value(self, trigger: str) -> float | None:
         """Return the average over time of all workers' sum; for p50 and p99, a latency in seconds. None if unknown."""
-        found: float | None = self._accumulators[trigger].value
-        return found
+        average: float | None = self._accumulators[trigger].value
+        return average
 
 
 class _Need(NamedTuple):
@@ -144,13 +144,13 @@ class Autoscale:
 
     def _decide_growth(self, now: float, size: int) -> Decision | None:
         above = [self._need_above(now, trigger, target, size) for trigger, target in self._targets.items()]
-        needs = [each for each in above if each is not None]
+        needs = [need for need in above if need is not None]
         if not needs:
             self._above_since = float("inf")
             return None
         self._above_since = min(self._above_since, now)
         _, wanted, trigger, value, target = max(
-            needs, key=lambda each: (each.workers, each.value / each.target)
+            needs, key=lambda need: (need.workers, need.value / need.target)
         )
         if now - self._above_since < self._latest.seconds and self._is_rising(trigger):
             # The load has only just begun, so the number would be too small.
@@ -205,9 +205,8 @@ class Autoscale:
             return None
         patience = max(self._down * self._patience, self._short_window.seconds)
         needs = self._recent_needs
-        need = max(
-            (self._need(now, *each, size) for each in self._targets.items()), key=lambda each: each.workers
-        )
+        current = [self._need(now, *trigger, size) for trigger in self._targets.items()]
+        need = max(current, key=lambda candidate: candidate.workers)
         while needs and needs[-1].workers <= need.workers:
             needs.pop()
         needs.append(need)
@@ -220,8 +219,7 @@ class Autoscale:
             self._patience = max(self._patience / 2, 1.0)
         self._decreased_at, self._regretted = now, False
         self._restart_cooldown(now)
-        # At most half of the workers end at once, and only one if latencies are targets: they do not tell how many
-        # are needed.
+        # Stop at most half of the workers, or one with latency targets, which do not tell how many are needed.
         step = 1 if self._has_latencies else max(size // 2, 1)
         after = max(highest.workers, self._least, size - step)
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)

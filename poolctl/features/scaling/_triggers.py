@@ -128,7 +128,7 @@ class RequestsPerSecond(Trigger):
 class Cpu(Trigger):
     """The trigger whose figure is the CPU cores in use, measured every half second under load, else every second.
 
-    `measure` requests the next measurement, and returns the figure from those that are complete.
+    `measure` requests the next measurement, and returns the figure from completed measurements.
     """
 
     def __init__(self, runner: LocalRunner) -> None:
@@ -154,22 +154,22 @@ class Cpu(Trigger):
         return Part(self._cores)
 
     def _note_measured(self, usages: Mapping[int, Usage]) -> None:
-        found = {
-            pid: (each.measured_at, each.cpu_seconds)
-            for pid, each in usages.items()
-            if each.cpu_seconds is not None
+        measured = {
+            pid: (usage.measured_at, usage.cpu_seconds)
+            for pid, usage in usages.items()
+            if usage.cpu_seconds is not None
         }
-        newest_at = max((at for at, _ in found.values()), default=float("-inf"))
-        if found and newest_at - self._noted_at < _CPU_SECONDS / 2:
+        newest_at = max((at for at, _ in measured.values()), default=float("-inf"))
+        if measured and newest_at - self._noted_at < _CPU_SECONDS / 2:
             return  # not measured again yet
         # Processor time used before a worker was ready belongs to its start.
         used = [
             (spent - self._seen[pid][1]) / (at - self._seen[pid][0])
-            for pid, (at, spent) in found.items()
+            for pid, (at, spent) in measured.items()
             if pid in self._seen and at > self._seen[pid][0]
         ]
         self._cores = max(0.0, sum(used)) if used else None
-        self._seen, self._noted_at = found, newest_at
+        self._seen, self._noted_at = measured, newest_at
 
 
 def _pids_of_ready_workers(entry: Entry) -> list[int]:

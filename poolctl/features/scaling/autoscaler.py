@@ -43,10 +43,10 @@ class LoadSampler:
             if worker.phase is not WorkerPhase.READY or worker.placement is None:
                 continue
             serves = serves or not worker.unhealthy
-            found = self._runner.counts(worker.placement)
-            if found is None:
+            latest = self._runner.counts(worker.placement)
+            if latest is None:
                 continue
-            seen[worker.id] = counts = found[: tally.COUNTED]
+            seen[worker.id] = counts = latest[: tally.COUNTED]
             in_flight += tally.in_flight(counts)
             before = self._seen.get(worker.id)
             if before is not None and before != counts:
@@ -105,12 +105,12 @@ class Autoscaler(FeaturePart):
         scale = entry.config.scale
         if not (entry.scales and entry.observed.workers and isinstance(scale, Scale)):
             return
-        known = self._servers.get(entry.name)
-        if known is None or known.entry is not entry or known.scale != scale:
+        server = self._servers.get(entry.name)
+        if server is None or server.entry is not entry or server.scale != scale:
             now = self._core.clock.monotonic()
             self._servers[entry.name] = _ScaledServer(self.site.runner, entry, scale, now)
         else:
-            known.scale = scale
+            server.scale = scale
         if self._timer is None:
             self._set_timer()
 
@@ -190,11 +190,11 @@ def _decision_fields(decision: Decision) -> Table:
         for figure in (decision.value, decision.target)
     )
     above = decision.value > decision.target
-    each = "" if is_latency else " for each worker"
+    unit = "" if is_latency else " for each worker"
     return {
         "before": decision.before,
         "after": decision.after,
-        "cause": f"{decision.trigger} is {value}{each}, {'above' if above else 'under'} {target}",
+        "cause": f"{decision.trigger} is {value}{unit}, {'above' if above else 'under'} {target}",
         "trigger": decision.trigger,
         "value": round(decision.value, 6),
         "target": decision.target,
