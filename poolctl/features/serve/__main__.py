@@ -27,13 +27,13 @@ _TERMINATION_LOG = "/dev/termination-log"  # made by kubelets
 class SingleServerProcess:
     """One server, served by this process."""
 
-    def __init__(self, given: InheritedSpec) -> None:
-        self._spec = given.spec
-        self._listeners = given.listeners
-        self._tls_fds = given.tls_fds
-        more = given.more
-        self._stacks = StacksSocket(more.pop(), given.spec) if given.spec["stacks"] else None
-        self._health = HealthEndpoint(given.spec["server"], more, given.spec["probes"], given.spec["expose"])
+    def __init__(self, inherited: InheritedSpec) -> None:
+        self._spec = inherited.spec
+        self._listeners = inherited.listeners
+        self._tls_fds = inherited.tls_fds
+        more = inherited.more
+        self._stacks = StacksSocket(more.pop(), self._spec) if self._spec["stacks"] else None
+        self._health = HealthEndpoint(self._spec["server"], more, self._spec["probes"], self._spec["expose"])
         self._server: PoolServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._terminated = False

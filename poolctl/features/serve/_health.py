@@ -55,7 +55,7 @@ class HealthEndpoint:
 
     @property
     def problem(self) -> str:
-        """Why the application is not alive or not ready, as a probe has found last; or ""."""
+        """Why the application is not alive or not ready according to the last probe, or ""."""
         return next(
             (f"not {kind}: {problem}" for kind, problem in reversed(self._problems.items()) if problem), ""
         )

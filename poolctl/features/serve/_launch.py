@@ -32,8 +32,8 @@ def become_server(
     pool = find_pool(place)
     server = prepare_single_server(selection, pool, "poolctl serve")
     if server.command:
-        for option, given in (("--health", health), ("--stop-delay", stop_delay)):
-            if given:
+        for option, value in (("--health", health), ("--stop-delay", stop_delay)):
+            if value:
                 hint = "leave it out; probe the command's own address, and delay its SIGTERM in the container"
                 raise UsageError(f"{option} needs an app, and {server.name} is a command", hint=hint)
     if server.ready_line is not None:
@@ -77,7 +77,7 @@ def _open_health_listeners(address: str) -> list[socket.socket]:
 
 
 def _open_stacks_socket(pool: PoolRef) -> list[socket.socket]:
-    """Return [socket] for `poolctl stacks`, in the pool's directory, which other users cannot enter; [] on failure."""
+    """Return [socket] for `poolctl stacks`, in the pool's private directory; [] on failure."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         path = socket_path(ensure_pool_dir(os.environ, pool.key), os.getpid())
@@ -96,11 +96,7 @@ def _http_probes(server: ServerConfig) -> Table:
     """The settings of the server's HTTP probes, by kind: startup, readiness, liveness."""
     probes = {kind: getattr(server.health, kind) for kind in ("startup", "readiness", "liveness")}
     return {
-        kind: {name: _plain(value) for name, value in vars(probe).items()}
+        kind: {name: dict(value) if isinstance(value, dict) else value for name, value in vars(probe).items()}
         for kind, probe in probes.items()
         if isinstance(probe, Probe) and probe.http is not None
     }
-
-
-def _plain(value: object) -> object:
-    return dict(value) if isinstance(value, dict) else value

@@ -30,18 +30,18 @@ def stacks_in(directory: str) -> list[WorkerStacks]:
     paths = [f"{directory}/{name}" for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
     if paths:
         check_private(directory)
-    return [found for path in paths if (found := _stacks_unless_ended(path)) is not None]
+    return [stacks for path in paths if (stacks := _stacks_unless_ended(path)) is not None]
 
 
 def _stacks_unless_ended(path: str) -> WorkerStacks | None:
-    """The stacks of the process that has this socket; None if it has ended."""
+    """The stacks of the process with this socket; None if it has exited."""
     name = os.path.basename(path)
     pid = name[len(_PREFIX) : -len(_SUFFIX)]
     unknown = WorkerStacks(name="", worker=f"serve {pid}", pid=int(pid) if pid.isdecimal() else None)
     try:
         line, _, text = _receive_answer(path).partition(b"\n")
         head = json.loads(line)
-        directories, own_thread = [str(each) for each in head["directories"]], head["thread"]
+        directories, own_thread = [str(directory) for directory in head["directories"]], head["thread"]
         unknown = replace(unknown, name=str(head["name"]), worker=str(head["name"]), pid=int(head["pid"]))
     except (FileNotFoundError, ConnectionRefusedError):
         return None
@@ -62,15 +62,15 @@ def _stacks_unless_ended(path: str) -> WorkerStacks | None:
 
 def _receive_answer(path: str) -> bytes:
     """The whole answer of the process. Raises OSError, such as TimeoutError; ValueError if it exceeds _MAX_BYTES."""
-    end, found = monotonic() + _ANSWER_SECONDS, b""
+    end, answer = monotonic() + _ANSWER_SECONDS, b""
     with socket(AF_UNIX) as connection:
         connection.settimeout(_ANSWER_SECONDS)
         connection.connect(path)
         while (left := end - monotonic()) > 0:
             connection.settimeout(left)
             if not (piece := connection.recv(65536)):
-                return found
-            found += piece
-            if len(found) > _MAX_BYTES:
+                return answer
+            answer += piece
+            if len(answer) > _MAX_BYTES:
                 raise ValueError(f"more than {_MAX_BYTES} bytes")
     raise TimeoutError
