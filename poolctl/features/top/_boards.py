@@ -114,8 +114,8 @@ class Board(Generic[Row]):
     def _arrange(self) -> None:
         before = self.selected
         wanted = self.filter.lower().split()
-        found = [row for row in self.rows if all(word in self.filter_text(row).lower() for word in wanted)]
-        self.shown = self._in_order(found)
+        matches = [row for row in self.rows if all(word in self.filter_text(row).lower() for word in wanted)]
+        self.shown = self._in_order(matches)
         names = [row.name for row in self.shown]
         self._select(names.index(before.name) if before is not None and before.name in names else self._at)
 
@@ -135,9 +135,9 @@ class Board(Generic[Row]):
         if self.sort == "file":
             return rows[::-1] if self.reverse else rows
         by_name = sorted(rows, key=lambda row: row.name, reverse=self.sort == "name" and self.reverse)
-        known = [row for row in by_name if figure(row) is not None]
-        known.sort(key=lambda row: figure(row) or 0.0, reverse=self.falling)
-        return known + [row for row in by_name if figure(row) is None]
+        rows_with_figure = [row for row in by_name if figure(row) is not None]
+        rows_with_figure.sort(key=lambda row: figure(row) or 0.0, reverse=self.falling)
+        return rows_with_figure + [row for row in by_name if figure(row) is None]
 
 
 # States that need attention come first.
@@ -223,8 +223,8 @@ class RouteBoard(Board[RouteRow]):
         before = {row.name: row.report for row in self.rows}
         rows = [RouteRow(report) for report in reports]
         for at, row in enumerate(rows):
-            if (known := before.get(row.name)) is not None and seconds > 0:
-                requests, errors = row.report.requests - known.requests, row.report.errors - known.errors
+            if (earlier := before.get(row.name)) is not None and seconds > 0:
+                requests, errors = row.report.requests - earlier.requests, row.report.errors - earlier.errors
                 rows[at] = RouteRow(row.report, max(0.0, requests / seconds), max(0.0, errors / seconds))
         self._at_seconds = now
         self.update(rows)

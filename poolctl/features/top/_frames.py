@@ -101,9 +101,9 @@ def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = T
     get bars of middle height.
     """
     shown = list(values)[-width:] if width > 0 else []
-    known = [value for value in shown if value is not None]
-    top = max(known, default=0.0)
-    least = 0.0 if from_zero else min(known, default=0.0)
+    numbers = [value for value in shown if value is not None]
+    top = max(numbers, default=0.0)
+    least = 0.0 if from_zero else min(numbers, default=0.0)
     span = top if from_zero else max(top - least, top * _MIN_SPAN)
     base = (top + least - span) / 2
     bars = "".join(" " if value is None else _bar_character(value - base, span) for value in shown)
@@ -168,10 +168,10 @@ def _state(row: MeasuredServer, width: int) -> Styled:
 
 
 def _workers(row: MeasuredServer, width: int) -> Styled:
-    there = len(row.pids)
-    if there == row.workers:
-        return str(there), ""
-    return f"{there}/{row.workers}", "yellow" if there else FAINT
+    count = len(row.pids)
+    if count == row.workers:
+        return str(count), ""
+    return f"{count}/{row.workers}", "yellow" if count else FAINT
 
 
 def _of_processes(row: MeasuredServer, used: float | None) -> float | None:
@@ -241,7 +241,7 @@ def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[t
     widths = {column: column.width for column in all_columns}
     taken: set[Column] = set()
     left = width - name
-    for column in sorted(all_columns, key=lambda each: each.priority):
+    for column in sorted(all_columns, key=lambda column: column.priority):
         needed = column.width + 1 if column.width else 0
         if needed <= left:
             taken.add(column)
@@ -394,9 +394,9 @@ def _add(line: Text, title: str, value: str, style: str = "bold") -> None:
 
 def _sum(figures: Iterable[float | None]) -> float | None:
     """The sum of the known values; None if all are unknown, 0 if there are no values."""
-    found = list(figures)
-    known = [figure for figure in found if figure is not None]
-    return sum(known) if known or not found else None
+    values = list(figures)
+    numbers = [figure for figure in values if figure is not None]
+    return sum(numbers) if numbers or not values else None
 
 
 def _summed_series(series: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -470,9 +470,9 @@ def _end_line(selected: MeasuredServer | None, shown: bool) -> Text:
 
 
 def _filter_line(board: Board[Any], typing: bool) -> Text:
-    found = f"  {len(board.shown)} of {len(board.rows)}"
+    count = f"  {len(board.shown)} of {len(board.rows)}"
     cursor = ("_", "blink") if typing else ""
-    return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (found, FAINT))
+    return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (count, FAINT))
 
 
 def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: bool, width: int) -> Text:
@@ -673,15 +673,15 @@ class LogPane:
 
     def visible(self, width: int, height: int) -> list[Text]:
         """The lines for a screen of this size; long lines are wrapped."""
-        found: list[Text] = []
+        rows: list[Text] = []
         for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
             if self.words:
                 line = line.copy()
                 line.highlight_regex(f"(?i){re.escape(self.words)}", _FOUND)
-            found += _wrapped(line, width)[::-1]
-            if len(found) >= height:
+            rows += _wrapped(line, width)[::-1]
+            if len(rows) >= height:
                 break
-        return found[:height][::-1]
+        return rows[:height][::-1]
 
     def _type(self, key: str) -> None:
         if key in ("enter", "escape"):
@@ -704,11 +704,11 @@ class LogPane:
         return self._show(lines)
 
     def _show(self, lines: Iterable[LogLine]) -> int:
-        made = [text for line in self._wanted.filter_forwards(lines) for text in _rendered(line)]
-        self._lines.extend(made)
+        texts = [text for line in self._wanted.filter_forwards(lines) for text in _rendered(line)]
+        self._lines.extend(texts)
         if self.back:  # scrolled lines stay in place
-            self.scroll(len(made))
-        return len(made)
+            self.scroll(len(texts))
+        return len(texts)
 
 
 def _rendered(line: LogLine) -> list[Text]:
@@ -745,8 +745,8 @@ def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
     body = pane.visible(width, height - 2) or [Text(nothing, FAINT)]
     body += [Text()] * (height - 2 - len(body))
     if pane.typing:
-        found = f"  {pane.found} found" if pane.words else ""
-        search = Text.assemble((" search ", "bold cyan"), pane.words, ("_", "blink"), (found, FAINT))
+        count = f"  {pane.found} found" if pane.words else ""
+        search = Text.assemble((" search ", "bold cyan"), pane.words, ("_", "blink"), (count, FAINT))
         return [title, *body, search]
     parts = [
         f"{pane.least} and above" if pane.least else "",

@@ -230,8 +230,8 @@ class LiveView:
 
     async def _open_log(self, name: str) -> None:
         try:
-            found = await self._ask(ShowResult, "show", {"selector": {"targets": [name]}})
-            path = log_paths(found.items, self._view.ref.logs_directory).get(name)
+            answer = await self._ask(ShowResult, "show", {"selector": {"targets": [name]}})
+            path = log_paths(answer.items, self._view.ref.logs_directory).get(name)
             if path is None:
                 self._notify(f"{name}: it has been removed", "bold red")
             elif self._pane is None:

@@ -164,7 +164,7 @@ _SEQUENCE_BEGINNINGS = ("\x1b[", "\x1bO")
 # DCS, SOS, OSC, PM and APC begin control strings, which last until ST (ECMA-48 §5.6) or, in xterm, BEL.
 _STRING_BEGINNINGS = ("\x1bP", "\x1bX", "\x1b]", "\x1b^", "\x1b_")
 _STRING_ENDS = "\a\x18\x1a"  # BEL; CAN and SUB cancel any sequence
-# Characters after a complete sequence that belong to it: of a function key of Linux's console, of a mouse's position.
+# The number of characters that follow these sequences: a function key of Linux's console, a mouse position.
 _MORE_CHARACTERS = {"\x1b[[": 1, "\x1b[M": 3}
 _PASTE_BEGIN, _PASTE_END = "\x1b[200~", "\x1b[201~"
 _ESCAPE_SECONDS = 0.05
@@ -181,13 +181,12 @@ class Pasted(str):
 class KeyDecoder:
     """Turns bytes into names of keys ("up", "enter") and characters, typed or pasted; sequences may arrive in pieces.
 
-    Whatever else a terminal sends is ignored: answers to questions of earlier programs, Alt with a character, unknown
-    keys, the mouse.
+    All other input is ignored: answers to queries of earlier programs, Alt with a character, unknown keys, the mouse.
     """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._begun = ""  # an unfinished sequence, from Escape on; of a control string only what may end it
+        self._begun = ""  # an unfinished sequence; of a control string only its possible end
         self._pasting = False
 
     @property
@@ -202,7 +201,7 @@ class KeyDecoder:
         return [key for char in self._decoder.decode(data) if (key := self._add(char))]
 
     def flush(self) -> list[str]:
-        """Forget the unfinished sequence; returns the key Escape if it is that alone."""
+        """Drop the unfinished sequence; returns the key Escape if only that was pressed."""
         begun, self._begun = self._begun, ""
         return ["escape"] if begun == _ESCAPE else []
 

@@ -78,7 +78,7 @@ def top(
         view.routes = RouteBoard(sort=sort)
         view.routes.receive(view.client.ask(RoutesResult, "routes").items, monotonic())
     if not once:
-        if _is_terminal():
+        if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             return _live(view)
         if not place.quiet:
             sys.stderr.write(
@@ -105,7 +105,3 @@ def _live(view: PoolView) -> Outcome:
         signal.signal(ended_by, signal.SIG_DFL)
         os.kill(os.getpid(), ended_by)
     return Outcome.of_stream()
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
