@@ -86,9 +86,9 @@ class ProxmoxApi:
 
     async def nodes(self) -> list[Node]:
         """The nodes of the cluster, with their addresses if the token permits reading them."""
-        found = {
-            str(each["node"]): Node(str(each["node"]))
-            for each in _rows_with_string_at(await self._get("/nodes"), "node")
+        nodes = {
+            str(row["node"]): Node(str(row["node"]))
+            for row in _rows_with_string_at(await self._get("/nodes"), "node")
         }
         try:
             status = await self._get("/cluster/status")
@@ -96,21 +96,17 @@ class ProxmoxApi:
             if error.status != 403:
                 raise
             status = []
-        for each in _rows_with_string_at(status, "name"):
-            if each.get("type") == "node" and each["name"] in found:
-                found[each["name"]] = Node(each["name"], frozenset(_identifying_addresses([each.get("ip")])))
-        return list(found.values())
+        for row in _rows_with_string_at(status, "name"):
+            if row.get("type") == "node" and row["name"] in nodes:
+                nodes[row["name"]] = Node(row["name"], frozenset(_identifying_addresses([row.get("ip")])))
+        return list(nodes.values())
 
     async def guests(self) -> list[Guest]:
         """The containers and virtual machines of all nodes, without their addresses."""
         return [
-            Guest(
-                each["type"], each["vmid"], str(each.get("name") or ""), each["node"], str(each.get("status"))
-            )
-            for each in _rows_with_string_at(await self._get("/cluster/resources?type=vm"), "node")
-            if each.get("type") in (LXC, QEMU)
-            and isinstance(each.get("vmid"), int)
-            and not each.get("template")
+            Guest(row["type"], row["vmid"], str(row.get("name") or ""), row["node"], str(row.get("status")))
+            for row in _rows_with_string_at(await self._get("/cluster/resources?type=vm"), "node")
+            if row.get("type") in (LXC, QEMU) and isinstance(row.get("vmid"), int) and not row.get("template")
         ]
 
     async def addresses(self, guest: Guest) -> frozenset[str]:
@@ -119,8 +115,8 @@ class ProxmoxApi:
             return configured_addresses(await self._get(f"{guest.path}/config"))
         if guest.kind == LXC:
             return interface_addresses(await self._get(f"{guest.path}/interfaces"))
-        found = await self._get(f"{guest.path}/agent/network-get-interfaces")
-        return interface_addresses(found.get("result") if isinstance(found, dict) else None)
+        answer = await self._get(f"{guest.path}/agent/network-get-interfaces")
+        return interface_addresses(answer.get("result") if isinstance(answer, dict) else None)
 
     async def status(self, guest: Guest) -> str:
         """The guest's current state, such as "running" or "stopped"."""
@@ -128,11 +124,11 @@ class ProxmoxApi:
 
     async def status_and_uptime(self, guest: Guest) -> tuple[str, float | None]:
         """The guest's state, and its uptime in seconds, None if unknown."""
-        found = await self._get(f"{guest.path}/status/current")
-        if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+        answer = await self._get(f"{guest.path}/status/current")
+        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
             raise ApiError(f"{self.host}: its answer has no status of the {guest.title}", 200)
-        uptime = found.get("uptime")
-        return str(found["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
+        uptime = answer.get("uptime")
+        return str(answer["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
     async def begin_task(self, guest: Guest, what: str) -> str:
         """Begin the task `what`, "start" or "shutdown". Returns the task's name; "" if the API does not report it."""
@@ -141,10 +137,10 @@ class ProxmoxApi:
 
     async def task_failure(self, guest: Guest, task: str) -> str:
         """Why this task of the guest's node has failed; "" while it is running or if it succeeded."""
-        found = await self._get(f"/nodes/{quote(guest.node, safe='')}/tasks/{quote(task, safe='')}/status")
-        if not isinstance(found, dict) or found.get("status") != STOPPED:
+        answer = await self._get(f"/nodes/{quote(guest.node, safe='')}/tasks/{quote(task, safe='')}/status")
+        if not isinstance(answer, dict) or answer.get("status") != STOPPED:
             return ""
-        result = str(found.get("exitstatus", ""))
+        result = str(answer.get("exitstatus", ""))
         return (
             "" if result == "OK" or result.startswith("WARNINGS") else _short(result) or "no reason was given"
         )
@@ -230,10 +226,10 @@ class ProxmoxApi:
 def interface_addresses(interfaces: Any) -> frozenset[str]:
     """The addresses in the API's list of network interfaces of a container, or of a virtual machine's guest agent."""
     texts: list[object] = []
-    for each in _rows_with_string_at(interfaces or [], "name"):
-        texts += [each.get("inet"), each.get("inet6")]
-        listed = each.get("ip-addresses")
-        texts += [found.get("ip-address") for found in _dicts(listed if isinstance(listed, list) else [])]
+    for interface in _rows_with_string_at(interfaces or [], "name"):
+        texts += [interface.get("inet"), interface.get("inet6")]
+        listed = interface.get("ip-addresses")
+        texts += [entry.get("ip-address") for entry in _dicts(listed if isinstance(listed, list) else [])]
     return frozenset(_identifying_addresses(texts))
 
 
@@ -249,22 +245,22 @@ def configured_addresses(config: Any) -> frozenset[str]:
 
 def _identifying_addresses(texts: list[object]) -> list[str]:
     """The addresses that identify a machine, in canonical form; without loopback, which every machine has."""
-    found = []
+    addresses = []
     for text in texts:
         try:
             address = ip_address(str(text).partition("/")[0].partition("%")[0])
         except ValueError:
             continue  # "dhcp", "auto", or no address at all
         if not (address.is_loopback or address.is_link_local or address.is_unspecified):
-            found.append(str(address))
-    return found
+            addresses.append(str(address))
+    return addresses
 
 
 def _rows_with_string_at(data: Any, key: str) -> list[Table]:
     """The objects in the list `data` that have a string as `key`. Raises ApiError if `data` is not a list."""
     if not isinstance(data, list):
         raise ApiError("its answer has another form than that of Proxmox VE", 200)
-    return [each for each in _dicts(data) if isinstance(each.get(key), str)]
+    return [row for row in _dicts(data) if isinstance(row.get(key), str)]
 
 
 def _dicts(values: list[Any]) -> list[Table]:
@@ -272,7 +268,7 @@ def _dicts(values: list[Any]) -> list[Table]:
 
 
 def _short(text: str) -> str:
-    return "".join(each for each in text if each.isprintable())[:_MAX_TEXT_LENGTH]
+    return "".join(character for character in text if character.isprintable())[:_MAX_TEXT_LENGTH]
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.5
 # The pause between two starts of a machine, doubled after each failure.
 _COOLDOWN_SECONDS = 30.0
 _MAX_COOLDOWN_SECONDS = 600.0
-# A machine whose uptime is shorter than the time since our start, by more than this, was started by someone else.
+# A machine was started by someone else if its uptime is shorter than the time since our start by more than this.
 _UPTIME_SLACK_SECONDS = 60.0
 
 # The machines that were started, with their times, for the next supervisor.
@@ -50,10 +50,10 @@ class _StartState:
         self.why = ""
         self.retry_seconds = 0.0
         self.cooldown_seconds = _COOLDOWN_SECONDS  # the pause after its next failure
-        self.unanswered = False  # the API has not answered the last question about its start
+        self.unanswered = False  # the API did not answer the last request about the start
         self.not_before = 0.0  # when it may be started again
         self.answers = 0
-        self.asked = False  # a request has asked for it while it was being stopped
+        self.asked = False  # a request arrived while it was being stopped
         self.work: asyncio.Task[None] | None = None
         self.retry: asyncio.TimerHandle | None = None
 
@@ -97,10 +97,8 @@ class MachinePowerManager:
         """Manage the machines in `guests`, a mapping by target URL. `freshly_read`: the states are new from the API."""
         if not freshly_read:
             # States that were seen since the inventory was read are newer.
-            seen = {each.vmid: each.status for each in self._guests.values()}
-            guests = {
-                url: each._replace(status=seen.get(each.vmid, each.status)) for url, each in guests.items()
-            }
+            seen = {guest.vmid: guest.status for guest in self._guests.values()}
+            guests = {url: new._replace(status=seen.get(new.vmid, new.status)) for url, new in guests.items()}
         self._guests = dict(guests)
         if freshly_read:
             self._forget_stopped()
@@ -132,7 +130,7 @@ class MachinePowerManager:
 
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
         """Begin to stop the machine if poolctl started it and `is_idle` returns True; requests wait meanwhile."""
-        guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
+        guest = next((guest for guest in self._guests.values() if guest.vmid == vmid), None)
         case = self._start_states.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
             case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
@@ -320,9 +318,9 @@ class MachinePowerManager:
 
     def _record_status(self, guest: Guest, status: str) -> None:
         """Record the machine's status for every URL that leads to it."""
-        for url, each in self._guests.items():
-            if each.vmid == guest.vmid:
-                self._guests[url] = each._replace(status=status)
+        for url, other in self._guests.items():
+            if other.vmid == guest.vmid:
+                self._guests[url] = other._replace(status=status)
 
     def _enter_backoff(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for `pause_seconds`."""
@@ -371,27 +369,27 @@ class MachinePowerManager:
                 await self._stop_idle(idle_seconds)
 
     async def _stop_idle(self, idle_seconds: float) -> None:
-        now, found = asyncio.get_running_loop().time(), await self._activities()
+        now, activities = asyncio.get_running_loop().time(), await self._activities()
         for vmid in self.started:
-            activity = self._activity(vmid, found)
-            known, since = self._idle_since.get(vmid, (None, now))
-            if activity is None or activity.in_progress or activity != known:
+            activity = self._activity(vmid, activities)
+            previous, since = self._idle_since.get(vmid, (None, now))
+            if activity is None or activity.in_progress or activity != previous:
                 self._idle_since[vmid] = activity or Activity(0, 0), now
             elif now - since >= idle_seconds:
                 self._idle_since[vmid] = activity, now  # after a failure it is tried one idle time later
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
-    async def _is_idle(self, vmid: int, known: Activity) -> bool:
-        """Whether the machine's activity still equals `known`: no request has arrived since that was measured."""
-        return self._activity(vmid, await self._activities()) == known
+    async def _is_idle(self, vmid: int, previous: Activity) -> bool:
+        """Whether no request has arrived since the activity `previous` was measured."""
+        return self._activity(vmid, await self._activities()) == previous
 
-    def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:
+    def _activity(self, vmid: int, activities: Mapping[str, Activity] | None) -> Activity | None:
         """The activity of all URLs that lead to the machine, added up; None if unknown."""
         urls = [url for url, guest in self._guests.items() if guest.vmid == vmid]
-        if found is None or not urls:
+        if activities is None or not urls:
             return None
-        its = [found.get(url, Activity(0, 0)) for url in urls]
-        return Activity(sum(each.requests for each in its), sum(each.in_progress for each in its))
+        entries = [activities.get(url, Activity(0, 0)) for url in urls]
+        return Activity(sum(entry.requests for entry in entries), sum(entry.in_progress for entry in entries))
 
     def _save_started_and_watch_idle(self) -> None:
         try:

@@ -89,8 +89,8 @@ class Inventory:
         for those in (words, labels):
             for machines in (self._nodes, self._guests):
                 for word in those:
-                    if (found := machines.get(word)) is not None:
-                        return found
+                    if (machine := machines.get(word)) is not None:
+                        return machine
         return None
 
 
@@ -101,13 +101,13 @@ def links_by_target(
 
     The alias may name the machine instead of the URL's host, but only if the route has a single target.
     """
-    found = {}
+    links = {}
     for route in routes:
         alias = route.alias if len(route.to) == 1 else ""
         for target in route.to:
             if target.url and (link := inventory.find(host_of(target.url), alias)) is not None:
-                found[route.alias, target.url] = link
-    return found
+                links[route.alias, target.url] = link
+    return links
 
 
 def has_ip_targets(routes: Iterable[Route | StreamRoute]) -> bool:
@@ -225,7 +225,7 @@ class ProxmoxInventory:
 
     def machines(self, route: Route | StreamRoute) -> tuple[TargetMachineReport, ...]:
         """The machines behind the route, for text and JSON output."""
-        found = []
+        reports = []
         for url in dict.fromkeys(target.url for target in route.to if target.url):
             if (link := self.links.get((route.alias, url))) is None:
                 continue
@@ -236,8 +236,8 @@ class ProxmoxInventory:
                 report = TargetMachineReport(
                     to=url, kind=guest.kind, node=guest.node, vmid=guest.vmid, name=guest.name, state=state
                 )
-            found.append(report)
-        return tuple(found)
+            reports.append(report)
+        return tuple(reports)
 
     async def _read_periodically(self) -> None:
         reading = RepeatedWork("the inventory")
@@ -281,35 +281,36 @@ class ProxmoxInventory:
         unanswered: list[ApiError] = []
 
         async def ask(guest: Guest) -> None:
-            known = self._known.get(guest.vmid)
-            asked_for = known is not None and known.status == guest.status
-            if known and asked_for and self._clock.monotonic() - known.asked_at < _ADDRESSES_SECONDS:
+            entry = self._known.get(guest.vmid)
+            asked_for = entry is not None and entry.status == guest.status
+            if entry and asked_for and self._clock.monotonic() - entry.asked_at < _ADDRESSES_SECONDS:
                 return
-            found: frozenset[str] = frozenset()
+            addresses: frozenset[str] = frozenset()
             async with limit:
                 if unanswered:
                     return
                 try:
-                    found = await api.addresses(guest)
+                    addresses = await api.addresses(guest)
                 except ApiError as error:
                     if not error.status:
                         unanswered.append(error)
                         return
                     # No agent runs in the virtual machine, or the token may not ask.
-            previous = frozenset() if known is None or found else known.addresses | known.previous
-            self._known[guest.vmid] = _KnownAddresses(guest.status, self._clock.monotonic(), found, previous)
+            previous = frozenset() if entry is None or addresses else entry.addresses | entry.previous
+            now = self._clock.monotonic()
+            self._known[guest.vmid] = _KnownAddresses(guest.status, now, addresses, previous)
 
-        await asyncio.gather(*(ask(each) for each in guests if each.status in (RUNNING, STOPPED)))
+        await asyncio.gather(*(ask(guest) for guest in guests if guest.status in (RUNNING, STOPPED)))
         if unanswered:
             raise unanswered[0]
-        there = {each.vmid for each in guests}
-        self._known = {vmid: known for vmid, known in self._known.items() if vmid in there}
-        taken = frozenset[str]().union(*(known.addresses for known in self._known.values()))
+        vmids = {guest.vmid for guest in guests}
+        self._known = {vmid: entry for vmid, entry in self._known.items() if vmid in vmids}
+        taken = frozenset[str]().union(*(entry.addresses for entry in self._known.values()))
         return [
-            each._replace(addresses=known.addresses | (known.previous - taken))
-            if (known := self._known.get(each.vmid)) is not None
-            else each
-            for each in guests
+            guest._replace(addresses=entry.addresses | (entry.previous - taken))
+            if (entry := self._known.get(guest.vmid)) is not None
+            else guest
+            for guest in guests
         ]
 
     def _record_unavailable(self, why: str) -> None:
