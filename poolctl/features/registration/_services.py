@@ -75,15 +75,15 @@ class RegistrationRequest(Table, frozen=True):
         return bool(self.host) or self.path is not None
 
 
-def registration_of(given: dict[str, Tree], findings: list[Finding]) -> RegistrationRequest | None:
+def registration_of(values: dict[str, Tree], findings: list[Finding]) -> RegistrationRequest | None:
     """The registration with these keys; None if it is invalid, with the reasons added to `findings`."""
-    made = validated(RegistrationRequest, given, findings)
-    probe = None if made is None else made.probe
+    request = validated(RegistrationRequest, values, findings)
+    probe = None if request is None else request.probe
     if probe is not None and (probe.http is None or any(getattr(probe, key) for key in _NOT_PROBED)):
         message = "a registered service is probed by http alone"
         findings.append(Finding(("probe",), message, 'allowed is "/health"'))
         return None
-    return made
+    return request
 
 
 class RegistrationRefused(Exception):
@@ -101,8 +101,8 @@ class RegisteredService:
     settings: RegistrationRequest
     state: str
     since: float  # when this state began, in seconds since the epoch
-    owner: str = ""  # the client of [registration] that has registered it; "" for the control socket
-    why: str = ""  # the reason of its state
+    owner: str = ""  # the client of [registration]; "" for the control socket
+    why: str = ""  # the reason for the state
     deadline: float = math.inf  # the monotonic time when it becomes silent, or is removed if it is silent
     latency_seconds: float | None = None
     hysteresis: Hysteresis | None = None
@@ -141,7 +141,7 @@ class RegisteredService:
 
     @property
     def health(self) -> RouteHealth:
-        """The service's status, latency and reason for the status, which the health of its route is made from."""
+        """The service's contribution to the health of its route: status, latency and reason."""
         status = _HEALTH.get(self.state, UNHEALTHY)
         return RouteHealth(status=status, latency_seconds=self.latency_seconds, detail=self.why)
 
@@ -149,8 +149,8 @@ class RegisteredService:
 def _hysteresis(settings: RegistrationRequest, state: str) -> Hysteresis | None:
     if settings.probe is None:
         return None
-    known = {SERVING: Status.OK, FAILING: Status.KO}
-    return Hysteresis(settings.probe, known.get(state, Status.UNKNOWN))
+    statuses = {SERVING: Status.OK, FAILING: Status.KO}
+    return Hysteresis(settings.probe, statuses.get(state, Status.UNKNOWN))
 
 
 class HeartbeatClock(Clock):
@@ -158,7 +158,7 @@ class HeartbeatClock(Clock):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._behind_seconds = 0.0  # without the time since it was paused
+        self._behind_seconds = 0.0  # without the current pause
         self._paused_at: float | None = None
 
     def monotonic(self) -> float:
@@ -220,9 +220,9 @@ class Registrations:
     ) -> tuple[RegisteredService, str]:
         """Register a service; returns it with the result: registered, changed, recovered, or refreshed by a heartbeat.
 
-        A known service keeps its probe if the request names no probe. Raises RegistrationRefused if another service of
-        its name has another host or path, the service has another owner, or a limit is reached. The owner "" may change
-        all services.
+        A request without a probe keeps the service's probe. Raises RegistrationRefused if a service of the same name
+        has another host or path, the service has another owner, or a limit is reached. The owner "" may change all
+        services.
         """
         self._check_place_matches_namesakes(settings)
         service = self._by_name.get(settings.name, {}).get(settings.to)
@@ -277,7 +277,7 @@ class Registrations:
     @property
     def due(self) -> float:
         """The monotonic time at which `expire` next has something to do; infinite if never."""
-        return min((each.deadline for each in self), default=math.inf)
+        return min((service.deadline for service in self), default=math.inf)
 
     def mark_silent_and_remove_expired(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
         """Mark services without a heartbeat as silent, and remove services silent for too long; returns both lists."""
@@ -297,13 +297,13 @@ class Registrations:
         return silent, forgotten
 
     def backends(self) -> tuple[Registered, ...]:
-        return tuple((each.settings, each.is_serving) for each in self)
+        return tuple((service.settings, service.is_serving) for service in self)
 
     def counts_by_state(self) -> dict[str, int]:
-        found = dict.fromkeys(_STATES, 0)
-        for each in self:
-            found[each.state] += 1
-        return found
+        counts = dict.fromkeys(_STATES, 0)
+        for service in self:
+            counts[service.state] += 1
+        return counts
 
     def report(self, service: RegisteredService) -> RegisteredServiceReport:
         settings = service.settings
@@ -337,10 +337,9 @@ class Registrations:
     ) -> None:
         """Restore a service from the state that the previous supervisor saved. Does nothing if the state is invalid.
 
-        `renew_ttl` means that the last heartbeats were not saved: a service that is not silent then gets its full
-        time-to-live again. A silent service, and any service without `renew_ttl`, keeps its saved deadline.
-        `pool_was_stopped` means that the pool was stopped meanwhile: a service with a probe then has to pass the probe
-        again.
+        With `renew_ttl`, because the last heartbeats were not saved, services get their full time-to-live again unless
+        they are silent; otherwise the saved deadlines apply. If `pool_was_stopped`, services with a probe have to pass
+        the probe again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:
@@ -377,7 +376,7 @@ class Registrations:
     def _check_owner_limit(self, owner: str) -> None:
         if not owner or len(self) < self._most_of_owner:
             return
-        if sum(each.owner == owner for each in self) >= self._most_of_owner:
+        if sum(service.owner == owner for service in self) >= self._most_of_owner:
             hint = "unregister those that are gone"
             raise RegistrationRefused(
                 f"{owner} has registered {self._most_of_owner:,} services already", hint
@@ -386,7 +385,7 @@ class Registrations:
     def _evict_silent_or_refuse(self) -> None:
         if len(self) < self._most:
             return
-        silent = next((each for each in self if each.state == SILENT), None)
+        silent = next((service for service in self if service.state == SILENT), None)
         if silent is None:
             hint = "unregister those that are gone, and give the others a ttl"
             raise RegistrationRefused(f"{self._most:,} services are registered already", hint)
@@ -396,7 +395,7 @@ class Registrations:
         service.state, service.since, service.why = state, self._clock.time(), ""
 
     def _schedule_expiry(self, service: RegisteredService, seconds: float) -> None:
-        """Let the service become silent after `seconds`, or be removed then if it is silent already."""
+        """Set the time after which the service becomes silent or, if it is silent, is removed."""
         service.deadline = self._clock.monotonic() + seconds
 
 
@@ -404,7 +403,7 @@ def _first_state(settings: RegistrationRequest) -> str:
     return SERVING if settings.probe is None else STARTING
 
 
-# A service as routes have it: its registration, and whether it gets requests now. If not, its route stays.
+# A backend of a route: its registration, and whether it gets requests now. Its route stays in any case.
 Registered = tuple[RegistrationRequest, bool]
 
 
@@ -416,7 +415,7 @@ def with_registrations(
 ) -> tuple[AnyRoute, ...]:
     """The `routes` with registered services added as backends, followed by the services' own routes.
 
-    A service without a route, or with a host and path that are taken, becomes an ExcludedRoute with the reason.
+    A service becomes an ExcludedRoute with a reason if it has no route, or its host and path are taken.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
@@ -426,44 +425,44 @@ def with_registrations(
         backends.setdefault(service[0].name, []).append(service)
     if not backends:
         return tuple(routes)
-    accepting = {each.label for each in tables.all(RouteConfig) if each.register}
-    found: list[AnyRoute] = [
+    accepting = {table.label for table in tables.all(RouteConfig) if table.register}
+    result: list[AnyRoute] = [
         _with_backends(route, backends.get(route.alias, ()))
         if route.alias in accepting and isinstance(route, Route)
         else route
         for route in routes
     ]
-    taken = {each.alias for each in routes if isinstance(each, Route)}
-    places = _OccupiedHostPaths(each for each in routes if isinstance(each, Route))
+    taken = {route.alias for route in routes if isinstance(route, Route)}
+    places = _OccupiedHostPaths(route for route in routes if isinstance(route, Route))
     defaults = gateway.defaults_of_routes()
     for name, its in backends.items():
         if name in taken:
             if name not in accepting:
-                found.append(_excluded_route(name, "the route accepts no registrations (register = true)"))
+                result.append(_excluded_route(name, "the route accepts no registrations (register = true)"))
             continue
-        placed = next((each for each, _ in its if each.has_place), None)
+        placed = next((settings for settings, _ in its if settings.has_place), None)
         if placed is None:
             reason = "there is no such route, and neither a host nor a path for one of its own"
-            found.append(_excluded_route(name, reason))
+            result.append(_excluded_route(name, reason))
             continue
         place = {"alias": name, "host": placed.host or "", "path": placed.path or "/"}
         config = validated(RouteConfig, merged(defaults, {**place, "register": True}), [])
         assert config is not None
         if reason := places.problem(config.host, config.path):
-            found.append(_excluded_route(name, reason, config.host))
+            result.append(_excluded_route(name, reason, config.host))
             continue
-        own = _with_backends(build_route(name, config, (), REGISTRATION), its)
-        places.add(own)
-        found.append(own)
-    return tuple(found)
+        own_route = _with_backends(build_route(name, config, (), REGISTRATION), its)
+        places.add(own_route)
+        result.append(own_route)
+    return tuple(result)
 
 
 def _with_backends(route: Route, registered: Iterable[Registered]) -> Route:
-    there = {each.key for each in route.to}
+    urls = {target.key for target in route.to}
     more = [
-        Target(url=each.to, weight=each.weight)
-        for each, is_serving in registered
-        if is_serving and each.to not in there
+        Target(url=service.to, weight=service.weight)
+        for service, is_serving in registered
+        if is_serving and service.to not in urls
     ]
     return replace(route, to=(*route.to, *more))
 
@@ -485,7 +484,7 @@ class _OccupiedHostPaths:
         paths.setdefault(route.path, []).append(route)
 
     def problem(self, host: str, path: str) -> str:
-        """Why a route for this host and path would take another route's requests, or get none; "" if it may exist."""
+        """Why a route for this host and path conflicts with another route; "" if it does not."""
         other = next(self._conflicting_routes(host_pattern(host), path), None)
         if other is None:
             return ""

@@ -101,7 +101,7 @@ class TargetRegistration(GatewayPart):
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
         if self._table is None:
             self._clock.resume()
-        self._routes = {each.label: each for each in tables.all(RouteConfig)}
+        self._routes = {route.label: route for route in tables.all(RouteConfig)}
         for service in self.services:
             if service.state != SILENT:
                 self._watch(service)
@@ -123,15 +123,15 @@ class TargetRegistration(GatewayPart):
         return self._address.warnings
 
     async def wait_for_opening_attempt(self) -> None:
-        """Wait until the endpoint's address is open, or could not be opened; returns at once without a gateway."""
+        """Wait until the endpoint's address was opened or failed to open. Without a gateway, return at once."""
         if self._gateway is not None:
             await self._address.wait_for_opening_attempt()
 
     def gateway_metrics(self) -> Iterable[Family]:
-        found = Family("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
+        family = Family("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
         for state, count in self.services.counts_by_state().items():
-            found.add(count, state=state)
-        return [found]
+            family.add(count, state=state)
+        return [family]
 
     async def stop_serving(self) -> None:
         """Close the address for registrations, and save the services for the next start of the pool."""
@@ -184,7 +184,8 @@ class TargetRegistration(GatewayPart):
         self._update_record(service)
         self._schedule_expiry_check(service.deadline)
         if word == _services.REFRESHED:
-            self._save_soon()
+            if self._saving is None:
+                self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save_to_keeper)
             return self._answer([service])
         if word != REGISTERED:
             self._record_save_and_watch(word, service, call)
@@ -198,10 +199,10 @@ class TargetRegistration(GatewayPart):
                 else:
                     self._record_save_and_watch(word, service, call)
         if reason and word == REGISTERED:
-            known = settings.has_place or gateway.routes.has(settings.name)
+            has_route = settings.has_place or gateway.routes.has(settings.name)
             hint = "`poolctl routes` lists the routes; register = true lets services register"
             return _refusal(
-                CONFLICT if known else NOTHING_MATCHED,
+                CONFLICT if has_route else NOTHING_MATCHED,
                 f"{settings.name} cannot be registered: {reason}",
                 hint,
             )
@@ -215,19 +216,20 @@ class TargetRegistration(GatewayPart):
         name, url = str(call.options.get("name") or ""), str(call.options.get("to") or "")
         settings = registration_of({"name": name, "to": url}, []) if url else None
         url = url if settings is None else settings.to
-        known = [each for each in self.services.of(name) if owner in ("", each.owner)]
-        found = [each for each in known if url in ("", each.settings.to)]
-        if not found:
-            what = f"{url} is not registered as {name!r}" if known else f"nothing is registered as {name!r}"
-            near = [each.settings.to for each in known] or get_close_matches(
+        candidates = [service for service in self.services.of(name) if owner in ("", service.owner)]
+        matches = [service for service in candidates if url in ("", service.settings.to)]
+        if not matches:
+            subject = f"{url} is not" if candidates else "nothing is"
+            what = f"{subject} registered as {name!r}"
+            near = [service.settings.to for service in candidates] or get_close_matches(
                 name[:200], self.services.names[:1000], n=1
             )
             hint = f"did you mean {near[0]}?" if near else "`poolctl routes` lists the routes"
             return _refusal(NOTHING_MATCHED, what, hint)
-        answer = self._answer(found)
-        for each in found:
-            self._record("audit", "unregistered", each, by=call.by())
-        self._forget(found)
+        answer = self._answer(matches)
+        for service in matches:
+            self._record("audit", "unregistered", service, by=call.by())
+        self._forget(matches)
         late = await self._await_routes(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
@@ -235,10 +237,10 @@ class TargetRegistration(GatewayPart):
         self, options: Table, tables: Tables
     ) -> _services.RegistrationRequest | Result:
         findings: list[Finding] = []
-        given = {
+        values = {
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
         }
-        settings = registration_of(given, findings)
+        settings = registration_of(values, findings)
         if settings is not None and (problem := await _target_url_problem(settings.to, tables)):
             findings.append(Finding(("to",), problem, HINT))
         if settings is None or findings:
@@ -257,12 +259,12 @@ class TargetRegistration(GatewayPart):
         self._watch(service)
 
     async def _recompute_routes_and_get_problem(self, gateway: GatewayManager, name: str) -> str:
-        """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
+        """Recompute the routes; returns the reason why the services of this name have no route, or ""."""
         routes = gateway.routes
         routes.schedule_computation()
         await routes.wait_until_current()
-        own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
-        return next((each.reason for each in own if each.alias == name), "")
+        excluded = (route for route in routes.routes.excluded if route.provider == REGISTRATION)
+        return next((route.reason for route in excluded if route.alias == name), "")
 
     async def _await_routes(self, gateway: GatewayManager, call: Call) -> str:
         """Wait until the gateway has the new routes; returns "", or a warning if the gateway takes too long."""
@@ -277,7 +279,7 @@ class TargetRegistration(GatewayPart):
     # Changes without a command.
 
     def _watch(self, service: RegisteredService) -> None:
-        """Probe the service with the Host that requests of its route have."""
+        """Probe the service with the Host header that its route sends."""
         settings, route = service.settings, self._routes.get(service.settings.name)
         host = (
             sent_host(settings.host or "", "") if route is None else sent_host(route.host, route.host_header)
@@ -322,16 +324,16 @@ class TargetRegistration(GatewayPart):
         task.add_done_callback(self._expiring.discard)
 
     async def _expire_if_reachable(self) -> None:
-        """Take out services whose time-to-live has passed. If none could send a heartbeat, wait until they can."""
+        """Remove services after their time-to-live. If services cannot send heartbeats now, wait until they can."""
         if not await self._address.takes_heartbeats():
             return
         silent, forgotten = self.services.mark_silent_and_remove_expired()
-        for each in silent:
-            self._probes.forget(each)
-            self._update_record(each)
-            self._record("pool", "expired", each, cause=each.why, severity="warning")
-        for each in forgotten:
-            self._record("pool", "forgotten", each, cause=each.why)
+        for service in silent:
+            self._probes.forget(service)
+            self._update_record(service)
+            self._record("pool", "expired", service, cause=service.why, severity="warning")
+        for service in forgotten:
+            self._record("pool", "forgotten", service, cause=service.why)
         if silent or forgotten:
             self._publish_and_save_change()
         self._schedule_next_expiry_check()
@@ -353,8 +355,8 @@ class TargetRegistration(GatewayPart):
     async def _resume(self) -> None:
         """Restore the services of the previous supervisor.
 
-        Their state is in the keeper or, if that was killed too, in a file of the runtime directory. If the pool was
-        stopped, it is in a file of the state directory, which is valid for one start and is removed.
+        Their state is in the keeper or, if the keeper was killed too, in a file of the runtime directory. After a stop
+        of the pool it is in a file of the state directory, which is valid for one start and is removed.
         """
         content = await self._store.read(fd_store.REGISTRATIONS)
         stopped = _pop_saved_services(self._path)
@@ -365,8 +367,8 @@ class TargetRegistration(GatewayPart):
         was_stopped = content is None and not saved.get("services")
         saved = stopped if was_stopped else saved
         self._clock.restore(float(saved.get("stood_still_seconds") or 0.0))
-        for number, each in enumerate(saved.get("services") or ()):
-            self.services.restore_service(each, renew_ttl=content is None, pool_was_stopped=was_stopped)
+        for number, entry in enumerate(saved.get("services") or ()):
+            self.services.restore_service(entry, renew_ttl=content is None, pool_was_stopped=was_stopped)
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
@@ -379,10 +381,6 @@ class TargetRegistration(GatewayPart):
 
     def _update_record(self, service: RegisteredService) -> None:
         service.record = json.dumps(self.services.to_json(service)).encode()
-
-    def _save_soon(self) -> None:
-        if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save_to_keeper)
 
     def _save(self) -> None:
         content = self._save_to_keeper()
@@ -414,19 +412,19 @@ class TargetRegistration(GatewayPart):
 
 
 def _pop_saved_services(path: str) -> Table:
-    """Remove this file and return its content, whose `services` are a list; {} if it cannot be read or removed."""
-    found = read_json_object(path)
+    """Remove this file and return its content. Returns {} if the file is invalid or cannot be removed."""
+    content = read_json_object(path)
     try:
         os.unlink(path)
     except OSError:
         return {}
-    services = found.get("services")
+    services = content.get("services")
     are_valid = isinstance(services, list) and all(isinstance(service, dict) for service in services)
-    return found if are_valid else {}
+    return content if are_valid else {}
 
 
 async def _perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], call: Call) -> Result:
-    """Perform a verb; the option `owner` names the client of [registration] for which the process `web` asks."""
+    """Perform a verb. The process `web` names the client of [registration] in the option `owner`."""
     options = {**call.options}
     owner = str(options.pop("owner", ""))
     if owner:
@@ -436,7 +434,7 @@ async def _perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], 
 
 
 def _preload_validation() -> None:
-    """Import and build the validation of registrations now, because an upgrade may replace the package's files."""
+    """Build the validation of registrations before an upgrade can replace the package's files."""
     registration_of({}, [])
     with contextlib.suppress(PoolValidateError):
         RouteConfig()
@@ -482,7 +480,7 @@ class RegistrationAddress(WebAddress[RegistrationTable]):
         self._heartbeats.pause(silent_seconds)
 
     async def takes_heartbeats(self) -> bool:
-        """Whether services can send heartbeats now; waits for the answer of a process that is slow or frozen."""
+        """Whether services can send heartbeats now. Waits for the answer of a slow or frozen process."""
         if self.table is None:
             return True
         if not await self.web.is_answering(self._heartbeats.pause):
@@ -494,13 +492,13 @@ class RegistrationAddress(WebAddress[RegistrationTable]):
 def site_settings(table: RegistrationTable, env: Mapping[str, str]) -> SiteSettings:
     """The settings of the address, with the clients and their tokens. Raises ServerError for a missing token."""
     clients = []
-    for each in table.client:
-        token = env.get(each.token_env, "").strip()
+    for client in table.client:
+        token = env.get(client.token_env, "").strip()
         if not token:
-            message = f"the environment variable {each.token_env} is not set"
-            raise ServerError(message, hint=f"export {each.token_env}=… before poolctl start")
-        routes, allow = [*each.routes], [*map(str, each.allow)]
-        clients.append({"name": each.label, "token": token, "routes": routes, "allow": allow})
+            message = f"the environment variable {client.token_env} is not set"
+            raise ServerError(message, hint=f"export {client.token_env}=… before poolctl start")
+        routes, allow = [*client.routes], [*map(str, client.allow)]
+        clients.append({"name": client.label, "token": token, "routes": routes, "allow": allow})
     tls = tls_settings(table.tls, env, is_optional=False) if table.tls else None
     return SiteSettings({"clients": clients}, tls)
 
@@ -513,9 +511,9 @@ _LOOPBACK_NAMES = ("localhost", ".localhost", "ip6-localhost", "ip6-loopback")
 def target_problem(url: str, tables: Tables) -> str:
     """Why no service may be registered at this URL; "" if it is allowed. Blocks to resolve the host name.
 
-    Addresses of the pool itself are refused, and addresses at which there can be no service. Otherwise every client of
-    the route could reach that target: the control socket, the metrics, the credentials that cloud providers serve on
-    link-local addresses, or the gateway itself in a loop.
+    Addresses of the pool itself, and addresses that cannot be a service, are refused. Otherwise every client of the
+    route could reach the control socket, the metrics, the credentials that cloud providers serve on link-local
+    addresses, or the gateway itself in a loop.
     """
     target = parse(url.rpartition("://")[2])
     if target.kind == "unix":
@@ -526,8 +524,8 @@ def target_problem(url: str, tables: Tables) -> str:
             return f"{url} is a link-local address"
         if ip.is_multicast or ip.is_unspecified:
             return f"{url} is no address of a service"
-    for name, own in named_addresses(tables):
-        if own is not None and own.kind == "tcp" and _reaches_own_address(target, ips, own):
+    for name, address in named_addresses(tables):
+        if address is not None and address.kind == "tcp" and _reaches_own_address(target, ips, address):
             return f"{url} is an address of {_owner_text(name)}"
     return ""
 
@@ -539,21 +537,21 @@ def resolve_addresses(host: str) -> list[Ip]:
     if host.endswith(_LOOPBACK_NAMES):
         return [IPv4Address("127.0.0.1"), IPv6Address("::1")]
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
-    return [unmapped(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
+    return [unmapped(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in results]
 
 
-def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
-    """Return whether connecting to the target, whose host has the addresses `ips`, reaches the pool's address `own`."""
-    if target.port != own.port:
+def _reaches_own_address(target: Address, ips: list[Ip], address: Address) -> bool:
+    """Whether a connection to the target, which resolves to `ips`, reaches the pool's own `address`."""
+    if target.port != address.port:
         return False
-    if target.host == own.host:
+    if target.host == address.host:
         return True
-    if own.is_wildcard:
+    if address.is_wildcard:
         return any(map(_is_of_this_machine, ips))
-    return not set(ips).isdisjoint(resolve_addresses(own.host))
+    return not set(ips).isdisjoint(resolve_addresses(address.host))
 
 
 def _is_of_this_machine(ip: Ip) -> bool:
@@ -575,8 +573,9 @@ def _socket_problem(url: str, target: Address, tables: Tables) -> str:
     # A directory with a control socket is a pool's runtime directory.
     if os.path.lexists(os.path.join(os.path.dirname(path), SOCKET_NAME)):
         return f"{url} is a socket of poolctl's own"
-    for name, own in named_addresses(tables):
-        if own is not None and own.kind == "unix" and _is_same(path, own.key.removeprefix("unix:")):
+    for name, address in named_addresses(tables):
+        socket_path = address.key.removeprefix("unix:") if address and address.kind == "unix" else ""
+        if socket_path and _is_same(path, socket_path):
             return f"{url} is an address of {_owner_text(name)}"
     return ""
 

@@ -22,7 +22,7 @@ from poolctl.web.site import EndpointSite, SiteLimits, SupervisorClient, path_of
 
 # A service on another machine may vanish without unregistering.
 DEFAULT_TTL = "1m"
-# Limit for one client: enough for more than its maximum of services, each with a heartbeat every ten seconds.
+# Limit for one client: enough for its maximum of services with a heartbeat every ten seconds.
 _REQUESTS_PER_SECOND, _BURST = 100, 200
 _OPTIONS = {"register": ("name", "to", "ttl", "weight", "probe"), "unregister": ("name", "to")}
 _STATUSES = {DONE: 200, INVALID_CONFIGURATION: 400, NOTHING_MATCHED: 404, CONFLICT: 409}
@@ -37,11 +37,11 @@ class AuthorizedClient:
         self.routes = frozenset(routes)
         self.networks: tuple[IPv4Network | IPv6Network, ...] = ()
         if "*" not in allow:
-            self.networks = tuple(ip_network(each, strict=False) for each in allow)
+            self.networks = tuple(ip_network(network, strict=False) for network in allow)
         self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
 
     def allows(self, ip: Ip) -> bool:
-        """Whether the client may send requests from this address, and register services at it."""
+        """Whether the client may send requests from this address and register services there."""
         return not self.networks or any(ip in network for network in self.networks)
 
     def target_problem(self, url: str, peer: Peer) -> str:
@@ -76,7 +76,7 @@ class RegistrationSite(EndpointSite):
         self._refusals = ReportLimit()
 
     def configure(self, settings: Table) -> None:
-        self.clients = tuple(AuthorizedClient(**each) for each in settings["clients"])
+        self.clients = tuple(AuthorizedClient(**client) for client in settings["clients"])
 
     def error_body(self, message: str) -> tuple[str, bytes]:
         return "application/json", json.dumps({"error": message}).encode() + b"\n"
@@ -107,15 +107,15 @@ class RegistrationSite(EndpointSite):
         sent = bearer_token(request.headers.get("authorization", ""))
         clients = {client.token: client for client in self.clients}
         try:
-            found = clients[self._tokens.accepted(sent, clients, peer.key, self.clock.monotonic())]
+            client = clients[self._tokens.accepted(sent, clients, peer.key, self.clock.monotonic())]
         except Refused as refused:
             if refused.status == 401:
                 self._report_refusal(peer, str(refused))
             raise
-        if peer.ip is not None and not found.allows(peer.ip):
-            self._report_refusal(peer, f"{found.name} may not use it from there")
-            raise Refused(403, f"{found.name} may not register from {peer.ip}")
-        return found
+        if peer.ip is not None and not client.allows(peer.ip):
+            self._report_refusal(peer, f"{client.name} may not use it from there")
+            raise Refused(403, f"{client.name} may not register from {peer.ip}")
+        return client
 
     def _report_refusal(self, peer: Peer, why: str) -> None:
         """Count a refusal; the refusals are recorded as at most one event a minute."""
@@ -136,8 +136,8 @@ def read_options(body: bytes, verb: str) -> Table:
         raise Refused(400, 'the body is not {"options": {…}}')
     options = {key: value for key, value in options.items() if value is not None}
     if other := options.keys() - set(_OPTIONS[verb]):
-        known = ", ".join(_OPTIONS[verb])
-        raise Refused(400, f"{min(other)[:60]!r} cannot be given here; the options are {known}")
+        allowed = ", ".join(_OPTIONS[verb])
+        raise Refused(400, f"{min(other)[:60]!r} cannot be given here; the options are {allowed}")
     needed = ("name", "to") if verb == "register" else ("name",)
     for key in needed:
         if not isinstance(options.get(key), str):

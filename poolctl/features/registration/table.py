@@ -64,14 +64,14 @@ class RegistrationTable(Table, frozen=True):
             yield Finding(("client",), "no client may register", fix)
         labels: dict[str, int] = {}
         variables: dict[str, int] = {}
-        for index, each in enumerate(self.client):
-            if variables.setdefault(each.token_env, index) != index:
-                message = f"the token of {each.token_env} is another client's too"
+        for index, client in enumerate(self.client):
+            if variables.setdefault(client.token_env, index) != index:
+                message = f"the token of {client.token_env} is another client's too"
                 yield Finding(("client", index, "token_env"), message, "give each client a token of its own")
-            elif labels.setdefault(each.label, index) != index:
-                path = ("client", index, "name" if each.name else "token_env")
-                yield Finding(path, f"the name {each.label!r} is taken", 'add name = "…"')
-            if not each.routes:
+            elif labels.setdefault(client.label, index) != index:
+                path = ("client", index, "name" if client.name else "token_env")
+                yield Finding(path, f"the name {client.label!r} is taken", 'add name = "…"')
+            if not client.routes:
                 yield Finding(
                     ("client", index, "routes"),
                     "it may register nothing",
@@ -84,8 +84,8 @@ class RegistrationTable(Table, frozen=True):
             yield Finding((), message, "add a [[route]] with register = true, or take the table out")
             return
         accepting = {route.label for route in tables.get("route") or () if route.register}
-        for index, each in enumerate(self.client):
-            for at, alias in enumerate(each.routes):
+        for index, client in enumerate(self.client):
+            for at, alias in enumerate(client.routes):
                 if alias not in accepting:
                     message = f"no route {shortened_printable(alias)!r} of the files accepts services"
                     fix = f'add [[route]] with alias = "{shortened_printable(alias)}" and register = true'

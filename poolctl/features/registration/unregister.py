@@ -40,5 +40,5 @@ def unregister(
     return send_registration_request(
         Request("unregister", place, options=options),
         output,
-        lambda each: f"{printable(each.name)}: {printable(each.url)} is unregistered",
+        lambda entry: f"{printable(entry.name)}: {printable(entry.url)} is unregistered",
     )
