@@ -56,7 +56,7 @@ class CheckContext:
         try:
             self.config = load(pool.files, self.env)
             problems = [*self.config.problems, *self.config.check_external()]
-            self.problems = [ErrorEntry.of(each) for each in problems]
+            self.problems = [ErrorEntry.of(error) for error in problems]
         except PoolError as error:
             self.problems = error_entries(error)
 
@@ -73,7 +73,7 @@ class CheckContext:
             self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
             if self.gateway is not None:
                 self.routes = client.ask(RoutesResult, "routes").items
-            self.failures = {each.name: each for each in client.ask(StatusResult, "status").errors}
+            self.failures = {error.name: error for error in client.ask(StatusResult, "status").errors}
         except NoSupervisor:
             return  # leftovers of a dead pool have their own check
         except ControlError as error:
@@ -100,16 +100,16 @@ class CheckContext:
 
         Tables are included only if no supervisor answers.
         """
-        found = {server.name: server.address for server in self.servers if not server.address.auto}
+        addresses = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
-            found |= {f"[{name}]": address for name, address in scalar_bind_addresses(tables)}
+            addresses |= {f"[{name}]": address for name, address in scalar_bind_addresses(tables)}
             for name, address in named_addresses(tables):
-                if address is not None and found.get(name, address) == address:
-                    found[name] = address
+                if address is not None and addresses.get(name, address) == address:
+                    addresses[name] = address
                 elif address is not None:  # a table may have several
-                    found[f"{name} {address.key}"] = address
-        return found
+                    addresses[f"{name} {address.key}"] = address
+        return addresses
 
 
 def read_text_or_empty(path: str) -> str:

@@ -51,8 +51,8 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
         return
     users_of_group = _users_of_groups()
     concerned: dict[str, list[str]] = {}  # by path
-    own = os.geteuid()
-    trusted = _trusted({own}, users_of_group)
+    own_uid = os.geteuid()
+    trusted = _trusted({own_uid}, users_of_group)
     unreadable = []
     for file in context.pool.files:
         try:
@@ -62,22 +62,22 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
             unreadable.append(problem("files", f"{file}: {error.strerror}", fix))
         if path := trusted.replaceable_component(file):
             concerned.setdefault(path, []).append("the pool")
-    users = {"the pool": {0, own}}
+    users = {"the pool": {0, own_uid}}
     for server in with_resolved_references(context.servers):
         try:
-            uid = ids_of(server.user)[0] if server.user else own
+            uid = ids_of(server.user)[0] if server.user else own_uid
         except KeyError:
             continue  # an unknown user is a problem of the configuration
-        users[server.name] = {0, own, uid}
-        trusted = _trusted({own, uid}, users_of_group)
-        found = {_changeable_path(each, trusted) for each in _files_of(server, context.env)}
+        users[server.name] = {0, own_uid, uid}
+        trusted = _trusted({own_uid, uid}, users_of_group)
+        changeable = {_changeable_path(path, trusted) for path in _files_of(server, context.env)}
         if uid and not server.command:  # `unsafe_root_interpreters` reports what root runs
             python = interpreter(server.python)
-            found.add(find_path_others_may_change(python, context.env, trusted))
-        for path in sorted(found - {""}):
+            changeable.add(find_path_others_may_change(python, context.env, trusted))
+        for path in sorted(changeable - {""}):
             concerned.setdefault(path, []).append(server.name)
     yield from unreadable
-    for path in dict.fromkeys(each for server in context.servers for each in _env_files(server)):
+    for path in dict.fromkeys(env_file for server in context.servers for env_file in _env_files(server)):
         if os.path.exists(path) and os.stat(path).st_mode & stat.S_IROTH:
             said = f"any user can read {path}, and what is secret in it"
             yield warning("files", said, f"chmod o-r {shlex.quote(path)}")
@@ -93,7 +93,7 @@ def _env_files(server: ServerConfig) -> list[str]:
 
 
 def _files_of(server: ServerConfig, env: Mapping[str, str]) -> Iterator[str]:
-    """The paths that decide what a server runs: of env files and of the application's code, or of its programs."""
+    """The files that decide what a server runs: env files, and the application's code or the programs."""
     yield from _env_files(server)
     hooks = [words for _, words in server.hooks or ()]
     for program, *arguments in filter(None, [server.command, *hooks]):
@@ -103,7 +103,7 @@ def _files_of(server: ServerConfig, env: Mapping[str, str]) -> Iterator[str]:
             program, path={**env, **with_virtual_environment(server, server.env, env)}.get("PATH")
         ):
             yield path
-        # A script that the program interprets, or a file that configures it.
+        # Arguments can be scripts or configuration files.
         yield from filter(os.path.isfile, (os.path.join(server.cwd, word) for word in arguments))
     target = server.handlers if server.app is None else server.app
     if isinstance(target, str) and not server.command:
@@ -123,10 +123,10 @@ def _modules_in(directory: str) -> list[str]:
 
 
 def _changeable_path(path: str, trusted: Trusted) -> str:
-    """The component of `path` that others may replace, or `path` if they may change it; else ""."""
-    if found := trusted.replaceable_component(path):
-        return found
-    # Others may add files, such as modules, to a directory whose sticky bit protects those of the owner.
+    """The part of `path` that others may replace, or `path` if they may change it; else ""."""
+    if component := trusted.replaceable_component(path):
+        return component
+    # Despite the sticky bit others may add files, such as modules, to a directory.
     return path if os.path.exists(path) and trusted.others_may_write(os.stat(path)) else ""
 
 
@@ -142,15 +142,15 @@ def _who_and_fix(path: str, users: Container[int]) -> tuple[str, str]:
 
 
 def _trusted(uids: set[int], users_of_group: Mapping[int, set[int]]) -> Trusted:
-    """These users, and the groups that no other user is in."""
+    """These users, and groups without other users."""
     return Trusted(uids, (gid for gid, users in users_of_group.items() if users <= {0, *uids}))
 
 
 def _users_of_groups() -> dict[int, set[int]]:
-    """The uids of the users of each group, by its gid. Users belong to their primary group and to others."""
+    """The uids of each group's users, by gid, for primary and supplementary groups."""
     accounts = pwd.getpwall()
     uid_of = {account.pw_name: account.pw_uid for account in accounts}
-    groups = {each.gr_gid: {uid_of.get(name, -1) for name in each.gr_mem} for each in grp.getgrall()}
+    groups = {group.gr_gid: {uid_of.get(name, -1) for name in group.gr_mem} for group in grp.getgrall()}
     for account in accounts:
         groups.setdefault(account.pw_gid, set()).add(account.pw_uid)
     return groups

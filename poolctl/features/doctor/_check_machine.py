@@ -67,8 +67,8 @@ def kernel_features(context: CheckContext) -> Iterator[CheckResult]:
 
 def proc(context: CheckContext) -> Iterator[CheckResult]:
     """Whether /proc lists processes: a pool cannot start without it."""
-    found, fix = proc_problem()
-    yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
+    message, fix = proc_problem()
+    yield problem("proc", message, fix) if message else ok("proc", "/proc shows this process")
 
 
 def _is_supported(attempt: Callable[[], None]) -> bool:
@@ -93,8 +93,8 @@ def _getfd() -> None:
 
 
 def _test_subreaper_support() -> None:
-    found = ctypes.c_int()
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0) != 0:
+    flag = ctypes.c_int()
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
@@ -121,10 +121,10 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("logout", "the pool keeps running")
         return
     said = [
-        found[1].lower()
+        match[1].lower()
         for pattern in _FILES
         for path in sorted(glob.glob(pattern))
-        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read_text_or_empty(path), re.MULTILINE)
+        for match in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read_text_or_empty(path), re.MULTILINE)
     ]
     if said and said[-1] in ("yes", "1", "true", "on"):
         what = "logind stops the pool when its user logs out (KillUserProcesses)"
@@ -280,11 +280,11 @@ def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _ranges(text: str) -> list[tuple[int, int]]:
-    found = []
+    ranges = []
     for part in filter(None, text.split(",")):
         low, _, high = part.partition("-")
-        found.append((int(low), int(high or low)))
-    return found
+        ranges.append((int(low), int(high or low)))
+    return ranges
 
 
 def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
@@ -328,20 +328,17 @@ def _runtime_root_or_parent(context: CheckContext) -> str:
     for path in pool_paths.runtime_root_candidates(context.env):
         if os.path.lexists(path) and not explicit:
             pool_paths.check_private(path)
-        there = _nearest_existing(path)
-        if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
-            return there
-        refused = refused or f"{there} {_permission_problem(there)}"
+        existing = _nearest_existing(path)
+        if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
+            return existing
+        read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        why = "is on a read-only file system" if read_only else "is not writable"
+        refused = refused or f"{existing} {why}"
     raise ControlError(
         f"no runtime directory: {refused}",
         exit_code=NOT_PERMITTED,
         hint=f"set {pool_paths.RUNTIME_VARIABLE} to a writable directory",
     )
-
-
-def _permission_problem(path: str) -> str:
-    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
-    return "is on a read-only file system" if read_only else "is not writable"
 
 
 def state_directory_check(context: CheckContext) -> Iterator[CheckResult]:
@@ -353,17 +350,16 @@ def state_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     except ControlError as error:
         yield problem("state directory", error.message, error.hint)
         return
-    there = _nearest_existing(path)
-    if not os.access(there, os.W_OK | os.X_OK):
+    directory = _nearest_existing(path)
+    if not os.access(directory, os.W_OK | os.X_OK):
         fix = f"make this user its owner, or set {pool_paths.STATE_VARIABLE}"
-        yield problem("state directory", f"{there} is not writable", fix)
+        yield problem("state directory", f"{directory} is not writable", fix)
         return
-    if kind := _network_file_system(there):
-        said = f"{there} is on a network file system ({kind}): no logs are written while it is unavailable"
-        yield warning(
-            "state directory", said, f"set {pool_paths.STATE_VARIABLE} to a directory on this machine"
-        )
-    yield from _free_space("state directory", there)
+    if kind := _network_file_system(directory):
+        where = f"{directory} is on a network file system ({kind})"
+        fix = f"set {pool_paths.STATE_VARIABLE} to a directory on this machine"
+        yield warning("state directory", f"{where}: no logs are written while it is unavailable", fix)
+    yield from _free_space("state directory", directory)
     for server in context.servers:
         if server.log.path and not os.access(_nearest_existing(server.log.path), os.W_OK):
             said = f"{server.name}: its log {server.log.path} is not writable"
@@ -382,10 +378,10 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
     paths = [server.log.path for server in context.servers] + [events.path if events is not None else None]
     seen = {os.stat(_nearest_existing(state_directory)).st_dev}
     for path in filter(None, paths):
-        there = _nearest_existing(os.path.dirname(path))
-        if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):
+        directory = _nearest_existing(os.path.dirname(path))
+        if (device := os.stat(directory).st_dev) not in seen and os.access(directory, os.W_OK):
             seen.add(device)
-            yield from _free_space("logs", there)
+            yield from _free_space("logs", directory)
 
 
 def _nearest_existing(path: str) -> str:
@@ -395,17 +391,17 @@ def _nearest_existing(path: str) -> str:
 
 
 def _free_space(check: str, path: str) -> Iterator[CheckResult]:
-    found = os.statvfs(path)
-    left = found.f_bavail * found.f_frsize
+    file_system = os.statvfs(path)
+    left = file_system.f_bavail * file_system.f_frsize
     fix = "free space there, or use another directory"
-    if found.f_flag & os.ST_RDONLY:
+    if file_system.f_flag & os.ST_RDONLY:
         yield problem(
             check, f"{path} is on a read-only file system", "mount -o remount,rw, or use another directory"
         )
     elif left < _SCARCE_BYTES:
         yield problem(check, f"{path} has {left >> 10} KiB left", fix)
-    elif found.f_files and found.f_favail < _SCARCE_FILES:
-        yield problem(check, f"{path} has room for {found.f_favail} more files (inodes)", fix)
+    elif file_system.f_files and file_system.f_favail < _SCARCE_FILES:
+        yield problem(check, f"{path} has room for {file_system.f_favail} more files (inodes)", fix)
     elif left < _LOW_BYTES:
         yield warning(check, f"{path} has {left >> 20} MiB left", fix)
     else:
@@ -416,24 +412,24 @@ def _network_file_system(path: str) -> str:
     """The type of the network file system of the path, "" for a local one."""
     path = os.path.realpath(path)
     mounts = [line.partition(" - ") for line in read_text_or_empty("/proc/self/mountinfo").splitlines()]
-    found = ""
+    kind = ""
     longest = 0
     for mount, _, source in mounts:
         point = mount.split()[4].encode().decode("unicode_escape")
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= longest:
-            longest, found = len(point), source.split()[0]
-    return found if found in _ON_THE_NETWORK else ""
+            longest, kind = len(point), source.split()[0]
+    return kind if kind in _ON_THE_NETWORK else ""
 
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Entries in the runtime directories that belong to no running pool."""
-    found = [
+    results = [
         leftover
         for root in pool_paths.runtime_root_candidates(context.env)
         for leftover in _leftovers(root, context)
     ]
-    yield from found or [ok("leftovers", "none")]
+    yield from results or [ok("leftovers", "none")]
 
 
 def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
@@ -444,7 +440,7 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not is_live(socket):
             if left := left_overs(path):
-                said = f"{path}: {left_over_text(each.label for each in left)}"
+                said = f"{path}: {left_over_text(leftover.label for leftover in left)}"
                 yield problem("leftovers", said, "poolctl start or poolctl stop ends them")
             elif os.path.lexists(socket):
                 said = f"{path}: its supervisor is gone, its socket is left over"

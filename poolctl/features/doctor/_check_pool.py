@@ -49,10 +49,12 @@ _NOT_INSTALLED = " not installed"  # of a library, and the command that installs
 
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
     """All problems of the configuration, and of the paths and programs that it refers to."""
-    for each in context.problems:
-        place = f"{relative_to_cwd(each.file)}:{each.line}:{each.column}" if each.file and each.line else ""
-        text = ": ".join(filter(None, (place, each.name or each.key, each.message)))
-        yield problem("configuration", text, each.hint or "poolctl validate")
+    for entry in context.problems:
+        place = ""
+        if entry.file and entry.line:
+            place = f"{relative_to_cwd(entry.file)}:{entry.line}:{entry.column}"
+        text = ": ".join(filter(None, (place, entry.name or entry.key, entry.message)))
+        yield problem("configuration", text, entry.hint or "poolctl validate")
     if context.pool is None:
         yield ok("configuration", "no pool is named and none found here: only the machine was checked")
     elif not context.problems:
@@ -68,11 +70,11 @@ def certificates(context: CheckContext) -> Iterator[CheckResult]:
     if context.config is None:
         return
     tls = [server.name for server in context.servers if server.tls]
-    warned = [(getattr(each, "key", ""), each) for each in context.config.warnings]
-    warned = [(key, each) for key, each in warned if _CERTIFICATE.search(key)]
-    for key, each in warned:
+    warned = [(getattr(note, "key", ""), note) for note in context.config.warnings]
+    warned = [(key, note) for key, note in warned if _CERTIFICATE.search(key)]
+    for key, note in warned:
         table = key.partition(".")[0]
-        said = f"{each.name or f'[{table}]'}: {each.message}"
+        said = f"{note.name or f'[{table}]'}: {note.message}"
         yield warning("certificates", said, "renew it, then run poolctl reload")
     if tls and not warned:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
@@ -80,17 +82,17 @@ def certificates(context: CheckContext) -> Iterator[CheckResult]:
 
 def unsafe_root_interpreters(context: CheckContext) -> Iterator[CheckResult]:
     """Interpreters run by root that another user can modify."""
-    for each in context.config.warnings if context.config is not None else ():
-        if getattr(each, "key", "").endswith(".python"):
-            yield warning("interpreters", f"{each.name}: {each.message}", each.hint)
+    for note in context.config.warnings if context.config is not None else ():
+        if getattr(note, "key", "").endswith(".python"):
+            yield warning("interpreters", f"{note.name}: {note.message}", note.hint)
 
 
 def gateway_program(context: CheckContext) -> Iterator[CheckResult]:
     """What is unsafe or imprecise about the program that serves the gateway."""
-    for each in context.config.warnings if context.config is not None else ():
-        key = getattr(each, "key", "")
+    for note in context.config.warnings if context.config is not None else ():
+        key = getattr(note, "key", "")
         if key.startswith("gateway.") and not _CERTIFICATE.search(key):
-            yield warning("gateway", each.message, each.hint)
+            yield warning("gateway", note.message, note.hint)
 
 
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
@@ -112,8 +114,8 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         fix = f"ps -o stat,wchan,args {about.keeper_pid} shows its state"
         yield problem("keeper", about.keeper_problem, fix)
     advice = {name: fix for feature in features() for name, fix in feature.warnings.items()}
-    for each in about.not_served or ():
-        table, _, why = each.partition(": ")
+    for text in about.not_served or ():
+        table, _, why = text.partition(": ")
         if (name := table.strip("[]")) in advice:
             yield warning(table, why, advice[name])
         else:
@@ -170,7 +172,7 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def readiness(context: CheckContext) -> Iterator[CheckResult]:
-    """The servers of which nobody knows whether new code can answer before it replaces the running code."""
+    """Servers without a readiness probe: new code replaces the running code even if it does not work."""
     without = [
         server.name for server in context.servers if server.listens and server.health.readiness is None
     ]
@@ -182,7 +184,7 @@ def readiness(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def left_processes(context: CheckContext) -> Iterator[CheckResult]:
-    """Processes that programs have left behind with sessions of their own, so that no stop asks them to end."""
+    """Processes that programs left behind in their own sessions, where stop signals do not reach them."""
     if context.about is None:
         return
     workers = {pid for item in context.items for pid in item.pids}
@@ -225,26 +227,26 @@ def packages(context: CheckContext) -> Iterator[CheckResult]:
 
 def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
     names = [server.name for server in servers]
-    # None, for the own user, if at least one server runs the interpreter as that user.
+    # None stands for this user, if at least one server runs the interpreter as this user.
     user = None if any(server.user is None for server in servers) else servers[0].user
-    found = _query_packages(python, user)
+    versions = _query_packages(python, user)
     whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
-    if isinstance(found, str):
+    if isinstance(versions, str):
         return problem(
-            "interpreter", f"{python} ({whose}): {found}", "fix `python` of the servers, or $VIRTUAL_ENV"
+            "interpreter", f"{python} ({whose}): {versions}", "fix `python` of the servers, or $VIRTUAL_ENV"
         )
-    version = ".".join(map(str, found["python"]))
-    if tuple(found["python"][:2]) < MIN_PYTHON:
+    version = ".".join(map(str, versions["python"]))
+    if tuple(versions["python"][:2]) < MIN_PYTHON:
         fix = "use Python 3.11 or newer"
         return problem("interpreter", f"{python} ({whose}) is Python {version}", fix)
-    if (unfit := uvicorn_problem(python, found["uvicorn"])) is not None:
+    if (unfit := uvicorn_problem(python, versions["uvicorn"])) is not None:
         return problem("interpreter", f"{python} ({whose}) {unfit[0]}", unfit[1])
-    slow = [name for name in ("uvloop", "httptools") if found[name] is None]
-    said = f"{python}: Python {version}, uvicorn {found['uvicorn']}"
+    slow = [name for name in ("uvloop", "httptools") if versions[name] is None]
+    said = f"{python}: Python {version}, uvicorn {versions['uvicorn']}"
     if slow:
         advice = f"faster with {' and '.join(slow)}: {install_command(python, *slow)}"
         return ok("interpreter", f"{said}; {advice}")
-    return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
+    return ok("interpreter", f"{said}, uvloop {versions['uvloop']}, httptools {versions['httptools']}")
 
 
 def _query_packages(python: str, user: str | None) -> Table | str:
@@ -256,14 +258,14 @@ def _query_packages(python: str, user: str | None) -> Table | str:
             timeout=_ASK_SECONDS,
             **start_options(python, user, os.environ),
         )
-        found: Table = json.loads(done.stdout)
+        versions: Table = json.loads(done.stdout)
     except OSError as error:
         return error.strerror or str(error)
     except subprocess.TimeoutExpired:
         return f"did not answer within {_ASK_SECONDS:.0f} s"
     except ValueError:
         return (done.stderr.strip().splitlines() or ["printed nothing"])[-1]
-    return found
+    return versions
 
 
 CHECKS = (

@@ -45,10 +45,10 @@ def doctor(
     """
     from . import _check_isolation, _check_machine, _check_pool
 
-    pool, found = _pool(place)
+    pool, results = _pool(place)
     context = CheckContext(pool, os.environ)
     checks = (*_check_pool.CHECKS, *_check_isolation.CHECKS, *_check_machine.CHECKS)
-    findings = [*found, *(finding for check in checks for finding in _run_check(check, context))]
+    findings = [*results, *(finding for check in checks for finding in _run_check(check, context))]
     if notify:
         findings += _notification_results(place, pool)
     problems = sum(finding.status == PROBLEM for finding in findings)
@@ -65,7 +65,7 @@ def doctor(
 
 
 def _notification_results(place: Place, pool: PoolRef | None) -> Iterable[CheckResult]:
-    """Send a test notification to each receiver; whether it has arrived is a result of its own."""
+    """Send a test notification to each receiver, with a result for each."""
     from poolctl.features.notify.trial import send_test_notifications
 
     if pool is None:
@@ -75,7 +75,7 @@ def _notification_results(place: Place, pool: PoolRef | None) -> Iterable[CheckR
         sent = send_test_notifications(place, pool)
     except (ControlError, Failure) as error:
         errors = error.outcome.errors if isinstance(error, Failure) else [error]
-        yield from (problem("notify", each.message, each.hint or "poolctl validate") for each in errors)
+        yield from (problem("notify", error.message, error.hint or "poolctl validate") for error in errors)
         return
     for receiver in sent.receivers or ():
         if receiver.ok:
@@ -87,7 +87,7 @@ def _notification_results(place: Place, pool: PoolRef | None) -> Iterable[CheckR
                 "fix that receiver, or take its [[notify]] out",
             )
     if sent.receivers is None:
-        yield from (problem("notify", each.message, each.hint) for each in sent.errors)
+        yield from (problem("notify", error.message, error.hint) for error in sent.errors)
 
 
 def _pool(place: Place) -> tuple[PoolRef | None, list[CheckResult]]:
