@@ -28,7 +28,7 @@ from poolctl.platform import replace_file
 from ._signed_ids import SignedIds
 
 SESSION_SECONDS = 12 * 3600
-# A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
+# Browsers send a cookie to every port of a host. The path keeps it away from applications on other ports.
 COOKIE_PATH = "/poolctl"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -135,7 +135,7 @@ class EndedSessions:
     def add(self, session: str, expires: int) -> None:
         self._read()
         now = self._clock.time()
-        self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}
+        self._known = {other: end for other, end in self._known.items() if end > now} | {session: expires}
         try:
             replace_file(self._path, json.dumps(self._known).encode())
         except OSError as error:
@@ -144,9 +144,9 @@ class EndedSessions:
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             with open(self._path, encoding="utf-8") as file:
-                found = json.load(file)
-            if isinstance(found, dict):
-                self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
+                sessions = json.load(file)
+            if isinstance(sessions, dict):
+                self._known |= {str(key): end for key, end in sessions.items() if isinstance(end, int)}
 
 
 class HostAndOriginGuard:

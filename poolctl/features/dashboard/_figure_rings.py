@@ -71,10 +71,11 @@ class FigureRing:
                     self._add(name, skipped)
             self.slot = slot
             self._begun.clear()
-        for each in seen:
-            if each.entry.name not in self._begun:
-                counts = array("q", each.total)
-                self._begun[each.entry.name] = _SlotStartCounters(now, counts, each.entry.observed.restarts)
+        for server in seen:
+            entry = server.entry
+            if entry.name not in self._begun:
+                counts = array("q", server.total)
+                self._begun[entry.name] = _SlotStartCounters(now, counts, entry.observed.restarts)
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
@@ -93,9 +94,9 @@ class FigureRing:
     def _store_ended_slot(self, now: float, seen: Iterable[ServerSnapshot]) -> None:
         begun = self._begun
         figures = {
-            each.entry.name: _figures(each, begun[each.entry.name], now)
-            for each in seen
-            if each.entry.name in begun
+            server.entry.name: _figures(server, begun[server.entry.name], now)
+            for server in seen
+            if server.entry.name in begun
         }
         for name in {*self.values, *figures} - {POOL}:
             self._add(name, figures.get(name, _UNKNOWN))
@@ -128,12 +129,12 @@ def _figures(seen: ServerSnapshot, begun: _SlotStartCounters, now: float) -> tup
 
 def _pool_figures(figures: Sequence[Sequence[float]]) -> list[float]:
     """The pool's figures, in the order of FIGURES. Each is the sum over the servers; latency is their maximum."""
-    found = []
+    totals = []
     for at, name in enumerate(FIGURES):
-        known = [figure[at] for figure in figures if not isnan(figure[at])]
+        values = [figure[at] for figure in figures if not isnan(figure[at])]
         total = max if name == "latency_p99_seconds" else sum
-        found.append(total(known) if known else nan)
-    return found
+        totals.append(total(values) if values else nan)
+    return totals
 
 
 class FigureRings:
@@ -145,7 +146,7 @@ class FigureRings:
         ended = [ring.add_and_detect_slot_end(now, seen) for ring in self.rings.values()]
         if any(ended):
             for ring in self.rings.values():
-                ring.forget_others(each.entry.name for each in seen)
+                ring.forget_others(server.entry.name for server in seen)
         return any(ended)
 
     def to_bytes(self) -> bytes:
@@ -161,7 +162,7 @@ class FigureRings:
         first, _, rest = content.partition(b"\n")
         try:
             layout, figures, head = json.loads(first)
-            spans = [[*each[:3]] for each in head]
+            spans = [[*ring[:3]] for ring in head]
         except (ValueError, TypeError):
             return
         if (layout, tuple(figures), spans) != (_LAYOUT, FIGURES, [[*span] for span in SPANS]):
@@ -210,10 +211,10 @@ class FigureHistory:
 
     async def verb(self, call: Call) -> HistoryResult:
         """Return the figures of one server or the pool in the last hour or day; empty while the history is disabled."""
-        names = [POOL]
-        if not call.selector.selects_all:
-            names = [each.name for each in selected(self._core, call.selector)]
-        span = next((each for each in SPANS if each.name == call.options.get("span", HOUR.name)), None)
+        is_all = call.selector.selects_all
+        names = [POOL] if is_all else [server.name for server in selected(self._core, call.selector)]
+        name = call.options.get("span", HOUR.name)
+        span = next((span for span in SPANS if span.name == name), None)
         if span is None or len(names) != 1:
             raise SelectorError("history takes one server or the whole pool, and a span of hour or day")
         ring = None if self._rings is None else self._rings.rings[span.name]

@@ -15,7 +15,7 @@ CODE_SECONDS = 600
 
 
 class SignedIds:
-    """Writes and reads identifiers for some purpose, with their expiry in seconds since the epoch, as `ID.EXPIRES.MAC`.
+    """Signs and verifies identifiers for a purpose, with expiry in seconds since the epoch, as `ID.EXPIRES.MAC`.
 
     They become invalid when the token changes.
     """
@@ -28,7 +28,7 @@ class SignedIds:
         return f"{id}.{expires}.{self.mac(purpose, id, expires)}"
 
     def read(self, purpose: str, text: str) -> tuple[str, int] | None:
-        """The identifier and its expiry, which may have passed; None if the text was not made with this token."""
+        """The identifier and its expiry, even if expired; None if the signature is invalid."""
         id, _, rest = text.partition(".")
         expires, _, mac = rest.partition(".")
         if not (expires.isascii() and expires.isdigit() and len(expires) < 16):
@@ -40,7 +40,7 @@ class SignedIds:
         return id, int(expires)
 
     def mac(self, purpose: str, id: str, expires: int) -> str:
-        """A secret text that is derived from these."""
+        """The message authentication code of these values."""
         message = f"{purpose} {id} {expires}".encode(errors="surrogatepass")
         digest = hmac.digest(self._secret, message, hashlib.sha256)
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")

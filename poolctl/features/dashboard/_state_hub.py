@@ -241,7 +241,7 @@ class Hub:
         Return the names of changed servers, the names of removed servers, and {name: figures} where figures changed.
         """
         before, self._items = self._items, {}
-        known, self._figures, self._series = self._figures, {}, {}
+        previous, self._figures, self._series = self._figures, {}, {}
         changed, now = [], self._clock.time()
         for server in result.items:
             item = to_json(server, *_ITEM_FIELDS)
@@ -263,7 +263,7 @@ class Hub:
         self._levels.forget(removed)
         for name in removed:
             self._reasons.pop(name, None)
-        news = {name: each for name, each in self._figures.items() if each != known.get(name)}
+        news = {name: figures for name, figures in self._figures.items() if figures != previous.get(name)}
         return changed, removed, news
 
     async def _load_failure_reasons(self, changed: Iterable[str]) -> None:
@@ -277,10 +277,10 @@ class Hub:
                 failing.append(name)
         failing = failing[:_MAX_REASONS]
         if failing:
-            for found in (await self.ask(ShowResult, "show", failing, {})).items:
-                reason = found.complaint or (found.failure.message if found.failure is not None else "")
+            for server in (await self.ask(ShowResult, "show", failing, {})).items:
+                reason = server.complaint or (server.failure.message if server.failure is not None else "")
                 if reason:
-                    self._reasons[found.name] = reason
+                    self._reasons[server.name] = reason
 
     def _page_items(self, names: Iterable[str]) -> list[Table]:
         """The servers in the form sent to the page; failing servers with the reason."""
@@ -356,7 +356,7 @@ class Hub:
 
 
 def _rounded(value: float | None) -> float | None:
-    """The value for a chart, in four digits, which are a third of the bytes."""
+    """The value for a chart, rounded to four digits to save bytes."""
     return value if value is None else float(f"{value:.4g}")
 
 

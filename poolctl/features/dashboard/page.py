@@ -61,9 +61,9 @@ class DashboardPart(FeaturePart):
             return _failed(f"the dashboard: {problem}", "poolctl events")
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)
-        found = await asyncio.to_thread(load_settings, self._table, self.site.environment)
+        loaded = await asyncio.to_thread(load_settings, self._table, self.site.environment)
         url = url_of(self._table)
-        return DashboardLinkResult(dashboard=DashboardLoginLink(url=url, token=found.values["token"]))
+        return DashboardLinkResult(dashboard=DashboardLoginLink(url=url, token=loaded.values["token"]))
 
 
 def _failed(message: str, hint: str) -> DashboardLinkResult:

@@ -98,14 +98,14 @@ class DashboardSite(Site):
     def configure(self, settings: Table) -> None:
         self.close()
         over = self._over = asyncio.Event()
-        given = DashboardSettings(**settings)
-        page = _DashboardEndpoints(given, self.supervisor.socket_path, over, self.clock)
+        values = DashboardSettings(**settings)
+        page = _DashboardEndpoints(values, self.supervisor.socket_path, over, self.clock)
         handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
         self.app = HostAndOriginGuard(
             Starlette(
                 routes=page.routes(), exception_handlers=handlers, middleware=[Middleware(GZipMiddleware)]
             ),
-            given.hosts,
+            values.hosts,
         )
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class _DashboardEndpoints:
 
     def routes(self) -> list[BaseRoute]:
         """Return the dashboard's URL routes. Routes that need the session cookie are below the cookie's path."""
-        own = {
+        endpoints = {
             "session": (self._session, "GET"),
             "stream": (self._stream, "GET"),
             "logs": (self._stream_logs, "GET"),
@@ -139,7 +139,7 @@ class _DashboardEndpoints:
         }
         guarded = [
             Route(f"{COOKIE_PATH}/{name}", self._restricted(endpoint, method == "POST"), methods=[method])
-            for name, (endpoint, method) in own.items()
+            for name, (endpoint, method) in endpoints.items()
         ]
         return [
             Route("/", self._index),
@@ -282,29 +282,29 @@ class _DashboardEndpoints:
 
     async def _server(self, request: Request) -> Response:
         """Respond with the workers, the failure and the configuration of one server."""
-        found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
-        items = [{**to_json(item, *_DETAILS), **_configuration(item)} for item in found.items]
-        return JSONResponse({"items": items, "errors": [to_json(error) for error in found.errors]})
+        shown = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
+        items = [{**to_json(item, *_DETAILS), **_configuration(item)} for item in shown.items]
+        return JSONResponse({"items": items, "errors": [to_json(error) for error in shown.errors]})
 
     async def _history(self, request: Request) -> Response:
         """Respond with the figures of a server or the pool in the last hour or day."""
         server, span = request.query_params.get("server", ""), request.query_params.get("span", "")
         if span not in SPANS or (server and not _is_name(server)):
             return JSONResponse({"error": f"a span is one of {', '.join(SPANS)}"}, 400)
-        found = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
-        return JSONResponse(to_json(found, "slot_seconds", "slots", "series"))
+        history = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
+        return JSONResponse(to_json(history, "slot_seconds", "slots", "series"))
 
     async def _routes(self, request: Request) -> Response:
         """Respond with the gateway's state, its first 500 routes and hosts, and how many more of each there are."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
-        found = await self._hub.ask(RoutesResult, "routes", [], {})
+        answer = await self._hub.ask(RoutesResult, "routes", [], {})
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})
-        routes = found.items
+        routes = answer.items
         return JSONResponse({
             "gateway": gateway,
             "route_columns": route_columns(routes),
             "backend_columns": BACKEND_COLUMNS,
-            "refused_without_route": found.refused or {},
+            "refused_without_route": answer.refused or {},
             "routes": [to_json(route) for route in routes[:_MAX_ROWS]],
             "hosts": [to_json(item) for item in hosts.items[:_MAX_ROWS]],
             "more_routes": max(0, len(routes) - _MAX_ROWS),
@@ -402,14 +402,14 @@ async def _log_line_events(
     An event is a list of lines as [time, name, text, level]; `level` is "" if unknown. JSON lines become readable text.
     Raises SlowExpression.
     """
-    each = max(20, FIRST_LINES // len(paths))
+    lines_per_log = max(20, FIRST_LINES // len(paths))
 
     def open_logs() -> Follower:
         search.begin()
-        return Follower(paths, lines=each, since=search.since, wanted=search)
+        return Follower(paths, lines=lines_per_log, since=search.since, wanted=search)
 
     try:
-        # Only the last lines are read for viewers who select none: they wait for nobody.
+        # Without a search only the last lines are read, so the viewer does not wait for other searches.
         async with searches if search.selects else contextlib.nullcontext():
             follower = await asyncio.to_thread(open_logs)
     finally:
