@@ -49,11 +49,11 @@ class _NotParsed(Exception):
 def pool_of_command(words: Sequence[str]) -> ForeignPool:
     """The pool of one command line, as in `poolctl import -- gunicorn …`. Raises Unreadable."""
     pool = ForeignPool()
-    own = without_launchers(words).words
-    if not own:
+    program = without_launchers(words).words
+    if not program:
         raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
-    modules = (word for word in own[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", word))
-    module = next(modules, os.path.basename(own[0]))
+    modules = (word for word in program[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", word))
+    module = next(modules, os.path.basename(program[0]))
     server = pool.add(module.partition(":")[0].rpartition(".")[2], 0)
     apply_command_words(server, [escaped(word) for word in words])
     return pool
@@ -62,7 +62,7 @@ def pool_of_command(words: Sequence[str]) -> ForeignPool:
 def apply_command_words(server: ForeignServer, words: list[str], port: str = "") -> None:
     """Set the server's app or command from the words, and the keys of pool.toml that correspond to the options.
 
-    `port` is the one that the other tool assigns, "" if none; `{port}` in the words stands for it.
+    `port` is the port that the other tool assigns, or ""; `{port}` in the words stands for it.
     """
     line = without_launchers(words, server.keys.get("env", {}).get("PORT", ""))
     for name, value in line.env.items():
@@ -90,21 +90,21 @@ def apply_command_words(server: ForeignServer, words: list[str], port: str = "")
 
 
 def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:
-    """Apply a command line of uvicorn or gunicorn; False if it is another program's, or must keep its launchers."""
+    """Apply a command line of uvicorn or gunicorn. Returns False for another program or if launchers must stay."""
     program = program_of(line.words)
     reader = {"uvicorn": _apply_uvicorn_options, "gunicorn": _apply_gunicorn_options}.get(program.name)
     if reader is None or (line.launchers and not line.python_launcher):
         return False
-    known, remarks = dict(server.keys), list(server.remarks)
+    keys, remarks = dict(server.keys), list(server.remarks)
     try:
         reader(server, line.words, line.words[program.first :], port)
         if line.launchers and "app" not in server.keys:
             raise _NeedsLaunchers
     except _NeedsLaunchers:
-        server.keys, server.remarks = known, remarks
+        server.keys, server.remarks = keys, remarks
         return False
     except (_NotParsed, argparse.ArgumentError, ValueError) as problem:
-        server.keys, server.remarks = known, remarks
+        server.keys, server.remarks = keys, remarks
         server.remark(f"{program.name}: {problem}: taken over as a program like any other")
         server.set("command", line.argv)
         return True
@@ -154,7 +154,7 @@ def apply_quoted_command(server: ForeignServer, text: str) -> None:
 def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> None:
     """Set the server's command from a shell command line, run by `sh -c` only if needed; `port` is its $PORT or "".
 
-    A server whose line cannot be split is left out.
+    The server is left out if the line cannot be split.
     """
     with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
     try:
@@ -173,10 +173,10 @@ def _parse_options(server: ForeignServer, parser: argparse.ArgumentParser, argum
 
     Raises argparse.ArgumentError.
     """
-    found, unknown = parser.parse_known_args(arguments)
-    given = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
-    given |= {key: value for key, value in vars(found).items() if value is not None}
-    return Settings(server, given, lambda *_: server.at, sign=" ")
+    parsed, unknown = parser.parse_known_args(arguments)
+    options = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
+    options |= {key: value for key, value in vars(parsed).items() if value is not None}
+    return Settings(server, options, lambda *_: server.at, sign=" ")
 
 
 def _parser(
@@ -195,7 +195,7 @@ def _parser(
 
 
 def _proxies(value: str) -> list[str]:
-    return [each.strip() for each in value.split(",") if each.strip()]
+    return [address.strip() for address in value.split(",") if address.strip()]
 
 
 def _stop_timeout(value: str) -> str:
@@ -311,82 +311,82 @@ def _uvicorn_parser() -> argparse.ArgumentParser:
 
 @functools.cache
 def _gunicorn_parser() -> argparse.ArgumentParser:
-    values = (f"{_SHORT.get(each, '')} {each}" for each in _OF_GUNICORN)
+    values = (f"{_SHORT.get(option, '')} {option}" for option in _OF_GUNICORN)
     return _parser([*values, *_GUNICORN_OPTIONS], flags=_GUNICORN_FLAGS, repeated=_GUNICORN_LISTS)
 
 
 def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given = _parse_options(server, _uvicorn_parser(), arguments)
-    interface = given.take("--interface") or "auto"
+    options = _parse_options(server, _uvicorn_parser(), arguments)
+    interface = options.take("--interface") or "auto"
     if interface == "asgi2":
         raise _NotParsed("--interface asgi2")
-    _set_app(server, given.take("app") or "", "")
-    if socket := given.take("--uds"):  # wins over host and port
+    _set_app(server, options.take("app") or "", "")
+    if socket := options.take("--uds"):  # wins over host and port
         server.set("bind", f"unix:{_resolved(server, socket)}")
     else:
-        host, own_port = given.take("--host") or "127.0.0.1", given.take("--port") or DEFAULT_PORT
+        host, own_port = options.take("--host") or "127.0.0.1", options.take("--port") or DEFAULT_PORT
         server.set("bind", bind_address(host, own_port.replace(PORT, port)))
-    given.carry(server, _OF_UVICORN)
-    if file := given.take("--env-file"):
+    options.carry(server, _OF_UVICORN)
+    if file := options.take("--env-file"):
         # The environment takes precedence over this file, and so do the files after it in `env_file`.
         server.set("env_file", [_resolved(server, file), *server.keys.get("env_file", [])])
-    trusts_proxies = given.take("--proxy-headers")
-    if trusts_proxies and "--forwarded-allow-ips" not in given:
+    trusts_proxies = options.take("--proxy-headers")
+    if trusts_proxies and "--forwarded-allow-ips" not in options:
         server.set("http.trusted_proxies", ["127.0.0.1"])
     if trusts_proxies is not False and "trusted_proxies" in server.keys.get("http", {}):
         server.set("http.proxy_headers", True)
     if interface != "auto":
         server.set("interface", interface.removesuffix("3"))
-    _remark_unread(server, given)
+    _remark_unread(server, options)
 
 
 def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    given = _parse_options(server, _gunicorn_parser(), arguments)
-    binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.take("--bind") or []]
+    options = _parse_options(server, _gunicorn_parser(), arguments)
+    binds = [address.replace(PORT, port or DEFAULT_PORT) for address in options.take("--bind") or []]
     # Without --bind, gunicorn listens on $PORT if it is set.
     address = _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}"
     path = address.removeprefix("unix:")
     server.set("bind", address if path == address else f"unix:{_resolved(server, path)}")
     for other in binds[1:]:
         server.remark(f"--bind {other}: a server has one address")
-    umask = given.take("--umask") or ""
+    umask = options.take("--umask") or ""
     is_socket = server.keys["bind"].startswith("unix:")
     if is_socket and _umask.fullmatch(umask):
         server.set("socket_mode", f"{0o666 & ~int(umask, 8):04o}")
-    owner = user_and_group(given.take("--user") or "", given.take("--group") or "")
-    worker_class = given.take("--worker-class") or ""
+    owner = user_and_group(options.take("--user") or "", options.take("--group") or "")
+    worker_class = options.take("--worker-class") or ""
     if worker_class.startswith(ASGI_WORKERS):
         if owner:
             server.set("user", owner)
-        _apply_asgi_gunicorn_options(server, given, worker_class)
+        _apply_asgi_gunicorn_options(server, options, worker_class)
         return
-    # The options are its own, except those that poolctl does instead.
+    # Gunicorn keeps its options, except those that poolctl replaces.
     server.set("command", _without_options(words, _OVERRIDDEN_OPTIONS))
     if is_socket and owner:
         server.set("socket_owner", owner)
-    if given.take("--certfile"):
+    if options.take("--certfile"):
         server.set("expose", "https://" + bind_address("localhost", server.keys["bind"].rpartition(":")[2]))
-    if limit := given.take("--graceful-timeout"):
+    if limit := options.take("--graceful-timeout"):
         server.set("stop_timeout", in_seconds(str(int(limit) + 5)))
-    if not binds and (config := given.take("--config")):
+    if not binds and (config := options.take("--config")):
         server.remark(f"{config}: where it has a bind, write that one here")
     for option in ("--daemon", "--pid", "--reload"):
-        if given.take(option):
+        if options.take(option):
             server.remark(_unsupported_option_text(option, ""))
 
 
-def _apply_asgi_gunicorn_options(server: ForeignServer, given: Settings, worker_class: str) -> None:
-    _set_app(server, given.take("app") or "", "application")
+def _apply_asgi_gunicorn_options(server: ForeignServer, options: Settings, worker_class: str) -> None:
+    _set_app(server, options.take("app") or "", "application")
     cwd = server.keys.get("cwd", "")
-    given.carry(server, _OF_ASGI_WORKERS)
-    if "--chdir" in given:
+    options.carry(server, _OF_ASGI_WORKERS)
+    if "--chdir" in options:
         server.keys["cwd"] = os.path.join(cwd, server.keys["cwd"])
-    for index, path in enumerate((given.take("--pythonpath") or "").split(",")):
+    for index, path in enumerate((options.take("--pythonpath") or "").split(",")):
         if index:
             server.remark(f"--pythonpath {path}: app_dir is one directory")
         elif path:
             server.set("app_dir", path)
-    if access_log := given.take("--access-logfile"):
+    if access_log := options.take("--access-logfile"):
         server.set("http.access_log", True)
         if access_log != "-":
             server.remark(f"--access-logfile {access_log}: the log of a server has its requests too")
@@ -394,10 +394,10 @@ def _apply_asgi_gunicorn_options(server: ForeignServer, given: Settings, worker_
         server.set("http.implementation", "h11")
     if "trusted_proxies" in server.keys.get("http", {}):
         server.set("http.proxy_headers", True)
-    for assignment in given.take("--env") or []:
+    for assignment in options.take("--env") or []:
         name, _, value = assignment.partition("=")
         server.keys.setdefault("env", {})[name] = value
-    _remark_unread(server, given)
+    _remark_unread(server, options)
 
 
 def _set_app(server: ForeignServer, text: str, attribute: str) -> None:
@@ -414,9 +414,9 @@ def _set_app(server: ForeignServer, text: str, attribute: str) -> None:
         server.set("factory", True)
 
 
-def _remark_unread(server: ForeignServer, given: Settings) -> None:
-    """Add a remark for each option without an equivalent; the value of one that is a secret is not written."""
-    for option, value, _, _ in given.unread(MEANINGLESS, _DEFAULTS):
+def _remark_unread(server: ForeignServer, options: Settings) -> None:
+    """Add a remark for each option without an equivalent; secret values are not written."""
+    for option, value, _, _ in options.unread(MEANINGLESS, _DEFAULTS):
         text = "" if value is True or option in _SECRET else f" {'no' if value is False else shown(value)}"
         server.remark(_unsupported_option_text(option, text))
 
@@ -436,8 +436,8 @@ def _unsupported_option_text(option: str, value: str) -> str:
 
 
 def _without_options(words: list[str], options: Mapping[str, int]) -> list[str]:
-    """Return `words` without the given options and their values; `options` maps each option to its number of values."""
-    found, skipped = [], 0
+    """Return `words` without the `options` (numbers of values by name) and their values."""
+    remaining, skipped = [], 0
     for word in words:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
         if skipped:
@@ -445,8 +445,8 @@ def _without_options(words: list[str], options: Mapping[str, int]) -> list[str]:
         elif name in options and (word.startswith("--") or options[name] or word == name):
             skipped = options[name] if word == name else 0
         else:
-            found.append(word)
-    return found
+            remaining.append(word)
+    return remaining
 
 
 def _bind(text: str) -> str:

@@ -46,9 +46,9 @@ ADVICE = {
     "hostname": "other services reach it at 127.0.0.1",
     "working_dir": "a directory of the container; cwd is the working directory",
 }
-# Keys with texts, whose references to variables stay references.
+# In these keys, references to variables stay references.
 _TEXTS = ("command", "entrypoint", "environment", "env_file", "labels", "build", "test")
-# Ports of the services to which an address without one leads.
+# The default ports of URL schemes.
 _PORTS = {
     "http": "80", "https": "443", "redis": "6379", "amqp": "5672", "postgres": "5432", "postgresql": "5432",
     "mysql": "3306", "mongodb": "27017", "nats": "4222",
@@ -65,9 +65,9 @@ _url = re.compile(rf"(?:https?://{_LOOPBACK}(?::(\d+))?|(?<=\s){_LOOPBACK}:(\d+)
 
 
 class _Variables:
-    """The variables that compose replaces in its file: of the environment, else of `.env` beside it.
+    """The variables that compose replaces in its file, from the environment or else from `.env` beside it.
 
-    `missing` collects the names of those that have no value.
+    `missing` collects the names of variables without a value.
     """
 
     def __init__(self, path: str) -> None:
@@ -89,40 +89,40 @@ class _Variables:
     def resolved_tree(self, value: Any) -> Any:
         """The value of a key, of any shape, with the values of its references, except in `_TEXTS`."""
         if isinstance(value, dict):
-            return {key: each if key in _TEXTS else self.resolved_tree(each) for key, each in value.items()}
+            return {key: item if key in _TEXTS else self.resolved_tree(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self.resolved_tree(each) for each in value]
+            return [self.resolved_tree(item) for item in value]
         return self.resolved(value) if isinstance(value, str) else value
 
     def converted(self, text: str) -> str:
-        """The text for pool.toml: its references have as default the value of `.env`, or the empty one of compose."""
+        """The text for pool.toml; the default of each reference is the value from `.env`, or empty as in compose."""
         return self._replaced(text, self._as_reference, "")
 
     def _replaced(self, text: str, value: Callable[[str, str, str], str], dollar: str) -> str:
-        found, at = "", 0
+        result, at = "", 0
         while match := _reference.search(text, at):
-            found += text[at : match.start()]
+            result += text[at : match.start()]
             at = match.end()
             if match[1]:
-                found += dollar or ("$$" if text.startswith("{", at) else "$")
+                result += dollar or ("$$" if text.startswith("{", at) else "$")
                 continue
             word = ""
             if match[3]:
                 end = _closing_brace(text, at)
                 word, at = text[at:end], end + 1
-            found += value(match[2] or match[3], match[4] or "", word)
-        return found + text[at:]
+            result += value(match[2] or match[3], match[4] or "", word)
+        return result + text[at:]
 
     def _value(self, name: str, sign: str, word: str) -> str:
-        given = os.environ.get(name, self.of_file.get(name))
-        is_set = bool(given) if ":" in sign else given is not None
+        current = os.environ.get(name, self.of_file.get(name))
+        is_set = bool(current) if ":" in sign else current is not None
         if "+" in sign:
             return self.resolved(word) if is_set else ""
         if not is_set and "-" in sign:
             return self.resolved(word)
-        if given is None:
+        if current is None:
             self.missing.append(name)
-        return given or ""
+        return current or ""
 
     def _as_reference(self, name: str, sign: str, word: str) -> str:
         value = self._value(name, sign, word)
@@ -130,13 +130,13 @@ class _Variables:
         if "+" in sign or value.isdigit() or re.search("[{}]", default):
             return str(escaped(value))  # a port is compared with others
         if "?" in sign and not default:
-            self.missing = [each for each in self.missing if each != name]
+            self.missing = [variable for variable in self.missing if variable != name]
             return f"${{{name}}}"
         return f"${{{name}:-{default}}}"
 
 
 def _closing_brace(text: str, at: int) -> int:
-    """The index of the brace that closes a reference, whose default may have references of its own."""
+    """The index of the brace that closes a reference. Its default may contain references."""
     depth = 1
     for index in range(at, len(text)):
         depth += {"{": text[index - 1] == "$", "}": -1}.get(text[index], 0)
@@ -146,9 +146,9 @@ def _closing_brace(text: str, at: int) -> int:
 
 
 class _Published(NamedTuple):
-    """An entry of `ports` as it was written, and the ports `here` by those of the container.
+    """An entry of `ports` as it was written. `here` maps each port of the container to the port here.
 
-    There are none if the entry cannot be an address here, for the reason `why`.
+    `here` is empty if the entry cannot be an address here; `why` has the reason.
     """
 
     text: str
@@ -199,13 +199,13 @@ class _Reader:
         return self.pool
 
     def _name_hosts(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
-        """Note the names by which other services reach this one."""
+        """Record the host names by which other services reach this service."""
         networks = service.get("networks")
         tables = networks.values() if isinstance(networks, dict) else ()
         aliases = [table.get("aliases") for table in tables if isinstance(table, dict)]
         names = [name, service.get("container_name"), service.get("hostname")]
-        names += [alias for each in aliases if isinstance(each, list) for alias in each]
-        self.hosts |= {str(each): server.name for each in names if each}
+        names += [alias for group in aliases if isinstance(group, list) for alias in group]
+        self.hosts |= {str(alias): server.name for alias in names if alias}
 
     def _apply_service(self, server: ForeignServer, service: Settings) -> None:
         self._apply_command(server, service)
@@ -219,7 +219,7 @@ class _Reader:
             server.set("stdin", "open")
         if profiles := service.take("profiles", list):
             names = [str(profile) for profile in profiles]
-            server.set("tags", [re.sub(r"[\s,]+", "-", each) for each in names])
+            server.set("tags", [re.sub(r"[\s,]+", "-", name) for name in names])
             if not {*names, "*"} & {*self.variables.resolved("${COMPOSE_PROFILES:-}").split(",")}:
                 server.set("on_demand", True)
         networks = service.table("networks")
@@ -238,7 +238,7 @@ class _Reader:
         self.variables.missing.clear()
 
     def _apply_command(self, server: ForeignServer, service: Settings) -> None:
-        """Set the server's app or command, and its environment, in which the command may find its port."""
+        """Set the server's environment, and its app or command, which may read its port from the environment."""
         entrypoint, command = service.take("entrypoint", str, list), service.take("command", str, list)
         build = service.table("build")
         context = (
@@ -263,7 +263,7 @@ class _Reader:
         words = [*entry, *words]
         if environment is not None:
             server.at = service.line("environment")
-            self._environment(server, environment, is_given="env_file" in service)
+            self._environment(server, environment, has_env_file="env_file" in service)
         if context and "://" not in context:
             server.set("cwd", self.variables.converted(context))
         server.at = service.line("command" if command else "entrypoint")
@@ -284,7 +284,7 @@ class _Reader:
             except ValueError as problem:
                 server.leave_out(f"the shell cannot read its command ({problem})")
                 value = ["sh", "-c", value]
-        return [self.variables.converted(text_of(each)) for each in value or []]
+        return [self.variables.converted(text_of(word)) for word in value or []]
 
     def _image_start(self, dockerfile: str, target: str, inline: str | None) -> ImageStart:
         """What the image of the Dockerfile starts; `inline` is its text if the compose file has it."""
@@ -297,7 +297,7 @@ class _Reader:
         return start
 
     def _apply_image(self, server: ForeignServer, start: ImageStart) -> None:
-        """Set the ENV and STOPSIGNAL of an image, and keep its HEALTHCHECK."""
+        """Set the ENV and STOPSIGNAL of an image, and record its HEALTHCHECK."""
         for variable, text in start.env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
                 server.add_env(variable, text)
@@ -306,32 +306,31 @@ class _Reader:
         self.checks[server.name] = _health_check(start.others.get("HEALTHCHECK", ""))
 
     def _ports(self, server: ForeignServer, ports: Any) -> str:
-        """Set `bind` to the published address of the port of its command, and return that port, "" if unknown.
+        """Set `bind` to the published address of the command's port. Returns that port, "" if unknown.
 
-        If the command names none, see `_bind_to_published`. Other published ports become remarks.
+        If the command names no port, see `_bind_to_published`. Other published ports become remarks.
         """
         bind = str(server.keys.get("bind", ""))
         inner = bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
-        found = [_published(each) for each in ports or ()]
+        entries = [_published(entry) for entry in ports or ()]
         if inner:
-            chosen = next((each for each in found if inner in each.here), None)
+            chosen = next((entry for entry in entries if inner in entry.here), None)
             host, port = (chosen.host, chosen.here[inner]) if chosen else ("127.0.0.1", inner)
-            server.set(
-                "bind", bind_address(host, port)
-            )  # unpublished, it was reachable from other containers alone
+            # An unpublished port is reachable only from other containers.
+            server.set("bind", bind_address(host, port))
         elif bind or server.unusable:
             chosen = None
         else:
-            chosen = _bind_to_published(server, [each for each in found if len(each.here) == 1])
+            chosen = _bind_to_published(server, [entry for entry in entries if len(entry.here) == 1])
             inner = next(iter(chosen.here)) if chosen else ""
         if chosen is not None and chosen.host not in ("", "0.0.0.0") and _may_listen_elsewhere(server):
             server.remark(f"ports: {chosen.host}:{chosen.text}: see that it listens on that address alone")
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
-        for each in found:
-            if each != chosen:
-                server.remark(f"ports: {each.text}: {each.why or why}")
+        for entry in entries:
+            if entry != chosen:
+                server.remark(f"ports: {entry.text}: {entry.why or why}")
         if server.unusable:  # it may run on in its container
-            self.ports[server.name] = {inner: port for each in found for inner, port in each.here.items()}
+            self.ports[server.name] = {inner: port for entry in entries for inner, port in entry.here.items()}
         else:
             self.ports[server.name] = {inner: server.keys["bind"].rpartition(":")[2]} if inner else {}
         return inner
@@ -345,12 +344,12 @@ class _Reader:
         if labels:
             server.set("labels", labels)
 
-    def _environment(self, server: ForeignServer, value: Any, *, is_given: bool) -> None:
-        """Set the variables. `is_given` is whether an env_file is, so that the server does not get those of `.env`."""
+    def _environment(self, server: ForeignServer, value: Any, *, has_env_file: bool) -> None:
+        """Set the variables. With an env_file, the server does not get the variables of `.env`."""
         env = {}
         for name, text in _pairs(value):
             if text is None or text in (f"${name}", f"${{{name}}}"):
-                if not is_given or name not in self.variables.of_file:
+                if not has_env_file or name not in self.variables.of_file:
                     continue  # it is in the environment of the pool, or in .env
                 text = f"${{{name}}}"
             env[name] = self.variables.converted(text)
@@ -386,8 +385,8 @@ class _Reader:
     ) -> str:
         """The text with hosts replaced; a remark says where.
 
-        `is_host` is whether a name alone is a host. If it may be one, as the value `of_option` or of a variable, a
-        remark says so.
+        `is_host` says whether a bare name is a host. A bare name in a variable or in an option's value (`of_option`)
+        only gets a remark.
         """
 
         def replaced(match: re.Match[str]) -> str:
@@ -411,7 +410,7 @@ class _Reader:
                         server.remark(f"{what}: the port {inner} of the service {name} is {other} here", line)
             return f"{before}127.0.0.1{f':{here}' if here else ''}"
 
-        names = "|".join(re.escape(each) for each in sorted(self.hosts, key=len, reverse=True))
+        names = "|".join(re.escape(host) for host in sorted(self.hosts, key=len, reverse=True))
         before, after = r"^|//|@|/dev/tcp/|(?<=\w):-|[\s,;='\"(\[]", r"$|[/?\s,;'\")\]}&|]"
         return re.sub(rf"({before})({names})(:\d{{2,5}})?(?={after})", replaced, text)
 
@@ -488,20 +487,19 @@ class _Reader:
     def _apply_dependencies(self, server: ForeignServer, service: Settings) -> None:
         names = [str(name) for name in service.take("depends_on", list) or []]
         table = service.table("depends_on")
-        found = []
+        dependencies = []
         for name in (*names, *table):
-            given = table.table(name).take("condition", str)
-            condition = _CONDITIONS.get(given or "", "started")
+            condition = _CONDITIONS.get(table.table(name).take("condition", str) or "", "started")
             if condition == "completed":
                 for other in self.pool.servers:
                     if other.name == name:
                         other.set("job", True)
                         if other.keys.pop("socket", ""):
                             del other.keys["bind"]
-            found.append({"name": name, "condition": condition})
-        if found:
+            dependencies.append({"name": name, "condition": condition})
+        if dependencies:
             server.at = service.line("depends_on")
-            server.set("depends_on", found)
+            server.set("depends_on", dependencies)
 
 
 START_TIMEOUT = 30  # of poolctl, in seconds
@@ -524,16 +522,16 @@ _LOG: Keys = {"max-size": ("log.max_size", lambda value: _size(value)), "max-fil
 _PROBE: Keys = {
     "interval": ("health.readiness.interval", lambda value: _duration(value)),
     "timeout": ("health.readiness.timeout", lambda value: _duration(value)),
-    # Here the first failure is a warning, and those after it are counted.
+    # Here the first failure is only a warning; later failures count.
     "retries": ("health.readiness.fall_count_ko", lambda value: max(int(value) - 1, 1)),
     "start_period": ("start_timeout", lambda value: _duration(value)),
 }
 
 
 def pool_of_compose(document: Document, overrides: Sequence[str] | None = None) -> ForeignPool:
-    """The pool of a compose file and those that belong to it; reads Dockerfiles, too. Raises Problem, Unreadable.
+    """The pool of a compose file with its overrides, includes and Dockerfiles. Raises Problem and Unreadable.
 
-    `overrides` are files that are merged into it; None for compose's own, such as compose.override.yaml.
+    `overrides` are files merged into it; None stands for compose's defaults, such as compose.override.yaml.
     """
     return _Reader(document, overrides).read()
 
@@ -548,9 +546,9 @@ def _word_lists(server: ForeignServer) -> Iterable[tuple[str, list[str]]]:
 
 
 def _bind_to_published(server: ForeignServer, ports: Iterable[_Published]) -> _Published | None:
-    """Set `bind` to the first of the ports that the server can be told, or at which it listens anyway.
+    """Set `bind` to the first port that can be passed to the server, or on which it listens anyway.
 
-    Returns None if there is none.
+    Returns None if there is no such port.
     """
     for port in ports:
         ((inner, published),) = port.here.items()
@@ -582,7 +580,7 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
         env[variables[0]] = PORT
     else:
         return False
-    # Otherwise it would listen on all addresses, though it was published on one.
+    # Otherwise it would listen on all addresses, although it was published on one.
     server.set("command", [word.replace("0.0.0.0", HOST) for word in words])
     for name, value in env.items():
         if re.fullmatch(r"0\.0\.0\.0|\$\{\w+:-0\.0\.0\.0\}", value):
@@ -592,7 +590,7 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
 
 
 def _may_listen_elsewhere(server: ForeignServer) -> bool:
-    """Whether the command opens its socket itself, and is not told the host."""
+    """Whether the command opens its socket itself without being told the host."""
     texts = " ".join([*server.keys.get("command", ()), *server.keys.get("env", {}).values()])
     return ("socket" in server.keys or PORT in texts) and HOST not in texts
 
@@ -629,18 +627,18 @@ def _published(entry: Any) -> _Published:
         text = text if protocol or "-" in text else f"{published}:{target}"
     if protocol not in ("", "tcp"):
         return _Published(text, host, {}, f"a server has no port of {protocol.upper()}")
-    here, there = _port_range(published), _port_range(target)
-    if not here or not there or (len(here) != len(there) and len(there) > 1):
+    here, inner = _port_range(published), _port_range(target)
+    if not here or not inner or (len(here) != len(inner) and len(inner) > 1):
         return _Published(text, host, {}, "not understood as ports")
-    return _Published(text, host, dict(zip(there, here, strict=False)))
+    return _Published(text, host, dict(zip(inner, here, strict=False)))
 
 
 def _port_range(text: str) -> list[str]:
     """The ports of `80` and `80-82`; [] for another text."""
-    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
-    if not found:
+    match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    if not match:
         return []
-    first, last = int(found[1]), int(found[2] or found[1])
+    first, last = int(match[1]), int(match[2] or match[1])
     return [str(port) for port in range(first, last + 1)]
 
 
@@ -663,13 +661,13 @@ def _is_true(value: Any) -> bool:
 
 def _size(value: Any) -> str:
     """A size such as `1G`, `512m` or `1073741824` in the notation of pool.toml."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgBKMG]?)[bB]?", str(value))
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgBKMG]?)[bB]?", str(value))
+    if not match:
         return str(value)
-    unit = found[2].upper().strip("B")
-    if not float(found[1]):
+    unit = match[2].upper().strip("B")
+    if not float(match[1]):
         return ""  # no limit
-    return f"{found[1]}{unit}iB" if unit else f"{found[1]}B"
+    return f"{match[1]}{unit}iB" if unit else f"{match[1]}B"
 
 
 _instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV|STOPSIGNAL|HEALTHCHECK)\s+(.*)", re.DOTALL)

@@ -33,9 +33,9 @@ def document_of_compose(path: str) -> Document:
 
 
 class ComposeFile:
-    """The tables of a file, with the services that they extend. `line` finds a line, of whichever file it is in.
+    """The tables of a file, with the services that they extend. `line` finds lines in all files that were read.
 
-    `marks` are the paths with `!reset` and `!override`, `remarks` texts with lines, and `files` all that were read.
+    `marks` are the paths with `!reset` and `!override`, and `remarks` are texts with lines.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class ComposeFile:
         *,
         overrides: Sequence[str] | None = None,
         main: str = "",
-        known: dict[str, ComposeFile] | None = None,
+        by_path: dict[str, ComposeFile] | None = None,
     ) -> None:
         self.path, self.resolved = document.path, resolved
         self.directory = os.path.dirname(self.path)
         self.main = main or self.path
         self._overrides = overrides
-        self._known = {} if known is None else known
-        self._known[self.path] = self
+        self._by_path = {} if by_path is None else by_path
+        self._by_path[self.path] = self
         self.remarks: list[tuple[str, int]] = []
         data = document.data
         if document.kind == "yaml":
@@ -68,7 +68,7 @@ class ComposeFile:
     @property
     def files(self) -> list[str]:
         """The other files that were read."""
-        return [path for path in self._known if path != self.main]
+        return [path for path in self._by_path if path != self.main]
 
     def line(self, *path: str | int) -> int:
         """The line of the value at the path, or of the innermost table around it."""
@@ -99,10 +99,10 @@ class ComposeFile:
     def _marks(self, document: Document) -> Iterator[tuple[KeyPath, str]]:
         places = document.positions()
         for number, row in enumerate(read_text(self.path).splitlines(), 1):
-            for found in _mark.finditer(row):
+            for tag in _mark.finditer(row):
                 before = {column: path for path, (line, column) in places.items() if line == number}
-                if columns := [column for column in before if column <= found.start()]:
-                    yield before[max(columns)], found[1]
+                if columns := [column for column in before if column <= tag.start()]:
+                    yield before[max(columns)], tag[1]
 
     def _services(self) -> dict[str, Any]:
         services = self.data.get("services")
@@ -111,8 +111,8 @@ class ComposeFile:
     def _other(self, path: str) -> ComposeFile:
         """The file, relative to this one, read once. Raises Problem."""
         path = os.path.normpath(os.path.join(self.directory, self.resolved(path)))
-        return self._known.get(path) or ComposeFile(
-            document_of_compose(path), self.resolved, main=self.main, known=self._known
+        return self._by_path.get(path) or ComposeFile(
+            document_of_compose(path), self.resolved, main=self.main, by_path=self._by_path
         )
 
     def _own_overrides(self) -> list[str]:
@@ -121,7 +121,7 @@ class ComposeFile:
         return [name for name in names if os.path.isfile(os.path.join(self.directory, name))][:1]
 
     def _extend(self, name: str) -> None:
-        """Merge the service into the one that it extends. A remark says why that is not possible."""
+        """Merge the service into the service that it extends. If that is impossible, a remark says why."""
         service = self._services()[name]
         reference = service.get("extends") if isinstance(service, dict) else None
         if not reference:
@@ -147,8 +147,8 @@ class ComposeFile:
         finally:
             self._extending.remove(name)
         self.remarks += [remark for remark in other.remarks if remark not in self.remarks]
-        found = other._relocated(other._services()[base], self.directory)
-        self._services()[name] = merged(found, service, ("services", name), self.marks)
+        inherited = other._relocated(other._services()[base], self.directory)
+        self._services()[name] = merged(inherited, service, ("services", name), self.marks)
         for place, found_line in [*other._places.items()]:
             if place[:2] == ("services", base) and len(place) > 2:
                 self._places.setdefault(("services", name, *place[2:]), found_line)
@@ -170,7 +170,7 @@ class ComposeFile:
                     continue
                 self.remarks += [remark for remark in other.remarks if remark not in self.remarks]
                 services = {
-                    name: other._relocated(each, self.directory) for name, each in other._services().items()
+                    name: other._relocated(data, self.directory) for name, data in other._services().items()
                 }
                 self._merge(other, {**other.data, "services": services})
 
@@ -180,7 +180,7 @@ class ComposeFile:
         self._places |= {path: line for path, line in other._places.items() if path not in tables}
 
     def _relocated(self, service: Any, directory: str) -> Any:
-        """The service with its relative paths, which start from this file, for a file in the directory."""
+        """The service with its relative paths rewritten for a file in `directory`."""
         if directory == self.directory or not isinstance(service, dict):
             return service
         prefix = os.path.relpath(self.directory, directory)
@@ -188,14 +188,14 @@ class ComposeFile:
         def path_of(value: Any) -> Any:
             if isinstance(value, dict):
                 return {
-                    key: path_of(each) if key in ("path", "context") else each for key, each in value.items()
+                    key: path_of(item) if key in ("path", "context") else item for key, item in value.items()
                 }
             if isinstance(value, list):
-                return [path_of(each) for each in value]
+                return [path_of(item) for item in value]
             is_elsewhere = not isinstance(value, str) or value.startswith(("/", "~", "$")) or "://" in value
             return value if is_elsewhere else os.path.normpath(os.path.join(prefix, value))
 
-        return {key: path_of(each) if key in ("build", "env_file") else each for key, each in service.items()}
+        return {key: path_of(item) if key in ("build", "env_file") else item for key, item in service.items()}
 
 
 def _reason(problem: Problem) -> str:
@@ -220,23 +220,23 @@ def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str])
     if marks.get(path) == "override" or other is None:
         return other if path in marks else base
     if isinstance(base, dict) and isinstance(other, dict):
-        found = dict(base)
+        result = dict(base)
         for name, value in other.items():
             inner = (*path, name)
             if marks.get(inner) == "reset":
-                found.pop(name, None)
+                result.pop(name, None)
             else:
-                found[name] = merged(found[name], value, inner, marks) if name in found else value
-        return found
+                result[name] = merged(result[name], value, inner, marks) if name in result else value
+        return result
     if isinstance(base, list) and isinstance(other, list) and key not in _REPLACED:
-        return base + [each for each in other if each not in base]
+        return base + [item for item in other if item not in base]
     return other
 
 
 def _alike(key: str | int, value: Tree) -> Tree:
     """The value in the form in which it can be merged."""
     if key in _OF_PAIRS and isinstance(value, list):
-        pairs = (text_of(each).partition("=") for each in value)
+        pairs = (text_of(pair).partition("=") for pair in value)
         return {name: text if sign else None for name, sign, text in pairs}
     if key == "build" and isinstance(value, str):
         return {"context": value}

@@ -34,25 +34,25 @@ class Unreadable(Exception):
 
 
 class SourceLine(int):
-    """A line of `file`, which is "" for the source, or the name of another file, such as one that it includes."""
+    """A line number in `file`, which is "" for the source, or the name of another file, such as an included file."""
 
     file: str
 
     def __new__(cls, line: int, file: str) -> SourceLine:
-        found = super().__new__(cls, line)
-        found.file = file
-        return found
+        instance = super().__new__(cls, line)
+        instance.file = file
+        return instance
 
 
 class Remark(NamedTuple):
-    """A note, such as on a setting without an equivalent, and the line that it concerns; 0 for a command line."""
+    """A note, such as on a setting without an equivalent, and its line; 0 for a command line."""
 
     line: int
     text: str
 
 
 class Remarked:
-    """What remarks are about: a server, or the whole file. `at` is the line being read."""
+    """The subject of remarks: a server or the whole file. `at` is the line being read."""
 
     def __init__(self, line: int = 0) -> None:
         self.at = line
@@ -88,7 +88,7 @@ class ForeignServer(Remarked):
         table[last] = value
 
     def set_stop_group(self, value: str) -> None:
-        """Set `stop_group` of a command. The workers of an app have no such key: each ends in order by itself."""
+        """Set `stop_group` of a command. An app has no such key: its workers shut down by themselves."""
         if "command" in self.keys:
             self.set("stop_group", value)
 
@@ -108,12 +108,12 @@ class ForeignPool(Remarked):
         super().__init__()
         self.servers: list[ForeignServer] = []
         self.env_file = ""  # the other tool reads it automatically
-        self.files: list[str] = []  # other files whose values are in it
+        self.files: list[str] = []  # other files that were read
 
     def add(self, name: str, line: int) -> ForeignServer:
-        """Add and return a server; a number is appended to a name that is taken."""
+        """Add and return a server; a number is appended if the name is taken."""
         server = ForeignServer(name, line)
-        taken = {each.name.lower() for each in self.servers}
+        taken = {other.name.lower() for other in self.servers}
         plain, number = server.name, 2
         while server.name.lower() in taken:
             server.name, number = f"{plain}-{number}", number + 1
@@ -145,7 +145,7 @@ def _name(text: str, account_of: Callable[[int], Sequence[Any]]) -> str:
 
 
 def bind_address(host: str, port: str) -> str:
-    """The value of `bind` for this host and port; `:PORT` without a host, which opens the port for IPv6 as well."""
+    """The value of `bind` for this host and port. Without a host it is `:PORT`, which includes IPv6."""
     host = host.strip("[]")
     if host in ("", "*"):
         return f":{port}"
@@ -154,7 +154,7 @@ def bind_address(host: str, port: str) -> str:
 
 def signal_name(text: str) -> str:
     """The name of a signal: `QUIT`, `SIGQUIT` and `3` become `SIGQUIT`."""
-    if text.isdigit() and int(text) in {each.value for each in Signals}:
+    if text.isdigit() and int(text) in {signal.value for signal in Signals}:
         return Signals(int(text)).name
     return f"SIG{text.upper().removeprefix('SIG')}"
 
@@ -164,7 +164,7 @@ ESSENTIAL = ("name", "bind", "app", "command")
 ORDER = ("bind", "app", "command")
 MAX_ROUNDS = 20
 
-# Words in braces that would be placeholders; `${port}` is a variable, and `$${port}` no variable.
+# Words in braces that would be placeholders; `${port}` is a variable, and `$${port}` is literal.
 _WORD = r"(?<!\{)(?<!(?<!\$)\$)(\{+)(%s)(\}+)"
 _word_of_command = re.compile(_WORD % "port|host|bind|name|fd")
 _word_of_probe = re.compile(_WORD % "port|host|bind|name")
@@ -175,7 +175,7 @@ _place = re.compile(r"server\[(\d+)\](?:\.([\w.]+))?")
 
 @dataclass
 class RenderedPoolFile:
-    """The text of a pool.toml, the numbers of servers and remarks in it, and the warnings for its user.
+    """The text of a pool.toml, the numbers of servers and remarks in it, and warnings for the user.
 
     `left_out` are servers written as comments, `unset` variables that the text refers to, and `missing` problems
     outside the file, such as a program that does not exist.
@@ -219,18 +219,18 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
         text,
         servers=len(usable),
         left_out=[
-            f"{place_prefix(source, each.line)}{each.name}: {each.unusable}"
-            for each in pool.servers
-            if each.unusable
+            f"{place_prefix(source, server.line)}{server.name}: {server.unusable}"
+            for server in pool.servers
+            if server.unusable
         ],
-        remarks=len(pool.remarks) + sum(len(set(each.remarks)) for each in pool.servers),
+        remarks=len(pool.remarks) + sum(len(set(server.remarks)) for server in pool.servers),
         unset=unset,
         missing=[] if unset else [str(problem) for problem in config.check_external()],
     )
 
 
 def _with_placeholders(server: ForeignServer) -> dict[str, Tree]:
-    """The keys with the placeholders of a pool.toml; words in braces that look like one are escaped."""
+    """The keys with the placeholders of a pool.toml; other words in braces that look like placeholders are escaped."""
     words = {
         "command": _word_of_command,
         "env": _word_of_env,
@@ -260,7 +260,7 @@ def _doubled(match: re.Match[str]) -> str:
 def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
     """Remove each key that has a problem, and add a remark with its value and the problem.
 
-    Of a table, such as `http`, only the key with the problem is removed. If the key is essential, such as `command`,
+    In a table, such as `http`, only the key with the problem is removed. If the key is essential, such as `command`,
     the whole server is left out instead.
     """
     removed: set[tuple[str, str]] = set()
@@ -281,7 +281,7 @@ def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequen
 
 
 def _pop(table: dict[str, Tree], path: Sequence[str]) -> tuple[str, Tree]:
-    """Remove the value at the path, or at as much of it as there is; a table that is empty then is removed, too."""
+    """Remove the value at the path, or at the part of it that exists; tables that become empty are removed, too."""
     first, *rest = path
     inner = table[first]
     if not (rest and isinstance(inner, dict) and rest[0] in inner):
@@ -293,15 +293,15 @@ def _pop(table: dict[str, Tree], path: Sequence[str]) -> tuple[str, Tree]:
 
 
 def _drop_missing_dependencies(pool: ForeignPool) -> None:
-    there = {server.name for server in pool.servers if not server.unusable}
+    usable = {server.name for server in pool.servers if not server.unusable}
     for server in pool.servers:
         wanted = server.keys.get("depends_on", [])
-        for each in wanted:
-            if each["name"] not in there:
+        for dependency in wanted:
+            if dependency["name"] not in usable:
                 line = server.lines.get("depends_on", server.line)
-                server.remark(f"depends_on {each['name']}: it is not among the servers", line)
+                server.remark(f"depends_on {dependency['name']}: it is not among the servers", line)
         if wanted:
-            server.keys["depends_on"] = [each for each in wanted if each["name"] in there]
+            server.keys["depends_on"] = [dependency for dependency in wanted if dependency["name"] in usable]
             if not server.keys["depends_on"]:
                 del server.keys["depends_on"]
 

@@ -140,33 +140,33 @@ def program_of(words: Sequence[str]) -> Program:
 def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> None:
     """Set `command` to the line, and `bind` if its program is known to listen; its address becomes placeholders.
 
-    `port` is the one that the other tool assigns, "" if none; PORT in the words stands for it.
+    `port` is the port that the other tool assigns, or ""; PORT in the words stands for it.
     """
     server.set("command", line.argv)
-    if (found := _known(line.words)) is None:
+    if (match := _known(line.words)) is None:
         return
-    known, first = found
-    address = _Address(known, line.words, first, _environment(server, port))
+    program, first = match
+    address = _Address(program, line.words, first, _environment(server, port))
     if program_of(line.words).name == "uwsgi" and "--die-on-term" not in line.words:
         server.keys.setdefault("stop_signal", "SIGINT")  # it reloads at SIGTERM
-    if address.unknown or (address.path and (line.launchers or known.path or not known.fd)):
+    if address.unknown or (address.path and (line.launchers or program.path or not program.fd)):
         _remark_own_address(server, address)
     elif address.path:
         server.set("bind", f"unix:{address.path}")
-        server.set("command", [*address.words_without(), *known.fd])
+        server.set("command", [*address.words_without(), *program.fd])
     else:
         server.set("bind", bind_address(address.host, address.port.replace(PORT, port)))
-        takes = known.fd and not (line.launchers or address.others or ":" in address.host)
-        words = [*address.words_without(), *known.fd] if takes else address.words_with_placeholders()
+        takes = program.fd and not (line.launchers or address.others or ":" in address.host)
+        words = [*address.words_without(), *program.fd] if takes else address.words_with_placeholders()
         server.set("command", [*line.launchers, *words])
-        if known.tls and any(True for _ in _values(line.words, first, known.tls)):
+        if program.tls and any(True for _ in _values(line.words, first, program.tls)):
             server.set("expose", "https://" + bind_address("localhost", address.port.replace(PORT, port)))
     for other in address.others:
         server.remark(f"{other}: a server has one address")
 
 
 def _remark_own_address(server: ForeignServer, address: _Address) -> None:
-    """Add a remark about an address that the program opens itself, and that `bind` cannot be."""
+    """Add a remark about an address that the program opens itself and that cannot become `bind`."""
     if address.path:
         server.opens_own_socket = True
         server.remark(
@@ -177,18 +177,18 @@ def _remark_own_address(server: ForeignServer, address: _Address) -> None:
 
 
 def apply_known_server_of_script(server: ForeignServer, script: str, port: str) -> None:
-    """Set `bind` of a server whose command is a script of a shell, if a known server is started at its end.
+    """Set `bind` of a server with a shell script as its command, if the script ends by starting a known server.
 
-    The text of the script keeps all but the number of the port. Where that is not in it, the program binds by itself.
+    Only the port number in the script is replaced. If the script does not contain it, the program binds by itself.
     """
     for text, _ in reversed(shell_steps(script)):
         try:
             line = without_launchers(shlex.split(text))
         except ValueError:
             continue
-        if (found := _known(line.words)) is None:
+        if (match := _known(line.words)) is None:
             continue
-        address = _Address(found[0], line.words, found[1], _environment(server, port))
+        address = _Address(match[0], line.words, match[1], _environment(server, port))
         if address.unknown or address.path:
             _remark_own_address(server, address)
         else:
@@ -211,16 +211,16 @@ def _known(words: Sequence[str]) -> tuple[KnownServer, int] | None:
     program = program_of(words)
     arguments = words[program.first :]
     for word in arguments:
-        if known := _KNOWN.get((program.name, word)):
-            return known, program.first
-    if (not arguments or arguments[0].startswith("-")) and (known := _KNOWN.get((program.name, "-"))):
-        return known, program.first
-    known = _KNOWN.get((program.name, ""))
-    return (known, program.first) if known else None
+        if known_server := _KNOWN.get((program.name, word)):
+            return known_server, program.first
+    if (not arguments or arguments[0].startswith("-")) and (known_server := _KNOWN.get((program.name, "-"))):
+        return known_server, program.first
+    known_server = _KNOWN.get((program.name, ""))
+    return (known_server, program.first) if known_server else None
 
 
 def _values(words: Sequence[str], first: int, names: str) -> Iterator[tuple[int, str, str]]:
-    """For each of these options the index of the word with its value, the value, and what precedes it in the word."""
+    """For each of these options, the index of the word with its value, the value, and the text before it."""
     for index in range(first, len(words)):
         word = words[index]
         for name in names.split():
@@ -233,88 +233,88 @@ def _values(words: Sequence[str], first: int, names: str) -> Iterator[tuple[int,
 
 
 class _Address:
-    """Where a known server listens: `host` and `port`, the `path` of a Unix socket, or what it is `unknown` from."""
+    """Where a known server listens: `host` and `port`, or the `path` of a Unix socket.
 
-    def __init__(self, known: KnownServer, words: Sequence[str], first: int, env: Mapping[str, str]) -> None:
-        self._known, self._words = known, list(words)
+    `unknown` is the word or file that hides the address, if it is not known.
+    """
+
+    def __init__(self, server: KnownServer, words: Sequence[str], first: int, env: Mapping[str, str]) -> None:
+        self._server, self._words = server, list(words)
         self._placeholders: dict[int, str] = {}  # words with them, by index
         self.path = self.unknown = ""
         self.others: list[str] = []
-        default = _host_and_port.fullmatch(known.default)
-        self.host = env.get(known.host_variable) or (default["host"] if default else "")
-        self.port = env.get(known.port_variable) or (default["port"] if default else "")
-        if self.port and known.port_variable in env and not known.port:
+        default = _host_and_port.fullmatch(server.default)
+        self.host = env.get(server.host_variable) or (default["host"] if default else "")
+        self.port = env.get(server.port_variable) or (default["port"] if default else "")
+        if self.port and server.port_variable in env and not server.port:
             self.host = ""  # gunicorn listens everywhere then
         self._read_address(first)
-        for index, value, before in _values(words, first, known.path):
+        for index, value, before in _values(words, first, server.path):
             self.path = value
             self._placeholders[index] = before
-        for index, value, before in _values(words, first, known.host):
+        for index, value, before in _values(words, first, server.host):
             self.host = value
             self._placeholders[index] = f"{before}{HOST}"
-        for index, value, before in _values(words, first, known.port):
+        for index, value, before in _values(words, first, server.port):
             self.port = value
             self._placeholders[index] = f"{before}{PORT}"
         if not self.path and not _port.fullmatch(self.port or ""):
             self.unknown = self.port or os.path.basename(self._words[0])
-        if known.config and not self._placeholders:
-            self.unknown = next((value for _, value, _ in _values(words, first, known.config)), self.unknown)
+        if server.config and not self._placeholders:
+            self.unknown = next((value for _, value, _ in _values(words, first, server.config)), self.unknown)
 
     def _read_address(self, first: int) -> None:
-        values = list(_values(self._words, first, self._known.address))
-        if self._known.is_positional:
+        values = list(_values(self._words, first, self._server.address))
+        if self._server.is_positional:
             values += [
                 (index, word, "")
                 for index, word in enumerate(self._words[first:], first)
                 if _argument.fullmatch(word) and self._words[index - 1] not in _WITH_NUMBER
             ]
         for index, value, before in values:
-            found = _host_and_port.fullmatch(value)
+            match = _host_and_port.fullmatch(value)
             if self._placeholders:
                 self.others.append(value)
             elif path := _socket_path.fullmatch(value):
                 self.path = path[1]
                 self._placeholders[index] = before
-            elif found is None:
+            elif match is None:
                 self.unknown = value
-            elif found["host"] is None and not _port.fullmatch(found["port"] or ""):
-                self.host = found["port"] or ""  # a host alone
-                self._placeholders[index] = f"{before}{found['scheme'] or ''}{HOST}:{PORT}"
+            elif match["host"] is None and not _port.fullmatch(match["port"] or ""):
+                self.host = match["port"] or ""  # a host alone
+                self._placeholders[index] = f"{before}{match['scheme'] or ''}{HOST}:{PORT}"
             else:
                 self.host = (
-                    self.host if found["host"] is None else "" if found["host"] == "0" else found["host"]
+                    self.host if match["host"] is None else "" if match["host"] == "0" else match["host"]
                 )
-                self.port = found["port"] or self.port
-                host = found["host"] if "[" in self.host else f"{HOST}"
-                alone = self._known.host and self._known.is_positional and found["host"] is None
+                self.port = match["port"] or self.port
+                host = match["host"] if "[" in self.host else f"{HOST}"
+                alone = self._server.host and self._server.is_positional and match["host"] is None
                 self._placeholders[index] = (
-                    f"{before}{found['scheme'] or ''}{'' if alone else f'{host}:'}{PORT}"
+                    f"{before}{match['scheme'] or ''}{'' if alone else f'{host}:'}{PORT}"
                 )
 
     def words_without(self) -> list[str]:
         """The words without the options of the address."""
-        dropped = set(self._placeholders)
-        # An option and its value may be two words.
-        dropped |= {index - 1 for index in dropped if self._words[index - 1] in self._option_names()}
+        server, dropped = self._server, set(self._placeholders)
+        options = f"{server.host} {server.port} {server.address} {server.path}".split()
+        # An option and its value can be two words.
+        dropped |= {index - 1 for index in dropped if self._words[index - 1] in options}
         return [word for index, word in enumerate(self._words) if index not in dropped]
 
     def words_with_placeholders(self) -> list[str]:
-        """The words with placeholders as values of the options of the address; those that are missing are added."""
-        known = self._known
+        """The words with placeholders as values of the address options; missing options are added."""
+        server = self._server
         words = [self._placeholders.get(index, word) for index, word in enumerate(self._words)]
-        given = " ".join(self._placeholders.values())
-        if PORT not in given:
-            if known.port:
-                words += [known.port.split()[-1], PORT]
-            elif known.is_positional:
-                words += [PORT if known.host else f"{HOST}:{PORT}"]
+        placeholders = " ".join(self._placeholders.values())
+        if PORT not in placeholders:
+            if server.port:
+                words += [server.port.split()[-1], PORT]
+            elif server.is_positional:
+                words += [PORT if server.host else f"{HOST}:{PORT}"]
             else:
-                words += [known.address.split()[-1], f"{HOST}:{PORT}"]
+                words += [server.address.split()[-1], f"{HOST}:{PORT}"]
                 return words
-        if HOST not in given and known.host:
-            words += [known.host.split()[-1], HOST]
+        if HOST not in placeholders and server.host:
+            words += [server.host.split()[-1], HOST]
         return words
-
-    def _option_names(self) -> list[str]:
-        known = self._known
-        return f"{known.host} {known.port} {known.address} {known.path}".split()

@@ -1,4 +1,4 @@
-"""What stands before the program of a command line: `env NAME=value`, `nice`, `poetry run`, `bash -c "… exec …"`."""
+"""Launchers, the words before the program: `env NAME=value`, `nice`, `poetry run`, `bash -c "… exec …"`."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ _script_option = re.compile(r"-(?=[a-z]*c)[ceuxo]+")
 
 @dataclass
 class CommandLine:
-    """A command line without what stands before the program.
+    """A command line split into launchers and program.
 
-    `launchers` stay before the program; `python_launcher` is one of them that only chooses the environment of Python,
-    and `python` is an environment that was activated. The program runs in `directory`, if one was entered.
+    `launchers` stay before the program; `python_launcher` is a launcher that only chooses the environment of Python,
+    and `python` is an activated environment. `directory` is the result of `cd`.
     """
 
     words: list[str]
@@ -118,7 +118,7 @@ def without_launchers(words: Sequence[str], port: str = "") -> CommandLine:
 
 
 def _take_launcher(line: CommandLine, port: str) -> bool:
-    """Take one launcher from the front of the words. Returns whether there was one, and a program after it."""
+    """Take a launcher from the front of the words. Returns False unless a program follows."""
     words = line.words
     if len(words) < 2 and not (words and _assignment.fullmatch(words[0])):
         return False
@@ -171,7 +171,7 @@ def _take_known_launcher(line: CommandLine, name: str) -> bool:
 
 
 def _script(words: Sequence[str]) -> str | None:
-    """The line of `sh -c LINE`, None for other arguments, or a shell that reads the user's profile first."""
+    """The line of `sh -c LINE`; None for other arguments, or if the shell reads the user's profile first."""
     options = words[1:-1]
     if not options or not _script_option.fullmatch(options[-1]):
         return None
@@ -180,39 +180,39 @@ def _script(words: Sequence[str]) -> str | None:
 
 
 def _take_shell(line: CommandLine, script: str) -> bool:
-    """Take the shell away if its script is one command after steps such as `cd`, that have keys here."""
+    """Remove the shell if its script is one command after steps such as `cd`, which have keys here."""
     steps = shell_steps(script)
     *before, last = steps or [("", "")]
     if not last[0].strip() or last[1] or needs_shell(_without_references(last[0])):
         return False
-    found = CommandLine([])
+    setup = CommandLine([])
     for text, operator in before:
-        if operator not in ("&&", ";", "\n") or not _apply_step(found, text.strip()):
+        if operator not in ("&&", ";", "\n") or not _apply_step(setup, text.strip()):
             return False
     line.words = shlex.split(last[0])
-    line.env |= found.env
-    line.python = os.path.join(line.directory, found.python) if found.python else line.python
-    line.directory = os.path.join(line.directory, found.directory)
+    line.env |= setup.env
+    line.python = os.path.join(line.directory, setup.python) if setup.python else line.python
+    line.directory = os.path.join(line.directory, setup.directory)
     return bool(line.words)
 
 
 def _with_port(script: str, port: str) -> str:
-    """The script with the value of its `$PORT`, which is `port`, or else the default of the reference."""
-    return _port.sub(lambda found: port or found[1] or found[0], script)
+    """The script with `$PORT` replaced by `port`, or else by the default of the reference."""
+    return _port.sub(lambda match: port or match[1] or match[0], script)
 
 
 def shell_steps(script: str) -> list[tuple[str, str]]:
     """The commands of a line for a shell, each with the operator that follows it, "" at the end.
 
-    [] if it has no such form, for example because a quote is not closed.
+    [] if the line cannot be parsed, for example because a quote is not closed.
     """
     pieces, at = [], 0
     while at < len(script):
-        found = _step.match(script, at)
-        if found is None:
+        match = _step.match(script, at)
+        if match is None:
             return []
-        pieces.append(found)
-        at = found.end()
+        pieces.append(match)
+        at = match.end()
     steps: list[tuple[str, str]] = []
     text = ""
     for piece in pieces:

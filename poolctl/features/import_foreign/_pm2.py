@@ -113,7 +113,7 @@ def _quotes_of_json(inner: str) -> str:
 def pool_of_pm2(document: Document) -> ForeignPool:
     """The pool of an ecosystem file. Raises Unreadable."""
     pool, data = ForeignPool(), document.data
-    key = next((each for each in ("apps", "pm2") if isinstance(data, dict) and each in data), None)
+    key = next((name for name in ("apps", "pm2") if isinstance(data, dict) and name in data), None)
     file = Settings(pool, {} if key is None else data, lambda *path: document.place(path).line)
     apps = data if key is None else file.take(key)
     root: tuple[str | int, ...] = () if key is None else (key,)
@@ -124,7 +124,7 @@ def pool_of_pm2(document: Document) -> ForeignPool:
     )
     for path, values in entries:
         if isinstance(values, dict):
-            script = str(next((values[each] for each in _SCRIPTS if values.get(each)), ""))
+            script = str(next((values[name] for name in _SCRIPTS if values.get(name)), ""))
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(values.get("name") or stem), document.place(path).line)
             app = Settings(server, values, lambda *inner, path=path: document.place((*path, *inner)).line)
@@ -169,14 +169,14 @@ def _first(app: Settings, names: Iterable[str], *types: type) -> Any:
 
 
 def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
-    """Set the app or command; `directory` is that of the file."""
+    """Set the app or command; `directory` contains the file."""
     if cwd := app.take("cwd", str):
         server.set("cwd", escaped(cwd))
     env = {str(name): _variable(value) for name, value in (app.take("env", dict) or {}).items()}
     port = env.pop("PORT", "") or text_of(_first(app, ("port",)))
     if env:
         server.set("env", {name: escaped(text) for name, text in env.items()})
-    key = next((each for each in _SCRIPTS if each in app), "script")
+    key = next((name for name in _SCRIPTS if name in app), "script")
     script = app.take(key, str) or ""
     if not script.strip():
         server.leave_out("it has no script")
@@ -229,15 +229,15 @@ def _interpreter_of_file(file: str, script: str) -> str:
 def _set_processes(server: ForeignServer, app: Settings, *, is_node: bool, reads_port: bool) -> None:
     """Set `workers`. The processes of a cluster share a port.
 
-    Those of a command have ports of their own behind HAProxy. Without HAProxy, or if the program does not read PORT, it
-    has one process.
+    The processes of a command get a port each behind HAProxy. Without HAProxy, or if the program does not read PORT,
+    there is one process.
     """
     mode = (
         app.take("exec_mode", str) or ("cluster" if is_node and "instances" in app else "fork")
     ).removesuffix("_mode")
-    given = app.take("instances")
+    instances = app.take("instances")
     server.at = app.line("instances")
-    count = "1" if given is None else text_of(given)
+    count = "1" if instances is None else text_of(instances)
     processors = os.cpu_count() or 1
     if count in ("max", "0"):
         number = processors
@@ -280,7 +280,7 @@ def _variable(value: Any) -> str:
 
 def _as_words(value: Any) -> list[str]:
     if not isinstance(value, str):
-        return [str(each) for each in value or []]
+        return [str(word) for word in value or []]
     try:
         return shlex.split(value)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The settings of another tool's file, counted: each is converted, becomes a remark, or is known to mean nothing here.
+"""The settings of another tool's file: each is converted, becomes a remark, or has no meaning here.
 
-A reader takes the settings that it knows from `Settings`. Those that no reader took become remarks, except the ones
-that the module of the format lists with the reason why poolctl needs no word about them.
+A reader takes the settings that it knows from `Settings`. All others become remarks, except the `Meaningless`
+settings, which the module of the format lists with reasons.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Meaningless = Mapping[str, str]
 
 
 class Unread(NamedTuple):
-    """A setting that was not taken: its path, such as `deploy.mode`, its value, its line, and why it was not taken."""
+    """A setting that was not taken: path, such as `deploy.mode`, value, line and reason."""
 
     path: str
     value: Any
@@ -30,10 +30,10 @@ class Unread(NamedTuple):
 
 
 class Settings:
-    """A table of settings that knows which of them were taken. A setting with an empty value is none.
+    """A table of settings that records which were taken. Settings with an empty value are ignored.
 
-    `about` is what the settings describe: it gets the remarks, and the line of the setting that was taken last.
-    `line` returns the line of a path in the table, and `sign` is written between the name and the value of a setting.
+    `about` is what the settings describe: it gets the remarks, and the line of the setting taken last.
+    `line` returns the line of a path in the table, and `sign` is written between a setting's name and value.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Settings:
         return self._line(key)
 
     def take(self, key: str, *types: type) -> Any:
-        """The value of `key`; None, and the setting is not taken, if it is missing or has none of the `types`."""
+        """Take the value of `key`. If it is missing or of another type than `types`, return None and do not take it."""
         value = self._values.get(key)
         if value in _EMPTY:
             return None
@@ -80,11 +80,11 @@ class Settings:
         return value
 
     def peek(self, key: str) -> Any:
-        """The value of `key`, which is not taken by that; None if it is missing."""
+        """Return the value of `key` without taking it; None if it is missing."""
         return self._values.get(key)
 
     def table(self, key: str) -> Settings:
-        """The settings in the table `key`, to be taken one by one; none if there is no such table."""
+        """The settings in the table `key`, to be taken one by one; empty if the table is missing."""
         if key not in self._tables:
             values = self.take(key, dict) or {}
             line = functools.partial(self._line, key)
@@ -95,7 +95,7 @@ class Settings:
     def carry(self, server: ForeignServer, keys: Keys) -> None:
         """Set the keys of pool.toml that correspond to settings one by one.
 
-        A setting whose value cannot be converted (to "" or None, or with a ValueError) is not taken.
+        A setting is not taken if its value cannot be converted (result "" or None, or ValueError).
         """
         for name, (key, convert) in keys.items():
             value = self.peek(name)
@@ -105,13 +105,13 @@ class Settings:
                 server.set(key, converted)
 
     def remark(self, key: str, why: str) -> None:
-        """Take the setting, and add a remark with its value, if it is there."""
+        """Take the setting if present, and add a remark with its value."""
         value = self.take(key)
         if value is not None:
             self._about.remark(f"{self._prefix}{key}{self._sign}{shown(value)}: {why}")
 
     def unread(self, meaningless: Meaningless, defaults: Mapping[str, object]) -> Iterator[Unread]:
-        """The settings that were not taken, without those that are `meaningless` or have their default value."""
+        """The settings that were not taken, except `meaningless` ones and those with default values."""
         for key, value in self._values.items():
             path = self._prefix + key
             if value in _EMPTY:
@@ -130,7 +130,7 @@ class Settings:
         defaults: Mapping[str, object] = {},
         advice: Mapping[str, str] = {},
     ) -> None:
-        """Add a remark for each setting of `unread`, with the `advice` on it, if any, and its value."""
+        """Add a remark with value and `advice` for each setting of `unread`."""
         for path, value, line, why in self.unread(meaningless, defaults):
             self._about.remark(f"{path}{self._sign}{shown(value)}: {advice.get(path, why)}", line)
 
@@ -158,6 +158,6 @@ def shown(value: Any) -> str:
     """The value of a setting for a remark."""
     if isinstance(value, dict):
         return ", ".join(
-            f"{key}: {shown(each)}" if each not in _EMPTY else str(key) for key, each in value.items()
+            f"{key}: {shown(item)}" if item not in _EMPTY else str(key) for key, item in value.items()
         )
     return ", ".join(map(shown, value)) if isinstance(value, (list, tuple)) else text_of(value)

@@ -124,7 +124,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
             )
     # supervisord starts them in this order.
     programs = [section for section in sections if section[0].startswith(PROGRAM)]
-    for name, line, values in sorted(programs, key=lambda each: _priority(each[2])):
+    for name, line, values in sorted(programs, key=lambda section: _priority(section[2])):
         _add_program(pool, name.removeprefix(PROGRAM).strip(), line, values, inherited)
     for name, line, values in sections:
         if name.startswith(GROUP):
@@ -173,29 +173,29 @@ def _include(pool: ForeignPool, sections: list[NamedSection], file: str, line: i
 
 
 def _merged(sections: Iterable[NamedSection]) -> list[NamedSection]:
-    """Merge sections that have the same name; the last value of a key counts, as in supervisord."""
-    found: dict[str, NamedSection] = {}
+    """Merge sections of the same name; the last value of a key wins, as in supervisord."""
+    merged: dict[str, NamedSection] = {}
     for section in sections:
-        if known := found.get(section.name):
-            section = known._replace(values=known.values | section.values)
-        found[section.name] = section
-    return list(found.values())
+        if earlier := merged.get(section.name):
+            section = earlier._replace(values=earlier.values | section.values)
+        merged[section.name] = section
+    return list(merged.values())
 
 
 def _sections(text: str, directory: str, file: str = "") -> list[NamedSection]:
-    """The sections of a file in `directory`, whose name is `file` if it is an included one. Raises Unreadable."""
-    found: list[NamedSection] = []
+    """The sections of a file in `directory`; `file` is the name of an included file. Raises Unreadable."""
+    sections: list[NamedSection] = []
     here, key = directory.replace("%", "%%"), ""
     for index, row in enumerate(text.splitlines(), 1):
         line = SourceLine(index, file)
         content = _here.sub(lambda _: here, re.sub(r"(?:^|\s)[;#].*", "", row).rstrip())
-        values = found[-1].values if found else Section()
+        values = sections[-1].values if sections else Section()
         if not content.strip():
             continue
         if content[0].isspace() and key:
             values[key] = values[key]._replace(text=f"{values[key].text}\n{content.strip()}".strip())
         elif header := _section.match(content):
-            found.append(NamedSection(header[1].strip(), line, Section()))
+            sections.append(NamedSection(header[1].strip(), line, Section()))
             key = ""
         else:
             key, sign, value = (
@@ -205,27 +205,27 @@ def _sections(text: str, directory: str, file: str = "") -> list[NamedSection]:
                 raise Unreadable(f"{content.strip()!r} is not KEY=VALUE", "is this a supervisord.conf?", line)
             key = key.strip().lower()
             values[key] = ValueWithLine(value.strip(), line)
-    return found
+    return sections
 
 
 def _add_program(pool: ForeignPool, program: str, line: int, values: Section, inherited: Section) -> None:
-    """Add the program's server, or a server for each process if one of its settings has the process's number."""
+    """Add the program's server, or a server for each process if a setting contains the process number."""
     values = {**inherited, **values}
     if "environment" in inherited and values["environment"] != inherited["environment"]:
-        own = values["environment"]
-        values["environment"] = ValueWithLine(f"{inherited['environment'].text},{own.text}", own.line)
+        text, at = values["environment"]
+        values["environment"] = ValueWithLine(f"{inherited['environment'].text},{text}", at)
     count, first = values.get("numprocs", NOT_SET).text, values.get("numprocs_start", NOT_SET).text
     processes = int(count) if count.isdigit() else 1
     numbered = any("%(process_num)" in value.text for key, value in values.items() if key != "process_name")
     separate = processes > 1 and numbered
     for index in range(processes if separate else 1):
         process = index + (int(first) if first.isdigit() else 0)
-        known: dict[str, object] = {
+        variables: dict[str, object] = {
             "program_name": program, "process_num": process, "numprocs": processes,
             "group_name": program, "host_node_name": socket.gethostname(),
         }  # fmt: skip
         server = pool.add(f"{program}-{process}" if separate else program, line)
-        settings = _settings(server, _expanded_values(server, values, known))
+        settings = _settings(server, _expanded_values(server, values, variables))
         if separate:
             server.set("tags", [program])
             settings.take("numprocs")
@@ -239,18 +239,18 @@ def _priority(values: Section) -> int:
     return int(text) if re.fullmatch(r"-?\d+", text) else DEFAULT_PRIORITY
 
 
-def _expanded_values(server: ForeignServer, values: Section, known: Mapping[str, object]) -> Section:
-    """The values with `%(here)s` and similar expressions replaced; a remark names each that is not understood."""
-    found = Section()
+def _expanded_values(server: ForeignServer, values: Section, variables: Mapping[str, object]) -> Section:
+    """The values with `%(here)s` and similar expressions replaced; unknown ones become remarks."""
+    expanded = Section()
     for key, (raw, line) in values.items():
         try:
-            found[key] = ValueWithLine(_expanded(raw, known), line)
+            expanded[key] = ValueWithLine(_expanded(raw, variables), line)
         except (KeyError, ValueError, TypeError):
             server.remark(f"{key}={raw}: an expression that is not understood", line)
-    return found
+    return expanded
 
 
-def _expanded(raw: str, known: Mapping[str, object]) -> str:
+def _expanded(raw: str, variables: Mapping[str, object]) -> str:
     """The text with `%(here)s` and similar references replaced; `%(ENV_HOME)s` becomes `${HOME}`."""
 
     def replaced(match: re.Match[str]) -> str:
@@ -258,7 +258,7 @@ def _expanded(raw: str, known: Mapping[str, object]) -> str:
             return "%"
         if match[1]:
             return f"${{{match[2]}}}"
-        return str(escaped(match[0] % known))
+        return str(escaped(match[0] % variables))
 
     return _expression.sub(replaced, str(escaped(raw)))
 

@@ -150,7 +150,7 @@ def pool_of_units(paths: Sequence[str]) -> ForeignPool:
 
 
 def _reader_of_unit(pool: ForeignPool, path: str, first: str) -> _UnitReader:
-    """Add a server to the pool; the reader sets its keys. `first` is the unit whose lines need no file name."""
+    """Add a server to the pool; the reader sets its keys. Lines of the unit `first` are shown without a file name."""
     sections: dict[str, list[Setting]] = {}
     beside = os.path.dirname(first)
     file = os.path.relpath(path, beside) if path != first else ""
@@ -171,9 +171,9 @@ def _server_name(unit: str) -> str:
 
 
 def _drop_ins(pool: ForeignPool, path: str, beside: str) -> Iterator[Setting]:
-    """Yield the settings in a unit's drop-in files and, for an instance, in those of its template. Raises Unreadable.
+    """Yield the settings in the drop-in files of a unit and of its template. Raises Unreadable.
 
-    Lines name the file from the directory `beside`.
+    Lines show the file relative to the directory `beside`.
     """
     directory, name = os.path.split(path)
     template = re.sub("@.+", "@.service", name)
@@ -188,17 +188,17 @@ def _drop_ins(pool: ForeignPool, path: str, beside: str) -> Iterator[Setting]:
 
 
 def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
-    """The assignments of each setting, in order; an empty value clears those before it, as in systemd."""
-    found: dict[str, list[Setting]] = {}
+    """The assignments of each setting, in order; an empty value clears earlier ones, as in systemd."""
+    assignments: dict[str, list[Setting]] = {}
     for setting in settings:
-        found[setting.name] = [*found.get(setting.name, ()), setting] if setting.value else []
-    return found
+        assignments[setting.name] = [*assignments.get(setting.name, ()), setting] if setting.value else []
+    return assignments
 
 
 def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
     """The settings in order; a line that ends with a backslash continues on the next line. Raises Unreadable.
 
-    `file` is the name of another file than the source, if it is one.
+    `file` is the name of the file if it is not the source.
     """
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
@@ -219,16 +219,16 @@ def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
 
 
 class _Section:
-    """The settings of a section, each of which may be assigned several times."""
+    """The settings of a section. A setting can be assigned several times."""
 
     def __init__(self, server: ForeignServer, settings: Iterable[Setting]) -> None:
         self._server = server
-        self._assigned = {name: found for name, found in _assigned(settings).items() if found}
+        self._assigned = {name: entries for name, entries in _assigned(settings).items() if entries}
         values = {
-            name: found[-1].value
-            if name in _OF_ONE_VALUE or len(found) == 1
-            else [each.value for each in found]
-            for name, found in self._assigned.items()
+            name: entries[-1].value
+            if name in _OF_ONE_VALUE or len(entries) == 1
+            else [entry.value for entry in entries]
+            for name, entries in self._assigned.items()
         }
         self.settings = Settings(server, values, lambda name: self._assigned[name][-1].line, sign="=")
 
@@ -292,7 +292,7 @@ class _UnitReader:
             server.remark(f"{timer}: write its OnCalendar as every, of a job")
 
     def _expanded(self, setting: Setting, text: str) -> str:
-        """The text escaped for pool.toml, with its specifiers replaced; a remark names those that are not known."""
+        """The text escaped for pool.toml, with specifiers replaced; unknown ones become remarks."""
 
         def replaced(match: re.Match[str]) -> str:
             value = self.specifiers.get(match[1])
@@ -305,8 +305,8 @@ class _UnitReader:
 
     def _last(self, name: str) -> str:
         """The last value of a setting of the service, with its specifiers replaced; "" if there is none."""
-        found = list(self.service.each(name))
-        return self._expanded(found[-1], found[-1].value) if found else ""
+        assignments = list(self.service.each(name))
+        return self._expanded(assignments[-1], assignments[-1].value) if assignments else ""
 
     def _user_and_directory(self) -> None:
         server, user, group = self.server, self._last("User"), self._last("Group")
@@ -352,25 +352,25 @@ class _UnitReader:
             server.set("env_file", files)
 
     def _leave_to_file(self, setting: Setting, path: str, env: dict[str, str]) -> None:
-        """Remove from `env` the variables that the file sets: in systemd it takes precedence, here `env` does."""
+        """Remove from `env` the variables that the file sets: in systemd the file takes precedence, here `env`."""
         try:
-            found, _ = read_env_file(path, os.environ, for_another_user=False)
+            variables, _ = read_env_file(path, os.environ, for_another_user=False)
         except EnvFileError:
             if env:
                 why = "it takes precedence over Environment=: take out of env what it sets"
                 self.server.remark(f"EnvironmentFile={setting.value}: {why}")
             return
-        for variable in found:
+        for variable in variables:
             env.pop(variable, None)
 
     def _start(self, settings: Sequence[Setting]) -> None:
-        """Set the command. A oneshot has several, which run one after the other."""
+        """Set the command. The commands of a oneshot run one after the other."""
         server = self.server
         try:
             commands = [command for setting in settings for command in _commands(setting)]
         except ValueError as problem:
             server.at = settings[0].line
-            server.set("command", ["sh", "-c", "; ".join(escaped(each.value) for each in settings)])
+            server.set("command", ["sh", "-c", "; ".join(escaped(setting.value) for setting in settings)])
             server.leave_out(f"its command cannot be read ({problem})")
             return
         server.at = settings[0].line
@@ -388,7 +388,7 @@ class _UnitReader:
             )
 
     def _remark_prefixes(self, commands: Iterable[Command], without: str) -> None:
-        """Add a remark for each of the prefixes `without` an equivalent that a command has."""
+        """Add a remark for each prefix of a command that has no equivalent (`without`)."""
         for command in commands:
             what = f"{command.setting.name}={command.prefixes}{command.words[0]}"
             for prefix in command.prefixes:
@@ -401,14 +401,14 @@ class _UnitReader:
                     self.server.remark(f"{what}: {why}", command.setting.line)
 
     def _words(self, commands: Sequence[Command]) -> list[str]:
-        """The words that run the commands one after the other until one fails, by a shell if that is necessary."""
+        """The words that run the commands in turn until one fails, by a shell if necessary."""
         if len(commands) == 1 and "-" not in commands[0].prefixes:
             (command,) = commands
             if command.is_literal:
                 return [self._expanded(command.setting, word) for word in command.literal_words]
             # systemd expands variables of the unit's environment; here a shell does that.
             return ["sh", "-c", f"exec {self._shell_line(command)}"]
-        lines = [self._shell_line(each) for each in commands]
+        lines = [self._shell_line(command) for command in commands]
         if len(commands) == 1:
             return ["sh", "-c", f"{lines[0]} || true"]
         steps = [
@@ -418,7 +418,7 @@ class _UnitReader:
         return ["sh", "-c", " && ".join(steps)]
 
     def _shell_line(self, command: Command) -> str:
-        """The command for a shell, which does nothing but expand its variables."""
+        """The command for a shell that only expands its variables."""
         words = (
             map(shlex.quote, command.literal_words) if command.is_literal else map(_shell_word, command.words)
         )
@@ -439,7 +439,7 @@ class _UnitReader:
 
     def _stop(self) -> None:
         server, settings = self.server, self.service.settings
-        if "stop_timeout" not in server.keys:  # which a server's own option may have set
+        if "stop_timeout" not in server.keys:  # an option of the program may have set it
             server.set("stop_timeout", _STOP_TIMEOUT)
         for name, key in (
             ("TimeoutSec", "stop_timeout"),
@@ -464,7 +464,7 @@ class _UnitReader:
         for key in ("restart.backoff.initial", "restart.backoff.max"):
             self.service.settings.carry(server, {"RestartSec": (key, _duration)})
         sections = (self.service.settings, self.unit.settings)
-        is_off = "0" in (each.peek(name) for each in sections for name in _START_LIMIT_INTERVALS)
+        is_off = "0" in (section.peek(name) for section in sections for name in _START_LIMIT_INTERVALS)
         for section in sections:
             if is_off:
                 section.remark("StartLimitBurst", "an interval of 0 switches it off")
@@ -485,22 +485,22 @@ class _UnitReader:
                 self.service.settings.remark(name, "a server has one log, of both streams")
 
     def _hook(self, name: str, settings: Iterable[Setting]) -> None:
-        """Set a hook from ExecStartPre or ExecStopPost, whose commands run one after the other."""
+        """Set a hook from the commands of ExecStartPre or ExecStopPost."""
         commands = []
         for setting in settings:
             try:
-                found = _commands(setting)
+                parsed = _commands(setting)
             except ValueError as problem:
                 self.server.remark(f"{name}={setting.value}: it cannot be read ({problem})", setting.line)
                 continue
-            self._remark_prefixes(found, "@+!|")
-            commands += [each for each in found if not set(each.prefixes) & set("@+!|")]
+            self._remark_prefixes(parsed, "@+!|")
+            commands += [command for command in parsed if not set(command.prefixes) & set("@+!|")]
         if commands:
             self.server.at = commands[0].setting.line
             self.server.set(f"hooks.{_HOOKS[name]}", self._words(commands))
 
     def as_dependency(self) -> dict[str, Tree]:
-        """How a server waits for this one, as systemd does."""
+        """The entry of `depends_on` by which a server waits for this server, as in systemd."""
         keys = self.server.keys
         condition = "completed" if keys.get("job") else "ready" if keys.get("notify") else "started"
         return {"name": self.server.name, "condition": condition}
@@ -520,7 +520,7 @@ class _UnitReader:
             self.server.remark(f"{what}: depends_on, once it is a server of this file")
 
     def _socket(self, unit: str, what: str) -> None:
-        """Set the address from a socket unit beside the service's, once."""
+        """Set the address from a socket unit beside the service unit, once."""
         server = self.server
         if unit in self.sockets:
             return
@@ -542,12 +542,12 @@ class _UnitReader:
             server.remark(f"{what}: the program opens an address of its own")
             return
         self.is_listening = True
-        address, *others = (self._expanded(each, each.value) for each in listening)
+        address, *others = (self._expanded(setting, setting.value) for setting in listening)
         for other in others:
             server.remark(f"{unit}: ListenStream={other}: a server has one address")
         if address.startswith(("/", "${")):
             server.set("bind", f"unix:{address}")
-            mode, user, group = (section.last(f"Socket{each}") for each in ("Mode", "User", "Group"))
+            mode, user, group = (section.last(f"Socket{suffix}") for suffix in ("Mode", "User", "Group"))
             if mode:
                 server.set("socket_mode", mode)
             if mode or user or group:
@@ -589,11 +589,11 @@ def split_words(text: str) -> list[str]:
 def _quoted_words(text: str) -> Iterator[str]:
     at = 0
     while at < len(text):
-        found = _quoted_word.match(text, at)
-        if found is None:
+        match = _quoted_word.match(text, at)
+        if match is None:
             raise ValueError("No closing quotation")
-        yield found[1]
-        at = found.end()
+        yield match[1]
+        at = match.end()
 
 
 def _unquoted(word: str) -> str:
@@ -618,14 +618,14 @@ def _commands(setting: Setting) -> list[Command]:
             commands.append([])
         else:
             commands[-1].append(";" if word == r"\;" else _unquoted(word))
-    found = []
+    parsed = []
     for first, *others in filter(None, commands):
         path = first.lstrip(_PREFIXES)
         prefixes = first[: len(first) - len(path)]
-        found.append(Command(setting, prefixes, [path, *others["@" in prefixes :]]))
-    if not found:
+        parsed.append(Command(setting, prefixes, [path, *others["@" in prefixes :]]))
+    if not parsed:
         raise ValueError("it is empty")
-    return found
+    return parsed
 
 
 def _shell_word(word: str) -> str:
@@ -652,7 +652,7 @@ def _duration(text: str) -> str:
 
 
 def _timeout(text: str) -> str:
-    """The duration of a timeout, of which 0 means none."""
+    """The duration of a timeout; 0 means none."""
     duration = _duration(text)
     return duration if not duration or re.search("[1-9]", duration) else _NO_LIMIT
 

@@ -98,7 +98,7 @@ def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None
 
 
 def _pool_of_files(paths: Sequence[str]) -> ForeignPool:
-    """The pool of a file and others of its kind, which is found by its name or content.
+    """The pool of a file and others of its kind. The name or the content tells the kind.
 
     Raises Problem and Unreadable.
     """
@@ -113,30 +113,30 @@ def _pool_of_files(paths: Sequence[str]) -> ForeignPool:
     from ._systemd import pool_of_units
 
     path, *others = map(os.path.abspath, paths)
-    found = config.foreign_format(path)
-    if found == config.JAVASCRIPT:
-        hint = config.foreign_file_hint(path, found)
+    kind = config.foreign_format(path)
+    if kind == config.JAVASCRIPT:
+        hint = config.foreign_file_hint(path, kind)
         raise Unreadable("this is JavaScript, which poolctl does not run", hint)
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
         document = document_of_pm2(path) if path.endswith(".json") else document_of_compose(path)
-        found = config.foreign_format(path, document.data)
-        _check_imported(path, found)
-        if found not in (config.COMPOSE, config.ECOSYSTEM):
+        kind = config.foreign_format(path, document.data)
+        _check_imported(path, kind)
+        if kind not in (config.COMPOSE, config.ECOSYSTEM):
             message = "it has neither services (docker compose) nor apps (pm2)"
             raise Unreadable(message, "poolctl import --help names the files")
-        if found == config.COMPOSE:
+        if kind == config.COMPOSE:
             return pool_of_compose(document, others or None)
         _check_alone(others)
         return pool_of_pm2(document)
     text = config.read_text(path)
-    if not found:
+    if not kind:
         message = "neither its name nor its sections are those of another tool's file"
         raise Unreadable(message, "poolctl import --help names the files")
-    _check_imported(path, found)
-    if found == config.UNIT and all(config.foreign_format(other) == config.UNIT for other in others):
+    _check_imported(path, kind)
+    if kind == config.UNIT and all(config.foreign_format(other) == config.UNIT for other in others):
         return pool_of_units([path, *others])
     _check_alone(others)
-    if found == config.PROCFILE:
+    if kind == config.PROCFILE:
         return pool_of_procfile(text)
     return pool_of_supervisord(text, os.path.dirname(path))
 
@@ -151,42 +151,40 @@ def _check_alone(others: Sequence[str]) -> None:
         )
 
 
-def _check_imported(path: str, found: str) -> None:
+def _check_imported(path: str, kind: str) -> None:
     from poolctl import config
 
     from ._foreign_pool import Unreadable
 
-    if found in config.NOT_IMPORTED:
-        raise Unreadable(
-            f"this is {found}, which import does not read", config.foreign_file_hint(path, found)
-        )
+    if kind in config.NOT_IMPORTED:
+        raise Unreadable(f"this is {kind}, which import does not read", config.foreign_file_hint(path, kind))
 
 
-def _write_or_print(found: RenderedPoolFile, into: str | None, mode: int) -> Outcome:
+def _write_or_print(rendered: RenderedPoolFile, into: str | None, mode: int) -> Outcome:
     """Write the new pool.toml to the file `into`; if `into` is None, return an outcome that prints it.
 
-    The file gets no permission that is not in `mode`, that of its sources, which may contain secrets. Raises Failure if
-    the new pool.toml would have no servers.
+    The file gets only permissions in `mode`, as its sources can contain secrets. Raises Failure if the new pool.toml
+    would have no servers.
     """
-    if not found.servers:
-        raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
-    warnings = [f"left out: {each}" for each in found.left_out]
-    if found.unset:
-        warnings.append(f"it refers to variables that are not set here: {', '.join(found.unset)}")
-    warnings += found.missing
+    if not rendered.servers:
+        raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(rendered.left_out)))
+    warnings = [f"left out: {reason}" for reason in rendered.left_out]
+    if rendered.unset:
+        warnings.append(f"it refers to variables that are not set here: {', '.join(rendered.unset)}")
+    warnings += rendered.missing
     if into is None:
-        return Outcome(text=found.text, is_file=True, warnings=warnings)
+        return Outcome(text=rendered.text, is_file=True, warnings=warnings)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(into)), exist_ok=True)
         with open(into, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as file:
             had = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if had & ~mode:
                 os.fchmod(file.fileno(), had & mode)
-            file.write(found.text)
+            file.write(rendered.text)
     except OSError as error:
         raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
-    remarks = f", {found.remarks} remark{'s' * (found.remarks > 1)}" if found.remarks else ""
+    remarks = f", {rendered.remarks} remark{'s' * (rendered.remarks > 1)}" if rendered.remarks else ""
     is_default = os.path.abspath(into) == os.path.abspath(DEFAULT_TARGET)
     command = "poolctl start" if is_default else f"poolctl -c {shlex.quote(into)} start"
-    message = f"wrote {into}: {server_count_text(found.servers)}{remarks}; next: read it, then {command}"
+    message = f"wrote {into}: {server_count_text(rendered.servers)}{remarks}; next: read it, then {command}"
     return Outcome(message=message, warnings=warnings)
