@@ -61,7 +61,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Add what a failed test's servers have logged, and which servers have ended by themselves in any test."""
+    """Add the server logs of a failed test, and unexpected exits of servers in any test."""
     begun = item.stash.setdefault(_BEGUN, call.start)
     raised = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
     exits: list[str] = []
@@ -86,11 +86,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def _fixtures_of(item: pytest.Item) -> Iterable[str]:
-    """The names of the test's fixtures, also of those that it has fetched by name."""
+    """The names of the test's fixtures, including fixtures fetched by name."""
     return getattr(getattr(item, "_request", item), "fixturenames", ())
 
 
 def _captured_as(config: pytest.Config) -> str:
-    """The kind of captured output as which sections are in JUnit XML: that which `junit_logging` selects."""
+    """The kind of captured output that `junit_logging` selects for JUnit XML."""
     logging = config.getini("junit_logging") if config.pluginmanager.has_plugin("junitxml") else ""
     return {"log": "log", "system-err": "stderr"}.get(str(logging), "stdout")

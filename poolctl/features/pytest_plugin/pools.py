@@ -31,7 +31,7 @@ from poolctl.selection.url_of_server import unknown_server
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
 MAX_LOGGER_SECONDS, MAX_EXIT_SECONDS, LOOK_SECONDS = 2.0, 1.0, 0.01
-# Unless a server has a `stop_timeout`: a request that a test has left open is waited for until most of it has passed.
+# For servers without `stop_timeout`. A request that a test left open delays the stop for most of this time.
 STOP_TIMEOUT_SECONDS = 2.0
 MAX_LINES = 50  # lines per server in a report
 _PLACEHOLDERS = (*PLACEHOLDERS, "{fd}")
@@ -44,7 +44,7 @@ class PoolUnderTest:
         self.pool = pool
         self._runner = runner
         self._logs_directory = logs_directory
-        self._known: dict[str, Server] = {}  # also those that a test has taken out
+        self._known: dict[str, Server] = {}  # including servers that a test has removed
         self._reported_exits: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -73,9 +73,9 @@ class PoolUnderTest:
         )
 
     def new_exits(self) -> list[tuple[str, str]]:
-        """The servers that have ended by themselves since the last call, and how; waits for those that just end."""
+        """The servers that exited by themselves since the last call, and how. Waits for servers that are exiting."""
         self.await_exits()
-        found = []
+        exits = []
         for name, server in self._servers.items():
             if (handle := handle_in_process(server)) is None:
                 continue
@@ -83,11 +83,11 @@ class PoolUnderTest:
             self._reported_exits[name] = handle.exits
             if count and (last := handle.last_exit) is not None:
                 how = last.message if last.signal is None else f"was {last.message}"
-                found.append((name, f"{how}{f' ({count} times)' if count > 1 else ''}"))
-        return found
+                exits.append((name, f"{how}{f' ({count} times)' if count > 1 else ''}"))
+        return exits
 
     def await_exits(self) -> None:
-        """Wait, at most a second, until the end of each process that has ended is known to the pool."""
+        """Wait, at most a second, until the pool has noticed all exits."""
         deadline = time.monotonic() + MAX_EXIT_SECONDS
         while time.monotonic() < deadline:
             if not any(is_exiting(pid) for server in self._servers.values() for pid in server.pids):
@@ -106,7 +106,7 @@ class PoolUnderTest:
 
     def stop(self) -> None:
         """Stop the pool with all its processes. Raises PoolStopError."""
-        self.await_exits()  # what ended by itself is not taken for stopped
+        self.await_exits()  # record exits that were not caused by this stop
         try:
             self.pool.stop_sync()
         finally:
@@ -199,13 +199,15 @@ class PoolFactory:
             if files:
                 config = PoolConfig.load(files)
             else:
-                tables = [*(source or ()), *(_table(name, given) for name, given in servers.items())]
+                tables = [*(source or ()), *(_table(name, value) for name, value in servers.items())]
                 config = PoolConfig([self._with_free_port_if_unset(table) for table in tables])
         except PoolValidateError as invalid:
             raise _failure("the configuration is not valid", invalid.exceptions) from None
         if config.problems:
             raise _failure("the configuration is not valid", config.problems)
-        moved = [_without_supervision(self._at_free_address(each)) for each in config] if files else [*config]
+        moved = [*config]
+        if files:
+            moved = [_without_supervision(self._at_free_address(server)) for server in config]
         return [*map(_for_tests, moved)]
 
     def _start(self, servers: list[ServerConfig], processes: bool) -> PoolUnderTest:
@@ -223,7 +225,7 @@ class PoolFactory:
         return pool
 
     def _at_free_address(self, server: ServerConfig) -> ServerConfig:
-        """Return the server, moved, if it listens, to an address that no other test and no running pool uses."""
+        """Return the server; if it listens, at an address that no other test or pool uses."""
         address = server.address
         if not address.listens:
             return server
@@ -241,7 +243,7 @@ class PoolFactory:
         return {**table, "bind": f"{LOOPBACK}:{self._claim_port()}"}
 
     def _claim_port(self) -> int:
-        """Return a free port, which the kernel assigns only once: a socket that never listens stays bound to it."""
+        """Return a free port. A socket that never listens stays bound to it, so the kernel does not assign it again."""
         claim = socket.socket()
         self._claims.append(claim)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -255,7 +257,7 @@ class PoolFactory:
 
 
 def _without_supervision(server: ServerConfig) -> ServerConfig:
-    """The server of a file without the keys that only the supervisor acts on, which a Pool refuses."""
+    """The server without the keys for the supervisor, which a Pool refuses."""
     limits = server.limits.model_copy(update={"memory": None})
     scale = server.scale.model_copy(update={"max": server.workers})
     kept = {
@@ -265,7 +267,7 @@ def _without_supervision(server: ServerConfig) -> ServerConfig:
 
 
 def _for_tests(server: ServerConfig) -> ServerConfig:
-    """The server with its own address for clients, not a public one, and with a stop that a test can wait for."""
+    """The server with a local address for clients and a short stop timeout."""
     server = with_port(server)
     changes: dict[str, Any] = {"expose": exposed_url(server.address, bool(server.tls))}
     if "stop_timeout" not in server.model_fields_set:
@@ -274,12 +276,12 @@ def _for_tests(server: ServerConfig) -> ServerConfig:
 
 
 def _with_import_path(server: ServerConfig) -> ServerConfig:
-    """The server, whose workers find what this process can import, after `app_dir`."""
+    """The server with the import path of this process, after `app_dir`."""
     if server.app is None or server.python is not None:
         return server
     added = [os.path.abspath(path) for path in sys.path if path not in _initial_import_path()]
-    given = server.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join(dict.fromkeys([*given.split(os.pathsep), *added] if given else added))
+    current = server.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(dict.fromkeys([*current.split(os.pathsep), *added] if current else added))
     return server.replace(env={**server.env, "PYTHONPATH": path}) if added else server
 
 
@@ -294,8 +296,8 @@ def _names_files(source: Any) -> bool:
     return source is None or isinstance(source, (str, os.PathLike))
 
 
-def _table(name: str, given: Any) -> dict[str, Any]:
-    return {"name": name, **(given if isinstance(given, Mapping) else {"app": given})}
+def _table(name: str, value: Any) -> dict[str, Any]:
+    return {"name": name, **(value if isinstance(value, Mapping) else {"app": value})}
 
 
 def _failure(what: str, errors: Iterable[Exception]) -> BaseException:
