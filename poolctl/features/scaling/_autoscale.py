@@ -98,7 +98,7 @@ class Autoscale:
         self._has_latencies = any(TRIGGERS[trigger].is_latency for trigger in self._targets)
         self._patience = 1.0  # factor of cooldown.down; grows when a decrease was a mistake
         self._increased_at = self._decreased_at = float("-inf")
-        self._regretted = True  # more workers were needed soon after a decrease, or there was none yet
+        self._regretted = True  # more workers were needed soon after a decrease, or none was made yet
         self._reset(now)
 
     def _reset(self, now: float) -> None:

@@ -103,14 +103,14 @@ class Trigger:
 
 
 class InFlight(Trigger):
-    """The trigger whose figure is the number of requests in progress."""
+    """The number of requests in progress."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.in_flight)
 
 
 class QueuedConnections(Trigger):
-    """The trigger whose figure is the number of connections in the backlog, which no worker has accepted yet."""
+    """The number of connections in the backlog, which no worker has accepted yet."""
 
     counts_demand = True
 
@@ -119,14 +119,14 @@ class QueuedConnections(Trigger):
 
 
 class RequestsPerSecond(Trigger):
-    """The trigger whose figure is the number of requests that begin per second."""
+    """The number of requests that begin per second."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.counted[tally.STARTED], sample.seconds)
 
 
 class Cpu(Trigger):
-    """The trigger whose figure is the CPU cores in use, measured every half second under load, else every second.
+    """The CPU cores in use, measured every half second under load, else every second.
 
     `measure` requests the next measurement, and returns the figure from completed measurements.
     """
@@ -197,13 +197,13 @@ class LatencyQuantile(Trigger):
 
 
 class P50(LatencyQuantile):
-    """The trigger whose figure is the median latency of the responses."""
+    """The median latency of the responses."""
 
     share = 0.5
 
 
 class P99(LatencyQuantile):
-    """The trigger whose figure is the 99th percentile of the latency of the responses."""
+    """The 99th percentile of the latency of the responses."""
 
     share = 0.99
 

@@ -61,7 +61,7 @@ class LoadSampler:
 
 
 class _ScaledServer:
-    """A server whose number of workers is decided from samples of its load, by its table `scale`."""
+    """A server with triggers in its table `scale`, and the samples of its load."""
 
     def __init__(self, runner: LocalRunner, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
@@ -118,7 +118,7 @@ class Autoscaler(FeaturePart):
         """Sample all servers, in batches between which the loop does other work."""
         # Set before the work, so that the intervals stay exact.
         self._set_timer()
-        self._sample_and_scale_in_batches(list(self._servers.values()))
+        self._scale_all(list(self._servers.values()))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -129,15 +129,13 @@ class Autoscaler(FeaturePart):
             loop.call_later(INTERVAL_SECONDS, self.tick, context=NO_CAUSE) if self._servers else None
         )
 
-    def _sample_and_scale_in_batches(self, servers: Sequence[_ScaledServer]) -> None:
+    def _scale_all(self, servers: Sequence[_ScaledServer]) -> None:
         if len(servers) > _AT_ONCE:
-            asyncio.get_running_loop().call_soon(
-                self._sample_and_scale_in_batches, servers[_AT_ONCE:], context=NO_CAUSE
-            )
+            asyncio.get_running_loop().call_soon(self._scale_all, servers[_AT_ONCE:], context=NO_CAUSE)
         for server in servers[:_AT_ONCE]:
-            self._sample_and_scale(server)
+            self._scale(server)
 
-    def _sample_and_scale(self, server: _ScaledServer) -> None:
+    def _scale(self, server: _ScaledServer) -> None:
         entry = server.entry
         if self._servers.get(entry.name) is not server:
             return
