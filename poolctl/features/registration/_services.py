@@ -215,9 +215,7 @@ class Registrations:
         """Every name, in the order of the first registrations."""
         return [*self._by_name]
 
-    def register_with_outcome(
-        self, settings: RegistrationRequest, owner: str = ""
-    ) -> tuple[RegisteredService, str]:
+    def register(self, settings: RegistrationRequest, owner: str = "") -> tuple[RegisteredService, str]:
         """Register a service; returns it with the result: registered, changed, recovered, or refreshed by a heartbeat.
 
         A request without a probe keeps the service's probe. Raises RegistrationRefused if a service of the same name
@@ -228,7 +226,7 @@ class Registrations:
         service = self._by_name.get(settings.name, {}).get(settings.to)
         if service is None:
             self._check_owner_limit(owner)
-            self._evict_silent_or_refuse()
+            self._make_room()
             service = RegisteredService(settings, _first_state(settings), self._clock.time(), owner)
             self._by_name.setdefault(settings.name, {})[settings.to] = service
             word = REGISTERED
@@ -253,9 +251,7 @@ class Registrations:
         if not self._by_name[service.alias]:
             del self._by_name[service.alias]
 
-    def record_probe_and_check_changed(
-        self, service: RegisteredService, problem: str, latency_seconds: float
-    ) -> bool:
+    def record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
         """Record a probe's result: `problem` is "" if it passed. Returns whether the service's state has changed."""
         hysteresis, before = service.hysteresis, service.state
         if hysteresis is None or service.state == SILENT:
@@ -279,7 +275,7 @@ class Registrations:
         """The monotonic time at which `expire` next has something to do; infinite if never."""
         return min((service.deadline for service in self), default=math.inf)
 
-    def mark_silent_and_remove_expired(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
+    def expire(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
         """Mark services without a heartbeat as silent, and remove services silent for too long; returns both lists."""
         silent, forgotten = [], []
         now = self._clock.monotonic()
@@ -382,7 +378,7 @@ class Registrations:
                 f"{owner} has registered {self._most_of_owner:,} services already", hint
             )
 
-    def _evict_silent_or_refuse(self) -> None:
+    def _make_room(self) -> None:
         if len(self) < self._most:
             return
         silent = next((service for service in self if service.state == SILENT), None)

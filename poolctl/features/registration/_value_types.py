@@ -19,7 +19,7 @@ _MAX_NAME_LENGTH = 200
 
 def _url(text: str) -> str:
     if ":" not in text or text.startswith("tag:"):
-        raise BadValue(f"{shortened_printable(text[:60])!r} is no URL", _URL_ALLOWED)
+        raise BadValue(f"{shortened_printable(text[:60])!r} is not a URL", _URL_ALLOWED)
     if not text.isprintable():
         raise BadValue(f"{shown(text)} holds a control character", _URL_ALLOWED)
     return text

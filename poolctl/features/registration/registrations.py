@@ -174,11 +174,11 @@ class TargetRegistration(GatewayPart):
         if gateway is None or gateway.tables.get(GatewayConfig) is None:
             return await no_gateway_to_change(call)
         await self._resumed
-        settings = await self._request_or_refusal(call.options, gateway.tables)
+        settings = await self._validate(call.options, gateway.tables)
         if isinstance(settings, Result):
             return settings
         try:
-            service, word = self.services.register_with_outcome(settings, owner)
+            service, word = self.services.register(settings, owner)
         except _services.RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._update_record(service)
@@ -191,7 +191,7 @@ class TargetRegistration(GatewayPart):
             self._record_save_and_watch(word, service, call)
         reason = ""
         try:
-            reason = await self._recompute_routes_and_get_problem(gateway, settings.name)
+            reason = await self._update_routes(gateway, settings.name)
         finally:
             if word == REGISTERED and service in self.services:
                 if reason:
@@ -233,9 +233,7 @@ class TargetRegistration(GatewayPart):
         late = await self._await_routes(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
-    async def _request_or_refusal(
-        self, options: Table, tables: Tables
-    ) -> _services.RegistrationRequest | Result:
+    async def _validate(self, options: Table, tables: Tables) -> _services.RegistrationRequest | Result:
         findings: list[Finding] = []
         values = {
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
@@ -258,7 +256,7 @@ class TargetRegistration(GatewayPart):
         self._save()
         self._watch(service)
 
-    async def _recompute_routes_and_get_problem(self, gateway: GatewayManager, name: str) -> str:
+    async def _update_routes(self, gateway: GatewayManager, name: str) -> str:
         """Recompute the routes; returns the reason why the services of this name have no route, or ""."""
         routes = gateway.routes
         routes.schedule_computation()
@@ -289,7 +287,7 @@ class TargetRegistration(GatewayPart):
 
     def _record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> None:
         before = service.state
-        if not self.services.record_probe_and_check_changed(service, problem, latency_seconds):
+        if not self.services.record_probe(service, problem, latency_seconds):
             return
         if service.state == FAILING:
             self._record("pool", "flagged", service, cause=problem, severity="warning")
@@ -327,7 +325,7 @@ class TargetRegistration(GatewayPart):
         """Remove services after their time-to-live. If services cannot send heartbeats now, wait until they can."""
         if not await self._address.takes_heartbeats():
             return
-        silent, forgotten = self.services.mark_silent_and_remove_expired()
+        silent, forgotten = self.services.expire()
         for service in silent:
             self._probes.forget(service)
             self._update_record(service)
@@ -523,7 +521,7 @@ def target_problem(url: str, tables: Tables) -> str:
         if ip.is_link_local:
             return f"{url} is a link-local address"
         if ip.is_multicast or ip.is_unspecified:
-            return f"{url} is no address of a service"
+            return f"{url} is not the address of a service"
     for name, address in named_addresses(tables):
         if address is not None and address.kind == "tcp" and _reaches_own_address(target, ips, address):
             return f"{url} is an address of {_owner_text(name)}"

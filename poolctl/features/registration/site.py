@@ -130,7 +130,7 @@ def read_options(body: bytes, verb: str) -> Table:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON") from None
+        raise Refused(400, "the body is not JSON") from None
     options = document.get("options") if isinstance(document, dict) else None
     if not isinstance(options, dict):
         raise Refused(400, 'the body is not {"options": {…}}')
@@ -143,7 +143,7 @@ def read_options(body: bytes, verb: str) -> Table:
         if not isinstance(options.get(key), str):
             raise Refused(400, f"{key!r} is missing")
     if not isinstance(options.get("to", ""), str):
-        raise Refused(400, "'to' is no URL")
+        raise Refused(400, "'to' is not a URL")
     if "ttl" in options and options["ttl"] in (0, "0", "0s"):
         raise Refused(400, "a service that is elsewhere needs a ttl")
     return options

@@ -58,7 +58,7 @@ class RegistrationTable(Table, frozen=True):
                 ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 or a Unix socket"
             )
         if "mode" in self.model_fields_set and address.kind != "unix":
-            yield Finding(("mode",), f"{self.bind} is no Unix socket: it has no mode", "take it out")
+            yield Finding(("mode",), f"{self.bind} is not a Unix socket and has no mode", "remove it")
         if not self.client:
             fix = 'add [[registration.client]] with token_env = "…" and routes = ["…"]'
             yield Finding(("client",), "no client may register", fix)
@@ -81,7 +81,7 @@ class RegistrationTable(Table, frozen=True):
     def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
         if "gateway" not in tables:
             message = "without a gateway there are no routes to register for"
-            yield Finding((), message, "add a [[route]] with register = true, or take the table out")
+            yield Finding((), message, "add a [[route]] with register = true, or remove the table")
             return
         accepting = {route.label for route in tables.get("route") or () if route.register}
         for index, client in enumerate(self.client):

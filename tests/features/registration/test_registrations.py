@@ -534,7 +534,7 @@ def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ({"name": "users", "to": "here"}, 5, "to: 'here' is no URL"),
+        ({"name": "users", "to": "here"}, 5, "to: 'here' is not a URL"),
         ({"name": "users", "to": "http://127.0.0.1:8080"}, 5, "an address of the gateway itself"),
         ({"name": "users", "to": "unix:/etc/passwd"}, 5, "unix:/etc/passwd is not a socket"),
         ({"name": "user", "to": "http://10.0.0.7:1"}, 4, "there is no such route"),
@@ -591,7 +591,7 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
             for number in range(40):
                 settings = registration_of({"name": f"s{number}", "to": silent.url, "probe": FAST}, [])
                 assert settings is not None
-                service = registry.manager.services.register_with_outcome(settings)[0]
+                service = registry.manager.services.register(settings)[0]
                 registry.manager._probes.watch(service, settings.probe)
             await until(lambda: silent.accept() == 32)
             silent.close_connections()
@@ -718,13 +718,13 @@ def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live() ->
         ({**HERE, "name": ["users"]}, {}, 400, "'name' is missing"),
         ({"name": "users"}, {}, 400, "'to' is missing"),
         ({**HERE, "to": 7}, {}, 400, "'to' is missing"),
-        ({"name": "users", "to": 7}, {"verb": "unregister"}, 400, "'to' is no URL"),
+        ({"name": "users", "to": 7}, {"verb": "unregister"}, 400, "'to' is not a URL"),
         ({**HERE, "ttl": 0}, {}, 400, "needs a ttl"),
         ({**HERE, "host": "bank.example.com"}, {}, 400, "'host' cannot be given here"),
         ({**HERE, "path": "/"}, {}, 400, "'path' cannot be given here"),
         ({**HERE, "timeout": 9e9}, {}, 400, "'timeout' cannot be given here"),
         ("[]", {}, 400, "the body is not"),
-        ("[" * 10_000, {}, 400, "no JSON"),
+        ("[" * 10_000, {}, 400, "not JSON"),
         ({**HERE, "to": "unix:/run/app.sock"}, {}, 403, "a Unix socket is of this machine"),
         ({**HERE, "to": "UNIX:/run/app.sock"}, {}, 403, "a Unix socket is of this machine"),
         ({**HERE, "to": "http://users.example.com:80"}, {}, 403, "is a name, which may lead elsewhere later"),
@@ -938,7 +938,7 @@ def problem(url: str, tables: Tables = TABLES) -> str:
         ("http://[::ffff:a9fe:a9fe]", "is a link-local address"),
         ("http://[fe80::1]:9000", "is a link-local address"),
         ("http://[fe80::1%25lo]:9000", "is a link-local address"),
-        ("http://224.0.0.1:9000", "is no address of a service"),
+        ("http://224.0.0.1:9000", "is not the address of a service"),
     ],
 )
 def test_own_and_link_local_addresses_are_refused(url: str, expected: str) -> None:

@@ -42,7 +42,7 @@ class Stage:
         self.services = Registrations(self.clock, most)
 
     def register(self, **keys: Any) -> str:
-        return self.services.register_with_outcome(settings(**keys))[1]
+        return self.services.register(settings(**keys))[1]
 
     @property
     def serving(self) -> list[str]:
@@ -50,7 +50,7 @@ class Stage:
 
     def pass_time(self, seconds: float) -> tuple[list[str], list[str]]:
         self.clock.advance(seconds)
-        silent, forgotten = self.services.mark_silent_and_remove_expired()
+        silent, forgotten = self.services.expire()
         return [each.settings.to for each in silent], [each.settings.to for each in forgotten]
 
 
@@ -112,9 +112,7 @@ def test_service_is_out_after_its_first_failed_probe_unless_its_probe_says_other
     found = []
     for result in results:
         before = service.state
-        changed = stage.services.record_probe_and_check_changed(
-            service, "" if result == "+" else "down", 0.001
-        )
+        changed = stage.services.record_probe(service, "" if result == "+" else "down", 0.001)
         assert changed == (service.state != before)
         found.append(service.state)
     assert found == states.split()
@@ -124,7 +122,7 @@ def test_service_keeps_its_probe_when_a_heartbeat_names_none() -> None:
     stage = Stage()
     stage.register(probe={"http": "/health"}, ttl=30)
     (service,) = stage.services
-    stage.services.record_probe_and_check_changed(service, "", 0.001)
+    stage.services.record_probe(service, "", 0.001)
     assert stage.register(ttl=30) == "refreshed"
     assert stage.register(probe={"http": "/health"}, ttl=30) == "refreshed"
     assert stage.register(ttl=60) == "changed"
@@ -167,7 +165,7 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
     stage.register(to="http://10.0.0.9:1", ttl=1)
     _, failing, _ = stage.services
     for problem in ("", *["down"] * 4):
-        stage.services.record_probe_and_check_changed(failing, problem, 0.0)
+        stage.services.record_probe(failing, problem, 0.0)
     stage.pass_time(2)
     saved = [stage.services.to_json(each) for each in stage.services]
     successor = Stage()
@@ -179,7 +177,7 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
     assert successor.pass_time(1.9) == ([], []), "a heartbeat may have come while there was no supervisor"
     assert successor.pass_time(0.2) == ([URL], [])
     _, restored, _ = successor.services
-    assert successor.services.record_probe_and_check_changed(restored, "", 0.0)
+    assert successor.services.record_probe(restored, "", 0.0)
     for wrong in ({"settings": {"name": "users"}}, {"state": "other"}):
         successor.services.restore_service({**saved[0], **wrong})
     assert len(successor.services) == 3
@@ -361,9 +359,9 @@ def test_report_of_a_service_has_the_rest_of_its_time_and_its_probe(
     )  # fmt: skip
     assert later.left_seconds == left_seconds
     if probe:
-        stage.services.record_probe_and_check_changed(service, "", 0.25)
+        stage.services.record_probe(service, "", 0.25)
         assert stage.services.report(service).latency_seconds == 0.25
-        stage.services.record_probe_and_check_changed(service, "status 503", 0.5)
+        stage.services.record_probe(service, "status 503", 0.5)
         assert stage.services.report(service).why == "status 503"
     if keys.get("ttl") == 30:
         stage.pass_time(30)
@@ -373,33 +371,33 @@ def test_report_of_a_service_has_the_rest_of_its_time_and_its_probe(
 
 def test_service_says_what_it_is_and_how_it_is() -> None:
     stage = Stage()
-    found, _ = stage.services.register_with_outcome(settings(probe="/health"), "web")
+    found, _ = stage.services.register(settings(probe="/health"), "web")
     assert (str(found), repr(found)) == (f"users {URL}", f"<RegisteredService users {URL}: starting>")
     assert (found.alias, found.url, found.owner, found.is_probed) == ("users", URL, "web", True)
     assert (found.is_serving, found.problem) == (False, "starting")
     assert found.health == RouteHealth(status="starting")
-    stage.services.record_probe_and_check_changed(found, "", 0.25)
+    stage.services.record_probe(found, "", 0.25)
     assert (found.is_serving, found.problem) == (True, "serving")
     assert found.health == RouteHealth(status="healthy", latency_seconds=0.25)
-    stage.services.record_probe_and_check_changed(found, "status 503", 0.5)
+    stage.services.record_probe(found, "status 503", 0.5)
     assert (found.is_serving, found.problem) == (False, "status 503")
     assert found.health == RouteHealth(status="unhealthy", latency_seconds=0.5, detail="status 503")
-    other, _ = stage.services.register_with_outcome(settings(to="http://10.0.0.8:1"))
+    other, _ = stage.services.register(settings(to="http://10.0.0.8:1"))
     assert (other.is_probed, other.problem) == (False, "serving")
-    assert not stage.services.record_probe_and_check_changed(other, "down", 1.0), "it has no probe"
+    assert not stage.services.record_probe(other, "down", 1.0), "it has no probe"
     assert (other.latency_seconds, other.why) == (None, "")
     assert stage.services.counts_by_state() == {"starting": 0, "serving": 1, "failing": 1, "silent": 0}
 
 
 def test_silent_service_takes_no_result_of_a_probe() -> None:
     stage = Stage()
-    found, _ = stage.services.register_with_outcome(settings(probe="/health", ttl=1))
-    stage.services.record_probe_and_check_changed(found, "", 0.25)
+    found, _ = stage.services.register(settings(probe="/health", ttl=1))
+    stage.services.record_probe(found, "", 0.25)
     stage.pass_time(1)
     since = found.since
     assert (found.state, since) == ("silent", stage.clock.time())
     stage.clock.advance(1)
-    assert not stage.services.record_probe_and_check_changed(found, "", 0.5)
+    assert not stage.services.record_probe(found, "", 0.5)
     assert (found.state, found.since, found.why, found.latency_seconds) == (
         "silent", since, "no heartbeat for 1s", 0.25,
     )  # fmt: skip
@@ -407,13 +405,13 @@ def test_silent_service_takes_no_result_of_a_probe() -> None:
 
 def test_state_since_is_the_time_of_its_last_change() -> None:
     stage = Stage()
-    found, _ = stage.services.register_with_outcome(settings(probe="/health"))
+    found, _ = stage.services.register(settings(probe="/health"))
     begun = stage.clock.time()
     stage.clock.advance(1)
-    stage.services.record_probe_and_check_changed(found, "", 0.1)
+    stage.services.record_probe(found, "", 0.1)
     assert found.since == begun + 1
     stage.clock.advance(1)
-    stage.services.record_probe_and_check_changed(found, "", 0.1)
+    stage.services.record_probe(found, "", 0.1)
     stage.register(probe="/health")
     assert found.since == begun + 1
     stage.register(probe="/other")
@@ -425,7 +423,7 @@ def test_client_may_register_only_some_services_and_change_only_its_own() -> Non
     services = Registrations(clock, 10, 2)
 
     def register(owner: str, number: int = 1) -> str:
-        return services.register_with_outcome(settings(to=f"http://10.0.0.{number}:1"), owner)[1]
+        return services.register(settings(to=f"http://10.0.0.{number}:1"), owner)[1]
 
     assert [register("web", number) for number in (1, 2)] == ["registered"] * 2
     with pytest.raises(RegistrationRefused) as refused:
@@ -470,7 +468,7 @@ def test_refusal_says_how_to_go_on() -> None:
         ),
     ):  # fmt: skip
         with pytest.raises(RegistrationRefused) as refused:
-            stage.services.register_with_outcome(given)
+            stage.services.register(given)
         assert (str(refused.value), refused.value.hint) == (message, hint)
 
 
@@ -488,7 +486,7 @@ def test_next_time_with_something_to_do_is_that_of_the_first_deadline() -> None:
 
 def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
     stage = Stage()
-    found, _ = stage.services.register_with_outcome(settings(ttl=30, weight=2), "web")
+    found, _ = stage.services.register(settings(ttl=30, weight=2), "web")
     found.why = "slow"
     stage.clock.advance(3)
     saved = stage.services.to_json(found)

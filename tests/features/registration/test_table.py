@@ -57,7 +57,7 @@ def test_address_for_other_machines_needs_tls(tmp_path: Path) -> None:
 
 
 def test_mode_is_for_a_unix_socket(tmp_path: Path) -> None:
-    for bind, problems in (("127.0.0.1:8014", ["is no Unix socket"]), ("unix:reg.sock", [])):
+    for bind, problems in (("127.0.0.1:8014", ["is not a Unix socket"]), ("unix:reg.sock", [])):
         found = load_text(
             tmp_path, f'{ROUTE}[registration]\nbind = "{bind}"\nmode = "0660"\n{CLIENT}'
         ).problems
