@@ -18,7 +18,7 @@ _ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "uni
 
 
 def _operator_url(text: str) -> str:
-    """The normalized URL of an operator. Raises BadValue, whose message omits the URL: it may hold a password."""
+    """The normalized URL of an operator. The message of BadValue omits the URL, which may contain a password."""
     if text.lower().startswith("unix:"):
         try:
             address = parse(text)
@@ -32,7 +32,7 @@ def _operator_url(text: str) -> str:
     except ValueError:  # a port that is no number
         valid = None
     if not valid or not text.isprintable() or " " in text:
-        raise BadValue("this is no address of an operator", _ALLOWED)
+        raise BadValue("this is not the address of an operator", _ALLOWED)
     if "@" in parts.netloc:
         raise BadValue("the address has credentials: name the variable of a token, token_env", _ALLOWED)
     if parts.query or parts.fragment:

@@ -79,14 +79,14 @@ class OperatorSettings:
 
 
 class _CountedService:
-    """A service whose requests are counted in UnsentCounts.words[slot], and its scheduled or current report, if any."""
+    """A service with its count of requests in UnsentCounts.words[slot], and its scheduled or current report."""
 
     __slots__ = ("failures", "name", "sending", "slot", "why")
 
     def __init__(self, name: str, slot: int) -> None:
         self.name = name
         self.slot = slot
-        # The timer of a request that is due, or the task of one that is under way.
+        # The timer of a scheduled request, or the task of a current one.
         self.sending: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self.failures = 0  # in a row
         self.why = ""  # the reason for the last failure
@@ -235,7 +235,7 @@ class OperatorClient:
             else:
                 self._page.words[service.slot] -= count
                 self._set_due(service, began + settings.retry_seconds)
-                self._note_success_and_report_recovery(service, count)
+                self._record_success(service, count)
         service.sending = None
         if self._unsent(service):
             self._schedule(service)
@@ -298,7 +298,7 @@ class OperatorClient:
         service.failures += 1
         service.why = why
 
-    def _note_success_and_report_recovery(self, service: _CountedService, delivered: int) -> None:
+    def _record_success(self, service: _CountedService, delivered: int) -> None:
         self._delivered += delivered
         service.failures, service.why = 0, ""
         if self._reported and not any(other.failures for other in self._services.values()):

@@ -118,9 +118,9 @@ def read_report(body: bytes) -> RequestCountReport:
     try:
         report = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError("it is no JSON") from None
+        raise ValueError("it is not JSON") from None
     if not isinstance(report, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     service, count, namespace = report.get("svc"), report.get("count", 1), report.get("namespace", "")
     if not isinstance(service, str) or not service:
         raise ValueError("svc is not the name of a service")

@@ -61,14 +61,12 @@ class OperatorTable(Table, frozen=True):
             for key in keys if getattr(self, other) is None else ():
                 if key in keys_set:
                     yield Finding(
-                        (key,), f"{key} is for {other}, which is missing", f"add {other}, or take it out"
+                        (key,), f"{key} is for {other}, which is missing", f"add {other}, or remove it"
                     )
         if self.bind is not None:
             yield from self._bind_findings(self.bind, keys_set)
         if self.bind is not None and self.url is not None and _reaches(self.url, self.bind):
-            yield Finding(
-                ("url",), "this is the address of bind: the pool would inform itself", "take one out"
-            )
+            yield Finding(("url",), "this is the address of bind: the pool would inform itself", "remove one")
 
     def findings_against_other_tables(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
         if self.url is None:
@@ -110,15 +108,15 @@ class OperatorTable(Table, frozen=True):
             yield Finding(("trusted",), message, 'name networks, such as "10.0.0.0/8"', "*")
         if parse(bind).kind == "unix":
             if self.trusted:
-                fix = "take it out: mode says who may use it"
+                fix = "remove it: mode says who may use it"
                 yield Finding(("trusted",), "clients of a Unix socket have no address", fix)
             return
         if self.token_env and self.url is not None:
             message = f"the token of {self.token_env} is sent to url, and opens bind: that operator could start servers"
-            fix = "take token_env out and use tls = { cert = …, key = …, ca = … } for both, or give url to another pool"
+            fix = "remove token_env and use tls = { cert = …, key = …, ca = … } for both, or give url to another pool"
             yield Finding(("token_env",), message, fix, self.token_env)
         if "mode" in keys_set:
-            yield Finding(("mode",), f"{bind} is no Unix socket: it has no mode", "take it out")
+            yield Finding(("mode",), f"{bind} is not a Unix socket and has no mode", "remove it")
         if not (self.token_env or self.trusted or (self.tls and self.tls.ca)):
             fix = (
                 "add token_env, tls = { cert = …, key = …, ca = … } for clients with certificates, or "

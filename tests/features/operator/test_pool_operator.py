@@ -183,9 +183,9 @@ def test_invalid_reports_say_what_is_wrong_with_them() -> None:
         await pool.serve(table)
         async with connected(bind) as asking:
             for body, status, message in (
-                (b"{", 400, "it is no JSON"),
-                (b"[" * 16_000, 400, "it is no JSON"),
-                ([1], 400, "it is no JSON object"),
+                (b"{", 400, "it is not JSON"),
+                (b"[" * 16_000, 400, "it is not JSON"),
+                ([1], 400, "it is not a JSON object"),
                 ({"count": 1}, 400, "svc is not the name"),
                 ({"svc": ""}, 400, "svc is not the name"),
                 ({"svc": "users", "count": -1}, 400, "count is not a number"),
@@ -194,7 +194,7 @@ def test_invalid_reports_say_what_is_wrong_with_them() -> None:
                 ({"svc": "users", "count": 2**53 + 1}, 400, "count is not a number"),
                 ({"svc": "mail", "count": 2**53}, 404, "unknown service: 'mail'"),
                 ({"svc": "mail", "count": 0}, 404, "unknown service: 'mail'"),
-                (b" " * 16_384, 400, "it is no JSON"),
+                (b" " * 16_384, 400, "it is not JSON"),
                 ({"svc": "users", "namespace": 1}, 400, "namespace is not a name"),
                 ({"svc": "mail", "count": 1}, 404, "unknown service: 'mail'"),
             ):
