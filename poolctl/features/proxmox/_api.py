@@ -123,7 +123,7 @@ class ProxmoxApi:
         return (await self.status_and_uptime(guest))[0]
 
     async def status_and_uptime(self, guest: Guest) -> tuple[str, float | None]:
-        """The guest's state, and its uptime in seconds, None if unknown."""
+        """The guest's state and uptime in seconds; None for an unknown uptime."""
         answer = await self._get(f"{guest.path}/status/current")
         if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
             raise ApiError(f"{self.host}: its answer has no status of the {guest.title}", 200)
@@ -131,12 +131,12 @@ class ProxmoxApi:
         return str(answer["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
     async def begin_task(self, guest: Guest, what: str) -> str:
-        """Begin the task `what`, "start" or "shutdown". Returns the task's name; "" if the API does not report it."""
+        """Begin the task `what`, "start" or "shutdown", and return its name; "" if unknown."""
         task = await self._ask("POST", f"{guest.path}/status/{what}")
         return task if isinstance(task, str) else ""
 
     async def task_failure(self, guest: Guest, task: str) -> str:
-        """Why this task of the guest's node has failed; "" while it is running or if it succeeded."""
+        """Why this task has failed; "" if it is running or succeeded."""
         answer = await self._get(f"/nodes/{quote(guest.node, safe='')}/tasks/{quote(task, safe='')}/status")
         if not isinstance(answer, dict) or answer.get("status") != STOPPED:
             return ""
@@ -182,7 +182,7 @@ class ProxmoxApi:
         async with exchange(self._address, method, _ROOT + path, fields.items(), tls=tls) as response:
             if response.status != 200:
                 if response.status == 401:
-                    self._secrets = None  # the file may have another token by now
+                    self._secrets = None  # read the token again
                 # The API gives its reasons in the status line.
                 reason = _short(response.head.reason.decode("latin-1").replace(token, "…"))
                 raise ApiError(f"{self.host} answered {response.status} {reason}".rstrip(), response.status)
@@ -218,13 +218,13 @@ class ProxmoxApi:
         except OSError as error:
             raise ApiError(f"verify: {_reason(error)}") from None
         if table.verify is not True:
-            # The CA that Proxmox VE makes lacks extensions that Python 3.13 asks for by default.
+            # The CA of Proxmox VE lacks extensions that Python 3.13 requires by default.
             tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
         return token, tls
 
 
 def interface_addresses(interfaces: Any) -> frozenset[str]:
-    """The addresses in the API's list of network interfaces of a container, or of a virtual machine's guest agent."""
+    """The addresses in the API's list of network interfaces (from a container or a guest agent)."""
     texts: list[object] = []
     for interface in _rows_with_string_at(interfaces or [], "name"):
         texts += [interface.get("inet"), interface.get("inet6")]
@@ -244,7 +244,7 @@ def configured_addresses(config: Any) -> frozenset[str]:
 
 
 def _identifying_addresses(texts: list[object]) -> list[str]:
-    """The addresses that identify a machine, in canonical form; without loopback, which every machine has."""
+    """The addresses that identify a machine, in canonical form; every machine has loopback addresses."""
     addresses = []
     for text in texts:
         try:

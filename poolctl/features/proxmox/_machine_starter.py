@@ -31,14 +31,14 @@ _MAX_COOLDOWN_SECONDS = 600.0
 # A machine was started by someone else if its uptime is shorter than the time since our start by more than this.
 _UPTIME_SLACK_SECONDS = 60.0
 
-# The machines that were started, with their times, for the next supervisor.
+# The start times of machines, for the next supervisor.
 _FILE = "started-machines.json"
 # Number of checks within the idle time, and the maximum interval between them.
 _LOOKS, _MAX_PAUSE_SECONDS = 4, 15.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
-# The activity of the gateway's targets by their URLs; None while it does not answer.
+# The activity of the gateway's targets by URL; None while the gateway does not answer.
 Activities = Callable[[], Awaitable[Mapping[str, Activity] | None]]
 
 
@@ -75,7 +75,7 @@ class MachinePowerManager:
         self._api: ProxmoxApi | None = None
         self._guests: dict[str, Guest] = {}
         self._start_states: dict[int, _StartState] = {}
-        self._idle_since: dict[int, tuple[Activity, float]] = {}  # since when a machine has had no request
+        self._idle_since: dict[int, tuple[Activity, float]] = {}  # time of the last activity
         self._watching: asyncio.Task[None] | None = None
         self._epoch = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self.started = self._read_started()
@@ -96,7 +96,7 @@ class MachinePowerManager:
     def set_guests(self, guests: Mapping[str, Guest], *, freshly_read: bool) -> None:
         """Manage the machines in `guests`, a mapping by target URL. `freshly_read`: the states are new from the API."""
         if not freshly_read:
-            # States that were seen since the inventory was read are newer.
+            # The known states are newer than the inventory.
             seen = {guest.vmid: guest.status for guest in self._guests.values()}
             guests = {url: new._replace(status=seen.get(new.vmid, new.status)) for url, new in guests.items()}
         self._guests = dict(guests)
@@ -107,7 +107,7 @@ class MachinePowerManager:
             if case is None or case.work is not None:
                 continue
             if guest.status == RUNNING or case.state != MachineState.FAILED:
-                self._set_state_and_cancel_retry(case, "")
+                self._set_state(case, "")
         self._changed()
 
     def status(self, url: str) -> str:
@@ -139,7 +139,7 @@ class MachinePowerManager:
         """Stop starting and stopping machines."""
         self._stop_watching()
         for case in self._start_states.values():
-            self._set_state_and_cancel_retry(case, "")
+            self._set_state(case, "")
             if case.work is not None:
                 case.work.cancel()
 
@@ -151,7 +151,7 @@ class MachinePowerManager:
         return MachineState(
             state=case.state or state,
             why=case.why,
-            # As first reported: with the time that is left, each report would differ from the previous one.
+            # The first value: the time left would change with each report.
             retry_seconds=case.retry_seconds if case.state == MachineState.FAILED else 0.0,
             start_seconds=table.start_timeout,
             answers=case.answers,
@@ -162,10 +162,10 @@ class MachinePowerManager:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
             # Whether the machine runs is unknown, so the request tries to connect.
-            self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
+            self._set_state(case, MachineState.UNKNOWN)
         except Exception:
             logger.exception("the %s could not be started", guest.title)
-            self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
+            self._set_state(case, MachineState.UNKNOWN)
         case.work = None
         case.answers += 1
         self._changed()
@@ -175,27 +175,27 @@ class MachinePowerManager:
     ) -> None:
         """Stop the machine if it is idle, and start it again if a request arrives in the meantime."""
         case.asked = False
-        self._set_state_and_cancel_retry(case, MachineState.STOPPED)  # requests wait from now on
+        self._set_state(case, MachineState.STOPPED)  # requests wait from now on
         self._changed()
         try:
-            if await is_idle() and await self._confirm_started_here_or_forget(api, guest):
+            if await is_idle() and await self._is_ours(api, guest):
                 await self._shut_down(api, guest, case)
             if case.asked:
                 await self._start_if_stopped(api, guest, case)
         except ApiError as error:
-            self._set_state_and_cancel_retry(case, "")
+            self._set_state(case, "")
             why = f"the {guest.title} could not be stopped: {error}"
             self._record("machine stop failed", guest, why, severity="warning")
         except Exception:
             logger.exception("the %s could not be stopped", guest.title)
-            self._set_state_and_cancel_retry(case, "")
+            self._set_state(case, "")
         if case.state == MachineState.STOPPED:
-            self._set_state_and_cancel_retry(case, "")
+            self._set_state(case, "")
         case.work = None
         case.answers += 1
         self._changed()
 
-    async def _confirm_started_here_or_forget(self, api: ProxmoxApi, guest: Guest) -> bool:
+    async def _is_ours(self, api: ProxmoxApi, guest: Guest) -> bool:
         """Whether the machine has run continuously since poolctl started it; if not, poolctl stops managing it."""
         status, uptime_seconds = await api.status_and_uptime(guest)
         since = self._now() - self.started.get(guest.vmid, 0.0)
@@ -219,7 +219,7 @@ class MachinePowerManager:
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise ApiError(f"it runs still after {format_duration(limit_seconds)}") from None
-        case.not_before = 0.0  # it did not stop by itself, so it may be started at once
+        case.not_before = 0.0  # poolctl stopped it, so it can start again at once
         self._record_status(guest, STOPPED)
         self._forget_started(guest.vmid)
         self._record(
@@ -227,7 +227,7 @@ class MachinePowerManager:
         )
 
     def _now(self) -> float:
-        """Seconds since 1970, as the machine's time was when this object was made; time asleep counts."""
+        """Seconds since 1970, independent of clock changes since this object was created; includes sleep."""
         return self._epoch + time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _forget_started(self, vmid: int) -> None:
@@ -236,7 +236,7 @@ class MachinePowerManager:
             self._save_started_and_watch_idle()
 
     def _forget_stopped(self) -> None:
-        """Drop machines from the list of started ones if someone else has stopped them."""
+        """Forget started machines that someone else has stopped."""
         stopped = {guest.vmid for guest in self._guests.values() if guest.status == STOPPED}
         for vmid in stopped & self.started.keys():
             if (case := self._start_states.get(vmid)) is None or case.work is None:
@@ -247,7 +247,7 @@ class MachinePowerManager:
         self._record_status(guest, status)
         now = asyncio.get_running_loop().time()
         if status != STOPPED or self._table is None or not self._table.start:
-            self._set_state_and_cancel_retry(case, "")
+            self._set_state(case, "")
         elif now >= case.not_before:
             await self._try_start_guest(api, guest, case, self._table.start_timeout)
         elif case.state != MachineState.FAILED:
@@ -260,7 +260,7 @@ class MachinePowerManager:
     ) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._set_state_and_cancel_retry(case, MachineState.STARTING)
+        self._set_state(case, MachineState.STARTING)
         self._changed()
         self._record("machine start requested", guest, f"a request has the {guest.title} started")
         try:
@@ -273,7 +273,7 @@ class MachinePowerManager:
         else:
             case.cooldown_seconds, case.not_before = _COOLDOWN_SECONDS, began + _COOLDOWN_SECONDS
             self._record_status(guest, RUNNING)
-            self._set_state_and_cancel_retry(case, "")
+            self._set_state(case, "")
             if is_ours:
                 self.started[guest.vmid] = self._now()
                 self._save_started_and_watch_idle()
@@ -283,8 +283,8 @@ class MachinePowerManager:
             return
         why = f"the {guest.title} could not be started: {why}"
         if case.unanswered:
-            # Perhaps it runs by now.
-            self._set_state_and_cancel_retry(case, MachineState.UNKNOWN)
+            # It may be running by now.
+            self._set_state(case, MachineState.UNKNOWN)
         else:
             pause = case.cooldown_seconds
             case.cooldown_seconds = min(2 * pause, _MAX_COOLDOWN_SECONDS)
@@ -324,15 +324,15 @@ class MachinePowerManager:
 
     def _enter_backoff(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for `pause_seconds`."""
-        self._set_state_and_cancel_retry(case, MachineState.FAILED, why)
+        self._set_state(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
 
     def _retry(self, case: _StartState) -> None:
-        self._set_state_and_cancel_retry(case, "")
+        self._set_state(case, "")
         self._changed()
 
-    def _set_state_and_cancel_retry(self, case: _StartState, state: str, why: str = "") -> None:
+    def _set_state(self, case: _StartState, state: str, why: str = "") -> None:
         case.state, case.why = state, why
         if case.retry is not None:
             case.retry.cancel()
@@ -376,7 +376,7 @@ class MachinePowerManager:
             if activity is None or activity.in_progress or activity != previous:
                 self._idle_since[vmid] = activity or Activity(0, 0), now
             elif now - since >= idle_seconds:
-                self._idle_since[vmid] = activity, now  # after a failure it is tried one idle time later
+                self._idle_since[vmid] = activity, now  # after a failure, retry after the idle time
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, previous: Activity) -> bool:
@@ -384,7 +384,7 @@ class MachinePowerManager:
         return self._activity(vmid, await self._activities()) == previous
 
     def _activity(self, vmid: int, activities: Mapping[str, Activity] | None) -> Activity | None:
-        """The activity of all URLs that lead to the machine, added up; None if unknown."""
+        """The total activity of all URLs of the machine; None if unknown."""
         urls = [url for url, guest in self._guests.items() if guest.vmid == vmid]
         if activities is None or not urls:
             return None

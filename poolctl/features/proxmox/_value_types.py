@@ -30,7 +30,7 @@ def _api_url(text: str) -> str:
             "the address holds a user", f"{_API_ALLOWED}; the token stands in token_env or token_file"
         )
     if not host or port == 0 or not text.isprintable() or parts.scheme not in ("http", "https"):
-        raise BadValue(f"{text[:60]!r} is no address of a web service", _API_ALLOWED)
+        raise BadValue(f"{text[:60]!r} is not the address of a web service", _API_ALLOWED)
     if parts.scheme == "http":
         raise BadValue(f"{text[:60]!r} would send the token in the clear", _API_ALLOWED)
     if parts.path not in ("", "/") or parts.query or parts.fragment:

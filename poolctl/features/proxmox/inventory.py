@@ -28,7 +28,7 @@ from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
 from ._machine_starter import Activities, MachinePowerManager
 from .table import ProxmoxTable
 
-# Known addresses are not asked for again within this time, unless the machine was started or stopped.
+# Addresses are cached for this time, unless the machine is started or stopped.
 _ADDRESSES_SECONDS = 300.0
 _AT_ONCE = 4
 _NODE = "node"
@@ -295,7 +295,7 @@ class ProxmoxInventory:
                     if not error.status:
                         unanswered.append(error)
                         return
-                    # No agent runs in the virtual machine, or the token may not ask.
+                    # The virtual machine has no agent, or the token lacks the permission.
             previous = frozenset() if entry is None or addresses else entry.addresses | entry.previous
             now = self._clock.monotonic()
             self._known[guest.vmid] = _KnownAddresses(guest.status, now, addresses, previous)

@@ -89,9 +89,9 @@ class ProxmoxTable(Table, frozen=True):
 
 def _no_route_findings(table_names: Collection[str]) -> Iterator[Finding]:
     if "gateway" not in table_names:
-        hint = "add a [[route]] to a URL, or take this out"
+        hint = "add a [[route]] to a URL, or remove this"
         yield Finding((), "there is no route that could be linked", hint)
 
 
 def _malformed(key: str, what: str) -> Finding:
-    return Finding((key,), f"{what} is no API token", f"write it as {_TOKEN_ALLOWED}")
+    return Finding((key,), f"{what} is not an API token", f"write it as {_TOKEN_ALLOWED}")

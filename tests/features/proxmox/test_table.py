@@ -46,9 +46,9 @@ def test_variable_with_the_token_is_kept_from_servers(tmp_path: Path) -> None:
     [
         ('url = "http://pve:8006"', "would send the token in the clear"),
         ('url = "https://root:s3cr3t@pve"', "the address holds a user"),
-        ('url = "pve:8006"', "is no address of a web service"),
+        ('url = "pve:8006"', "is not the address of a web service"),
         ('url = "https://pve/api2"', "has more than a host and a port"),
-        ('url = "https://pve:99999"', "is no address of a web service"),
+        ('url = "https://pve:99999"', "is not the address of a web service"),
         ('url = "https://pve"\nverify = false', "anyone between here and there can take the token"),
         ('url = "https://pve"\nverify = 1', "1 is not allowed here"),
         ('url = "https://pve"\ntoken_file = "t"', "the token is given twice"),
@@ -83,13 +83,13 @@ def test_validation_warns_of_a_token_or_a_ca_that_cannot_be_used(
     monkeypatch.delenv("PVE_TOKEN", raising=False)
     assert "PVE_TOKEN is not set here" in warned(GOOD + ROUTE)
     monkeypatch.setenv("PVE_TOKEN", "s3cr3t")
-    assert "what PVE_TOKEN holds is no API token" in warned(GOOD + ROUTE)
+    assert "what PVE_TOKEN holds is not an API token" in warned(GOOD + ROUTE)
     monkeypatch.setenv("PVE_TOKEN", TOKEN)
     assert "proxmox" not in warned(GOOD + ROUTE)
     assert "there is no route" in warned(f"{GOOD}{SERVER}")
     (tmp_path / "token").write_text("s3cr3t")
     found = warned(f'[proxmox]\nurl = "https://pve"\ntoken_file = "token"\nverify = "ca.pem"\n{ROUTE}')
-    assert "token holds is no API token" in found
+    assert "token holds is not an API token" in found
     assert "ca.pem is not there" in found
 
 
@@ -103,10 +103,10 @@ def test_finding_about_a_token_or_a_ca_has_its_place_and_fix(tmp_path: Path) -> 
         ("token_env",), "the environment variable T is not set here", "set it where the pool is started", "T"
     )
     assert named.check({"T": ""}, gateway) == ([], [unset])
-    malformed = Finding(("token_env",), "what T holds is no API token", f"write it as {allowed}")
+    malformed = Finding(("token_env",), "what T holds is not an API token", f"write it as {allowed}")
     assert named.check({"T": "x"}, gateway) == ([], [malformed])
     no_route = Finding(
-        (), "there is no route that could be linked", "add a [[route]] to a URL, or take this out"
+        (), "there is no route that could be linked", "add a [[route]] to a URL, or remove this"
     )
     assert named.check({"T": TOKEN}, ()) == ([], [no_route])
     of_file = ProxmoxTable(url="https://pve", token_file=str(token), verify=str(ca))
@@ -119,7 +119,7 @@ def test_finding_about_a_token_or_a_ca_has_its_place_and_fix(tmp_path: Path) -> 
     ca.write_text("")
     assert of_file.check({}, gateway) == ([], [])
     token.write_text("x")
-    malformed = Finding(("token_file",), f"what {token} holds is no API token", f"write it as {allowed}")
+    malformed = Finding(("token_file",), f"what {token} holds is not an API token", f"write it as {allowed}")
     assert of_file.check({}, gateway) == ([], [malformed])
 
 
