@@ -55,17 +55,17 @@ class FigureRing:
     def __init__(self, span: HistorySpan) -> None:
         self.span = span
         self.values: dict[str, array[float]] = {}  # the figures of one slot after another, the newest last
-        self.slot: int | None = None  # the current one, which has no figures yet
+        self.slot: int | None = None  # the current slot; it has no figures yet
         self._begun: dict[str, _SlotStartCounters] = {}
 
-    def add_and_detect_slot_end(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
+    def add(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
         """Record the servers' figures at time `now`; returns whether a time slot has ended and was stored."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if before is None or slot > before:
             if before is not None:
                 self._store_ended_slot(now, seen)
-                # In skipped slots there was no supervisor.
+                # No supervisor was running in skipped slots.
                 skipped = _UNKNOWN * min(slot - before - 1, self.span.slots)
                 for name in self.values:
                     self._add(name, skipped)
@@ -128,7 +128,7 @@ def _figures(seen: ServerSnapshot, begun: _SlotStartCounters, now: float) -> tup
 
 
 def _pool_figures(figures: Sequence[Sequence[float]]) -> list[float]:
-    """The pool's figures, in the order of FIGURES. Each is the sum over the servers; latency is their maximum."""
+    """The pool's figures, in the order of FIGURES: the maximum latency, and sums of all others."""
     totals = []
     for at, name in enumerate(FIGURES):
         values = [figure[at] for figure in figures if not isnan(figure[at])]
@@ -141,9 +141,9 @@ class FigureRings:
     def __init__(self) -> None:
         self.rings = {span.name: FigureRing(span) for span in SPANS}
 
-    def add_and_detect_slot_end(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
+    def add(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
         """Record the figures of all servers at this time. Returns whether there is something new to save."""
-        ended = [ring.add_and_detect_slot_end(now, seen) for ring in self.rings.values()]
+        ended = [ring.add(now, seen) for ring in self.rings.values()]
         if any(ended):
             for ring in self.rings.values():
                 ring.forget_others(server.entry.name for server in seen)
@@ -190,13 +190,13 @@ class FigureHistory:
         """Start collecting, continuing the figures that the previous supervisor saved; or stop, and delete them all."""
         if enabled and self._rings is None:
             self._rings = FigureRings()
-            self._resuming = asyncio.ensure_future(self._restore_and_start_sampling(self._rings))
+            self._resuming = asyncio.ensure_future(self._begin(self._rings))
         elif not enabled and self._rings is not None:
             self._rings = None
             self._samples(None)
             self._store.store_for_successor(_STORED, b"")
 
-    async def _restore_and_start_sampling(self, rings: FigureRings) -> None:
+    async def _begin(self, rings: FigureRings) -> None:
         try:
             saved = await self._store.read(_STORED)
         except LinkLost:  # the keeper is being replaced
@@ -206,15 +206,14 @@ class FigureHistory:
             self._samples(self._add_sample)
 
     def _add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
-        if self._rings is not None and self._rings.add_and_detect_slot_end(now, seen):
+        if self._rings is not None and self._rings.add(now, seen):
             self._store.store_for_successor(_STORED, self._rings.to_bytes())
 
     async def verb(self, call: Call) -> HistoryResult:
         """Return the figures of one server or the pool in the last hour or day; empty while the history is disabled."""
         is_all = call.selector.selects_all
         names = [POOL] if is_all else [server.name for server in selected(self._core, call.selector)]
-        name = call.options.get("span", HOUR.name)
-        span = next((span for span in SPANS if span.name == name), None)
+        span = next((span for span in SPANS if span.name == call.options.get("span", HOUR.name)), None)
         if span is None or len(names) != 1:
             raise SelectorError("history takes one server or the whole pool, and a span of hour or day")
         ring = None if self._rings is None else self._rings.rings[span.name]

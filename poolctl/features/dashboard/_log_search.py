@@ -31,7 +31,7 @@ class LogSearch(LineFilter):
         self.begin()
 
     def begin(self) -> None:
-        """Start the time of the search: a viewer may have waited for others."""
+        """Start the time limit, after waiting for the searches of other viewers."""
         self._end = time.monotonic() + SEARCH_SECONDS
 
     def stop(self) -> None:

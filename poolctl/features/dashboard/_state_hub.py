@@ -49,7 +49,7 @@ STATES = frozenset({*_RESTING, "running"})
 SERIES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes")
 # Options of the verb `stats`: include error rates, and the files that have changed since the pool read them.
 _STATS_OPTIONS: Table = {"errors": True, "files": True}
-# With more failing servers, the reasons of the others are only on their own pages.
+# The reasons of further failing servers are shown only on their pages.
 _MAX_REASONS = 100
 FIGURES = (
     "requests_total", "requests_per_second", "errors_total", "errors_per_second", "in_flight", "connections",
@@ -174,7 +174,7 @@ class Hub:
         unwatched = 0.0
         try:
             while unwatched < _LINGER_SECONDS:
-                await self._query_or_report_gone()
+                await self._query()
                 self._query_wanted.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_SECONDS if self._gone else INTERVAL_SECONDS):
@@ -186,7 +186,7 @@ class Hub:
             self._reset_state()
             self._work = None
 
-    async def _query_or_report_gone(self) -> None:
+    async def _query(self) -> None:
         try:
             await self._query_and_broadcast()
         except (ControlError, TimeoutError) as error:
@@ -229,7 +229,7 @@ class Hub:
             self._send_event("files", {"message": files})
 
     def _changed_files_warning(self, result: StatsResult) -> str:
-        """The warning, as commands print it, that the pool's files have changed since they were read; "" if not."""
+        """The warning of commands that the pool's files have changed since they were read, or ""."""
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]
@@ -271,7 +271,7 @@ class Hub:
         failing = []
         for name in changed:
             word = self._items[name]["level"]
-            if word != BUSY:  # a server being restarted keeps the reason of its failure
+            if word != BUSY:  # keep the reason while the server restarts
                 self._reasons.pop(name, None)
             if word in (KO, WARN, BUSY) and not self._items[name].get("ended"):
                 failing.append(name)
@@ -300,7 +300,7 @@ class Hub:
             "events": list(self._events),
             "files": self._files,
         }
-        # Most of the state are series, which the page can do without for a moment.
+        # Most of the state is series, which the page does not need at once.
         return event_message("pool", pool) + event_message("series", self._series)
 
     # Events.

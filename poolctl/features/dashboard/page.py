@@ -51,7 +51,7 @@ class DashboardPart(FeaturePart):
         self._table = tables.get(Dashboard)
         if self.site.core.calm:
             return
-        # Collected before a page is opened, so that it shows the past at once.
+        # Collect figures before a page is opened, so that it can show the past at once.
         self._history.enable_or_clear(self._table is not None)
         self.address.serve_table(self._table)
 

@@ -60,10 +60,10 @@ def last(ring: FigureRing, name: str = "web") -> list[float | None]:
 
 def test_a_minute_has_its_rates_its_latency_and_its_restarts() -> None:
     ring = FigureRing(HOUR)
-    assert not ring.add_and_detect_slot_end(0, [seen(requests=100, errors=7, restarts=2)])
+    assert not ring.add(0, [seen(requests=100, errors=7, restarts=2)])
     assert ring.series("web") == {figure: [] for figure in FIGURES}
-    assert not ring.add_and_detect_slot_end(30, [seen(requests=400)])
-    assert ring.add_and_detect_slot_end(60, [seen(requests=700, errors=13, restarts=3, slow=5, memory=4096)])
+    assert not ring.add(30, [seen(requests=400)])
+    assert ring.add(60, [seen(requests=700, errors=13, restarts=3, slow=5, memory=4096)])
     rate, errors, latency, memory, restarts = last(ring)
     assert (rate, errors, memory, restarts) == (10, 0.1, 4096, 1)
     assert 0.5 < (latency or 0) <= 1.5
@@ -71,8 +71,8 @@ def test_a_minute_has_its_rates_its_latency_and_its_restarts() -> None:
 
 def test_pool_has_the_sums_and_the_slowest_latency() -> None:
     ring = FigureRing(HOUR)
-    ring.add_and_detect_slot_end(0, [seen("a"), seen("b", memory=None)])
-    ring.add_and_detect_slot_end(
+    ring.add(0, [seen("a"), seen("b", memory=None)])
+    ring.add(
         60, [seen("a", requests=60, slow=1), seen("b", requests=120, errors=60, restarts=1, memory=None)]
     )
     assert last(ring, POOL) == [3, 1, last(ring, "a")[2], 10, 1]
@@ -81,9 +81,9 @@ def test_pool_has_the_sums_and_the_slowest_latency() -> None:
 
 def test_server_that_comes_and_one_that_goes_leave_no_stale_figures() -> None:
     rings = FigureRings()
-    rings.add_and_detect_slot_end(0, [seen("old")])
-    rings.add_and_detect_slot_end(60, [seen("old", requests=60), seen("new", requests=5)])
-    rings.add_and_detect_slot_end(120, [seen("new", requests=65)])
+    rings.add(0, [seen("old")])
+    rings.add(60, [seen("old", requests=60), seen("new", requests=5)])
+    rings.add(120, [seen("new", requests=65)])
     ring = rings.rings["hour"]
     assert last(ring, "new")[0] == 1
     assert ring.series("old")[FIGURES[0]] == []
@@ -94,9 +94,7 @@ def test_server_that_comes_and_one_that_goes_leave_no_stale_figures() -> None:
 def test_ring_keeps_as_many_slots_as_the_span_has_and_no_more(span: Any) -> None:
     ring = FigureRing(span)
     for slot in range(3 * span.slots):
-        ring.add_and_detect_slot_end(
-            slot * span.slot_seconds, [seen(requests=slot * span.slot_seconds * slot)]
-        )
+        ring.add(slot * span.slot_seconds, [seen(requests=slot * span.slot_seconds * slot)])
     values = ring.series("web")[FIGURES[0]]
     assert len(values) == span.slots - 1
     newest = 3 * span.slots - 2
@@ -107,12 +105,12 @@ def test_ring_keeps_as_many_slots_as_the_span_has_and_no_more(span: Any) -> None
 def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> None:
     rings = FigureRings()
     for minute in range(70):
-        rings.add_and_detect_slot_end(minute * 60, [seen(requests=60 * minute)])
+        rings.add(minute * 60, [seen(requests=60 * minute)])
     saved = rings.to_bytes()
     successor = FigureRings()
     successor.try_restore(saved)
-    successor.add_and_detect_slot_end(73 * 60, [seen(requests=9000)])
-    successor.add_and_detect_slot_end(74 * 60, [seen(requests=9060)])
+    successor.add(73 * 60, [seen(requests=9000)])
+    successor.add(74 * 60, [seen(requests=9060)])
     values = successor.rings["hour"].series("web")[FIGURES[0]]
     assert values[-6:] == [1, None, None, None, None, 1]
     assert len(saved) < 2 * 3120 + 500, "a server and the pool"
@@ -145,7 +143,7 @@ def test_no_figure_of_a_page_with_random_numbers_is_below_zero() -> None:
     def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
         ring, entry = FigureRing(HOUR), seen().entry
         for now, counts in readings(steps):
-            ring.add_and_detect_slot_end(now, [ServerSnapshot(entry, counts, [], counts=True)])
+            ring.add(now, [ServerSnapshot(entry, counts, [], counts=True)])
         for values in ring.series("web").values():
             assert all(value is None or value >= 0 for value in values)
 
@@ -222,8 +220,8 @@ def test_samples_for_a_dashboard_leave_nothing_to_a_successor(
 @pytest.mark.parametrize(("slots", "unknown"), [(1, 0), (2, 1), (3, 2), (60, 59), (1000, 59)])
 def test_skipped_slots_are_unknown_for_every_server(slots: int, unknown: int) -> None:
     ring = FigureRing(HOUR)
-    ring.add_and_detect_slot_end(0, [seen(requests=0)])
-    assert ring.add_and_detect_slot_end(60 * slots, [seen(requests=60 * slots)])
+    ring.add(0, [seen(requests=0)])
+    assert ring.add(60 * slots, [seen(requests=60 * slots)])
     for name in ("web", POOL):
         rates = ring.series(name)[FIGURES[0]]
         assert rates[len(rates) - unknown :] == [None] * unknown
@@ -234,19 +232,19 @@ def test_skipped_slots_are_unknown_for_every_server(slots: int, unknown: int) ->
 
 def test_sample_within_a_slot_or_of_an_earlier_time_ends_none() -> None:
     ring = FigureRing(HOUR)
-    assert not ring.add_and_detect_slot_end(60, [seen()])
-    assert not ring.add_and_detect_slot_end(119.9, [seen()])
-    assert not ring.add_and_detect_slot_end(10, [seen()])
+    assert not ring.add(60, [seen()])
+    assert not ring.add(119.9, [seen()])
+    assert not ring.add(10, [seen()])
     assert ring.slot == 1
-    assert ring.add_and_detect_slot_end(120, [seen()])
+    assert ring.add(120, [seen()])
 
 
 def test_figures_begin_with_the_first_sample_of_a_slot() -> None:
     ring = FigureRing(HOUR)
-    ring.add_and_detect_slot_end(0, [seen(requests=100)])
-    ring.add_and_detect_slot_end(60, [seen(requests=200, restarts=1)])
-    ring.add_and_detect_slot_end(90, [seen(requests=500, restarts=3), seen("late", requests=7)])
-    ring.add_and_detect_slot_end(120, [seen(requests=260, restarts=2), seen("late", requests=37)])
+    ring.add(0, [seen(requests=100)])
+    ring.add(60, [seen(requests=200, restarts=1)])
+    ring.add(90, [seen(requests=500, restarts=3), seen("late", requests=7)])
+    ring.add(120, [seen(requests=260, restarts=2), seen("late", requests=37)])
     assert last(ring) == [1, 0, None, 10, 1]
     assert last(ring, "late") == [1, 0, None, 10, 0]
     assert last(ring, POOL) == [2, 0, None, 20, 1]
@@ -259,24 +257,22 @@ def test_program_has_memory_and_restarts_but_no_rates() -> None:
         found = seen(**counts)
         return ServerSnapshot(found.entry, found.total, found.workers, counts=False)
 
-    ring.add_and_detect_slot_end(0, [program()])
-    ring.add_and_detect_slot_end(60, [program(requests=60, slow=3, restarts=1)])
+    ring.add(0, [program()])
+    ring.add(60, [program(requests=60, slow=3, restarts=1)])
     assert last(ring) == last(ring, POOL) == [None, None, None, 10, 1]
 
 
 def test_figures_are_rounded_to_six_digits() -> None:
     ring = FigureRing(HOUR)
-    ring.add_and_detect_slot_end(0, [seen()])
-    ring.add_and_detect_slot_end(60, [seen(requests=1)])
+    ring.add(0, [seen()])
+    ring.add(60, [seen(requests=1)])
     assert last(ring)[0] == 0.016667
 
 
 def test_saved_figures_are_restored_whole() -> None:
     rings = FigureRings()
     for minute in range(20):
-        rings.add_and_detect_slot_end(
-            minute * 60, [seen("a", requests=minute), seen("b", requests=2 * minute, memory=minute)]
-        )
+        rings.add(minute * 60, [seen("a", requests=minute), seen("b", requests=2 * minute, memory=minute)])
     successor = FigureRings()
     successor.try_restore(rings.to_bytes())
     assert successor.to_bytes() == rings.to_bytes()
@@ -288,7 +284,7 @@ def test_saved_figures_are_restored_whole() -> None:
 
 def test_sample_is_worth_saving_when_a_slot_has_ended() -> None:
     rings = FigureRings()
-    assert [rings.add_and_detect_slot_end(at, [seen()]) for at in (0, 59, 60, 61, 119, 120)] == [
+    assert [rings.add(at, [seen()]) for at in (0, 59, 60, 61, 119, 120)] == [
         False, False, True, False, False, True,
     ]  # fmt: skip
 
