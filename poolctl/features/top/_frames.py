@@ -258,7 +258,7 @@ def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[t
 def table_lines(
     board: Board[Any], width: int, all_columns: Sequence[Column], *, is_printed: bool = False
 ) -> list[Text]:
-    """The header and the rows: all if `is_printed`, else those on the screen, with the selected one highlighted."""
+    """The header, and all rows if `is_printed`, else the rows on the screen with the selection highlighted."""
     rows = board.shown if is_printed else board.visible
     longest = max((cell_len(row.name) for row in board.rows), default=0)
     columns = fit_columns(width, longest, all_columns)
@@ -621,7 +621,7 @@ class LogPane:
     def close(self) -> None:
         self._follower.close()
 
-    def press_and_check_stays_open(self, key: str, page: int) -> bool:
+    def press(self, key: str, page: int) -> bool:
         """Handle a key; returns False for a key that closes the log. `page` is the number of lines on the screen."""
         if self.typing:
             self._type(key)

@@ -282,7 +282,7 @@ class LiveView:
             steps = {"up": -1, "down": 1, "k": -1, "j": 1, "page down": 10, "page up": -10}
             self._help = max(0, self._help + steps[key]) if key in steps else None
         elif self._pane is not None:
-            if not self._pane.press_and_check_stays_open(key, self._screen.height - 3):
+            if not self._pane.press(key, self._screen.height - 3):
                 self._close_pane()
         elif self._typing:
             self._press_filter(key)

@@ -230,17 +230,17 @@ class TestLog:
     def test_search_goes_up_to_the_next_line_and_down_again(self, path: Path) -> None:
         pane = LogPane("web", str(path))
         for key in ("/", *"LINE 1", "enter"):
-            assert pane.press_and_check_stays_open(key, 4)
+            assert pane.press(key, 4)
         assert (pane.found, self.shown(pane)[-1]) == (11, "12:00:19 line 19")
         assert "11 found, 30 lines below" in log_frame(pane, (80, 6))[-1].plain
-        pane.press_and_check_stays_open("n", 4)
+        pane.press("n", 4)
         assert self.shown(pane)[-1] == "12:00:18 line 18"
-        pane.press_and_check_stays_open("N", 4)
-        pane.press_and_check_stays_open("N", 4)
+        pane.press("N", 4)
+        pane.press("N", 4)
         assert self.shown(pane)[-1] == "12:00:19 line 19"
-        assert pane.press_and_check_stays_open("escape", 4), "it ends the search"
+        assert pane.press("escape", 4), "it ends the search"
         assert pane.words == ""
-        assert not pane.press_and_check_stays_open("escape", 4)
+        assert not pane.press("escape", 4)
         pane.close()
 
     def test_level_narrows_the_lines_that_are_there_and_those_that_come(self, path: Path) -> None:
@@ -251,7 +251,7 @@ class TestLog:
             ("info", ["INFO: a", "WARNING: b", "ERROR c"]),
             ("warning", ["WARNING: b", "ERROR c"]),
         ]:
-            pane.press_and_check_stays_open("L", 4)
+            pane.press("L", 4)
             assert pane.least == level
             assert [line[9:] for line in self.shown(pane) if line] == shown
             assert f"{level} and above, following" in log_frame(pane, (120, 6))[-1].plain
@@ -262,11 +262,11 @@ class TestLog:
         path.with_name("quiet.log").write_text("2026-01-31T12:00:00.000000Z INFO: a\n")
         quiet = LogPane("quiet", str(path.with_name("quiet.log")))
         for key in "LL":
-            quiet.press_and_check_stays_open(key, 4)
+            quiet.press(key, 4)
         assert self.shown(quiet)[0] == "no lines of level warning or above"
         quiet.close()
-        pane.press_and_check_stays_open("L", 4)
-        pane.press_and_check_stays_open("L", 4)
+        pane.press("L", 4)
+        pane.press("L", 4)
         assert "and above" not in log_frame(pane, (120, 6))[-1].plain
         assert (pane.least, self.shown(pane)[-1]) == ("", "12:00:01 FATAL: e")
         pane.close()
@@ -282,7 +282,7 @@ class TestLog:
             "[bright_black]12:00:00 [yellow][/bright_black]WARNING c[/yellow]",
         ]
         for key in ("/", "b"):
-            pane.press_and_check_stays_open(key, 4)
+            pane.press(key, 4)
         title, *body, last = (line.markup for line in log_frame(pane, (40, 4)))
         assert title == f"[bold reverse] web [/bold reverse]  [bright_black]{path}[/bright_black]"
         assert (
@@ -292,7 +292,7 @@ class TestLog:
         assert (
             last == "[bold cyan] search [/bold cyan]b[blink]_[bright_black][/blink]  1 found[/bright_black]"
         )
-        pane.press_and_check_stays_open("escape", 4)
+        pane.press("escape", 4)
         assert (pane.words, pane.typing) == ("", False)
         pane.close()
 
@@ -308,7 +308,7 @@ class TestLog:
     def test_keys_scroll_by_lines_and_pages(self, path: Path, keys: list[str], last: int) -> None:
         pane = LogPane("web", str(path))
         assert repr(pane) == f"<LogPane {path}, 50 lines>"
-        assert all(pane.press_and_check_stays_open(key, 4) for key in keys)
+        assert all(pane.press(key, 4) for key in keys)
         assert self.shown(pane)[-1 if last > 3 else last] == f"12:00:{last:02} line {last}"
         assert pane.back == 49 - last
         state = "following" if last == 49 else f"{49 - last} {'line' if last == 48 else 'lines'} below"
@@ -318,8 +318,8 @@ class TestLog:
     @pytest.mark.parametrize("key", ["escape", "q", "l", "enter", "left", "backspace"])
     def test_log_is_left_by_its_keys_and_no_other(self, path: Path, key: str) -> None:
         pane = LogPane("web", str(path))
-        assert pane.press_and_check_stays_open("x", 4)
-        assert not pane.press_and_check_stays_open(key, 4)
+        assert pane.press("x", 4)
+        assert not pane.press(key, 4)
         pane.close()
 
     def test_words_of_a_search_are_typed(self, path: Path) -> None:
@@ -333,10 +333,10 @@ class TestLog:
             ("clear", ""),
             ("q", "q"),
         ):
-            pane.press_and_check_stays_open(key, 4)
+            pane.press(key, 4)
             assert (pane.words, pane.typing) == (words, True)
         assert pane.found == 0
-        pane.press_and_check_stays_open("enter", 4)
+        pane.press("enter", 4)
         assert (pane.words, pane.typing, pane.back) == ("q", False, 0)
         pane.close()
 
