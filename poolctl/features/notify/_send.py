@@ -182,7 +182,9 @@ class NotificationSender:
                     await process.wait()
             if process.returncode:
                 why = output.last_line()
-                raise SendFailed(f"{argv[0]} {_exit_text(process.returncode)}{f': {why}' if why else ''}")
+                code = process.returncode
+                how = f"exited with status {code}" if code > 0 else f"was killed by signal {-code}"
+                raise SendFailed(f"{argv[0]} {how}{f': {why}' if why else ''}")
         except (OSError, ValueError) as error:
             raise SendFailed(f"{argv[0]}: {_reason(error)}") from None
         finally:
@@ -207,10 +209,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
         return os.strerror(error.errno)  # asyncio's message contains the address
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
-
-
-def _exit_text(returncode: int) -> str:
-    return f"exited with status {returncode}" if returncode > 0 else f"was killed by signal {-returncode}"
 
 
 def document(message: Message, pool: str) -> Table:

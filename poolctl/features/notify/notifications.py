@@ -238,7 +238,7 @@ class Notifications(FeaturePart):
             delivery.queue_pending_message_early()
 
     async def aclose(self) -> None:
-        """Try for two seconds to send the pending messages, and save those still unsent for the next supervisor."""
+        """Try for two seconds to send the pending messages, and save unsent ones for the next supervisor."""
         if self._unsubscribe is None:
             return
         self._unsubscribe()
@@ -261,7 +261,7 @@ class Notifications(FeaturePart):
         return self._epoch + self.site.core.clock.monotonic()
 
     def facts(self) -> NotificationContext:
-        """Return the pool's current name, environment, directory and tags, all of which a reload may change."""
+        """Return the pool's current name, environment, directory and tags; a reload can change them."""
         pool = self._configuration
         return NotificationContext(pool.name, pool.environment, directory_of(pool.files[0]), self._tags)
 
@@ -298,7 +298,7 @@ class Notifications(FeaturePart):
             self.site.core.observers.discard(self._record_if_recovered)
 
     async def _send_test_notifications(self, call: Call) -> NotifyResult:
-        """Send a test notification to each receiver, or to those named in `receivers`; returns the result of each."""
+        """Send a test notification to all receivers, or to the named `receivers`; returns the result of each."""
         names = call.options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SelectorError("notify: no such receivers", hint="receivers is a list of names")

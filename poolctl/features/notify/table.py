@@ -99,12 +99,12 @@ class Notify(Table, frozen=True):
                 yield Finding((), "a command is missing", 'add command = ["program", "argument"]')
             if sources:
                 yield Finding(
-                    (sources[0],), f"a command has no {sources[0]}", "take it out, or choose another type"
+                    (sources[0],), f"a command has no {sources[0]}", "remove it, or choose another type"
                 )
             return
         if self.command is not None:
             message = f"{self.type} runs no command"
-            yield Finding(("command",), message, 'take it out, or write type = "command"')
+            yield Finding(("command",), message, 'remove it, or write type = "command"')
         if len(sources) != 1:
             what = "is missing" if not sources else f"is given {len(sources)} times"
             hint = "write one of url, url_env and url_file"
