@@ -91,7 +91,7 @@ class CheckContext:
 
     @property
     def served(self) -> set[str]:
-        """The servers whose sockets are held by the supervisor."""
+        """The servers with sockets that the supervisor holds."""
         return {item.name for item in self.items if item.state not in ENDED}
 
     @property

@@ -84,7 +84,7 @@ def _notification_results(place: Place, pool: PoolRef | None) -> Iterable[CheckR
             yield problem(
                 "notify",
                 f"{receiver.name}: {receiver.message}",
-                "fix that receiver, or take its [[notify]] out",
+                "fix that receiver, or remove its [[notify]]",
             )
     if sent.receivers is None:
         yield from (problem("notify", error.message, error.hint) for error in sent.errors)

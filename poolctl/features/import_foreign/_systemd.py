@@ -670,7 +670,7 @@ def _memory(text: str) -> str:
     return size[1] + (f"{size[2]}iB" if size[2] else "B") if size else ""
 
 
-# A setting whose value is not understood (converted to "" or None) becomes a remark.
+# A value that is not understood (converted to "" or None) becomes a remark.
 _KEYS: Keys = {
     "KillSignal": ("stop_signal", signal_name),
     "UMask": ("umask", str),

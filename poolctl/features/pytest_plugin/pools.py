@@ -151,7 +151,8 @@ class PoolFactory:
         `processes`, the default for a file, each server is a process; otherwise servers run in the test's process.
         Another call with the same file and the same `processes` returns the pool that already runs.
         """
-        files = self._find_config_files(source) if not servers and _names_files(source) else None
+        names_files = source is None or isinstance(source, (str, os.PathLike))
+        files = self._find_config_files(source) if not servers and names_files else None
         processes = files is not None if processes is None else processes
         key = (tuple(files), processes) if files else object()
         if key not in self._started:
@@ -292,17 +293,13 @@ def _initial_import_path() -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
 
 
-def _names_files(source: Any) -> bool:
-    return source is None or isinstance(source, (str, os.PathLike))
-
-
 def _table(name: str, value: Any) -> dict[str, Any]:
     return {"name": name, **(value if isinstance(value, Mapping) else {"app": value})}
 
 
 def _failure(what: str, errors: Iterable[Exception]) -> BaseException:
     """The exception that fails the test with every error and its hint, without a traceback through the plugin."""
-    import pytest  # not with this module, whose classes are names of the package for annotations
+    import pytest  # late, because the package exports this module's classes for annotations
 
     lines = [what]
     for error in errors:

@@ -40,7 +40,7 @@ class SingleServerProcess:
 
     def run(self) -> int:
         """Serve until a signal; returns the exit status. The last line of the output is the reason for a failure."""
-        # The kernel ignores signals to the first process of a container as long as it has no handlers.
+        # The kernel ignores signals to a container's first process unless it has handlers.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _exit_on_signal)
         try:
@@ -88,7 +88,7 @@ class SingleServerProcess:
             failed=(spec["requests"] or {}).get("failed"),
             **spec["limits"],
         )
-        # No other process accepts: connections must be refused once this one stops accepting.
+        # No other process accepts connections, so they must be refused once this process stops accepting.
         server.on_left = lambda: close_and_unlink(self._listeners)
         await server.run(self._listeners, lambda: self._health.set_application(server))
 
@@ -114,7 +114,7 @@ class SingleServerProcess:
 
 
 def _leave_message(text: str) -> None:
-    """Tell Kubernetes the last words of the container, which it keeps after an end with status 0, too."""
+    """Write the termination message, which Kubernetes keeps even after exit status 0."""
     if text:
         with contextlib.suppress(OSError), open(os.open(_TERMINATION_LOG, os.O_WRONLY), "w") as file:
             file.write(text)
@@ -126,5 +126,5 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Serve the server that `poolctl serve` has prepared, and exit with the status of `run`."""
+    """Run the server that `poolctl serve` has prepared, and exit with its status."""
     sys.exit(SingleServerProcess(read_and_apply_spec("features.serve", light=True)).run())

@@ -17,7 +17,7 @@ from poolctl.worker.serving.pool_server import PoolServer
 
 _LIMITS = ServerLimits(head_bytes=8 * 1024, body_bytes=8 * 1024, keep_alive_seconds=60.0, connections=32)
 _BACKLOG = 64
-_TIMEOUT_SECONDS = 2.0  # as probes without a timeout of their own
+_TIMEOUT_SECONDS = 2.0  # the default timeout of probes
 READY, ALIVE = "/health", "/health/live"
 
 
@@ -123,7 +123,7 @@ class HealthEndpoint:
         values = self._probes.get(kind)
         if values is None:
             return await problem_within(application.wait_until_loop_runs(), _TIMEOUT_SECONDS)
-        # Imported only where it is needed: it takes 1.5 MB.
+        # Imported late, because it takes 1.5 MB.
         from poolctl.config import Probe
         from poolctl.probes.prober import HttpProbeRequest, RequestProber
 
@@ -140,7 +140,7 @@ class HealthEndpoint:
 
 
 async def problem_within(problem: Awaitable[str], seconds: float) -> str:
-    """Run a check with a time limit; returns its problem, or that it took too long."""
+    """Run a check with a time limit; returns its problem, or a timeout."""
     try:
         async with asyncio.timeout(seconds):
             return await problem

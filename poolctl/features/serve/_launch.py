@@ -82,7 +82,7 @@ def _open_stacks_socket(pool: PoolRef) -> list[socket.socket]:
     try:
         path = socket_path(ensure_pool_dir(os.environ, pool.key), os.getpid())
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # left by an earlier process: in a container each has the same pid
+            os.unlink(path)  # left by an earlier process: pids repeat in containers
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen()

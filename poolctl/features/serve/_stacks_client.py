@@ -30,10 +30,10 @@ def stacks_in(directory: str) -> list[WorkerStacks]:
     paths = [f"{directory}/{name}" for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
     if paths:
         check_private(directory)
-    return [stacks for path in paths if (stacks := _stacks_unless_ended(path)) is not None]
+    return [stacks for path in paths if (stacks := _ask(path)) is not None]
 
 
-def _stacks_unless_ended(path: str) -> WorkerStacks | None:
+def _ask(path: str) -> WorkerStacks | None:
     """The stacks of the process with this socket; None if it has exited."""
     name = os.path.basename(path)
     pid = name[len(_PREFIX) : -len(_SUFFIX)]
