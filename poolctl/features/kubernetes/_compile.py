@@ -71,33 +71,33 @@ def compile_pool(
     if settings is None:
         hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
         raise Failure(Outcome.failed(INVALID_CONFIGURATION, "the pool has no table [kubernetes]", hint))
-    handlers = next((each.handlers for each in config if each.handlers), "")
+    handlers = next((server.handlers for server in config if server.handlers), "")
     name = config.settings.name or default_name(files[0])
     pool = SharedSettings(name, settings, handlers, by_reference)
     running = _running(config)
     needed = {
-        each.name: [other.name for other in each.depends_on if other.name in running] for each in config
+        server.name: [other.name for other in server.depends_on if other.name in running] for server in config
     }
     waves = _waves(needed)
-    servers = sorted(config, key=lambda each: waves[each.name])
+    servers = sorted(config, key=lambda server: waves[server.name])
     variables = PoolVariables.of(files)
     hidden = variables.values()
     _raise_if_problems(config, _problems(servers, pool, hidden))
     moved = with_service_addresses(without_local_env_file(config, server) for server in servers)
     in_pods = [
-        in_pod(each).model_copy(update={"disabled": each.name not in running})
-        for each in moved
+        in_pod(server).model_copy(update={"disabled": server.name not in running})
+        for server in moved
         # A suspended Job is never healthy: Argo CD would wait for it.
-        if each.name in running or not each.job or each.every is not None
+        if server.name in running or not server.job or server.every is not None
     ]
     environments: dict[str, PodEnvironment] = {}
     unreadable: list[Located] = []
-    for each in in_pods:
-        cwd = path_in_image(each.cwd, each, settings)
+    for pod in in_pods:
+        cwd = path_in_image(pod.cwd, pod, settings)
         try:
-            environments[each.name] = PodEnvironment.of(each, cwd, by_reference=by_reference, hidden=hidden)
+            environments[pod.name] = PodEnvironment.of(pod, cwd, by_reference=by_reference, hidden=hidden)
         except ServerError as error:
-            unreadable.append((each, Finding(("env_file",), error.message, error.hint)))
+            unreadable.append((pod, Finding(("env_file",), error.message, error.hint)))
     _raise_if_problems(config, unreadable)
     _raise_if_problems(
         config,
@@ -113,7 +113,7 @@ def compile_pool(
     routes = CompiledRoutes([], [], [], [])
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
-        by_name = {each.name: each for each in moved}
+        by_name = {server.name: server for server in moved}
         last = max(waves.values(), default=0)
         routes = compile_routes(servers, by_name, config.tables, pool, last, hidden)
         _raise_if_problems(config, routes.problems)
@@ -121,13 +121,13 @@ def compile_pool(
         pod.name: Deployed(pod, environments[pod.name], _awaited(needed[pod.name], in_pods), waves[pod.name])
         for pod in in_pods
     }
-    objects = {name: list(objects_of(each, pool)) for name, each in deployed.items()}
+    objects = {name: list(objects_of(deployment, pool)) for name, deployment in deployed.items()}
     first = {
-        name: _apply_first(name, made[-1]["metadata"], directory)
-        for name, made in objects.items()
-        if made[-1]["kind"] == "Job"
+        name: _apply_first(name, manifests[-1]["metadata"], directory)
+        for name, manifests in objects.items()
+        if manifests[-1]["kind"] == "Job"
     }
-    found = (
+    findings = (
         (server, finding)
         for server in servers
         for finding in (
@@ -138,16 +138,16 @@ def compile_pool(
             *_dependency_warnings(server, servers, running, first),
         )
     )
-    warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
+    warnings = [str(warning) for warning in config.located([*findings, *routes.ignored])] + routes.warnings
     warnings += [
         f"[{table}] is not exported: {_reason_not_exported(table, is_routed=is_routed)}"
         for table in config.tables.by_name()
         if table in variables.tables - {Kubernetes.table_name} and not (table == _ROUTE and is_routed)
     ]
     commands = [
-        each.environment.create_command(secret, settings.namespace)
-        for each in deployed.values()
-        if by_reference and (secret := secret_name(each, pool))
+        deployment.environment.create_command(secret, settings.namespace)
+        for deployment in deployed.values()
+        if by_reference and (secret := secret_name(deployment, pool))
     ]
     if by_reference:
         commands += [
@@ -157,7 +157,7 @@ def compile_pool(
 
 
 def _running(servers: Iterable[ServerConfig]) -> set[str]:
-    """The names of the servers with pods: of on-demand ones, those that others with pods depend on."""
+    """The names of the servers with pods. On-demand servers have pods only if servers with pods depend on them."""
     enabled = {server.name: server for server in servers if not server.disabled}
     running: set[str] = set()
     left = [server.name for server in enabled.values() if not server.on_demand]
@@ -165,15 +165,15 @@ def _running(servers: Iterable[ServerConfig]) -> set[str]:
         name = left.pop()
         if name in enabled and name not in running:
             running.add(name)
-            left += (each.name for each in enabled[name].depends_on)
+            left += (dependency.name for dependency in enabled[name].depends_on)
     return running
 
 
 def _waves(needed: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """The place of each server in the order of dependencies: above those of all that it waits for."""
+    """The wave of each server: one more than the waves of its dependencies."""
     waves: dict[str, int] = {}
     for name in TopologicalSorter(needed).static_order():
-        waves[name] = max((waves[each] + 1 for each in needed[name]), default=0)
+        waves[name] = max((waves[other] + 1 for other in needed[name]), default=0)
     return waves
 
 
@@ -187,8 +187,8 @@ def _dependency_warnings(
 ) -> Iterator[Finding]:
     if server.name not in running and server.job and server.every is None and not server.disabled:
         yield Finding(("on_demand",), "the job is not exported: no server with pods depends on it")
-    by_name = {each.name: each for each in servers}
-    for needed in (by_name[each.name] for each in server.depends_on if each.name in by_name):
+    by_name = {server.name: server for server in servers}
+    for needed in (by_name[entry.name] for entry in server.depends_on if entry.name in by_name):
         path = ("depends_on",)
         if needed.name not in running:
             yield Finding(path, f"{server.name} does not wait for {needed.name}, which has no pods")
@@ -210,19 +210,19 @@ def _apply_first(name: str, job: Table, directory: str) -> str:
 
 
 def _index_used(server: ServerConfig) -> Iterator[Finding]:
-    """A warning for several workers whose program asks which of them it is."""
+    """A warning for a program with several workers that reads its worker number."""
     if server.scale.max > 1 and any(
-        _INDEX in each for each in (*(server.command or ()), *server.env.values())
+        _INDEX in text for text in (*(server.command or ()), *server.env.values())
     ):
         key = "command" if any(_INDEX in word for word in server.command or ()) else "env"
         yield Finding((key,), f"{_INDEX} is not set in pods of several", "make a server for each number")
 
 
 def _ready_too_early(server: ServerConfig) -> Iterator[Finding]:
-    """A warning for a program whose port, which poolctl opens, is all that the kubelet looks at."""
+    """A warning for a program without a health probe on a port that poolctl opens."""
     probes = (server.health.startup, server.health.readiness)
-    asked = any(probe is not None and (probe.http or probe.exec) for probe in probes)
-    if server.command and server.listens and not asked and not opens_own_port(server):
+    is_probed = any(probe is not None and (probe.http or probe.exec) for probe in probes)
+    if server.command and server.listens and not is_probed and not opens_own_port(server):
         message = "pods are ready before the program has started, because poolctl opens its port"
         fix = 'write health = "/PATH", so that a release that does not start replaces no pods'
         yield Finding(("command",), message, fix)
@@ -236,8 +236,8 @@ def _reason_not_exported(table: str, *, is_routed: bool) -> str:
     return "it is for a pool on one machine"
 
 
-def _raise_if_problems(config: Configuration, found: Iterable[Located]) -> None:
-    problems = list(config.located(found))
+def _raise_if_problems(config: Configuration, located: Iterable[Located]) -> None:
+    problems = list(config.located(located))
     if problems:
         raise Failure(Outcome(errors=list(map(ErrorEntry.of, problems)), exit_code=INVALID_CONFIGURATION))
 
@@ -267,7 +267,7 @@ def _problems(
 
 
 def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) -> Iterator[Finding]:
-    """Yield a problem for each key of the server that would show everybody a secret, or a value in `hidden`."""
+    """Yield a problem for each key of the server that would publish a secret or a value in `hidden`."""
     (table,) = pod_configuration(server, pool)["server"]
-    probes = server.health.as_given()  # those of a command are in its Deployment
+    probes = server.health.as_given()  # the Deployment contains a command's probes
     return secret_keys({**table, **({"health": probes} if probes else {})}, hidden)

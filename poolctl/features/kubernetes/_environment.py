@@ -26,9 +26,9 @@ from poolctl.config.values.problems import Tree
 from poolctl.config.values.secrets import is_secret, masked_text
 from poolctl.runners.worker_spec import added_environment
 
-# Around a reference to a variable that stands for its value. Files do not have these characters.
+# Enclose a variable's name in the place of its value. These characters do not occur in files.
 _OPEN, _CLOSE = "\ue000", "\ue001"
-# Besides the names that are masked in output: a plain variable too many in a Secret costs a line, one too few a secret.
+# Also secret, besides the names masked in output: a wrong guess costs only a line in the Secret.
 _MAYBE_SECRET = re.compile(r"pass|pwd|key|dsn|auth|salt|cred|private", re.IGNORECASE)
 IN_ENV = f"{_OPEN}{{}}{_CLOSE}"
 _IN_SHELL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -36,14 +36,14 @@ _SPECIAL_IN_SHELL = r'([\\"$`])'
 
 
 class PodEnvironment(NamedTuple):
-    """A server's variables. `secret` is what its Secret holds, `given` has the names in it that are in `env`.
+    """A server's variables. `secret` are the variables in its Secret, `from_env` their names that are in `env`.
 
-    `plain` are those that everybody may read. `files` are its env files, and `missing` those whose variables are only
-    in the Secret that somebody else creates.
+    `plain` are variables that everybody may read. `files` are the env files; variables of `missing` ones are only in
+    the Secret that somebody else creates.
     """
 
     secret: Mapping[str, str]
-    given: Sequence[str]
+    from_env: Sequence[str]
     plain: Mapping[str, str]
     files: Sequence[str] = ()
     missing: Sequence[str] = ()
@@ -54,32 +54,33 @@ class PodEnvironment(NamedTuple):
     ) -> PodEnvironment:
         """Read the server's env files. Relative paths are below `directory` of the image.
 
-        With `by_reference`, the Secret has what comes from variables and env files, looks secret or contains a value
-        in `hidden`, and an env file may be missing. Raises ServerError for one that cannot be read.
+        With `by_reference`, the Secret gets all values from variables and env files, and values that look secret or
+        contain a value in `hidden`; env files may be missing. Raises ServerError for an unreadable env file.
         """
         missing = [path for path in server.env_file_paths if by_reference and not os.path.exists(path)]
-        there = tuple(
-            each
-            for each, path in zip(server.env_file, server.env_file_paths, strict=True)
+        env_files = tuple(
+            file
+            for file, path in zip(server.env_file, server.env_file_paths, strict=True)
             if path not in missing
         )
-        found = added_environment(server.model_copy(update={"cwd": directory, "env_file": there}))
+        variables = added_environment(server.model_copy(update={"cwd": directory, "env_file": env_files}))
         address = {name: value for name, value in server.address_variables.items() if name not in server.env}
         if server.command and server.probe_and_hook_commands and not server.job:
-            # An exec probe has them here, too; in a pod its environment is the container's.
+            # Exec probes need these variables, and a pod's probes get the container's environment.
             address |= {"POOLCTL_NAME": server.name, "POOLCTL_BIND": server.key}
-        readable = [name for name in server.env if by_reference and _is_readable(name, found[name], hidden)]
-        plain = {name: found[name] for name in sorted(readable)} | address
-        secret = {name: value for name, value in sorted(found.items()) if name not in plain}
+        names = server.env if by_reference else ()
+        readable = [name for name in names if _is_readable(name, variables[name], hidden)]
+        plain = {name: variables[name] for name in sorted(readable)} | address
+        secret = {name: value for name, value in sorted(variables.items()) if name not in plain}
         return cls(secret, sorted(secret.keys() & server.env.keys()), plain, server.env_file_paths, missing)
 
     def create_command(self, name: str, namespace: str | None) -> str:
-        """The command that creates the Secret, with variables of the shell in the place of values."""
-        if self.files and not self.given:  # kubectl takes one or the other
+        """The command that creates the Secret, with shell variables instead of values."""
+        if self.files and not self.from_env:  # kubectl takes one or the other
             files = [f"--from-env-file={shlex.quote(os.path.relpath(path))}" for path in self.files]
             return create_command(name, namespace, *files)
         literals = [f"--from-literal={key}={_shell_value(key, value)}" for key, value in self.secret.items()]
-        # A shell refuses it as it is.
+        # A placeholder: the shell refuses it unless the user replaces it.
         literals += [f"--from-literal=<each of {os.path.relpath(path)}>" for path in self.missing]
         return create_command(name, namespace, *literals)
 
@@ -90,9 +91,9 @@ def _is_readable(name: str, value: str, hidden: Sequence[str]) -> bool:
 
 
 def _shell_value(key: str, value: str) -> str:
-    """The value in words of a shell, which stops at a variable that is unset or empty."""
+    """The value for a shell, which fails if a variable is unset or empty."""
     if _OPEN not in value:
-        # A name that no variable of a shell has is a redirection from a file that is not there.
+        # For a name that a shell does not allow, a redirection from a missing file fails.
         return f'"${{{key}:?}}"' if _IN_SHELL.fullmatch(key) else f"<{key}>"
     text = re.sub(_SPECIAL_IN_SHELL, r"\\\1", value)
     text = re.sub(rf"{_OPEN}(\w+){_CLOSE}", r"${\1:?}", text)
@@ -100,15 +101,15 @@ def _shell_value(key: str, value: str) -> str:
 
 
 def create_command(name: str, namespace: str | None, *values: str) -> str:
-    """The command of kubectl that creates a Secret with these values, written for a shell."""
+    """The kubectl command, for a shell, that creates a Secret with these values."""
     words = ["kubectl", *(["-n", namespace] if namespace else []), "create", "secret", "generic", name]
     return " ".join([*words, *values])
 
 
 class PoolVariables(NamedTuple):
-    """The variables to which a pool's files refer by `${NAME}`, with defaults, and those of the `.env` beside them.
+    """The variables that a pool's files reference as `${NAME}`, with defaults, and those in `.env` files beside them.
 
-    `tables` are the names of the tables that the files have.
+    `tables` are the names of the tables in the files.
     """
 
     referenced: frozenset[tuple[str, str | None]]
@@ -117,27 +118,28 @@ class PoolVariables(NamedTuple):
 
     @classmethod
     def of(cls, files: Iterable[str]) -> PoolVariables:
-        """Read the files. One that cannot be read is left out."""
+        """Read the files; unreadable files are left out."""
         documents, _ = read_documents([*files])
         texts = (text for document in documents for text in _texts(document.data))
-        referenced = frozenset(found for text in texts for found in referenced_variables(text))
+        referenced = frozenset(variable for text in texts for variable in referenced_variables(text))
         local = {}
-        for path in dict.fromkeys(path for each in documents for path in default_env_file(each.base_dir)):
+        paths = (path for document in documents for path in default_env_file(document.base_dir))
+        for path in dict.fromkeys(paths):
             try:
                 local[path] = [*read_env_file(path, os.environ, for_another_user=False)[0]]
             except EnvFileError:
-                continue  # it is not used here
-        tables = frozenset(name for each in documents if isinstance(each.data, dict) for name in each.data)
-        return cls(referenced, tables, local)
+                continue  # the pool does not use it
+        roots = (document.data for document in documents if isinstance(document.data, dict))
+        return cls(referenced, frozenset(name for root in roots for name in root), local)
 
     def values(self) -> list[str]:
-        """The values that the environment has for them; a default is in the file, and no secret."""
+        """The values in the environment, except defaults, which are in the file and therefore not secret."""
         return values_to_mask(
             (name for name, default in self.referenced if os.environ.get(name) != default), os.environ
         )
 
     def warnings(self, config: Configuration) -> Iterator[str]:
-        """Name what servers have here from a `.env` that no key names, and the defaults that it would override."""
+        """Warn of variables from a `.env` that no key names, and of defaults that it would override."""
         is_used = any(without_local_env_file(config, server) != server for server in config)
         defaults = {name for name, default in self.referenced if default is not None}
         for path, names in self.local.items():
@@ -153,7 +155,7 @@ class PoolVariables(NamedTuple):
 
 
 def without_local_env_file(config: Configuration, server: ServerConfig) -> ServerConfig:
-    """The server without a `.env` that it has only because that is beside the file."""
+    """The server without a `.env` that no key names."""
     origin = config.origin_of(server)
     if origin is None or any(key.startswith("env_file") for key in origin):
         return server

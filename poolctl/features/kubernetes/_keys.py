@@ -48,18 +48,18 @@ UNSUPPORTED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "hooks": (bool, "hooks run once for all workers", "run them as a job before the server is deployed"),
     "notify": (bool, "Kubernetes does not know sd_notify", "give the server a health probe instead"),
 }
-# Programs that open the port in PORT, or in a file of their own, and take no socket.
+# Programs that open their port themselves, from PORT or their own configuration.
 _OPENS_PORT = re.compile(r"(?:node|nodejs|bun|deno|npm|npx|yarn|pnpm|java|php)[0-9.]*")
 _SHELL = re.compile(r"(?:ba|da|z|a)?sh")
 _BEFORE_PROGRAM = re.compile(r"env|exec|nice|tini|dumb-init|-.*|[0-9]+|[A-Za-z_][A-Za-z0-9_]*=.*")
-# Keys of a probe without an equal in a pod; those of an app's HTTP probe are heeded by `poolctl serve`.
+# Keys of probes without an equivalent in a pod. For an app's HTTP probe, `poolctl serve` applies them.
 _NOT_IN_PODS = ("interval_fall", "interval_rise", "rise_count_warn", "jitter")
-# Argo CD applies a wave when the objects of the earlier ones are healthy.
+# Argo CD applies a wave once the earlier waves are healthy.
 WAVE = "argocd.argoproj.io/sync-wave"
 _FIX_OF_VARIABLE = "use letters, digits, underscores, hyphens and dots, a letter first"
 _WHOLE_HOUR = (1 << 60) - 1
 _MAX_NAME_LENGTH = 63  # the name of a Service is a label of RFC 1035
-MAX_JOB_NAME_LENGTH = 52  # those of its pods, and of the Jobs of a CronJob, are longer
+MAX_JOB_NAME_LENGTH = 52  # the names of its pods and of a CronJob's Jobs are longer
 _variable = re.compile(r"(?!\.\.)(?!\.$)[-._a-zA-Z][-._a-zA-Z0-9]{0,252}")
 _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _namespace = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -79,7 +79,7 @@ def is_label(name: str) -> bool:
 
 
 def quantity(text: str) -> Decimal | None:
-    """The number that a quantity of Kubernetes such as "100m" or "1.5Gi" means, or None for another text."""
+    """The value of a Kubernetes quantity such as "100m" or "1.5Gi"; None for any other text."""
     match = _quantity.fullmatch(text)
     if match is None:
         return None
@@ -90,7 +90,7 @@ def quantity(text: str) -> Decimal | None:
 
 
 def opens_own_port(server: ServerConfig) -> bool:
-    """Whether the server's program opens its port itself in a pod: it is told which, or is known to take no socket."""
+    """Whether the program opens its port itself in a pod: it gets the number, or does not accept a socket."""
     words = server.command or ()
     if not server.listens or any(placeholders(word, ["{fd}"]) for word in words):
         return False
@@ -111,9 +111,9 @@ def opens_own_port(server: ServerConfig) -> bool:
 def cron_schedule(every: str) -> str | None:
     """The schedule of a CronJob for the times of `every`, or None if no schedule has the same times.
 
-    The schedule has only numbers, ranges and a plain *, because Kubernetes reads others differently. In crontab(5) a
-    day field that begins with *, such as */2, is unrestricted, so both day fields have to match; in Kubernetes it is
-    restricted, so one of them suffices. Kubernetes does not know 7 for Sunday, either.
+    The schedule contains only numbers, ranges and a plain *, because Kubernetes reads other forms differently. In
+    crontab(5) a day field that begins with *, such as */2, is unrestricted, so both day fields have to match; in
+    Kubernetes it is restricted, and one match suffices. Kubernetes does not accept 7 for Sunday.
     """
     window = parse_window(every)
     hours = {hour: window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24)}
@@ -131,22 +131,22 @@ def cron_schedule(every: str) -> str | None:
         (set(window.months), range(1, 13)),
         (weekdays, range(7)),
     )
-    return " ".join(_cron_field(found, every_one) for found, every_one in fields)
+    return " ".join(_cron_field(values, every_one) for values, every_one in fields)
 
 
-def _cron_field(found: set[int], every_one: range) -> str:
-    if found == set(every_one):
+def _cron_field(values: set[int], every_one: range) -> str:
+    if values == set(every_one):
         return "*"
     texts: list[str] = []
-    for number in sorted(found):
-        if number - 1 not in found:
-            last = next(each for each in range(number, every_one.stop + 1) if each + 1 not in found)
+    for number in sorted(values):
+        if number - 1 not in values:
+            last = next(end for end in range(number, every_one.stop + 1) if end + 1 not in values)
             texts.append(f"{number}-{last}" if last > number else str(number))
     return ",".join(texts)
 
 
 def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
-    """Problems of keys whose value is a secret or contains one of `hidden`, the values of environment variables."""
+    """Problems of keys with a secret or one of `hidden`, the values of environment variables."""
     for key, value in table.items():
         if masked({key: value}, hidden=hidden) != {key: value}:
             fix = "give it to the server in env, or write the value itself if everybody may read it"
@@ -199,14 +199,14 @@ def settings_problems(settings: Kubernetes, hidden: Sequence[str]) -> Iterator[F
                 if key == "cpu"
                 else 'write bytes such as "128M" or "1Gi"'
             )
-            yield Finding(("kubernetes", "requests", key), f"{value!r} is no quantity of Kubernetes", fix)
+            yield Finding(("kubernetes", "requests", key), f"{value!r} is not a Kubernetes quantity", fix)
     for name, value in settings.annotations.items():
         if masked_text(value, hidden) != value:
             fix = "write the value itself if everybody may read it"
             message = "it is a secret, or comes from the environment"
             yield Finding(("kubernetes", "annotations", name), message, fix)
         if name == WAVE:
-            fix = "take it out; the waves rise along depends_on"
+            fix = "remove it; the waves rise along depends_on"
             yield Finding(("kubernetes", "annotations", name), "it would be one wave for all servers", fix)
         domain, slash, rest = name.rpartition("/")
         if not _annotation.fullmatch(rest) or (slash and not _subdomain.fullmatch(domain)):
@@ -262,7 +262,7 @@ def variable_problems(server: ServerConfig, names: Iterable[str]) -> Iterator[Fi
 
 
 def unsupported_keys(server: ServerConfig) -> Iterator[Finding]:
-    """Problems of a server whose name or keys are not supported on Kubernetes."""
+    """Unsupported names and keys of a server."""
     for key, (is_used, reason, fix) in UNSUPPORTED.items():
         if is_used(getattr(server, key)):
             yield Finding((key,), reason, fix)

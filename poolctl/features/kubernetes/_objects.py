@@ -28,7 +28,7 @@ from ._keys import WAVE, cron_schedule, opens_own_port, quantity
 from .table import Kubernetes
 
 POOL, SERVER = "poolctl.dev/pool", "poolctl.dev/server"  # labels of all objects, and selectors
-# Pods of the earlier revision need them until the rollout ends; Argo CD and Flux do not know that they do.
+# Pods of the earlier revision need these objects until the rollout ends, which Argo CD and Flux do not know.
 _PRUNED_LAST = {
     "argocd.argoproj.io/sync-options": "PruneLast=true",
     "kustomize.toolkit.fluxcd.io/prune": "disabled",
@@ -37,22 +37,22 @@ _CONFIG_DIRECTORY, _CONFIG_FILE = "/etc/poolctl", "pool.json"
 _HEALTH_PORT = 9000
 _FIRST_UNPRIVILEGED_PORT = 1024
 _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
-# For an app without a readiness probe, whose event loop answers. The period is short, because kubelets before 1.22 ask
-# for the first time up to a whole period after the startup probe has succeeded.
+# For an app without a readiness probe. The period is short, because kubelets before 1.22 send the first probe up to a
+# whole period after the startup probe has succeeded.
 _READINESS_SECONDS, _READINESS_FAILURES = 1, 10
 _DIGEST_BYTES = 5
-# Besides start_timeout, for the image, the node, and what the server waits for: Kubernetes' default.
+# Added to start_timeout, for image, node and dependencies: Kubernetes' default.
 _PROGRESS_SECONDS = 600
-# A run that could not begin at its time is dropped after this time; the CronJob controller looks every 10 s.
+# A delayed run is dropped after this time; the CronJob controller checks every 10 s.
 _LATEST_RUN_SECONDS = 30
-_RUNS_KEPT = 3  # with their output: successful runs, and as many failed ones
+_RUNS_KEPT = 3  # of successful and of failed runs each, with their output
 _SMALL = {"cpu": "10m", "memory": "32M"}  # enough to wait
 _NO_RIGHTS = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-# A node that is drained costs a job no attempt.
+# Draining a node does not count as a failed attempt of a job.
 _DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 _SURVIVES_EVICTION = {"rules": [{"action": "Ignore", "onPodConditions": [_DISRUPTED]}]}
 # Keys of the server that `poolctl serve` needs in the pod.
@@ -85,7 +85,7 @@ for place in sys.argv[1:]:
 class SharedSettings:
     """The settings that all servers' objects share: the pool's name, table [kubernetes] and handler function.
 
-    `by_reference`: values of the environment are in Secrets that somebody else creates.
+    With `by_reference`, somebody else creates the Secrets with values of the environment.
     """
 
     name: str
@@ -110,7 +110,7 @@ class SharedSettings:
         }
 
     def metadata(self, server: str, wave: int = 0, more: Mapping[str, str] = {}) -> Table:
-        """The labels and annotations of an object or a pod: `more`, and those of [kubernetes]."""
+        """The labels and annotations of an object or a pod; `more` are further annotations."""
         labels = {"app.kubernetes.io/part-of": self.name, "app.kubernetes.io/managed-by": "poolctl"}
         if server:
             of_server = {
@@ -124,15 +124,15 @@ class SharedSettings:
         return {"labels": labels, **({"annotations": annotations} if annotations else {})}
 
     def selector(self, server: str) -> dict[str, str]:
-        """The labels that select the server's pods; a Deployment's can never change."""
+        """The labels that select the server's pods. The selector of a Deployment can never change."""
         return {POOL: self.name, SERVER: server}
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A server as it is in its pods (see `in_pod`), with the environment there, and what it waits for.
+    """A server in its pods (see `in_pod`), with its environment there.
 
-    `awaited` are addresses, HOST:PORT; `wave` is its place in the order of dependencies, from 0.
+    `awaited` are the addresses (HOST:PORT) of dependencies; `wave` is the place in their order, from 0.
     """
 
     server: ServerConfig
@@ -142,7 +142,7 @@ class Deployed:
 
 
 def with_service_addresses(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
-    """The servers with the names of their Services as addresses, also in references between them."""
+    """The servers with the names of their Services as addresses, also in references to each other."""
     return with_resolved_references(
         server.at(Address("tcp", host=server.name, port=server.address.port)) if server.listens else server
         for server in servers
@@ -157,7 +157,7 @@ def in_pod(server: ServerConfig) -> ServerConfig:
 
 
 def path_in_image(path: str, server: ServerConfig, settings: Kubernetes) -> str:
-    """The path in the image for a path on this machine; one outside the directory of the file stays unchanged."""
+    """The path in the image for a path on this machine. Paths outside the directory of the file stay unchanged."""
     inside = posixpath.relpath(path, server.base_dir or "/")
     return path if inside.startswith("..") else posixpath.normpath(posixpath.join(settings.directory, inside))
 
@@ -212,13 +212,13 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
             }
             yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
-        # A Job cannot be changed, and runs again when its server has changed.
+        # A Job is immutable: a changed server becomes a new Job, which runs again.
         yield manifest("batch/v1", "Job", _with_digest(name, template), spec=run)
         return
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    # A program without a port may be a scheduler: two must not run at the same time.
+    # A program without a port can be a scheduler, which must not run twice at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)
     probed = port is not None or server.health.startup or server.health.readiness
     watched_seconds = 0 if probed else math.ceil(server.ready_after)
@@ -260,8 +260,8 @@ def digest_of(content: Mapping[str, object]) -> str:
 
 def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
     """A configuration file with this server alone, for use inside the image."""
-    given = server.as_given()
-    table: Table = {key: given[key] for key in _CARRIED if key in given}
+    values = server.as_given()
+    table: Table = {key: values[key] for key in _CARRIED if key in values}
     table |= {"name": server.name, **({"bind": server.bind} if server.listens else {})}
     for key in ("app_dir", "cwd"):
         table[key] = path_in_image(getattr(server, key), server, pool.settings)
@@ -272,21 +272,21 @@ def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
     elif "health" in table:
         table["health"] = {kind: probe for kind, probe in table["health"].items() if "http" in probe}
     if server.scale.max > 1:
-        table["scale"] = {"max": 2}  # for `serve`: there are several, and no worker has a number
-    if "log" in given:
+        table["scale"] = {"max": 2}  # tells `serve` that workers have no number
+    if "log" in values:
         table["log"] = {"format": server.log.format}
     if server.limits.open_files is not None:
         table["limits"] = {"open_files": server.limits.open_files}
     handlers = {"handlers": pool.handlers} if pool.handlers and server.handler_key else {}
     escaped: Table = _escaped({"pool": {"name": pool.name, **handlers}, "server": [table]})
-    # They are not those of the address, but those of the container.
-    if own := {name: f"${{{name}}}" for name in server.address_variables if name in server.env}:
-        escaped["server"][0]["env"] = own
+    # `env` overrides these variables of the address: take the values from the container.
+    if env := {name: f"${{{name}}}" for name in server.address_variables if name in server.env}:
+        escaped["server"][0]["env"] = env
     return escaped
 
 
 def _escaped(value: Tree) -> Tree:
-    """The value as a file has it, where `${VAR}` would be a reference to a variable."""
+    """The value for a file, with `${` escaped."""
     if isinstance(value, dict):
         return {key: _escaped(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -356,11 +356,11 @@ def _pod_spec(
 
 
 def _variables(environment: PodEnvironment, secret: str, settings: Kubernetes) -> Table:
-    """The container's `envFrom` and `env`: a later source wins, and `env` over all of `envFrom`."""
+    """The container's `envFrom` and `env`. Later sources take precedence, and `env` over `envFrom`."""
     sources = [{"secretRef": {"name": name}} for name in (secret, *settings.secrets) if name]
     variables: list[Table] = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
-        for name in environment.given
+        for name in environment.from_env
         if settings.secrets
     ]
     variables += [{"name": name, "value": _literal(value)} for name, value in environment.plain.items()]
@@ -368,7 +368,7 @@ def _variables(environment: PodEnvironment, secret: str, settings: Kubernetes) -
 
 
 def _literal(text: str) -> str:
-    """The text as the kubelet reads it: it would replace $(NAME), and takes $$ for $."""
+    """The text escaped for the kubelet, which replaces $(NAME) and $$."""
     return text.replace("$", "$$")
 
 
@@ -429,7 +429,7 @@ def _probe_action(server: ServerConfig, probe: Probe | None) -> Table:
     if probe.tcp:
         return {"tcpSocket": {"port": "http"}}
     assert probe.http is not None, f"another kind of probe: {probe!r}"
-    # As poolctl probes it: the kubelet's own Host is the pod's address, which Django, for one, answers with 400.
+    # The Host that poolctl sends: the kubelet would send the pod's address, which Django answers with 400.
     host = (
         {}
         if "host" in map(str.lower, probe.headers)
@@ -481,15 +481,15 @@ def _times(probe: Probe | None, period_seconds: int, failures: int) -> Table:
 
 
 def _resources(server: ServerConfig, settings: Kubernetes, most: Mapping[str, str] | None = None) -> Table:
-    """The container's requests, which are at most `most`, and its limits, which no request exceeds."""
+    """The container's limits, and its requests, which exceed neither `most` nor the limits."""
     limits = {} if server.limits.memory is None else {"memory": _quantity(server.limits.memory)}
     requests = {}
     for name, value in settings.requests:
         if value is not None:
-            bounds = [each[name] for each in (most or {}, limits) if name in each]
-            requests[name] = min([value, *bounds], key=lambda each: quantity(each) or 0)
-    found = {**({"requests": requests} if requests else {}), **({"limits": limits} if limits else {})}
-    return {"resources": found} if found else {}
+            bounds = [quantities[name] for quantities in (most or {}, limits) if name in quantities]
+            requests[name] = min([value, *bounds], key=lambda text: quantity(text) or 0)
+    resources = {**({"requests": requests} if requests else {}), **({"limits": limits} if limits else {})}
+    return {"resources": resources} if resources else {}
 
 
 def _quantity(size: int) -> str:

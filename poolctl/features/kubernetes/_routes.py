@@ -58,7 +58,7 @@ _path = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+")
 
 
 class CompiledRoutes(NamedTuple):
-    """The routes' objects. `ignored` are keys without effect on a cluster, `warnings` name the routes left out."""
+    """The objects of the routes. `ignored` are keys without effect on a cluster; `warnings` name omitted routes."""
 
     routes: list[Table]
     problems: list[Located]
@@ -80,41 +80,43 @@ def compile_routes(
     without a load balancer is never healthy. `hidden` are values of environment variables, which must not appear in a
     Kubernetes object.
     """
-    found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
+    compiled = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:
         finding = Finding(("labels",), "they have no effect: the pool has no gateway", "add [gateway]")
-        with_labels = (each for each in servers if any(name.startswith("route.") for name in each.labels))
-        found.ignored.extend((each, finding) for each in with_labels)
-        return found
-    known = ServerIndex(servers)
+        for server in servers:
+            if any(name.startswith("route.") for name in server.labels):
+                compiled.ignored.append((server, finding))
+        return compiled
+    index = ServerIndex(servers)
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
-    for written in written_routes(known, tables):
+    for written in written_routes(index, tables):
         config = written.config
-        to, reasons = known.resolve_targets_with_reasons(config.to) if config else ((), [])
+        to, reasons = index.resolve_targets_with_reasons(config.to) if config else ((), [])
         reason = written.reason or ("" if to or (config and config.redirect) else "; ".join(reasons))
         if config is None or reason:
-            found.warnings.append(f"the route {written.alias} is not exported: {reason}")
+            compiled.warnings.append(f"the route {written.alias} is not exported: {reason}")
             continue
-        for finding in (*_unsupported(config, to, pool), *secret_keys(_headers(config), hidden)):
-            found.problems.append(locate_finding(written, finding))
-        found.ignored.extend(locate_finding(written, key) for key in _ignored_keys(config, pool))
-        served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
+        headers = {key: dict(getattr(config, key)) for key in _HEADERS if getattr(config, key)}
+        for finding in (*_unsupported(config, to, pool), *secret_keys(headers, hidden)):
+            compiled.problems.append(locate_finding(written, finding))
+        compiled.ignored.extend(locate_finding(written, key) for key in _ignored_keys(config, pool))
+        served.append((written, config, [(target.server, target.weight) for target in to if target.server]))
     only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
-    for written, config, backends in () if found.problems else served:
+    for written, config, backends in () if compiled.problems else served:
         name = _route_object_name(pool, written.alias)
         ports = [(name, moved[name].address.port or 0, weight) for name, weight in backends]
         if pool.settings.ingress_class is not None:
             spec = _ingress_spec(config, pool.settings, backends[0][0])
-            made = pool.manifest("networking.k8s.io/v1", "Ingress", name, wave=wave, spec=spec)
+            manifest = pool.manifest("networking.k8s.io/v1", "Ingress", name, wave=wave, spec=spec)
         else:
             listener = ""
             if (config.host, config.path) in only_plain:
                 listener = _PLAIN_LISTENER if _redirects_to_https(config) else _TLS_LISTENER
             parent = _parent_reference(str(pool.settings.gateway), listener)
             spec = _http_route_spec(config, parent, ports)
-            made = pool.manifest("gateway.networking.k8s.io/v1", "HTTPRoute", name, wave=wave, spec=spec)
-        found.routes.append(made)
-    return found
+            manifest = pool.manifest("gateway.networking.k8s.io/v1", "HTTPRoute", name, wave=wave, spec=spec)
+        compiled.routes.append(manifest)
+    return compiled
 
 
 def _problems_of_gateway(tables: Tables) -> Iterator[Located]:
@@ -122,10 +124,6 @@ def _problems_of_gateway(tables: Tables) -> Iterator[Located]:
     if gateway is not None and gateway.header_for_host.lower() != "host":
         fix = "leave it out"
         yield None, Finding(("gateway", "header_for_host"), "a cluster's gateway routes by Host alone", fix)
-
-
-def _headers(config: RouteConfig) -> Table:
-    return {key: dict(getattr(config, key)) for key in _HEADERS if getattr(config, key)}
 
 
 def _redirects_to_https(config: RouteConfig) -> bool:
@@ -139,9 +137,9 @@ def _unsupported(config: RouteConfig, to: Collection[Any], pool: SharedSettings)
     if config.policy not in (*_POLICIES, *_SIMILAR_POLICIES):
         fix = f"use {' or '.join(_POLICIES)}"
         yield Finding(("policy",), f"no standard field chooses backends by {config.policy}", fix)
-    for each in to:
-        if not each.server:
-            yield Finding(("to",), f"{each.url} is no Service", "lead the route to servers of the pool")
+    for target in to:
+        if not target.server:
+            yield Finding(("to",), f"{target.url} is not a Service", "lead the route to servers of the pool")
     pattern = host_pattern(config.host)
     if config.host and (
         pattern.tier in (LABEL, WILDCARD) or is_ip_address(config.host) or not _host.fullmatch(config.host)
@@ -194,7 +192,7 @@ def _unsupported_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iter
 
 
 def _is_used(config: RouteConfig, key: str) -> bool:
-    """Whether the key is given, in the route or as a default of routes, with a value that has an effect."""
+    """Whether the route or the defaults of routes set the key to a value that has an effect."""
     value = getattr(config, key)
     if isinstance(value, Section):
         return bool(value.model_fields_set)
@@ -253,7 +251,7 @@ def _http_route_spec(config: RouteConfig, parent: Table, backends: Iterable[tupl
         **_timeouts_field(config.timeouts),
     }
     # A rule that replaces a prefix has one match (Gateway API, HTTPPathModifier).
-    groups = [[each] for each in matches] if config.strip_path else [matches]
+    groups = [[match] for match in matches] if config.strip_path else [matches]
     return {
         "parentRefs": [parent],
         **({"hostnames": [config.host]} if config.host else {}),

@@ -23,13 +23,13 @@ from ._compile import compile_pool
 from ._environment import IN_ENV, PoolVariables
 
 _KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")  # where kustomize looks
-# Everything else is quoted: readers in Go, of YAML 1.1 and 1.2, find more numbers and booleans than PyYAML does.
+# All other strings are quoted: Go's YAML parsers recognize more numbers and booleans than PyYAML.
 _WORD = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*")
 _NOT_TEXT = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes strings that every reader of YAML takes for strings, those of several lines as blocks; no aliases."""
+    """Writes strings that every YAML parser reads as strings, multi-line strings as blocks, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Tell PyYAML never to write an alias."""
@@ -56,14 +56,14 @@ def files(place: Place, wanted: Wanted) -> Files:
         failure.outcome.errors = [_with_local_file(error, variables) for error in failure.outcome.errors]
         raise
     directory = str(wanted.into or "")
-    found = compile_pool(config, ref.files, by_reference=by_reference, directory=directory)
-    made_by = f"Made by `poolctl export kubernetes` for the pool {found.name}."
-    objects = {f"server-{name}.yaml": made for name, made in found.objects.items()}
-    if found.routes:
-        objects["routes.yaml"] = found.routes
-    texts = {name: _text(made, made_by) for name, made in objects.items()}
-    warnings = [*found.warnings, *variables.warnings(config)]
-    notes = [f"the pods need this Secret, if it is not there: {command}" for command in found.create_secrets]
+    compiled = compile_pool(config, ref.files, by_reference=by_reference, directory=directory)
+    made_by = f"Made by `poolctl export kubernetes` for the pool {compiled.name}."
+    objects = {f"server-{name}.yaml": manifests for name, manifests in compiled.objects.items()}
+    if compiled.routes:
+        objects["routes.yaml"] = compiled.routes
+    texts = {name: _text(manifests, made_by) for name, manifests in objects.items()}
+    warnings = [*compiled.warnings, *variables.warnings(config)]
+    note = "the pods need this Secret, if it is not there: "
     if directory:
         paths = (os.path.join(directory, name) for name in _KUSTOMIZATIONS)
         foreign = next(
@@ -80,14 +80,14 @@ def files(place: Place, wanted: Wanted) -> Files:
         made_by=made_by,
         next_commands=f"kubectl apply -k {shlex.quote(directory or 'DIRECTORY')}",
         warnings=warnings,
-        notes=notes,
-        private=[name for name, made in objects.items() if any(each["kind"] == "Secret" for each in made)],
+        notes=[note + command for command in compiled.create_secrets],
+        private=[name for name in objects if any(item["kind"] == "Secret" for item in objects[name])],
         is_whole=True,
     )
 
 
 def _with_local_file(error: ErrorEntry, variables: PoolVariables) -> ErrorEntry:
-    """The problem of an unset variable with another fix if a `.env` has it, which is not exported."""
+    """The error with another hint if it is an unset variable that a `.env` sets; a `.env` is not exported."""
     for path, names in variables.local.items():
         for name in names:
             if error.message == f"the environment variable {name} is not set":

@@ -716,8 +716,8 @@ def test_keys_that_nearly_everybody_needs(export: Any) -> None:
     ("line", "words"),
     [
         ('namespace = "My Shop"', "namespace: no namespace can be named 'My Shop'"),
-        ('requests = { cpu = "lots" }', "requests.cpu: 'lots' is no quantity"),
-        ('requests = { memory = "128m" }', "requests.memory: '128m' is no quantity"),
+        ('requests = { cpu = "lots" }', "requests.cpu: 'lots' is not a Kubernetes quantity"),
+        ('requests = { memory = "128m" }', "requests.memory: '128m' is not a Kubernetes quantity"),
         ('secrets = ["Shop_Database"]', "secrets: no Secret can be named 'Shop_Database'"),
         ('pull_secrets = ["a_b"]', "pull_secrets: no Secret can be named 'a_b'"),
         ('service_account = "-"', "service_account: no ServiceAccount can be named '-'"),

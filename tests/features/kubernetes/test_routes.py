@@ -243,7 +243,7 @@ REFUSALS: list[tuple[Object, str]] = [
     ({"backend_limit": {"concurrency": 3}}, "backend_limit: no standard field limits requests"),
     ({"policy": "ip-hash"}, "policy: no standard field chooses backends by ip-hash"),
     ({"register": True}, "register: a cluster's backends are Services"),
-    ({"to": "http://10.0.0.7:9000"}, "to: http://10.0.0.7:9000 is no Service"),
+    ({"to": "http://10.0.0.7:9000"}, "to: http://10.0.0.7:9000 is not a Service"),
     ({"path": "/a//b"}, "path: no object of a cluster matches the path '/a//b'"),
     ({"host": "shop"}, "host: no object of a cluster matches the host 'shop'"),
     ({"host": "a*.example.com"}, "host: no object of a cluster matches"),
