@@ -36,9 +36,10 @@ def _add(panel: str, name: str, help: str, *, first: bool = False, module: str =
 
 def _add_of_features(panel: str) -> None:
     for feature in features():
-        for name, each in feature.commands.items():
-            if each.panel == panel:
-                _add(panel, name, each.help, first=each.first, module=f"{feature.package}.{each.module}")
+        for name, command in feature.commands.items():
+            if command.panel == panel:
+                module = f"{feature.package}.{command.module}"
+                _add(panel, name, command.help, first=command.first, module=module)
 
 
 _add("Get started", "init", "Write a starter pool.toml, or the file that -c names.", first=True)

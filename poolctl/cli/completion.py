@@ -44,30 +44,30 @@ def tags(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_quietly
 def backends(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """The gateway's backends."""
-    return [each["host"] for each in _ask_pool(ctx, "hosts") or ()]
+    return [backend["host"] for backend in _ask_pool(ctx, "hosts") or ()]
 
 
 @_quietly
 def routes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """The aliases of the gateway's routes."""
-    return [each["alias"] for each in _ask_pool(ctx, "routes") or ()]
+    return [route["alias"] for route in _ask_pool(ctx, "routes") or ()]
 
 
 def _pool(ctx: typer.Context) -> Any:
-    """The pool that -c or --pool names, before the command or after it; a `~` in the path of -c is expanded here."""
+    """The pool that -c or --pool names before or after the command; `~` in the path of -c is expanded."""
     from pathlib import Path
 
     from poolctl.cli.place import Place
     from poolctl.cli.pool_ref import find_pool
 
-    given = {**ctx.find_root().params, **{key: value for key, value in ctx.params.items() if value}}
-    files = [Path(each).expanduser() for each in given.get("config") or ()]
-    return find_pool(Place(config=files, pool=given.get("pool"), quiet=True), missing_ok=True)
+    params = {**ctx.find_root().params, **{key: value for key, value in ctx.params.items() if value}}
+    files = [Path(file).expanduser() for file in params.get("config") or ()]
+    return find_pool(Place(config=files, pool=params.get("pool"), quiet=True), missing_ok=True)
 
 
 def _servers(ctx: typer.Context) -> list[dict[str, Any]]:
-    found = _ask_pool(ctx, "list")
-    return [*_servers_in_files(_pool(ctx).files)] if found is None else found
+    servers = _ask_pool(ctx, "list")
+    return [*_servers_in_files(_pool(ctx).files)] if servers is None else servers
 
 
 def _ask_pool(ctx: typer.Context, verb: str) -> list[dict[str, Any]] | None:
@@ -88,16 +88,16 @@ def _servers_in_files(paths: Iterable[str]) -> Iterable[dict[str, Any]]:
 
     for document in read_documents([*paths])[0]:
         tables = document.data if isinstance(document.data, list) else document.data.get("server", [])
-        for each in [table for table in tables if isinstance(table, dict)]:
-            texts = {key: str(each.get(key) or "") for key in ("name", "bind")}
-            yield {**texts, "tags": [*map(str, each.get("tags") or ())]}
+        for server in [table for table in tables if isinstance(table, dict)]:
+            texts = {key: str(server.get(key) or "") for key in ("name", "bind")}
+            yield {**texts, "tags": [*map(str, server.get("tags") or ())]}
 
 
 @contextlib.contextmanager
 def whole_words() -> Generator[None, None, None]:
-    """While bash completes: join the words that it has split at `:` and `=`, and print what follows the last colon.
+    """While bash completes: join the words that bash split at `:` and `=`, and print the part after the last colon.
 
-    Typer's script hands over COMP_WORDS as bash has it: `127.0.0.1:80` is three words, of which it replaces one.
+    Typer's script passes COMP_WORDS unchanged: `127.0.0.1:80` is three words, and bash replaces only the last.
     """
     if os.environ.get(VARIABLE) != "complete_bash":
         yield
@@ -109,10 +109,10 @@ def whole_words() -> Generator[None, None, None]:
         else:
             joined.append(word)
     os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
-    known = "".join(joined[-1].rpartition("=")[2].rpartition(":")[:2])
+    prefix = "".join(joined[-1].rpartition("=")[2].rpartition(":")[:2])
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             yield
     finally:
-        print(*(line.removeprefix(known) for line in printed.getvalue().splitlines()), sep="\n")
+        print(*(line.removeprefix(prefix) for line in printed.getvalue().splitlines()), sep="\n")

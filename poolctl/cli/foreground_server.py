@@ -34,7 +34,7 @@ from poolctl.worker.process_setup import SPEC_FD, SetupFailed
 
 
 def prepare_single_server(selection: Filters, pool: PoolRef, command: str) -> ServerConfig:
-    """The configuration of the only server that is selected. `command` is the command to name in messages.
+    """The configuration of the only selected server. `command` is the command name for messages.
 
     Raises UsageError if several servers are selected, Failure if the configuration is invalid or no server is selected,
     PoolValidateError if this machine cannot run the server, and ControlError (exit 8) if it already runs in the pool.
@@ -45,14 +45,14 @@ def prepare_single_server(selection: Filters, pool: PoolRef, command: str) -> Se
 
 
 def single_server(selection: Filters, pool: PoolRef, command: str, *, check: bool = False) -> ServerConfig:
-    """The only server in the files that is selected; with `check` it is certain that this machine can run it.
+    """The only selected server in the files; with `check`, also check that this machine can run it.
 
-    Raises as `prepare_single_server`, but no ControlError.
+    Raises the errors of `prepare_single_server` except ControlError.
     """
     config = load(pool)
     withhold_variables(config.secret_variable_names, only=True)
     servers = servers_with_chosen_ports(config, pool)
-    names = [each.name for each in choose([item_from_config(each) for each in servers], selection)]
+    names = [item.name for item in choose([item_from_config(server) for server in servers], selection)]
     if len(names) != 1:
         raise UsageError(
             f"{command.split()[-1]} runs one server, and {len(names)} are selected", hint=f"{command} NAME"
@@ -60,16 +60,16 @@ def single_server(selection: Filters, pool: PoolRef, command: str, *, check: boo
     if check and (problems := config.check_external(names=names)):
         raise PoolValidateError("the server cannot run", problems)
     servers = servers_with_chosen_ports(config, pool, choose_ports=True)
-    (server,) = [each for each in with_resolved_references(servers) if each.name == names[0]]
+    (server,) = [server for server in with_resolved_references(servers) if server.name == names[0]]
     return server
 
 
 def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
     try:
-        found = Client(pool.socket).ask(Result, "list", {"selector": {"targets": [server.name]}})
+        answer = Client(pool.socket).ask(Result, "list", {"selector": {"targets": [server.name]}})
     except ControlError:
         return
-    for item in found.items:
+    for item in answer.items:
         if item.state not in ENDED:
             raise ControlError(
                 f"{server.name} is {in_words(item.state)} in this pool",
@@ -120,7 +120,7 @@ class ForegroundServer:
                 self._become_command()
             sockets = [*self.listeners, *more]
             files = [memory_file("poolctl", content) for content in self.tls]
-            numbers = [each.fileno() for each in sockets]
+            numbers = [listener.fileno() for listener in sockets]
             count = len(self.listeners)
             self._become_part(part, role, [*numbers[:count], *files, *numbers[count:]])
         except (SetupFailed, OSError) as error:
@@ -163,8 +163,8 @@ def _open_listeners(server: ServerConfig) -> list[socket.socket]:
 
 def _move_descriptors(fds: Iterable[int], first: int) -> None:
     """Move the descriptors to `first` and the following numbers, and make them inheritable."""
-    given = list(fds)
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(given)) for fd in given]
+    originals = list(fds)
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(originals)) for fd in originals]
     for number, fd in enumerate(lifted, first):
         os.dup2(fd, number)
 
@@ -186,6 +186,6 @@ def run_server_in_foreground(place: Place, selection: Filters, *, access_log: bo
 
 def _announcement(server: ServerConfig) -> str:
     where = f" on {server.expose}" if server.expose else ""
-    needed = ", ".join(each.name for each in server.depends_on)
+    needed = ", ".join(dependency.name for dependency in server.depends_on)
     alone = f"; dependencies not started: {needed}" if needed else ""
     return f"{server.name}{where} runs in this terminal, Ctrl-C stops it{alone}"

@@ -38,14 +38,14 @@ class PoolGroup(TyperGroup):
         return name, command, rest
 
     def imported(self, name: str) -> Any:
-        """The command of this name, whose module is imported now."""
+        """Import the module of the command, and return the command."""
         app: typer.Typer = import_module(self.modules[name]).app
         app.rich_markup_mode = self.rich_markup_mode
         return typer.main.get_command(app)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = next((at for at, word in enumerate(args) if word in self.commands), len(args))
-        _refuse_empty_words(self, ctx, args[:own])
+        end = next((at for at, word in enumerate(args) if word in self.commands), len(args))
+        _refuse_empty_words(self, ctx, args[:end])
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -138,7 +138,7 @@ class TakesProgram(PoolCommand):
 
 
 def _refuse_empty_words(command: Any, ctx: Any, args: list[str]) -> None:
-    """Raise SelectorError for an empty word: it would match everything, name this directory, or count as not given."""
+    """Raise SelectorError for an empty word, which would match everything or count as missing."""
     options = {
         spelling: param.opts[-1]
         for param in command.params
@@ -146,7 +146,7 @@ def _refuse_empty_words(command: Any, ctx: Any, args: list[str]) -> None:
         for spelling in param.opts
     }
     arguments = [
-        _without_brackets(each.metavar) for each in command.params if each.param_type_name == "argument"
+        _without_brackets(param.metavar) for param in command.params if param.param_type_name == "argument"
     ]
     argument = arguments[0] if len(arguments) == 1 else "an argument"
     for before, word in () if ctx.resilient_parsing else pairwise(["", *args]):

@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import Problem
 
-# A change that was made is saved, even if not for every server or not in time.
+# A change is saved even if it failed for some servers or was not complete in time.
 _SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 
 NO_SAVE = Save()
@@ -208,7 +208,7 @@ class WriteBack:
                 raise Failure(Outcome.failed(exit_codes.NOT_PERMITTED, message, hint))
 
     def _refusal(self, instructions: Sequence[Problem]) -> Outcome:
-        """The error outcome for files that are not TOML; it lists the changes that the user has to make by hand."""
+        """The error outcome for files that are not TOML, with the changes to make by hand."""
         hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
         if any(MASK in instruction.message for instruction in instructions):
             hint += f" ({MASK} stands for a secret)"
@@ -224,7 +224,7 @@ class WriteBack:
     def apply_and_write(self, live: Callable[[], Outcome]) -> Outcome:
         """Check the new files, call `live` to change the running servers, and write the files; return the outcome.
 
-        For a dry run, only check the new files, and return their difference from the present ones.
+        For a dry run, only check the new files, and return the difference.
         """
         self.validate_draft()
         if self._dry_run:
@@ -237,7 +237,7 @@ class WriteBack:
         return self._write_and_report(outcome) if outcome.exit_code in _SAVED_EXIT_CODES else outcome
 
     def _write(self) -> None:
-        """Write the draft; if a file has been edited since it was read, apply the change to the new text, and retry."""
+        """Write the draft. If a file was edited in the meantime, apply the change to the new text and retry."""
         from poolctl.config import FileChanged
 
         for _ in range(_ATTEMPTS):

@@ -183,7 +183,7 @@ def _escaped(text: str) -> str:
 
 
 def log_paths(items: Iterable[ServerDescription], directory: str) -> dict[str, str]:
-    """The log file of each server by name: the configured one, else the one in the pool's `directory` of logs."""
+    """The log file of each server by name: the configured file, or a file in `directory`."""
     return {
         item.name: (item.config.get("log") or {}).get("path") or f"{directory}/{item.name}.log"
         for item in items

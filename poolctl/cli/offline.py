@@ -61,7 +61,7 @@ def load(
 
 
 def warning_of_unusable_files(failure: PoolError | Failure, consequence: str) -> str:
-    """The warning of a command that works without the pool's files, and what that means for its result."""
+    """The warning that a command works without the pool's files, and the effect on its result."""
     errors = failure.outcome.errors if isinstance(failure, Failure) else error_entries(failure)
     return f"{problem_text(errors[0])}; {consequence} (`poolctl validate` shows the fix)"
 
@@ -149,8 +149,8 @@ def _with_routes(items: list[ServerDescription], config: Configuration) -> list[
     routes = routes_of(config, config.tables)
     if routes is None:
         return items
-    found = routes_to_servers(route for route in routes if not isinstance(route, ExcludedRoute))
-    return [replace(item, routes=found.get(item.name, ())) for item in items]
+    by_server = routes_to_servers(route for route in routes if not isinstance(route, ExcludedRoute))
+    return [replace(item, routes=by_server.get(item.name, ())) for item in items]
 
 
 def summary_of(items: list[Item], ref: PoolRef) -> Table:

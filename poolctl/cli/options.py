@@ -38,7 +38,7 @@ _MAX_DIGITS = 9
 
 
 class BadValue(typer.BadParameter):
-    """Raised for a value of an option or argument, which the command line names. `hint` is the way out of it."""
+    """The value of an option or argument is invalid. `hint` says how to fix it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -76,26 +76,26 @@ def examples(*lines: str) -> str:
 
 
 def one_of(words: Iterable[str], otherwise: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Settings of an option whose value is one of the words, which are known only at run time; else use an enum.
+    """Settings of an option that takes one of these words. For words known before run time, use an enum.
 
     `otherwise` has hints for other words.
     """
-    known = tuple(dict.fromkeys(words))
+    allowed = tuple(dict.fromkeys(words))
 
     def parse(text: str) -> str:
-        if text.lower() in known:
+        if text.lower() in allowed:
             return text.lower()
-        raise BadValue(f"unknown value {text!r}", (otherwise or {}).get(text) or near_or_all(text, known))
+        raise BadValue(f"unknown value {text!r}", (otherwise or {}).get(text) or near_or_all(text, allowed))
 
     def complete(incomplete: str) -> list[str]:
-        return [word for word in known if word.startswith(incomplete)]
+        return [word for word in allowed if word.startswith(incomplete)]
 
     return {"parser": parse, "autocompletion": complete}
 
 
-def near_or_all(text: str, known: Iterable[str]) -> str:
+def near_or_all(text: str, candidates: Iterable[str]) -> str:
     """A hint at the known word that was probably meant, or else at all of them."""
-    words = [*known]
+    words = [*candidates]
     near = difflib.get_close_matches(text, words, 1)
     near = near or [word for word in words if len(text) > 2 and word.startswith(text)]
     return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(words)}"
@@ -103,20 +103,20 @@ def near_or_all(text: str, known: Iterable[str]) -> str:
 
 def forms(*words: str, fields: Iterable[str] = (*FIELDS, UPTIME), help: str = "", hint: str = "") -> Any:
     """The option -o with these forms and, where `name` is one of them, with a comma-separated list of these fields."""
-    known = words or FORMATS
-    names = tuple(fields) if "name" in known else ()
+    allowed = words or FORMATS
+    names = tuple(fields) if "name" in allowed else ()
 
     def parse(text: str) -> str:
         texts = [word.strip() for word in text.removeprefix("=").split(",")]  # other tools accept -o=json
         for word in texts:
-            if word not in (names if len(texts) > 1 and names else (*known, *names)):
-                near = near_or_all(word, [*dict.fromkeys((*known, *names))])
+            if word not in (names if len(texts) > 1 and names else (*allowed, *names)):
+                near = near_or_all(word, [*dict.fromkeys((*allowed, *names))])
                 raise BadValue(f"unknown value {word!r}", hint.format(word) or near)
         return ",".join(texts)
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
-        offered = names if comma else dict.fromkeys((*known, *names))
+        offered = names if comma else dict.fromkeys((*allowed, *names))
         return [before + comma + word for word in offered if word.startswith(last)]
 
     help = help or "table, wide, json, jsonl, name, or FIELD,FIELD…"
@@ -132,7 +132,7 @@ def duration(text: str) -> float:
 
 
 _TIMES = '03:00, yesterday, "2026-01-31 12:00", 10m or "1 hour ago"'
-# The units of systemd.time(7), in seconds; they include those of durations.
+# The units of systemd.time(7), in seconds, including the units of durations.
 _UNITS = SECONDS | {
     **dict.fromkeys(("second", "seconds", "sec"), 1.0),
     **dict.fromkeys(("minute", "minutes", "min"), 60.0),
@@ -146,7 +146,7 @@ _DAYS = {"yesterday": -1, "today": 0, "tomorrow": 1}
 
 
 def timestamp(text: str) -> str:
-    """The timestamp, as logs have it, of a time as journalctl takes it, or of a duration ago."""
+    """Convert a time as journalctl takes it, or a duration ago, to the timestamp format of logs."""
     from poolctl.logs.log_line import stamp
 
     try:
@@ -156,7 +156,7 @@ def timestamp(text: str) -> str:
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """The time that is meant, as systemd.time(7) has it; without a zone, as `now`, if it is in local time.
+    """Parse a time as in systemd.time(7). A local time has no zone, like `now`.
 
     Raises ValueError, KeyError or OverflowError for any other text.
     """
@@ -251,7 +251,7 @@ _targets = functools.partial(
 )
 
 
-_STATES = (*(each.value for each in State), ENDED)
+_STATES = (*(state.value for state in State), ENDED)
 
 
 @dataclass(frozen=True)
@@ -357,9 +357,9 @@ Since = Annotated[
 ]
 
 
-def flags(**given: bool) -> dict[str, object]:
-    """Those of the protocol's options that are given."""
-    return {name: True for name, is_given in given.items() if is_given}
+def flags(**options: bool) -> dict[str, object]:
+    """The protocol's options that are set."""
+    return {name: True for name, is_set in options.items() if is_set}
 
 
 def caller_env(wanted: bool) -> dict[str, object]:

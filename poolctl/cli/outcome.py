@@ -78,7 +78,7 @@ class Outcome:
     def of(cls, result: Result, message: str = "", *, form: str = "", text: str | None = None) -> Outcome:
         """The outcome with the items, errors, warnings, exit code and further members of the supervisor's answer."""
         printed = type(result).PRINTED
-        made = cls(
+        outcome = cls(
             result.items,
             errors=result.errors,
             warnings=result.warnings,
@@ -88,8 +88,8 @@ class Outcome:
             text=text,
             extra=as_json(result, *printed) if printed else None,
         )
-        made.changed = result.changed
-        return made
+        outcome.changed = result.changed
+        return outcome
 
     @classmethod
     def failed(cls, exit_code: int, message: str, hint: str = "") -> Outcome:

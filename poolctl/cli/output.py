@@ -33,7 +33,7 @@ class OutputError(OSError):
 
 
 class WholeFile(io.FileIO):
-    """An open descriptor whose `write` writes everything, waiting where a pipe does not block. It stays open."""
+    """Writes everything to an open descriptor, and waits where a pipe does not block. Never closes it."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -94,9 +94,9 @@ def _file_of(stream: TextIO) -> WholeFile | None:
 
 
 class LineOutput:
-    """Writes lines to a stream's descriptor. Those for which a disk has no room are dropped, and counted later.
+    """Writes lines to a stream's descriptor. When the disk is full, lines are dropped and counted.
 
-    `as_line` makes that line, with its line break, of a text. A stream in memory is used as it is.
+    `as_line` formats the line that reports the drops. A stream in memory is used as it is.
     """
 
     def __init__(self, stream: TextIO, as_line: Callable[[str], str]) -> None:
@@ -135,7 +135,7 @@ class LineOutput:
 
 
 def without_commands(text: str) -> str:
-    """The text, which follows other text on its line, with each command to a CI escaped: `#\\x23[`, `\\x3a:`."""
+    """The text with commands to a CI escaped (`#\\x23[`, `\\x3a:`), for the middle of a line."""
     text = _with_escaped_marks(text, "\\x23")
     if "section_" in text:
         for word in ("start:", "end:"):
@@ -148,12 +148,12 @@ def without_commands(text: str) -> str:
 
 
 def lines_without_commands(text: str) -> str:
-    """The text as from `without_commands`, also if its first line begins with `::`."""
+    """Like `without_commands`, for a text at the beginning of a line, where `::` is a command."""
     return without_commands(f"\n{text}")[1:]
 
 
 def json_without_commands(document: Mapping[str, object]) -> str:
-    """The document in JSON on one line, in which no text is a command to a CI: `#\\u0023[`."""
+    """The document in JSON on one line, with commands to a CI escaped: `#\\u0023[`."""
     return _with_escaped_marks(json.dumps(document, default=str), "\\u0023")
 
 
@@ -165,7 +165,7 @@ def _with_escaped_marks(text: str, escape: str) -> str:
 
 
 def is_github(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether GitHub's runner, or one that works like it, reads the output."""
+    """Whether GitHub's runner or a compatible one reads the output."""
     return env.get("GITHUB_ACTIONS") == "true"
 
 
@@ -188,7 +188,7 @@ class Annotations:
         self._places: Mapping[str, Place] | None = None
 
     def write(self, level: str, text: str, *, server: str = "", place: Place | None = None) -> None:
-        """Write the text as an "error" or "warning" at `place`, or at the table of the server if that is None."""
+        """Write the text as an "error" or "warning" at `place`, or else at the table of the server."""
         is_wanted = is_github() and (place or self.of_servers)
         if not is_wanted or len(self._written) == MAX_ANNOTATIONS:
             return
@@ -197,8 +197,8 @@ class Annotations:
             return
         self._written.add(subject)
         properties = ""
-        if found := place or self._server_places().get(server):
-            values = {"file": _path_in_workspace(found.file), "line": found.line, "col": found.column}
+        if place := place or self._server_places().get(server):
+            values = {"file": _path_in_workspace(place.file), "line": place.line, "col": place.column}
             pairs = (f"{name}={_escaped(str(value), ':,')}" for name, value in values.items() if value)
             properties = f" {','.join(pairs)}"
         sys.stderr.write(f"::{level}{properties}::{_escaped(text)}\n")
@@ -214,9 +214,9 @@ class Annotations:
         name = text.partition(" ")[0].removesuffix(":")
         if name in self._server_places():
             self.write(level, text, server=name)
-        elif (found := re.match(r"(.+?):(\d+)(?::(\d+))?: ", text)) and os.path.isfile(found[1]):
-            place = Place(os.path.abspath(found[1]), int(found[2]), int(found[3] or 0))
-            self.write(level, text[found.end() :], place=place)
+        elif (match := re.match(r"(.+?):(\d+)(?::(\d+))?: ", text)) and os.path.isfile(match[1]):
+            place = Place(os.path.abspath(match[1]), int(match[2]), int(match[3] or 0))
+            self.write(level, text[match.end() :], place=place)
         else:
             self.write(level, text)
 
@@ -232,12 +232,12 @@ class Annotations:
         return self._places
 
 
-# Of the command that runs, which tells it the pool's files.
+# The annotations of the running command, which sets the pool's files.
 command_annotations = Annotations()
 
 
 def _path_in_workspace(file: str) -> str:
-    """The path relative to GITHUB_WORKSPACE; one outside of it unchanged."""
+    """The path relative to GITHUB_WORKSPACE; a path outside of it stays unchanged."""
     if not (workspace := os.environ.get("GITHUB_WORKSPACE")):
         return file
     directory, name = os.path.split(file)

@@ -22,8 +22,8 @@ def _pools(incomplete: str) -> list[str]:
     from poolctl.control.pool_paths import runtime_root_candidates
 
     roots = [root for root in runtime_root_candidates(os.environ) if os.path.isdir(root)]
-    found = {entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")}
-    return sorted(name for name in found if name.startswith(incomplete))
+    names = {entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 _place = functools.partial(

@@ -37,7 +37,7 @@ class PoolRef:
 
     @property
     def logs_directory(self) -> str:
-        """The directory of the servers' logs, except of those with a path of their own. It need not exist."""
+        """The directory of all logs without a configured path. It need not exist."""
         return f"{pool_paths.state_dir(os.environ, self.key)}/logs"
 
 
@@ -114,7 +114,7 @@ def _is_missing(path: str) -> bool:
 
 
 def _is_running_or_left(pool: PoolRef) -> bool:
-    """Whether the pool runs, even if its control socket was removed, or was killed and has left processes."""
+    """Whether the pool runs (even without its control socket), or was killed and left processes behind."""
     from poolctl.control import pool_lock
     from poolctl.runners.left_overs import left_overs
 
@@ -134,12 +134,12 @@ def _pool_at(first: str) -> PoolRef:
 
 
 def _named(name: str) -> PoolRef:
-    found = pool_paths.named_pool_dir(os.environ, name)
-    if found is None:
+    directory = pool_paths.named_pool_dir(os.environ, name)
+    if directory is None:
         raise NoSupervisor(
             f"no running pool is named {name!r}", hint="start it from its file: poolctl -c FILE start"
         )
-    return PoolRef(_files_of(found), found)
+    return PoolRef(_files_of(directory), directory)
 
 
 def same_name_warning(pool: PoolRef) -> str:

@@ -39,10 +39,10 @@ QUIET_SECONDS = 0.15
 MAX_SECONDS = 3.0
 _SHOWN_FILES = 3
 _POLL = 'watch = { poll = "1s" }'
-# While code is being written, its page with the error is what one wants to see.
+# During development the error page of the new code is more useful than the old code.
 _UNPROVEN = {"check": False}
-# A change of code replaces the processes of servers in these states, and starts those that have ended by themselves;
-# others use the new code when they start.
+# A change of code replaces the processes of servers in these states, and restarts servers that exited by themselves;
+# other servers use the new code when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
 Answer = TypeVar("Answer", bound=Result)
@@ -67,7 +67,7 @@ class PoolWatcher:
         self._poll_seconds: float | None = None
         self._sources = WatchSet(self._files, ())
         # Files may have changed while the pool started.
-        self._is_late = self._query_servers_and_watch_files().changed is not None
+        self._is_late = self._refresh().changed is not None
         with suppress(OSError):  # a lock by which the supervisor knows that changes are about to be applied
             self._lock = os.open(self._pool.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -93,12 +93,12 @@ class PoolWatcher:
     def _wait_until_quiet(self, watch: DirectoryWatch | PolledDirectories) -> set[str] | None:
         """Wait until writing pauses, or MAX_SECONDS; returns the changed paths, None if the kernel lost events."""
         deadline = monotonic() + MAX_SECONDS
-        found: set[str] | None = set()
+        paths: set[str] | None = set()
         while True:
             more = watch.changed()
-            found = None if more is None or found is None else found | more
+            paths = None if more is None or paths is None else paths | more
             if not watch.wait(QUIET_SECONDS) or monotonic() > deadline:
-                return found
+                return paths
 
     def _apply(self, paths: set[str] | None) -> Iterator[Result]:
         replaced: set[str] = set()
@@ -107,13 +107,13 @@ class PoolWatcher:
         changed = self._sources.changed_servers(paths) | self._sources.servers_with_replaced_paths()
         yield from self._restart({name: files for name, files in changed.items() if name not in replaced})
         if any(os.path.isdir(path) for path in paths or ()):
-            self._query_servers_and_watch_files()
+            self._refresh()
             yield from self._restart({})
 
     def _apply_configuration(self) -> Generator[Result, None, set[str]]:
         """Reload the configuration and yield the result; returns the names of servers that were started or replaced."""
-        result = self._ask_catching_errors(ReloadResult, "reload", {"dry_run": False, **_UNPROVEN})
-        self._query_servers_and_watch_files()
+        result = self._ask(ReloadResult, "reload", {"dry_run": False, **_UNPROVEN})
+        self._refresh()
         yield result
         return {change.name for change in result.changes or () if change.change in ("add", "restart")}
 
@@ -122,11 +122,11 @@ class PoolWatcher:
 
         Yields the supervisor's answer to each restart.
 
-        Also restart servers whose code changed in a directory that was not watched yet, and thus caused no event.
+        Also restart servers after changes in directories that were not watched yet, and therefore caused no event.
         """
         while changed := {**self._missed, **changed}:
             self._missed = {}
-            listed = self._ask_catching_errors(Result, "list", {}, [*changed])
+            listed = self._ask(Result, "list", {}, [*changed])
             wanted = [
                 item.name
                 for item in listed.items
@@ -140,17 +140,15 @@ class PoolWatcher:
                     for line in _change_lines({name: changed[name] for name in names}, what):
                         self._say(line)
                 if replaced:
-                    yield self._ask_catching_errors(Result, "restart", {"wait": True, **_UNPROVEN}, replaced)
+                    yield self._ask(Result, "restart", {"wait": True, **_UNPROVEN}, replaced)
                 if told:
-                    yield self._ask_catching_errors(
-                        ReloadResult, "reload", {"dry_run": False, **_UNPROVEN}, told
-                    )
-                self._query_servers_and_watch_files()
+                    yield self._ask(ReloadResult, "reload", {"dry_run": False, **_UNPROVEN}, told)
+                self._refresh()
             changed = {}
 
-    def _query_servers_and_watch_files(self) -> ShowResult:
+    def _refresh(self) -> ShowResult:
         """Ask the supervisor for its servers, watch their current files and directories, and return the answer."""
-        shown = self._ask_catching_errors(ShowResult, "show", {})
+        shown = self._ask(ShowResult, "show", {})
         if shown.items or not shown.errors:  # else the supervisor has not answered
             self._sources = WatchSet(self._files, shown.items, self._sources)
             self._signalled = {item.name for item in shown.items if item.config.get("reload_signal")}
@@ -180,16 +178,16 @@ class PoolWatcher:
             self._poll_seconds = poll_seconds
         return self._watch
 
-    def _ask_catching_errors(
+    def _ask(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
     ) -> Answer:
-        # Of the command's own options a restart takes those about waiting, and a reload all.
-        own = {
+        # A restart takes only `wait` from the command's options, a reload takes all.
+        kept = {
             key: value for key, value in self._request.options.items() if verb == "reload" or key == "wait"
         }
         try:
             request = replace(
-                self._request, verb=verb, selection=Selection(targets=names), options={**own, **options}
+                self._request, verb=verb, selection=Selection(targets=names), options={**kept, **options}
             )
             return ask_for(kind, request, self._pool)
         except ControlError as failure:
@@ -206,7 +204,7 @@ def _inotify_watch() -> DirectoryWatch:
 
 
 def _add_if_new(watch: DirectoryWatch | PolledDirectories, directory: str, *changes: int) -> bool:
-    """Watch the directory if it exists; returns whether it is newly watched. Raises OSError if there are too many."""
+    """Watch the directory if it exists; returns whether it was added. Raises OSError if there are too many."""
     try:
         return watch.add_if_new(directory, *changes)
     except OSError as error:
@@ -217,19 +215,19 @@ def _add_if_new(watch: DirectoryWatch | PolledDirectories, directory: str, *chan
 
 
 class PolledDirectories:
-    """Finds changes in directories by looking at all their entries, every `interval_seconds`.
+    """Finds changes in directories by listing them every `interval_seconds`.
 
-    Some file systems report no changes of other machines: NFS, 9p, vboxsf, folders that Docker Desktop shares.
+    Some file systems do not report changes by other machines: NFS, 9p, vboxsf, shared folders of Docker Desktop.
     """
 
     def __init__(self, interval_seconds: float) -> None:
         self._interval_seconds = interval_seconds
         self._entries: dict[str, dict[str, Stamp]] = {}
-        self._shallow: set[str] = set()  # directories whose files may be written
+        self._shallow: set[str] = set()  # directories in which writes to files are ignored
         self._changed: set[str] = set()
 
     def add_if_new(self, directory: str, changes: int = 0) -> bool:
-        """Look at this directory, too; returns whether that is new. With ENTRIES, files may be written unnoticed."""
+        """Poll this directory, too; returns whether it was added. With ENTRIES, writes to files are ignored."""
         is_new = directory not in self._entries
         if is_new and changes == ENTRIES:
             self._shallow.add(directory)
@@ -250,8 +248,8 @@ class PolledDirectories:
 
     def changed(self) -> set[str]:
         """The paths changed since the last call."""
-        found, self._changed = self._changed, set()
-        return found
+        changed, self._changed = self._changed, set()
+        return changed
 
     def close(self) -> None:
         """Forget the directories."""
@@ -278,10 +276,10 @@ class PolledDirectories:
 # Directories without code of the application.
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
 CODE = ".py"
-# The endings of scripts that a command names. Other files that it names may be its output.
+# The file name extensions of scripts in a command. Other files in a command may be output files.
 SCRIPTS = (CODE, ".sh", ".js", ".mjs", ".cjs", ".ts", ".rb", ".pl", ".php", ".lua")
 Stamp = tuple[int, int, int] | None
-# Server names, each with the files of its changed code, empty if unknown.
+# The changed files of each server, by name; empty if unknown.
 Changed = dict[str, list[str]]
 
 
@@ -301,14 +299,14 @@ class WatchSet:
         self._included: dict[str, list[re.Pattern[str]]] = {}
         self._excluded: dict[str, list[re.Pattern[str]]] = {}
         self._tops: list[str] = []
-        # Servers by the paths that a link or a renamed directory may lead elsewhere.
+        # Servers by paths that can lead elsewhere after a link or directory is replaced.
         self._paths: dict[str, list[str]] = {}
         polls = [(item.config.get("watch") or {}).get("poll") for item in items]
         self.poll_seconds: float | None = min(filter(None, polls), default=None)
         self._placed = {
             item.name: min(times)
             for item in items
-            if (times := [each.placed_at for each in item.worker_list if each.placed_at is not None])
+            if (times := [worker.placed_at for worker in item.worker_list if worker.placed_at is not None])
         }
         referred: list[str] = []
         links_to_code = cache(_links_to_code)  # servers often share a directory, and it may be large
@@ -319,7 +317,7 @@ class WatchSet:
                 self._scripts.setdefault(script, []).append(item.name)
             paths = [*_scripts(config, os.path.abspath)]
             watch = config.get("watch") or {}
-            self._excluded[item.name] = [_expression(each) for each in watch.get("exclude") or ()]
+            self._excluded[item.name] = [_expression(pattern) for pattern in watch.get("exclude") or ()]
             if directory := _code_directory(config):
                 paths.append(directory)
                 top = os.path.realpath(directory)
@@ -347,7 +345,7 @@ class WatchSet:
     def _add_code(self, name: str, top: str, links_to_code: Callable[[str], list[str]]) -> list[str]:
         """Add the server's directory of code, and the code behind its links, once each; returns the links.
 
-        What the server excludes is not entered. A link to a directory above leads to nothing new.
+        Excluded directories are skipped. A link to a directory above adds nothing.
         """
         links: list[str] = []
         seen = {_device_and_inode(top)}
@@ -383,29 +381,29 @@ class WatchSet:
     def directories(self) -> Iterator[str]:
         """Every directory in which a change may be relevant."""
         for path in self._named:
-            for found in {path, os.path.realpath(path)}:
-                if os.path.isdir(found):
-                    yield found
-                yield os.path.dirname(found)
+            for location in {path, os.path.realpath(path)}:
+                if os.path.isdir(location):
+                    yield location
+                yield os.path.dirname(location)
         yield from map(os.path.dirname, self._scripts)
         for top in dict.fromkeys([*self._code, *self._tops]):
             yield from code_directories(top)
 
     def directories_of_links(self) -> Iterator[str]:
-        """Every directory with an entry that, if it is replaced, leads one of the paths elsewhere."""
+        """Every directory with an entry that one of the paths depends on."""
         for path in [*self._named, *self._paths]:
             yield from map(os.path.dirname, _places_on(path))
 
     def servers_with_replaced_paths(self) -> Changed:
-        """Map each server to those of its paths that lead elsewhere since the last check, and exist."""
-        found: Changed = {}
+        """Map each server to its existing paths that lead elsewhere since the last check."""
+        replaced: Changed = {}
         for path, names in self._paths.items():
             now = _identity(path)
             if now is not None and now != self._identities[path]:
                 self._identities[path] = now
                 for name in names:
-                    found.setdefault(name, []).append(path)
-        return found
+                    replaced.setdefault(name, []).append(path)
+        return replaced
 
     def detect_configuration_change(self) -> bool:
         """Whether the configuration or a referenced file has changed since the last check."""
@@ -418,15 +416,15 @@ class WatchSet:
             including = [name for name, patterns in self._included.items() if patterns]
             watched = (*self._code.values(), *self._scripts.values(), including)
             return {name: [] for names in watched for name in names}
-        found: Changed = {}
+        changed: Changed = {}
         for path in sorted(paths):
             places = {_place(path)}
             if not (os.path.islink(path) and os.path.isdir(path)):  # in its directory nothing has changed
                 places.add(os.path.realpath(path))
             for name in dict.fromkeys(self._servers_of(path, places)):
                 if not _matches(self._excluded[name], places):
-                    found.setdefault(name, []).append(path)
-        return found
+                    changed.setdefault(name, []).append(path)
+        return changed
 
     def _servers_of(self, path: str, places: Iterable[str]) -> Iterator[str]:
         is_code = _is_code(path) or _directory_holds_code(path)
@@ -440,26 +438,26 @@ class WatchSet:
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
         """The servers with files in these directories that are newer than `since` and than the server's workers."""
         saved = {path: time for directory in directories for path, time in _file_change_times(directory)}
-        found = {
+        newer = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]
             for name, paths in self.changed_servers(saved).items()
         }
-        return {name: paths for name, paths in found.items() if paths}
+        return {name: paths for name, paths in newer.items() if paths}
 
     def _file_stamps(self) -> dict[str, Stamp]:
-        found: dict[str, Stamp] = {}
+        stamps: dict[str, Stamp] = {}
         for path in self._named:
             names = sorted(os.listdir(path)) if os.path.isdir(path) else ()
             inside = (name for name in names if name.lower().endswith((*SUFFIXES,)))
-            for each in (path, *(os.path.join(path, name) for name in inside)):
-                found[each] = _stamp(each)
-        return found
+            for file in (path, *(os.path.join(path, name) for name in inside)):
+                stamps[file] = _stamp(file)
+        return stamps
 
 
 def _referenced_files(config: Table) -> Iterator[str]:
     env_file = config.get("env_file") or ()
-    for each in [env_file] if isinstance(env_file, (str, dict)) else env_file:
-        yield each["path"] if isinstance(each, dict) else each
+    for entry in [env_file] if isinstance(env_file, (str, dict)) else env_file:
+        yield entry["path"] if isinstance(entry, dict) else entry
     tls = config.get("tls")
     if isinstance(tls, dict):
         yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))
@@ -513,8 +511,8 @@ def _matches(patterns: Iterable[re.Pattern[str]], places: Iterable[str]) -> bool
 def _code_directory(config: Table) -> str:
     """The directory in which a changed `*.py` file restarts the server; "" if there is none.
 
-    For an application it is `app_dir`, for a command that runs Python the working directory, unless that is "/". A job
-    has none, because it is not restarted; other commands, such as a database, may not use the Python code there.
+    It is `app_dir` for an application, and the working directory (except "/") for a command that runs Python. Jobs are
+    not restarted, and other commands, such as a database, do not use Python code.
     """
     if not config.get("command"):
         return str(config.get("app_dir") or "")
@@ -542,9 +540,9 @@ def _is_python_command(config: Table) -> bool:
 
 
 def _scripts(config: Table, resolve: Callable[[str], str] = os.path.realpath) -> Iterator[str]:
-    """The scripts that the server's command names, as resolved paths; only those below its working directory.
+    """The resolved paths of scripts in the server's command, if they are below its working directory.
 
-    The program itself counts as a script if it is given as a path. A job has none, because it is not restarted.
+    The program itself counts as a script if it is a path. Jobs are not restarted, so their scripts do not matter.
     """
     if not config.get("command") or config.get("job"):
         return
@@ -556,12 +554,12 @@ def _scripts(config: Table, resolve: Callable[[str], str] = os.path.realpath) ->
             yield path
 
 
-# As many as the kernel follows (path_resolution(7)).
+# The kernel's limit (path_resolution(7)).
 _MAX_LINKS = 40
 
 
 def _places_on(path: str) -> Iterator[str]:
-    """Each symbolic link that is followed to reach the path, and where the path leads, all in real directories."""
+    """The symbolic links on the way to the path, and its target, all in real directories."""
     here, parts, links = "/", path.split("/")[::-1], 0
     while parts and links <= _MAX_LINKS:
         part = parts.pop()
@@ -582,18 +580,18 @@ def _places_on(path: str) -> Iterator[str]:
 
 
 def _place(path: str) -> str:
-    """The path in a real directory; a link is not followed."""
+    """The path with its directory resolved; a link itself is not followed."""
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def _identity(path: str) -> tuple[str, Stamp] | None:
-    """The file or directory to which the path leads, other than by its content; None if there is none."""
+    """The identity of the file or directory to which the path leads; None if it does not exist."""
     stamp = _stamp(path)
     return None if stamp is None else (os.path.realpath(path), stamp if os.path.isdir(path) else None)
 
 
 def _existing_part(path: str) -> str:
-    """The path, or the first of the directories and files above it that exists."""
+    """The path, or its nearest existing parent."""
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     return path
@@ -601,16 +599,16 @@ def _existing_part(path: str) -> str:
 
 def _links_to_code(top: str) -> list[str]:
     """The symbolic links below the directory that are code, or lead to a directory with modules."""
-    found: list[str] = []
+    links: list[str] = []
     for directory in code_directories(top):
         with suppress(OSError), os.scandir(directory) as entries:
-            found += (
+            links += (
                 entry.path
                 for entry in entries
                 if entry.is_symlink()
                 and (_is_code(entry.path) or (entry.is_dir() and _is_package(entry.path)))
             )
-    return found
+    return links
 
 
 def _is_package(directory: str) -> bool:

@@ -88,9 +88,9 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 
 def drift_line(table: Table) -> str:
     """Return a line such as `pool.toml has changed since the pool read it; …` for `table`, a ChangedFiles as JSON."""
-    found = from_json(ChangedFiles, table)
-    place = problem_text(found.problem) if found.problem is not None else ""
-    return _drift_line(found, [relative_to_cwd(path) for path in found.files], place)
+    changes = from_json(ChangedFiles, table)
+    place = problem_text(changes.problem) if changes.problem is not None else ""
+    return _drift_line(changes, [relative_to_cwd(path) for path in changes.files], place)
 
 
 def drift_line_without_values(table: Table, directory: str) -> str:
@@ -98,32 +98,33 @@ def drift_line_without_values(table: Table, directory: str) -> str:
 
     For an invalid file it has only path and line of the problem. Paths below `directory` are relative to it.
     """
-    found = from_json(ChangedFiles, table)
+    changes = from_json(ChangedFiles, table)
     place = ""
-    if found.problem is not None:
-        place = f"{relative_to(found.problem.file or found.files[0], directory)}:{found.problem.line or 1}"
-    return _drift_line(found, [relative_to(path, directory) for path in found.files], place)
+    if changes.problem is not None:
+        file = changes.problem.file or changes.files[0]
+        place = f"{relative_to(file, directory)}:{changes.problem.line or 1}"
+    return _drift_line(changes, [relative_to(path, directory) for path in changes.files], place)
 
 
-def _drift_line(found: ChangedFiles, names: Sequence[str], place: str) -> str:
+def _drift_line(changes: ChangedFiles, names: Sequence[str], place: str) -> str:
     more = len(names) - _SHOWN_FILES
     words = [*names[:_SHOWN_FILES], *([f"{more} more"] if more > 0 else [])]
     many = len(words) > 1
     what = f"{', '.join(words[:-1])} and {words[-1]}" if many else words[0]
     has, it = ("have", "them") if many else ("has", "it")
     changed = f"{what} {has} changed since the pool read {it}"
-    if found.problem is not None:
-        others = (found.problems or 1) - 1
+    if changes.problem is not None:
+        others = (changes.problems or 1) - 1
         rest = f"and {others} more: poolctl validate" if others else "poolctl validate shows the fix"
         return f"{changed}, and {'are' if many else 'is'} not valid: {place} ({rest})"
-    counts = _change_counts_text(found)
-    if found.applied:
+    counts = _change_counts_text(changes)
+    if changes.applied:
         return f"{what} {has} changed, and no server that differs was running: the pool has read {it} again{counts}"
     return f"{changed}; `poolctl reload` applies {it}{counts}"
 
 
-def _change_counts_text(found: ChangedFiles) -> str:
-    if found.added is None:
+def _change_counts_text(changes: ChangedFiles) -> str:
+    if changes.added is None:
         return ""
-    numbers = (("+", found.added), ("~", found.changed), ("-", found.removed))
+    numbers = (("+", changes.added), ("~", changes.changed), ("-", changes.removed))
     return f" ({' '.join(f'{sign}{number}' for sign, number in numbers if number) or 'no difference'})"

@@ -94,7 +94,7 @@ def styled(text: str, style: str, stream: TextIO) -> str:
 def show(outcome: Outcome) -> int:
     """Print the outcome's result, warnings and errors, and return the outcome's exit code.
 
-    The result is `items` in the format `form`, or `message` if `form` is ""; except for JSON and JSON lines, a `text`
+    The result is `items` in the format `form`, or `message` if `form` is "". Except in JSON and JSON lines, `text`
     replaces both.
     """
     outcome.items = [
@@ -108,7 +108,7 @@ def show(outcome: Outcome) -> int:
     elif outcome.form == "json":
         sys.stdout.write(json_without_commands(outcome.document()) + "\n")
     elif outcome.form == "jsonl":
-        lines = [as_json(each) for each in (*outcome.items, *outcome.errors)]
+        lines = [as_json(entry) for entry in (*outcome.items, *outcome.errors)]
         if outcome.text is not None and not outcome.items:  # such as a version
             lines.insert(0, outcome.extra)
         sys.stdout.writelines(json_without_commands({"schema": SCHEMA, **line}) + "\n" for line in lines)
@@ -212,10 +212,10 @@ _SHORT = 16  # columns are left out before cells become shorter than this
 def table(
     items: Sequence[object], columns: Sequence[str], dispensable: Iterable[str] = (), *, wide: bool = False
 ) -> str:
-    """A table with a header: on a terminal one of Rich that fits it, otherwise plain text of any width.
+    """A table with a header: fitted to a terminal by Rich, otherwise plain text of any width.
 
-    If it does not fit, `dispensable` columns are left out in this order, and a last line says so; a `wide` table keeps
-    all. Without items the text is empty, for scripts.
+    `dispensable` columns are left out in this order until the table fits, and a last line says so; a `wide` table has
+    all columns. Without items the text is empty, for scripts.
     """
     if not items:
         return ""
@@ -247,7 +247,7 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
     if wide:
         terminal.width = max(terminal.width, WIDE_COLUMNS)
 
-    def made(shown: Mapping[str, Sequence[str]], most: int | None = None) -> Table:
+    def rich_table(shown: Mapping[str, Sequence[str]], most: int | None = None) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for column in shown:
             table.add_column(
@@ -266,12 +266,12 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
         return Measurement.get(terminal, options, table).maximum <= terminal.width
 
     shown, left_out = dict(cells), []
-    for column in dispensable if not fits(made(shown)) else ():
-        if column in shown and not fits(made(shown, _SHORT)):
+    for column in dispensable if not fits(rich_table(shown)) else ():
+        if column in shown and not fits(rich_table(shown, _SHORT)):
             del shown[column]
             left_out.append(_title(column))
     with terminal.capture() as captured:
-        terminal.print(made(shown))
+        terminal.print(rich_table(shown))
         if left_out:
             text = f"{', '.join(left_out)} left out; -o wide shows all"
             terminal.print(Text(text, "dim"), soft_wrap=True)
@@ -279,17 +279,17 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
 
 
 def dependency_lines(item: ServerDescription, servers: Mapping[str, ServerDescription]) -> list[str]:
-    """The tree of the servers that this one waits for, each with its state, for a terminal."""
+    """The tree of the server's dependencies with their states, for a terminal."""
     from rich.text import Text
     from rich.tree import Tree
 
     def grow(tree: Tree, server: ServerDescription) -> None:
-        for each in server.config.get("depends_on") or ():
-            label = Text(printable(each["name"]))
-            if each["condition"] != "ready":
-                label.append(f" ({each['condition']})")
+        for dependency in server.config.get("depends_on") or ():
+            label = Text(printable(dependency["name"]))
+            if dependency["condition"] != "ready":
+                label.append(f" ({dependency['condition']})")
             branch = tree.add(label)
-            if (needed := servers.get(each["name"])) is not None:
+            if (needed := servers.get(dependency["name"])) is not None:
                 label.append(f" {needed.state}", STYLES.get(needed.state, ""))
                 grow(branch, needed)
 
@@ -306,7 +306,7 @@ def field_text(item: object, field: str) -> str:
     if field == "uptime" and is_server(item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
     if field in FIGURES and is_server(item):
-        return _cpu_or_memory_text(item, field)
+        return _usage_text(item, field)
     value = getattr(item, field, None)
     if field == "state":
         value = getattr(item, "shown_state", value)
@@ -319,7 +319,7 @@ def field_text(item: object, field: str) -> str:
     return printable(str(value))
 
 
-def _cpu_or_memory_text(item: object, field: str) -> str:
+def _usage_text(item: object, field: str) -> str:
     """The server's CPU usage (`1.5%`) if `field` is "cpu", else its memory usage; "" if unknown or not running."""
     if not (_is_measured(item) and item.pids):
         return ""
@@ -372,48 +372,48 @@ def _print_lines(stream: TextIO, lines: list[str]) -> None:
 def _lines_of_errors(errors: Sequence[ErrorEntry], stream: TextIO) -> list[str]:
     """The errors in order; a hint shared by consecutive errors is printed once, after the last of them."""
     lines: list[str] = []
-    for each, following in zip_longest(errors, errors[1:]):
+    for error, following in zip_longest(errors, errors[1:]):
         # An error with a place in a file keeps its hint on its line.
         is_repeated = (
-            following is not None and following.hint == each.hint and not (each.file or following.file)
+            following is not None and following.hint == error.hint and not (error.file or following.file)
         )
-        lines += error_lines(each, stream, with_hint=not is_repeated)
+        lines += error_lines(error, stream, with_hint=not is_repeated)
     return lines
 
 
-def error_lines(each: ErrorEntry, stream: TextIO | None = None, *, with_hint: bool = True) -> Iterable[str]:
+def error_lines(error: ErrorEntry, stream: TextIO | None = None, *, with_hint: bool = True) -> Iterable[str]:
     """The lines of one error: its subject, the problem, and the fix; with the colors of the `stream`."""
 
     def shown(text: str, style: str) -> str:
         return styled(text, style, stream) if stream else text
 
-    hint = each.hint if with_hint else ""
-    if each.file:
+    hint = error.hint if with_hint else ""
+    if error.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
-        place = [relative_to_cwd(each.file), *(str(number) for number in (each.line, each.column) if number)]
+        place = [relative_to_cwd(error.file), *(str(part) for part in (error.line, error.column) if part)]
         where = shown(printable(":".join(place)), "bold")
-        yield f"{where}: {_subject_and_problem(each)}" + (f"; {printable(hint)}" if hint else "")
+        yield f"{where}: {_subject_and_problem(error)}" + (f"; {printable(hint)}" if hint else "")
         return
-    yield f"{shown('error:', 'bold red')} {_subject_and_problem(each)}"
+    yield f"{shown('error:', 'bold red')} {_subject_and_problem(error)}"
     label = f"  {shown('hint:', 'cyan')} "
     for line in printable(hint, keep_lines=True).split("\n") if hint else ():
         yield label + line
         label = " " * len("  hint: ")  # further lines mark the place in an expression above
 
 
-def _subject_and_problem(each: ErrorEntry) -> str:
-    message = printable(each.message or "failed", keep_lines=True)
-    if each.file:
-        return f"{printable(each.key)}: {message}" if each.key else message
-    who = printable(each.name or each.bind or "")
+def _subject_and_problem(error: ErrorEntry) -> str:
+    message = printable(error.message or "failed", keep_lines=True)
+    if error.file:
+        return f"{printable(error.key)}: {message}" if error.key else message
+    who = printable(error.name or error.bind or "")
     return (
         f"{who}: {message}" if who and not message.startswith((f"{who}:", f"{who} ", f"{who}'")) else message
     )
 
 
-def problem_text(each: ErrorEntry) -> str:
+def problem_text(error: ErrorEntry) -> str:
     """The problem in one line, with its place and without its fix: `pool.toml:7:1: server[1].binf: unknown key`."""
-    line = next(iter(error_lines(replace(each, hint="")))).partition("\n")[0]
+    line = next(iter(error_lines(replace(error, hint="")))).partition("\n")[0]
     return line.removeprefix("error: ")
 
 
@@ -426,7 +426,7 @@ def relative_to_cwd(path: str) -> str:
 
 
 def relative_to(path: str, directory: str) -> str:
-    """The path, relative to the directory if it lies in it, otherwise unchanged."""
+    """The path, relative to the directory if it is below it."""
     here = directory.rstrip("/") + "/"
     return path[len(here) :] if here != "/" and path.startswith(here) else path
 
@@ -557,9 +557,9 @@ def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
 
 
 def dependents_text(result: Result, done: str = "") -> str:
-    """Return a sentence's end that counts the selected servers' dependents: `, and 2 that depend on it stopped`.
+    """Return the end of a sentence about dependents, `, and 2 that depend on it stopped`; "" without dependents.
 
-    The last word, "stopped" in the example, is `done`, which may be "". Returns "" if there are no dependents.
+    `done` is the last word, "stopped" in the example.
     """
     count = len(result.dependents or ())
     if not count:
@@ -585,7 +585,7 @@ _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
 # Intended states of servers that are not ready.
 _INTENDED_STATES = ("sleeping", "draining", "disabled")
 
-# States of servers that did not start, or have ended and could not be started again.
+# States of servers that did not start or restart.
 _FAILED_STATES = ("backoff", "failed")
 # States in which a server is not expected to be ready.
 AT_REST = ("stopped", "disabled", "sleeping")
@@ -598,7 +598,7 @@ def count_ready_and_expected(items: Iterable[Item]) -> tuple[int, int]:
 
 
 def rests_until_named(item: Item) -> bool:
-    """Whether the server starts on demand, and was not started or has been stopped."""
+    """Whether the server is stopped and starts only on demand."""
     return bool(item.on_demand) and item.state == "stopped"
 
 
@@ -644,15 +644,15 @@ def still_running_text(result: Result) -> str:
 
 def address_lines(items: Iterable[object]) -> list[str]:
     """Return lines such as `users  http://localhost:8081` for the first ten reachable servers, and count the others."""
-    found = [
+    addresses = [
         (printable(item.name), with_masked_password(printable(item.expose)))
         for item in items
         if is_server(item) and item.expose and item.state not in _UNREACHABLE
     ]
-    shown = found[:MAX_ADDRESSES]
+    shown = addresses[:MAX_ADDRESSES]
     width = max((len(name) for name, _ in shown), default=0)
     lines = [f"{name.ljust(width)}  {address}" for name, address in shown]
-    return [*lines, f"and {more} more: poolctl list"] if (more := len(found) - len(shown)) else lines
+    return [*lines, f"and {more} more: poolctl list"] if (more := len(addresses) - len(shown)) else lines
 
 
 def stack_lines(document: Table) -> list[str]:

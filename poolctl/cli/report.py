@@ -40,7 +40,7 @@ OTHER_COMMANDS = {
     "completion": "--install-completion",
     "version": "--version",
 }
-# Options of those tools: the option of poolctl that the command must have, and how to write it.
+# Options of other tools: the equivalent option, which the command must have, and how to write it.
 OTHER_OPTIONS = {
     "--format": ("-o", "-o FORM"),
     "--json": ("-o", "-o json"),
@@ -124,7 +124,7 @@ def json_form(args: Sequence[str]) -> str:
 
 
 def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) -> UsageError:
-    """Typer's error in poolctl's form: the option before the problem, and the way out of it as a hint."""
+    """Typer's error in poolctl's form: option, problem, and the fix as a hint."""
     ctx: Any = getattr(error, "ctx", None)
     param: Any = getattr(error, "param", None)
     hint = str(getattr(error, "hint", ""))
@@ -134,17 +134,17 @@ def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) 
         name = (param.metavar or "").strip("[].") if param.param_type_name == "argument" else long[0]
         message = f"{name}: {error.message.removeprefix('Value error, ')}"
         if " is not one of " in message:  # an enum
-            typed, *known = message.partition(": ")[2].split("'")[1::2]
+            typed, *choices = message.partition(": ")[2].split("'")[1::2]
             from poolctl.cli.options import near_or_all
 
-            message, hint = f"{name}: unknown value {typed!r}", near_or_all(typed, known)
+            message, hint = f"{name}: unknown value {typed!r}", near_or_all(typed, choices)
     else:
         message = message.partition(". Choose from")[0]
         message, near, *_ = [*re.split(r" Did you mean | \(Possible options: ", message), ""]
         message = message[:1].lower() + message[1:].rstrip(".")
         hint = hint or (f"did you mean {near.rstrip('?)')}?" if near else "")
     option = str(getattr(error, "option_name", ""))
-    if ctx is None:  # of an option without its value
+    if ctx is None:  # an option lacks a value
         verb = next((word for word in words if word in group.commands), "")
         return UsageError(message, hint=" ".join(filter(None, ("poolctl", verb, "-h"))))
     if option:

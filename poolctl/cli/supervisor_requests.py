@@ -115,10 +115,10 @@ def _ask_until_answered(
 
 def _socket_identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_ctime_ns
+    return status.st_ino, status.st_ctime_ns
 
 
 def ask_or_launch(request: Request, pool: PoolRef) -> Result:
@@ -128,7 +128,7 @@ def ask_or_launch(request: Request, pool: PoolRef) -> Result:
     """
     try:
         return ask(request, pool)
-    except (NoSupervisor, SupervisorEnded):  # the previous one may have been about to exit
+    except (NoSupervisor, SupervisorEnded):  # a previous supervisor may have been exiting
         if not pool.files or request.place.pool:
             raise
     request.selection.selector()  # a mistake in it is reported before anything is launched
@@ -141,7 +141,7 @@ def ask_or_launch(request: Request, pool: PoolRef) -> Result:
             _end_idle(pool)  # its successor, started by the keeper
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
-        # Nothing was done, so nothing is left behind.
+        # Leave nothing behind, because nothing was done.
         return replace(result, ended=_end_idle(pool))
     if is_empty(result) and not request.selection.allow_empty:
         from poolctl.cli.offline import no_server_outcome
@@ -183,7 +183,7 @@ def supervisor_log_size(pool: PoolRef) -> int:
 
 
 def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_start: int) -> ControlError:
-    """The failure with the reason that the supervisor logged after `log_start`; unchanged if it logged none."""
+    """The failure with the reason that the supervisor logged after `log_start`, if any."""
     if not (why := failure_reason(f"{pool.directory}/supervisor.log", log_start)):
         return failure
     ended = SupervisorEnded(pool.socket)
@@ -191,7 +191,7 @@ def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_
 
 
 def _end_idle(pool: PoolRef) -> bool:
-    """Stop the supervisor if it is idle, because launching it proved unnecessary; returns whether it has exited."""
+    """Stop a supervisor that was launched unnecessarily, if it is idle; returns whether it has exited."""
     try:
         result = Client(pool.socket).ask(Result, "stop", {"options": {"idle": True}})
     except ControlError:

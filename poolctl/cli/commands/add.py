@@ -150,8 +150,8 @@ def server_tables_with_base_dir(new: NewServer, file: Path | None, pool: PoolRef
     if file is None:
         first = pool.files[0] if pool.files else "."
         return [_from_options(new)], os.path.abspath(directory_of(first))
-    if given := [name for name, value in vars(new).items() if value]:
-        named = "NAME" if given[0] == "server" else f"--{KEYS.get(given[0], given[0])}"
+    if options := [name for name, value in vars(new).items() if value]:
+        named = "NAME" if options[0] == "server" else f"--{KEYS.get(options[0], options[0])}"
         raise UsageError(f"{named} and -f cannot be combined", hint="put it into the file")
     path = os.path.abspath(file)
     return _from_file(path), os.path.dirname(path)
@@ -169,12 +169,12 @@ def _from_options(new: NewServer) -> Table:
     for option, key in KEYS.items():
         if (value := getattr(new, option)) is not None:
             table[key] = value
-    given = set(table)
+    keys = set(table)
     if "command" in table:
         table["command"] = _split_command("--command", "command", str(table["command"]))
     for word in new.set or []:
         setting = _parsed_setting(word)
-        if taken := sorted(setting.keys() & given):
+        if taken := sorted(setting.keys() & keys):
             raise UsageError(f"--set {word}: {taken[0]!r} is given twice", hint="give it once")
         table = merged(table, setting)
     return table
@@ -186,7 +186,7 @@ def _parsed_setting(word: str) -> Table:
     try:
         if not equals:
             raise ValueError
-        found = tomllib.loads(f"{key} = 0")
+        setting = tomllib.loads(f"{key} = 0")
         text.encode()
     except ValueError:
         raise UsageError(
@@ -199,14 +199,14 @@ def _parsed_setting(word: str) -> Table:
             value = read["value"]
     except ValueError:
         pass
-    table = found
+    table = setting
     while isinstance(inner := next(iter(table.values())), dict):
         table = inner
     table[next(iter(table))] = value
     for key in LISTS:
-        if isinstance(found.get(key), str):
-            found[key] = _split_command(f"--set {key}", key, found[key])
-    return found
+        if isinstance(setting.get(key), str):
+            setting[key] = _split_command(f"--set {key}", key, setting[key])
+    return setting
 
 
 def _split_command(option: str, key: str, text: str) -> list[str]:
@@ -229,7 +229,7 @@ def _from_file(path: str) -> list[Table]:
             data = [data]
         elif isinstance(data, dict) and data.keys() <= {"server"}:
             data = data.get("server")
-        if not isinstance(data, list) or not data or not all(isinstance(each, dict) for each in data):
+        if not isinstance(data, list) or not data or not all(isinstance(table, dict) for table in data):
             hint = "write [[server]] tables and nothing else, or one server's keys"
             raise Problem("this file holds no list of servers", place=Where(path), hint=hint)
     except Problem as problem:

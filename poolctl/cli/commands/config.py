@@ -61,9 +61,9 @@ def config(
     note = ""
     if not reveal:
         hidden = values_to_mask(loaded.secret_variable_names, os.environ)
-        items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
+        items = [replace(item, config=masked(item.config, hidden=hidden)) for item in items]
         tables = masked(tables, hidden=hidden)
-        shown = repr(([each.config for each in items], tables))
+        shown = repr(([item.config for item in items], tables))
         note = f"# {MASK} stands for secrets, which --reveal shows\n" if MASK in shown else ""
     outcome = Outcome(items, warnings=[str(warning) for warning in loaded.warnings])
     if output in (None, "toml"):
@@ -88,9 +88,9 @@ def _table_as_toml(name: str, table: Table | list[Table]) -> str:
     """A table (`[name]`) or a list of tables (`[[name]]`) as TOML; URLs in a list keep their `${…}` references."""
     if not isinstance(table, list):
         return table_text(f"[{name}]", escaped(table))
-    urls = [{"url": each["url"]} if "${" in str(each.get("url", "")) else {} for each in table]
+    urls = [{"url": entry["url"]} if "${" in str(entry.get("url", "")) else {} for entry in table]
     return "\n".join(
-        table_text(f"[[{name}]]", escaped(each) | url) for each, url in zip(table, urls, strict=True)
+        table_text(f"[[{name}]]", escaped(entry) | url) for entry, url in zip(table, urls, strict=True)
     )
 
 

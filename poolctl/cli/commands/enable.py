@@ -48,13 +48,13 @@ def _enabled_lines(result: Result) -> Iterator[str]:
         if all(server.state == "stopped" for server in enabled):
             ready = ""  # the pool has no supervisor
         yield f"{server_count_text(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
-    known = [item for item in result.items if item.name in before]
-    resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
-    if others := len(known) - len(resting):
+    unchanged = [item for item in result.items if item.name in before]
+    resting = [server for server in unchanged if server.state in ("stopped", "failed") and not server.ready]
+    if others := len(unchanged) - len(resting):
         yield f"{server_count_text(others)} enabled already"
     if len(resting) == 1:
         (one,) = resting
         yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
     elif resting:
-        names = " ".join(each.name for each in resting) if len(resting) <= _MAX_NAMES else "NAME..."
+        names = " ".join(server.name for server in resting) if len(resting) <= _MAX_NAMES else "NAME..."
         yield f"{server_count_text(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"

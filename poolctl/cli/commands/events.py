@@ -75,7 +75,7 @@ def events(
         print_diagnostics(Outcome(warnings=[watched.warning]))  # at once: -f does not end
     try:
         past = _recent(watched.path, watched.wanted, line_limit(lines, since))
-        write = _writer(output, place.verbose, [*(names or ()), *(each.server for each in past)])
+        write = _writer(output, place.verbose, [*(names or ()), *(event.server for event in past)])
         watched.show_wanted(past, write)
         if follow:
             watched.follow_forever(write)
@@ -87,19 +87,19 @@ def events(
 class _EventStream:
     """The events of one pool, across restarts of its supervisor.
 
-    The `warning` is not "" if the pool's files, which name the journal, are needed and cannot be used.
+    `warning` is set if the journal's path is needed from the pool's files and they cannot be used.
     """
 
     def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
         self._client = Client(pool.socket)
         self.wanted = wanted
         self.warning = ""
-        self.path, self._last = self._journal_path_and_last_seq(pool)
+        self.path, self._last = self._journal_position(pool)
 
-    def _journal_path_and_last_seq(self, pool: PoolRef) -> tuple[str, int]:
-        """The journal's path and its last event's number, from the supervisor's answer.
+    def _journal_position(self, pool: PoolRef) -> tuple[str, int]:
+        """The journal's path and last event number, from the supervisor.
 
-        Without an answer the path is the configured or the default one, and the number is read from that file.
+        Without an answer the path comes from the files or the default, and the number from the journal.
         """
         try:
             answer = self._client.ask(JournalPositionResult, "events", {"options": {"lines": 0}}, timeout=5)

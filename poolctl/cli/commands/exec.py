@@ -82,7 +82,7 @@ def execute(
     spec = _spec(place, Selection(targets=names), find_pool(place))
     spec["argv"] = command
     if has_terminal:
-        of_caller = {each: os.environ[each] for each in _TERMINAL_VARIABLES if each in os.environ}
+        of_caller = {name: os.environ[name] for name in _TERMINAL_VARIABLES if name in os.environ}
         spec["env"] = of_caller | spec["env"]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -116,7 +116,7 @@ def _spec(place: Place, selection: Selection, pool: PoolRef) -> Spec:
 
 def _become(spec: Spec) -> NoReturn:
     """Replace this process by CMD, which gets the standard descriptors and no others. Raises Failure."""
-    # Python ignores it, and Ctrl-C is the command's from here on.
+    # Python ignores SIGXFSZ, and handles SIGINT; CMD gets the defaults.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -152,7 +152,7 @@ def _run_on_own_terminal(spec: Spec) -> int:
             print(f"error: {failure}", file=sys.stderr, flush=True)
         finally:
             os._exit(FAILED)
-    # With our own descriptor of it, the terminal has no end before CMD.
+    # `theirs` stays open here, so the terminal does not reach its end before CMD exits.
     with _raw_mode(modes):
         return _relay(pid, ours, signals)
 
@@ -199,7 +199,7 @@ def _relay(pid: int, terminal: int, signals: Collection[int]) -> int:
                 _copy_size(terminal)
             else:
                 _send(pid, came.si_signo)
-    # More than CMD can have left there; background processes may go on writing.
+    # More than the terminal can buffer; background processes may keep writing.
     most_bytes = 2 * _TERMINAL_BYTES
     while most_bytes > 0 and (copied := _copy_output(terminal)):
         most_bytes -= copied
@@ -212,7 +212,7 @@ def _send(pid: int, number: int) -> None:
 
 
 def _copy_output(terminal: int) -> int:
-    """Print what CMD has written on its terminal, as far as one read gets it; returns the number of bytes."""
+    """Read once from the terminal of CMD and print the data; returns the number of bytes."""
     data = _read(terminal)
     rest = data
     with contextlib.suppress(OSError):  # the caller's terminal is gone

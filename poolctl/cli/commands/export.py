@@ -127,10 +127,10 @@ def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
         raise UsageError("--check needs --directory", hint="--directory DIRECTORY names the earlier export")
     if wanted.secrets != VALUES and system != KUBERNETES:
         raise UsageError("--secrets is for kubernetes", hint=f"poolctl export {system}, without --secrets")
-    made = next(
+    make = next(
         (feature.load(feature.exports[system]) for feature in features() if system in feature.exports), _units
     )
-    files: Files = made(place, wanted)
+    files: Files = make(place, wanted)
     if wanted.into:
         outcome = _write_files(str(wanted.into), files, only_check=wanted.check)
     else:
@@ -147,8 +147,8 @@ def export(place: Place, wanted: Wanted, output: ExportForm = None) -> Outcome:
 
 def refuse_systemd_options(wanted: Wanted) -> None:
     """Raise UsageError for an option that only systemd units use."""
-    for option, given in (("--user", wanted.for_user), ("--listen", wanted.listen)):
-        if given:
+    for option, value in (("--user", wanted.for_user), ("--listen", wanted.listen)):
+        if value:
             hint = f"poolctl export {wanted.system}, without {option}"
             raise UsageError(f"{option} is for systemd", hint=hint)
 
@@ -160,10 +160,10 @@ def _units(place: Place, wanted: Wanted) -> Files:
     config = load(ref)
     name = config.settings.name or default_name(ref.files[0])
     listen = {}
-    for given in wanted.listen or []:
-        key, equals, address = given.partition("=")
+    for pair in wanted.listen or []:
+        key, equals, address = pair.partition("=")
         if not (equals and key and address):
-            raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
+            raise UsageError(f"--listen: {pair!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
     seconds = config.tables.stop_seconds
     script = os.path.join(os.path.dirname(sys.executable), "poolctl")
@@ -187,7 +187,7 @@ def _units(place: Place, wanted: Wanted) -> Files:
         paths = shlex.join(os.path.normpath(os.path.join(into, name)) for name in texts)
         commands = f"sudo cp {paths} {place_of_units} && {commands}"
     words = [*command, *(word for file in ref.files for word in ("-c", file)), "export", "systemd"]
-    words += [*(["--user"] if of_user else []), *(f"--listen={given}" for given in wanted.listen or [])]
+    words += [*(["--user"] if of_user else []), *(f"--listen={pair}" for pair in wanted.listen or [])]
     install = f"{shlex.join(words)} --directory {into} && {commands}"
     warnings = []
     if missing := missing_variables(pool):
@@ -226,13 +226,13 @@ def _write_files(directory: str, files: Files, *, only_check: bool) -> Outcome:
 
 
 def _stale_files(directory: str, files: Files, paths: Collection[str]) -> list[str]:
-    """The files of an earlier export, with one of the file name extensions of this one, that is not written again."""
+    """Files of an earlier export, with the same file name extensions, that this export does not write."""
     extensions = {os.path.splitext(name)[1] for name in files.texts}
     names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    found = [os.path.normpath(os.path.join(directory, name)) for name in names]
+    existing = [os.path.normpath(os.path.join(directory, name)) for name in names]
     return [
         path
-        for path in found
+        for path in existing
         if os.path.splitext(path)[1] in extensions and path not in paths and is_made_by(path, files.made_by)
     ]
 
@@ -255,7 +255,7 @@ def _compare(paths: Mapping[str, str], stale: Sequence[str]) -> Outcome:
 
 
 def _write(path: str, text: str, *, is_private: bool) -> None:
-    # One with secrets is private before it has any, also where an earlier one was not.
+    # A file with secrets is made private before they are written, even if it existed with other permissions.
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600 if is_private else 0o666), "wb") as file:
         if is_private:
             os.fchmod(file.fileno(), 0o600)
@@ -268,7 +268,7 @@ def _encoded(text: str) -> bytes:
 
 
 def is_made_by(path: str, words: str) -> bool:
-    """Whether it is a file whose first line contains these words. Raises OSError."""
+    """Whether the first line of the file contains these words. Raises OSError."""
     if not os.path.isfile(path):
         return False
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -319,6 +319,7 @@ def missing_variables(pool: ServicePool) -> list[str]:
 
 
 def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
+    env_directory = "%h/.config/poolctl" if of_user else "/etc/poolctl"
     files = [word for file in pool.files for word in ("-c", file)]
     unit = [("Description", escape_unit_value(f"Pool of HTTP servers: {pool.name}"))]
     if not of_user:
@@ -338,7 +339,7 @@ def _service_unit(pool: ServicePool, sockets: list[str], *, of_user: bool) -> st
             for name in _PASSED_VARIABLES
             if pool.env.get(name)
         ),
-        *([("EnvironmentFile", f"-{_environment_file(pool, of_user=of_user)}")] if missing_variables(pool) else []),
+        *([("EnvironmentFile", f"-{env_directory}/{unit_name(pool.name)}.env")] if missing_variables(pool) else []),
         *([("Sockets", " ".join(sockets))] if sockets else []),
         ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
         ("KillMode", "mixed"),
@@ -366,11 +367,6 @@ def _user_entries(pool: ServicePool) -> Iterable[tuple[str, str]]:
         yield "RuntimeDirectory", os.path.basename(pool.runtime_directory)
         yield "RuntimeDirectoryMode", "0700"
         yield "RuntimeDirectoryPreserve", "yes"
-
-
-def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
-    directory = "%h/.config/poolctl" if of_user else "/etc/poolctl"
-    return f"{directory}/{unit_name(pool.name)}.env"
 
 
 def stop_seconds(servers: Sequence[ServerConfig], more_seconds: float = 0.0) -> int:

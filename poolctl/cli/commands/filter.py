@@ -63,14 +63,14 @@ def filter_servers(
     narrowed = select(everything, selector)
     matched = matching_values("--regex", expressions, {field_text(item, field) for item in narrowed})
     matches = value_test(field, pattern, matched)
-    found = [item for item in narrowed if matches(field_text(item, field))]
+    items = [item for item in narrowed if matches(field_text(item, field))]
     if filters.invert:
-        found = [item for item in everything if item not in found]
-    if not found and not filters.allow_empty:
+        items = [item for item in everything if item not in items]
+    if not items and not filters.allow_empty:
         return Outcome.failed(
             NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, everything)
         )
-    return Outcome(found, form=target or "table")
+    return Outcome(items, form=target or "table")
 
 
 def _suggestion(field: str, pattern: str, items: Sequence[Item]) -> str:

@@ -31,5 +31,5 @@ def show_help(
         root.resilient_parsing = every  # lists what --help leaves out
         typer.echo(root.get_help(), nl=bool(root.command.rich_markup_mode is None))
         return
-    name, found, _ = root.command.resolve_command(root, [command])
-    found.make_context(name, ["--help"], parent=root)
+    name, explained, _ = root.command.resolve_command(root, [command])
+    explained.make_context(name, ["--help"], parent=root)

@@ -116,14 +116,14 @@ def init(
     """Write a starter pool.toml, or the file that -c names."""
     path = _target_path(place, directory)
     home = os.path.dirname(path) or "."
-    found = "" if with_app else existing_app(home)
+    existing = "" if with_app else existing_app(home)
     if not with_app:
         # Before the user is asked.
         _refuse_existing([path] if os.path.lexists(path) and not force else [])
-        with_app = not (found or os.path.lexists(os.path.join(home, APP_FILE))) and _ask_to_write_app(
+        with_app = not (existing or os.path.lexists(os.path.join(home, APP_FILE))) and _ask_to_write_app(
             quiet=place.quiet
         )
-    app = found or "hello:app"
+    app = existing or "hello:app"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(home))).strip("-.") or "pool"
     starter = None
     if gateway:
@@ -142,7 +142,7 @@ def init(
     written = " and ".join(os.path.normpath(os.path.join(home, file)) for file in texts)
     start = f"poolctl -c {shlex.quote(path)} start" if place.config else "poolctl start"
     outcome = Outcome(message=f"wrote {written}; next: {start}")
-    if not with_app and not found and not os.path.exists(os.path.join(home, APP_FILE)):
+    if not with_app and not existing and not os.path.exists(os.path.join(home, APP_FILE)):
         outcome.message = f"wrote {written}; next: name your application in it, then {start}"
         outcome.warnings = [
             f"{app!r} does not exist yet: name your application, or create it with poolctl init --app --force"
@@ -193,10 +193,10 @@ def _ask_to_write_app(*, quiet: bool) -> bool:
         sys.stderr.write("Please answer yes or no.\n")
 
 
-def _refuse_existing(there: list[str]) -> None:
-    if there:
-        verb = "exists" if len(there) == 1 else "exist"
-        message = f"{' and '.join(map(os.path.normpath, there))} already {verb}"
+def _refuse_existing(paths: list[str]) -> None:
+    if paths:
+        verb = "exists" if len(paths) == 1 else "exist"
+        message = f"{' and '.join(map(os.path.normpath, paths))} already {verb}"
         raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
 
 

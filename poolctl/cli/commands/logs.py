@@ -147,7 +147,7 @@ def logs(
     lines, since = line_limit(wanted.lines, wanted.since), wanted.since or ""
     line_filter = wanted.line_filter(levels=(output or "").startswith("json"))
     pool = find_pool(place)
-    paths, request_ids = _log_files_and_names_with_ids(place, selection, pool, gateway=gateway)
+    paths, request_ids = _log_files(place, selection, pool, gateway=gateway)
     text_of = _line_formatter(output, raw, times, list(paths), paths.keys() if is_wide else request_ids)
     if _OF_GATEWAY[0] in paths:
         text_of = _without_keys_of_gateway(text_of)
@@ -168,21 +168,21 @@ def logs(
                 sys.stdout.flush()
         except KeyboardInterrupt:
             return Outcome.of_stream(INTERRUPTED)
-    found = log_tail.merged_tails(paths, lines, since=since, wanted=line_filter, unreadable=report)
-    for line in found:
+    tail = log_tail.merged_tails(paths, lines, since=since, wanted=line_filter, unreadable=report)
+    for line in tail:
         sys.stdout.write(text_of(line))
     selects = bool(since or wanted.until or wanted.level or wanted.grep)
-    if not found and paths.keys() == set(_OF_GATEWAY) and not selects:
+    if not tail and paths.keys() == set(_OF_GATEWAY) and not selects:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
-    elif not found and sys.stdout.isatty():
+    elif not tail and sys.stdout.isatty():
         outcome.notes.append("no line matches" if selects else "no output yet")
     return outcome
 
 
-def _log_files_and_names_with_ids(
+def _log_files(
     place: Place, selection: Selection, pool: PoolRef, *, gateway: bool
 ) -> tuple[dict[str, str], Set[str]]:
-    """The log files by displayed name, and the names whose lines show request IDs."""
+    """The log files by displayed name, and the names of logs that show request IDs."""
     try:
         return _files_and_names_with_ids(place, selection, pool, gateway=gateway)
     except Failure as failure:
@@ -236,7 +236,7 @@ def _line_formatter(
 
 
 def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[LogLine], str]:
-    """The formatter `text_of`, for lines in which HAProxy names servers by a secret: it is left out."""
+    """Wrap the formatter `text_of` to remove secret server names from HAProxy's lines."""
     from poolctl.routing.context import without_keys
 
     def shown(line: LogLine) -> str:
@@ -283,7 +283,7 @@ def _line_search(option: str, expressions: Sequence[str]) -> Callable[[str], boo
 
     def is_found(line: str) -> bool:
         try:
-            return any(each.is_found(line) for each in compiled)
+            return any(pattern.is_found(line) for pattern in compiled)
         except BadExpression as bad:
             raise expression_error(option, bad) from None
 

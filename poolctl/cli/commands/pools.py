@@ -43,26 +43,26 @@ class RunningPool:
 @with_options
 def pools(place: Place, output: Form = None) -> Outcome:
     """List this user's running pools, wherever their files are."""
-    found = [
+    running = [
         pool
         for path in pool_paths.existing_pool_directories(os.environ)
-        if (pool := _query_pool_and_ready_text(path)) is not None
+        if (pool := _query_pool(path)) is not None
     ]
-    outcome = Outcome([pool for pool, _ in found])
-    if not found and output not in ("json", "jsonl"):
+    outcome = Outcome([pool for pool, _ in running])
+    if not running and output not in ("json", "jsonl"):
         outcome.notes.append("no pool of this user is running")
     if output in (None, "table", "wide"):
         rows = [
             SimpleNamespace(
                 name=pool.name, pid=pool.pid, ready=ready, files=" ".join(map(relative_to_cwd, pool.files))
             )
-            for pool, ready in found
+            for pool, ready in running
         ]
         outcome.text = table(rows, ("name", "pid", "ready", "files"))
     return outcome
 
 
-def _query_pool_and_ready_text(path: str) -> tuple[RunningPool, str] | None:
+def _query_pool(path: str) -> tuple[RunningPool, str] | None:
     """The pool in this directory, and a text with its ready and expected servers, `2/3`; None if no supervisor listens.
 
     If the supervisor does not answer, the pool is read from its info file, and the text is `?`.

@@ -142,8 +142,8 @@ def run(
             "--timeout": timeout,
             "--no-deps": no_deps,
         }
-        for option, given in not_with.items():
-            if given:
+        for option, value in not_with.items():
+            if value:
                 raise UsageError(f"--debug and {option} cannot be combined", hint="poolctl run --debug NAME")
         run_server_in_foreground(place, selection, access_log=not no_access_log)
     refuse_without_linux()
@@ -161,7 +161,7 @@ def run(
         prints_logs = not command and not output
         stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
         with blocked_signals(stop_signals):
-            # Before there are threads, which `launch` must not find. Nothing could wait for a half-launched pool.
+            # `launch` must run before any thread exists. Signals wait: nothing could stop a half-launched pool.
             with noted_signals(stop_signals, partial(status_after, has_command=bool(command))) as noted:
                 from poolctl.supervisor.launch import launch
 
@@ -214,10 +214,10 @@ def _own_directories() -> Iterator[None]:
 def _pool_to_run(
     place: Place, selection: Selection, port: int | None, command: Sequence[str]
 ) -> Iterator[tuple[PoolRef, Selection]]:
-    """The pool of the file, and the servers to start. If there is no file, a pool of the application that is named.
+    """The pool of the file and the servers to start; without a file, a pool of the named application.
 
-    Raises as `find_pool`, UsageError if a port is given and there is a file or an application is named beside one, and
-    Failure if the pool runs already.
+    Raises the errors of `find_pool`, UsageError for a port or an application together with a file, and Failure if the
+    pool runs already.
     """
     application, *more = selection.targets or [""]
     if place.config and is_application(application):
@@ -241,14 +241,14 @@ def _pool_to_run(
         yield pool, selection
         return
     file = file_path()
-    made = PoolRef([file], pool_dir_of_file(os.environ, file))
+    temporary = PoolRef([file], pool_dir_of_file(os.environ, file))
     selection = replace(selection, targets=None)
     selection.selector()
-    _refuse_running(made)  # before its file is overwritten
+    _refuse_running(temporary)  # before its file is overwritten
     with written_file(file, application, port or USUAL_PORT):
         if not place.quiet:
             sys.stderr.write(f"note: runs {application} without a file; `poolctl init` writes one\n")
-        yield made, selection
+        yield temporary, selection
 
 
 def _refuse_running(pool: PoolRef) -> None:
@@ -277,9 +277,9 @@ def supervisor_environment(*, no_access_log: bool, prints_logs: bool) -> Mapping
 def program(command: Sequence[str], env: Mapping[str, str]) -> str:
     """The program's path. Raises Failure with exit code 127 if it does not exist, 126 if it cannot be executed."""
     name, search_path = command[0], env.get("PATH", os.defpath)
-    found = shutil.which(name, path=search_path) if name else None
-    if found:
-        return found
+    path = shutil.which(name, path=search_path) if name else None
+    if path:
+        return path
     paths = [name] if "/" in name else [f"{directory}/{name}" for directory in search_path.split(":")]
     if not name or not any(map(os.path.lexists, paths)):
         why, fix = (

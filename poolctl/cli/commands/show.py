@@ -72,7 +72,7 @@ def show(
 def _with_dependencies(items: Iterable[ServerDescription], place: Place) -> Mapping[str, ServerDescription]:
     """The servers by name, and all others of the pool if one of these depends on others."""
     servers = {item.name: item for item in items}
-    if {each["name"] for item in items for each in item.config.get("depends_on") or ()} <= servers.keys():
+    if {entry["name"] for item in items for entry in item.config.get("depends_on") or ()} <= servers.keys():
         return servers
     return {item.name: item for item in ask_or_read_files(Request("show", place), find_pool(place))[0]}
 

@@ -67,10 +67,10 @@ def send_signal(place: Place, selection: Signalled, output: Form = None) -> Outc
 def _signal_number(word: str) -> int:
     if word.isascii() and word.isdigit() and int(word[:9]) in valid_signals():
         return int(word)
-    name, known = f"SIG{word.upper().removeprefix('SIG')}", [each.name for each in Signals]
-    if name in known:
+    name, names = f"SIG{word.upper().removeprefix('SIG')}", [signal.name for signal in Signals]
+    if name in names:
         return Signals[name]
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]}?" if near else "the last word is the signal: poolctl signal web USR1"
     raise UsageError(
         f"signal: {word!r} is not a signal" if word else "signal: the signal is missing", hint=hint

@@ -43,13 +43,13 @@ def show_stacks(
         result = ask_for(StacksResult, Request("stacks", place, selection), pool)
     except NoSupervisor:
         parts = [feature.load(feature.stacks) for feature in features() if feature.stacks]
-        found = [each for stacks_in in parts for each in stacks_in(pool.directory)]
-        if not found:
+        items = [item for stacks_in in parts for item in stacks_in(pool.directory)]
+        if not items:
             raise
         if not selection.selector().selects_all:
             names = {item.name for item in selected(place, selection, pool, command="stacks").items}
-            found = [each for each in found if each.name in names]
-        result = StacksResult(items=tuple(found))
+            items = [item for item in items if item.name in names]
+        result = StacksResult(items=tuple(items))
     outcome = Outcome.of(result)
     if output in (None, "table", "wide") and not outcome.errors:
         outcome.text = "\n".join(_text(item) for item in result.items)

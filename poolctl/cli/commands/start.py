@@ -37,13 +37,13 @@ def start(
     if not result.ended:
         notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)
     failed = {error.name for error in result.errors}
-    found = address_lines(item for item in result.items if item.name not in failed)
-    lines = [ready_line(result, waited=not wait.no_wait), *found]
+    addresses = address_lines(item for item in result.items if item.name not in failed)
+    lines = [ready_line(result, waited=not wait.no_wait), *addresses]
     outcome = Outcome.of(result, "\n".join(filter(None, lines)))
     trying = [
-        printable(each.name)
-        for each in result.items
-        if each.name in failed and each.state in _RETRYING_STATES
+        printable(server.name)
+        for server in result.items
+        if server.name in failed and server.state in _RETRYING_STATES
     ]
     if trying:
         listed, names = f"{len(trying)} servers", ""

@@ -112,11 +112,11 @@ def _process_lines(summary: Table) -> list[str]:
     """A line for each of the pool's own processes, with its pid and its memory."""
     rows = [
         (
-            each["name"],
-            f"pid {each['pid']}",
-            format_size(each["memory_bytes"]) if each.get("memory_bytes") else "-",
+            process["name"],
+            f"pid {process['pid']}",
+            format_size(process["memory_bytes"]) if process.get("memory_bytes") else "-",
         )
-        for each in summary.get("processes") or ()
+        for process in summary.get("processes") or ()
     ]
     names, pids = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     return [f"{name.ljust(names)}  {pid.ljust(pids)}  {memory}" for name, pid, memory in rows]
@@ -143,7 +143,7 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
     from poolctl.runners.left_overs import left_over_text, left_overs
 
     if left := left_overs(pool.directory):
-        return f"no supervisor is running, {left_over_text(each.label for each in left)}; `poolctl stop` ends them"
+        return f"no supervisor is running, {left_over_text(entry.label for entry in left)}; `poolctl stop` ends them"
     if who := pool.files and running_elsewhere(pool.files[0]):
         return f"no supervisor is running for this user; {who} runs a pool of this file"
     return f"no supervisor is running, {server_count_text(len(items))} stopped"

@@ -132,6 +132,6 @@ def _end_left_overs(
     ]
     ended = end_left_overs(left, limit_seconds=timeout)
     forget_ended(pool.directory)
-    warnings = [warning for each in ended for warning in each.warnings]
-    labels = [each.note.label for each in ended if each.is_ours]
+    warnings = [warning for result in ended for warning in result.warnings]
+    labels = [result.note.label for result in ended if result.is_ours]
     return f"{left_over_text(labels)}; ended" if labels else "", warnings

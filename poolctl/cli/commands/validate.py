@@ -87,7 +87,7 @@ def _notes(config: Configuration) -> Iterator[str]:
     # In a unit nothing is active.
     active = active_environment(os.environ)
     is_below = any(f"{active}/".startswith(f"{directory_of(file)}/") for file in config.files)
-    if active and not is_below and any((each.python or "").startswith(f"{active}/") for each in config):
+    if active and not is_below and any((server.python or "").startswith(f"{active}/") for server in config):
         yield f"servers run in the active environment {active}; python = {active!r} names it"
     # A server that relies on such a variable would otherwise fail only when it runs in the pool.
     if names := sorted(config.secret_variable_names):

@@ -75,7 +75,7 @@ def wait(
 def _arrived_line(goal: str, result: Result) -> str:
     items: Sequence[Item] = result.items
     if goal in ("ready", "healthy", "running"):
-        # Disabled servers, and those at rest that start on demand, were not waited for.
+        # The wait skips disabled servers and resting servers that start on demand.
         items = [item for item in items if item.state not in ("disabled", "stopped")]
     asleep = 0
     if goal in ("ready", "healthy"):

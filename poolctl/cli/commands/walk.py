@@ -38,7 +38,7 @@ from poolctl.logs.log_line import LogLine
 from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
-# The time that a child, or a process that it has left behind, has to exit before it is killed.
+# Children and the processes that they leave behind are killed after this time.
 PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 POLL_SECONDS = 0.2
@@ -77,15 +77,15 @@ class Terminated(BaseException):
 def termination_as_exception(*numbers: int) -> Iterator[None]:
     """Context manager: the first of these signals raises `Terminated`, and ends this process only after the block.
 
-    A second one ends this process at once. Signals that the caller ignores (nohup) stay ignored.
+    A second signal ends this process at once. Signals that the caller ignores (nohup) stay ignored.
     """
     caught = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for each in caught:
-            signal.signal(each, signal.SIG_DFL)
+        for other in caught:
+            signal.signal(other, signal.SIG_DFL)
         raise Terminated
 
     for number in caught:
@@ -110,7 +110,7 @@ class ParallelWalk:
         self.jobs = jobs
         self.fail_fast = fail_fast
         self.keep = keep
-        self.found: Queue[OutputLine | ServerRun] = Queue(_MAX_LINES_WAITING)
+        self.events: Queue[OutputLine | ServerRun] = Queue(_MAX_LINES_WAITING)
         self.children: set[subprocess.Popen[bytes]] = set()
         self.ending = False
         # A child is either registered before the children are stopped, or not started: an interrupt while a thread
@@ -118,9 +118,9 @@ class ParallelWalk:
         self.start_lock = threading.Lock()
 
     def run_concurrently(self, items: Sequence[Item]) -> Generator[OutputLine | ServerRun, None, None]:
-        """Run the command for each item, `jobs` at once; yield each line of output, and each run when it has ended.
+        """Run the command for each item, `jobs` at once; yield lines of output and completed runs.
 
-        If it is interrupted or terminated, all children are stopped.
+        An interrupt or termination stops all children.
         """
         from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -136,16 +136,16 @@ class ParallelWalk:
                         tasks.append(threads.submit(self._run, waiting.pop()))
                         running += 1
                     try:
-                        found = self.found.get(timeout=POLL_SECONDS)
+                        event = self.events.get(timeout=POLL_SECONDS)
                     except Empty:
                         for task in tasks:
                             if task.done():
                                 task.result()  # raises what has gone wrong in it
                         continue
-                    if isinstance(found, ServerRun):
+                    if isinstance(event, ServerRun):
                         running -= 1
-                        failed = failed or found.exit_code != 0
-                    yield found
+                        failed = failed or event.exit_code != 0
+                    yield event
             finally:
                 self._end_children()
 
@@ -190,10 +190,10 @@ class ParallelWalk:
                 if not self.keep:
                     self._pass_on(OutputLine(name, _decoded(line).removesuffix("\n"), is_error))
 
-    def _pass_on(self, found: OutputLine | ServerRun) -> None:
+    def _pass_on(self, event: OutputLine | ServerRun) -> None:
         while not self.ending:
             with contextlib.suppress(Full):
-                self.found.put(found, timeout=POLL_SECONDS)
+                self.events.put(event, timeout=POLL_SECONDS)
                 return
 
     def _end_left(self, pid: int, name: str) -> None:
@@ -204,8 +204,8 @@ class ParallelWalk:
 
     def _left_by(self, name: str) -> list[int]:
         # Several commands may run, each with the name of another server.
-        known = {child.pid for child in self.children.copy()}
-        return [pid for pid in left_children(known) if process_variable(pid, f"{PREFIX}NAME") == name]
+        pids = {child.pid for child in self.children.copy()}
+        return [pid for pid in left_children(pids) if process_variable(pid, f"{PREFIX}NAME") == name]
 
     def _start_unless_ending(
         self, argv: list[str], environ: dict[str, str]
@@ -268,11 +268,11 @@ def walk(
     writers = [_line_writer(stream, names) for stream in (sys.stdout, sys.stderr)]
     done: list[ServerRun] = []
     with contextlib.closing(walk.run_concurrently(items)) as everything:
-        for found in everything:
-            if isinstance(found, ServerRun):
-                done.append(found)
+        for event in everything:
+            if isinstance(event, ServerRun):
+                done.append(event)
             else:
-                writers[found.is_error](found)
+                writers[event.is_error](event)
     order = {item.name: at for at, item in enumerate(items)}
     done.sort(key=lambda run: order[run.name])
     errors = [_failure(run) for run in done if run.exit_code]
@@ -308,9 +308,9 @@ def _refuse_placeholders_in_script(command: Sequence[str]) -> None:
     shell = next((at for at, name in enumerate(names) if name in _SHELLS), len(names))
     for option, script in pairwise(command[shell:]):
         if re.fullmatch(r"-[abd-zA-Z]*c[a-zA-Z]*", option):
-            if found := re.search(rf"\{{({'|'.join(WORDS)})\}}", script):
-                message = f"{found[0]} in the script of a shell would be read as a part of the script"
-                hint = f'use "${PREFIX}{found[1].upper()}", which walk sets in its environment'
+            if match := re.search(rf"\{{({'|'.join(WORDS)})\}}", script):
+                message = f"{match[0]} in the script of a shell would be read as a part of the script"
+                hint = f'use "${PREFIX}{match[1].upper()}", which walk sets in its environment'
                 raise UsageError(message, hint=hint)
             return
 
@@ -340,8 +340,8 @@ def placeholder_values(item: Item) -> dict[str, str]:
     """The values of all placeholders for one server; inapplicable values (the port of a Unix socket) are empty."""
     host, port = _host_and_port(item.bind)
     pids = item.pids
-    known = {"host": host, "port": port, "pid": str(pids[0]) if pids else ""}
-    return {word: known[word] if word in known else field_text(item, word) for word in WORDS}
+    values = {"host": host, "port": port, "pid": str(pids[0]) if pids else ""}
+    return {word: values[word] if word in values else field_text(item, word) for word in WORDS}
 
 
 def environment(item: Item) -> dict[str, str]:

@@ -31,7 +31,7 @@ def end_of_work(
 
 
 def status_of(status: object, number: object) -> int:
-    """The exit status of a server's worker as a shell has it: 128 + N if signal N ended it. Unknown is a failure."""
+    """The exit status of a worker as in a shell: 128 + N after signal N; FAILED if unknown."""
     return 128 + number if isinstance(number, int) else status if isinstance(status, int) else FAILED
 
 

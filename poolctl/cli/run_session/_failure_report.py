@@ -38,9 +38,9 @@ async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) ->
 def last_lines(
     paths: Mapping[str, str], died: Mapping[str, Sequence[Death]], begun: float, *, objects: bool
 ) -> dict[str, list[LogLine]]:
-    """The last lines of each log since the last but one death, or since the pool was started at `begun`. Blocks.
+    """The last lines of each log since the exit before the last, or since the pool started at `begun`. Blocks.
 
-    With `objects` each line has its level. A log that cannot be read has no lines.
+    With `objects` each line has its level. Unreadable logs have no lines.
     """
     wanted = LineFilter(levels=True) if objects else None
     return {
@@ -83,7 +83,7 @@ def lines_beside(reason: str, lines: Sequence[LogLine]) -> list[LogLine]:
 
 
 def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
-    """When the last process that died began: after the death before, or when the pool was started at `begun`."""
+    """When the last failed process began: after the previous exit, or at `begun`, the start of the pool."""
     return deaths[-2].time if len(deaths) > 1 else stamp(begun)
 
 

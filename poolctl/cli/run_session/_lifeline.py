@@ -17,10 +17,10 @@ _SEND_SECONDS = 10.0
 
 
 class Lifeline(LinkHandler):
-    """The pool's end of life: it ends when this is closed, and `ended` is set when it has ended.
+    """The pool stops when this connection is closed; `ended` is set once the pool has stopped.
 
-    Passes the supervisor's notifications on, in order and with their descriptors. A service manager listens to the main
-    process of a unit alone (NotifyAccess=main), so that no worker can speak for the pool.
+    Forwards the supervisor's notifications in order, with their descriptors. A service manager accepts them only from
+    the main process of a unit (NotifyAccess=main), so that workers cannot speak for the pool.
     """
 
     def __init__(self, fd: int, env: Mapping[str, str]) -> None:

@@ -15,8 +15,7 @@ from poolctl.platform import signal_descriptor, signals_blocked
 
 T = TypeVar("T")
 
-# One each for the servers' output, --watch, the session's current call, and an earlier call that still blocks although
-# its wait was cancelled.
+# One each for the servers' output, --watch, the session's current call, and a cancelled call that still blocks.
 _THREADS = 4
 
 
@@ -24,11 +23,10 @@ _THREADS = 4
 def received_signals(
     numbers: Collection[int], receive: Callable[[signal.struct_siginfo], object]
 ) -> Iterator[None]:
-    """Context manager: the signals are blocked, and `receive` is called with each of them.
+    """Context manager: block the signals, and call `receive` with each.
 
-    They are read one at a time: if the first one ends the block, the next one stays pending for the next block. Not
-    loop.add_signal_handler(): only siginfo says whether the terminal has sent a signal, and so to the user's command
-    as well.
+    They are read one at a time: if the first signal ends the block, the next stays pending. loop.add_signal_handler()
+    has no siginfo, which tells whether the terminal sent a signal, and therefore also to the user's command.
     """
     loop = asyncio.get_running_loop()
 
@@ -48,11 +46,10 @@ def received_signals(
 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """The result of a call that may block: it looks at files, waits for a process, or writes output.
+    """Run a call that may block, such as access to files, waiting for a process, or writing output.
 
-    Output is written in threads, too. The loop could write to a terminal or a pipe that does not block. But O_NONBLOCK
-    belongs to the open file description (fcntl(2)), which the user's command and other programs share: their own writes
-    would fail. Files are never reported as not ready.
+    Output is written in threads, because O_NONBLOCK would belong to the open file description (fcntl(2)), which the
+    user's command and other programs share: their writes would fail. Files are always reported as ready.
 
     The threads are daemons: a call that hangs keeps no process from exiting. If the wait is cancelled, the call
     continues.

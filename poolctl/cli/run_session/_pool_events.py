@@ -23,7 +23,7 @@ _LAST_SECONDS = 2.0
 
 
 class Death(NamedTuple):
-    """The end of a process that was not ordered: when it was recorded, and the reason."""
+    """An unexpected exit of a process: when it was recorded, and the reason."""
 
     time: str
     reason: str
@@ -32,8 +32,8 @@ class Death(NamedTuple):
 class PoolEventFollower:
     """Follows the pool's events, and calls `report` with the event, a line and its level, once for each problem.
 
-    `ends_run` gets the status of a server that has ended without an order, and returns whether this ends `run`.
-    With `brief`, a line does not repeat the reason of a death that an earlier line has given.
+    `ends_run` gets the status of a server that exited by itself, and returns whether this ends `run`. With `brief`, a
+    line does not repeat the reason for an exit.
     """
 
     def __init__(

@@ -90,8 +90,8 @@ class ServerOutput:
         # Files and log collectors of containers get the lines unchanged, but for commands to a CI.
         times = log_rendering.STAMPS if self._times else log_rendering.NO_TIMES
         terminal = sys.stdout.isatty()
-        asked = {item.name for item in items if (item.config.get("http") or {}).get("request_id")}
-        ids = asked if terminal and not self._times else None
+        with_ids = {item.name for item in items if (item.config.get("http") or {}).get("request_id")}
+        ids = with_ids if terminal and not self._times else None
         return log_rendering.PrefixedLineFormatter(names, times=times, records=terminal, request_ids=ids).line
 
     def _write_lines(self, lines: list[LogLine], form: Callable[[LogLine], str]) -> None:

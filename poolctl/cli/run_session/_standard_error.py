@@ -1,4 +1,4 @@
-"""Standard error of `run`, whose reader may stop reading."""
+"""Standard error of `run`, which must not block when its reader stops reading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StandardError:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        # Not by the stream: while a write blocks, a flush elsewhere would wait for its lock.
+        # Not through the stream: while a write blocks, a flush elsewhere would wait for the stream's lock.
         self._write = unbuffered_writer(stream)
         with signals_blocked():
             self._thread = DaemonThreads(1)

@@ -21,21 +21,20 @@ class StopOrdered(Exception):
 
 
 class StopOrders:
-    """Orders to stop, each of which interrupts the work in progress. Each order has the number of a signal.
+    """Orders to stop. Each order has the number of a signal, and interrupts the work in progress.
 
-    The loss of the reader of the output is SIGPIPE, the end of the stop timeout SIGALRM, and with --abort-on-exit the
-    first end of a server is SIGCHLD. The user's Ctrl-C often ends the reader as well (`run | tee run.log`). The loss is
-    therefore an order only if it is the first one, and the first signal after it is not another order: it becomes the
-    reason for the stop.
+    SIGPIPE stands for the loss of the output's reader, SIGALRM for the end of the stop timeout, and SIGCHLD for the
+    first exit of a server with --abort-on-exit. The user's Ctrl-C often ends the reader as well (`run | tee run.log`).
+    Therefore the loss counts only as the first order, and the next signal replaces it as the reason for the stop.
     """
 
     def __init__(self, numbers: Collection[int], reload: Callable[[], object] | None = None) -> None:
-        """`numbers` are the signals, which are blocked. With `reload`, SIGHUP calls it and is no order."""
+        """`numbers` are the signals, which are blocked. With `reload`, SIGHUP calls it instead of stopping."""
         self._numbers = numbers
         self._reload = reload
         self._orders: asyncio.Queue[int] = asyncio.Queue()
         self._is_stopping = False
-        self.reader_is_gone = False  # and no signal has arrived since
+        self.reader_is_gone = False  # without a signal since then
         self.interrupted = False  # by SIGINT, after the reader was gone
 
     def add_signal(self, number: int) -> None:

@@ -25,7 +25,7 @@ from poolctl.platform import subreaper
 from ._loop import in_thread, received_signals
 from .signals import FORWARDED_SIGNALS
 
-# Signals ignored by Python, which programs expect at their default.
+# Python ignores these signals; programs expect the defaults.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 # How long processes that a command has left behind may take to end.
 LEFT_SECONDS = 5.0
@@ -40,7 +40,7 @@ async def run_to_end(
     pool_ended: Callable[[], Awaitable[object]] | None = None,
     unwanted: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run the user's command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
+    """Run the user's command, pass signals on to it, and return its exit status (128 + N after signal N).
 
     Processes that it leaves behind get SIGTERM, and SIGKILL after LEFT_SECONDS. If `pool_ended` returns, and `unwanted`
     returns true, the command gets SIGTERM. `stdout` replaces its standard output. Raises Failure (exit 126 or 127) if
@@ -93,13 +93,13 @@ def command_environment(
 
     Raises Failure (exit 5) if variables of two servers would have the same name.
     """
-    there = [item for item in items if item.state != "disabled" and item.expose]
-    known: dict[str, Item] = {}
-    for item in there:
-        if (first := known.setdefault(word(item.name), item)) is not item:
+    reachable = [item for item in items if item.state != "disabled" and item.expose]
+    by_name: dict[str, Item] = {}
+    for item in reachable:
+        if (first := by_name.setdefault(word(item.name), item)) is not item:
             raise Failure(_same_variable_outcome(pool, first, item))
-    found = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
-    for item in there:
+    env = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
+    for item in reachable:
         try:
             parts = address_parts(item.expose, parse(item.address or item.bind))
         except AddressError:
@@ -107,8 +107,8 @@ def command_environment(
         if item.address and item.expose == item.bind:  # an inherited socket has no other address
             parts["url"] = f"http://{item.address}"
         name = word(item.name)
-        found |= {f"POOLCTL_{part.upper()}_{name}": parts[part] for part in ("url", "port") if part in parts}
-    return {**base, **found}
+        env |= {f"POOLCTL_{part.upper()}_{name}": parts[part] for part in ("url", "port") if part in parts}
+    return {**base, **env}
 
 
 def word(name: str) -> str:

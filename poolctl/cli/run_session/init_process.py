@@ -35,7 +35,7 @@ class _InitProcess:
         self._status: int | None = None
 
     def forward_signals_until_exit(self) -> int:
-        """Return the child's exit status once it has exited and, if it was killed, once its pool has ended, too.
+        """Return the child's exit status after its exit and, if it was killed, after the end of its pool.
 
         Wait at most `limit_seconds` after SIGTERM, SIGINT or the child's exit; return 137 if the child still runs then.
         """
@@ -50,7 +50,7 @@ class _InitProcess:
                     os.kill(self._child, came.si_signo)
                 if came.si_signo in (signal.SIGTERM, signal.SIGINT):
                     self._end_soon()
-            alone = self._reap_and_check_childless()
+            alone = self._reap()
             if self._status is not None and (alone or self._status <= 128):
                 return self._status
 
@@ -58,7 +58,7 @@ class _InitProcess:
         if self._due is None:
             self._due = monotonic() + self._limit_seconds
 
-    def _reap_and_check_childless(self) -> bool:
+    def _reap(self) -> bool:
         """Reap children; returns whether no child is left."""
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:

@@ -187,14 +187,14 @@ class RunSession:
             result = await self._client.ask(Result, "start", body, progress, request.timeout)
         if result.exit_code and self._abort_on_exit:
             await self._events.catch_up()
-            if self._first_end.is_set():  # which is why the start has failed
+            if self._first_end.is_set():  # the start failed because of it
                 return False
         self.outcome, self._servers, self._gateway = Outcome.of(result), result.items, result.gateway
         if not self._keeps_logs:
             self.outcome.errors = [
                 replace(error, hint=hint_without("poolctl logs ", error.hint)) for error in result.errors
             ]
-        self._failures = {each.name: each.message for each in result.errors if each.name}
+        self._failures = {error.name: error.message for error in result.errors if error.name}
         self._print_held_events()
         await in_thread(await_exit_if_pool_ends, result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
@@ -286,14 +286,14 @@ class RunSession:
             self._command,
             environment,
             stdout=self._stderr.fileno() if self._output_form else None,
-            pool_ended=self._await_end_or_first_end,
+            pool_ended=self._wait_for_end,
             # The pool has ended by itself.
             unwanted=lambda: self._first_end.is_set() or bool(read_exit(self._pool.directory)),
         )
         return self._status_of_first_end if self._first_end.is_set() else status
 
-    async def _await_end_or_first_end(self) -> None:
-        waits = [asyncio.ensure_future(each.wait()) for each in (self._lifeline.ended, self._first_end)]
+    async def _wait_for_end(self) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._lifeline.ended, self._first_end)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -416,7 +416,7 @@ class RunSession:
             code = READER_GONE
         code = INTERRUPTED if self._orders.interrupted else await self._pool_exit_status_or(code)
         if self._command:
-            await self._print_deaths_and_failure_logs()
+            await self._print_failures()
             if self._stderr.isatty():
                 self._say("the pool has stopped")  # not visible from the end of CMD
         return code
@@ -431,7 +431,7 @@ class RunSession:
         self._say(f"the pool has ended: {render.printable(reason)}", "error")
         return int(left["status"])
 
-    async def _print_deaths_and_failure_logs(self) -> None:
+    async def _print_failures(self) -> None:
         """Print which servers died while the user's command ran, and the last lines of logs that explain a failure.
 
         These are the logs of servers that died or did not start. If no server failed but the command did, they are
@@ -470,7 +470,7 @@ class RunSession:
         if self._is_starting:  # the result of the start may have the same cause
             self._held_events.append((event, text, level))
             return
-        # The failed start, which ends a pool with a command, may have reported this death, with its place in the code.
+        # A failed start, which ends a pool with a command, may have reported this exit with its place in the code.
         failure = self._failures.get(event.server, "") if self._command and event.next_step else ""
         if self._quiet or (failure and failure.startswith(event.cause or event.message)):
             return

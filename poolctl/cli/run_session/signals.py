@@ -26,7 +26,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def stopping_signals(env: Mapping[str, str]) -> list[int]:
-    """The signals that stop `run`, without those that the caller has set to be ignored (nohup).
+    """The signals that stop `run`, except signals that the caller ignores (nohup).
 
     Under a service manager SIGHUP is not ignored, because it means a reload.
     """
