@@ -871,7 +871,7 @@ def test_import_that_fails_is_reported_to_each_server_with_its_own_log(is_report
         assert web.message == api.message == exit_.message_before_ready("no settings")
         assert (web.hint, api.hint) == ("poolctl logs web", "poolctl logs api")
         assert web.exit == api.exit == exit_
-        assert imports.written.waits == [("", 3.0)]
+        assert imports.written.waits == [("", 10.0)]
         assert imports.written.said == [("api", [])]
         assert asyncio.get_running_loop().time() == pytest.approx(1.0 if is_reported else 2.0)
 
