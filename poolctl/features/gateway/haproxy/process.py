@@ -108,7 +108,7 @@ class HaproxyProcess(HelperChild):
     @property
     def sections(self) -> Mapping[str, HaproxyBackend]:
         """The backends that it serves, by name."""
-        return self.setup.configuration.sections if self.setup is not None else {}
+        return self.setup.sections if self.setup is not None else {}
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

@@ -92,6 +92,14 @@ class HaproxySetup(NamedTuple):
         return self.configuration.maps
 
     @property
+    def sections(self) -> dict[str, HaproxyBackend]:
+        """The backends by name, with the servers that are `left`: what these have counted may not be read yet."""
+        sections = self.configuration.sections
+        for (name, _), server in self.left.items():
+            sections[name] = sections[name]._replace(servers=(*sections[name].servers, server))
+        return sections
+
+    @property
     def text(self) -> str:
         """The main configuration file, in which servers that are not ready get no traffic."""
         return self.configuration.text(place for place, each in self.states.items() if each.state != READY)
