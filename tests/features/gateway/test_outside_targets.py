@@ -76,6 +76,8 @@ def run(work: Any) -> None:
         finally:
             stage.probes.close()
             server.close()
+            if remaining := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(remaining, timeout=60)  # a cancelled task that had not begun closes nothing
 
     asyncio.run(whole())
 
