@@ -77,7 +77,9 @@ def run(work: Any) -> None:
             stage.probes.close()
             server.close()
             if remaining := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(remaining, timeout=60)  # a cancelled task that had not begun closes nothing
+                await asyncio.wait(
+                    remaining, timeout=60
+                )  # a cancelled task that had not begun closes nothing
 
     asyncio.run(whole())
 
