@@ -76,10 +76,9 @@ def run(work: Any) -> None:
         finally:
             stage.probes.close()
             server.close()
-            if remaining := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(
-                    remaining, timeout=60
-                )  # a cancelled task that had not begun closes nothing
+            # Those that are cancelled before they begin close no connection.
+            while remaining := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(remaining)
 
     asyncio.run(whole())
 
