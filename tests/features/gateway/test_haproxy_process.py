@@ -123,7 +123,7 @@ class Stage:
         setup = SimpleNamespace(
             parts=SimpleNamespace(settings=settings, sockets=()), text="global\n",
             files={"map": b"a b\n", "c.pem": b"pem"}, start_commands=lambda: (),
-            configuration=SimpleNamespace(servers_by_line_number=lambda: (), sections={"stream:s": STREAM}),
+            configuration=SimpleNamespace(servers_by_line_number=lambda: ()), sections={"stream:s": STREAM},
         )  # fmt: skip
         setup.without = lambda refused: setup
         setup.__dict__.update(changes)
