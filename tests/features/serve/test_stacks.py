@@ -62,3 +62,5 @@ def test_other_users_than_root_are_not_answered(server: int, client: int, answer
             assert bool(connection.recv(1)) is answered
         finally:
             os.seteuid(0)
+            # Else its thread may accept at the descriptor's number when another listener has it.
+            listener.shutdown(socket.SHUT_RDWR)
