@@ -425,11 +425,12 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
 
 
 def socket_inodes(pid: int) -> set[int] | None:
-    """The inodes of a process's sockets (proc(5), fd); None if they cannot be read."""
-    inodes = set()
+    """The inodes of a process's sockets (proc(5), fd); None if they cannot be read, or if it is a zombie."""
+    inodes = None
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in descriptors:
+                inodes = inodes or set()
                 with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                     kind, _, inode = os.readlink(descriptor.path).partition(":[")
                     if kind == "socket":

@@ -72,6 +72,19 @@ def accepting_process(listener: socket.socket, count: int = 1_000_000) -> Iterat
         os.waitpid(pid, 0)
 
 
+@contextlib.contextmanager
+def zombie() -> Iterator[None]:
+    """A process of this process's, which leads a session, has exited, and was not waited for."""
+    if (pid := os.fork()) == 0:
+        os.setsid()
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        yield
+    finally:
+        os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, short_path: Path) -> None:
     async def scenario() -> None:
@@ -228,7 +241,7 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
             keeper = Keeper()
             program = program_at(listener, keeper=keeper, generation=2)
             program.peers = lambda: [older]
-            with accepting_process(listener):
+            with accepting_process(listener), zombie():
                 waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
                 async with asyncio.timeout(60):
                     while not keeper.killed:
