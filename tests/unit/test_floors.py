@@ -67,6 +67,34 @@ TOP = 8
 # Public names below the floor of their code, which is a feature's: no other module imports them.
 ALIASES = {"gateway/operator.py"}
 
+# The modules of packages that features may import, beside the packages themselves and modules that stand alone. A new
+# one is a question: does what the feature needs stand in the right place?
+FACES = {
+    "cli": "commands.export completion foreground_server group log_rendering offline options outcome output place "
+    "pool_ref reload_plan render supervisor_requests",
+    "config": "checks.certificate_checks checks.external_checks files.read_file files.yaml_parser model.pool_tables "
+    "model.section model.server_keys model.server_tables origins values.normalise values.plain values.problems "
+    "values.secrets values.value_types",
+    "control": "answers client gateway_answers pool_paths protocol server_answers",
+    "core": "core decide schedules server_entry workqueue",
+    "http": "http_client http_server messages",
+    "keeper": "fd_store left_children pool_files spawn wire",
+    "listeners": "listen_errors open_listener",
+    "logs": "line_filter log_line log_tail",
+    "monitor": "event_queue journal metrics",
+    "pool": "loop_thread pool server",
+    "probes": "prober worker_probes",
+    "routing": "context match networks normal_path route route_health route_report route_table",
+    "runners": "embedded_runner helper_process left_overs listener_opener local.local_runner local.memory_kills "
+    "local.output_pipes local.server_sockets output_tail process_link process_usage socket_access stack_report "
+    "supervised_process withheld_variables worker_spec",
+    "selection": "regular_expressions selector url_of_server",
+    "supervisor": "active_configuration feature_parts observers.pool_metrics statistics takeover.state_store "
+    "verbs.changing_verbs verbs.verb web_addresses",
+    "web": "bearer_tokens site",
+    "worker": "foreground imports process_setup serving.pool_server serving.uvicorn_parts tally",
+}
+
 # ServerConfig.validate looks at what is outside of the files.
 LOOKS_OUTSIDE = "config/model/server_keys.py"
 
@@ -239,6 +267,21 @@ def test_features_import_those_before_them_in_the_list_only() -> None:
     assert found == []
     folders = {path.parent.name for path in (PACKAGE / "features").glob("*/__init__.py")}
     assert folders == set(FEATURES)
+
+
+def test_features_import_from_faces_only() -> None:
+    modules = {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in FILES}
+    imported = {
+        module.removeprefix("poolctl.")
+        for path in (PACKAGE / "features").rglob("*.py")
+        for _, stem, names in import_statements(path)
+        if stem.startswith("poolctl.") and not stem.startswith("poolctl.features")
+        for module in (stem, *(f"{stem}.{name}" for name in names))
+    }
+    behind_packages = {module for module in imported & modules if "." in module}
+    faces = {f"{package}.{module}" for package, listed in FACES.items() for module in listed.split()}
+    print(f"features import from {len(behind_packages)} modules of packages")
+    assert sorted(behind_packages ^ faces) == []
 
 
 def test_a_module_with_an_underscore_is_imported_in_its_own_package_only() -> None:
