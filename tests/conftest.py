@@ -26,10 +26,6 @@ from tests.real_pool import TREE, RealPool, pool_in
 
 HERE = Path(__file__).parent
 
-# Files and directories whose tests get a second try in CI, a line each: those with thousands of real processes on a
-# machine that others use too. The list may only get shorter: a test that is not reliable is repaired, not added.
-SECOND_TRY = HERE / "second_try.txt"
-
 # Marks of all tests in a directory.
 MARKS = {
     "behaviour": pytest.mark.unmeasured,
@@ -56,7 +52,7 @@ def other_tree_is_installed() -> bool:
     return (TREE / "poolctl").exists() and PathFinder.find_spec("poolctl", others) is not None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     directories = {path: path.relative_to(HERE).parts[0] for path in {item.path for item in items}}
     seen: set[str] = set()
     for item in items:
@@ -66,11 +62,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if function in seen and item.get_closest_marker("heavy_variants"):
             item.add_marker(pytest.mark.heavy)
         seen.add(function)
-    if os.environ.get("CI"):
-        listed = {config.rootpath / line for line in SECOND_TRY.read_text().split()}
-        for item in items:
-            if not listed.isdisjoint({item.path, *item.path.parents}):
-                item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.hookimpl(wrapper=True)
