@@ -56,6 +56,7 @@ def told(pool: RealPool, *options: str, **more: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_exec_has_what_the_server_has_from_files_and_from_the_running_pool(pool: RealPool) -> None:
     file = pool.directory / "pool.toml"
     found = told(pool, "-c", str(file), cwd=Path("/"), env={"LEVEL": "caller's", "MINE": "1"})

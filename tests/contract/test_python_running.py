@@ -445,6 +445,7 @@ assert counts[-1] <= counts[0], counts
 """
 
 
+@pytest.mark.slow
 def test_pool_of_processes_leaves_nothing_open() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", MANY],

@@ -154,6 +154,7 @@ def test_an_empty_value_of_an_option_is_a_usage_error(pool: RealPool, option: st
         )
 
 
+@pytest.mark.slow
 def test_no_command_takes_an_empty_word_for_everything(pool: RealPool) -> None:
     for verb in names():
         for each in [] if verb in ("register", "serve") else command_named(verb).params:

@@ -84,6 +84,7 @@ def shop(real_pool: RealPool) -> RealPool:
     return real_pool
 
 
+@pytest.mark.slow
 def test_command_runs_with_the_servers(reader: Any, shop: RealPool) -> None:
     shop.write("test_shop.py", HELLO_TEST)
     assert "1 passed" in reader(commands("One command"))
@@ -120,6 +121,7 @@ def test_debugger_stops_in_a_worker(shop: RealPool) -> None:
     assert "(Pdb) 42" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_program_runs_its_servers(reader: Any, shop: RealPool) -> None:
     write_files(shop, "A program that needs servers", "python")
     assert reader("python3 check.py") == "200\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import EventsTable, Tables, json_schema, secret_variable_names
+from poolctl.config import EventsTable, Tables, secret_variable_names
 from poolctl.config.model.pool_tables import build_tables
 from poolctl.config.values.problems import Finding
 from poolctl.features.notify.table import Notify
@@ -167,15 +167,6 @@ def test_successor_is_left_the_receivers(tmp_path: Path) -> None:
     text = '[[notify]]\ntype = "ntfy"\nurl = "${URL}"\ntopic = "t"\n'
     tables = load_text(tmp_path, SERVER + text, env={"URL": "http://ntfy.example"}).tables
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables))).tables == tables
-
-
-def test_schema_has_a_list_of_receivers() -> None:
-    schema = json_schema()
-    assert schema["properties"]["notify"]["items"] == {
-        "$ref": "#/$defs/Notify",
-        "description": Notify.__doc__,
-    }
-    assert set(schema["$defs"]["Notify"]["properties"]) == set(Notify.keys_in_files())
 
 
 def test_reload_names_changed_receivers() -> None:

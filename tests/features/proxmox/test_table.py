@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Tables, json_schema, secret_variable_names
+from poolctl.config import Tables, secret_variable_names
 from poolctl.config.values.problems import Finding
 from poolctl.features.proxmox.table import ProxmoxTable, is_token
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
@@ -133,12 +133,6 @@ def test_verify_from_a_variable_is_a_truth_or_a_path(tmp_path: Path, value: str,
 def test_successor_is_left_the_table(tmp_path: Path) -> None:
     tables = load_text(tmp_path, GOOD + ROUTE).tables
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables))).tables == tables
-
-
-def test_schema_has_the_table() -> None:
-    schema = json_schema()
-    assert schema["properties"]["proxmox"]["$ref"] == "#/$defs/ProxmoxTable"
-    assert set(schema["$defs"]["ProxmoxTable"]["properties"]) == set(ProxmoxTable.keys_in_files())
 
 
 def test_token_has_a_user_a_realm_a_name_and_a_secret() -> None:

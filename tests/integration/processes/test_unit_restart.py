@@ -69,7 +69,6 @@ class Load:
                 thread.join(60)
 
 
-@pytest.mark.capability
 @needs("gateway")
 def test_restart_of_the_unit_refuses_no_connection(
     pool: RealPool, unit: ServiceManager, until: Until

@@ -91,6 +91,7 @@ def test_words_of_a_running_pool_are_those_of_its_supervisor(supervised: Supervi
         assert complete("fish", "poolctl list --tag ") == {"b"}
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_silent(directory: Path) -> None:
     for text in ("broken [", 'server = "x"', "server = [[]]", "\udcff"):
         (directory / "pool.toml").write_text(text, errors="surrogateescape")

@@ -1124,6 +1124,7 @@ def test_a_filter_is_what_the_contract_says(
         assert pool.list(field, target, pattern, regex) == values
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30))
 def test_any_text_is_an_address_or_not_there(text: str) -> None:
     pool = Pool([config("a", "127.0.0.1:1")])

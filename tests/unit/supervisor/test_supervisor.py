@@ -922,7 +922,9 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(whole: 
         gateway, metrics, events = whole.ask("ping")["not_served"]
         assert gateway == "[gateway]: no port"
         assert metrics.startswith(f"[metrics]: metrics cannot be served: port {port} is in use"), metrics
-        assert re.match(rf"\[events]: \d+ events? could not be written to {whole.state}/events.jsonl: ", events)
+        assert re.match(
+            rf"\[events]: \d+ events? could not be written to {whole.state}/events.jsonl: ", events
+        )
         for verb in ("start", "restart"):
             assert whole.ask(verb)["warnings"] == [f"extended {verb}", gateway, metrics]
         assert whole.ask("reload", dry_run=True)["warnings"] == ["extended reload"]
