@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from poolctl.config.model.section import Table
+from poolctl.config.values.plain import BadValue, host_and_port, is_port
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.config.values.value_types import (
+    TOPIC_PATTERN,
+    Accepts,
     ArgumentOrNone,
     Duration,
     FilePath,
@@ -22,7 +25,23 @@ from poolctl.config.values.value_types import (
     Words,
 )
 
-from ._value_types import Kinds, Topic, Url
+_KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool"]
+
+
+def _url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    host, port = host_and_port(rest) or ("", "")
+    is_web = scheme.lower() in ("http", "https") and separator and host and is_port(port)
+    if not is_web or not text.isprintable():
+        # The address itself may be a secret, so it is not repeated.
+        raise BadValue("this is not an http or https URL", '"https://HOST/PATH"')
+    return text
+
+
+Url = Annotated[str, AfterValidator(_url)]
+Topic = Annotated[str, Field(pattern=TOPIC_PATTERN)]
+Kinds = Accepts[Annotated[tuple[_KINDS, ...], Field(strict=False)], Sequence[_KINDS]]
+
 
 _SOURCES = ("url", "url_env", "url_file")
 

@@ -4,19 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from poolctl.address import LOOPBACKS, AddressError, overlaps, parse
 from poolctl.config.model.section import Table
 from poolctl.config.model.server_tables import TLSOrFalse
-from poolctl.config.values.plain import PORTS
+from poolctl.config.values.normalise import absolute_address
+from poolctl.config.values.plain import PORTS, BadValue, refuse_long_path
 from poolctl.config.values.problems import Finding, Problem, Tree
-from poolctl.config.values.value_types import Bind, FilePath, Positive, Proxies, Text
+from poolctl.config.values.value_types import (
+    PLAIN_PATH_PATTERN,
+    Bind,
+    FileMode,
+    FilePath,
+    Positive,
+    Proxies,
+    Relative,
+    Text,
+)
 
-from ._value_types import Endpoint, FileMode, OperatorUrl
+_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "unix:/PATH"'
+
+
+def _operator_url(text: str) -> str:
+    """The normalized URL of an operator. The message of BadValue omits the URL, which may contain a password."""
+    if text.lower().startswith("unix:"):
+        try:
+            address = parse(text)
+        except AddressError as problem:
+            raise BadValue(problem.message, _ALLOWED) from None
+        refuse_long_path(address)
+        return address.key
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in PORTS and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        valid = None
+    if not valid or not text.isprintable() or " " in text:
+        raise BadValue("this is not the address of an operator", _ALLOWED)
+    if "@" in parts.netloc:
+        raise BadValue("the address has credentials: name the variable of a token, token_env", _ALLOWED)
+    if parts.query or parts.fragment:
+        raise BadValue("the address has more than a path", _ALLOWED)
+    return text.rstrip("/")
+
+
+# It may be a Unix socket.
+OperatorUrl = Annotated[str, AfterValidator(_operator_url), Relative(absolute_address)]
+Endpoint = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]
+
 
 # Keys that have no effect without `bind`, and without `url`.
 _OF_BIND = ("mode", "trusted")

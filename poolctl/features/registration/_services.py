@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from poolctl.clock import Clock
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import merged
-from poolctl.config.values.problems import Finding, Tree
+from poolctl.config.values.plain import BadValue
+from poolctl.config.values.problems import Finding, Tree, shortened_printable, shown
+from poolctl.config.values.value_types import Duration, Word
 from poolctl.features.gateway.routes import build_route
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.features.gateway.value_types import Host, OutsideProbe, RoutePath, TargetText, Weight
 from poolctl.json_form import Table as JsonTable
 from poolctl.logs.log_line import stamp
 from poolctl.probes.worker_probes import Hysteresis
@@ -26,8 +29,6 @@ from poolctl.routing.route_health import STARTING as ROUTE_STARTING
 from poolctl.routing.route_report import FAILING, SERVING, SILENT, STARTING, RegisteredServiceReport
 from poolctl.states import Status
 from poolctl.units import format_duration
-
-from ._value_types import Duration, Host, OutsideProbe, RoutePath, ServiceName, ServiceUrl, Weight
 
 if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerConfig
@@ -47,6 +48,21 @@ _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 
 # Only for a server's probes: a program would run as the pool's user, an expression needs a process to match it.
 _NOT_PROBED = ("exec", "tcp", "body")
+
+_URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
+_MAX_NAME_LENGTH = 200
+
+
+def _service_url(text: str) -> str:
+    if ":" not in text or text.startswith("tag:"):
+        raise BadValue(f"{shortened_printable(text[:60])!r} is not a URL", _URL_ALLOWED)
+    if not text.isprintable():
+        raise BadValue(f"{shown(text)} holds a control character", _URL_ALLOWED)
+    return text
+
+
+ServiceName = Annotated[Word, StringConstraints(max_length=_MAX_NAME_LENGTH)]
+ServiceUrl = Annotated[TargetText, AfterValidator(_service_url)]
 
 
 class RegistrationRequest(Table, frozen=True):
