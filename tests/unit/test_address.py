@@ -133,6 +133,7 @@ def test_value_that_is_no_text_is_no_address() -> None:
 
 def test_only_an_address_without_a_host_is_dual() -> None:
     assert parse(":80").dual
+    assert parse(":80").bind == ":80"
     assert not parse("*:80").dual
     assert not parse("0.0.0.0:80").dual
     assert parse(":auto").with_port(81).dual

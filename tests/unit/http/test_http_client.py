@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 
 from poolctl.http.http_client import ForwardProxy, NoResponse, ProxyError, exchange, proxy_for
+from poolctl.http.messages import ResponseReader
 from tests.certificates import certificate
 
 PROXY = {"HTTPS_PROXY": "http://proxy.test:3128"}
@@ -140,6 +144,28 @@ def test_response_that_ends_early_is_an_error(answer: bytes) -> None:
                 assert [piece async for piece in response.body()] == []
 
     asyncio.run(served(answering(answer, []), use))
+
+
+def test_reset_before_the_response_is_an_error() -> None:
+    async def reset(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stream.readuntil(b"\r\n\r\n")
+        at_once = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+
+    async def use(port: int) -> None:
+        with pytest.raises(NoResponse, match="reset"):
+            async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]):
+                pass
+
+    asyncio.run(served(reset, use))
+
+
+def test_body_above_the_limit_is_cut_off_and_ends_the_response() -> None:
+    request = h11.Request(method="GET", target="/", headers=[("host", "a")])
+    for limit, body in ((4, b"hell"), (5, b"hello"), (6, b"hello")):
+        reader = ResponseReader(request, max_body_bytes=limit)
+        reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello")
+        assert (reader.complete, reader.body) == (limit < 5, body)
 
 
 def test_unix_socket_and_an_old_version_are_spoken_to(tmp_path: Path) -> None:
