@@ -30,24 +30,25 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
 def _may_stand_beside(one: ServerConfig, other: ServerConfig) -> bool:
     """Whether listeners of one server at these overlapping addresses can be open at once (SO_REUSEPORT, socket(7)).
 
-    The new one must not listen before its workers accept from it. Only workers of ours do that, so not for a command.
+    The new one may listen only when its workers accept from it, and a command cannot be made to wait for that.
     """
-    return all(each.address.kind == "tcp" and not each.command for each in (one, other))
+    return all(config.address.kind == "tcp" and not config.command for config in (one, other))
 
 
 def _may_share(one: Entry, other: Entry) -> bool:
-    """Whether workers of both servers can hold a listener while one server hands it over, with only one accepting.
+    """Whether workers of both servers can hold one listener during a handover, while only one server accepts.
 
     A command cannot be told to stop accepting. A server that sleeps or may not overlap never has an old and a new
     worker at once.
     """
     return all(
-        each.wanted and each.may_overlap and not (each.config.command or each.sleepy) for each in (one, other)
+        entry.wanted and entry.may_overlap and not (entry.config.command or entry.sleepy)
+        for entry in (one, other)
     )
 
 
 class AddressRegistry:
-    """Tracks which server holds or waits for which address, and queues waiting servers when one is released.
+    """Tracks which server holds or waits for which address; queues waiting servers when an address is released.
 
     Maintains the entries' `bound`, `previous_configs` and `must_reopen`.
     """
@@ -56,7 +57,7 @@ class AddressRegistry:
         self._queue = queue
         # By listener key: the entries that have the address in their configuration.
         self._registered: dict[str, dict[str, Entry]] = defaultdict(dict)
-        self._leaving: dict[str, Entry] = {}  # their address differs, or differed, from the configured one
+        self._leaving: dict[str, Entry] = {}  # servers that will release an address
         # By listener key: the last entry that has begun to leave the address.
         self._leavers: dict[str, Entry] = {}
         self._waiting: dict[str, Entry] = {}
@@ -149,10 +150,10 @@ class AddressRegistry:
         entry.listener.previous_configs.append(held)
         self._leavers[held.key] = entry
 
-    def check_address_free_or_wait(self, entry: Entry) -> bool:
-        """Whether no other server uses the entry's address, so that the entry may open its listener.
+    def may_open(self, entry: Entry) -> bool:
+        """Whether the entry may open its listener: no other server uses the address.
 
-        If another server uses it, the entry is recorded as waiting, and is queued when an address is released.
+        If another server uses it, the entry is queued again when an address is released.
         """
         if not self._leaving or entry.listener.state is not ListenerState.CLOSED:
             return True
@@ -170,26 +171,26 @@ class AddressRegistry:
         )
 
     def exchange(self, entry: Entry) -> list[Entry]:
-        """The other servers that take over one's address, directly or in a circle, in a change that is not complete.
+        """The other servers of an incomplete exchange of addresses: each takes over the address of another one.
 
         They leave their previous addresses together, once all of them are ready at the new ones.
         """
-        found, ahead = {entry.name: entry}, [entry]
-        while ahead:
-            each = ahead.pop()
-            near = [
-                other
-                for held in each.listener.previous_configs
-                for other in self._other_claimants(each, held)
+        members, pending = {entry.name: entry}, [entry]
+        while pending:
+            member = pending.pop()
+            neighbours = [
+                claimant
+                for held in member.listener.previous_configs
+                for claimant in self._other_claimants(member, held)
             ]
-            leaver = self._leavers.get(each.config.key, each)
-            if any(same_listener(held, each.config) for held in leaver.listener.previous_configs):
-                near.append(leaver)
-            for other in near:
-                if other.name not in found and _may_share(each, other):
-                    found[other.name] = other
-                    ahead.append(other)
-        return [other for other in found.values() if other is not entry]
+            leaver = self._leavers.get(member.config.key, member)
+            if any(same_listener(held, member.config) for held in leaver.listener.previous_configs):
+                neighbours.append(leaver)
+            for neighbour in neighbours:
+                if neighbour.name not in members and _may_share(member, neighbour):
+                    members[neighbour.name] = neighbour
+                    pending.append(neighbour)
+        return [member for member in members.values() if member is not entry]
 
     def may_accept(self, entry: Entry) -> bool:
         """Whether no worker of a server that leaves the entry's address accepts there any longer."""
@@ -201,13 +202,13 @@ class AddressRegistry:
         )
 
     def may_leave(self, entry: Entry) -> bool:
-        """Whether the servers with which the entry exchanges addresses are ready at theirs, or have failed there."""
+        """Whether the servers with which the entry exchanges addresses are ready at their new ones, or have failed."""
         return not entry.listener.previous_configs or all(
             other.has_ready_generation or other.failed or other.in_backoff for other in self.exchange(entry)
         )
 
     def other_holder(self, entry: Entry) -> Entry | None:
-        """Another server that has the entry's address in its configuration, and its listener there; else None."""
+        """Another server that is configured for the entry's address and has its listener there, or None."""
         return next(
             (
                 other
@@ -218,7 +219,7 @@ class AddressRegistry:
         )
 
     def is_claimed(self, entry: Entry, config: ServerConfig) -> bool:
-        """Whether another server has, or is to have, the address of a previous configuration of the entry."""
+        """Whether another server is configured for the address of this previous configuration of the entry."""
         return bool(self._other_claimants(entry, config))
 
     def parties(self, entry: Entry) -> list[Entry]:
@@ -226,9 +227,9 @@ class AddressRegistry:
         if not self._leavers:
             return []
         keys = {worker.config.key for worker in entry.observed.workers.values()} - {entry.config.key}
-        near = [other for key in keys for other in self._registered.get(key, {}).values()]
-        near.append(self._leavers.get(entry.config.key, entry))
-        return [other for other in (*self.exchange(entry), *near) if other is not entry]
+        neighbours = [other for key in keys for other in self._registered.get(key, {}).values()]
+        neighbours.append(self._leavers.get(entry.config.key, entry))
+        return [other for other in (*self.exchange(entry), *neighbours) if other is not entry]
 
     def touch_with_parties(self, entry: Entry) -> None:
         """Queue the entry, and the servers that wait for its workers before they leave an address or accept there."""
@@ -249,8 +250,8 @@ class AddressRegistry:
 
     def address_contenders(self, entry: Entry) -> list[Entry]:
         """Return all other entries that have the same configured address or wait until any address is released."""
-        others = self._registered.get(entry.config.key, {}).values()
-        return [other for other in (*others, *self._waiting.values()) if other is not entry]
+        registered = self._registered.get(entry.config.key, {}).values()
+        return [other for other in (*registered, *self._waiting.values()) if other is not entry]
 
     def release_unless_claimed(self, entry: Entry, held: ServerConfig) -> bool:
         """Release a listener that the entry no longer needs.
@@ -269,7 +270,7 @@ class AddressRegistry:
             if other is not entry
             for previous in other.listener.previous_configs
         ):
-            return False  # that server, which still serves there, releases the listener later
+            return False  # a server that still serves there releases the listener later
         for claimant in claimants:
             self._kept[held.key] = held
             self._queue.touch(claimant)
@@ -280,15 +281,14 @@ class AddressRegistry:
         self._endpoints[key] = endpoints
         self._kept.pop(entry.config.key, None)
 
-    def closed(self, key: str) -> None:
+    def record_closed(self, key: str) -> None:
         """Note that the listener of this key is being closed."""
         self._endpoints.pop(key, None)
 
-    def take_unneeded_listener(self, entry: Entry) -> list[ServerConfig]:
-        """Return [listener] if a listener is kept open for this entry but no server needs the listener, else [].
+    def take_unneeded_listener(self, entry: Entry) -> ServerConfig | None:
+        """Return a listener for the caller to close: kept open for this entry, which has stopped; None without one.
 
-        Returns [] while the entry is not `at_rest`. The caller closes the returned listener. If the entry has released
-        its previous addresses, the method also queues all servers that wait for an address.
+        If the entry has released its previous addresses, also queues all servers that wait for an address.
         """
         if entry.name in self._leaving and not self._has_address_to_release(entry):
             del self._leaving[entry.name]
@@ -298,10 +298,10 @@ class AddressRegistry:
                 self._queue.touch(waiting)
         if entry.is_fully_stopped:
             self._waiting.pop(entry.name, None)
-            kept = self._kept.get(entry.config.key)
-            if kept is not None and not self._other_claimants(entry, kept):
-                return [self._kept.pop(kept.key)]
-        return []
+            listener = self._kept.get(entry.config.key)
+            if listener is not None and not self._other_claimants(entry, listener):
+                return self._kept.pop(listener.key)
+        return None
 
     def _other_claimants(self, entry: Entry, held: ServerConfig) -> list[Entry]:
         return [
@@ -318,16 +318,16 @@ class AddressRegistry:
             *listener.releasing,
             *([listener.bound] if listener.bound is not None and other is not entry else []),
         ]
-        for each in held:
-            shared = same_listener(each, mine) and (
-                other.removed or (not same_listener(each, other.config) and _may_share(entry, other))
+        for config in held:
+            is_shared = same_listener(config, mine) and (
+                other.removed or (not same_listener(config, other.config) and _may_share(entry, other))
             )
-            if overlaps(each.address, mine.address) and not (shared or each in beside):
+            if overlaps(config.address, mine.address) and not (is_shared or config in beside):
                 return True
         # A draining worker may keep the port bound until it ends. This matters to a new listener only.
         return any(
             overlaps(worker.config.address, mine.address)
-            and not any(same_listener(worker.config, each) for each in (mine, *beside))
+            and not any(same_listener(worker.config, config) for config in (mine, *beside))
             for worker in other.observed.workers.values()
         )
 
@@ -350,14 +350,16 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
     listener = entry.listener
     if not listener.previous_configs:
         return []
-    accepting = [worker.config for worker in entry.observed.workers.values() if worker.phase not in LEAVING]
+    in_use = [worker.config for worker in entry.observed.workers.values() if worker.phase not in LEAVING]
     return [
-        held for held in listener.previous_configs if not any(same_listener(held, each) for each in accepting)
+        held
+        for held in listener.previous_configs
+        if not any(same_listener(held, config) for config in in_use)
     ]
 
 
 def listeners_beside(entry: Entry) -> list[ServerConfig]:
-    """The previous listeners of the entry beside which the one at its new, overlapping address is opened."""
+    """The previous listeners of the entry that stay open while it opens one at a new, overlapping address."""
     abandoned = abandoned_listeners(entry)
     return [
         held

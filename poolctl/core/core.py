@@ -1,4 +1,4 @@
-"""`Core` manages all servers of a pool. With a `Goal`, a command waits until its servers have started or stopped."""
+"""`Core` manages all servers of a pool."""
 
 from __future__ import annotations
 
@@ -14,22 +14,8 @@ from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandle
 from . import decide
 from .addresses import AddressRegistry, abandoned_listeners, same_listener
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
-from .decide import (
-    ASLEEP,
-    LEAVING,
-    Desired,
-    EndHook,
-    ListenerState,
-    Overrides,
-    Stop,
-    WorkerPhase,
-)
-from .explain import (
-    explain_blocker,
-    failure_of,
-    logged_exceptions,
-    note_failure,
-)
+from .decide import ASLEEP, LEAVING, Desired, EndHook, ListenerState, Overrides, Stop, WorkerPhase
+from .explain import explain_blocker, failure_of, logged_exceptions, note_failure
 from .health_checks import HealthChecks
 from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
@@ -107,15 +93,15 @@ class Core:
     def _decide_and_perform(self, entry: Entry) -> None:
         self._addresses.plan_address_change(entry)
         self._roll_back_blocked_exchange(entry)
-        self._update_sleep_and_disarm_outdated(entry)
+        self._update_sleep(entry)
         entry.forget_surplus_slots()
         self._runs.ensure_run_planned(entry)
         self._replace_expired(entry)
         for action in self._decide(entry):
             self._executor.perform(entry, action)
         self._queue_affected_neighbours(entry)
-        for held in self._addresses.take_unneeded_listener(entry):
-            self._executor.close(held)
+        if (unneeded := self._addresses.take_unneeded_listener(entry)) is not None:
+            self._executor.close(unneeded)
         if entry.removed and entry.is_fully_stopped and self.servers.entries.get(entry.name) is entry:
             self.forget(entry)
             # Its dependencies no longer need to wait for it.
@@ -144,16 +130,16 @@ class Core:
             self._trace.log_decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
 
-    def _update_sleep_and_disarm_outdated(self, entry: Entry) -> None:
+    def _update_sleep(self, entry: Entry) -> None:
         """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
-        kept = entry.window_demand
+        previous_demand = entry.window_demand
         entry.observed.has_live_dependents = any(
             dependent.keeps_dependencies_awake for dependent in self.servers.dependents(entry)
         )
         self._windows.update_window(entry)
         if entry.window_demand == ASLEEP:
             entry.observed.has_pending_request = False
-            if kept != ASLEEP and entry.observed.workers:
+            if previous_demand != ASLEEP and entry.observed.workers:
                 # A new generation, because leaving workers keep their names until they have ended.
                 entry.begin_generation()
         if entry.listener.armed is not None and (
@@ -163,7 +149,7 @@ class Core:
             self._executor.stop_watching_listener(entry)
 
     def _replace_expired(self, entry: Entry) -> None:
-        # Only ready workers: one that is not ready here yet would be drained before its replacement serves.
+        # Only workers recorded as ready: others would be drained before their replacement serves.
         for worker in entry.observed.ready:
             if worker.expired:
                 worker.expired = False
@@ -174,7 +160,7 @@ class Core:
         return entry.view(
             may_start=self.servers.may_start(entry),
             may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
-            may_open=self._addresses.check_address_free_or_wait(entry),
+            may_open=self._addresses.may_open(entry),
             may_accept=self._addresses.may_accept(entry),
             may_leave=self._addresses.may_leave(entry),
             abandoned=tuple(held.key for held in abandoned_listeners(entry)),
@@ -342,7 +328,7 @@ class Core:
         self._runs.begin_run(entry)
 
     def mark_expired(self, entry: Entry, worker_id: str) -> None:
-        """Note that the worker has served its `max_requests`: once it is ready here too, it is replaced alone."""
+        """Note that the worker has served its `max_requests`: it alone is replaced, once it is recorded as ready."""
         if (worker := entry.observed.workers.get(worker_id)) is not None:
             worker.expired = True
             self.touch(entry)
@@ -434,15 +420,15 @@ class Core:
 
         A server that is stopping does not count.
         """
-        others = [
+        contenders = [
             contender
             for contender in self._addresses.address_contenders(entry)
             if contender.config.key == entry.config.key
         ]
-        for other in others:
-            if other.wants_no_worker and not other.is_fully_stopped:
-                self._addresses.note_leaving(other)
-        return next((each for each in others if not each.wants_no_worker), None)
+        for contender in contenders:
+            if contender.wants_no_worker and not contender.is_fully_stopped:
+                self._addresses.note_leaving(contender)
+        return next((contender for contender in contenders if not contender.wants_no_worker), None)
 
     def forget(self, entry: Entry) -> None:
         """Remove a server that has no active worker, hook or listener."""
@@ -457,7 +443,7 @@ class Core:
             self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
 
     def set_app_state(self, entry: Entry, values: Mapping[str, object]) -> None:
-        """Set the values in `scope["state"]` for applications of workers started from now on."""
+        """Set the values that applications of workers started from now on find in `scope["state"]`."""
         entry.desired.app_state = values
 
     def schedule_removal(self, entry: Entry, *, ignore_dependents: bool = False) -> None:
@@ -572,8 +558,8 @@ class Core:
             self._set_stopped_state(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
             starting = [] if stopped or entry.config.on_demand else [entry]
-            for each in [*starting, *self.servers.stopped_along_with([entry])]:
-                self.start(each)
+            for server in [*starting, *self.servers.stopped_along_with([entry])]:
+                self.start(server)
 
     async def reload_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""

@@ -164,7 +164,7 @@ class Executor:
 
     def close(self, held: ServerConfig) -> None:
         """Close the listener of the configuration `held`, which no server uses any longer. Does not wait."""
-        self._addresses.closed(held.key)
+        self._addresses.record_closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
     async def _check_startable_or_roll_back(self, entry: Entry, generation: int) -> None:
@@ -238,7 +238,7 @@ class Executor:
             endpoints = self._runner.close_unneeded(bound)
             self._addresses.record_opened(entry, bound.key, endpoints)
         elif self._addresses.release_unless_claimed(entry, held):
-            self._addresses.closed(held.key)
+            self._addresses.record_closed(held.key)
             with logged_exceptions(f"{held.key} cannot be closed"):
                 await self._runner.close(held.key)
         if held in entry.listener.releasing:

@@ -1,4 +1,4 @@
-"""Indexes the pool's servers by name and dependency, and queues servers for decisions."""
+"""The servers of a pool by name, and their dependencies: which server waits for which."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServerRegistry:
             self.removed.pop(entry.name, None)
             self.replace_config(entry, config)
             if any(worker.config != config for worker in entry.observed.workers.values()):
-                entry.begin_generation()  # these still run because of a dependent
+                entry.begin_generation()  # old workers still run because of a dependent
             return entry
         self.revision += 1
         return self._insert(config)
@@ -81,10 +81,9 @@ class ServerRegistry:
 
     def sort(self, names: Iterable[str]) -> None:
         """Sort the servers into this order. Servers that are not named come last."""
-        first = {name: self.entries[name] for name in names if name in self.entries}
-        rest = {name: entry for name, entry in self.entries.items() if name not in first}
+        ordered = {name: self.entries[name] for name in names if name in self.entries} | self.entries
         self.entries.clear()
-        self.entries.update(first | rest)
+        self.entries.update(ordered)
 
     @property
     def has_never_run(self) -> bool:
@@ -98,8 +97,8 @@ class ServerRegistry:
 
     def dependencies(self, entry: Entry) -> list[Entry]:
         """The servers that this server depends on directly."""
-        needed = entry.config.depends_on
-        return [self.entries[each.name] for each in needed if each.name in self.entries] if needed else []
+        names = [dependency.name for dependency in entry.config.depends_on]
+        return [self.entries[name] for name in names if name in self.entries]
 
     def dependents(self, entry: Entry) -> list[Entry]:
         """The servers that depend on this server directly."""
@@ -121,18 +120,17 @@ class ServerRegistry:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(
-        self, already_stopped_with: Mapping[str, list[str]], disabled: Iterable[Entry]
+        self, already_stopped_with: Mapping[str, list[str]], disabled: Sequence[Entry]
     ) -> None:
-        """Record on which of the `disabled` servers each in `already_stopped_with` depends, directly or indirectly.
+        """Record in `stopped_with` of servers that were stopped with `disabled` which of these they depend on.
 
-        The keys of `already_stopped_with` are the names of servers that were stopped together with `disabled`. Each
-        value lists the disabled servers that an earlier call recorded for the key; these stay recorded.
+        The keys of `already_stopped_with` are the names of the servers that were stopped. The values are what earlier
+        calls have recorded, which is kept.
         """
-        names = [entry.name for entry in disabled]
         for name, before in already_stopped_with.items():
-            needed = {each.name for each in self.closure([self.entries[name]], self.dependencies)}
-            now = [each for each in names if each in needed and each not in before]
-            self.entries[name].desired.stopped_with = [*before, *now]
+            dependencies = {entry.name for entry in self.closure([self.entries[name]], self.dependencies)}
+            names = [entry.name for entry in disabled if entry.name in dependencies - {*before}]
+            self.entries[name].desired.stopped_with = [*before, *names]
 
     def stopped_along_with(self, enabled: Sequence[Entry]) -> list[Entry]:
         """Return the servers for which `note_stopped_with` has recorded one of the `enabled` servers.
@@ -140,10 +138,9 @@ class ServerRegistry:
         A server is left out while another server that `note_stopped_with` recorded for that server is disabled.
         """
         names = {entry.name for entry in enabled}
-        found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [
             entry
-            for entry in found
+            for entry in self.closure(enabled, self.dependents)
             if not names.isdisjoint(entry.desired.stopped_with)
             and not any(name not in names and self._is_disabled(name) for name in entry.desired.stopped_with)
         ]
@@ -157,28 +154,23 @@ class ServerRegistry:
         return self.awaited_dependency(entry) is None
 
     def awaited_dependency(self, entry: Entry) -> Entry | None:
-        """A dependency that does not meet its condition, such as being ready, before workers of the server start.
-
-        A new or changed server also waits while its dependency is being replaced. One that only replaces a crashed
-        worker does not, because the dependency's old workers still serve.
-        """
-        for each in entry.config.depends_on:
-            dependency = self.entries.get(each.name)
-            if dependency is None:
-                continue
-            if entry.awaits_replacement and self._addresses.waits_for_address(dependency):
-                continue  # this server may have to leave that address first
-            # A sleeping server that was started without its dependencies still wakes after the dependencies that
-            # are wanted.
-            is_ignored = entry.desired.ignore_dependencies and not (
-                entry.sleepy and not dependency.wants_no_worker
-            )
-            if not (is_ignored or self._meets_condition(dependency, each.condition)):
-                return dependency
-            is_new = entry.awaits_replacement or not (is_ignored or entry.observed.was_up)
-            if is_new and self._is_being_replaced(dependency, each.condition):
+        """The first dependency that has to be ready, or to be replaced, before workers of the server start."""
+        for needed in entry.config.depends_on:
+            dependency = self.entries.get(needed.name)
+            if dependency is not None and self._waits_for(entry, dependency, needed.condition):
                 return dependency
         return None
+
+    def _waits_for(self, entry: Entry, dependency: Entry, condition: str) -> bool:
+        if entry.awaits_replacement and self._addresses.waits_for_address(dependency):
+            return False  # this server may have to leave that address first
+        # A server that was started without its dependencies, and sleeps, still wakes after those that are to run.
+        ignores = entry.desired.ignore_dependencies and (dependency.wants_no_worker or not entry.sleepy)
+        if not (ignores or self._meets_condition(dependency, condition)):
+            return True
+        # A server that only replaces a crashed worker uses the old workers of the dependency.
+        is_new = entry.awaits_replacement or not (ignores or entry.observed.was_up)
+        return is_new and self._is_being_replaced(dependency, condition)
 
     def _is_being_replaced(self, entry: Entry, condition: str = "ready") -> bool:
         if not entry.is_being_replaced or (condition == "started" and entry.has_new_process):
@@ -200,7 +192,7 @@ class ServerRegistry:
         )
 
     def stopped_dependency(self, entry: Entry) -> Entry | None:
-        """A dependency for which the server waits, and which is not to run; else None."""
+        """A dependency that the server waits for although it is not to run, or None."""
         if not entry.wanted or self.may_start(entry):
             return None
         return next(
@@ -233,8 +225,8 @@ class ServerRegistry:
         waits = entry.removed and not entry.desired.ignore_dependencies
         if waits and any(
             dependency.name == entry.name
-            for other in self.entries.values()
-            for worker in other.observed.workers.values()
+            for dependent in self.entries.values()
+            for worker in dependent.observed.workers.values()
             for dependency in worker.config.depends_on
             if not worker.unstoppable
         ):
