@@ -9,16 +9,8 @@ from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStop
 from poolctl.states import State, in_words
 
 from .core import Core
-from .decide import (
-    ListenerState,
-)
-from .explain import (
-    LAST_LINES,
-    explain_blocker,
-    explain_last_lines,
-    explanatory_lines,
-    is_quoted,
-)
+from .decide import ListenerState
+from .explain import LAST_LINES, explain_blocker, explain_last_lines, explanatory_lines, is_quoted
 from .server_entry import Entry
 
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
@@ -50,19 +42,19 @@ class CommandGoal:
 
         `report` is called after each change of a server.
         """
-        self.missing = await wait_and_return_unfinished(
-            self._core, self._entries, self.is_over, timeout_seconds, report
-        )
-        ended = [
-            each for each in self._entries if self.has_failed(each) or self._has_exited_since_creation(each)
+        self.missing = await wait_until(self._core, self._entries, self.is_over, timeout_seconds, report)
+        failed = [
+            entry
+            for entry in self._entries
+            if self.has_failed(entry) or self._has_exited_since_creation(entry)
         ]
-        await asyncio.gather(*map(self._read_last_lines, ended))
+        await asyncio.gather(*map(self._read_last_lines, failed))
 
     async def _read_last_lines(self, entry: Entry) -> None:
         runner, since = self._core.runner, entry.observed.failed_since
         worker = entry.observed.failed_worker
-        found = await explain_last_lines(runner, entry.name, since, explanatory_lines, worker)
-        self._last_lines[entry.name] = found[-LAST_LINES:]
+        lines = await explain_last_lines(runner, entry.name, since, explanatory_lines, worker)
+        self._last_lines[entry.name] = lines[-LAST_LINES:]
 
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command has meanwhile stopped a server that is to run, or started one that is to stop."""
@@ -107,7 +99,7 @@ class CommandGoal:
         return entry.observed.failures > self._failures[entry.name]
 
     def was_retried(self, entry: Entry) -> bool:
-        """Whether the server was to start, and is ready after an attempt that failed, while others were waited for."""
+        """Whether a failed start of the server was retried, with success, while the command still waited."""
         return self._kind is PoolStartError and self.has_failed(entry) and entry.is_fully_ready
 
     def _has_exited_since_creation(self, entry: Entry) -> bool:
@@ -172,43 +164,43 @@ def _logs_command(entry: Entry) -> str:
     return f"poolctl logs {entry.name}"
 
 
-async def wait_and_return_unfinished(
+async def wait_until(
     core: Core,
     entries: Iterable[Entry],
-    finished: Callable[[Entry], bool],
+    is_finished: Callable[[Entry], bool],
     timeout_seconds: float | None,
     report: Callable[[Entry], None] = lambda entry: None,
 ) -> list[Entry]:
-    """Wait until `finished` is true for each entry, or the timeout. Returns the unfinished entries.
+    """Wait until `is_finished` is true for each entry, or the timeout. Returns the unfinished entries.
 
     `report` is called with an entry whenever something about the entry has changed.
     """
     waiting = {entry.name: entry for entry in entries}
-    everything = asyncio.get_running_loop().create_future()
+    all_finished = asyncio.get_running_loop().create_future()
 
-    def look(changed: Entry) -> None:
-        ahead = [changed]
-        while ahead:
-            entry = ahead.pop()
+    def check(changed: Entry) -> None:
+        pending = [changed]
+        while pending:
+            entry = pending.pop()
             if entry.name not in waiting:
                 continue
             report(entry)
-            if finished(entry):
+            if is_finished(entry):
                 del waiting[entry.name]
                 # Dependents may now be finished as well, although their own state has not changed.
-                ahead += core.servers.dependents(entry)
-        if not waiting and not everything.done():
-            everything.set_result(None)
+                pending += core.servers.dependents(entry)
+        if not waiting and not all_finished.done():
+            all_finished.set_result(None)
 
     for entry in list(waiting.values()):
-        look(entry)
+        check(entry)
     if waiting:
-        core.observers.add(look)
+        core.observers.add(check)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await everything
+                await all_finished
         except TimeoutError:
             pass
         finally:
-            core.observers.discard(look)
+            core.observers.discard(check)
     return list(waiting.values())

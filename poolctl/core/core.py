@@ -105,10 +105,10 @@ class Core:
         if entry.removed and entry.is_fully_stopped and self.servers.entries.get(entry.name) is entry:
             self.forget(entry)
             # Its dependencies no longer need to wait for it.
-            self._queue.add_all_unscheduled(self.servers.dependents(entry))
+            self._queue.add_all(self.servers.dependents(entry))
         elif not entry.removed:
             # A dependency that stops may have waited for the last worker that needed it.
-            self._queue.add_all_unscheduled(self.servers.removed.values())
+            self._queue.add_all(self.servers.removed.values())
 
     def _roll_back_blocked_exchange(self, entry: Entry) -> None:
         """Undo an exchange of addresses if the entry cannot start: the other servers would wait for it for ever."""
@@ -172,7 +172,7 @@ class Core:
             self._dependency_facts[entry.name] = facts
             neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))
             neighbours += (*self._addresses.address_contenders(entry), *self._addresses.parties(entry))
-            self._queue.add_all_unscheduled(neighbours)
+            self._queue.add_all(neighbours)
 
     # Changes of the desired state.
 

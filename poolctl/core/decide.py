@@ -32,9 +32,9 @@ class Desired(StrEnum):
 
     def __new__(cls, word: str, wanted: bool = False, wants_no_worker: bool = True) -> Desired:
         """Create a desired state with the value `word` and the properties that the class describes."""
-        case = str.__new__(cls, word)
-        case._value_, case.wanted, case.wants_no_worker = word, wanted, wants_no_worker
-        return case
+        state = str.__new__(cls, word)
+        state._value_, state.wanted, state.wants_no_worker = word, wanted, wants_no_worker
+        return state
 
     # Not started yet, or stopped because it was disabled: it starts when it is enabled.
     IDLE = "idle", False, True
@@ -101,7 +101,7 @@ class WorkerPhase(StrEnum):
     STOPPING = "stopping"  # ends within its time limit
 
 
-# A worker that exits after a command sent it one of these was asked to, whatever its exit status.
+# If a command sends a worker one of these signals, the worker's exit is ordered, whatever its exit status.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 LEAVING = frozenset({WorkerPhase.DRAINING, WorkerPhase.STOPPING})
 
@@ -269,7 +269,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End a worker within its server's stop_timeout."""
+    """Stop a worker within its server's stop_timeout."""
 
     worker: str
 
@@ -304,7 +304,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """The action to stop watching the listener. Workers that start later accept the connections that wait there."""
+    """Stop watching the listener. Workers that start later accept the connections that wait there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +412,7 @@ def _retire_then_close(view: ServerView) -> list[Action]:
     if view.staying:
         return [_retire(worker) for worker in view.staying]
     if any(worker.may_accept for worker in view.workers):
-        return []  # a gateway may still send it requests
+        return []  # a gateway may still send them requests
     # No worker accepts any longer, so new connections need not wait for draining workers.
     return _close(view, Close())
 
@@ -429,7 +429,7 @@ def _choose_accepting(view: ServerView) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     if not view.may_accept:
         return []
-    # One of a newer generation has been abandoned before it accepted, and its address may be another server's again.
+    # A worker of a newer generation was abandoned before it accepted, and another server may have its address again.
     ready = [
         worker
         for worker in view.staying
@@ -454,15 +454,20 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
         # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
         # server that falls asleep has little to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {WorkerPhase.STOPPING}
-        going = [worker for worker in others if worker.phase not in ending]
-        if not view.feasible and any(worker.phase is WorkerPhase.READY for worker in going):
+        to_stop = [worker for worker in others if worker.phase not in ending]
+        if not view.feasible and any(worker.phase is WorkerPhase.READY for worker in to_stop):
             # Running workers are not stopped for a replacement that cannot start.
             return [] if view.checking else [Check()]
-        return [Stop(worker.id) for worker in going]
+        return [Stop(worker.id) for worker in to_stop]
     actions: list[Action] = []
     if view.may_start:
-        ahead = [index for index in view.indexes if index not in view.waiting]
-        actions += _spawn_missing(view, {index: view.generation_at(index) for index in ahead})
+        # A leaving worker keeps its name until it has ended.
+        present = {(worker.generation, worker.index) for worker in view.workers}
+        actions += [
+            Spawn(view.generation_at(index), index)
+            for index in view.indexes
+            if index not in view.waiting and (view.generation_at(index), index) not in present
+        ]
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
     if ready.issuperset(view.indexes):
@@ -475,17 +480,6 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     # only if it does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not WorkerPhase.READY]
-
-
-def _spawn_missing(view: ServerView, generations: Mapping[int, int]) -> list[Action]:
-    """The actions that start the workers of these indexes and generations that do not exist yet."""
-    # A leaving worker keeps its name until it has ended.
-    present = {(worker.generation, worker.index) for worker in view.workers}
-    return [
-        Spawn(generation, index)
-        for index, generation in generations.items()
-        if (generation, index) not in present
-    ]
 
 
 def _retire(worker: WorkerView) -> Action:
@@ -518,7 +512,7 @@ class ExitDecision:
     """The decision after a worker's exit, the delay before a restart, and the reason for giving up.
 
     `restarts` is the number of restarts within the policy's `window` if the server is given up because of them, else 0.
-    With `spent`, it has reached the policy's `limit`, but the server is not given up.
+    With `spent`, restarts have reached the policy's `limit`, but the server is not given up.
     """
 
     next: StepAfterExit
@@ -532,21 +526,17 @@ class ExitDecision:
 class ExitSituation:
     """The circumstances of a worker's exit that no command requested.
 
-    `now` is the time of the exit, and `restarts` are the times of earlier restarts with the worker's index, on the
-    same clock. `others` says whether the server has other workers that serve or start, and `others_wait` whether the
-    next worker of another index waits for its backoff. With `others_failed`, a worker of a vacant index had failed.
-    `was_up` says whether the server has been ready since its start, and `spent` whether an earlier decision since the
-    index last had a ready worker was `spent`.
+    `now` is the time of the exit, on the same clock as `restarts`.
     """
 
     now: float
     was_ready: bool = True
-    restarts: Sequence[float] = ()
-    was_up: bool = False
-    spent: bool = False
-    others: bool = False
-    others_wait: bool = False
-    others_failed: bool = False
+    restarts: Sequence[float] = ()  # the times of earlier restarts with the worker's index
+    was_up: bool = False  # the server has been ready since its start
+    spent: bool = False  # an earlier decision, since the index last had a ready worker, was `spent`
+    others: bool = False  # other workers of the server serve or start
+    others_wait: bool = False  # the next worker of another index waits for its backoff
+    others_failed: bool = False  # a worker of a vacant index had failed
     may_sleep: bool = False  # the server may be without a worker until the next request
     retries: bool = True  # a worker that was never ready is restarted
 
@@ -570,8 +560,8 @@ def judge_exit(
     Restarts longer ago than `limits.window` do not count. If none counts, a worker that was ever ready is restarted at
     once. `jitter` is a random number from -1 to 1.
 
-    A server that was ready may fail because of a database that is away, and is tried again unless its configuration
-    limits that. One that may sleep is tried again by its next request.
+    A server that was ready may fail only because its database is down, so it is retried for ever, unless its
+    configuration limits that, or it may sleep: then its next request starts it.
     """
     if not (situation.retries or situation.was_ready):
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
@@ -583,14 +573,14 @@ def judge_exit(
         if exit_.ok and not situation.others_failed:
             return ExitDecision(StepAfterExit.DONE)
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
-    recent = [moment for moment in situation.restarts if situation.now - moment <= limits.window]
+    recent = [time for time in situation.restarts if situation.now - time <= limits.window]
     if situation.spent or len(recent) >= limits.limit:
-        is_tried = situation.was_up and not (limits.is_limited or situation.may_sleep)
-        if situation.others or is_tried:
-            pause = limits.backoff.longest_seconds(jitter)
+        is_retried = situation.was_up and not (limits.is_limited or situation.may_sleep)
+        if situation.others or is_retried:
+            delay_seconds = limits.backoff.longest_seconds(jitter)
             if not situation.others:
-                pause = max(pause, MIN_ENDLESS_BACKOFF_SECONDS)
-            return ExitDecision(StepAfterExit.RESTART, pause, spent=True)
+                delay_seconds = max(delay_seconds, MIN_ENDLESS_BACKOFF_SECONDS)
+            return ExitDecision(StepAfterExit.RESTART, delay_seconds, spent=True)
         reason = f"{exit_.message}; given up after {restarts_within(len(recent), limits)}"
         return ExitDecision(StepAfterExit.FAILED, reason=reason, restarts=len(recent))
     if not recent and situation.was_ready:
@@ -632,19 +622,19 @@ class DecisionLogger:
 
 
 def _changes(before: ServerView | None, after: ServerView) -> Iterator[str]:
-    old = before or ServerView(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"
-    yield from _field_changes(old, after)
-    there = {worker.id: worker for worker in old.workers}
+        before = ServerView(after.desired, after.generation, feasible=after.feasible)
+    yield from _field_changes(before, after)
+    workers_before = {worker.id: worker for worker in before.workers}
     for worker in after.workers:
-        known = there.pop(worker.id, None)
-        if known is None:
+        worker_before = workers_before.pop(worker.id, None)
+        if worker_before is None:
             yield f"{worker.id} new, {worker.phase}"
-        elif known != worker:
-            yield f"{worker.id} {' '.join(_field_changes(known, worker))}"
-    for gone in there:
-        yield f"{gone} gone"
+        elif worker_before != worker:
+            yield f"{worker.id} {' '.join(_field_changes(worker_before, worker))}"
+    for exited in workers_before:
+        yield f"{exited} gone"
 
 
 def _field_changes(before: ServerView | WorkerView, after: ServerView | WorkerView) -> Iterator[str]:
@@ -683,8 +673,8 @@ def reason_for_no_action(view: ServerView) -> str:
         return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
     if view.checking:
         return "waits until it is known whether a worker can start"
-    if coming := _ids_of_workers_in(view, WorkerPhase.PLACING, WorkerPhase.STARTING):
-        return f"waits for {coming} to become ready"
+    if starting := _ids_of_workers_in(view, WorkerPhase.PLACING, WorkerPhase.STARTING):
+        return f"waits for {starting} to become ready"
     if not view.may_leave:
         return "waits for the servers with which it exchanges addresses"
     present = {worker.index for worker in view.workers if view.is_current(worker)}

@@ -1,4 +1,4 @@
-"""What follows when a worker has ended by itself, or cannot start: a restart, a roll-back, sleep or failure."""
+"""What follows when a worker has exited by itself, or cannot start: a restart, a roll-back, sleep or failure."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class ExitHandler:
         self._random = random.Random()
 
     def handle(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Handle the exit of a worker, which is no longer among those of the entry."""
-        config, ends = worker.config, worker.phase not in LEAVING and worker.signals
-        if ends and (config.job or config.every is not None):
+        """Handle the exit of a worker that the entry no longer has."""
+        config, was_signalled = worker.config, worker.phase not in LEAVING and worker.signals
+        if was_signalled and (config.job or config.every is not None):
             if exit_.signal in worker.signals:
                 exit_ = replace(exit_, message=f"ended by {signal.Signals(exit_.signal).name}, as ordered")
                 worker.failure = failure_of(entry, exit_.message)
-        elif ends and decide.is_ordered_end(worker.signals, exit_, self._clock.monotonic()):
-            # As if it had been asked in another way; another one replaces it.
+        elif was_signalled and decide.is_ordered_end(worker.signals, exit_, self._clock.monotonic()):
+            # Like a worker that a command has stopped, it is replaced.
             worker.phase = WorkerPhase.STOPPING
         worker.exit = exit_
         if worker.phase not in LEAVING:
@@ -76,7 +76,7 @@ class ExitHandler:
             self._switch_socket_opener(entry, "tried")
             return
         if worker.address_taken and observed.socket_found == "tried":
-            # The address is in use without the pool's listener, too.
+            # Without the pool's listener, too, the address is in use.
             self._switch_socket_opener(entry, "pool")
         if observed.overlap_found == "tried" and not was_ready:
             if not entry.is_current(worker):
@@ -106,77 +106,75 @@ class ExitHandler:
             worker.next_step = observed.next_step
 
     def handle_failed_listener(self, entry: Entry, message: str) -> None:
-        """Handle that the server's listener cannot be opened: none of its workers can start before the next attempt."""
+        """Handle a listener that cannot be opened: no worker of the server can start before the next attempt."""
         self._decide_after_exit(entry, Exit(message=message), ready_at=None, index=0)
         slot = entry.slot(0)
         if slot.backoff is None:
             return
         delay_seconds = slot.backoff.when() - asyncio.get_running_loop().time()
-        for other in map(entry.slot, range(entry.size)):
-            if other is not slot and not other.vacant:
-                self._begin_backoff(entry, other, delay_seconds)
+        for other_slot in map(entry.slot, range(1, entry.size)):
+            if not other_slot.vacant:
+                self._begin_backoff(entry, other_slot, delay_seconds)
 
     def _roll_back_from(self, entry: Entry, failed: Worker) -> bool:
         """Switch back to the ready workers that `failed` was to replace. Return whether there are any."""
         if str(failed.index) not in entry.desired.renewed:
             return self.roll_back(entry)
-        replaced = [
-            worker for worker in entry.observed.ready if worker.index == failed.index and worker is not failed
+        generations = [
+            worker.generation
+            for worker in entry.observed.ready
+            if worker.index == failed.index and worker is not failed
         ]
-        before = [each.generation for each in replaced]
-        if before:
-            entry.desired.renewed[str(failed.index)] = max(before)
-        return bool(before)
+        if generations:
+            entry.desired.renewed[str(failed.index)] = max(generations)
+        return bool(generations)
 
     def roll_back(self, entry: Entry) -> bool:
         """Undo the replacement of the server's workers, and that of servers with which it exchanges addresses.
 
-        The replacement of its dependents is cancelled, as far as it still waits for this server. Return whether there
-        is something to return to.
+        Replacements of dependents that wait for this server are cancelled. Return whether there are old workers, or a
+        previous configuration, to return to.
         """
-        others = self._addresses.exchange(entry)
+        partners = self._addresses.exchange(entry)
         if entry.is_being_replaced:
             for dependent in self._servers.closure([entry], self._servers.waiting_dependents):
-                if dependent not in (entry, *others):
+                if dependent not in (entry, *partners):
                     self._cancel_replacement(dependent, entry)
         if not self._roll_back_alone(entry):
-            # From now on it is being started, not replaced.
+            # From now on the server is being started, not replaced.
             entry.desired.restarting = 0
             return False
-        for other in others:
+        for partner in partners:
             message = f"was to exchange addresses with {entry.name}, which cannot have its new one"
-            note_failure(other, failure_of(other, message, f"poolctl logs {entry.name}"))
-            if not self._roll_back_alone(other):
-                self._fail(other)
-            self._queue.touch(other, progressed=True)
+            note_failure(partner, failure_of(partner, message, f"poolctl logs {entry.name}"))
+            if not self._roll_back_alone(partner):
+                self._fail(partner)
+            self._queue.touch(partner, progressed=True)
         return True
 
     def _cancel_replacement(self, dependent: Entry, failed: Entry) -> None:
         config = dependent.config
         self._roll_back_alone(dependent)
-        then = f"poolctl restart {dependent.name}" if dependent.config is config else "poolctl reload"
+        retry = f"poolctl restart {dependent.name}" if dependent.config is config else "poolctl reload"
         message = (
             f"was not replaced and runs as before, because {failed.name}, on which it depends, has failed"
         )
-        note_failure(dependent, failure_of(dependent, message, f"poolctl logs {failed.name}; then {then}"))
+        note_failure(dependent, failure_of(dependent, message, f"poolctl logs {failed.name}; then {retry}"))
         self._queue.touch(dependent, progressed=True)
 
     def _roll_back_alone(self, entry: Entry) -> bool:
-        """Switch back to the ready workers that are being replaced or, if there are none, start the `fallback`.
-
-        Return whether there is either.
-        """
+        """Switch back to the old ready workers or, without any, start the `fallback`; False if there is neither."""
         serving = [worker for worker in entry.observed.ready if not entry.is_current(worker)]
         if not serving:
             return self._start_fallback(entry)
         if entry.observed.overlap_found == "tried":
-            entry.observed.overlap_found = ""  # the older process has not been ended
+            entry.observed.overlap_found = ""  # the old process still runs
         entry.desired.retries = True
         entry.desired.fallback = None
-        serving.sort(key=lambda each: each.generation)
+        serving.sort(key=lambda worker: worker.generation)
         older = [worker for worker in serving if worker.generation < entry.desired.generation]
         if not older:
-            # They are being replaced alone.
+            # Single workers are being replaced, not the generation.
             entry.desired.renewed |= {str(worker.index): worker.generation for worker in serving}
             return True
         staying = older[-1]
@@ -186,15 +184,14 @@ class ExitHandler:
             for worker in older
             if worker.generation != staying.generation
         }
-        # Its workers are replaced by forks of the existing import, even if a new import was requested
-        # meanwhile.
+        # Its workers are replaced by forks of the existing import, even if new code was requested meanwhile.
         entry.desired.code_since = 0.0
         self._servers.replace_config(entry, staying.config)
         self._on_roll_back(entry)
         return True
 
     def _start_fallback(self, entry: Entry) -> bool:
-        """Start the previous configuration again, whose workers had to end before those that have failed started."""
+        """Start the previous configuration again, if its workers had to stop before the failed ones could start."""
         before = entry.desired.fallback
         if before is None or before is entry.config or self._addresses.is_claimed(entry, before):
             entry.desired.fallback = None
@@ -211,7 +208,7 @@ class ExitHandler:
     def _decide_after_exit(
         self, entry: Entry, exit_: Exit, *, ready_at: float | None, index: int, last_line: str = ""
     ) -> None:
-        """Decide what follows, because the worker with this index ended by itself or could not start.
+        """Decide what follows after the worker with this index exited by itself or could not start.
 
         `ready_at` is the monotonic time when it was ready, or None if it never was. The server waits for its next
         scheduled run, is completed, has failed or sleeps, or another worker starts.
@@ -267,7 +264,7 @@ class ExitHandler:
                     note_failure(entry, failure_of(entry, verdict.reason))
             case decide.StepAfterExit.RESTART:
                 window = entry.config.restart.window
-                slot.restart_times = [time for time in slot.restart_times if now - time <= window] + [now]
+                slot.restart_times = [*(time for time in slot.restart_times if now - time <= window), now]
                 observed.restarts += 1
                 slot.spent = verdict.spent
                 if was_ready and verdict.delay_seconds > 0:
@@ -279,7 +276,7 @@ class ExitHandler:
     def _exit_situation(
         self, entry: Entry, index: int, now: float, *, was_ready: bool
     ) -> decide.ExitSituation:
-        others = [slot for other, slot in entry.observed.slots.items() if other != index]
+        other_slots = [slot for key, slot in entry.observed.slots.items() if key != index]
         return decide.ExitSituation(
             now,
             was_ready,
@@ -287,8 +284,8 @@ class ExitHandler:
             was_up=entry.observed.was_up,
             spent=entry.slot(index).spent,
             others=bool(entry.observed.staying),
-            others_wait=any(slot.backoff is not None for slot in others),
-            others_failed=any(slot.vacant == "failed" for slot in others),
+            others_wait=any(slot.backoff is not None for slot in other_slots),
+            others_failed=any(slot.vacant == "failed" for slot in other_slots),
             may_sleep=entry.sleepy
             and not entry.observed.has_live_dependents
             and entry.window_demand != AWAKE,
@@ -324,7 +321,7 @@ class ExitHandler:
         slot.refuses = not is_hopeful or delay_seconds > entry.config.start_timeout
 
     def record_start(self, entry: Entry, worker: Worker) -> None:
-        """Record what a ready worker shows of its program: whose socket it uses, and whether two can run at once."""
+        """Record what a ready worker shows about its program: whose socket it uses, and whether two can run at once."""
         self._record_use_of_pool_socket(entry, worker)
         self._record_overlap(entry, worker)
 
@@ -399,7 +396,7 @@ class ExitHandler:
     def _retry_without_overlap(self, entry: Entry, worker: Worker) -> None:
         if worker.generation != entry.desired.generation:
             entry.renew_worker(worker.index)
-        # Other workers of the same generation may fail as well.
+        # A new generation, because other workers of this one may fail as well.
         elif entry.desired.restarting == entry.desired.generation:
             entry.order_restart()
         else:
@@ -423,8 +420,8 @@ class ExitHandler:
 
 
 def has_older_worker(entry: Entry, worker: Worker) -> bool:
-    """Whether a worker still runs that this one, or another of its generation, replaces."""
+    """Whether a worker still runs that this worker, or another worker of its generation, replaces."""
     return any(
-        each.generation < worker.generation and not entry.is_current(each)
-        for each in entry.observed.workers.values()
+        older.generation < worker.generation and not entry.is_current(older)
+        for older in entry.observed.workers.values()
     )

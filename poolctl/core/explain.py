@@ -155,7 +155,7 @@ def logged_exceptions(consequence: str) -> Iterator[None]:
 
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float, worker: str = "") -> list[str]:
-    """The server's last output lines since a time (epoch); empty if its runner keeps no output, or is slow.
+    """The server's last output lines since a time (epoch); empty if its runner is slow or does not keep output.
 
     For `worker`, which has just exited, see `Runner.logs`.
     """
@@ -168,7 +168,7 @@ async def last_lines(runner: Runner, name: str, lines: int, since: float, worker
 async def explain_last_lines(
     runner: Runner, name: str, since: float, explain: Callable[[list[str]], T], worker: str = ""
 ) -> T:
-    """Return what `explain` makes of the server's last output lines since a time (epoch), or of the `worker`'s own.
+    """Return what `explain` makes of the last output lines since a time (epoch), of the server or only of `worker`.
 
     `explain` runs in a thread, because a program may print lines that take long to search.
     """
@@ -194,15 +194,17 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
     if any(server.address.port in _ports_in(line) for line in conflicts):
         by_whom = "" if server.binds_itself else " (by this pool)"
         return OutputCause(f"address {server.key} is in use{by_whom}", own_address=True)
-    last = next(
+    error_line = next(
         (line for line in reversed(explanations) if line in conflicts or re.match(_ERROR_LINE, line)), ""
     )
-    text = last or (explanations[-1] if explanations and refused else "")
-    return OutputCause(text[:_MAX_CHARACTERS], own_address=last in conflicts and not _ports_in(last))
+    text = error_line or (explanations[-1] if explanations and refused else "")
+    return OutputCause(
+        text[:_MAX_CHARACTERS], own_address=error_line in conflicts and not _ports_in(error_line)
+    )
 
 
 def final_line(lines: Sequence[str]) -> str:
-    """The last line that is not blank, as plain text of at most 200 characters, passwords in URLs masked; else ""."""
+    """The last line that is not blank, as plain text of at most 200 characters with masked passwords, or ""."""
     for line in reversed(lines):
         shown = without_control(line).rstrip().rpartition("\r")[2]  # the last state of a progress bar
         if text := "".join(c if c.isprintable() else " " for c in shown).strip():
@@ -239,11 +241,11 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
     explanations = []
     place = ""
     in_traceback = True  # the first line may be within a traceback
-    of_node = False
+    is_node = False
     for line in lines:
         text = re.sub(_GROUP_MARGIN, "", line) if in_traceback else line
         if re.match(r"Node\.js v[0-9]|node:\S+:[0-9]+$", line):
-            of_node = True
+            is_node = True
         if "Traceback (most recent call last):" in line:
             in_traceback, place = True, ""
         elif in_traceback and text[:1].isspace():
@@ -254,11 +256,11 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
             if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_LIFECYCLE_LINE, text):
                 explanations += [place, text] if place else [text]
                 place = ""
-    return [line for line in explanations if not re.match(_NODE_LINE, line)] if of_node else explanations
+    return [line for line in explanations if not re.match(_NODE_LINE, line)] if is_node else explanations
 
 
 def explain_blocker(blocker: Entry) -> tuple[str, str]:
-    """Why a server that depends on this one cannot start, as the end of a sentence about it, and the hint."""
+    """Why a server that depends on `blocker` cannot start, as a clause such as "is disabled", and the hint."""
     if blocker.is_disabled:
         return "is disabled", f"poolctl enable {blocker.name}"
     if blocker.completed:

@@ -47,28 +47,28 @@ class HealthChecks:
         await self._replace_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     async def prove(self, entry: Entry, worker: Worker) -> None:
-        """Ask the first worker of new code, if no readiness probe does, for a page. Its status decides.
+        """Request a page from the first worker of new code, unless a readiness probe does so.
 
-        Raises ServerError if the new code fails (see `ask_for_status`), and a worker that it replaces does not.
+        Raises ServerError if it fails (see `ask_for_status`) while a worker that it replaces answers.
         """
         config = worker.config
         path = "/" if config.restart.check is None else config.restart.check
-        replaced = [each for each in entry.observed.ready if each.generation < worker.generation]
+        replaced = [ready for ready in entry.observed.ready if ready.generation < worker.generation]
         is_reachable = not config.command or config.is_proxied
         if not replaced or path is False or config.health.readiness is not None or not is_reachable:
             return
         from poolctl.probes.prober import ask_for_status
 
-        async def ask(asked: Worker) -> tuple[str, bool | None]:
-            assert asked.placement is not None
+        async def ask(worker: Worker) -> tuple[str, bool | None]:
+            assert worker.placement is not None
             limit_seconds = min(config.start_timeout, _MAX_ANSWER_SECONDS)
-            return await ask_for_status(path, asked.config, self._runner, asked.placement, limit_seconds)
+            return await ask_for_status(path, worker.config, self._runner, worker.placement, limit_seconds)
 
         answer, works = await ask(worker)
         if works is not False:
             return
-        # One that has had no request imports the rest of its code now, and so may fail like the new code.
-        answers = await asyncio.gather(*(ask(each) for each in replaced))
+        # An old worker without a request so far imports the rest of its code now, and may fail in the same way.
+        answers = await asyncio.gather(*map(ask, replaced))
         running_answer = next((answer for answer, works in answers if works), None)
         if running_answer is None:
             return
@@ -131,8 +131,8 @@ class HealthChecks:
         from poolctl.probes.worker_probes import WorkerProbes
 
         self.stop_probes(worker)
-        probed = partial(self._on_probe_result, entry, worker)
-        worker.probes = WorkerProbes(worker.config, worker.placement, self._runner, probed)
+        on_result = partial(self._on_probe_result, entry, worker)
+        worker.probes = WorkerProbes(worker.config, worker.placement, self._runner, on_result)
         return worker.probes
 
     def _on_probe_result(
@@ -158,7 +158,7 @@ class HealthChecks:
         if after in (Status.UNKNOWN, before):
             return
         entry.observed.reported_health = after
-        stuck = next((_stuck_message(each) for each in entry.observed.ready if each.stuck), "")
+        stuck = next((_stuck_message(ready) for ready in entry.observed.ready if ready.stuck), "")
         detail: Table = {}
         if worker is not None and worker.placement is not None:
             pid = worker.placement.pid
@@ -181,7 +181,7 @@ def _stuck_message(worker: Worker) -> str:
 
 
 def lasting_problem(entry: Entry) -> str:
-    """The problem of a server whose workers keep failing or are missing for long; "" without one."""
+    """The problem of a server whose workers keep failing or are missing for long, or ""."""
     pause = format_duration(entry.config.restart.backoff.max)
     if entry.keeps_failing:
         return f"keeps failing, and is tried every {pause}"

@@ -35,7 +35,7 @@ class HookRunner:
         self._recorder = recorder
 
     def run(self, entry: Entry, hook: RunningHook) -> None:
-        """Start the hook and wait for its end in a task. If it has a placement already, only wait for its end."""
+        """Start the hook, unless it has a placement already, and wait for its end in a task."""
         entry.hooks.running = hook
         self._queue.run(self._run(entry, hook))
 
@@ -66,7 +66,7 @@ class HookRunner:
         message, printed_by = "", hook.placement.id if hook.placement is not None else ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
-            message = await self._message(entry, f"hooks.{hook.name} {how}", begun_at, printed_by)
+            message = await self._add_reason(entry, f"hooks.{hook.name} {how}", begun_at, printed_by)
         entry.hooks.running = None
         if hook.name != BEFORE_START:
             entry.hooks.after_stop_due = False
@@ -132,7 +132,7 @@ class HookRunner:
             note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
             self._queue.touch(entry, progressed=True)
 
-    async def _message(self, entry: Entry, message: str, since: float, worker: str) -> str:
+    async def _add_reason(self, entry: Entry, message: str, since: float, worker: str) -> str:
         explain = partial(cause_of, server=entry.config)
         reason = (await explain_last_lines(self._runner, entry.name, since, explain, worker)).text
         return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message

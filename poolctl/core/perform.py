@@ -105,7 +105,7 @@ class Executor:
                 self._spawn(entry, generation, index)
             case decide.Check():
                 entry.observed.checking = True
-                self._queue.run(self._check_startable_or_roll_back(entry, entry.desired.generation))
+                self._queue.run(self._check_startable(entry, entry.desired.generation))
             case decide.Drain(name):
                 self._end(entry, entry.observed.workers[name], WorkerPhase.DRAINING, replaced=False)
             case decide.Stop(name):
@@ -140,22 +140,22 @@ class Executor:
         may_accept = self._addresses.may_accept(entry)
         worker.resting = not config.command and (config.health.gated or not may_accept)
         entry.observed.workers[worker.id] = worker
-        worker.task = self._queue.run(self._mind(entry, worker, self._run_worker(entry, worker)))
+        worker.task = self._queue.run(self._supervise(entry, worker, self._run_worker(entry, worker)))
 
     def _end(self, entry: Entry, worker: Worker, phase: WorkerPhase, *, replaced: bool) -> None:
-        """Drain or stop the worker, as `phase` says; one that has no process yet is ended as soon as it has one."""
+        """Drain or stop the worker, as `phase` says. If it has no process yet, it is ended as soon as it has one."""
         worker.phase = phase
         if phase is WorkerPhase.STOPPING:
             self._addresses.touch_with_parties(entry)
         if worker.placement is not None:
-            leave = self._drain_worker if phase is WorkerPhase.DRAINING else self._stop_worker
-            self._queue.run(leave(entry, worker, replaced=replaced))
+            end = self._drain_worker if phase is WorkerPhase.DRAINING else self._stop_worker
+            self._queue.run(end(entry, worker, replaced=replaced))
         elif worker.preloading is not None:
             worker.preloading.cancel()
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Manage a worker that another supervisor has started."""
-        worker.task = self._queue.run(self._mind(entry, worker, self._watch_until_exit(entry, worker)))
+        worker.task = self._queue.run(self._supervise(entry, worker, self._watch_until_exit(entry, worker)))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
         """Kill the worker at once, even if it is already leaving."""
@@ -163,12 +163,12 @@ class Executor:
         self._end(entry, worker, WorkerPhase.STOPPING, replaced=False)
 
     def close(self, held: ServerConfig) -> None:
-        """Close the listener of the configuration `held`, which no server uses any longer. Does not wait."""
+        """Close the listener `held`, which no server uses any longer. Does not wait."""
         self._addresses.record_closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
-    async def _check_startable_or_roll_back(self, entry: Entry, generation: int) -> None:
-        """Check that workers of the generation can be started. If not, abandon it: the running workers stay."""
+    async def _check_startable(self, entry: Entry, generation: int) -> None:
+        """Check that workers of the generation can be started. If not, abandon it: the old workers stay."""
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 await self._runner.check_startable(entry.config)
@@ -180,7 +180,7 @@ class Executor:
                 entry.observed.failed_since, entry.observed.failed_worker = self._clock.time(), ""
                 note_failure(entry, failure_of(entry, message, hint))
                 self.exits.roll_back(entry)
-        # Without running workers to keep, the start itself reports the problem.
+        # If there is nothing to roll back to, the start itself reports the problem.
         entry.observed.feasible = generation
         entry.observed.checking = False
         self._queue.touch(entry, progressed=True)
@@ -198,7 +198,7 @@ class Executor:
             endpoints = await self._runner.open(server, beside)
         except Exception as error:
             entry.listener.state, entry.listener.bound = ListenerState.CLOSED, None
-            if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
+            if entry.wanted:  # otherwise it was stopped meanwhile, and has not failed
                 message, hint = message_and_hint(error)
                 entry.observed.failed_since, entry.observed.failed_worker = self._clock.time(), ""
                 note_failure(entry, failure_of(entry, message, hint, cause=error))
@@ -330,7 +330,7 @@ class Executor:
 
     # Workers that start.
 
-    async def _mind(self, entry: Entry, worker: Worker, life: Awaitable[Exit]) -> None:
+    async def _supervise(self, entry: Entry, worker: Worker, life: Awaitable[Exit]) -> None:
         """Await the worker's exit, the result of `life`, and handle it. An unexpected exception ends the worker."""
         try:
             exit_ = await life
@@ -349,7 +349,7 @@ class Executor:
         if worker.phase is WorkerPhase.PLACING:
             exit_ = await self._place_and_watch(entry, worker)
         worker.exit = exit_
-        self._queue.touch(entry)  # a gateway sends it nothing more, while its output is read
+        self._queue.touch(entry)  # a gateway stops sending it requests already while its output is read
         if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
             entry.observed.files = worker.files_before or entry.observed.files
@@ -393,8 +393,8 @@ class Executor:
         worker.certificate_ends = read_certificate_expiry(worker.config)
         worker.files_before = _file_digests_before_replacement(entry, worker)
         worker.files = read_digests_by_key(worker.config)
-        others = [each for each in entry.observed.staying if each is not worker and entry.is_current(each)]
-        if entry.is_current(worker) and all(other.files == worker.files for other in others):
+        current = [staying for staying in entry.observed.staying if entry.is_current(staying)]
+        if entry.is_current(worker) and all(staying.files == worker.files for staying in current):
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
@@ -437,7 +437,7 @@ class Executor:
         )
 
     async def _watch_until_exit(self, entry: Entry, worker: Worker) -> Exit:
-        """Wait until the worker is ready (unless it is leaving already), and then until it ends; returns its exit."""
+        """Wait until the worker is ready, unless it is leaving already, and then until it ends; returns its exit."""
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))
         if worker.phase is WorkerPhase.STARTING:
@@ -466,7 +466,7 @@ class Executor:
                 worker.failure = failure_of(entry, error.message, error.hint, cause=error)
         except Exception as error:
             if worker.phase in LEAVING:
-                return  # ended by its own time limits: it may have accepted, although it has not reported that
+                return  # its stop is in progress: it may have accepted, although it has not reported that
             message, hint = message_and_hint(error)
             if isinstance(error, TimeoutError):
                 why = self._health.worker_problem(worker) or silence
@@ -501,7 +501,7 @@ class Executor:
                 self._addresses.touch_with_parties(entry)
 
     def note_ready(self, entry: Entry, worker: Worker) -> None:
-        """Record that the worker is ready, and watch whether none of its index dies for long: then it is steady."""
+        """Record that the worker is ready. If its index has had short lives, they are forgotten once it lives long."""
         entry.observed.was_up = True
         if not entry.is_current(worker):
             return
@@ -510,15 +510,15 @@ class Executor:
         if not slot.short_lives or worker.ready_at is None or slot.steady_timer is not None:
             return
 
-        def steady() -> None:
+        def forget_short_lives() -> None:
             slot.short_lives, slot.steady_timer = 0, None
             self._queue.touch(entry)
 
         delay = worker.ready_at + STEADY_SECONDS - self._clock.monotonic()
-        slot.steady_timer = asyncio.get_running_loop().call_later(max(0.0, delay), steady)
+        slot.steady_timer = asyncio.get_running_loop().call_later(max(0.0, delay), forget_short_lives)
 
     async def _preload_while_wanted(self, entry: Entry, worker: Worker) -> bool:
-        """Import the application before starting the worker; False if the worker is no longer wanted.
+        """Import the application before starting the worker. False if the worker is no longer needed.
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
@@ -538,7 +538,7 @@ class Executor:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or any(
-            _takes_connections_of(worker, each.config) for each in entry.observed.ready
+            _takes_connections_of(worker, ready.config) for ready in entry.observed.ready
         )
         with logged_exceptions(f"worker {worker.id} cannot be drained"):
             await self._runner.begin_drain(worker.placement, replaced=replaced)
@@ -587,13 +587,13 @@ class Executor:
     # Workers that have ended.
 
     async def _handle_worker_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        before, last_run = entry.health, entry.schedule.last_run
+        health_before, last_run = entry.health, entry.schedule.last_run
         self._addresses.touch_with_parties(entry)
         entry.observed.workers.pop(worker.id, None)
         self._health.stop_probes(worker)
         self.exits.handle(entry, worker, exit_)
         if entry.schedule.last_run is not last_run and entry.on_schedule:
-            await self._record_run(entry, worker, before)
+            await self._record_run(entry, worker, health_before)
 
     async def _record_run(self, entry: Entry, worker: Worker, before: Status) -> None:
         run, after = entry.schedule.last_run, entry.health
@@ -603,18 +603,18 @@ class Executor:
         )  # fmt: skip
         if run["result"] == RUN_FAILED:
             since = run["started_at"]
-            found = await explain_last_lines(self._runner, entry.name, since, explanatory_lines, worker.id)
-            record("run failed", message=run["message"], severity="error", output=found[-LAST_LINES:])
+            lines = await explain_last_lines(self._runner, entry.name, since, explanatory_lines, worker.id)
+            record("run failed", message=run["message"], severity="error", output=lines[-LAST_LINES:])
         elif after is not before:
             record("run succeeded")
 
 
 def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, str]:
     """Return the digests of the files in use now or, during the replacement of a generation, before the replacement."""
-    if any(each.generation < worker.generation for each in entry.observed.ready):
-        for each in entry.observed.workers.values():
-            if each.generation == worker.generation and each.files:
-                return each.files_before
+    if any(ready.generation < worker.generation for ready in entry.observed.ready):
+        for sibling in entry.observed.workers.values():
+            if sibling.generation == worker.generation and sibling.files:
+                return sibling.files_before
     return entry.observed.files
 
 

@@ -29,10 +29,7 @@ from .workqueue import Recorder, Workqueue, caused_by
 
 
 class _EarliestTimer:
-    """One timer for the earliest of several wall-clock times.
-
-    It also fires every LOOK_SECONDS.
-    """
+    """A timer for the earliest of several wall-clock times. It also fires every LOOK_SECONDS."""
 
     def __init__(self, clock: Clock, fire: Callable[[], None]) -> None:
         self._clock = clock
@@ -55,7 +52,7 @@ class _EarliestTimer:
 
 
 class SleepWindowScheduler:
-    """The awake and asleep windows of all servers. When one begins or ends, its server is queued for a decision."""
+    """The awake and asleep windows of all servers. A server is queued for a decision when its window begins or ends."""
 
     def __init__(self, clock: Clock, queue: Workqueue) -> None:
         self._clock = clock
@@ -118,7 +115,7 @@ _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit stat
 
 
 def reason_to_skip(entry: Entry, due: float, now: float) -> str:
-    """Why to skip a run that is due; "" if neither the time nor an earlier run prevents it."""
+    """Why a due run is skipped: its time, or the previous run; "" if neither prevents it."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
@@ -128,7 +125,7 @@ def reason_to_skip(entry: Entry, due: float, now: float) -> str:
 
 
 def _goes_by_new_time(entry: Entry, set_back: float) -> bool:
-    """Whether times are due again for this job when the clock has been set back by that many seconds."""
+    """Whether times are due again for this job after the clock has been set back by `set_back` seconds."""
     if set_back < MINUTE_SECONDS:
         return False
     return set_back > _SET_BACK_SECONDS or (
@@ -224,7 +221,7 @@ class ScheduledRuns:
         set_back, self._latest = self._latest - now, now
         for entry in list(self._entries.values()):
             if not entry.on_schedule:
-                continue  # its state has changed, and it is reviewed soon
+                continue  # its state has changed, and the next decision forgets it
             if entry.schedule.next_run is not None and entry.schedule.next_run <= now:
                 due = entry.schedule.next_run
                 self._plan_next_run(entry)
@@ -242,12 +239,13 @@ class ScheduledRuns:
             self.begin_run(entry)
 
     def _blocking_dependency_reason(self, entry: Entry) -> str:
-        """A sentence about a dependency that will not start, so that a run would wait forever; "" without one."""
+        """A sentence about a dependency that will not start, so that a run would wait forever, or ""."""
         if self._servers.may_start(entry):
             return ""
-        needed = self._servers.dependencies(entry)
-        blocking = (each for each in needed if each.wants_no_worker and not each.is_responsive)
-        return next((f"{each.name}, on which it depends, is {each.state}" for each in blocking), "")
+        for dependency in self._servers.dependencies(entry):
+            if dependency.wants_no_worker and not dependency.is_responsive:
+                return f"{dependency.name}, on which it depends, is {dependency.state}"
+        return ""
 
     def _record_skip(self, entry: Entry, due: float, reason: str) -> None:
         message = f"the run of {moment_text(due)} is skipped: {reason}"

@@ -15,7 +15,7 @@ from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.time_windows import NO_PERIOD, WindowState
 
 from . import decide
-from .decide import ASLEEP, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
+from .decide import ASLEEP, AWAKE, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
@@ -300,10 +300,9 @@ class Entry:
         """The number of workers that the server should have."""
         if self.desired.overrides.workers is not None:
             return self.desired.overrides.workers
-        least = self.config.workers
         if self.desired.automatic is None or not self.config.scale.is_automatic:
-            return least
-        return min(max(self.desired.automatic, least), self.config.scale.max)
+            return self.config.workers
+        return min(max(self.desired.automatic, self.config.workers), self.config.scale.max)
 
     @property
     def scales(self) -> bool:
@@ -314,11 +313,9 @@ class Entry:
     def may_overlap(self) -> bool:
         """Whether two generations may run at once: no configuration forbids it, and no start has shown the contrary."""
         workers = self.observed.workers.values()
-        is_impossible = (
-            self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.model_fields_set
-        )
-        may = self.config.may_overlap and all(worker.config.may_overlap for worker in workers)
-        return may and not is_impossible
+        if self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.model_fields_set:
+            return False
+        return self.config.may_overlap and all(worker.config.may_overlap for worker in workers)
 
     @property
     def is_disabled(self) -> bool:
@@ -343,7 +340,7 @@ class Entry:
 
     @property
     def wanted(self) -> bool:
-        """Return whether the server was ordered to run and not stopped since. Also True if it failed or completed."""
+        """Whether commands want the server to run. Also true if it has failed or completed."""
         return self.desired.state.wanted
 
     @property
@@ -371,7 +368,7 @@ class Entry:
 
     @property
     def has_worker_of_serving_generation(self) -> bool:
-        """Return whether the server is `wanted` and has at least one worker of the generation that should serve."""
+        """Whether the server is `wanted` and has at least one worker of the generation that should serve."""
         return self.wanted and any(map(self.is_current, self.observed.workers.values()))
 
     @property
@@ -510,11 +507,10 @@ class Entry:
 
     @property
     def _may_sleep(self) -> bool:
-        seen = self.observed
         wakes = (
-            seen.has_pending_request
-            or seen.has_live_dependents
-            or self.window_demand == decide.AWAKE
+            self.observed.has_pending_request
+            or self.observed.has_live_dependents
+            or self.window_demand == AWAKE
             or self.awaits_hook
         )
         return self.sleepy and not wakes
@@ -545,7 +541,7 @@ class Entry:
 
     @property
     def settled(self) -> bool:
-        """Whether the server is asleep, or has all the ready workers that it should have (see `complete`)."""
+        """Whether the server is asleep, or has all the ready workers that it should have."""
         return self.is_fully_ready or self.is_asleep
 
     @property
@@ -630,17 +626,17 @@ class Entry:
     def health_of_workers(self) -> Status:
         """The health that all ready workers share, else `warn`. Without probes, `ok` if ready, else `unknown`.
 
-        It is not `ok` while the server flaps, or one of its workers is missing for long; and `ko` while none is ready
-        because they keep failing.
+        Instead of `ok`, it is `warn` while the server flaps or a worker is missing for long. It is `ko` while no worker
+        is ready because they keep failing.
         """
         if self.keeps_failing:
             return Status.KO
         ready = self.observed.ready
         if any(worker.stuck or worker.config.health.probed for worker in ready):
-            found = Status.common_or_warn(worker.status for worker in ready) or Status.UNKNOWN
+            status = Status.common_or_warn(worker.status for worker in ready) or Status.UNKNOWN
         else:
-            found = Status.OK if self.ready else Status.UNKNOWN
-        return Status.WARN if found is Status.OK and (self.is_short_of_workers or self.flapping) else found
+            status = Status.OK if self.ready else Status.UNKNOWN
+        return Status.WARN if status is Status.OK and (self.is_short_of_workers or self.flapping) else status
 
     @property
     def is_short_of_workers(self) -> bool:
@@ -721,12 +717,13 @@ class Entry:
 
         When the tuple changes, the core decides again on dependencies, dependents and servers at the same address.
         """
-        runs = bool(self.observed.workers), self.cleans_up, self.is_unstoppable
         return (
             self.desired.state,
             self.is_responsive,
             self.ready,
-            runs,
+            bool(self.observed.workers),
+            self.cleans_up,
+            self.is_unstoppable,
             self.started,
             self.keeps_dependencies_awake,
         )
@@ -754,7 +751,7 @@ class Entry:
         self.desired.generation, self.desired.renewed = self.desired.newest, {}
 
     def renew_worker(self, index: int) -> None:
-        """Have the worker with this index replaced; the others stay."""
+        """Have only the worker with this index replaced."""
         self.desired.newest += 1
         self.desired.renewed[str(index)] = self.desired.newest
         self.observed.feasible = 0
@@ -794,7 +791,7 @@ class Entry:
         self.hooks.before_start_due = False
 
     def order_restart(self, *, proves: bool = False) -> None:
-        """Have the running workers replaced by a new generation. If it `proves` itself, see `HealthChecks.prove`."""
+        """Have the running workers replaced by a new generation. `proves`: see `HealthChecks.prove`."""
         self.begin_generation()
         self.fill_vacant_slots()
         self.desired.restarting = self.desired.generation
@@ -830,7 +827,7 @@ class Entry:
 # The record of a server: the state that the next supervisor needs, as JSON values. A field with the value
 # of a new entry is left out: most records hold little more than the desired state.
 
-_VALUES = {
+_PARTS = {
     "desired": DesiredState,
     "observed": ObservedState,
     "listener": ServerListener,
@@ -841,16 +838,15 @@ _VALUES = {
 
 def _persisted_fields() -> Iterator[tuple[str, str, object]]:
     """Each persisted field, such as ("observed", "restarts", 0): the attribute of Entry, the field, its default."""
-    for value, kind in _VALUES.items():
+    for part, kind in _PARTS.items():
         for attribute in fields(kind):
             if attribute.metadata["persisted"]:
-                usual = (
-                    attribute.default if attribute.default_factory is MISSING else attribute.default_factory()
-                )
-                yield value, attribute.name, usual
+                factory = attribute.default_factory
+                yield part, attribute.name, attribute.default if factory is MISSING else factory()
 
 
-_PLAIN = [each for each in _persisted_fields() if each[1] not in ("state", "failure", "overrides", "slots")]
+_CONVERTED = ("state", "failure", "overrides", "slots")
+_PLAIN = [persisted for persisted in _persisted_fields() if persisted[1] not in _CONVERTED]
 _OF_SLOT = [attribute.name for attribute in fields(Slot) if attribute.metadata["persisted"]]
 
 
@@ -859,34 +855,34 @@ def record_of(entry: Entry) -> Table:
 
     The remaining time of a backoff is not part of it: a successor restarts the server at once.
     """
-    found = {
-        name: content
-        for value, name, usual in _PLAIN
-        if (content := getattr(getattr(entry, value), name)) != usual
+    record = {
+        name: value
+        for part, name, default in _PLAIN
+        if (value := getattr(getattr(entry, part), name)) != default
     }
     state, failure, overrides = entry.desired.state, entry.observed.failure, entry.desired.overrides
     if state is not Desired.IDLE:
-        found["desired"] = (Desired.RUN if entry.observed.sleep_timer is not None else state).value
+        record["desired"] = (Desired.RUN if entry.observed.sleep_timer is not None else state).value
     if failure is not None and not entry.ready:
-        found["failure"] = failure.to_dict()
+        record["failure"] = failure.to_dict()
     if overrides != NO_OVERRIDES:
-        found["overrides"] = {
+        record["overrides"] = {
             attribute.name: getattr(overrides, attribute.name) for attribute in fields(overrides)
         }
     slots = {
-        str(index): {name: content for name in _OF_SLOT if (content := getattr(slot, name))}
+        str(index): {name: value for name in _OF_SLOT if (value := getattr(slot, name))}
         for index, slot in entry.observed.slots.items()
     }
     if slots := {index: slot for index, slot in slots.items() if slot}:
-        found["slots"] = slots
-    return found
+        record["slots"] = slots
+    return record
 
 
 def restore(entry: Entry, record: Table) -> None:
     """Restore the entry from its record."""
-    for value, name, _ in _PLAIN:
+    for part, name, _ in _PLAIN:
         if name in record:
-            setattr(getattr(entry, value), name, record[name])
+            setattr(getattr(entry, part), name, record[name])
     entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
     entry.desired.state = Desired(record.get("desired", Desired.IDLE))
     entry.desired.overrides = Overrides(**record.get("overrides", {}))

@@ -37,19 +37,19 @@ class StackRecorder:
             return None
         try:
             async with asyncio.timeout(_STACKS_SECONDS):
-                found = await self._runner.stacks(worker.placement.id, _STACKS_SECONDS * _ANSWER_SHARE)
+                stacks = await self._runner.stacks(worker.placement.id, _STACKS_SECONDS * _ANSWER_SHARE)
         except TimeoutError:
             return None
         except Exception:
             logger.exception("the stacks of worker %s cannot be taken", worker.id)
             return None
-        if found is None:
+        if stacks is None:
             return None
-        entry.observed.stacks = found.shortened(_MAX_STACKS, _MAX_FRAMES)
+        entry.observed.stacks = stacks.shortened(_MAX_STACKS, _MAX_FRAMES)
         return entry.observed.stacks
 
     async def describe_hang(self, entry: Entry, worker: Worker, message: str) -> str:
-        """Record the stacks of a worker not ready in time; returns `message`, plus where it hangs if that is known."""
+        """Record the stacks of a worker not ready in time; returns `message`, and the place where it hangs if known."""
         stacks = await self.record_stacks(entry, worker)
         if stacks is None:
             return message

@@ -97,21 +97,21 @@ class Workqueue:
         """Queue the entry, so that `take_batch` yields it; `schedule` is not called. For `progressed`, see `touch`."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
-    def add_all_unscheduled(self, entries: Iterable[Entry]) -> None:
+    def add_all(self, entries: Iterable[Entry]) -> None:
         """Queue the entries, so that `take_batch` yields them; `schedule` is not called."""
         for entry in entries:
             self.add(entry)
 
     def take_batch(self) -> Iterator[Entry]:
-        """Take at most BATCH entries from the queue, and yield each of them. Includes entries queued meanwhile.
+        """Take at most BATCH entries from the queue, including entries queued meanwhile.
 
-        If entries without a finished action are queued, one of them comes first, so that each has its turn.
-        All entries with a finished action follow, and then the others.
+        The first is one without a finished action, if there is any, so that each has its turn. All entries with a
+        finished action follow, and then the others.
         """
-        for place in range(BATCH):
+        for position in range(BATCH):
             if not self:
                 return
-            queue = self._progressed if self._progressed and (place or not self._others) else self._others
+            queue = self._progressed if self._progressed and (position or not self._others) else self._others
             entry = queue.pop(next(iter(queue)))
             self._progressed.pop(entry.name, None)
             self._others.pop(entry.name, None)

@@ -34,7 +34,7 @@ from poolctl.config import (
     with_resolved_references,
     wrong_references,
 )
-from poolctl.core.command_goal import CommandGoal, wait_and_return_unfinished
+from poolctl.core.command_goal import CommandGoal, wait_until
 from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
@@ -834,7 +834,7 @@ class CoreHost(RunnerEventForwarder):
         entries = [handle.entry for handle in self._handles.values() if handle.entry is not None]
         for entry in entries:
             self.core.stop(entry)
-        await wait_and_return_unfinished(self.core, entries, lambda entry: entry.is_fully_stopped, None)
+        await wait_until(self.core, entries, lambda entry: entry.is_fully_stopped, None)
 
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
@@ -1385,7 +1385,7 @@ class StartOperation:
             if pending.entry.failed:
                 handle.refusal = problem
         for host, entries in abandoned.items():
-            await wait_and_return_unfinished(
+            await wait_until(
                 host.core, entries, lambda entry: entry.is_fully_stopped or entry.settled, _KILL_SECONDS
             )
         for pending in ordered:
@@ -1410,9 +1410,7 @@ class StartOperation:
         if (choice := pending.config.automatic_port) is not None:
             choice.is_reserved = False
         if is_leaving(entry):
-            waiting = wait_and_return_unfinished(
-                host.core, [entry], lambda entry: not is_leaving(entry), None
-            )
+            waiting = wait_until(host.core, [entry], lambda entry: not is_leaving(entry), None)
             future = loop_thread.submit(waiting)
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)

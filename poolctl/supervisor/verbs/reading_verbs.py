@@ -19,7 +19,7 @@ from poolctl.control.answers import (
 )
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ExecResult, ShowResult, StacksResult
-from poolctl.core.command_goal import CommandGoal, goal_error, wait_and_return_unfinished
+from poolctl.core.command_goal import CommandGoal, goal_error, wait_until
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.decide import ListenerState
 from poolctl.core.health_checks import lasting_problem
@@ -135,9 +135,7 @@ class ReadingVerbs:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in without_unnamed_on_demand(entries, call) if not entry.is_disabled]
-        late = await wait_and_return_unfinished(
-            self._core, entries, test, call.options.get("timeout"), reporter(call, test)
-        )
+        late = await wait_until(self._core, entries, test, call.options.get("timeout"), reporter(call, test))
         problems = [
             (None if goal == State.STOPPED else self._unstartable_dependency_error(entry))
             or goal_error(entry, PoolMonitorError, self._why_not(entry, goal), _fix_for(entry, goal))

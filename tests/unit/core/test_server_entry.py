@@ -781,14 +781,14 @@ def test_time_while_it_comes_up_or_goes_down_is_counted_as_both() -> None:
 
 def test_summary_has_all_that_neighbours_depend_on() -> None:
     found = entry(Desired.RUN)
-    assert found.dependency_facts() == (Desired.RUN, False, False, (False, False, False), False, True)
+    assert found.dependency_facts() == (Desired.RUN, False, False, False, False, False, False, True)
     worker = add_worker(found, placement=Placement.of("web", 1, 0))
-    assert found.dependency_facts() == (Desired.RUN, True, True, (True, False, False), True, True)
+    assert found.dependency_facts() == (Desired.RUN, True, True, True, False, False, True, True)
     worker.unstoppable = True
-    assert found.dependency_facts() == (Desired.RUN, True, True, (True, False, True), True, True)
+    assert found.dependency_facts() == (Desired.RUN, True, True, True, False, True, True, True)
     cleaning = entry(Desired.STOPPED, hooks=HOOKS)
     cleaning.hooks.after_stop_due = True
-    assert cleaning.dependency_facts() == (Desired.STOPPED, False, False, (False, True, False), False, False)
+    assert cleaning.dependency_facts() == (Desired.STOPPED, False, False, False, True, False, False, False)
 
 
 def test_server_without_a_record_waits_for_its_dependencies() -> None:

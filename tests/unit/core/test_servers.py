@@ -671,7 +671,7 @@ def names(turn: list[Entry]) -> list[str]:
 
 def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
     queue = Workqueue()
-    queue.add_all_unscheduled(many := entries(BATCH + 2))
+    queue.add_all(many := entries(BATCH + 2))
     queue.add(many[0])
     assert names(list(queue.take_batch())) == names(many[:BATCH])
     assert names(list(queue.take_batch())) == names(many[BATCH:])
@@ -680,14 +680,14 @@ def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
 
 def test_server_with_a_finished_action_is_decided_on_before_one_that_has_not_begun() -> None:
     queue = Workqueue()
-    queue.add_all_unscheduled(many := entries(4))
+    queue.add_all(many := entries(4))
     queue.add(many[3], progressed=True)
     assert names(list(queue.take_batch())) == ["s0", "s3", "s1", "s2"]
 
 
 def test_server_that_is_queued_twice_is_decided_on_once() -> None:
     queue = Workqueue()
-    queue.add_all_unscheduled(many := entries(3))
+    queue.add_all(many := entries(3))
     for each in many:
         queue.add(each, progressed=True)
     assert sorted(names(list(queue.take_batch()))) == ["s0", "s1", "s2"]
@@ -696,7 +696,7 @@ def test_server_that_is_queued_twice_is_decided_on_once() -> None:
 def test_none_is_passed_over_for_ever() -> None:
     queue = Workqueue()
     *restless, patient = entries(BATCH + 3)
-    queue.add_all_unscheduled(restless)
+    queue.add_all(restless)
     queue.add(patient)
     turns = []
     while patient not in [entry for turn in turns for entry in turn] and len(turns) < 100:
