@@ -153,23 +153,19 @@ class Opener:
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
         manager = None if address.kind == "fd" else self.manager
-        returned = manager.take(address.key) if manager is not None else []
         open_it = functools.partial(
-            open_listener,
-            address,
-            inherited=inherited,
-            access=access,
-            beside=beside,
-            held=held,
-            returned=returned,
+            open_listener, address, inherited=inherited, access=access, beside=beside, held=held
         )
+        if manager is None:
+            return await self._open(address, open_it)
+        returned = manager.take(address.key)
         try:
-            sockets = await self._open(address, open_it)
+            sockets = await self._open(address, functools.partial(open_it, returned=returned))
         except BaseException:
-            if manager is not None and returned:
+            if returned:
                 manager.remove(address.key, returned)
             raise
-        if manager is not None and (sockets or returned):
+        if sockets or returned:
             manager.put(address.key, [*held, *sockets])
         return sockets
 
