@@ -48,7 +48,7 @@ from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from .configuration_reader import ConfigurationReader, ReaderFailed, Reading
 from .takeover.state_store import SavedDesiredState, StateStore, StoredConfiguration
 
-_USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
+_USUAL_NAMES = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -56,15 +56,15 @@ logger = logging.getLogger("poolctl.supervisor")
 def default_name(file: str) -> str:
     """A pool's default name: the directory's name if the file has a usual name (pool.toml …), else the file's name."""
     directory, base = os.path.split(file)
-    name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
+    name = os.path.basename(directory) if base in _USUAL_NAMES else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"
 
 
 class ActiveConfiguration:
     """The configuration that a pool runs with. The servers themselves are held by the core, as entries.
 
-    `environments` holds, by server name, the variables that commands have set. `comes_back` says of a canonical address
-    whether its listener was kept over the restart of the pool.
+    `environments` holds, by server name, the variables that commands have set. `comes_back` tells whether the listener
+    of a canonical address was kept over the restart of the pool.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class ActiveConfiguration:
             return {}
 
     def _with_ports(self, reading: Reading, keep: Collection[str]) -> list[ServerConfig]:
-        """The servers, with a port for each `auto` address (see `read`). Raises ServerError if no port is free."""
+        """The servers, with a port for each `auto` address. Raises ServerError if no port is free."""
         servers = reading.servers
         ledger = self._port_ledger(reading.port_range)
         automatic = {server.name for server in servers if server.address.auto}
@@ -213,31 +213,28 @@ class ActiveConfiguration:
             port for name in keep if name not in automatic and (port := ledger.stored_port(name)) is not None
         ]
         ledger.keep_only(automatic | gone)
-        taken = {server.address.port for server in servers if server.address.port} | _ports(reading.tables)
+        ports = {server.address.port for server in servers if server.address.port} | _ports(reading.tables)
         placed = []
         for server in servers:
             if server.address.auto:
-                port = ledger.assign_port(server.name, server.address, avoid=taken, vacated=vacated)
-                taken.add(port)
+                port = ledger.assign_port(server.name, server.address, avoid=ports, vacated=vacated)
+                ports.add(port)
                 server = server.at(server.address.with_port(port))
             placed.append(server)
         return with_resolved_references(placed)
 
     def keys_to_listen_on(self, servers: Iterable[ServerConfig]) -> list[str]:
-        """The canonical addresses at which the pool listens if all of these servers run that are not disabled."""
-        own = [
-            server.key
-            for server in servers
-            if server.listens and not (server.disabled or server.binds_itself)
-        ]
-        return [*own, *(address.key for _, address in named_addresses(self.tables) if address)]
+        """The canonical addresses at which the pool listens while these servers, except disabled ones, run."""
+        listening = (server for server in servers if server.listens and not server.binds_itself)
+        keys = [server.key for server in listening if not server.disabled]
+        return [*keys, *(address.key for _, address in named_addresses(self.tables) if address)]
 
     async def leave_ports_in_use(
         self, core: Core, entries: Iterable[Entry]
     ) -> dict[str, tuple[int | None, int | None]]:
-        """Give another port to each of these servers that is at rest, and whose automatic port another program uses.
+        """Give another port to those of these servers that are at rest and whose automatic port another program uses.
 
-        Also changes the servers that refer to it. Returns the port before and the port now by the servers' names.
+        Also changes the servers that refer to it. Returns the old and the new port, by server name.
         """
         first, last = self._port_range
         resting = [
@@ -281,7 +278,7 @@ class ActiveConfiguration:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
     def activate(self, reading: Reading, environment: Mapping[str, str] | None = None) -> None:
-        """Activate this configuration. `environment` is the one that was given to `read`, if any."""
+        """Activate this configuration. `environment` is the one that it was read with, if any was given."""
         self.name = reading.name
         self._surroundings, self._port_range = reading.surroundings, reading.port_range
         self._environment = environment or self._environment
@@ -312,48 +309,47 @@ class ActiveConfiguration:
     async def _with_live_changes(
         self, servers: list[ServerConfig], saved: SavedDesiredState
     ) -> list[ServerConfig]:
-        """Return `servers`, changed by the `add` and `remove` commands that a killed pool has left in `saved`."""
-        there = {server.name: server for server in servers if server.name not in saved.missing}
-        self.missing = {server.name for server in servers} - there.keys()
+        """Return `servers`, changed by the `add` and `remove` commands of a killed pool, which `saved` has recorded."""
+        by_name = {server.name: server for server in servers if server.name not in saved.missing}
+        self.missing = {server.name for server in servers} - by_name.keys()
         for name, (table, base_dir) in saved.added_servers.items():
             try:
-                server = await self.resolve_added(table, base_dir, there.values())
+                server = await self.resolve_added(table, base_dir, by_name.values())
             except (PoolError, ServerError) as error:
                 logger.warning("%s, which was added live, is dropped: %s", name, error)
                 continue
-            if obstacles_to_adding(server, there.values(), self.tables):
+            if obstacles_to_adding(server, by_name.values(), self.tables):
                 logger.warning("%s, which was added live, is dropped: it conflicts with the files", name)
             else:
-                there[name] = server
-        return list(there.values())
+                by_name[name] = server
+        return list(by_name.values())
 
     async def resolve_added(
-        self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
+        self, table: Mapping[str, object], base_dir: str, existing: Collection[ServerConfig]
     ) -> ServerConfig:
-        """Validate the `table` of the command `add`; returns the server, with a port. `there` are the existing servers.
+        """Validate the `table` of the command `add`; returns the server, with a port, for a pool of `existing` servers.
 
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
-
         server = await self._reader.server_of_table(self._surroundings, table, base_dir, self._environment)
         if server.address.auto:
-            taken = {each.address.port or 0 for each in there}
-            server = await asyncio.to_thread(self._with_port, server, taken)
-        if wrong := wrong_references([server], there):
+            ports = {other.address.port or 0 for other in existing} | _ports(self.tables)
+            server = await asyncio.to_thread(self._with_port, server, ports)
+        if wrong := wrong_references([server], existing):
             refuse(server.name, wrong[0], server.name, server.bind)
-        (server,) = self._self_binding.apply_to(with_resolved_references([server], there))
+        (server,) = self._self_binding.apply_to(with_resolved_references([server], existing))
         withhold_variables(secret_variable_names([server], Tables()))
         return server
 
-    def _with_port(self, server: ServerConfig, taken: Collection[int]) -> ServerConfig:
+    def _with_port(self, server: ServerConfig, ports_in_use: set[int]) -> ServerConfig:
         ledger = self._port_ledger(self._port_range)
-        port = ledger.assign_port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
+        port = ledger.assign_port(server.name, server.address, avoid=ports_in_use)
         return server.at(server.address.with_port(port))
 
     def remember_findings(self, entry: Entry) -> None:
-        """Remember what was found about the server's command, for later starts of the pool.
+        """Remember, for later starts of the pool, what its command was found to do.
 
-        That is, that it opens its socket itself, or that it cannot start while an older process runs.
+        It opens its socket itself, or cannot start while an older process runs.
         """
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
@@ -366,15 +362,15 @@ class ActiveConfiguration:
         A server is recorded if its program binds the server's address, and `socket` is not "program". A change of the
         files clears the record. If no server in `servers` has to be recorded, returns an empty set.
         """
-        found = {server.name for server in servers if server.binds_itself and server.socket != "program"}
-        return await asyncio.to_thread(self._save_and_get_previously_warned, found) if found else found
+        names = {server.name for server in servers if server.binds_itself and server.socket != "program"}
+        return await asyncio.to_thread(self._swap_warned, names) if names else names
 
-    def _save_and_get_previously_warned(self, found: set[str]) -> set[str]:
+    def _swap_warned(self, names: set[str]) -> set[str]:
         state = sorted(mark.digest for mark in (self.marks or {}).values())
         content = read_json_object(self._warned)
         before = set(content.get("names") or ()) if content.get("files") == state else set()
-        if not found <= before:
-            try_write_object(self._warned, {"files": state, "names": sorted(found | before)})
+        if not names <= before:
+            try_write_object(self._warned, {"files": state, "names": sorted(names | before)})
         return before
 
     def take_unsaved(self, core: Core) -> StoredConfiguration | None:
@@ -472,16 +468,15 @@ def _ports(tables: Tables) -> set[int]:
 
 
 def obstacles_to_adding(
-    added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
+    added: ServerConfig, existing: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
-    """None if the server can be added to the existing servers `there`; else the exit code and the problems.
+    """None if the server can be added to the existing servers; else the exit code and the problems.
 
     Addresses in `tables`, the tables other than [[server]], count as in use.
     """
-    together = [*there, added]
-    names = [*named_addresses(tables), *((each.name, each.address) for each in together)]
-    found = [finding for position, _, finding in conflicts(names) if position == len(names) - 1]
-    if found:
-        return CONFLICT, found
-    found = [finding for server, finding in dependency_findings(together) if server is added]
-    return (INVALID_CONFIGURATION, found) if found else None
+    servers = [*existing, added]
+    names = [*named_addresses(tables), *((server.name, server.address) for server in servers)]
+    if clashes := [finding for position, _, finding in conflicts(names) if position == len(names) - 1]:
+        return CONFLICT, clashes
+    problems = [finding for server, finding in dependency_findings(servers) if server is added]
+    return (INVALID_CONFIGURATION, problems) if problems else None

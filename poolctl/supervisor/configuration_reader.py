@@ -33,7 +33,7 @@ from poolctl.feature import features
 
 Answer = TypeVar("Answer")
 
-# How long a request may wait for a disk or a name service: it has used no processor time meanwhile.
+# How long a request may wait for a disk or a name service, without using processor time.
 STALLED_SECONDS = 10.0
 # Programs that are run as a check, such as HAProxy with its file, may take longer.
 _CHECK_SECONDS = 60.0
@@ -41,7 +41,7 @@ _CHECKS = 20
 
 
 class ReaderFailed(Exception):
-    """The files cannot be read now, whatever is in them. `installed` is poolctl's version on disk if it is another."""
+    """The files cannot be read now, whatever is in them. `installed` is poolctl's version on disk if it differs."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -107,7 +107,7 @@ class ConfigurationReader:
         """
 
         def check() -> tuple[list[ErrorEntry], list[str]]:
-            problems = [ErrorEntry.of(each) for each in configuration.check_external(names=names)]
+            problems = [*map(ErrorEntry.of, configuration.check_external(names=names))]
             return problems if names else [], [str(warning) for warning in configuration.warnings]
 
         return await self._call(check, _CHECK_SECONDS, configuration.files)
@@ -191,7 +191,7 @@ def _perform_unless_replaced(work: Callable[[], Answer]) -> Answer:
 
 
 async def _answers(answer: asyncio.Future[Answer], thread: threading.Thread, stalled_seconds: float) -> bool:
-    """Wait for the answer of the thread; False if the thread uses no processor time for so long."""
+    """Wait for the answer of the thread; False if the thread uses no processor time for `stalled_seconds`."""
     used, stalled = -1.0, 0
     # Counts checks instead of seconds, because no checks are made while the whole machine is paused.
     while stalled < _CHECKS:
@@ -200,14 +200,14 @@ async def _answers(answer: asyncio.Future[Answer], thread: threading.Thread, sta
             return True
         try:
             before, used = used, time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
-        except OSError:  # it ends at this moment
+        except OSError:  # the thread is just ending
             continue
         stalled = stalled + 1 if used == before else 0
     return False
 
 
 def modules() -> list[str]:
-    """The modules that some files need, and others do not: poolctl's files may be replaced before they are needed."""
+    """The modules that only some files need; imported early, because poolctl's files may be replaced later."""
     parts = (
         (feature.package, part)
         for feature in features()

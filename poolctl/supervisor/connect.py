@@ -15,19 +15,18 @@ def connect(config_or_name: str | os.PathLike[str] | None = None, *, start: bool
     """Return a client of a running pool, named by its file, its name, or the working directory.
 
     Raises NoSupervisor if no such pool is running. Does not read the file, so a broken one does not matter. With
-    `start`, a supervisor of the file is started where none runs, and no server: `client.start()` starts those. It goes
-    on when this program ends. Then raises PoolValidateError for a file with problems, and ControlError if the
-    supervisor cannot start.
+    `start`, starts a supervisor if none runs, but no server (see `client.start()`); it outlives this program. Then
+    raises PoolValidateError for a file with problems, and ControlError if the supervisor cannot start.
     """
-    given = None if config_or_name is None else os.fspath(config_or_name)
-    client = Client(find_socket(given, os.environ))
+    name = None if config_or_name is None else os.fspath(config_or_name)
+    client = Client(find_socket(name, os.environ))
     pool = PoolClient(client)
     try:
         client.ping()
-    except (NoSupervisor, SupervisorEnded):  # one that ends may be the last of a pool that was stopped
+    except (NoSupervisor, SupervisorEnded):  # a supervisor that ends may have stopped its pool
         if not start:
             raise
-        files = find_config([] if given is None else [given], os.environ, os.getcwd())
+        files = find_config([] if name is None else [name], os.environ, os.getcwd())
         refuse_second_pool(files)
         launch(files, os.environ)
         pool.list(selector={"allow_empty": True})  # its first answer has the problems of the files

@@ -62,7 +62,7 @@ class FeaturePart:
         return {}
 
     def take_over_process(self) -> None:
-        """Called before `apply_tables` if an earlier supervisor has left the feature's process (see Feature.entry)."""
+        """Called before `apply_tables` if the feature's process runs from an earlier supervisor (see Feature.entry)."""
 
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables, except [[server]]. Called at the start and after each change."""
@@ -162,12 +162,12 @@ class FeatureParts:
                 self._get_or_create_part(feature)
 
     async def take_over_processes(self) -> None:
-        """Create the part of each feature whose process an earlier supervisor has left."""
+        """Create the part of each feature whose process runs from an earlier supervisor."""
         for feature in self._features:
-            if feature.entry and await self._is_there(feature.entry):
+            if feature.entry and await self._is_stored(feature.entry):
                 self._get_or_create_part(feature).take_over_process()
 
-    async def _is_there(self, entry: str) -> bool:
+    async def _is_stored(self, entry: str) -> bool:
         reply, fds = await self._environment.keeper.call({"op": "get", "name": entry})
         close_all(fds)
         return bool(fds or reply.get("meta"))
@@ -221,10 +221,10 @@ class FeatureParts:
 
     async def route_healths(self) -> dict[str, RouteHealth]:
         """The health of each route, by its name."""
-        found: dict[str, RouteHealth] = {}
+        healths: dict[str, RouteHealth] = {}
         for part in self:
-            found |= await part.route_healths()
-        return found
+            healths |= await part.route_healths()
+        return healths
 
     def _get_or_create_part(self, feature: Feature) -> FeaturePart:
         part = self._parts.get(feature.package)

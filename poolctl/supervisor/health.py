@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from heapq import heappop, heappush
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poolctl.clock import next_aligned_time
 from poolctl.core.core import Core
@@ -25,8 +25,6 @@ from poolctl.runners.local.tallies import WorkerHeartbeats
 from poolctl.runners.process_usage import USAGE_SECONDS, ProcessUsages
 from poolctl.units import format_duration, format_size
 
-if TYPE_CHECKING:
-    pass
 from .worker_recovery import HEARTBEAT, MEMORY, WorkerRecovery
 
 FIRST_SECONDS = 2.0
@@ -47,14 +45,14 @@ def watch_health(core: Core, runner: LocalRunner, events: EventBus) -> None:
     )
     core.observers |= set(checks)
     for entry in core.entries.values():
-        for look in checks:
-            look(entry)
+        for check in checks:
+            check(entry)
 
 
 class MemoryLimit:
     """Measures the memory of ready workers whose servers have a memory limit; reports those above it to `recovery`.
 
-    All are measured together, the first time soon after the first of them is ready.
+    All workers are measured together, for the first time soon after one of them is ready.
     """
 
     def __init__(self, usages: ProcessUsages, recovery: WorkerRecovery) -> None:
@@ -79,7 +77,7 @@ class MemoryLimit:
 
     def _begin(self) -> None:
         self._timer = None
-        self._limited = {name: each for name, each in self._limited.items() if _has_memory_limit(*each)}
+        self._limited = {name: pair for name, pair in self._limited.items() if _has_memory_limit(*pair)}
         if self._limited:
             self._measuring = asyncio.ensure_future(self.measure_and_report())
             self._measuring.add_done_callback(self._on_measured)
@@ -99,13 +97,17 @@ class MemoryLimit:
             limit, size = entry.config.limits.memory, self._usages.of(pid).memory_bytes
             if limit is not None and size is not None and size > limit and _has_memory_limit(entry, worker):
                 used = f"worker {worker.id} (pid {pid}) uses {format_size(size)}"
-                seen = f"{used}, and limits.memory is {format_size(limit)}"
-                self._recovery.report_worker_problem(entry, worker, MEMORY, seen)
+                problem = f"{used}, and limits.memory is {format_size(limit)}"
+                self._recovery.report_worker_problem(entry, worker, MEMORY, problem)
+
+
+def _is_ready(entry: Entry, worker: Worker) -> bool:
+    return entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY
 
 
 def _has_memory_limit(entry: Entry, worker: Worker) -> bool:
-    there = entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY
-    return there and worker.placement is not None and entry.config.limits.memory is not None
+    is_placed = _is_ready(entry, worker) and worker.placement is not None
+    return is_placed and entry.config.limits.memory is not None
 
 
 class HeartbeatState:
@@ -151,8 +153,8 @@ class HeartbeatMonitor:
             return
         for worker in entry.observed.workers.values():
             if worker.phase is WorkerPhase.READY and worker.placement is not None:
-                known = self._states.get(worker.id)
-                if known is None or known.worker is not worker:
+                state = self._states.get(worker.id)
+                if state is None or state.worker is not worker:
                     state = self._states[worker.id] = HeartbeatState(entry, worker)
                     # Spread at random, so that workers that became ready together are not always asked together.
                     self._schedule(state, self._clock.monotonic() + interval * self._chance.random())
@@ -194,11 +196,11 @@ class HeartbeatMonitor:
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement
-        there = entry.observed.workers.get(worker.id) is worker and worker.phase is WorkerPhase.READY
-        if not there or not policy.heartbeat or placement is None:
+        is_ready = _is_ready(entry, worker)
+        if not is_ready or not policy.heartbeat or placement is None:
             if self._states.get(worker.id) is state:
                 del self._states[worker.id]
-            if worker.stuck and not (there and policy.heartbeat):
+            if worker.stuck and not (is_ready and policy.heartbeat):
                 self._core.mark_stuck(entry, worker, False)
             return None
         if state.asked_at is not None and self._beats.last_beat_ns(placement) >= int(state.asked_at * _NS):
@@ -211,7 +213,7 @@ class HeartbeatMonitor:
                 state.is_idle = True
                 return next_aligned_time(now, interval)
             if state.is_idle:
-                # Not at the common time of idle workers, so that a thousand that became busy are not asked together.
+                # Not at the common time, so that a thousand idle workers that became busy are not asked together.
                 interval *= self._chance.random()
             state.is_idle = False
             # A newly forked worker does not answer heartbeats yet, and is not considered stuck.
@@ -226,13 +228,13 @@ class HeartbeatMonitor:
 
     def _handle_lost_heartbeat(self, entry: Entry, worker: Worker, seconds: float) -> None:
         self._core.mark_stuck(entry, worker, True)
-        seen = (
+        problem = (
             f"the event loop of worker {_worker_name(worker)} has been stuck for {format_duration(seconds)}"
         )
-        self._record(entry, worker, "heartbeat lost", seen, severity="error")
-        # Recorded before the recovery, because a worker that is being stopped no longer counts for its server's health.
+        self._record(entry, worker, "heartbeat lost", problem, severity="error")
+        # Before the recovery, because a worker that is being stopped no longer counts for its server's health.
         self._core.health.update_probes_and_health(entry)
-        self._recovery.report_worker_problem(entry, worker, HEARTBEAT, seen)
+        self._recovery.report_worker_problem(entry, worker, HEARTBEAT, problem)
 
     def _handle_heartbeat_return(self, entry: Entry, worker: Worker) -> None:
         self._core.mark_stuck(entry, worker, False)

@@ -64,7 +64,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
             return _join(lifeline=lifeline)
         except OSError:
             lock = -1  # the supervisor tries again, and logs the problem
-        # Without the pool's lock, of two concurrent starts the second waits here, and finds the first's supervisor.
+        # Without the pool's lock, the second of two concurrent starts waits here, and then finds a supervisor.
         pool_directory, directory_lock = _lock_pool_directory(env, os.path.basename(pool_directory))
         ours.callback(os.close, directory_lock)
         path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
@@ -97,7 +97,7 @@ def _lock_pool_directory(env: Mapping[str, str], key: str) -> tuple[str, int]:
         try:
             return pool_directory, pool_files.lock(pool_directory)
         except FileNotFoundError:
-            continue  # the keeper of a pool that has just ended has removed it
+            continue  # removed by the keeper of a pool that has just ended
         except OSError as error:
             raise _unusable(pool_directory, error) from error
 
@@ -140,24 +140,24 @@ def _start_keeper(
         fds = [ours.enter_context(listen(path)).fileno()]
         write = -1
         if lifeline:
-            kept, given = wire.pair()
-            fds.append(ours.enter_context(given).fileno())
-            write = kept.detach()
+            our_end, keeper_end = wire.pair()
+            fds.append(ours.enter_context(keeper_end).fileno())
+            write = our_end.detach()
             if_failed.callback(os.close, write)
-        place_of_lock = 3 + len(fds) if lock >= 0 else -1
+        lock_fd = 3 + len(fds) if lock >= 0 else -1
         fds += [lock] if lock >= 0 else []
         inherited, names = _inherited(env)
         fds += inherited
         for program in programs.values():
-            kept, given = (ours.enter_context(end) for end in wire.pair())
-            fds.append(kept.fileno())
-            program.fds = [given.fileno()]
+            keeper_end, program_end = (ours.enter_context(end) for end in wire.pair())
+            fds.append(keeper_end.fileno())
+            program.fds = [program_end.fileno()]
         supervisor = programs[fd_store.SUPERVISOR]
         plan = {
             "supervisor": supervisor.argv,
             "control": 3,
             "lifeline": 4 if lifeline else -1,
-            "lock": place_of_lock,
+            "lock": lock_fd,
             "inherited": names,
             "begun": list(programs),
             "without": without,
@@ -165,7 +165,7 @@ def _start_keeper(
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
         keeper_pid = start_with_companions(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
-        if lifeline:  # the caller goes on: what the pool closes must not stay open here
+        if lifeline:  # the caller continues, and must not hold open what the pool closes
             close_all(inherited)
         return LaunchedKeeper(keeper_pid, write)
 
@@ -197,10 +197,9 @@ def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
 
     Paths that are relative to this process's working directory are made absolute (see `with_absolute_paths`).
     """
-    watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")
-    kept = {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}
-    return with_absolute_paths(kept)
+    is_watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    removed = (*_LISTEN, "WATCHDOG_PID", *([] if is_watched else ["WATCHDOG_USEC"]))
+    return with_absolute_paths({name: value for name, value in env.items() if name not in removed})
 
 
 def listen(path: str) -> socket.socket:
@@ -240,19 +239,19 @@ def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | N
 
     Has no effect if the pool runs. Never raises.
     """
-    left = pool_files.read_left_state(pool_directory)
-    if not left:
+    state = pool_files.read_left_state(pool_directory)
+    if not state:
         return
     if server_names is None:
         _unless_it_runs(pool_directory, pool_files.remove_left_states)
         return
     from poolctl.core.decide import Desired
 
-    for name, wanted in left.get("servers", {}).items():
+    for name, record in state.get("servers", {}).items():
         if name in server_names:
-            wanted["desired"] = Desired.STOPPED.value
-    content = json.dumps(left).encode()
-    _unless_it_runs(pool_directory, lambda place: pool_files.write_left_state(place, content))
+            record["desired"] = Desired.STOPPED.value
+    content = json.dumps(state).encode()
+    _unless_it_runs(pool_directory, lambda directory: pool_files.write_left_state(directory, content))
 
 
 def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
@@ -269,10 +268,10 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
 
 def _remove_control_files(pool_directory: str) -> None:
     root, key = os.path.split(pool_directory)
-    names = [
+    links = [
         entry.path for entry in os.scandir(root) if entry.is_symlink() and os.readlink(entry.path) == key
     ]
-    for path in (f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json", *names):
+    for path in (f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json", *links):
         if os.path.lexists(path):
             os.unlink(path)
     pool_files.remove_stale_sockets(pool_directory)

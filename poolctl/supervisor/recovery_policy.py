@@ -41,7 +41,7 @@ class RecoverySituation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The next action, `step`, and the workers it is for: `chosen` has their indexes in `Situation.histories`.
+    """The next action, `step`, and the workers it is for: `chosen` has indexes of `RecoverySituation.histories`.
 
     `again_seconds` is the time until the next decision; 0 means that none is due until the situation changes.
     """
@@ -64,23 +64,23 @@ def decide(policy: Recovery, situation: RecoverySituation) -> Decision:
         return Decision(RecoveryStep(situation.strategy), everyone)
     if situation.under_way:
         return Decision(RecoveryStep.WAIT)
-    pauses = [_recovery_delay_seconds(policy, situation, history) for history in situation.histories]
-    willing = [place for place in everyone if pauses[place] == 0]
-    again = min((pause for pause in pauses if 0 < pause < math.inf), default=0.0)
-    if not willing:
+    delays = [_recovery_delay_seconds(policy, situation, history) for history in situation.histories]
+    due = [index for index in everyone if delays[index] == 0]
+    again = min((delay for delay in delays if 0 < delay < math.inf), default=0.0)
+    if not due:
         spent = all(_is_spent(policy, situation, history) for history in situation.histories)
         return Decision(
             RecoveryStep.GIVE_UP if spent else RecoveryStep.WAIT, everyone if spent else (), again
         )
     if situation.strategy == "replace" and situation.overlaps:
-        return Decision(RecoveryStep.REPLACE, willing, again)
-    chosen = willing if situation.size == 1 else willing[: max(0, situation.ready - 1)]
+        return Decision(RecoveryStep.REPLACE, due, again)
+    chosen = due if situation.size == 1 else due[: max(0, situation.ready - 1)]
     return Decision(RecoveryStep.RESTART if chosen else RecoveryStep.WAIT, chosen, again)
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
     """The times that are less than `window_seconds` before `now`."""
-    return [moment for moment in times if now - moment < window_seconds]
+    return [time for time in times if now - time < window_seconds]
 
 
 def _is_spent(policy: Recovery, situation: RecoverySituation, history: Sequence[float]) -> bool:

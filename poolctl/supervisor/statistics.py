@@ -29,7 +29,7 @@ from poolctl.worker.tally import Counts
 from .takeover.state_store import StateStore
 from .verbs.verb import Call, complaint_of, items, selected
 
-KEPT = 60
+HISTORY_LENGTH = 60  # intervals
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
 _WINDOW = 5  # the number of intervals over which current rates and latencies are computed
@@ -59,16 +59,16 @@ class Totals:
 
     async def resume(self) -> None:
         """Continue the counts of the previous supervisor; called before any worker is adopted."""
-        kept: Table = json.loads(await self._store.read(fd_store.TOTALS) or b"{}")
+        totals: Table = json.loads(await self._store.read(fd_store.TOTALS) or b"{}")
         self._counts = {
-            name: [tally.bounded(each) for each in (counts + [0] * tally.COUNTED)[: tally.COUNTED]]
-            for name, counts in kept.get("counts", {}).items()
+            name: [tally.bounded(count) for count in (counts + [0] * tally.COUNTED)[: tally.COUNTED]]
+            for name, counts in totals.get("counts", {}).items()
         }
-        self._wakes = kept.get("wakes", {})
+        self._wakes = totals.get("wakes", {})
         self._availability = {
-            name: from_json(Availability, each) for name, each in kept.get("availability", {}).items()
+            name: from_json(Availability, table) for name, table in totals.get("availability", {}).items()
         }
-        self._added = set(kept.get("added", ()))
+        self._added = set(totals.get("added", ()))
 
     def counts_of_ended_workers(self, entry: Entry) -> Counts:
         """The total counts of the server's exited workers."""
@@ -80,15 +80,15 @@ class Totals:
 
     def availability(self, entry: Entry) -> Availability:
         """How long the server has been up and down so far."""
-        found = self._availability.setdefault(entry.name, Availability())
+        availability = self._availability.setdefault(entry.name, Availability())
         # Changes that happened without a supervisor have not been noted.
-        found.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
-        return found
+        availability.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
+        return availability
 
     def record_state_change(self, entry: Entry, before: str, after: str) -> None:
         """Record that the server changed from one state to another."""
-        found = self._availability.setdefault(entry.name, Availability())
-        found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
+        availability = self._availability.setdefault(entry.name, Availability())
+        availability.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
         if before == "sleeping" and entry.observed.has_pending_request and entry.wanted:
             self._wakes[entry.name] = self.wakes(entry) + 1
         self._changed = True
@@ -98,13 +98,15 @@ class Totals:
         if not self._changed:
             return
         self._changed = False
-        for known in (self._counts, self._wakes, self._availability):
-            for name in known.keys() - self._core.entries.keys():
-                del known[name]
+        for by_name in (self._counts, self._wakes, self._availability):
+            for name in by_name.keys() - self._core.entries.keys():
+                del by_name[name]
         totals = {
             "counts": self._counts,
             "wakes": self._wakes,
-            "availability": {name: to_json(each) for name, each in self._availability.items()},
+            "availability": {
+                name: to_json(availability) for name, availability in self._availability.items()
+            },
             # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
             "added": self._tallies.unsaved_workers,
         }
@@ -113,9 +115,9 @@ class Totals:
         self._added.clear()
 
     def _note_health_event(self, event: JournalEvent) -> None:
-        known = self._availability.get(event.server) if event.kind == "health" else None
-        if known is not None and event.state in (Status.OK, Status.WARN, Status.KO):
-            known.note(self._core.clock.monotonic(), health=event.state)
+        availability = self._availability.get(event.server) if event.kind == "health" else None
+        if availability is not None and event.state in (Status.OK, Status.WARN, Status.KO):
+            availability.note(self._core.clock.monotonic(), health=event.state)
             self._changed = True
 
     def add_up(self, server: str, worker: str, counts: Counts) -> None:
@@ -132,23 +134,23 @@ class ServerHistory:
 
     def __init__(self) -> None:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
-        self.requests_per_second: deque[float] = deque(maxlen=KEPT)
-        self.errors_per_second: deque[float] = deque(maxlen=KEPT)
-        self.latency_p99_seconds: deque[Figure] = deque(maxlen=KEPT)
-        self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
+        self.requests_per_second: deque[float] = deque(maxlen=HISTORY_LENGTH)
+        self.errors_per_second: deque[float] = deque(maxlen=HISTORY_LENGTH)
+        self.latency_p99_seconds: deque[Figure] = deque(maxlen=HISTORY_LENGTH)
+        self.memory_bytes: deque[int | None] = deque(maxlen=HISTORY_LENGTH)
 
-    def add_sample(self, now: float, seen: ServerSnapshot) -> None:
+    def add_sample(self, now: float, snapshot: ServerSnapshot) -> None:
         """Add the rates since the last sample; the first call only stores the counts, for comparison with the next."""
         if self.counts:
             at, before = self.counts[-1]
-            self.requests_per_second.append(request_rate(before, seen.total, now - at))
-            self.errors_per_second.append(error_rate(before, seen.total, now - at))
-            self.latency_p99_seconds.append(latency_seconds(seen.total, before, 0.99))
-            self.memory_bytes.append(seen.memory_bytes)
-        self.counts.append((now, seen.total))
+            self.requests_per_second.append(request_rate(before, snapshot.total, now - at))
+            self.errors_per_second.append(error_rate(before, snapshot.total, now - at))
+            self.latency_p99_seconds.append(latency_seconds(snapshot.total, before, 0.99))
+            self.memory_bytes.append(snapshot.memory_bytes)
+        self.counts.append((now, snapshot.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> server_answers.StatsHistory:
-        """Return the figures of the last intervals, oldest first; rates of errors only if `with_errors`.
+        """Return the figures of the last intervals, oldest first; error rates only if `with_errors`.
 
         Set `counted` to False for a server whose requests are not counted: all rates are then None.
         """
@@ -164,7 +166,7 @@ class ServerHistory:
 class Statistics:
     """Computes the statistics of servers, such as request rates, latencies, CPU and memory usage.
 
-    Takes samples for a minute after each call of `watch`, and always while a receiver is set (`send_samples_to`).
+    Takes samples for a minute after `keep_sampling`, and always while a receiver is set (`send_samples_to`).
     """
 
     def __init__(self, core: Core, totals: Totals) -> None:
@@ -184,8 +186,10 @@ class Statistics:
         snapshots = await self.measure(entries)
         return server_answers.StatsResult(
             items=tuple(
-                server_answers.MeasuredServer(**vars(item), stats=self.figures(seen, with_errors=with_errors))
-                for item, seen in zip(items(self._core, entries), snapshots, strict=True)
+                server_answers.MeasuredServer(
+                    **vars(item), stats=self.figures(snapshot, with_errors=with_errors)
+                )
+                for item, snapshot in zip(items(self._core, entries), snapshots, strict=True)
             )
         )
 
@@ -203,17 +207,17 @@ class Statistics:
         )
 
     def _monitor_report(self, entry: Entry) -> server_answers.ServerAvailability:
-        known = self.totals.availability(entry)
+        availability = self.totals.availability(entry)
         return server_answers.ServerAvailability(
-            status=known.status,
+            status=availability.status,
             latency_seconds=self._core.health.latency_seconds(entry),
-            uptime_seconds=known.uptime,
-            downtime_seconds=known.downtime,
-            rise_seconds=known.risetime,
-            fall_seconds=known.falltime,
-            rises=known.rise,
-            falls=known.fall,
-            sli=known.sli,
+            uptime_seconds=availability.uptime,
+            downtime_seconds=availability.downtime,
+            rise_seconds=availability.risetime,
+            fall_seconds=availability.falltime,
+            rises=availability.rise,
+            falls=availability.fall,
+            sli=availability.sli,
             message=complaint_of(self._core, entry),
         )
 
@@ -234,16 +238,15 @@ class Statistics:
         ended = self.totals.counts_of_ended_workers(entry)
         return metrics.measure_server(entry, ended, self._core.runner)
 
-    def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> server_answers.ServerStats:
+    def figures(self, snapshot: ServerSnapshot, *, with_errors: bool) -> server_answers.ServerStats:
         """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
-        entry = seen.entry
+        entry = snapshot.entry
         history = self._histories.setdefault(entry.name, ServerHistory())
-        # Without an earlier sample, for the first request, latencies are computed since the start.
+        # Without an earlier sample, as for the first request, latencies are computed since the start.
         watched = len(history.counts) > 1
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
-        total = seen.total
-        counted = seen.counted
+        total, counted = snapshot.total, snapshot.counted
         stats = server_answers.ServerStats(
             requests_total=total[tally.STARTED],
             requests_per_second=round(request_rate(before, total, seconds), 3) if watched else 0.0,
@@ -256,16 +259,16 @@ class Statistics:
             websockets=total[tally.OPEN_WEBSOCKETS],
             latency_p50_seconds=latency_seconds(total, before, 0.5),
             latency_p99_seconds=latency_seconds(total, before, 0.99),
-            memory_bytes=seen.memory_bytes,
-            cpu_percent=seen.cpu_percent,
-            loop_lag_seconds=seen.loop_lag_seconds,
+            memory_bytes=snapshot.memory_bytes,
+            cpu_percent=snapshot.cpu_percent,
+            loop_lag_seconds=snapshot.loop_lag_seconds,
             wakes_total=self.totals.wakes(entry),
             restarts_total=entry.observed.restarts,
-            counted=seen.counted,
+            counted=counted,
             history=history.values(counted=counted, with_errors=with_errors),
             workers=tuple(
                 _worker_stats(worker, counts if counted else None, usage)
-                for worker, counts, usage in seen.workers
+                for worker, counts, usage in snapshot.workers
             ),
         )
         if with_errors and counted:
@@ -279,11 +282,11 @@ class Statistics:
         await self._core.runner.usages.measure(worker_pids(entries))
         # Wait, because workers write the counts of requests up to now a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
-        found = []
+        snapshots = []
         for entry in entries:
-            found.append(self.of(entry))
+            snapshots.append(self.of(entry))
             await asyncio.sleep(0)
-        return found
+        return snapshots
 
     def _sample(self) -> None:
         now = self._core.clock.monotonic()
@@ -293,13 +296,13 @@ class Statistics:
             return
         # Set before the sample is taken, so that intervals are exact.
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
-        found = []
+        snapshots = []
         for entry in self._core.entries.values():
-            seen = self.of(entry)
-            self._histories.setdefault(entry.name, ServerHistory()).add_sample(now, seen)
-            found.append(seen)
+            snapshot = self.of(entry)
+            self._histories.setdefault(entry.name, ServerHistory()).add_sample(now, snapshot)
+            snapshots.append(snapshot)
         if self._take is not None:
-            self._take(now, found)
+            self._take(now, snapshots)
         # For the next sample: this one does not wait, so that intervals are exact.
         pids = worker_pids(self._core.entries.values())
         self._measuring = asyncio.ensure_future(self._core.runner.usages.measure(pids))
@@ -315,8 +318,8 @@ def errors(counts: Counts) -> int:
 def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
     """The `q` quantile (0 to 1) of the latencies of responses since `before`; None without responses."""
     buckets = [max(0, counts[slot] - before[slot]) for slot in range(tally.BUCKETS, tally.COUNTED)]
-    found = quantile(BOUNDS_SECONDS, buckets, q)
-    return None if found is None else round(found, 6)
+    latency = quantile(BOUNDS_SECONDS, buckets, q)
+    return None if latency is None else round(latency, 6)
 
 
 def request_rate(before: Counts, after: Counts, seconds: float) -> float:

@@ -171,7 +171,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._notes = ProcessNotes(self.directory)
         self._helpers = Helpers(self._keeper, self.directory, self._notes)
         environments: dict[str, Mapping[str, str]] = {}
-        site = RunnerContext(
+        context = RunnerContext(
             keeper=self._keeper,
             keeper_pid=self._keeper_pid,
             helpers=self._helpers,
@@ -182,7 +182,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             notes=self._notes,
             opener=self._opener,
         )
-        self.runner = LocalRunner(site)
+        self.runner = LocalRunner(context)
         self.runner.events = self
         self._clock = Clock()
         self._store = StateStore(self._keeper, self.directory)
@@ -231,7 +231,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._control.replace_listener(listener)
             servers = await self._configuration.try_read_first_servers()
         if (manager := self._opener.manager) is not None and not self._configuration.problems:
-            # Before an address is opened that one of them may occupy.
+            # Before an address is opened that a returned listener may occupy.
             manager.close_returned(self._configuration.keys_to_listen_on(servers))
         await self._create_core_with_parts(servers)
         if manager is not None:
@@ -269,7 +269,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         )
 
     async def _adopt_workers_and_start_recording(self) -> None:
-        # While the files have problems, no worker is started, and what is left of a killed pool waits.
+        # While the files have problems, no worker is started, and what a killed pool has left stays.
         if not self._configuration.problems:
             await self._parts.take_over_processes()
         adopted = await restore_and_adopt_workers(
@@ -288,20 +288,20 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             logger.warning(message)
             self.events.record("pool", "damaged", message=message, severity="warning")
 
-    async def _end_left_overs(self, known: Collection[int | None]) -> None:
-        """End what a killed pool has left.
+    async def _end_left_overs(self, own_pids: Collection[int | None]) -> None:
+        """End what a killed pool has left, except processes with `own_pids`.
 
-        If this supervisor has a predecessor, only the servers' processes count that the keeper does not know: both
-        were killed before a new keeper knew all of them.
+        If this supervisor has a predecessor, only processes of servers: both may have been killed before a new keeper
+        knew all of them.
         """
         if not self._configuration.problems:
-            noted = [each for each in self._notes.earlier if self._is_first or each.server]
-            await self._killed.end(noted, known)
+            notes = [note for note in self._notes.earlier if self._is_first or note.server]
+            await self._killed.end(notes, own_pids)
 
     async def _run_deferred_startup(self) -> None:
         """Import modules that a start does not need, before an upgrade can replace the package's files."""
         await asyncio.sleep(_AFTER_START_SECONDS)
-        self._web.reconcile()  # if nothing uses it, it would keep all exits until it has looked for its process
+        self._web.reconcile()  # until it has looked for its process, it keeps all reported exits
         await self._verbs.build.digest()
         await import_slowly([*configuration_reader.modules(), *feature_parts.modules()])
 
@@ -337,9 +337,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def _report_calm_and_schedule_restart(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
-        how_long = format_duration(_CALM_SECONDS)
-        what = f"the supervisor has died too often: for {how_long} it serves commands only"
-        self.events.record("pool", "calm", message=what, severity="error")
+        duration = format_duration(_CALM_SECONDS)
+        message = f"the supervisor has died too often: for {duration} it serves commands only"
+        self.events.record("pool", "calm", message=message, severity="error")
         asyncio.get_running_loop().call_later(_CALM_SECONDS, self._exit_for_successor)
 
     async def _handle(self, request: Request, progress: Progress) -> object:
@@ -348,7 +348,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
                 return PingResult(**vars(self.identity()), reading=True)
             await self._wait_until_ready_for(request)
         if self._configuration.problems:
-            ended = Result(ended=True, keeper_pid=self.schedule_shutdown_and_get_keeper_pid())
+            ended = Result(ended=True, keeper_pid=self.shut_down_soon())
             if request.verb == "stop":
                 return ended
             problems = tuple(self._configuration.problems)
@@ -468,8 +468,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             return
         self._mandatory_failed = True
         why = f": {entry.observed.failure.message}" if entry.observed.failure else ""
-        what = "has failed" if entry.failed else "keeps failing"
-        reason = f"{entry.name} {what}, and it is mandatory{why}"
+        problem = "has failed" if entry.failed else "keeps failing"
+        reason = f"{entry.name} {problem}, and it is mandatory{why}"
         logger.error("the pool ends: %s", reason)
         status = _failed_status(entry.observed.last_exit)
         write_exit(self.directory, status=status, reason=reason, keeper_pid=self._keeper_pid)
@@ -485,14 +485,14 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             with caused_by(cause):
                 options = {"unit": self._terminating}
                 await self._verbs.perform("stop", Call(Selector(), options, lambda line: None))
-        self.schedule_shutdown_and_get_keeper_pid()
+        self.shut_down_soon()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
-    async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effects(self, verb: str, call: Call, result: Result) -> Result:
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
@@ -500,7 +500,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         result = await self._parts.wait_for_effects(verb, call, result)
         if verb == "start":
             if (manager := self._opener.manager) is not None:
-                # The others, for example of servers that wait for a dependency, may have connections that wait.
+                # Listeners of other servers, which may wait for a dependency, may have waiting connections.
                 wanted = [entry.config for entry in self.core.entries.values() if entry.wanted]
                 manager.close_returned(self._configuration.keys_to_listen_on(wanted))
             notices = (*self._killed.take_notices(), *self._damage)
@@ -525,7 +525,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     def _metrics_problems(self) -> list[str]:
         return self._metrics.warnings if self._metrics is not None else []
 
-    def schedule_shutdown_and_get_keeper_pid(self) -> int:
+    def shut_down_soon(self) -> int:
         if not self._ending:
             self._ending = True
             if self._notifier is not None:
@@ -533,8 +533,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             # No further supervisor may be started: it would have nothing to do.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:
-                # Kept if there are problems, because no worker was started: the state of an earlier pool waits until
-                # its files are valid again.
+                # With problems no worker was started, and the state of an earlier pool is needed once they are fixed.
                 self._store.delete_files_for_good()
             self._runtime_files.withdraw()
             # Later, because the answer that reports the end must be sent first.
@@ -545,7 +544,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if self.core.servers.has_never_run and not (
             self._verbs.used or self._parts.any_serves_without_servers
         ):
-            self.schedule_shutdown_and_get_keeper_pid()
+            self.shut_down_soon()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         self._lost.report_lost_bytes(name, count, path, reason)
@@ -579,10 +578,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def own_processes(self) -> dict[str, int]:
         """The pids of the pool's own processes, by their names in `status` and metrics."""
-        found = {"keeper": self._keeper_pid, "supervisor": os.getpid(), **self._helpers.pids}
+        pids = {"keeper": self._keeper_pid, "supervisor": os.getpid(), **self._helpers.pids}
         for part in self._parts:
-            found |= part.pids
-        return found
+            pids |= part.pids
+        return pids
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """Handle a message from the keeper."""
@@ -667,7 +666,7 @@ async def import_slowly(names: Iterable[str]) -> None:
         try:
             import_module(name)
         except Exception:
-            # The package is being replaced; the other modules are imported nevertheless.
+            # The package is being replaced. The other modules are imported nevertheless.
             logger.exception("%s cannot be imported", name)
 
 
@@ -715,42 +714,42 @@ async def restore_and_adopt_workers(
     return len(adopted.workers)
 
 
-def _adopted_worker(found: LocalWorker) -> Worker:
-    placement = found.placement
-    phase = WorkerPhase.READY if found.ready_at is not None else WorkerPhase.STARTING
-    if found.resting == "new" and found.config.health.gated:
+def _adopted_worker(local: LocalWorker) -> Worker:
+    placement = local.placement
+    phase = WorkerPhase.READY if local.ready_at is not None else WorkerPhase.STARTING
+    if local.resting == "new" and local.config.health.gated:
         phase = WorkerPhase.STARTING
-    if found.leaving:
+    if local.leaving:
         phase = WorkerPhase.DRAINING
     return Worker(
         placement.id,
         placement.generation,
         placement.index,
-        found.config,
+        local.config,
         phase,
         placement,
-        found.ready_at,
-        idle=found.idle,
-        expired=found.expired,
-        # Of one that has not reported yet, this is unknown: being told to accept changes nothing if it does anyway.
-        resting=bool(found.resting) or (phase is WorkerPhase.STARTING and not found.config.command),
+        local.ready_at,
+        idle=local.idle,
+        expired=local.expired,
+        # Unknown until the worker reports. If it accepts already, being told to accept changes nothing.
+        resting=bool(local.resting) or (phase is WorkerPhase.STARTING and not local.config.command),
         # The previous supervisor took it out of rotation because its probes failed.
-        health=Status.KO if found.resting == "told" else Status.UNKNOWN,
+        health=Status.KO if local.resting == "told" else Status.UNKNOWN,
     )
 
 
 def _adopt_listeners_and_resume(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.observed.workers.values())):
-            # The listener of a server for which the pool binds none counts as open once there is a worker.
-            without = (not config.listens or config.binds_itself) and entry.observed.workers
-            if without or endpoints.get(config.key):
+            # If the pool binds no listener for the server, it counts as open once there is a worker.
+            counts_as_open = (not config.listens or config.binds_itself) and entry.observed.workers
+            if counts_as_open or endpoints.get(config.key):
                 core.adopt_listener(entry, config, endpoints.get(config.key, ()))
         core.resume_adopted_server(entry)
 
 
 class HeldLock:
-    """The pool's lock (see pool_lock), which this process and the keeper hold by an entry of the keeper's store."""
+    """The pool's lock (see pool_lock), held by this process and, as an entry of its store, by the keeper."""
 
     def __init__(self, keeper: KeeperLink, directory: str) -> None:
         self._keeper = keeper
@@ -767,8 +766,8 @@ class HeldLock:
 
     def acquire_if_lost(self) -> None:
         """Acquire the lock if there is none, or if its file was removed: another process would find the lock free."""
-        _, held = self._keeper.entries.get(fd_store.LOCK, (None, []))
-        if not any(pool_lock.is_in_place(each.fileno()) for each in held):
+        _, duplicates = self._keeper.entries.get(fd_store.LOCK, (None, []))
+        if not any(pool_lock.is_in_place(duplicate.fileno()) for duplicate in duplicates):
             self._try_acquire()
 
     def _try_acquire(self) -> None:
@@ -840,7 +839,7 @@ class RuntimeFiles:
         The yielded value is a new control socket to listen on, or None if the old socket is still there. The file of
         `lock` is restored at once.
         """
-        # What was removed under an earlier supervisor is restored at once: clients have been waiting since.
+        # Files removed under an earlier supervisor are restored at once: clients have been waiting since.
         pause_seconds = _CHECK_SECONDS if self._all_files_exist() else 0.0
         while True:
             await self._wait_for_file_removal()

@@ -34,12 +34,12 @@ async def link_to_run(keeper: Link, env: Mapping[str, str]) -> Link | None:
 
 
 class SystemdNotifier:
-    """Notifies systemd of the pool's state, on the running event loop, until `stop`.
+    """Notifies systemd of the pool's state, on the running event loop, until `notify_stopping`.
 
     It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats
     all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the
-    supervisor. The pool is ready once its servers are and `opened` returns, when the gateway serves or cannot. `run`
-    is the link to `poolctl run` (see `link_to_run`).
+    supervisor. The pool is ready once its servers are ready and `opened` returns, which waits for the features'
+    addresses. `run` is the link to `poolctl run` (see `link_to_run`).
     """
 
     def __init__(
@@ -131,9 +131,9 @@ def _wanted_and_missing_servers(entries: Iterable[Entry]) -> tuple[int | None, l
     If no server should run, the number depends on the reason: 0 if every server is stopped, removed or disabled,
     and None if any server still waits for its first start.
     """
-    able = [entry for entry in entries if entry.should_run]
-    wanted = [entry for entry in able if entry.wanted]
-    if able and not wanted:
+    startable = [entry for entry in entries if entry.should_run]
+    wanted = [entry for entry in startable if entry.wanted]
+    if startable and not wanted:
         return None, []
     return len(wanted), [entry for entry in wanted if entry.is_missing]
 

@@ -59,7 +59,7 @@ def print_takeover_check(files: Sequence[str]) -> str | None:
         for server in servers:
             restore(Entry(server), records.get(server.name, {}))
         _import_everything()
-        if failed := _zygote_failure(each for each in servers if not (each.command or each.disabled)):
+        if failed := _zygote_failure(server for server in servers if not (server.command or server.disabled)):
             return failed
     print(json.dumps(to_json(TakeoverCheckReport(problem=problem, errors=tuple(errors)))))
     return None

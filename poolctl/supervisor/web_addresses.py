@@ -24,12 +24,7 @@ from poolctl.config import TLSConfig
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
-from poolctl.listeners.open_listener import (
-    PRIVATE,
-    Identity,
-    SocketAccess,
-    socket_file_identity,
-)
+from poolctl.listeners.open_listener import PRIVATE, Identity, SocketAccess, socket_file_identity
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -125,7 +120,7 @@ class WebProcess(HelperProcess):
 
     def on_link_lost(self) -> None:
         if self._watchdog is not None and self._watchdog.unanswered_seconds >= _PROMPT_SECONDS:
-            # Before the ping that it has not answered, none was sent for some time.
+            # It may have been frozen since the ping before the unanswered one.
             self.silent_seconds = PING_SECONDS + self._watchdog.unanswered_seconds
         super().on_link_lost()
 
@@ -148,7 +143,7 @@ class WebServer(HelperOwner[WebProcess]):
 
     @property
     def process(self) -> WebProcess | None:
-        """The process in use; None while there is only one of another version, which is about to be replaced."""
+        """The process in use; None while only one of another version runs, which is about to be replaced."""
         process = self._helper.process
         return process if process is not None and process.mark == __version__ else None
 
@@ -168,7 +163,7 @@ class WebServer(HelperOwner[WebProcess]):
         return order
 
     async def close(self, table: str) -> None:
-        """Have the table's listeners closed in the process. Waits for it, but not for one that hangs."""
+        """Have the process close the table's listeners. Waits for that, but not for a process that hangs."""
         order = self._orders.pop(table, None)
         if order is not None:
             order.attempted.set()
@@ -274,7 +269,7 @@ class WebAddress(Generic[OfTable]):
         self._settings_of = settings_of
         self._entry = f"{fd_store.WEB_LISTENER}{table}"
         self._failure = ""  # why it cannot be opened, or its settings cannot be made
-        self._noted = ""  # the problem of which there is an event
+        self._recorded_problem = ""
         self._open: str | None = None
         self._identity: Identity | None = None
         self._listeners: list[socket.socket] = []
@@ -285,7 +280,7 @@ class WebAddress(Generic[OfTable]):
 
     @property
     def problem(self) -> str:
-        """Why the address is not served, or "". With a bad certificate, it is served with the one before."""
+        """Why the address is not served as configured, or "". With a bad certificate, the previous one is used."""
         order = self._order
         problem = self._failure or ((order.problem or self.web.problem) if order is not None else "")
         return self.sentence(problem) if problem else ""
@@ -312,14 +307,14 @@ class WebAddress(Generic[OfTable]):
             await self._tried.wait()
 
     async def wait_until_served(self) -> str:
-        """Wait until the address is served, or a problem prevents that, which is returned; otherwise return ""."""
+        """Wait until the address is served, and return ""; or until a problem prevents that, and return the problem."""
         await self.wait_for_opening_attempt()
         while not self.problem and (order := self._order) is not None and not order.attempted.is_set():
             await order.attempted.wait()
         return self.problem
 
     def serve_table(self, table: OfTable | None) -> None:
-        """Serve the address of `table` with its settings from now on; with None, or without one, stop serving."""
+        """Serve the address of `table` with its settings from now on; without an address or a table, stop serving."""
         self.table = table
         self._tried.clear()
         self._changed.set()
@@ -334,7 +329,7 @@ class WebAddress(Generic[OfTable]):
         await self._shut()
 
     def on_attempted(self, order: Order, *, changed: bool) -> None:
-        self._note(order.problem)
+        self._record_if_new(order.problem)
 
     def on_unserved(self, silent_seconds: float) -> None:
         pass
@@ -352,20 +347,19 @@ class WebAddress(Generic[OfTable]):
                     logger.exception("%s: not expected", self._name)
                 pause = _RETRY_SECONDS
                 self._failure = str(getattr(error, "message", error))
-                self._note(self._failure)
+                self._record_if_new(self._failure)
             if not self._changed.is_set():
                 self._tried.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
 
-    def _note(self, problem: str) -> None:
-        """Record a problem, unless it is known already."""
-        if problem and problem != self._noted:
+    def _record_if_new(self, problem: str) -> None:
+        if problem and problem != self._recorded_problem:
             sentence = self.sentence(problem)
             logger.error(sentence)
             self.record_problem(sentence)
-        self._noted = problem
+        self._recorded_problem = problem
 
     async def _adopt(self) -> None:
         reply, fds = await self.web.keeper.call({"op": "get", "name": self._entry})
@@ -383,15 +377,15 @@ class WebAddress(Generic[OfTable]):
             return
         bind, written = parse(table.bind).key, getattr(table, "mode", "")
         mode = int(written, 8) if bind.startswith("unix:") and written else None
-        wanted = bind if mode is None else f"{mode:04o} {bind}"
-        if wanted != self._open:
+        description = bind if mode is None else f"{mode:04o} {bind}"
+        if description != self._open:
             await self._shut()
         if self._open is None:
             access = PRIVATE if mode is None else SocketAccess(mode)
             self._listeners = await self.web.opener.listen(parse(bind), access=access)
-            self._open, self._identity = wanted, socket_file_identity(bind)
+            self._open, self._identity = description, socket_file_identity(bind)
             fds = [sock.fileno() for sock in self._listeners]
-            self.web.keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
+            self.web.keeper.send({"op": "put", "name": self._entry, "meta": description}, fds)
         settings = await in_daemon_thread(lambda: self._settings_of(table))
         # With TLS also sent unchanged, so that a reload uses renewed files at once.
         if (order := self._order) is None or settings != order.settings or settings.tls is not None:
@@ -403,12 +397,12 @@ class WebAddress(Generic[OfTable]):
     async def _wait_for_attempt_or_change(self, order: Order) -> None:
         if self.web.problem:
             return
-        waiting = {asyncio.ensure_future(each.wait()) for each in (order.attempted, self._changed)}
+        waits = {asyncio.ensure_future(event.wait()) for event in (order.attempted, self._changed)}
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in waiting:
-                each.cancel()
+            for wait in waits:
+                wait.cancel()
 
     async def _shut(self) -> None:
         if self._open is not None:

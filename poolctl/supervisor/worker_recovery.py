@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from poolctl.core.core import Core
 from poolctl.core.decide import WorkerPhase
@@ -19,8 +19,6 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.states import Status
 
-if TYPE_CHECKING:
-    pass
 from .recovery_policy import RecoverySituation, RecoveryStep, decide, within
 
 LAST_LINES = 10
@@ -36,14 +34,14 @@ _DONE = {
 
 
 class WorkerProblem(NamedTuple):
-    """A worker's problem: its `kind` (LIVENESS, HEARTBEAT or MEMORY), and its description in words, `seen`.
+    """A worker's problem, of the `kind` LIVENESS, HEARTBEAT or MEMORY, with a `description` for people.
 
     `since` is when it began, in seconds since the epoch, and `stacks` are the worker's stacks at that time, if known.
     """
 
     worker: Worker
     kind: str
-    seen: str
+    description: str
     since: float
     stacks: WorkerStacks | None = None
 
@@ -51,7 +49,7 @@ class WorkerProblem(NamedTuple):
     def sentence(self) -> str:
         """The problem in words, with the place where the event loop hangs if it is known."""
         place = self.stacks.place if self.stacks is not None and self.kind == HEARTBEAT else ""
-        return f"{self.seen}, in {place}" if place else self.seen
+        return f"{self.description}, in {place}" if place else self.description
 
 
 class RecoveryState:
@@ -65,45 +63,46 @@ class RecoveryState:
 
 
 class WorkerRecovery:
-    """Recovers workers whose liveness probe fails, and workers that are reported to `notice`."""
+    """Recovers workers whose liveness probe fails, and workers that are reported to `report_worker_problem`."""
 
     def __init__(self, core: Core, events: EventBus, chance: Random | None = None) -> None:
         self._core = core
         self._events = events
         self._chance = chance or Random()
         self._states: dict[str, RecoveryState] = {}
-        self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
-        self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
+        self._reading_lines: dict[int, asyncio.Task[list[str]]] = {}  # by the report's id
+        self._reading_stacks: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # by the worker's id
         core.health.unhealthy.add(
             lambda entry, worker, reason: self.report_worker_problem(entry, worker, LIVENESS, reason)
         )
         core.observers.add(self.update_recovery)
 
-    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """Recover a worker that has a problem, as its server's policy says. `kind` and `seen`: see WorkerProblem.
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, description: str) -> None:
+        """Recover a worker with this problem (see WorkerProblem), as its server's policy says.
 
         The worker's stacks are read first, if possible. A further problem of the same worker is ignored.
         """
         state = self._states.setdefault(entry.name, RecoveryState(self._chance.uniform(-1, 1)))
-        known = state.problems.get(worker.id)
-        if known is None or known.worker is not worker:
-            state.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
+        earlier = state.problems.get(worker.id)
+        if earlier is None or earlier.worker is not worker:
+            state.problems[worker.id] = WorkerProblem(worker, kind, description, self._core.clock.time())
             if kind != MEMORY and entry.config.recovery.strategy != "none":
-                taking = self._taking[id(worker)] = asyncio.ensure_future(
-                    self._core.stacks.record_stacks(entry, worker)
-                )
-                taking.add_done_callback(partial(self._on_stacks_read, entry, worker))
+                reading = asyncio.ensure_future(self._core.stacks.record_stacks(entry, worker))
+                self._reading_stacks[id(worker)] = reading
+                reading.add_done_callback(partial(self._on_stacks_read, entry, worker))
         self.update_recovery(entry)
 
-    def _on_stacks_read(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
+    def _on_stacks_read(
+        self, entry: Entry, worker: Worker, reading: asyncio.Task[WorkerStacks | None]
+    ) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
         # Otherwise it hangs again, and its stacks are being read again.
-        if self._taking.get(id(worker)) is taken:
-            del self._taking[id(worker)]
+        if self._reading_stacks.get(id(worker)) is reading:
+            del self._reading_stacks[id(worker)]
         problems = self._states[entry.name].problems if entry.name in self._states else {}
         problem = problems.get(worker.id)
-        if problem is not None and problem.worker is worker and not taken.cancelled():
-            problems[worker.id] = problem._replace(stacks=taken.result())
+        if problem is not None and problem.worker is worker and not reading.cancelled():
+            problems[worker.id] = problem._replace(stacks=reading.result())
         self.update_recovery(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
@@ -134,7 +133,8 @@ class WorkerRecovery:
 
     def _forget_resolved_problems(self, entry: Entry, state: RecoveryState) -> None:
         """Forget workers that have exited or recovered."""
-        state.problems = {name: each for name, each in state.problems.items() if _is_unresolved(entry, each)}
+        problems = state.problems.items()
+        state.problems = {name: problem for name, problem in problems if _is_unresolved(entry, problem)}
         state.notified &= state.problems.keys()
         if not state.problems:
             _cancel_timer(state)
@@ -144,15 +144,15 @@ class WorkerRecovery:
         current = [
             problem
             for problem in state.problems.values()
-            if entry.is_current(problem.worker) and id(problem.worker) not in self._taking
+            if entry.is_current(problem.worker) and id(problem.worker) not in self._reading_stacks
         ]
         if not entry.wanted or entry.removed:
             return
         policy = entry.config.recovery
-        pauses: list[float] = []
+        delays: list[float] = []
         for strategy, problems in (
-            (policy.strategy, [each for each in current if each.kind != MEMORY]),
-            ("replace", [each for each in current if each.kind == MEMORY]),
+            (policy.strategy, [problem for problem in current if problem.kind != MEMORY]),
+            ("replace", [problem for problem in current if problem.kind == MEMORY]),
         ):
             situation = RecoverySituation(
                 strategy,
@@ -168,10 +168,10 @@ class WorkerRecovery:
             if step in (RecoveryStep.NOTIFY, RecoveryStep.GIVE_UP):
                 self._notify_once(entry, state, step, problems)
             elif step in (RecoveryStep.RESTART, RecoveryStep.REPLACE, RecoveryStep.DISABLE):
-                self._begin(entry, step, [problems[place] for place in chosen])
-            pauses.append(again)
+                self._begin(entry, step, [problems[index] for index in chosen])
+            delays.append(again)
         _cancel_timer(state)
-        if again := min(filter(None, pauses), default=0.0):
+        if again := min(filter(None, delays), default=0.0):
             state.timer = asyncio.get_running_loop().call_later(again, self.update_recovery, entry)
 
     def _notify_once(
@@ -179,7 +179,7 @@ class WorkerRecovery:
     ) -> None:
         news = [problem for problem in problems if problem.worker.id not in state.notified]
         if news:
-            state.notified |= {item.worker.id for item in news}
+            state.notified |= {problem.worker.id for problem in news}
             report = self._begin_recovery_report(entry, step, news)
             self._record(entry, report, "notified" if step is RecoveryStep.NOTIFY else "given up")
 
@@ -194,7 +194,7 @@ class WorkerRecovery:
         self._core.note_recovery_begun(
             entry, self._begin_recovery_report(entry, step, problems), times, counts=counts
         )
-        with caused_by("recovery: " + "; ".join(problem.seen for problem in problems)):
+        with caused_by("recovery: " + "; ".join(problem.description for problem in problems)):
             self._act(entry, step, problems)
 
     def _act(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
@@ -219,34 +219,36 @@ class WorkerRecovery:
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
             "step": step.value,
-            "seen": [problem.seen for problem in problems],
+            "seen": [problem.description for problem in problems],
             "kinds": sorted({problem.kind for problem in problems}),
             "since": min(problem.since for problem in problems),
-            "workers": {each.id: each.placement.pid for each in workers if each.placement is not None},
+            "workers": {
+                worker.id: worker.placement.pid for worker in workers if worker.placement is not None
+            },
             "stuck": any(worker.stuck for worker in workers),
             "pids": entry.pids,
             "lines": [],
         }
-        if taken := [to_json(problem.stacks) for problem in problems if problem.stacks is not None]:
-            report["stacks"] = taken[:_MAX_STACKS]
+        if stacks := [to_json(problem.stacks) for problem in problems if problem.stacks is not None]:
+            report["stacks"] = stacks[:_MAX_STACKS]
             report["sentences"] = [problem.sentence for problem in problems]
-        # Read during the recovery; its event is recorded once they have been read.
+        # The event of the recovery is recorded once the lines have been read.
         reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
-        self._reading[id(report)] = reading
+        self._reading_lines[id(report)] = reading
         reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
         return report
 
     def _take_lines(self, entry: Entry, report: Table, reading: asyncio.Task[list[str]]) -> None:
-        del self._reading[id(report)]
+        del self._reading_lines[id(report)]
         report["lines"] = [] if reading.cancelled() else reading.result()
         self._core.touch(entry)  # the recoveries are part of the entry's record
 
     def _conclude_if_over(self, entry: Entry) -> None:
-        found = _recovery_outcome(entry)
-        if found is not None:
+        outcome = _recovery_outcome(entry)
+        if outcome is not None:
             report = entry.observed.recovering
             self._core.note_recovery_ended(entry)
-            self._record(entry, report, *found)
+            self._record(entry, report, *outcome)
 
     def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:
         duration = max(0.0, self._core.clock.time() - report["since"])
@@ -271,7 +273,7 @@ class WorkerRecovery:
         def write(_: object = None) -> None:
             self._events.record("recovery", outcome, **detail, lines=report["lines"])
 
-        if reading := self._reading.get(id(report)):
+        if reading := self._reading_lines.get(id(report)):
             reading.add_done_callback(write)
         else:
             write()
@@ -286,13 +288,13 @@ def _recovery_times(entry: Entry, problems: list[WorkerProblem], now: float) -> 
 
     Times before the server's `recovery.window` are left out.
     """
-    whose = {str(problem.worker.index) for problem in problems}
-    known = {
-        key: within(times, entry.config.recovery.window, now)
-        for key, times in entry.observed.recoveries.items()
+    recent = {
+        index: within(times, entry.config.recovery.window, now)
+        for index, times in entry.observed.recoveries.items()
     }
-    known |= {key: [*known.get(key, ()), now] for key in whose}
-    return {key: times for key, times in known.items() if times}
+    for index in {str(problem.worker.index) for problem in problems}:
+        recent[index] = [*recent.get(index, ()), now]
+    return {index: times for index, times in recent.items() if times}
 
 
 def _recovery_outcome(entry: Entry) -> tuple[str, str] | None:

@@ -24,14 +24,14 @@ _ENDED = "ended"  # a server that is stopped because it has ended by itself
 
 
 class _RecordedState:
-    __slots__ = ("known", "last_end", "mark", "size", "state", "window_demand")
+    __slots__ = ("fingerprint", "last_end", "size", "state", "window_demand", "workers")
 
     def __init__(self, entry: Entry, state: str) -> None:
-        self.mark: object = None
+        self.fingerprint: object = None
         self.state = state
         self.size = entry.config.workers
         self.window_demand: str | None = ""  # None if unknown, because a previous supervisor ran
-        self.known: dict[str, tuple[Worker, WorkerPhase]] = {}
+        self.workers: dict[str, tuple[Worker, WorkerPhase]] = {}
         self.last_end = ""
 
 
@@ -45,7 +45,7 @@ class EventRecorder:
         self._core = core
         self._events = events
         self._totals = totals
-        self._seen: dict[str, _RecordedState] = {}
+        self._recorded: dict[str, _RecordedState] = {}
 
     def record_start_and_observe(self, adopted: int, about: SupervisorIdentity) -> None:
         """Record the start of this supervisor, described by `about`, and from now on each change of a server.
@@ -63,53 +63,57 @@ class EventRecorder:
         )
         for entry in self._core.entries.values():
             if entry.wanted or entry.observed.workers or entry.desired.overrides.workers is not None:
-                seen = self._seen[entry.name] = _RecordedState(entry, _state_before_takeover(entry))
-                seen.mark, seen.size, seen.window_demand = _fingerprint(entry), entry.size, None
-                seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
+                recorded = _RecordedState(entry, _state_before_takeover(entry))
+                recorded.fingerprint, recorded.size = _fingerprint(entry), entry.size
+                recorded.window_demand = None
+                workers = entry.observed.workers.values()
+                recorded.workers = {worker.id: (worker, worker.phase) for worker in workers}
+                self._recorded[entry.name] = recorded
         self._core.observers.add(self.record_changes)
 
     def record_changes(self, entry: Entry) -> None:
         """Record the changes of the entry since the last call."""
-        seen = self._seen.get(entry.name)
-        if seen is None:
-            seen = self._seen[entry.name] = _RecordedState(
-                entry, "disabled" if entry.config.disabled else "stopped"
-            )
-        mark = _fingerprint(entry)
-        if mark != seen.mark:
-            seen.mark = mark
-            self._record_differences(entry, seen)
+        recorded = self._recorded.get(entry.name)
+        if recorded is None:
+            recorded = _RecordedState(entry, "disabled" if entry.config.disabled else "stopped")
+            self._recorded[entry.name] = recorded
+        fingerprint = _fingerprint(entry)
+        if fingerprint != recorded.fingerprint:
+            recorded.fingerprint = fingerprint
+            self._record_differences(entry, recorded)
         if entry.removed and self._core.entries.get(entry.name) is not entry:
-            del self._seen[entry.name]
+            del self._recorded[entry.name]
 
-    def _record_differences(self, entry: Entry, seen: _RecordedState) -> None:
+    def _record_differences(self, entry: Entry, recorded: _RecordedState) -> None:
         state = _state_of(entry)
         if entry.desired.cause is not None:
-            seen.last_end = ""
-        kept = "" if entry.wants_no_worker else entry.window_demand
-        if kept != seen.window_demand:
-            if seen.window_demand is not None:
-                self._record("wake", f"kept {kept}" if kept else "window ended", entry, self._window(entry))
-            seen.window_demand = kept
-        if entry.size != seen.size:
-            self._record_resize(entry, seen.size)
-            seen.size = entry.size
-        reported = False
-        for id_, (worker, _) in list(seen.known.items()):
+            recorded.last_end = ""
+        demand = "" if entry.wants_no_worker else entry.window_demand
+        if demand != recorded.window_demand:
+            if recorded.window_demand is not None:
+                event = f"kept {demand}" if demand else "window ended"
+                self._record("wake", event, entry, self._window(entry))
+            recorded.window_demand = demand
+        if entry.size != recorded.size:
+            self._record_resize(entry, recorded.size)
+            recorded.size = entry.size
+        is_reported = False
+        for id_, (worker, _) in list(recorded.workers.items()):
             if id_ not in entry.observed.workers or entry.observed.workers[id_] is not worker:
-                del seen.known[id_]
-                reported |= self._record_worker_exit(entry, seen, worker)
+                del recorded.workers[id_]
+                is_reported |= self._record_worker_exit(entry, recorded, worker)
         for worker in entry.observed.workers.values():
-            before = seen.known.get(worker.id, (worker, None))[1]
-            seen.known[worker.id] = (worker, worker.phase)
-            if worker.phase is WorkerPhase.READY and before is not WorkerPhase.READY and state == seen.state:
+            before = recorded.workers.get(worker.id, (worker, None))[1]
+            recorded.workers[worker.id] = (worker, worker.phase)
+            became_ready = worker.phase is WorkerPhase.READY and before is not WorkerPhase.READY
+            if became_ready and state == recorded.state:
                 # For the first worker the event about the server's state is enough.
-                self._record_worker_event("worker ready", entry, worker, cause=seen.last_end)
-        if state != seen.state:
-            self._record_state_change(entry, seen, state, "" if reported else entry.observed.next_step)
+                self._record_worker_event("worker ready", entry, worker, cause=recorded.last_end)
+        if state != recorded.state:
+            self._record_state_change(entry, recorded, state, "" if is_reported else entry.observed.next_step)
         if state in (*_RESTING, _ENDED) or (state == State.RUNNING.value and _is_rolled_out(entry)):
             # The command is complete, and must not be named as the cause of later events.
-            seen.last_end = ""
+            recorded.last_end = ""
             self._core.forget_cause(entry)
 
     def _record_resize(self, entry: Entry, before: int) -> None:
@@ -118,8 +122,8 @@ class EventRecorder:
             figures = entry.desired.scaling  # the triggers have changed the number
         self._record("scale", "workers", entry, **figures)
 
-    def _record_state_change(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
-        before, seen.state = seen.state, state
+    def _record_state_change(self, entry: Entry, recorded: _RecordedState, state: str, step: str) -> None:
+        before, recorded.state = recorded.state, state
         states: Table = {"before": before, "after": state}
         states = {name: State.STOPPED.value if word == _ENDED else word for name, word in states.items()}
         if self._totals is not None and states["before"] != states["after"]:
@@ -128,7 +132,7 @@ class EventRecorder:
         slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"
         failure = entry.observed.failure.message if entry.observed.failure and state in _WRONG else ""
-        cause = failure or seen.last_end
+        cause = failure or recorded.last_end
         if not cause and (slept or entry.window_demand == ASLEEP) and entry.desired.cause is None:
             asleep = "no traffic" if state == State.SLEEPING.value else "needed"
             cause = self._window(entry) or ("a request" if entry.observed.has_pending_request else asleep)
@@ -146,12 +150,12 @@ class EventRecorder:
     def _window(self, entry: Entry) -> str:
         return window_effect_text(entry, self._core.clock.time())
 
-    def _record_worker_exit(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
+    def _record_worker_exit(self, entry: Entry, recorded: _RecordedState, worker: Worker) -> bool:
         """Record the exit of this worker; False if it had no process, so that no event was recorded."""
         exit_ = worker.exit or Exit()
         if worker.phase not in LEAVING:
             failure = worker.failure.message if worker.failure else ""
-            seen.last_end = failure or exit_.message
+            recorded.last_end = failure or exit_.message
             self._core.forget_cause(entry)
         if worker.placement is None:
             return False
@@ -160,7 +164,7 @@ class EventRecorder:
             "worker ended",
             entry,
             worker,
-            cause=seen.last_end if entry.desired.cause is None else "",
+            cause=recorded.last_end if entry.desired.cause is None else "",
             message=exit_.message,
             before=worker.phase.value,
             after="ended",
@@ -240,7 +244,7 @@ class LostOutputReporter:
         self._reported = ReportLimit()  # bytes, by server
 
     def report_lost_bytes(self, name: str, count: int, path: str, reason: str) -> None:
-        """Report lost output of the server: `count` bytes that could not be written to `path`.
+        """Report lost output of the server: `count` bytes could not be written to `path`.
 
         A command in progress warns of the output lost since it began; events report lost output at most once a minute.
         """
@@ -257,7 +261,7 @@ class LostOutputReporter:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """Make the server's warning say how many bytes of output were lost since the command in progress began."""
+        """Update the server's warning: the bytes of output lost since the command in progress began."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

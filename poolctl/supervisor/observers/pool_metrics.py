@@ -15,22 +15,9 @@ from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json
-from poolctl.monitor.metrics import (
-    PARTS,
-    Family,
-    ObservedServer,
-    pool_families,
-    render,
-)
+from poolctl.monitor.metrics import PARTS, Family, ObservedServer, pool_families, render
 from poolctl.platform import memory_bytes, process_cpu_ns
-from poolctl.routing.route_health import (
-    DEPTHS,
-    FULL,
-    SIMPLE,
-    RouteHealth,
-    health_at_depth,
-    server_health,
-)
+from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, RouteHealth, health_at_depth, server_health
 from poolctl.selection.selector import Selector, SelectorError
 
 from ..feature_parts import FeatureParts
@@ -77,14 +64,14 @@ class PoolMetrics:
         totals = self._statistics.totals
         servers = [
             ObservedServer(
-                name=seen.entry.name,
-                state=seen.entry.state,
-                snapshot=seen,
-                availability=totals.availability(seen.entry),
-                latency_seconds=self._core.health.latency_seconds(seen.entry),
-                wakes=totals.wakes(seen.entry),
+                name=snapshot.entry.name,
+                state=snapshot.entry.state,
+                snapshot=snapshot,
+                availability=totals.availability(snapshot.entry),
+                latency_seconds=self._core.health.latency_seconds(snapshot.entry),
+                wakes=totals.wakes(snapshot.entry),
             )
-            for seen in await self._statistics.measure(entries)
+            for snapshot in await self._statistics.measure(entries)
         ]
         about = self._identity()
         families: list[Family] = [*pool_families(about.name, about.python, servers)]
@@ -123,13 +110,13 @@ class HealthSnapshot(NamedTuple):
     @property
     def kind_and_health_by_name(self) -> dict[str, tuple[str, RouteHealth]]:
         """The kind (ROUTE or SERVER) and health, by name; a server named like a route has the suffix " (server)"."""
-        found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
+        by_name = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
-            found[f"{name} (server)" if name in found else name] = SERVER, health
-        return found
+            by_name[f"{name} (server)" if name in by_name else name] = SERVER, health
+        return by_name
 
     def in_depth(self, depth: str) -> Table:
-        """The health of each route and server, by name as in `by_name`. `depth` is FULL, SUMMARY or SIMPLE."""
+        """The health of each route and server, by name, in this `depth`: FULL, SUMMARY or SIMPLE."""
         return health_at_depth(
             {name: health for name, (_, health) in self.kind_and_health_by_name.items()}, depth
         )
@@ -155,16 +142,16 @@ class HealthReporter:
         """The verb `health`, with the requested detail; exit code 3 if a route or server that should serve does not."""
         depth = call.options.get("depth") or FULL
         if depth not in DEPTHS:
-            raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
-        found = await self.health(routes_only=bool(call.options.get("routes")))
-        named, reports = found.kind_and_health_by_name, found.in_depth(depth)
+            raise SelectorError(f"{depth!r} is not a depth", hint=f"one of: {', '.join(DEPTHS)}")
+        health = await self.health(routes_only=bool(call.options.get("routes")))
+        kinds = {name: kind for name, (kind, _) in health.kind_and_health_by_name.items()}
         rows = (
-            {"name": name, "kind": named[name][0], **({"status": each} if depth == SIMPLE else each)}
-            for name, each in reports.items()
+            {"name": name, "kind": kinds[name], **({"status": report} if depth == SIMPLE else report)}
+            for name, report in health.in_depth(depth).items()
         )
         return HealthResult(
             items=tuple(from_json(HealthReportItem, row) for row in rows),
-            exit_code=0 if found.serves else NOT_AS_DESIRED,
+            exit_code=0 if health.serves else NOT_AS_DESIRED,
         )
 
 

@@ -14,7 +14,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class KilledPool:
-    """The processes that are `left` of a killed pool, and messages about them for the client that starts the pool."""
+    """The processes `left` by a killed pool, and messages about them for the client that starts the pool."""
 
     def __init__(self, events: EventBus) -> None:
         self.left: Sequence[ProcessNote] = ()
@@ -22,32 +22,33 @@ class KilledPool:
         self._events = events
         self._ending: asyncio.Task[None] | None = None
 
-    async def end(self, noted: Sequence[ProcessNote], known: Collection[int | None]) -> None:
-        """End these processes, without those whose pids are `known`; return once none of them listens any more.
+    async def end(self, notes: Sequence[ProcessNote], own_pids: Collection[int | None]) -> None:
+        """End these processes, except processes with `own_pids`; return once all have stopped listening.
 
         Workers that finish their requests, and HAProxy, may end later.
         """
-        others = [note for note in noted if note.pid not in known]
-        self.left = await in_daemon_thread(lambda: living(others)) if others else ()
+        foreign = [note for note in notes if note.pid not in own_pids]
+        self.left = await in_daemon_thread(lambda: living(foreign)) if foreign else ()
         if self.left:
             released = asyncio.Event()
             self._ending = asyncio.ensure_future(self._end(self.left, released))
             await released.wait()
 
     async def _end(self, left: Sequence[ProcessNote], released: asyncio.Event) -> None:
-        loop, told = asyncio.get_running_loop(), list[str]()
+        loop, reported = asyncio.get_running_loop(), list[str]()
 
         def begin_new_pool() -> None:
-            self._report(told)
+            self._report(reported)
             released.set()
 
         def on_released(sessions: Sequence[LeftOver]) -> None:
-            told.extend(_messages(sessions))
+            reported.extend(_messages(sessions))
             loop.call_soon_threadsafe(begin_new_pool)
 
         try:
             ended = await in_daemon_thread(lambda: end_left_overs(left, on_released=on_released))
-            self._report([warning for each in ended for warning in each.warnings if warning not in told])
+            warnings = [warning for session in ended for warning in session.warnings]
+            self._report([warning for warning in warnings if warning not in reported])
         except Exception:
             logger.exception("what a killed pool has left could not be ended")
         finally:
@@ -66,9 +67,9 @@ class KilledPool:
 
 
 def _messages(sessions: Sequence[LeftOver]) -> list[str]:
-    rest = ", ".join(dict.fromkeys(session.note.label for session in sessions if session.pidfds))
+    finishing = ", ".join(dict.fromkeys(session.note.label for session in sessions if session.pidfds))
     warnings = [warning for session in sessions if not session.pidfds for warning in session.warnings]
     if not (labels := [session.note.label for session in sessions if session.is_ours]):
         return warnings
-    what = left_over_text(labels)
-    return [f"{what}; still finishing: {rest}" if rest else f"{what}; ended", *warnings]
+    outcome = f"still finishing: {finishing}" if finishing else "ended"
+    return [f"{left_over_text(labels)}; {outcome}", *warnings]

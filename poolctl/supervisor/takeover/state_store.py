@@ -36,7 +36,7 @@ logger = logging.getLogger("poolctl.supervisor")
 SOON_SECONDS = 0.05  # the pause between a change and its save
 # Maximum pause between two saves, even if a save took very long because the machine was busy or suspended.
 MAX_DELAY_SECONDS = 2.0
-_TIMES_ITS_COST = 9.0
+_PAUSE_FACTOR = 9.0
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
 Source = tuple[Mapping[str, object], str]
@@ -56,8 +56,7 @@ class SavedDesiredState:
     @property
     def added_servers(self) -> dict[str, Source]:
         """The definitions of the servers that the command `add` has added, by server name."""
-        found = {name: values.get("source") for name, values in self.servers.items()}
-        return {name: source for name, source in found.items() if source}
+        return {name: record["source"] for name, record in self.servers.items() if record.get("source")}
 
 
 class StateStore:
@@ -84,8 +83,8 @@ class StateStore:
         try:
             return decoded(content)
         except NotUnderstood as problem:
-            # An upgrade would have been refused if the files did not say the same. Another build's supervisor may have
-            # been killed: the files are the next best source, and the servers continue in any case.
+            # `upgrade` refuses a version that cannot read this, unless the files agree. Without it, after a build
+            # that was killed, the files are the next best source. The servers continue in any case.
             logger.warning("the configuration in force is read from the files again: %s", problem)
             return None
 
@@ -144,8 +143,8 @@ class StateStore:
 
         Empty if there is no such file.
         """
-        found = pool_files.read_left_state(self.directory)
-        return SavedDesiredState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
+        state = pool_files.read_left_state(self.directory)
+        return SavedDesiredState(dict(state.get("servers") or {}), list(state.get("missing") or ()))
 
     def delete_files_for_good(self) -> None:
         """Delete the file for good, because the pool is shut down on purpose and no later pool continues it."""
@@ -200,8 +199,8 @@ class SaveTimer:
         begun = self._clock.monotonic()
         self._save()
         cost = self._clock.monotonic() - begun
-        # A call that saved nothing says nothing about the duration of the next.
-        due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
+        # At least half of the last pause, because a call that saved nothing says nothing about the next.
+        due = max(SOON_SECONDS, _PAUSE_FACTOR * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, MAX_DELAY_SECONDS)
 
 
@@ -271,8 +270,8 @@ def _configuration(document: Table) -> StoredConfiguration:
     from_environment = {tuple(path) for path in defaults["from_environment"]}
     return StoredConfiguration(
         document["name"],
-        [_server(each) for each in document["servers"]],
-        {name: _server(each) for name, each in document["placed"].items()},
+        [*map(_server, document["servers"])],
+        {name: _server(table) for name, table in document["placed"].items()},
         document["missing"],
         Surroundings(
             _decode_defaults(defaults["values"], from_environment), defaults["base_dir"], defaults["handlers"]
@@ -280,22 +279,22 @@ def _configuration(document: Table) -> StoredConfiguration:
         tuple(document["port_range"]),
         document["environment"],
         document["environments"],
-        Tables(**{name: _tables(name, each) for name, each in document["tables"].items()}),
-        None if marks is None else {path: _mark(each) for path, each in marks.items()},
+        Tables(**{name: _tables(name, tree) for name, tree in document["tables"].items()}),
+        None if marks is None else {path: _mark(mark) for path, mark in marks.items()},
     )
 
 
 def _section_as_json(section: Tree) -> Table:
     """A table as a JSON object: the keys that were set, and internal values that files cannot set."""
     if not isinstance(section, Section):
-        raise TypeError(f"{type(section).__name__} has no form in JSON")
-    given = section.model_fields_set
-    found = {name: value for name, value in vars(section).items() if name in given and value is not None}
+        raise TypeError(f"{type(section).__name__} cannot be written as JSON")
+    keys = section.model_fields_set
+    table = {name: value for name, value in vars(section).items() if name in keys and value is not None}
     if isinstance(section, ServerConfig):
         address, names = section.address, ("kind", "host", "port", "path", "name", "dual")
-        found |= section.values_of_program
-        found["address"] = {name: getattr(address, name) for name in names}
-    return found
+        table |= section.values_of_program
+        table["address"] = {name: getattr(address, name) for name in names}
+    return table
 
 
 def _server(document: Table) -> ServerConfig:
@@ -309,19 +308,19 @@ def _tables(name: str, document: Tree) -> Tree:
     """The table [name], or the list of tables [[name]]; not for [[server]]. Raises NotUnderstood."""
     model = model_of_table(name)
     if model is None:
-        raise NotUnderstood(f"there is no [{name}] any more")
+        raise NotUnderstood(f"[{name}] is not a table of this version")
     if isinstance(document, list):
-        return tuple(_table(model, each) for each in document)
+        return tuple(_table(model, table) for table in document)
     return _table(model, document)
 
 
 def _table(kind: type[Kind], document: Table) -> Kind:
     findings: list[Finding] = []
-    made = validated(kind, document, findings)
-    if made is None:
-        found = (f"{dotted(finding.path)!r} in {kind.__name__}: {finding.message}" for finding in findings)
-        raise NotUnderstood("; ".join(found))
-    return made
+    section = validated(kind, document, findings)
+    if section is None:
+        problems = (f"{dotted(finding.path)!r} in {kind.__name__}: {finding.message}" for finding in findings)
+        raise NotUnderstood("; ".join(problems))
+    return section
 
 
 def _mark(document: Table) -> Mark:

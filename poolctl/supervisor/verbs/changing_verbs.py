@@ -84,20 +84,18 @@ class Lifecycle:
     def __init__(self, context: VerbContext) -> None:
         self._context = context
         self._core = context.core
-        self._stops: set[asyncio.Task[Result]] = set()  # kept here, as the loop keeps no reference
+        self._stops: set[asyncio.Task[Result]] = set()  # because the loop holds no reference to them
 
     async def start(self, call: Call) -> Result:
         """Start the selected servers and their dependencies; returns when each is ready or has failed."""
         chosen = selected(self._core, call.selector)
-        asked = without_unnamed_on_demand(chosen, call)
-        runnable = [entry for entry in asked if not entry.is_disabled]
+        requested = without_unnamed_on_demand(chosen, call)
+        runnable = [entry for entry in requested if not entry.is_disabled]
         deps = call.options.get("deps", True)
         graph = self._core.servers
-        needed = graph.closure(runnable, graph.dependencies) if deps else runnable
-        all_of_them = [entry for entry in needed if not entry.is_disabled]
-        check_open_file_limit(
-            self._core, ((entry.config, requested_worker_count(entry)) for entry in all_of_them)
-        )
+        with_dependencies = graph.closure(runnable, graph.dependencies) if deps else runnable
+        all_of_them = [entry for entry in with_dependencies if not entry.is_disabled]
+        self._check_open_files(all_of_them)
         operation = Operation(self._core, PoolStartError, all_of_them)
         await self._leave_ports_in_use(all_of_them)
         for entry in all_of_them:
@@ -121,8 +119,8 @@ class Lifecycle:
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.wait_for_result(chosen, call)
         asleep = kept_asleep_warnings(chosen, self._core.clock.time()) if call.selector.targets else []
-        left = [] if asked else _naming_hint(chosen, call)
-        return replace(result, warnings=(*result.warnings, *await warnings, *asleep, *left))
+        hints = [] if requested else _naming_hint(chosen, call)
+        return replace(result, warnings=(*result.warnings, *await warnings, *asleep, *hints))
 
     async def restart(self, call: Call) -> Result:
         """Replace the processes of the selected servers; old processes stop when the new ones are ready.
@@ -131,15 +129,15 @@ class Lifecycle:
         name: restarting a pool, or a part of it, is not meant to run its nightly jobs.
         """
         chosen = selected(self._core, call.selector)
-        asked = without_unnamed_on_demand(chosen, call)
-        runnable = [entry for entry in asked if not entry.is_disabled]
+        requested = without_unnamed_on_demand(chosen, call)
+        runnable = [entry for entry in requested if not entry.is_disabled]
         refused: list[ServerError] = []
-        named = {entry.name for entry in asked}
-        left_alone = [entry.name for entry in chosen if not (entry.name in named or entry.is_disabled)]
-        for entry in [each for each in runnable if each.config.every is not None]:
+        named = {entry.name for entry in requested}
+        unchanged = [entry.name for entry in chosen if not (entry.name in named or entry.is_disabled)]
+        for entry in [entry for entry in runnable if entry.config.every is not None]:
             if not is_named(entry, call):
                 self._core.start(entry)
-                left_alone.append(entry.name)
+                unchanged.append(entry.name)
             elif entry.observed.workers:
                 refused.append(_already_running_error(entry))
             else:
@@ -147,19 +145,17 @@ class Lifecycle:
             runnable.remove(entry)
         if not call.options.get("force"):
             now = self._core.clock.time()
-            found = [
+            errors = [
                 await asyncio.to_thread(expired_certificate_error, entry, entry.config, now)
                 for entry in runnable
                 if entry.observed.certificate_ends is not None
             ]
-            refused += [problem for problem in found if problem is not None]
+            refused += filter(None, errors)
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
         deps = call.options.get("deps", True)
-        also = self._unready_dependencies(runnable, asked) if deps else []
-        check_open_file_limit(
-            self._core, ((entry.config, requested_worker_count(entry)) for entry in [*also, *runnable])
-        )
+        also = self._unready_dependencies(runnable, requested) if deps else []
+        self._check_open_files([*also, *runnable])
         operation = Operation(self._core, PoolRestartError, [*also, *runnable])
         operation.problems += refused
         await self._leave_ports_in_use([*also, *runnable])
@@ -182,8 +178,12 @@ class Lifecycle:
             disabled_error(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
         result = await operation.wait_for_result(chosen, call)
-        left = [] if asked else _naming_hint(chosen, call)
-        return replace(result, unchanged=tuple(left_alone) or None, warnings=(*result.warnings, *left))
+        hints = [] if requested else _naming_hint(chosen, call)
+        return replace(result, unchanged=tuple(unchanged) or None, warnings=(*result.warnings, *hints))
+
+    def _check_open_files(self, entries: list[Entry]) -> None:
+        coming = ((entry.config, requested_worker_count(entry)) for entry in entries)
+        check_open_file_limit(self._core, coming)
 
     async def _leave_ports_in_use(self, entries: list[Entry]) -> None:
         ports = await self._context.configuration.leave_ports_in_use(self._core, entries)
@@ -195,20 +195,20 @@ class Lifecycle:
             )  # fmt: skip
             self._core.add_command_warning(self._core.entries[name], f"{name}: {message}")
 
-    def _unready_dependencies(self, entries: list[Entry], asked: list[Entry]) -> list[Entry]:
+    def _unready_dependencies(self, entries: list[Entry], requested: list[Entry]) -> list[Entry]:
         """Return the servers to start before a restart of `entries`: their dependencies, direct or not.
 
-        Dependencies that are ready, disabled, or in `asked` are left out. An entry with serving workers needs none to
-        be started, because its workers are replaced while they serve.
+        Left out are those that are ready, disabled, or in `requested`, and those of entries with serving workers, which
+        are replaced while they serve.
         """
         graph = self._core.servers
-        names = {entry.name for entry in asked}
-        needed = graph.closure(
+        names = {entry.name for entry in requested}
+        dependencies = graph.closure(
             [entry for entry in entries if not entry.has_worker_of_serving_generation], graph.dependencies
         )
         return [
             entry
-            for entry in needed
+            for entry in dependencies
             if not (entry.name in names or entry.is_disabled or (entry.wanted and entry.ready))
         ]
 
@@ -263,7 +263,7 @@ class Lifecycle:
                 if not call.options.get("kill"):
                     await self._finish_features_within(call.options.get("timeout"))
             finally:
-                keeper_pid = self._context.daemon.schedule_shutdown_and_get_keeper_pid()
+                keeper_pid = self._context.daemon.shut_down_soon()
             return replace(result, ended=True, keeper_pid=keeper_pid)
         return result
 
@@ -281,12 +281,12 @@ class Lifecycle:
         keeper_pid = self._context.daemon.identity().keeper_pid
         try:
             async with asyncio.timeout(_DAEMONS_SECONDS):
-                found = await asyncio.to_thread(left_daemons, keeper_pid, pids)
+                daemons = await asyncio.to_thread(left_daemons, keeper_pid, pids)
         except (OSError, TimeoutError):  # a warning is not worth a stop that does not return
             return []
         return [
             f"{name}: pid {pid} ({process_name(pid)}) was not asked to end, because it has a session of its own"
-            for name, pid in found
+            for name, pid in daemons
             if name in programs
         ]
 
@@ -307,7 +307,7 @@ class Lifecycle:
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(
-                f"workers is {workers!r}, not a number of them",
+                f"{workers!r} is not a number of workers",
                 hint="a whole number from 1; poolctl stop ends all of them",
             )
         chosen = self._chosen("scale", call)
@@ -400,9 +400,7 @@ class Lifecycle:
             call.progress(
                 ProgressLine(warning=f"starting {entry.name} as well, which was stopped with {for_whom}")
             )
-        check_open_file_limit(
-            self._core, ((entry.config, requested_worker_count(entry)) for entry in [*starting, *also])
-        )
+        self._check_open_files([*starting, *also])
         operation = Operation(self._core, PoolStartError, [*starting, *also])
         for entry in enabled:
             self._core.enable_and_start(entry, by_name=is_named(entry, call))
@@ -438,23 +436,23 @@ class Lifecycle:
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
         try:
-            there = [entry.config for entry in self._core.entries.values()]
-            config = await self._context.configuration.resolve_added(table, base_dir, there)
+            existing = [entry.config for entry in self._core.entries.values()]
+            config = await self._context.configuration.resolve_added(table, base_dir, existing)
         except PoolError as error:
             return Result(errors=error_entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
             return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
-        if found := self._obstacles_to_adding(config):
-            code, findings = found
+        if obstacles := self._obstacles_to_adding(config):
+            code, findings = obstacles
             problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
-            raised = PoolValidateError("the server cannot be added", problems)
-            return Result(errors=error_entries(raised), exit_code=code)
+            refusal = PoolValidateError("the server cannot be added", problems)
+            return Result(errors=error_entries(refusal), exit_code=code)
         check_open_file_limit(self._core, [(config, config.scale.min)])
         entry = self._core.add(config, (table, base_dir))
         self._core.replace_overrides(entry)
         self._core.start(entry)
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
-        servers = [each.config for each in self._core.entries.values()]
+        servers = [server.config for server in self._core.entries.values()]
         tables = self._context.configuration.tables
         warnings = asyncio.ensure_future(startup_warnings(servers, {entry.name}, tables, of_tables=False))
         result = await operation.wait_for_result([entry], call)
@@ -484,11 +482,11 @@ class Lifecycle:
 
     def _obstacles_to_adding(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
         """None if the server can be added to the pool; else the exit code and the problems that prevent it."""
-        there = self._core.entries.values()
-        if any(entry.removed and entry.name == config.name for entry in there):
+        entries = self._core.entries.values()
+        if any(entry.removed and entry.name == config.name for entry in entries):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
-        others = (entry.config for entry in there if not entry.removed)
-        return obstacles_to_adding(config, others, self._context.configuration.tables)
+        existing = (entry.config for entry in entries if not entry.removed)
+        return obstacles_to_adding(config, existing, self._context.configuration.tables)
 
 
 def _naming_hint(chosen: Sequence[Entry], call: Call) -> list[str]:
@@ -533,7 +531,7 @@ def _worker_count_error(entry: Entry, workers: int) -> ServerError | None:
         hint = "let the program take the socket ({fd}, or LISTEN_FDS)"
     else:
         message = f"must not run twice at once (overlap = false), and this is {workers} workers"
-        hint = "take out `overlap = false` if it may"
+        hint = "remove `overlap = false` if it may"
     return server_problem(entry, message, hint)
 
 
@@ -647,32 +645,33 @@ async def startup_warnings(
 
     The warning that a program binds its own address is left out for the servers in `warned`.
     """
-    there = list(servers)
-    chosen = [server for server in there if server.name in names]
+    servers = list(servers)
+    chosen = [server for server in servers if server.name in names]
     events = tables.get(EventsTable)
     journal = events is not None and events.path
-    tables_checked = of_tables and bool(journal or any(each.has_startup_warnings for _, each in tables))
+    tables_checked = of_tables and bool(journal or any(table.has_startup_warnings for _, table in tables))
     checked = tables_checked or any(map(_may_have_warnings, chosen))
     # The check takes time, and most pools need none.
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if not (checked or pythons):
         return []
 
-    def look() -> list[str]:
+    def find_warnings() -> list[str]:
         if not (checked or any(find_path_others_may_change(python, os.environ) for python in pythons)):
             return []
-        config = Configuration(there, tables)
+        config = Configuration(servers, tables)
         config.check_external(names=())
-        found: dict[str, list[str]] = {}
+        names_by_text: dict[str, list[str]] = {}
         for warning in config.warnings:
             if warning.message == BINDS_ITSELF and warning.name in warned:
                 continue
             if warning.name in names or (of_tables and not warning.name):
                 text = str(warning).removeprefix(f"{warning.name}: ")
-                found.setdefault(text, []).append(warning.name)
-        return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
+                names_by_text.setdefault(text, []).append(warning.name)
+        listed = ((_listed(owners), text) for text, owners in names_by_text.items())
+        return [f"{owners}: {text}" if owners else text for owners, text in listed]
 
-    return await asyncio.to_thread(look)
+    return await asyncio.to_thread(find_warnings)
 
 
 def refuse_unhandled_signal(entry: Entry, worker: Worker, number: int) -> None:

@@ -69,10 +69,9 @@ class ReadingVerbs:
         """The selected servers with their configuration, its origins, and their workers; secrets only with `reveal`."""
         entries = selected(self._core, call.selector)
         reveal = call.options.get("reveal") is True
-        found = await self._context.configuration.key_origins(
-            [entry.name for entry in entries if not entry.added]
-        )
-        shown = (details(self._core, entry, found.get(entry.name), reveal=reveal) for entry in entries)
+        in_files = [entry.name for entry in entries if not entry.added]
+        origins = await self._context.configuration.key_origins(in_files)
+        shown = (details(self._core, entry, origins.get(entry.name), reveal=reveal) for entry in entries)
         return ShowResult(items=tuple(shown))
 
     async def status(self, call: Call) -> Result:
@@ -159,25 +158,25 @@ class ReadingVerbs:
         warnings = [f"{entry.name}: has no worker" for entry in chosen if not entry.observed.workers]
         turn = asyncio.Semaphore(_STACKS_AT_ONCE)
         workers = [worker for entry in chosen for worker in entry.observed.workers.values()]
-        found = await asyncio.gather(*(_stacks_of(self._context.runner, worker, turn) for worker in workers))
+        stacks = await asyncio.gather(*(_stacks_of(self._context.runner, worker, turn) for worker in workers))
         return StacksResult(
-            items=tuple(each for each in found if each is not None),
+            items=tuple(item for item in stacks if item is not None),
             warnings=tuple(warnings) if call.selector.targets else (),
         )
 
     async def exec(self, call: Call) -> ExecResult:
         """The specification of a command in the selected server's place, which the client runs itself."""
         chosen = selected(self._core, call.selector)
-        found = items(self._core, chosen)
+        listed = items(self._core, chosen)
         if len(chosen) != 1:
-            return ExecResult(items=found)
+            return ExecResult(items=listed)
         try:
             spec = await asyncio.to_thread(self._context.runner.forker.exec_spec, chosen[0].config)
         except ServerError as problem:
-            return ExecResult(items=found, errors=(ErrorEntry.of(problem),), exit_code=FAILED)
+            return ExecResult(items=listed, errors=(ErrorEntry.of(problem),), exit_code=FAILED)
         # Root may run a command in the pool of another user.
         spec["user"] = spec["user"] or (os.geteuid(), os.getegid())
-        return ExecResult(items=found, spec=spec)
+        return ExecResult(items=listed, spec=spec)
 
     async def events(self, call: Call) -> JournalPositionResult:
         """Send the last `lines` matching events (at most 10,000), and with `follow` each new event.
@@ -186,19 +185,19 @@ class ReadingVerbs:
         """
         chosen = selected(self._core, call.selector)
         names = None if call.selector.selects_all else {entry.name for entry in chosen}
-        wanted, lines = _parse_events_options(names, call.options)
+        event_filter, lines = _parse_events_options(names, call.options)
         events = self._context.events
         events.flush()
-        if wanted.after > events.seq:
+        if event_filter.after > events.seq:
             # The number is from an earlier journal, which has been removed.
-            wanted = wanted._replace(after=0)
+            event_filter = event_filter._replace(after=0)
         queue: asyncio.Queue[JournalEvent] = asyncio.Queue()
-        end = events.subscribe(partial(_offer, queue, wanted))
+        end = events.subscribe(partial(_offer, queue, event_filter))
         try:
             path = events.journal.path if events.journal is not None else ""
             if path:
                 # In a thread, because the journal may be large and its disk slow; new events are queued meanwhile.
-                past = wanted._replace(until=events.seq)
+                past = event_filter._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
                     call.progress(ProgressLine(event=event.to_json()))
             if call.options.get("follow"):
@@ -211,13 +210,13 @@ class ReadingVerbs:
         over = asyncio.ensure_future(self._context.over.wait())
         try:
             while not over.done():
-                coming = asyncio.ensure_future(queue.get())
+                next_event = asyncio.ensure_future(queue.get())
                 try:
-                    await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
-                    if coming.done():
-                        progress(ProgressLine(event=coming.result().to_json()))
+                    await asyncio.wait({next_event, over}, return_when=asyncio.FIRST_COMPLETED)
+                    if next_event.done():
+                        progress(ProgressLine(event=next_event.result().to_json()))
                 finally:
-                    coming.cancel()
+                    next_event.cancel()
         finally:
             over.cancel()
 
@@ -242,7 +241,7 @@ class ReadingVerbs:
 def _fix_for(entry: Entry, goal: str) -> str:
     """The fix for a server that has not reached the goal of a `wait`."""
     if goal == State.STOPPED:
-        return f"poolctl stop {entry.name}"  # an earlier failure is not the reason why it runs
+        return f"poolctl stop {entry.name}"  # an earlier failure does not explain why it runs
     failure = entry.present_failure
     return (failure.hint if failure is not None else "") or f"poolctl logs {entry.name}"
 
@@ -259,11 +258,11 @@ async def _removed_socket_warnings(entries: Collection[Entry]) -> list[str]:
     }
     if not paths:
         return []
-    gone = await asyncio.to_thread(lambda: [name for name in paths if not os.path.lexists(paths[name])])
+    removed = await asyncio.to_thread(lambda: [name for name in paths if not os.path.lexists(paths[name])])
     return [
         f"{name}: {paths[name]} has been removed, so that clients cannot connect; "
         f"poolctl stop {name} && poolctl start {name} opens it again"
-        for name in gone
+        for name in removed
     ]
 
 
@@ -295,26 +294,24 @@ def expiry_warning(entry: Entry, now: float) -> str:
     if ends <= now:
         return f"{entry.name}: its certificate expired on {date_text(ends)}; renew it, then poolctl reload"
     days = int((ends - now) // _DAY_SECONDS)
-    left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
-    return (
-        f"{entry.name}: its certificate expires on {date_text(ends)} ({left}); renew it, then poolctl reload"
-    )
+    remaining = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
+    return f"{entry.name}: its certificate expires on {date_text(ends)} ({remaining}); renew it, then poolctl reload"
 
 
-def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: JournalEvent) -> None:
-    if wanted.matches(event):
+def _offer(queue: asyncio.Queue[JournalEvent], event_filter: EventFilter, event: JournalEvent) -> None:
+    if event_filter.matches(event):
         queue.put_nowait(event)
 
 
 def _parse_events_options(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
     """Return the filter for a command's events, and the maximum number of past events to send. Raises SelectorError."""
     lines = options.get("lines", MAX_LINES)
-    wanted = parse_filter_or_none(
+    event_filter = parse_filter_or_none(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")
     )
-    if wanted is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:
+    if event_filter is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:
         raise SelectorError("events: what is wanted?", hint=_EVENTS_SHAPE)
-    return wanted, min(lines, MAX_LINES)
+    return event_filter, min(lines, MAX_LINES)
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:

@@ -27,6 +27,7 @@ from poolctl.control.answers import (
     item_from_config,
 )
 from poolctl.core.configuration_diff import (
+    Change,
     CurrentServer,
     Kind,
     changes_socket_access,
@@ -82,7 +83,7 @@ class PlannedReload(NamedTuple):
     """The content of the files, and the changes that a reload would make: none if the files have `problems`."""
 
     reading: Reading
-    changes: list[PlannedChange]
+    changes: list[Change]
     problems: list[ErrorEntry]
 
 
@@ -111,24 +112,23 @@ class Reload:
                 return ReloadResult(
                     items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION
                 )
-            servers, signals = reading.servers, list[PlannedChange]()
+            servers, signals = reading.servers, list[Change]()
             if names is None:
-                lines = [*self._changes_outside_servers(reading), *changes]
+                plan = [*self._changes_outside_servers(reading), *changes]
             else:
                 servers, signals = self._limited(reading.servers, names), self._signals(names, changes)
-                lines = [*changes, *signals]
+                plan = [*changes, *signals]
             if call.options.get("dry_run"):
-                code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
                     items=self._all_items(),
-                    exit_code=code,
+                    exit_code=NOT_AS_DESIRED if plan else 0,
                     warnings=tuple(reading.remarks),
-                    changes=tuple(lines),
+                    changes=_plan_lines(plan),
                 )
             check_pool_file_limit(self._core, servers)
             applied = _ReloadRun(self._core, self._runner, changes, servers, names)
             applied.apply_to_core(allow_expired=force, proves=call.options.get("check", True))
-            self._record(lines)
+            self._record(plan)
             previous = self._configuration.marks
             exposed = self._activate_and_list_withheld_variables(
                 reading, call.options.get("env"), applied, names
@@ -136,10 +136,10 @@ class Reload:
             unhandled = await self._send_signals(signals)
             renewal = [*applied.change_socket_access(), *await applied.renew_changed_certificates()]
         code, errors, warnings = await applied.wait_for_changes(call)
-        if names is not None and not await self._difference_left(reading):
+        if names is not None and not await self._all_changes(reading):
             self._configuration.marks = reading.marks
             self._core.servers.note_revision()  # saved for a successor
-        elif names is None and errors and await self._planned(reading):
+        elif names is None and errors and await self._server_changes(reading):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
             self._core.servers.note_revision()  # saved for a successor
@@ -150,7 +150,7 @@ class Reload:
             errors=tuple(errors),
             exit_code=code or (FAILED if errors else 0),
             warnings=tuple(warnings),
-            changes=tuple(lines),
+            changes=_plan_lines(plan),
         )
 
     def _selected_names(self, call: Call, reading: Reading) -> set[str] | None:
@@ -160,42 +160,32 @@ class Reload:
         """
         if call.selector.selects_all or self._configuration_errors(reading):
             return None
-        new = [
-            item_from_config(server) for server in reading.servers if server.name not in self._core.entries
-        ]
-        return {each.name for each in select([*self._all_items(), *new], call.selector)}
+        candidates = [*self._all_items(), *_new_items(reading, self._core)]
+        return {item.name for item in select(candidates, call.selector)}
 
     def _limited(self, servers: Iterable[ServerConfig], names: Collection[str]) -> list[ServerConfig]:
         """The servers called `names` as in the files, and all others as they are in the pool."""
         entries = self._core.entries
-        known = [
+        written = {server.name for server in servers}
+        return [
             server if server.name in names else entries[server.name].config
             for server in servers
             if server.name in names or server.name in entries
-        ]
-        written = {server.name for server in servers}
-        return known + [
-            entry.config for name, entry in entries.items() if name not in written and name not in names
-        ]
+        ] + [entry.config for name, entry in entries.items() if name not in written and name not in names]
 
-    def _signals(self, names: Collection[str], changes: Iterable[PlannedChange]) -> list[PlannedChange]:
+    def _signals(self, names: Collection[str], changes: Iterable[Change]) -> list[Change]:
         """The signals for those of the servers that run and have no changes."""
         unchanged = {*names} - {change.name for change in changes}
         return [
-            PlannedChange(
-                name=entry.name,
-                bind=entry.config.key,
-                change=Kind.SIGNAL.value,
-                message=entry.config.reload_signal,
-            )
+            Change(Kind.SIGNAL, entry.name, entry.config.key, (), entry.config.reload_signal)
             for entry in self._core.entries.values()
             if entry.name in unchanged and entry.config.reload_signal and workers_to_signal(entry)
         ]
 
-    async def _send_signals(self, planned: Iterable[PlannedChange]) -> list[ErrorEntry]:
-        """Send each server its signal; returns an error for each that does not handle it, and would end by it."""
+    async def _send_signals(self, signals: Iterable[Change]) -> list[ErrorEntry]:
+        """Send each server its signal; returns an error for each server that the signal would end."""
         errors = []
-        for entry in [self._core.entries[each.name] for each in planned]:
+        for entry in [self._core.entries[signal.name] for signal in signals]:
             name = str(entry.config.reload_signal)
             workers, number = workers_to_signal(entry), Signals[name]
             if all(number in handled_signals(worker) for worker in workers):
@@ -203,35 +193,35 @@ class Reload:
                     await send_signal(self._core, self._runner, worker, number)
             else:
                 message = f"does not handle {name}, its reload_signal, which would end it"
-                hint = "have the program handle it, or take reload_signal out"
+                hint = "have the program handle it, or remove reload_signal"
                 errors.append(error_of_kind(PoolRestartError, server_problem(entry, message, hint)))
         return errors
 
-    async def _difference_left(self, reading: Reading) -> bool:
-        """Whether another reload of these files would change anything."""
-        return bool([*self._changes_outside_servers(reading), *await self._planned(reading)])
+    async def _all_changes(self, reading: Reading) -> list[Change]:
+        """The changes that a reload of these files would make now."""
+        return [*self._changes_outside_servers(reading), *await self._server_changes(reading)]
 
-    async def apply_to_servers_at_rest(self, call: Call, working: Collection[str]) -> ReloadResult | None:
-        """Apply the files if they change none of the `working` servers; returns changes or errors, None if they do.
+    async def apply_to_servers_at_rest(self, call: Call, working: Collection[str]) -> PlannedReload | None:
+        """Apply the files if they change none of the `working` servers; returns the changes, or None if they do.
 
-        If a server works, files that add or remove servers, or change tables of the pool, are not applied either. New
-        servers are not started.
+        Files with problems are not applied. If a server works, files that add or remove servers, or change tables of
+        the pool, are not applied either. New servers are not started.
         """
         async with self._configuration.turn:
             reading = await self._configuration.read_without_activating(keep=self._core.entries)
-            found = await self._difference(reading)
+            plan = await self._difference(reading)
             at_rest = self._core.entries.keys() - {*working} & {server.name for server in reading.servers}
-            if working and (found.problems or not {change.name for change in found.changes} <= at_rest):
+            if working and (plan.problems or not {change.name for change in plan.changes} <= at_rest):
                 return None
-            if found.problems:
-                return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
-            of_servers = [change for change in found.changes if not change.name.startswith("[")]
+            if plan.problems:
+                return plan
+            of_servers = [change for change in plan.changes if not change.name.startswith("[")]
             applied = _ReloadRun(self._core, self._runner, of_servers, reading.servers)
             applied.apply_to_core(allow_expired=False, starts=False)
-            self._record(found.changes)
+            self._record(plan.changes)
             self._activate_and_list_withheld_variables(reading, None, applied)
         await applied.forget_removed_when_stopped(call)
-        return ReloadResult(changes=tuple(found.changes))
+        return plan
 
     async def difference(self) -> PlannedReload:
         """Return the changes that a reload would make, without checking the users and programs that servers name."""
@@ -242,8 +232,7 @@ class Reload:
     async def _difference(self, reading: Reading) -> PlannedReload:
         if problems := self._configuration_errors(reading):
             return PlannedReload(reading, [], problems)
-        changes = [*self._changes_outside_servers(reading), *await self._planned(reading)]
-        return PlannedReload(reading, changes, [])
+        return PlannedReload(reading, await self._all_changes(reading), [])
 
     def _configuration_errors(self, reading: Reading) -> list[ErrorEntry]:
         if reading.is_empty and self._core.entries and not reading.problems:
@@ -251,33 +240,25 @@ class Reload:
             return [failure(PoolValidateError, "there is no server in the files", hint)]
         return reading.problems
 
-    async def _planned(self, reading: Reading) -> list[PlannedChange]:
-        files = await asyncio.to_thread(_files, reading.servers)
-        now = [
+    async def _server_changes(self, reading: Reading) -> list[Change]:
+        files = await asyncio.to_thread(_file_digests, reading.servers)
+        running = [
             CurrentServer(entry.config, entry.desired.overrides, entry.added, entry.observed.files)
             for entry in self._core.entries.values()
         ]
-        return [
-            PlannedChange(
-                name=change.name,
-                bind=change.bind,
-                change=change.kind.value,
-                keys=change.keys,
-                message=change.message,
-            )
-            for change in planned_changes(now, reading.servers, files, self._configuration.missing)
-        ]
+        return planned_changes(running, reading.servers, files, self._configuration.missing)
 
     async def _plan(
         self, reading: Reading, names: Collection[str] | None, *, force: bool
-    ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
-        """The changes that a reload makes, and the problems that prevent it.
+    ) -> tuple[list[Change], list[ErrorEntry]]:
+        """The changes that a reload of the servers called `names` makes, None: all; and the problems that prevent it.
 
-        Only those of the servers called `names`; None: all. `force` ignores expired certificates.
+        `force` ignores expired certificates.
         """
         if problems := self._configuration_errors(reading):
             return [], problems
-        changes = [each for each in await self._planned(reading) if names is None or each.name in names]
+        changes = await self._server_changes(reading)
+        changes = [change for change in changes if names is None or change.name in names]
         problems = await self._configuration.check_external(reading, {change.name for change in changes})
         if not force:
             problems += await asyncio.to_thread(self._certificate_expiry_errors, reading.servers, changes)
@@ -294,7 +275,7 @@ class Reload:
 
         If the reload is limited to the servers called `names`, the rest of the files stays as it was.
         """
-        known = withheld_variables()
+        before = withheld_variables()
         if names is None:
             self._configuration.activate(reading, environment)
         else:
@@ -302,48 +283,48 @@ class Reload:
         if environment:
             for name in applied.replaced:
                 self._configuration.environments[name] = environment
-        return [name for name in withheld_variables() if name not in known]
+        return [name for name in withheld_variables() if name not in before]
 
     def _certificate_expiry_errors(
-        self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]
+        self, servers: Iterable[ServerConfig], changes: Iterable[Change]
     ) -> list[ErrorEntry]:
         reading = {
             change.name
             for change in changes
-            if change.change == Kind.RESTART or any(key.partition(".")[0] == "tls" for key in change.keys)
+            if change.kind is Kind.RESTART or any(key.partition(".")[0] == "tls" for key in change.keys)
         }
         now, entries = self._core.clock.time(), self._core.entries
-        found = [
+        errors = [
             expired_certificate_error(entries[server.name], server, now)
             for server in servers
             if server.name in reading and server.name in entries
         ]
-        return [error_of_kind(PoolValidateError, each) for each in found if each is not None]
+        return [error_of_kind(PoolValidateError, error) for error in errors if error is not None]
 
-    def _record(self, lines: Iterable[PlannedChange]) -> None:
+    def _record(self, changes: Iterable[Change]) -> None:
         who = CURRENT_CAUSE.get() or Cause("reload")
-        for line in lines:
-            where = {"bind": line.bind} if line.bind else {}
+        for change in changes:
+            bind = {"bind": change.bind} if change.bind else {}
             self._events.record(
                 "config",
-                line.change,
-                server="" if line.name.startswith("[") else line.name,
-                message=line.message,
+                change.kind.value,
+                server="" if change.name.startswith("[") else change.name,
+                message=change.message,
                 cause=who.cause,
                 by=who.by,
-                keys=list(line.keys),
-                **where,
+                keys=list(change.keys),
+                **bind,
             )
 
-    def _changes_outside_servers(self, reading: Reading) -> Iterable[PlannedChange]:
+    def _changes_outside_servers(self, reading: Reading) -> Iterable[Change]:
         if reading.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {reading.name}"
-            yield _of_pool(POOL, ("pool.name",), message)
+            yield Change(Kind.UPDATE, POOL, "", ("pool.name",), message)
         before, after = self._configuration.tables.by_name(), reading.tables.by_name()
         for name in before | after:
             if before.get(name) != after.get(name):
                 keys = _changed_keys(name, before.get(name), after.get(name))
-                yield _of_pool(f"[{name}]", keys, f"[{name}]: {key_list_text(keys)}")
+                yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {key_list_text(keys)}")
 
     def _exposed_variable_warnings(
         self, variables: Iterable[str], replaced: Collection[str]
@@ -367,7 +348,7 @@ class _ReloadRun:
         self,
         core: Core,
         runner: LocalRunner,
-        changes: Iterable[PlannedChange],
+        changes: Iterable[Change],
         servers: Iterable[ServerConfig],
         names: Collection[str] | None = None,
     ) -> None:
@@ -379,14 +360,14 @@ class _ReloadRun:
         self._kinds: dict[str, set[Kind]] = {}
         self._keys: dict[str, set[str]] = {}
         for change in changes:
-            self._kinds.setdefault(change.name, set()).add(Kind(change.change))
+            self._kinds.setdefault(change.name, set()).add(change.kind)
             self._keys.setdefault(change.name, set()).update(change.keys)
 
     @property
     def replaced(self) -> list[str]:
         """The names of the servers whose processes the reload replaces."""
-        new = {Kind.ADD, Kind.RESTART}
-        return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
+        started = {Kind.ADD, Kind.RESTART}
+        return [name for name, kinds in self._kinds.items() if kinds & started and name in self._servers]
 
     def apply_to_core(self, *, allow_expired: bool, starts: bool = True, proves: bool = False) -> None:
         """Make all changes in the core at once. With `allow_expired`, expired certificates are loaded too.
@@ -465,8 +446,9 @@ class _ReloadRun:
     async def forget_removed_when_stopped(self, call: Call) -> None:
         """Wait until the servers that were removed from the files have stopped, and forget them."""
         await self._stopping.wait_for_outcome(call)
-        for entry in [each for each in self._core.entries.values() if each.removed and each.is_fully_stopped]:
-            self._core.forget(entry)
+        for entry in [*self._core.entries.values()]:
+            if entry.removed and entry.is_fully_stopped:
+                self._core.forget(entry)
 
     async def wait_for_changes(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
         """Wait until every server has reached its goal or failed; returns exit code, errors and warnings."""
@@ -481,17 +463,30 @@ class _ReloadRun:
         )
 
 
-def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
-    return PlannedChange(name=table, bind="", change=Kind.UPDATE.value, keys=keys, message=message)
+def _plan_lines(changes: Iterable[Change]) -> tuple[PlannedChange, ...]:
+    return tuple(
+        PlannedChange(
+            name=change.name,
+            bind=change.bind,
+            change=change.kind.value,
+            keys=change.keys,
+            message=change.message,
+        )
+        for change in changes
+    )
+
+
+def _new_items(reading: Reading, core: Core) -> list[Item]:
+    return [item_from_config(server) for server in reading.servers if server.name not in core.entries]
 
 
 def _changed_keys(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
     """Return what differs: NAME.KEY for each key of a table, NAME.LABEL for each item of a list, or NAME if unknown."""
-    one, other = _values_by_name(before), _values_by_name(after)
-    if not one or not other:
+    old, new = _values_by_name(before), _values_by_name(after)
+    if not old or not new:
         return (name,)
-    pairs = ((key, one.get(key), other.get(key)) for key in {**one, **other})
-    # Most values are equal, and need not be written out for that.
+    pairs = ((key, old.get(key), new.get(key)) for key in {**old, **new})
+    # `_written` is slow, and most values are equal.
     changed = tuple(f"{name}.{key}" for key, a, b in pairs if a != b and _written(a) != _written(b))
     return changed or (name,)  # the order differs, or a secret
 
@@ -502,13 +497,12 @@ def _written(value: object) -> object:
 
 def _values_by_name(table: AnyTable) -> dict[str, object]:
     if isinstance(table, tuple):
-        return {each.label: each for each in table}
+        return {item.label: item for item in table}
     return table.to_dict() if table is not None else {}
 
 
-def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
-    found = {server.name: read_digests_by_key(server) for server in servers}
-    return {name: files for name, files in found.items() if files}
+def _file_digests(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
+    return {server.name: digests for server in servers if (digests := read_digests_by_key(server))}
 
 
 class _ChangedInputs(NamedTuple):
@@ -545,39 +539,38 @@ class ConfigurationDrift:
         """The result, with the changed files added if the command reports them and there are any."""
         if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
             return result
-        if (found := await self._find_changes()) is None:
+        if (inputs := await self._find_changes()) is None:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
         difference = await self._difference_within_seconds(
-            found, _QUICK_SECONDS if quick else _PATIENT_SECONDS
+            inputs, _QUICK_SECONDS if quick else _PATIENT_SECONDS
         )
         if self._is_saving and difference is not None and _is_empty(difference):
             self._is_saving = False
             self._configuration.marks = difference.reading.marks
             self._core.servers.note_revision()  # saved for a successor
             return result
-        return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
+        return replace(result, changed=to_json(_summarize_changed_files(inputs.files, difference)))
 
-    async def apply_if_at_rest(self, call: Call) -> ReloadResult | None:
-        """Apply changed files whose servers are all at rest, or fail; return the result of the reload.
+    async def apply_if_at_rest(self, call: Call) -> Result | None:
+        """Apply changed files whose servers are all at rest, or fail; return the errors or, in `changed`, the changes.
 
         Return None, and apply nothing, if the files change a server that works, the pool is empty, or no file has
         changed. Also return None if commands have changed servers, because such changes stay in effect until a reload.
         """
         if not self._core.entries or self._is_changed_live:
             return None
-        if (found := await self._find_changes()) is None:
+        if (inputs := await self._find_changes()) is None:
             return None
         working = [entry.name for entry in self._core.entries.values() if _works(entry)]
-        result = await self._reload.apply_to_servers_at_rest(call, working)
-        if result is None:
+        plan = await self._reload.apply_to_servers_at_rest(call, working)
+        if plan is None:
             return None
-        counts = _counted(result.changes or ())
-        if result.exit_code or not any(counts):
-            return result
-        added, removed, changed = counts
-        applied = ChangedFiles(files=found.files, added=added, removed=removed, changed=changed, applied=True)
-        return replace(result, changed=to_json(applied))
+        if plan.problems:
+            return Result(errors=tuple(plan.problems), exit_code=INVALID_CONFIGURATION)
+        if _is_empty(plan):
+            return Result()
+        return Result(changed=to_json(replace(_summarize_changed_files(inputs.files, plan), applied=True)))
 
     @property
     def _is_changed_live(self) -> bool:
@@ -587,23 +580,21 @@ class ConfigurationDrift:
         )
 
     async def explain_missing_servers(self, call: Call, result: Result) -> Result:
-        """If all selected servers that the pool lacks are in the files now, return an error for each; else `result`."""
-        if not call.selector.targets or (found := await self._find_changes()) is None:
+        """If the files now have all selected servers that the pool lacks, return an error for each; else `result`."""
+        if not call.selector.targets or (inputs := await self._find_changes()) is None:
             return result
-        difference = await self._difference_within_seconds(found, _PATIENT_SECONDS)
+        difference = await self._difference_within_seconds(inputs, _PATIENT_SECONDS)
         if difference is None:
             return result
-        here = items(self._core, self._core.entries.values())
-        new = [
-            item_from_config(server)
-            for server in difference.reading.servers
-            if server.name not in self._core.entries
-        ]
+        in_pool = items(self._core, self._core.entries.values())
+        new = _new_items(difference.reading, self._core)
         names: dict[str, None] = {}
         for target in call.selector.targets:
-            if not _names_matching(here, target):
+            if not _names_matching(in_pool, target):
                 if not (in_files := _names_matching(new, target)):
-                    return replace(result, changed=to_json(_summarize_changed_files(found.files, difference)))
+                    return replace(
+                        result, changed=to_json(_summarize_changed_files(inputs.files, difference))
+                    )
                 names.update(dict.fromkeys(in_files))
         file = self._configuration.files[0]
         errors = []
@@ -663,19 +654,23 @@ class ConfigurationDrift:
 
     def _modified_env_files(self, paths: tuple[str, ...], digest: str) -> list[str]:
         """The env files in `paths` that were modified; empty if their combined contents still have this digest."""
-        before, known = self._variables.get(paths, ([], ""))
-        now = [stamp_of(path) for path in paths]
-        if now != before:
-            known = digest_of(paths)
-        if known == digest:
-            self._variables[paths] = now, known
+        stamps_before, current = self._variables.get(paths, ([], ""))
+        stamps = [stamp_of(path) for path in paths]
+        if stamps != stamps_before:
+            current = digest_of(paths)
+        if current == digest:
+            self._variables[paths] = stamps, current
             return []
-        return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
+        return [path for path, stamp in zip(paths, stamps, strict=True) if stamp not in stamps_before] or [
+            *paths
+        ]
 
-    async def _difference_within_seconds(self, found: _ChangedInputs, seconds: float) -> PlannedReload | None:
+    async def _difference_within_seconds(
+        self, inputs: _ChangedInputs, seconds: float
+    ) -> PlannedReload | None:
         """The changes that a reload of these files would make; None if they are not computed within `seconds`."""
-        if self._comparing is None or self._comparing[0] != found:
-            self._comparing = found, asyncio.ensure_future(self._compare())
+        if self._comparing is None or self._comparing[0] != inputs:
+            self._comparing = inputs, asyncio.ensure_future(self._compare())
         try:
             return await asyncio.wait_for(asyncio.shield(self._comparing[1]), seconds)
         except TimeoutError:
@@ -692,14 +687,14 @@ class ConfigurationDrift:
             return None
 
 
-def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
+def _counted(changes: Sequence[Change]) -> tuple[int, int, int]:
     """Return the numbers of servers and tables that are added, removed and changed.
 
     A reload also undoes changes that commands have made; servers that differ only in this are not counted.
     """
-    kinds = (("add",), ("remove",), ("restart", "update"))
+    kinds = ((Kind.ADD,), (Kind.REMOVE,), (Kind.RESTART, Kind.UPDATE))
     added, removed, changed = (
-        len({change.name for change in changes if change.change in kind}) for kind in kinds
+        len({change.name for change in changes if change.kind in kind}) for kind in kinds
     )
     return added, removed, changed
 
@@ -728,7 +723,7 @@ def _has_watch_process(directory: str) -> bool:
 def _names_matching(servers: Iterable[Item], target: str) -> list[str]:
     """The names of the servers that `target` selects; empty if it matches none."""
     try:
-        return [each.name for each in select(servers, Selector([target]))]
+        return [item.name for item in select(servers, Selector([target]))]
     except NothingMatched:
         return []
 

@@ -76,12 +76,12 @@ class Upgrade:
         in_force = encoded(self._configuration.snapshot(self._core))
         desired = json.dumps({name: record_of(entry) for name, entry in self._core.entries.items()})
         command = [*call.options["supervisor"], CHECK, *self._files]
-        said, failed = await _run_and_get_output_or_error(command, in_force + b"\n" + desired.encode())
+        output, failed = await _run(command, in_force + b"\n" + desired.encode())
         if not failed:
             try:
-                check = from_json(TakeoverCheckReport, json.loads(said))
+                check = from_json(TakeoverCheckReport, json.loads(output))
             except (ValueError, AttributeError):
-                failed = f"its check printed {said[:80]!r}"
+                failed = f"its check printed {output[:80]!r}"
             else:
                 if check.errors:
                     return Result(errors=check.errors, exit_code=INVALID_CONFIGURATION)
@@ -139,19 +139,19 @@ def refusal_of_older(version: str, protocol: int, files: Sequence[str]) -> Resul
 
 
 def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    match = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
-async def _run_and_get_output_or_error(command: list[str], given: bytes) -> tuple[str, str]:
-    """Run the command with `given` as its input; returns its output and "", or "" and why it failed."""
+async def _run(command: list[str], stdin: bytes) -> tuple[str, str]:
+    """Run the command with this input; returns its output and "", or "" and why it failed."""
     try:
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         return "", f"{command[0]} cannot be run: {error.strerror}"
     try:
         async with asyncio.timeout(_CHECK_SECONDS):
-            said, failed = await process.communicate(given)
+            stdout, stderr = await process.communicate(stdin)
     except TimeoutError:
         process.kill()
         with contextlib.suppress(TimeoutError):  # one of its children may keep the pipes open
@@ -159,8 +159,8 @@ async def _run_and_get_output_or_error(command: list[str], given: bytes) -> tupl
                 await process.wait()
         return "", f"{command[0]} did not finish within {_CHECK_SECONDS:g} s"
     if process.returncode == 0:
-        return said.decode(errors="replace"), ""
-    reason = failed.decode(errors="replace").strip().rpartition("\n")[2]
+        return stdout.decode(errors="replace"), ""
+    reason = stderr.decode(errors="replace").strip().rpartition("\n")[2]
     return "", reason or f"exit status {process.returncode}"
 
 

@@ -55,7 +55,7 @@ class Daemon(Protocol):
     def own_processes(self) -> Mapping[str, int]:
         """The pids of the pool's own processes, such as keeper and helpers, by their names."""
 
-    async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effects(self, verb: str, call: Call, result: Result) -> Result:
         """Return the verb's result, with the fields that features add to it, such as the gateway's status.
 
         After a command that changes servers, wait until the features have applied its changes. The result of `start`
@@ -71,7 +71,7 @@ class Daemon(Protocol):
         They stay open for the next run of the pool, while the service manager restarts the pool's unit.
         """
 
-    def schedule_shutdown_and_get_keeper_pid(self) -> int:
+    def shut_down_soon(self) -> int:
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
@@ -103,22 +103,22 @@ class RunningPoolctlBuild:
 
     def __init__(self) -> None:
         self._began = time.time()
-        self._found: asyncio.Future[str] | None = None
+        self._digest: asyncio.Future[str] | None = None
 
     @property
-    def known(self) -> str:
+    def known_digest(self) -> str:
         """The digest of the running build; "" before the first call of `digest`, or if it is unknown."""
-        return self._found.result() if self._found is not None and self._found.done() else ""
+        return self._digest.result() if self._digest is not None and self._digest.done() else ""
 
     async def digest(self) -> str:
         """Return a digest of the running build's files; "" if they had been replaced before the first call."""
-        if self._found is None:
-            self._found = asyncio.ensure_future(asyncio.to_thread(self._find))
-        return await asyncio.shield(self._found)
+        if self._digest is None:
+            self._digest = asyncio.ensure_future(asyncio.to_thread(self._compute_digest))
+        return await asyncio.shield(self._digest)
 
-    def _find(self) -> str:
-        found = installed_build()
-        return "" if is_package_changed_since(self._began - _FILE_TIME_SECONDS) else found
+    def _compute_digest(self) -> str:
+        digest = installed_build()
+        return "" if is_package_changed_since(self._began - _FILE_TIME_SECONDS) else digest
 
     async def is_running(self, build: str) -> bool:
         """Whether `build` is the digest of the running build; False if either is unknown."""
@@ -144,12 +144,12 @@ class VerbContext:
 
 async def match_expressions(core: Core, selector: Selector) -> None:
     """Match the selector's regular expressions in a thread, and set its `matched`. Raises SelectorError."""
-    given = [name for name in EXPRESSIONS if getattr(selector, name)]
-    if not given or selector.matched is None:
+    fields = [name for name in EXPRESSIONS if getattr(selector, name)]
+    if not fields or selector.matched is None:
         return
-    found = items(core, core.entries.values())
-    for name in given:
-        values = {str(getattr(item, name)) for item in found}
+    servers = items(core, core.entries.values())
+    for name in fields:
+        values = {str(getattr(server, name)) for server in servers}
         selector.matched[name] = await run_in_turn(matching_values, name, getattr(selector, name), values)
 
 
@@ -158,7 +158,7 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
     entries = list(core.entries.values())
     if selector.selects_all:
         return entries
-    names = {each.name for each in select(items(core, entries), selector)}
+    names = {item.name for item in select(items(core, entries), selector)}
     return [entry for entry in entries if entry.name in names]
 
 
@@ -180,20 +180,20 @@ def reporter(call: Call, is_done: Callable[[Entry], bool]) -> Callable[[Entry], 
     """
     if not call.options.get("progress", True):
         return lambda entry: None
-    seen: dict[str, tuple[str, bool, bool]] = {}
+    reported: dict[str, tuple[str, bool, bool]] = {}
 
     def report(entry: Entry) -> None:
-        now = (entry.state, entry.ready, is_done(entry))
-        if seen.get(entry.name) == now:
+        state, ready, done = progress = (entry.state, entry.ready, is_done(entry))
+        if reported.get(entry.name) == progress:
             return
-        seen[entry.name] = now
+        reported[entry.name] = progress
         step = ServerProgress(
             name=entry.name,
             bind=entry.config.key,
-            state=now[0],
-            ready=now[1],
+            state=state,
+            ready=ready,
             message=entry.observed.failure.message if entry.observed.failure else "",
-            done=now[2],
+            done=done,
         )
         call.progress(ProgressLine(progress=step))
 
@@ -236,8 +236,7 @@ class Operation(CommandGoal):
         if not call.options.get("wait", True):
             return 0
         await self.wait_until_settled(call.options.get("timeout"), reporter(call, self.is_over))
-        found = (self.problem(entry) for entry in self._entries)
-        self.problems += [problem for problem in found if problem is not None]
+        self.problems += filter(None, map(self.problem, self._entries))
         return TIMED_OUT if self.missing else FAILED if self.problems else 0
 
     @property
@@ -283,7 +282,7 @@ def items(core: Core, entries: Iterable[Entry]) -> tuple[Item, ...]:
 
 def _item(core: Core, entry: Entry, now: float) -> Item:
     config = entry.config
-    kept = "" if entry.wants_no_worker else entry.window_demand
+    demand = "" if entry.wants_no_worker else entry.window_demand
     inherited = config.address.kind == "fd"
     return Item(
         name=config.name,
@@ -302,8 +301,8 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         ended=_end_of(entry),
         last_line=(entry.ended and entry.observed.last_line) or None,
         flapping=entry.flapping or None,
-        kept=kept or None,
-        kept_until=_iso(entry.observed.window.until) if kept else None,
+        kept=demand or None,
+        kept_until=_iso(entry.observed.window.until) if demand else None,
         next_run_at=_iso(entry.schedule.next_run) if entry.on_schedule else None,
         last_run=_with_iso_times(entry.schedule.last_run)
         if config.every is not None and entry.schedule.last_run
@@ -371,7 +370,7 @@ def handled_signals(worker: Worker) -> set[int]:
 
 
 async def send_signal(core: Core, runner: LocalRunner, worker: Worker, number: int) -> None:
-    """Send the signal to the worker, which has a process. If it ends by it, that is no failure."""
+    """Send the signal to the worker, which has a process. If the signal ends it, it has not failed."""
     assert worker.placement is not None
     core.note_signal(worker, number)
     await runner.signal(worker.placement, number)

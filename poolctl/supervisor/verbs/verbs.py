@@ -55,7 +55,7 @@ class Verbs:
         """Answer one request; `progress` sends the client a line before the answer."""
         self.used = True
         if request.verb == "ping":
-            return PingResult(**vars(self._daemon.identity()), build=self.build.known)
+            return PingResult(**vars(self._daemon.identity()), build=self.build.known_digest)
         try:
             return await self._answer(request, progress)
         except ImportError as error:
@@ -65,9 +65,8 @@ class Verbs:
 
     async def _answer(self, request: Request, progress: Progress) -> object:
         if request.verb not in self._verbs:
-            known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
-            return _failed(USAGE, message, f"it knows: {known}")
+            return _failed(USAGE, message, f"it knows: {', '.join(sorted([*self._verbs, 'ping']))}")
         try:
             options = request.body.get("options") or {}
             selector = Selector.from_dict(request.body.get("selector") or {})
@@ -84,12 +83,12 @@ class Verbs:
         if verb not in AUDITED or call.options.get("dry_run"):
             return await self._perform_safely(verb, call)
         by = call.by()
-        given = {
+        selection = {
             key: value for key, value in call.selector.to_dict().items() if value and key != "allow_empty"
         }
-        message = " ".join([verb, *_selector_arguments(given), *_option_arguments(verb, call.options)])
+        message = " ".join([verb, *_selector_arguments(selection), *_option_arguments(verb, call.options)])
         recorded = {key: call.options[key] for key in _RECORDED if call.options.get(key) is not None}
-        self._events.record("audit", verb, message=message, by=by, selection=given, options=recorded)
+        self._events.record("audit", verb, message=message, by=by, selection=selection, options=recorded)
         begun, is_abandoned = time.monotonic(), False
         outcome = _failed(FAILED, "an internal error of the supervisor")
         try:
@@ -126,9 +125,7 @@ class Verbs:
             # A supervisor without servers ends instead, because it would keep the limit that it was started with.
             if not self._core.servers.has_never_run:
                 return refused.result
-            return replace(
-                refused.result, ended=True, keeper_pid=self._daemon.schedule_shutdown_and_get_keeper_pid()
-            )
+            return replace(refused.result, ended=True, keeper_pid=self._daemon.shut_down_soon())
         except ReaderFailed as failed:
             if not failed.installed and await self.build.is_replaced():
                 return _build_upgrade_required_result(str(failed))
@@ -150,7 +147,7 @@ class Verbs:
             result = replace(result, changed=applied.changed)
         else:
             result = await self._drift.add_changed_files(verb, call, result)
-        return await self._daemon.await_effects_and_extend_result(verb, call, result)
+        return await self._daemon.wait_for_effects(verb, call, result)
 
 
 def _failed(code: int, message: str, hint: str = "") -> Result:
@@ -169,13 +166,13 @@ def peer(request: Request) -> Table:
 
     If the client claims to act for another command, returns that command; if for a browser, adds the browser's address.
     """
-    found: Table = {"uid": request.uid, "pid": request.pid, "user": user_name(request.uid)}
+    sender: Table = {"uid": request.uid, "pid": request.pid, "user": user_name(request.uid)}
     try:
         with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
-            found["command"] = file.read().rstrip("\n")
+            sender["command"] = file.read().rstrip("\n")
     except OSError:
         pass
-    return found | _on_behalf_of(request.body.get("by"))
+    return sender | _on_behalf_of(request.body.get("by"))
 
 
 def _on_behalf_of(by: object) -> Table:
@@ -185,10 +182,10 @@ def _on_behalf_of(by: object) -> Table:
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
 
 
-def _selector_arguments(given: Table) -> list[str]:
-    options = [key for key in given if key not in ("targets", "not")]
-    words = [f"--{key} {value}" for key in options for value in given[key]]
-    return [*given.get("targets", ()), *words, *(["--not"] if "not" in given else [])]
+def _selector_arguments(selection: Table) -> list[str]:
+    options = [key for key in selection if key not in ("targets", "not")]
+    words = [f"--{key} {value}" for key in options for value in selection[key]]
+    return [*selection.get("targets", ()), *words, *(["--not"] if "not" in selection else [])]
 
 
 def _option_arguments(verb: str, options: Table) -> list[str]:

@@ -62,7 +62,7 @@ class Stage(Desk):
         part = PoolGateway(part_site(self.core, self.events))
         verbs: Any = SimpleNamespace(with_unhealthy_route_warning=_unchanged, gateway=self.manager)
         part._verbs = verbs
-        self.await_effects_and_extend_result = part.extend  # type: ignore[method-assign]
+        self.wait_for_effects = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:
         return (await self.ask(verb, *targets)).get("gateway")

@@ -91,13 +91,13 @@ class Desk:
     def own_processes(self) -> Mapping[str, int]:
         return {"keeper": os.getpid()}
 
-    async def await_effects_and_extend_result(self, verb: str, call: Call, result: Result) -> Result:
+    async def wait_for_effects(self, verb: str, call: Call, result: Result) -> Result:
         return result
 
     async def finish(self) -> None:
         pass
 
-    def schedule_shutdown_and_get_keeper_pid(self) -> int:
+    def shut_down_soon(self) -> int:
         self.over = True
         return 1
 

@@ -786,7 +786,7 @@ def test_stop_of_everything_lets_the_features_finish_and_ends_the_supervisor(
             if "timeout" in options:
                 await asyncio.sleep(60)
 
-        def schedule_shutdown_and_get_keeper_pid(self) -> int:
+        def shut_down_soon(self) -> int:
             done.append("end")
             return 7
 
@@ -867,7 +867,7 @@ def test_scale_to_the_number_in_the_file_is_no_override() -> None:
         ),
         (
             {"overlap": False}, "must not run twice at once (overlap = false), and this is 2 workers",
-            "take out `overlap = false` if it may",
+            "remove `overlap = false` if it may",
         ),
     ],
 )  # fmt: skip
@@ -889,7 +889,7 @@ def test_number_of_workers_that_is_none_is_named_with_the_right_use() -> None:
         with pytest.raises(SelectorError) as caught:
             await desk.ask("scale", "web", workers=0)
         assert (caught.value.message, caught.value.hint) == (
-            "workers is 0, not a number of them", "a whole number from 1; poolctl stop ends all of them",
+            "0 is not a number of workers", "a whole number from 1; poolctl stop ends all of them",
         )  # fmt: skip
 
     run(scenario())

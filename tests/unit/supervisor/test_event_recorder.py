@@ -200,7 +200,7 @@ def test_a_failed_command_is_recorded_and_a_read_is_not() -> None:
         events = recording.take()
         assert [(event["event"], event.get("exit_code"), event["cause"]) for event in events] == [
             ("start", None, ""), ("start failed", 4, "no server matches 'nobody'"),
-            ("scale", None, ""), ("scale failed", 2, "workers is 'many', not a number of them"),
+            ("scale", None, ""), ("scale failed", 2, "'many' is not a number of workers"),
         ]  # fmt: skip
         await ask(desk, "list")
         await ask(desk, "wait", until="stopped", timeout=0.01)

@@ -1271,7 +1271,7 @@ def test_recovery_is_reported_once_the_last_output_of_its_workers_has_been_read(
         assert it.outcomes() == ["recovered"]
         assert it.reports[0]["lines"] == ["web prints"]
         assert it.core.take_changed() == [it.entry]
-        assert it.recovery._reading == {}
+        assert it.recovery._reading_lines == {}
 
     run(scenario())
 

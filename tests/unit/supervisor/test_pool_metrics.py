@@ -59,7 +59,7 @@ def test_health_of_routes_is_shown_in_three_depths() -> None:
             {"name": "users", "kind": "route", "status": "healthy"},
             {"name": "old", "kind": "route", "status": "unhealthy"},
         ]
-        with pytest.raises(SelectorError, match="no depth 'deep'"):
+        with pytest.raises(SelectorError, match="'deep' is not a depth"):
             await asked(health, depth="deep")
 
     run(work())

@@ -19,9 +19,9 @@ from poolctl import ServerConfig, ServerError
 from poolctl.config import Tables, changed_files, marks_of, stamp_of
 from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import MetricsTable
-from poolctl.control.answers import ErrorEntry, PlannedChange
+from poolctl.control.answers import ErrorEntry
 from poolctl.control.control_server import Request
-from poolctl.core.configuration_diff import read_digests_by_key
+from poolctl.core.configuration_diff import Change, Kind, read_digests_by_key
 from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.store import Store
@@ -754,9 +754,10 @@ def test_each_applied_change_is_an_event_and_a_dry_run_records_none() -> None:
 def test_difference_is_empty_without_changes_of_the_files_and_without_problems(
     changes: list[str], problems: list[int], empty: bool
 ) -> None:
-    lines = [from_json(PlannedChange, {"name": "a", "change": each}) for each in changes]
-    found: Any = SimpleNamespace(changes=lines, problems=problems)
-    assert reload._is_empty(found) is empty
+    plan: Any = SimpleNamespace(
+        changes=[Change(Kind(kind), "a", "", (), "") for kind in changes], problems=problems
+    )
+    assert reload._is_empty(plan) is empty
 
 
 def recorded(desk: Desk) -> list[Any]:

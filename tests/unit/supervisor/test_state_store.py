@@ -413,7 +413,7 @@ def test_paths_that_are_no_text_are_the_same_afterwards() -> None:
         (lambda each: each["servers"][0].pop("name"), "'name' in ServerConfig: 'name' is missing"),
         (lambda each: each["servers"][0].update(log={"keep": "x"}), "'log.keep' in ServerConfig: "),
         (lambda each: each["servers"][0].update(drain_timeout=-1), "'drain_timeout' in ServerConfig: "),
-        (lambda each: each["tables"].update(weather={}), "there is no [weather] any more"),
+        (lambda each: each["tables"].update(weather={}), "[weather] is not a table of this version"),
         (lambda each: each.update(version=2), "version 2 of its form is not known"),
         (lambda each: each.pop("tables"), "it cannot be read: KeyError('tables')"),
         (lambda each: each.update(port_range=None), "it cannot be read: TypeError"),
@@ -504,7 +504,7 @@ def test_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pytest.
 
 def test_value_that_has_no_form_in_json_is_an_error() -> None:
     environments: Any = {"a": object()}
-    with pytest.raises(TypeError, match="object has no form in JSON"):
+    with pytest.raises(TypeError, match="object cannot be written as JSON"):
         encoded(StoredConfiguration("shop", [], environments=environments))
 
 

@@ -84,9 +84,9 @@ def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pyte
     async def work() -> None:
         began = time.time()
         build = RunningPoolctlBuild()
-        assert build.known == ""
+        assert build.known_digest == ""
         assert await build.digest() == "one"
-        assert build.known == "one"
+        assert build.known_digest == "one"
         assert began - 0.021 <= asked[0] <= time.time() - 0.019
         assert (await build.is_running("one"), await build.is_running("two")) == (True, False)
         assert not await build.is_replaced()
