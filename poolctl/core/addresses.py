@@ -300,6 +300,7 @@ class AddressRegistry:
             self._waiting.pop(entry.name, None)
             listener = self._kept.get(entry.config.key)
             if listener is not None and not self._other_claimants(entry, listener):
+                self.record_closed(listener.key)
                 return self._kept.pop(listener.key)
         return None
 

@@ -101,7 +101,7 @@ class Core:
             self._executor.perform(entry, action)
         self._queue_affected_neighbours(entry)
         if (unneeded := self._addresses.take_unneeded_listener(entry)) is not None:
-            self._executor.close(unneeded)
+            self._queue.run(self.runner.close(unneeded.key))
         if entry.removed and entry.is_fully_stopped and self.servers.entries.get(entry.name) is entry:
             self.forget(entry)
             # Its dependencies no longer need to wait for it.
@@ -281,7 +281,7 @@ class Core:
         """Wake the server if it sleeps, as a request would."""
         self._executor.wake(entry)
 
-    def wake_and_count_planned_workers(self, server_name: str, requests: int) -> int:
+    def wake_for_requests(self, server_name: str, requests: int) -> int:
         """Record that a number of requests waits for the server in a proxy in front of the pool.
 
         Wakes a sleeping server. Returns the planned number of workers, or 0 if requests do not start the server: it is
@@ -296,7 +296,7 @@ class Core:
         return entry.size
 
     def take_demand(self, entry: Entry) -> int:
-        """Return and clear the number of waiting requests recorded by `wake_and_count_planned_workers`."""
+        """Return and clear the number of waiting requests recorded by `wake_for_requests`."""
         count, entry.observed.demand = entry.observed.demand, 0
         return count
 

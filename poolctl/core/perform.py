@@ -162,11 +162,6 @@ class Executor:
         worker.stop_seconds = 0
         self._end(entry, worker, WorkerPhase.STOPPING, replaced=False)
 
-    def close(self, held: ServerConfig) -> None:
-        """Close the listener `held`, which no server uses any longer. Does not wait."""
-        self._addresses.record_closed(held.key)
-        self._queue.run(self._runner.close(held.key))
-
     async def _check_startable(self, entry: Entry, generation: int) -> None:
         """Check that workers of the generation can be started. If not, abandon it: the old workers stay."""
         try:

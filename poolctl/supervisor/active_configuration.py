@@ -114,7 +114,7 @@ class ActiveConfiguration:
         self.environments.update(stored.environments)
         return stored.servers
 
-    async def try_read_first_servers(self) -> list[ServerConfig]:
+    async def read_first_servers(self) -> list[ServerConfig]:
         """Read the files for the pool's start; returns their servers. If this fails, `problems` has the reasons."""
         self._reading = asyncio.ensure_future(self._read_and_activate())
         await asyncio.wait({self._reading})
@@ -129,7 +129,7 @@ class ActiveConfiguration:
         return servers
 
     def cancel_first_read(self) -> None:
-        """Cancel `try_read_first_servers`, which then returns no servers, and a problem: that the pool was stopped.
+        """Cancel `read_first_servers`, which then returns no servers, and a problem: that the pool was stopped.
 
         Has no effect while the files are not being read.
         """
@@ -139,7 +139,7 @@ class ActiveConfiguration:
     async def _read_and_activate(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            reading = await self.read_without_activating(keep=saved.added_servers)
+            reading = await self.read(keep=saved.added_servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = reading.problems or ([] if saved.servers else reading.unreadable)
             self.activate(reading)
@@ -150,9 +150,7 @@ class ActiveConfiguration:
             self.problems, self.exit_code = list(failed.result.errors), failed.result.exit_code
             return []
 
-    def subscribe_and_notify(
-        self, subscriber: Callable[[Tables], None], *, every_reload: bool = False
-    ) -> None:
+    def subscribe(self, subscriber: Callable[[Tables], None], *, every_reload: bool = False) -> None:
         """Call `subscriber` with the configuration's tables, except [[server]], now and after each change.
 
         With `every_reload`, also call it after reloads without changes: files that the tables name may have changed.
@@ -160,7 +158,7 @@ class ActiveConfiguration:
         self._subscribers.append((subscriber, every_reload))
         subscriber(self.tables)
 
-    async def read_without_activating(
+    async def read(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
     ) -> Reading:
         """Read the files without activating them; return their servers, or else their problems.

@@ -229,7 +229,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._is_first = servers is None
         if servers is None:
             self._control.replace_listener(listener)
-            servers = await self._configuration.try_read_first_servers()
+            servers = await self._configuration.read_first_servers()
         if (manager := self._opener.manager) is not None and not self._configuration.problems:
             # Before an address is opened that a returned listener may occupy.
             manager.close_returned(self._configuration.keys_to_listen_on(servers))
@@ -257,7 +257,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.core.observers.add(self._end_if_mandatory_failed)
 
     async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
-        self._configuration.subscribe_and_notify(self._set_journal)
+        self._configuration.subscribe(self._set_journal)
         trace = DecisionLogger.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutputReporter(self.core, self.events)
@@ -279,7 +279,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             logger.info("adopted %d workers", adopted)
         if not self._configuration.problems:
             # Features come first, so that they receive the first events too.
-            self._configuration.subscribe_and_notify(self._parts.apply_tables, every_reload=True)
+            self._configuration.subscribe(self._parts.apply_tables, every_reload=True)
             self._is_recording = True
             EventRecorder(self.core, self.events, self._totals).record_start_and_observe(
                 adopted, self.identity()
@@ -326,7 +326,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._verbs.add("health", health.answer_health_verb)
         self._parts.add_to(self._verbs)
         address = self._metrics = metrics_address(self._web)
-        self._configuration.subscribe_and_notify(lambda tables: address.serve_table(tables.get(MetricsTable)))
+        self._configuration.subscribe(lambda tables: address.serve_table(tables.get(MetricsTable)))
         await address.wait_for_opening_attempt()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
@@ -697,7 +697,7 @@ async def restore_and_adopt_workers(
     running server without a recorded state is kept running. `end_others` ends noted processes other than those with
     these pids, before a server is started.
     """
-    recorded = await store.restore_and_get_recorded_names(core.entries)
+    recorded = await store.restore_entries(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = await runner.adopt_workers_and_end_others(servers, placed)
     await end_others(runner.pids)

@@ -100,7 +100,7 @@ class PoolOperator(GatewayPart):
         """Wake the service that a client reports on, or ask for more workers."""
         service, requests = str(call.options["service"]), int(call.options["requests"])
         try:
-            workers = self.site.core.wake_and_count_planned_workers(service, requests)
+            workers = self.site.core.wake_for_requests(service, requests)
         except KeyError:
             return Result(exit_code=NOTHING_MATCHED)
         self._record_report_event(service, requests, str(call.options["namespace"]), workers)

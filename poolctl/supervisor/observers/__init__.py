@@ -1,1 +1,1 @@
-"""Observers of a pool, which do not change it: events, HTTP addresses of the supervisor, metrics."""
+"""Observers of a pool, which do not change it: they record events, and report metrics and health."""

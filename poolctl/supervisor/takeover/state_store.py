@@ -93,7 +93,7 @@ class StateStore:
         self._missing, self._stale = configuration.missing, True
         self.store_for_successor(fd_store.CONFIGURATION, encoded(configuration))
 
-    async def restore_and_get_recorded_names(self, entries: dict[str, Entry]) -> set[str]:
+    async def restore_entries(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the desired state of the entries that have a record; return the names of all records."""
         stored = await self.read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)

@@ -62,7 +62,7 @@ from .verb import (
     send_signal,
     server_problem,
     unhealthy_error,
-    warn_and_add_dependents,
+    with_dependents,
     without_unnamed_on_demand,
     workers_to_signal,
 )
@@ -163,7 +163,7 @@ class Lifecycle:
             self._core.start(entry)
         environment = call.options.get("env")
         if environment:
-            self._core.servers.note_revision()  # so that it is saved for a successor
+            self._core.servers.note_revision()
         for entry in runnable:
             if environment:
                 self._context.configuration.environments[entry.name] = environment
@@ -236,9 +236,7 @@ class Lifecycle:
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
             return Result(items=items(self._core, chosen))
         all_of_them = (
-            warn_and_add_dependents(self._core, chosen, call.progress)
-            if call.options.get("deps", True)
-            else chosen
+            with_dependents(self._core, chosen, call.progress) if call.options.get("deps", True) else chosen
         )
         selected_names = {entry.name for entry in chosen}
         also = [
@@ -411,7 +409,7 @@ class Lifecycle:
         """Stop and disable the selected servers, after stopping their dependents; returns when all have stopped."""
         chosen = self._chosen("disable", call)
         selected_names = {entry.name for entry in chosen}
-        all_of_them = warn_and_add_dependents(self._core, chosen, call.progress)
+        all_of_them = with_dependents(self._core, chosen, call.progress)
         also = [entry for entry in all_of_them if entry.name not in selected_names]
         running = [entry for entry in also if entry.has_or_wants_workers]
         stopped = {
@@ -462,7 +460,7 @@ class Lifecycle:
         """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
         chosen = self._chosen("remove", call)
         deps = call.options.get("deps", True)
-        also = warn_and_add_dependents(self._core, chosen, call.progress) if deps else chosen
+        also = with_dependents(self._core, chosen, call.progress) if deps else chosen
         operation = Operation(self._core, PoolStopError, also)
         for entry in also:
             if entry not in chosen:
@@ -471,7 +469,7 @@ class Lifecycle:
             if not entry.added:
                 self._context.configuration.missing.add(entry.name)
             self._core.schedule_removal(entry, ignore_dependents=not deps)
-        self._core.servers.note_revision()  # so that `missing` is saved for a successor
+        self._core.servers.note_revision()
         return await operation.wait_for_result(chosen, call)
 
     def _chosen(self, verb: str, call: Call) -> list[Entry]:

@@ -103,9 +103,7 @@ class Reload:
         """
         force = bool(call.options.get("force"))
         async with self._configuration.turn:
-            reading = await self._configuration.read_without_activating(
-                call.options.get("env"), keep=self._core.entries
-            )
+            reading = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
             names = self._selected_names(call, reading)
             changes, problems = await self._plan(reading, names, force=force)
             if problems:
@@ -130,19 +128,17 @@ class Reload:
             applied.apply_to_core(allow_expired=force, proves=call.options.get("check", True))
             self._record(plan)
             previous = self._configuration.marks
-            exposed = self._activate_and_list_withheld_variables(
-                reading, call.options.get("env"), applied, names
-            )
+            exposed = self._activate(reading, call.options.get("env"), applied, names)
             unhandled = await self._send_signals(signals)
             renewal = [*applied.change_socket_access(), *await applied.renew_changed_certificates()]
         code, errors, warnings = await applied.wait_for_changes(call)
         if names is not None and not await self._all_changes(reading):
             self._configuration.marks = reading.marks
-            self._core.servers.note_revision()  # saved for a successor
+            self._core.servers.note_revision()
         elif names is None and errors and await self._server_changes(reading):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
-            self._core.servers.note_revision()  # saved for a successor
+            self._core.servers.note_revision()
         errors += [*renewal, *unhandled]
         warnings += [*self._exposed_variable_warnings(exposed, applied.replaced), *reading.remarks]
         return ReloadResult(
@@ -208,7 +204,7 @@ class Reload:
         the pool, are not applied either. New servers are not started.
         """
         async with self._configuration.turn:
-            reading = await self._configuration.read_without_activating(keep=self._core.entries)
+            reading = await self._configuration.read(keep=self._core.entries)
             plan = await self._difference(reading)
             at_rest = self._core.entries.keys() - {*working} & {server.name for server in reading.servers}
             if working and (plan.problems or not {change.name for change in plan.changes} <= at_rest):
@@ -219,14 +215,14 @@ class Reload:
             applied = _ReloadRun(self._core, self._runner, of_servers, reading.servers)
             applied.apply_to_core(allow_expired=False, starts=False)
             self._record(plan.changes)
-            self._activate_and_list_withheld_variables(reading, None, applied)
+            self._activate(reading, None, applied)
         await applied.forget_removed_when_stopped(call)
         return plan
 
     async def difference(self) -> PlannedReload:
         """Return the changes that a reload would make, without checking the users and programs that servers name."""
         async with self._configuration.turn:
-            reading = await self._configuration.read_without_activating(keep=self._core.entries)
+            reading = await self._configuration.read(keep=self._core.entries)
             return await self._difference(reading)
 
     async def _difference(self, reading: Reading) -> PlannedReload:
@@ -264,7 +260,7 @@ class Reload:
             problems += await asyncio.to_thread(self._certificate_expiry_errors, reading.servers, changes)
         return changes, problems
 
-    def _activate_and_list_withheld_variables(
+    def _activate(
         self,
         reading: Reading,
         environment: Mapping[str, str] | None,
@@ -548,7 +544,7 @@ class ConfigurationDrift:
         if self._is_saving and difference is not None and _is_empty(difference):
             self._is_saving = False
             self._configuration.marks = difference.reading.marks
-            self._core.servers.note_revision()  # saved for a successor
+            self._core.servers.note_revision()
             return result
         return replace(result, changed=to_json(_summarize_changed_files(inputs.files, difference)))
 

@@ -260,7 +260,7 @@ def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
     return tuple(entry.name for entry in entries) or None
 
 
-def warn_and_add_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
+def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
     """The entries and all their dependents. The client is warned of active dependents that it did not select."""
     graph = core.servers
     all_of_them = graph.closure(chosen, graph.dependents)

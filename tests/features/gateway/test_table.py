@@ -390,7 +390,7 @@ def test_reload_names_the_routes_that_change() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         found: list[Tables] = []
-        desk.files.subscribe_and_notify(found.append)
+        desk.files.subscribe(found.append)
 
         async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
             desk.files.tables_of_files = tables

@@ -47,7 +47,7 @@ class Servers:
         self.demanded: list[tuple[str, int]] = []
         self.clock = ManualClock(100.0)
 
-    def wake_and_count_planned_workers(self, server_name: str, requests: int) -> int:
+    def wake_for_requests(self, server_name: str, requests: int) -> int:
         workers = {"users": 2, "stopped": 0}[server_name]
         self.demanded.append((server_name, requests))
         return workers

@@ -275,13 +275,13 @@ def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
             await the.desk.ask("start")
             await turns()
             assert the.web.state == "sleeping"
-            assert the.desk.core.wake_and_count_planned_workers("web", 15) == 1
+            assert the.desk.core.wake_for_requests("web", 15) == 1
             await turns()
             assert the.web.state == "running"
             await the.pass_time(3)
             assert the.web.size == 3
             await the.desk.ask("stop", "web")
-            assert the.desk.core.wake_and_count_planned_workers("web", 15) == 0
+            assert the.desk.core.wake_for_requests("web", 15) == 0
 
     run(scenario())
 
@@ -290,7 +290,7 @@ def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
     async def scenario() -> None:
         async with stage(web(scale={"min": 0})) as the:
             await the.desk.ask("start")
-            assert the.desk.core.wake_and_count_planned_workers("web", 15) == 1
+            assert the.desk.core.wake_for_requests("web", 15) == 1
             await turns()
             assert (the.web.state, the.web.observed.demand) == ("running", 0)
 

@@ -170,7 +170,7 @@ def break_(version: Path, file: str, found: str, flaw: str) -> None:
     path.write_text(text.replace(found, flaw, 1))
 
 
-ADOPTS = "    recorded = await store.restore_and_get_recorded_names(core.entries)\n"
+ADOPTS = "    recorded = await store.restore_entries(core.entries)\n"
 FLAW = "    raise RuntimeError('a flaw')\n"
 FAILED = "could not take over: RuntimeError: a flaw"
 

@@ -115,7 +115,7 @@ def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None
     async def scenario() -> None:
         desk = Desk(web("a"))
         told: list[Tables] = []
-        desk.files.subscribe_and_notify(told.append)
+        desk.files.subscribe(told.append)
         told.clear()
         then = Tables(metrics=MetricsTable(), events=EventsTable(keep=3))
         desk.files.tables_of_files = then

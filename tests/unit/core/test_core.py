@@ -846,14 +846,14 @@ def test_demand_of_waiting_requests_is_summed_for_the_triggers_of_a_server_that_
         automatic = {"min": 2, "max": 5, "triggers": {"cpu": 80}}
         pool = OrderedCore(web(scale=automatic), web("fixed"))
         entry = pool.core.entries["web"]
-        assert pool.core.wake_and_count_planned_workers("web", 3) == 0, "it is stopped"
+        assert pool.core.wake_for_requests("web", 3) == 0, "it is stopped"
         await pool.start()
-        assert [pool.core.wake_and_count_planned_workers("web", count) for count in (3, 4)] == [2, 2]
+        assert [pool.core.wake_for_requests("web", count) for count in (3, 4)] == [2, 2]
         assert [pool.core.take_demand(entry) for _ in range(2)] == [7, 0]
         fixed = pool.core.entries["fixed"]
-        assert (pool.core.wake_and_count_planned_workers("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
+        assert (pool.core.wake_for_requests("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
         with pytest.raises(KeyError):
-            pool.core.wake_and_count_planned_workers("gone", 1)
+            pool.core.wake_for_requests("gone", 1)
 
     run(scenario())
 

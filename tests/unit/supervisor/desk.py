@@ -38,7 +38,7 @@ class Files(ActiveConfiguration):
         self.tables_of_files = Tables()
         self.reads: list[Mapping[str, str] | None] = []
 
-    async def read_without_activating(
+    async def read(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
     ) -> Reading:
         self.reads.append(environment)

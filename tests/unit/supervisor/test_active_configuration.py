@@ -119,18 +119,16 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         assert await configuration.take_over() is None
         followed: list[Any] = []
         always: list[Any] = []
-        configuration.subscribe_and_notify(followed.append)
-        configuration.subscribe_and_notify(always.append, every_reload=True)
-        (web,) = await configuration.try_read_first_servers()
+        configuration.subscribe(followed.append)
+        configuration.subscribe(always.append, every_reload=True)
+        (web,) = await configuration.read_first_servers()
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
         metrics = [each.get(MetricsTable) for each in followed]
         assert [None if each is None else str(each.bind) for each in metrics] == [None, "127.0.0.1:9100"]
-        configuration.activate(await configuration.read_without_activating())
+        configuration.activate(await configuration.read())
         assert (len(followed), len(always)) == (2, 3)
         configuration.environments["web"] = {"A": "1"}
-        configuration.activate(
-            await configuration.read_without_activating({**os.environ, "TAG": "api"}), {"TAG": "api"}
-        )
+        configuration.activate(await configuration.read({**os.environ, "TAG": "api"}), {"TAG": "api"})
         configuration.missing.add("gone")
         core = Core([web], SlowRunner(), ManualClock(), RecordedEvents())
         left = configuration.take_unsaved(core)
@@ -162,12 +160,12 @@ def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_
     async def work(configuration: ActiveConfiguration) -> None:
         assert configuration.environment is os.environ
         given = {**os.environ, "TAG": "api"}
-        resolved = await configuration.read_without_activating(given)
+        resolved = await configuration.read(given)
         assert resolved.servers[0].tags == ("api",)
         configuration.activate(resolved, given)
         assert configuration.environment == given
-        assert (await configuration.read_without_activating()).servers[0].tags == ("api",)
-        configuration.activate(await configuration.read_without_activating())
+        assert (await configuration.read()).servers[0].tags == ("api",)
+        configuration.activate(await configuration.read())
         assert configuration.environment == given
 
     Pool(tmp_path).scenario(work)
@@ -178,10 +176,10 @@ def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool
     pool = Pool(tmp_path, "[[server]]\nbinf = 1\n")
 
     async def work(configuration: ActiveConfiguration) -> None:
-        assert await configuration.try_read_first_servers() == []
+        assert await configuration.read_first_servers() == []
         assert configuration.problems
         assert (configuration.exit_code, configuration.name) == (INVALID_CONFIGURATION, tmp_path.name)
-        resolved = await configuration.read_without_activating()
+        resolved = await configuration.read()
         assert (resolved.problems, resolved.marks is not None) == (configuration.problems, True)
         assert resolved.is_empty
 
@@ -191,7 +189,7 @@ def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool
 def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         configuration.cancel_first_read()
-        reading = asyncio.ensure_future(configuration.try_read_first_servers())
+        reading = asyncio.ensure_future(configuration.read_first_servers())
         await asyncio.sleep(0)
         configuration.cancel_first_read()
         assert await reading == []
@@ -206,7 +204,7 @@ def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(t
 def test_files_that_cannot_be_read_are_a_conflict(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         configuration._reader = NoReader()
-        assert await configuration.try_read_first_servers() == []
+        assert await configuration.read_first_servers() == []
         assert configuration.exit_code == CONFLICT
         assert configuration.problems[0].message == "the files cannot be read"
 
@@ -221,15 +219,11 @@ def test_automatic_ports_stay_when_the_files_are_read_again(tmp_path: Path) -> N
     pool = Pool(tmp_path, AUTO.format("a") + AUTO.format("b"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        first = {
-            each.name: each.address.port for each in (await configuration.read_without_activating()).servers
-        }
+        first = {each.name: each.address.port for each in (await configuration.read()).servers}
         assert len({*first.values()}) == 2
         assert None not in first.values()
         pool.file.write_text(AUTO.format("b") + AUTO.format("c") + AUTO.format("a"))
-        again = {
-            each.name: each.address.port for each in (await configuration.read_without_activating()).servers
-        }
+        again = {each.name: each.address.port for each in (await configuration.read()).servers}
         assert {name: again[name] for name in first} == first
         assert again["c"] not in first.values()
 
@@ -249,9 +243,9 @@ def test_automatic_port_that_the_file_gives_to_another_address_is_chosen_again(
     pool = Pool(tmp_path, AUTO.format("a"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        (before,) = (await configuration.read_without_activating()).servers
+        (before,) = (await configuration.read()).servers
         pool.file.write_text(AUTO.format("a") + owner.format(before.address.port))
-        reading = await configuration.read_without_activating()
+        reading = await configuration.read()
         assert reading.problems == []
         assert reading.servers[0].address.port not in (None, before.address.port)
 
@@ -263,12 +257,12 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
     pool = Pool(tmp_path, AUTO.format("a"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        there = (await configuration.read_without_activating()).servers
+        there = (await configuration.read()).servers
         table = {"name": "live", "bind": "127.0.0.1:auto", "app": "any:app"}
         live = await configuration.resolve_added(table, str(tmp_path), there)
         assert live.address.port not in (None, there[0].address.port)
         pool.file.write_text(AUTO.format("a") + AUTO.format("b"))
-        servers = (await configuration.read_without_activating(keep={"live"})).servers
+        servers = (await configuration.read(keep={"live"})).servers
         assert live.address.port not in {each.address.port for each in servers}
 
     pool.scenario(work)
@@ -277,7 +271,7 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
-        resolved = await configuration.read_without_activating()
+        resolved = await configuration.read()
         configuration.activate(resolved)
         url = "http://${server.web.host}:${server.web.port}"
         table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app", "env": {"WEB": url}}
@@ -313,7 +307,7 @@ def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_
     )
 
     async def work(configuration: ActiveConfiguration) -> None:
-        found = await configuration.try_read_first_servers()
+        found = await configuration.read_first_servers()
         assert [each.name for each in found] == ["web", "live"]
         assert configuration.missing == {"gone"}
         assert "taken, which was added live, is dropped: it conflicts with the files" in caplog.text
@@ -332,7 +326,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
         pool_files.write_left_state(str(pool.runtime), b'{"missing": [], "servers": {"web": {}}}')
 
     async def work(configuration: ActiveConfiguration) -> None:
-        await configuration.try_read_first_servers()
+        await configuration.read_first_servers()
         assert bool(configuration.problems) is not ran
 
     pool.scenario(work)
@@ -342,7 +336,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
 def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         assert await configuration.key_origins(["web"]) == {}
-        configuration.activate(await configuration.read_without_activating())
+        configuration.activate(await configuration.read())
         assert await configuration.key_origins([]) == {}
         found = (await configuration.key_origins(["web"]))["web"]
         assert found is not None
@@ -357,7 +351,7 @@ def test_problems_outside_of_the_files_are_those_of_the_servers_asked_about(tmp_
     pool = Pool(tmp_path, WEB + 'env_file = "missing.env"\n')
 
     async def work(configuration: ActiveConfiguration) -> None:
-        resolved = await configuration.read_without_activating()
+        resolved = await configuration.read()
         assert await configuration.check_external(resolved, []) == []
         (problem,) = await configuration.check_external(resolved, ["web"])
         assert "missing.env" in problem.message
@@ -424,7 +418,7 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
     pool = Pool(tmp_path)
 
     async def work(configuration: ActiveConfiguration) -> None:
-        configuration.activate(await configuration.read_without_activating())
+        configuration.activate(await configuration.read())
         guessed = ServerConfig(name="guessed", bind="127.0.0.1:9003", command=["serve", "{port}"])
         other = ServerConfig(name="other", bind="127.0.0.1:9004", command=["serve", "{port}"])
         others = [program_of("said", "nginx", socket="program"), program_of("plain", "nginx")]
@@ -434,7 +428,7 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
         ):  # fmt: skip
             assert await configuration.swap_warned(servers) == before
         pool.file.write_text(WEB + "# changed\n")
-        configuration.activate(await configuration.read_without_activating())
+        configuration.activate(await configuration.read())
         assert await configuration.swap_warned([guessed]) == set()
 
     pool.scenario(work)

@@ -286,14 +286,14 @@ def test_the_pools_name_is_a_change_of_the_pool() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         desk.files.name = "old"
-        read = desk.files.read_without_activating
+        read = desk.files.read
 
         async def renamed(*args: Any, **more: Any) -> Any:
             settled = await read(*args, **more)
             settled.name = "shop"
             return settled
 
-        desk.files.read_without_activating = renamed  # type: ignore[method-assign]
+        desk.files.read = renamed  # type: ignore[method-assign]
         assert changes_of(await desk.ask("reload")) == [("[pool]", "update", ["pool.name"])]
         assert desk.files.name == "shop"
 
@@ -403,7 +403,7 @@ class DeskWithFiles(Desk):
         link: Any = None
         store = store or StateStore(link, str(directory))
         files = ActiveConfiguration([str(file)], str(directory), store, {}, ConfigurationReader())
-        resolved = await files.read_without_activating()
+        resolved = await files.read()
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
@@ -794,12 +794,12 @@ def test_event_of_a_change_names_its_keys_its_place_and_who_ordered_it() -> None
 def test_new_name_of_the_pool_is_a_change_with_both_names() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        read = desk.files.read_without_activating
+        read = desk.files.read
 
         async def renamed(*args: Any, **more: Any) -> Any:
             return replace(await read(*args, **more), name="shop")
 
-        desk.files.read_without_activating = renamed  # type: ignore[method-assign]
+        desk.files.read = renamed  # type: ignore[method-assign]
         before = desk.files.name
         assert (await desk.ask("reload", dry_run=True))["changes"] == [
             {
@@ -995,19 +995,19 @@ def test_changed_files_are_reported_by_name_if_they_cannot_be_compared(
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
         await desk.ask("start")
-        read = desk.files.read_without_activating
+        read = desk.files.read
 
         async def failing(*args: Any, **more: Any) -> Any:
             raise error
 
-        desk.files.read_without_activating = failing
+        desk.files.read = failing
         for error in (ReaderFailed("the process has ended", "try again"), KeyError("what")):
             desk.file.write_text(WEB + f"# {error!r}\n" + EXTRA)
             assert await desk.changed("list", counts=True) == {"files": [str(desk.file)]}
             answer = await desk.handled("list", "extra")
             assert [each["message"] for each in answer["errors"]] == ["no server matches 'extra'"]
         assert caplog.text.count("the changed files cannot be compared with the configuration in force") == 1
-        desk.files.read_without_activating = read
+        desk.files.read = read
         desk.file.write_text(WEB + EXTRA + "workers = 2\n")
         assert await desk.changed("list", counts=True) == {
             "files": [str(desk.file)], "added": 1, "removed": 0, "changed": 0,
@@ -1032,13 +1032,13 @@ def test_quick_command_does_not_wait_for_the_comparison(
         desk = await DeskWithFiles.begun(tmp_path)
         desk.verbs.add("stats", desk.verbs._verbs["list"])
         await desk.ask("start")
-        read, may_read = desk.files.read_without_activating, asyncio.Event()
+        read, may_read = desk.files.read, asyncio.Event()
 
         async def waiting(*args: Any, **more: Any) -> Any:
             await may_read.wait()
             return await read(*args, **more)
 
-        desk.files.read_without_activating = waiting
+        desk.files.read = waiting
         desk.file.write_text(WEB + EXTRA)
         asking = asyncio.ensure_future(desk.changed(verb, **options))
         if waits:

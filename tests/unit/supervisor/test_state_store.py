@@ -98,7 +98,7 @@ class History:
         link = StoreLink(self.store)
         store = StateStore(link, self.directory)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        await store.restore_and_get_recorded_names(entries)
+        await store.restore_entries(entries)
         for name, values in self.wanted.items():
             for key, value in values.items():
                 value_name, field = key.split(".")
@@ -159,7 +159,7 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
             killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
         successor, found = StateStore(link, str(tmp_path)), Entry(before)
         configuration = await successor.configuration()
-        await successor.restore_and_get_recorded_names({"a": found})
+        await successor.restore_entries({"a": found})
         assert found.desired.generation == 7
         assert configuration is not None
         assert configuration.servers[0].app == "a:b"
@@ -181,7 +181,7 @@ def test_record_of_the_previous_supervisor_is_restored_into_new_entries() -> Non
         link.send({"op": "put", "name": fd_store.WANTED}, [fd])
         os.close(fd)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        assert await StateStore(link, "/nowhere").restore_and_get_recorded_names(entries) == {
+        assert await StateStore(link, "/nowhere").restore_entries(entries) == {
             "a",
             "b",
             "gone",

@@ -30,7 +30,7 @@ from poolctl.supervisor.verbs.verb import (
     reporter,
     selected,
     unhealthy_error,
-    warn_and_add_dependents,
+    with_dependents,
 )
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
@@ -210,11 +210,11 @@ def test_client_is_warned_of_running_dependents_that_it_did_not_select() -> None
         )
         await desk.ask("start", "db", "api", "other")
         lines: list[ProgressLine] = []
-        found = warn_and_add_dependents(desk.core, entries[:1], lines.append)
+        found = with_dependents(desk.core, entries[:1], lines.append)
         assert {entry.name for entry in found} == {"db", "api", "idle"}
         assert [line.warning for line in lines] == ["stopping api as well, which depends on db"]
         lines.clear()
-        warn_and_add_dependents(desk.core, entries[:2], lines.append)
+        with_dependents(desk.core, entries[:2], lines.append)
         assert lines == []
 
     run(work())
