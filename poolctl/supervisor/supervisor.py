@@ -368,7 +368,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
         If the request is to stop the whole pool, reading is cancelled.
         """
-        if _stops_everything(request):
+        if stops_everything(request):
             self._configuration.cancel_first_read()
         try:
             await self._begun.wait()
@@ -471,7 +471,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         problem = "has failed" if entry.failed else "keeps failing"
         reason = f"{entry.name} {problem}, and it is mandatory{why}"
         logger.error("the pool ends: %s", reason)
-        status = _failed_status(entry.observed.last_exit)
+        status = failed_status(entry.observed.last_exit)
         write_exit(self.directory, status=status, reason=reason, keeper_pid=self._keeper_pid)
         self.core.reason = f"was stopped: {reason}"
         self._begin_to_stop()
@@ -670,7 +670,7 @@ async def import_slowly(names: Iterable[str]) -> None:
             logger.exception("%s cannot be imported", name)
 
 
-def _failed_status(exit_: Exit | None) -> int:
+def failed_status(exit_: Exit | None) -> int:
     """The exit status as a shell reports it (128 + signal if killed); FAILED if it would be 0 or is unknown."""
     if exit_ is None:
         return FAILED
@@ -679,7 +679,8 @@ def _failed_status(exit_: Exit | None) -> int:
     return exit_.status or FAILED
 
 
-def _stops_everything(request: Request) -> bool:
+def stops_everything(request: Request) -> bool:
+    """Whether the request is to stop the whole pool."""
     selector = request.body.get("selector") or {}
     return request.verb == "stop" and isinstance(selector, dict) and not any(selector.values())
 

@@ -86,6 +86,11 @@ class PlannedReload(NamedTuple):
     changes: list[Change]
     problems: list[ErrorEntry]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the files have neither problems nor changes, except of live changes."""
+        return not (any(_counted(self.changes)) or self.problems)
+
 
 class Reload:
     """Runs reloads one at a time: a second one reads the files after the first has applied them."""
@@ -541,7 +546,7 @@ class ConfigurationDrift:
         difference = await self._difference_within_seconds(
             inputs, _QUICK_SECONDS if quick else _PATIENT_SECONDS
         )
-        if self._is_saving and difference is not None and _is_empty(difference):
+        if self._is_saving and difference is not None and difference.is_empty:
             self._is_saving = False
             self._configuration.marks = difference.reading.marks
             self._core.servers.note_revision()
@@ -564,7 +569,7 @@ class ConfigurationDrift:
             return None
         if plan.problems:
             return Result(errors=tuple(plan.problems), exit_code=INVALID_CONFIGURATION)
-        if _is_empty(plan):
+        if plan.is_empty:
             return Result()
         return Result(changed=to_json(replace(_summarize_changed_files(inputs.files, plan), applied=True)))
 
@@ -693,10 +698,6 @@ def _counted(changes: Sequence[Change]) -> tuple[int, int, int]:
         len({change.name for change in changes if change.kind in kind}) for kind in kinds
     )
     return added, removed, changed
-
-
-def _is_empty(difference: PlannedReload) -> bool:
-    return not (any(_counted(difference.changes)) or difference.problems)
 
 
 def _has_watch_process(directory: str) -> bool:

@@ -51,7 +51,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 class NoReader(ConfigurationReader):
     """One whose disk does not answer."""
 
-    async def read(self, *given: Any, **options: Any) -> Reading:
+    async def read(self, *arguments: Any, **options: Any) -> Reading:
         raise ReaderFailed("the files cannot be read", "try again")
 
     origins = read  # type: ignore[assignment]
@@ -69,15 +69,14 @@ class Pool:
         self.link = StoreLink(Store())
         self.environments: dict[str, Any] = {}
 
-    def configuration(self) -> ActiveConfiguration:
+    def configuration(self, reader: type[ConfigurationReader] = ConfigurationReader) -> ActiveConfiguration:
         """That of another supervisor."""
         store = StateStore(self.link, str(self.runtime))
-        reader = ConfigurationReader()
-        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments, reader)
+        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments, reader())
 
-    def scenario(self, work: Callable[[ActiveConfiguration], Coroutine[Any, Any, None]]) -> None:
+    def scenario(self, work: Callable[[ActiveConfiguration], Coroutine[Any, Any, None]], **more: Any) -> None:
         async def whole() -> None:
-            configuration = self.configuration()
+            configuration = self.configuration(**more)
             try:
                 await work(configuration)
             finally:
@@ -123,8 +122,10 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         configuration.subscribe(always.append, every_reload=True)
         (web,) = await configuration.read_first_servers()
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
-        metrics = [each.get(MetricsTable) for each in followed]
-        assert [None if each is None else str(each.bind) for each in metrics] == [None, "127.0.0.1:9100"]
+        before, now = [table.get(MetricsTable) for table in followed]
+        assert before is None
+        assert now is not None
+        assert str(now.bind) == "127.0.0.1:9100"
         configuration.activate(await configuration.read())
         assert (len(followed), len(always)) == (2, 3)
         configuration.environments["web"] = {"A": "1"}
@@ -141,7 +142,7 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         after = pool.configuration()
         servers = await after.take_over()
         assert servers is not None
-        assert [each.name for each in servers] == ["web"]
+        assert [server.name for server in servers] == ["web"]
         assert (after.name, after.missing, after.environment, after.environments) == (
             "shop", {"gone"}, {"TAG": "api"}, {"web": {"A": "1"}},
         )  # fmt: skip
@@ -159,14 +160,14 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
 def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         assert configuration.environment is os.environ
-        given = {**os.environ, "TAG": "api"}
-        resolved = await configuration.read(given)
+        environment = {**os.environ, "TAG": "api"}
+        resolved = await configuration.read(environment)
         assert resolved.servers[0].tags == ("api",)
-        configuration.activate(resolved, given)
-        assert configuration.environment == given
+        configuration.activate(resolved, environment)
+        assert configuration.environment == environment
         assert (await configuration.read()).servers[0].tags == ("api",)
         configuration.activate(await configuration.read())
-        assert configuration.environment == given
+        assert configuration.environment == environment
 
     Pool(tmp_path).scenario(work)
 
@@ -203,12 +204,11 @@ def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(t
 
 def test_files_that_cannot_be_read_are_a_conflict(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
-        configuration._reader = NoReader()
         assert await configuration.read_first_servers() == []
         assert configuration.exit_code == CONFLICT
         assert configuration.problems[0].message == "the files cannot be read"
 
-    Pool(tmp_path).scenario(work)
+    Pool(tmp_path).scenario(work, reader=NoReader)
 
 
 AUTO = '[[server]]\nname = "{}"\nbind = "127.0.0.1:auto"\napp = "any:app"\n'
@@ -219,11 +219,11 @@ def test_automatic_ports_stay_when_the_files_are_read_again(tmp_path: Path) -> N
     pool = Pool(tmp_path, AUTO.format("a") + AUTO.format("b"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        first = {each.name: each.address.port for each in (await configuration.read()).servers}
+        first = {server.name: server.address.port for server in (await configuration.read()).servers}
         assert len({*first.values()}) == 2
         assert None not in first.values()
         pool.file.write_text(AUTO.format("b") + AUTO.format("c") + AUTO.format("a"))
-        again = {each.name: each.address.port for each in (await configuration.read()).servers}
+        again = {server.name: server.address.port for server in (await configuration.read()).servers}
         assert {name: again[name] for name in first} == first
         assert again["c"] not in first.values()
 
@@ -257,13 +257,13 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
     pool = Pool(tmp_path, AUTO.format("a"))
 
     async def work(configuration: ActiveConfiguration) -> None:
-        there = (await configuration.read()).servers
+        existing = (await configuration.read()).servers
         table = {"name": "live", "bind": "127.0.0.1:auto", "app": "any:app"}
-        live = await configuration.resolve_added(table, str(tmp_path), there)
-        assert live.address.port not in (None, there[0].address.port)
+        live = await configuration.resolve_added(table, str(tmp_path), existing)
+        assert live.address.port not in (None, existing[0].address.port)
         pool.file.write_text(AUTO.format("a") + AUTO.format("b"))
         servers = (await configuration.read(keep={"live"})).servers
-        assert live.address.port not in {each.address.port for each in servers}
+        assert live.address.port not in {server.address.port for server in servers}
 
     pool.scenario(work)
 
@@ -307,8 +307,8 @@ def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_
     )
 
     async def work(configuration: ActiveConfiguration) -> None:
-        found = await configuration.read_first_servers()
-        assert [each.name for each in found] == ["web", "live"]
+        kept = await configuration.read_first_servers()
+        assert [server.name for server in kept] == ["web", "live"]
         assert configuration.missing == {"gone"}
         assert "taken, which was added live, is dropped: it conflicts with the files" in caplog.text
         assert "wrong, which was added live, is dropped: " in caplog.text
@@ -338,9 +338,9 @@ def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tm
         assert await configuration.key_origins(["web"]) == {}
         configuration.activate(await configuration.read())
         assert await configuration.key_origins([]) == {}
-        found = (await configuration.key_origins(["web"]))["web"]
-        assert found is not None
-        assert found["bind"].endswith("pool.toml:3")
+        origins = (await configuration.key_origins(["web"]))["web"]
+        assert origins is not None
+        assert origins["bind"].endswith("pool.toml:3")
         configuration._reader = NoReader()
         assert await configuration.key_origins(["web"]) == {}
 
@@ -370,28 +370,28 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
 ) -> None:
     path = str(tmp_path / "programs.json")
     SelfBindingProgramsFile(path).remember(program_of("web", "nginx"))
-    known = SelfBindingProgramsFile(path)
+    programs = SelfBindingProgramsFile(path)
     servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
-    assert [each.socket for each in known.apply_to(servers)] == [
+    assert [server.socket for server in programs.apply_to(servers)] == [
         "program",
         servers[1].socket,
         servers[2].socket,
     ]
     said = program_of("web", "nginx", socket="pool")
-    assert known.apply_to([said]) == [said]
+    assert programs.apply_to([said]) == [said]
     written = os.stat(path).st_ino
-    known.remember(program_of("web", "nginx"))
+    programs.remember(program_of("web", "nginx"))
     assert os.stat(path).st_ino == written
-    known.remember(program_of("web", "caddy"))
+    programs.remember(program_of("web", "caddy"))
     assert SelfBindingProgramsFile(path).apply_to(servers[1:2])[0].socket == "program"
 
 
 def test_program_is_remembered_until_its_command_changes(tmp_path: Path) -> None:
     path = str(tmp_path / "no-overlap.json")
     ProgramsFile(path).remember(program_of("web", "nginx"))
-    known = ProgramsFile(path)
+    programs = ProgramsFile(path)
     servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
-    assert [known.has(each) for each in servers] == [True, False, False]
+    assert [programs.has(server) for server in servers] == [True, False, False]
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]"])
@@ -435,19 +435,19 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
 
 
 def test_server_that_conflicts_is_not_added_and_the_reason_has_its_exit_code(tmp_path: Path) -> None:
-    there = [ServerConfig(name="web", bind="127.0.0.1:9001", app="a:b")]
+    existing = [ServerConfig(name="web", bind="127.0.0.1:9001", app="a:b")]
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
 
     def reason(bind: str, **keys: Any) -> tuple[int, str] | None:
         added = ServerConfig(name="new", bind=bind, app="a:b", **keys)
-        found = obstacles_to_adding(added, there, tables)
-        return None if found is None else (found[0], found[1][0].message)
+        obstacles = obstacles_to_adding(added, existing, tables)
+        return None if obstacles is None else (obstacles[0], obstacles[1][0].message)
 
     assert reason("127.0.0.1:9002") is None
     for bind, word in (("127.0.0.1:9001", "web"), ("127.0.0.1:9100", "metrics")):
-        found = reason(bind)
-        assert found is not None
-        assert (found[0], word in found[1]) == (CONFLICT, True)
-    found = reason("127.0.0.1:9002", depends_on=["nobody"])
-    assert found is not None
-    assert (found[0], "nobody" in found[1]) == (INVALID_CONFIGURATION, True)
+        obstacles = reason(bind)
+        assert obstacles is not None
+        assert (obstacles[0], word in obstacles[1]) == (CONFLICT, True)
+    obstacles = reason("127.0.0.1:9002", depends_on=["nobody"])
+    assert obstacles is not None
+    assert (obstacles[0], "nobody" in obstacles[1]) == (INVALID_CONFIGURATION, True)

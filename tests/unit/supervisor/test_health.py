@@ -71,19 +71,19 @@ class RecoveryScenario:
     def placed(self) -> list[str]:
         """The placed and stopped workers since the last call."""
         log = [line.split()[:2] for line in self.desk.runner.log]
-        found = [" ".join(line) for line in log if line[0] in ("place", "stop", "drain")]
+        steps = [" ".join(line) for line in log if line[0] in ("place", "stop", "drain")]
         self.desk.runner.log.clear()
-        return found
+        return steps
 
 
 def ward(strategy: str, **keys: Any) -> RecoveryScenario:
     return RecoveryScenario(web(recovery=QUICK | {"strategy": strategy}, **keys))
 
 
-async def started(found: RecoveryScenario) -> RecoveryScenario:
-    await found.desk.ask("start")
-    found.placed()
-    return found
+async def started(scenario: RecoveryScenario) -> RecoveryScenario:
+    await scenario.desk.ask("start")
+    scenario.placed()
+    return scenario
 
 
 def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
@@ -443,12 +443,12 @@ def test_worker_that_is_not_ready_in_time_leaves_its_stacks() -> None:
         runner.script["web"] = NEVER
         runner.may_answer.set()
         it = Desk(web(start_timeout="10ms"), runner=runner)
-        found: list[Any] = []
-        it.events.subscribe(lambda event: found.append(event) if event.event == "start timed out" else None)
+        events: list[Any] = []
+        it.events.subscribe(lambda event: events.append(event) if event.event == "start timed out" else None)
         (error,) = (await it.ask("start"))["errors"]
         assert error["message"].startswith("was not ready within 10ms, in pay (shop.py:1)")
         it.events.flush()
-        (event,) = found
+        (event,) = events
         assert event.sentence == "worker web.1.0 was not ready within 10ms, in pay (shop.py:1)"
         assert event.detail["stacks"][0]["worker"] == "web.1.0"
         assert runner.log.index("stacks web.1.0") < runner.log.index("stop web.1.0 0")
@@ -469,8 +469,8 @@ class MemoryScenario:
         self.limit = MemoryLimit(self.usages, self)  # type: ignore[arg-type]
         self.desk.core.observers.add(self.limit.entry_changed)
 
-    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        self.reported.append(f"{kind}: {seen}")
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, description: str) -> None:
+        self.reported.append(f"{kind}: {description}")
 
     async def measure(self, size: int | None) -> list[str]:
         """Measure workers that use this much memory; return what is reported."""
@@ -579,20 +579,20 @@ class Bodies:
 class HeartbeatScenario:
     """Servers under a heartbeat, and a clock that the test advances."""
 
-    def __init__(self, *servers: ServerConfig) -> None:
+    def __init__(self, *servers: ServerConfig, chance: Random | None = None) -> None:
         self.desk = Desk(*servers)
         self.bodies = Bodies()
         self.stuck: list[str] = []
         self.events: list[str] = []
         core = self.desk.core
-        self.heartbeat = HeartbeatMonitor(self.bodies, core, self.desk.events, self, Fixed())
+        self.heartbeat = HeartbeatMonitor(self.bodies, core, self.desk.events, self, chance or Fixed())
         core.observers.add(self.heartbeat.entry_changed)
         self.desk.events.subscribe(
             lambda event: self.events.append(event.event) if event.kind == "health" else None
         )
 
-    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        self.stuck.append(f"{worker.id}: {seen}")
+    def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, description: str) -> None:
+        self.stuck.append(f"{worker.id}: {description}")
 
     async def pass_by(self, seconds: float, *, step: float = 0.25) -> None:
         left = seconds
@@ -609,8 +609,8 @@ class HeartbeatScenario:
         self.heartbeat.tick()
 
     def asked(self) -> list[str]:
-        found, self.bodies.asked = self.bodies.asked, []
-        return found
+        asked, self.bodies.asked = self.bodies.asked, []
+        return asked
 
 
 async def heartbeats_begun(*servers: ServerConfig) -> HeartbeatScenario:
@@ -622,8 +622,7 @@ async def heartbeats_begun(*servers: ServerConfig) -> HeartbeatScenario:
 
 def thousand() -> HeartbeatScenario:
     """A server of a thousand ready workers."""
-    it = HeartbeatScenario()
-    it.heartbeat._chance = Random(1)
+    it = HeartbeatScenario(chance=Random(1))
     entry = Entry(web(workers=1000))
     for n in range(1000):
         placement = Placement.of("web", 1, n)
@@ -674,13 +673,13 @@ def test_a_server_with_a_stuck_worker_is_not_well() -> None:
         it = await heartbeats_begun(slow(workers=2))
         entry = it.desk.core.entries["web"]
         assert (entry.health, entry.ready) == ("ok", True)
-        seen: list[str] = []
-        it.desk.core.observers.add(lambda entry: seen.append(entry.health))
+        events: list[str] = []
+        it.desk.core.observers.add(lambda entry: events.append(entry.health))
         for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
             it.bodies.dead.add(worker)
             await it.pass_by(30)
             assert (entry.health, entry.ready) == (health, ready)
-        assert seen == ["warn", "ko"]
+        assert events == ["warn", "ko"]
 
     run(scenario())
 
@@ -1041,8 +1040,8 @@ class Watched:
         self.desk.events.flush()
         left_out = ("time", "seq", "schema")
         return [
-            {key: value for key, value in each.items() if value not in (None, "") and key not in left_out}
-            for each in self.recorded
+            {key: value for key, value in event.items() if value not in (None, "") and key not in left_out}
+            for event in self.recorded
         ]
 
     def close(self) -> None:
@@ -1090,7 +1089,7 @@ def test_recovery_is_tried_again_by_itself_after_its_pause_and_left_after_its_li
         assert it.runner.log.count("place web.1.0") == placed + 1, "its limit is 2"
         it.loop.pass_time(40)
         assert it.runner.log.count("place web.1.0") == placed + 2, "the first has left the window"
-        assert [each["event"] for each in it.events()] == ["recovered", "recovered", "given up", "recovered"]
+        assert [event["event"] for event in it.events()] == ["recovered"] * 2 + ["given up", "recovered"]
         assert begun == [1.0]
 
 
@@ -1133,7 +1132,7 @@ def test_successor_that_continues_a_recovery_records_when_the_server_is_healthy_
             lambda event: recorded.append((event.event, event.message)) if event.kind == "health" else None
         )
         it.loop.run_until_complete(it.watch())
-        assert [each["outcome"] for each in it.events()] == ["recovered"]
+        assert [event["outcome"] for event in it.events()] == ["recovered"]
         assert recorded == [("ko", "the event loop of web.1.0 is stuck"), ("ok", "is healthy again")]
 
 

@@ -27,6 +27,7 @@ from poolctl.supervisor.launch import (
 )
 
 SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\ncommand = ["sleep", "1"]\ntls = false\n'
+ME = str(os.getpid())
 
 
 class Keeper:
@@ -51,8 +52,8 @@ class Keeper:
 
     @property
     def plan(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.argv[-1])
-        return found
+        plan: dict[str, Any] = json.loads(self.argv[-1])
+        return plan
 
 
 class Pool:
@@ -81,9 +82,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
-    found = Keeper()
-    monkeypatch.setattr(launching, "start_with_companions", found)
-    return found
+    launched = Keeper()
+    monkeypatch.setattr(launching, "start_with_companions", launched)
+    return launched
 
 
 def is_locked(directory: Path) -> bool:
@@ -107,7 +108,7 @@ def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, 
     supervisor = keeper.companions[0]
     assert supervisor.argv == plan["supervisor"]
     assert len(keeper.companions) == len(plan["begun"])
-    assert all(len(each.fds) == 1 for each in keeper.companions)
+    assert all(len(companion.fds) == 1 for companion in keeper.companions)
     assert keeper.kinds == ["socket"] * (1 + len(plan["begun"]))
     assert set(os.listdir("/proc/self/fd")) == before, "everything is closed here"
     assert not is_locked(pool.directory)
@@ -191,29 +192,23 @@ def test_files_of_a_pool_that_runs_without_its_socket_are_kept(pool: Pool) -> No
     assert not (pool.directory / pool_files.DESIRED).exists()
 
 
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        ({"LISTEN_PID": ME, "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b"}, ["a", "b", ""]),
+        ({"LISTEN_PID": ME, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a:b"}, ["a"]),
+        ({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, []),
+        ({"LISTEN_PID": ME, "LISTEN_FDS": "x"}, []),
+        ({"LISTEN_FDS": "1"}, []),
+    ],
+)
 def test_sockets_of_systemd_are_passed_on_with_their_names_and_its_variables_are_not(
-    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, keeper: Keeper, env: dict[str, str], names: list[str]
 ) -> None:
-    me = str(os.getpid())
-    inherited = launching._inherited
-    assert inherited({"LISTEN_PID": me, "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b"}) == (
-        [3, 4, 5],
-        ["a", "b", ""],
-    )
-    assert inherited({"LISTEN_PID": me, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a:b"}) == ([3], ["a"])
-    assert inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == ([], [])
-    assert inherited({"LISTEN_PID": me, "LISTEN_FDS": "x"}) == ([], [])
-    assert inherited({"LISTEN_FDS": "1"}) == ([], [])
-    monkeypatch.setattr(launching, "_inherited", lambda env: ([0], ["web"]))
-    pool.env |= {
-        "LISTEN_FDS": "1",
-        "LISTEN_PID": "1",
-        "LISTEN_FDNAMES": "web",
-        "WATCHDOG_PID": me,
-        "WATCHDOG_USEC": "9",
-    }
+    pool.env |= env | {"WATCHDOG_PID": ME, "WATCHDOG_USEC": "9"}
     pool.launch()
-    assert (keeper.plan["inherited"], keeper.fds[2]) == (["web"], 0)
+    count = len(names)
+    assert (keeper.plan["inherited"], keeper.fds[2 : 2 + count]) == (names, [*range(3, 3 + count)])
     assert not {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID"} & keeper.env.keys()
     assert keeper.env["WATCHDOG_USEC"] == "9"
     pool.env["WATCHDOG_PID"] = "1"
@@ -296,5 +291,5 @@ def test_dead_socket_and_name_are_removed_unless_the_pool_runs(pool: Pool) -> No
     with socket.socket(socket.AF_UNIX) as haproxy:
         haproxy.bind(str(dead))
     remove_stale_files(str(place))
-    assert sorted(each.name for each in place.iterdir()) == ["lock"]
-    assert sorted(each.name for each in root.iterdir() if each.is_symlink()) == ["@other"]
+    assert sorted(path.name for path in place.iterdir()) == ["lock"]
+    assert sorted(path.name for path in root.iterdir() if path.is_symlink()) == ["@other"]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -19,7 +18,7 @@ from poolctl import ServerConfig, ServerError
 from poolctl.config import Tables, changed_files, marks_of, stamp_of
 from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import MetricsTable
-from poolctl.control.answers import ErrorEntry
+from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.control_server import Request
 from poolctl.core.configuration_diff import Change, Kind, read_digests_by_key
 from poolctl.core.workqueue import caused_by
@@ -30,6 +29,7 @@ from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
+from poolctl.supervisor.verbs.reload import PlannedReload
 from poolctl.supervisor.verbs.verb import VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
@@ -52,7 +52,7 @@ def patient_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def changes_of(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
-    return [(each["name"], each["change"], each["keys"]) for each in answer["changes"]]
+    return [(change["name"], change["change"], change["keys"]) for change in answer["changes"]]
 
 
 def test_only_what_differs_is_started_stopped_and_restarted() -> None:
@@ -174,7 +174,7 @@ def test_live_changes_are_undone_and_named() -> None:
         ]  # fmt: skip
         await turns(40)
         assert desk.states() == dict.fromkeys(("scaled", "drained", "off", "gone"), "running")
-        assert len([each for each in desk.runner.running if each.startswith("scaled")]) == 1
+        assert len([worker for worker in desk.runner.running if worker.startswith("scaled")]) == 1
         assert (await desk.ask("reload"))["changes"] == []
 
     run(scenario())
@@ -470,15 +470,15 @@ def test_invalid_file_is_reported_with_its_place(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
         desk.file.write_text(WEB + "x = [\n")
-        found = await desk.changed("list", counts=True) or {}
-        assert (found["problems"], found["problem"]["file"], found["problem"]["line"]) == (
+        changed = await desk.changed("list", counts=True) or {}
+        assert (changed["problems"], changed["problem"]["file"], changed["problem"]["line"]) == (
             1,
             str(desk.file),
             6,
         )
         desk.file.write_text("")
-        found = await desk.changed("list", counts=True) or {}
-        assert found["problem"]["message"] == "there is no server in the files"
+        changed = await desk.changed("list", counts=True) or {}
+        assert changed["problem"]["message"] == "there is no server in the files"
 
     run(scenario())
 
@@ -493,7 +493,7 @@ def test_server_that_only_the_changed_file_has_is_named_with_the_command_that_st
         desk.file.write_text(WEB + EXTRA)
         answer = await desk.handled("restart", "extra", "web")
         said = "extra is in pool.toml but not in the running pool: poolctl reload"
-        assert (answer["exit_code"], [each["message"] for each in answer["errors"]]) == (4, [said])
+        assert (answer["exit_code"], [error["message"] for error in answer["errors"]]) == (4, [said])
         assert (await desk.handled("list", "127.0.0.1:9002"))["errors"][0]["message"] == said
         answer = await desk.handled("list", "extra", "nothing")
         assert answer["errors"][0]["message"] == "no server matches 'extra', 'nothing'"
@@ -711,9 +711,9 @@ def test_changed_table_of_the_pool_is_a_change_with_its_keys() -> None:
 
         async def planned(tables: Tables) -> list[tuple[str, str, list[str]]]:
             desk.files.tables_of_files = tables
-            found = changes_of(await desk.ask("reload", dry_run=True))
-            assert changes_of(await desk.ask("reload")) == found
-            return found
+            changes = changes_of(await desk.ask("reload", dry_run=True))
+            assert changes_of(await desk.ask("reload")) == changes
+            return changes
 
         one = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
         other = Tables(metrics=MetricsTable(bind="127.0.0.1:9100", path="/figures"))
@@ -730,18 +730,18 @@ def test_each_applied_change_is_an_event_and_a_dry_run_records_none() -> None:
     async def scenario() -> None:
         desk = Desk(web("same"), web("gone"))
         await desk.ask("start")
-        seen: list[tuple[str, str]] = []
+        events: list[tuple[str, str]] = []
         desk.events.flush()
         desk.events.subscribe(
-            lambda event: seen.append((event.event, event.server)) if event.kind == "config" else None
+            lambda event: events.append((event.event, event.server)) if event.kind == "config" else None
         )
         desk.files.written = [web("new"), web("same")]
         await desk.ask("reload", dry_run=True)
         desk.events.flush()
-        assert seen == []
+        assert events == []
         await desk.ask("reload")
         desk.events.flush()
-        assert seen == [("remove", "gone"), ("add", "new")]
+        assert events == [("remove", "gone"), ("add", "new")]
 
     run(scenario())
 
@@ -754,24 +754,22 @@ def test_each_applied_change_is_an_event_and_a_dry_run_records_none() -> None:
 def test_difference_is_empty_without_changes_of_the_files_and_without_problems(
     changes: list[str], problems: list[int], empty: bool
 ) -> None:
-    plan: Any = SimpleNamespace(
-        changes=[Change(Kind(kind), "a", "", (), "") for kind in changes], problems=problems
-    )
-    assert reload._is_empty(plan) is empty
+    planned = [Change(Kind(kind), "a", "", (), "") for kind in changes]
+    assert PlannedReload(Reading(), planned, cast("Any", problems)).is_empty is empty
 
 
 def recorded(desk: Desk) -> list[Any]:
     """The events of the configuration that are recorded from now on."""
-    found: list[Any] = []
+    events: list[Any] = []
     desk.events.flush()
-    desk.events.subscribe(lambda event: found.append(event) if event.kind == "config" else None)
-    return found
+    desk.events.subscribe(lambda event: events.append(event) if event.kind == "config" else None)
+    return events
 
 
 def test_event_of_a_change_names_its_keys_its_place_and_who_ordered_it() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        seen = recorded(desk)
+        events = recorded(desk)
         desk.files.written = [web("a", tags=["x"])]
         desk.files.tables_of_files = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
         await desk.ask("reload")
@@ -781,7 +779,8 @@ def test_event_of_a_change_names_its_keys_its_place_and_who_ordered_it() -> None
         desk.events.flush()
         bind = desk.core.entries["a"].config.bind
         assert [
-            (each.event, each.server, each.message, each.cause, each.by, each.detail) for each in seen
+            (event.event, event.server, event.message, event.cause, event.by, event.detail)
+            for event in events
         ] == [
             ("update", "", "[metrics]: metrics", "reload", None, {"keys": ["metrics"]}),
             ("update", "a", "tags changed", "reload", None, {"keys": ["tags"], "bind": bind}),
@@ -835,7 +834,7 @@ class Routes(NamedTuple):
 def test_keys_of_a_changed_list_of_tables_are_the_names_of_those_that_differ(
     before: Any, after: Any, keys: tuple[str, ...]
 ) -> None:
-    one, other = (None if each is None else tuple(Routes(*row) for row in each) for each in (before, after))
+    one, other = (None if rows is None else tuple(Routes(*row) for row in rows) for rows in (before, after))
     assert reload._changed_keys("route", cast("Any", one), cast("Any", other)) == keys
 
 
@@ -891,7 +890,7 @@ def test_changed_servers_are_checked_outside_the_files_and_remarks_are_passed_on
         files.problems_outside = [from_json(ErrorEntry, {"message": "no such user"})]
         for options in ({}, {"force": True}, {"dry_run": True}):
             answer = await desk.ask("reload", **options)
-            assert (answer["exit_code"], [each["message"] for each in answer["errors"]]) == (
+            assert (answer["exit_code"], [error["message"] for error in answer["errors"]]) == (
                 5, ["no such user"],
             )  # fmt: skip
             assert [item["name"] for item in answer["items"]] == ["a", "b", "gone"]
@@ -966,8 +965,8 @@ def test_certificate_that_cannot_be_loaded_is_an_error_of_the_reload(tmp_path: P
         renewed: list[str] = []
         desk.runner.reload_tls = renew  # type: ignore[method-assign]
         answer = await desk.ask("reload")
-        found = [(each["name"], each["message"], each["error"]) for each in answer["errors"]]
-        assert found == [("a", "the key does not match", "ErrorPoolRestart")]
+        errors = [(error["name"], error["message"], error["error"]) for error in answer["errors"]]
+        assert errors == [("a", "the key does not match", "ErrorPoolRestart")]
         assert answer["exit_code"] == 1
         assert renewed == ["a.1.0", "b.1.0", "b.1.1"]
 
@@ -1005,7 +1004,7 @@ def test_changed_files_are_reported_by_name_if_they_cannot_be_compared(
             desk.file.write_text(WEB + f"# {error!r}\n" + EXTRA)
             assert await desk.changed("list", counts=True) == {"files": [str(desk.file)]}
             answer = await desk.handled("list", "extra")
-            assert [each["message"] for each in answer["errors"]] == ["no server matches 'extra'"]
+            assert [error["message"] for error in answer["errors"]] == ["no server matches 'extra'"]
         assert caplog.text.count("the changed files cannot be compared with the configuration in force") == 1
         desk.files.read = read
         desk.file.write_text(WEB + EXTRA + "workers = 2\n")
@@ -1030,7 +1029,7 @@ def test_quick_command_does_not_wait_for_the_comparison(
 
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
-        desk.verbs.add("stats", desk.verbs._verbs["list"])
+        desk.verbs.add("stats", lambda call: asyncio.sleep(0, Result()))
         await desk.ask("start")
         read, may_read = desk.files.read, asyncio.Event()
 
@@ -1045,10 +1044,10 @@ def test_quick_command_does_not_wait_for_the_comparison(
             await asyncio.sleep(0.02)
             assert not asking.done()
             may_read.set()
-        found = {"files": [str(desk.file)], "added": 1, "removed": 0, "changed": 0}
-        assert await asking == (found if waits else {"files": [str(desk.file)]})
+        changed = {"files": [str(desk.file)], "added": 1, "removed": 0, "changed": 0}
+        assert await asking == (changed if waits else {"files": [str(desk.file)]})
         may_read.set()
-        assert await desk.changed("list", counts=True) == found
+        assert await desk.changed("list", counts=True) == changed
 
     run(scenario())
 
@@ -1127,14 +1126,14 @@ def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_path: Pat
         desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
         await desk.ask("start", "extra")
         await desk.ask("stop", "extra")
-        seen = recorded(desk)
+        events = recorded(desk)
         desk.file.write_text('[pool]\nname = "shop"\n' + WEB + 'tags = ["x"]\n')
         answer = await desk.ask("start")
         assert answer["changed"] == {
             "files": [str(desk.file)], "added": 0, "removed": 1, "changed": 2, "applied": True,
         }  # fmt: skip
         desk.events.flush()
-        assert [(each.event, each.server) for each in seen] == [
+        assert [(event.event, event.server) for event in events] == [
             ("update", ""),
             ("remove", "extra"),
             ("update", "web"),

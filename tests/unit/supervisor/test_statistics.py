@@ -52,14 +52,14 @@ def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> N
     )
     zeros = [0] * tally.COUNTED
     page = blank_page().tolist()
-    seen = ServerSnapshot(entry, zeros, [(worker, page, Usage(0, 0.0, 0.0))], counts=True)
-    stats = Statistics(core, totals).figures(seen, with_errors=True)
+    snapshot = ServerSnapshot(entry, zeros, [(worker, page, Usage(0, 0.0, 0.0))], counts=True)
+    stats = Statistics(core, totals).figures(snapshot, with_errors=True)
     one = stats.workers[0]
-    found = (
+    figures = (
         stats.requests_total, stats.requests_per_second, stats.errors_total, stats.errors_per_second, stats.in_flight,
         stats.connections, one.requests_total, one.connections,
     )  # fmt: skip
-    assert found == ((0,) if known else (None,)) * len(found)
+    assert figures == ((0,) if known else (None,)) * len(figures)
     assert (stats.counted, stats.memory_bytes, stats.cpu_percent) == (known, 0, 0.0)
 
 
@@ -75,10 +75,10 @@ def test_quantile_above_the_last_bound_is_that_bound_and_none_without_values() -
 
 
 def counts_of(**slots: int) -> list[int]:
-    found = [0] * tally.COUNTED
+    counts = [0] * tally.COUNTED
     for name, value in slots.items():
-        found[{"started": tally.STARTED, "failed": tally.STATUS + 5, "broken": tally.BROKEN}[name]] = value
-    return found
+        counts[{"started": tally.STARTED, "failed": tally.STATUS + 5, "broken": tally.BROKEN}[name]] = value
+    return counts
 
 
 def test_rates_are_the_difference_by_the_time_and_never_negative() -> None:
@@ -141,9 +141,8 @@ class Shop:
         self.runner = Counted()
         self.desk = Desk(*(servers or (web(),)), runner=self.runner)
         self.link = StoreLink(store or Store())
-        self.totals = Totals(
-            self.desk.core, self.runner.tallies, self.desk.events, StateStore(self.link, "/nowhere")
-        )
+        self.store = StateStore(self.link, "/nowhere")
+        self.totals = Totals(self.desk.core, self.runner.tallies, self.desk.events, self.store)
         self.statistics = Statistics(self.desk.core, self.totals)
         self.desk.verbs.add("stats", self.statistics.stats)
         self.desk.verbs.add("monitor", self.statistics.monitor)
@@ -153,8 +152,8 @@ class Shop:
 
     async def stats(self, **options: Any) -> dict[str, Any]:
         (item,) = (await self.desk.ask("stats", "web", **options))["items"]
-        found: dict[str, Any] = item["stats"]
-        return found
+        stats: dict[str, Any] = item["stats"]
+        return stats
 
 
 SLOTS = {
@@ -166,10 +165,10 @@ SLOTS = {
 
 
 def page(**slots: int) -> list[int]:
-    found = blank_page().tolist()
+    counts = blank_page().tolist()
     for name, value in slots.items():
-        found[SLOTS[name]] = value
-    return found
+        counts[SLOTS[name]] = value
+    return counts
 
 
 def begin(loop: VirtualLoop, shop: Shop) -> None:
@@ -190,24 +189,24 @@ def test_statistics_of_a_server_are_those_of_all_its_workers_and_of_each() -> No
         shop.count(0, started=10, disconnected=1, broken=1, ok=6, failed=1, connections=4, open=2, websockets=1,
                    fast=7, beat=1, lag=2_000_000)  # fmt: skip
         shop.count(1, started=5, ok=5, connections=3, open=1, slow=5)
-        found = await shop.stats()
+        stats = await shop.stats()
         names = (
             "requests_total", "requests_per_second", "errors_total", "disconnects_total", "in_flight", "connections",
             "connections_total", "websockets", "wakes_total", "restarts_total", "counted", "loop_lag_seconds",
         )  # fmt: skip
-        assert [found[name] for name in names] == [15, 0.0, 2, 1, 1, 3, 7, 1, 0, 0, True, 0.002]
-        assert found["responses_total"] == {"1xx": 0, "2xx": 11, "3xx": 0, "4xx": 0, "5xx": 1}
-        assert 0 < found["latency_p50_seconds"] <= 0.00025
-        assert 5 < found["latency_p99_seconds"] <= 10
-        assert (found["memory_bytes"], found["cpu_percent"]) == (4_000_000, 2.5)
-        first, second = found["workers"]
+        assert [stats[name] for name in names] == [15, 0.0, 2, 1, 1, 3, 7, 1, 0, 0, True, 0.002]
+        assert stats["responses_total"] == {"1xx": 0, "2xx": 11, "3xx": 0, "4xx": 0, "5xx": 1}
+        assert 0 < stats["latency_p50_seconds"] <= 0.00025
+        assert 5 < stats["latency_p99_seconds"] <= 10
+        assert (stats["memory_bytes"], stats["cpu_percent"]) == (4_000_000, 2.5)
+        first, second = stats["workers"]
         assert (first["id"], first["pid"], first["phase"]) == ("web.1.0", 1001, "ready")
         names = ("requests_total", "errors_total", "in_flight", "connections", "loop_lag_seconds")
         assert [first[name] for name in names] == [10, 2, 1, 2, 0.002]
         assert [second[name] for name in names] == [5, 0, 0, 1, None]
         assert (first["memory_bytes"], first["cpu_percent"]) == (2_000_000, 1.25)
-        assert found.get("errors_per_second") is None
-        assert found["history"].get("errors_per_second") is None
+        assert stats.get("errors_per_second") is None
+        assert stats["history"].get("errors_per_second") is None
         shop.link.end()
 
     run(work())
@@ -228,10 +227,10 @@ def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_
     assert (first["requests_per_second"], first["errors_per_second"]) == (0.0, 0.0)
     assert first["history"]["requests_per_second"] == []
     after(2.0, started=120, ok=110, failed=10, fast=100, slow=20)
-    found = loop.run_until_complete(shop.stats(errors=True))
-    assert (found["requests_per_second"], found["errors_per_second"]) == (10.0, 5.0)
-    assert found["latency_p50_seconds"] > 1, "only responses of these intervals count"
-    history = found["history"]
+    stats = loop.run_until_complete(shop.stats(errors=True))
+    assert (stats["requests_per_second"], stats["errors_per_second"]) == (10.0, 5.0)
+    assert stats["latency_p50_seconds"] > 1, "only responses of these intervals count"
+    history = stats["history"]
     assert (history["interval_seconds"], history["requests_per_second"], history["errors_per_second"]) == (
         2.0, [10.0], [5.0],
     )  # fmt: skip
@@ -239,10 +238,10 @@ def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_
     assert history["memory_bytes"] == [2_000_000]
     for _ in range(5):
         after(2.0, started=120, ok=110, failed=10, fast=100, slow=20)
-    found = loop.run_until_complete(shop.stats(errors=True))
-    assert (found["requests_per_second"], found["errors_per_second"]) == (0.0, 0.0)
-    assert found["history"]["requests_per_second"] == [10.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    assert found["latency_p50_seconds"] is None
+    stats = loop.run_until_complete(shop.stats(errors=True))
+    assert (stats["requests_per_second"], stats["errors_per_second"]) == (0.0, 0.0)
+    assert stats["history"]["requests_per_second"] == [10.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert stats["latency_p50_seconds"] is None
     for _ in range(33):
         after(2.0, started=120)
     measured = len(shop.runner.usages.requested)
@@ -265,7 +264,7 @@ def test_samples_are_given_for_as_long_as_somebody_takes_them_and_nobody_asks() 
 
     async def take() -> None:
         shop.statistics.send_samples_to(
-            lambda now, found: taken.append((now, [each.entry.name for each in found]))
+            lambda now, snapshots: taken.append((now, [snapshot.entry.name for snapshot in snapshots]))
         )
 
     def pass_time(seconds: int) -> None:
@@ -322,8 +321,8 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         )
         after.totals.add_up("web", "four", counts)
         assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 30
-        for each in (shop, after):
-            each.link.end()
+        for stage in (shop, after):
+            stage.link.end()
 
     run(work())
 
@@ -335,8 +334,8 @@ def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
 
         async def monitor() -> dict[str, Any]:
             (item,) = (await shop.desk.ask("monitor", "web"))["items"]
-            found: dict[str, Any] = item["monitor"]
-            return found
+            report: dict[str, Any] = item["monitor"]
+            return report
 
         assert (await monitor())["status"] == "unknown"
         shop.totals.record_state_change(entry, "stopped", "starting")
@@ -344,14 +343,14 @@ def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
         await shop.desk.ask("start")
         shop.totals.record_state_change(entry, "starting", "running")
         shop.desk.clock.advance(7)
-        found = await monitor()
-        assert (found["status"], found["uptime_seconds"], found["downtime_seconds"]) == ("ok", 7.0, 3.0)
-        assert (found["rises"], found["falls"], found["sli"], found["latency_seconds"]) == (1, 0, 0.7, None)
+        report = await monitor()
+        figures = ("status", "uptime_seconds", "downtime_seconds", "rises", "falls", "sli", "latency_seconds")
+        assert [report[name] for name in figures] == ["ok", 7.0, 3.0, 1, 0, 0.7, None]
         shop.desk.events.record("health", "ko", server="web", after="ko")
         shop.desk.events.flush()
         shop.desk.clock.advance(10)
-        found = await monitor()
-        assert (found["falls"], found["downtime_seconds"]) == (1, 13.0)
+        report = await monitor()
+        assert (report["falls"], report["downtime_seconds"]) == (1, 13.0)
         shop.link.end()
 
     run(work())
@@ -372,8 +371,8 @@ def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one()
         after = Shop(web(), web("other"), store=store)
         await after.totals.resume()
         assert after.totals.availability(after.desk.core.entries["web"]).rise == 1
-        for each in (shop, after):
-            each.link.end()
+        for stage in (shop, after):
+            stage.link.end()
 
     run(work())
 
@@ -394,8 +393,8 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
 
         after = Shop(web(), web("other"), store=store)
         writes: list[dict[str, Any]] = []
-        saves = after.totals._store.store_for_successor
-        after.totals._store.store_for_successor = lambda name, content: (
+        saves = after.store.store_for_successor
+        after.store.store_for_successor = lambda name, content: (
             writes.append(json.loads(content)),
             saves(name, content),
         )[1]  # type: ignore[method-assign]
@@ -412,8 +411,8 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
         assert written["wakes"] == {"web": 1, "other": 1}
         assert sorted(written["availability"]) == ["other", "web"]
         assert after.totals.availability(after.desk.core.entries["other"]).uptime == 4.0
-        for each in (shop, after):
-            each.link.end()
+        for stage in (shop, after):
+            stage.link.end()
 
     run(work())
 
@@ -430,8 +429,8 @@ def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() ->
         shop.totals.add_up("web", "three", page(started=5))
         shop.totals.save()
         assert shop.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
-        found = json.loads(await shop.totals._store.read("totals") or b"")
-        assert sorted(found["counts"]) == ["web"]
+        totals = json.loads(await shop.store.read("totals") or b"")
+        assert sorted(totals["counts"]) == ["web"]
         shop.link.end()
 
     run(work())
@@ -451,7 +450,7 @@ def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:
         return set(shop.statistics._histories), shop.runner.usages.requested[-1]
 
     async def take() -> None:
-        shop.statistics.send_samples_to(lambda now, found: None)
+        shop.statistics.send_samples_to(lambda now, snapshots: None)
 
     loop.run_until_complete(take())
     assert sample() == ({"web", "gone"}, [1001, 1001])

@@ -70,13 +70,13 @@ class Survivors(SlowRunner):
     async def adopt_workers_and_end_others(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] | None = None
     ) -> AdoptionResult:
-        for each in self.left.workers:
-            self.running[each.placement.id] = asyncio.get_running_loop().create_future()
+        for worker in self.left.workers:
+            self.running[worker.placement.id] = asyncio.get_running_loop().create_future()
         return self.left
 
     @property
     def pids(self) -> set[int | None]:
-        return {each.placement.pid for each in self.left.workers}
+        return {worker.placement.pid for worker in self.left.workers}
 
 
 def survivor(server: ServerConfig, *, ready_at: float | None = 1.0, **more: Any) -> Any:
@@ -96,9 +96,9 @@ class Succession:
         self.known: list[set[int | None]] = []  # the pids that were no other processes, at each adoption
 
     async def adopt(self) -> int:
-        async def end_others(known: set[int | None]) -> None:
+        async def end_others(own_pids: set[int | None]) -> None:
             assert self.core.runner.log == []
-            self.known.append(known)
+            self.known.append(own_pids)
 
         return await restore_and_adopt_workers(self.core, self.runner, self.store, {}, end_others)
 
@@ -180,7 +180,7 @@ def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs
 def test_status_of_a_failed_pool_is_the_one_that_a_shell_reports_and_never_0(
     last: Exit | None, status: int
 ) -> None:
-    assert supervisor._failed_status(last) == status
+    assert supervisor.failed_status(last) == status
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_status_of_a_failed_pool_is_the_one_that_a_shell_reports_and_never_0(
 def test_only_a_stop_without_a_selection_stops_everything(
     verb: str, body: dict[str, Any], everything: bool
 ) -> None:
-    assert supervisor._stops_everything(Request(verb, body, pid=1, uid=0)) is everything
+    assert supervisor.stops_everything(Request(verb, body, pid=1, uid=0)) is everything
 
 
 class Place:
@@ -216,11 +216,11 @@ class Place:
         return listener
 
     def names(self) -> dict[str, str]:
-        return {each.name: os.readlink(each) for each in self.root.iterdir() if each.is_symlink()}
+        return {path.name: os.readlink(path) for path in self.root.iterdir() if path.is_symlink()}
 
     def info(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.directory / "info.json").read_text())
-        return found
+        info: dict[str, Any] = json.loads((self.directory / "info.json").read_text())
+        return info
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_withdrawn_files_are_gone_and_those_of_a_later_supervisor_stay(place: Pl
         place.files.try_publish("shop")
         place.files.withdraw()
     assert place.files.withdrawn
-    assert (place.names(), [each.name for each in place.directory.glob("*")]) == ({}, [])
+    assert (place.names(), [path.name for path in place.directory.glob("*")]) == ({}, [])
     place.files.try_publish("shop")
     assert not (place.directory / "info.json").exists()
     later = RuntimeFiles(str(place.directory), [])
@@ -331,15 +331,15 @@ def test_runtime_files_that_vanish_are_restored(
             shutil.rmtree(place.directory)
         else:
             (place.directory / {"socket": "control.sock", "info": "info.json"}[lost]).unlink()
-        found = await asyncio.wait_for(waiting, 30)
-        assert (found is None) is (lost == "info")
+        new_listener = await asyncio.wait_for(waiting, 30)
+        assert (new_listener is None) is (lost == "info")
         assert place.info()["name"] == "shop"
         assert place.directory.stat().st_mode & 0o777 == 0o700
-        if found is not None:
-            assert found.getsockname() == str(place.directory / "control.sock")
+        if new_listener is not None:
+            assert new_listener.getsockname() == str(place.directory / "control.sock")
             with socket.socket(socket.AF_UNIX) as client:
-                client.connect(found.getsockname())
-            found.close()
+                client.connect(new_listener.getsockname())
+            new_listener.close()
         again = asyncio.ensure_future(anext(restored, "over"))
         await appears(caplog, "had vanished, at least in part, and was restored")
         place.files.withdraw()
@@ -362,9 +362,9 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
         await appears(caplog, "cannot be restored")
         assert not restored.done()
         place.directory.unlink()
-        found = await asyncio.wait_for(restored, 30)
-        assert found is not None
-        found.close()
+        new_listener = await asyncio.wait_for(restored, 30)
+        assert new_listener is not None
+        new_listener.close()
         assert caplog.text.count("cannot be restored") == 1
 
     run(with_lock(place, work))
@@ -388,13 +388,13 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     (site,) = whole.sites
     assert (site.keeper_pid, site.open_files, site.environments) == (KEEPER_PID, (100, 200), {})
     assert (site.directory, site.logs_directory) == (str(whole.directory), str(whole.state / "logs"))
-    assert [each.stat().st_mode & 0o777 for each in (whole.directory, whole.state / "logs")] == [0o700] * 2
+    assert [path.stat().st_mode & 0o777 for path in (whole.directory, whole.state / "logs")] == [0o700] * 2
     assert whole.runner.events is whole.supervisor
     assert whole.keeper.orders == [
         {"op": "get", "name": "lock"}, {"op": "get", "name": "control"},
         {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
-        *({"op": "get", "name": each.entry} for each in features() if each.entry),
+        *({"op": "get", "name": feature.entry} for feature in features() if feature.entry),
         {"op": "get", "name": "wanted"}, {"op": "get", "name": "web listener metrics"},
         {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "lock"},
         {"op": "adopted"},
@@ -463,7 +463,7 @@ def test_successor_takes_the_configuration_over_and_its_workers(
     whole.pass_time(0.1)
     wanted = whole.stored("wanted")
     assert (wanted["web"]["desired"], wanted["other"]) == ("run", {})
-    assert {each["name"]: each["state"] for each in whole.ask("list")["items"]} == {
+    assert {item["name"]: item["state"] for item in whole.ask("list")["items"]} == {
         "web": "running", "other": "stopped",
     }  # fmt: skip
     assert whole.end() == 0
@@ -472,7 +472,7 @@ def test_successor_takes_the_configuration_over_and_its_workers(
 def test_successor_uses_the_directory_of_logs_that_is_there(whole: WholeSupervisor) -> None:
     (whole.state / "logs").mkdir(parents=True)
     whole.begin()
-    assert [each.logs_directory for each in whole.sites] == [str(whole.state / "logs")]
+    assert [site.logs_directory for site in whole.sites] == [str(whole.state / "logs")]
     assert whole.end() == 0
 
 
@@ -481,7 +481,7 @@ def test_state_is_kept_next_to_the_socket_where_its_own_directory_cannot_be_made
 ) -> None:
     monkeypatch.setenv("POOLCTL_STATE_DIR", str(whole.path))
     whole.begin()
-    assert [each.logs_directory for each in whole.sites] == [str(whole.directory / "state" / "logs")]
+    assert [site.logs_directory for site in whole.sites] == [str(whole.directory / "state" / "logs")]
     assert whole.end() == 0
 
 
@@ -506,7 +506,7 @@ def test_supervisor_answers_a_ping_while_it_reads_the_files_and_other_requests_a
     assert not asking.done()
     whole.reader.may_read.set()
     whole.pass_time()
-    assert [each["name"] for each in asking.result()[-1]["result"]["items"]] == ["web"]
+    assert [item["name"] for item in asking.result()[-1]["result"]["items"]] == ["web"]
     about = whole.ask("ping")
     assert {key: about[key] for key in about if key not in ("schema", "items", "errors", "warnings")} == {
         "name": "shop", "files": ["/srv/pool.toml"], "version": __version__, "protocol": PROTOCOL,
@@ -544,7 +544,7 @@ def test_change_ordered_while_the_files_are_read_is_made_though_its_client_has_l
     whole.pass_time(1)
     whole.reader.may_read.set()
     whole.pass_time(1)
-    assert [each.state for each in whole.supervisor.core.entries.values()] == [
+    assert [entry.state for entry in whole.supervisor.core.entries.values()] == [
         "running" if done else "stopped"
     ]
     assert [event for event, *_ in whole.events("audit")] == (["start", "start done"] if done else [])
@@ -565,8 +565,8 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     assert whole.parts == []
     result = whole.ask(verb)
     assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
-    found = [(each["message"], each["hint"]) for each in result["errors"]]
-    assert (found, result["exit_code"]) == (
+    problems = [(error["message"], error["hint"]) for error in result["errors"]]
+    assert (problems, result["exit_code"]) == (
         ([], 0) if verb == "stop" else ([(WRONG.message, WRONG.hint)], INVALID_CONFIGURATION)
     )
     assert not whole.running.done()
@@ -581,11 +581,11 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
 
 def open_files() -> list[str]:
     """The names of the files that this process has open."""
-    found = []
+    paths = []
     for fd in os.listdir("/proc/self/fd"):
         with suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return found
+            paths.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return paths
 
 
 def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor) -> None:
@@ -717,7 +717,7 @@ def test_pool_that_is_to_terminate_stops_its_servers_once_and_says_how_long_that
     assert whole.running.result() == 0
     assert [order["op"] for order in whole.keeper.did("last", "end")] == ["last", "end"]
     assert whole.events()[1:] == [("stopping", "info", ""), ("supervisor ended", "info", "")]
-    assert [each.cause for each in whole.recorded("stopping")] == ["asked to terminate"] * 3
+    assert [event.cause for event in whole.recorded("stopping")] == ["asked to terminate"] * 3
 
 
 def test_pool_that_is_to_terminate_while_it_reads_its_files_ends(whole: WholeSupervisor) -> None:
@@ -782,8 +782,8 @@ def test_failed_mandatory_server_ends_the_pool_with_its_status(
     assert caplog.text.count("the pool ends: ") == 1
     assert f"the pool ends: {reason}" in caplog.text
     assert whole.running.result() == 0
-    assert [each.done() for each in asking] == [True, True]
-    (stopping,) = [each for each in whole.recorded("stopping") if each.kind == "pool"]
+    assert [request.done() for request in asking] == [True, True]
+    (stopping,) = [event for event in whole.recorded("stopping") if event.kind == "pool"]
     assert (stopping.cause, stopping.detail["severity"]) == (reason, "error")
 
 
@@ -901,11 +901,11 @@ def test_metrics_and_health_are_answered_for_the_selected_servers(whole: WholeSu
     one = whole.ask("metrics", "web", openmetrics=True)["text"]
     assert one.endswith("# EOF\n")
     assert 'server="other"' not in one
-    assert [(each["name"], each["kind"]) for each in whole.ask("health")["items"]] == [
+    assert [(item["name"], item["kind"]) for item in whole.ask("health")["items"]] == [
         ("web", "server"), ("other", "server"),
     ]  # fmt: skip
-    assert [each["name"] for each in whole.ask("stats")["items"]] == ["web", "other"]
-    assert [each["name"] for each in whole.ask("monitor")["items"]] == ["web", "other"]
+    assert [item["name"] for item in whole.ask("stats")["items"]] == ["web", "other"]
+    assert [item["name"] for item in whole.ask("monitor")["items"]] == ["web", "other"]
     assert whole.end() == 0
 
 
@@ -944,8 +944,8 @@ def test_problems_of_workers_become_events(whole: WholeSupervisor) -> None:
     assert whole.events("health") == [("figures refused", "warning", message)]
     message = "12 bytes of output could not be written to /var/log/web.log: disk full"
     assert whole.events()[1:] == [("output lost", "error", message)]
-    found = [json.loads(line) for line in (whole.state / "events.jsonl").read_text().splitlines()]
-    (refused,) = [each for each in found if each["event"] == "figures refused"]
+    recorded = [json.loads(line) for line in (whole.state / "events.jsonl").read_text().splitlines()]
+    (refused,) = [event for event in recorded if event["event"] == "figures refused"]
     assert (refused["server"], refused["bind"], refused["worker"]) == ("web", "127.0.0.1:9318", "web.1.0")
 
 
@@ -953,7 +953,7 @@ def test_pool_is_found_by_its_new_name_as_soon_as_a_reload_is_answered(whole: Wh
     whole.begin()
     whole.reader.reading = replace(whole.reader.reading, name="store")
     whole.ask("reload")
-    assert [each.name for each in whole.directory.parent.glob("@*")] == ["@store"]
+    assert [path.name for path in whole.directory.parent.glob("@*")] == ["@store"]
     assert whole.parts[1:] == ["apply tables []", "apply tables []", "extend reload", "conclude reload"]
     assert whole.ask("ping")["name"] == "store"
     assert whole.end() == 0
@@ -965,7 +965,7 @@ def test_state_is_saved_before_a_command_is_answered(whole: WholeSupervisor) -> 
 
     async def saved() -> list[Any]:
         async with aclosing(messages_async(str(whole.path), "start", {})) as messages:
-            results = [each["result"] async for each in messages if "result" in each]
+            results = [message["result"] async for message in messages if "result" in message]
             names = [order["name"] for order in whole.keeper.did("put")]
         return [results[0]["items"][0]["state"], *names]
 
@@ -1025,7 +1025,7 @@ def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
     pool_files.remove_left_states(str(whole.directory))
     whole.path.unlink()
     whole.pass_time(1.5)
-    assert [each["name"] for each in whole.keeper.did("put")] == ["control"]
+    assert [message["name"] for message in whole.keeper.did("put")] == ["control"]
     assert whole.ask("list")["items"][0]["state"] == "running"
     assert pool_files.read_left_state(str(whole.directory))["servers"]["web"]["desired"] == "run"
     assert "had vanished, at least in part, and was restored" in caplog.text
@@ -1033,7 +1033,7 @@ def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
     pool_files.remove_left_states(str(whole.directory))
     (whole.directory / "info.json").unlink()
     whole.pass_time(1.5)
-    assert [each["name"] for each in whole.keeper.did("put")] == []
+    assert [message["name"] for message in whole.keeper.did("put")] == []
     assert (whole.directory / "info.json").exists()
     assert pool_files.read_left_state(str(whole.directory))["servers"]["web"]["desired"] == "run"
     assert whole.end() == 0
@@ -1105,7 +1105,7 @@ def test_systemd_is_not_notified_of_wrong_files(
 
 
 def control(pool: RealPool) -> Client:
-    (path,) = [each for each in pool.runtime.glob("*/control.sock") if not each.parent.name.startswith("@")]
+    (path,) = [path for path in pool.runtime.glob("*/control.sock") if not path.parent.name.startswith("@")]
     return Client(str(path))
 
 
@@ -1132,8 +1132,8 @@ def test_supervisor_says_who_it_is_answers_all_and_leaves_nothing_when_it_is_sto
     assert (about.calm, about.keeper_problem, about.not_served) == (None, None, None)
     names = ["other", "web"]
     for verb in ("list", "stats", "monitor"):
-        assert sorted(each["name"] for each in client.call(verb)["items"]) == names, verb
-    assert sorted(each["name"] for each in client.call("health")["items"]) == names
+        assert sorted(item["name"] for item in client.call(verb)["items"]) == names, verb
+    assert sorted(item["name"] for item in client.call("health")["items"]) == names
     plain = client.call("metrics")["text"]
     assert 'poolctl_server_ready{server="web"} 1' in plain
     assert "# EOF" not in plain
@@ -1144,13 +1144,13 @@ def test_supervisor_says_who_it_is_answers_all_and_leaves_nothing_when_it_is_sto
     os.kill(info["supervisor_pid"], signal.SIGKILL)
     wait_until(lambda: real_pool.info()["supervisor_pid"] != info["supervisor_pid"])
     assert {name: item["pids"] for name, item in real_pool.items().items()} == before
-    (place,) = [each.parent for each in real_pool.runtime.glob("*/info.json") if each.parent.name[0] != "@"]
+    (place,) = [path.parent for path in real_pool.runtime.glob("*/info.json") if path.parent.name[0] != "@"]
     (place / "info.json").unlink()
     wait_until((place / "info.json").exists)
 
     file.write_text(file.read_text().replace('"shop"', '"store"'))
     real_pool.ok("reload")
-    assert [each.name for each in real_pool.runtime.glob("@*")] == ["@store"]
+    assert [path.name for path in real_pool.runtime.glob("@*")] == ["@store"]
     real_pool.ok("stop")
     assert not [*real_pool.runtime.glob("@*"), *place.glob("*.sock"), *place.glob("info.json")]
     wait_until(lambda: not real_pool.processes())
@@ -1164,10 +1164,10 @@ def test_terminated_keeper_ends_the_pool_in_order_and_the_events_say_why(real_po
     real_pool.ok("start")
     os.kill(real_pool.info()["keeper_pid"], signal.SIGTERM)
     wait_until(lambda: not real_pool.processes())
-    found = [each for each in events(real_pool) if each["kind"] == "pool"]
-    stopping = next(each for each in found if each["event"] == "stopping")
+    recorded = [event for event in events(real_pool) if event["kind"] == "pool"]
+    stopping = next(line for line in recorded if line["event"] == "stopping")
     assert (stopping["cause"], stopping["severity"]) == ("asked to terminate", "info")
-    assert found[-1]["event"] == "supervisor ended"
+    assert recorded[-1]["event"] == "supervisor ended"
 
 
 @pytest.mark.slow
@@ -1177,14 +1177,14 @@ def test_mandatory_server_that_fails_ends_the_pool_with_its_status_and_reason(re
     with (real_pool.directory / "pool.toml").open("a") as file:
         file.write(f'[[server]]\nname = "main"\ncommand = {command}\nmandatory = true\nrestart = "no"\n')
     real_pool.ok("start")
-    (place,) = [each.parent for each in real_pool.runtime.glob("*/info.json") if each.parent.name[0] != "@"]
+    (place,) = [path.parent for path in real_pool.runtime.glob("*/info.json") if path.parent.name[0] != "@"]
     keeper = real_pool.info()["keeper_pid"]
     (real_pool.directory / "fail").touch()
     wait_until(lambda: not real_pool.processes())
     left = read_exit(str(place))
     assert (left["status"], left["keeper_pid"]) == (42, keeper)
     assert left["reason"].startswith("main has failed, and it is mandatory: ")
-    stopping = next(each for each in events(real_pool) if each["event"] == "stopping")
+    stopping = next(event for event in events(real_pool) if event["event"] == "stopping")
     assert (stopping["cause"], stopping["severity"]) == (left["reason"], "error")
 
 
