@@ -121,7 +121,7 @@ class SteppedRunner(ScriptedRunner):
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         name = f"{server.name}.{hook}"
-        assert not any(each.startswith(f"{server.name}.") for each in self.running), "a hook runs alone"
+        assert not any(worker.startswith(f"{server.name}.") for worker in self.running), "a hook runs alone"
         assert getattr(server.hooks, hook, None), "it is not in the configuration any more"
         if not await self._exchange_for_subdirectory("hook", name):
             raise ServerError("no process can be made")

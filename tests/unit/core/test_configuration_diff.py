@@ -159,7 +159,7 @@ servers = st.dictionaries(
 
 
 def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
-    found = []
+    servers = []
     for name, choices in pool.items():
         chosen: dict[str, Any] = {field(key): KEYS[key][0] for key in KEYS if key != "bind"}
         chosen |= {field(key): KEYS[key][int(other)] for key, other in choices.items() if key != "bind"}
@@ -168,8 +168,8 @@ def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
             "limit": 1 + choices.get("restart.limit", False),
             "backoff": {"initial": 1 + choices.get("restart.backoff.initial", False)},
         }
-        found.append(web(name, **chosen))
-    return found
+        servers.append(web(name, **chosen))
+    return servers
 
 
 @examples(150)
@@ -178,22 +178,22 @@ def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
 ) -> None:
     changes = planned_changes([CurrentServer(config) for config in made(before)], made(after))
-    found: dict[str, Change] = {change.name: change for change in changes}
-    assert len(found) == len(changes)
+    plan: dict[str, Change] = {change.name: change for change in changes}
+    assert len(plan) == len(changes)
     for name in before.keys() | after.keys():
         if name not in after:
-            assert found.pop(name).kind == Kind.REMOVE
+            assert plan.pop(name).kind == Kind.REMOVE
         elif name not in before:
-            assert found.pop(name).kind == Kind.ADD
+            assert plan.pop(name).kind == Kind.ADD
         else:
             differing = {
                 key for key in KEYS if before[name].get(key, False) is not after[name].get(key, False)
             }
             if differing:
-                change = found.pop(name)
+                change = plan.pop(name)
                 assert set(change.keys) == differing
                 assert (change.kind == Kind.UPDATE) == all(KEYS[key][2] for key in differing)
-    assert not found, "nothing else is touched"
+    assert not plan, "nothing else is touched"
 
 
 @given(servers)
@@ -221,21 +221,21 @@ def test_fifo_in_place_of_a_certificate_blocks_no_process(tmp_path: Path) -> Non
     assert config.tls is not True
     os.unlink(config.tls.cert)
     os.mkfifo(config.tls.cert)
-    found: list[float | None] = []
-    thread = threading.Thread(target=lambda: found.append(read_certificate_expiry(config)), daemon=True)
+    expiries: list[float | None] = []
+    thread = threading.Thread(target=lambda: expiries.append(read_certificate_expiry(config)), daemon=True)
     thread.start()
     thread.join(60)
-    assert found == [None]
+    assert expiries == [None]
 
 
 def test_digest_changes_with_content_order_and_absence(tmp_path: Path) -> None:
     one, two, missing = (tmp_path / name for name in ("one", "two", "missing"))
     one.write_text("1")
     two.write_text("2")
-    found = [digest_of(map(str, paths)) for paths in ([one], [two], [one, two], [two, one], [missing], [])]
-    assert len({*found}) == len(found)
-    assert digest_of([str(one)]) == found[0]
-    assert len(found[0]) == 24
+    digests = [digest_of(map(str, paths)) for paths in ([one], [two], [one, two], [two, one], [missing], [])]
+    assert len({*digests}) == len(digests)
+    assert digest_of([str(one)]) == digests[0]
+    assert len(digests[0]) == 24
 
 
 def test_digests_are_of_the_files_that_the_server_names(tmp_path: Path) -> None:

@@ -1115,12 +1115,12 @@ def test_number_of_workers_by_command_is_where_the_triggers_continue() -> None:
         pool.core.set_automatic_workers(entry, 2, {"cpu": 90})
         await turns()
         assert (len(pool.runner.running), entry.desired.scaling) == (3, {"cpu": 90})
-        for each in (entry, fixed):
-            pool.core.replace_overrides(each, Overrides(workers=3))
+        for server in (entry, fixed):
+            pool.core.replace_overrides(server, Overrides(workers=3))
         await turns()
         assert (entry.size, fixed.size, len(pool.runner.running)) == (3, 3, 6)
-        for each in (entry, fixed):
-            pool.core.replace_overrides(each)
+        for server in (entry, fixed):
+            pool.core.replace_overrides(server)
         await turns()
         assert (entry.size, fixed.size) == (3, 1)
         pool.core.set_automatic_workers(entry, None)
@@ -1430,9 +1430,9 @@ def test_certificate_in_use_is_known_of_an_adopted_worker_until_it_expires() -> 
         entry.observed.certificate_ends = used_until
         pool.runner.opened.add(entry.config.key)
         placement = await pool.runner.place(entry.config, 1, 0)
-        found = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement)
-        pool.core.adopt_worker(entry, found)
-        assert (found.certificate_ends, found.passed_over) == (expected, None)
+        worker = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement)
+        pool.core.adopt_worker(entry, worker)
+        assert (worker.certificate_ends, worker.passed_over) == (expected, None)
 
     now = OrderedCore().clock.time()
     run(scenario(now + 1, now + 1))
@@ -1687,7 +1687,7 @@ class RecordedTrace(DecisionLogger):
         self.forgotten: list[str] = []
 
     def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:
-        self.decisions.append((name, [type(each).__name__ for each in actions], withheld))
+        self.decisions.append((name, [type(action).__name__ for action in actions], withheld))
 
     def forget(self, name: str) -> None:
         self.forgotten.append(name)

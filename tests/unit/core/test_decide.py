@@ -229,7 +229,8 @@ EXAMPLES = {
 
 
 def test_servers_want_workers_unless_they_are_idle_stopped_or_removed() -> None:
-    assert [each for each in Desired if not each.wanted] == [Desired.IDLE, Desired.STOPPED, Desired.REMOVED]
+    unwanted = {state for state in Desired if not state.wanted}
+    assert unwanted == {Desired.IDLE, Desired.STOPPED, Desired.REMOVED}
 
 
 ORDERED = "idle stopped run scheduled removed"
@@ -258,10 +259,10 @@ def test_decision_on_a_view_is_the_expected_one(facts: ServerView, actions: list
 
 def entry(*phases: WorkerPhase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
     config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8001", "app": "any:app"} | keys)
-    made = Entry(config, DesiredState(desired), listener=ServerListener(ListenerState.OPEN))
+    server = Entry(config, DesiredState(desired), listener=ServerListener(ListenerState.OPEN))
     for index, phase in enumerate(phases):
-        made.observed.workers[f"web.1.{index}"] = Worker(f"web.1.{index}", 1, index, config, phase)
-    return made
+        server.observed.workers[f"web.1.{index}"] = Worker(f"web.1.{index}", 1, index, config, phase)
+    return server
 
 
 def test_state_follows_from_the_desired_state_and_the_workers() -> None:
@@ -271,7 +272,7 @@ def test_state_follows_from_the_desired_state_and_the_workers() -> None:
         WorkerPhase.STOPPING,
         WorkerPhase.DRAINING,
     )
-    for found, state in [
+    for server, state in [
         (entry(ready), State.RUNNING),
         (entry(starting), State.STARTING),
         (entry(), State.STARTING),
@@ -283,7 +284,7 @@ def test_state_follows_from_the_desired_state_and_the_workers() -> None:
         (entry(ready, starting), State.RUNNING),
         (entry(draining), State.STARTING),
     ]:
-        assert found.state == state.value, found
+        assert server.state == state.value, server
 
 
 def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
@@ -302,7 +303,7 @@ KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)
 
 def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> ExitDecision:
     """Of a death at 100 s, unless `now` says otherwise, without chance."""
-    names = [each.name for each in fields(ExitSituation)]
+    names = [attribute.name for attribute in fields(ExitSituation)]
     situation = ExitSituation(**{"now": 100.0} | {key: more.pop(key) for key in names if key in more})
     return judge_exit(policy, Restart(**more), exit_, situation, jitter=0.0)
 
@@ -367,10 +368,10 @@ SPENT: dict[str, Any] = {"restarts": (99.0,) * 8, "backoff": Backoff(initial=1, 
 def test_server_that_was_up_is_given_up_only_if_the_file_limits_its_restarts(
     about: dict[str, Any], expected: StepAfterExit
 ) -> None:
-    found = verdict(BAD, **{**SPENT, **about})
-    assert (found.next, found.spent) == (expected, expected is StepAfterExit.RESTART)
-    if found.spent:
-        assert found.delay_seconds == 7, "the longest"
+    decision = verdict(BAD, **{**SPENT, **about})
+    assert (decision.next, decision.spent) == (expected, expected is StepAfterExit.RESTART)
+    if decision.spent:
+        assert decision.delay_seconds == 7, "the longest"
 
 
 def test_server_that_is_tried_without_end_pauses_whatever_its_backoff_is() -> None:
@@ -381,15 +382,16 @@ def test_server_that_is_tried_without_end_pauses_whatever_its_backoff_is() -> No
 def test_server_that_was_never_up_is_given_up_within_its_window_although_its_delays_grow() -> None:
     restarts: list[float] = []
     now = 0.0
-    while (found := verdict(BAD, was_ready=False, restarts=restarts, now=now)).next is StepAfterExit.RESTART:
+    restart = StepAfterExit.RESTART
+    while (decision := verdict(BAD, was_ready=False, restarts=restarts, now=now)).next is restart:
         restarts.append(now)
-        now += found.delay_seconds + 30.0  # each attempt takes as long as it may
-    assert (found.next, len(restarts)) == (StepAfterExit.FAILED, 8)
+        now += decision.delay_seconds + 30.0  # each attempt takes as long as it may
+    assert (decision.next, len(restarts)) == (StepAfterExit.FAILED, 8)
 
 
 def test_worker_at_its_limit_is_tried_after_the_longest_delay_while_others_serve() -> None:
-    found = verdict(BAD, others=True, restarts=(99.0,) * 3, limit=3, backoff=Backoff(initial=1, max=7))
-    assert (found.next, found.delay_seconds) == (StepAfterExit.RESTART, 7)
+    decision = verdict(BAD, others=True, restarts=(99.0,) * 3, limit=3, backoff=Backoff(initial=1, max=7))
+    assert (decision.next, decision.delay_seconds) == (StepAfterExit.RESTART, 7)
     assert verdict(BAD, others_wait=True, restarts=(99.0,) * 3, limit=3).next is StepAfterExit.FAILED
 
 
@@ -404,8 +406,9 @@ def test_worker_at_its_limit_is_tried_after_the_longest_delay_while_others_serve
 def test_worker_that_was_never_ready_is_not_replaced_if_its_start_is_not_retried(
     was_ready: bool, retries: bool, expected: StepAfterExit
 ) -> None:
-    found = verdict(BAD, was_ready=was_ready, retries=retries)
-    assert (found.next, found.reason) == (expected, BAD.message if expected is StepAfterExit.FAILED else "")
+    decision = verdict(BAD, was_ready=was_ready, retries=retries)
+    reason = BAD.message if expected is StepAfterExit.FAILED else ""
+    assert (decision.next, decision.reason) == (expected, reason)
 
 
 def test_the_first_restart_is_at_once_if_it_had_been_ready() -> None:
@@ -441,9 +444,9 @@ def test_delays_stay_within_what_is_configured(
     restarts: list[float], now: float, jitter: float, share: float, factor: float, was_ready: bool
 ) -> None:
     limits = Restart(limit=1_000_000, backoff=Backoff(initial=0.2, max=30, factor=factor, jitter=share))
-    found = judge_exit("always", limits, BAD, ExitSituation(now, was_ready, restarts), jitter=jitter)
-    assert found.next is StepAfterExit.RESTART
-    assert 0 <= found.delay_seconds <= 30 * (1 + share)
+    decision = judge_exit("always", limits, BAD, ExitSituation(now, was_ready, restarts), jitter=jitter)
+    assert decision.next is StepAfterExit.RESTART
+    assert 0 <= decision.delay_seconds <= 30 * (1 + share)
 
 
 # The log of decisions: what has changed, what is done about it, or why nothing is.

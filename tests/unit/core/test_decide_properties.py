@@ -74,7 +74,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                     or view.window_demand == ASLEEP
                 )
                 leaves = leaves or view.in_backoff
-                accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
+                accepting = [worker for worker in view.workers if worker.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 assert not armed, "no closed listener is watched"
                 listener = ListenerState.CLOSING
@@ -95,7 +95,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 assert listener is ListenerState.OPEN
                 assert not armed, "a worker and a bell are not to compete"
                 name = f"{generation}.{index}.{len(workers)}"
-                taken = {(each.generation, each.index) for each in workers.values()}
+                taken = {(worker.generation, worker.index) for worker in workers.values()}
                 assert (generation, index) not in taken, "what leaves keeps its name until it has gone"
                 # As one does that has a probe to pass first.
                 workers[name] = WorkerView(name, generation, index, WorkerPhase.PLACING, resting=True)
@@ -132,7 +132,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
             case Accept(name, accepting):
                 assert workers[name].phase is WorkerPhase.READY
                 assert workers[name].resting is accepting
-                well = [each for each in serving(view) if not each.unhealthy]
+                well = [worker for worker in serving(view) if not worker.unhealthy]
                 assert accepting or (workers[name].unhealthy and well), (
                     "only who is ko rests, and never all of them"
                 )
@@ -192,8 +192,8 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         and not before.must_reopen_listener
     ):
         ended = {action.worker for action in actions if isinstance(action, Stop)}
-        old = [each for each in serving(before) if not before.is_current(each)]
-        assert ended.isdisjoint(each.id for each in old), "what serves stays until another can be started"
+        old = [worker for worker in serving(before) if not before.is_current(worker)]
+        assert ended.isdisjoint(one.id for one in old), "what serves stays until another can be started"
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
@@ -207,7 +207,8 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         assert not before.window_demand
         return
     if before.window_demand == ASLEEP:
-        assert not before.desired.wanted or not any(isinstance(each, (Open, Spawn, Arm)) for each in actions)
+        begins = any(isinstance(action, (Open, Spawn, Arm)) for action in actions)
+        assert not (before.desired.wanted and begins)
         return
     proceeds = (
         before.desired is Desired.RUN
@@ -341,9 +342,9 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
     for index in view.waiting:
         let_wait(entry, index)
     entry.desired.overrides = replace(entry.desired.overrides, workers=None if view.sleepy else view.count)
-    for each in view.workers:
-        entry.observed.workers[each.id] = Worker(
-            each.id, each.generation, each.index, config, phase=each.phase
+    for worker in view.workers:
+        entry.observed.workers[worker.id] = Worker(
+            worker.id, worker.generation, worker.index, config, phase=worker.phase
         )
     return entry
 
@@ -352,10 +353,10 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
 def test_state_of_a_server_agrees_with_its_workers(view: ServerView, armed: bool) -> None:
     entry = entry_of(view, armed=armed)
     serves, state = bool(serving(view)), State(entry.state)
-    seen = entry.view(may_start=True, may_stop=True, may_open=True)
-    assert entry.should_sleep == seen.should_sleep
-    assert entry.awaits_replacement == seen.awaits_replacement
-    assert entry.in_backoff == (seen.in_backoff and entry.desired.state is Desired.RUN)
+    viewed = entry.view(may_start=True, may_stop=True, may_open=True)
+    assert entry.should_sleep == viewed.should_sleep
+    assert entry.awaits_replacement == viewed.awaits_replacement
+    assert entry.in_backoff == (viewed.in_backoff and entry.desired.state is Desired.RUN)
     assert (state is State.BACKOFF) <= entry.in_backoff
     if state is State.DRAINING and not serves:
         assert entry.is_asleep, "it falls asleep"

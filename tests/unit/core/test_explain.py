@@ -205,7 +205,7 @@ def test_cause_of_a_failure_has_no_frames_and_a_reworded_error_is_no_cause() -> 
 
 def test_each_failed_attempt_is_counted_and_the_last_one_kept() -> None:
     entry = new_entry()
-    failures = [failure_of(entry, each) for each in ("one", "two")]
+    failures = [failure_of(entry, message) for message in ("one", "two")]
     for count, failure in enumerate(failures, 1):
         note_failure(entry, failure)
         assert (entry.observed.failures, entry.observed.failure) == (count, failure)
@@ -225,7 +225,7 @@ def test_exception_of_a_runner_is_explained_and_logged_only_if_unexpected(
     assert message_and_hint(ServerError("gone", hint="look")) == ("gone", "look")
     assert caplog.records == []
     assert message_and_hint(RuntimeError("odd")) == ("odd", "")
-    assert [each.message for each in caplog.records] == ["not expected of a runner"]
+    assert [record.message for record in caplog.records] == ["not expected of a runner"]
 
 
 @pytest.mark.parametrize(

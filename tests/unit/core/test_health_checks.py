@@ -64,12 +64,12 @@ class Ward:
 
 @asynccontextmanager
 async def ward(health: Any, **keys: Any) -> AsyncIterator[Ward]:
-    found = Ward(web(health=health, **keys))
-    accepting = asyncio.ensure_future(found.accept())
+    stage = Ward(web(health=health, **keys))
+    accepting = asyncio.ensure_future(stage.accept())
     try:
-        yield found
+        yield stage
     finally:
-        await found.pool.stop()
+        await stage.pool.stop()
         accepting.cancel()
         await turns()
 

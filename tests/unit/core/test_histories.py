@@ -133,15 +133,15 @@ class Histories(RuleBasedStateMachine):
                 if worker.placement is not None
             }
             if not entry.config.overlap and all(
-                not each.config.overlap for each in entry.observed.workers.values()
+                not worker.config.overlap for worker in entry.observed.workers.values()
             ):
                 ready = {
-                    each.generation
-                    for each in entry.observed.workers.values()
-                    if each.phase is WorkerPhase.READY
+                    worker.generation
+                    for worker in entry.observed.workers.values()
+                    if worker.phase is WorkerPhase.READY
                 }
                 assert len(ready) <= 1, "two generations that must not run at once"
-            running = [each for each in self.runner.running if each.startswith(f"{entry.name}.")]
+            running = [worker for worker in self.runner.running if worker.startswith(f"{entry.name}.")]
             hook = entry.hooks.running is not None and entry.hooks.running.placement is not None
             assert generations or hook or not running
             again = Entry(entry.config)
@@ -232,10 +232,10 @@ class Histories(RuleBasedStateMachine):
         if entry := self.entry(name):
             self.command(self.core.disable if disabled else self.core.enable_and_start, entry)
 
-    @rule(name=servers, given=options)
-    def reload(self, name: str, given: dict[str, Any]) -> None:
+    @rule(name=servers, keys=options)
+    def reload(self, name: str, keys: dict[str, Any]) -> None:
         """The server is removed, or added, or has another configuration."""
-        config, entry = configured(name, self.depends, given), self.entry(name)
+        config, entry = configured(name, self.depends, keys), self.entry(name)
         if entry is None or entry.removed:
             self.command(self.core.add, config)
             self.command(self.core.start, self.core.entries[name])
@@ -285,10 +285,10 @@ class Histories(RuleBasedStateMachine):
     def ready_workers(self) -> list[tuple[Entry, Any]]:
         entries = self.core.entries.values() if hasattr(self, "core") else ()
         return [
-            (entry, each)
+            (entry, worker)
             for entry in entries
-            for each in entry.observed.workers.values()
-            if each.phase is WorkerPhase.READY
+            for worker in entry.observed.workers.values()
+            if worker.phase is WorkerPhase.READY
         ]
 
     @rule(seconds=st.sampled_from([1.0, 10.0, 35.0]))
@@ -328,13 +328,14 @@ class Histories(RuleBasedStateMachine):
                 self.everything_goes_well()
                 for entry in self.core.entries.values():
                     self.check_converged(entry)
-                there = {each for entry in self.core.entries.values() for each in entry.observed.workers}
-                assert set(self.runner.running) == there, "no worker is forgotten"
+                entries = self.core.entries.values()
+                workers = {worker for entry in entries for worker in entry.observed.workers}
+                assert set(self.runner.running) == workers, "no worker is forgotten"
                 entries = self.core.entries.values()
                 held = [
                     config.key
-                    for each in entries
-                    for config in (each.listener.bound, *each.listener.previous_configs)
+                    for entry in entries
+                    for config in (entry.listener.bound, *entry.listener.previous_configs)
                     if config is not None
                 ]
                 assert self.runner.opened == set(held), "no listener is forgotten"

@@ -45,7 +45,7 @@ class Stage:
     def finish(self, *kinds: str, well: bool = True) -> None:
         """Let operations of these kinds end, one after another."""
         for kind in kinds:
-            (step,) = [each for each in self.runner.steps if each.kind == kind]
+            (step,) = [step for step in self.runner.steps if step.kind == kind]
             self.order(step.future.set_result, well)
 
     @property
@@ -62,9 +62,9 @@ class Stage:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    made = Stage()
-    yield made
-    made.loop.close()
+    new_stage = Stage()
+    yield new_stage
+    new_stage.loop.close()
 
 
 def started(stage: Stage) -> None:
@@ -225,7 +225,7 @@ def test_failed_stop_hook_is_an_event_with_the_cause_of_the_stop(stage: Stage) -
         stage.order(stage.core.stop, stage.web)
     stage.finish("stop", "close", "hook")
     stage.order(stage.runner.end, "web.after_stop", Exit.from_signal(9))
-    (event,) = [each for each in stage.events if each.event == "hook failed"]
+    (event,) = [event for event in stage.events if event.event == "hook failed"]
     message = "hooks.after_stop was killed by SIGKILL"
     assert (event.kind, event.message, event.cause) == ("lifecycle", message, "poolctl stop")
     assert (event.server, event.bind) == ("web", stage.web.config.key)

@@ -781,8 +781,8 @@ def test_death_of_a_worker_that_is_being_replaced_is_no_failure_of_its_replaceme
         await turns()
         entry = pool.core.entries["web"]
         assert (list(pool.runner.running), pool.states()) == (["web.2.0"], {"web": "starting"})
-        found = (entry.observed.restarts, entry.slot(0).restart_times, entry.observed.next_step)
-        assert found == (0, [], "")
+        counts = (entry.observed.restarts, entry.slot(0).restart_times, entry.observed.next_step)
+        assert counts == (0, [], "")
         await pool.stop()
 
     run(scenario())
@@ -908,9 +908,9 @@ def test_time_in_which_the_supervisor_is_held_up_is_no_part_of_a_start_timeout(
 class StackRunner(ScriptedRunner):
     """Reads the stacks that a test gives, or raises its error."""
 
-    def __init__(self, found: WorkerStacks | Exception) -> None:
+    def __init__(self, answer: WorkerStacks | Exception) -> None:
         super().__init__()
-        self.found = found
+        self.found = answer
         self.asked_for: list[tuple[str, float]] = []
 
     async def stacks(self, worker: str, timeout_seconds: float) -> WorkerStacks:
@@ -940,11 +940,11 @@ def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> 
         reports = StackRecorder(runner, events)
         entry, worker = hanging_worker()
         assert entry.observed.stacks is None
-        found = await reports.record_stacks(entry, worker)
-        assert found is not None
+        stacks = await reports.record_stacks(entry, worker)
+        assert stacks is not None
         assert runner.asked_for == [("web.1.0", 0.9)]
-        assert [len(found.threads), *(len(each.frames) for each in found.threads)] == [20] * 21
-        assert entry.observed.stacks == found
+        assert [len(stacks.threads), *(len(thread.frames) for thread in stacks.threads)] == [20] * 21
+        assert entry.observed.stacks == stacks
         message = await reports.describe_hang(entry, worker, "is not ready within 5s")
         assert message == "is not ready within 5s, in wait (app.py:3)"
         (event,) = events
@@ -1089,7 +1089,7 @@ def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_next_one_
             await turns()
             while len(reports()) < count:  # the last lines of a failed run are examined in a thread
                 await asyncio.sleep(0.001)
-        assert [each.event for each in reports()] == ["run failed", "run failed", "run succeeded"]
+        assert [event.event for event in reports()] == ["run failed", "run failed", "run succeeded"]
         message = "exited with status 1 before it was ready: KeyError: 'db'"
         assert (reports()[0].message, reports()[0].severity) == (message, "error")
         assert reports()[0].output[-1] == "KeyError: 'db'"
@@ -1102,8 +1102,8 @@ def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_next_one_
 
 def log_of(pool: OrderedCore) -> list[str]:
     """What the runner did since the last call."""
-    found, pool.runner.log[:] = list(pool.runner.log), []
-    return found
+    lines, pool.runner.log[:] = list(pool.runner.log), []
+    return lines
 
 
 def test_new_address_is_served_before_the_old_one_is_closed() -> None:
@@ -1157,7 +1157,7 @@ def test_worker_leaves_the_rotation_and_returns_once_for_each_order() -> None:
             pool.core.replace_overrides(entry, replace(entry.desired.overrides, out=out))
             await turns()
             assert log_of(pool) == expected
-            assert [each.out for each in entry.observed.workers.values()] == [out]
+            assert [worker.out for worker in entry.observed.workers.values()] == [out]
 
     run(scenario())
 
@@ -1306,8 +1306,9 @@ def test_job_is_completed_or_failed_by_its_exit(status: int, state: str) -> None
         pool.runner.end("job.1.0", Exit.from_returncode(status))
         await turns()
         assert pool.states() == {"job": state}
-        given = "not restarted: poolctl logs job" if status else ""
-        assert (entry.observed.next_step, entry.observed.last_exit) == (given, Exit.from_returncode(status))
+        next_step = "not restarted: poolctl logs job" if status else ""
+        last_exit = Exit.from_returncode(status)
+        assert (entry.observed.next_step, entry.observed.last_exit) == (next_step, last_exit)
         assert (entry.observed.failure is None) == (status == 0)
 
     run(scenario())
@@ -1337,8 +1338,8 @@ def test_worker_of_an_earlier_supervisor_is_followed_and_replaced_when_it_dies()
         pool.runner.opened.add(entry.config.key)
         pool.runner.running[placement.id] = asyncio.get_running_loop().create_future()
         pool.core.adopt_listener(entry, entry.config)
-        found = Worker(placement.id, 4, 0, entry.config, WorkerPhase.READY, placement, 1.0)
-        pool.core.adopt_worker(entry, found, generation_recorded=False)
+        adopted = Worker(placement.id, 4, 0, entry.config, WorkerPhase.READY, placement, 1.0)
+        pool.core.adopt_worker(entry, adopted, generation_recorded=False)
         pool.core.mark_found_running(entry)
         pool.core.resume_adopted_server(entry)
         await turns()
@@ -1400,7 +1401,7 @@ def test_program_whose_address_the_pool_holds_is_started_again_without_the_pools
         assert (pool.states(), entry.observed.socket_found) == ({"web": "running"}, "program")
         assert entry.config.binds_itself
         assert entry.observed.warnings == [f"web: {OPENS_ITSELF}"]
-        (event,) = [each for each in pool.events if each.event == "own socket"]
+        (event,) = [event for event in pool.events if event.event == "own socket"]
         assert (event.kind, event.server, event.bind) == ("lifecycle", "web", "127.0.0.1:9000")
         assert event.message == OPENS_ITSELF
         assert (entry.observed.restarts, entry.observed.failures) == (0, 0)
@@ -1478,7 +1479,7 @@ class AloneRunner(LoggedRunner):
         return (self.says,)
 
     async def place(self, server: ServerConfig, generation: int, index: int, **keys: Any) -> Placement:
-        others = any(each.endswith(f".{index}") for each in self.running)
+        others = any(worker.endswith(f".{index}") for worker in self.running)
         placement = await super().place(server, generation, index, **keys)
         self.script[placement.id] = FAILS if others and self.alone else self.script.get("web", READY)
         return placement
@@ -1516,16 +1517,16 @@ def test_program_that_dies_while_its_old_process_runs_is_started_again_after_its
         assert pool.entry.may_overlap
         assert await pool.restart() == []
         observed = pool.entry.observed
-        assert [each.generation for each in observed.ready] == [3] * workers
+        assert [worker.generation for worker in observed.ready] == [3] * workers
         assert (observed.overlap_found, observed.warnings) == ("no", [f"web: {ALONE}"])
-        (event,) = [each for each in pool.events if each.event == "no overlap"]
+        (event,) = [event for event in pool.events if event.event == "no overlap"]
         assert (event.kind, event.server, event.message) == ("lifecycle", "web", ALONE)
         restarts = [pool.entry.slot(index).restart_times for index in range(workers)]
         assert (observed.restarts, observed.failures, restarts) == (1, 0, [[]] * workers)
         assert len(pool.places) >= 2 * workers
         assert await pool.restart() == []
         assert len(pool.places) == workers, "it is remembered"
-        assert len([each for each in pool.events if each.event == "no overlap"]) == 1
+        assert len([event for event in pool.events if event.event == "no overlap"]) == 1
 
     run(scenario())
 
@@ -1557,7 +1558,7 @@ def test_program_that_dies_after_the_end_of_its_old_process_too_is_not_called_un
         (problem,) = await pool.restart()
         assert problem.message.startswith("exited with status 3 before it was ready")
         assert (pool.states(), pool.entry.observed.overlap_found) == ({"web": "failed"}, "")
-        assert [each.event for each in pool.events if each.event == "no overlap"] == []
+        assert [event.event for event in pool.events if event.event == "no overlap"] == []
 
     run(scenario())
 
@@ -1671,11 +1672,11 @@ def test_expired_certificate_of_a_new_worker_is_reported(
         kept = used is not None and used > ends and days < 0
         assert (worker.certificate_ends, worker.passed_over) == ((used, ends) if kept else (ends, None))
         assert entry.observed.certificate_ends == worker.certificate_ends
-        found = [each for each in pool.events if each.kind == "config"]
+        events = [event for event in pool.events if event.kind == "config"]
         if event is None:
-            assert found == []
+            assert events == []
             return
-        (reported,) = found
+        (reported,) = events
         assert vars(reported) == {
             "kind": "config",
             "event": event,
@@ -1788,7 +1789,7 @@ def test_connections_of_a_worker_go_to_another_one_if_there_will_be_one_at_its_a
             getattr(pool.core, order)(entry)
         await turns(60)
         assert worker.exit is not None
-        assert pool.runner.replaced == [f"{each} {worker.id}" for each in expected]
+        assert pool.runner.replaced == [f"{way} {worker.id}" for way in expected]
 
     run(scenario())
 
@@ -1893,7 +1894,8 @@ def test_files_in_use_are_those_of_the_last_worker_that_started(tmp_path: Path, 
         variables.write_text("A=2")
         assert len(await pool.restart()) == 1
         await turns()
-        assert ({each[:5] for each in pool.runner.running}, entry.observed.files) == ({"web.1"}, first)
+        generations = {worker[:5] for worker in pool.runner.running}
+        assert (generations, entry.observed.files) == ({"web.1"}, first)
         assert await pool.restart() == []
         assert entry.observed.files == read_digests_by_key(entry.config) != first
 
@@ -2043,13 +2045,13 @@ def test_listener_of_a_sleeping_server_is_no_longer_watched_when_it_is_stopped()
 
 def expect_exceptions() -> list[str]:
     """Collects what the event loop is told of unexpected exceptions from now on: the consequence, and the exception."""
-    seen: list[str] = []
+    messages: list[str] = []
 
     def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        seen.append(f"{context['message']}: {context.get('exception')}")
+        messages.append(f"{context['message']}: {context.get('exception')}")
 
     asyncio.get_running_loop().set_exception_handler(note)
-    return seen
+    return messages
 
 
 def test_worker_that_cannot_be_watched_is_killed_and_replaced() -> None:
@@ -2081,8 +2083,8 @@ def test_adopted_worker_that_cannot_be_watched_is_killed_and_replaced() -> None:
         break_once(pool.runner, "wait_for_exit")
         pool.core.adopt_listener(entry, entry.config, ("127.0.0.1:9000",))
         pool.core.mark_found_running(entry)
-        found = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement, ready_at=0.0)
-        pool.core.adopt_worker(entry, found, generation_recorded=False)
+        adopted = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement, ready_at=0.0)
+        pool.core.adopt_worker(entry, adopted, generation_recorded=False)
         await turns()
         assert pool.runner.log[-2:] == ["stop web.1.0 0", "place web.1.0"]
         assert pool.states() == {"web": "running"}

@@ -79,10 +79,10 @@ class WindowStage:
 
 @pytest.fixture
 def windows() -> Iterator[WindowStage]:
-    made = WindowStage()
-    yield made
-    made.loop.run_until_complete(made.loop.shutdown_asyncgens())
-    made.loop.close()
+    new_stage = WindowStage()
+    yield new_stage
+    new_stage.loop.run_until_complete(new_stage.loop.shutdown_asyncgens())
+    new_stage.loop.close()
 
 
 def sleepy(name: str = "web", *, awake: str = "", asleep: str = "", **keys: Any) -> ServerConfig:
@@ -290,15 +290,15 @@ class Stage:
         return [(event.event, event.message) for event in self.events]
 
     def end(self, status: int = 0) -> None:
-        for name in [each for each in self.runner.running if each.startswith("backup.")]:
+        for name in [worker for worker in self.runner.running if worker.startswith("backup.")]:
             self.do(self.runner.end, name, Exit.from_returncode(status))
 
     def close(self) -> None:
         """End what still runs, on this loop and on those of its successors."""
-        for each in [*self.successors, self]:
-            each.loop.settle()
-            each.loop.run_until_complete(end_tasks())
-            each.loop.close()
+        for stage in [*self.successors, self]:
+            stage.loop.settle()
+            stage.loop.run_until_complete(end_tasks())
+            stage.loop.close()
 
 
 async def end_tasks() -> None:
@@ -319,9 +319,9 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    made = Stage()
-    yield made
-    made.close()
+    new_stage = Stage()
+    yield new_stage
+    new_stage.close()
 
 
 def job(**keys: Any) -> ServerConfig:
@@ -368,7 +368,7 @@ def test_failed_run_is_a_warning_and_an_event_until_a_run_succeeds(stage: Stage)
     stage.pass_time(HOUR)
     assert stage.look == ("running", True, "warn", False)
     stage.end(3)
-    assert [each.event for each in stage.events] == ["run failed", "run failed"]
+    assert [event.event for event in stage.events] == ["run failed", "run failed"]
     stage.pass_time(HOUR)
     stage.end()
     assert (stage.look, stage.backup.observed.failure) == (("sleeping", True, "ok", False), None)
@@ -557,7 +557,7 @@ class TestTakeover:
             assert running.placement is not None
             after.runner.jobs.add(running.id)
             after.runner.running[running.id] = after.loop.create_future()
-            found = Worker(
+            worker = Worker(
                 running.id,
                 running.generation,
                 0,
@@ -565,7 +565,7 @@ class TestTakeover:
                 running.phase,
                 placement=running.placement,
             )
-            after.core.adopt_worker(after.backup, found)
+            after.core.adopt_worker(after.backup, worker)
         after.core.resume_adopted_server(after.backup)
 
     def successor(self, stage: Stage, record: dict[str, Any] | None = None, *, runs: bool = False) -> Stage:

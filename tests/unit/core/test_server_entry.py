@@ -179,7 +179,7 @@ VALUES = {
     "schedule": ScheduleState,
     "hooks": HookState,
 }
-OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}
+OWNED = {field.name for kind in (Entry, Worker) for field in fields(kind)} - {"config"}
 MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 
@@ -190,7 +190,7 @@ def changes(source: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, (ast.AugAssign, ast.AnnAssign)):
             targets = [node.target]
         elif isinstance(node, (ast.Assign, ast.Delete)):
-            targets = [each for target in node.targets for each in getattr(target, "elts", [target])]
+            targets = [element for target in node.targets for element in getattr(target, "elts", [target])]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in MUTATORS:
                 targets = [node.func.value]
@@ -209,19 +209,19 @@ def is_owned(owner: str, name: str) -> bool:
     """Whether the core owns this attribute of the expression `owner`."""
     value = VALUES.get(owner.rpartition(".")[2])
     return (name in OWNED and owner != "self") or (
-        value is not None and name in {each.name for each in fields(value)}
+        value is not None and name in {field.name for field in fields(value)}
     )
 
 
 @pytest.mark.slow
 def test_only_the_core_changes_an_entry_or_a_worker() -> None:
-    found = [
+    writes = [
         f"{path.relative_to(PACKAGE)}:{line} changes {what}"
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.parent.name != "core" and "poolctl.core" in (source := path.read_text())
         for line, what in changes(source)
     ]
-    assert found == []
+    assert writes == []
 
 
 def test_the_check_sees_every_kind_of_change() -> None:
@@ -239,12 +239,12 @@ PERSISTED = (DesiredState, ObservedState, ServerListener, ScheduleState, HookSta
 def value_with(entry: Entry, name: str) -> Any:
     """The value of the entry that has the field."""
     values = (entry.desired, entry.observed, entry.listener, entry.schedule, entry.hooks)
-    return next(each for each in values if hasattr(each, name))
+    return next(value for value in values if hasattr(value, name))
 
 
 def test_every_field_of_an_entrys_values_says_whether_it_is_persisted() -> None:
     undeclared = [
-        each.name for kind in PERSISTED for each in fields(kind) if "persisted" not in each.metadata
+        field.name for kind in PERSISTED for field in fields(kind) if "persisted" not in field.metadata
     ]
     assert undeclared == [], "declare them with persisted() or transient()"
 
@@ -277,7 +277,7 @@ def test_every_persisted_field_is_restored() -> None:
         "exited with status 1: Error: no settings", name="web", hint="poolctl logs web"
     )
     restore(after, json.loads(json.dumps(record_of(before))))
-    persisted = {each.name for kind in PERSISTED for each in fields(kind) if each.metadata["persisted"]}
+    persisted = {field.name for kind in PERSISTED for field in fields(kind) if field.metadata["persisted"]}
     assert persisted == {*values, "state", "overrides", "failure"}
     assert [getattr(value_with(after, name), name) for name in values if name != "source"] == [
         value for name, value in values.items() if name != "source"
@@ -323,8 +323,8 @@ def test_server_without_a_worker_is_missing_unless_it_was_stopped(
 def test_completed_job_is_ready_and_a_completed_server_is_not() -> None:
     job = Entry(ServerConfig(name="job", job=True, command=["true"]))
     server = entry()
-    for each in (job, server):
-        each.desired.state = Desired.COMPLETED
+    for finished in (job, server):
+        finished.desired.state = Desired.COMPLETED
     assert (job.ready, job.is_missing, job.health) == (True, False, Status.OK)
     assert (server.ready, server.is_responsive) == (False, False)
     assert job.is_fully_stopped
@@ -334,7 +334,7 @@ def test_completed_job_is_ready_and_a_completed_server_is_not() -> None:
 
 
 def test_a_server_that_starts_runs_fails_and_comes_back() -> None:
-    seen = Availability()
+    spans = Availability()
     for at, state in (
         (100, "starting"),
         (103, "running"),
@@ -342,41 +342,41 @@ def test_a_server_that_starts_runs_fails_and_comes_back() -> None:
         (205, "starting"),
         (210, "running"),
     ):
-        seen.note(at, state=state)
-    seen.add_elapsed(310)
-    assert (seen.uptime, seen.downtime) == (200, 10)
-    assert (seen.risetime, seen.falltime) == (3, 7)
-    assert (seen.rise, seen.fall) == (2, 1)
-    assert seen.sli == 200 / 210
-    assert seen.status == "ok"
+        spans.note(at, state=state)
+    spans.add_elapsed(310)
+    assert (spans.uptime, spans.downtime) == (200, 10)
+    assert (spans.risetime, spans.falltime) == (3, 7)
+    assert (spans.rise, spans.fall) == (2, 1)
+    assert spans.sli == 200 / 210
+    assert spans.status == "ok"
 
 
 def test_while_it_is_off_no_time_is_counted_and_turning_it_off_is_no_fall() -> None:
-    seen = Availability()
-    seen.note(0, state="running")
-    seen.note(10, state="stopped")
-    seen.note(1000, state="running")
-    seen.add_elapsed(1010)
-    assert (seen.uptime, seen.downtime, seen.fall, seen.rise) == (20, 0, 0, 2)
+    spans = Availability()
+    spans.note(0, state="running")
+    spans.note(10, state="stopped")
+    spans.note(1000, state="running")
+    spans.add_elapsed(1010)
+    assert (spans.uptime, spans.downtime, spans.fall, spans.rise) == (20, 0, 0, 2)
     assert Availability().sli is None
 
 
 def test_asleep_it_is_up_and_a_probe_that_says_ko_makes_it_down() -> None:
-    seen = Availability()
-    seen.note(0, state="running", health="ok")
-    seen.note(10, state="sleeping")
-    seen.note(20, state="running", health="warn")
-    seen.note(25, health="ko")
-    seen.note(35, health="ok")
-    seen.add_elapsed(40)
-    assert (seen.uptime, seen.downtime, seen.falltime) == (30, 10, 5)
-    assert (seen.rise, seen.fall) == (2, 1)
+    spans = Availability()
+    spans.note(0, state="running", health="ok")
+    spans.note(10, state="sleeping")
+    spans.note(20, state="running", health="warn")
+    spans.note(25, health="ko")
+    spans.note(35, health="ok")
+    spans.add_elapsed(40)
+    assert (spans.uptime, spans.downtime, spans.falltime) == (30, 10, 5)
+    assert (spans.rise, spans.fall) == (2, 1)
 
 
 def test_a_successor_goes_on_where_the_other_was() -> None:
-    seen = Availability()
-    seen.note(0, state="running")
-    after = from_json(Availability, json.loads(json.dumps(to_json(seen))))
+    spans = Availability()
+    spans.note(0, state="running")
+    after = from_json(Availability, json.loads(json.dumps(to_json(spans))))
     after.add_elapsed(50)
     assert after.uptime == 50
 
@@ -397,23 +397,23 @@ def test_server_is_up_while_it_has_a_worker_or_should_have_one() -> None:
 
 
 def test_time_is_counted_from_the_last_change_and_never_backwards() -> None:
-    seen = Availability()
-    seen.note(100, state="running")
-    seen.add_elapsed(110)
-    seen.add_elapsed(105)
-    assert seen.uptime == 10
-    seen.add_elapsed(106)
-    assert seen.uptime == 11
+    spans = Availability()
+    spans.note(100, state="running")
+    spans.add_elapsed(110)
+    spans.add_elapsed(105)
+    assert spans.uptime == 10
+    spans.add_elapsed(106)
+    assert spans.uptime == 11
 
 
 @needs("scaling")
 def test_number_of_workers_is_the_commands_then_the_triggers_within_the_limits_then_the_files() -> None:
     server = entry(scale={"min": 2, "max": 4, "triggers": {"cpu": 80}})
-    found = []
+    sizes = []
     for automatic in (None, 1, 3, 9):
         server.desired.automatic = automatic
-        found.append(server.size)
-    assert found == [2, 2, 3, 4]
+        sizes.append(server.size)
+    assert sizes == [2, 2, 3, 4]
     assert server.scales
     server.desired.overrides = Overrides(workers=7)
     assert server.size == 7
@@ -687,8 +687,8 @@ def test_view_has_the_facts_of_the_entry() -> None:
     server.hooks.before_start_due = server.hooks.after_stop_due = True
     server.hooks.running = RunningHook("after_stop", ends=True)
     add_worker(server, index=5, generation=2, idle=True, stuck=True)
-    found = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
-    assert found == ServerView(
+    view = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
+    assert view == ServerView(
         Desired.RUN, 2, checking=True, may_start=False, may_open=False,
         must_reopen_listener=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True,
         has_pending_request=True, has_live_dependents=True, window_demand=AWAKE,
@@ -767,25 +767,41 @@ def test_failure_is_left_out_of_the_record_of_a_ready_server() -> None:
 
 
 def test_time_while_it_comes_up_or_goes_down_is_counted_as_both() -> None:
-    seen = Availability()
-    seen.note(0, state="starting", health="unknown")
-    seen.note(10, state="failed")
-    assert (seen.downtime, seen.risetime, seen.falltime, seen.status, seen.is_up) == (10, 10, 0, "ko", False)
-    seen.note(15, state="disabled")
-    assert (seen.downtime, seen.status, seen.rise, seen.fall) == (15, "unknown", 0, 0)
-    seen.note(20, state="running", health="ok")
-    seen.note(22, state="stopping")
-    seen.note(25, state="stopped")
-    assert (seen.uptime, seen.downtime, seen.falltime, seen.fall) == (2, 18, 3, 1)
+    spans = Availability()
+    spans.note(0, state="starting", health="unknown")
+    spans.note(10, state="failed")
+    assert (
+        spans.downtime,
+        spans.risetime,
+        spans.falltime,
+        spans.status,
+        spans.is_up,
+    ) == (10, 10, 0, "ko", False)
+    spans.note(15, state="disabled")
+    assert (spans.downtime, spans.status, spans.rise, spans.fall) == (
+        15,
+        "unknown",
+        0,
+        0,
+    )
+    spans.note(20, state="running", health="ok")
+    spans.note(22, state="stopping")
+    spans.note(25, state="stopped")
+    assert (spans.uptime, spans.downtime, spans.falltime, spans.fall) == (
+        2,
+        18,
+        3,
+        1,
+    )
 
 
 def test_summary_has_all_that_neighbours_depend_on() -> None:
-    found = entry(Desired.RUN)
-    assert found.dependency_facts() == (Desired.RUN, False, False, False, False, False, False, True)
-    worker = add_worker(found, placement=Placement.of("web", 1, 0))
-    assert found.dependency_facts() == (Desired.RUN, True, True, True, False, False, True, True)
+    server = entry(Desired.RUN)
+    assert server.dependency_facts() == (Desired.RUN, False, False, False, False, False, False, True)
+    worker = add_worker(server, placement=Placement.of("web", 1, 0))
+    assert server.dependency_facts() == (Desired.RUN, True, True, True, False, False, True, True)
     worker.unstoppable = True
-    assert found.dependency_facts() == (Desired.RUN, True, True, True, False, True, True, True)
+    assert server.dependency_facts() == (Desired.RUN, True, True, True, False, True, True, True)
     cleaning = entry(Desired.STOPPED, hooks=HOOKS)
     cleaning.hooks.after_stop_due = True
     assert cleaning.dependency_facts() == (Desired.STOPPED, False, False, False, True, False, False, False)
@@ -820,7 +836,7 @@ def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
 
 
 def test_server_with_a_table_of_its_own_was_added_live() -> None:
-    made = entry()
-    assert not made.added
-    made.desired.source = ({"name": "web"}, "/srv")
-    assert made.added
+    server = entry()
+    assert not server.added
+    server.desired.source = ({"name": "web"}, "/srv")
+    assert server.added

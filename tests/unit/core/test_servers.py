@@ -407,11 +407,11 @@ def test_exchange_of_addresses_with_a_dependency_that_fails_is_undone() -> None:
 
 def listening(pool: OrderedCore) -> dict[str, str]:
     """By address, whose workers there are."""
-    found = {}
+    listeners = {}
     for entry in pool.core.entries.values():
         for worker in entry.observed.workers.values():
-            found[worker.config.key] = entry.name
-    return found
+            listeners[worker.config.key] = entry.name
+    return listeners
 
 
 def test_the_new_address_is_open_and_served_before_the_old_one_closes() -> None:
@@ -469,7 +469,7 @@ def test_an_address_that_overlaps_the_one_before_is_opened_beside_it() -> None:
         pool.runner.log.clear()
         moved(pool, web(bind="0.0.0.0:8001"))
         await turns(60)
-        log = [each for each in pool.runner.log if not each.startswith("drain")]
+        log = [line for line in pool.runner.log if not line.startswith("drain")]
         assert log == ["open web", "place web.2.0", "stop web.1.0 10", f"close {A}"]
         assert pool.states() == {"web": "running"}
 
@@ -688,8 +688,8 @@ def test_server_with_a_finished_action_is_decided_on_before_one_that_has_not_beg
 def test_server_that_is_queued_twice_is_decided_on_once() -> None:
     queue = Workqueue()
     queue.add_all(many := entries(3))
-    for each in many:
-        queue.add(each, progressed=True)
+    for entry in many:
+        queue.add(entry, progressed=True)
     assert sorted(names(list(queue.take_batch()))) == ["s0", "s1", "s2"]
 
 
@@ -710,12 +710,12 @@ def test_server_queued_during_a_batch_may_be_part_of_it() -> None:
     queue = Workqueue()
     first, second = entries(2)
     queue.add(first)
-    seen = []
+    taken = []
     for entry in queue.take_batch():
-        seen.append(entry)
+        taken.append(entry)
         if entry is first:
             queue.add(second)
-    assert seen == [first, second]
+    assert taken == [first, second]
 
 
 def test_changes_of_one_turn_are_decided_on_together() -> None:
@@ -756,15 +756,15 @@ def test_revision_changes_with_each_new_server() -> None:
 def test_revision_changes_with_every_change_of_the_configuration_and_never_goes_back() -> None:
     pool = OrderedCore(web("one"), web("two"))
     servers = pool.core.servers
-    seen = [servers.revision]
+    revisions = [servers.revision]
     for change in (
         lambda: servers.replace_config(servers.entries["one"], web("one", tags=["new"])),
         servers.note_revision,
         lambda: servers.forget(servers.entries["one"]),
     ):
         change()
-        seen.append(servers.revision)
-    assert seen == sorted(set(seen))
+        revisions.append(servers.revision)
+    assert revisions == sorted(set(revisions))
 
 
 def test_servers_are_arranged_by_name_with_the_others_behind_them() -> None:

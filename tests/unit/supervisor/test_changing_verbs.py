@@ -133,8 +133,8 @@ def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() -> None:
 )
 def test_server_that_cannot_run_twice_is_refused_and_the_others_are_scaled(keys: dict[str, Any]) -> None:
     async def scenario() -> None:
-        given = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
-        one = ServerConfig(**{key: value for key, value in given.items() if value is not None})
+        table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
+        one = ServerConfig(**{key: value for key, value in table.items() if value is not None})
         desk = Desk(one, web("two"))
         await desk.ask("start", "two")
         answer = await desk.ask("scale", all=True, workers=2)
@@ -205,7 +205,7 @@ def test_server_that_waits_in_vain_names_its_dependency_and_the_command_that_hel
         await desk.ask("start", "db")
         await desk.ask(verb, "db")
         answer = await desk.ask("enable", "api")
-        (error,) = [each for each in answer["errors"] if each["name"] == "api"]
+        (error,) = [error for error in answer["errors"] if error["name"] == "api"]
         assert (error["message"], error["hint"]) == (f"waits for db, which {why}", hint)
 
     run(scenario())
@@ -513,7 +513,7 @@ def test_restart_of_a_stopped_server_reports_the_dependency_that_fails(verb: str
     async def scenario() -> None:
         desk = Desk(web("db"), web("web", depends_on=["db"]), db=FAILS)
         answer = await desk.ask(verb, "web")
-        assert (answer["exit_code"], {each["name"] for each in answer["errors"]}) == (1, {"db", "web"})
+        assert (answer["exit_code"], {error["name"] for error in answer["errors"]}) == (1, {"db", "web"})
         assert desk.states()["web"] == "starting"
 
     run(scenario())
@@ -709,9 +709,9 @@ def test_start_warns_of_the_selected_servers() -> None:
     missing = {"depends_on": ["off"], "command": ["sleep", "1"]}
     off = web("off", disabled=True)
     a, b = (web(name, **{**missing, "app": None}) for name in "ab")
-    found = warned_of(a, b, off, names={"a", "b"})
-    assert [line for line in found if "'off' is disabled" in line] == [found[0]]
-    assert found[0].startswith("a, b: ")
+    warnings = warned_of(a, b, off, names={"a", "b"})
+    assert [line for line in warnings if "'off' is disabled" in line] == [warnings[0]]
+    assert warnings[0].startswith("a, b: ")
     only = warned_of(a, b, off, names={"a"})
     assert only
     assert all(line.startswith("a: ") for line in only)
@@ -847,9 +847,9 @@ def test_scale_to_the_number_in_the_file_is_no_override() -> None:
         await desk.ask("start", "a")
         overrides = [entry.desired for entry in desk.core.entries.values()]
         await desk.ask("scale", all=True, workers=3)
-        assert [each.overrides.workers for each in overrides] == [3, 3]
+        assert [state.overrides.workers for state in overrides] == [3, 3]
         await desk.ask("scale", all=True, workers=2)
-        assert [each.overrides.workers for each in overrides] == [None, 2]
+        assert [state.overrides.workers for state in overrides] == [None, 2]
 
     run(scenario())
 
@@ -875,8 +875,8 @@ def test_server_that_cannot_run_twice_says_why_and_what_may_help(
     keys: dict[str, Any], message: str, hint: str
 ) -> None:
     async def scenario() -> None:
-        given = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
-        desk = Desk(ServerConfig(**{key: value for key, value in given.items() if value is not None}))
+        table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
+        desk = Desk(ServerConfig(**{key: value for key, value in table.items() if value is not None}))
         (error,) = (await desk.ask("scale", "one", workers=2))["errors"]
         assert (error["message"], error["hint"]) == (message, hint)
 
@@ -978,8 +978,8 @@ class AddingFiles(Files):
 
     obstacle: Exception | None = None
 
-    async def resolve_added(self, table: Any, base_dir: str, there: Any) -> ServerConfig:
-        self.given = (table, base_dir, sorted(each.name for each in there))
+    async def resolve_added(self, table: Any, base_dir: str, existing: Any) -> ServerConfig:
+        self.given = (table, base_dir, sorted(server.name for server in existing))
         if self.obstacle is not None:
             raise self.obstacle
         return web(table["name"], **{key: value for key, value in table.items() if key != "name"})

@@ -31,10 +31,10 @@ def test_files_are_read_with_the_variables_given_and_problems_have_their_places(
     good.write_text(WEB)
     bad.write_text("[[server]]\nbinf = 1\n")
     reading = run(read(good, env={"TAG": "secret"}))
-    assert ([each.name for each in reading.servers], reading.problems) == (["web"], [])
+    assert ([server.name for server in reading.servers], reading.problems) == (["web"], [])
     assert reading.servers[0].tags == ("secret",)
     problems = run(read(bad)).problems
-    assert {(each.file, each.line) for each in problems} == {(str(bad), 1), (str(bad), 2)}
+    assert {(problem.file, problem.line) for problem in problems} == {(str(bad), 1), (str(bad), 2)}
     assert "there is no such file" in str(run(read(tmp_path / "none.toml")).problems)
 
 
@@ -74,9 +74,9 @@ def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_ar
 
 def test_places_of_keys_are_known_until_the_file_changes(file: Path) -> None:
     marks = run(read(file)).marks
-    found = run(ConfigurationReader().origins([str(file)], None, marks, ["web", "added"]))
-    assert found.keys() == {"web"}
-    assert found["web"]["tags"] == f"{file}:5"
+    origins = run(ConfigurationReader().origins([str(file)], None, marks, ["web", "added"]))
+    assert origins.keys() == {"web"}
+    assert origins["web"]["tags"] == f"{file}:5"
     file.write_text("\n" + WEB)
     assert run(ConfigurationReader().origins([str(file)], None, marks, ["web"])) == {}
 
@@ -84,9 +84,9 @@ def test_places_of_keys_are_known_until_the_file_changes(file: Path) -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """The file of a pool."""
-    found = tmp_path / "pool.toml"
-    found.write_text(WEB)
-    return found
+    path = tmp_path / "pool.toml"
+    path.write_text(WEB)
+    return path
 
 
 def before_reading(file: Path, act: Callable[[], object]) -> contextlib.AbstractContextManager[None]:

@@ -37,8 +37,8 @@ class Recording:
     def take(self, *kinds: str) -> list[dict[str, Any]]:
         """The events of these kinds since the last call."""
         self._desk.events.flush()
-        found, self.all[:] = list(self.all), []
-        return [event for event in found if not kinds or event["kind"] in kinds]
+        events, self.all[:] = list(self.all), []
+        return [event for event in events if not kinds or event["kind"] in kinds]
 
     def lines(self, *kinds: str) -> list[tuple[str, str, str]]:
         return [(event["server"], event["event"], event["cause"]) for event in self.take(*kinds)]
@@ -213,10 +213,10 @@ def test_a_client_that_goes_away_is_recorded() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), a=NEVER)
         recording = Recording(desk)
-        asked = asyncio.ensure_future(ask(desk, "start"))
+        command = asyncio.ensure_future(ask(desk, "start"))
         await turns()
-        asked.cancel()
-        await asyncio.wait({asked})
+        command.cancel()
+        await asyncio.wait({command})
         assert recording.lines("audit")[-1] == ("", "start abandoned", "the client disconnected")
 
     run(scenario())
@@ -247,12 +247,12 @@ def test_window_is_recorded_and_is_the_cause_of_what_it_does() -> None:
         desk = Desk(asleep)
         recording = Recording(desk)
         await ask(desk, "start")
-        found = [(e["event"], e["message"]) for e in recording.take("wake")]
-        assert found[0] == ("kept asleep", "kept asleep")
+        wakes = [(e["event"], e["message"]) for e in recording.take("wake")]
+        assert wakes[0] == ("kept asleep", "kept asleep")
         desk.core.change(desk.core.entries["a"], awake, live=True)
         await turns()
-        found = [(e["event"], e["cause"]) for e in recording.take("wake")]
-        assert found == [("kept awake", ""), ("starting", "kept awake")]
+        wakes = [(e["event"], e["cause"]) for e in recording.take("wake")]
+        assert wakes == [("kept awake", ""), ("starting", "kept awake")]
         desk.core.change(desk.core.entries["a"], asleep, live=True)
         await turns()
         events = recording.take("wake")
@@ -429,8 +429,8 @@ def test_servers_that_are_reloaded_away_are_forgotten_and_one_of_their_name_begi
         desk.files.written = [web("a"), web("b")]
         await ask(desk, "reload")
         await turns()
-        found = [(e["server"], e["before"], e["after"]) for e in recording.take("lifecycle")]
-        assert found == [("a", "stopped", "starting"), ("a", "starting", "running")]
+        changes = [(e["server"], e["before"], e["after"]) for e in recording.take("lifecycle")]
+        assert changes == [("a", "stopped", "starting"), ("a", "starting", "running")]
 
     run(scenario())
 
@@ -501,7 +501,7 @@ def test_server_that_no_dependent_needs_any_more_falls_asleep_for_want_of_traffi
         desk.core.set_idle(desk.core.entries["db"], "db.1.0", True)
         await turns(60)
         events = recording.take("wake", "lifecycle")
-        assert [(each["event"], each["cause"]) for each in events if each["server"] == "db"] == [
+        assert [(event["event"], event["cause"]) for event in events if event["server"] == "db"] == [
             ("draining", ""), ("worker ended", ""), ("sleeping", "no traffic"),
         ]  # fmt: skip
 

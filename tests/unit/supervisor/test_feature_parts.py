@@ -139,23 +139,23 @@ def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_applies_them
 
 def test_part_has_the_objects_of_its_supervisor(supervised: Make, log: list[str]) -> None:
     async def work() -> None:
-        made = supervised(feature("one", log, sections={"Scale": "x:y"}))
-        (part,) = made.parts
-        assert (part.site.core, part.site.events) == (made.desk.core, made.desk.events)
-        assert (part.site.parts, part.site.over) == (made.parts, made.parts.over)
-        assert made.parts.of(NotedPart) == [part]
-        assert made.parts.of(type("Another", (FeaturePart,), {})) == []
+        stage = supervised(feature("one", log, sections={"Scale": "x:y"}))
+        (part,) = stage.parts
+        assert (part.site.core, part.site.events) == (stage.desk.core, stage.desk.events)
+        assert (part.site.parts, part.site.over) == (stage.parts, stage.parts.over)
+        assert stage.parts.of(NotedPart) == [part]
+        assert stage.parts.of(type("Another", (FeaturePart,), {})) == []
 
     run(work())
 
 
 def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -> None:
     async def work() -> None:
-        made = supervised(feature("one", log), feature("two", log))
-        made.parts.add_to(made.desk.verbs)
+        stage = supervised(feature("one", log), feature("two", log))
+        stage.parts.add_to(stage.desk.verbs)
         assert log == []
         for _ in range(2):
-            assert (await made.desk.ask("greet-two"))["warnings"] == ["hello from two"]
+            assert (await stage.desk.ask("greet-two"))["warnings"] == ["hello from two"]
         assert log == ["make two"]
 
     run(work())
@@ -164,18 +164,18 @@ def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -
 def test_process_that_an_earlier_supervisor_has_left_is_taken_over(supervised: Make, log: list[str]) -> None:
     async def work() -> None:
         entries = {name: feature(name, log, entry=name) for name in ("held", "noted", "absent")}
-        made = supervised(*entries.values(), feature("none", log))
+        stage = supervised(*entries.values(), feature("none", log))
         read, write = os.pipe()
-        made.link.send({"op": "put", "name": "held", "meta": ""}, [read])
-        made.link.send({"op": "put", "name": "noted", "meta": {"pid": 7}})
+        stage.link.send({"op": "put", "name": "held", "meta": ""}, [read])
+        stage.link.send({"op": "put", "name": "noted", "meta": {"pid": 7}})
         gc.collect()  # what earlier tests have left is not closed in between
         before = len(os.listdir("/proc/self/fd"))
-        await made.parts.take_over_processes()
+        await stage.parts.take_over_processes()
         assert log == ["make held", "take over held", "make noted", "take over noted"]
         assert len(os.listdir("/proc/self/fd")) == before, "descriptors of the keeper are closed"
         os.close(read)
         os.close(write)
-        made.link.end()
+        stage.link.end()
 
     run(work())
 
@@ -185,31 +185,31 @@ def test_what_opens_addresses_is_answered_with_the_tables_that_are_not_served(
     supervised: Make, log: list[str], verb: str
 ) -> None:
     async def work() -> None:
-        made = supervised(
+        stage = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        found = await made.parts.wait_for_effects(verb, LIST, Result(warnings=("before",)))
-        assert found.warnings == ("before", "one is not served", "two is not served")
+        result = await stage.parts.wait_for_effects(verb, LIST, Result(warnings=("before",)))
+        assert result.warnings == ("before", "one is not served", "two is not served")
         assert log[2:] == ["attempted one", "attempted two"]
-        assert found.without_servers is None
+        assert result.without_servers is None
         dry = LIST._replace(options={"dry_run": True})
         for other, call in (("stop", LIST), ("reload", dry)):
-            found = await made.parts.wait_for_effects(other, call, Result(warnings=("before",)))
-            assert (found.warnings, len(log)) == (("before",), 4)
+            result = await stage.parts.wait_for_effects(other, call, Result(warnings=("before",)))
+            assert (result.warnings, len(log)) == (("before",), 4)
 
     run(work())
 
 
 def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: list[str]) -> None:
     async def work() -> None:
-        made = supervised(
+        stage = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        assert not made.parts.any_serves_without_servers
-        (_, two) = made.parts.of(NotedPart)
+        assert not stage.parts.any_serves_without_servers
+        (_, two) = stage.parts.of(NotedPart)
         two.alone = True
-        assert made.parts.any_serves_without_servers
-        assert (await made.parts.wait_for_effects("stop", LIST, Result())).without_servers is True
+        assert stage.parts.any_serves_without_servers
+        assert (await stage.parts.wait_for_effects("stop", LIST, Result())).without_servers is True
 
     run(work())
 
@@ -218,11 +218,11 @@ def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
     supervised: Make, log: list[str]
 ) -> None:
     async def work() -> None:
-        made = supervised(
+        stage = supervised(
             feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
         )
-        assert (await made.parts.extend("list", LIST, Result())).warnings == ("list one", "list two")
-        assert [*await made.parts.route_healths()] == ["one", "two"]
+        assert (await stage.parts.extend("list", LIST, Result())).warnings == ("list one", "list two")
+        assert [*await stage.parts.route_healths()] == ["one", "two"]
 
     run(work())
 
@@ -253,4 +253,4 @@ def test_part_that_does_nothing_serves_nothing() -> None:
 
 def test_modules_are_those_of_the_parts() -> None:
     assert all(map(find_spec, modules()))
-    assert len(modules()) == len([each for each in features() if each.supervisor])
+    assert len(modules()) == len([feature for feature in features() if feature.supervisor])

@@ -35,10 +35,10 @@ ASK, SILENT = 0.05, 0.2
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
     """Stopped, as a keeper that does not answer."""
-    with subprocess.Popen(["sleep", "60"]) as found:
-        freeze(found.pid)
-        yield found
-        found.kill()
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        freeze(sleeper.pid)
+        yield sleeper
+        sleeper.kill()
 
 
 class ReplaceableOrNot(KeeperWatch):
@@ -171,8 +171,8 @@ def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
         for name in names:
             keeper.remember_entry(name, None, [])
         keeper.whole = whole
-        found = reason_irreplaceable(keeper, pid, env)
-        assert reason in found if reason else not found
+        obstacle = reason_irreplaceable(keeper, pid, env)
+        assert reason in obstacle if reason else not obstacle
         keeper.close()
         theirs.close()
 
@@ -282,12 +282,12 @@ def test_new_keeper_gets_the_control_socket_first_and_then_all_that_the_old_one_
         keeper_replacement._fill_keeper(ours, {}, entries, stop_pool=terminate)
         received: list[tuple[dict[str, Any], int]] = []
         while not received or received[-1][0]["op"] != "whole":
-            found = wire.receive(theirs, wait=True)
-            assert found is not None
-            message, fds = found
+            packet = wire.receive(theirs, wait=True)
+            assert packet is not None
+            message, fds = packet
             received.append((message, len(fds)))
-            for each in fds:
-                os.close(each)
+            for descriptor in fds:
+                os.close(descriptor)
     os.close(fd)
     put = [(message["name"], message["meta"], count) for message, count in received if message["op"] == "put"]
     assert [name for name, _, _ in put[:3]] == [fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION]
@@ -325,15 +325,15 @@ class Keeper:
             wire.send(link, {"event": "hello", "pid": os.getpid()})
             while True:
                 try:
-                    found = wire.receive(link, wait=True)
+                    received = wire.receive(link, wait=True)
                 except OSError:
                     return
-                if found is None:
+                if received is None:
                     return
-                self.received.append(found[0]["op"])
-                for fd in found[1]:
+                self.received.append(received[0]["op"])
+                for fd in received[1]:
                     os.close(fd)
-                if found[0]["op"] == "whole":
+                if received[0]["op"] == "whole":
                     for event in self.events:
                         wire.send(link, {"event": event})
                     return
@@ -345,7 +345,7 @@ def replaced(
     """Replace a keeper by these, one after the other; returns the pauses before each attempt."""
     coming, pauses = iter(keepers), []
     monkeypatch.setattr(keeper_replacement.time, "sleep", pauses.append)
-    monkeypatch.setattr(keeper_replacement, "start_detached", lambda *given: next(coming).start(*given))
+    monkeypatch.setattr(keeper_replacement, "start_detached", lambda *args: next(coming).start(*args))
     keeper_replacement.hand_over_to_new_keeper(
         str(directory), ["python", "supervisor"], {}, stop_pool=terminate
     )
@@ -415,7 +415,7 @@ class SilentKeeper:
         self.loop = VirtualLoop()
         self.signals: list[tuple[int, float]] = []
         monkeypatch.setattr(
-            keeper_replacement, "kill", lambda known, number: self.signals.append((number, self.loop.time()))
+            keeper_replacement, "kill", lambda _, number: self.signals.append((number, self.loop.time()))
         )
         self.recorded: list[tuple[str, str, str]] = []
         events = EventBus(Clock())
@@ -455,8 +455,8 @@ class SilentKeeper:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentKeeper]:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    with closing(SilentKeeper(monkeypatch)) as found:
-        yield found
+    with closing(SilentKeeper(monkeypatch)) as keeper:
+        yield keeper
 
 
 SILENT_TEXT = f"the keeper (pid {2**22 + 1}) does not answer"

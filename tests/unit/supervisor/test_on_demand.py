@@ -37,7 +37,7 @@ def test_name_or_address_starts_the_server_and_nothing_else_does(verb: str, word
         desk = Desk(web(), debug(bind="127.0.0.1:9100", tags=["tools"]))
         for _ in range(2):
             answer = await desk.ask(verb)
-            assert (answer["exit_code"], [each["state"] for each in answer["items"]]) == (
+            assert (answer["exit_code"], [item["state"] for item in answer["items"]]) == (
                 0,
                 ["running", "stopped"],
             )
@@ -59,9 +59,9 @@ def test_name_or_address_starts_the_server_and_nothing_else_does(verb: str, word
 def test_selection_of_such_servers_alone_says_how_they_are_started(verb: str) -> None:
     async def scenario() -> None:
         desk = Desk(web(), debug(tags=["tools"]), debug("mail", tags=["tools"]))
-        found = await select(desk, verb, tag=["tools"])
+        answer = await select(desk, verb, tag=["tools"])
         hint = "debug, mail start on demand: name them, as in `poolctl start debug mail`"
-        assert found == {"code": 0, "warnings": [hint]}
+        assert answer == {"code": 0, "warnings": [hint]}
         for selection in ({}, {"targets": ["*"]}, {"targets": ["debug"], "tag": ["tools"]}):
             assert (await select(desk, verb, **selection))["warnings"] == []
 
@@ -213,7 +213,7 @@ def test_reload_leaves_a_new_one_at_rest_unless_a_server_that_runs_depends_on_it
                               debug("store"), debug("late"), debug()]  # fmt: skip
         answer = await desk.ask("reload")
         assert answer["exit_code"] == 0
-        (line,) = [each["message"] for each in answer["changes"] if each["name"] == "debug"]
+        (line,) = [change["message"] for change in answer["changes"] if change["name"] == "debug"]
         assert line == "is new, and starts on demand"
         running = {name for name, state in desk.states().items() if state == "running"}
         assert running == {"web", "new", "other", "store", "late"}
@@ -229,7 +229,8 @@ def test_reload_that_turns_the_key_on_stops_nothing_and_one_that_turns_it_off_st
         await desk.ask("stop", "d")
         desk.files.written = [debug("a"), web("b", disabled=True), web("c"), web("d")]
         answer = await desk.ask("reload")
-        assert {each["name"]: each["change"] for each in answer["changes"]} == dict.fromkeys("abcd", "update")
+        kinds = {change["name"]: change["change"] for change in answer["changes"]}
+        assert kinds == dict.fromkeys("abcd", "update")
         # A server that a command has stopped stays stopped.
         assert desk.states() == {"a": "running", "b": "disabled", "c": "running", "d": "stopped"}
         assert not any(line.startswith(("stop a", "drain a")) for line in desk.runner.log)

@@ -70,7 +70,7 @@ def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
         desk = Desk(web("good"), web("bad"), web("off", disabled=True))
         health = HealthReporter(desk.core, Routes().healths)
         code, items = await asked(health, depth="simple")
-        assert (code, [each["status"] for each in items]) == (3, ["unhealthy", "unhealthy", "unknown"])
+        assert (code, [item["status"] for item in items]) == (3, ["unhealthy", "unhealthy", "unknown"])
         await desk.ask("start", "good")
         await desk.ask("stop", "bad")
         assert await asked(health, depth="simple") == (0, [
@@ -86,13 +86,13 @@ def test_health_of_the_servers_agrees_with_status() -> None:
     async def work() -> None:
         desk = Desk(web("web"))
         health = HealthReporter(desk.core, Routes().healths)
-        seen = []
+        healths = []
         for verb in ("start", "drain", "undrain", "stop", "start", "disable", "enable"):
             await desk.ask(verb, "web")
             status, (code, items) = await desk.ask("status", "web"), await asked(health, depth="simple")
             assert status["exit_code"] == code, verb
-            seen.append((verb, items[0]["status"], code))
-        assert seen == [
+            healths.append((verb, items[0]["status"], code))
+        assert healths == [
             ("start", "healthy", 0), ("drain", "unknown", 3), ("undrain", "healthy", 0), ("stop", "unknown", 0),
             ("start", "healthy", 0), ("disable", "unknown", 0), ("enable", "healthy", 0),
         ]  # fmt: skip
@@ -172,7 +172,7 @@ def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_feature
         for process in ("supervisor", "keeper", "gateway"):
             for name in ("memory_bytes", "cpu_seconds_total"):
                 mark = f'poolctl_process_{name}{{process="{process}"}} '
-                (line,) = [each for each in lines if each.startswith(mark)]
+                (line,) = [line for line in lines if line.startswith(mark)]
                 assert float(line.removeprefix(mark)) >= 0
         helps = [line for line in lines if line.startswith("# HELP poolctl_process")]
         assert helps == [

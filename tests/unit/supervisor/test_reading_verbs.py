@@ -112,11 +112,11 @@ def test_status_counts_what_should_run_and_names_what_does_not() -> None:
         assert summary["states"] == {"running": 1, "failed": 1, "disabled": 1, "stopped": 1}
         assert summary["health"] == {"ok": 1, "ko": 1, "unknown": 2}
         assert summary["keeper_pid"] == 1
-        assert [(each["name"], each["message"]) for each in answer["errors"]] == [
+        assert [(error["name"], error["message"]) for error in answer["errors"]] == [
             ("b", "exited with status 3 before it was ready")
         ]
         one = await desk.ask("status", "a")
-        assert (one["exit_code"], one["errors"], [each["name"] for each in one["items"]]) == (0, [], ["a"])
+        assert (one["exit_code"], one["errors"], [item["name"] for item in one["items"]]) == (0, [], ["a"])
         await desk.ask("stop", "b", "done")
         assert (await desk.ask("status"))["exit_code"] == 0
 
@@ -163,7 +163,8 @@ def test_status_warns_of_a_failed_run_of_a_job() -> None:
             "message": "exited with status 3",
         }  # fmt: skip
         warnings = (await desk.ask("status"))["warnings"]
-        assert any(each.startswith("nightly: ") and "exited with status 3" in each for each in warnings)
+        (nightly,) = [warning for warning in warnings if warning.startswith("nightly: ")]
+        assert "exited with status 3" in nightly
 
     run(work())
 
@@ -187,7 +188,7 @@ def test_wait_returns_when_the_goal_is_reached() -> None:
         for goal in ("ready", "healthy", "running"):
             late = await desk.ask("wait", **{"for": goal, "timeout": 0.01})
             assert late["exit_code"] == 124, goal
-            assert [each["message"] for each in late["errors"]] == [f"is starting, not {goal}"], goal
+            assert [error["message"] for error in late["errors"]] == [f"is starting, not {goal}"], goal
         assert (await desk.ask("wait", "off", **{"for": "stopped", "timeout": 0.01}))["exit_code"] == 0
         assert (await desk.ask("wait", "a", **{"for": "starting", "timeout": 0.01}))["exit_code"] == 0
         assert (await desk.ask("wait", "off", **{"for": "disabled", "timeout": 0.01}))["exit_code"] == 0
@@ -252,12 +253,12 @@ def test_stacks_are_those_of_each_worker_that_answers() -> None:
         desk = Desk(web("a", workers=2), web("b"), web("idle"), runner=dump)
         await desk.ask("start", "a", "b")
         answer = await desk.ask("stacks")
-        assert ([each["worker"] for each in answer["items"]], answer["warnings"]) == (["a.1.0", "a.1.1"], [])
+        assert ([item["worker"] for item in answer["items"]], answer["warnings"]) == (["a.1.0", "a.1.1"], [])
         assert dump.asked_for == [("a.1.0", 2.0), ("a.1.1", 2.0), ("b.1.0", 2.0)]
         answer = await desk.ask("stacks", "idle", "a")
         assert answer["warnings"] == ["idle: has no worker"]
         next(iter(desk.core.entries["a"].observed.workers.values())).placement = None
-        assert [each["worker"] for each in (await desk.ask("stacks", "a"))["items"]] == ["a.1.1"]
+        assert [item["worker"] for item in (await desk.ask("stacks", "a"))["items"]] == ["a.1.1"]
 
     run(work())
 
@@ -267,7 +268,7 @@ def test_log_files_are_reopened() -> None:
         desk = Desk(web("a"), web("b"))
         desk.runner.output = logs = Logs()
         answer = await desk.ask("reopen", "b")
-        assert ([each["name"] for each in answer["items"]], logs.reopened) == (["b"], 1)
+        assert ([item["name"] for item in answer["items"]], logs.reopened) == (["b"], 1)
 
     run(work())
 
@@ -402,10 +403,10 @@ def test_certificate_that_ends_soon_is_a_warning(ends_in: float, said: str) -> N
         await desk.ask("start")
         entry = desk.core.entries["a"]
         entry.observed.certificate_ends = now + ends_in
-        found = expiry_warning(entry, now)
-        assert said in found
-        assert bool(found) == bool(said)
-        assert found == "" or found.startswith("a: ")
+        warning = expiry_warning(entry, now)
+        assert said in warning
+        assert bool(warning) == bool(said)
+        assert warning == "" or warning.startswith("a: ")
         desk.core.entries["plain"].observed.certificate_ends = now
         assert expiry_warning(desk.core.entries["plain"], now) == ""
         await desk.ask("stop", "a")

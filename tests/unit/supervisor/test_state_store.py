@@ -77,8 +77,8 @@ class StoreLink(Link):
         self._keeper.answer(message, owned)
 
     async def call(self, message: dict[str, Any], fds: Any = (), **more: Any) -> Any:
-        reply, found = self._keeper.answer(message, [*fds])
-        return reply, [os.dup(fd) for fd in found]
+        reply, received = self._keeper.answer(message, [*fds])
+        return reply, [os.dup(fd) for fd in received]
 
     def end(self) -> None:
         self._keeper.reaper.close()
@@ -157,10 +157,10 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
         killed.note_changed()
         with pytest.raises(KeyboardInterrupt):
             killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
-        successor, found = StateStore(link, str(tmp_path)), Entry(before)
+        successor, restored = StateStore(link, str(tmp_path)), Entry(before)
         configuration = await successor.configuration()
-        await successor.restore_entries({"a": found})
-        assert found.desired.generation == 7
+        await successor.restore_entries({"a": restored})
+        assert restored.desired.generation == 7
         assert configuration is not None
         assert configuration.servers[0].app == "a:b"
         last.end()
@@ -311,9 +311,9 @@ def test_each_successor_continues_the_totals_of_every_server(tmp_path: Path, see
                 )
                 totals.save()
                 assert {
-                    each: totals.counts_of_ended_workers(desk.core.entries[each])[-1] for each in names
+                    name: totals.counts_of_ended_workers(desk.core.entries[name])[-1] for name in names
                 } == expected
-                document = {each: to_json(known) for each, known in totals._availability.items()}
+                document = {server: to_json(spans) for server, spans in totals._availability.items()}
                 assert kept["availability"] == document
 
     asyncio.run(scenario())
@@ -340,8 +340,8 @@ def test_figures_of_a_removed_server_are_saved_no_more(tmp_path: Path) -> None:
 def document(**keys: Any) -> dict[str, Any]:
     """The JSON of a configuration with one server."""
     server = ServerConfig(name="a", bind=":1", app="a:b", log={"keep": 3}, **keys)
-    found: dict[str, Any] = json.loads(encoded(StoredConfiguration("shop", [server])))
-    return found
+    stored: dict[str, Any] = json.loads(encoded(StoredConfiguration("shop", [server])))
+    return stored
 
 
 def test_values_of_this_version_are_the_same_afterwards(tmp_path: Path) -> None:
@@ -354,23 +354,23 @@ def test_values_of_this_version_are_the_same_afterwards(tmp_path: Path) -> None:
     files = [tmp_path / "pool.toml", *sorted(EXAMPLES.glob("*/pool.toml"))]
     assert len(files) > 5
     for file in map(str, files):
-        found = load([file], {"LEVEL": "1"})
+        configuration = load([file], {"LEVEL": "1"})
         stored = StoredConfiguration(
             "shop",
-            list(found),
-            {"a.1.0": found[0]},
+            list(configuration),
+            {"a.1.0": configuration[0]},
             ["gone"],
-            Surroundings(found.defaults, "/srv", "a:b"),
+            Surroundings(configuration.defaults, "/srv", "a:b"),
             (1, 9),
             {"A": "b"},
             {"a": {"B": "c"}},
-            found.tables,
+            configuration.tables,
             marks_of([file]),
         )
         after = decoded(encoded(stored))
         assert encoded(after) == encoded(stored), file
         assert (after.tables, after.marks, after.port_range) == (stored.tables, stored.marks, (1, 9)), file
-        for before, server in zip(found, after.servers, strict=True):
+        for before, server in zip(configuration, after.servers, strict=True):
             assert vars(server) == vars(before), file
             assert server.as_given() == before.as_given(), file
 
@@ -389,13 +389,13 @@ def test_server_added_after_a_takeover_has_the_defaults_of_the_files(tmp_path: P
 
 
 def test_keys_that_were_not_given_have_the_defaults_of_the_version_that_reads() -> None:
-    found = document()
-    assert found["servers"][0]["log"] == {"keep": 3}
-    assert "http" not in found["servers"][0]
-    (server,) = decoded(json.dumps(found).encode()).servers
+    stored = document()
+    assert stored["servers"][0]["log"] == {"keep": 3}
+    assert "http" not in stored["servers"][0]
+    (server,) = decoded(json.dumps(stored).encode()).servers
     assert server.log == Log(keep=3)
-    del found["servers"][0]["log"]
-    (server,) = decoded(json.dumps(found).encode()).servers
+    del stored["servers"][0]["log"]
+    (server,) = decoded(json.dumps(stored).encode()).servers
     assert server.log == Log()
     assert "log" not in server.model_fields_set
 
@@ -408,22 +408,22 @@ def test_paths_that_are_no_text_are_the_same_afterwards() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda each: each["servers"][0].update(colour="red"), "'colour' in ServerConfig: unknown key 'colour'"),
-        (lambda each: each["servers"][0]["log"].update(colour=1), "'log.colour' in ServerConfig: unknown key 'colour'"),
-        (lambda each: each["servers"][0].pop("name"), "'name' in ServerConfig: 'name' is missing"),
-        (lambda each: each["servers"][0].update(log={"keep": "x"}), "'log.keep' in ServerConfig: "),
-        (lambda each: each["servers"][0].update(drain_timeout=-1), "'drain_timeout' in ServerConfig: "),
-        (lambda each: each["tables"].update(weather={}), "[weather] is not a table of this version"),
-        (lambda each: each.update(version=2), "version 2 of its form is not known"),
-        (lambda each: each.pop("tables"), "it cannot be read: KeyError('tables')"),
-        (lambda each: each.update(port_range=None), "it cannot be read: TypeError"),
+        (lambda form: form["servers"][0].update(colour="red"), "'colour' in ServerConfig: unknown key 'colour'"),
+        (lambda form: form["servers"][0]["log"].update(colour=1), "'log.colour' in ServerConfig: unknown key 'colour'"),
+        (lambda form: form["servers"][0].pop("name"), "'name' in ServerConfig: 'name' is missing"),
+        (lambda form: form["servers"][0].update(log={"keep": "x"}), "'log.keep' in ServerConfig: "),
+        (lambda form: form["servers"][0].update(drain_timeout=-1), "'drain_timeout' in ServerConfig: "),
+        (lambda form: form["tables"].update(weather={}), "[weather] is not a table of this version"),
+        (lambda form: form.update(version=2), "version 2 of its form is not known"),
+        (lambda form: form.pop("tables"), "it cannot be read: KeyError('tables')"),
+        (lambda form: form.update(port_range=None), "it cannot be read: TypeError"),
     ],
 )  # fmt: skip
 def test_part_that_this_version_does_not_have_is_not_understood(change: Any, part: str) -> None:
-    found = document()
-    change(found)
+    stored = document()
+    change(stored)
     with pytest.raises(NotUnderstood) as raised:
-        decoded(json.dumps(found).encode())
+        decoded(json.dumps(stored).encode())
     assert part in str(raised.value)
 
 
@@ -520,7 +520,7 @@ def test_recorded_configuration_in_force_is_understood_as_its_file_is_now() -> N
             assert after.as_given() == before.as_given()
         assert stored.tables == config.tables
         assert (stored.name, stored.port_range) == ("shop", (9000, 9100))
-        assert {name: each.to_dict() for name, each in stored.placed.items()} == {
+        assert {name: server.to_dict() for name, server in stored.placed.items()} == {
             "api.1.0": config[0].to_dict()
         }
         assert (stored.missing, stored.environment) == (["gone"], {"HOME": "/srv"})

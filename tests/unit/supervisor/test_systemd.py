@@ -20,9 +20,9 @@ from tests.virtual_loop import VirtualLoop
 
 @pytest.fixture
 def notified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotifySocket]:
-    found = NotifySocket(tmp_path_factory.mktemp("n"))
-    yield found
-    found.close()
+    notify_socket = NotifySocket(tmp_path_factory.mktemp("n"))
+    yield notify_socket
+    notify_socket.close()
 
 
 class Served:

@@ -87,11 +87,11 @@ class Handing(Desk):
         self.handed.append((keeper, supervisor))
 
     async def upgrade(self, script: str = "exit 0", **options: Any) -> dict[str, Any]:
-        given = {
+        call_options = {
             "version": AFTER, "protocol": PROTOCOL, "python": sys.version.split()[0], "build": "another",
             "keeper": ["keeper", "of it"], "supervisor": ["sh", "-c", script],
         }  # fmt: skip
-        return await self.ask("upgrade", **{**given, **options})
+        return await self.ask("upgrade", **{**call_options, **options})
 
 
 def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() -> None:
@@ -100,7 +100,7 @@ def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() 
         answer = await desk.upgrade(FIT)
         assert desk.handed == [(["keeper", "of it"], ["sh", "-c", FIT])]
         assert (answer["exit_code"], answer["upgraded_from"]) == (0, os.getpid())
-        assert [each["name"] for each in answer["items"]] == ["web"]
+        assert [item["name"] for item in answer["items"]] == ["web"]
 
     run(scenario())
 

@@ -72,11 +72,11 @@ def entries_of(*servers: ServerConfig) -> tuple[Desk, list[Entry]]:
 def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = ["one"]
     changed: list[bool] = [False]
-    asked: list[float] = []
+    times: list[float] = []
     monkeypatch.setattr(verb, "installed_build", lambda: digests[0])
 
     def is_package_changed_since(moment: float) -> bool:
-        asked.append(moment)
+        times.append(moment)
         return changed[0]
 
     monkeypatch.setattr(verb, "is_package_changed_since", is_package_changed_since)
@@ -87,7 +87,7 @@ def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pyte
         assert build.known_digest == ""
         assert await build.digest() == "one"
         assert build.known_digest == "one"
-        assert began - 0.021 <= asked[0] <= time.time() - 0.019
+        assert began - 0.021 <= times[0] <= time.time() - 0.019
         assert (await build.is_running("one"), await build.is_running("two")) == (True, False)
         assert not await build.is_replaced()
         digests[0] = "two"
@@ -171,12 +171,12 @@ def test_operation_ends_with_every_failure_in_the_code_of_its_command() -> None:
         result = await operation.wait_for_result(
             entries[:1], Call(Selector(), {"timeout": 20}, lambda line: None)
         )
-        assert (result.exit_code, [each.name for each in result.items], result.warnings) == (
+        assert (result.exit_code, [item.name for item in result.items], result.warnings) == (
             1,
             ["a"],
             ("late",),
         )
-        assert [(each.code, each.error, each.name) for each in result.errors] == [
+        assert [(error.code, error.error, error.name) for error in result.errors] == [
             (1325, "ErrorPoolRestart", "b")
         ]
         unawaited = Operation(desk.core, PoolStartError, entries)
@@ -210,8 +210,8 @@ def test_client_is_warned_of_running_dependents_that_it_did_not_select() -> None
         )
         await desk.ask("start", "db", "api", "other")
         lines: list[ProgressLine] = []
-        found = with_dependents(desk.core, entries[:1], lines.append)
-        assert {entry.name for entry in found} == {"db", "api", "idle"}
+        stopping = with_dependents(desk.core, entries[:1], lines.append)
+        assert {entry.name for entry in stopping} == {"db", "api", "idle"}
         assert [line.warning for line in lines] == ["stopping api as well, which depends on db"]
         lines.clear()
         with_dependents(desk.core, entries[:2], lines.append)
@@ -278,10 +278,10 @@ def test_details_have_overrides_workers_and_the_failure() -> None:
         entry.observed.failure = ServerError("no port", hint="another")
         entry.observed.preload_problem = "it has no gunicorn"
         entry.observed.certificate_ends = 60.0
-        found = details(desk.core, entry, {"bind": "/p:3"}, reveal=False)
-        assert (found.overrides.workers, found.overrides.disabled, found.overrides.drained) == (1, None, None)
-        assert (found.overrides.added, found.origin, found.generation) == (None, {"bind": "/p:3"}, 1)
-        (worker, *_) = found.worker_list
+        shown = details(desk.core, entry, {"bind": "/p:3"}, reveal=False)
+        assert (shown.overrides.workers, shown.overrides.disabled, shown.overrides.drained) == (1, None, None)
+        assert (shown.overrides.added, shown.origin, shown.generation) == (None, {"bind": "/p:3"}, 1)
+        (worker, *_) = shown.worker_list
         assert (worker.id, worker.pid, worker.phase) == ("a.1.0", 1001, "ready")
         assert (worker.health, worker.resting, worker.probes, worker.placed_at) == (
             "ok",
@@ -289,14 +289,14 @@ def test_details_have_overrides_workers_and_the_failure() -> None:
             (),
             desk.clock.time(),
         )
-        assert found.failure is not None
-        assert (found.failure.message, found.failure.hint) == ("no port", "another")
-        assert (found.preload_problem, found.certificate_expires) == (
+        assert shown.failure is not None
+        assert (shown.failure.message, shown.failure.hint) == ("no port", "another")
+        assert (shown.preload_problem, shown.certificate_expires) == (
             "it has no gunicorn",
             "1970-01-01T00:01:00Z",
         )
-        assert (found.stacks, found.complaint) == (None, "")
-        assert found.endpoints == (entry.config.key,)
+        assert (shown.stacks, shown.complaint) == (None, "")
+        assert shown.endpoints == (entry.config.key,)
         await desk.ask("drain", "a")
         assert details(desk.core, entry, None, reveal=False).overrides.drained is True
         await desk.ask("disable", "b")
@@ -315,8 +315,8 @@ def test_worker_that_is_not_ready_has_no_health_and_no_place() -> None:
         (worker,) = entry.observed.workers.values()
         assert details(desk.core, entry, None, reveal=False).worker_list[0].health == "unknown"
         worker.placement = None
-        (found,) = details(desk.core, entry, None, reveal=False).worker_list
-        assert found.pid is None
+        (shown,) = details(desk.core, entry, None, reveal=False).worker_list
+        assert shown.pid is None
         worker.placed_at = 0.0
         assert details(desk.core, entry, None, reveal=False).worker_list[0].placed_at is None
 
@@ -330,10 +330,10 @@ def test_probes_of_a_worker_have_their_last_result() -> None:
         (worker,) = entry.observed.workers.values()
         probe: Any = SimpleNamespace(kind="readiness", status=Status.WARN, message="503", latency_seconds=0.2)
         worker.probes = cast(Any, SimpleNamespace(probes=[probe], message=""))
-        (found,) = details(desk.core, entry, None, reveal=False).worker_list
-        assert [(each.kind, each.status, each.message, each.latency_seconds) for each in found.probes] == [
-            ("readiness", "warn", "503", 0.2)
-        ]
+        (shown,) = details(desk.core, entry, None, reveal=False).worker_list
+        assert [
+            (probe.kind, probe.status, probe.message, probe.latency_seconds) for probe in shown.probes
+        ] == [("readiness", "warn", "503", 0.2)]
         worker.probes = None
 
     run(work())
@@ -342,8 +342,8 @@ def test_probes_of_a_worker_have_their_last_result() -> None:
 def test_errors_of_a_server_name_it_with_the_fix() -> None:
     _, (entry,) = entries_of(web("a"))
     assert [
-        (each.name, each.message, each.hint)
-        for each in (disabled_error(entry), drained_error(entry), unhealthy_error(entry, ""))
+        (problem.name, problem.message, problem.hint)
+        for problem in (disabled_error(entry), drained_error(entry), unhealthy_error(entry, ""))
     ] == [
         ("a", "is disabled", "poolctl enable a, or remove `disabled = true` from its table"),
         ("a", "is drained: it runs, out of rotation", "poolctl undrain a"),
@@ -351,8 +351,8 @@ def test_errors_of_a_server_name_it_with_the_fix() -> None:
     ]
     assert unhealthy_error(entry, "503").message == "runs but is unhealthy: 503"
     assert unhealthy_error(entry, "503").bind == entry.config.key
-    found = error_of_kind(PoolStartError, ServerError("no", hint="fix", code=1, error="x"))
-    assert (found.code, found.error, found.message, found.hint) == (1323, "ErrorPoolStart", "no", "fix")
+    error = error_of_kind(PoolStartError, ServerError("no", hint="fix", code=1, error="x"))
+    assert (error.code, error.error, error.message, error.hint) == (1323, "ErrorPoolStart", "no", "fix")
 
 
 def test_complaint_is_that_of_the_health_or_the_failure_of_a_server_that_is_not_ready() -> None:

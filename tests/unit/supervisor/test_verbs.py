@@ -151,7 +151,7 @@ def test_a_worker_that_fails_in_whatever_way_is_a_failure_of_the_start(behaviour
         assert [(error["name"], error["code"]) for error in answer["errors"]] == [("web", 1323)]
         await turns()
         assert desk.states() == {"web": "failed", "other": "running"}
-        assert not [each for each in desk.runner.running if each.startswith("web.")]
+        assert not [worker for worker in desk.runner.running if worker.startswith("web.")]
 
     run(scenario())
 
@@ -241,7 +241,7 @@ def test_two_restarts_at_once_end_with_the_newest_generation() -> None:
         await turns()
         assert len(desk.runner.running) == 3
         # One replacement serves all who asked before it was begun.
-        assert {each.split(".")[1] for each in desk.runner.running} == {"2"}
+        assert {worker.split(".")[1] for worker in desk.runner.running} == {"2"}
 
     run(scenario())
 
@@ -296,14 +296,14 @@ def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
     async def dense() -> None:
         levels = [[web("bad"), web("worse")]]
         for number in range(40):
-            before = [each.name for each in levels[-1]]
+            before = [level.name for level in levels[-1]]
             levels.append(
                 [
                     web(f"{side}{number}", bind=f"127.0.0.1:{port + number}", depends_on=before)
                     for side, port in (("l", 20_000), ("r", 30_000))
                 ]
             )
-        servers = [each for level in reversed(levels) for each in level]
+        servers = [server for level in reversed(levels) for server in level]
         answer = await asyncio.wait_for(Desk(*servers, bad=FAILS, worse=FAILS).ask("start"), 30)
         assert len(answer["errors"]) == len(servers)
 
@@ -317,9 +317,9 @@ async def handled(desk: Desk, name: str, **body: Any) -> Any:
 
 
 def audit(desk: Desk) -> list[JournalEvent]:
-    seen: list[JournalEvent] = []
-    desk.events.subscribe(lambda event: seen.append(event) if event.kind == "audit" else None)
-    return seen
+    events: list[JournalEvent] = []
+    desk.events.subscribe(lambda event: events.append(event) if event.kind == "audit" else None)
+    return events
 
 
 def test_verb_that_is_unknown_is_answered_with_those_that_are_known() -> None:
@@ -330,9 +330,9 @@ def test_verb_that_is_unknown_is_answered_with_those_that_are_known() -> None:
         (error,) = answer.errors
         assert (answer.exit_code, error.error) == (2, "ErrorUsage")
         assert error.message.startswith("this supervisor does not know 'party' (protocol ")
-        known = error.hint.removeprefix("it knows: ").split(", ")
-        assert known == sorted(known)
-        assert {"ping", "list", "start", "upgrade", "reload"} <= {*known}
+        verbs = error.hint.removeprefix("it knows: ").split(", ")
+        assert verbs == sorted(verbs)
+        assert {"ping", "list", "start", "upgrade", "reload"} <= {*verbs}
         assert desk.verbs.used
 
     run(scenario())
@@ -352,7 +352,7 @@ def test_ping_has_the_identity_and_the_build_as_soon_as_it_is_known() -> None:
 def test_unknown_key_of_the_selector_is_a_usage_error() -> None:
     async def scenario() -> None:
         answer = await handled(Desk(web()), "list", selector={"wat": []})
-        assert [each.message for each in answer.errors] == ["unknown key 'wat' in the selector"]
+        assert [error.message for error in answer.errors] == ["unknown key 'wat' in the selector"]
         assert answer.exit_code == 2
 
     run(scenario())
@@ -361,7 +361,7 @@ def test_unknown_key_of_the_selector_is_a_usage_error() -> None:
 def test_command_is_recorded_with_who_gave_it_what_it_named_and_how_it_ended() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"))
-        seen = audit(desk)
+        events = audit(desk)
         by = {"command": "c" * 300, "address": "10.0.0.7", "other": "x", "empty": ""}
         await handled(desk, "start", selector={"targets": ["a"], "not": True, "tag": []}, by=by)
         await handled(desk, "stop", selector={"targets": ["nobody"]})
@@ -372,24 +372,24 @@ def test_command_is_recorded_with_who_gave_it_what_it_named_and_how_it_ended() -
         await handled(desk, "list")
         await handled(desk, "reload", options={"dry_run": True})
         desk.events.flush()
-        assert [event.message for event in seen[::2]] == [
+        assert [event.message for event in events[::2]] == [
             "start a --not", "stop nobody", "scale a 2", "scale --all --auto", "drain --all", "remove",
         ]  # fmt: skip
-        assert [event.event for event in seen] == [
+        assert [event.event for event in events] == [
             "start", "start done", "stop", "stop failed", "scale", "scale done", "scale", "scale failed",
             "drain", "drain done", "remove", "remove failed",
         ]  # fmt: skip
-        who = seen[0].by
+        who = events[0].by
         assert who is not None
         assert (who["uid"], who["user"], who["command"], who["address"]) == (
             4_000_000, "4000000", "c" * 200, "10.0.0.7",
         )  # fmt: skip
         assert "other" not in who
-        done, failed = seen[1], seen[3]
+        done, failed = events[1], events[3]
         assert (done.cause, done.detail["exit_code"], done.detail["servers"]) == ("", 0, ["b"])
         assert done.detail["duration_seconds"] >= 0
         assert (failed.cause, failed.detail["exit_code"]) == ("no server matches 'nobody'", 4)
-        assert seen[-1].detail["exit_code"] == 2
+        assert events[-1].detail["exit_code"] == 2
 
     run(scenario())
 
@@ -397,14 +397,14 @@ def test_command_is_recorded_with_who_gave_it_what_it_named_and_how_it_ended() -
 def test_client_that_leaves_has_abandoned_its_command() -> None:
     async def scenario() -> None:
         desk = Desk(web(), web=NEVER)
-        seen = audit(desk)
+        events = audit(desk)
         task = asyncio.ensure_future(handled(desk, "start"))
         await turns()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         desk.events.flush()
-        assert (seen[-1].event, seen[-1].cause) == ("start abandoned", "the client disconnected")
-        assert seen[-1].detail.get("exit_code") is None
+        assert (events[-1].event, events[-1].cause) == ("start abandoned", "the client disconnected")
+        assert events[-1].detail.get("exit_code") is None
 
     run(scenario())

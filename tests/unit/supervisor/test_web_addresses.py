@@ -87,14 +87,14 @@ class Supervisor:
         self.web.process.link.close()
         assert self.hello._work is not None
         self.hello._work.cancel()
-        for each in self.hello._listeners:
-            each.close()
+        for listener in self.hello._listeners:
+            listener.close()
 
     async def over(self) -> None:
         await self.hello.close()
         await self.web.aclose()
-        for each in self.keeper.running:
-            await asyncio.wait({each})
+        for process in self.keeper.running:
+            await asyncio.wait({process})
         self.keeper.end()
 
 
@@ -187,9 +187,9 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
         begun, goes_on = asyncio.Event(), asyncio.Event()
 
         class Slow(Opener):
-            async def listen(self, *given: Any, **more: Any) -> list[socket.socket]:
+            async def listen(self, *arguments: Any, **more: Any) -> list[socket.socket]:
                 if begun.is_set():
-                    return await super().listen(*given, **more)
+                    return await super().listen(*arguments, **more)
                 begun.set()
                 await goes_on.wait()
                 raise ServerError("not here")
@@ -371,11 +371,11 @@ class Occupied(Opener):
         super().__init__()
         self.left = attempts
 
-    async def listen(self, *given: Any, **more: Any) -> list[socket.socket]:
+    async def listen(self, *arguments: Any, **more: Any) -> list[socket.socket]:
         if self.left:
             self.left -= 1
             raise OSError("the address is in use")
-        return await super().listen(*given, **more)
+        return await super().listen(*arguments, **more)
 
 
 @pytest.mark.slow
@@ -450,7 +450,7 @@ def test_bad_certificate_is_a_problem_and_the_one_before_stays_in_use(
         await until(lambda: not hello.problem)
         assert await greeted(port, client) == "bye"
         pool.events.flush()
-        assert [each.partition(":")[0] for each in pool.recorded] == ["config greet not served"] * 2
+        assert [event.partition(":")[0] for event in pool.recorded] == ["config greet not served"] * 2
         hello.tls = None
         assert await hello.served(f"127.0.0.1:{port}") == ""
         assert await greeted(port) == "bye"

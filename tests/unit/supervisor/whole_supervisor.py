@@ -74,7 +74,7 @@ class Reader:
     async def check_external(self, configuration: Configuration, names: Collection[str]) -> Any:
         return [], []
 
-    async def origins(self, *given: Any) -> dict[str, Any]:
+    async def origins(self, *arguments: Any) -> dict[str, Any]:
         return {}
 
 
@@ -95,11 +95,11 @@ class KeeperEnd(LinkHandler):
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         self.orders.append({key: value for key, value in message.items() if key != "id"})
-        reply, found = self.keeper.answer(message, fds)
+        reply, reply_fds = self.keeper.answer(message, fds)
         if message.get("id") is not None and self._is_silent:
-            self._unsent.append((reply, found))
+            self._unsent.append((reply, reply_fds))
         elif message.get("id") is not None:
-            self.link.send(reply, found)
+            self.link.send(reply, reply_fds)
 
     def hang(self) -> None:
         """Answer nothing until `go_on`."""
@@ -108,8 +108,8 @@ class KeeperEnd(LinkHandler):
     def go_on(self) -> None:
         """Send the answers that are due."""
         self._is_silent = False
-        for reply, found in self._unsent:
-            self.link.send(reply, found)
+        for reply, reply_fds in self._unsent:
+            self.link.send(reply, reply_fds)
         self._unsent.clear()
 
     def did(self, *operations: str) -> list[wire.Message]:
@@ -209,8 +209,8 @@ class WholeSupervisor:
         class Parts(FeatureParts):
             """The features' parts, with one more that is recorded."""
 
-            def create_initial_parts(self, *given: Any) -> None:
-                super().create_initial_parts(*given)
+            def create_initial_parts(self, *arguments: Any) -> None:
+                super().create_initial_parts(*arguments)
                 self._parts["recording"] = pool.part = pool.part_class(self._site, pool.parts.append)
 
             async def take_over_processes(self) -> None:
@@ -235,15 +235,15 @@ class WholeSupervisor:
             if not self._is_closing:
                 raise SystemExit(status)
 
-        def replaces(*given: Any, stop_pool: bool) -> None:
-            self.replaced.append((*given, stop_pool))
+        def replaces(*arguments: Any, stop_pool: bool) -> None:
+            self.replaced.append((*arguments, stop_pool))
 
         monkeypatch.setattr(os, "_exit", exits)
         monkeypatch.setattr(logging, "shutdown", lambda: self.note("log closed"))
         monkeypatch.setattr(supervisor, "FeatureParts", Parts)
         monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
         monkeypatch.setattr(supervisor, "ConfigurationReader", lambda: self.reader)
-        monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *given: self.hangs.append(given))
+        monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *arguments: self.hangs.append(arguments))
         monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
 
@@ -284,19 +284,20 @@ class WholeSupervisor:
         return self.loop.run_until_complete(asyncio.wait_for(self.asking(verb, body), _MAX_SECONDS))
 
     async def asking(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        return [each async for each in messages_async(str(self.path), verb, body)]
+        return [message async for message in messages_async(str(self.path), verb, body)]
 
     def events(self, kind: str = "pool") -> list[tuple[str, str, str]]:
         """Event, severity and message of each recorded event of a kind, oldest first."""
-        return [(each.event, each.severity, each.message) for each in self.recorded() if each.kind == kind]
+        events = [event for event in self.recorded() if event.kind == kind]
+        return [(event.event, event.severity, event.message) for event in events]
 
     def recorded(self, event: str = "") -> list[JournalEvent]:
         """The recorded events of this name, or all, oldest first."""
         if not self.running.done():
             self.supervisor.events.flush()
         path = self.state / "events.jsonl"
-        found = [*newest_first(str(path))] if path.exists() else []
-        return [each for each in reversed(found) if event in ("", each.event)]
+        newest = [*newest_first(str(path))] if path.exists() else []
+        return [line for line in reversed(newest) if event in ("", line.event)]
 
     def lose_keeper(self) -> int | str | None:
         """Let the keeper end; the status with which the supervisor then exits."""
