@@ -203,7 +203,7 @@ def _document(body: bytes) -> Table:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadMessage(f"the body is no JSON: {error}") from error
+        raise BadMessage(f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise BadMessage("the body must be a JSON object")
     _check_types(document)
